@@ -1,0 +1,1 @@
+"""Gimbal's trainer. Nothing in here imports Qt or `ui`."""

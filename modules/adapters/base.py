@@ -1,0 +1,208 @@
+"""The contract of an adapter method, and `Adapted`, the module that stands in a base layer's place.
+
+A method file has a `Config` and an `Adapter`. `weight` defines the method; `derive` and `forward` are its fast route
+and have to agree with it. Merging, exporting and the fall-back forward use `weight` only.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from modules import quant
+from modules.adapters.layers import Layer, as_layer
+from modules.preset.section import Section
+
+HALF = (torch.float16, torch.bfloat16)
+
+
+class AdapterConfig(Section):
+    """Options of a method. Each method's `Config` has `method: Literal["<its file name>"]`."""
+
+
+@dataclass
+class Terms:
+    """A weight update in the exporter's vocabulary: `W' = magnitude * normalised(W R^T + up down + difference)`.
+
+    All parts are optional; those present apply in this order. Tensors are 2-D as in `Layer`.
+    """
+
+    rotation: Tensor | None = None
+    """`(blocks, b, b)`, applied as `W blockdiag(R)^T` on the channels."""
+    up: Tensor | None = None
+    """`(out, r)`, every scale already in it."""
+    down: Tensor | None = None
+    """`(r, fan_in)`."""
+    difference: Tensor | None = None
+    """`(out, fan_in)`."""
+    magnitude: Tensor | None = None
+    """`(out)` or `(channels)`; may be negative. `W'` is `V * magnitude / norm(V)` along `axis`."""
+    axis: str = ""
+    """"output" or "input", with `magnitude`."""
+
+
+class Adapter(nn.Module):
+    """Base of the methods' adapters: parameters and small frozen buffers of one layer's update."""
+
+    kinds: tuple[str, ...] = ("linear", "conv", "embedding")
+    """The kinds of `Layer` the method makes sense for."""
+
+    undecayed: tuple[str, ...] = ()
+    """Names of parameters that weight decay must leave alone."""
+
+    def __init__(self, config: Any, layer: Layer):
+        super().__init__()
+        if layer.kind not in self.kinds:
+            raise ValueError(f"{layer.name}: {config.method} cannot adapt {layer.kind} layers; exclude it")
+        self.config = config
+        self.channels, self.kernel = layer.channels, layer.kernel
+
+    def weight(self, W: Tensor) -> Tensor:
+        """The adapted weight `(out, fan_in)` of the base weight `W (out, fan_in)`, differentiable: the definition."""
+        raise NotImplementedError
+
+    def derive(self, layer: Layer) -> dict[str, Tensor]:
+        """Small tensors that depend on parameters and base weight only; computed once a step (see `derived`)."""
+        return {}
+
+    def forward(self, x: Any, layer: Layer, derived: dict[str, Tensor]) -> Tensor:
+        """The adapted layer on `x`, bias included. A method's own version never forms an `(out, fan_in)` tensor."""
+        return layer.add_bias(layer.with_weight(x, self.weight(layer.dense())))
+
+    def export_terms(self, W: Tensor) -> Terms:
+        """The update of base weight `W (out, fan_in)` as exact terms."""
+        raise NotImplementedError
+
+    def curves(self) -> dict[str, Tensor]:
+        """Scalars worth plotting over the training, detached; averaged over layers by the loop."""
+        return {}
+
+    def _apply(self, fn, recurse: bool = True):
+        # Adapters keep float32 when the model is cast to half precision: a step would be lost to rounding there.
+        def keep_precision(tensor: Tensor) -> Tensor:
+            moved = fn(tensor)
+            return tensor.to(moved.device) if moved.dtype in HALF else moved
+
+        return super()._apply(keep_precision, recurse)
+
+
+class Adapted(nn.Module):
+    """A frozen base layer and its adapter, in the base layer's place.
+
+    Not `parametrize`: that fails on packed bases. Not a replaced `forward`: deep copies would keep the old layer.
+    """
+
+    def __init__(self, base: nn.Module, adapter: Adapter, layer: Layer):
+        super().__init__()
+        self.base = base.requires_grad_(False)
+        self.adapter = adapter
+        self.layer = layer
+        self.leaves: dict[str, Tensor] = {}
+        self.merged: nn.Module | None = None
+        self.enabled = True
+
+    def forward(self, x: Any) -> Tensor:
+        """The adapted layer; with `derived.Derived` under way, from this step's leaves."""
+        if not self.enabled:
+            return self.layer(x)
+        if self.merged is not None:
+            return self.merged(x)
+        return self.adapter(x, self.layer, self.leaves or self.adapter.derive(self.layer))
+
+    def __getattr__(self, name: str) -> Any:
+        # Networks read `.weight.dtype`, `.in_features` and the like of their layers; the base answers.
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(super().__getattr__("base"), name)
+
+    def adapted_weight(self) -> Tensor:
+        """The adapted weight in the layer's own shape, float32 or float64."""
+        with torch.no_grad():
+            return self.layer.native(self.adapter.weight(self.layer.dense()))
+
+    def merge(self) -> None:
+        """Compute with the adapted weight itself from now on. The base is kept as it is."""
+        self.merged = quant.with_dense_weight(self.base, self.adapted_weight())
+
+    def unmerge(self) -> None:
+        """Back to base and adapter, bit for bit."""
+        self.merged = None
+
+    def _apply(self, fn, recurse: bool = True):
+        self.leaves = {}  # they would keep the old dtype and device
+        self.layer.forget()
+        return super()._apply(fn, recurse)
+
+
+def attach(network: nn.Module, name: str, config: AdapterConfig, seed: int) -> Adapted:
+    """Put an adapter around the layer `name` of `network`, in place.
+
+    Initial values are a function of `(seed, name)` alone. Raises ValueError, naming the layer, for layers that
+    cannot be adapted.
+    """
+    from modules.adapters import methods
+
+    parent = network.get_submodule(name.rpartition(".")[0])
+    base = network.get_submodule(name)
+    layer = as_layer(base, name)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed_of(seed, name))
+        adapter = methods()[config.method].Adapter(config, layer)  # pyright: ignore
+    weight: Any = base.weight
+    adapter.to(device=weight.device, dtype=torch.float64 if weight.dtype == torch.float64 else None)
+    adapted = Adapted(base, adapter, layer).train(base.training)
+    setattr(parent, name.rpartition(".")[2], adapted)
+    return adapted
+
+
+def seed_of(*parts: Any) -> int:
+    """A 63-bit seed from any printable parts, the same on every machine."""
+    import hashlib
+
+    return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:8], "big") >> 1
+
+
+def adapted_layers(network: nn.Module) -> Iterator[tuple[str, Adapted]]:
+    """Names and `Adapted` modules of a network, in the network's order."""
+    return ((name, module) for name, module in network.named_modules() if isinstance(module, Adapted))
+
+
+def detach(network: nn.Module) -> None:
+    """Take all adapters off again; the network is the base network as it was."""
+    _replace(network, lambda adapted: adapted.base)
+
+
+def merge_and_detach(network: nn.Module) -> None:
+    """Leave ordinary layers with the adapted weights in place of base and adapter."""
+    for _, adapted in adapted_layers(network):
+        adapted.merge()
+    _replace(network, lambda adapted: adapted.merged)
+
+
+def _replace(network: nn.Module, choose) -> None:
+    for name, adapted in list(adapted_layers(network)):
+        parent, _, leaf = name.rpartition(".")
+        setattr(network.get_submodule(parent), leaf, choose(adapted))
+
+
+def adapter_state(network: nn.Module) -> dict[str, Tensor]:
+    """Parameters and buffers of all adapters, `<layer>.<tensor>`, detached on the CPU."""
+    return {
+        f"{name}.{key}": value.detach().cpu().clone()
+        for name, adapted in adapted_layers(network)
+        for key, value in adapted.adapter.state_dict().items()
+    }
+
+
+def load_adapter_state(network: nn.Module, state: dict[str, Tensor]) -> None:
+    """Set all adapters from `adapter_state`. Raises ValueError if a layer or tensor is missing, extra or misshapen."""
+    expected = adapter_state(network)
+    wrong = sorted(expected.keys() ^ state.keys())
+    wrong += [k for k in expected.keys() & state.keys() if expected[k].shape != state[k].shape]
+    if wrong:
+        raise ValueError(f"the saved adapter belongs to other layers or options: {', '.join(wrong[:5])} ({len(wrong)})")
+    for name, adapted in adapted_layers(network):
+        adapted.adapter.load_state_dict({key: state[f"{name}.{key}"] for key in adapted.adapter.state_dict()})

@@ -1,0 +1,66 @@
+"""Tensors that depend on parameters only, computed once per optimizer step instead of once per forward.
+
+1. `begin` derives them with a graph; each gets a detached twin that requires grad, the leaf.
+2. Every forward (each micro-batch, and again under gradient checkpointing) uses the leaves; gradients add up there.
+3. `pull_back` sends the summed leaf gradients through the derive graph once.
+
+This is the chain rule with parameters constant within a step, so it is exact. Leaves are persistent tensors that are
+overwritten in place: new ones would make torch.compile recompile.
+"""
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+from modules.adapters.base import Adapted
+
+
+class Derived:
+    """The derived tensors of all adapted layers of a training."""
+
+    def __init__(self, adapted: Iterable[Adapted]):
+        self.adapted = list(adapted)
+        self._graph: list[tuple[Tensor, Tensor]] = []
+
+    def begin(self) -> None:
+        """Derive anew from the current parameters. Call before the first forward of a step."""
+        self._graph = []
+        for module in self.adapted:
+            for key, tensor in module.adapter.derive(module.layer).items():
+                leaf = _overwrite(module.leaves, key, tensor)
+                leaf.grad = None
+                if tensor.requires_grad:
+                    self._graph.append((tensor, leaf))
+
+    def pull_back(self) -> None:
+        """Carry the leaves' summed gradients to the parameters. Call after the last backward of a step, once."""
+        used = [(tensor, leaf.grad) for tensor, leaf in self._graph if leaf.grad is not None]
+        self._graph = []
+        if used:
+            torch.autograd.backward([tensor for tensor, _ in used], [grad for _, grad in used])
+
+    def end(self) -> None:
+        """Forget the leaves: every forward derives for itself again."""
+        self._graph = []
+        for module in self.adapted:
+            module.leaves = {}
+
+    @contextmanager
+    def frozen(self) -> Iterator[None]:
+        """Leaves of the current parameters for any number of forwards without gradient (validation, samples)."""
+        with torch.no_grad():
+            for module in self.adapted:
+                for key, tensor in module.adapter.derive(module.layer).items():
+                    _overwrite(module.leaves, key, tensor)
+            yield
+
+
+def _overwrite(leaves: dict[str, Tensor], key: str, value: Tensor) -> Tensor:
+    kept = leaves.get(key)
+    if kept is None or kept.shape != value.shape or kept.dtype != value.dtype or kept.device != value.device:
+        kept = leaves[key] = torch.empty_like(value, requires_grad=True)
+    with torch.no_grad():
+        kept.copy_(value)
+    return kept

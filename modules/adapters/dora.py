@@ -1,0 +1,31 @@
+"""DoRA: `W' = m V / ||V||`, `V = W + (alpha / rank) up down` (Liu et al., arXiv 2402.09353, eq. 5)."""
+
+from typing import Literal
+
+from torch import Tensor
+
+from modules.adapters.decomposed import Decomposed, DecomposedConfig
+from modules.adapters.layers import Layer
+from modules.preset.section import option
+
+
+class Config(DecomposedConfig):
+    """DoRA: magnitude and direction of the weight are learned apart."""
+
+    method: Literal["dora"] = "dora"
+    """Low-rank update of the direction, and a magnitude."""
+
+    norm_gradient: Literal["detached", "full"] = option("detached", why="as published (section 4.3)", advanced=True)
+    """Whether the norm is a constant in the backward pass."""
+
+
+class Adapter(Decomposed):
+    """`c = alpha / rank`, `beta = 1`."""
+
+    def __init__(self, config: Config, layer: Layer):
+        super().__init__(config, layer)
+        self.scale = config.scale
+        self.full_gradient = config.norm_gradient == "full"
+
+    def weights(self) -> tuple[Tensor, Tensor]:
+        return self.up.new_tensor(self.scale), self.up.new_tensor(1.0)

@@ -1,0 +1,248 @@
+"""A frozen base layer as an adapter sees it: the same few operations for linear, convolution and embedding layers.
+
+Throughout, `x` is what the layer is given and `y` what it returns. "Channels" are the input features of a linear
+layer, the input channels of a convolution, the tokens of an embedding. Weights are 2-D `(out, fan_in)`, with
+`fan_in = channels * kernel`; the kernel positions of one channel stand side by side.
+"""
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from modules import quant
+
+
+class Layer:
+    """A linear layer, dense or packed; and the protocol of the other kinds."""
+
+    kind = "linear"
+
+    def __init__(self, base: Any, name: str):
+        self.base, self.name = base, name
+        self.out_features, self.channels = self.sizes(base)
+        self.kernel = self.kernel_numel(base)
+        self.fan_in = self.channels * self.kernel
+        self._norms: dict[str, Tensor] = {}
+
+    @staticmethod
+    def sizes(base: Any) -> tuple[int, int]:
+        return quant.features(base)
+
+    @staticmethod
+    def kernel_numel(base: Any) -> int:
+        return 1
+
+    # -- the layer itself ---------------------------------------------------------------------------------------------
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """The frozen layer with its bias."""
+        return self.add_bias(self.out(x))
+
+    def out(self, x: Tensor) -> Tensor:
+        """The frozen layer without its bias."""
+        return self.with_weight(x, None)
+
+    def with_weight(self, x: Tensor, weight: Tensor | None) -> Tensor:
+        """The layer with another weight `(out, fan_in)` in place of its own (None: its own), without bias."""
+        if weight is not None:
+            return F.linear(x, weight.to(x.dtype))
+        if quant.is_packed(self.base):
+            return quant.FrozenLinear.apply(x, self.dense)
+        return F.linear(x, self.base.weight)
+
+    def add_bias(self, y: Tensor) -> Tensor:
+        """`y` plus the frozen bias, if there is one."""
+        bias = self.base.bias
+        return y if bias is None else y + self.spread_out(bias, y)
+
+    # -- low-rank branch ----------------------------------------------------------------------------------------------
+
+    def project(self, x: Tensor, down: Tensor) -> Tensor:
+        """`x` through `down (r, fan_in)`, with the layer's stride, padding and dilation."""
+        return self.with_weight(x, down)
+
+    def expand(self, y: Tensor, up: Tensor) -> Tensor:
+        """The projection `y` through `up (out, r)`."""
+        return F.linear(y, up.to(y.dtype))
+
+    # -- channel-wise operations --------------------------------------------------------------------------------------
+
+    def scale_in(self, x: Any, excess: Tensor) -> Any:
+        """Channel `j` of `x` times `1 + excess[j]`.
+
+        Takes the excess over 1, not the factor: near 1 a half-precision factor would lose what was learned.
+        """
+        return torch.addcmul(x, x, self.spread_in(excess, x))
+
+    def scale_out(self, y: Tensor, excess: Tensor) -> Tensor:
+        """Feature `i` of `y` times `1 + excess[i]`."""
+        return torch.addcmul(y, y, self.spread_out(excess, y))
+
+    def rotate_in(self, x: Tensor, excess: Tensor) -> Tensor:
+        """Each block of `b` channels `x_k <- x_k (I + excess_k)`, `excess (blocks, b, b)`."""
+        blocks = x.unflatten(-1, excess.shape[:2])
+        return x + torch.einsum("...kb,kbc->...kc", blocks, excess.to(x.dtype)).flatten(-2)
+
+    def update_in(self, x: Tensor, first: Tensor, second: Tensor) -> Tensor:
+        """`x + (x first) second` over the channels, `first (channels, q)`, `second (q, channels)`."""
+        return x + (x @ first.to(x.dtype)) @ second.to(x.dtype)
+
+    def spread_in(self, vector: Tensor, x: Tensor) -> Tensor:
+        """`vector (channels)` in `x`'s dtype, shaped to multiply `x`."""
+        return vector.to(x.dtype)
+
+    def spread_out(self, vector: Tensor, y: Tensor) -> Tensor:
+        """`vector (out)` in `y`'s dtype, shaped to multiply `y`."""
+        return vector.to(y.dtype)
+
+    # -- products with the frozen weight ------------------------------------------------------------------------------
+
+    def dense(self) -> Tensor:
+        """The frozen weight `(out, fan_in)` in float32 (float64 if the layer is)."""
+        weight = quant.dense_weight(self.base)
+        return self.matrix(weight if weight.dtype == torch.float64 else weight.float())
+
+    def matrix(self, weight: Tensor) -> Tensor:
+        """A weight in the layer's own shape as `(out, fan_in)`."""
+        return weight.flatten(1)
+
+    def native(self, matrix: Tensor) -> Tensor:
+        """`(out, fan_in)` back in the layer's own shape; also `(r, fan_in)` as a down projection."""
+        return matrix
+
+    def native_up(self, up: Tensor) -> Tensor:
+        """`(out, r)` in the shape of an up projection beside `native`'s down projection."""
+        return up
+
+    def rows(self, down: Tensor) -> Tensor:
+        """`W down^T`, `(r, fan_in) -> (out, r)`: r extra tokens through the frozen layer."""
+        return quant.FrozenLinear.apply(down, self.dense).mT  # pyright: ignore
+
+    def cols(self, up: Tensor) -> Tensor:
+        """`up^T W`, `(out, r) -> (r, fan_in)`."""
+        return quant.FrozenTransposed.apply(up.mT, self.dense)  # pyright: ignore
+
+    def row_norms(self) -> Tensor:
+        """`||W_i||`, float64 `(out)`; computed once."""
+        return self._norm("rows", lambda weight: weight.norm(dim=1))
+
+    def col_norms(self) -> Tensor:
+        """`||W_:j||` per channel, over outputs and kernel positions, float64 `(channels)`; computed once."""
+        return self._norm("cols", lambda weight: weight.unflatten(1, (self.channels, self.kernel)).norm(dim=(0, 2)))
+
+    def forget(self) -> None:
+        """Drop the kept norms: the weight is about to be rounded or moved."""
+        self._norms = {}
+
+    def _norm(self, name: str, compute) -> Tensor:
+        kept = self._norms.get(name)
+        device = self.base.weight.device
+        if kept is None or kept.device != device:
+            kept = self._norms[name] = compute(self.dense().double())
+        return kept
+
+
+class ConvLayer(Layer):
+    """A convolution in one, two or three dimensions, without groups. Channel axis is 1."""
+
+    kind = "conv"
+
+    def __init__(self, base: Any, name: str):
+        if base.groups != 1:
+            raise ValueError(f"{name}: grouped convolutions (groups = {base.groups}) cannot be adapted; exclude it")
+        if base.padding_mode != "zeros":
+            raise ValueError(f"{name}: padding mode {base.padding_mode!r} cannot be adapted; exclude it")
+        super().__init__(base, name)
+        self.ones = (1,) * (base.weight.dim() - 2)
+        self.conv = (F.conv1d, F.conv2d, F.conv3d)[base.weight.dim() - 3]
+
+    @staticmethod
+    def sizes(base: Any) -> tuple[int, int]:
+        return base.out_channels, base.in_channels
+
+    @staticmethod
+    def kernel_numel(base: Any) -> int:
+        return math.prod(base.kernel_size)
+
+    def with_weight(self, x: Tensor, weight: Tensor | None) -> Tensor:
+        base = self.base
+        kernel = base.weight if weight is None else self.native(weight).to(x.dtype)
+        return self.conv(x, kernel, None, base.stride, base.padding, base.dilation)
+
+    def expand(self, y: Tensor, up: Tensor) -> Tensor:
+        return self.conv(y, self.native_up(up).to(y.dtype))
+
+    def rotate_in(self, x: Tensor, excess: Tensor) -> Tensor:
+        blocks = x.unflatten(1, excess.shape[:2])
+        return x + torch.einsum("nkb...,kbc->nkc...", blocks, excess.to(x.dtype)).flatten(1, 2)
+
+    def update_in(self, x: Tensor, first: Tensor, second: Tensor) -> Tensor:
+        return x + self.expand(self.conv(x, self.native_up(first.mT).to(x.dtype)), second.mT)
+
+    def spread_in(self, vector: Tensor, x: Tensor) -> Tensor:
+        return vector.to(x.dtype).view(-1, *self.ones)
+
+    def spread_out(self, vector: Tensor, y: Tensor) -> Tensor:
+        return vector.to(y.dtype).view(-1, *self.ones)
+
+    def native(self, matrix: Tensor) -> Tensor:
+        return matrix.unflatten(1, (self.channels, *self.base.kernel_size))
+
+    def native_up(self, up: Tensor) -> Tensor:
+        return up.view(*up.shape, *self.ones)
+
+
+class EmbeddingLayer(Layer):
+    """An embedding, as the linear layer it is on one-hot tokens: `W (out, tokens)` is the transposed table.
+
+    Tokens have no float values to scale, so `scale_in` gives a pair (tokens, gain of each token).
+    """
+
+    kind = "embedding"
+
+    def __init__(self, base: nn.Embedding, name: str):
+        if base.max_norm is not None or base.sparse or base.scale_grad_by_freq:
+            raise ValueError(f"{name}: embeddings with max_norm, sparse or scale_grad_by_freq cannot be adapted")
+        super().__init__(base, name)
+
+    @staticmethod
+    def sizes(base: Any) -> tuple[int, int]:
+        return base.embedding_dim, base.num_embeddings
+
+    def with_weight(self, x: Any, weight: Tensor | None) -> Tensor:
+        tokens, gain = x if isinstance(x, tuple) else (x, None)
+        table = self.base.weight if weight is None else weight.mT.to(self.base.weight.dtype)
+        y = F.embedding(tokens, table)
+        return y if gain is None else y + y * gain.to(y.dtype)
+
+    def add_bias(self, y: Tensor) -> Tensor:
+        return y
+
+    def scale_in(self, x: Tensor, excess: Tensor) -> Any:
+        return x, excess[x].unsqueeze(-1)
+
+    def matrix(self, weight: Tensor) -> Tensor:
+        return weight.mT
+
+    def native(self, matrix: Tensor) -> Tensor:
+        return matrix.mT
+
+
+KINDS: dict[type, type[Layer]] = {
+    nn.Linear: Layer,
+    nn.Conv1d: ConvLayer,
+    nn.Conv2d: ConvLayer,
+    nn.Conv3d: ConvLayer,
+    nn.Embedding: EmbeddingLayer,
+}
+
+
+def as_layer(base: nn.Module, name: str) -> Layer:
+    """The `Layer` around a base module. Raises ValueError, naming the layer, if its kind cannot be adapted."""
+    for kind, layer in KINDS.items():
+        if isinstance(base, kind):
+            return layer(base, name)
+    raise ValueError(f"{name}: a {type(base).__name__} cannot be adapted; only {', '.join(k.__name__ for k in KINDS)}")

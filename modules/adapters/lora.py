@@ -1,0 +1,34 @@
+"""LoRA: `W' = W + (alpha / rank) up down`, `up (out, r)`, `down (r, fan_in)` (Hu et al., arXiv 2106.09685, eq. 3)."""
+
+from typing import Literal
+
+from torch import Tensor
+
+from modules.adapters import base
+from modules.adapters.layers import Layer
+from modules.adapters.low_rank import LowRankConfig, low_rank_pair
+
+
+class Config(LowRankConfig):
+    """Plain LoRA."""
+
+    method: Literal["lora"] = "lora"
+    """Low-rank update, the common denominator of all programs."""
+
+
+class Adapter(base.Adapter):
+    """`y = base(x) + up (scale * down(x))`."""
+
+    def __init__(self, config: Config, layer: Layer):
+        super().__init__(config, layer)
+        self.scale = config.scale
+        self.up, self.down = low_rank_pair(config.rank, layer)
+
+    def weight(self, W: Tensor) -> Tensor:
+        return W + self.scale * (self.up @ self.down)
+
+    def forward(self, x: Tensor, layer: Layer, derived: dict[str, Tensor]) -> Tensor:
+        return layer(x) + layer.expand(layer.project(x, self.down), self.scale * self.up)
+
+    def export_terms(self, W: Tensor) -> base.Terms:
+        return base.Terms(up=self.scale * self.up, down=self.down)

@@ -1,0 +1,45 @@
+"""OFT: `W' = W R^T` with an orthogonal `R` on the input channels (Qiu et al., arXiv 2306.07280; OFTv2,
+arXiv 2506.19847), applied to the layer's input."""
+
+from typing import Literal
+
+from torch import Tensor
+
+from modules.adapters import base
+from modules.adapters.layers import Layer
+from modules.adapters.rotation import BlocksConfig, RotationConfig, rotation
+
+
+class Config(base.AdapterConfig):
+    """OFT: a rotation of the layer's input."""
+
+    method: Literal["oft"] = "oft"
+    """Rotates the input of each layer; angles between neurons are kept."""
+
+    rotation: RotationConfig = BlocksConfig()
+    """Which rotations are learned."""
+
+
+class Adapter(base.Adapter):
+    """`y = base(x R)`."""
+
+    kinds = ("linear", "conv")
+
+    def __init__(self, config: Config, layer: Layer):
+        super().__init__(config, layer)
+        self.rotation = rotation(config.rotation, layer)
+
+    def weight(self, W: Tensor) -> Tensor:
+        return self.rotation.rotate(W)
+
+    def derive(self, layer: Layer) -> dict[str, Tensor]:
+        return self.rotation.derive()
+
+    def forward(self, x: Tensor, layer: Layer, derived: dict[str, Tensor]) -> Tensor:
+        return layer(self.rotation.rotate_in(x, layer, derived))
+
+    def export_terms(self, W: Tensor) -> base.Terms:
+        return self.rotation.export_terms(W)
+
+    def curves(self) -> dict[str, Tensor]:
+        return {"rotation": self.rotation.turned()}

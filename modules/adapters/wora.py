@@ -1,0 +1,47 @@
+"""WoRA: `W' = m V / ||V||`, `V = beta W + alpha (scale up down)`, alpha and beta learned (Filtering-WoRA,
+arXiv 2404.10292, eq. 4-5).
+
+The gradient goes through the norm in full, as in the authors' code: with a detached norm beta drifts through zero
+and the layer changes its sign.
+"""
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from modules.adapters.decomposed import Decomposed, DecomposedConfig
+from modules.adapters.layers import Layer
+from modules.preset.section import option
+
+
+class Config(DecomposedConfig):
+    """WoRA: DoRA with learned weights on base and update."""
+
+    method: Literal["wora"] = "wora"
+    """DoRA with learned weights on base and update."""
+
+    channel_beta: bool = option(False, why="one weight per layer, as published", advanced=True)
+    """Learn the base's weight per channel of the axis instead of per layer."""
+
+    learn_weights: bool = option(True, why="the point of the method", advanced=True)
+    """Learn alpha and beta. Off: both stay 1."""
+
+
+class Adapter(Decomposed):
+    """`c = alpha * scale`; parameters `alpha ()` and `beta ()` or `(channels)` / `(out)` start at 1."""
+
+    undecayed = ("magnitude", "alpha", "beta")
+
+    def __init__(self, config: Config, layer: Layer):
+        super().__init__(config, layer)
+        self.scale = config.scale
+        self.alpha = nn.Parameter(torch.tensor(1.0), requires_grad=config.learn_weights)
+        beta = torch.ones_like(self.magnitude) if config.channel_beta else torch.tensor(1.0)
+        self.beta = nn.Parameter(beta, requires_grad=config.learn_weights)
+
+    def weights(self) -> tuple[Tensor, Tensor]:
+        return self.alpha * self.scale, self.beta
+
+    def curves(self) -> dict[str, Tensor]:
+        return {**super().curves(), "alpha": self.alpha.detach(), "beta": self.beta.detach().mean()}

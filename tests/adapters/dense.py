@@ -1,0 +1,57 @@
+"""Plain dense mathematics for the oracles. Shares no line with modules/adapters, and materialises everything."""
+
+import torch
+from torch import Tensor, nn
+
+
+def matrix(base: nn.Module, weight: Tensor) -> Tensor:
+    """A weight in the layer's own shape as `(out, fan_in)`; an embedding's table is `(tokens, out)`."""
+    return weight.t() if isinstance(base, nn.Embedding) else weight.reshape(weight.shape[0], -1)
+
+
+def native(base: nn.Module, weight: Tensor) -> Tensor:
+    """`(out, fan_in)` back in the layer's own shape."""
+    if isinstance(base, nn.Embedding):
+        return weight.t()
+    kernel = tuple(getattr(base, "kernel_size", ()))
+    return weight.reshape(weight.shape[0], -1, *kernel)
+
+
+def norm(V: Tensor, kernel: int, axis: str) -> Tensor:
+    """Norms of `V (out, channels * kernel)` per output `(out, 1)` or per channel `(1, channels * kernel)`."""
+    if axis == "output":
+        return (V * V).sum(dim=1, keepdim=True).sqrt()
+    per_channel = (V * V).reshape(V.shape[0], -1, kernel).sum(dim=(0, 2)).sqrt()
+    return per_channel.repeat_interleave(kernel).unsqueeze(0)
+
+
+def along(vector: Tensor, kernel: int, axis: str) -> Tensor:
+    """`(out)` or `(channels)` shaped to multiply `(out, channels * kernel)`."""
+    return vector.unsqueeze(1) if axis == "output" else vector.repeat_interleave(kernel).unsqueeze(0)
+
+
+def skew(parameters: dict[str, Tensor], channels: int, rotation: dict) -> Tensor:
+    """The skew matrix of all channels `(channels, channels)`, times the factor that is saved with the parameters."""
+    factor = parameters["rotation.factor"]
+    if rotation["kind"] == "planes":
+        u, v = parameters["rotation.u"], parameters["rotation.v"]
+        return factor * (u @ v.t() - v @ u.t())
+    b = next(b for b in range(rotation["block_size"], 0, -1) if channels % b == 0)
+    blocks = []
+    for vector in parameters["rotation.skew"]:
+        upper = vector.new_zeros(b, b)
+        upper[torch.ones(b, b).triu(1).bool()] = vector
+        blocks.append(factor * (upper - upper.t()))
+    return torch.block_diag(*blocks)
+
+
+def rotation(parameters: dict[str, Tensor], channels: int, options: dict) -> Tensor:
+    """Cayley's `R = (I + Q)(I - Q)^-1`, `(channels, channels)`."""
+    Q = skew(parameters, channels, options)
+    eye = torch.eye(channels, dtype=Q.dtype)
+    return (eye + Q) @ torch.linalg.inv(eye - Q)
+
+
+def rotated(W: Tensor, R: Tensor, kernel: int) -> Tensor:
+    """`W R^T` over the channels of `W (out, channels * kernel)`, the same at every kernel position."""
+    return W @ torch.kron(R, torch.eye(kernel, dtype=R.dtype)).t()

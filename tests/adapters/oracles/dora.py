@@ -1,0 +1,19 @@
+"""DoRA: `V = W + s up down`, `W' = V * w exp(l) / ||V||`, the norm along one axis, detached or not."""
+
+from tests.adapters.dense import along, norm
+
+VARIANTS = [
+    {"rank": 4, "axis": "input"},
+    {"rank": 4, "axis": "output"},
+    {"rank": 3, "alpha": 6.0, "axis": "input", "norm_gradient": "full"},
+    {"rank": 3, "alpha": 6.0, "axis": "output", "norm_gradient": "full"},
+]
+
+
+def weight(parameters, W, channels, kernel, options):
+    axis = options["axis"]
+    V = W + options.get("alpha", options["rank"]) / options["rank"] * parameters["up"] @ parameters["down"]
+    length = norm(V, kernel, axis)
+    if options.get("norm_gradient", "detached") == "detached":
+        length = length.detach()
+    return V / length * norm(W, kernel, axis) * along(parameters["magnitude"].exp(), kernel, axis)

@@ -1,0 +1,174 @@
+"""What OFT and DOFT claim: exact rotations, one size of step for every block size, and compact exact files."""
+
+import math
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from modules import adapters
+from modules.adapters.base import Adapted, attach
+from tests.adapters import dense
+from tests.adapters.cases import CASES, adapt, close, inputs, randomise, through_weight
+
+LR = 1e-3
+BLOCKS = [16, 32, 64, 128, 256]
+PLANES = [2, 4, 8, 16, 32]
+
+
+def blocks(size: int) -> dict:
+    return {"kind": "blocks", "block_size": size}
+
+
+def planes(count: int) -> dict:
+    return {"kind": "planes", "planes": count}
+
+
+def rotated_layer(method: str, rotation: dict, channels: int, out: int, dtype=torch.float32) -> Adapted:
+    """An adapted linear layer with isotropic weights."""
+    net = nn.Sequential(nn.Linear(channels, out)).to(dtype)
+    nn.init.normal_(net[0].weight, std=0.02, generator=torch.Generator().manual_seed(0))
+    return attach(net, "0", adapters.methods()[method].Config(method=method, rotation=rotation), seed=0)
+
+
+def widen(adapted: Adapted, rotation: dict, spectral_norm: float) -> None:
+    """Scale the rotation's parameters so that `||Q||` has this spectral norm."""
+    randomise(adapted.adapter, seed=2, scale=1.0)
+    parameters = adapted.adapter.state_dict()
+    Q = dense.skew({k: v.double() for k, v in parameters.items()}, adapted.layer.channels, rotation)
+    moved = parameters["rotation.skew" if rotation["kind"] == "blocks" else "rotation.v"]
+    moved *= spectral_norm / torch.linalg.matrix_norm(Q, 2)
+    Q = dense.skew({k: v.double() for k, v in parameters.items()}, adapted.layer.channels, rotation)
+    assert abs(torch.linalg.matrix_norm(Q, 2) - spectral_norm) < 1e-4
+
+
+ROTATIONS = [blocks(16), blocks(64), planes(1), planes(4), planes(16)]
+each_rotation = pytest.mark.parametrize("rotation", ROTATIONS, ids=lambda r: "-".join(map(str, r.values())))
+
+
+@each_rotation
+@pytest.mark.parametrize("spectral_norm", [0.1, 0.5, 1.0, 2.0, 3.0])
+def test_rotations_are_orthogonal(rotation, spectral_norm):
+    channels = 64
+    adapted = rotated_layer("oft", rotation, channels, channels)
+    widen(adapted, rotation, spectral_norm)
+    eye = torch.eye(channels)
+    with torch.no_grad():
+        R = adapted.adapter.weight(eye).t()
+        R_fast = adapted.adapter(eye, adapted.layer, adapted.adapter.derive(adapted.layer)) - adapted.base.bias
+        R_fast = R_fast @ torch.linalg.pinv(adapted.base.weight.double()).float().t()
+    assert (R.double().t() @ R.double() - eye).abs().max() <= 1e-6
+    close(R_fast, R, 1e-3)
+    close(R, dense.rotation(adapted.adapter.state_dict(), channels, rotation), 1e-5)
+
+
+def noise(like: Tensor) -> Tensor:
+    return torch.randn(like.shape, generator=torch.Generator().manual_seed(1)).to(like.dtype)
+
+
+def relative_step(adapted: Adapted, gradients: dict[Tensor, Tensor]) -> tuple[float, Tensor]:
+    """The relative change of the weight, and of each row, by one Adam step with these gradients; in units of lr."""
+    W = adapted.base.weight.detach()
+    for parameter, gradient in gradients.items():
+        parameter.grad = gradient
+    with torch.no_grad():
+        before = adapted.adapter.weight(W)
+        torch.optim.Adam(list(gradients), lr=LR, eps=1e-30).step()
+        change = adapted.adapter.weight(W) - before
+    return (change.norm() / W.norm() / LR).item(), change.norm(dim=1) / W.norm(dim=1) / LR
+
+
+@pytest.mark.parametrize("method", ["oft", "doft"])
+@pytest.mark.parametrize("size", BLOCKS)
+def test_one_step_of_blocks_changes_the_weight_by_lr(method, size):
+    adapted = rotated_layer(method, blocks(size), 512, 512)
+    skew = adapted.adapter.rotation.skew
+    step, _ = relative_step(adapted, {skew: noise(skew)})
+    assert abs(step - 1) < 0.05, f"one step is {step:.3f} lr"
+
+
+@pytest.mark.parametrize("method", ["oft", "doft"])
+@pytest.mark.parametrize("count", PLANES)
+def test_one_step_of_planes_changes_the_weight_by_lr(method, count):
+    adapted = rotated_layer(method, planes(count), 512, 512)
+    W, turned = adapted.base.weight, [adapted.adapter.rotation.u, adapted.adapter.rotation.v]
+    found = torch.autograd.grad((adapted.adapter.weight(W) * noise(W)).sum(), turned)  # that of u is zero: v is
+    step, _ = relative_step(adapted, dict(zip(turned, found, strict=True)))
+    assert abs(step - 1) < 0.2, f"one step is {step:.3f} lr"
+
+
+def test_one_step_of_the_magnitude_changes_every_row_by_lr():
+    adapted = rotated_layer("doft", blocks(16), 64, 32, torch.float64)
+    magnitude = adapted.adapter.magnitude
+    _, steps = relative_step(adapted, {magnitude: noise(magnitude)})
+    assert ((steps - 1).abs() < 0.01).all()
+
+
+@pytest.mark.parametrize(
+    "rotation, factor", [(blocks(16), 0.5 / math.sqrt(15)), (blocks(32), 0.5 / math.sqrt(31)), (planes(8), 0.125)]
+)
+def test_the_factor_is_saved(rotation, factor):
+    adapted = rotated_layer("oft", rotation, 64, 8)
+    assert adapted.adapter.state_dict()["rotation.factor"].item() == pytest.approx(factor, rel=1e-6)
+
+
+@pytest.mark.parametrize("channels, size, real", [(64, 32, 32), (48, 32, 24), (12, 5, 4), (10, 1024, 10)])
+def test_blocks_divide_the_channels(channels, size, real):
+    adapted = rotated_layer("oft", blocks(size), channels, 8)
+    assert adapted.adapter.rotation.skew.shape == (channels // real, real * (real - 1) // 2)
+
+
+def test_planes_start_orthonormal_and_unturned():
+    rotation = rotated_layer("oft", planes(4), 64, 8).adapter.rotation
+    assert (rotation.u.t() @ rotation.u - torch.eye(4)).abs().max() < 1e-6
+    assert not rotation.v.any()
+
+
+@pytest.mark.parametrize("method", ["oft", "doft"])
+@pytest.mark.parametrize("count", [1, 3, 8])
+def test_planes_are_a_lora_of_twice_the_rank(method, count):
+    adapted = rotated_layer(method, planes(count), 64, 48, torch.float64)
+    randomise(adapted.adapter, scale=1.0)
+    W = adapted.base.weight.detach()
+    with torch.no_grad():
+        terms, expected = adapted.adapter.export_terms(W), adapted.adapter.weight(W)
+        assert terms.rotation is None and terms.difference is None
+        assert terms.up.shape == (48, 2 * count) and terms.down.shape == (2 * count, 64)
+        V = W + terms.up @ terms.down
+        if method == "doft":
+            host = V * (terms.magnitude / W.norm(dim=1)).unsqueeze(1)  # ComfyUI divides by the base's norm
+            close(host, expected, 1e-12)
+            V = V * (terms.magnitude / V.norm(dim=1)).unsqueeze(1)
+        assert (V - expected).abs().max() <= 1e-12 * expected.abs().max()
+        assert (expected - W).norm() > 0.1 * W.norm(), "nothing to test"
+
+
+@pytest.mark.parametrize("case", [c for c in CASES if c.kind != "embedding"], ids=lambda c: c.name)
+@pytest.mark.parametrize("rotation", [blocks(4), planes(2)], ids=lambda r: r["kind"])
+def test_row_norms_are_the_magnitudes(case, rotation):
+    adapted = adapt("doft", {"rotation": rotation}, case)
+    randomise(adapted.adapter, scale=1.0)
+    W = adapted.layer.dense()
+    with torch.no_grad():
+        changed = adapted.adapter.weight(W)
+        expected = adapted.adapter.magnitude.exp() * W.norm(dim=1)
+    assert (changed.norm(dim=1) / expected - 1).abs().max() <= 1e-6
+
+
+@pytest.mark.parametrize("rotation", [blocks(4), planes(2)], ids=lambda r: r["kind"])
+def test_convolutions_turn_every_kernel_position_alike(rotation):
+    case = next(c for c in CASES if c.name == "conv2d")
+    adapted, x = adapt("oft", {"rotation": rotation}, case, torch.float64), inputs(case, torch.float64)
+    R = dense.rotation(adapted.adapter.state_dict(), 8, rotation)
+    turned = torch.einsum("oihw,ji->ojhw", adapted.base.weight, R)
+    close(adapted.adapted_weight(), turned, 1e-10)
+    x_turned = torch.einsum("nihw,ij->njhw", x, R)
+    close(adapted(x), adapted.base(x_turned), 1e-10)
+    close(adapted(x), through_weight(adapted, x), 1e-10)
+
+
+@pytest.mark.parametrize("method", ["oft", "doft"])
+def test_a_single_channel_cannot_be_rotated(method):
+    net = nn.ModuleDict({"odd_layer": nn.Conv2d(1, 4, 3)})
+    with pytest.raises(ValueError, match="odd_layer"):
+        attach(net, "odd_layer", adapters.methods()[method].Config(rotation=blocks(4)), seed=0)
