@@ -1,0 +1,162 @@
+"""The options of a preset on a command line: `--adapter.rank 32`, and their part of `--help`."""
+
+import textwrap
+from collections.abc import Sequence
+
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+from pydantic_core import PydanticUndefined
+
+from modules.preset import files, options
+from modules.preset.problems import PresetProblems, unknown
+from modules.preset.schema import Preset
+
+ALIASES = {"base": "base.path", "data": "data.folder"}
+"""Short flags. They are names of sections, so no option can ever be called the same."""
+
+
+def parse_overrides(argv: Sequence[str], own_flags: Sequence[str] = ()) -> list[tuple[str, str]]:
+    """Pairs (dotted name, text) for `files.resolve` from what argparse did not know.
+
+    `--name value` and `--name=value`; a true-or-false option may stand alone. The parser should be made with
+    `allow_abbrev=False` and have no positional arguments; `own_flags` are its flags, for "did you mean". Raises
+    PresetProblems.
+    """
+    problems: list[str] = []
+    given: dict[str, str] = {}
+    words = list(argv)
+    last = ""
+    while words:
+        word = words.pop(0)
+        if not word.startswith("--") or word == "--":
+            problems.append(_stray(word, last))
+            continue
+        flag, equals, text = word[2:].partition("=")
+        name = flag.replace("-", "_")
+        name = last = ALIASES.get(name, name)
+        value = text if equals else _value(name, words)
+        if not _exists(name):
+            problems.append(_unknown_flag(flag, own_flags))
+        elif name in given:
+            problems.append(f"--{flag}: given twice")
+        elif value is None:
+            problems.append(f"--{flag}: needs a value; --{flag}=VALUE for one that begins with --")
+        given.setdefault(name, value or "")
+    if problems:
+        raise PresetProblems(dict.fromkeys(problems))
+    return list(given.items())
+
+
+def _exists(name: str) -> bool:
+    return name in options.options(Preset) or name in files.RENAMES
+
+
+def _value(name: str, words: list[str]) -> str | None:
+    """Take the option's value from the front of `words`; "true" for a true-or-false option without one."""
+    if words and not words[0].startswith("--"):
+        return words.pop(0)
+    field = options.options(Preset).get(files.RENAMES.get(name, name))
+    return "true" if field and field.annotation is bool else None
+
+
+def _stray(word: str, last: str) -> str:
+    field = options.options(Preset).get(last)
+    if field and options.type_words(field.annotation).startswith("list"):
+        return f"{word!r} stands alone; several values are given as a list: --{last} '[\"one\", \"two\"]'"
+    return f"{word!r} stands alone; options are given as --section.option value"
+
+
+def _unknown_flag(flag: str, own_flags: Sequence[str]) -> str:
+    own = options.nearest(flag, [known.lstrip("-") for known in own_flags])
+    return f"--{flag}: unknown; did you mean --{own[0]}?" if own else unknown(flag, Preset, {}, flag="--")
+
+
+# -- help -------------------------------------------------------------------------------------------------------------
+
+WIDTH = 100
+
+
+def options_help(schema: type[BaseModel] = Preset) -> str:
+    """Every option with type, bounds, default and meaning, by section."""
+    short = ", ".join(f"--{alias} for --{name}" for alias, name in ALIASES.items())
+    places: dict[str, list[options.Group]] = {}
+    for group in options.groups(schema):
+        places.setdefault(group.path, []).append(group)
+    return "\n".join([f"Options of a preset ({short})\n", *(_section_help(same) for same in places.values())])
+
+
+def _section_help(same: list[options.Group]) -> str:
+    """The options of one section; what only some of its variants have is marked with them."""
+    first = same[0]
+    tag = options.join(first.path, first.tag) if first.tag else ""
+    only = [f"{name.rpartition('.')[2]} {' or '.join(values)}" for name, values in ways(same) if name != tag]
+    title = f"{first.path or 'preset'}{f' ({only[0]})' if only else ''}: "
+    lines = [title + ("one of several" if tag else about(first))]
+    if tag:
+        default = f"default {first.default_tag}" if first.default_tag else "has to be given"
+        lines.append(f"  --{tag}  (one of the following; {default})")
+        lines += [_indented(f"{dict(group.chosen)[tag]}: {about(group)}") for group in one_each(same)]
+    found: dict[tuple[str, str], list[options.Group]] = {}
+    for group in same:
+        for name, field in group.options():
+            if name != tag:
+                entry = (f"  --{name}  ({facts(field)})", _indented(description(field)))
+                found.setdefault(entry, []).append(group)
+    for (flag, meaning), having in found.items():
+        values = "" if len(having) == len(same) else ", ".join(dict(ways(having))[tag])
+        lines += [f"{flag}  [{values}]" if values else flag, meaning]
+    return "\n".join(lines) + "\n"
+
+
+def _indented(text: str) -> str:
+    return textwrap.fill(text, WIDTH, initial_indent=" " * 6, subsequent_indent=" " * 6)
+
+
+def ways(same: list[options.Group]) -> list[tuple[str, list[str]]]:
+    """The tags that lead to these groups, innermost first, each with its values."""
+    found: dict[str, list[str]] = {}
+    for group in same:
+        for tag, value in reversed(group.chosen):
+            values = found.setdefault(tag, [])
+            values += [value] if value not in values else []
+    return list(found.items())
+
+
+def one_each(same: list[options.Group]) -> list[options.Group]:
+    """The groups without those that repeat a model, which stands in several variants of an outer section."""
+    return list({group.model: group for group in reversed(same)}.values())[::-1]
+
+
+def about(group: options.Group) -> str:
+    """A section's docstring as one line."""
+    return " ".join((group.model.__doc__ or "").split())
+
+
+def description(field: FieldInfo) -> str:
+    """An option's docstring as one line."""
+    return " ".join((field.description or "").split())
+
+
+def facts(field: FieldInfo) -> str:
+    """Type, bounds, unit and default of an option in one line."""
+    return "; ".join([type_facts(field), default_words(field)])
+
+
+def type_facts(field: FieldInfo) -> str:
+    """Type, bounds and unit of an option."""
+    unit = options.hint(field, "unit")
+    words = [options.type_words(field.annotation), f"in {unit}" if unit else "", options.bound_words(field)]
+    return ", ".join(word for word in words if word)
+
+
+def default_words(field: FieldInfo) -> str:
+    """`default 16`, or `has to be given`."""
+    default = options.default_of(field)
+    return "has to be given" if default is PydanticUndefined else f"default {default_text(default)}"
+
+
+def default_text(default: object) -> str:
+    """A default as it would be typed."""
+    if isinstance(default, float):
+        return f"{default:g}"
+    return {"None": "null", "True": "true", "False": "false", "": "empty", "()": "[]"}.get(str(default), str(default))

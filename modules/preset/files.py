@@ -1,0 +1,322 @@
+"""Presets as files: find, read, build on another, override, check, write, compare.
+
+A preset file is JSON and names only what it changes; `based_on` names another preset that it changes. A run folder's
+preset.json is complete, and so is the copy in the metadata of every exported file.
+"""
+
+import difflib
+import json
+import os
+from collections.abc import Sequence
+from copy import deepcopy
+from dataclasses import dataclass
+from pathlib import Path
+from types import NoneType
+from typing import Any, Literal, get_args, get_origin
+
+from pydantic import ValidationError
+
+from modules.preset import options
+from modules.preset.problems import LIST_PRESETS, PresetProblems, enumerated, sentences, shown, unknown
+from modules.preset.schema import Preset
+
+FOLDER = Path(__file__).parents[2] / "training_presets"
+
+METADATA_KEY = "gimbal.preset"
+"""Where an exported .safetensors file keeps its preset."""
+
+RENAMES: dict[str, str] = {}
+"""Options that have got another name: old dotted name to new one. Old presets stay readable, with a note."""
+
+NOT_INHERITED = ("based_on", "name", "description")
+"""What a preset does not take over from the one it is based on: two runs of one name would share a folder."""
+
+ABSENT = "(absent)"
+"""In `differences`: the preset has no such option."""
+
+Values = dict[str, Any]
+"""A preset as read from JSON, not checked yet."""
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """A preset that is complete and right."""
+
+    preset: Preset
+    notes: list[str]
+    """What was changed on the way, as sentences for the user."""
+
+    name: str
+    """Name of the run; also `preset.name`."""
+
+
+def resolve(source: str, overrides: Sequence[tuple[str, str]] = ()) -> Resolved:
+    """The preset that `source` and the overrides (dotted name, text) describe.
+
+    `source` is a name in training_presets/, a .json file, a run folder or an exported .safetensors file. Raises
+    PresetProblems with everything that is wrong.
+    """
+    path, notes = find(source), []
+    values = _with_tags(_inherited(_renamed(read(path), path, notes), path, notes))
+    problems = _override(values, overrides, notes)
+    values = _with_tags(values)
+    try:
+        preset = Preset.model_validate(values)
+    except ValidationError as error:
+        raise PresetProblems(problems + sentences(error, Preset, values)) from None
+    name = preset.name or run_name(path)
+    if Path(name).name != name:
+        problems.append(f"name: {shown(name)} is not a folder name; leave out slashes")
+    if problems:
+        raise PresetProblems(problems)
+    return Resolved(preset.model_copy(update={"name": name}), notes, name)
+
+
+# -- finding and reading ----------------------------------------------------------------------------------------------
+
+
+def find(source: str, folder: Path | None = None) -> Path:
+    """The file of a preset, from its name or path (`folder`: where relative paths start)."""
+    named = FOLDER / f"{source}.json"
+    if source and Path(source).name == source and named.is_file():
+        return named
+    path = (folder or Path()) / source
+    if source and path.is_dir():
+        if not (path / "preset.json").is_file():
+            raise PresetProblems([f"{path}: not a run folder, because it has no preset.json"])
+        return path / "preset.json"
+    if path.suffix in (".json", ".safetensors") or len(Path(source).parts) > 1:
+        if not path.is_file():
+            raise PresetProblems([f"{path}: no such file or folder"])
+        if path.suffix not in (".json", ".safetensors"):
+            raise PresetProblems([f"{path}: not a preset; presets are .json files, run folders or .safetensors files"])
+        return path
+    near = difflib.get_close_matches(source, [name for name, _ in listing()], n=3)
+    meant = f"; did you mean {enumerated(near, 'or')}?" if near else ""
+    raise PresetProblems([f"{shown(source)}: no preset has this name{meant} ({LIST_PRESETS})"])
+
+
+def run_name(path: Path) -> str:
+    """The name of a preset that does not give one: its file's, or its run folder's."""
+    return path.resolve().parent.name if path.name == "preset.json" else path.stem
+
+
+def read(path: Path) -> Values:
+    """The mapping in a .json file or in a .safetensors file's metadata. Raises PresetProblems."""
+    try:
+        text = _from_metadata(path) if path.suffix == ".safetensors" else path.read_text(encoding="utf-8-sig")
+        values = json.loads(text, object_pairs_hook=_without_duplicates, parse_constant=_refused)
+    except json.JSONDecodeError as error:
+        raise PresetProblems([f"{path}: line {error.lineno}, column {error.colno}: {error.msg}"]) from None
+    except PresetProblems:
+        raise
+    except ValueError as error:
+        raise PresetProblems([f"{path}: {error}"]) from None
+    if not isinstance(values, dict):
+        raise PresetProblems([f"{path}: a preset is a mapping in braces, as in {{...}}"])
+    return values
+
+
+def _from_metadata(path: Path) -> str:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="np") as file:
+            metadata = file.metadata() or {}
+    except SafetensorError as error:
+        raise PresetProblems([f"{path}: not a safetensors file ({error})"]) from None
+    if METADATA_KEY not in metadata:
+        raise PresetProblems([f"{path}: no preset inside; only files written by Gimbal have one ({METADATA_KEY})"])
+    return metadata[METADATA_KEY]
+
+
+def _without_duplicates(pairs: list[tuple[str, Any]]) -> Values:
+    names = [name for name, _ in pairs]
+    twice = [name for name in dict.fromkeys(names) if names.count(name) > 1]
+    if twice:
+        raise ValueError(f"{enumerated(twice, 'and')} stands there twice in one section; keep one")
+    return dict(pairs)
+
+
+def _refused(constant: str) -> None:
+    raise ValueError(f"{constant} is not a number")
+
+
+def _renamed(values: Values, path: Path, notes: list[str]) -> Values:
+    """`values` with old names replaced by new ones."""
+    for old, new in RENAMES.items():
+        if not options.holds(values, old):
+            continue
+        if options.holds(values, new):
+            raise PresetProblems([f"{path}: {old} is now called {new}, and both are given; keep {new}"])
+        problems = _place(values, new, _take(values, old))
+        if problems:
+            raise PresetProblems(f"{path}: {problem}" for problem in problems)
+        notes.append(f"{path}: {old} is now called {new}")
+    return values
+
+
+# -- building on another preset ---------------------------------------------------------------------------------------
+
+
+def _inherited(values: Values, path: Path, notes: list[str]) -> Values:
+    """`values` on top of the preset that it is based on, if any."""
+    if "based_on" not in values:
+        return values
+    source = values["based_on"]
+    own = {name: value for name, value in values.items() if name != "based_on"}
+    if not isinstance(source, str):
+        raise PresetProblems([f"{path}: based_on: {shown(source)} is not a preset's name"])
+    base_path = find(source, path.parent)
+    base = _renamed(read(base_path), base_path, notes)
+    if "based_on" in base:
+        raise PresetProblems(
+            [f"{path}: based_on: {source} is itself based on {shown(base['based_on'])}, but only one level is allowed"]
+        )
+    base = {name: value for name, value in base.items() if name not in NOT_INHERITED}
+    return _merged(_with_tags(base), own)
+
+
+def _merged(base: Values, own: Values, path: str = "") -> Values:
+    """Mappings are merged, anything else is replaced; a tagged section with another tag is replaced as a whole."""
+    tags = {group.path: group.tag for group in options.groups(Preset) if group.tag}
+    merged = dict(base)
+    for name, value in own.items():
+        here, before = options.join(path, name), base.get(name)
+        merged[name] = value
+        if isinstance(before, dict) and isinstance(value, dict):
+            tag = tags.get(here, "")
+            if value.get(tag) in (None, before.get(tag)):
+                merged[name] = _merged(before, value, here)
+    return merged
+
+
+def _with_tags(values: Values) -> Values:
+    """`values` where tagged sections that do not say which variant they are say that they are the default one."""
+    values = deepcopy(values)
+    for _ in options.tag_choices(Preset):  # a tag filled in may let a section inside it be known
+        for group in options.active(Preset, values):
+            section = options.at(values, group.path) if group.path else None
+            if group.tag and group.default_tag and isinstance(section, dict):
+                section.setdefault(group.tag, group.default_tag)
+    return values
+
+
+# -- overrides --------------------------------------------------------------------------------------------------------
+
+
+def _override(values: Values, overrides: Sequence[tuple[str, str]], notes: list[str]) -> list[str]:
+    """Put overrides into `values`, tags first because they decide which other options there are. The problems."""
+    problems = []
+    tags = list(options.tag_choices(Preset))
+    current = [(RENAMES.get(name, name), name, text) for name, text in overrides]
+    for name, old, text in sorted(current, key=lambda one: tags.index(one[0]) if one[0] in tags else len(tags)):
+        if name != old:
+            notes.append(f"{old} is now called {name}")
+        known = options.options(Preset, values)
+        if name in known:
+            notes += _leave(values, name, text) if name in tags else []
+            problems += _place(values, name, parse(text, known[name].annotation))
+        else:
+            problems.append(unknown(name, Preset, values))
+    return problems
+
+
+def _leave(values: Values, tag: str, wanted: str) -> list[str]:
+    """Drop from the preset's values what another variant of a tagged section does not know. The notes.
+
+    What only repeats the old variant's default, as in a run folder's complete preset, is dropped as well: the new
+    variant's default may differ.
+    """
+    path, _, field = tag.rpartition(".")
+    section = options.at(values, path)
+    if not isinstance(section, dict) or section.get(field) == wanted:
+        return []
+    defaults = [group.defaults() for group in options.active(Preset, values) if group.path == path][0]
+    for name in [name for name in section if name in defaults and section[name] == defaults[name]]:
+        del section[name]
+    section[field] = wanted
+    before, after = options.names(Preset), options.names(Preset, values)
+    dropped = [name for name in section if options.join(path, name) in before - after]
+    return [
+        f"{path}.{name} = {shown(section.pop(name))} of the preset dropped: {field} {wanted} has no such option"
+        for name in dropped
+    ]
+
+
+def _place(values: Values, name: str, value: Any) -> list[str]:
+    """Set a dotted name, making sections on the way. The problem, if something else stands where a section should."""
+    *path, last = name.split(".")
+    for part in path:
+        values = values.setdefault(part, {})
+        if not isinstance(values, dict):
+            return [f"{name}: the preset has {shown(values)} in the place of the section {part}"]
+    values[last] = value
+    return []
+
+
+def _take(values: Values, name: str) -> Any:
+    """Remove and return the value at a dotted name; an emptied section goes with it."""
+    path, _, last = name.rpartition(".")
+    section = options.at(values, path) if path else values
+    value = section.pop(last)
+    if path and not section:
+        _take(values, path)
+    return value
+
+
+def parse(text: str, annotation: Any) -> Any:
+    """The value that `text` means for an option of this type. What cannot be understood stays a text."""
+    kinds = options.members(annotation)
+    if text == "null" and NoneType in kinds:
+        return None
+    for kind in kinds:
+        if kind is str or (get_origin(kind) is Literal and text in get_args(kind)):
+            return text
+    value = _json(text)
+    if any(get_origin(kind) is tuple for kind in kinds):
+        texts = get_args(kinds[0])[0] is str
+        return value if isinstance(value, list) else [text if texts else value]
+    return value
+
+
+def _json(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        return text
+
+
+# -- writing, comparing, listing --------------------------------------------------------------------------------------
+
+
+def to_json(preset: Preset) -> str:
+    """A preset with all its options, as in a run folder and in an exported file's metadata."""
+    return json.dumps(preset.model_dump(mode="json"), indent=2, ensure_ascii=False) + "\n"
+
+
+def write(preset: Preset, path: Path) -> None:
+    """Write all options of a preset. A reader sees the old file or the new one, never a part."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(to_json(preset), encoding="utf-8")
+    temporary.replace(path)
+
+
+def differences(a: Preset, b: Preset) -> list[tuple[str, Any, Any]]:
+    """The options in which two presets differ: dotted name and both values, `ABSENT` where one has no such option."""
+    left, right = (options.flatten(preset.model_dump(mode="json")) for preset in (a, b))
+    names = dict.fromkeys([*left, *right])
+    both = [(name, left.get(name, ABSENT), right.get(name, ABSENT)) for name in names]
+    return [(name, one, other) for name, one, other in both if one != other]
+
+
+def listing() -> list[tuple[str, str]]:
+    """Name and description of each preset in training_presets/, by name."""
+    return [(path.stem, _description(path)) for path in sorted(FOLDER.glob("*.json"))]
+
+
+def _description(path: Path) -> str:
+    try:
+        return str(read(path).get("description", ""))
+    except PresetProblems as error:
+        return f"cannot be read: {error}"

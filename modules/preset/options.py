@@ -1,0 +1,237 @@
+"""The options of a preset as a flat list, read off the pydantic models: dotted names, types, bounds, nearest names.
+
+A tagged section (`adapter`, `optimizer`, ...) is one of several models, told apart by the value of its tag. Each model
+that may stand in a preset is one `Group`; the options of a preset are those of the groups whose tags it has chosen.
+"""
+
+import difflib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cache
+from types import NoneType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin
+
+import annotated_types
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+from pydantic_core import to_jsonable_python
+
+
+@dataclass(frozen=True)
+class Group:
+    """One model at one place of a preset."""
+
+    path: str
+    """Dotted name of the section, "" for the preset itself."""
+
+    model: type[BaseModel]
+
+    chosen: tuple[tuple[str, str], ...] = ()
+    """Tags that lead here, outermost first, e.g. (("optimizer.name", "adamw"),)."""
+
+    tag: str = ""
+    """Name of the field whose value picks this model among others, "" when there is no choice."""
+
+    default_tag: str | None = None
+    """The tag's value when a preset does not give it; None: it has to."""
+
+    def options(self) -> Iterator[tuple[str, FieldInfo]]:
+        """Dotted name and field of each option; the section's tag, if any, is the first."""
+        fields = self.model.model_fields
+        for name in sorted(fields, key=lambda name: name != self.tag):  # a stable sort: the others keep their order
+            if not models_of(fields[name]):
+                yield join(self.path, name), fields[name]
+
+    def defaults(self) -> dict[str, Any]:
+        """Default of each field that has one, as in JSON."""
+        given = {name: field for name, field in self.model.model_fields.items() if not field.is_required()}
+        return {name: to_jsonable_python(default_of(field)) for name, field in given.items()}
+
+
+@cache
+def groups(model: type[BaseModel]) -> tuple[Group, ...]:
+    """Every group of a preset class, sections in the order of their declaration."""
+    return tuple(_groups(Group("", model)))
+
+
+def _groups(group: Group) -> Iterator[Group]:
+    yield group
+    for name, field in group.model.model_fields.items():
+        path, tag = join(group.path, name), field.discriminator
+        for model in models_of(field):
+            if not isinstance(tag, str):
+                yield from _groups(Group(path, model, group.chosen))
+                continue
+            chosen = (*group.chosen, (join(path, tag), tag_value(model, tag)))
+            default = None if field.is_required() else default_of(field).model_dump()[tag]
+            yield from _groups(Group(path, model, chosen, tag, default))
+
+
+def active(model: type[BaseModel], values: Mapping[str, Any]) -> list[Group]:
+    """The groups that `values` chose. A tag that is absent or wrong leaves all its groups in."""
+    known = tag_choices(model)
+
+    def fits(name: str, wanted: str) -> bool:
+        given = at(values, name)
+        return given == wanted or given not in known[name]
+
+    return [group for group in groups(model) if all(fits(name, wanted) for name, wanted in group.chosen)]
+
+
+def options(model: type[BaseModel], values: Mapping[str, Any] | None = None) -> dict[str, FieldInfo]:
+    """Options by dotted name: those that `values` chose, or those of all groups."""
+    found: dict[str, FieldInfo] = {}
+    for group in groups(model) if values is None else active(model, values):
+        for name, field in group.options():
+            found.setdefault(name, field)
+    return found
+
+
+def names(model: type[BaseModel], values: Mapping[str, Any] | None = None) -> set[str]:
+    """Dotted names of the options as above, and of their sections."""
+    chosen = groups(model) if values is None else active(model, values)
+    return {name for group in chosen for name in (group.path, *dict(group.options()))} - {""}
+
+
+def owners(model: type[BaseModel], name: str) -> dict[str, list[str]]:
+    """Which tag values have the option `name`, by tag: {"optimizer.name": ["adamw", "prodigy"]}."""
+    found: dict[str, list[str]] = {}
+    for group in groups(model):
+        if any(name == option for option, _ in group.options()):
+            for tag, value in group.chosen:
+                if value not in found.setdefault(tag, []):
+                    found[tag].append(value)
+    return found
+
+
+def tag_choices(model: type[BaseModel]) -> dict[str, tuple[str, ...]]:
+    """Dotted name of each tag and its values."""
+    found: dict[str, tuple[str, ...]] = {}
+    for group in groups(model):
+        for tag, value in group.chosen:
+            if value not in found.setdefault(tag, ()):
+                found[tag] += (value,)
+    return found
+
+
+def choices(model: type[BaseModel], name: str) -> tuple[Any, ...]:
+    """The values of an option that is one of several; () for any other option."""
+    tags = tag_choices(model)
+    if name in tags:
+        return tags[name]
+    field = options(model).get(name.partition("[")[0])
+    kinds = members(field.annotation) if field else ()
+    return tuple(value for kind in kinds if get_origin(kind) is Literal for value in get_args(kind))
+
+
+def models_of(field: FieldInfo) -> list[type[BaseModel]]:
+    """The models a field may hold; none for a plain option."""
+    kinds = members(field.annotation)
+    return [kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)]
+
+
+def default_of(field: FieldInfo) -> Any:
+    """The default of a field; `PydanticUndefined` when there is none."""
+    return field.get_default(call_default_factory=True)  # pyright: ignore
+
+
+def members(annotation: Any) -> tuple[Any, ...]:
+    """The members of a union, or the annotation itself."""
+    return get_args(annotation) if get_origin(annotation) in (Union, UnionType) else (annotation,)
+
+
+def tag_value(model: type[BaseModel], tag: str) -> str:
+    """The value of a model's tag, from its `Literal`."""
+    return get_args(model.model_fields[tag].annotation)[0]
+
+
+# -- dotted names -----------------------------------------------------------------------------------------------------
+
+
+def join(path: str, name: str) -> str:
+    """`path.name`, or `name` at the top."""
+    return f"{path}.{name}" if path else name
+
+
+def at(values: Any, name: str) -> Any:
+    """The value at a dotted name, None when there is none."""
+    for part in name.split("."):
+        if not isinstance(values, Mapping) or part not in values:
+            return None
+        values = values[part]
+    return values
+
+
+def holds(values: Any, name: str) -> bool:
+    """Whether there is a value, null included, at a dotted name."""
+    section, _, last = name.rpartition(".")
+    inner = at(values, section) if section else values
+    return isinstance(inner, Mapping) and last in inner
+
+
+def flatten(values: Mapping[str, Any], path: str = "") -> dict[str, Any]:
+    """Nested mappings as one, by dotted name."""
+    found: dict[str, Any] = {}
+    for name, value in values.items():
+        inner = isinstance(value, Mapping) and value
+        found |= flatten(value, join(path, name)) if inner else {join(path, name): value}
+    return found
+
+
+def nearest(name: str, known: list[str]) -> list[str]:
+    """The names in `known` (dotted) that somebody who wrote `name` may have meant, best first."""
+    section, _, last = name.rpartition(".")
+    lasts = {other: other.rpartition(".")[2] for other in known}
+    siblings = [other for other in known if other.rpartition(".")[0] == section]
+    by_last = difflib.get_close_matches(last, [lasts[other] for other in siblings], n=1, cutoff=0.7)
+    return (
+        [join(section, found) for found in by_last]
+        or difflib.get_close_matches(name, [other for other in known if other not in siblings], n=1, cutoff=0.85)
+        or [other for other in known if lasts[other] == last][:3]
+        or difflib.get_close_matches(name, known, n=1, cutoff=0.75)
+        or [other for other in known if difflib.get_close_matches(last, [lasts[other]], cutoff=0.8)][:3]
+    )
+
+
+# -- words ------------------------------------------------------------------------------------------------------------
+
+WORDS = {int: "whole number", float: "number", bool: "true or false", str: "text", NoneType: "null"}
+
+
+def type_words(annotation: Any) -> str:
+    """The type of an option for a reader, e.g. "whole number or null"."""
+    if get_origin(annotation) is Literal:
+        return "one of " + ", ".join(f"{value}" for value in get_args(annotation))
+    if get_origin(annotation) is tuple:
+        first, *more = get_args(annotation)
+        return f"list of {type_words(first)}s" if more == [...] else f"list of {1 + len(more)} {type_words(first)}s"
+    if len(members(annotation)) > 1:
+        return " or ".join(type_words(member) for member in members(annotation))
+    return WORDS[annotation]
+
+
+def bound_words(field: FieldInfo) -> str:
+    """The bounds of an option, e.g. "at least 0, less than 1"; "" when there are none."""
+    words = []
+    for bound in field.metadata:
+        match bound:
+            case annotated_types.Ge(ge):
+                words.append(f"at least {number(ge)}")
+            case annotated_types.Gt(gt):
+                words.append(f"more than {number(gt)}")
+            case annotated_types.Le(le):
+                words.append(f"at most {number(le)}")
+            case annotated_types.Lt(lt):
+                words.append(f"less than {number(lt)}")
+    return ", ".join(words)
+
+
+def number(value: Any) -> str:
+    """A number without needless digits: 10 for 10.0."""
+    return str(int(value)) if value == int(value) else repr(value)
+
+
+def hint(field: FieldInfo, key: str) -> str:
+    """What `section.option` keeps about a field: "unit", "why", "group" ...; "" when it is not given."""
+    extra = field.json_schema_extra
+    return str(extra.get(key, "")) if isinstance(extra, dict) else ""

@@ -1,0 +1,126 @@
+"""What is wrong with a preset, in sentences: `adapter.rnak: unknown; did you mean rank?`."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+from modules.preset import options
+
+LIST_PRESETS = "python scripts/train.py --list shows all presets"
+
+TYPES = {
+    "int_": "{value} is not a whole number",
+    "float_": "{value} is not a number",
+    "finite_number": "{value} is not a finite number",
+    "bool_": "{value} is not true or false",
+    "string_": "{value} is not a text (in quotes)",
+    "tuple_": "{value} is not a list",
+    "model_": "{value} is not a section: its options stand in braces, as in {{...}}",
+    "greater_than_equal": "{value} is too small; at least {ge}",
+    "greater_than": "{value} is too small; more than {gt}",
+    "less_than_equal": "{value} is too large; at most {le}",
+    "less_than": "{value} is too large; less than {lt}",
+    "too_long": "{value} is too long; at most {max_length} values",
+}
+"""Sentences by the beginning of pydantic's error type; the first that fits is taken."""
+
+
+class PresetProblems(ValueError):
+    """All that is wrong with a preset or its overrides, one line each in `.problems`."""
+
+    def __init__(self, problems: Iterable[str]):
+        self.problems = list(problems)
+        super().__init__("\n".join(self.problems))
+
+
+def sentences(error: ValidationError, model: type[BaseModel], values: Mapping[str, Any]) -> list[str]:
+    """One line per error, with dotted names, in the order of the preset."""
+    return list(dict.fromkeys(_sentence(one, model, values) for one in error.errors()))
+
+
+def _sentence(error: Any, model: type[BaseModel], values: Mapping[str, Any]) -> str:
+    name, kind, facts = dotted(error["loc"], model), error["type"], error.get("ctx", {})
+    if kind == "extra_forbidden":
+        return unknown(name, model, values)
+    if kind in ("union_tag_invalid", "union_tag_not_found"):
+        name = options.join(name, facts["discriminator"].strip("'"))
+        choices = options.tag_choices(model)[name]
+        return f"{name}: {_not_one_of(facts.get('tag'), choices)}"
+    if kind == "literal_error":
+        return f"{name}: {_not_one_of(error['input'], options.choices(model, name))}"
+    if kind == "missing":
+        return f"{name}: has to be given"
+    if kind == "value_error":
+        message = f"{facts['error']}"
+        given = "" if isinstance(error["input"], Mapping) else f"{shown(error['input'])}: "
+        return f"{name}: {given}{message}".removeprefix(": ")
+    for beginning, text in TYPES.items():
+        if kind.startswith(beginning):
+            bounds = {key: options.number(bound) for key, bound in facts.items() if isinstance(bound, int | float)}
+            return f"{name}: " + text.format_map({"value": shown(error["input"]), **bounds})
+    return f"{name}: {shown(error['input'])}: {error['msg']}"
+
+
+def unknown(name: str, model: type[BaseModel], values: Mapping[str, Any], flag: str = "") -> str:
+    """The line about a name that does not exist, or not with the method that `values` chose.
+
+    `flag` is "--" on a command line, where names are always given in full.
+    """
+    section = name.rpartition(".")[0]
+    for tag, owning in options.owners(model, name).items():
+        chosen = options.at(values, tag)
+        if chosen not in (None, *owning):
+            word = tag.rpartition(".")[2]
+            return f"{flag}{name}: {word} {chosen} has no such option; it belongs to {enumerated(owning, 'and')}"
+    sections = [group.path for group in options.active(model, values) if group.path]
+    if name in sections:
+        inner = next(option for option in options.options(model, values) if option.startswith(f"{name}."))
+        return f"{flag}{name}: a section; give one of its options, such as {flag}{inner}"
+    others = [other for other in sections if other != section]
+    known = list(dict.fromkeys([*options.options(model, values), *others]))
+    found = options.nearest(name, known) or options.nearest(name, list(options.options(model)))
+    if found:
+        same_section = not flag and all(other.rpartition(".")[0] == section for other in found)
+        names = [other.rpartition(".")[2] if same_section else flag + other for other in found]
+        return f"{flag}{name}: unknown; did you mean {enumerated(names, 'or')}?"
+    if flag:
+        return f"{flag}{name}: unknown; --help lists all options"
+    siblings = [other.rpartition(".")[2] for other in known if other.rpartition(".")[0] == section]
+    return f"{name}: unknown" + (f"; {section or 'a preset'} has {', '.join(siblings)}" if siblings else "")
+
+
+def dotted(loc: tuple[int | str, ...], model: type[BaseModel]) -> str:
+    """Pydantic's place of an error as a dotted name; pydantic puts the tag's value behind a tagged section."""
+    tags = {group.path: [value for value, _ in group.chosen] for group in options.groups(model) if group.tag}
+    name, leaves, passed = "", options.options(model), set()
+    for part in loc:
+        if name in tags and name not in passed:
+            passed.add(name)
+        elif isinstance(part, int):
+            name += f"[{part}]"
+        elif name not in leaves:  # behind an option, pydantic names the member of a union
+            name = options.join(name, part)
+    return name
+
+
+def shown(value: Any) -> str:
+    """A value in a sentence: as in JSON, but texts in single quotes, and never long."""
+    text = {None: "null", True: "true", False: "false"}.get(value) if isinstance(value, bool | None) else repr(value)
+    assert text is not None
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+def enumerated(names: Iterable[str], word: str) -> str:
+    """`a, b and c`."""
+    *first, last = names
+    return f"{', '.join(first)} {word} {last}" if first else last
+
+
+def _not_one_of(value: Any, choices: Iterable[Any]) -> str:
+    names = [str(choice) for choice in choices]
+    if value is None:
+        return f"has to be given: one of {', '.join(names)}"
+    found = options.nearest(f"{value}", names)
+    meant = f"; did you mean {found[0]}?" if found else ""
+    return f"{shown(value)} is not one of {', '.join(names)}{meant}"

@@ -1,0 +1,291 @@
+"""The list of options: a preset and its sections. Form, command line, JSON schema and manual are made from this file.
+
+Adapter and optimizer options stand beside the code that reads them (`modules/adapters/<method>.py`,
+`modules/training/optimizers.py`) and are joined in here as tagged unions.
+"""
+
+from typing import Annotated, Literal, Union
+
+from pydantic import Field, field_validator
+
+from modules import adapters, families
+from modules.preset.section import Section, option
+from modules.training.optimizers import DEFAULT, OptimizerOptions
+
+AdapterOptions = Annotated[
+    Union[tuple(module.Config for module in adapters.methods().values())],  # noqa: UP007  # pyright: ignore
+    Field(discriminator="method"),
+]
+
+
+class Base(Section):
+    """The model that is adapted. It is never changed."""
+
+    path: str = option("", why="the family's usual model where a preset names one", kind="folder")
+    """A folder in diffusers layout, a model id on the Hugging Face hub, or a single .safetensors checkpoint."""
+
+    config: str = option("", why="only needed offline", group="Loading", advanced=True, kind="folder")
+    """For a single-file checkpoint on a machine without network: a folder in diffusers layout that gives the
+    configuration and the tokenizers."""
+
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = option(
+        "auto", why="follows training.precision, so nothing is cast twice", group="Loading", advanced=True
+    )
+    """The number format the frozen weights are kept in."""
+
+    quantization: Literal["none", "nf4", "int8"] = option(
+        "none", why="exact; choose nf4 or int8 when the model does not fit", group="Memory"
+    )
+    """Keep the frozen linear layers in 4 or 8 bits (bitsandbytes). Training then adapts the rounded weights."""
+
+
+class Targets(Section):
+    """Which layers get an adapter."""
+
+    layers: str = option("attention-mlp", why="attention and feed-forward layers carry style and subject best")
+    """A named set of layers of the family, e.g. attention, attention-mlp, attention-mlp-conv or all."""
+
+    include: tuple[str, ...] = option((), why="none", group="Patterns", advanced=True)
+    """Further layers, as patterns over their full names, e.g. unet.conv_in or unet.*.proj_out. A pattern that
+    matches nothing is an error."""
+
+    exclude: tuple[str, ...] = option((), why="none", group="Patterns", advanced=True)
+    """Layers to leave out again, as patterns over their full names. A pattern that matches nothing is an error."""
+
+    text_encoders: bool = option(False, why="costs memory and rarely helps a style", group="Text encoders")
+    """Adapt the text encoders too."""
+
+    text_encoder_lr_scale: float = option(
+        0.5, why="text encoders overfit sooner", group="Text encoders", advanced=True, gt=0, le=10
+    )
+    """Learning rate of the text encoders' adapters, as a multiple of training.learning_rate."""
+
+
+class Data(Section):
+    """Pictures and captions."""
+
+    folder: str = option("", why="has to be given", kind="folder")
+    """Folder with the training pictures; each picture has its caption in a .txt file of the same name, or in
+    metadata.jsonl. Sub-folders named 10_name repeat their pictures 10 times per epoch (kohya's layout)."""
+
+    validation_folder: str = option("", why="optional", kind="folder")
+    """Folder with pictures that are never trained on; the loss on them with fixed noise is the validation loss."""
+
+    resolution: int = option(1024, why="the resolution the family was trained at", unit="px", ge=16, le=8192)
+    """Pictures are resized to about this many pixels squared, keeping their shape."""
+
+    buckets: bool = option(True, why="keeps the shape of pictures", group="Buckets")
+    """Group pictures by aspect ratio and crop each to the nearest bucket. Off: every picture is cropped square."""
+
+    max_aspect: float = option(2.0, why="covers 9:16 to 2:1", group="Buckets", advanced=True, ge=1, le=8)
+    """Longest side divided by shortest side of the most extreme bucket."""
+
+    missing_captions: Literal["error", "empty", "filename"] = option(
+        "error", why="a forgotten caption is usually a mistake", group="Captions"
+    )
+    """What a picture without a caption means: an error, the empty caption, or its file name as caption."""
+
+    trigger: str = option("", why="none", group="Captions")
+    """Word or phrase put in front of every caption, and written into the file for model managers."""
+
+    separator: str = option(",", why="tags are usually separated by commas", group="Captions", advanced=True)
+    """What separates the parts of a caption for shuffling and dropping."""
+
+    shuffle: bool = option(False, why="right for tags, wrong for sentences", group="Captions")
+    """Shuffle the parts of a caption anew each time it is seen."""
+
+    keep_tokens: int = option(1, why="the first part is the subject", group="Captions", advanced=True, ge=0, le=1000)
+    """This many parts at the front of a caption are neither shuffled nor dropped."""
+
+    part_dropout: float = option(0.0, why="off", group="Captions", advanced=True, ge=0, lt=1)
+    """Probability with which each part of a caption is left out."""
+
+    caption_dropout: float = option(0.05, why="keeps guidance working", group="Captions", ge=0, le=1)
+    """Probability with which a whole caption is replaced by the empty one."""
+
+    flip: bool = option(False, why="wrong for text, logos and faces", group="Pictures")
+    """Show pictures mirrored half of the time."""
+
+    cache: bool = option(True, why="encoding once saves half of the time", group="Cache", advanced=True)
+    """Keep encoded pictures and captions on disk, found again by their content."""
+
+    cache_folder: str = option("cache", why="shared by all runs", group="Cache", advanced=True, kind="folder")
+    """Where encoded pictures and captions are kept."""
+
+
+class Training(Section):
+    """The training itself."""
+
+    steps: int = option(2000, why="enough for a style with 20 to 100 pictures", unit="steps", ge=1)
+    """Number of optimizer steps."""
+
+    epochs: int | None = option(None, why="steps are easier to compare between data sets", ge=1)
+    """Passes over all pictures. If given, it takes the place of steps."""
+
+    batch_size: int = option(1, why="fits small cards; raise it first when memory is left", unit="pictures", ge=1)
+    """Pictures per forward pass and process."""
+
+    accumulation: int = option(1, why="off", group="Batches", unit="batches", ge=1)
+    """Batches whose gradients are added up for one step."""
+
+    learning_rate: float = option(1e-4, why="the usual value for the method", gt=0, le=10)
+    """Step size of the optimizer."""
+
+    schedule: Literal["constant", "linear", "cosine"] = option("cosine", why="ends on a settled adapter")
+    """How the learning rate falls after the warm-up."""
+
+    warmup: int = option(50, why="gives the optimizer's averages time to form", unit="steps", ge=0)
+    """Steps over which the learning rate rises from zero."""
+
+    final_lr: float = option(0.05, why="zero wastes the last steps", group="Schedule", advanced=True, ge=0, le=1)
+    """Learning rate at the end as a part of training.learning_rate (linear and cosine)."""
+
+    max_grad_norm: float = option(1.0, why="stops rare large gradients", group="Stability", ge=0)
+    """Gradients are scaled down to this norm. 0 turns it off."""
+
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = option(
+        "auto", why="bfloat16 where the device has it, float32 on a CPU", group="Memory"
+    )
+    """Number format of the forward and backward pass. Adapters and optimizer always keep float32."""
+
+    gradient_checkpointing: bool = option(True, why="a third slower for half of the memory", group="Memory")
+    """Compute activations a second time in the backward pass instead of keeping them."""
+
+    seed: int = option(0, why="any number; the same seed gives the same run", ge=0, lt=2**32)
+    """Order of pictures, noise, time steps and initial weights all follow from this number."""
+
+
+class Objective(Section):
+    """What is learned from a noised picture."""
+
+    prediction: Literal["auto", "epsilon", "v_prediction"] = option("auto", why="as the base model was trained")
+    """What the network predicts."""
+
+    min_snr_gamma: float | None = option(5.0, why="evens out the time steps; the published value", gt=0)
+    """Min-SNR loss weight (Hang et al. 2023). null turns it off."""
+
+    noise_offset: float = option(0.0, why="off", ge=0, le=1)
+    """Adds this much noise that is constant over a picture, so that very dark and bright pictures can be learned."""
+
+
+class Validation(Section):
+    """Loss on pictures that are never trained on, always with the same noise."""
+
+    every: int = option(0, why="before and after only", unit="steps", ge=0)
+    """Steps between validations. 0: before and after training only."""
+
+    draws: int = option(4, why="four time steps per picture give a steady figure", advanced=True, ge=1, le=1000)
+    """Noise draws per picture, at evenly spread time steps."""
+
+
+class Samples(Section):
+    """Pictures made during training, always from the same noise."""
+
+    prompts: tuple[str, ...] = option((), why="none: captions of the first four pictures are used")
+    """What to draw."""
+
+    negative: str = option("", why="none", advanced=True)
+    """Negative prompt."""
+
+    every: int = option(500, why="often enough to see it go wrong", unit="steps", ge=0)
+    """Steps between sample pictures. 0: before and after training only."""
+
+    enabled: bool = option(True, why="a picture says more than the loss")
+    """Make sample pictures at all."""
+
+    width: int | None = option(None, why="data.resolution", unit="px", ge=16, advanced=True)
+    """Width of sample pictures."""
+
+    height: int | None = option(None, why="data.resolution", unit="px", ge=16, advanced=True)
+    """Height of sample pictures."""
+
+    steps: int = option(25, why="enough for the usual schedulers", ge=1, le=1000)
+    """Denoising steps."""
+
+    guidance: float = option(5.0, why="the usual strength", ge=0, le=50)
+    """Classifier-free guidance scale."""
+
+    seed: int = option(0, why="any number", ge=0, lt=2**32)
+    """Noise of the sample pictures."""
+
+
+class Saving(Section):
+    """Run folder and training states."""
+
+    folder: str = option("runs", why="one folder for all runs", kind="folder")
+    """Each run gets a folder of its name in here."""
+
+    state_every: int = option(250, why="at most some minutes are lost", unit="steps", ge=0)
+    """Steps between training states, from which the same command resumes. 0: only when stopped and at
+    the end."""
+
+    keep_states: int = option(2, why="one to resume from, one in reserve", ge=1, le=1000)
+    """Older states are deleted."""
+
+    export_every: int = option(0, why="off", unit="steps", ge=0)
+    """Steps between exported files along the way. 0: only at the end."""
+
+
+class Export(Section):
+    """The file that is written for other programs."""
+
+    host: Literal["comfyui", "kohya", "diffusers"] = option("comfyui", why="where most people use it")
+    """Program whose names and arithmetic the file follows."""
+
+    dtype: Literal["float32", "float16", "bfloat16"] = option("float16", why="half the size, still exact enough")
+    """Number format of the factors. Magnitudes are always float32."""
+
+    rank: int | None = option(None, why="exact files only", ge=1, advanced=True)
+    """Approximate what has no compact exact form by a LoRA of this rank (truncated SVD); the error is printed and
+    written into the file. Without it such layers are written as a full difference."""
+
+    comfyui_norm: Literal["original", "adapted"] = option(
+        "original", why="what ComfyUI computes today", group="Compatibility", advanced=True
+    )
+    """For output-axis magnitudes: the norm ComfyUI divides by. Today it is the norm of the original weight; after
+    ComfyUI's pull request 15458 it is the norm of the adapted weight."""
+
+    dataset_names: bool = option(True, why="model managers show them", group="Metadata", advanced=True)
+    """Write folder names and tag counts into the file. Turn it off to keep them private."""
+
+    title: str = option("", why="the run's name", group="Metadata")
+    """Title shown by model managers."""
+
+    author: str = option("", why="none", group="Metadata")
+    """Author shown by model managers."""
+
+    license: str = option("", why="none", group="Metadata", advanced=True)
+    """Licence shown by model managers."""
+
+
+class Preset(Section):
+    """One training, completely described. A preset runs on another machine unchanged."""
+
+    description: str = option("", why="none")
+    """One line about this preset."""
+
+    name: str = option("", why="the preset's file name")
+    """Name of the run: its folder and its exported file."""
+
+    family: str = option(why="has to be given")
+    """The kind of model."""
+
+    base: Base = Base()
+    targets: Targets = Targets()
+    adapter: AdapterOptions  # pyright: ignore
+    optimizer: OptimizerOptions = DEFAULT
+    data: Data = Data()
+    training: Training = Training()
+    objective: Objective = Objective()
+    validation: Validation = Validation()
+    samples: Samples = Samples()
+    saving: Saving = Saving()
+    export: Export = Export()
+
+    @field_validator("family")
+    @classmethod
+    def known_family(cls, name: str) -> str:
+        """Refuse a family that has no file in modules/families."""
+        if name not in families.names():
+            raise ValueError(f"no such family; there is {', '.join(families.names())}")
+        return name

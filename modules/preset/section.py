@@ -1,0 +1,35 @@
+"""What every section of a preset is made of: a frozen model that refuses unknown keys, and described fields."""
+
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class Section(BaseModel):
+    """A group of options. Each attribute's docstring is its help text everywhere (form, `--help`, manual)."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True, validate_default=True
+    )
+
+
+def option(
+    default: Any = ...,
+    *,
+    why: str,
+    group: str = "Basic",
+    unit: str = "",
+    advanced: bool = False,
+    kind: str = "",
+    ge: float | None = None,
+    gt: float | None = None,
+    le: float | None = None,
+    lt: float | None = None,
+) -> Any:
+    """A field of a preset.
+
+    `why` is the one-line reason for the default, printed in the generated manual; `group` and `advanced` place the
+    field in the form; `unit` is shown behind the number; `kind` is "file", "folder" or "" and picks the widget.
+    """
+    extra = {"why": why, "group": group, "unit": unit, "advanced": advanced, "kind": kind}
+    return Field(default, ge=ge, gt=gt, le=le, lt=lt, json_schema_extra={k: v for k, v in extra.items() if v})

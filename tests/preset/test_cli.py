@@ -1,0 +1,94 @@
+"""A preset's options on the command line."""
+
+import pytest
+
+from modules.preset import cli, files, options
+from modules.preset.files import PresetProblems
+from modules.preset.schema import Preset
+
+RIGHT = [
+    ("", []),
+    ("--adapter.rank 32", [("adapter.rank", "32")]),
+    ("--adapter.rank=32 --training.steps 5", [("adapter.rank", "32"), ("training.steps", "5")]),
+    ("--training.learning-rate 1", [("training.learning_rate", "1")]),
+    ("--optimizer.beta2_decay -0.8", [("optimizer.beta2_decay", "-0.8")]),
+    ("--data.trigger=--x=y", [("data.trigger", "--x=y")]),
+    ("--data.trigger=", [("data.trigger", "")]),
+    ("--data.shuffle", [("data.shuffle", "true")]),
+    ("--data.shuffle --data.flip", [("data.shuffle", "true"), ("data.flip", "true")]),
+    ("--data.shuffle false --data.flip true", [("data.shuffle", "false"), ("data.flip", "true")]),
+    ("--base X --data Y --name Z", [("base.path", "X"), ("data.folder", "Y"), ("name", "Z")]),
+]
+
+
+@pytest.mark.parametrize("line, wanted", RIGHT)
+def test_overrides(line, wanted):
+    assert cli.parse_overrides(line.split()) == wanted
+
+
+WRONG = [
+    ("--adapter.rnak 3", ["--adapter.rnak: unknown; did you mean --adapter.rank?"]),
+    ("--rank 3", ["--rank: unknown; did you mean --adapter.rank or --export.rank?"]),
+    ("--trainig.steps 3", ["--trainig.steps: unknown; did you mean --training.steps?"]),
+    ("--chek", ["--chek: unknown; did you mean --check?"]),
+    ("--presset wora_sdxl", ["--presset: unknown; did you mean --preset?"]),
+    ("--qqq 3", ["--qqq: unknown; --help lists all options"]),
+    ("--training 3", ["--training: a section; give one of its options, such as --training.steps"]),
+    ("--adapter.rank 3 --adapter.rank 4", ["--adapter.rank: given twice"]),
+    ("--base X --base.path X", ["--base.path: given twice"]),
+    ("--training.steps", ["--training.steps: needs a value; --training.steps=VALUE for one that begins with --"]),
+    ("--training.steps --data.flip",
+     ["--training.steps: needs a value; --training.steps=VALUE for one that begins with --"]),
+    ("wora_sdxl", ["'wora_sdxl' stands alone; options are given as --section.option value"]),
+    ("--training.steps 3 4", ["'4' stands alone; options are given as --section.option value"]),
+    ("--samples.prompts cat dog",
+     ["'dog' stands alone; several values are given as a list: --samples.prompts '[\"one\", \"two\"]'"]),
+    ("-x --adapter.rnak 3 --data.flip 4 5",
+     ["'-x' stands alone; options are given as --section.option value",
+      "--adapter.rnak: unknown; did you mean --adapter.rank?",
+      "'5' stands alone; options are given as --section.option value"]),
+]
+
+
+@pytest.mark.parametrize("line, wanted", WRONG)
+def test_problems_of_a_command_line_come_at_once(line, wanted):
+    with pytest.raises(PresetProblems) as caught:
+        cli.parse_overrides(line.split(), ["--preset", "--check"])
+    assert caught.value.problems == wanted
+
+
+def test_an_old_name_is_accepted(monkeypatch):
+    monkeypatch.setitem(files.RENAMES, "data.mix", "data.shuffle")
+    assert cli.parse_overrides(["--data.mix"]) == [("data.mix", "true")]
+
+
+def test_what_is_parsed_is_what_is_resolved():
+    line = "--adapter.method oft --adapter.rotation.block_size 8 --training.learning-rate 2e-3 --data.shuffle --name 7"
+    resolved = files.resolve("lora_demo", cli.parse_overrides(line.split()))
+    preset = resolved.preset
+    assert (preset.adapter.rotation.block_size, preset.training.learning_rate, preset.data.shuffle) == (8, 2e-3, True)
+    assert resolved.name == "7"
+
+
+def test_aliases_lead_to_options_and_hide_none():
+    known = options.options(Preset)
+    assert all(name in known and alias not in known for alias, name in cli.ALIASES.items())
+
+
+def test_help_names_every_option_with_its_meaning():
+    text = cli.options_help()
+    for name, field in options.options(Preset).items():
+        assert f"  --{name}  (" in text
+        tag = name in options.tag_choices(Preset)
+        assert tag or cli.description(field).split(".")[0].split()[0] in text
+    assert "  --training.warmup  (whole number, in steps, at least 0; default 50)" in text
+    assert "  --adapter.rank  (whole number, at least 1, at most 4096; default 16)  [dora, lora, wora]" in text
+    assert "  --adapter.method  (one of the following; has to be given)" in text
+
+
+def test_every_option_has_a_docstring_and_a_reason_for_its_default():
+    for group in options.groups(Preset):
+        assert cli.about(group), group
+        for name, field in group.options():
+            assert field.description, name
+            assert name == options.join(group.path, group.tag) or options.hint(field, "why"), name

@@ -1,0 +1,138 @@
+"""The shipped presets and launch files."""
+
+import json
+import random
+import subprocess
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+
+from modules import adapters
+from modules.preset import files, options
+from modules.preset.schema import Preset
+
+ROOT = Path(files.__file__).parents[2]
+NAMES = [name for name, _ in files.listing()]
+LAUNCH_FILES = sorted((ROOT / "configs").glob("*.yaml"))
+
+
+def test_every_method_has_a_preset_for_sdxl_and_for_the_demo():
+    methods = [*adapters.methods(), "doft_planes"]
+    assert sorted(NAMES) == sorted(f"{method}_{family}" for method in methods for family in ("sdxl", "demo"))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_shipped_preset_is_right_and_described(name):
+    resolved = files.resolve(name)
+    assert (resolved.name, resolved.notes) == (name, [])
+    assert resolved.preset.adapter.method == name.split("_")[0]
+    assert resolved.preset.description.endswith(".") and "\n" not in resolved.preset.description
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_shipped_preset_only_has_relative_paths_and_suits_its_family(name):
+    preset = files.resolve(name).preset
+    demo = name.endswith("_demo")
+    assert preset.base.path == ("demo/base" if demo else "stabilityai/stable-diffusion-xl-base-1.0")
+    assert preset.data.folder == ("demo/dataset" if demo else "")
+    assert preset.data.resolution == (64 if demo else 1024)
+    assert preset.training.gradient_checkpointing is not demo
+    assert not preset.optimizer.problems(preset.training.learning_rate, "cpu")
+
+
+def test_the_demo_draws_subjects_inside_and_outside_of_its_pictures():
+    captions = {path.read_text().strip() for path in (ROOT / "demo" / "dataset").glob("*.txt")}
+    prompts = set(files.resolve("wora_demo").preset.samples.prompts)
+    assert prompts & captions and prompts - captions
+
+
+# -- any preset -------------------------------------------------------------------------------------------------------
+
+
+def some_text(name: str, field, rng: random.Random) -> str:
+    """A value of an option that is inside its bounds, as text."""
+    choices = options.choices(Preset, name)
+    if choices:
+        return rng.choice(choices)
+    kinds = options.members(field.annotation)
+    bounds = {key: value for bound in field.metadata for key, value in asdict(bound).items()}
+    low = bounds.get("ge", bounds.get("gt", -5))
+    high = bounds.get("le", bounds.get("lt", low + 1000))
+    if int in kinds:
+        return str(rng.randint(int(low) + ("gt" in bounds), int(high) - ("lt" in bounds)))
+    if float in kinds:
+        return repr(low + (high - low) * rng.uniform(0.01, 0.99))
+    if bool in kinds:
+        return rng.choice(["true", "false"])
+    return rng.choice(["a, b", "ü \"'\\", "5", "null", "[x", " "])
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_any_preset_written_is_the_preset_read(seed, tmp_path):
+    rng = random.Random(seed)
+    tags = {name: rng.choice(values) for name, values in options.tag_choices(Preset).items()}
+    chosen = {}
+    for name, value in tags.items():
+        chosen |= {name: value} if name in options.options(Preset, nested(chosen)) else {}
+    known = options.options(Preset, nested(chosen))
+    free = sorted(set(known) - set(tags) - {"family", "name"})
+    overrides = list(chosen.items()) + [(name, some_text(name, known[name], rng)) for name in rng.sample(free, 25)]
+    rng.shuffle(overrides)
+    preset = files.resolve(rng.choice(NAMES), overrides).preset
+    files.write(preset, tmp_path / "preset.json")
+    again = files.resolve(str(tmp_path / "preset.json"))
+    assert (again.preset, again.notes, files.differences(preset, again.preset)) == (preset, [], [])
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_every_wrong_name_gets_an_answer(seed):
+    rng = random.Random(seed)
+    known = sorted(options.options(Preset, {"adapter": {"method": "lora"}}))
+    overrides = []
+    for name in rng.sample(known, 5):
+        section, _, last = name.rpartition(".")
+        at = rng.randrange(len(last) + 1)
+        overrides.append((options.join(section, f"{last[:at]}q{last[at:]}"), "1"))
+    with pytest.raises(files.PresetProblems) as caught:
+        files.resolve("lora_demo", overrides)
+    assert [problem.split(":")[0] for problem in caught.value.problems] == [name for name, _ in overrides]
+    assert all(problem.endswith("?") for problem in caught.value.problems)
+
+
+def nested(flat: dict) -> dict:
+    """Dotted names as nested mappings."""
+    found: dict = {}
+    for name, value in flat.items():
+        files._place(found, name, value)
+    return found
+
+
+# -- launch files -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", LAUNCH_FILES, ids=lambda path: path.stem)
+def test_accelerate_reads_the_launch_files(path):
+    from accelerate.commands.config.config_args import load_config_from_file
+
+    config = load_config_from_file(str(path))
+    several = path.stem != "one_gpu"
+    assert (config.distributed_type, config.num_processes) == ("MULTI_GPU" if several else "NO", 2 if several else 1)
+    assert config.mixed_precision == "no", "the number format belongs to the preset"
+    assert "--config_file configs/" + path.name in path.read_text()
+
+
+@pytest.mark.slow
+def test_two_cpu_processes_are_really_two(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import json, os, sys\n"
+        "seen = [os.environ[name] for name in ('WORLD_SIZE', 'ACCELERATE_USE_CPU')]\n"
+        "open(f'{sys.argv[1]}/{os.environ[\"RANK\"]}.json', 'w').write(json.dumps(seen))\n"
+    )
+    config = ROOT / "configs" / "two_cpu_processes.yaml"
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(config), script, str(tmp_path)]
+    environment = {"PATH": "", "ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1"}
+    subprocess.run(command, env=environment, check=True, timeout=120)
+    assert [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1)] == [["2", "1"], ["2", "1"]]

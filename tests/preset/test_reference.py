@@ -1,0 +1,59 @@
+"""The generated files are those that the code gives."""
+
+import json
+
+import pytest
+
+from modules import adapters, families
+from modules.preset import options, reference
+from modules.preset.schema import Preset, Training
+
+
+def test_the_generated_files_are_fresh():
+    assert reference.stale() == [], "run python -m modules.preset.reference"
+
+
+def test_stale_and_missing_files_are_found(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(reference, "ROOT", tmp_path)
+    monkeypatch.setattr("sys.argv", ["reference", "--check"])
+    assert reference.main() == 1
+    assert "docs/preset-reference.md is stale" in capsys.readouterr().err
+    monkeypatch.setattr("sys.argv", ["reference"])
+    assert reference.main() == 0
+    monkeypatch.setattr("sys.argv", ["reference", "--check"])
+    assert reference.main() == 0
+    (tmp_path / "configs" / "preset.schema.json").write_text("{}")
+    assert reference.main() == 1
+
+
+@pytest.fixture(scope="module")
+def schema():
+    return json.loads(reference.schema_text())
+
+
+def test_the_schema_knows_families_methods_and_the_order_of_options(schema):
+    assert schema["properties"]["family"]["enum"] == families.names()
+    assert set(schema["properties"]["adapter"]["discriminator"]["mapping"]) == set(adapters.methods())
+    assert list(schema["properties"]) == list(Preset.model_fields)
+    assert list(schema["$defs"]["Training"]["properties"]) == list(Training.model_fields)
+
+
+def test_the_schema_gives_the_form_what_it_shows(schema):
+    warmup = schema["$defs"]["Training"]["properties"]["warmup"]
+    wanted = {"type": "integer", "minimum": 0, "default": 50, "unit": "steps", "group": "Basic"}
+    assert warmup.items() >= wanted.items() and warmup["why"] and warmup["description"]
+
+
+def test_the_manual_has_a_row_for_every_option_of_every_variant():
+    rows = [line for line in reference.reference_text().splitlines() if line.startswith("| `")]
+    assert all(row.replace("\\|", "").count("|") == 6 for row in rows)
+    named = {row.split("`")[1] for row in rows}
+    assert named == set(options.options(Preset)) - set(options.tag_choices(Preset))
+    text = reference.reference_text()
+    for values in options.tag_choices(Preset).values():
+        assert all(f'### `"{value}"`' in text for value in values)
+    warmup = next(row for row in rows if row.startswith("| `training.warmup`"))
+    assert warmup == (
+        "| `training.warmup` | whole number, in steps, at least 0 | `50` | gives the optimizer's averages time to form "
+        "| Steps over which the learning rate rises from zero. |"
+    )
