@@ -1,0 +1,151 @@
+"""What the rest of the program asks a model family. One family = one file with a class `Model` that answers this.
+
+A `Model` is loaded once per run and holds the frozen networks.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from PIL.Image import Image
+from torch import Tensor, nn
+
+from modules.preset.schema import Base
+
+Texts = dict[str, Tensor]
+"""Encoded captions: named tensors, each with the captions along dimension 0."""
+
+
+class Model(Protocol):
+    """A loaded model of one family."""
+
+    networks: dict[str, nn.Module]
+    """The networks that can be adapted, by the first part of their layers' full names; the denoiser comes first."""
+
+    bucket_step: int
+    """Width and height of training pictures are multiples of this, in pixels."""
+
+    latent_channels: int
+
+    latent_factor: int
+    """Pixels per latent, along each side."""
+
+    prediction: str
+    """"epsilon" or "v_prediction", as the base was trained."""
+
+    alphas_cumprod: Tensor
+    """float32 `(train timesteps)`: the noise schedule."""
+
+    @classmethod
+    def problems(cls, base: Base) -> list[str]:
+        """What keeps `load` from working (missing or wrong files), as sentences; quick, loads no weights."""
+        ...
+
+    @classmethod
+    def load(cls, base: Base, device: torch.device, dtype: torch.dtype) -> "Model":
+        """The model with all networks frozen, in eval mode. Raises ValueError with a sentence for bad files."""
+        ...
+
+    @classmethod
+    def skeleton(cls, base: Base) -> "Model":
+        """The same networks without weights, on the meta device: for matching layers and counting parameters."""
+        ...
+
+    def named_targets(self) -> dict[str, list[str]]:
+        """Named sets of layers: patterns (fnmatch) over full layer names such as `unet.*.attn1.to_q`."""
+        ...
+
+    def enable_checkpointing(self) -> None:
+        """Compute activations a second time in the backward pass instead of keeping them."""
+        ...
+
+    def fingerprint(self, part: str) -> str:
+        """A short hash of the weights of "images" or "texts" encoders, for cache keys."""
+        ...
+
+    def encode_images(self, pixels: Tensor) -> Tensor:
+        """`(n, 3, h, w)` in [-1, 1] to the encoder's distribution `(n, 2 * latent_channels, h', w')`, float32:
+        mean and standard deviation of the scaled latents."""
+        ...
+
+    def encode_texts(self, captions: Sequence[str]) -> Texts:
+        """Conditions of the captions. Differentiable in adapted text encoders."""
+        ...
+
+    def too_long(self, captions: Sequence[str]) -> list[str]:
+        """The captions that the text encoders would cut off."""
+        ...
+
+    def predict(self, noisy: Tensor, timesteps: Tensor, texts: Texts, sizes: Tensor) -> Tensor:
+        """The denoiser. `noisy (n, c, h, w)`, `timesteps (n)` int, `sizes (n, 6)`: original height and width, crop
+        top and left, target height and width."""
+        ...
+
+    def sample(
+        self, prompts: Sequence[str], negative: str, width: int, height: int, steps: int, guidance: float, seed: int
+    ) -> list[Image]:
+        """One picture per prompt from fixed noise, with the networks as they are now (adapted)."""
+        ...
+
+    def release_encoders(self, texts: bool) -> None:
+        """Move the image encoder, and the text encoders if `texts`, off the device; sampling fetches them back."""
+        ...
+
+    def export_key(self, layer: str, host: str) -> str:
+        """The name of a full layer name in `host`'s files, without the tensor's suffix."""
+        ...
+
+    def metadata(self) -> dict[str, str]:
+        """What model managers read about the architecture (`modelspec.*`, `ss_*`), without the training's facts."""
+        ...
+
+    def base_hash(self) -> str:
+        """sha256 of the denoiser's weights, hex."""
+        ...
+
+
+def base_problems(base: Base, index: str, example: str) -> list[str]:
+    """What is wrong with `base.path`: `index` is the file that marks a diffusers folder, `example` a hub id."""
+    path = Path(base.path)
+    how = f"give --base with a diffusers folder, a .safetensors checkpoint or a hub id such as {example}"
+    if not base.path:
+        return [f"base.path: no model given; {how}"]
+    if path.is_dir():
+        missing = f"base.path: {path} has no {index}, so it is no diffusers folder; {how}"
+        return [] if (path / index).is_file() else [missing]
+    if path.is_file():
+        wrong = path.suffix != ".safetensors"
+        return [f"base.path: {path} is not a .safetensors file; {how}"] if wrong else _config_problems(base, index)
+    looks_local = path.suffix in (".safetensors", ".ckpt", ".pt", ".bin") or base.path.startswith((".", "/"))
+    if base.path.count("/") != 1 or looks_local:
+        return [f"base.path: {base.path} does not exist; {how}"]
+    return _hub_problems(base.path, index, how)
+
+
+def _config_problems(base: Base, index: str) -> list[str]:
+    if base.config and not (Path(base.config) / index).is_file():
+        return [f"base.config: {base.config} has no {index}; give a folder in diffusers layout, or leave it empty"]
+    return []
+
+
+def _hub_problems(name: str, index: str, how: str) -> list[str]:
+    """Whether the hub, or this machine's copy of it, has model `name`. Asks the hub only for what is not here."""
+    from huggingface_hub import HfApi, try_to_load_from_cache
+    from huggingface_hub.errors import HfHubHTTPError
+
+    if isinstance(try_to_load_from_cache(name, index), str):
+        return []
+    try:
+        HfApi().model_info(name, timeout=10)
+    except HfHubHTTPError as error:
+        reason = str(error).strip().splitlines()[0]
+    except OSError as error:  # no network, no name server, a proxy that refuses
+        reason = f"the hub cannot be reached ({type(error).__name__})"
+    except Exception as error:  # noqa: BLE001  httpx's own errors derive from Exception alone
+        if not type(error).__module__.startswith("httpx"):
+            raise
+        reason = f"the hub cannot be reached ({type(error).__name__})"
+    else:
+        return []
+    return [f"base.path: {name} is neither a folder nor a file here, and not in the hub's local cache; {reason}; {how}"]
