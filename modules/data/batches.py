@@ -1,0 +1,120 @@
+"""The order in which pictures are seen. Every batch is a pure function of (seed, step, micro), so that a resumed run,
+and a run on another number of processes, sees what the run would have seen."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from random import Random
+
+import torch
+from torch import Tensor
+
+from modules.adapters.base import seed_of
+from modules.data.captions import caption_for
+from modules.data.index import Index, Picture, by_bucket
+from modules.data.pictures import sizes_of
+from modules.preset.schema import Data
+
+KEPT_EPOCHS = 4
+"""Orders of epochs kept in memory; a step asks for one or two of them."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One micro-batch of one process. All pictures have the same bucket."""
+
+    pictures: tuple[Picture, ...]
+    positions: tuple[int, ...]
+    """The samples' running numbers in the whole run over all processes; noise and timesteps follow from them."""
+    flips: tuple[bool, ...]
+    captions: tuple[str, ...]
+    """As these samples see them, after trigger, shuffling and dropping."""
+
+    @property
+    def sizes(self) -> Tensor:
+        """`(pictures, 6)` float32, see `pictures.sizes_of`."""
+        return torch.stack([sizes_of(p.width, p.height, p.bucket) for p in self.pictures])
+
+
+class Batches:
+    """All batches of a run, as process `rank` of `processes` sees them.
+
+    A global batch has `batch_size * processes` pictures of one bucket, of which the processes take consecutive
+    slices. An epoch shows every picture `repeats` times in a new order; the last batch of a bucket is filled up with
+    further pictures of that bucket. A step takes `accumulation` consecutive global batches, across epochs too.
+    """
+
+    def __init__(
+        self, index: Index, options: Data, batch_size: int, accumulation: int, processes: int, rank: int, seed: int
+    ):
+        assert index.pictures and 0 <= rank < processes
+        self.options, self.seed = options, seed
+        self.batch_size, self.accumulation, self.processes, self.rank = batch_size, accumulation, processes, rank
+        self.total = batch_size * processes
+        self.groups = [pictures for _, pictures in sorted(by_bucket(index.pictures).items())]
+        self.per_epoch = sum(-(-sum(p.repeats for p in group) // self.total) for group in self.groups)
+        """Global batches in an epoch."""
+        self._orders: dict[int, list[list[Picture]]] = {}
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Steps until every picture has been shown `repeats` times; the last one may reach into the next epoch."""
+        return -(-self.per_epoch // self.accumulation)
+
+    def epoch(self, step: int) -> float:
+        """How many epochs have been shown before `step`."""
+        return step * self.accumulation / self.per_epoch
+
+    def at(self, step: int, micro: int) -> Batch:
+        """The batch of this process in micro-step `micro` of `step`, both from 0."""
+        assert step >= 0 and 0 <= micro < self.accumulation
+        number = step * self.accumulation + micro
+        epoch, place = divmod(number, self.per_epoch)
+        first = self.rank * self.batch_size
+        pictures = tuple(self._order(epoch)[place][first : first + self.batch_size])
+        positions = tuple(range(number * self.total + first, number * self.total + first + self.batch_size))
+        return Batch(
+            pictures=pictures,
+            positions=positions,
+            flips=tuple(flip_at(self.options, self.seed, position) for position in positions),
+            captions=tuple(
+                caption_for(self.options, picture.caption, self.seed, position)
+                for picture, position in zip(pictures, positions, strict=True)
+            ),
+        )
+
+    def captions(self, steps: int, start: int = 0) -> Iterator[str]:
+        """All captions that this process uses from step `start` up to but without step `steps`, with repetitions."""
+        for step in range(start, steps):
+            for micro in range(self.accumulation):
+                yield from self.at(step, micro).captions
+
+    def _order(self, epoch: int) -> list[list[Picture]]:
+        """The global batches of an epoch."""
+        if epoch not in self._orders:
+            while len(self._orders) >= KEPT_EPOCHS:
+                del self._orders[next(iter(self._orders))]
+            self._orders[epoch] = epoch_order(self.groups, self.total, self.seed, epoch)
+        return self._orders[epoch]
+
+
+def epoch_order(groups: Sequence[Sequence[Picture]], total: int, seed: int, epoch: int) -> list[list[Picture]]:
+    """The batches of `total` pictures of an epoch, in the order they are used; each from one of `groups`."""
+    draw = Random(seed_of("order", seed, epoch))
+    batches = []
+    for group in groups:
+        shown = _shuffled([picture for picture in group for _ in range(picture.repeats)], draw)
+        while len(shown) % total:
+            last = shown[len(shown) - len(shown) % total :]
+            further = sorted(_shuffled(group, draw), key=last.__contains__)  # those that are not in it yet come first
+            shown += further[: -len(shown) % total]
+        batches += [shown[at : at + total] for at in range(0, len(shown), total)]
+    return _shuffled(batches, draw)
+
+
+def flip_at(options: Data, seed: int, position: int) -> bool:
+    """Whether the sample at `position` is mirrored: a pure function."""
+    return options.flip and Random(seed_of("flip", seed, position)).random() < 0.5
+
+
+def _shuffled(items: Sequence, draw: Random) -> list:
+    return draw.sample(items, len(items))

@@ -1,0 +1,104 @@
+"""From a picture file to pixels of a bucket's size."""
+
+import hashlib
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+"""File names that are taken for pictures, in lower case."""
+
+# Pillow recognises files by content; without this list a PostScript file called .png would start Ghostscript.
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
+
+# What Pillow's parsers raise for broken files.
+BROKEN = (
+    *(OSError, SyntaxError, ValueError, EOFError, TypeError, LookupError, ArithmeticError, MemoryError),
+    *(struct.error, zlib.error, Image.DecompressionBombError),
+)
+
+
+class _Unusable(ValueError):
+    """A whole picture that cannot be trained on; the message says why and what to do."""
+
+
+def open_picture(path: Path) -> Image.Image:
+    """The picture in `path`: RGB, turned as its EXIF block says, transparent parts on white, completely decoded.
+
+    Raises ValueError, naming the file, when it is broken, not a picture or an animation.
+    """
+    try:
+        with Image.open(path, formats=FORMATS) as file:
+            frames = getattr(file, "n_frames", 1)
+            # A camera's multi-picture JPEG holds the picture itself first and previews after it.
+            if frames > 1 and file.format != "MPO":
+                raise _Unusable(f"it has {frames} frames; save the one that is meant as a picture")
+            return _on_white(ImageOps.exif_transpose(file))
+    except BROKEN as error:
+        raise ValueError(f"{path}: {_reason(path, error)}, or take it out of the folder") from error
+
+
+def content_key(picture: Image.Image) -> str:
+    """sha256 of size and pixels of an RGB picture, hex: the same for every file name and format."""
+    return hashlib.sha256(struct.pack("<II", *picture.size) + picture.tobytes()).hexdigest()
+
+
+def fit(picture: Image.Image, bucket: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """An RGB picture resized to cover `bucket` (width, height) and cropped to its middle.
+
+    Returns pixels `(3, h, w)` float32 in [-1, 1] and its `sizes_of`.
+    """
+    width, height, top, left = _placement(*picture.size, bucket)
+    resized = picture.resize((width, height), Image.Resampling.LANCZOS)
+    cropped = resized.crop((left, top, left + bucket[0], top + bucket[1]))
+    pixels = torch.from_numpy(np.array(cropped)).permute(2, 0, 1).contiguous()
+    return pixels.float() / 127.5 - 1, sizes_of(*picture.size, bucket)
+
+
+def sizes_of(width: int, height: int, bucket: tuple[int, int]) -> Tensor:
+    """`(6)` float32, what size-conditioned families are told: the picture's own height and width, the crop's top and
+    left in resized pixels, the bucket's height and width."""
+    _, _, top, left = _placement(width, height, bucket)
+    return torch.tensor([height, width, top, left, bucket[1], bucket[0]], dtype=torch.float32)
+
+
+def enlargement(width: int, height: int, bucket: tuple[int, int]) -> float:
+    """The factor by which a picture is resized to cover `bucket`; above 1 it is made larger than it is."""
+    return max(bucket[0] / width, bucket[1] / height)
+
+
+def _placement(width: int, height: int, bucket: tuple[int, int]) -> tuple[int, int, int, int]:
+    """Width and height after resizing, top and left of the crop."""
+    factor = enlargement(width, height, bucket)
+    resized_w, resized_h = max(bucket[0], round(width * factor)), max(bucket[1], round(height * factor))
+    return resized_w, resized_h, (resized_h - bucket[1]) // 2, (resized_w - bucket[0]) // 2
+
+
+def _on_white(picture: Image.Image) -> Image.Image:
+    """Any mode to RGB, transparent parts on white."""
+    if picture.mode.startswith("I;16") or (picture.mode == "I" and picture.format in ("PNG", None)):
+        # convert() would clip 16 bits to the lowest 8 instead of scaling.
+        values = np.asarray(picture).astype(np.float64) / 257
+        return Image.fromarray(values.round().clip(0, 255).astype(np.uint8)).convert("RGB")
+    if picture.mode in ("I", "F"):
+        raise _Unusable("it has 32 bits per channel without a known range; save it with 8 or 16 bits")
+    if picture.has_transparency_data:
+        white = Image.new("RGBA", picture.size, "white")
+        return Image.alpha_composite(white, picture.convert("RGBA")).convert("RGB")
+    return picture.convert("RGB")
+
+
+def _reason(path: Path, error: BaseException) -> str:
+    """What is wrong with a file, and the first half of what to do."""
+    if isinstance(error, Image.UnidentifiedImageError):
+        if path.stat().st_size == 0:
+            return "the file is empty; save the picture again"
+        return "its content is not a PNG, JPEG, WebP, BMP, GIF or TIFF picture; convert it"
+    if isinstance(error, _Unusable):
+        return str(error)
+    return f"the picture is broken ({error}); save it again"
