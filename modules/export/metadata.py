@@ -1,0 +1,252 @@
+"""What is written into a file besides tensors: the training's facts, for model managers and for repeating it."""
+
+import hashlib
+import json
+import re
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
+from datetime import datetime, timezone
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, Protocol
+
+from pydantic import BaseModel
+
+from modules.preset.files import METADATA_KEY
+from modules.preset.schema import Preset
+
+PACKAGES = ("torch", "diffusers", "transformers", "accelerate", "safetensors")
+
+
+class Shown(Protocol):
+    """A picture that was trained on, as `modules.data.index.Picture`."""
+
+    @property
+    def path(self) -> Path: ...
+    @property
+    def caption(self) -> str: ...
+    @property
+    def bucket(self) -> tuple[int, int]: ...
+    @property
+    def repeats(self) -> int: ...
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a run knows beyond its preset. All parts may be empty. JSON-able, so that an export can be repeated."""
+
+    step: int = 0
+    epoch: int = 0
+    started: float = 0.0
+    """Unix time, s."""
+    finished: float = 0.0
+    """Unix time, s."""
+    prompts: tuple[str, ...] = ()
+    """The prompts of the sample pictures; may be captions of the data set."""
+    pictures: dict[str, int] = field(default_factory=dict)
+    """Pictures per folder name."""
+    repeats: dict[str, int] = field(default_factory=dict)
+    """Repeats per epoch, per folder name."""
+    tags: dict[str, dict[str, int]] = field(default_factory=dict)
+    """How often each part of a caption occurs, per folder name."""
+    buckets: dict[str, int] = field(default_factory=dict)
+    """Pictures per bucket "512x768"."""
+    versions: dict[str, str] = field(default_factory=lambda: versions())
+    """Versions of this program and of the packages it stands on."""
+
+    def json(self) -> str:
+        """All facts as JSON text."""
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> "Facts":
+        """Back from `json`."""
+        values = json.loads(text)
+        return cls(**{**values, "prompts": tuple(values["prompts"])})
+
+
+def facts_of(
+    pictures: Iterable[Shown], preset: Preset, step: int, epoch: int, started: float, finished: float,
+    prompts: Iterable[str],
+) -> Facts:
+    """The facts of a run on `pictures`; times are Unix times in s."""
+    tags: dict[str, Counter[str]] = {}
+    counts: Counter[str] = Counter()
+    buckets: Counter[str] = Counter()
+    repeats: dict[str, int] = {}
+    for picture in pictures:
+        folder = picture.path.parent.name
+        parts = (part.strip() for part in picture.caption.split(preset.data.separator))
+        tags.setdefault(folder, Counter()).update(part for part in parts if part)
+        counts[folder] += 1
+        repeats[folder] = picture.repeats
+        buckets["x".join(map(str, picture.bucket))] += 1
+    return Facts(
+        step=step, epoch=epoch, started=started, finished=finished, prompts=tuple(prompts), pictures=dict(counts),
+        repeats=repeats, tags={folder: dict(found) for folder, found in tags.items()}, buckets=dict(buckets),
+    )
+
+
+def versions() -> dict[str, str]:
+    """Versions of this program and of the packages it stands on, those that are installed."""
+    project = (Path(__file__).parents[2] / "pyproject.toml").read_text(encoding="utf-8")
+    own = re.search(r'^version = "(.*)"$', project, re.MULTILINE)
+    found = {"gimbal": own.group(1)} if own else {}
+    for name in PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def without_paths(section: BaseModel) -> dict[str, Any]:
+    """A preset's values as JSON data, with local files and folders set back to their defaults."""
+    values = section.model_dump(mode="json")
+    for name, value in section:
+        info = type(section).model_fields[name]
+        extra = info.json_schema_extra
+        if isinstance(value, BaseModel):
+            values[name] = without_paths(value)
+        elif isinstance(extra, dict) and extra.get("kind") in ("file", "folder"):
+            values[name] = info.get_default()
+    return values
+
+
+def is_hub_id(path: str) -> bool:
+    """Whether a base path is a model id on the hub: `owner/name`, and no folder or file here."""
+    return re.fullmatch(r"[\w.-]*\w[\w.-]*/[\w.-]+", path) is not None and not Path(path).exists()
+
+
+def base_name(preset: Preset) -> str:
+    """The base's id on the hub, or the last part of its path."""
+    return preset.base.path if is_hub_id(preset.base.path) else Path(preset.base.path).name
+
+
+def training(preset: Preset, facts: Facts, form: "Form") -> dict[str, str]:
+    """The `ss_*` keys that A1111, Forge, SD.Next and kohya's tools read."""
+    rate = preset.training.learning_rate
+    found: dict[str, Any] = {
+        "ss_output_name": preset.name,
+        "ss_sd_model_name": base_name(preset),
+        "ss_network_module": "lycoris.kohya" if form.is_extended else "networks.lora",
+        "ss_network_dim": form.rank,
+        "ss_network_alpha": form.alpha,
+        "ss_network_args": form.arguments,
+        "ss_resolution": f"({preset.data.resolution}, {preset.data.resolution})",
+        "ss_batch_size_per_device": preset.training.batch_size,
+        "ss_gradient_accumulation_steps": preset.training.accumulation,
+        "ss_num_train_images": sum(n * facts.repeats[folder] for folder, n in facts.pictures.items()),
+        "ss_steps": facts.step,
+        "ss_epoch": facts.epoch,
+        "ss_learning_rate": rate,
+        "ss_unet_lr": rate,
+        "ss_text_encoder_lr": rate * preset.targets.text_encoder_lr_scale if preset.targets.text_encoders else None,
+        "ss_lr_scheduler": preset.training.schedule,
+        "ss_optimizer": preset.optimizer.name,
+        "ss_mixed_precision": preset.training.precision,
+        "ss_seed": preset.training.seed,
+        "ss_training_started_at": facts.started,
+        "ss_training_finished_at": facts.finished,
+        "ss_trigger_words": preset.data.trigger,
+    }
+    if preset.export.dataset_names:
+        folders = {f: {"n_repeats": facts.repeats[f], "img_count": n} for f, n in facts.pictures.items()}
+        sizes = [{"resolution": [int(n) for n in b.split("x")], "count": c} for b, c in facts.buckets.items()]
+        found["ss_tag_frequency"] = facts.tags
+        found["ss_dataset_dirs"] = folders
+        found["ss_bucket_info"] = {"buckets": dict(enumerate(sizes)), "mean_img_ar_error": 0}
+    return {key: text(value) for key, value in found.items()}
+
+
+def described(preset: Preset, facts: Facts) -> dict[str, str]:
+    """The `modelspec.*` keys that SwarmUI and model managers read."""
+    resolution = preset.data.resolution
+    found = {
+        "modelspec.sai_model_spec": "1.0.1",
+        "modelspec.title": preset.export.title or preset.name,
+        "modelspec.description": preset.description,
+        "modelspec.author": preset.export.author,
+        "modelspec.license": preset.export.license,
+        "modelspec.date": datetime.fromtimestamp(facts.finished, timezone.utc).isoformat(timespec="seconds"),
+        "modelspec.resolution": f"{resolution}x{resolution}",
+        "modelspec.trigger_phrase": preset.data.trigger,
+        "modelspec.tags": preset.data.trigger,
+    }
+    return {key: value for key, value in found.items() if value}
+
+
+def own(preset: Preset, facts: Facts, base_hash: str) -> dict[str, str]:
+    """Our keys: what repeats the training. Without dataset names also without captions and local paths."""
+    named = preset.export.dataset_names
+    values = preset.model_dump(mode="json") if named else without_paths(preset)
+    if is_hub_id(preset.base.path):
+        values["base"]["path"] = preset.base.path
+    found = {
+        METADATA_KEY: values,
+        "gimbal.method": preset.adapter.method,
+        "gimbal.host": preset.export.host,
+        "gimbal.base": base_name(preset),
+        "gimbal.base_hash": base_hash,
+        "gimbal.prompts": facts.prompts if named else preset.samples.prompts,
+        "gimbal.dataset": {"pictures": sum(facts.pictures.values()), **({"folders": facts.pictures} if named else {})},
+        "gimbal.versions": facts.versions,
+        "gimbal.seed": preset.training.seed,
+        "gimbal.step": facts.step,
+        "gimbal.comfyui_norm": preset.export.comfyui_norm,
+    }
+    return {key: text(value) for key, value in found.items()}
+
+
+@dataclass(frozen=True)
+class Form:
+    """What a file is made of, for model managers."""
+
+    rank: int
+    """The largest rank; 0 if the file has full differences only."""
+    alpha: float
+    axis: str
+    """The axis of most magnitudes, or empty."""
+    differences: bool
+
+    @property
+    def is_extended(self) -> bool:
+        """Whether the file is more than a plain LoRA."""
+        return bool(self.axis) or self.differences
+
+    @property
+    def arguments(self) -> dict[str, str]:
+        """LyCORIS' arguments for such a file."""
+        algorithm = {"algo": "lora" if self.rank else "full"}
+        if not self.is_extended:
+            return {}
+        if not self.axis:
+            return algorithm
+        return {**algorithm, "dora_wd": "True", "wd_on_output": str(self.axis == "output")}
+
+
+def text(value: Any) -> str:
+    """A metadata value: text as it is, everything else in kohya's way (None, True) or as JSON."""
+    if isinstance(value, str):
+        return value
+    return json.dumps(value) if isinstance(value, dict | list | tuple) else str(value)
+
+
+def file_hashes(path: Path) -> dict[str, str]:
+    """kohya's two hashes of a safetensors file whose header holds `ss_*` only: sha256 behind the header, and the
+    first 8 digits of the sha256 of 64 KiB at 1 MiB."""
+    with path.open("rb") as file:
+        file.seek(0x100000)
+        legacy = hashlib.sha256(file.read(0x10000)).hexdigest()[:8]
+    return {"sshs_model_hash": tensors_hash(path), "sshs_legacy_hash": legacy}
+
+
+def tensors_hash(path: Path) -> str:
+    """sha256 of a safetensors file's bytes behind the header, hex."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        file.seek(8 + int.from_bytes(file.read(8), "little"))
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
