@@ -1,0 +1,215 @@
+"""The command line of `scripts/train.py`: what is said to the user, and the exit codes.
+
+0 done, 2 bad input (nothing was touched), 1 failed while running (the last state is kept), 130 stopped (state saved).
+"""
+
+import argparse
+import json
+import logging
+import sys
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+
+from modules.preset import files
+from modules.preset.cli import options_help, parse_overrides
+from modules.preset.problems import PresetProblems
+from modules.preset.schema import Preset
+from modules.training.processes import companions, is_main_process, missing_processes
+
+DONE, FAILED, REFUSED, STOPPED = 0, 1, 2, 130
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run the command; its exit code."""
+    parser = make_parser()
+    arguments, rest = parser.parse_known_args(argv)
+    if arguments.help:
+        print(parser.format_help() + "\n" + options_help(Preset))
+        return DONE
+    if arguments.list:
+        for name, description in files.listing():
+            print(f"{name:24} {description}")
+        return DONE
+    try:
+        own = [flag for action in parser._actions for flag in action.option_strings]
+        overrides = parse_overrides(rest, own)
+        if arguments.json and not arguments.check:
+            raise PresetProblems(["--json: belongs to --check; a training writes its events to events.jsonl"])
+        if not arguments.preset:
+            raise PresetProblems(["--preset: none given; python scripts/train.py --list shows all presets"])
+        resolved = files.resolve(arguments.preset, overrides)
+        missing = 0 if arguments.check else missing_processes()
+    except PresetProblems as error:
+        return refuse(error.problems, arguments.json)
+    except ValueError as error:
+        return refuse([str(error)])
+    say_notes(resolved.notes)
+    quiet_libraries()
+    if arguments.check:
+        return check_only(resolved.preset, arguments.json)
+    with companions(missing):
+        return run(resolved.preset)
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The command's own flags; everything else is an option of the preset."""
+    parser = argparse.ArgumentParser(prog="train.py", description=__doc__, add_help=False, allow_abbrev=False)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.description = "Train an adapter for a diffusion model. The same command again goes on where it stopped."
+    preset_help = "a name from --list, a .json file, a run folder"
+    parser.add_argument("--preset", metavar="NAME|FILE", nargs="?", help=preset_help)  # none given is said in `main`
+    parser.add_argument("--list", action="store_true", help="show all presets")
+    parser.add_argument("--check", action="store_true", help="look at everything, train nothing")
+    parser.add_argument("--json", action="store_true", help="with --check: print the findings as JSON")
+    parser.add_argument("--help", "-h", action="store_true", help="show this and every option of a preset")
+    return parser
+
+
+def refuse(problems: Sequence[str], as_json: bool = False) -> int:
+    """Say everything that is wrong, once."""
+    if not is_main_process():
+        return REFUSED
+    if as_json:
+        print(json.dumps({"problems": list(problems)}))
+        return REFUSED
+    print("Nothing was started, because:", file=sys.stderr)
+    for problem in problems:
+        print("  - " + problem.replace("\n", "\n    "), file=sys.stderr)
+    return REFUSED
+
+
+def say_notes(notes: Sequence[str]) -> None:
+    """What is worth knowing, but keeps nothing from working."""
+    for note in notes if is_main_process() else ():
+        print(f"note: {note}", file=sys.stderr)
+
+
+def quiet_libraries() -> None:
+    """Libraries' progress bars, hints and warnings are not for the screen; warnings still reach a run's log.txt.
+
+    Has to come before they are imported, since some speak up while that happens.
+    """
+    for name in ("bitsandbytes", "diffusers", "transformers"):
+        logging.getLogger(name).addHandler(logging.NullHandler())
+    import diffusers.utils.logging
+    import transformers.utils.logging
+
+    for library in (diffusers.utils.logging, transformers.utils.logging):
+        library.disable_default_handler()
+        library.disable_progress_bar()
+
+
+def examined(preset: Preset):
+    """This machine as accelerate sees it, and what can be said before training."""
+    from modules.training import check
+    from modules.training.session import start_processes
+
+    machine = start_processes()
+    assert machine.device is not None
+    return machine, check.examine(preset, machine.device.type, machine.num_processes)
+
+
+def check_only(preset: Preset, as_json: bool) -> int:
+    """`--check`: everything except training."""
+    from modules.training import check
+
+    machine, found = examined(preset)
+    facts = check.report(preset, found, machine.num_processes)
+    if as_json and machine.is_main_process:
+        print(json.dumps(facts))
+    elif facts["problems"]:
+        refuse([*facts["problems"], *(f"note: {note}" for note in facts["notes"])])
+    elif machine.is_main_process:
+        print(check.text(facts))
+    return REFUSED if facts["problems"] else DONE
+
+
+def run(preset: Preset) -> int:
+    """Examine, open the run folder, train, export."""
+    from modules.training.session import start_accelerator
+
+    machine, found = examined(preset)
+    if found.problems or found.pictures is None:
+        return refuse(found.problems)
+    accelerator = start_accelerator(preset, machine)
+    opened, refusal = open_together(preset, accelerator)
+    if opened is None:
+        return refuse([refusal])
+    with opened:
+        if opened.finished is None:
+            return trained(preset, found, opened, accelerator)
+        if accelerator.is_main_process:
+            print(f"{preset.name} is already finished: {opened.finished}. Another --name starts a new run.")
+        return DONE
+
+
+def open_together(preset: Preset, accelerator):
+    """The run folder, opened by the main process and joined by the others; or None and why not."""
+    from accelerate.utils import broadcast_object_list
+
+    from modules.training.run import join_run, open_run
+
+    folder, opened, outcome = Path(preset.saving.folder), None, ["", None]
+    if accelerator.is_main_process:
+        try:
+            opened = open_run(folder, preset, preset.name)
+            outcome[1] = opened.finished
+        except ValueError as error:
+            outcome[0] = str(error)
+        except OSError as error:
+            outcome[0] = f"saving.folder {folder}: cannot be written ({error}); give another one with --saving.folder"
+    broadcast_object_list(outcome)
+    if outcome[0]:
+        return None, outcome[0]
+    if opened is None:
+        opened = join_run(folder, preset.name)
+        opened.finished = outcome[1]
+    return opened, ""
+
+
+def trained(preset: Preset, found, opened, accelerator) -> int:
+    """Train in an open run folder; every outcome ends in a `finished` event."""
+    from modules.training.events import Events
+    from modules.training.loop import train
+    from modules.training.session import prepare
+
+    outcome, code, session, reason = "failed", FAILED, None, ""
+    say_notes(found.notes)
+    if accelerator.is_main_process:
+        print(f"{preset.name}: loading {preset.base.path}; everything is kept in {opened.folder}", file=sys.stderr)
+    with Events(opened.folder, accelerator.is_main_process) as events:
+        try:
+            for note in found.notes:
+                events.write("warning", {"message": note, "detail": ""})
+            session = prepare(preset, found.pictures, opened, events, accelerator)
+            done = train(session)
+            outcome, code = ("done", DONE) if done else ("stopped", STOPPED)
+        except KeyboardInterrupt:
+            outcome, code = "stopped", STOPPED
+        except Exception as error:  # noqa: BLE001  said, logged with its trace, and answered with exit code 1
+            reason = str(error) if isinstance(error, (ValueError, FloatingPointError)) else repr(error)
+            events.write("error", {"message": reason, "detail": traceback.format_exc()})
+        path = str(opened.folder / f"{opened.name}.safetensors") if outcome == "done" else None
+        facts = {"outcome": outcome, "exit_code": code, "step": session.step if session else 0, "path": path}
+        events.write("finished", facts)
+    if accelerator.is_main_process:
+        say_outcome(outcome, reason, opened.folder, path)
+    elif reason:
+        print(f"Process {accelerator.process_index} failed: {reason}", file=sys.stderr)
+    return code
+
+
+def say_outcome(outcome: str, reason: str, folder: Path, path: str | None) -> None:
+    """The last words on the screen."""
+    from modules.training.state import latest_state
+
+    if outcome == "done":
+        print(f"Done: {path}")
+        return
+    state = latest_state(folder)
+    again = f"goes on from {state}" if state else "starts anew, since there is no state yet"
+    if outcome == "stopped":
+        print(f"Stopped. The same command {again}.", file=sys.stderr)
+    else:
+        print(f"Failed: {reason}\n{folder / 'log.txt'} says where. The same command {again}.", file=sys.stderr)

@@ -1,0 +1,112 @@
+"""What a training shows and writes beside its steps: validation loss, sample pictures, adapter and exported file."""
+
+import time
+from pathlib import Path
+
+import torch
+from accelerate.utils import broadcast_object_list
+from torch import Tensor
+from tqdm import tqdm
+
+from modules import objectives
+from modules.adapters.base import seed_of
+from modules.data.pictures import sizes_of
+from modules.export import native
+from modules.export.export import export
+from modules.export.metadata import Facts, facts_of
+from modules.training import samples
+from modules.training.optimizers import averaged
+from modules.training.session import Session, validation_captions
+
+
+def noise_errors(
+    session: Session, latents: Tensor, noise: Tensor, timesteps: Tensor, captions: list[str], sizes: Tensor
+) -> Tensor:
+    """Squared error of each sample `(n)` at the given noise; all arguments on the CPU, float32."""
+    device = session.accelerator.device
+    alphas = session.model.alphas_cumprod[timesteps]
+    noisy = objectives.add_noise(latents, noise, alphas).to(device)
+    wanted = objectives.target(session.prediction, latents, noise, alphas).to(device)
+    texts = session.encode(captions)
+    return objectives.squared_error(session.model.predict(noisy, timesteps.to(device), texts, sizes.to(device)), wanted)
+
+
+@torch.no_grad()
+def validate(session: Session) -> None:
+    """Loss on the validation pictures, always with the same noise at the same evenly spread time steps."""
+    if session.validation is None:
+        return
+    draws, total = session.preset.validation.draws, len(session.model.alphas_cumprod)
+    timesteps = torch.tensor([int((draw + 0.5) * total / draws) for draw in range(draws)])
+    errors = []
+    if session.accelerator.is_main_process:
+        with averaged(session.optimizer), session.derived.frozen(), session.accelerator.autocast():
+            for picture, caption in zip(session.validation.pictures, validation_captions(session), strict=True):
+                mean, _ = session.latents.get(picture, False).chunk(2)
+                seeds = [seed_of("validation", picture.key, draw) for draw in range(draws)]
+                noise = torch.stack([objectives.sample_noise(s, 0, tuple(mean.shape), 0.0) for s in seeds])
+                latents = mean.expand_as(noise)
+                sizes = sizes_of(picture.width, picture.height, picture.bucket).expand(draws, -1)
+                errors.append(noise_errors(session, latents, noise, timesteps, [caption] * draws, sizes))
+    loss = [float(torch.cat(errors).mean()) if errors else 0.0]
+    broadcast_object_list(loss)
+    if session.step == 0:
+        session.baseline = loss[0]
+    session.events.write("validation", {"step": session.step, "loss": loss[0], "baseline": session.baseline})
+
+
+def sample(session: Session) -> None:
+    """Sample pictures of this step and the comparison grid."""
+    wanted = session.preset.samples
+    if not wanted.enabled or not session.accelerator.is_main_process:
+        return
+    prompts = sample_prompts(session)
+    side = session.preset.data.resolution
+    size = (wanted.width or side, wanted.height or side)
+    with averaged(session.optimizer), session.derived.frozen(), session.accelerator.autocast():
+        pictures = session.model.sample(
+            prompts, wanted.negative, *size, wanted.steps, wanted.guidance, wanted.seed
+        )
+    folder = session.run.folder
+    for path, prompt in zip(samples.save_samples(folder, session.step, pictures), prompts, strict=True):
+        session.events.write("sample", {"step": session.step, "path": str(path), "prompt": prompt})
+    steps = samples.sampled_steps(folder, len(prompts))
+    samples.write_grid(folder, steps, prompts)
+
+
+def sample_prompts(session: Session) -> list[str]:
+    """The preset's prompts, or the captions of the first four pictures."""
+    return list(session.preset.samples.prompts) or [picture.caption for picture in session.index.pictures[:4]]
+
+
+def training_facts(session: Session) -> Facts:
+    """What the files say about this training."""
+    epoch = int(session.batches.epoch(session.step))
+    prompts = sample_prompts(session)
+    pictures = session.index.pictures
+    return facts_of(pictures, session.preset, session.step, epoch, session.started, time.time(), prompts)
+
+
+def save_adapter(session: Session) -> None:
+    """`adapter.safetensors`: the adapters as they are, for exporting again later."""
+    if not session.accelerator.is_main_process:
+        return
+    path = session.run.folder / "adapter.safetensors"
+    with averaged(session.optimizer):
+        native.save(path, session.adapted, training_facts(session))
+    facts = {"what": "adapter", "path": str(path), "step": session.step, "bytes": path.stat().st_size}
+    session.events.write("saved", facts)
+
+
+def export_now(session: Session, name: str) -> Path | None:
+    """Write the file for other programs, checked against the host's arithmetic."""
+    if not session.accelerator.is_main_process:
+        return None
+    path = session.run.folder / f"{name}.safetensors"
+    with averaged(session.optimizer):
+        result = export(session.model, session.adapted, session.preset, training_facts(session), path)
+    errors = path.with_suffix(".errors.tsv")
+    errors.write_text(result.table(), encoding="utf-8")
+    tqdm.write(f"{result.text()}\n  every layer's error: {errors}")
+    session.events.write("saved", {"what": "export", "path": str(path), "step": session.step, "bytes": result.size})
+    return path

@@ -1,0 +1,64 @@
+"""Sample pictures along the training, and the grid that compares them."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from PIL import Image, ImageDraw, ImageFont
+
+MARGIN, LABEL = 6, 18
+"""Pixels between pictures, and for a line of text."""
+
+
+def sample_path(folder: Path, step: int, number: int) -> Path:
+    """Where picture `number` of `step` is kept."""
+    return folder / "samples" / f"step-{step:06d}_{number:02d}.png"
+
+
+def save_samples(folder: Path, step: int, pictures: Sequence[Image.Image]) -> list[Path]:
+    """Write the pictures of one step; their paths."""
+    paths = [sample_path(folder, step, number) for number in range(len(pictures))]
+    for path, picture in zip(paths, pictures, strict=True):
+        path.parent.mkdir(exist_ok=True)
+        picture.save(path)
+    return paths
+
+
+def sampled_steps(folder: Path, count: int, rows: int = 5) -> list[int]:
+    """Steps of which all `count` pictures exist: the first, the last and some between, at most `rows`."""
+    last = sorted((folder / "samples").glob(f"step-*_{count - 1:02d}.png"))
+    steps = [int(path.name[5:11]) for path in last]
+    if len(steps) <= rows:
+        return steps
+    return [steps[round(row * (len(steps) - 1) / (rows - 1))] for row in range(rows)]
+
+
+def write_grid(folder: Path, steps: Sequence[int], prompts: Sequence[str], smallest: int = 160) -> Path:
+    """`samples/grid.png`: one column per prompt, one row per step, from the pictures on disk.
+
+    Pictures smaller than `smallest` pixels are enlarged without smoothing, so that every pixel can be judged.
+    """
+    rows = [[Image.open(sample_path(folder, step, n)).convert("RGB") for n in range(len(prompts))] for step in steps]
+    width, height = rows[0][0].size
+    zoom = max(1, -(-smallest // width))
+    cell = (width * zoom, height * zoom)
+    left = 70
+    size = (left + len(prompts) * (cell[0] + MARGIN) + MARGIN, LABEL + len(steps) * (cell[1] + MARGIN) + MARGIN)
+    grid = Image.new("RGB", size, "white")
+    draw, font = ImageDraw.Draw(grid), ImageFont.load_default(12)
+    for column, prompt in enumerate(prompts):
+        x = left + column * (cell[0] + MARGIN)
+        draw.text((x, 2), _shortened(prompt, cell[0], font), "black", font)
+    for row, step in enumerate(steps):
+        y = LABEL + row * (cell[1] + MARGIN)
+        draw.text((MARGIN, y + cell[1] // 2), "before" if step == 0 else f"step {step}", "black", font)
+        for column, picture in enumerate(rows[row]):
+            grid.paste(picture.resize(cell, Image.Resampling.NEAREST), (left + column * (cell[0] + MARGIN), y))
+    path = folder / "samples" / "grid.png"
+    grid.save(path)
+    return path
+
+
+def _shortened(text: str, width: int, font) -> str:
+    while text and font.getlength(text) > width:
+        text = text[:-2].rstrip() + "…" if not text.endswith("…") else text[:-2].rstrip() + "…"
+    return text

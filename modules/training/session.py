@@ -1,0 +1,241 @@
+"""Everything a training needs, made ready in order: model, pictures, caches, adapters, optimizer, state."""
+
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Any
+
+import torch
+from accelerate import Accelerator, PartialState
+from accelerate.utils import parse_flag_from_env
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from modules.adapters.base import Adapted, adapter_state, load_adapter_state
+from modules.adapters.derived import Derived
+from modules.data.batches import Batches
+from modules.data.cache import LatentCache, TextCache
+from modules.data.captions import caption_for
+from modules.data.index import Index, Progress
+from modules.families.base import Texts
+from modules.preset.schema import Preset, Training
+from modules.training import setup, state
+from modules.training.events import Events
+from modules.training.run import Run
+
+PATIENCE = timedelta(hours=6)
+"""How long processes wait for the main one, which makes samples and exports alone."""
+
+BAR = "{desc}: {n_fmt} of {total_fmt} |{bar}| {remaining} left"
+"""How a progress bar of the preparations looks."""
+
+
+def start_processes() -> PartialState:
+    """Device and processes as accelerate's launcher set them. `PartialState` by itself does not read the launcher's
+    wish for the CPU, and without it does not join CPU processes together."""
+    return PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"), timeout=PATIENCE)
+
+
+def start_accelerator(preset: Preset, machine: PartialState) -> Accelerator:
+    """Accelerate on `machine` with the precision that the preset wants."""
+    assert machine.device is not None
+    name = setup.precision(preset, machine.device)
+    return Accelerator(mixed_precision={"float32": "no", "bfloat16": "bf16", "float16": "fp16"}[name])
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """What is trained on, and what is only looked at."""
+
+    training: Index
+    validation: Index | None
+
+
+@dataclass
+class Session:
+    """One training, ready to go on at step `step`."""
+
+    preset: Preset
+    run: Run
+    events: Events
+    accelerator: Accelerator
+    model: Any
+    adapted: dict[str, Adapted]
+    derived: Derived
+    parameters: list[nn.Parameter]
+    optimizer: Any
+    index: Index
+    validation: Index | None
+    batches: Batches
+    latents: LatentCache
+    texts: TextCache | None
+    steps: int
+    step: int = 0
+    baseline: float | None = None
+    """Validation loss before training."""
+    average: float | None = None
+    """Running average of the loss."""
+    started: float = field(default_factory=time.time)
+    """Unix time of the first start, s."""
+
+    @property
+    def prediction(self) -> str:
+        """What the network predicts."""
+        wanted = self.preset.objective.prediction
+        return self.model.prediction if wanted == "auto" else wanted
+
+    def encode(self, captions: list[str]) -> Texts:
+        """Conditions of captions on the device, from the cache where the text encoders are frozen."""
+        if self.texts is None:
+            return self.model.encode_texts(captions)
+        return {name: value.to(self.accelerator.device) for name, value in self.texts.get(captions).items()}
+
+    def adapter_state(self) -> dict[str, Tensor]:
+        """Parameters and buffers of all adapters by full layer name."""
+        return adapter_state(setup.whole(self.model))
+
+
+def prepare(preset: Preset, pictures: Pictures, run: Run, events: Events, accelerator: Accelerator) -> Session:
+    """Stations 4 to 8 of a run, and the last state if there is one. Raises ValueError for bad input."""
+    device = accelerator.device
+    events.write("stage", {"name": "load", "detail": f"loading {preset.base.path}"})
+    model, adapted = setup.load_and_attach(preset, device)
+    if preset.training.gradient_checkpointing:
+        model.enable_checkpointing()
+    index, validation = pictures.training, pictures.validation
+
+    training = preset.training
+    batches = Batches(
+        index,
+        preset.data,
+        training.batch_size,
+        training.accumulation,
+        accelerator.num_processes,
+        accelerator.process_index,
+        training.seed,
+    )
+    steps = total_steps(training, batches)
+    groups = setup.parameter_groups(adapted, model, preset.targets)
+    optimizer = accelerator.prepare(preset.optimizer.build(groups, training.learning_rate))
+    frozen_texts = not setup.trains_texts(adapted, model)
+    stable_captions = not (preset.data.shuffle or preset.data.part_dropout)
+    session = Session(
+        preset=preset,
+        run=run,
+        events=events,
+        accelerator=accelerator,
+        model=model,
+        adapted=adapted,
+        derived=Derived(adapted.values()),
+        parameters=[p for group in groups for p in group["params"]],
+        optimizer=optimizer,
+        index=index,
+        validation=validation,
+        batches=batches,
+        latents=LatentCache(preset.data, model),
+        texts=TextCache(preset.data, model) if frozen_texts and stable_captions else None,
+        steps=steps,
+    )
+    write_tables(session)
+    fill_caches(session)
+    resume(session)
+    return session
+
+
+def total_steps(training: Training, batches: Batches) -> int:
+    """Optimizer steps of the whole training."""
+    return training.steps if training.epochs is None else training.epochs * batches.steps_per_epoch
+
+
+def write_tables(session: Session) -> None:
+    """`layers.tsv` and `pictures.tsv` in the run folder."""
+    events, index = session.events, session.index
+    if not session.accelerator.is_main_process:
+        return
+    batch = session.preset.training.batch_size * session.accelerator.num_processes
+    (session.run.folder / "layers.tsv").write_text(setup.layer_table(session.adapted), encoding="utf-8")
+    (session.run.folder / "pictures.tsv").write_text(index.rows(), encoding="utf-8")
+    events.write("stage", {"name": "buckets", "detail": index.table(batch)})
+    count = sum(p.numel() for p in session.parameters)
+    detail = f"{len(session.adapted)} layers, {count:,} trainable parameters, {session.steps} steps"
+    events.write("stage", {"name": "adapters", "detail": detail})
+
+
+def fill_caches(session: Session) -> None:
+    """Encode what is not in the cache yet, then move encoders that are no longer needed off the device."""
+    session.events.write("stage", {"name": "cache", "detail": "encoding pictures and captions"})
+    pictures = [*session.index.pictures, *(session.validation.pictures if session.validation else ())]
+    with session.accelerator.main_process_first():
+        with progress_bar("encoding pictures", session) as move:
+            session.latents.fill(pictures, move)
+        if session.texts is not None:
+            captions = {*session.batches.captions(session.steps), *validation_captions(session)}
+            with progress_bar("encoding captions", session) as move:
+                session.texts.fill(captions, move)
+    session.model.release_encoders(texts=session.texts is not None)
+
+
+@contextmanager
+def progress_bar(title: str, session: Session) -> Iterator[Progress]:
+    """A bar that is told how far things are. It shows only what takes longer than a moment, and is gone afterwards."""
+    off = not session.accelerator.is_main_process
+    with tqdm(desc=title, total=1, delay=1, leave=False, disable=off, bar_format=BAR) as bar:
+
+        def move(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        yield move
+
+
+def validation_captions(session: Session) -> list[str]:
+    """Captions of the validation pictures as they are used: with the trigger, never shuffled or dropped."""
+    if session.validation is None:
+        return []
+    plain = session.preset.data.model_copy(update={"shuffle": False, "part_dropout": 0.0, "caption_dropout": 0.0})
+    return [caption_for(plain, picture.caption, 0, 0) for picture in session.validation.pictures]
+
+
+def resume(session: Session) -> None:
+    """Go on from the run folder's last whole state, if there is one."""
+    folder = state.latest_state(session.run.folder)
+    if folder is None:
+        return
+    saved = state.load_state(folder)
+    load_adapter_state(setup.whole(session.model), saved.adapter)
+    state.restore_optimizer(session.optimizer, saved)
+    session.step, session.started = saved.step, saved.facts["started"]
+    session.baseline, session.average = saved.facts["baseline"], saved.facts["average"]
+    before, now = saved.facts["processes"], session.accelerator.num_processes
+    if before != now:
+        message = f"this run had {before} processes and goes on with {now}: its steps see other pictures from here on"
+        session.events.write("warning", {"message": message, "detail": ""})
+    session.events.write("stage", {"name": "resume", "detail": f"going on from step {session.step} ({folder})"})
+
+
+def save(session: Session) -> None:
+    """Write a training state; older ones are deleted."""
+    if not session.accelerator.is_main_process:
+        return
+    facts = {
+        "baseline": session.baseline,
+        "average": session.average,
+        "started": session.started,
+        "processes": session.accelerator.num_processes,
+    }
+    path = state.save_state(session.run.folder, session.step, session.adapter_state(), session.optimizer, facts)
+    state.prune_states(session.run.folder, session.preset.saving.keep_states)
+    size = sum(file.stat().st_size for file in path.iterdir())
+    session.events.write("saved", {"what": "state", "path": os.fspath(path), "step": session.step, "bytes": size})
+
+
+def memory_mb(device: torch.device) -> float:
+    """Peak memory of this process in MiB: of the device where there is one, else of the machine."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    import psutil
+
+    return psutil.Process().memory_info().rss / 2**20

@@ -1,0 +1,120 @@
+"""From a preset to a model with adapters: which layers are matched, and putting adapters on them."""
+
+import difflib
+import fnmatch
+from typing import Any
+
+import torch
+from torch import nn
+
+from modules import adapters, families
+from modules.adapters.base import Adapted, adapted_layers, attach
+from modules.adapters.layers import KINDS
+from modules.preset.schema import Preset, Targets
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def precision(preset: Preset, device: torch.device) -> str:
+    """The number format of forward and backward pass on `device`."""
+    if preset.training.precision != "auto":
+        return preset.training.precision
+    if device.type != "cuda":
+        return "float32"
+    return "bfloat16" if torch.cuda.is_bf16_supported() else "float16"
+
+
+def base_dtype(preset: Preset, device: torch.device) -> torch.dtype:
+    """The number format the frozen weights are kept in."""
+    return DTYPES[precision(preset, device) if preset.base.dtype == "auto" else preset.base.dtype]
+
+
+def match_layers(model: Any, targets: Targets) -> list[str]:
+    """Full names of the layers to adapt, in the model's order.
+
+    Raises ValueError with one sentence per line for an unknown set, a pattern without a match, or no layer at all.
+    """
+    names = [name for name, module in whole(model).named_modules() if isinstance(module, tuple(KINDS))]
+    sets = model.named_targets()
+    if targets.layers not in sets:
+        near = difflib.get_close_matches(targets.layers, sets, 1)
+        hint = f"did you mean {near[0]}?" if near else f"there is {', '.join(sets)}"
+        raise ValueError(f"targets.layers: {targets.layers!r} is no set of layers of this family; {hint}")
+    denoiser = next(iter(model.networks))
+    allowed = [n for n in names if targets.text_encoders or n.startswith(denoiser + ".")]
+    chosen = {n for n in allowed if any(fnmatch.fnmatchcase(n, p) for p in sets[targets.layers])}
+    problems = []
+    for field, patterns in (("include", targets.include), ("exclude", targets.exclude)):
+        for pattern in patterns:
+            hits = fnmatch.filter(names if field == "include" else sorted(chosen), pattern)
+            chosen = chosen.union(hits) if field == "include" else chosen.difference(hits)
+            if not hits:
+                problems.append(f"targets.{field}: {pattern!r} matches no layer; {_nearest_layer(pattern, names)}")
+    if not chosen and not problems:
+        problems.append("targets: no layer is left to adapt; remove patterns from targets.exclude")
+    if problems:
+        raise ValueError("\n".join(problems))
+    return [name for name in names if name in chosen]
+
+
+def _nearest_layer(pattern: str, names: list[str]) -> str:
+    near = difflib.get_close_matches(pattern.strip("*"), names, 1, cutoff=0.3)
+    return f"layers are named like {near[0] if near else names[0]}"
+
+
+def whole(model: Any) -> nn.ModuleDict:
+    """All networks of a model as one, so that full layer names are module paths."""
+    return nn.ModuleDict(model.networks)
+
+
+def attach_all(model: Any, preset: Preset) -> dict[str, Adapted]:
+    """Put the preset's adapter on all matched layers. Raises ValueError listing every layer that cannot take it."""
+    network, problems = whole(model), []
+    for name in match_layers(model, preset.targets):
+        try:
+            attach(network, name, preset.adapter, preset.training.seed)
+        except ValueError as error:
+            problems.append(f"targets: {error}")
+    if problems:
+        raise ValueError("\n".join(problems))
+    return dict(adapted_layers(network))
+
+
+def load_and_attach(preset: Preset, device: torch.device) -> tuple[Any, dict[str, Adapted]]:
+    """The frozen model on `device` with adapters at the start of training."""
+    model = families.load_class(preset.family).load(preset.base, device, base_dtype(preset, device))
+    return model, attach_all(model, preset)
+
+
+def parameter_groups(adapted: dict[str, Adapted], model: Any, targets: Targets) -> list[dict]:
+    """Trainable parameters as optimizer groups `{"params", "lr_scale", "decay"}`, in a fixed order."""
+    denoiser = next(iter(model.networks))
+    groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
+    for name, layer in adapted.items():
+        scale = 1.0 if name.startswith(denoiser + ".") else targets.text_encoder_lr_scale
+        for key, parameter in layer.adapter.named_parameters():
+            if parameter.requires_grad:
+                groups.setdefault((scale, key not in layer.adapter.undecayed), []).append(parameter)
+    return [{"params": params, "lr_scale": scale, "decay": decay} for (scale, decay), params in groups.items()]
+
+
+def layer_table(adapted: dict[str, Adapted]) -> str:
+    """One line per layer: name, kind and shape, method, trainable parameters."""
+    rows = ["layer\tkind\tshape\tmethod\tparameters"]
+    for name, module in adapted.items():
+        layer = module.layer
+        count = sum(p.numel() for p in module.adapter.parameters() if p.requires_grad)
+        shape = f"{layer.out_features}x{layer.channels}" + (f"x{layer.kernel}" if layer.kernel > 1 else "")
+        rows.append(f"{name}\t{layer.kind}\t{shape}\t{module.adapter.config.method}\t{count}")
+    return "\n".join(rows) + "\n"
+
+
+def trains_texts(adapted: dict[str, Adapted], model: Any) -> bool:
+    """Whether any layer outside the denoiser is adapted."""
+    denoiser = next(iter(model.networks))
+    return any(not name.startswith(denoiser + ".") for name in adapted)
+
+
+def method_names() -> list[str]:
+    """All methods, for listings."""
+    return sorted(adapters.methods())

@@ -1,0 +1,25 @@
+"""What the trainings in these tests start from."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.tiny_sdxl import make_folder
+from tests.training.runs import Place, draw_pictures
+
+
+@pytest.fixture(scope="session")
+def stage(tmp_path_factory) -> Path:
+    """A tiny base and pictures."""
+    folder = tmp_path_factory.mktemp("stage")
+    make_folder(folder)
+    draw_pictures(folder / "pictures", 5, 0)
+    draw_pictures(folder / "validation", 2, 1)
+    draw_pictures(folder / "one", 1, 2)
+    return folder
+
+
+@pytest.fixture
+def place(stage: Path, tmp_path: Path) -> Place:
+    """The same with a folder for this test's runs."""
+    return Place(stage, tmp_path)

@@ -1,0 +1,73 @@
+"""Two processes on the CPU: accelerate's launcher, and the gradients of one process with twice the batch."""
+
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from modules.training.processes import HOW, asked_for, missing_processes, promised
+from modules.training.state import latest_state, load_state
+from tests.training.runs import Place, launch, wait_for
+
+LAUNCHER = [str(Path(sys.executable).with_name("accelerate")), "launch"]
+CONFIG = ["--config_file", "configs/two_cpu_processes.yaml"]
+
+LAUNCHED = {"ACCELERATE_USE_CPU": "True", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
+"""What the launcher sets for several processes on the CPU, of which it starts one."""
+
+
+def close(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
+    assert found.keys() == expected.keys()
+    for key, tensor in expected.items():
+        torch.testing.assert_close(found[key], tensor, rtol=1e-6, atol=1e-6 * max(1e-3, float(tensor.abs().max())))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("flags", [["--num_processes", "2", "--cpu"], CONFIG], ids=["flags", "config"])
+def test_two_processes_are_one_with_twice_the_batch(place: Place, flags):
+    """An optimizer with plain steps: Adam would blow rounding up where a gradient is near zero."""
+    more = ["--training.steps", "3", "--optimizer.eps", "1.0", "--saving.state_every", "1"]
+    command = place.command("two", *more, "--training.batch_size", "1")
+    process = launch([*LAUNCHER, *flags, "scripts/train.py", *command], ACCELERATE_USE_CPU="1")
+    out, err = process.communicate(timeout=500)
+    assert process.returncode == 0, err
+    assert out.count("Done:") == 1 and "Traceback" not in err
+    assert load_state(latest_state(place.runs / "two")).facts["processes"] == 2
+    assert place.train("one", *more, "--training.batch_size", "2") == 0
+    close(place.adapter("two"), place.adapter("one"))
+    losses = [[event["loss"] for event in place.events(name, "step")] for name in ("one", "two")]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-6)
+    assert len(json.loads((place.runs / "two" / "environment.json").read_text())) == 1
+
+
+@pytest.mark.slow
+def test_ctrl_c_reaches_two_processes_and_they_save(place: Place):
+    command = place.command("two", "--training.steps", "100", "--training.batch_size", "1")
+    process = launch([*LAUNCHER, "--num_processes", "2", "--cpu", "scripts/train.py", *command])
+    # As a terminal does: all processes at once.
+    wait_for(process, lambda: place.stepping("two"), lambda: os.killpg(process.pid, signal.SIGINT))
+    process.communicate(timeout=500)
+    end = place.events("two")[-1]
+    assert end["outcome"] == "stopped"
+    assert load_state(latest_state(place.runs / "two")).step == end["step"]
+
+
+def test_the_launcher_is_recognised(monkeypatch):
+    assert promised(LAUNCHED)
+    assert not promised({})
+    assert not promised({**LAUNCHED, "WORLD_SIZE": "2"})
+    assert not promised({"ACCELERATE_USE_CPU": "True"})  # asked for one process
+    assert not promised({**LAUNCHED, "ACCELERATE_USE_CPU": "False"})
+    assert asked_for(["python", "accelerate", "launch", "--num_processes", "3", "--cpu", "train.py"]) == 3
+    assert asked_for(["accelerate", "launch", "--num-processes=2", "train.py"]) == 2
+    assert asked_for(["accelerate", "launch", "train.py"]) is None
+    assert missing_processes() == 0
+    for name, value in LAUNCHED.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ValueError, match="could not be found out"):
+        missing_processes()
+    assert "configs/two_cpu_processes.yaml" in HOW
