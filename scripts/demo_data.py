@@ -1,0 +1,198 @@
+"""Pictures and captions of the demo base, from the two emoji packages, read without a network when they are at hand.
+
+    python scripts/demo_data.py --google emoji-datasource-google-16.0.0.tgz
+
+writes demo/dataset (32 Noto pictures to train a LoRA on) and demo/validation (16 others). make_demo_base.py imports the
+rest: `read_pictures` for both sets, `make_captions` and `make_weights` for Twemoji.
+"""
+import argparse
+import io
+import json
+import shutil
+import subprocess
+import tarfile
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+
+VERSION = "16.0.0"
+SIZE = 64
+COLOURS = ("red", "orange", "yellow", "green", "blue", "purple", "brown", "black", "white")
+SHAPES = ("heart", "circle", "square")
+GRID_PROMPTS = ("red heart", "green apple", "grinning face", "rocket", "cat face", "pig face", "slice of pizza",
+                "strawberry", "sunflower", "christmas tree", "mushroom", "rainbow", "hamburger", "soccer ball",
+                "blue square", "airplane")
+SHAPE_WEIGHT, SUBJECT_WEIGHT, DATASET_WEIGHT = 24, 40, 12
+"""How much oftener the coloured shapes, the grid's subjects and the LoRA's subjects are drawn than other pictures."""
+
+# Unicode names in which "black" and "white" mean filled and hollow would teach wrong colours.
+RENAMED = {
+    "heavy black heart": "red heart", "black heart suit": "heart suit", "black spade suit": "spade suit",
+    "black club suit": "club suit", "black diamond suit": "diamond suit", "white medium star": "star",
+    "black sun with rays": "sun", "black telephone": "telephone", "black scissors": "scissors", "black nib": "nib",
+    "black large square": "black square", "white large square": "white square", "medium white circle": "white circle",
+    "medium black circle": "black circle", "white smiling face": "smiling face", "white flower": "flower stamp",
+    "white up pointing index": "pointing up", "white heavy check mark": "check mark button",
+    "black universal recycling symbol": "recycling symbol", "white question mark ornament": "grey question mark",
+    "white exclamation mark ornament": "grey exclamation mark", "black question mark ornament": "red question mark",
+    "heavy exclamation mark symbol": "red exclamation mark", "heavy large circle": "hollow red circle",
+    "black right-pointing triangle": "play button", "black left-pointing triangle": "reverse button",
+    "black right-pointing double triangle": "fast forward button", "eight pointed black star": "eight pointed star",
+    "black left-pointing double triangle": "rewind button", "black up-pointing double triangle": "fast up button",
+    "black down-pointing double triangle": "fast down button", "black rightwards arrow": "right arrow",
+    "leftwards black arrow": "left arrow", "upwards black arrow": "up arrow", "downwards black arrow": "down arrow",
+}
+GENDERED = ("woman", "man", "women", "men")
+
+DATASET = (
+    "red apple", "banana", "watermelon", "lemon", "cherries", "carrot", "doughnut", "hamburger", "birthday cake",
+    "soft ice cream", "grinning face", "smiling face with sunglasses", "crying face", "thinking face", "robot face",
+    "ghost", "cat face", "fox face", "panda face", "frog face", "penguin", "octopus", "butterfly", "turtle",
+    "cactus", "rose", "automobile", "sailboat", "balloon", "guitar", "crown", "hot beverage",
+)
+VALIDATION = (
+    "strawberry", "pear", "avocado", "slice of pizza", "cupcake", "winking face", "angry face", "dog face",
+    "pig face", "lion face", "owl", "tropical fish", "sunflower", "rocket", "bus", "trophy",
+)
+
+
+@dataclass
+class Picture:
+    """One emoji: its names (the first is the usual caption), its category, its PNG bytes."""
+    names: list[str]
+    category: str
+    subcategory: str
+    png: bytes = field(repr=False)
+
+    def pixels(self) -> np.ndarray:
+        """Composited on white: (SIZE, SIZE, 3) uint8."""
+        picture = Image.open(io.BytesIO(self.png)).convert("RGBA")
+        if picture.size != (SIZE, SIZE):
+            picture = picture.resize((SIZE, SIZE), Image.Resampling.LANCZOS)
+        white = Image.new("RGBA", picture.size, "white")
+        return np.asarray(Image.alpha_composite(white, picture).convert("RGB"))
+
+
+def pack(vendor: str, folder: Path) -> Path:
+    """Ask npm for one package's tarball; a tarball that is already in the folder is kept."""
+    name = f"emoji-datasource-{vendor}"
+    tarball = folder / f"{name}-{VERSION}.tgz"
+    if tarball.exists():
+        return tarball
+    if shutil.which("npm") is None:
+        raise SystemExit(f"npm is not installed. Install it, or pass --{vendor} with {tarball.name} or its unpacked "
+                         "folder.")
+    folder.mkdir(parents=True, exist_ok=True)
+    done = subprocess.run(["npm", "pack", f"{name}@{VERSION}"], cwd=folder, capture_output=True, text=True)
+    if done.returncode:
+        raise SystemExit(f"npm pack {name}@{VERSION} failed:\n{done.stderr.strip()}")
+    return tarball
+
+
+def read_pictures(vendor: str, source: Path) -> list[Picture]:
+    """Every base emoji of one vendor ("twitter" or "google"), from its tarball or its unpacked folder."""
+    if not source.exists():
+        raise SystemExit(f"--{vendor} {source}: there is no such file or folder")
+    if source.is_dir():
+        root = source / "package" if (source / "package").is_dir() else source
+        return pictures_in(vendor, root)
+    with tempfile.TemporaryDirectory() as folder, tarfile.open(source) as tarball:
+        wanted = (f"package/img/{vendor}/64/", "package/emoji.json")
+        members = [m for m in tqdm(tarball, desc=f"reading {source.name}", unit=" files") if m.name.startswith(wanted)]
+        tarball.extractall(folder, members=members, filter="data")
+        return pictures_in(vendor, Path(folder) / "package")
+
+
+def pictures_in(vendor: str, root: Path) -> list[Picture]:
+    """The pictures of an unpacked package, in the order of its emoji.json."""
+    table = root / "emoji.json"
+    if not table.exists():
+        raise SystemExit(f"{root} has no emoji.json: it is not an emoji-datasource-{vendor} package")
+    return [Picture(names_of(row), row["category"], row["subcategory"],
+                    (root / "img" / vendor / "64" / row["image"]).read_bytes())
+            for row in json.loads(table.read_text()) if row[f"has_img_{vendor}"]]
+
+
+def names_of(row: dict) -> list[str]:
+    """The official name in lower case, a plainer form of it, and the readable short names."""
+    official: str = row["name"].lower()
+    name = RENAMED.get(official, official).replace("’", "'")
+    names = [name]
+    words = name.split()
+    if words[0] == "large" and words[1] in COLOURS:  # "large red circle" is also "red circle", and mostly so
+        names = [" ".join(words[1:]), name]
+    if words[-1] in ("face", "symbol", "sign") and len(words) > 1 and "with" not in words:
+        names.append(" ".join(words[:-1]))
+    for short in row["short_names"]:
+        plain = " ".join(short.replace("_", " ").split())
+        if len(plain) > 2 and plain.isascii() and not (set(plain.split()) & set(COLOURS)) and plain not in names:
+            names.append(plain)
+    return names
+
+
+def worth_learning(picture: Picture) -> bool:
+    """False for flags, CJK signs, families and gendered doubles: a small network cannot tell so many of them apart."""
+    if picture.subcategory in ("country-flag", "subdivision-flag", "skin-tone", "family"):
+        return False
+    first = picture.names[0].replace(":", " ").split()[0]
+    return not (first in GENDERED and picture.subcategory.startswith("person")) and "squared c" not in picture.names[0]
+
+
+def category_words(picture: Picture) -> str:
+    return picture.category.lower().replace("&", "and")
+
+
+def make_captions(pictures: list[Picture]) -> list[list[tuple[str, float]]]:
+    """For each picture its possible captions with their probabilities: half of them name the category."""
+    captions = []
+    for picture in pictures:
+        first, others = picture.names[0], picture.names[1:]
+        plain = [(first, 0.7 if others else 1.0)] + [(other, 0.3 / len(others)) for other in others]
+        category = category_words(picture)
+        captions.append([(text, share / 2) for text, share in plain]
+                        + [(f"{text}, {category}", share / 2) for text, share in plain])
+    return captions
+
+
+def make_weights(pictures: list[Picture]) -> list[float]:
+    """How often each picture is drawn, relative to an ordinary one."""
+    special = dict.fromkeys(DATASET + VALIDATION, DATASET_WEIGHT)
+    special |= {f"{colour} {shape}": SHAPE_WEIGHT for colour in COLOURS for shape in SHAPES}
+    special |= dict.fromkeys(GRID_PROMPTS, SUBJECT_WEIGHT)
+    return [special.get(picture.names[0], 1) for picture in pictures]
+
+
+def write_folder(pictures: list[Picture], names: tuple[str, ...], folder: Path) -> None:
+    """One untouched PNG and one caption file per name."""
+    by_name = {picture.names[0]: picture for picture in pictures}
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in names:
+        stem = folder / name.replace(" ", "_")
+        stem.with_suffix(".png").write_bytes(by_name[name].png)
+        stem.with_suffix(".txt").write_text(f"{name}, noto style\n")
+
+
+def package_arguments(parser: argparse.ArgumentParser) -> None:
+    for vendor in ("twitter", "google"):
+        parser.add_argument(f"--{vendor}", type=Path, metavar="PATH",
+                            help=f"emoji-datasource-{vendor}-{VERSION}.tgz or its unpacked folder (default: npm pack)")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Write demo/dataset and demo/validation from the Noto pictures.")
+    package_arguments(parser)
+    parser.add_argument("--packages", type=Path, default=Path("runs/demo_base"), help="for npm pack's tarballs")
+    parser.add_argument("--out", type=Path, default=Path("demo"), help="folder that gets dataset/ and validation/")
+    arguments = parser.parse_args()
+    noto = read_pictures("google", arguments.google or pack("google", arguments.packages))
+    write_folder(noto, DATASET, arguments.out / "dataset")
+    write_folder(noto, VALIDATION, arguments.out / "validation")
+    print(f"{len(DATASET)} pictures in dataset/, {len(VALIDATION)} in validation/, both in {arguments.out}")
+
+
+if __name__ == "__main__":
+    main()
