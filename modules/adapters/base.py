@@ -4,7 +4,7 @@ A method file has a `Config` and an `Adapter`. `weight` defines the method; `der
 and have to agree with it. Merging, exporting and the fall-back forward use `weight` only.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -188,21 +188,21 @@ def _replace(network: nn.Module, choose) -> None:
         setattr(network.get_submodule(parent), leaf, choose(adapted))
 
 
-def adapter_state(network: nn.Module) -> dict[str, Tensor]:
-    """Parameters and buffers of all adapters, `<layer>.<tensor>`, detached on the CPU."""
+def adapter_state(layers: Mapping[str, Adapted]) -> dict[str, Tensor]:
+    """Parameters and buffers of the adapters of `layers` (by name), `<layer>.<tensor>`, detached on the CPU."""
     return {
         f"{name}.{key}": value.detach().cpu().clone()
-        for name, adapted in adapted_layers(network)
+        for name, adapted in layers.items()
         for key, value in adapted.adapter.state_dict().items()
     }
 
 
-def load_adapter_state(network: nn.Module, state: dict[str, Tensor]) -> None:
+def load_adapter_state(layers: Mapping[str, Adapted], state: dict[str, Tensor]) -> None:
     """Set all adapters from `adapter_state`. Raises ValueError if a layer or tensor is missing, extra or misshapen."""
-    expected = adapter_state(network)
+    expected = adapter_state(layers)
     wrong = sorted(expected.keys() ^ state.keys())
     wrong += [k for k in expected.keys() & state.keys() if expected[k].shape != state[k].shape]
     if wrong:
         raise ValueError(f"the saved adapter belongs to other layers or options: {', '.join(wrong[:5])} ({len(wrong)})")
-    for name, adapted in adapted_layers(network):
+    for name, adapted in layers.items():
         adapted.adapter.load_state_dict({key: state[f"{name}.{key}"] for key in adapted.adapter.state_dict()})

@@ -138,11 +138,11 @@ def report(preset: Preset, found: Findings, processes: int = 1) -> dict[str, Any
     if found.problems or found.pictures is None:
         return facts
     batches = _batches(preset, found.pictures.training, processes)
-    index = found.pictures.training
+    index, rows = found.pictures.training, setup.layer_rows(found.adapted)
     return {
         **facts,
-        "layers": [asdict(row) for row in layer_rows(found)],
-        "parameters": sum(row.parameters for row in layer_rows(found)),
+        "layers": [asdict(row) for row in rows],
+        "parameters": sum(row.parameters for row in rows),
         "pictures": len(index.pictures),
         "validation_pictures": len(found.pictures.validation.pictures) if found.pictures.validation else 0,
         "buckets": index.table(preset.training.batch_size * processes),
@@ -151,33 +151,6 @@ def report(preset: Preset, found: Findings, processes: int = 1) -> dict[str, Any
         "file_bytes": found.file_bytes,
         "forms": found.forms,
     }
-
-
-@dataclass(frozen=True)
-class LayerRow:
-    """One adapted layer."""
-
-    name: str
-    kind: str
-    out_features: int
-    channels: int
-    kernel: int
-    parameters: int
-
-
-def layer_rows(found: Findings) -> list[LayerRow]:
-    """The adapted layers in the model's order."""
-    return [
-        LayerRow(
-            name,
-            module.layer.kind,
-            module.layer.out_features,
-            module.layer.channels,
-            module.layer.kernel,
-            sum(p.numel() for p in module.adapter.parameters() if p.requires_grad),
-        )
-        for name, module in found.adapted.items()
-    ]
 
 
 def text(facts: dict[str, Any]) -> str:

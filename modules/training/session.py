@@ -95,7 +95,7 @@ class Session:
 
     def adapter_state(self) -> dict[str, Tensor]:
         """Parameters and buffers of all adapters by full layer name."""
-        return adapter_state(setup.whole(self.model))
+        return adapter_state(self.adapted)
 
 
 def prepare(preset: Preset, pictures: Pictures, run: Run, events: Events, accelerator: Accelerator) -> Session:
@@ -156,7 +156,8 @@ def write_tables(session: Session) -> None:
     if not session.accelerator.is_main_process:
         return
     batch = session.preset.training.batch_size * session.accelerator.num_processes
-    (session.run.folder / "layers.tsv").write_text(setup.layer_table(session.adapted), encoding="utf-8")
+    layers = setup.layer_table(session.adapted, session.preset.adapter.method)
+    (session.run.folder / "layers.tsv").write_text(layers, encoding="utf-8")
     (session.run.folder / "pictures.tsv").write_text(index.rows(), encoding="utf-8")
     events.write("stage", {"name": "buckets", "detail": index.table(batch)})
     count = sum(p.numel() for p in session.parameters)
@@ -205,7 +206,7 @@ def resume(session: Session) -> None:
     if folder is None:
         return
     saved = state.load_state(folder)
-    load_adapter_state(setup.whole(session.model), saved.adapter)
+    load_adapter_state(session.adapted, saved.adapter)
     state.restore_optimizer(session.optimizer, saved)
     session.step, session.started = saved.step, saved.facts["started"]
     session.baseline, session.average = saved.facts["baseline"], saved.facts["average"]

@@ -2,12 +2,13 @@
 
 import difflib
 import fnmatch
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 
-from modules import adapters, families
+from modules import families
 from modules.adapters.base import Adapted, adapted_layers, attach
 from modules.adapters.layers import KINDS
 from modules.preset.schema import Preset, Targets
@@ -40,8 +41,7 @@ def match_layers(model: Any, targets: Targets) -> list[str]:
         near = difflib.get_close_matches(targets.layers, sets, 1)
         hint = f"did you mean {near[0]}?" if near else f"there is {', '.join(sets)}"
         raise ValueError(f"targets.layers: {targets.layers!r} is no set of layers of this family; {hint}")
-    denoiser = next(iter(model.networks))
-    allowed = [n for n in names if targets.text_encoders or n.startswith(denoiser + ".")]
+    allowed = [name for name in names if targets.text_encoders or in_denoiser(model, name)]
     chosen = {n for n in allowed if any(fnmatch.fnmatchcase(n, p) for p in sets[targets.layers])}
     problems = []
     for field, patterns in (("include", targets.include), ("exclude", targets.exclude)):
@@ -88,33 +88,57 @@ def load_and_attach(preset: Preset, device: torch.device) -> tuple[Any, dict[str
 
 def parameter_groups(adapted: dict[str, Adapted], model: Any, targets: Targets) -> list[dict]:
     """Trainable parameters as optimizer groups `{"params", "lr_scale", "decay"}`, in a fixed order."""
-    denoiser = next(iter(model.networks))
     groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
     for name, layer in adapted.items():
-        scale = 1.0 if name.startswith(denoiser + ".") else targets.text_encoder_lr_scale
+        scale = 1.0 if in_denoiser(model, name) else targets.text_encoder_lr_scale
         for key, parameter in layer.adapter.named_parameters():
             if parameter.requires_grad:
                 groups.setdefault((scale, key not in layer.adapter.undecayed), []).append(parameter)
     return [{"params": params, "lr_scale": scale, "decay": decay} for (scale, decay), params in groups.items()]
 
 
-def layer_table(adapted: dict[str, Adapted]) -> str:
+@dataclass(frozen=True)
+class LayerRow:
+    """One adapted layer."""
+
+    name: str
+    kind: str
+    out_features: int
+    channels: int
+    kernel: int
+    parameters: int
+    """Those that are trained."""
+
+
+def layer_rows(adapted: dict[str, Adapted]) -> list[LayerRow]:
+    """The adapted layers in the model's order."""
+    return [
+        LayerRow(
+            name,
+            module.layer.kind,
+            module.layer.out_features,
+            module.layer.channels,
+            module.layer.kernel,
+            sum(p.numel() for p in module.adapter.parameters() if p.requires_grad),
+        )
+        for name, module in adapted.items()
+    ]
+
+
+def layer_table(adapted: dict[str, Adapted], method: str) -> str:
     """One line per layer: name, kind and shape, method, trainable parameters."""
     rows = ["layer\tkind\tshape\tmethod\tparameters"]
-    for name, module in adapted.items():
-        layer = module.layer
-        count = sum(p.numel() for p in module.adapter.parameters() if p.requires_grad)
-        shape = f"{layer.out_features}x{layer.channels}" + (f"x{layer.kernel}" if layer.kernel > 1 else "")
-        rows.append(f"{name}\t{layer.kind}\t{shape}\t{module.adapter.config.method}\t{count}")
+    for row in layer_rows(adapted):
+        shape = f"{row.out_features}x{row.channels}" + (f"x{row.kernel}" if row.kernel > 1 else "")
+        rows.append(f"{row.name}\t{row.kind}\t{shape}\t{method}\t{row.parameters}")
     return "\n".join(rows) + "\n"
 
 
 def trains_texts(adapted: dict[str, Adapted], model: Any) -> bool:
     """Whether any layer outside the denoiser is adapted."""
-    denoiser = next(iter(model.networks))
-    return any(not name.startswith(denoiser + ".") for name in adapted)
+    return any(not in_denoiser(model, name) for name in adapted)
 
 
-def method_names() -> list[str]:
-    """All methods, for listings."""
-    return sorted(adapters.methods())
+def in_denoiser(model: Any, name: str) -> bool:
+    """Whether the layer with this full name belongs to the denoiser, the first of the model's networks."""
+    return name.startswith(next(iter(model.networks)) + ".")

@@ -42,8 +42,8 @@ def test_a_saved_adapter_is_the_loaded_one(method, options, case, tmp_path):
         randomise(net[0].adapter, seed)
     x = inputs(case)
     assert not torch.equal(nets[0](x), nets[1](x))
-    safetensors.torch.save_file(adapter_state(nets[0]), tmp_path / "state.safetensors")
-    load_adapter_state(nets[1], safetensors.torch.load_file(tmp_path / "state.safetensors"))
+    safetensors.torch.save_file(adapter_state(dict(adapted_layers(nets[0]))), tmp_path / "state.safetensors")
+    load_adapter_state(dict(adapted_layers(nets[1])), safetensors.torch.load_file(tmp_path / "state.safetensors"))
     assert torch.equal(nets[0](x), nets[1](x))
 
 
@@ -51,20 +51,20 @@ def test_a_saved_adapter_is_the_loaded_one(method, options, case, tmp_path):
 def test_a_saved_adapter_of_other_options_is_refused(method, options):
     net = network(CASES[0])
     attach(net, "0", adapters.methods()[method].Config(method=method, **options), 0)
-    state = adapter_state(net)
+    state = adapter_state(dict(adapted_layers(net)))
     for wrong in ({}, {**state, "0.extra": torch.zeros(1)}, {k: torch.zeros(99, 99) for k in state}):
         with pytest.raises(ValueError, match="other layers or options"):
-            load_adapter_state(net, wrong)
+            load_adapter_state(dict(adapted_layers(net)), wrong)
 
 
 @every_pair
 def test_merging_is_the_forward_and_can_be_undone(method, options, case):
     adapted, x = adapt(method, options, case), inputs(case)
     before, weight = adapted(x), quant.dense_weight(adapted.base).clone()
-    parameters = set(adapter_state(nn.ModuleDict({"layer": adapted})))
+    parameters = set(adapter_state({"layer": adapted}))
     adapted.merge()
     close(adapted(x), before, 3e-6)
-    assert set(adapter_state(nn.ModuleDict({"layer": adapted}))) == parameters
+    assert set(adapter_state({"layer": adapted})) == parameters
     assert torch.equal(quant.dense_weight(adapted.base), weight)
     adapted.unmerge()
     assert torch.equal(adapted(x), before)
@@ -191,7 +191,7 @@ def test_initial_values_depend_on_seed_and_name_alone(method, options):
         for name in names:
             attach(net, name, config, seed)
         assert torch.equal(torch.rand(3), torch.rand(3, generator=torch.Generator().manual_seed(global_seed)))
-        return adapter_state(net)
+        return adapter_state(dict(adapted_layers(net)))
 
     one = initial(7, LAYERS, 0)
     other = initial(7, LAYERS[::-1][:2], 1)

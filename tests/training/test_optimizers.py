@@ -16,14 +16,7 @@ PAGED = [options for options in CLASSES if options().name.startswith("paged_")]
 RATES = {"prodigy": 1.0, "lion8bit": 0.01, "adafactor": 0.05}
 
 
-@pytest.fixture(autouse=True)
-def forget_accelerate():
-    """Accelerate keeps one state per process; other tests want their own."""
-    yield
-    from accelerate.state import AcceleratorState, GradientState
-
-    AcceleratorState._reset_state(reset_partial_state=True)
-    GradientState._reset_state()
+pytestmark = pytest.mark.usefixtures("forget_accelerate")
 
 
 def name_of(options) -> str:

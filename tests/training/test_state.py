@@ -17,14 +17,7 @@ CLASSES = typing.get_args(typing.get_args(OptimizerOptions)[0])
 ON_CPU = [options for options in CLASSES if not options().name.startswith("paged_")]
 
 
-@pytest.fixture(autouse=True)
-def forget_accelerate():
-    """Accelerate keeps one state per process; other tests want their own."""
-    yield
-    from accelerate.state import AcceleratorState, GradientState
-
-    AcceleratorState._reset_state(reset_partial_state=True)
-    GradientState._reset_state()
+pytestmark = pytest.mark.usefixtures("forget_accelerate")
 
 
 def name_of(options) -> str:
