@@ -37,13 +37,13 @@ def run(arguments: argparse.Namespace) -> str:
 
     from modules.export import native
     from modules.export.export import export
-    from modules.preset.schema import Preset
+    from modules.preset.files import resolve
     from modules.training.command import quiet_libraries
     from modules.training.setup import load_and_attach
 
     quiet_libraries()
     folder: Path = arguments.run
-    preset = Preset.model_validate_json((folder / "preset.json").read_text(encoding="utf-8"))
+    preset = resolve(str(folder / "preset.json")).preset
     names = ("host", "rank", "dtype", "comfyui_norm")
     chosen = {name: value for name, value in vars(arguments).items() if name in names and value is not None}
     options = type(preset.export).model_validate({**preset.export.model_dump(), **chosen})

@@ -3,6 +3,9 @@
 import math
 from collections.abc import Sequence
 
+GUESSED_STEP = 8
+"""Bucket step for looking at pictures when there is no model to ask."""
+
 
 def buckets(resolution: int, step: int, max_aspect: float, enabled: bool) -> tuple[tuple[int, int], ...]:
     """The sizes (width, height) in pixels, multiples of `step`, from narrow to wide.

@@ -33,6 +33,12 @@ def caption_for(options: Data, caption: str, seed: int, position: int) -> str:
     return _with_trigger(options, _glue(options).join(kept + rest))
 
 
+def whole_caption(options: Data, caption: str) -> str:
+    """The caption with the trigger, and with nothing dropped or shuffled: as validation pictures are seen."""
+    plain = options.model_copy(update={"shuffle": False, "part_dropout": 0.0, "caption_dropout": 0.0})
+    return caption_for(plain, caption, 0, 0)
+
+
 def _has_trigger(options: Data, caption: str) -> bool:
     return caption == options.trigger or caption.startswith(options.trigger + (options.separator or " "))
 

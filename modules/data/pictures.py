@@ -3,11 +3,14 @@
 import hashlib
 import struct
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import dropwhile
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 from torch import Tensor
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
@@ -32,15 +35,23 @@ def open_picture(path: Path) -> Image.Image:
 
     Raises ValueError, naming the file, when it is broken, not a picture or an animation.
     """
-    try:
-        with Image.open(path, formats=FORMATS) as file:
-            frames = getattr(file, "n_frames", 1)
-            # A camera's multi-picture JPEG holds the picture itself first and previews after it.
-            if frames > 1 and file.format != "MPO":
-                raise _Unusable(f"it has {frames} frames; save the one that is meant as a picture")
-            return _on_white(ImageOps.exif_transpose(file))
-    except BROKEN as error:
-        raise ValueError(f"{path}: {_reason(path, error)}, or take it out of the folder") from error
+    with _opened(path) as file:
+        return _on_white(ImageOps.exif_transpose(file))
+
+
+def read_size(path: Path) -> tuple[int, int]:
+    """Width and height of what `open_picture` gives, from the file's head wherever that tells.
+
+    Raises ValueError like `open_picture`, except for pixels that are broken.
+    """
+    with _opened(path) as file:
+        _refuse_unknown_range(file)
+        # A TIFF's size may be turned already. A PNG may have the rotation behind its pixels, where Pillow's own
+        # `getexif` looks for it by decoding them all.
+        if file.format == "TIFF" or (file.format == "PNG" and _has_more_behind_pixels(path)):
+            return ImageOps.exif_transpose(file).size
+        turned = Image.Image.getexif(file).get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8)
+        return (file.height, file.width) if turned else file.size
 
 
 def content_key(picture: Image.Image) -> str:
@@ -53,7 +64,7 @@ def fit(picture: Image.Image, bucket: tuple[int, int]) -> tuple[Tensor, Tensor]:
 
     Returns pixels `(3, h, w)` float32 in [-1, 1] and its `sizes_of`.
     """
-    width, height, top, left = _placement(*picture.size, bucket)
+    width, height, top, left = placement(*picture.size, bucket)
     resized = picture.resize((width, height), Image.Resampling.LANCZOS)
     cropped = resized.crop((left, top, left + bucket[0], top + bucket[1]))
     pixels = torch.from_numpy(np.array(cropped)).permute(2, 0, 1).contiguous()
@@ -63,7 +74,7 @@ def fit(picture: Image.Image, bucket: tuple[int, int]) -> tuple[Tensor, Tensor]:
 def sizes_of(width: int, height: int, bucket: tuple[int, int]) -> Tensor:
     """`(6)` float32, what size-conditioned families are told: the picture's own height and width, the crop's top and
     left in resized pixels, the bucket's height and width."""
-    _, _, top, left = _placement(width, height, bucket)
+    _, _, top, left = placement(width, height, bucket)
     return torch.tensor([height, width, top, left, bucket[1], bucket[0]], dtype=torch.float32)
 
 
@@ -72,25 +83,61 @@ def enlargement(width: int, height: int, bucket: tuple[int, int]) -> float:
     return max(bucket[0] / width, bucket[1] / height)
 
 
-def _placement(width: int, height: int, bucket: tuple[int, int]) -> tuple[int, int, int, int]:
+def placement(width: int, height: int, bucket: tuple[int, int]) -> tuple[int, int, int, int]:
     """Width and height after resizing, top and left of the crop."""
     factor = enlargement(width, height, bucket)
     resized_w, resized_h = max(bucket[0], round(width * factor)), max(bucket[1], round(height * factor))
     return resized_w, resized_h, (resized_h - bucket[1]) // 2, (resized_w - bucket[0]) // 2
 
 
+@contextmanager
+def _opened(path: Path) -> Iterator[Image.Image]:
+    """A picture file with its head read. Raises ValueError, naming the file, for what is wrong with it, also later."""
+    try:
+        with Image.open(path, formats=FORMATS) as file:
+            frames = getattr(file, "n_frames", 1)
+            # A camera's multi-picture JPEG holds the picture itself first and previews after it.
+            if frames > 1 and file.format != "MPO":
+                raise _Unusable(f"it has {frames} frames; save the one that is meant as a picture")
+            yield file
+    except BROKEN as error:
+        raise ValueError(f"{path}: {_reason(path, error)}, or take it out of the folder") from error
+
+
+def _has_more_behind_pixels(path: Path) -> bool:
+    """Whether a PNG file does not end after its pixels: chunks follow them, or the end is missing."""
+    names: list[bytes] = []
+    with path.open("rb", buffering=0) as file:
+        file.seek(8)
+        while len(head := file.read(8)) == 8:
+            length, name = struct.unpack(">I4s", head)
+            names.append(name)
+            file.seek(length + 4, 1)
+    rest = list(dropwhile(lambda name: name != b"IDAT", names))
+    return set(rest[:-1]) != {b"IDAT"} or rest[-1] != b"IEND"
+
+
 def _on_white(picture: Image.Image) -> Image.Image:
     """Any mode to RGB, transparent parts on white."""
-    if picture.mode.startswith("I;16") or (picture.mode == "I" and picture.format in ("PNG", None)):
+    if _is_deep(picture):
         # convert() would clip 16 bits to the lowest 8 instead of scaling.
         values = np.asarray(picture).astype(np.float64) / 257
         return Image.fromarray(values.round().clip(0, 255).astype(np.uint8)).convert("RGB")
-    if picture.mode in ("I", "F"):
-        raise _Unusable("it has 32 bits per channel without a known range; save it with 8 or 16 bits")
+    _refuse_unknown_range(picture)
     if picture.has_transparency_data:
         white = Image.new("RGBA", picture.size, "white")
         return Image.alpha_composite(white, picture.convert("RGBA")).convert("RGB")
     return picture.convert("RGB")
+
+
+def _is_deep(picture: Image.Image) -> bool:
+    """Whether the picture has 16 bits per channel."""
+    return picture.mode.startswith("I;16") or (picture.mode == "I" and picture.format in ("PNG", None))
+
+
+def _refuse_unknown_range(picture: Image.Image) -> None:
+    if picture.mode in ("I", "F") and not _is_deep(picture):
+        raise _Unusable("it has 32 bits per channel without a known range; save it with 8 or 16 bits")
 
 
 def _reason(path: Path, error: BaseException) -> str:

@@ -12,9 +12,11 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from pydantic import BaseModel
+from pydantic_core import to_jsonable_python
 
 from modules.preset.files import METADATA_KEY
 from modules.preset.schema import Preset
+from modules.preset.section import LOCAL_KINDS
 
 PACKAGES = ("torch", "diffusers", "transformers", "accelerate", "safetensors")
 
@@ -109,8 +111,8 @@ def without_paths(section: BaseModel) -> dict[str, Any]:
         extra = info.json_schema_extra
         if isinstance(value, BaseModel):
             values[name] = without_paths(value)
-        elif isinstance(extra, dict) and extra.get("kind") in ("file", "folder"):
-            values[name] = info.get_default()
+        elif isinstance(extra, dict) and extra.get("kind") in LOCAL_KINDS:
+            values[name] = to_jsonable_python(info.get_default())
     return values
 
 

@@ -2,6 +2,7 @@
 
 from importlib import import_module
 from pkgutil import iter_modules
+from typing import Any
 
 
 def names() -> list[str]:
@@ -12,3 +13,16 @@ def names() -> list[str]:
 def load_class(name: str):
     """The `Model` class of family `name`."""
     return import_module(f"{__name__}.{name}").Model
+
+
+def read(name: str, base: Any) -> tuple[Any, list[str]]:
+    """The `Model.skeleton` of `base` (a preset's section), or None and sentences that say why it cannot be read."""
+    family = load_class(name)
+    problems = family.problems(base)
+    if problems:
+        return None, problems
+    try:
+        return family.skeleton(base), []
+    except (OSError, ValueError, KeyError) as error:
+        what_to_do = "give --base a complete copy"
+        return None, [f"base.path: {base.path}: its configuration cannot be read ({error}); {what_to_do}"]

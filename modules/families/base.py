@@ -73,8 +73,13 @@ class Model(Protocol):
         """Conditions of the captions. Differentiable in adapted text encoders."""
         ...
 
-    def too_long(self, captions: Sequence[str]) -> list[str]:
-        """The captions that the text encoders would cut off."""
+    @property
+    def caption_tokens(self) -> int:
+        """Tokens of a caption that the text encoders read, without the marks at its beginning and end."""
+        ...
+
+    def cut_off(self, caption: str) -> str:
+        """The end of a caption that the text encoders do not read; empty where they read all of it."""
         ...
 
     def predict(self, noisy: Tensor, timesteps: Tensor, texts: Texts, sizes: Tensor) -> Tensor:

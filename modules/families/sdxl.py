@@ -166,10 +166,17 @@ class Model:
         )
         return {"hidden": hidden, "pooled": pooled}
 
-    def too_long(self, captions: Sequence[str]) -> list[str]:
-        """The captions with more tokens than CLIP reads."""
+    @property
+    def caption_tokens(self) -> int:
+        """Tokens that CLIP reads, without the marks at the beginning and the end."""
         tokenizer = self.pipeline.tokenizer
-        return [c for c in captions if len(tokenizer(c).input_ids) > tokenizer.model_max_length]
+        return tokenizer.model_max_length - tokenizer.num_special_tokens_to_add()
+
+    def cut_off(self, caption: str) -> str:
+        """The caption from the first token on that CLIP does not read."""
+        tokens = self.pipeline.tokenizer(caption, add_special_tokens=False, return_offsets_mapping=True)
+        beyond = tokens.offset_mapping[self.caption_tokens :]
+        return caption[beyond[0][0] :] if beyond else ""
 
     def predict(self, noisy: Tensor, timesteps: Tensor, texts: protocol.Texts, sizes: Tensor) -> Tensor:
         """The UNet on `noisy (n, c, h, w)`."""

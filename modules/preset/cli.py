@@ -1,5 +1,6 @@
 """The options of a preset on a command line: `--adapter.rank 32`, and their part of `--help`."""
 
+import json
 import textwrap
 from collections.abc import Sequence
 
@@ -11,19 +12,19 @@ from modules.preset import files, options
 from modules.preset.problems import PresetProblems, unknown
 from modules.preset.schema import Preset
 
-ALIASES = {"base": "base.path", "data": "data.folder"}
+ALIASES = {"base": "base.path", "data": "data.folders"}
 """Short flags. They are names of sections, so no option can ever be called the same."""
 
 
 def parse_overrides(argv: Sequence[str], own_flags: Sequence[str] = ()) -> list[tuple[str, str]]:
     """Pairs (dotted name, text) for `files.resolve` from what argparse did not know.
 
-    `--name value` and `--name=value`; a true-or-false option may stand alone. The parser should be made with
-    `allow_abbrev=False` and have no positional arguments; `own_flags` are its flags, for "did you mean". Raises
-    PresetProblems.
+    `--name value` and `--name=value`; a true-or-false option may stand alone, and the parts of a list may be given one
+    by one. The parser should be made with `allow_abbrev=False` and have no positional arguments; `own_flags` are its
+    flags, for "did you mean". Raises PresetProblems.
     """
     problems: list[str] = []
-    given: dict[str, str] = {}
+    given: dict[str, tuple[str, str]] = {}  # by the name of today: the name that was given, and the text
     words = list(argv)
     last = ""
     while words:
@@ -35,20 +36,31 @@ def parse_overrides(argv: Sequence[str], own_flags: Sequence[str] = ()) -> list[
         name = flag.replace("-", "_")
         name = last = ALIASES.get(name, name)
         value = text if equals else _value(name, words)
-        if not _exists(name):
+        current = files.RENAMES.get(name, name)
+        if current not in options.options(Preset):
             problems.append(_unknown_flag(flag, own_flags))
-        elif name in given:
-            problems.append(f"--{flag}: given twice")
         elif value is None:
             problems.append(f"--{flag}: needs a value; --{flag}=VALUE for one that begins with --")
-        given.setdefault(name, value or "")
+        elif current not in given:
+            given[current] = name, value
+        elif _is_list(current):
+            given[current] = given[current][0], _added(current, given[current][1], value)
+        else:
+            problems.append(f"--{flag}: given twice")
     if problems:
         raise PresetProblems(dict.fromkeys(problems))
-    return list(given.items())
+    return list(given.values())
 
 
-def _exists(name: str) -> bool:
-    return name in options.options(Preset) or name in files.RENAMES
+def _is_list(name: str) -> bool:
+    field = options.options(Preset).get(name)
+    return field is not None and options.type_words(field.annotation).startswith("list")
+
+
+def _added(name: str, first: str, second: str) -> str:
+    """The list that two texts of a list option mean together."""
+    annotation = options.options(Preset)[name].annotation
+    return json.dumps([part for text in (first, second) for part in files.parse(text, annotation)])
 
 
 def _value(name: str, words: list[str]) -> str | None:
@@ -60,8 +72,7 @@ def _value(name: str, words: list[str]) -> str | None:
 
 
 def _stray(word: str, last: str) -> str:
-    field = options.options(Preset).get(last)
-    if field and options.type_words(field.annotation).startswith("list"):
+    if _is_list(last):
         return f"{word!r} stands alone; several values are given as a list: --{last} '[\"one\", \"two\"]'"
     return f"{word!r} stands alone; options are given as --section.option value"
 

@@ -21,11 +21,12 @@ from modules.preset.problems import LIST_PRESETS, PresetProblems, enumerated, se
 from modules.preset.schema import Preset
 
 FOLDER = Path(__file__).parents[2] / "training_presets"
+"""The presets that come with the program; the user's own are in its folder `own`, which git ignores."""
 
 METADATA_KEY = "gimbal.preset"
 """Where an exported .safetensors file keeps its preset."""
 
-RENAMES: dict[str, str] = {}
+RENAMES: dict[str, str] = {"data.folder": "data.folders"}
 """Options that have got another name: old dotted name to new one. Old presets stay readable, with a note."""
 
 NOT_INHERITED = ("based_on", "name", "description")
@@ -53,8 +54,8 @@ class Resolved:
 def resolve(source: str, overrides: Sequence[tuple[str, str]] = ()) -> Resolved:
     """The preset that `source` and the overrides (dotted name, text) describe.
 
-    `source` is a name in training_presets/, a .json file, a run folder or an exported .safetensors file. Raises
-    PresetProblems with everything that is wrong.
+    `source` is a name in training_presets/ or its folder own/, a .json file, a run folder or an exported .safetensors
+    file. Raises PresetProblems with everything that is wrong.
     """
     path, notes = find(source), []
     values = _with_tags(_inherited(_renamed(read(path), path, notes), path, notes))
@@ -77,9 +78,8 @@ def resolve(source: str, overrides: Sequence[tuple[str, str]] = ()) -> Resolved:
 
 def find(source: str, folder: Path | None = None) -> Path:
     """The file of a preset, from its name or path (`folder`: where relative paths start)."""
-    named = FOLDER / f"{source}.json"
-    if source and Path(source).name == source and named.is_file():
-        return named
+    if source in named():
+        return named()[source]
     path = (folder or Path()) / source
     if source and path.is_dir():
         if not (path / "preset.json").is_file():
@@ -91,9 +91,18 @@ def find(source: str, folder: Path | None = None) -> Path:
         if path.suffix not in (".json", ".safetensors"):
             raise PresetProblems([f"{path}: not a preset; presets are .json files, run folders or .safetensors files"])
         return path
-    near = difflib.get_close_matches(source, [name for name, _ in listing()], n=3)
+    near = difflib.get_close_matches(source, named(), n=3)
     meant = f"; did you mean {enumerated(near, 'or')}?" if near else ""
     raise PresetProblems([f"{shown(source)}: no preset has this name{meant} ({LIST_PRESETS})"])
+
+
+def named() -> dict[str, Path]:
+    """Every preset that can be given by name, the built-in ones first. They win over own ones of the same name."""
+    paths = [*sorted(FOLDER.glob("*.json")), *sorted((FOLDER / "own").glob("*.json"))]
+    found: dict[str, Path] = {}
+    for path in paths:
+        found.setdefault(path.stem, path)
+    return found
 
 
 def run_name(path: Path) -> str:
@@ -311,8 +320,12 @@ def differences(a: Preset, b: Preset) -> list[tuple[str, Any, Any]]:
 
 
 def listing() -> list[tuple[str, str]]:
-    """Name and description of each preset in training_presets/, by name."""
-    return [(path.stem, _description(path)) for path in sorted(FOLDER.glob("*.json"))]
+    """Name and description of each preset in training_presets/, then of the own ones; both by name.
+
+    An own preset that has a built-in one's name is listed with its path, by which it can be given.
+    """
+    hidden = sorted(set((FOLDER / "own").glob("*.json")) - set(named().values()))
+    return [(name, _description(path)) for name, path in [*named().items(), *((str(path), path) for path in hidden)]]
 
 
 def _description(path: Path) -> str:

@@ -119,7 +119,7 @@ def choices(model: type[BaseModel], name: str) -> tuple[Any, ...]:
     tags = tag_choices(model)
     if name in tags:
         return tags[name]
-    field = options(model).get(name.partition("[")[0])
+    field = options(model).get(name.partition(" ")[0])
     kinds = members(field.annotation) if field else ()
     return tuple(value for kind in kinds if get_origin(kind) is Literal for value in get_args(kind))
 

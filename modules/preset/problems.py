@@ -98,7 +98,7 @@ def dotted(loc: tuple[int | str, ...], model: type[BaseModel]) -> str:
         if name in tags and name not in passed:
             passed.add(name)
         elif isinstance(part, int):
-            name += f"[{part}]"
+            name += f" number {part + 1}"
         elif name not in leaves:  # behind an option, pydantic names the member of a union
             name = options.join(name, part)
     return name

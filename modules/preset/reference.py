@@ -12,7 +12,7 @@ from pathlib import Path
 from pydantic.fields import FieldInfo
 
 from modules import families
-from modules.preset import cli, options
+from modules.preset import cli, files, options
 from modules.preset.schema import Preset
 
 ROOT = Path(__file__).parents[2]
@@ -23,7 +23,7 @@ HEADER = """# Every option of a preset
 
 A preset is a JSON file that names only what differs from the defaults below. On the command line each option is
 `--section.option value`, as in `--adapter.rank 32`; lists are given as JSON, as in `--samples.prompts '["a", "b"]'`,
-and a true-or-false option without a value means true.
+or by giving the option several times, and a true-or-false option without a value means true.
 
 A preset may name another one with `based_on`, on top of which its own options are put (one level; `name` and
 `description` are not taken over). A section that chooses another method, optimizer or kind than the other preset
@@ -48,7 +48,8 @@ def schema_text() -> str:
     """The JSON schema of a preset. Properties keep the order of their declaration, which is that of the form."""
     schema = Preset.model_json_schema()
     schema["properties"]["family"]["enum"] = families.names()  # a validator in Python, where families can be added
-    named = {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
+    # "renames" is for the window, which reads old presets as files.RENAMES has it
+    named = {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema, "renames": files.RENAMES}
     return json.dumps(named, indent=1, ensure_ascii=False) + "\n"
 
 

@@ -21,7 +21,7 @@ AdapterOptions = Annotated[
 class Base(Section):
     """The model that is adapted. It is never changed."""
 
-    path: str = option("", why="the family's usual model where a preset names one", kind="folder")
+    path: str = option("", why="the family's usual model where a preset names one", kind="model", title="Model")
     """A folder in diffusers layout, a model id on the Hugging Face hub, or a single .safetensors checkpoint."""
 
     config: str = option("", why="only needed offline", group="Loading", advanced=True, kind="folder")
@@ -29,7 +29,11 @@ class Base(Section):
     configuration and the tokenizers."""
 
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = option(
-        "auto", why="follows training.precision, so nothing is cast twice", group="Loading", advanced=True
+        "auto",
+        why="follows training.precision, so nothing is cast twice",
+        group="Loading",
+        advanced=True,
+        title="Number format",
     )
     """The number format the frozen weights are kept in."""
 
@@ -56,7 +60,13 @@ class Targets(Section):
     """Adapt the text encoders too."""
 
     text_encoder_lr_scale: float = option(
-        0.5, why="text encoders overfit sooner", group="Text encoders", advanced=True, gt=0, le=10
+        0.5,
+        why="text encoders overfit sooner",
+        group="Text encoders",
+        advanced=True,
+        title="Text encoder LR scale",
+        gt=0,
+        le=10,
     )
     """Learning rate of the text encoders' adapters, as a multiple of training.learning_rate."""
 
@@ -64,9 +74,10 @@ class Targets(Section):
 class Data(Section):
     """Pictures and captions."""
 
-    folder: str = option("", why="has to be given", kind="folder")
-    """Folder with the training pictures; each picture has its caption in a .txt file of the same name, or in
-    metadata.jsonl. Sub-folders named 10_name repeat their pictures 10 times per epoch (kohya's layout)."""
+    folders: tuple[str, ...] = option((), why="have to be given", kind="folders")
+    """Folders with the training pictures; all together are the data set. Each picture has its caption in a .txt file
+    of the same name, or in metadata.jsonl. Sub-folders named 10_name repeat their pictures 10 times per epoch
+    (kohya's layout)."""
 
     validation_folder: str = option("", why="optional", kind="folder")
     """Folder with pictures that are never trained on; the loss on them with fixed noise is the validation loss."""
@@ -112,6 +123,14 @@ class Data(Section):
     cache_folder: str = option("cache", why="shared by all runs", group="Cache", advanced=True, kind="folder")
     """Where encoded pictures and captions are kept."""
 
+    @field_validator("folders", mode="before")
+    @classmethod
+    def one_folder_is_a_list_of_one(cls, given: object) -> object:
+        """A single text is one folder, as it was before there could be several; the empty text is none."""
+        if isinstance(given, str):
+            return (given,) if given else ()
+        return given
+
 
 class Training(Section):
     """The training itself."""
@@ -137,7 +156,9 @@ class Training(Section):
     warmup: int = option(50, why="gives the optimizer's averages time to form", unit="steps", ge=0)
     """Steps over which the learning rate rises from zero."""
 
-    final_lr: float = option(0.05, why="zero wastes the last steps", group="Schedule", advanced=True, ge=0, le=1)
+    final_lr: float = option(
+        0.05, why="zero wastes the last steps", group="Schedule", advanced=True, title="Final LR", ge=0, le=1
+    )
     """Learning rate at the end as a part of training.learning_rate (linear and cosine)."""
 
     max_grad_norm: float = option(1.0, why="stops rare large gradients", group="Stability", ge=0)
@@ -161,7 +182,9 @@ class Objective(Section):
     prediction: Literal["auto", "epsilon", "v_prediction"] = option("auto", why="as the base model was trained")
     """What the network predicts."""
 
-    min_snr_gamma: float | None = option(5.0, why="evens out the time steps; the published value", gt=0)
+    min_snr_gamma: float | None = option(
+        5.0, why="evens out the time steps; the published value", title="Min SNR gamma", gt=0
+    )
     """Min-SNR loss weight (Hang et al. 2023). null turns it off."""
 
     noise_offset: float = option(0.0, why="off", ge=0, le=1)
@@ -232,7 +255,9 @@ class Export(Section):
     host: Literal["comfyui", "kohya", "diffusers"] = option("comfyui", why="where most people use it")
     """Program whose names and arithmetic the file follows."""
 
-    dtype: Literal["float32", "float16", "bfloat16"] = option("float16", why="half the size, still exact enough")
+    dtype: Literal["float32", "float16", "bfloat16"] = option(
+        "float16", why="half the size, still exact enough", title="Number format"
+    )
     """Number format of the factors. Magnitudes are always float32."""
 
     rank: int | None = option(None, why="exact files only", ge=1, advanced=True)
@@ -240,7 +265,7 @@ class Export(Section):
     written into the file. Without it such layers are written as a full difference."""
 
     comfyui_norm: Literal["original", "adapted"] = option(
-        "original", why="what ComfyUI computes today", group="Compatibility", advanced=True
+        "original", why="what ComfyUI computes today", group="Compatibility", advanced=True, title="ComfyUI norm"
     )
     """For output-axis magnitudes: the norm ComfyUI divides by. Today it is the norm of the original weight; after
     ComfyUI's pull request 15458 it is the norm of the adapted weight."""
@@ -254,7 +279,7 @@ class Export(Section):
     author: str = option("", why="none", group="Metadata")
     """Author shown by model managers."""
 
-    license: str = option("", why="none", group="Metadata", advanced=True)
+    license: str = option("", why="none", group="Metadata", advanced=True, title="Licence")
     """Licence shown by model managers."""
 
 

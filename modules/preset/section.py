@@ -9,8 +9,17 @@ class Section(BaseModel):
     """A group of options. Each attribute's docstring is its help text everywhere (form, `--help`, manual)."""
 
     model_config = ConfigDict(
-        frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True, validate_default=True
+        frozen=True,
+        extra="forbid",
+        allow_inf_nan=False,
+        use_attribute_docstrings=True,
+        validate_default=True,
+        field_title_generator=lambda name, _: name.replace("_", " ").capitalize(),
     )
+
+
+LOCAL_KINDS = ("file", "folder", "folders", "model")
+"""Kinds of options that name places on this machine; a model may also be an id on the Hugging Face hub."""
 
 
 def option(
@@ -21,6 +30,7 @@ def option(
     unit: str = "",
     advanced: bool = False,
     kind: str = "",
+    title: str | None = None,
     ge: float | None = None,
     gt: float | None = None,
     le: float | None = None,
@@ -29,7 +39,9 @@ def option(
     """A field of a preset.
 
     `why` is the one-line reason for the default, printed in the generated manual; `group` and `advanced` place the
-    field in the form; `unit` is shown behind the number; `kind` is "file", "folder" or "" and picks the widget.
+    field in the form; `unit` is shown behind the number; `kind` picks the widget where the type does not: one of
+    `LOCAL_KINDS` or ""; `title` is the field's label where its name ("Learning rate") would not do.
     """
     extra = {"why": why, "group": group, "unit": unit, "advanced": advanced, "kind": kind}
-    return Field(default, ge=ge, gt=gt, le=le, lt=lt, json_schema_extra={k: v for k, v in extra.items() if v})
+    given = {key: value for key, value in extra.items() if value}
+    return Field(default, title=title, ge=ge, gt=gt, le=le, lt=lt, json_schema_extra=given)

@@ -8,29 +8,42 @@ from typing import Any
 from modules import families
 from modules.adapters.base import Adapted
 from modules.data.batches import Batches
-from modules.data.index import DataProblems, Index, build_index, listing, overlap
+from modules.data.buckets import GUESSED_STEP
+from modules.data.captions import whole_caption
+from modules.data.index import DataProblems, Index, build_index, overlap
+from modules.data.survey import listing
 from modules.preset.schema import Preset
 from modules.training import schedules, setup
 from modules.training.session import Pictures, total_steps
 
-GUESSED_STEP = 8
-"""Bucket step for looking at pictures when there is no model to ask."""
-
 
 @dataclass
 class Findings:
-    """All problems and notes at once, and what was found if there are none."""
+    """All problems and notes at once, and what was found in spite of them.
+
+    A problem that belongs to an option begins with its name.
+    """
 
     problems: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
-    pictures: Pictures | None = None
-    adapted: dict[str, Adapted] = field(default_factory=dict)
+    training: Index | None = None
+    validation: Index | None = None
     model: Any = None
+    layer_sets: list[str] = field(default_factory=list)
+    """What targets.layers may be."""
+    trainable_layers: int = 0
+    """How many layers the model has that could be adapted."""
+    adapted: dict[str, Adapted] = field(default_factory=dict)
     steps: int = 0
     file_bytes: int = 0
     """Expected size of the exported file's tensors."""
     forms: dict[str, int] = field(default_factory=dict)
     """How many layers take which form in it."""
+
+    @property
+    def pictures(self) -> Pictures | None:
+        """What a training needs of them."""
+        return None if self.training is None else Pictures(self.training, self.validation)
 
 
 def examine(preset: Preset, device_type: str, processes: int = 1) -> Findings:
@@ -41,6 +54,8 @@ def examine(preset: Preset, device_type: str, processes: int = 1) -> Findings:
     _examine_pictures(preset, found)
     _examine_training(preset, device_type, processes, found)
     _examine_folders(preset, found)
+    # Pictures for training and for validation share options, and so may problems.
+    found.problems, found.notes = list(dict.fromkeys(found.problems)), list(dict.fromkeys(found.notes))
     return found
 
 
@@ -65,27 +80,21 @@ def _examine_training(preset: Preset, device_type: str, processes: int, found: F
         found.problems.append(
             "training.precision is float16, which trains on a GPU only, but the device is cpu: use auto or float32"
         )
-    if found.pictures is not None:
-        found.steps = total_steps(training, _batches(preset, found.pictures.training, processes))
+    found.steps = 0 if training.epochs else training.steps
+    if found.training is not None:
+        found.steps = total_steps(training, _batches(preset, found.training, processes))
         found.notes += schedules.notes(training, found.steps)
 
 
 def _examine_model(preset: Preset, found: Findings) -> None:
-    family = families.load_class(preset.family)
-    found.problems += family.problems(preset.base)
-    if found.problems:
+    found.model, problems = families.read(preset.family, preset.base)
+    found.problems += problems
+    if found.model is None:
         return
-    try:
-        found.model = family.skeleton(preset.base)
-    except (OSError, ValueError, KeyError) as error:
-        found.problems.append(
-            f"base.path: {preset.base.path}: its configuration cannot be read ({error}); give --base a complete copy"
-        )
-        return
-    try:
-        found.adapted = setup.attach_all(found.model, preset)
-    except ValueError as error:
-        found.problems += str(error).splitlines()
+    found.layer_sets = list(found.model.named_targets())
+    found.trainable_layers = len(setup.layer_names(found.model))
+    found.adapted, problems = setup.attach_all(found.model, preset)
+    found.problems += problems
 
 
 def _examine_export(preset: Preset, found: Findings) -> None:
@@ -102,25 +111,25 @@ def _examine_export(preset: Preset, found: Findings) -> None:
 
 def _examine_pictures(preset: Preset, found: Findings) -> None:
     step = found.model.bucket_step if found.model is not None else GUESSED_STEP
-    folders = [preset.data.folder, *([preset.data.validation_folder] if preset.data.validation_folder else [])]
-    indices: list[Index] = []
-    for folder in folders:
+    indices: dict[str, Index] = {}
+    for which in ("training", "validation") if preset.data.validation_folder else ("training",):
         try:
-            indices.append(build_index(preset.data, folder, step))
-            found.notes += indices[-1].notes
+            indices[which] = build_index(preset.data, which, step)
+            found.notes += indices[which].notes
         except DataProblems as error:
             found.problems += error.problems
             found.notes += error.notes
-    if len(indices) != len(folders):
-        return
-    found.pictures = Pictures(indices[0], indices[1] if len(indices) > 1 else None)
-    if found.pictures.validation is not None:
-        shared = overlap(found.pictures.training, found.pictures.validation)
+    found.training, found.validation = indices.get("training"), indices.get("validation")
+    if found.training is not None and found.validation is not None:
+        shared = overlap(found.training, found.validation)
         if shared:
             found.notes.append(f"pictures for validation are trained on too: {listing(shared)}")
+    if found.model is None and indices:
+        found.notes.append(f"buckets are guessed, in steps of {GUESSED_STEP} px: the base model cannot be read")
     if found.model is not None:
-        captions = sorted({picture.caption for index in indices for picture in index.pictures})
-        long = found.model.too_long(captions)
+        pictures = [picture for index in indices.values() for picture in index.pictures]
+        captions = sorted({whole_caption(preset.data, picture.caption) for picture in pictures})
+        long = [caption for caption in captions if found.model.cut_off(caption)]
         if long:
             found.notes.append(f"{len(long)} captions are longer than the text encoder reads and are cut: {long[0]!r}")
 
@@ -133,21 +142,21 @@ def _batches(preset: Preset, index: Index, processes: int) -> Batches:
 
 
 def report(preset: Preset, found: Findings, processes: int = 1) -> dict[str, Any]:
-    """The findings as plain values: what `--check --json` prints."""
-    facts: dict[str, Any] = {"name": preset.name, "problems": found.problems, "notes": found.notes}
-    if found.problems or found.pictures is None:
-        return facts
-    batches = _batches(preset, found.pictures.training, processes)
-    index, rows = found.pictures.training, setup.layer_rows(found.adapted)
+    """The findings as plain values: what `--check --json` prints. What is not known for a problem is 0 or empty."""
+    rows, index = setup.layer_rows(found.adapted), found.training
     return {
-        **facts,
+        "name": preset.name,
+        "problems": found.problems,
+        "notes": found.notes,
         "layers": [asdict(row) for row in rows],
         "parameters": sum(row.parameters for row in rows),
-        "pictures": len(index.pictures),
-        "validation_pictures": len(found.pictures.validation.pictures) if found.pictures.validation else 0,
-        "buckets": index.table(preset.training.batch_size * processes),
+        "layer_sets": found.layer_sets,
+        "trainable_layers": found.trainable_layers,
+        "pictures": len(index.pictures) if index else 0,
+        "validation_pictures": len(found.validation.pictures) if found.validation else 0,
+        "buckets": index.table(preset.training.batch_size * processes) if index else "",
         "steps": found.steps,
-        "steps_per_epoch": batches.steps_per_epoch,
+        "steps_per_epoch": _batches(preset, index, processes).steps_per_epoch if index else 0,
         "file_bytes": found.file_bytes,
         "forms": found.forms,
     }
@@ -156,8 +165,6 @@ def report(preset: Preset, found: Findings, processes: int = 1) -> dict[str, Any
 def text(facts: dict[str, Any]) -> str:
     """The report as a person reads it."""
     lines = [f"note: {note}" for note in facts["notes"]]
-    if "layers" not in facts:
-        return "\n".join(lines)
     shapes: dict[tuple, list[dict]] = {}
     for row in facts["layers"]:
         shapes.setdefault((row["kind"], row["out_features"], row["channels"], row["kernel"]), []).append(row)

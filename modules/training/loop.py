@@ -69,13 +69,15 @@ def train(session: Session) -> bool:
             loss, norm, requests = take_step(session, progress)
             session.step += 1
             report(session, progress, bar, loss, norm)
+            stopped = requests["stop"]  # agreed by all processes, unlike progress.interrupted
+            if stopped and session.step < session.steps:
+                session.events.write("stage", {"name": "stopping", "detail": "asked to stop; the state is saved"})
 
             # After the step: whatever is due now, or was asked for by a file in the run folder.
             if due(session, preset.validation.every):
                 validate(session)
             if due(session, preset.samples.every) or requests["sample"]:
                 sample(session)
-            stopped = requests["stop"]  # agreed by all processes, unlike progress.interrupted
             last = session.step == session.steps  # saved too: should the export fail, no step is lost
             if due(session, preset.saving.state_every) or requests["save"] or stopped or last:
                 save(session)

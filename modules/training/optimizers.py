@@ -258,7 +258,9 @@ class Prodigy(_Moments):
     name: Literal["prodigy"] = "prodigy"
     """Optimizer."""
 
-    first_lr: float = option(1e-6, why="the published value", group="Estimate", advanced=True, gt=0, le=1)
+    first_lr: float = option(
+        1e-6, why="the published value", group="Estimate", advanced=True, title="First LR", gt=0, le=1
+    )
     """The first estimate of the learning rate; it only grows from here."""
 
     growth: float | None = option(None, why="unlimited", group="Estimate", advanced=True, gt=1)
@@ -282,8 +284,8 @@ class Prodigy(_Moments):
             )
         if len(set(lr_scales)) > 1:
             found.append(
-                "prodigy finds one learning rate for all layers, but targets.text_encoder_lr_scale asks for a "
-                "different one for the text encoders: set it to 1.0 or choose another optimizer."
+                "targets.text_encoder_lr_scale asks for another learning rate for the text encoders, but prodigy finds "
+                "one for all layers: set it to 1.0 or choose another optimizer."
             )
         return found
 

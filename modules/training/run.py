@@ -14,7 +14,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from modules.preset.files import differences, write
+from modules.preset.files import differences, resolve, write
 from modules.preset.schema import Preset
 from modules.training.events import read_events
 from modules.training.state import tidy_states
@@ -132,7 +132,7 @@ def check_same(place: Path, preset: Preset) -> None:
         return
     what_to_do = f"Train under another name (--name), or delete {place} to start anew."
     try:
-        stored = Preset.model_validate_json(path.read_text(encoding="utf-8"))
+        stored = resolve(str(path)).preset
     except ValueError as error:
         raise ValueError(f"{path} cannot be read by this version of Gimbal ({error}). {what_to_do}") from error
     changed = [
@@ -179,13 +179,21 @@ def write_environment(path: Path) -> None:
 
 
 def environment() -> dict[str, Any]:
-    """What a training runs on."""
+    """What a training runs on, and which process it is."""
+    import psutil
     import torch
 
+    process = psutil.Process()
     cuda = torch.cuda.is_available()
     return {
         "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "command": sys.argv,
+        "process": {
+            "pid": process.pid,
+            "created": process.create_time(),  # with it, another process that got the same number later is told apart
+            "host": platform.node(),
+            "folder": str(Path.cwd()),
+        },
         "gimbal": git_commit(Path(__file__).parents[2]),
         "python": platform.python_version(),
         "platform": platform.platform(),

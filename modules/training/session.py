@@ -18,7 +18,7 @@ from modules.adapters.base import Adapted, adapter_state, load_adapter_state
 from modules.adapters.derived import Derived
 from modules.data.batches import Batches
 from modules.data.cache import LatentCache, TextCache
-from modules.data.captions import caption_for
+from modules.data.captions import whole_caption
 from modules.data.index import Index, Progress
 from modules.families.base import Texts
 from modules.preset.schema import Preset, Training
@@ -196,8 +196,7 @@ def validation_captions(session: Session) -> list[str]:
     """Captions of the validation pictures as they are used: with the trigger, never shuffled or dropped."""
     if session.validation is None:
         return []
-    plain = session.preset.data.model_copy(update={"shuffle": False, "part_dropout": 0.0, "caption_dropout": 0.0})
-    return [caption_for(plain, picture.caption, 0, 0) for picture in session.validation.pictures]
+    return [whole_caption(session.preset.data, picture.caption) for picture in session.validation.pictures]
 
 
 def resume(session: Session) -> None:

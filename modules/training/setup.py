@@ -30,31 +30,33 @@ def base_dtype(preset: Preset, device: torch.device) -> torch.dtype:
     return DTYPES[precision(preset, device) if preset.base.dtype == "auto" else preset.base.dtype]
 
 
-def match_layers(model: Any, targets: Targets) -> list[str]:
-    """Full names of the layers to adapt, in the model's order.
+def layer_names(model: Any) -> list[str]:
+    """Full names of all layers that could be adapted, in the model's order."""
+    return [name for name, module in whole(model).named_modules() if isinstance(module, tuple(KINDS))]
 
-    Raises ValueError with one sentence per line for an unknown set, a pattern without a match, or no layer at all.
+
+def match_layers(model: Any, targets: Targets) -> tuple[list[str], list[str]]:
+    """Full names of the layers to adapt, in the model's order; and what is wrong, in sentences.
+
+    Wrong are an unknown set, a pattern without a match, and no layer at all.
     """
-    names = [name for name, module in whole(model).named_modules() if isinstance(module, tuple(KINDS))]
-    sets = model.named_targets()
-    if targets.layers not in sets:
+    names, sets, problems = layer_names(model), model.named_targets(), []
+    known = targets.layers in sets
+    if not known:
         near = difflib.get_close_matches(targets.layers, sets, 1)
         hint = f"did you mean {near[0]}?" if near else f"there is {', '.join(sets)}"
-        raise ValueError(f"targets.layers: {targets.layers!r} is no set of layers of this family; {hint}")
+        problems.append(f"targets.layers: {targets.layers!r} is no set of layers of this family; {hint}")
     allowed = [name for name in names if targets.text_encoders or in_denoiser(model, name)]
-    chosen = {n for n in allowed if any(fnmatch.fnmatchcase(n, p) for p in sets[targets.layers])}
-    problems = []
+    chosen = {n for n in allowed if any(fnmatch.fnmatchcase(n, p) for p in sets.get(targets.layers, ()))}
     for field, patterns in (("include", targets.include), ("exclude", targets.exclude)):
         for pattern in patterns:
-            hits = fnmatch.filter(names if field == "include" else sorted(chosen), pattern)
+            hits = fnmatch.filter(sorted(chosen) if field == "exclude" and known else names, pattern)
             chosen = chosen.union(hits) if field == "include" else chosen.difference(hits)
             if not hits:
                 problems.append(f"targets.{field}: {pattern!r} matches no layer; {_nearest_layer(pattern, names)}")
     if not chosen and not problems:
-        problems.append("targets: no layer is left to adapt; remove patterns from targets.exclude")
-    if problems:
-        raise ValueError("\n".join(problems))
-    return [name for name in names if name in chosen]
+        problems.append("targets.exclude: no layer is left to adapt; take patterns out, or change targets.layers")
+    return [name for name in names if name in chosen], problems
 
 
 def _nearest_layer(pattern: str, names: list[str]) -> str:
@@ -67,23 +69,25 @@ def whole(model: Any) -> nn.ModuleDict:
     return nn.ModuleDict(model.networks)
 
 
-def attach_all(model: Any, preset: Preset) -> dict[str, Adapted]:
-    """Put the preset's adapter on all matched layers. Raises ValueError listing every layer that cannot take it."""
-    network, problems = whole(model), []
-    for name in match_layers(model, preset.targets):
+def attach_all(model: Any, preset: Preset) -> tuple[dict[str, Adapted], list[str]]:
+    """Put the preset's adapter on all matched layers that can take it; and what is wrong, in sentences."""
+    network = whole(model)
+    names, problems = match_layers(model, preset.targets)
+    for name in names:
         try:
             attach(network, name, preset.adapter, preset.training.seed)
         except ValueError as error:
-            problems.append(f"targets: {error}")
-    if problems:
-        raise ValueError("\n".join(problems))
-    return dict(adapted_layers(network))
+            problems.append(f"targets.exclude: {error}")
+    return dict(adapted_layers(network)), problems
 
 
 def load_and_attach(preset: Preset, device: torch.device) -> tuple[Any, dict[str, Adapted]]:
-    """The frozen model on `device` with adapters at the start of training."""
+    """The frozen model on `device` with adapters at the start of training. Raises ValueError for what is wrong."""
     model = families.load_class(preset.family).load(preset.base, device, base_dtype(preset, device))
-    return model, attach_all(model, preset)
+    adapted, problems = attach_all(model, preset)
+    if problems:
+        raise ValueError("\n".join(problems))
+    return model, adapted
 
 
 def parameter_groups(adapted: dict[str, Adapted], model: Any, targets: Targets) -> list[dict]:

@@ -41,11 +41,11 @@ class Encoder:
 def options(tmp_path, folder):
     for name, size in [("a.png", (64, 64)), ("b.png", (96, 96)), ("c.png", (160, 80)), ("d.png", (80, 160))]:
         folder.picture(name, size)
-    return Data(folder=str(folder.path), resolution=128, cache_folder=str(tmp_path / "cache"))
+    return Data(folders=(str(folder.path),), resolution=128, cache_folder=str(tmp_path / "cache"))
 
 
 def pictures_of(options):
-    return build_index(options, options.folder, 32).pictures
+    return build_index(options, "training", 32).pictures
 
 
 def expected(picture, flip):

@@ -3,17 +3,21 @@
 import csv
 import io
 import json
+import re
 
 import pytest
 from PIL import Image
+from pydantic import ValidationError
 
 from modules.data.index import DataProblems, build_index, overlap
+from modules.data.survey import labels
 from modules.preset.schema import Data
+from tests.data.conftest import Folder
 
 
 def index_of(folder, step=32, progress=None, **options):
-    data = Data(folder=str(folder.path), **({"resolution": 64} | options))
-    return build_index(data, data.folder, step, progress)
+    data = Data(folders=(str(folder.path),), **({"resolution": 64} | options))
+    return build_index(data, "training", step, progress)
 
 
 def problems_of(folder, **options):
@@ -96,6 +100,7 @@ def test_all_problems_at_once(folder):
         '{"file_name": "latin.txt", "text": "x"}\n{"file_name": "good.jpg", "text": "other"}\n',
     )
     found = problems_of(folder, separator="", shuffle=True, resolution=16)
+    assert all(re.match(r"data\.(separator|resolution|folders)[: ]", problem) for problem in found), found
     expected = [
         ["data.separator"],
         ["data.resolution 16", "32"],
@@ -127,16 +132,17 @@ def test_missing_captions(folder, policy, captions):
 
 def test_nothing_to_train_on(folder):
     (problem,) = problems_of(folder)
-    assert "no pictures" in problem and "data.folder" in problem and str(folder.path) in problem
+    assert "no pictures" in problem and problem.startswith("data.folders ") and str(folder.path) in problem
     folder.write("a.heic", "x")
     folder.write("a.txt", "x")
     (problem,) = problems_of(folder)
     assert "1 .heic" in problem and ".png" in problem
-    for path, reason in [("", "is empty"), (str(folder.path / "no"), "no such folder")]:
+    missing = str(folder.path / "no")
+    for paths, reason in [((), "is empty"), ((missing,), "no such folder"), (("", missing), "the empty text")]:
         with pytest.raises(DataProblems, match=reason):
-            build_index(Data(folder=path), path, 32)
+            build_index(Data(folders=paths), "training", 32)
     with pytest.raises(DataProblems, match=r"data\.validation_folder .*is a file"):
-        build_index(Data(folder="x"), str(folder.path / "a.txt"), 32)
+        build_index(Data(validation_folder=str(folder.path / "a.txt")), "validation", 32)
 
 
 def test_notes(folder):
@@ -179,6 +185,65 @@ def test_a_linked_folder_is_read(folder, tmp_path):
     assert [(p.name, p.repeats) for p in index_of(folder).pictures] == [("2_link/a.png", 2)]
 
 
+def test_several_folders_are_one_set(tmp_path):
+    folders = [Folder(tmp_path / name) for name in ("cats", "dogs", "more", "more/dogs")]
+    for number, one in enumerate(folders[:2] + folders[3:]):
+        one.picture("a.png", caption=f"caption {number}")
+    folders[1].picture("3_x/b.png", caption="bare")
+    folders[1].write("notes.txt", "x")
+    data = Data(folders=tuple(str(folders[place].path) for place in (1, 0, 3)), resolution=64)
+    index = build_index(data, "training", 32)
+    assert [(p.name, p.caption, p.repeats) for p in index.pictures] == [
+        (f"{tmp_path.name}/dogs/3_x/b.png", "bare", 3), (f"{tmp_path.name}/dogs/a.png", "caption 1", 1),
+        ("cats/a.png", "caption 0", 1), ("more/dogs/a.png", "caption 2", 1),
+    ]  # fmt: skip
+    text, twins = index.notes
+    assert "dogs/notes.txt" in text and "same content" in twins and "cats/a.png, more/dogs/a.png" in twins
+
+
+def test_names_of_folders_tell_them_apart():
+    assert labels(["a/b", "a/c"]) == ["b", "c"]
+    assert labels(["a/x", "b/x", "c"]) == ["a/x", "b/x", "c"]
+    assert labels(["a", "a", "b"]) == ["a", "a", "b"]
+    assert labels([]) == [] and len(set(labels(["/", "/a"]))) == 2
+
+
+@pytest.mark.parametrize(
+    "given, words",
+    [
+        (["{0}", "{0}"], "is given twice"),
+        (["{0}", "{0}/../pictures"], "is the same folder as {0}"),
+        (["{0}", "{0}/sub"], "{0}/sub: lies inside {0}, whose sub-folders are read too"),
+        (["{0}/sub", "{0}"], "{0}/sub: lies inside {0}, whose sub-folders are read too"),
+        (["{0}", ""], "one of the folders is the empty text"),
+    ],
+)
+def test_folders_that_are_there_twice(folder, given, words):
+    folder.picture("a.png")
+    folder.picture("sub/b.png")
+    data = Data(folders=tuple(one.format(folder.path) for one in given), resolution=64)
+    with pytest.raises(DataProblems) as raised:
+        build_index(data, "training", 32)
+    (problem,) = raised.value.problems
+    assert problem.startswith("data.folders") and words.format(folder.path) in problem
+
+
+def test_every_folder_s_problems_come_at_once(folder, tmp_path):
+    folder.write("broken.png", "x")
+    data = Data(folders=(str(tmp_path / "no"), str(folder.path), str(tmp_path / "nowhere")), resolution=64)
+    with pytest.raises(DataProblems) as raised:
+        build_index(data, "training", 32)
+    problems = raised.value.problems
+    assert len(problems) == 4 and all(problem.startswith(("data.folders ", "data.folders:")) for problem in problems)
+
+
+def test_one_text_is_one_folder():
+    assert Data.model_validate({"folders": "a b"}).folders == ("a b",)
+    assert Data.model_validate({"folders": ""}).folders == ()
+    with pytest.raises(ValidationError):
+        Data.model_validate({"folders": 5})
+
+
 def test_tables(folder):
     for number in range(3):
         folder.picture(f"5_x/{number}.png", (128, 128), caption='a "b"\tc')
@@ -198,6 +263,5 @@ def test_tables(folder):
 def test_overlap(folder):
     folder.picture("a.png")
     folder.picture("valid/b.png")
-    data = Data(folder=str(folder.path), validation_folder=str(folder.path / "valid"), resolution=64)
-    training = build_index(data, data.folder, 32)
-    assert overlap(training, build_index(data, data.validation_folder, 32)) == ("b.png",)
+    data = Data(folders=(str(folder.path),), validation_folder=str(folder.path / "valid"), resolution=64)
+    assert overlap(*(build_index(data, which, 32) for which in ("training", "validation"))) == ("b.png",)

@@ -31,7 +31,7 @@ class Picture:
 
 PICTURES = [Picture(Path("/home/ann/secret_cats/1.png"), "zwx, a cat , red"), Picture(
     Path("/home/ann/secret_cats/2.png"), "zwx, a dog")]
-DATA = {"folder": "/home/ann/secret_cats", "trigger": "zwx", "cache_folder": "/home/ann/cache"}
+DATA = {"folders": ["/home/ann/secret_cats"], "trigger": "zwx", "cache_folder": "/home/ann/cache"}
 
 
 def written(folder: Path, variant=LORA, data=DATA, base=None, **options) -> tuple[dict[str, str], Preset, Path]:
@@ -79,7 +79,7 @@ def test_privacy(tmp_path):
         assert secret not in everything
     assert found["modelspec.trigger_phrase"] == "zwx"
     again = files.resolve(str(path)).preset
-    assert again.data.folder == "" and again.adapter == chosen.adapter
+    assert again.data.folders == () and again.adapter == chosen.adapter
 
 
 @pytest.mark.parametrize("path, name, kept", [("stabilityai/sdxl", "stabilityai/sdxl", True), ("/a/b.safetensors",

@@ -36,7 +36,7 @@ def test_skeleton_has_the_same_layers_without_weights(folder, model):
     skeleton = Model.skeleton(Base(path=str(folder)))
     assert all(p.is_meta for p in whole(skeleton).parameters())
     for targets in (Targets(layers="all"), Targets(layers="attention", text_encoders=True)):
-        assert match_layers(skeleton, targets) == match_layers(model, targets)
+        assert match_layers(skeleton, targets)[0] == match_layers(model, targets)[0]
     assert (skeleton.bucket_step, skeleton.latent_factor) == (model.bucket_step, model.latent_factor) == (8, 2)
 
 
@@ -68,8 +68,16 @@ def test_samples_follow_from_the_seed(model):
     assert first.tobytes() == again.tobytes() != other.tobytes()
 
 
-def test_too_long_captions_are_named(model):
-    assert model.too_long(["red", "x " * 100]) == ["x " * 100]
+def test_what_captions_are_too_long_by(model):
+    assert model.cut_off("red") == ""
+    for caption in ("x " * 100, "a red apple, " * 3 + "été 猫 " * 30):
+        beyond = model.cut_off(caption)
+        assert beyond and caption.endswith(beyond)
+        for tokenizer in (model.pipeline.tokenizer, model.pipeline.tokenizer_2):
+            read = tokenizer(caption, truncation=True, max_length=tokenizer.model_max_length).input_ids
+            assert len(read) == model.caption_tokens + 2
+            kept = tokenizer(caption.removesuffix(beyond)).input_ids
+            assert kept[:-1] == read[: len(kept) - 1] and len(read) - len(kept) < 3  # a letter may be cut in two
 
 
 def test_fingerprints_follow_the_weights(folder):
@@ -92,7 +100,7 @@ NAMED = {
 def test_named_targets_grow(model):
     before: set[str] = set()
     for layers, newcomer in NAMED.items():
-        found = set(match_layers(model, Targets(layers=layers)))
+        found = set(match_layers(model, Targets(layers=layers))[0])
         assert before < found and newcomer in found and newcomer not in before
         assert not any(name.startswith("text_encoder") for name in found)
         before = found
@@ -101,7 +109,7 @@ def test_named_targets_grow(model):
 
 
 def test_text_encoders_join_when_asked(model):
-    found = match_layers(model, Targets(layers="attention", text_encoders=True))
+    found, _ = match_layers(model, Targets(layers="attention", text_encoders=True))
     assert len([name for name in found if name.startswith("text_encoder.")]) == 2 * 4
     assert len([name for name in found if name.startswith("text_encoder_2.")]) == 2 * 4
 
@@ -116,13 +124,19 @@ def test_text_encoders_join_when_asked(model):
     ],
 )
 def test_bad_targets_are_explained(model, targets, words):
-    with pytest.raises(ValueError) as error:
-        match_layers(model, targets)
-    assert all(word in str(error.value) for word in words), str(error.value)
+    (problem,) = match_layers(model, targets)[1]
+    assert problem.startswith("targets.") and all(word in problem for word in words), problem
+
+
+def test_layers_that_do_match_are_found_beside_bad_patterns(model):
+    targets = Targets(layers="atention", include=("unet.conv_in", "nothing"), exclude=("nowhere",))
+    found, problems = match_layers(model, targets)
+    assert found == ["unet.conv_in"]
+    assert [problem.split(":")[0] for problem in problems] == ["targets.layers", "targets.include", "targets.exclude"]
 
 
 def test_patterns_add_and_remove(model):
-    found = match_layers(model, Targets(layers="attention", include=("unet.conv_in",), exclude=("*attn2*",)))
+    found, _ = match_layers(model, Targets(layers="attention", include=("unet.conv_in",), exclude=("*attn2*",)))
     assert "unet.conv_in" in found and not fnmatch.filter(found, "*attn2*")
 
 
@@ -173,7 +187,7 @@ def test_diffusers_keys_spell_the_text_model(model):
 
 
 def test_every_layer_has_its_own_key(model):
-    layers = match_layers(model, Targets(layers="all", text_encoders=True))
+    layers, _ = match_layers(model, Targets(layers="all", text_encoders=True))
     for host in ("comfyui", "kohya", "diffusers"):
         assert len({model.export_key(layer, host) for layer in layers}) == len(layers)
 

@@ -17,7 +17,12 @@ RIGHT = [
     ("--data.shuffle", [("data.shuffle", "true")]),
     ("--data.shuffle --data.flip", [("data.shuffle", "true"), ("data.flip", "true")]),
     ("--data.shuffle false --data.flip true", [("data.shuffle", "false"), ("data.flip", "true")]),
-    ("--base X --data Y --name Z", [("base.path", "X"), ("data.folder", "Y"), ("name", "Z")]),
+    ("--base X --data Y --name Z", [("base.path", "X"), ("data.folders", "Y"), ("name", "Z")]),
+    ("--data A --data B --name Z --data=C", [("data.folders", '["A", "B", "C"]'), ("name", "Z")]),
+    ('--data ["A","B"] --data.folders C', [("data.folders", '["A", "B", "C"]')]),
+    ("--data.folder A", [("data.folder", "A")]),
+    ("--data.folder A --data 5", [("data.folder", '["A", "5"]')]),
+    ("--samples.prompts one --samples.prompts two", [("samples.prompts", '["one", "two"]')]),
 ]
 
 

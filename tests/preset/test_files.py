@@ -67,7 +67,7 @@ WRONG = [
     ({"data": {"flip": "maybe"}}, "data.flip: 'maybe' is not true or false"),
     ({"data": {"trigger": 5}}, "data.trigger: 5 is not a text (in quotes)"),
     ({"samples": {"prompts": "a cat"}}, "samples.prompts: 'a cat' is not a list"),
-    ({"samples": {"prompts": ["a", 5]}}, "samples.prompts[1]: 5 is not a text (in quotes)"),
+    ({"samples": {"prompts": ["a", 5]}}, "samples.prompts number 2: 5 is not a text (in quotes)"),
     ({"export": {"host": "comfy"}},
      "export.host: 'comfy' is not one of comfyui, kohya, diffusers; did you mean comfyui?"),
     ({"family": "sdx"}, "family: 'sdx': no such family; there is sdxl"),
@@ -319,37 +319,6 @@ def test_defaults_of_the_old_variant_in_a_complete_preset_are_not_carried_over(s
     complete = files.to_json(resolve(saved({**LORA, "optimizer": {"name": "adamw", "weight_decay": 0.3}})).preset)
     lion = resolve(saved(complete), [("optimizer.name", "lion8bit")]).preset.optimizer
     assert (lion.beta2, lion.weight_decay) == (type(lion)().beta2, 0.3)
-
-
-# -- renamed options --------------------------------------------------------------------------------------------------
-
-
-def test_renamed_options_are_read_and_reported(saved, monkeypatch):
-    monkeypatch.setitem(files.RENAMES, "training.lr", "training.learning_rate")
-    monkeypatch.setitem(files.RENAMES, "old.snr", "objective.min_snr_gamma")
-    path = saved({**LORA, "training": {"lr": 0.5}, "old": {"snr": None}})
-    resolved = resolve(path)
-    assert (resolved.preset.training.learning_rate, resolved.preset.objective.min_snr_gamma) == (0.5, None)
-    assert resolved.notes == [f"{path}: training.lr is now called training.learning_rate",
-                              f"{path}: old.snr is now called objective.min_snr_gamma"]
-    overridden = resolve(saved(LORA), [("training.lr", "0.25")])
-    assert overridden.preset.training.learning_rate == 0.25
-    assert overridden.notes == ["training.lr is now called training.learning_rate"]
-
-
-def test_old_and_new_name_together_are_refused(saved, monkeypatch):
-    monkeypatch.setitem(files.RENAMES, "training.lr", "training.learning_rate")
-    path = saved({**LORA, "training": {"lr": 0.5, "learning_rate": 0.5}})
-    assert problems(path) == [f"{path}: training.lr is now called training.learning_rate, and both are given; "
-                              "keep training.learning_rate"]
-
-
-def test_every_rename_leads_to_an_option_and_hides_none():
-    from modules.preset import options
-    from modules.preset.schema import Preset
-
-    known = options.options(Preset)
-    assert all(new in known and old not in known for old, new in files.RENAMES.items())
 
 
 # -- writing and comparing --------------------------------------------------------------------------------------------

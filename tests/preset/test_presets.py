@@ -14,7 +14,7 @@ from modules.preset import files, options
 from modules.preset.schema import Preset
 
 ROOT = Path(files.__file__).parents[2]
-NAMES = [name for name, _ in files.listing()]
+NAMES = sorted(path.stem for path in files.FOLDER.glob("*.json"))
 LAUNCH_FILES = sorted((ROOT / "configs").glob("*.yaml"))
 
 
@@ -36,7 +36,7 @@ def test_a_shipped_preset_only_has_relative_paths_and_suits_its_family(name):
     preset = files.resolve(name).preset
     demo = name.endswith("_demo")
     assert preset.base.path == ("demo/base" if demo else "stabilityai/stable-diffusion-xl-base-1.0")
-    assert preset.data.folder == ("demo/dataset" if demo else "")
+    assert preset.data.folders == (("demo/dataset",) if demo else ())
     assert preset.data.resolution == (64 if demo else 1024)
     assert preset.training.gradient_checkpointing is not demo
     assert not preset.optimizer.problems(preset.training.learning_rate, "cpu")

@@ -44,6 +44,29 @@ def test_the_schema_gives_the_form_what_it_shows(schema):
     assert warmup.items() >= wanted.items() and warmup["why"] and warmup["description"]
 
 
+def test_titles_are_words(schema):
+    titles = [
+        field["title"]
+        for section in schema["$defs"].values()
+        for field in section["properties"].values()
+        if "title" in field
+    ]
+    assert {"Learning rate", "Min SNR gamma", "ComfyUI norm", "Final LR", "Text encoder LR scale"} <= set(titles)
+    capitals = {word for title in titles for word in title.split()[1:] if word != word.lower()}
+    assert capitals == {"SNR", "LR"} and all(title[0].isupper() and "_" not in title for title in titles)
+
+
+def test_places_have_a_kind(schema):
+    sections = {name: schema["$defs"][name]["properties"] for name in ("Base", "Data", "Saving")}
+    kinds = {(name, key): field.get("kind") for name in sections for key, field in sections[name].items()}
+    kinds = {place: kind for place, kind in kinds.items() if kind}
+    assert kinds == {
+        ("Base", "path"): "model", ("Base", "config"): "folder", ("Data", "folders"): "folders",
+        ("Data", "validation_folder"): "folder", ("Data", "cache_folder"): "folder", ("Saving", "folder"): "folder",
+    }  # fmt: skip
+    assert schema["renames"] == {"data.folder": "data.folders"}
+
+
 def test_the_manual_has_a_row_for_every_option_of_every_variant():
     rows = [line for line in reference.reference_text().splitlines() if line.startswith("| `")]
     assert all(row.replace("\\|", "").count("|") == 6 for row in rows)

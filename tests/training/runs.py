@@ -57,7 +57,7 @@ class Place:
     def command(self, name: str, *more: str, **sections: Any) -> list[str]:
         """Arguments of `scripts/train.py`; `sections` replace those of `OPTIONS`, `more` are options as typed."""
         preset = {**OPTIONS, **sections, "base": {"path": str(self.stage / "base")}}
-        places = {"folder": "pictures", "validation_folder": "validation", "cache_folder": "cache"}
+        places = {"folders": "pictures", "validation_folder": "validation", "cache_folder": "cache"}
         preset["data"] = {**{key: str(self.stage / place) for key, place in places.items()}, **preset["data"]}
         preset["saving"] = {"folder": str(self.runs), **preset["saving"]}
         path = self.runs / f"{name}.json"

@@ -41,7 +41,7 @@ def test_a_preset_without_model_and_data_lists_both_and_how_to_give_them(refused
     assert len(lines(said)) == 2
     assert "base.path: stabilityai/stable-diffusion-xl-base-1.0" in said and "the hub cannot be reached" in said
     assert "--base" in said and "diffusers folder" in said and ".safetensors checkpoint" in said
-    assert "data.folder" in said and "give the folder with the pictures (--data FOLDER)" in said
+    assert "data.folders " in said and "give the folder with the pictures (--data FOLDER)" in said
 
 
 def test_unknown_models_presets_and_files(refused, place: Place):
@@ -94,7 +94,7 @@ def test_folders_without_pictures(refused, place: Place):
     (text / "a.txt").write_text("a letter")
     assert "a.png: its content is not a PNG" in refused("--data", str(text))
     said = refused("--data", str(empty), "--data.validation_folder", str(text), "--base", str(empty))
-    assert len(lines(said)) == 3 and "data.folder" in said and "a.png" in said and "base.path" in said
+    assert len(lines(said)) == 3 and "data.folders" in said and "a.png" in said and "base.path" in said
 
 
 def test_options_that_do_not_go_together(refused, place: Place):

@@ -39,7 +39,7 @@ def test_every_method_starts_as_the_base_and_leaves_a_checked_file(place: Place)
 
 def test_events_tell_the_whole_story_in_order(place: Place):
     # One picture for training and validation: a note, which becomes a warning.
-    data = {"resolution": 16, "folder": str(place.stage / "one"), "validation_folder": str(place.stage / "one")}
+    data = {"resolution": 16, "folders": [str(place.stage / "one")], "validation_folder": str(place.stage / "one")}
     steps = {"--training.steps": "12", "--validation.every": "4", "--samples.every": "8"}
     learning = {"layers": "attention", "include": ["unet.conv_*", "unet.up_blocks.*.resnets.*"]}
     more = ["--samples.enabled", "--saving.state_every=8", "--saving.export_every=8"]
@@ -101,6 +101,7 @@ def test_half_and_half_is_the_whole(place: Place, monkeypatch, optimizer, rank):
     ask(monkeypatch, place, "half", "stop", at=2)
     assert place.train("half", *more, **options) == 130
     assert place.events("half")[-1]["outcome"] == "stopped"
+    assert [event["name"] for event in place.events("half", "stage")][-1] == "stopping"
     assert not (place.runs / "half" / "adapter.safetensors").exists()
     # Sample pictures along the way change nothing.
     assert place.train("half", *more, "--samples.enabled", "--samples.every", "1", **options) == 0
@@ -131,7 +132,8 @@ def test_ctrl_c_saves_and_the_same_command_goes_on(place: Place, ten_steps):
     assert process.returncode == 130, err
     assert "Stopping after this step" in err and "The same command goes on from" in err and "Traceback" not in err
     assert out == ""
-    last = place.events("halted")[-1]
+    *_, stopping, saved, last = place.events("halted")
+    assert (stopping["event"], stopping["name"], saved["what"]) == ("stage", "stopping", "state")
     assert (last["outcome"], last["exit_code"], last["path"]) == ("stopped", 130, None)
     assert load_state(place.runs / "halted" / "state" / f"step-{last['step']:06d}").step == last["step"] < 10
     assert place.train("halted", *more) == 0
@@ -219,7 +221,7 @@ def gradients(place: Place, name: str, *more: str, **sections) -> tuple[list[flo
 
 
 def test_two_batches_added_up_are_one_of_twice_the_size(place: Place):
-    data = {"resolution": 16, "folder": str(place.stage / "one")}  # one picture: the order cannot differ
+    data = {"resolution": 16, "folders": [str(place.stage / "one")]}  # one picture: the order cannot differ
     one, whole = gradients(place, "one", "--training.batch_size", "2", data=data)
     two, added = gradients(place, "two", "--training.batch_size", "1", "--training.accumulation", "2", data=data)
     assert one == pytest.approx(two, rel=1e-5)

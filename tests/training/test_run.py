@@ -1,10 +1,13 @@
 """The run folder: created, opened again by the same command, refused in words to anything else."""
 
 import json
+import os
+import platform
 import subprocess
 import sys
 from pathlib import Path
 
+import psutil
 import pytest
 
 from modules.preset.schema import Preset
@@ -31,6 +34,24 @@ def test_a_new_run_has_preset_and_environment(tmp_path):
         (start,) = json.loads((run.folder / "environment.json").read_text())
     assert {"python", "platform", "packages", "command", "gimbal", "devices"} <= set(start)
     assert start["packages"]["torch"]
+
+
+def test_a_run_knows_its_process(tmp_path):
+    reopen(tmp_path)
+    (start,) = json.loads((tmp_path / "a" / "environment.json").read_text())
+    process = psutil.Process(start["process"].pop("pid"))
+    assert process.pid == os.getpid() and process.create_time() == start["process"].pop("created")
+    assert start["process"] == {"host": platform.node(), "folder": str(Path.cwd())}
+
+
+def test_a_run_with_an_option_s_old_name_goes_on(tmp_path):
+    reopen(tmp_path, data={"folders": ["x"]})
+    path = tmp_path / "a" / "preset.json"
+    values = json.loads(path.read_text())
+    values["data"]["folder"] = values["data"].pop("folders")[0]
+    path.write_text(json.dumps(values))
+    reopen(tmp_path, data={"folders": ["x"]})
+    assert json.loads(path.read_text())["data"]["folders"] == ["x"]
 
 
 def test_the_same_command_opens_it_again(tmp_path):

@@ -1,0 +1,352 @@
+"""What stands in the data folders, without opening a picture: files, captions, repeats, buckets, and what is wrong."""
+
+import os
+import re
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from modules.data.buckets import buckets
+from modules.data.captions import parse_metadata_line, read_text
+from modules.data.pictures import SUFFIXES
+from modules.preset.schema import Data
+
+SETTINGS = {"training": "data.folders", "validation": "data.validation_folder"}
+"""The two sets of pictures, and the options that say where they are."""
+
+MANY_REPEATS = 100
+"""Folders such as 2023_summer get a note: the number is read as repeats."""
+
+METADATA = "metadata.jsonl"
+REPEATS = re.compile(r"(\d+)_")
+
+
+@dataclass(frozen=True)
+class Caption:
+    """A picture's caption."""
+
+    text: str
+    source: str
+    """Where it comes from: "txt", "metadata" or "filename"; "empty" and "missing" when there is none, as
+    data.missing_captions has it."""
+    file: Path
+    """The .txt file beside the picture, whether there is one or not."""
+    problem: str = ""
+    """Why that file cannot be read."""
+
+
+@dataclass(frozen=True)
+class Item:
+    """A picture file, not opened."""
+
+    path: Path
+    name: str
+    """Path inside its data folder, with slashes; of several data folders, with the folder's name in front."""
+    folder: str
+    """The data folder, as the preset names it."""
+    caption: Caption
+    repeats: int
+    """How often an epoch shows it."""
+
+
+@dataclass(frozen=True)
+class Root:
+    """One data folder."""
+
+    given: str
+    """As the preset names it."""
+    path: Path
+    prefix: str
+    """In front of its pictures' names."""
+
+
+@dataclass
+class Survey:
+    """The picture files of a set in order, the buckets, what is wrong (problems) and what is worth knowing (notes)."""
+
+    setting: str
+    items: list[Item] = field(default_factory=list)
+    sizes: tuple[tuple[int, int], ...] = ()
+    """The buckets; none if data.resolution is too small for any."""
+    problems: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    broken: dict[Path, str] = field(default_factory=dict)
+    """Why pictures that were opened cannot be used."""
+    names: dict[Path, str] = field(default_factory=dict)
+    """Of everything that was seen, folders too."""
+    roots: dict[Path, Root] = field(default_factory=dict)
+    """Of every file."""
+
+    def problem(self, sentence: str) -> None:
+        """Something that keeps these pictures from being trained on."""
+        self.problems.append(f"{self.setting}: {sentence}")
+
+    def note(self, paths: Sequence[Path], sentence: str) -> None:
+        """One note for all `paths`, none if there are none."""
+        if paths:
+            self.notes.append(f"{sentence} ({listing([self.names[path] for path in paths])})")
+
+
+def survey(options: Data, which: str, bucket_step: int) -> Survey:
+    """Look through the folders of a set, "training" or "validation"."""
+    found = Survey(SETTINGS[which])
+    found.sizes = _checked_sizes(options, bucket_step, found)
+    files: list[Path] = []
+    for root in _roots(folders_of(options, which), found):
+        listed = _list_files(root, found)
+        _remark_on_root(root, listed, found)
+        found.roots |= dict.fromkeys(listed, root)
+        files += listed
+    paths = [file for file in files if file.suffix.lower() in SUFFIXES]
+    captions = _captions(options, paths, files, found)
+    repeats = _repeats(paths, found)
+    others = [f for f in files if f.suffix.lower() not in (*SUFFIXES, ".txt") and f.name != METADATA]
+    found.note(others, f"files of other kinds are not read; pictures are {' '.join(SUFFIXES)}")
+    found.items = [
+        Item(path, found.names[path], found.roots[path].given, captions[path], repeats[path]) for path in paths
+    ]
+    return found
+
+
+def folders_of(options: Data, which: str) -> tuple[str, ...]:
+    """The folders of a set, "training" or "validation"."""
+    if which == "training":
+        return options.folders
+    return (options.validation_folder,) if options.validation_folder else ()
+
+
+def bucket_sizes(options: Data, step: int) -> tuple[tuple[int, int], ...]:
+    """The buckets that these options ask for. Raises ValueError if data.resolution is too small for any."""
+    return buckets(options.resolution, step, options.max_aspect, options.buckets)
+
+
+def listing(names: Sequence[str], most: int = 10) -> str:
+    """Names with their number in front, the first `most` of them."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return f"{len(names)}: {', '.join(names[:most])}{more}"
+
+
+def _checked_sizes(options: Data, step: int, found: Survey) -> tuple[tuple[int, int], ...]:
+    if not options.separator and (options.shuffle or options.part_dropout):
+        found.problems.append('data.separator is empty; give what stands between the parts of a caption, such as ","')
+    try:
+        sizes = bucket_sizes(options, step)
+    except ValueError as error:
+        found.problems.append(str(error))
+        return ()
+    if options.resolution % step:
+        side = buckets(options.resolution, step, 1, False)[0][0]
+        found.notes.append(f"data.resolution {options.resolution} is not a multiple of {step}; {side} is used")
+    return sizes
+
+
+# -- folders ----------------------------------------------------------------------------------------------------------
+
+
+def _roots(folders: Sequence[str], found: Survey) -> list[Root]:
+    """The folders that can be read; a problem for each of the others."""
+    if not folders and found.setting == SETTINGS["training"]:
+        found.problems.append(f"{found.setting} is empty; give the folder with the pictures (--data FOLDER)")
+    roots: list[Root] = []
+    for folder, label in zip(folders, labels(folders), strict=True):
+        path, place = Path(folder), f"{found.setting} {folder}"
+        if not folder:
+            found.problem("one of the folders is the empty text; take it out")
+        elif not path.exists():
+            how = f"give the folder with the pictures, as in --{found.setting} FOLDER"
+            found.problems.append(f"{place}: there is no such folder; {how}")
+        elif not path.is_dir():
+            found.problems.append(f"{place}: is a file; give the folder it is in")
+        else:
+            roots.append(Root(folder, path, f"{label}/" if len(folders) > 1 else ""))
+    return [root for place, root in enumerate(roots) if not _is_read_already(root, place, roots, found)]
+
+
+def labels(folders: Sequence[str]) -> list[str]:
+    """A short name for each folder: the last parts of its path, as many as tell the folders apart."""
+    parts = [Path(os.path.abspath(folder)).parts for folder in folders]  # noqa: PTH100  resolve() would follow links
+    names = []
+    for one in parts:
+        count = 1
+        while any(other != one and other[-count:] == one[-count:] for other in parts):
+            count += 1
+        names.append("/".join(one[-count:]))
+    return names
+
+
+def _is_read_already(root: Root, place: int, roots: Sequence[Root], found: Survey) -> bool:
+    """Whether a folder is among the others twice, or inside another: its pictures would be counted twice."""
+    full = root.path.resolve()
+    for other_place, other in enumerate(roots):
+        other_full = other.path.resolve()
+        if full == other_full and other_place < place:
+            same = "is given twice" if root.given == other.given else f"is the same folder as {other.given}"
+            found.problems.append(f"{found.setting} {root.given}: {same}; take one of them out")
+            return True
+        if full != other_full and full.is_relative_to(other_full):
+            inside = f"lies inside {other.given}, whose sub-folders are read too"
+            found.problems.append(f"{found.setting} {root.given}: {inside}; take one of them out")
+            return True
+    return False
+
+
+def _list_files(root: Root, found: Survey) -> list[Path]:
+    """All visible files below the root, sorted by name the same way on every system."""
+    files: list[Path] = []
+    hidden: list[Path] = []
+    _walk(root, root.path, set(), files, hidden, found)
+    found.note(sorted(hidden), "hidden files and folders are not read")
+    return sorted(files, key=found.names.__getitem__)
+
+
+def _walk(root: Root, folder: Path, seen: set[Path], files: list[Path], hidden: list[Path], found: Survey) -> None:
+    found.names[folder] = root.prefix + folder.relative_to(root.path).as_posix()
+    if folder.resolve() in seen:  # a link back to a folder above, or a second link to the same one
+        found.note([folder], "a linked folder that was read already is not read again")
+        return
+    seen.add(folder.resolve())
+    try:
+        entries = sorted(folder.iterdir())
+    except OSError as error:
+        found.problem(f"{folder}: cannot be read ({error.strerror}); check its permissions")
+        return
+    for entry in entries:
+        found.names[entry] = root.prefix + entry.relative_to(root.path).as_posix()
+        if entry.name.startswith("."):
+            hidden.append(entry)
+        elif entry.is_dir():
+            _walk(root, entry, seen, files, hidden, found)
+        else:
+            files.append(entry)
+
+
+def _remark_on_root(root: Root, files: list[Path], found: Survey) -> None:
+    """What a folder as a whole lacks."""
+    place = f"{found.setting} {root.given}"
+    if REPEATS.match(root.path.name):
+        found.notes.append(f"{place}: only its sub-folders' names repeat pictures, not its own")
+    if not any(file.suffix.lower() in SUFFIXES for file in files):
+        kinds = Counter(file.suffix.lower() or file.name for file in files)
+        there = "; it has " + ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items())) if kinds else ""
+        found.problems.append(f"{place}: there are no pictures in it{there}; pictures are {' '.join(SUFFIXES)}")
+
+
+def _repeats(paths: list[Path], found: Survey) -> dict[Path, int]:
+    """How often each picture is shown: the number of the innermost folder called `10_name`, 1 without one."""
+    numbers: dict[Path, int] = {}
+    repeats: dict[Path, int] = {}
+    for path in paths:
+        root = found.roots[path].path
+        named = [parent for parent in path.relative_to(root).parents if REPEATS.match(parent.name)]
+        number = int(named[0].name.split("_")[0]) if named else 1
+        repeats[path] = number
+        if named:
+            numbers[root / named[0]] = number
+    for folder, number in numbers.items():
+        if number == 0:
+            found.problem(f"{folder}: its name says 0 repeats; give 1 or more, or take the folder out")
+    many = [folder for folder, number in numbers.items() if number >= MANY_REPEATS]
+    found.note(many, f"the folder's name says that pictures repeat {MANY_REPEATS} times or more in each epoch")
+    return repeats
+
+
+# -- captions ---------------------------------------------------------------------------------------------------------
+
+
+def _captions(options: Data, paths: list[Path], files: list[Path], found: Survey) -> dict[Path, Caption]:
+    """The caption of each picture."""
+    texts = _text_files(paths, files, found)
+    listed = _metadata(set(paths), files, found)
+    differing = [path for path in listed if texts[path].text and listed[path] != texts[path].text]
+    found.note(differing, f"the .txt file and {METADATA} disagree; the .txt file is used")
+    captions = {path: _caption(options, path, texts[path], listed.get(path, "")) for path in paths}
+    missing = [path for path in paths if captions[path].source in ("filename", "empty", "missing")]
+    if missing and options.missing_captions == "error":
+        names = listing([found.names[path] for path in missing], most=len(missing))
+        found.problem(
+            f"pictures without a caption ({names}); write one into a .txt file of the same name, or set "
+            'data.missing_captions to "empty" or "filename"'
+        )
+    elif options.missing_captions == "filename":
+        found.note(missing, "pictures without a caption get their file name as caption")
+    else:
+        found.note(missing, "pictures without a caption get the empty caption")
+    several = [path for path in paths if "\n" in captions[path].text]
+    found.note(several, "captions with several lines; all lines together are the caption")
+    return captions
+
+
+def _caption(options: Data, path: Path, file: Caption, listed: str) -> Caption:
+    """What a picture's caption is, from its .txt file and what metadata.jsonl says of it."""
+    if file.text or file.problem:
+        return file
+    if listed:
+        return replace(file, text=listed, source="metadata")
+    if options.missing_captions == "filename":
+        return replace(file, text=path.stem, source="filename")
+    return replace(file, source="empty" if options.missing_captions == "empty" else "missing")
+
+
+def _text_files(paths: list[Path], files: list[Path], found: Survey) -> dict[Path, Caption]:
+    """What the .txt file beside each picture says, "" where there is none."""
+    owners: dict[Path, list[Path]] = defaultdict(list)
+    for path in paths:
+        owners[path.with_suffix("")].append(path)
+    captions = {path: Caption("", "txt", path.with_suffix(".txt")) for path in paths}
+    unowned = []
+    for file in files:
+        if file.suffix.lower() != ".txt":
+            continue
+        pictures = owners[file.with_suffix("")]
+        if not pictures:
+            unowned.append(file)
+            continue
+        if len(pictures) > 1:
+            found.note(pictures, f"{found.names[file]} is the caption of several pictures")
+        try:
+            caption = Caption(read_text(file), "txt", file)
+        except ValueError as error:
+            found.problem(str(error))
+            caption = Caption("", "txt", file, str(error))
+        captions |= dict.fromkeys(pictures, caption)
+    found.note(unowned, ".txt files without a picture of the same name are not used")
+    return captions
+
+
+def _metadata(paths: set[Path], files: list[Path], found: Survey) -> dict[Path, str]:
+    """Captions from all metadata.jsonl files; file names in them are relative to their own folder."""
+    captions: dict[Path, str] = {}
+    for file in files:
+        if file.name != METADATA:
+            continue
+        unused: set[str] = set()
+        try:
+            lines = read_text(file).split("\n")
+        except ValueError as error:
+            found.problem(str(error))
+            continue
+        for number, line in enumerate(lines, start=1):
+            if not line.strip():
+                continue
+            try:
+                name, caption, others = parse_metadata_line(line)
+                path = _picture_named(file.parent, name, paths)
+                if captions.setdefault(path, caption) != caption:
+                    raise ValueError(f"gives {name} a second caption; leave one of them")
+                unused |= others
+            except ValueError as error:
+                found.problem(f"{file} line {number}: {error}")
+        if unused:
+            found.notes.append(f"{found.names[file]}: entries that are not used ({', '.join(sorted(unused))})")
+    return captions
+
+
+def _picture_named(folder: Path, name: str, paths: set[Path]) -> Path:
+    """The picture a line of metadata.jsonl means. Raises ValueError when there is none."""
+    path = folder / os.path.normpath(name)
+    if path in paths:
+        return path
+    if path.exists():
+        raise ValueError(f"names {name}, which is not one of the pictures here; take the line out")
+    raise ValueError(f"names a missing file, {name}; take the line out or bring the picture back")

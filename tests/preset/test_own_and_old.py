@@ -1,0 +1,82 @@
+"""Presets that are the user's own, and presets from before an option got another name."""
+
+import json
+
+import pytest
+
+from modules.preset import files
+from modules.preset.files import PresetProblems, resolve
+
+LORA = {"family": "sdxl", "adapter": {"method": "lora", "rank": 4}}
+
+
+@pytest.fixture
+def saved(tmp_path):
+    """A function that writes a preset file and returns its path."""
+
+    def save(values, name="mine.json"):
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(json.dumps(values))
+        return str(path)
+
+    return save
+
+
+def problem_of(source):
+    with pytest.raises(PresetProblems) as caught:
+        resolve(source)
+    (problem,) = caught.value.problems
+    return problem
+
+
+def test_own_presets_are_found_by_name_and_built_in_ones_win(saved, tmp_path, monkeypatch):
+    saved({**LORA, "description": "Built in."}, "first.json")
+    hidden = saved({**LORA, "description": "Hidden."}, "own/first.json")
+    saved({"based_on": "first", "description": "Mine."}, "own/mine.json")
+    saved({"based_on": "mine"}, "own/other.json")
+    monkeypatch.setattr(files, "FOLDER", tmp_path)
+    assert files.listing() == [("first", "Built in."), ("mine", "Mine."), ("other", ""), (hidden, "Hidden.")]
+    assert files.find("mine") == tmp_path / "own" / "mine.json" and files.find("first") == tmp_path / "first.json"
+    assert (resolve("mine").name, resolve("mine").preset.adapter.rank) == ("mine", 4)
+    assert resolve(hidden).preset.description == "Hidden."
+    assert "itself based on 'first'" in problem_of("other")
+    assert "did you mean mine" in problem_of("mien")
+
+
+def test_renamed_options_are_read_and_reported(saved, monkeypatch):
+    monkeypatch.setitem(files.RENAMES, "training.lr", "training.learning_rate")
+    monkeypatch.setitem(files.RENAMES, "old.snr", "objective.min_snr_gamma")
+    path = saved({**LORA, "training": {"lr": 0.5}, "old": {"snr": None}})
+    resolved = resolve(path)
+    assert (resolved.preset.training.learning_rate, resolved.preset.objective.min_snr_gamma) == (0.5, None)
+    assert resolved.notes == [f"{path}: training.lr is now called training.learning_rate",
+                              f"{path}: old.snr is now called objective.min_snr_gamma"]
+    overridden = resolve(saved(LORA), [("training.lr", "0.25")])
+    assert overridden.preset.training.learning_rate == 0.25
+    assert overridden.notes == ["training.lr is now called training.learning_rate"]
+
+
+def test_the_one_folder_of_old_presets(saved):
+    path = saved({**LORA, "data": {"folder": "pictures"}})
+    resolved = resolve(path)
+    assert resolved.preset.data.folders == ("pictures",)
+    assert resolved.notes == [f"{path}: data.folder is now called data.folders"]
+    assert resolve(path, [("data.folder", "others")]).preset.data.folders == ("others",)
+    assert resolve(saved({**LORA, "data": {"folder": ""}})).preset.data.folders == ()
+
+
+def test_old_and_new_name_together_are_refused(saved, monkeypatch):
+    monkeypatch.setitem(files.RENAMES, "training.lr", "training.learning_rate")
+    path = saved({**LORA, "training": {"lr": 0.5, "learning_rate": 0.5}})
+    assert problem_of(path) == (
+        f"{path}: training.lr is now called training.learning_rate, and both are given; keep training.learning_rate"
+    )
+
+
+def test_every_rename_leads_to_an_option_and_hides_none():
+    from modules.preset import options
+    from modules.preset.schema import Preset
+
+    known = options.options(Preset)
+    assert all(new in known and old not in known for old, new in files.RENAMES.items())
