@@ -1,0 +1,38 @@
+"""What the window's tests share: a memory of their own, and a document."""
+
+import os
+
+os.environ.setdefault("QT_QPA_PLATFORM", "offscreen")
+
+import pytest
+from PySide6.QtCore import QCoreApplication, QStandardPaths
+
+from ui import places
+
+
+@pytest.fixture(autouse=True)
+def own_memory(tmp_path_factory, monkeypatch):
+    """Settings, caches and own presets of the tests are not the user's."""
+    home = tmp_path_factory.mktemp("home")
+    for name in ("XDG_CONFIG_HOME", "XDG_CACHE_HOME", "XDG_DATA_HOME"):
+        monkeypatch.setenv(name, str(home / name))
+    QCoreApplication.setApplicationName("gimbal-tests")
+    monkeypatch.setattr(
+        QStandardPaths, "writableLocation", staticmethod(lambda location: str(home / f"location-{location.value}"))
+    )
+    monkeypatch.setattr(places, "OWN_PRESETS", home / "own")
+    monkeypatch.setattr(places, "RUNS", home / "runs")
+    return home
+
+
+@pytest.fixture
+def document(qapp):
+    """A document opened on a demo preset."""
+    from ui.preset import files
+    from ui.preset.document import Document
+    from ui.preset.schema import Schema
+
+    schema = Schema.load()
+    document = Document(schema)
+    document.open(files.read(places.PRESETS / "wora_demo.json", schema))
+    return document

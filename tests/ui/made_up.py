@@ -1,0 +1,79 @@
+"""Presets made up at random from the schema, and the trainer's own answers about them."""
+
+import json
+import random
+from functools import cache
+from typing import Any
+
+from pydantic import ValidationError
+
+from modules.preset import options, problems, reference
+from modules.preset.schema import Preset
+from ui.preset.field import Field
+from ui.preset.schema import Schema, Values, at, with_value
+
+
+@cache
+def schema() -> Schema:
+    """The window's schema of the trainer as it is."""
+    return Schema(json.loads(reference.schema_text()))
+
+
+def trainer_says(values: Values) -> tuple[Values | None, list[str]]:
+    """The complete preset or None, and the problems."""
+    try:
+        return Preset.model_validate(values).model_dump(mode="json"), []
+    except ValidationError as error:
+        return None, problems.sentences(error, Preset, values)
+
+
+def some_value(field: Field, rng: random.Random) -> Any:
+    """A value that the schema allows."""
+    if field.choices:
+        return rng.choice(field.choices)
+    if field.nullable and rng.random() < 0.3:
+        return None
+    if field.kind == "boolean":
+        return rng.random() < 0.5
+    if field.kind in ("integer", "number"):
+        bounds = (field.minimum, field.exclusive_minimum, field.maximum, field.exclusive_maximum)
+        low = next((bound for bound in bounds[:2] if bound is not None), -5)
+        high = next((bound for bound in bounds[2:] if bound is not None), low + 1000)
+        if field.kind == "number":
+            return low + (high - low) * rng.uniform(0.01, 0.99)
+        return rng.randint(int(low) + (bounds[1] is not None), int(high) - (bounds[3] is not None))
+    if field.kind in ("texts", "folders"):
+        return [rng.choice(["a cat", "ü \"'\\", "x*"]) for _ in range(rng.randrange(3))]
+    return rng.choice(["", "a, b", "ü \"'\\", "null", " "])
+
+
+def some_tags(rng: random.Random) -> Values:
+    """A preset in which every tag, inner ones too, and everything that has to be given is chosen."""
+    values: Values = {}
+    for field in schema().fields({}).values():
+        if field.required or field.kind == "tag":
+            values = with_value(values, field.path, some_value(field, rng))
+    for field in schema().fields(values).values():
+        if field.kind == "tag" and at(values, field.path) is None:
+            values = with_value(values, field.path, some_value(field, rng))
+    return values
+
+
+def some_preset(rng: random.Random, changes: int = 12) -> Values:
+    """A right preset that is not complete."""
+    values = some_tags(rng)
+    free = [field for field in schema().fields(values).values() if field.kind != "tag" and not field.required]
+    for field in rng.sample(free, changes):
+        values = with_value(values, field.path, some_value(field, rng))
+    return values
+
+
+def of_each_variant() -> list[Values]:
+    """A preset for each variant of each section, complete but for what has to be given."""
+    found = []
+    for group in options.groups(Preset):
+        values: Values = {"adapter": {"method": schema().tags["adapter"].choices[0]}}
+        for tag, choice in group.chosen:
+            values = with_value(values, tag, choice)
+        found.append(schema().complete(values)[0])
+    return found
