@@ -1,0 +1,249 @@
+"""The window as a whole: pages, saving, restoring, and what it imports."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PySide6.QtCore import Qt
+from PySide6.QtGui import QAccessible
+from PySide6.QtWidgets import QApplication, QWidget
+
+from ui import dialogs, places, theme
+from ui.app import make_window
+from ui.form import FormPage
+from ui.preset import files
+from ui.settings import Settings
+from ui.window import CHANGES, LAYERS, PICTURES, PRESETS, RUNS, Window
+
+
+@pytest.fixture
+def open_window(qapp, qtbot, monkeypatch):
+    """Makes windows that are closed in the end without a question, and do not ask the trainer."""
+    windows = []
+    monkeypatch.setattr("ui.check.Check.on_quiet", lambda self: None)
+
+    def opened(preset: str = "wora_demo") -> Window:
+        window = make_window(Settings(), preset)
+        qtbot.addWidget(window, before_close_func=lambda one: one.document.mark_saved(one.document.origin))
+        windows.append(window)
+        window.show()
+        return window
+
+    return opened
+
+
+def test_it_opens_the_preset_it_is_asked_for(open_window):
+    window = open_window("doft_demo")
+    assert window.document.origin.name == "doft_demo" and not window.isWindowModified()
+    assert "doft_demo" in window.windowTitle() and window.name.text() == "doft_demo"
+
+
+def test_without_being_asked_it_opens_one_that_can_be_trained_here(open_window):
+    window = open_window("")
+    assert places.full(window.document.value("base.path")).exists()
+
+
+def test_it_opens_next_time_what_was_open_last(open_window):
+    open_window("doft_demo").close()
+    assert open_window("").document.origin.name == "doft_demo"
+
+
+def test_a_missing_preset_is_said_and_another_one_opened(open_window, monkeypatch):
+    said = []
+    monkeypatch.setattr(dialogs, "say_error", lambda parent, title, sentence: said.append(sentence))
+    window = open_window("no_such_preset")
+    assert said and "no_such_preset" in said[0]
+    assert window.document.origin.name
+
+
+def test_every_page_opens_from_the_list(open_window):
+    window = open_window()
+    for place in window.navigation.places:
+        if place.key is not None:
+            window.show_page(place.key)
+            assert window.stack.currentWidget() is window.page(place.key), place
+
+
+def test_the_theme_can_be_chosen_and_is_remembered(open_window):
+    window = open_window()
+    for name, dark in (("dark", True), ("light", False)):
+        window.menus.on_theme(name)
+        assert theme.is_dark() == dark and Settings().theme == name
+        app = QApplication.instance()
+        assert app.palette().window().color() == theme.colors().window
+
+
+def test_a_setting_is_found_and_shown(open_window):
+    window = open_window()
+    window.search.chosen.emit("training.learning_rate")
+    form = window.stack.currentWidget()
+    assert isinstance(form, FormPage) and form.section_path == "training"
+    window.search.chosen.emit("name")
+    assert window.stack.currentWidget().section_path == ""
+
+
+def test_changes_are_marked_counted_and_undone(open_window):
+    window = open_window()
+    window.document.set("adapter.rank", 31)
+    assert window.isWindowModified() and "changed" in window.name.text()
+    row = next(at for at, place in enumerate(window.navigation.places) if place.key == "adapter")
+    assert "1 setting changed" in window.navigation.item(row).toolTip()
+    window.menus.undo.trigger()
+    assert not window.isWindowModified() and window.document.value("adapter.rank") == 8
+    assert not window.navigation.item(row).toolTip()
+
+
+def test_problems_are_counted_and_led_to(open_window):
+    window = open_window()
+    window.show_page(RUNS)
+    window.document.set("training.steps", 0)
+    assert "1 problem" in window.status.left.text()
+    window.status.left.click()
+    assert window.stack.currentWidget() is window.pages["training"]
+    window.document.set("training.steps", 1)
+    assert "problem" not in window.status.left.text()
+
+
+def test_a_built_in_preset_is_saved_as_an_own_one(open_window, monkeypatch):
+    window = open_window()
+    window.document.set("adapter.rank", 31)
+    monkeypatch.setattr(dialogs, "ask_name", lambda parent, title, name: "mine")
+    window.menus.save.trigger()
+    assert json.loads((places.OWN_PRESETS / "mine.json").read_text())["adapter"]["rank"] == 31
+    assert window.document.origin.kind == "own" and not window.isWindowModified()
+    window.document.set("adapter.rank", 32)
+    window.menus.save.trigger()
+    assert files.read(places.OWN_PRESETS / "mine.json", window.document.schema).values["adapter"]["rank"] == 32
+
+
+@pytest.mark.parametrize(
+    "answer, kept, opened", [("save", True, True), ("discard", False, True), ("cancel", False, False)]
+)
+def test_unsaved_changes_are_asked_about_before_another_preset_opens(open_window, monkeypatch, answer, kept, opened):
+    window = open_window()
+    window.document.set("adapter.rank", 31)
+    monkeypatch.setattr(dialogs, "ask_unsaved", lambda parent, document: answer)
+    monkeypatch.setattr(dialogs, "ask_name", lambda parent, title, name: "kept")
+    window.page(PRESETS).open_requested.emit(places.PRESETS / "lora_demo.json")
+    assert (places.OWN_PRESETS / "kept.json").exists() == kept
+    assert (window.document.origin.name == "lora_demo") == opened
+    assert opened or window.document.value("adapter.rank") == 31
+
+
+def test_closing_asks_too(open_window, monkeypatch):
+    window = open_window()
+    window.document.set("adapter.rank", 31)
+    monkeypatch.setattr(dialogs, "ask_unsaved", lambda parent, document: "cancel")
+    assert not window.close() and window.isVisible()
+    monkeypatch.setattr(dialogs, "ask_unsaved", lambda parent, document: "discard")
+    assert window.close()
+
+
+def test_a_file_with_unknown_settings_is_opened_only_if_the_user_wants(open_window, monkeypatch, tmp_path):
+    file = tmp_path / "odd.json"
+    file.write_text(json.dumps({"family": "sdxl", "adapter": {"method": "lora", "rnak": 3}}))
+    window = open_window()
+    texts = []
+
+    def ask(box, answer):
+        texts.append(box.details.text())
+        box.answer = answer
+
+    monkeypatch.setattr(dialogs.Question, "exec", lambda box: ask(box, dialogs.CANCEL))
+    assert not window.opening.open(file) and window.document.origin.name == "wora_demo"
+    monkeypatch.setattr(dialogs.Question, "exec", lambda box: ask(box, dialogs.OK))
+    assert window.opening.open(file) and window.document.origin.name == "odd"
+    assert "rnak" in texts[0] and "rank" in texts[0]
+
+
+CRASHING = """
+import os, sys
+from PySide6.QtCore import QStandardPaths
+from PySide6.QtWidgets import QApplication
+from PySide6.QtTest import QTest
+home = sys.argv[1]
+QStandardPaths.writableLocation = staticmethod(lambda location: f"{home}/location-{location.value}")
+app = QApplication([])
+from pathlib import Path
+from ui import places
+places.RUNS, places.OWN_PRESETS = Path(home) / "runs", Path(home) / "own"
+from ui.check import Check
+Check.on_quiet = lambda self: None
+from ui.app import make_window
+from ui.settings import Settings
+window = make_window(Settings(), "wora_demo")
+window.show()
+window.document.set("adapter.rank", 31)
+window.document.set("training.learning_rate", 0.5)
+QTest.qWait(1500)
+os.kill(os.getpid(), 9)
+"""
+
+
+def test_a_window_that_crashed_gives_its_edits_to_the_next(open_window, own_memory):
+    subprocess.run([sys.executable, "-c", CRASHING, str(own_memory)], cwd=places.ROOT, timeout=60, check=False)
+    window = open_window("")
+    assert window.document.value("adapter.rank") == 31 and window.document.value("training.learning_rate") == 0.5
+    assert window.isWindowModified() and window.document.origin.name == "wora_demo"
+    assert any("restored" in sentence for sentence in window.banners.sentences())
+    window.document.mark_saved(window.document.origin)
+    window.close()
+    assert not any("restored" in sentence for sentence in open_window("").banners.sentences())
+
+
+def test_a_second_window_only_watches_and_says_so(open_window, qtbot):
+    first, second = open_window(), open_window()
+    qtbot.waitUntil(lambda: bool(second.banners.sentences()), timeout=3000)
+    assert first.queue.drives and not second.queue.drives
+    assert second.queue.watching_sentence in second.banners.sentences()
+
+
+def test_every_widget_that_takes_the_keyboard_has_a_name(open_window):
+    window = open_window()
+    for key in (PRESETS, "", "adapter", "data", "samples", PICTURES, LAYERS, CHANGES, RUNS):
+        window.show_page(key)
+        QApplication.processEvents()
+        nameless = [
+            (key, type(widget).__name__, widget.objectName())
+            for widget in window.stack.currentWidget().findChildren(QWidget)
+            if widget.focusPolicy() & Qt.FocusPolicy.TabFocus and widget.isVisible() and not spoken(widget)
+        ]
+        assert not nameless, nameless
+
+
+def spoken(widget: QWidget) -> str:
+    """What a screen reader says of a widget: its name, or its own text."""
+    interface = QAccessible.queryAccessibleInterface(widget)
+    inner = widget.objectName().startswith("qt_") or type(widget).__name__ in ("QScrollArea", "FormPage")
+    return interface.text(QAccessible.Text.Name) or widget.toolTip() or ("inside another" if inner else "")
+
+
+IMPORTS = """
+import os, sys
+from ui import app
+
+def painted():
+    print("|".join({name.partition(".")[0] for name in sys.modules}), flush=True)
+    os._exit(0)
+
+app.main(["wora_demo"], after_paint=painted)
+"""
+
+
+def test_the_window_shows_without_torch_and_the_plots(own_memory):
+    environment = {**os.environ, "XDG_CONFIG_HOME": str(own_memory), "XDG_CACHE_HOME": str(own_memory)}
+    done = subprocess.run(
+        [sys.executable, "-c", IMPORTS], cwd=places.ROOT, timeout=60, capture_output=True, env=environment, check=False
+    )
+    loaded = set(done.stdout.decode().strip().split("|"))
+    assert "PySide6" in loaded and "ui" in loaded, done.stderr
+    heavy = {"torch", "diffusers", "transformers", "safetensors", "accelerate", "modules", "pyqtgraph", "numpy", "PIL"}
+    assert not loaded & heavy
+
+
+def test_the_shipped_places_exist():
+    for place in (places.SCHEMA, places.PRESETS, places.TRAIN, places.LOOK):
+        assert Path(place).exists(), place

@@ -1,0 +1,78 @@
+"""The program: one window, opened on a preset."""
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from PySide6.QtCore import QEvent, QObject
+from PySide6.QtWidgets import QApplication
+
+from ui import icons, places, theme
+from ui.preset import files
+from ui.preset.document import Document
+from ui.preset.schema import Schema
+from ui.settings import Settings
+from ui.window import Window
+
+
+def main(argv: Sequence[str], after_paint: Callable[[], None] | None = None) -> int:
+    """Show the window until it is closed; the exit code. `after_paint` is called once it can be seen."""
+    parser = argparse.ArgumentParser(prog="train_ui.py", description="Edit presets, train them, watch the trainings.")
+    parser.add_argument("preset", nargs="?", help="a preset's name or file, a run folder, a .safetensors of Gimbal")
+    arguments = parser.parse_args(list(argv))
+    app = QApplication(sys.argv[:1])
+    app.setApplicationName("gimbal")
+    app.setApplicationDisplayName("Gimbal")
+    settings = Settings()
+    theme.apply(app, settings.theme)
+    app.setWindowIcon(icons.icon("target", theme.colors().accent))
+    window = make_window(settings, arguments.preset or "")
+    if after_paint is not None:
+        window.stack.installEventFilter(FirstPaint(after_paint, window))
+    window.show()
+    return app.exec()
+
+
+def make_window(settings: Settings, preset: str = "") -> Window:
+    """The window on a preset (name, file, run folder), on what a crash has left, or on what was open last."""
+    document = Document(Schema.load())
+    window = Window(document, settings)
+    restored = "" if preset else window.unsaved.restore()
+    if restored:
+        window.banners.say(f"The changes to {restored} that were not saved when the window ended have been restored.")
+    else:
+        open_first(window, preset)
+    return window
+
+
+def open_first(window: Window, preset: str) -> None:
+    """Open what was asked for, else what was open last, else a preset that can be trained on this machine."""
+    named = places.PRESETS / f"{preset}.json"
+    last = Path(window.settings.last_preset) if window.settings.last_preset else None
+    if preset:
+        wanted = named if named.is_file() else Path(preset).absolute()
+        if window.opening.take(wanted):
+            return
+    if last is not None and last.exists() and window.opening.take(last):
+        return
+    presets = [entry for entry in files.listing() if not entry.problem]
+    opened = [files.read(entry.path, window.document.schema) for entry in presets]
+    ready = [one for one in opened if places.full(one.values["base"]["path"]).exists()]
+    for one in [*ready, *opened][:1]:
+        window.document.open(one)
+
+
+class FirstPaint(QObject):
+    """Tells when a widget has been painted for the first time."""
+
+    def __init__(self, then: Callable[[], None], parent: QObject):
+        super().__init__(parent)
+        self.then = then
+
+    def eventFilter(self, watched: QObject, event: QEvent) -> bool:
+        """Qt's question about each event."""
+        if event.type() == QEvent.Type.Paint:
+            watched.removeEventFilter(self)
+            self.then()
+        return False
