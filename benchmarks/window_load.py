@@ -17,8 +17,7 @@ if sys.platform.startswith("linux") and not {"DISPLAY", "WAYLAND_DISPLAY"} & os.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from PIL import Image
-from PySide6.QtCore import QStandardPaths, QTimer
-from PySide6.QtTest import QTest
+from PySide6.QtCore import QEventLoop, QStandardPaths, QTimer
 from PySide6.QtWidgets import QApplication
 
 from ui import places, theme
@@ -54,10 +53,17 @@ class Heartbeat:
         self.gaps = [0.0]
 
 
+def pause(milliseconds: int) -> None:
+    """Let the window work for a while. (QTest.qWait would hold Python's lock against the window's workers.)"""
+    loop = QEventLoop()
+    QTimer.singleShot(milliseconds, loop.quit)
+    loop.exec()
+
+
 def wait(condition) -> None:
     """Let the window work until something is so."""
     while not condition():
-        QTest.qWait(5)
+        pause(5)
 
 
 def write_run(folder: Path, steps: int) -> None:
@@ -94,20 +100,20 @@ def run_of_many_steps(window: Window, beat: Heartbeat) -> None:
     live.tabs.setCurrentIndex(0)
     start = time.perf_counter()
     wait(lambda: live.curves.curves is not None)
-    QTest.qWait(500)
+    pause(500)
     beat.report("the plots' library, once", start)
     write_run(places.RUNS / "long", STEPS)
     beat.gaps, beat.last, start = [0.0], time.perf_counter(), time.perf_counter()
     window.runs.show_run(places.RUNS / "long")
     wait(lambda: live.loaded)
-    QTest.qWait(50)
+    pause(50)
     beat.report(f"a run of {STEPS:,} steps", start)
     curves, start = live.curves.curves, time.perf_counter()
     assert curves is not None
     for place in range(60):
         curves.loss_plot.setXRange(place * 1000, place * 1000 + 40_000, padding=0)
         curves.grab()
-        QTest.qWait(1)
+        pause(1)
     print(f"{'scrolling through it':44} {(time.perf_counter() - start) / 60 * 1e3:6.0f} ms for each full picture")
     beat.gaps = [0.0]
 
@@ -119,12 +125,12 @@ def many_pictures(window: Window, beat: Heartbeat, folder: Path) -> None:
     window.show_page(PICTURES)
     page = window.page(PICTURES)
     wait(lambda: page.model.rowCount() == PICTURE_COUNT)  # pyright: ignore[reportAttributeAccessIssue]
-    QTest.qWait(300)
+    pause(300)
     beat.report(f"{PICTURE_COUNT:,} pictures, with the trainer's start", start)
     bar, start = page.parts.grid.verticalScrollBar(), time.perf_counter()  # pyright: ignore[reportAttributeAccessIssue]
     for place in range(100):
         bar.setValue(bar.maximum() * place // 99)
-        QTest.qWait(20)
+        pause(20)
     beat.report("scrolling through them", start)
 
 
@@ -141,7 +147,7 @@ def main() -> None:
         window = make_window(settings)
         window.resize(1100, 740)
         window.show()
-        QTest.qWait(1500)
+        wait(lambda: window.check.findings is not None)  # not to measure the trainer's check beside it
         beat = Heartbeat()
         run_of_many_steps(window, beat)
         many_pictures(window, beat, Path(home) / "pictures")

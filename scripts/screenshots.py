@@ -14,8 +14,7 @@ os.environ.setdefault("QT_QPA_PLATFORM", "offscreen")
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from PIL import Image
-from PySide6.QtCore import QStandardPaths
-from PySide6.QtTest import QTest
+from PySide6.QtCore import QEventLoop, QStandardPaths, Qt, QTimer
 from PySide6.QtWidgets import QApplication
 
 from ui import places, theme
@@ -30,15 +29,22 @@ PATIENCE = 60_000
 """Milliseconds for a page to have everything it shows."""
 
 
+def pause(milliseconds: int) -> None:
+    """Let the window work for a while. (QTest.qWait would hold Python's lock against the window's workers.)"""
+    loop = QEventLoop()
+    QTimer.singleShot(milliseconds, loop.quit)
+    loop.exec()
+
+
 def wait(condition) -> None:
     """Let the window work until something is so."""
     for _ in range(PATIENCE // 50):
         if condition():
             break
-        QTest.qWait(50)
+        pause(50)
     else:
         sys.exit(f"gave up waiting for {condition}")
-    QTest.qWait(700)
+    pause(700)
 
 
 def states(window: Window) -> Iterator[str]:
@@ -51,40 +57,61 @@ def states(window: Window) -> Iterator[str]:
         page = window.stack.currentWidget()
         if isinstance(page, PicturesPage):
             wait_for_pictures(page)
-        QTest.qWait(400)
+        pause(400)
         yield place.key.removeprefix("page ") or "general"
-    window.document.set("adapter.rank", 24)
+    window.document.set("samples.guidance", 3.5)
     window.document.set("training.learning_rate", 5e-4)
     window.document.set("training.steps", 0)
     window.show_page(CHANGES)
-    QTest.qWait(300)
+    pause(300)
     yield "changes"
     window.on_first_problem()
-    QTest.qWait(1500)
+    pause(1500)
     yield "problem"
     window.document.undo.undo()
+    wait(lambda: window.check.findings is not None)
+    yield from runs(window)
+
+
+def runs(window: Window) -> Iterator[str]:
+    """The page of the runs, on the run of the open preset if there is one."""
     window.show_page(RUNS)
     live = window.runs.live
-    wait(lambda: live.loaded and live.tabs.currentWidget().isVisible())
-    QTest.qWait(3000)  # the plots are being loaded
+    if (places.RUNS / window.document.origin.name).is_dir():
+        window.runs.show_run(places.RUNS / window.document.origin.name)
+    wait(lambda: live.loaded and live.curves.curves is not None)
     for number in range(live.tabs.count()):
         live.tabs.setCurrentIndex(number)
-        QTest.qWait(1500)
+        pause(1500)
         yield "runs_" + live.tabs.tabText(number).split(" ")[0].lower()
+    live.tabs.setCurrentWidget(live.gallery)
+    live.gallery.on_grid_opened(0, len(live.gallery.model.steps) - 1)
+    pause(1500)
+    yield "runs_before_after"
+    live.tabs.setCurrentWidget(live.curves)
+    live.curves.compare.setChecked(True)
+    for item in [live.curves.panel.list.item(row) for row in range(min(2, live.curves.panel.list.count()))]:
+        item.setCheckState(Qt.CheckState.Checked)
+    pause(1500)
+    yield "runs_compare"
 
 
 def wait_for_pictures(page: PicturesPage) -> None:
     """Until the trainer's eyes have answered; then choose the first picture."""
     wait(lambda: page.model.rowCount() > 0)
     page.parts.grid.select(page.model.pictures[0].path)
-    QTest.qWait(1500)
+    pause(1500)
 
 
 def draw(window: Window, name: str) -> None:
     """One picture, with few colours, so that the repository stays small."""
     path = OUT / f"window_{name}.png"
     window.grab().save(str(path))
-    Image.open(path).convert("RGB").quantize(128, dither=Image.Dither.NONE).save(path, optimize=True)
+    full = Image.open(path).convert("RGB")
+    often = sorted(full.getcolors(full.width * full.height) or [], reverse=True)[:256]
+    palette = Image.new("P", (1, 1))
+    palette.putpalette([value for _, color in often for value in color])  # pyright: ignore
+    full.quantize(palette=palette, dither=Image.Dither.NONE).save(path, optimize=True)
     print(path.relative_to(places.ROOT), f"{path.stat().st_size / 1024:.0f} KiB")
 
 

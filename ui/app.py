@@ -2,7 +2,8 @@
 
 import argparse
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from PySide6.QtCore import QEvent, QObject
@@ -11,6 +12,7 @@ from PySide6.QtWidgets import QApplication
 from ui import icons, places, theme
 from ui.preset import files
 from ui.preset.document import Document
+from ui.preset.files import Opened
 from ui.preset.schema import Schema
 from ui.settings import Settings
 from ui.window import Window
@@ -56,11 +58,17 @@ def open_first(window: Window, preset: str) -> None:
             return
     if last is not None and last.exists() and window.opening.take(last):
         return
-    presets = [entry for entry in files.listing() if not entry.problem]
-    opened = [files.read(entry.path, window.document.schema) for entry in presets]
+    opened = [one for one in readable(window.document.schema) if not one.problems]
     ready = [one for one in opened if places.full(one.values["base"]["path"]).exists()]
     for one in [*ready, *opened][:1]:
         window.document.open(one)
+
+
+def readable(schema: Schema) -> Iterator[Opened]:
+    """The presets that there are, but for those that cannot be read; their page says why."""
+    for entry in files.listing():
+        with suppress(ValueError):
+            yield files.read(entry.path, schema)
 
 
 class FirstPaint(QObject):

@@ -47,7 +47,9 @@ class Banners(QWidget):
         frame = QFrame()
         frame.setProperty("role", "banner")
         label = QLabel(sentence)
+        label.setTextFormat(Qt.TextFormat.PlainText)
         label.setWordWrap(True)
+        label.setMinimumWidth(1)  # a word that is longer than the page must not widen the window
         label.setTextInteractionFlags(Qt.TextInteractionFlag.TextSelectableByMouse)
         close = QPushButton(icons.icon("remove"), "")
         close.setAccessibleName("Dismiss this message")

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from PySide6.QtCore import QObject, QProcess, QTimer, Signal
+from PySide6.QtCore import QObject, QProcess, QTemporaryDir, QTimer, Signal
 
 from ui import places
 
@@ -60,11 +60,12 @@ class Check(QObject):
     finished = Signal(Findings)
 
     def __init__(self, folder: Path, parent: QObject | None = None):
-        """`folder`: where the preset that is looked at is written to."""
+        """`folder`: where the preset that is looked at is written to, in a folder of this check's own."""
         super().__init__(parent)
         self.findings: Findings | None = None
         """The newest answer; None while there is none, or it is out of date."""
-        self._file = folder / "checked.json"
+        self._folder = QTemporaryDir(str(folder / "check-XXXXXX"))  # another window looks at another preset
+        self._file = Path(self._folder.path()) / "checked.json"
         self._values: Mapping[str, Any] = {}
         self._process: QProcess | None = None
         self._timer = QTimer(self, singleShot=True, interval=DELAY)
@@ -85,7 +86,11 @@ class Check(QObject):
     def close(self) -> None:
         """End what is under way."""
         self._timer.stop()
+        process = self._process
         self._give_up()
+        if process is not None:
+            process.waitForFinished(1000)
+        self._folder.remove()
 
     def on_quiet(self) -> None:
         """Start the trainer's check."""

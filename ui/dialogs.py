@@ -35,6 +35,8 @@ LISTED = 14
 """How many problems a question lists before it only counts."""
 FORBIDDEN = '/\\:*?"<>|'
 """Letters that no name of a folder may have, on some system or other."""
+LONGEST = 100
+"""Letters that a run's name may have."""
 WIDTH = 60
 """Of the sentences, in letters."""
 
@@ -195,7 +197,7 @@ class QueueDialog(QDialog):
         super().__init__(parent)
         self.setWindowTitle("Add to the queue")
         self._document, self._queue, self._devices = document, queue, devices
-        self._preset_problems = [*_problems(document), *problems]
+        self._preset_problems = list(dict.fromkeys([*_problems(document), *problems]))
         self.name_edit = QLineEdit(_free_run_name(document, queue))
         self.name_edit.selectAll()
         self.name_edit.setAccessibleName("Run name")
@@ -267,8 +269,15 @@ def summary(document: Document) -> str:
 
 
 def _run_name_problem(name: str) -> str:
-    wrong = sorted({letter for letter in name if letter in FORBIDDEN})
-    return f"The run's name becomes a folder: {' '.join(wrong)} cannot be in it." if wrong else ""
+    """Why the trainer would not take a name; "" when it would."""
+    wrong = sorted({letter for letter in name if letter in FORBIDDEN or letter < " "})
+    if wrong:
+        return f"The run's name becomes a folder: {' '.join(wrong)} cannot be in it."
+    if name.startswith(".") or name.endswith("."):
+        return "The run's name becomes a folder: it neither begins nor ends with a full stop."
+    if files.RESERVED.fullmatch(name):
+        return f"Windows keeps the name {name} for a device; choose another one."
+    return f"This name has {len(name)} letters; at most {LONGEST} are possible." if len(name) > LONGEST else ""
 
 
 def _free_run_name(document: Document, queue: Queue) -> str:

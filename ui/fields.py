@@ -365,6 +365,7 @@ def bounds(field: Field) -> str:
 def label(text: str, role: str) -> QLabel:
     """A label that wraps; for `role` see the style sheet in ui/theme.py."""
     result = QLabel(text)
+    result.setTextFormat(Qt.TextFormat.PlainText)
     result.setProperty("role", role)
     result.setWordWrap(True)
     return result

@@ -76,10 +76,17 @@ class FormPage(QScrollArea):
         self._say()
 
     def reveal(self, path: str) -> None:
-        """Unfold, scroll to and flash an option; one that another variant has: the choice between the variants."""
+        """Unfold, scroll to and flash an option; one that another variant has: the choice between the variants.
+
+        The section's own path leads to its top.
+        """
         if path not in self.rows:
             path = next((tag for tag in self.document.schema.owners(path) if tag in self.rows), path)
-        row = self.rows[path]
+        row = self.rows.get(path)
+        if row is None:  # the section itself: what is wrong with it stands at the top
+            self.setFocus()
+            self.verticalScrollBar().setValue(0)
+            return
         if row.field.advanced:
             self.fold.setChecked(True)
         row.input.focus()

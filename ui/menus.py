@@ -63,7 +63,7 @@ class Menus:
         number = 0
         for place in navigation.places:
             if place.key is None:
-                menu.addSection(place.title)
+                menu.addSeparator()
                 continue
             apart = place.key.startswith("page ")  # not a section of the preset
             number += apart

@@ -50,7 +50,8 @@ class Navigation(QListWidget):
         self.setAccessibleName("Pages")
         self.setFrameShape(QListWidget.Shape.NoFrame)
         self.setHorizontalScrollBarPolicy(Qt.ScrollBarPolicy.ScrollBarAlwaysOff)
-        self.setIconSize(QSize(18, 18))
+        side = self.fontMetrics().height() + 2
+        self.setIconSize(QSize(side, side))
         self.setItemDelegate(Delegate(self))
         self.places = list(places)
         for place in places:

@@ -1,5 +1,6 @@
 """Opening and saving the document, with the questions that keep unsaved changes from being lost."""
 
+from dataclasses import replace
 from pathlib import Path
 
 from PySide6.QtCore import QObject, Signal
@@ -18,7 +19,7 @@ class Opening(QObject):
     """What the File menu does. `parent` is the window that questions belong to."""
 
     said = Signal(str)
-    """A sentence worth showing, e.g. what a file had that is not understood."""
+    """What is worth showing, a sentence a line, e.g. which option of a file has another name now; "" for nothing."""
 
     def __init__(self, document: Document, settings: Settings, parent: QWidget):
         super().__init__(parent)
@@ -37,12 +38,13 @@ class Opening(QObject):
         except (OSError, ValueError) as error:
             dialogs.say_error(self.window, "This cannot be opened", str(error))
             return False
-        if opened.problems and not self._accepts(opened):
-            return False
+        if opened.problems:
+            if not self._accepts(opened):
+                return False
+            opened = replace(opened, values=self.document.schema.allowed(opened.values))
         self.document.open(opened)
         self.settings.last_preset = str(path)
-        for sentence in opened.notes:
-            self.said.emit(sentence)
+        self.said.emit("\n".join(opened.notes))
         return True
 
     def choose_file(self) -> None:
@@ -107,12 +109,13 @@ class Opening(QObject):
 
     def _accepts(self, opened: Opened) -> bool:
         """Whether the user opens a file without what is not understood in it."""
+        problems = dialogs.enumerated(opened.problems, "\n", dialogs.LISTED)
         box = dialogs.Question(
             self.window,
             "Not everything in this file is understood",
-            f"Open {opened.origin.name} without it?",
-            "\n".join(opened.problems),
-            {dialogs.OK: "&Open without it", dialogs.CANCEL: "&Cancel"},
+            f"Open {opened.origin.name} all the same?",
+            f"{problems}\n\nWhat is unknown is left out; what is not allowed gets its default, if it has one.",
+            {dialogs.OK: "&Open all the same", dialogs.CANCEL: "&Cancel"},
         )
         box.make_default(dialogs.CANCEL)
         box.exec()

@@ -95,7 +95,8 @@ class Row(QWidget):
     def problems(self) -> list[str]:
         """All that is wrong, most urgent first."""
         own = self.field.problem(self.shown)
-        return list(dict.fromkeys(sentence(one) for one in (self.unread, own, self._looked[0], *self._deep) if one))
+        found = self._deep or self._looked[:1]  # the trainer has looked for the files, too
+        return list(dict.fromkeys(sentence(one) for one in (self.unread, own, *found) if one))
 
     def stops(self) -> list[QWidget]:
         """Where the tab key stops, in order."""

@@ -174,7 +174,7 @@ def _rank(wanted: list[str], field: Field, title: str) -> int | None:
 def _needs(document: Document, path: str) -> str:
     """Which choice an option needs that the chosen variants do not have."""
     needs = [
-        f"{document.field(tag).label.lower()} {' or '.join(choices)}"
+        f"{' '.join(tag.split('.')[:-1])} {document.field(tag).label.lower()} {' or '.join(choices)}"
         for tag, choices in document.schema.owners(path).items()
         if document.value(tag) not in choices
     ]

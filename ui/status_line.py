@@ -8,6 +8,9 @@ from ui import icons, theme, words
 from ui.check import Check, Findings
 from ui.runs.library import Library
 
+MOST = 110
+"""Letters of each button; a longer one would make the window wider."""
+
 
 class StatusLine(QWidget):
     """Two buttons: the left one leads to the first problem or the layers, the right one to the run."""
@@ -50,7 +53,8 @@ class StatusLine(QWidget):
         """Say it anew."""
         icon, color, text = self._about_preset(self.check.findings)
         self.left.setIcon(icons.icon(icon, color))
-        self.left.setText(text)
+        self.left.setText(words.shortened(text, MOST))
+        self.left.setToolTip(text if len(text) > MOST else "")
         alive = [one for one in self.library.glances if one.status.state.alive]
         self.right.setVisible(bool(alive))
         if alive:
@@ -58,7 +62,7 @@ class StatusLine(QWidget):
             share = f" {run.step / run.steps:.0%}" if run.steps else ""
             left = f", {words.duration(run.seconds_left)} left" if run.seconds_left else ""
             self.right.setIcon(icons.icon("play", theme.colors().good))
-            self.right.setText(f"{run.name}: {run.status.state.value}{share}{left}")
+            self.right.setText(f"{words.shortened(run.name, MOST // 3)}: {run.status.state.value}{share}{left}")
 
     def _about_preset(self, findings: Findings | None) -> tuple[str, QColor, str]:
         c = theme.colors()

@@ -5,10 +5,13 @@ from functools import cache
 from pathlib import Path
 
 from PySide6.QtCore import QObject, QStandardPaths, Qt, Signal
-from PySide6.QtGui import QColor, QGuiApplication, QPalette
+from PySide6.QtGui import QColor, QFontInfo, QGuiApplication, QPalette
 from PySide6.QtWidgets import QApplication, QStyleFactory, QWidget
 
 from ui.shapes import sheet
+
+TITLE = 1.75
+"""Size of a page's title, in that of other text."""
 
 SCHEMES = {
     "system": Qt.ColorScheme.Unknown,
@@ -179,6 +182,7 @@ def style_sheet(c: Colors) -> str:
         "selected": mixed(c.window, c.accent, 0.18).name(),
         "accent_hover": mixed(c.accent, c.text, 0.12).name(),
     }
+    names["title"] = f"{QFontInfo(QGuiApplication.font()).pointSizeF() * TITLE:.1f}pt"
     names |= {"image_down": _image("down", c.muted), "image_up": _image("up", c.muted)}
     names |= {"image_ok": _image("ok", c.accent_text), "image_dot": _image("dot", c.accent_text)}
     rules = RULES
@@ -198,7 +202,7 @@ def _image(name: str, ink: QColor) -> str:
 
 
 RULES = """
-QLabel[role="title"] { font-size: 16pt; font-weight: 600; }
+QLabel[role="title"] { font-size: @title; font-weight: 600; }
 QLabel[role="heading"] { font-weight: 600; color: @text; }
 QLabel[role="muted"] { color: @muted; }
 QLabel[role="problem"] { color: @bad; }

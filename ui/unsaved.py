@@ -33,13 +33,13 @@ class Unsaved(QObject):
         for file in sorted(left, key=lambda file: file.stat().st_mtime, reverse=True):
             try:
                 self.document.restore(json.loads(file.read_text(encoding="utf-8")))
-            except (OSError, ValueError, KeyError, TypeError) as error:
+            except (OSError, ValueError, KeyError, TypeError):
                 broken = file.replace(file.with_suffix(".broken"))
-                self.failed.emit(f"Edits that a crash has left cannot be read ({error!r}); they are kept in {broken}.")
+                self.failed.emit(f"Edits that a crash has left are damaged; what is left of them is kept in {broken}.")
                 continue
             self.on_quiet()
             file.unlink()
-            return self.document.origin.name
+            return self.document.origin.name or "a new preset"
         return ""
 
     def on_quiet(self) -> None:

@@ -6,9 +6,18 @@ from pathlib import Path
 
 from PySide6.QtCore import QTimer
 from PySide6.QtGui import QCloseEvent
-from PySide6.QtWidgets import QFrame, QHBoxLayout, QMainWindow, QPushButton, QStackedWidget, QVBoxLayout, QWidget
+from PySide6.QtWidgets import (
+    QApplication,
+    QFrame,
+    QHBoxLayout,
+    QMainWindow,
+    QPushButton,
+    QStackedWidget,
+    QVBoxLayout,
+    QWidget,
+)
 
-from ui import dialogs, icons, places, theme
+from ui import dialogs, icons, places, theme, words
 from ui.banner import Banners
 from ui.check import Check, Findings
 from ui.form import FormPage
@@ -36,6 +45,12 @@ ICONS |= {"training": "play", "objective": "chart", "validation": "ok", "samples
 ICONS |= {"export": "export"}
 """Of sections; others have the sliders."""
 
+MARGINS = (18, 14, 14, 10)
+"""Around the pages that are no form and not split from side to side."""
+
+NAME = 40
+"""Letters of the preset's name in the bar; a longer one would make the window wider."""
+
 LAYER_SETS = "targets.layers"
 
 
@@ -53,6 +68,7 @@ class Window(QMainWindow):
         self.library = Library([Path(folder) for folder in settings.runs_folders], self.queue, self)
         self.pages: dict[str, QWidget] = {}
         self.stack, self.banners = QStackedWidget(), Banners()
+        self.note = self.watching = ""
         sections = [Place(one.path, one.title, ICONS.get(one.path, "sliders")) for one in self._sections()]
         looks = [Place(PICTURES, "Pictures", "picture"), Place(LAYERS, "Layers", "layers")]
         looks += [Place(CHANGES, "Changes", "changes")]
@@ -77,6 +93,9 @@ class Window(QMainWindow):
         """The page of this name, made when it is first asked for."""
         if key not in self.pages:
             page = self.makers[key]() if key in self.makers else self._form(key)
+            layout = page.layout()
+            if layout is not None and key != RUNS:
+                layout.setContentsMargins(*MARGINS)
             self.pages[key] = page
             self.stack.addWidget(page)
         return self.pages[key]
@@ -120,12 +139,20 @@ class Window(QMainWindow):
         self.stack.setCurrentWidget(self.page(key))
         self.settings.keep("page", key)
 
-    def on_changed(self) -> None:
+    def on_changed(self, path: str) -> None:
         """A value is another: the trainer has to look again."""
+        if path == "" or self.document.field(path).kind == "tag":  # what was noted is about what was before
+            self.banners.dismiss(self.note)
         self.check.look_at(self.document.values)
         self.say_problems()
         self.setWindowModified(self.document.is_modified())
         self._show_name()
+
+    def on_noted(self, note: str) -> None:
+        """Say what a change, or opening a preset, did beyond what was asked for."""
+        self.banners.dismiss(self.note)
+        self.note = note
+        self.banners.say(note)
 
     def on_origin_changed(self) -> None:
         """Another preset is open, or this one was saved."""
@@ -144,8 +171,9 @@ class Window(QMainWindow):
 
     def on_train(self) -> None:
         """Ask how, and put the preset into the queue."""
+        self.take_typed()
         problems = [sentence for path, texts in self.deep_problems().items() for sentence in self._named(path, texts)]
-        problems += self.unread().values()
+        problems += self.unread_named()
         dialog = dialogs.QueueDialog(self.document, self.queue, self.devices, problems, self)
         if not dialog.exec():
             return
@@ -161,8 +189,9 @@ class Window(QMainWindow):
 
     def on_save(self, again: bool = False) -> None:
         """Save, `again` under another name; what stands in a field but is no value is not in the file, and is said."""
+        self.take_typed()
         if self.opening.save_as() if again else self.opening.save():
-            for sentence in self.unread().values():
+            for sentence in self.unread_named():
                 self.banners.say(f"Saved, but for a field that holds no value: {sentence}")
 
     def on_first_problem(self) -> None:
@@ -191,9 +220,21 @@ class Window(QMainWindow):
         self.navigation.set_marks(marks)
         self.status.set_problems(sum(paths.values()))
 
+    def take_typed(self) -> None:
+        """Take over what stands in a line of a list that is still open for typing, as if it had been left."""
+        typing = QApplication.focusWidget()
+        if typing is not None and self.isAncestorOf(typing):
+            typing.clearFocus()
+            if typing.isVisible():
+                typing.setFocus()
+
     def unread(self) -> dict[str, str]:
         """Fields that hold a text that is no value, by setting."""
         return {path: sentence for form in self._forms() for path, sentence in form.unread().items()}
+
+    def unread_named(self) -> list[str]:
+        """The same as sentences that name the settings."""
+        return [named for path, sentence in self.unread().items() for named in self._named(path, [sentence])]
 
     def deep_problems(self) -> dict[str, list[str]]:
         """What the trainer's check has found, by setting; what is about none under ""."""
@@ -206,11 +247,18 @@ class Window(QMainWindow):
         self.check.look_at(self.document.values)
         self.devices.refresh()
         self.menus.take_run_actions(self.runs.run_actions, self.runs.queue_actions)
-        if self.queue.watching_sentence:
-            self.banners.say(self.queue.watching_sentence)
+        self.watching = self.queue.watching_sentence
+        self.banners.say(self.watching)
+        self.queue.changed.connect(self.on_queue_changed)
+
+    def on_queue_changed(self) -> None:
+        """The other window may be closed, so that this one runs the queue now."""
+        if self.queue.drives:
+            self.banners.dismiss(self.watching)
 
     def closeEvent(self, event: QCloseEvent) -> None:
         """Ask about what is not saved. Trainings go on."""
+        self.take_typed()
         pictures = self.pages.get(PICTURES)
         if not self.opening.may_replace() or (isinstance(pictures, PicturesPage) and not pictures.may_leave()):
             event.ignore()
@@ -265,16 +313,21 @@ class Window(QMainWindow):
         self.document.changed.connect(self.on_changed)
         self.document.origin_changed.connect(self.on_origin_changed)
         self.check.finished.connect(self.on_checked)
-        for signal in (self.document.noted, self.opening.said, self.unsaved.failed, self.queue.problem):
+        for signal in (self.document.noted, self.opening.said):
+            signal.connect(self.on_noted)
+        for signal in (self.unsaved.failed, self.queue.problem, self.library.problem):
             signal.connect(self.banners.say)
-        self.library.problem.connect(self.banners.say)
         self.name.clicked.connect(lambda: self.show_page(PRESETS))
         self.train.clicked.connect(self.on_train)
         theme.notifier().changed.connect(self._show_name)
         QTimer.singleShot(0, self, lambda: QTimer.singleShot(200, self, self.on_started))
 
     def _lay_out(self) -> None:
-        bar = QFrame()
+        body = QWidget()
+        foot, bar = QFrame(body), QFrame(body)  # in this order, so that the tab key comes to the foot after the page
+        foot.setProperty("role", "foot")
+        QVBoxLayout(foot).addWidget(self.status)
+        foot.layout().setContentsMargins(0, 0, 0, 0)  # pyright: ignore[reportOptionalMemberAccess]
         bar.setProperty("role", "bar")
         row = QHBoxLayout(bar)
         row.setContentsMargins(12, 7, 12, 7)
@@ -298,11 +351,6 @@ class Window(QMainWindow):
         middle.setSpacing(0)
         middle.addWidget(self.navigation)
         middle.addLayout(right, 1)
-        foot = QFrame()
-        foot.setProperty("role", "foot")
-        QVBoxLayout(foot).addWidget(self.status)
-        foot.layout().setContentsMargins(0, 0, 0, 0)  # pyright: ignore[reportOptionalMemberAccess]
-        body = QWidget()
         column = QVBoxLayout(body)
         column.setContentsMargins(0, 0, 0, 0)
         column.setSpacing(0)
@@ -312,8 +360,9 @@ class Window(QMainWindow):
 
     def _show_name(self) -> None:
         changed = self.document.is_modified()
-        self.name.setText((self.document.origin.name or "new preset") + (" – changed" if changed else ""))
-        self.name.setToolTip("The open preset; a click shows all presets")
+        name = self.document.origin.name or "new preset"
+        self.name.setText(words.shortened(name, NAME) + (" – changed" if changed else ""))
+        self.name.setToolTip(f"The open preset, {name}; a click shows all presets")
         self.name.setIcon(icons.icon("edit", theme.colors().modified) if changed else icons.icon("list"))
 
     def _sections(self):

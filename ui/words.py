@@ -56,6 +56,11 @@ def when(moment: datetime | str, now: datetime | None = None) -> str:
     return f"today {local:%H:%M}" if local.date() == today else f"{local:%Y-%m-%d %H:%M}"
 
 
+def shortened(text: str, most: int) -> str:
+    """The text, or its beginning and end: `a_long…name`."""
+    return text if len(text) <= most else f"{text[: most // 2]}…{text[len(text) + 1 - (most + 1) // 2 :]}"
+
+
 def value(thing: Any) -> str:
     """Any value of a preset."""
     if thing is None:

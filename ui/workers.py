@@ -3,9 +3,11 @@
 import contextlib
 import traceback
 from collections.abc import Callable
+from inspect import ismethod
 from typing import Any
 
 from PySide6.QtCore import QObject, QRunnable, QThreadPool, Signal
+from shiboken6 import isValid
 
 _waiting: set["Task"] = set()
 """Tasks whose outcome has not arrived; nobody else may hold them."""
@@ -28,7 +30,8 @@ class Task(QObject):
     def on_ended(self, result: Any, error: Exception | None) -> None:
         """Hand the outcome over, on the window's thread."""
         _waiting.discard(self)
-        if self.cancelled:
+        owner = self.done.__self__ if ismethod(self.done) else None
+        if self.cancelled or (isinstance(owner, QObject) and not isValid(owner)):  # its window was closed meanwhile
             return
         if error is None:
             self.done(result)

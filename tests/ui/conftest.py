@@ -6,6 +6,7 @@ os.environ.setdefault("QT_QPA_PLATFORM", "offscreen")
 
 import pytest
 from PySide6.QtCore import QCoreApplication, QStandardPaths
+from PySide6.QtWidgets import QFileDialog, QMessageBox
 
 from ui import places
 
@@ -23,6 +24,19 @@ def own_memory(tmp_path_factory, monkeypatch):
     monkeypatch.setattr(places, "OWN_PRESETS", home / "own")
     monkeypatch.setattr(places, "RUNS", home / "runs")
     return home
+
+
+@pytest.fixture(autouse=True)
+def unanswered_questions(monkeypatch):
+    """A question that a test does not answer fails it, instead of waiting for ever."""
+
+    def ask(*given):
+        raise AssertionError(f"nobody answers: {given}")
+
+    for name in ("question", "warning", "critical", "information"):
+        monkeypatch.setattr(QMessageBox, name, staticmethod(ask))
+    for name in ("getOpenFileName", "getSaveFileName", "getExistingDirectory"):
+        monkeypatch.setattr(QFileDialog, name, staticmethod(ask))
 
 
 @pytest.fixture

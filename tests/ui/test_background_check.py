@@ -1,6 +1,7 @@
 """The trainer's check in the background: what it says reaches the fields that it is about."""
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -49,3 +50,17 @@ def test_the_real_check_answers_and_an_older_one_is_given_up(qtbot, document, tm
     found = answers[0].by_path(["data.folders"])
     assert "no/such/folder" in found["data.folders"][0] and not answers[0].failed
     assert answers[0].layers and answers[0].parameters > 0, "layers are listed although the data has a problem"
+
+
+def test_two_windows_do_not_look_at_each_others_preset(qtbot, tmp_path, monkeypatch):
+    started = []
+    monkeypatch.setattr("ui.check.QProcess.start", lambda self, program, arguments: started.append(arguments))
+    one, other = Check(tmp_path), Check(tmp_path)
+    for check, rank in ((one, 1), (other, 2)):
+        check.look_at({"adapter": {"rank": rank}})
+        check.on_quiet()
+    files = [Path(arguments[arguments.index("--preset") + 1]) for arguments in started]
+    assert [json.loads(file.read_text())["adapter"]["rank"] for file in files] == [1, 2]
+    one.close()
+    other.close()
+    assert not list(tmp_path.iterdir())

@@ -1,15 +1,17 @@
 """Curves: what is drawn of which run, values under the mouse, and that long runs are quick."""
 
-import time
 from array import array
-from math import isnan, nan
+from itertools import pairwise
+from math import isnan, log10, nan
 from pathlib import Path
 
 import pytest
-from PySide6.QtCore import QPointF
+from PySide6.QtCore import QEvent, QPointF, Qt
+from PySide6.QtGui import QMouseEvent
 from PySide6.QtWidgets import QApplication
 
 from ui import theme
+from ui.pages.axis import marks
 from ui.pages.curves import FAINT, SPANS, Curves, Shown, smoothed
 from ui.runs.history import Curve
 
@@ -83,12 +85,12 @@ def test_runs_have_colours_of_their_own_and_leave_no_lines_behind(curves):
     series = theme.colors().series
     assert curves.lines[A, "loss"].opts["pen"].color() == series[0]
     assert curves.lines[B, "loss"].opts["pen"].color() == series[3]
+    assert (A, "raw") in curves.lines and (B, "raw") not in curves.lines, "single steps of several hide each other"
+    assert series[0].name() in curves.legend.text() and "a&nbsp;" in curves.legend.text()
     curves.show_runs({A: both[A]})
     assert {key for key, _ in curves.lines} == {A}
     drawn = curves.loss_plot.listDataItems()
-    assert sorted(map(id, drawn)) == sorted(
-        id(curves.lines[A, kind]) for kind in ("raw", "loss", "validation")
-    )
+    assert sorted(map(id, drawn)) == sorted(id(curves.lines[A, kind]) for kind in ("raw", "loss", "validation"))
 
 
 def test_a_resumed_run_is_drawn_anew(curves):
@@ -117,15 +119,15 @@ def test_the_mouse_shows_the_values_of_all_curves_at_its_step(curves):
     QApplication.processEvents()
     box = curves.loss_plot.getViewBox()
     curves.on_mouse_moved(curves.loss_plot, box.mapViewToScene(QPointF(57.3, 0.15)))
-    text = curves.readouts[0].text()
-    assert curves.readouts[0].isVisible() and "Step 57" in text
+    text = curves.readout.text()
+    assert curves.readout.isVisible() and "Step 57" in text
     values = dict(curves.values_at(A, 57))
     assert values["Loss"] == run["loss"].values[56] and f"{values['Loss']:.4g}" in text
     assert values["Validation"] == run["validation"].values[5] and values["Adapter: alpha"] == 1.5
     assert set(values) == {"Loss", "Smoothed", "Validation", "Learning rate", "Adapter: alpha"}
     assert all(mark.isVisible() and mark.value() == 57 for mark in curves.marks)
     curves.on_mouse_left()
-    assert not curves.readouts[0].isVisible() and not curves.marks[1].isVisible()
+    assert not curves.readout.isVisible() and not curves.marks[1].isVisible()
 
 
 def test_the_mouse_compares_runs_line_by_line(curves):
@@ -133,7 +135,7 @@ def test_the_mouse_compares_runs_line_by_line(curves):
     QApplication.processEvents()
     point = curves.loss_plot.getViewBox().mapViewToScene(QPointF(80, 0.15))
     curves.on_mouse_moved(curves.loss_plot, point)
-    text = curves.readouts[0].text()
+    text = curves.readout.text()
     assert "first" in text and "&lt;second&gt;" in text and "Learning rate" in text
 
 
@@ -148,23 +150,68 @@ def test_another_theme_paints_everything_anew(curves, qapp):
         theme.apply(qapp, "light")
 
 
-def test_a_hundred_thousand_steps_are_drawn_quickly(curves):
+def test_of_a_hundred_thousand_steps_few_points_are_drawn(curves):
     run = {A: Shown("a", made_up(100_000), 0)}
-    start = time.perf_counter()
     curves.show_runs(run)
-    assert time.perf_counter() - start < 0.2
     curves.grab()
-    start = time.perf_counter()
-    for left in range(0, 50_000, 5_000):
+    for left in range(0, 50_000, 10_000):
         curves.loss_plot.setXRange(left, left + 20_000)
         curves.grab()
-    assert (time.perf_counter() - start) / 10 < 0.2
+        assert all(len(line.getData()[0]) < 5_000 for line in curves.lines.values())
     drawn = curves.lines[A, "raw"].getData()[0]
     assert len(drawn) < 10_000, "peaks are drawn, not every point"
-    start = time.perf_counter()
     for name in ("loss", "learning_rate"):
         run[A].curves[name].steps.append(100_001)
         run[A].curves[name].values.append(0.1)
     curves.show_runs(run)
-    assert time.perf_counter() - start < 0.1
+    assert curves.lines[A, "raw"].getOriginalDataset()[0][-1] == 100_001
     assert SPANS[curves.smoothing.value()] > 1
+
+
+def test_a_moved_mouse_shows_the_values(curves, qtbot):
+    curves.show_runs({A: Shown("a", made_up(100), 0), B: Shown("b", made_up(50), 3)})
+    QApplication.processEvents()
+    view, box = curves.loss_plot, curves.loss_plot.getViewBox()
+    place = view.mapFromScene(box.mapViewToScene(QPointF(80, 0.15)))
+    move = QMouseEvent(
+        QEvent.Type.MouseMove,
+        QPointF(place),
+        QPointF(view.viewport().mapToGlobal(place)),
+        Qt.MouseButton.NoButton,
+        Qt.MouseButton.NoButton,
+        Qt.KeyboardModifier.NoModifier,
+    )
+    QApplication.sendEvent(view.viewport(), move)
+    assert curves.readout.isVisible() and "Step 80" in curves.readout.text()
+    assert curves.rect().contains(curves.readout.geometry()), "nothing of it is cut off"
+    curves.show_runs({A: Shown("a", made_up(100), 0)})
+    QApplication.processEvents()
+    box = curves.other_plot.getViewBox()
+    curves.on_mouse_moved(curves.other_plot, box.mapViewToScene(box.viewRect().center()))
+    assert curves.readout.isVisible() and curves.rect().contains(curves.readout.geometry())
+    curves.show_runs({A: Shown("a", made_up(100), 0), B: Shown("b", made_up(50), 3)})
+    values = dict(curves.values_at(B, 80))
+    assert all(isnan(value) for value in values.values()), "this run has not come so far"
+
+
+def test_the_mouse_finds_a_run_that_has_only_its_first_validation(curves):
+    curves.show_runs({A: Shown("a", {"validation": curve([0], [0.2])}, 0)})
+    QApplication.processEvents()
+    curves.on_mouse_moved(curves.loss_plot, curves.loss_plot.getViewBox().mapViewToScene(QPointF(0, 0.2)))
+    assert "Step 0" in curves.readout.text() and "0.2" in curves.readout.text()
+
+
+@pytest.mark.parametrize("low, high", [(0.97, 1.0), (0.03, 0.3), (1e-6, 1e-3), (1e-9, 2.0), (0.5, 0.8), (3.0, 3.1)])
+@pytest.mark.parametrize("room", [3, 6, 15])
+def test_logarithmic_labels_are_there_and_have_room(low, high, room):
+    places = marks(log10(low), log10(high), room)
+    assert len(places) >= 1 and all(log10(low) - 1e-9 <= place <= log10(high) + 1e-9 for place in places)
+    gaps = [after - before for before, after in pairwise(places)]
+    assert all(gap * room >= 0.5 * (log10(high) - log10(low)) for gap in gaps)
+
+
+def test_a_logarithmic_axis_says_the_values(curves):
+    curves.show_runs({A: Shown("a", made_up(100), 0)})
+    curves.log_loss.setChecked(True)
+    axis = curves.loss_plot.getAxis("left")
+    assert axis.tickStrings([log10(0.98), log10(2e-5)], 1, None) == ["0.98", "2e-05"]

@@ -6,6 +6,7 @@ import pytest
 from PySide6.QtCore import Qt, QTimer
 from PySide6.QtWidgets import QApplication, QDialogButtonBox, QPushButton
 
+from modules.training.run import check_name
 from ui import dialogs
 from ui.preset import files
 from ui.runs.devices import Device, Devices
@@ -158,3 +159,24 @@ def test_everything_has_a_name_for_screen_readers(document, show, queue):
     dialog = show(dialogs.QueueDialog(document, queue, queue.devices))
     assert dialog.name_edit.accessibleName() and dialog.device_box.accessibleName()
     assert show(dialogs.preset_name_dialog(None, "Save as", "mine", "&Save")).edit.accessibleName()
+
+
+def test_a_problem_that_form_and_trainer_know_is_said_once(show, document, queue):
+    document.set("training.batch_size", 0)
+    problem = f"Batch size: {document.problems()['training.batch_size']}"
+    dialog = show(dialogs.QueueDialog(document, queue, queue.devices, [problem]))
+    assert dialog.feedback.text().count("too small") == 1
+
+
+@pytest.mark.parametrize(
+    "name", ["mine", "ünï 日本", "a.b", "-x", "a/b", "..", ".queue", "mine.", "con", "CON.txt", "x" * 100, "x" * 101]
+)
+def test_a_run_has_a_name_that_the_trainer_takes(show, document, queue, name):
+    dialog = show(dialogs.QueueDialog(document, queue, queue.devices))
+    dialog.name_edit.setText(name)
+    try:
+        check_name(name)
+    except ValueError:
+        assert not ok(dialog).isEnabled() and dialog.feedback.text()
+    else:
+        assert ok(dialog).isEnabled() and not dialog.feedback.text()

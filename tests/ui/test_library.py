@@ -2,13 +2,16 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from tests.ui.test_history import RECORDED
 from tests.ui.test_queue import drive, fake_trainer, preset, window  # noqa: F401  fixtures
+from ui.runs import launch
 from ui.runs import library as lists
+from ui.runs.jobs import Job
 from ui.runs.library import Library, scan
 from ui.runs.states import State, glance
 
@@ -63,6 +66,22 @@ def test_nothing_is_read_again_that_has_not_changed(tmp_path, monkeypatch):
     with (run / "events.jsonl").open("a") as file:
         file.write('{"time": "2026-11-22T14:00:00+00:00", "event": "stage", "name": "load", "detail": ""}\n')
     assert scan([tmp_path], [], known) != first and looks == [run, run]
+
+
+def test_the_last_words_of_a_vanished_run_are_shown_when_the_queue_has_put_them_there(tmp_path):
+    run, known = recorded(tmp_path, "a"), {}
+    (run / "events.jsonl").write_text((run / "events.jsonl").read_text().split("\n")[0] + "\n")
+    assert scan([tmp_path], [], known)[0][0].status.state is State.VANISHED
+    (run / "output.txt").write_text("Killed by the machine: no memory is left\n")
+    assert "no memory is left" in scan([tmp_path], [], known)[0][0].status.sentence
+
+
+def test_a_job_that_was_stopped_before_it_began_does_not_vanish_for_a_moment(tmp_path):
+    of_old = launch.Process(999999999, 5.0, launch.HOST)
+    job = Job("id", "a", tmp_path / "a.json", tmp_path / "a", tmp_path / "a.out", "any", False, "", tmp_path, of_old)
+    assert lists.joined(lists.of_job(job), job).status.state is State.VANISHED
+    job = replace(job, stop_asked=True)
+    assert lists.joined(lists.of_job(job), job).status.state is State.STOPPING
 
 
 def test_no_signal_comes_when_nothing_has_changed(tmp_path, library, qtbot):

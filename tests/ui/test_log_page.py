@@ -33,6 +33,11 @@ def test_the_log_follows_until_the_user_looks_back_and_finds_words(tmp_path, qtb
     log.search.setText("not in there")
     log.find_next()
     assert "not in there" in log.note.text() and log.note.isVisible()
+    log.on_read("")
+    assert "not in there" in log.note.text() and log.note.isVisible(), "also after the next look at the file"
+    log.search.setText("")
+    log.find_next()
+    assert not log.note.isVisible()
 
 
 # -- TensorBoard

@@ -159,6 +159,9 @@ def test_paths_that_lead_nowhere(tmp_path, written):
     (tmp_path / "short.safetensors").write_bytes(b"\x01")
     (tmp_path / "latin.json").write_bytes(b'{"name": "\xff"}')
     save_file({"x": torch.zeros(1)}, tmp_path / "foreign.safetensors")
+    for name, metadata in {"null": None, "list": [files.METADATA_KEY], "number": {files.METADATA_KEY: 5}}.items():
+        header = json.dumps({"__metadata__": metadata}).encode()
+        (tmp_path / f"{name}.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
     wanted = {
         "none.json": "no such file or folder",
         "none": "not a preset; presets are .json files, run folders or .safetensors files",
@@ -166,6 +169,7 @@ def test_paths_that_lead_nowhere(tmp_path, written):
         "bin.safetensors": "not a safetensors file",
         "short.safetensors": "not a safetensors file",
         "foreign.safetensors": "no preset inside; only files written by Gimbal have one (gimbal.preset)",
+        **{f"{name}.safetensors": "no preset inside" for name in ("null", "list", "number")},
         "latin.json": "'utf-8' codec can't decode byte 0xff",
     }
     for name, message in wanted.items():

@@ -207,7 +207,7 @@ def test_a_job_that_is_stopped_before_its_run_begins_is_simply_gone(window, tmp_
     queue = window()
     job = queue.add(preset(tmp_path, "mute"), "a")
     queue.tick()
-    queue.stop(job.id)
+    assert not queue.stop(job.id), "ended at once, not asked"
     drive(qtbot, queue, lambda: not queue.jobs)
     assert not queue.ended and not job.folder.exists() and not job.preset.exists()
 

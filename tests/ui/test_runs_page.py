@@ -3,7 +3,6 @@
 import json
 import os
 import shutil
-import time
 from datetime import datetime, timezone
 from pathlib import Path
 
@@ -201,21 +200,17 @@ def test_a_hundred_thousand_steps_do_not_block_the_window(page, tmp_path, qtbot)
     page = page()
     page.show_run(made_run(tmp_path / "runs/short", "good"))
     qtbot.waitUntil(lambda: page.live.curves.curves is not None)
-    last, gaps = [time.perf_counter()], []
-
-    def beat() -> None:
-        gaps.append(time.perf_counter() - last[0])
-        last[0] = time.perf_counter()
-
-    timer = QTimer(interval=0, timeout=beat)
-    start = last[0] = time.perf_counter()
+    seen: set[int] = set()
+    timer = QTimer(interval=0, timeout=lambda: seen.add(page.live.follower.history.step))
     timer.start()
     page.show_run(run)
     qtbot.waitUntil(lambda: page.live.follower.history.step == 100_000, timeout=20_000)
-    took = time.perf_counter() - start
     timer.stop()
-    assert took < 6 and max(gaps) < 0.4, (took, max(gaps))
+    assert len(seen) > 20, "the window answers between small slices"
     assert len(page.live.curves.curves.lines[run, "raw"].getOriginalDataset()[0]) > 50_000
+    page.live.loaded = False
+    page.live.on_slow()
+    assert "Reading" in page.live.curves.note.text() and page.live.curves.note.isVisible(), "not another run's curves"
 
 
 # -- the buttons

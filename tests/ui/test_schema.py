@@ -2,7 +2,6 @@
 
 import json
 import random
-import time
 from dataclasses import asdict
 
 import pytest
@@ -17,16 +16,6 @@ SEEDS = range(30)
 
 ODD = (None, True, 0, 1, -1, 0.5, 3.0, 1e12, -1e12, 2**32, float("inf"), "", "5", " 5.0 ", "1e-4", "x", "yes",
        [], ["a"], ["a", 5], {}, {"a": 1})  # fmt: skip
-
-
-def best_of(times, function):
-    """The shortest time of several, in milliseconds: others use the machine too."""
-    spans = []
-    for _ in range(times):
-        start = time.perf_counter()
-        function()
-        spans.append((time.perf_counter() - start) * 1e3)
-    return min(spans)
 
 
 # -- fields -----------------------------------------------------------------------------------------------------------
@@ -234,13 +223,3 @@ def test_differences_are_what_differs():
     a, b = {"a": {"x": 1, "y": []}, "b": None, "c": 1}, {"a": {"x": 2, "y": []}, "c": 1.0, "d": {"e": "f"}}
     assert differences(a, b) == [Difference("a.x", 1, 2), Difference("b", None, ABSENT), Difference("d.e", ABSENT, "f")]
     assert differences(a, a) == [] and str(ABSENT) == "(absent)"
-
-
-# -- speed ------------------------------------------------------------------------------------------------------------
-
-
-def test_the_window_does_not_wait_for_its_schema():
-    start = {"family": "sdxl", "adapter": {"method": "wora"}}
-    assert best_of(5, lambda: Schema.load().complete(start)) < 15
-    values, _ = schema().complete(start)
-    assert best_of(5, lambda: [schema().fields(values) for _ in range(100)]) < 5

@@ -51,7 +51,7 @@ def test_settings_of_other_variants_come_last_and_say_what_they_need(document):
     for word in ("doft", "oft", "planes"):
         assert word in planes.about
     growth = next(hit for hit in found(document, "growth") if hit.path == "optimizer.growth")
-    assert "prodigy" in growth.about
+    assert growth.about == "Only with optimizer name prodigy"
     activity = [hit.active for hit in hits]
     assert activity == sorted(activity, reverse=True)
     document.set("adapter.method", "doft")

@@ -1,7 +1,6 @@
 """Files that grow, are cut, are replaced: read completely, once, and without holding up the window."""
 
 import json
-import time
 from pathlib import Path
 
 import pytest
@@ -116,33 +115,21 @@ def test_a_file_that_cannot_be_read_is_said_once(tmp_path, qtbot, follower):
     assert len(said) == 1 and "cannot be read" in said[0] and str(tmp_path) in said[0]
 
 
-def test_a_long_run_loads_in_two_seconds_and_never_holds_up_the_window(tmp_path, qtbot, follower):
+def test_a_long_run_loads_in_slices_between_which_the_window_answers(tmp_path, qtbot, follower):
     (tmp_path / "events.jsonl").write_text("".join(line(step) for step in range(1, 100_001)))
-    busy, waits, last, shown = [], [], [time.thread_time(), time.perf_counter()], []
-
-    def on_time() -> None:
-        now = [time.thread_time(), time.perf_counter()]
-        busy.append(now[0] - last[0])
-        waits.append(now[1] - last[1])
-        last[:] = now
-
-    timer = QTimer(interval=0)
-    timer.timeout.connect(on_time)
-    timer.start()
-    begun = time.perf_counter()
+    seen, shown = [], []
     one = follower()
+    timer = QTimer(interval=0)
+    timer.timeout.connect(lambda: seen.append(one.history.step))
+    timer.start()
     one.grew.connect(lambda: shown.append(one.history.step))
     with qtbot.waitSignal(one.loaded, timeout=20_000):
         pass
-    took = time.perf_counter() - begun
     timer.stop()
-    assert one.history.step == 100_000
-    assert took < 4, f"{took:.2f} s"  # under 2 s when nothing else runs
-    assert max(busy) < 0.05, f"{max(busy) * 1000:.0f} ms of work in one go"
-    assert sorted(waits)[-len(waits) // 20] < 0.05, (
-        f"{max(waits) * 1000:.0f} ms"
-    )  # the others may be the machine's doing
-    assert len(shown) <= took / 0.3 + 2
+    assert one.history.step == 100_000 and shown[-1] == 100_000
+    steps = sorted({0, *seen, 100_000})
+    assert max(after - before for before, after in zip(steps, steps[1:], strict=False)) <= 5_000, "no slice is large"
+    assert len(shown) < len(steps), "pages are not told of every slice"
 
 
 def test_the_last_events_of_a_long_file(tmp_path):

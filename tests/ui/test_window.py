@@ -8,11 +8,12 @@ from pathlib import Path
 
 import pytest
 from PySide6.QtCore import Qt
-from PySide6.QtGui import QAccessible
-from PySide6.QtWidgets import QApplication, QWidget
+from PySide6.QtGui import QAccessible, QAction
+from PySide6.QtWidgets import QApplication, QLineEdit, QWidget
 
 from ui import dialogs, places, theme
 from ui.app import make_window
+from ui.check import Findings
 from ui.form import FormPage
 from ui.preset import files
 from ui.settings import Settings
@@ -173,6 +174,7 @@ places.RUNS, places.OWN_PRESETS = Path(home) / "runs", Path(home) / "own"
 from ui.check import Check
 Check.on_quiet = lambda self: None
 from ui.app import make_window
+from ui.check import Findings
 from ui.settings import Settings
 window = make_window(Settings(), "wora_demo")
 window.show()
@@ -199,6 +201,8 @@ def test_a_second_window_only_watches_and_says_so(open_window, qtbot):
     qtbot.waitUntil(lambda: bool(second.banners.sentences()), timeout=3000)
     assert first.queue.drives and not second.queue.drives
     assert second.queue.watching_sentence in second.banners.sentences()
+    first.close()
+    qtbot.waitUntil(lambda: second.queue.drives and not second.banners.sentences(), timeout=5000)
 
 
 def test_every_widget_that_takes_the_keyboard_has_a_name(open_window):
@@ -244,6 +248,152 @@ def test_the_window_shows_without_torch_and_the_plots(own_memory):
     assert not loaded & heavy
 
 
-def test_the_shipped_places_exist():
+def test_the_shipped_orderexist():
     for place in (places.SCHEMA, places.PRESETS, places.TRAIN, places.LOOK):
         assert Path(place).exists(), place
+
+
+def test_no_two_actions_have_the_same_keys(open_window):
+    window = open_window()
+    for place in window.navigation.places:
+        if place.key is not None:
+            window.page(place.key)
+    keys: dict[str, list[str]] = {}
+    for action in window.findChildren(QAction):
+        if action.shortcutContext() in (Qt.ShortcutContext.WindowShortcut, Qt.ShortcutContext.ApplicationShortcut):
+            for sequence in action.shortcuts():
+                keys.setdefault(sequence.toString(), []).append(action.text())
+    assert len(keys) > 15
+    twice = {sequence: texts for sequence, texts in keys.items() if len(texts) > 1}
+    assert not twice
+
+
+def test_keys_work(open_window, qtbot, monkeypatch):
+    window = open_window()
+    qtbot.waitUntil(lambda: window.activateWindow() or QApplication.activeWindow() is window)
+    qtbot.keyClick(window.navigation, Qt.Key.Key_4, Qt.KeyboardModifier.ControlModifier)
+    assert window.stack.currentWidget() is window.pages[CHANGES]
+    qtbot.keyClick(window.stack.currentWidget(), Qt.Key.Key_F, Qt.KeyboardModifier.ControlModifier)
+    assert window.search.line.hasFocus()
+    dialogs_shown = []
+    monkeypatch.setattr(dialogs.QueueDialog, "exec", lambda self: dialogs_shown.append(self.name))
+    qtbot.keyClick(window.search.line, Qt.Key.Key_T, Qt.KeyboardModifier.ControlModifier)
+    assert len(dialogs_shown) == 1
+
+
+@pytest.mark.parametrize("leave", ["save", "close"])
+def test_what_is_typed_in_a_list_is_not_lost(open_window, qtbot, monkeypatch, leave):
+    window = open_window()
+    qtbot.waitUntil(lambda: window.activateWindow() or QApplication.activeWindow() is window)
+    window.show_page("samples")
+    window.page("samples").rows["samples.prompts"].input.on_add()  # pyright: ignore[reportAttributeAccessIssue]
+    qtbot.waitUntil(lambda: isinstance(QApplication.focusWidget(), QLineEdit))
+    qtbot.keyClicks(QApplication.focusWidget(), "a red fox")
+    if leave == "save":
+        monkeypatch.setattr(dialogs, "ask_name", lambda parent, title, name: "mine")
+        window.on_save()
+        saved = files.read(places.OWN_PRESETS / "mine.json", window.document.schema)
+        assert saved.values["samples"]["prompts"][-1] == "a red fox"
+    else:
+        asked = []
+        monkeypatch.setattr(dialogs, "ask_unsaved", lambda parent, document: asked.append(1) or "cancel")
+        assert not window.close() and asked
+
+
+def test_a_field_that_holds_no_value_is_named_where_it_matters(open_window, qtbot, monkeypatch):
+    window = open_window()
+    window.show_setting("training.steps")
+    window.page("training").rows["training.steps"].input.edit.clear()  # pyright: ignore[reportAttributeAccessIssue]
+    qtbot.keyClicks(window.page("training").rows["training.steps"].input.edit, "x")  # pyright: ignore
+    monkeypatch.setattr(dialogs, "ask_name", lambda parent, title, name: "mine")
+    window.on_save()
+    assert any("Steps: 'x' is not a number" in sentence for sentence in window.banners.sentences())
+    said = []
+    monkeypatch.setattr(dialogs.QueueDialog, "exec", lambda self: said.append(self.feedback.text()))
+    window.on_train()
+    assert "Steps: 'x' is not a number" in said[0]
+
+
+def test_a_problem_of_a_whole_section_is_led_to(open_window):
+    window = open_window()
+    window.show_page(RUNS)
+    window.check.findings = Findings(problems=("adapter: does not fit this model",))
+    window.on_checked(window.check.findings)
+    window.status.left.click()
+    form = window.stack.currentWidget()
+    assert isinstance(form, FormPage) and form.section_path == "adapter" and form.problem.isVisible()
+
+
+def test_own_presets_that_cannot_be_read_do_not_keep_the_window_from_starting(open_window, qtbot):
+    places.OWN_PRESETS.mkdir(parents=True)
+    for name, values in (("one", {"based_on": "two"}), ("two", {"based_on": "wora_demo"}), ("three", {"base": 3})):
+        (places.OWN_PRESETS / f"{name}.json").write_text(json.dumps(values))
+    (places.OWN_PRESETS / "four.json").write_text("{")
+    assert open_window("").document.origin.name
+
+
+ODD = {
+    "family": 3,
+    "adapter": {"method": "lora", "rank": "many"},
+    "base": {"path": 5},
+    "data": {"folders": [1]},
+    "saving": {"folder": 5},
+    "description": ["a"],
+}
+
+
+def test_values_of_a_wrong_kind_are_not_taken_along(open_window, monkeypatch, tmp_path):
+    (tmp_path / "odd.json").write_text(json.dumps(ODD))
+    monkeypatch.setattr(dialogs.Question, "exec", lambda self: self.buttons[dialogs.OK].click())
+    window = open_window()
+    assert window.opening.open(tmp_path / "odd.json")
+    assert set(window.document.problems()) == {"family"}, "it has no default"
+    assert window.document.value("adapter.method") == "lora" and window.document.value("saving.folder") == "runs"
+    for place in window.navigation.places:
+        if place.key is not None:
+            window.show_page(place.key)
+            assert window.stack.currentWidget() is window.page(place.key), place
+    dialogs.QueueDialog(window.document, window.queue, window.devices, [], window)
+
+
+def test_what_a_switch_dropped_is_said_until_it_is_undone_or_another_preset_opens(open_window):
+    window = open_window()
+    changed = {"rank": 9, "alpha": 3, "axis": "output", "channel_beta": True, "learn_weights": False}
+    for name, value in changed.items():
+        window.document.set(f"adapter.{name}", value)
+    window.document.set("adapter.method", "oft")
+    said = "\n".join(window.banners.sentences())
+    assert all(f"adapter.{name} = " in said for name in changed)
+    window.document.undo.undo()
+    assert not window.banners.sentences()
+    window.document.undo.redo()
+    window.document.set("adapter.method", "doft")
+    window.opening.take(places.PRESETS / "lora_demo.json")
+    assert not window.banners.sentences()
+
+
+def test_long_texts_do_not_widen_the_window(open_window, qtbot):
+    long = "long_" * 40
+    places.OWN_PRESETS.mkdir(parents=True)
+    (places.OWN_PRESETS / f"{long}.json").write_text(json.dumps({"based_on": "wora_demo", "description": long}))
+    window = open_window(str(places.OWN_PRESETS / f"{long}.json"))
+    window.resize(1100, 740)
+    window.show_page(PRESETS)
+    qtbot.waitUntil(lambda: window.page(PRESETS).name.text() == long)  # pyright: ignore[reportAttributeAccessIssue]
+    window.banners.say(long)
+    window.check.findings = Findings(failed=long)
+    window.status.refresh()
+    QApplication.processEvents()
+    assert window.width() <= 1100 and window.minimumSizeHint().width() <= 1100
+
+
+def test_the_tab_key_goes_from_the_pages_to_the_page_and_then_to_the_foot(open_window, qtbot):
+    window = open_window()
+    window.show_page("adapter")
+    stops = [window.navigation]
+    while stops[-1].nextInFocusChain() is not window.navigation and len(stops) < 5000:
+        stops.append(stops[-1].nextInFocusChain())
+    rows = window.page("adapter").rows  # pyright: ignore[reportAttributeAccessIssue]
+    parts = [window.navigation, rows["adapter.method"].input.box, rows["adapter.rank"].input.edit, window.status.left]
+    order = [stops.index(part) for part in [*parts, window.name, window.train]]
+    assert order == sorted(order)

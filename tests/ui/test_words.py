@@ -51,3 +51,12 @@ def test_a_time_of_today_has_no_date():
 )
 def test_values(thing, text):
     assert words.value(thing) == text
+
+
+@pytest.mark.parametrize("length", [3, 9, 10, 11, 200])
+@pytest.mark.parametrize("most", [9, 10])
+def test_long_texts_are_shortened_in_their_middle(length, most):
+    text = "".join(chr(0x100 + place) for place in range(length))
+    short = words.shortened(text, most)
+    assert short == text if length <= most else len(short) == most
+    assert short[:3] == text[:3] and short[-3:] == text[-3:]

@@ -1,6 +1,6 @@
 """Editing captions: edits stay in memory until they are saved, each into its own .txt file."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from PySide6.QtCore import QEvent, QIODevice, QObject, QSaveFile, Signal
@@ -33,7 +33,19 @@ class Captions(QObject):
     def __init__(self, parent: QObject | None = None):
         super().__init__(parent)
         self.edits: dict[str, str] = {}
+        self.reasons: dict[str, str] = {}
+        """Why a caption could not be saved, by caption file: sentences."""
         self._known: dict[str, str] = {}
+
+    def known(self, file: str) -> str:
+        """What an edited caption file said when the edit began."""
+        return self._known[file]
+
+    def restore(self, edits: Mapping[str, tuple[str, str]]) -> None:
+        """Take over edits, and what their files said then, from a window that crashed."""
+        for file, (text, known) in edits.items():
+            self.edits[file], self._known[file] = text, known
+            self.changed.emit(file)
 
     def edit(self, picture: Picture, text: str) -> None:
         """The caption of a picture shall be `text`."""
@@ -48,6 +60,7 @@ class Captions(QObject):
     def revert(self, file: str) -> None:
         """Forget an edit."""
         self._known.pop(file, None)
+        self.reasons.pop(file, None)
         if self.edits.pop(file, None) is not None:
             self.changed.emit(file)
 
@@ -64,7 +77,7 @@ class Captions(QObject):
             write_caption,
             *(Path(file), text, self._known[file]),
             done=lambda found: self._written(file, text, found),
-            failed=self.failed.emit,
+            failed=lambda reason: self._fail(file, reason),
         )
 
     def save_all(self) -> None:
@@ -79,22 +92,26 @@ class Captions(QObject):
             try:
                 self._written(file, text, write_caption(Path(file), text, self._known[file]))
             except OSError as error:
-                self.failed.emit(str(error))
+                self._fail(file, str(error))
         return not self.edits
 
     def _written(self, file: str, text: str, found: str | None) -> None:
         if found is not None:
             self._known[file] = found
-            self.failed.emit(
-                f"{file} was changed by another program and says now: {found!r}. Refresh and revert to take that, "
-                "or save again to replace it."
-            )
+            sentence = f"{file} was changed by another program and says now: {found!r}. "
+            self._fail(file, sentence + "Revert to take that, or save again to replace it.")
             return
+        self.reasons.pop(file, None)
         if self.edits.get(file, "").strip() == text:
             self.revert(file)
         else:  # typed on meanwhile
             self._known[file] = text
         self.saved.emit(file, text)
+
+    def _fail(self, file: str, sentence: str) -> None:
+        self.reasons[file] = sentence
+        self.failed.emit(sentence)
+        self.changed.emit(file)
 
 
 def write_caption(file: Path, text: str, known: str) -> str | None:
@@ -203,7 +220,9 @@ class CaptionEditor(QWidget):
         sentences = [SOURCES.get(picture.source, "")] if picture else []
         if picture is not None and picture.too_long and not edited:
             sentences.append("Longer than the text encoder reads: what is cut stands under “What the model sees”.")
+        reason = self._captions.reasons.get(picture.caption_file, "") if picture else ""
         if edited:
-            sentences.append("Not saved yet.")
+            sentences = [reason] if reason else [*sentences, "Not saved yet."]
+        theme.set_role(self.source, "problem" if edited and reason else "muted")
         self.source.setText(" ".join(sentence for sentence in sentences if sentence))
         self.source.setVisible(bool(self.source.text()))

@@ -156,6 +156,11 @@ class CurvesTab(QWidget):
         if another and self.curves:
             self.curves.reset_view()
 
+    def wait(self) -> None:
+        """The run's steps are still being read: do not show another's."""
+        self.note.setText("Reading the steps …")
+        self.stack.setCurrentWidget(self.note)
+
     def draw(self) -> None:
         """Bring the plots up to date if they can be seen."""
         if not self.curves or not self.isVisible():

@@ -22,6 +22,7 @@ ASKED = {
     "save": "Asked for a saved state; the trainer answers after this step.",
     "sample": "Asked for sample pictures; the trainer answers after this step.",
 }
+ENDED = "The run had not begun: its process is ended at once, and nothing is lost."
 
 
 @dataclass
@@ -59,9 +60,7 @@ class Controls(QWidget):
         self.stop = self._add("Stop", "F8", "Save a state after this step and end the run", lambda: self.ask("stop"))
         self.end = self._add("End now …", "", "End the process at once, without saving", self.on_end, "danger")
         self.save = self._add("Save now", "F6", "Save a training state after this step", lambda: self.ask("save"))
-        self.sample = self._add(
-            "Sample now", "F7", "Make sample pictures after this step", lambda: self.ask("sample")
-        )
+        self.sample = self._add("Sample now", "F7", "Make sample pictures after this step", lambda: self.ask("sample"))
         self.resume = self._add("Resume", "F9", "Queue the run to go on from its last state", self.on_resume, "primary")
         self.log = self._add("Show log", "", "What the trainer wrote until it ended", self.show_log.emit)
         self.forget = self._add("Remove", "", "Take the job, which never began, off the list", self.on_forget)
@@ -90,7 +89,7 @@ class Controls(QWidget):
         self._set(self.sample, alive, listens and samples and "sample" not in self.asked)
         why = "" if samples else " (this run's preset makes none)"
         self.sample.setToolTip("Make sample pictures after this step (F7)" + why)
-        self._set(self.resume, ended, self.queue.drives)
+        self._set(self.resume, ended, self.queue.drives and not (job and job.running))  # its process still cleans up
         again = "Resume" if resumable else "Start again"
         self.resume.setText("Try again" if state == State.REFUSED else again)
         self._set(self.log, ended)
@@ -105,17 +104,17 @@ class Controls(QWidget):
         """Ask the trainer for something, and say so."""
         if not self.subject:
             return
-        job = self.subject.job
+        job, sentence = self.subject.job, ASKED[what]
         try:
             if what == "stop" and job and job.running:
-                self.queue.stop(job.id)
+                sentence = sentence if self.queue.stop(job.id) else ENDED
             else:
                 launch.request(self.subject.folder, what)
         except (OSError, ValueError) as error:
             self.said.emit(str(error))
             return
         self.asked[what] = self.latest.get(what, [])
-        self.said.emit(ASKED[what])
+        self.said.emit(sentence)
         self.show_subject(self.subject)
 
     def answer(self, history: History) -> None:

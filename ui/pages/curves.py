@@ -5,6 +5,7 @@ This file imports numpy and pyqtgraph, which takes over half a second: import it
 
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
+from html import escape
 from math import nan
 from pathlib import Path
 from typing import NamedTuple
@@ -16,7 +17,8 @@ from PySide6.QtGui import QColor, QKeySequence, QShortcut
 from PySide6.QtWidgets import QCheckBox, QComboBox, QHBoxLayout, QLabel, QSlider, QSplitter, QVBoxLayout, QWidget
 
 from ui import theme
-from ui.pages.readout import Readout
+from ui.pages.axis import Axis
+from ui.pages.readout import Readout, short
 from ui.runs.history import Curve
 
 SPANS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000)
@@ -29,6 +31,9 @@ NAMES = {
     "memory_mb": "Memory (MiB)",
 }
 """Curves that every run has, in the order of the choice."""
+
+MEASURED = ("loss", "validation")
+"""The curves whose steps the cross-hair finds; the second where a run has only begun."""
 
 ADAPTER = "adapter/"
 PER_PIXEL = 1.5
@@ -61,7 +66,7 @@ class Curves(QWidget):
         self.loss_plot.setAccessibleName("Loss by step")
         self.other_plot.setAccessibleName("The chosen curve by step")
         self.each = QCheckBox("Each step")
-        self.each.setToolTip("Show the loss of single steps, faint, behind the smoothed loss")
+        self.each.setToolTip("Show the loss of this run's single steps, faint, behind the smoothed loss")
         self.each.setChecked(True)
         self.smoothing = QSlider(Qt.Orientation.Horizontal)
         self.smoothing.setRange(0, len(SPANS) - 1)
@@ -77,7 +82,7 @@ class Curves(QWidget):
         self.choice.setAccessibleName("Lower curve")
         self.choice.setSizeAdjustPolicy(QComboBox.SizeAdjustPolicy.AdjustToContents)
         self.top_bar, self.bottom_bar = QHBoxLayout(), QHBoxLayout()
-        self.readouts = (Readout(self.loss_plot), Readout(self.other_plot))
+        self.readout = Readout(self)
         self.marks = tuple(_mark(plot) for plot in (self.loss_plot, self.other_plot))
         self._offer(())
         self._lay_out()
@@ -86,7 +91,7 @@ class Curves(QWidget):
         self.on_theme_changed()
 
     def show_runs(self, runs: Mapping[Path, Shown]) -> None:
-        """Show these runs; the cross-hair finds the first one's steps."""
+        """Show these runs; the cross-hair finds the steps of the first that has some."""
         self.runs = dict(runs)
         self._offer(sorted({name for run in runs.values() for name in run.curves if name.startswith(ADAPTER)}))
         self.draw()
@@ -95,9 +100,10 @@ class Curves(QWidget):
         """Bring every line up to date; untouched ones cost nothing."""
         wanted: set[tuple[Path, str]] = set()
         alone, span, name = len(self.runs) == 1, SPANS[self.smoothing.value()], self.choice.currentData()
+        first = next(iter(self.runs), None)
         for key, run in self.runs.items():
             color = theme.colors().series[run.color]
-            if "loss" in run.curves and self.each.isChecked():
+            if "loss" in run.curves and self.each.isChecked() and key == first:  # of several they hide each other
                 wanted.add(self._line(key, "raw", run.curves["loss"], color, 1))
             if "loss" in run.curves:
                 wanted.add(self._line(key, "loss", run.curves["loss"], color, span))
@@ -106,14 +112,18 @@ class Curves(QWidget):
                 wanted.add(self._line(key, "validation", run.curves["validation"], other, 1))
             if name in run.curves:
                 wanted.add(self._line(key, f"other {name}", run.curves[name], color, 1))
-        self.legend.setText(_legend(alone, any(kind == "validation" for _, kind in wanted)))
+        label = "smoothed" if alone else self.runs[first].name if first else ""
+        self.legend.setText(_legend(label, alone, any(kind == "validation" for _, kind in wanted)))
         for key in self.lines.keys() - wanted:
             self._plot_of(key[1]).removeItem(self.lines.pop(key))
             self._drawn.pop(key)
 
     def values_at(self, key: Path, step: float) -> list[tuple[str, float]]:
-        """The name and value of every curve of a run at a step (the last one measured until there)."""
+        """The name and value of every curve of a run at a step: the last one measured until there, or nan if the run
+        has not come so far."""
         run = self.runs[key]
+        if step > max((curve.steps[-1] for curve in run.curves.values() if curve.steps), default=0):
+            step = nan
         names = {"loss": "Loss", "validation": "Validation", **NAMES}
         names |= {name: _adapter_name(name) for name in run.curves if name.startswith(ADAPTER)}
         found = []
@@ -164,8 +174,8 @@ class Curves(QWidget):
 
     def on_mouse_moved(self, plot: "_Plot", point: QPointF) -> None:
         """The cross-hair and the values at its step."""
-        first = next(iter(self.runs.values()), None)
-        steps = first.curves["loss"].steps if first and "loss" in first.curves else ()
+        measured = [run.curves.get(name, Curve()).steps for name in MEASURED for run in self.runs.values()]
+        steps = next((steps for steps in measured if steps), ())
         box = plot.getViewBox()
         if not len(steps) or not box.sceneBoundingRect().contains(point):
             self.on_mouse_left()
@@ -174,15 +184,14 @@ class Curves(QWidget):
         for mark in self.marks:
             mark.setPos(step)
             mark.show()
-        readout, other = self.readouts if plot is self.loss_plot else reversed(self.readouts)
-        other.hide()
         series = theme.colors().series
         table = [(run.name, series[run.color], self.values_at(key, step)) for key, run in self.runs.items()]
-        readout.show_values(f"Step {step:,.0f}", table, plot.mapFromScene(point), self.choice.currentText())
+        mouse = plot.mapTo(self, plot.mapFromScene(point))
+        self.readout.show_values(f"Step {step:,.0f}", table, mouse, self.choice.currentText())
 
     def on_mouse_left(self) -> None:
         """No cross-hair."""
-        for thing in (*self.marks, *self.readouts):
+        for thing in (*self.marks, self.readout):
             thing.hide()
 
     def _line(self, key: Path, kind: str, curve: Curve, color: QColor, span: int) -> tuple[Path, str]:
@@ -200,6 +209,8 @@ class Curves(QWidget):
             self.lines[line] = item = pg.PlotDataItem(autoDownsampleFactor=PER_PIXEL)
             item.setZValue({"raw": 0, "validation": 2}.get(kind, 1))
             self._plot_of(kind).addItem(item)
+            if kind == "loss":  # averaged already: its peaks say nothing, and cost time to draw
+                item.setDownsampling(auto=True, method="mean")
         item = self.lines[line]
         item.opts |= _style(kind, color, few=len(steps) < 2)
         item.setData(steps, values)
@@ -261,7 +272,9 @@ class Curves(QWidget):
         self.log_other.toggled.connect(self.on_log_toggled)
         theme.notifier().changed.connect(self.on_theme_changed)
         for plot in (self.loss_plot, self.other_plot):
-            plot.sigSceneMouseMoved.connect(lambda point, plot=plot: self.on_mouse_moved(plot, point))
+            # The plot's own signal of this kind is silent unless the whole scene is moved by the mouse.
+            scene = plot.getViewBox().scene()
+            scene.sigMouseMoved.connect(lambda point, plot=plot: self.on_mouse_moved(plot, point))
             plot.left.connect(self.on_mouse_left)
         within = Qt.ShortcutContext.WidgetWithChildrenShortcut
         QShortcut(QKeySequence("Ctrl+0"), self, self.reset_view, context=within)
@@ -293,7 +306,7 @@ class _Plot(pg.PlotWidget):
 
 
 def _plot() -> _Plot:
-    plot = _Plot()
+    plot = _Plot(axisItems={"left": Axis()})
     plot.setDownsampling(auto=True, mode="peak")  # before lines are added: they take it over
     plot.setClipToView(True)
     plot.setMenuEnabled(False)
@@ -327,10 +340,10 @@ def _style(kind: str, color: QColor, few: bool) -> dict:
     return {"pen": pg.mkPen(color, width=2), "symbol": None, "antialias": True}
 
 
-def _legend(alone: bool, validation: bool) -> str:
-    """What the lines of the upper plot are; the colours of several runs are in the list of runs."""
+def _legend(label: str, alone: bool, validation: bool) -> str:
+    """What the lines of the upper plot are; the colours of the other runs are in the list of runs."""
     line, dots = (color.name() for color in theme.colors().series[:2])
-    smooth = f"<span style='color:{line}'>━</span> smoothed&nbsp;&nbsp;" if alone else ""
+    smooth = f"<span style='color:{line}'>━</span> {escape(short(label))}&nbsp;&nbsp;"
     mark = f"<span style='color:{dots}'>◆</span>" if alone else "◆"
     return smooth + (f"{mark} validation" if validation else "")
 
@@ -348,5 +361,5 @@ def _nearest(steps: Sequence[float], x: float) -> float:
 
 def _at(steps: Sequence[float], values: Sequence[float], step: float) -> float:
     """The last value until a step."""
-    index = bisect_right(steps, step) - 1
+    index = bisect_right(steps, step) - 1 if step == step else -1
     return values[index] if 0 <= index < len(values) else nan

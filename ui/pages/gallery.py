@@ -57,7 +57,9 @@ class Gallery(QStackedWidget):
 
     def on_grid_opened(self, row: int, column: int) -> None:
         """Compare the picked picture with the first of its prompt."""
-        self.pair.show_pair(row, self.model.steps[0], self.model.steps[column])
+        picked = self.model.steps[column]
+        first = next((step for step in self.model.steps if self.model.sample(row, step)), picked)
+        self.pair.show_pair(row, first, picked)
         self.setCurrentWidget(self.pair)
         self.pair.slider.setFocus()
 

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from PySide6.QtCore import Qt, Signal
+from PySide6.QtCore import Qt, QTimer, Signal
 from PySide6.QtWidgets import QGridLayout, QHBoxLayout, QLabel, QProgressBar, QTabWidget, QVBoxLayout, QWidget
 
 from ui import theme, words, workers
@@ -21,6 +21,8 @@ from ui.runs.states import Glance, State
 from ui.runs.tail import Follower
 
 FACTS: tuple[str, ...] = ("Epoch", "Speed", "Time left", "Memory", "Loss", "Validation")
+SLOW = 300
+"""Milliseconds that the curves of the run before may stay; a shorter gap would only flicker."""
 
 
 class Live(QWidget):
@@ -83,6 +85,7 @@ class Live(QWidget):
             self._read_preset()
             self.job_id = job
             self.on_grew()
+            QTimer.singleShot(SLOW, self.follower, self.on_slow)
         self.job_id = job
         self.refresh()
 
@@ -95,6 +98,7 @@ class Live(QWidget):
         self.controls.show_subject(None)
         self.log.show_file(None)
         self.gallery.show_samples(Path(), [])
+        self._show_messages(History())
 
     def refresh(self) -> None:
         """Bring the state, and what depends on it, up to date."""
@@ -134,14 +138,17 @@ class Live(QWidget):
         self.controls.answer(history)
         self._show_curves()
         self.gallery.show_samples(self.folder, history.samples)
-        self.messages.show_history(history)
-        problems = self.messages.problems()
-        self.tabs.setTabText(self.tabs.indexOf(self.messages), f"Messages ({problems})" if problems else "Messages")
+        self._show_messages(history)
 
     def on_loaded(self) -> None:
         """Everything until now has been read."""
         self.loaded = True
         self.on_grew()
+
+    def on_slow(self) -> None:
+        """A run was chosen a moment ago: if it is long, the curves of the one before have to go."""
+        if not self.loaded:
+            self.curves.wait()
 
     def say(self, sentence: str) -> None:
         """Answer to what was pressed."""
@@ -178,6 +185,11 @@ class Live(QWidget):
     def _show_curves(self) -> None:
         if self.folder and self.loaded:
             self.curves.show_run((self.folder, self.name.text(), self._history()), self.library.glances)
+
+    def _show_messages(self, history: History) -> None:
+        self.messages.show_history(history)
+        problems = self.messages.problems()
+        self.tabs.setTabText(self.tabs.indexOf(self.messages), f"Messages ({problems})" if problems else "Messages")
 
     def _show_numbers(self) -> None:
         """The progress bar and the facts."""
@@ -231,7 +243,8 @@ def _about(glance: Glance | None) -> str:
     if not glance:
         return ""
     parts: Sequence[str] = (glance.family, glance.method, words.when(glance.started) if glance.started else "")
-    return " · ".join(part for part in parts if part) + (f"\n{glance.problem}" if glance.problem else "")
+    lines = (" · ".join(part for part in parts if part), glance.problem)
+    return "\n".join(line for line in lines if line)
 
 
 def _facts(history: History, state: State | None) -> dict[str, str]:

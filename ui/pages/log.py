@@ -30,6 +30,8 @@ class Log(QWidget):
         super().__init__()
         self.tail: LogTail | None = None
         self.reading: workers.Task | None = None
+        self.missed = ""
+        """What was sought in vain: a sentence."""
         self.text = QPlainTextEdit(readOnly=True)
         self.text.setMaximumBlockCount(KEPT_LINES)
         self.text.setLineWrapMode(QPlainTextEdit.LineWrapMode.NoWrap)
@@ -64,7 +66,8 @@ class Log(QWidget):
         self.tail = LogTail(path) if path else None
         self.text.clear()
         self.follow.setChecked(True)
-        self.note.setText("" if path else "There is no log yet.")
+        self.missed = ""
+        self._say("" if path else "There is no log yet.")
         self.open.setEnabled(path is not None)
         self.on_timer()
 
@@ -87,17 +90,13 @@ class Log(QWidget):
             cursor.movePosition(QTextCursor.MoveOperation.End)
             cursor.insertText(text)
             bar.setValue(bar.maximum() if self.follow.isChecked() else place)
-        skipped = self.tail.skipped
-        empty = "The log is empty so far." if self.text.document().isEmpty() else ""
-        self.note.setText(f"The last part; {words.size(skipped)} before it are in the file." if skipped else empty)
-        self.note.setVisible(bool(self.note.text()))
+        self._show_state()
 
     def on_failed(self, sentence: str) -> None:
         """Say why there is no text."""
         self.reading = None
         missing = self.tail and not self.tail.path.exists()
-        self.note.setText("There is no log yet." if missing else f"The log cannot be read: {sentence}")
-        self.note.show()
+        self._say("There is no log yet." if missing else f"The log cannot be read: {sentence}")
 
     def on_scrolled(self) -> None:
         """Who scrolls up wants to read, who scrolls to the end wants to follow."""
@@ -112,20 +111,9 @@ class Log(QWidget):
     def find_next(self, backwards: bool = False) -> None:
         """The next match, beginning anew at the other end."""
         wanted = self.search.text()
-        if not wanted:
-            return
-        flags = QTextDocument.FindFlag.FindBackward if backwards else QTextDocument.FindFlag(0)
-        self.follow.setChecked(False)
-        if not self.text.find(wanted, flags):
-            end = QTextCursor.MoveOperation.End if backwards else QTextCursor.MoveOperation.Start
-            before = self.text.textCursor()
-            self.text.moveCursor(end)
-            if not self.text.find(wanted, flags):
-                self.text.setTextCursor(before)
-                self.note.setText(f"“{wanted}” is not in the part of the log that is shown.")
-                self.note.show()
-                return
-        self.note.hide()
+        here = not wanted or self._find(wanted, backwards)
+        self.missed = "" if here else f"“{wanted}” is not in the part of the log that is shown."
+        self._show_state()
 
     def on_search_edited(self) -> None:
         """Look from the beginning of the present match, so that typing on does not jump ahead."""
@@ -154,6 +142,30 @@ class Log(QWidget):
         """Icons in the theme's colour."""
         self.back.setIcon(icons.icon("up"))
         self.on.setIcon(icons.icon("down"))
+
+    def _find(self, wanted: str, backwards: bool) -> bool:
+        flags = QTextDocument.FindFlag.FindBackward if backwards else QTextDocument.FindFlag(0)
+        self.follow.setChecked(False)
+        found = self.text.find(wanted, flags)
+        if not found:
+            end = QTextCursor.MoveOperation.End if backwards else QTextCursor.MoveOperation.Start
+            before = self.text.textCursor()
+            self.text.moveCursor(end)
+            found = self.text.find(wanted, flags)
+            if not found:
+                self.text.setTextCursor(before)
+        return found
+
+    def _show_state(self) -> None:
+        """What was not found, or how much of the file is shown."""
+        skipped = self.tail.skipped if self.tail else 0
+        part = f"The last part; {words.size(skipped)} before it are in the file." if skipped else ""
+        empty = "The log is empty so far." if self.tail and self.text.document().isEmpty() else ""
+        self._say(self.missed or part or empty)
+
+    def _say(self, sentence: str) -> None:
+        self.note.setText(sentence)
+        self.note.setVisible(bool(sentence))
 
     def _lay_out(self) -> None:
         bar = QHBoxLayout()

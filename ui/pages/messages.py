@@ -53,16 +53,19 @@ class Messages(QWidget):
         layout.addWidget(self.empty)
         layout.addWidget(self.split)
         self._shown: list[Message | Saved] = []
-        self._tail = 0
-        self.show_history(History())
+        self._tail: list[str] = []
+        self.split.hide()
         theme.notifier().changed.connect(self.on_theme_changed)
 
     def show_history(self, history: History) -> None:
         """Show what a run has said until now. What is shown already stays, so that reading is not disturbed."""
-        for _ in range(self._tail):
+        entries: list[Message | Saved] = sorted([*history.messages, *history.saved], key=lambda entry: entry.time)
+        tail = _oddities(history)
+        if tail == self._tail and list(map(id, entries)) == list(map(id, self._shown)):
+            return
+        for _ in self._tail:
             self.list.takeTopLevelItem(self.list.topLevelItemCount() - 1)
         known = {id(entry) for entry in self._shown}
-        entries: list[Message | Saved] = sorted([*history.messages, *history.saved], key=lambda entry: entry.time)
         if any(a is not b for a, b in zip(self._shown, entries, strict=False)) or len(entries) < len(self._shown):
             self.list.clear()
             known = set()
@@ -70,10 +73,9 @@ class Messages(QWidget):
             if id(entry) not in known:
                 self._add(*_entry(entry))
         self._shown = entries
-        tail = _oddities(history)
         for sentence in tail:
             self._add("", "warning", sentence, sentence)
-        self._tail = len(tail)
+        self._tail = tail
         self.empty.setVisible(not entries and not tail)
         self.split.setVisible(bool(entries or tail))
         self.detail.setVisible(self.list.currentItem() is not None)

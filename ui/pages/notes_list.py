@@ -1,5 +1,6 @@
 """Sentences of the trainer: problems first, then notes."""
 
+import re
 from collections.abc import Sequence
 
 from PySide6.QtCore import Qt
@@ -16,9 +17,10 @@ class NotesList(QListWidget):
         super().__init__(parent)
         self.setAccessibleName("Problems and notes")
         self.setWordWrap(True)
+        self.setTextElideMode(Qt.TextElideMode.ElideNone)
+        self.setResizeMode(QListWidget.ResizeMode.Adjust)  # rows that were laid out unseen have another width
         self._problems: list[str] = []
         self._notes: list[str] = []
-        self.setSpacing(3)
         self.setSelectionMode(QListWidget.SelectionMode.SingleSelection)
         self.setHorizontalScrollBarPolicy(Qt.ScrollBarPolicy.ScrollBarAlwaysOff)
         self.setVerticalScrollMode(QListWidget.ScrollMode.ScrollPerPixel)
@@ -35,9 +37,14 @@ class NotesList(QListWidget):
         self.clear()
         for sentences, name, color in ((self._problems, "error", colors.bad), (self._notes, "warning", colors.warning)):
             for sentence in sentences:
-                item = QListWidgetItem(icon(name, color), sentence, self)
+                item = QListWidgetItem(icon(name, color), breakable(sentence), self)
                 item.setToolTip(sentence)
                 item.setForeground(color if name == "error" else colors.text)
         if not self.count():
             item = QListWidgetItem("Nothing to report.", self)
             item.setFlags(Qt.ItemFlag.NoItemFlags)
+
+
+def breakable(sentence: str) -> str:
+    """The sentence with places, unseen, where the long names of files may go on in the next line."""
+    return re.sub(r"([/_\\])", "\\1\u200b", sentence)

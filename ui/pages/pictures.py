@@ -13,6 +13,7 @@ from ui import places, theme, words
 from ui.icons import icon
 from ui.look import Look
 from ui.pages.captions import Captions
+from ui.pages.captions_kept import KeptCaptions
 from ui.pages.picture_model import Picture, PictureModel
 from ui.pages.pictures_layout import build
 from ui.preset.document import Document
@@ -41,6 +42,7 @@ class PicturesPage(QWidget):
         self.look = look or Look()
         self.look.setParent(self)
         self.captions = Captions(self)
+        self.kept = KeptCaptions(self.captions, settings.config_folder / "captions", self)
         self.model = PictureModel(self.captions.edits)
         self.thumbnails = Thumbnails(settings.cache_folder / "thumbnails", self)
         self.parts = build(self, self.model, self.thumbnails, self.captions, settings)
@@ -49,6 +51,7 @@ class PicturesPage(QWidget):
         self._soon.timeout.connect(self.on_quiet)
         self._connect()
         self.on_theme_changed()
+        self._restored = self.kept.restore()
         self._show_edits()
         self.parts.splitter.restoreState(settings.state(SPLITTER))
 
@@ -114,7 +117,10 @@ class PicturesPage(QWidget):
             button.SaveAll,
         )
         if answer == button.SaveAll:
-            return self.captions.save_now()
+            saved = self.captions.save_now()
+            if not saved:  # the page may not be in sight
+                QMessageBox.warning(self, "Captions not saved", self.parts.status.text())
+            return saved
         return answer == button.Discard
 
     def end(self) -> None:
@@ -123,6 +129,8 @@ class PicturesPage(QWidget):
         self._stale = True
         self.look.close()
         self.thumbnails.close()
+        self.parts.panel.show_picture(None)  # it may be reading one
+        self.kept.discard()
         self._settings.keep(SPLITTER, QByteArray(self.parts.splitter.saveState()))
 
     # -- what happens -------------------------------------------------------------------------------------------------
@@ -259,6 +267,7 @@ class PicturesPage(QWidget):
         parts.problems_only.toggled.connect(self.on_filter)
         parts.grid.chosen.connect(self.on_chosen)
         parts.panel.asked.connect(self.on_asked)
+        parts.panel.editor.revert.clicked.connect(self._soon.start)  # the file may say something else by now
         context = Qt.ShortcutContext.WidgetWithChildrenShortcut
         QShortcut(QKeySequence.StandardKey.Refresh, self, context=context).activated.connect(self.refresh)
 
@@ -310,6 +319,8 @@ class PicturesPage(QWidget):
         problems = len(self._answer.get("problems", ()))
         if problems:
             text += f", {words.plural(problems, 'problem')}"
+        if self._restored and self.captions.edits:
+            text += f"; {words.plural(self._restored, 'unsaved caption')} restored"
         self._say(text, "problem" if problems else "muted")
         self.parts.grid.words = self._why_empty()
         self.parts.grid.viewport().update()
@@ -331,7 +342,6 @@ class PicturesPage(QWidget):
 
     def _say(self, sentence: str, role: str) -> None:
         self.parts.status.setText(sentence)
-        self.parts.status.setToolTip(sentence)
         theme.set_role(self.parts.status, role)
 
 

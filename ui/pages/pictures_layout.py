@@ -24,6 +24,7 @@ from ui import theme
 from ui.pages.captions import Captions
 from ui.pages.folders_bar import FoldersBar
 from ui.pages.histogram import Histogram
+from ui.pages.looks import Elided
 from ui.pages.notes_list import NotesList
 from ui.pages.picture_grid import PictureGrid
 from ui.pages.picture_model import PictureModel
@@ -43,7 +44,7 @@ class Parts:
     folders: FoldersBar
     search: QLineEdit
     problems_only: QCheckBox
-    status: QLabel
+    status: Elided
     progress: QProgressBar
     views: QTabWidget
     grid: PictureGrid
@@ -65,7 +66,7 @@ def build(page: QWidget, model: PictureModel, thumbnails: Thumbnails, captions: 
         views=QTabWidget(page, documentMode=True),
         search=QLineEdit(page, clearButtonEnabled=True),
         problems_only=QCheckBox("Only marked", page),
-        status=QLabel(page),
+        status=Elided(page),
         progress=QProgressBar(page, textVisible=False),
         grid=PictureGrid(model, thumbnails, page),
         bucket_line=QLabel(page, wordWrap=True),

@@ -18,6 +18,7 @@ from PySide6.QtWidgets import (
 )
 
 from ui import dialogs, icons, places, theme, workers
+from ui.pages.looks import Elided
 from ui.pages.preset_details import Looked, PresetDetails, look
 from ui.pages.preset_keeper import PresetKeeper
 from ui.pages.preset_tree import PresetTree
@@ -51,7 +52,9 @@ class PresetsPage(QWidget):
         self.filter.setAccessibleName("Filter presets")
         self.nothing = QLabel("No preset has all of these words.", wordWrap=True)
         self.nothing.hide()
-        self.name, self.where, self.description = QLabel(), QLabel(wordWrap=True), QLabel(wordWrap=True)
+        self.name, self.where, self.description = Elided(), Elided(), QLabel(wordWrap=True)
+        self.description.setTextFormat(Qt.TextFormat.PlainText)
+        self.description.setMinimumWidth(1)  # a word that is longer than the page must not widen the window
         self.keeper = PresetKeeper(document.schema, self)
         self._make_actions()
         self._lay_out()
@@ -63,7 +66,7 @@ class PresetsPage(QWidget):
         self.keeper.kept.connect(self.refresh)
         self.keeper.deleted.connect(lambda: self.refresh())
         self.keeper.renamed.connect(self.renamed)
-        document.origin_changed.connect(lambda: self.refresh() if self.isVisible() else None)
+        document.origin_changed.connect(self.on_origin_changed)
         theme.notifier().changed.connect(self.on_theme_changed)
         self.on_theme_changed()
 
@@ -98,6 +101,11 @@ class PresetsPage(QWidget):
             done=lambda looked: self._show(entry, looked),
             failed=self._unreadable,
         )
+
+    def on_origin_changed(self) -> None:
+        """Mark the open preset, and choose it if it is listed."""
+        if self.isVisible():
+            self.refresh(self._document.origin.path)
 
     def on_filter_changed(self, text: str) -> None:
         """Show only presets with these words."""
@@ -208,6 +216,7 @@ class PresetsPage(QWidget):
     def _fill(self, entries: list[Entry], chosen: Path | None) -> None:
         before, opened = self.tree.entry(), self._document.origin.path
         self.entries = entries
+        chosen = chosen if chosen in {entry.path for entry in entries} else None
         blocked = self.tree.blockSignals(True)
         self.tree.fill(entries, opened, chosen or (before.path if before else opened))
         self.tree.blockSignals(blocked)

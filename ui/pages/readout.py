@@ -40,6 +40,7 @@ class Readout(QLabel):
         outer, gap = self.over.rect(), self.fontMetrics().height()
         left = mouse.x() + gap if mouse.x() + gap + self.width() < outer.width() else mouse.x() - gap - self.width()
         self.move(max(0, left), max(0, min(mouse.y() + gap, outer.height() - self.height())))
+        self.raise_()
         self.show()
 
 

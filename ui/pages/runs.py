@@ -100,6 +100,9 @@ class RunsPage(QWidget):
         if row and self.right.currentWidget() is self.live and self.live.folder == Path(row.folder):
             return
         rows = [*self.side.jobs.rows(), *self.side.runs.rows()]
+        shown = self.live.folder
+        if not row and shown and (self.side.choose(shown) or self.library.glance(shown)):
+            return  # its job has ended, or the filter hides it: who looks at it goes on looking at it
         if row or not rows:
             self.on_chosen(row)
         elif not self.library.is_loaded:

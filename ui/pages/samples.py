@@ -24,6 +24,9 @@ NOWHERE = QModelIndex()
 KEPT = 800
 """How many small pictures are remembered."""
 
+NONE = "–"
+"""In the place of a sample that was not made."""
+
 
 def read_picture(path: Path, side: int = 0) -> QImage:
     """The picture, at most `side` wide and high (0: as it is)."""
@@ -92,7 +95,13 @@ class SamplesModel(QAbstractTableModel):
         return 0 if parent.isValid() else len(self.steps)
 
     def headerData(self, section: int, orientation: Qt.Orientation, role: int = Qt.ItemDataRole.DisplayRole) -> Any:
-        """The step above, the prompt on the left."""
+        """The step above, the prompt on the left.
+
+        While the model is reset, one header is asked for sections that only the other one knows to be gone; an
+        exception here would end the program.
+        """
+        if section >= len(self.steps if orientation == Qt.Orientation.Horizontal else self.prompts):
+            return None
         if orientation == Qt.Orientation.Horizontal and role == Qt.ItemDataRole.DisplayRole:
             return step_text(self.steps[section])
         if orientation == Qt.Orientation.Vertical and role in (
@@ -107,8 +116,8 @@ class SamplesModel(QAbstractTableModel):
         sample = self.sample(index.row(), self.steps[index.column()])
         if role in (Qt.ItemDataRole.AccessibleTextRole, Qt.ItemDataRole.ToolTipRole):
             return f"{step_text(sample.step)}: {sample.prompt}" if sample else "no sample was made at this step"
-        if role == Qt.ItemDataRole.DecorationRole and sample:
-            return self._picture(str(self.path(sample)))
+        if role == Qt.ItemDataRole.DecorationRole:
+            return self._picture(str(self.path(sample))) if sample else NONE
         return None
 
     def _picture(self, path: str) -> QPixmap | str | None:
@@ -191,7 +200,7 @@ class _Painter(QStyledItemDelegate):
             painter.drawPixmap(target, thing)
         else:
             painter.fillRect(box, colors.window)
-            painter.setPen(colors.bad if thing else colors.muted)
+            painter.setPen(colors.bad if thing and thing != NONE else colors.muted)
             flags = Qt.AlignmentFlag.AlignCenter | Qt.TextFlag.TextWordWrap
             painter.drawText(box.adjusted(4, 4, -4, -4), flags, thing or "…")
         state = option.state  # pyright: ignore[reportAttributeAccessIssue]

@@ -58,7 +58,7 @@ class BeforeAfter(QWidget):
             self.moved.emit(position)
 
     def area(self) -> QRect:
-        """Where the pictures are: as large as fits, in the middle; both have the shape of the second."""
+        """Where the pictures are: as large as fits, in the middle; the second's shape, in which the first stands."""
         image = self._images[1] if self._images[0].isNull() or not self._images[1].isNull() else self._images[0]
         if image.isNull():
             return self.rect()
@@ -79,7 +79,10 @@ class BeforeAfter(QWidget):
         right = QRect(line, area.top(), area.left() + area.width() - line, area.height())
         for index, part in enumerate((left, right)):
             painter.setClipRect(part)
-            painter.drawPixmap(area, self._pixmap(index, area.size()))
+            pixmap = self._pixmap(index, area.size())
+            place = QRectF(QPointF(), pixmap.deviceIndependentSize())
+            place.moveCenter(QRectF(area).center())
+            painter.drawPixmap(place.topLeft(), pixmap)
         painter.setClipping(False)
         self._paint_line(painter, line, area)
         self._paint_labels(painter, line, area)
@@ -144,7 +147,7 @@ class BeforeAfter(QWidget):
                 return QPixmap()
             fast = size.width() * ratio > 6 * image.width()
             how = Qt.TransformationMode.FastTransformation if fast else Qt.TransformationMode.SmoothTransformation
-            pixmap = QPixmap.fromImage(image.scaled(size * ratio, Qt.AspectRatioMode.IgnoreAspectRatio, how))
+            pixmap = QPixmap.fromImage(image.scaled(size * ratio, Qt.AspectRatioMode.KeepAspectRatio, how))
             pixmap.setDevicePixelRatio(ratio)
             self._scaled[index] = pixmap
         return self._scaled[index]

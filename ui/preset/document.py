@@ -28,7 +28,7 @@ class Document(QObject):
     """Opened, saved or restored: the name or the baseline is another."""
 
     noted = Signal(str)
-    """A sentence for the user, e.g. what choosing another method dropped."""
+    """A text for the user, a sentence a line, e.g. what choosing another method dropped."""
 
     def __init__(self, schema: Schema, parent: QObject | None = None):
         super().__init__(parent)
@@ -131,8 +131,8 @@ class Document(QObject):
         first, space, rest = field.label.partition(" ")
         label = (first.lower() if first[1:].islower() else first) + space + rest  # "LR", "ComfyUI" stay
         self.undo.push(_Change(self, f"{verb} {label}", field, values, self._burst))
-        for note in notes:
-            self.noted.emit(note)
+        if notes:
+            self.noted.emit("\n".join(notes))
 
     def _show(self, values: Values, field: Field) -> None:
         """Let `values` be the present ones, which differ from those before in `field` and what depends on it."""
@@ -175,8 +175,8 @@ class Document(QObject):
         except (KeyError, TypeError):
             raise ValueError("The unsaved changes of the last window are damaged and cannot be restored.") from None
         self._begin(values, baseline, origin)
-        for problem in problems:
-            self.noted.emit(problem)
+        if problems:
+            self.noted.emit("\n".join(problems))
 
     def _begin(self, values: Values, baseline: Values, origin: Origin) -> None:
         self.undo.clear()

@@ -157,12 +157,13 @@ def _from_metadata(path: Path) -> str:
             raise ValueError("not a safetensors file")
         header = file.read(length)
     try:
-        metadata = json.loads(header).get("__metadata__", {})
+        metadata = json.loads(header).get("__metadata__")
     except (ValueError, AttributeError):
         raise ValueError("not a safetensors file") from None
-    if METADATA_KEY not in metadata:
+    text = metadata.get(METADATA_KEY) if isinstance(metadata, dict) else None
+    if not isinstance(text, str):
         raise ValueError(f"no preset inside; only files written by Gimbal have one ({METADATA_KEY})")
-    return metadata[METADATA_KEY]
+    return text
 
 
 def _without_duplicates(pairs: list[tuple[str, Any]]) -> Values:

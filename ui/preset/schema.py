@@ -219,6 +219,18 @@ class Schema:
                 _put(found, path, at(values, path))
         return self._with_undecided(found, values, values)
 
+    def allowed(self, values: Mapping[str, Any]) -> Values:
+        """Complete `values` with the default for each that the schema refuses; of what has no default, texts stay."""
+        for path, field in self.fields(values).items():
+            value = at(values, path)
+            if not field.problem(value):
+                continue
+            if not field.required:
+                values = with_value(values, path, field.default)
+            elif holds(values, path) and not isinstance(value, str):
+                values = without(values, path)
+        return self.complete(values)[0]
+
     def with_tags(self, values: Mapping[str, Any]) -> Values:
         """`values` where tagged sections that do not say which variant they are say that they are the default one."""
         for section, tag in self.tags.items():

@@ -11,6 +11,9 @@ from typing import Any
 STEP_CURVES = ("loss", "loss_average", "learning_rate", "grad_norm", "seconds_per_step", "memory_mb")
 """Fields of a `step` event that become curves of the same name."""
 
+STEP_FIELDS = {"step", "steps", "epoch", "seconds_left", "adapter", *STEP_CURVES}
+"""What is read of a `step` event."""
+
 Event = dict[str, Any]
 
 
@@ -117,6 +120,8 @@ class History:
         for event in events:
             try:
                 kind, time = event["event"], event["time"]
+                if not isinstance(time, str):
+                    raise TypeError("a time is a text")
                 taker = takers.get(kind)
                 if taker is not None:
                     taker(event)
@@ -141,6 +146,8 @@ class History:
         self.stage, self.stage_detail = event["name"], event["detail"]
 
     def _step(self, event: Event) -> None:
+        if not event.keys() >= STEP_FIELDS:
+            raise KeyError("half a step is none")
         step = event["step"]
         if step <= self.step:
             self._turn_back(step)

@@ -11,12 +11,12 @@ from ui import places, workers
 from ui.runs import launch
 from ui.runs.jobs import Job
 from ui.runs.queue import Queue
-from ui.runs.states import Glance, State, Status, glance
+from ui.runs.states import OUTPUT, Glance, State, Status, glance
 
 EVERY = 2000
 """Milliseconds between looks."""
 
-WATCHED = ("events.jsonl", "environment.json", "preset.json", "state", "requests")
+WATCHED = ("events.jsonl", "environment.json", "preset.json", "state", "requests", OUTPUT)
 """What a run's glance depends on, beside its process."""
 
 Stamp = tuple[tuple[int, int], ...]
@@ -133,10 +133,12 @@ def joined(seen: Glance, job: Job) -> Glance:
         return seen if seen.starts > job.starts else replace(seen, status=job.ended)
     if job.waiting:
         return replace(seen, status=Status(State.WAITING, "Waits in the queue to go on."), resumable=False)
-    if job.begun(seen) or job.process is None or not launch.alive(job.process):
+    if job.begun(seen) or job.process is None:
         return seen
-    if job.stop_asked:
+    if job.stop_asked:  # also in the moment in which its process has gone and it is still listed
         return replace(seen, status=Status(State.STOPPING, "Ending before it has begun."), resumable=False)
+    if not launch.alive(job.process):
+        return seen
     starting = Status(State.STARTING, "Starting: the trainer looks at the preset, the model and the pictures.")
     return replace(seen, status=starting, resumable=False)
 

@@ -182,17 +182,19 @@ class Queue(QObject):
         self._forget(job)
         self._keep()
 
-    def stop(self, id: str) -> None:
-        """Ask a running job to stop after its step, state saved; one that is only starting is ended at once."""
+    def stop(self, id: str) -> bool:
+        """Ask a running job to stop after its step, state saved; one that is only starting is ended at once (False)."""
         job = self._named(id)
         if job.process is None or not job.running:
             raise ValueError(f"{job.name} is not running.")
-        if job.begun(glance(job.folder)):
+        begun = job.begun(glance(job.folder))
+        if begun:
             launch.request(job.folder, "stop")
         else:
             launch.kill(job.process)  # it would delete a request from before its start, and nothing is lost yet
         self._put(replace(job, stop_asked=True))
         self._keep()
+        return begun
 
     def kill(self, id: str) -> None:
         """End a running job's process at once; what came after its last state is lost."""

@@ -1,0 +1,67 @@
+"""Captions that are not saved yet: why not, and what is left of them after a crash."""
+
+import json
+
+from PySide6.QtWidgets import QMessageBox
+
+from tests.ui.test_pictures_page import FAKE, folder, page, select, shown  # noqa: F401  fixtures
+from ui.look import Look
+from ui.pages.captions import Captions
+from ui.pages.captions_kept import KeptCaptions
+from ui.pages.pictures import PicturesPage
+from ui.settings import Settings
+
+
+def test_why_a_caption_was_not_saved_stands_below_it_and_revert_takes_the_files(shown, qtbot, folder):  # noqa: F811
+    select(shown, "a cat.png")
+    editor = shown.parts.panel.editor
+    editor.text.setPlainText("mine")
+    (folder / "a cat.txt").write_text("theirs")
+    editor.save.click()
+    qtbot.waitUntil(lambda: "theirs" in editor.source.text(), timeout=3000)
+    assert editor.source.property("role") == "problem"
+    editor.revert.click()
+    qtbot.waitUntil(lambda: editor.text.toPlainText() == "theirs", timeout=5000)
+    assert "theirs" not in editor.source.text() and editor.source.property("role") == "muted"
+
+
+def test_leaving_says_which_caption_could_not_be_saved(shown, folder, monkeypatch):  # noqa: F811
+    select(shown, "a cat.png")
+    shown.parts.panel.editor.text.setPlainText("mine")
+    (folder / "a cat.txt").write_text("theirs")
+    said = []
+    monkeypatch.setattr(QMessageBox, "question", lambda *what: QMessageBox.StandardButton.SaveAll)
+    monkeypatch.setattr(QMessageBox, "warning", lambda *what: said.append(what[2]))
+    assert not shown.may_leave()
+    assert "a cat.txt" in said[0] and "theirs" in said[0]
+
+
+def test_captions_of_a_window_that_crashed_come_back(shown, document, qtbot, folder):  # noqa: F811
+    select(shown, "a cat.png")
+    shown.parts.panel.editor.text.setPlainText("two cats")
+    qtbot.waitUntil(shown.kept.file.exists, timeout=3000)
+    crashed = shown.kept.file.rename(shown.kept.file.with_name("999999999-5.json"))
+    again = PicturesPage(document, Settings(), Look(command=FAKE))
+    qtbot.addWidget(again)
+    again.show()
+    qtbot.waitUntil(lambda: bool(again.model.pictures), timeout=10000)
+    select(again, "a cat.png")
+    assert again.parts.panel.editor.text.toPlainText() == "two cats" and "restored" in again.parts.status.text()
+    assert not crashed.exists()
+    again.parts.panel.editor.save.click()
+    qtbot.waitUntil(lambda: not again.captions.edits, timeout=3000)
+    assert (folder / "a cat.txt").read_text() == "two cats\n"
+    again.end()
+    assert not list(again.kept.folder.iterdir()), "nothing is left to restore"
+
+
+def test_captions_of_a_window_that_works_are_left_alone_and_damaged_ones_put_aside(qtbot, tmp_path):
+    first, second, said = Captions(), Captions(), []
+    kept = KeptCaptions(first, tmp_path)
+    first.restore({"a.txt": ("new", "old")})
+    kept.on_quiet()
+    (tmp_path / "999999999-5.json").write_text("{")
+    second.failed.connect(said.append)
+    assert KeptCaptions(second, tmp_path).restore() == 0 and not second.edits
+    assert json.loads(kept.file.read_text()) == {"a.txt": ["new", "old"]}
+    assert "999999999-5.broken" in said[0]
