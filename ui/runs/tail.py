@@ -10,7 +10,7 @@ from PySide6.QtCore import QElapsedTimer, QObject, QTimer, Signal
 from ui import workers
 from ui.runs.history import History
 
-SLICE = 128 * 1024
+SLICE = 1 << 19
 """Bytes of events that are read and applied in one go: a few milliseconds of the window's time."""
 
 EVERY = 500
@@ -47,14 +47,10 @@ class Tail:
         except FileNotFoundError:
             self.restarted, self._place, self._head = self._place > 0, 0, b""
             return []
-        events = []
-        for line in data.decode("utf-8", "replace").split("\n"):
-            if line.strip():
-                event = read_line(line)
-                if event is None:
-                    self.broken += 1
-                else:
-                    events.append(event)
+        lines = [line for line in data.decode("utf-8", "replace").split("\n") if line.strip()]
+        found = read_lines(lines)
+        events = [event for event in found if event is not None]
+        self.broken = len(found) - len(events)
         return events
 
     def _next(self, limit_bytes: int) -> bytes:
@@ -172,6 +168,17 @@ class LogTail:
             self._place += len(data)
             self._head = head[: self._place]
         return data.decode("utf-8", "replace").replace("\r\n", "\n")
+
+
+def read_lines(lines: list[str]) -> list[dict[str, Any] | None]:
+    """The event on each line; None where there is none."""
+    try:  # all at once, which takes two thirds of the time
+        events = json.loads(f"[{','.join(lines)}]")
+    except ValueError:
+        events = []
+    if len(events) != len(lines):  # a broken line, or one that holds several values
+        return [read_line(line) for line in lines]
+    return [event if isinstance(event, dict) else None for event in events]
 
 
 def read_line(line: str) -> dict[str, Any] | None:
