@@ -11,6 +11,7 @@ import torch
 from PIL.Image import Image
 from torch import Tensor, nn
 
+from modules.objectives import Process
 from modules.preset.schema import Base
 
 Texts = dict[str, Tensor]
@@ -31,11 +32,8 @@ class Model(Protocol):
     latent_factor: int
     """Pixels per latent, along each side."""
 
-    prediction: str
-    """"epsilon" or "v_prediction", as the base was trained."""
-
-    alphas_cumprod: Tensor
-    """float32 `(train timesteps)`: the noise schedule."""
+    process: Process
+    """How this family turns pictures into noise."""
 
     @classmethod
     def problems(cls, base: Base) -> list[str]:
@@ -82,9 +80,13 @@ class Model(Protocol):
         """The end of a caption that the text encoders do not read; empty where they read all of it."""
         ...
 
-    def predict(self, noisy: Tensor, timesteps: Tensor, texts: Texts, sizes: Tensor) -> Tensor:
-        """The denoiser. `noisy (n, c, h, w)`, `timesteps (n)` int, `sizes (n, 6)`: original height and width, crop
-        top and left, target height and width."""
+    def use_zero_terminal_snr(self) -> None:
+        """Train and sample with pure noise in the last step; asked of diffusion families only."""
+        ...
+
+    def predict(self, noisy: Tensor, times: Tensor, texts: Texts, sizes: Tensor) -> Tensor:
+        """The denoiser. `noisy (n, c, h, w)`, `times (n)` as `process` gives them, `sizes (n, 6)`: original height and
+        width, crop top and left, target height and width."""
         ...
 
     def sample(

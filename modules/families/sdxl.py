@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from modules import quant
 from modules.families import base as protocol
+from modules.objectives import Diffusion
 from modules.preset.schema import Base
 
 HUB_ID = "stabilityai/stable-diffusion-xl-base-1.0"
@@ -53,8 +54,7 @@ class Model:
         self.latent_channels: int = pipeline.vae.config.latent_channels
         self.bucket_step = self.latent_factor * 2 ** (len(pipeline.unet.config.block_out_channels) - 1)
         schedule: Any = DDPMScheduler.from_config(pipeline.scheduler.config)
-        self.alphas_cumprod: Tensor = schedule.alphas_cumprod
-        self.prediction: str = pipeline.scheduler.config.prediction_type
+        self.process = Diffusion(schedule.alphas_cumprod, pipeline.scheduler.config.prediction_type)
         self._released: set[str] = set()
 
     # -- loading ------------------------------------------------------------------------------------------------------
@@ -178,12 +178,18 @@ class Model:
         beyond = tokens.offset_mapping[self.caption_tokens :]
         return caption[beyond[0][0] :] if beyond else ""
 
-    def predict(self, noisy: Tensor, timesteps: Tensor, texts: protocol.Texts, sizes: Tensor) -> Tensor:
+    def use_zero_terminal_snr(self) -> None:
+        """Pure noise in the last step; sampling then has to begin there."""
+        scheduler, changes = self.pipeline.scheduler, {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
+        self.pipeline.scheduler = type(scheduler).from_config(scheduler.config, **changes)
+        self.process = self.process.with_zero_terminal_snr()
+
+    def predict(self, noisy: Tensor, times: Tensor, texts: protocol.Texts, sizes: Tensor) -> Tensor:
         """The UNet on `noisy (n, c, h, w)`."""
         unet = self.pipeline.unet
         added = {"text_embeds": texts["pooled"], "time_ids": sizes.to(texts["pooled"].dtype)}
         hidden = texts["hidden"]
-        return unet(noisy.to(unet.dtype), timesteps, hidden, added_cond_kwargs=added, return_dict=False)[0]
+        return unet(noisy.to(unet.dtype), times.long(), hidden, added_cond_kwargs=added, return_dict=False)[0]
 
     # -- sampling -----------------------------------------------------------------------------------------------------
 
@@ -259,7 +265,7 @@ class Model:
         return {
             "modelspec.architecture": "stable-diffusion-xl-v1-base/lora",
             "modelspec.implementation": "https://github.com/Stability-AI/generative-models",
-            "modelspec.prediction_type": "v" if self.prediction == "v_prediction" else self.prediction,
+            "modelspec.prediction_type": "v" if self.process.prediction == "v_prediction" else self.process.prediction,
             "ss_base_model_version": "sdxl_base_v1-0",
             "ss_v2": "False",
         }

@@ -179,15 +179,48 @@ class Training(Section):
 class Objective(Section):
     """What is learned from a noised picture."""
 
-    prediction: Literal["auto", "epsilon", "v_prediction"] = option("auto", why="as the base model was trained")
+    prediction: Literal["auto", "epsilon", "v_prediction", "flow"] = option("auto", why="as the base model was trained")
     """What the network predicts."""
 
-    min_snr_gamma: float | None = option(
-        5.0, why="evens out the time steps; the published value", title="Min SNR gamma", gt=0
+    density: Literal["auto", "uniform", "logit_normal", "mode", "cosmap"] = option(
+        "auto", why="as the family was trained: uniform for diffusion, logit_normal for rectified flow"
     )
-    """Min-SNR loss weight (Hang et al. 2023). null turns it off."""
+    """How often which noise level is trained on (Esser et al. 2024, section 3.1)."""
 
-    noise_offset: float = option(0.0, why="off", ge=0, le=1)
+    density_mean: float = option(0.0, why="the middle", group="Noise levels", advanced=True, ge=-10, le=10)
+    """Of the logit-normal density: below 0 favours little noise (detail), above 0 much noise (composition)."""
+
+    density_spread: float = option(1.0, why="the published value", group="Noise levels", advanced=True, gt=0, le=10)
+    """Of the logit-normal density: its standard deviation."""
+
+    mode_scale: float = option(1.29, why="the published value", group="Noise levels", advanced=True, ge=-1, le=1.75)
+    """Of the mode density: how much it favours the middle (above 0) or the ends (below 0)."""
+
+    shift: float | None = option(
+        None, why="as the base samples; FLUX.1-dev shifts large pictures more", group="Noise levels", gt=0, le=100
+    )
+    """Rectified flow: a fixed shift of the noise levels towards noise. null: the base's own."""
+
+    zero_terminal_snr: bool = option(False, why="most bases are not trained so", group="Noise levels", advanced=True)
+    """Diffusion: train and sample with pure noise in the last step (Lin et al. 2024), so that very dark and bright
+    pictures can be learned. Wants a base that predicts v."""
+
+    loss: Literal["mse", "huber", "smooth_l1"] = option("mse", why="what the bases were trained with", group="Loss")
+    """What is made small: the squared error, or one that grows only linearly for large errors, such as those of
+    pictures that do not fit the others."""
+
+    loss_delta: float = option(0.1, why="a tenth of the noise", group="Loss", advanced=True, gt=0, le=10)
+    """Of huber and smooth_l1: the error from which on they are linear."""
+
+    min_snr_gamma: float | None = option(
+        5.0, why="evens out the time steps; the published value", group="Loss", title="Min SNR gamma", gt=0
+    )
+    """Min-SNR loss weight (Hang et al. 2023) of diffusion families. null turns it off."""
+
+    debiased: bool = option(False, why="min-SNR is the usual weight", group="Loss", advanced=True)
+    """Debiased loss weight (Yu et al. 2023), instead of min-SNR."""
+
+    noise_offset: float = option(0.0, why="off", group="Loss", ge=0, le=1)
     """Adds this much noise that is constant over a picture, so that very dark and bright pictures can be learned."""
 
 

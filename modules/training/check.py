@@ -13,7 +13,7 @@ from modules.data.captions import whole_caption
 from modules.data.index import DataProblems, Index, build_index, overlap
 from modules.data.survey import listing
 from modules.preset.schema import Preset
-from modules.training import schedules, setup
+from modules.training import noise, schedules, setup
 from modules.training.session import Pictures, total_steps
 
 
@@ -91,6 +91,7 @@ def _examine_model(preset: Preset, found: Findings) -> None:
     found.problems += problems
     if found.model is None:
         return
+    found.problems += noise.problems(preset.objective, found.model.process)
     found.layer_sets = list(found.model.named_targets())
     found.trainable_layers = len(setup.layer_names(found.model))
     found.adapted, problems = setup.attach_all(found.model, preset)

@@ -131,22 +131,23 @@ def take_step(session: Session, progress: Progress) -> tuple[float, float, dict[
 
 
 def batch_loss(session: Session, batch: Batch) -> Tensor:
-    """Mean weighted squared error of one micro-batch, with each sample's own noise and time step."""
-    preset, model, device = session.preset, session.model, session.accelerator.device
-    seed = preset.training.seed
+    """Mean weighted error of one micro-batch, with each sample's own noise and noise level."""
+    preset, process, device = session.preset, session.model.process, session.accelerator.device
+    seed, objective = preset.training.seed, preset.objective
     pairs = list(zip(batch.pictures, batch.positions, batch.flips, strict=True))
     latents = torch.stack([objectives.draw_latents(session.latents.get(p, f), seed, n) for p, n, f in pairs])
     shape = tuple(latents.shape[1:])
-    offset = preset.objective.noise_offset
-    noise = torch.stack([objectives.sample_noise(seed, n, shape, offset) for n in batch.positions])
-    count = len(model.alphas_cumprod)
-    timesteps = torch.tensor([objectives.sample_timestep(seed, n, count) for n in batch.positions])
+    noise = torch.stack([objectives.sample_noise(seed, n, shape, objective.noise_offset) for n in batch.positions])
+    density = session.density
+    levels = [objectives.sample_level(seed, n, process.count, density) for n in batch.positions]
+    times = process.times(torch.tensor(levels, dtype=torch.float64), shape[1] * shape[2])
 
-    alphas = model.alphas_cumprod[timesteps]
-    errors = noise_errors(session, latents, noise, timesteps, list(batch.captions), batch.sizes)
-    if preset.objective.min_snr_gamma is not None:
-        weights = objectives.min_snr_weight(session.prediction, alphas, preset.objective.min_snr_gamma)
+    errors = noise_errors(session, latents, noise, times, list(batch.captions), batch.sizes)
+    if objective.min_snr_gamma is not None:
+        weights = objectives.min_snr_weight(session.prediction, process.snr(times), objective.min_snr_gamma)
         errors = errors * weights.to(device)
+    if objective.debiased:
+        errors = errors * objectives.debiased_weight(process.snr(times)).to(device)
     return errors.mean()
 
 

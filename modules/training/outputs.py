@@ -20,15 +20,16 @@ from modules.training.session import Session, validation_captions
 
 
 def noise_errors(
-    session: Session, latents: Tensor, noise: Tensor, timesteps: Tensor, captions: list[str], sizes: Tensor
+    session: Session, latents: Tensor, noise: Tensor, times: Tensor, captions: list[str], sizes: Tensor
 ) -> Tensor:
-    """Squared error of each sample `(n)` at the given noise; all arguments on the CPU, float32."""
-    device = session.accelerator.device
-    alphas = session.model.alphas_cumprod[timesteps]
-    noisy = objectives.add_noise(latents, noise, alphas).to(device)
-    wanted = objectives.target(session.prediction, latents, noise, alphas).to(device)
-    texts = session.encode(captions)
-    return objectives.squared_error(session.model.predict(noisy, timesteps.to(device), texts, sizes.to(device)), wanted)
+    """Error of each sample `(n)` at the given noise; all arguments on the CPU, `times` as the model's process has
+    them, the others float32."""
+    device, objective = session.accelerator.device, session.preset.objective
+    parts = session.model.process.parts(times)
+    noisy = objectives.add_noise(latents, noise, parts).to(device)
+    wanted = objectives.target(session.prediction, latents, noise, parts).to(device)
+    predicted = session.model.predict(noisy, times.to(device), session.encode(captions), sizes.to(device))
+    return objectives.errors(objective.loss, objective.loss_delta, predicted, wanted)
 
 
 @torch.no_grad()
@@ -36,8 +37,8 @@ def validate(session: Session) -> None:
     """Loss on the validation pictures, always with the same noise at the same evenly spread time steps."""
     if session.validation is None:
         return
-    draws, total = session.preset.validation.draws, len(session.model.alphas_cumprod)
-    timesteps = torch.tensor([int((draw + 0.5) * total / draws) for draw in range(draws)])
+    draws, process = session.preset.validation.draws, session.model.process
+    levels = (torch.arange(draws, dtype=torch.float64) + 0.5) / draws
     errors = []
     if session.accelerator.is_main_process:
         with averaged(session.optimizer), session.derived.frozen(), session.accelerator.autocast():
@@ -47,7 +48,8 @@ def validate(session: Session) -> None:
                 noise = torch.stack([objectives.sample_noise(s, 0, tuple(mean.shape), 0.0) for s in seeds])
                 latents = mean.expand_as(noise)
                 sizes = sizes_of(picture.width, picture.height, picture.bucket).expand(draws, -1)
-                errors.append(noise_errors(session, latents, noise, timesteps, [caption] * draws, sizes))
+                times = process.times(levels, mean.shape[-2] * mean.shape[-1])
+                errors.append(noise_errors(session, latents, noise, times, [caption] * draws, sizes))
     loss = [float(torch.cat(errors).mean()) if errors else 0.0]
     broadcast_object_list(loss)
     if session.step == 0:

@@ -21,6 +21,7 @@ from modules.data.cache import LatentCache, TextCache
 from modules.data.captions import whole_caption
 from modules.data.index import Index, Progress
 from modules.families.base import Texts
+from modules.objectives import Density
 from modules.preset.schema import Preset, Training
 from modules.training import setup, state
 from modules.training.events import Events
@@ -85,7 +86,14 @@ class Session:
     def prediction(self) -> str:
         """What the network predicts."""
         wanted = self.preset.objective.prediction
-        return self.model.prediction if wanted == "auto" else wanted
+        return self.model.process.prediction if wanted == "auto" else wanted
+
+    @property
+    def density(self) -> Density:
+        """How often which noise level is trained on."""
+        wanted = self.preset.objective
+        kind = self.model.process.density if wanted.density == "auto" else wanted.density
+        return Density(kind, wanted.density_mean, wanted.density_spread, wanted.mode_scale)
 
     def encode(self, captions: list[str]) -> Texts:
         """Conditions of captions on the device, from the cache where the text encoders are frozen."""

@@ -12,6 +12,7 @@ from modules import families
 from modules.adapters.base import Adapted, adapted_layers, attach
 from modules.adapters.layers import KINDS
 from modules.preset.schema import Preset, Targets
+from modules.training import noise
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -84,7 +85,11 @@ def attach_all(model: Any, preset: Preset) -> tuple[dict[str, Adapted], list[str
 def load_and_attach(preset: Preset, device: torch.device) -> tuple[Any, dict[str, Adapted]]:
     """The frozen model on `device` with adapters at the start of training. Raises ValueError for what is wrong."""
     model = families.load_class(preset.family).load(preset.base, device, base_dtype(preset, device))
-    adapted, problems = attach_all(model, preset)
+    problems = noise.problems(preset.objective, model.process)
+    if not problems:
+        noise.prepare(model, preset.objective)
+    adapted, more = attach_all(model, preset)
+    problems += more
     if problems:
         raise ValueError("\n".join(problems))
     return model, adapted

@@ -73,7 +73,8 @@ def test_encoding_and_prediction_are_the_folders(single, folder):
     rest = (torch.randn(2, 4, 8, 8), torch.tensor([10, 900]))
     sizes = torch.tensor([[16.0, 16, 0, 0, 16, 16]] * 2)
     assert torch.equal(single.predict(*rest, texts, sizes), folder.predict(*rest, texts, sizes))
-    assert torch.equal(single.alphas_cumprod, folder.alphas_cumprod) and single.prediction == folder.prediction
+    assert torch.equal(single.process.alphas_cumprod, folder.process.alphas_cumprod)
+    assert single.process.prediction == folder.process.prediction
 
 
 def test_skeleton_has_the_same_layers(base, single):
@@ -214,6 +215,6 @@ def test_another_size_of_model_is_an_error_when_loading(pair, tmp_path):
 def test_marks_of_v_prediction_are_followed(pair, tmp_path, single, marks, zero_snr):
     path = changed(pair, tmp_path / "x.safetensors", lambda t: t.update({mark: torch.zeros(0) for mark in marks}))
     model = Model.load(Base(path=str(path), config=str(pair[0])), CPU, torch.float32)
-    assert single.prediction == "epsilon" and model.prediction == "v_prediction"
+    assert single.process.prediction == "epsilon" and model.process.prediction == "v_prediction"
     assert model.pipeline.scheduler.config.rescale_betas_zero_snr == zero_snr
-    assert (model.alphas_cumprod[-1] < 1e-6) == zero_snr
+    assert (model.process.alphas_cumprod[-1] < 1e-6) == zero_snr

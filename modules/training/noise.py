@@ -1,0 +1,55 @@
+"""The preset's wishes about noise, held against what the model's process can do."""
+
+from dataclasses import replace
+from typing import Any
+
+from modules.objectives import Flow, Process
+from modules.preset.schema import Objective
+
+FLOW_ONLY = {"shift": "null"}
+DIFFUSION_ONLY = {"min_snr_gamma": "null", "debiased": "false", "zero_terminal_snr": "false"}
+"""Options of one kind of process, and what turns them off."""
+
+DENSITY_OPTIONS = {"logit_normal": ("density_mean", "density_spread"), "mode": ("mode_scale",)}
+"""Options that one density alone has."""
+
+
+def problems(objective: Objective, process: Process) -> list[str]:
+    """Options that do not apply to this process, or contradict each other, as sentences."""
+    found, flow = [], isinstance(process, Flow)
+    kind = "a rectified flow" if flow else "a diffusion in steps"
+    if objective.prediction not in ("auto", *process.predictions):
+        choices = " or ".join(("auto", *process.predictions))
+        found.append(
+            f"objective.prediction: this base is {kind}, which cannot predict {objective.prediction}; choose {choices}"
+        )
+    values = objective.model_dump()
+    for option, off in (DIFFUSION_ONLY if flow else FLOW_ONLY).items():
+        if value := values[option]:
+            found.append(f"objective.{option}: {value} does not apply, because this base is {kind}; set it to {off}")
+    density = process.density if objective.density == "auto" else objective.density
+    for owner, options in DENSITY_OPTIONS.items():
+        for option in options if density != owner else ():
+            value, usual = values[option], Objective.model_fields[option].default
+            if value != usual:
+                found.append(
+                    f"objective.{option}: {value} does not apply, because the density is {density}; set "
+                    f"objective.density to {owner}, or leave {option} at {usual:g}"
+                )
+    if not flow and objective.min_snr_gamma is not None and objective.debiased:
+        found.append("objective.debiased: there is one loss weight; set objective.min_snr_gamma to null")
+    predicted = process.prediction if objective.prediction == "auto" else objective.prediction
+    if not flow and objective.zero_terminal_snr and predicted == "epsilon":
+        found.append(
+            "objective.zero_terminal_snr: pure noise cannot be learned by predicting the noise itself; set "
+            "objective.prediction to v_prediction, for a base that was trained so"
+        )
+    return found
+
+
+def prepare(model: Any, objective: Objective) -> None:
+    """Let the model's process follow the preset, which has no `problems`."""
+    if objective.shift is not None:
+        model.process = replace(model.process, shift=objective.shift, growth=None)
+    if objective.zero_terminal_snr:
+        model.use_zero_terminal_snr()
