@@ -1,5 +1,7 @@
 """Putting an exported file into the base networks, with the arithmetic of the program it was made for."""
 
+from collections.abc import Sequence
+from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -27,7 +29,7 @@ def apply_file(model: Any, path: Path, host: str, strength: float = 1.0) -> list
     with safe_open(path, "pt") as file:
         norm = (file.metadata() or {}).get("gimbal.comfyui_norm", "original")
     names = import_module(f"modules.export.{host}").NAMES
-    found = verify.read(path, {name: model.export_key(name, host) for name in bases}, names)
+    found = verify.read(path, _spelling(model, list(bases), host), names)
     magnitudes = any(names.magnitude in tensors for tensors in found.values())
     arithmetic = verify.arithmetic(host, norm, magnitudes)
     packed = [name for name in found if quant.is_packed(bases[name])]
@@ -39,3 +41,12 @@ def apply_file(model: Any, path: Path, host: str, strength: float = 1.0) -> list
             weight: Any = bases[name].weight
             weight.copy_(arithmetic.effect(weight.float(), tensors, strength))
     return list(found)
+
+
+def _spelling(model: Any, layers: Sequence[str], host: str) -> dict[str, str]:
+    """The host's names of those layers that have one there."""
+    found = {}
+    for layer in layers:
+        with suppress(ValueError):
+            found[layer] = model.export_key(layer, host)
+    return found

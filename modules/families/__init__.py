@@ -6,8 +6,8 @@ from typing import Any
 
 
 def names() -> list[str]:
-    """All families: the modules of this folder except the protocol. Imports none of them."""
-    return [info.name for info in iter_modules(__path__) if info.name != "base"]
+    """All families: the modules of this folder except the protocol and shared parts. Imports none of them."""
+    return [info.name for info in iter_modules(__path__) if info.name != "base" and not info.ispkg]
 
 
 def load_class(name: str):

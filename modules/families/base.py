@@ -80,8 +80,16 @@ class Model(Protocol):
         """The end of a caption that the text encoders do not read; empty where they read all of it."""
         ...
 
+    def use_prediction(self, prediction: str) -> None:
+        """Train and sample as a network that predicts this, one of the process' `predictions`."""
+        ...
+
     def use_zero_terminal_snr(self) -> None:
         """Train and sample with pure noise in the last step; asked of diffusion families only."""
+        ...
+
+    def use_shift(self, shift: float) -> None:
+        """Train and sample with this fixed shift of the noise levels; asked of rectified flows only."""
         ...
 
     def predict(self, noisy: Tensor, times: Tensor, texts: Texts, sizes: Tensor) -> Tensor:

@@ -26,7 +26,7 @@ class Base(Section):
 
     config: str = option("", why="only needed offline", group="Loading", advanced=True, kind="folder")
     """For a single-file checkpoint on a machine without network: a folder in diffusers layout that gives the
-    configuration and the tokenizers."""
+    configuration, the tokenizers, and the weights of parts that the file may lack (text encoders, VAE)."""
 
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = option(
         "auto",
@@ -197,7 +197,7 @@ class Objective(Section):
     """Of the mode density: how much it favours the middle (above 0) or the ends (below 0)."""
 
     shift: float | None = option(
-        None, why="as the base samples; FLUX.1-dev shifts large pictures more", group="Noise levels", gt=0, le=100
+        None, why="as the base samples; some shift large pictures more", group="Noise levels", gt=0, le=100
     )
     """Rectified flow: a fixed shift of the noise levels towards noise. null: the base's own."""
 

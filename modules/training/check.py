@@ -105,6 +105,8 @@ def _examine_export(preset: Preset, found: Findings) -> None:
     if not found.adapted:
         return
     try:
+        for name in found.adapted:
+            found.model.export_key(name, preset.export.host)
         found.file_bytes, found.forms = expected_size(found.adapted, preset.export)
     except ValueError as error:
         found.problems += str(error).splitlines()

@@ -1,6 +1,5 @@
 """The preset's wishes about noise, held against what the model's process can do."""
 
-from dataclasses import replace
 from typing import Any
 
 from modules.objectives import Flow, Process
@@ -26,7 +25,8 @@ def problems(objective: Objective, process: Process) -> list[str]:
     values = objective.model_dump()
     for option, off in (DIFFUSION_ONLY if flow else FLOW_ONLY).items():
         if value := values[option]:
-            found.append(f"objective.{option}: {value} does not apply, because this base is {kind}; set it to {off}")
+            given = str(value).lower()
+            found.append(f"objective.{option}: {given} does not apply, because this base is {kind}; set it to {off}")
     density = process.density if objective.density == "auto" else objective.density
     for owner, options in DENSITY_OPTIONS.items():
         for option in options if density != owner else ():
@@ -36,6 +36,12 @@ def problems(objective: Objective, process: Process) -> list[str]:
                     f"objective.{option}: {value} does not apply, because the density is {density}; set "
                     f"objective.density to {owner}, or leave {option} at {usual:g}"
                 )
+    delta, usual = objective.loss_delta, Objective.model_fields["loss_delta"].default
+    if objective.loss == "mse" and delta != usual:
+        found.append(
+            f"objective.loss_delta: {delta} does not apply, because the loss is mse; set objective.loss to huber or "
+            f"smooth_l1, or leave loss_delta at {usual:g}"
+        )
     if not flow and objective.min_snr_gamma is not None and objective.debiased:
         found.append("objective.debiased: there is one loss weight; set objective.min_snr_gamma to null")
     predicted = process.prediction if objective.prediction == "auto" else objective.prediction
@@ -48,8 +54,10 @@ def problems(objective: Objective, process: Process) -> list[str]:
 
 
 def prepare(model: Any, objective: Objective) -> None:
-    """Let the model's process follow the preset, which has no `problems`."""
+    """Let the model train and sample as the preset says, which has no `problems`."""
+    if objective.prediction not in ("auto", model.process.prediction):
+        model.use_prediction(objective.prediction)
     if objective.shift is not None:
-        model.process = replace(model.process, shift=objective.shift, growth=None)
+        model.use_shift(objective.shift)
     if objective.zero_terminal_snr:
         model.use_zero_terminal_snr()

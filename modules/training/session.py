@@ -85,8 +85,7 @@ class Session:
     @property
     def prediction(self) -> str:
         """What the network predicts."""
-        wanted = self.preset.objective.prediction
-        return self.model.process.prediction if wanted == "auto" else wanted
+        return self.model.process.prediction
 
     @property
     def density(self) -> Density:

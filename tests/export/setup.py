@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from modules import adapters
-from modules.adapters.base import Adapted, adapted_layers, attach
+from modules.adapters.base import Adapted, adapted_layers, attach, detach
 from modules.export.export import Report, export
 from modules.export.metadata import Facts
 from modules.preset.schema import Preset
@@ -108,3 +108,26 @@ def write(
     found = trained(model, *variant, layers)
     report = export(model, found, preset(*variant, **export_options), Facts(), folder / "test.safetensors")
     return model, found, report, load_file(report.path)
+
+
+def assert_diffusers_computes(model: Any, variant: tuple[str, dict], names: list[str], folder: Path, options: dict):
+    """Train, export, load with `load_lora_weights`, and compare what peft merges with the trained weights."""
+    layers = trained(model, *variant, names)
+    report = export(model, layers, preset(*variant, **options), Facts(), folder / "test.safetensors")
+    wanted = {name: adapted.adapted_weight() for name, adapted in layers.items()}
+    for network in model.networks.values():
+        detach(network)
+
+    model.pipeline.load_lora_weights(str(report.path))
+    found = {f"{p}.{n}": m for p, network in model.networks.items() for n, m in network.named_modules()}
+    try:
+        for name, weight in wanted.items():
+            layer = found[name]
+            kept = layer.base_layer.weight.data.clone()
+            layer.merge()
+            merged = layer.base_layer.weight.data.clone()
+            layer.merged_adapters.clear()
+            layer.base_layer.weight.data.copy_(kept)
+            assert (merged - weight).abs().max() <= 1e-5 * weight.abs().max(), name
+    finally:
+        model.pipeline.unload_lora_weights()

@@ -10,7 +10,7 @@ from modules.export.export import export
 from modules.export.metadata import Facts
 from modules.families import load_class
 from modules.training.setup import whole
-from tests.export.setup import Model, preset, trained
+from tests.export.setup import Model, assert_diffusers_computes, preset, trained
 
 LORA = ("lora", {"rank": 3, "alpha": 2.0})
 OUTPUT = ("dora", {"rank": 3, "axis": "output"})
@@ -86,29 +86,6 @@ def test_diffusers_loads_and_computes_what_was_trained(tmp_path, bare, host, var
     assert len(names) == len(SDXL_LAYERS) + 24
     options = {"host": host, "dtype": "float32", "rank": 1000 if variant == BLOCKS else None}
     assert_diffusers_computes(bare, variant, names, tmp_path, options)
-
-
-def assert_diffusers_computes(bare, variant, names, tmp_path, options):
-    """Train, export, load with `load_lora_weights`, and compare what peft merges with the trained weights."""
-    layers = trained(bare, *variant, names)
-    report = export(bare, layers, preset(*variant, **options), Facts(), tmp_path / "test.safetensors")
-    wanted = {name: adapted.adapted_weight() for name, adapted in layers.items()}
-    for network in bare.networks.values():
-        detach(network)
-
-    bare.pipeline.load_lora_weights(str(report.path))
-    found = {f"{p}.{n}": m for p, network in bare.networks.items() for n, m in network.named_modules()}
-    try:
-        for name, weight in wanted.items():
-            layer = found[name]
-            kept = layer.base_layer.weight.data.clone()
-            layer.merge()
-            merged = layer.base_layer.weight.data.clone()
-            layer.merged_adapters.clear()
-            layer.base_layer.weight.data.copy_(kept)
-            assert (merged - weight).abs().max() <= 1e-5 * weight.abs().max(), name
-    finally:
-        bare.pipeline.unload_lora_weights()
 
 
 @pytest.mark.parametrize("host, starts", [

@@ -1,4 +1,4 @@
-"""A single SDXL checkpoint in the original naming, made from a diffusers pipeline: the reverse of what diffusers reads.
+"""A single checkpoint in the original naming, made from a diffusers pipeline: the reverse of what diffusers reads.
 
 Names are found by walking through the networks in the order in which the original code numbers its blocks, so that
 they are a check of `ldm_name`, which computes them.
@@ -37,7 +37,7 @@ RESBLOCK = {
 
 
 def make_pair(folder: Path) -> tuple[Path, Path]:
-    """The tiny pipeline as a diffusers folder, and the same weights as a single checkpoint; their paths.
+    """The tiny SDXL pipeline as a diffusers folder, and the same weights as a single checkpoint; their paths.
 
     diffusers tells the two text encoders of a checkpoint apart by their widths, so they have to differ.
     """
@@ -83,8 +83,9 @@ def unet_names(unet: Any) -> Iterator[tuple[str, str]]:
     """(module in diffusers, module in the original), numbered by counting."""
     yield "conv_in", "input_blocks.0.0"
     for ours, original in (("time_embedding", "time_embed"), ("add_embedding", "label_emb.0")):
-        yield f"{ours}.linear_1", f"{original}.0"
-        yield f"{ours}.linear_2", f"{original}.2"
+        if dict(unet.named_children()).get(ours) is not None:
+            yield f"{ours}.linear_1", f"{original}.0"
+            yield f"{ours}.linear_2", f"{original}.2"
     number = 1
     for block, down in enumerate(unet.down_blocks):
         for layer, resnet in enumerate(down.resnets):
@@ -145,11 +146,12 @@ def parts(module: nn.Module, names: dict[str, str], ours: str, original: str) ->
 
 
 def open_clip(encoder: Any) -> Iterator[tuple[str, Tensor]]:
-    """The second text encoder as OpenCLIP stores it: one matrix for query, key and value, the projection transposed."""
+    """A text encoder as OpenCLIP stores it: one matrix for query, key and value, the projection transposed."""
     state = {name.removeprefix("text_model."): tensor for name, tensor in encoder.state_dict().items()}
     yield "positional_embedding", state["embeddings.position_embedding.weight"]
     yield "token_embedding.weight", state["embeddings.token_embedding.weight"]
-    yield "text_projection", state["text_projection.weight"].T
+    if "text_projection.weight" in state:
+        yield "text_projection", state["text_projection.weight"].T
     yield "logit_scale", torch.tensor(4.6)
     for kind in ("weight", "bias"):
         yield f"ln_final.{kind}", state[f"final_layer_norm.{kind}"]

@@ -9,18 +9,20 @@ from pathlib import Path
 
 import pytest
 
-from modules import adapters
+from modules import adapters, families
 from modules.preset import files, options
 from modules.preset.schema import Preset
 
 ROOT = Path(files.__file__).parents[2]
 NAMES = sorted(path.stem for path in files.FOLDER.glob("*.json"))
+RESOLUTIONS = {"demo": 64, "sd15": 512, "flux": 768}
+"""Of the presets that do not train at 1024 px: flux's fit 16 GB so."""
 LAUNCH_FILES = sorted((ROOT / "configs").glob("*.yaml"))
 
 
-def test_every_method_has_a_preset_for_sdxl_and_for_the_demo():
+def test_every_method_has_a_preset_for_every_family_and_for_the_demo():
     methods = [*adapters.methods(), "doft_planes"]
-    assert sorted(NAMES) == sorted(f"{method}_{family}" for method in methods for family in ("sdxl", "demo"))
+    assert sorted(NAMES) == sorted(f"{method}_{name}" for method in methods for name in (*families.names(), "demo"))
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -34,10 +36,12 @@ def test_a_shipped_preset_is_right_and_described(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_a_shipped_preset_only_has_relative_paths_and_suits_its_family(name):
     preset = files.resolve(name).preset
-    demo = name.endswith("_demo")
-    assert preset.base.path == ("demo/base" if demo else "stabilityai/stable-diffusion-xl-base-1.0")
+    ending = name.split("_")[-1]
+    demo = ending == "demo"
+    assert demo or preset.family == ending
+    assert preset.base.path == ("demo/base" if demo else families.load_class(ending).HUB_ID)
     assert preset.data.folders == (("demo/dataset",) if demo else ())
-    assert preset.data.resolution == (64 if demo else 1024)
+    assert preset.data.resolution == RESOLUTIONS.get(ending, 1024)
     assert preset.training.gradient_checkpointing is not demo
     assert not preset.optimizer.problems(preset.training.learning_rate, "cpu")
 

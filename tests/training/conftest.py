@@ -23,13 +23,3 @@ def stage(tmp_path_factory) -> Path:
 def place(stage: Path, tmp_path: Path) -> Place:
     """The same with a folder for this test's runs."""
     return Place(stage, tmp_path)
-
-
-@pytest.fixture
-def forget_accelerate():
-    """Accelerate keeps one state per process; other tests want their own."""
-    yield
-    from accelerate.state import AcceleratorState, GradientState
-
-    AcceleratorState._reset_state(reset_partial_state=True)
-    GradientState._reset_state()

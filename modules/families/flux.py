@@ -1,0 +1,359 @@
+"""FLUX.1 dev and schnell: a CLIP text encoder (pooled), a T5 text encoder (sequence), a transformer, a VAE.
+
+Encoding and sampling are diffusers' own `FluxPipeline`. Latents are packed: the transformer sees 2x2 of them as one
+token. dev is distilled: it is told a strength of guidance instead of being run twice.
+"""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from modules.families import base as protocol
+from modules.families.parts import files
+from modules.families.parts.flow import PATCH, FlowModel
+from modules.families.parts.original import Place, exchange_halves, packed_problems, read_weights
+from modules.families.parts.unet import text_model_path
+from modules.preset.schema import Base
+
+DEV, SCHNELL = "black-forest-labs/FLUX.1-dev", "black-forest-labs/FLUX.1-schnell"
+
+TRAINED_GUIDANCE = 1.0
+"""What the guidance embedding is told in training: 1 is no guidance, and pictures of a data set come from none. Other
+trainers do the same; a larger number trains the adapter to undo the guidance."""
+
+DOUBLE, SINGLE = "transformer.transformer_blocks.*", "transformer.single_transformer_blocks.*"
+ATTENTION = [f"{DOUBLE}.attn.*", f"{SINGLE}.attn.*", "text_encoder.*.self_attn.*"]
+ATTENTION += ["text_encoder_2.*.SelfAttention.[qkvo]"]
+MLP = [f"{DOUBLE}.ff*.net.*", f"{SINGLE}.proj_mlp", f"{SINGLE}.proj_out", "text_encoder.*.mlp.fc[12]"]
+MLP += ["text_encoder_2.*.DenseReluDense.w*"]
+REST = [f"{DOUBLE}.norm1*.linear", f"{SINGLE}.norm.linear", "transformer.*_embedder*", "transformer.proj_out"]
+
+# Modules of diffusers' transformer in the naming of the original checkpoints.
+OUTSIDE = {
+    "x_embedder": "img_in",
+    "context_embedder": "txt_in",
+    "time_text_embed.timestep_embedder.linear_1": "time_in.in_layer",
+    "time_text_embed.timestep_embedder.linear_2": "time_in.out_layer",
+    "time_text_embed.guidance_embedder.linear_1": "guidance_in.in_layer",
+    "time_text_embed.guidance_embedder.linear_2": "guidance_in.out_layer",
+    "time_text_embed.text_embedder.linear_1": "vector_in.in_layer",
+    "time_text_embed.text_embedder.linear_2": "vector_in.out_layer",
+    "norm_out.linear": "final_layer.adaLN_modulation.1",
+    "proj_out": "final_layer.linear",
+}
+IN_DOUBLE = {
+    "norm1.linear": "img_mod.lin",
+    "attn.to_q": "img_attn.qkv",
+    "attn.to_k": "img_attn.qkv",
+    "attn.to_v": "img_attn.qkv",
+    "attn.norm_q": "img_attn.norm.query_norm",
+    "attn.norm_k": "img_attn.norm.key_norm",
+    "attn.to_out.0": "img_attn.proj",
+    "ff.net.0.proj": "img_mlp.0",
+    "ff.net.2": "img_mlp.2",
+    "norm1_context.linear": "txt_mod.lin",
+    "attn.add_q_proj": "txt_attn.qkv",
+    "attn.add_k_proj": "txt_attn.qkv",
+    "attn.add_v_proj": "txt_attn.qkv",
+    "attn.norm_added_q": "txt_attn.norm.query_norm",
+    "attn.norm_added_k": "txt_attn.norm.key_norm",
+    "attn.to_add_out": "txt_attn.proj",
+    "ff_context.net.0.proj": "txt_mlp.0",
+    "ff_context.net.2": "txt_mlp.2",
+}
+IN_SINGLE = {
+    "norm.linear": "modulation.lin",
+    "attn.to_q": "linear1",
+    "attn.to_k": "linear1",
+    "attn.to_v": "linear1",
+    "proj_mlp": "linear1",
+    "attn.norm_q": "norm.query_norm",
+    "attn.norm_k": "norm.key_norm",
+    "proj_out": "linear2",
+}
+ROWS = {"to_q": 0, "add_q_proj": 0, "to_k": 1, "add_k_proj": 1, "to_v": 2, "add_v_proj": 2, "proj_mlp": 3}
+"""Where a layer begins in the matrix that the original has for several, in widths of the transformer."""
+
+PREFIX = "model.diffusion_model."
+"""Of the transformer in full checkpoints; transformer-only files have it or not."""
+
+MARK = "double_blocks.0.img_attn.norm.key_norm.scale"
+"""A tensor that every transformer of this family has, in the original naming."""
+
+GUIDANCE = "guidance_in.in_layer.weight"
+"""A tensor that dev has and schnell has not."""
+
+
+class Model(FlowModel):
+    """A loaded FLUX.1 base, dev where its transformer has a guidance embedding, else schnell.
+
+    `Samples.guidance` is what dev's guidance embedding is told (3.5 is usual). With a negative prompt both variants
+    are run twice per step: guidance is then the scale of true classifier-free guidance between the two prompts, and the
+    embedding is told 1, no guidance, because both together burn the picture. As in every family, there is none at 1 or
+    below. schnell has no embedding, so without a negative prompt guidance changes nothing there.
+    """
+
+    TITLE = "a FLUX.1 model"
+    HUB_ID = DEV
+    PIPELINE = "FluxPipeline"
+    TEXT_ENCODERS = ("text_encoder", "text_encoder_2")
+    PARTS = {
+        PREFIX + MARK: "a FLUX.1 transformer",
+        "text_encoders.clip_l.transformer.text_model.embeddings.position_embedding.weight": "the first text encoder",
+        "text_encoders.t5xxl.transformer.shared.weight": "the second text encoder",
+        "vae.encoder.conv_in.weight": "the VAE",
+    }
+    CONFIGS = (
+        *(f"{part}/config.json" for part in ("transformer", "vae", "text_encoder", "text_encoder_2")),
+        *(f"{part}/tokenizer_config.json" for part in ("tokenizer", "tokenizer_2")),
+        "scheduler/scheduler_config.json",
+    )
+
+    def __init__(self, pipeline: Any, device: torch.device):
+        super().__init__(pipeline, device)
+        self.guided: bool = pipeline.transformer.config.guidance_embeds
+
+    # -- single files -------------------------------------------------------------------------------------------------
+
+    @classmethod
+    def hub_id(cls, path: str) -> str:
+        """dev where the file has a guidance embedding."""
+        return DEV if _is_guided(files.tensor_names(path) or set()) else SCHNELL
+
+    @classmethod
+    def file_problems(cls, base: Base) -> list[str]:
+        """What keeps a file with the transformer, alone or with all other parts, from being read."""
+        names = files.tensor_names(base.path)
+        if names is None:
+            return files.checkpoint_problems(base.path, cls.TITLE, cls.PARTS)
+        if found := packed_problems(base.path, names):
+            return found
+        if MARK not in names and PREFIX + MARK not in names:
+            return [f"base.path: {base.path} has no FLUX.1 transformer in the original naming; give a file such as "
+                    "flux1-dev.safetensors, or a folder in diffusers layout"]
+        found = _rest_problems(base, cls.hub_id(base.path)) if _is_alone(names) else super().file_problems(base)
+        return found or _variant_problems(base, _is_guided(names))
+
+    @classmethod
+    def read_file(cls, base: Base, dtype: torch.dtype) -> Any:
+        """The file's transformer; the other parts from the file if it has them, else with their weights from
+        `base.config` or the hub."""
+        source = base.config or cls.hub_id(base.path)
+        transformer = read_transformer(base.path, source, dtype)
+        if _is_alone(files.tensor_names(base.path) or set()):
+            return cls.pipeline_class().from_pretrained(source, transformer=transformer, dtype=dtype)
+        single = cls.pipeline_class().from_single_file
+        pipeline = single(base.path, config=source, transformer=transformer, dtype=dtype)
+        pipeline.text_encoder_2.tie_weights()  # the file has the embedding of the tokens once
+        return pipeline
+
+    # -- layers -------------------------------------------------------------------------------------------------------
+
+    def named_targets(self) -> dict[str, list[str]]:
+        """Patterns of the named sets of layers.
+
+        "double-blocks" and "single-blocks" are the attention and feed-forward layers of these blocks. None has
+        `norm_out.linear`: hosts store its halves exchanged, and exchange a low-rank update but no magnitude.
+        """
+        both = ATTENTION + MLP
+        return {
+            "attention": ATTENTION,
+            "attention-mlp": both,
+            "double-blocks": [pattern for pattern in both if not pattern.startswith(SINGLE)],
+            "single-blocks": [pattern for pattern in both if not pattern.startswith(DOUBLE)],
+            "all": both + REST,
+        }
+
+    # -- texts --------------------------------------------------------------------------------------------------------
+
+    @property
+    def text_length(self) -> int:
+        """Tokens that the transformer sees of every caption: what dev and schnell were trained with."""
+        return 512 if self.guided else 256
+
+    @property
+    def tokenizer(self) -> Any:
+        """T5's: CLIP reads the first 77 tokens only, for the pooled text."""
+        return self.pipeline.tokenizer_2
+
+    @property
+    def caption_tokens(self) -> int:
+        """Tokens that T5 reads, without the mark at the end."""
+        return self.text_length - self.tokenizer.num_special_tokens_to_add()
+
+    def encode_texts(self, captions: Sequence[str]) -> protocol.Texts:
+        """`hidden (n, tokens, dim)` of T5; `pooled (n, dim)` of CLIP."""
+        for name in self.text_encoders:
+            self.present(name)
+        hidden, pooled, _ = self.pipeline.encode_prompt(
+            list(captions), device=self.device, max_sequence_length=self.text_length
+        )
+        return {"hidden": hidden, "pooled": pooled}
+
+    # -- denoising ----------------------------------------------------------------------------------------------------
+
+    def predict(self, noisy: Tensor, times: Tensor, texts: protocol.Texts, sizes: Tensor) -> Tensor:
+        """The transformer on `noisy (n, c, h, w)`; `sizes` are of no use to it."""
+        transformer, pipeline, hidden = self.pipeline.transformer, self.pipeline, texts["hidden"]
+        n, channels, height, width = noisy.shape
+        noisy = noisy.to(transformer.dtype)
+        like = {"device": noisy.device, "dtype": hidden.dtype}
+        predicted = transformer(
+            hidden_states=pipeline._pack_latents(noisy, n, channels, height, width),
+            timestep=times.to(noisy.dtype) / self.process.count,
+            guidance=torch.full((n,), TRAINED_GUIDANCE, device=noisy.device) if self.guided else None,
+            pooled_projections=texts["pooled"],
+            encoder_hidden_states=hidden,
+            txt_ids=torch.zeros(hidden.shape[1], 3, **like),
+            img_ids=pipeline._prepare_latent_image_ids(n, height // PATCH, width // PATCH, **like),
+            return_dict=False,
+        )[0]
+        return self._unpacked(predicted, height * self.latent_factor, width * self.latent_factor)
+
+    def _unpacked(self, latents: Tensor, height: int, width: int) -> Tensor:
+        """`(n, tokens, 4 c)` as `(n, c, h, w)`; `height` and `width` in pixels."""
+        return self.pipeline._unpack_latents(latents, height, width, self.latent_factor)
+
+    def call_pipeline(
+        self,
+        prompt: str,
+        negative: str,
+        width: int,
+        height: int,
+        steps: int,
+        guidance: float,
+        generator: torch.Generator,
+    ) -> Tensor:
+        """Latents `(1, c, h, w)` of one picture; see the class for `negative` and `guidance`."""
+        packed = self.pipeline(
+            prompt=prompt,
+            negative_prompt=negative or None,
+            true_cfg_scale=guidance if negative else 1.0,
+            guidance_scale=TRAINED_GUIDANCE if negative else guidance,
+            width=width,
+            height=height,
+            num_inference_steps=steps,
+            generator=generator,
+            max_sequence_length=self.text_length,
+            output_type="latent",
+        ).images
+        return self._unpacked(packed, height, width)
+
+    # -- exporting ----------------------------------------------------------------------------------------------------
+
+    def export_key(self, layer: str, host: str) -> str:
+        """`transformer.`... for ComfyUI (and Forge) and diffusers, `lora_transformer_`... (OneTrainer's) for kohya.
+
+        sd-scripts has a name for query, key and value together only, which these files do not use: it does not read
+        them, while ComfyUI, Forge and OneTrainer do.
+        """
+        network, _, path = layer.partition(".")
+        if network == self.DENOISER:
+            return f"lora_transformer_{path.replace('.', '_')}" if host == "kohya" else layer
+        if network == "text_encoder":
+            path = text_model_path(path)
+        if host == "diffusers":
+            if network == "text_encoder":
+                return f"{network}.{path}"
+            raise ValueError(
+                f"{layer}: diffusers reads no adapters of T5; set targets.exclude to text_encoder_2.*, "
+                "or export.host to comfyui"
+            )
+        embedding = path.endswith(("token_embedding", "shared", "relative_attention_bias"))
+        if host == "comfyui" and embedding:  # ComfyUI has no kohya spelling for it
+            name = {"text_encoder": "clip_l", "text_encoder_2": "t5xxl"}[network]
+            return f"text_encoders.{name}.transformer.{path}"
+        prefix = {"text_encoder": "lora_te1_", "text_encoder_2": "lora_te3_"}[network]
+        return prefix + path.replace(".", "_")
+
+    def metadata(self) -> dict[str, str]:
+        """What model managers read about the architecture."""
+        return {
+            "modelspec.architecture": "flux-1-dev/lora" if self.guided else "flux-1-schnell/lora",
+            "modelspec.implementation": "https://github.com/black-forest-labs/flux",
+            "modelspec.prediction_type": self.process.prediction,
+            "ss_base_model_version": "flux1",
+            "ss_v2": "False",
+        }
+
+
+# -- the original transformer -----------------------------------------------------------------------------------------
+
+
+def original_place(name: str, width: int) -> Place:
+    """Where the original checkpoints have a tensor of diffusers' transformer of this `width`, e.g. in
+    `double_blocks.0.img_mlp.0.weight`."""
+    path, _, kind = name.rpartition(".")
+    blocks, _, rest = path.partition(".")
+    number, _, inside = rest.partition(".")
+    if blocks == "transformer_blocks":
+        original = f"double_blocks.{number}.{IN_DOUBLE[inside]}"
+    elif blocks == "single_transformer_blocks":
+        original = f"single_blocks.{number}.{IN_SINGLE[inside]}"
+    else:
+        original = OUTSIDE[path]
+    kind = "scale" if original.endswith("_norm") else kind
+    return Place(f"{original}.{kind}", ROWS.get(path.rpartition(".")[2], 0) * width)
+
+
+def read_transformer(path: str, source: str, dtype: torch.dtype) -> Any:
+    """The transformer of a file in the original naming, with the configuration in the folder or hub model `source`.
+
+    Not diffusers' own reading: that knows the width of the real model only, and passes over tensors it does not know.
+    """
+    from diffusers import FluxTransformer2DModel
+
+    with torch.device("meta"):
+        config: Any = FluxTransformer2DModel.load_config(source, subfolder="transformer")
+        transformer: Any = FluxTransformer2DModel.from_config(config)
+    places = {name: original_place(name, transformer.inner_dim) for name in transformer.state_dict()}
+    prefix = "" if MARK in (files.tensor_names(path) or ()) else PREFIX
+    try:
+        read_weights(transformer, path, places, prefix, dtype)
+    except ValueError as error:
+        raise ValueError(f"{error}, going by the configuration of {source}") from error
+    last = transformer.norm_out.linear  # the original has the shift first, diffusers the scale
+    last.weight.data, last.bias.data = exchange_halves(last.weight.data), exchange_halves(last.bias.data)
+    return transformer
+
+
+# -- what can be wrong with a file ------------------------------------------------------------------------------------
+
+
+def _is_guided(names: set[str]) -> bool:
+    return GUIDANCE in names or PREFIX + GUIDANCE in names
+
+
+def _is_alone(names: set[str]) -> bool:
+    """Whether a file has the transformer and nothing else."""
+    return not any(name.startswith(("text_encoders.", "vae.")) for name in names)
+
+
+def _rest_problems(base: Base, hub: str) -> list[str]:
+    """Whether the other parts are there, with weights, for a file that has the transformer alone."""
+    found = files.config_problems(base, Model.CONFIGS, hub)
+    if not base.config:
+        return found and [
+            f"base.config: {base.path} is a transformer alone; its text encoders, VAE and tokenizers are those of "
+            f"{hub}, which is not in the hub's local cache, and the hub cannot be reached; give --base.config with a "
+            "folder in diffusers layout that has them with their weights"
+        ]
+    parts = (*Model.TEXT_ENCODERS, "vae")
+    lacking = [part for part in parts if not any(Path(base.config, part).glob("*.safetensors"))]
+    return found or (lacking and [
+        f"base.config: {base.path} is a transformer alone, and {base.config} has no weights of {', '.join(lacking)}; "
+        "give a folder in diffusers layout with them"
+    ])
+
+
+def _variant_problems(base: Base, guided: bool) -> list[str]:
+    """dev's file with schnell's configuration, or the other way round."""
+    path = Path(base.config, "transformer", "config.json")
+    if not base.config or json.loads(path.read_text(encoding="utf-8")).get("guidance_embeds", False) == guided:
+        return []
+    has = "has a guidance embedding, as dev has" if guided else "has no guidance embedding, like schnell"
+    return [f"base.config: {base.path} {has}, but {path} says the opposite; give the configuration of the same variant"]

@@ -1,0 +1,77 @@
+"""Single-file checkpoints and weights: what a file has and lacks, and hashes."""
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from modules.families import base as protocol
+from modules.preset.schema import Base
+
+INDEX = "model_index.json"
+"""Marks a folder in diffusers layout."""
+
+
+def tensor_names(path: str) -> set[str] | None:
+    """Names of the tensors in a safetensors file; None if it is none."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, "pt") as file:
+            return set(file.keys())
+    except SafetensorError:
+        return None
+
+
+def checkpoint_problems(path: str, title: str, parts: dict[str, str]) -> list[str]:
+    """What a single checkpoint lacks. Reads the file's header only.
+
+    `parts`: what is lacking, in words, by the tensor whose absence tells.
+    """
+    names = tensor_names(path)
+    if names is None:
+        return [f"base.path: {path} is damaged or no .safetensors file at all; download it again"]
+    lacking = [part for key, part in parts.items() if key not in names]
+    if not lacking:
+        return []
+    wanted = f"{', '.join(words[:-1])} and {words[-1]}" if len(words := list(parts.values())) > 1 else words[0]
+    return [f"base.path: {path} is no complete checkpoint of {title}, it lacks {', '.join(lacking)}; give one that "
+            f"has {wanted}, or a folder in diffusers layout"]
+
+
+def config_problems(base: Base, configs: Sequence[str], hub_id: str) -> list[str]:
+    """What the configuration beside a single checkpoint lacks: `base.config`, or the hub's copy of `hub_id`."""
+    from huggingface_hub import try_to_load_from_cache
+
+    if base.config:
+        lacking = [name for name in configs if not (Path(base.config) / name).is_file()]
+        return [f"base.config: {base.config} has no {', '.join(lacking)}"] if lacking else []
+    lacking = [name for name in (INDEX, *configs) if not isinstance(try_to_load_from_cache(hub_id, name), str)]
+    if not lacking or not protocol.base_problems(Base(path=hub_id), lacking[0], hub_id):
+        return []
+    return [f"base.config: a single checkpoint needs the configuration of {hub_id}, which is not in the hub's local "
+            "cache, and the hub cannot be reached; give --base.config with a folder in diffusers layout (its weights "
+            "are not needed)"]
+
+
+def refuse_gaps(networks: dict[str, Any]) -> None:
+    """diffusers leaves weights that a checkpoint lacks on the meta device, where the first use of them fails."""
+    for part, network in networks.items():
+        gaps = [name for name, tensor in network.named_parameters() if tensor.is_meta]
+        if gaps:
+            raise ValueError(f"weights of {part} are missing: {', '.join(gaps[:3])} ({len(gaps)} in all)")
+
+
+def weights_hash(*networks: nn.Module) -> str:
+    """sha256 over names and bytes of the base weights; adapters do not change it."""
+    total = hashlib.sha256()
+    for network in networks:
+        for name, tensor in network.state_dict().items():
+            if ".adapter." in name:
+                continue
+            total.update(name.replace(".base.", ".").encode())
+            total.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return total.hexdigest()

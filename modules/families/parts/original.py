@@ -1,0 +1,62 @@
+"""Reading a denoiser from a file in its authors' naming: every tensor, no other, without a second copy in memory."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+PACKED = ("scale_weight", "weight_scale", "scaled_fp8", "comfy_quant", "absmax", "quant_map", "wscales")
+"""Ends of names of tensors that only files with packed weights have (scaled fp8, nf4, int4)."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a file has a tensor."""
+
+    name: str
+    row: int = 0
+    """The first of its rows, where the file has one tensor for several."""
+
+
+def packed_problems(path: str, names: set[str]) -> list[str]:
+    """A sentence if the file's weights are packed, which takes another program's arithmetic to undo."""
+    packed = sorted(name for name in names if name.endswith(PACKED))
+    return packed and [
+        f"base.path: {path} has packed weights (scaled fp8, nf4 or int4; there is {packed[0]}), which cannot be read; "
+        "give the model in bf16, fp16 or plain fp8, and save memory with base.quantization"
+    ]
+
+
+def read_weights(network: nn.Module, path: str, places: dict[str, Place], prefix: str, dtype: torch.dtype) -> None:
+    """Fill `network`, which is on the meta device, from the safetensors file at `path`.
+
+    `places`: where each of the network's tensors is; names in the file have `prefix` in front. Raises ValueError for
+    tensors that are lacking, unknown or of another shape.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    shapes = {ours: tensor.shape for ours, tensor in network.state_dict().items()}
+    rows: dict[str, int] = {}
+    for ours, place in places.items():
+        rows[place.name] = max(rows.get(place.name, 0), place.row + shapes[ours][0])
+    tensors = {}
+    try:
+        with safe_open(path, "pt") as file:
+            names = {name.removeprefix(prefix) for name in set(file.keys()) if name.startswith(prefix)}
+            for what, found in (("lacks", rows.keys() - names), ("has unknown", names - rows.keys())):
+                if found:
+                    raise ValueError(f"it {what} {', '.join(sorted(found)[:3])} ({len(found)} in all)")
+            for ours, place in places.items():
+                stored = file.get_slice(prefix + place.name)
+                whole = (rows[place.name], *shapes[ours][1:])
+                if tuple(stored.get_shape()) != whole:
+                    raise ValueError(f"{place.name} is {tuple(stored.get_shape())}, not {whole}")
+                tensors[ours] = stored[place.row : place.row + shapes[ours][0]].to(dtype)
+    except SafetensorError as error:
+        raise ValueError(f"it is damaged ({error})") from error
+    network.load_state_dict(tensors, assign=True)
+
+
+def exchange_halves(tensor: Tensor) -> Tensor:
+    """Rows of the second half before those of the first."""
+    return torch.cat(tensor.chunk(2)[::-1])

@@ -1,0 +1,265 @@
+"""A model around a diffusers pipeline: loading, encoding pictures, sampling, memory, hashes.
+
+A family derives from `PipelineModel`, sets the class attributes, and adds what is its own: the process and the bucket
+step (in `__init__`), `encode_texts`, `predict`, `named_targets`, `export_key` and `metadata`. The methods under "what
+a family may say otherwise" have answers that hold for most.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from pkgutil import resolve_name
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from PIL.Image import Image
+from torch import Tensor, nn
+
+from modules import quant
+from modules.families import base as protocol
+from modules.families.parts import files
+from modules.preset.schema import Base
+
+if TYPE_CHECKING:
+    from typing import Self
+
+
+class PipelineModel:
+    """A loaded base; see `families.base.Model` for what each part answers."""
+
+    TITLE: ClassVar[str]
+    """In sentences: "an SDXL model"."""
+    HUB_ID: ClassVar[str]
+    """The usual base on the hub."""
+    PIPELINE: ClassVar[str]
+    """Name of the class in diffusers."""
+    OPTIONS: ClassVar[dict[str, Any]] = {}
+    """For making the pipeline in any way: what it has besides the parts below."""
+    DENOISER: ClassVar[str]
+    """Name of the denoiser in the pipeline."""
+    TEXT_ENCODERS: ClassVar[tuple[str, ...]]
+    """Names of the text encoders in the pipeline, in order. One that is None there is left out."""
+    PARTS: ClassVar[dict[str, str]]
+    """One tensor of each part of a single-file checkpoint, in the original naming, and the part in words."""
+    CONFIGS: ClassVar[tuple[str, ...]]
+    """Files that a folder of configurations needs besides the index."""
+    VAE_DTYPE: ClassVar[torch.dtype] = torch.float32
+
+    bucket_step: int
+
+    def __init__(self, pipeline: Any, device: torch.device):
+        self.pipeline, self.device = pipeline, device
+        components = {name: pipeline.components[name] for name in (self.DENOISER, *self.TEXT_ENCODERS)}
+        self.networks: dict[str, nn.Module] = {name: part for name, part in components.items() if part is not None}
+        self.text_encoders = [name for name in self.TEXT_ENCODERS if name in self.networks]
+        vae = pipeline.vae.config
+        self.latent_factor = 2 ** (len(vae.block_out_channels) - 1)
+        self.latent_channels: int = vae.latent_channels
+        self._released: set[str] = set()
+
+    # -- what a family may say otherwise ------------------------------------------------------------------------------
+
+    @classmethod
+    def hub_id(cls, path: str) -> str:
+        """The model on the hub whose configuration the single checkpoint at `path` has."""
+        return cls.HUB_ID
+
+    @classmethod
+    def file_problems(cls, base: Base) -> list[str]:
+        """What a single checkpoint, or the configuration beside it, lacks."""
+        found = files.checkpoint_problems(base.path, cls.TITLE, cls.PARTS)
+        return found or files.config_problems(base, cls.CONFIGS, cls.hub_id(base.path))
+
+    @classmethod
+    def read_file(cls, base: Base, dtype: torch.dtype) -> Any:
+        """The pipeline of a single checkpoint."""
+        config = base.config or cls.hub_id(base.path)
+        return cls.pipeline_class().from_single_file(base.path, config=config, dtype=dtype, **cls.OPTIONS)
+
+    @classmethod
+    def read_folder(cls, base: Base, dtype: torch.dtype) -> Any:
+        """The pipeline of a folder or of the hub's model. Parts that its index says are not there stay away."""
+        index = cls.pipeline_class().load_config(base.path)
+        absent = {name: None for name, kind in index.items() if kind == [None, None]}
+        return cls.pipeline_class().from_pretrained(base.path, dtype=dtype, **{**absent, **cls.OPTIONS})
+
+    @classmethod
+    def skeleton_pipeline(cls, source: str) -> Any:
+        """The pipeline on the meta device, from the configuration in the folder, or of the hub's model, `source`."""
+        index = cls.pipeline_class().load_config(source)
+        components = {name: _component(kind, name, source) for name, kind in index.items() if isinstance(kind, list)
+                      and name not in cls.OPTIONS}
+        return cls.pipeline_class()(**components, **cls.OPTIONS)
+
+    @property
+    def tokenizer(self) -> Any:
+        """The tokenizer that says what of a caption is read."""
+        return self.pipeline.tokenizer
+
+    @property
+    def caption_tokens(self) -> int:
+        """Tokens of a caption that are read, without the marks at the beginning and the end."""
+        return self.tokenizer.model_max_length - self.tokenizer.num_special_tokens_to_add()
+
+    def call_pipeline(
+        self,
+        prompt: str,
+        negative: str,
+        width: int,
+        height: int,
+        steps: int,
+        guidance: float,
+        generator: torch.Generator,
+    ) -> Tensor:
+        """Latents `(1, c, h, w)` of one picture."""
+        return self.pipeline(
+            prompt=prompt,
+            negative_prompt=negative,
+            width=width,
+            height=height,
+            num_inference_steps=steps,
+            guidance_scale=guidance,
+            generator=generator,
+            output_type="latent",
+        ).images
+
+    # -- loading ------------------------------------------------------------------------------------------------------
+
+    @classmethod
+    def pipeline_class(cls) -> Any:
+        """diffusers' class."""
+        return resolve_name(f"diffusers:{cls.PIPELINE}")
+
+    @classmethod
+    def problems(cls, base: Base) -> list[str]:
+        """What keeps `load` from working, as sentences."""
+        found = protocol.base_problems(base, files.INDEX, cls.HUB_ID)
+        return found if found or not Path(base.path).is_file() else cls.file_problems(base)
+
+    @classmethod
+    def load(cls, base: Base, device: torch.device, dtype: torch.dtype) -> Self:
+        """The frozen pipeline, the denoiser quantised if asked for. The VAE keeps its own number format."""
+        from diffusers.loaders.single_file_utils import SingleFileComponentError
+
+        try:
+            pipeline = cls.read_file(base, dtype) if Path(base.path).is_file() else cls.read_folder(base, dtype)
+            model = cls(pipeline, device)
+            files.refuse_gaps({**model.networks, "vae": pipeline.vae})
+        except (OSError, ValueError, KeyError, RuntimeError, SingleFileComponentError) as error:
+            raise ValueError(f"base.path: {base.path} could not be loaded as {cls.TITLE}: {error}") from error
+        pipeline.set_progress_bar_config(disable=True)
+        for network in (*model.networks.values(), pipeline.vae):
+            network.requires_grad_(False).eval()
+        if base.quantization != "none":
+            quant.pack_linears(model.networks[cls.DENOISER], base.quantization, device)
+        pipeline.to(device)
+        pipeline.vae.to(cls.VAE_DTYPE)
+        return model
+
+    @classmethod
+    def skeleton(cls, base: Base) -> Self:
+        """The networks on the meta device, from the configuration files alone."""
+        source = base.config or cls.hub_id(base.path) if Path(base.path).is_file() else base.path
+        return cls(cls.skeleton_pipeline(source), torch.device("meta"))
+
+    def enable_checkpointing(self) -> None:
+        """Recompute activations in the backward pass of every network."""
+        from transformers.modeling_layers import GradientCheckpointingLayer
+
+        self.pipeline.components[self.DENOISER].enable_gradient_checkpointing()
+        for name in self.text_encoders:
+            self.pipeline.components[name].gradient_checkpointing_enable()
+            for module in self.networks[name].modules():
+                if isinstance(module, GradientCheckpointingLayer):
+                    module.training = True  # it checkpoints in training mode only; dropout inside stays in eval mode
+
+    # -- encoding -----------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def encode_images(self, pixels: Tensor) -> Tensor:
+        """`(n, 3, h, w)` in [-1, 1] to mean and standard deviation of the scaled latents, float32."""
+        vae = self.present("vae")
+        with torch.autocast(self.device.type, enabled=False):
+            latents = vae.encode(pixels.to(self.device, self.VAE_DTYPE)).latent_dist
+        shift, scale = self._latent_scale()
+        return torch.cat([(latents.mean.float() - shift) * scale, latents.std.float() * scale], 1)
+
+    def _decode(self, latents: Tensor) -> list[Image]:
+        shift, scale = self._latent_scale()
+        vae = self.present("vae")
+        with torch.autocast(self.device.type, enabled=False):
+            pixels = vae.decode((latents.float() / scale + shift).to(self.VAE_DTYPE), return_dict=False)[0]
+        return self.pipeline.image_processor.postprocess(pixels.float())
+
+    def _latent_scale(self) -> tuple[Tensor | float, Tensor | float]:
+        """`(shift, scale)`: scaled latents are `(latents - shift) * scale`."""
+        config = self.pipeline.vae.config
+        if config.latents_mean is None:
+            return config.shift_factor or 0.0, config.scaling_factor
+        mean, std = torch.tensor([config.latents_mean, config.latents_std], device=self.device).view(2, 1, -1, 1, 1)
+        return mean, config.scaling_factor / std
+
+    def cut_off(self, caption: str) -> str:
+        """The caption from the first token on that is not read."""
+        tokens = self.tokenizer(caption, add_special_tokens=False, return_offsets_mapping=True)
+        beyond = tokens.offset_mapping[self.caption_tokens :]
+        return caption[beyond[0][0] :] if beyond else ""
+
+    # -- sampling -----------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def sample(
+        self, prompts: Sequence[str], negative: str, width: int, height: int, steps: int, guidance: float, seed: int
+    ) -> list[Image]:
+        """One picture per prompt; the noise of picture `i` follows from `seed + i`."""
+        for name in self.text_encoders:
+            self.present(name)
+        pictures = []
+        for number, prompt in enumerate(prompts):
+            generator = torch.Generator().manual_seed(seed + number)
+            pictures += self._decode(self.call_pipeline(prompt, negative, width, height, steps, guidance, generator))
+        self._release_again()
+        return pictures
+
+    def release_encoders(self, texts: bool) -> None:
+        """Move the VAE, and the text encoders if `texts`, off the device."""
+        self._released = {"vae", *self.text_encoders} if texts else {"vae"}
+        self._release_again()
+
+    def _release_again(self) -> None:
+        for name in self._released:
+            self.pipeline.components[name].to("cpu")
+
+    def present(self, name: str) -> Any:
+        """The pipeline's part `name`, on the device."""
+        return self.pipeline.components[name].to(self.device)
+
+    # -- hashes -------------------------------------------------------------------------------------------------------
+
+    def fingerprint(self, part: str) -> str:
+        """A short hash of the weights of "images" or "texts" encoders."""
+        networks = [self.pipeline.vae] if part == "images" else [self.networks[name] for name in self.text_encoders]
+        return files.weights_hash(*networks)[:16]
+
+    def base_hash(self) -> str:
+        """sha256 of the denoiser's weights."""
+        return files.weights_hash(self.networks[self.DENOISER])
+
+
+def _component(kind: list[str | None], name: str, source: str) -> Any:
+    """Part `name` of a pipeline, its class as the index says it; networks without weights, on the meta device."""
+    from diffusers import ModelMixin
+    from transformers import PreTrainedModel
+
+    library, class_name = kind
+    if class_name is None:
+        return None
+    found: Any = resolve_name(f"{library}:{class_name}")
+    is_network, is_text = issubclass(found, ModelMixin), issubclass(found, PreTrainedModel)
+    if not is_network and not is_text:
+        return found.from_pretrained(source, subfolder=name)
+    with torch.device("meta"):
+        if is_network:
+            return found.from_config(found.load_config(source, subfolder=name))
+        return found(found.config_class.from_pretrained(source, subfolder=name))

@@ -1,0 +1,119 @@
+"""UNets of the Stable Diffusion kind: noise in discrete steps, sets of layers, names in original checkpoints."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from modules.families.parts.files import tensor_names
+from modules.families.parts.pipeline import PipelineModel
+from modules.objectives import Diffusion
+from modules.preset.schema import Base
+
+ATTENTION = ["unet.*.attn[12].to_[qkv]", "unet.*.attn[12].to_out.0", "text_encoder*.self_attn.*"]
+MLP = ["unet.*.ff.net.0.proj", "unet.*.ff.net.2", "unet.*.proj_in", "unet.*.proj_out", "text_encoder*.mlp.fc[12]"]
+CONV = ["unet.*.resnets.*.conv*", "unet.*.resnets.*.time_emb_proj", "unet.*samplers.0.conv"]
+REST = ["unet.conv_in", "unet.conv_out", "unet.*_embedding.linear_[12]", "text_encoder*.text_projection"]
+
+
+class UNetModel(PipelineModel):
+    """A pipeline around a UNet that undoes diffusion in discrete steps."""
+
+    DENOISER = "unet"
+
+    def __init__(self, pipeline: Any, device: torch.device):
+        from diffusers import DDPMScheduler
+
+        super().__init__(pipeline, device)
+        self.bucket_step = self.latent_factor * 2 ** (len(pipeline.unet.config.block_out_channels) - 1)
+        schedule: Any = DDPMScheduler.from_config(pipeline.scheduler.config)
+        self.process = Diffusion(schedule.alphas_cumprod, pipeline.scheduler.config.prediction_type)
+
+    @classmethod
+    def read_file(cls, base: Base, dtype: torch.dtype) -> Any:
+        """The pipeline of a single checkpoint. One trained on v prediction may carry an empty tensor that says so,
+        which no configuration folder knows."""
+        pipeline = super().read_file(base, dtype)
+        names = tensor_names(base.path) or set()
+        if "v_pred" in names:
+            changes = {"prediction_type": "v_prediction", "rescale_betas_zero_snr": "ztsnr" in names}
+            pipeline.scheduler = type(pipeline.scheduler).from_config(pipeline.scheduler.config, **changes)
+        return pipeline
+
+    def named_targets(self) -> dict[str, list[str]]:
+        """Patterns of the named sets of layers."""
+        return {
+            "attention": ATTENTION,
+            "attention-mlp": ATTENTION + MLP,
+            "attention-mlp-conv": ATTENTION + MLP + CONV,
+            "all": ATTENTION + MLP + CONV + REST,
+        }
+
+    def use_prediction(self, prediction: str) -> None:
+        """Take the UNet's output for this, "epsilon" or "v_prediction"."""
+        scheduler = self.pipeline.scheduler
+        self.pipeline.scheduler = type(scheduler).from_config(scheduler.config, prediction_type=prediction)
+        self.process = replace(self.process, prediction=prediction)
+
+    def use_zero_terminal_snr(self) -> None:
+        """Pure noise in the last step; sampling then has to begin there."""
+        scheduler, changes = self.pipeline.scheduler, {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
+        self.pipeline.scheduler = type(scheduler).from_config(scheduler.config, **changes)
+        self.process = self.process.with_zero_terminal_snr()
+
+    def ldm_name(self, path: str) -> str:
+        """A layer of the UNet as original checkpoints name it."""
+        config = self.pipeline.unet.config
+        return ldm_name(path, config.layers_per_block, config.up_block_types)
+
+
+def prediction_word(prediction: str) -> str:
+    """What `modelspec.prediction_type` calls it."""
+    return "v" if prediction == "v_prediction" else prediction
+
+
+def text_model_path(path: str) -> str:
+    """A layer of a CLIP text encoder with the `text_model` level that hosts expect and transformers 5 has dropped."""
+    return path if path == "text_projection" else "text_model." + path.removeprefix("text_model.")
+
+
+def ldm_name(path: str, layers_per_block: int, up_blocks: Sequence[str]) -> str:
+    """A layer of diffusers' UNet in the naming of the original checkpoints, e.g. `input_blocks.4.1.proj_in`.
+
+    `up_blocks`: the class names of the up blocks; an upsampler's number depends on whether its block has attention.
+    """
+    whole = {
+        "conv_in": "input_blocks.0.0",
+        "conv_out": "out.2",
+        "time_embedding.linear_1": "time_embed.0",
+        "time_embedding.linear_2": "time_embed.2",
+        "add_embedding.linear_1": "label_emb.0.0",
+        "add_embedding.linear_2": "label_emb.0.2",
+    }
+    if path in whole:
+        return whole[path]
+    side, *parts = path.split(".")
+    if side == "mid_block":
+        kind, number, *rest = parts
+        return f"middle_block.{1 if kind == 'attentions' else 2 * int(number)}.{_within(kind, rest)}"
+    block, kind, number, *rest = parts
+    first = int(block) * (layers_per_block + 1)
+    if side == "down_blocks":
+        if kind == "downsamplers":
+            return f"input_blocks.{first + layers_per_block + 1}.0.op"
+        return f"input_blocks.{first + 1 + int(number)}.{int(kind == 'attentions')}.{_within(kind, rest)}"
+    if kind == "upsamplers":
+        return f"output_blocks.{first + layers_per_block}.{1 + ('CrossAttn' in up_blocks[int(block)])}.conv"
+    return f"output_blocks.{first + int(number)}.{int(kind == 'attentions')}.{_within(kind, rest)}"
+
+
+def _within(kind: str, rest: list[str]) -> str:
+    """Names inside a residual block differ; inside attention blocks they are the same."""
+    resnet = {
+        "conv1": "in_layers.2",
+        "time_emb_proj": "emb_layers.1",
+        "conv2": "out_layers.3",
+        "conv_shortcut": "skip_connection",
+    }
+    return ".".join(rest) if kind == "attentions" else resnet[rest[0]]

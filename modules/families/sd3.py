@@ -1,0 +1,253 @@
+"""Stable Diffusion 3 and 3.5 (medium, large): two CLIP text encoders and a T5 that may be absent, a transformer that
+treats text and picture alike, a VAE with shifted latents; rectified flow.
+
+Encoding and sampling are diffusers' own `StableDiffusion3Pipeline`.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from pkgutil import resolve_name
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from modules.families import base as protocol
+from modules.families.parts import files
+from modules.families.parts.flow import FlowModel
+from modules.families.parts.original import packed_problems
+from modules.families.parts.unet import text_model_path
+from modules.preset.schema import Base
+
+T5_TOKENS = 256
+"""Tokens that T5 reads of a caption, the mark at the end included; what the pipeline does by itself."""
+
+DENOISERS = ("model.diffusion_model.joint_blocks.0.x_block.attn.qkv.weight", "joint_blocks.0.x_block.attn.qkv.weight")
+"""A single checkpoint has the transformer if it has one of these."""
+
+POSITIONS = "transformer.text_model.embeddings.position_embedding.weight"
+
+OTHERS = {
+    "vae": ("first_stage_model.encoder.conv_in.weight", "VAE"),
+    "text_encoder": (f"text_encoders.clip_l.{POSITIONS}", "first text encoder (CLIP-L)"),
+    "text_encoder_2": (f"text_encoders.clip_g.{POSITIONS}", "second text encoder (CLIP-G)"),
+    "text_encoder_3": ("text_encoders.t5xxl.transformer.shared.weight", "third text encoder (T5)"),
+}
+"""The other parts of a single checkpoint: the tensor that tells that it is there, and the part in words."""
+
+WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "diffusion_pytorch_model.safetensors")
+"""Files of which a part's folder has one if it has weights."""
+
+LAST = "text_encoder_3"
+"""T5: the part that a base may do without."""
+
+ATTENTION = [
+    "transformer.*.attn.to_[qkv]",
+    "transformer.*.attn.to_out.0",
+    "transformer.*.attn.add_[kv]_proj",
+    "transformer.*.attn.to_add_out",
+    "transformer.*.attn2.to_[qkv]",
+    "transformer.*.attn2.to_out.0",
+    "text_encoder*.self_attn.*",
+    "text_encoder_3.*.SelfAttention.[qkvo]",
+]
+MLP = [
+    "transformer.*.ff.net.0.proj",
+    "transformer.*.ff.net.2",
+    "transformer.*.ff_context.net.0.proj",
+    "transformer.*.ff_context.net.2",
+    "text_encoder*.mlp.fc[12]",
+    "text_encoder_3.*.DenseReluDense.w*",
+]
+REST = [
+    "transformer.*.norm1.linear",
+    "transformer.pos_embed.proj",
+    "transformer.time_text_embed.*.linear_[12]",
+    "transformer.context_embedder",
+    "transformer.proj_out",
+    "text_encoder_2.text_projection",
+]
+"""Not CLIP-L's projection: it is the identity, and single checkpoints have none."""
+
+
+class Model(FlowModel):
+    """A loaded SD3 or SD3.5 base."""
+
+    TITLE = "an SD3 model"
+    HUB_ID = "stabilityai/stable-diffusion-3.5-medium"
+    PIPELINE = "StableDiffusion3Pipeline"
+    TEXT_ENCODERS = ("text_encoder", "text_encoder_2", "text_encoder_3")
+    CONFIGS = (
+        *(f"{part}/config.json" for part in ("transformer", "vae", "text_encoder", "text_encoder_2")),
+        *(f"{part}/tokenizer_config.json" for part in ("tokenizer", "tokenizer_2")),
+        "scheduler/scheduler_config.json",
+    )
+    """T5's come on top, unless the index says that there is no T5."""
+
+    # -- single checkpoints -------------------------------------------------------------------------------------------
+
+    @classmethod
+    def hub_id(cls, path: str) -> str:
+        """The model on the hub whose configuration the checkpoint at `path` has."""
+        names = files.tensor_names(path) or set()
+        if any(".attn2." in name for name in names):
+            return cls.HUB_ID
+        normed = any(".attn.ln_q." in name for name in names)
+        return "stabilityai/stable-diffusion-3" + (".5-large" if normed else "-medium-diffusers")
+
+    @classmethod
+    def file_problems(cls, base: Base) -> list[str]:
+        """What a checkpoint, the configuration beside it, and the parts that come from there lack."""
+        names = files.tensor_names(base.path)
+        if names is None:
+            return [f"base.path: {base.path} is damaged or no .safetensors file at all; download it again"]
+        if names.isdisjoint(DENOISERS):
+            return [f"base.path: {base.path} is no checkpoint of {cls.TITLE}, it lacks the transformer; give one that "
+                    "has it, or a folder in diffusers layout"]
+        if found := packed_problems(base.path, names):
+            return found
+        found = files.config_problems(base, cls.CONFIGS + _t5_configs(base), cls.hub_id(base.path))
+        return found or _lacking_problems(base, cls.hub_id(base.path))
+
+    @classmethod
+    def read_file(cls, base: Base, dtype: torch.dtype) -> Any:
+        """The pipeline of a checkpoint. The parts that it lacks come from the configuration's folder, or the hub; T5
+        stays away if the index there says so."""
+        source = base.config or cls.hub_id(base.path)
+        index = cls.pipeline_class().load_config(source)
+        given: dict[str, Any] = {name: None for name, kind in index.items() if kind == [None, None]}
+        for part in _lacking(base):
+            if part not in given:
+                library, kind = index[part]
+                given[part] = resolve_name(f"{library}:{kind}").from_pretrained(source, subfolder=part, dtype=dtype)
+        pipeline = cls.pipeline_class().from_single_file(base.path, config=source, dtype=dtype, **given)
+        if pipeline.text_encoder_3 is not None:
+            pipeline.text_encoder_3.tie_weights()  # diffusers loads one name of T5's embeddings and forgets the other
+        return pipeline
+
+    # -- layers -------------------------------------------------------------------------------------------------------
+
+    def named_targets(self) -> dict[str, list[str]]:
+        """Patterns of the named sets of layers.
+
+        Left out of all: `norm_out.linear` and the last block's `norm1_context.linear`, whose halves other programs
+        store exchanged, so that magnitudes and rotations would meet the wrong rows; and the last block's
+        `attn.add_q_proj`, whose output nobody reads.
+        """
+        blocks = range(self.pipeline.transformer.config.num_layers - 1)
+        queries = [f"transformer.transformer_blocks.{block}.attn.add_q_proj" for block in blocks]
+        norms = [f"transformer.transformer_blocks.{block}.norm1_context.linear" for block in blocks]
+        return {
+            "attention": ATTENTION + queries,
+            "attention-mlp": ATTENTION + queries + MLP,
+            "all": ATTENTION + queries + MLP + REST + norms,
+        }
+
+    # -- encoding and predicting --------------------------------------------------------------------------------------
+
+    @property
+    def tokenizer(self) -> Any:
+        """T5's, which reads most; CLIP's without T5."""
+        return self.pipeline.tokenizer_3 if "text_encoder_3" in self.networks else self.pipeline.tokenizer
+
+    @property
+    def caption_tokens(self) -> int:
+        """Tokens of a caption that T5 reads (CLIP reads the first 75 of its own), or CLIP without T5."""
+        if "text_encoder_3" not in self.networks:
+            return super().caption_tokens
+        return T5_TOKENS - self.tokenizer.num_special_tokens_to_add()
+
+    def encode_texts(self, captions: Sequence[str]) -> protocol.Texts:
+        """`hidden (n, tokens, dim)`: CLIP's last but one layers, then T5's last, zeros without T5; `pooled (n, dim)` of
+        both CLIPs."""
+        for name in self.text_encoders:
+            self.present(name)
+        hidden, _, pooled, _ = self.pipeline.encode_prompt(
+            list(captions),
+            prompt_2=None,
+            prompt_3=None,
+            device=self.device,
+            do_classifier_free_guidance=False,
+            max_sequence_length=T5_TOKENS,
+        )
+        return {"hidden": hidden, "pooled": pooled}
+
+    def predict(self, noisy: Tensor, times: Tensor, texts: protocol.Texts, sizes: Tensor) -> Tensor:
+        """The transformer on `noisy (n, c, h, w)`; it is not told the pictures' sizes."""
+        transformer = self.pipeline.transformer
+        noisy = noisy.to(transformer.dtype)
+        return transformer(noisy, texts["hidden"], texts["pooled"], times.float(), return_dict=False)[0]
+
+    # -- exporting ----------------------------------------------------------------------------------------------------
+
+    def export_key(self, layer: str, host: str) -> str:
+        """diffusers' path for diffusers and ComfyUI; `lora_transformer_` for kohya, which is OneTrainer's spelling and
+        read by ComfyUI too. sd-scripts and Forge want query, key and value as one layer; that is not written here."""
+        network, _, path = layer.partition(".")
+        if network == "text_encoder_3":
+            if host == "diffusers":
+                raise ValueError(f"export.host diffusers: there is no file with adapters of T5 ({layer}); choose "
+                                 "comfyui, or add text_encoder_3.* to targets.exclude")
+            return "lora_te3_" + path.replace(".", "_")
+        if network == "transformer":
+            return f"transformer.{path}" if host != "kohya" else "lora_transformer_" + path.replace(".", "_")
+        path = text_model_path(path)
+        if host == "diffusers":
+            return f"{network}.{path}"
+        if host == "comfyui" and path.endswith("token_embedding"):  # ComfyUI has no kohya spelling for it
+            return f"text_encoders.{'clip_l' if network == 'text_encoder' else 'clip_g'}.transformer.{path}"
+        return ("lora_te1_" if network == "text_encoder" else "lora_te2_") + path.replace(".", "_")
+
+    def metadata(self) -> dict[str, str]:
+        """What model managers read about the architecture."""
+        config = self.pipeline.transformer.config
+        architecture, version = ("3-medium", "sd3-medium")
+        if config.qk_norm is not None:
+            size = "medium" if config.dual_attention_layers else "large"
+            architecture, version = f"3-5-{size}", f"sd3.5-{size}"
+        return {
+            "modelspec.architecture": f"stable-diffusion-{architecture}/lora",
+            "modelspec.implementation": "https://github.com/Stability-AI/generative-models",
+            "ss_base_model_version": version,
+            "ss_v2": "False",
+        }
+
+
+def _lacking(base: Base) -> list[str]:
+    """Parts of the pipeline that the checkpoint has no weights of."""
+    names = files.tensor_names(base.path) or set()
+    return [part for part, (tensor, _) in OTHERS.items() if tensor not in names]
+
+
+def _has_t5(base: Base) -> bool:
+    """Whether the configuration beside a checkpoint says so; the hub's do."""
+    if not base.config:
+        return True
+    index = Model.pipeline_class().load_config(base.config)
+    return index[LAST] != [None, None]
+
+
+def _t5_configs(base: Base) -> tuple[str, ...]:
+    return ("text_encoder_3/config.json", "tokenizer_3/tokenizer_config.json") if _has_t5(base) else ()
+
+
+def _lacking_problems(base: Base, hub_id: str) -> list[str]:
+    """Parts that neither the checkpoint nor the configuration's folder, or the hub, has weights of."""
+    from huggingface_hub import try_to_load_from_cache
+
+    t5 = _has_t5(base)
+    files_of = {part: [f"{part}/{name}" for name in WEIGHTS] for part in _lacking(base) if t5 or part != LAST}
+    if base.config:
+        here = {part: any((Path(base.config) / name).is_file() for name in names) for part, names in files_of.items()}
+        where = f"base.config {base.config} has no weights of it"
+    else:
+        cached = {name: try_to_load_from_cache(hub_id, name) for names in files_of.values() for name in names}
+        here = {part: any(isinstance(cached[name], str) for name in names) for part, names in files_of.items()}
+        where = f"{hub_id} is not whole in the hub's local cache, and the hub cannot be reached"
+    absent = [part for part in files_of if not here[part]]
+    if not absent or not base.config and not protocol.base_problems(Base(path=hub_id), f"{absent[0]}/none", hub_id):
+        return []
+    words = ", ".join(OTHERS[part][1] for part in absent)
+    without = "; a model_index.json with [null, null] as text_encoder_3 does without T5" if LAST in absent else ""
+    return [f"base.path: {base.path} lacks the {words}, and {where}; give --base.config with a folder in diffusers "
+            f"layout that has weights in {', '.join(absent)}{without}"]

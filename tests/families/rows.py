@@ -1,0 +1,90 @@
+"""The families' rows in the tests of what every family promises: their tiny bases, and what differs between them."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from tests import tiny_sd15
+from tests.families import single_file, single_file_flux, single_file_sd3
+
+SIZE = (32, 16)
+"""Height and width of pictures, in pixels; multiples of every tiny model's bucket step."""
+
+
+def unet_call(model: Any, args: tuple, named: dict, output: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The arguments `noisy` and `times` and the result of `predict` in a pipeline's call of its UNet."""
+    noisy, time = args
+    return noisy, time.double().expand(len(noisy)), output
+
+
+def packed_call(model: Any, args: tuple, named: dict, output: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The same of a transformer that gets 2 x 2 latents as one token."""
+    noisy, result = (model.pipeline._unpack_latents(t, *SIZE, model.latent_factor)
+                     for t in (named["hidden_states"], output))
+    return noisy, model.pipeline.current_timestep.double().expand(len(noisy)), result
+
+
+def joint_call(model: Any, args: tuple, named: dict, output: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The same of a transformer that is called by names alone."""
+    return named["hidden_states"], named["timestep"].double(), output
+
+
+@dataclass(frozen=True)
+class Row:
+    """One family, or one kind of its bases."""
+
+    family: str
+    make_pair: Callable[[Path], tuple[Path, Path]]
+    """Writes a folder in diffusers layout and a single checkpoint of the same weights; their paths."""
+    newcomers: dict[str, str]
+    """Named sets of layers, growing, and a layer that each has and the one before it has not."""
+    joining: dict[str, int]
+    """Text encoders, and how many of their layers are in the set "attention"."""
+    packed: str
+    """A layer of the denoiser that quantisation packs."""
+    call: Callable[[Any, tuple, dict, Tensor], tuple[Tensor, Tensor, Tensor]] = unet_call
+    never: tuple[str, ...] = ()
+    """Patterns of the denoiser's layers that no named set has."""
+    unreachable: tuple[str, ...] = ()
+    """Patterns of layers that files for diffusers cannot hold."""
+
+
+UNET_SETS = {
+    "attention": "unet.down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q",
+    "attention-mlp": "unet.down_blocks.1.attentions.0.transformer_blocks.0.ff.net.0.proj",
+    "attention-mlp-conv": "unet.down_blocks.0.downsamplers.0.conv",
+    "all": "unet.conv_in",
+}
+PROJ_IN, FEED = "down_blocks.1.attentions.0.proj_in", "down_blocks.1.attentions.0.transformer_blocks.0.ff.net.2"
+
+FLUX_SETS = {
+    "attention": "transformer.transformer_blocks.0.attn.add_q_proj",
+    "attention-mlp": "transformer.single_transformer_blocks.0.proj_out",
+    "all": "transformer.time_text_embed.guidance_embedder.linear_1",
+}
+T5, ONE = "text_encoder_2.*", "transformer_blocks.0.attn.to_q"
+
+SD3_SETS = {
+    "attention": "transformer.transformer_blocks.0.attn2.to_q",
+    "attention-mlp": "transformer.transformer_blocks.0.ff_context.net.2",
+    "all": "transformer.transformer_blocks.1.norm1_context.linear",
+}
+SD3_PACKED = "transformer_blocks.0.attn.add_q_proj"
+LAST_BLOCK = "transformer.transformer_blocks.2"
+SD3_NEVER = ("transformer.norm_out.linear", f"{LAST_BLOCK}.norm1_context.linear", f"{LAST_BLOCK}.attn.add_q_proj")
+CLIPS = {"text_encoder": 8, "text_encoder_2": 8}
+
+FAMILIES = {
+    "sdxl": Row("sdxl", single_file.make_pair, UNET_SETS, {"text_encoder": 8, "text_encoder_2": 8}, PROJ_IN),
+    "sd1": Row("sd15", tiny_sd15.make_pair, UNET_SETS, {"text_encoder": 8}, FEED),
+    "sd2": Row("sd15", lambda path: tiny_sd15.make_pair(path, True), UNET_SETS, {"text_encoder": 8}, PROJ_IN),
+    "flux": Row("flux", single_file_flux.make_pair, FLUX_SETS, {"text_encoder": 8, "text_encoder_2": 8}, ONE,
+                packed_call, ("transformer.norm_out.linear",), (T5,)),
+    "sd3": Row("sd3", single_file_sd3.make_pair, SD3_SETS, {**CLIPS, "text_encoder_3": 8}, SD3_PACKED,
+               joint_call, SD3_NEVER, ("text_encoder_3.*",)),
+    "sd3 without t5": Row("sd3", lambda path: single_file_sd3.make_pair(path, False), SD3_SETS, CLIPS, SD3_PACKED,
+                          joint_call, SD3_NEVER),
+}

@@ -1,0 +1,360 @@
+"""What every family promises, on its tiny random pipeline. A family is a row of `rows.FAMILIES`."""
+
+import fnmatch
+import shutil
+from operator import attrgetter
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from modules.adapters import methods
+from modules.adapters.base import Adapted, attach
+from modules.data.cache import TextCache
+from modules.families import load_class, names
+from modules.families.parts.files import INDEX
+from modules.preset.schema import Base, Data, Targets
+from modules.quant import is_packed
+from modules.training.setup import in_denoiser, match_layers, whole
+from tests.families.rows import FAMILIES, SIZE, Row
+
+CPU = torch.device("cpu")
+SIZES = torch.tensor([[*map(float, SIZE), 0, 0, *map(float, SIZE)]])
+HOSTS = ("comfyui", "kohya", "diffusers")
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def row(request) -> Row:
+    return FAMILIES[request.param]
+
+
+@pytest.fixture(scope="module")
+def pair(row, tmp_path_factory):
+    return row.make_pair(tmp_path_factory.mktemp(row.family))
+
+
+@pytest.fixture(scope="module")
+def folder(pair):
+    return pair[0]
+
+
+@pytest.fixture(scope="module")
+def family(row):
+    return load_class(row.family)
+
+
+def loaded(family, folder: Path, **options) -> Any:
+    return family.load(Base(path=str(folder), **options), CPU, torch.float32)
+
+
+@pytest.fixture(scope="module")
+def model(family, folder):
+    assert family.problems(Base(path=str(folder))) == []
+    return loaded(family, folder)
+
+
+@pytest.fixture
+def own(family, folder):
+    """A model that the test may change."""
+    return loaded(family, folder)
+
+
+def inputs(model, count: int) -> tuple[Tensor, Tensor]:
+    """Noisy latents and times."""
+    side = [length // model.latent_factor for length in SIZE]
+    generator = torch.Generator().manual_seed(0)
+    noisy = torch.randn(count, model.latent_channels, *side, generator=generator)
+    return noisy, model.process.times(torch.linspace(0.1, 0.9, count, dtype=torch.float64), side[0] * side[1])
+
+
+def predicted(model, captions: list[str]) -> Tensor:
+    return model.predict(*inputs(model, len(captions)), model.encode_texts(captions), SIZES.expand(len(captions), -1))
+
+
+def adapters_on(model, targets: Targets) -> list[Adapted]:
+    config = methods()["lora"].Config(method="lora", rank=2)
+    return [attach(whole(model), name, config, 0) for name in match_layers(model, targets)[0]]
+
+
+# -- networks ---------------------------------------------------------------------------------------------------------
+
+
+def test_is_found_by_its_file_and_has_a_row():
+    assert {row.family for row in FAMILIES.values()} <= set(names())
+
+
+def test_everything_is_frozen(model):
+    assert not any(p.requires_grad for p in whole(model).parameters())
+    assert not any(m.training for network in model.networks.values() for m in network.modules())
+
+
+def test_skeleton_has_the_same_layers_without_weights(family, folder, model):
+    skeleton = family.skeleton(Base(path=str(folder)))
+    assert all(p.is_meta for p in whole(skeleton).parameters())
+    for targets in (Targets(layers="all"), Targets(layers="attention", text_encoders=True)):
+        assert match_layers(skeleton, targets)[0] == match_layers(model, targets)[0]
+    for fact in ("bucket_step", "latent_factor", "latent_channels", "caption_tokens"):
+        assert attrgetter(fact)(skeleton) == attrgetter(fact)(model)
+    assert type(skeleton.process) is type(model.process)
+    assert skeleton.process.prediction == model.process.prediction
+
+
+def test_fingerprints_follow_the_weights(own, model):
+    parts = ("images", "texts")
+    assert [own.fingerprint(part) for part in parts] == [model.fingerprint(part) for part in parts]
+    assert own.base_hash() == model.base_hash()
+    changed = {"images": own.pipeline.vae, "texts": list(own.networks.values())[-1]}
+    for part, network in changed.items():
+        with torch.no_grad():
+            next(network.parameters()).add_(1)
+        assert own.fingerprint(part) != model.fingerprint(part)
+
+
+def test_adapters_do_not_change_the_hash(own, model):
+    adapters_on(own, Targets(layers="attention"))
+    assert own.base_hash() == model.base_hash()
+
+
+def test_encoders_leave_and_come_back(own):
+    captions = ["red apple"]
+    before = own.encode_texts(captions)
+    own.release_encoders(texts=True)
+    after = own.encode_texts(captions)
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+# -- encoding and prediction ------------------------------------------------------------------------------------------
+
+
+def test_latents_are_shifted_and_scaled(model):
+    pixels, config = torch.rand(2, 3, *SIZE) * 2 - 1, model.pipeline.vae.config
+    moments = model.encode_images(pixels)
+    side = [length // model.latent_factor for length in SIZE]
+    assert moments.shape == (2, 2 * model.latent_channels, *side) and moments.dtype == torch.float32
+    found, factor = model.pipeline.vae.encode(pixels).latent_dist, config.scaling_factor
+    expected = torch.cat([(found.mean - (config.shift_factor or 0)) * factor, found.std * factor], 1)
+    torch.testing.assert_close(moments, expected)
+
+
+def test_prediction_is_the_pipelines_own_call(row, model):
+    """Every step of sampling, with the inputs that the pipeline gave its denoiser; bit for bit."""
+    calls = []
+    hook = next(iter(model.networks.values())).register_forward_hook(
+        lambda _, args, named, output: calls.append(row.call(model, args, named, output[0])), with_kwargs=True
+    )
+    model.sample(["red apple"], "a face", SIZE[1], SIZE[0], steps=3, guidance=4.0, seed=0)
+    hook.remove()
+    assert len(calls) >= 3
+    each = [model.encode_texts([caption]) for caption in ("a face", "red apple")]  # by itself, as the pipeline does
+    with torch.no_grad():
+        for number, (noisy, times, output) in enumerate(calls):
+            chosen = each if len(noisy) == 2 else [each[1 - number % 2]]  # in one call, or the positive prompt first
+            texts = {name: torch.cat([one[name] for one in chosen]) for name in each[0]}
+            assert torch.equal(model.predict(noisy, times, texts, SIZES.expand(len(noisy), -1)), output)
+
+
+def test_texts_are_cached(model, tmp_path):
+    captions = ["red apple", "", "a face, style"]
+    expected = [model.encode_texts([caption]) for caption in captions]
+    data = Data(cache_folder=str(tmp_path))
+    for _ in range(2):
+        found = TextCache(data, model).get(captions)
+        for name, tensor in found.items():
+            assert tensor.is_floating_point() and len(tensor) == 3
+            torch.testing.assert_close(tensor, torch.cat([one[name] for one in expected]))
+
+
+def test_what_captions_are_too_long_by(model):
+    assert model.cut_off("red") == ""
+    for caption in ("x " * 1200, "a red apple, " * 3 + "été 猫 " * 400):
+        beyond = model.cut_off(caption)
+        assert beyond and caption.endswith(beyond)
+        tokens = model.tokenizer(caption, add_special_tokens=False).input_ids
+        kept = model.tokenizer(caption.removesuffix(beyond), add_special_tokens=False).input_ids
+        assert 0 <= model.caption_tokens - len(kept) < 3  # a letter may be cut in two
+        assert kept[:-1] == tokens[: len(kept) - 1]
+
+
+# -- sampling ---------------------------------------------------------------------------------------------------------
+
+
+def test_samples_follow_from_the_seed(model):
+    options: dict[str, Any] = {"negative": "", "width": SIZE[1], "height": SIZE[0], "steps": 2, "guidance": 3.0}
+    first, again = (model.sample(["red"], **options, seed=1)[0] for _ in range(2))
+    _, other = model.sample(["red", "red"], **options, seed=0)
+    different = model.sample(["red"], **options, seed=2)[0]
+    assert first.size == SIZE[::-1]
+    assert first.tobytes() == again.tobytes() == other.tobytes() != different.tobytes()
+
+
+# -- layers -----------------------------------------------------------------------------------------------------------
+
+
+def test_named_targets_grow(row, model):
+    before: set[str] = set()
+    for layers, newcomer in row.newcomers.items():
+        found = set(match_layers(model, Targets(layers=layers))[0])
+        assert before < found and newcomer in found and newcomer not in before
+        assert all(in_denoiser(model, name) for name in found)
+        before = found
+    everything = {n for n, m in whole(model).named_modules() if isinstance(m, nn.Linear | nn.Conv2d)}
+    left = {name for name in everything - before if in_denoiser(model, name)}
+    assert left == {name for pattern in row.never for name in fnmatch.filter(everything, pattern)}
+
+
+def test_every_pattern_of_a_set_is_some_layers_of_the_denoiser_or_a_text_encoder(row, model):
+    layers = list(dict(whole(model).named_modules()))
+    for patterns in model.named_targets().values():
+        for pattern in patterns:
+            assert fnmatch.filter(layers, pattern) or "text_encoder" in pattern, pattern
+
+
+def test_text_encoders_join_when_asked(row, model):
+    found, problems = match_layers(model, Targets(layers="attention", text_encoders=True))
+    counts = {part: len([n for n in found if n.startswith(f"{part}.")]) for part in list(model.networks)[1:]}
+    assert (counts, problems) == (row.joining, [])
+
+
+def test_patterns_add_and_remove(row, model):
+    chosen, added = list(row.newcomers.values())[0], list(row.newcomers.values())[-1]
+    found, problems = match_layers(model, Targets(layers="attention", include=(added,), exclude=(chosen,)))
+    assert added in found and chosen not in found and problems == []
+
+
+def test_every_adapter_learns_and_checkpointing_changes_nothing(family, folder):
+    """Dropout stays off where transformers wants training mode."""
+    gradients = []
+    for checkpointing in (False, True):
+        model = loaded(family, folder)
+        layers = adapters_on(model, Targets(layers="all", text_encoders=True))
+        for layer in layers:
+            for parameter in layer.adapter.parameters():
+                nn.init.normal_(parameter, std=0.1, generator=torch.Generator().manual_seed(0))
+        if checkpointing:
+            model.enable_checkpointing()
+        predicted(model, ["red apple", "a face"]).square().sum().backward()
+        for layer in layers:
+            unread = layer.layer.name.startswith("text_encoder")  # a projection, or a layer after the one that is read
+            assert unread or all(p.grad is not None for p in layer.adapter.parameters()), layer.layer.name
+        gradients.append([p.grad for layer in layers for p in layer.adapter.parameters() if p.grad is not None])
+    for one, two in zip(*gradients, strict=True):
+        torch.testing.assert_close(one, two)
+
+
+@pytest.mark.parametrize("kind", ["nf4", "int8"])
+def test_quantised_base_still_predicts(row, family, folder, kind):
+    packed = loaded(family, folder, quantization=kind)
+    assert is_packed(next(iter(packed.networks.values())).get_submodule(row.packed))
+    assert torch.isfinite(predicted(packed, ["red"])).all()
+
+
+def test_half_precision(family, folder):
+    model = family.load(Base(path=str(folder)), CPU, torch.bfloat16)
+    result = predicted(model, ["red"])
+    assert result.dtype == torch.bfloat16 and torch.isfinite(result).all()
+    assert model.pipeline.vae.dtype == torch.float32
+
+
+# -- exporting --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("host", HOSTS)
+def test_every_layer_has_its_own_key(row, model, host):
+    layers, _ = match_layers(model, Targets(layers="all", text_encoders=True))
+    cannot = {n for pattern in row.unreachable for n in fnmatch.filter(layers, pattern)} if host == "diffusers" else ()
+    for layer in cannot:
+        with pytest.raises(ValueError, match="diffusers"):
+            model.export_key(layer, host)
+    layers = [layer for layer in layers if layer not in cannot]
+    assert len({model.export_key(layer, host) for layer in layers}) == len(layers)
+
+
+@pytest.mark.parametrize("host", HOSTS)
+def test_keys_spell_clips_text_model(model, host):
+    """transformers 5 has dropped that level from one of its classes; every host wants it (export.md 0.2)."""
+    with_level = "text_encoder.text_model.encoder.layers.0.mlp.fc1"
+    key = model.export_key(with_level, host)
+    assert key == model.export_key(with_level.replace("text_model.", ""), host)
+    assert "text_model" in key
+
+
+def test_metadata_names_the_architecture(model):
+    facts = model.metadata()
+    assert facts["modelspec.architecture"].endswith("/lora") and facts["ss_base_model_version"]
+    assert all(isinstance(value, str) for value in facts.values())
+
+
+# -- single checkpoints -----------------------------------------------------------------------------------------------
+
+
+def test_a_single_checkpoint_is_the_same_model(family, pair, model):
+    base = Base(path=str(pair[1]), config=str(pair[0]))
+    assert family.problems(base) == []
+    single = family.load(base, CPU, torch.float32)
+    assert single.networks.keys() == model.networks.keys()
+    for part in (*model.networks, "vae"):
+        ours, theirs = (m.pipeline.components[part].state_dict() for m in (single, model))
+        assert ours.keys() == theirs.keys()
+        assert [name for name in theirs if not torch.equal(ours[name], theirs[name])] == []
+    torch.testing.assert_close(predicted(single, ["red"]), predicted(model, ["red"]))  # not bit for bit: alignment
+    assert not any(p.requires_grad for p in whole(single).parameters())
+    skeleton, targets = family.skeleton(base), Targets(layers="all", text_encoders=True)
+    assert match_layers(skeleton, targets)[0] == match_layers(model, targets)[0]
+
+
+def test_a_damaged_checkpoint(family, pair, tmp_path):
+    (tmp_path / "x.safetensors").write_bytes(pair[1].read_bytes()[:1000])
+    base = Base(path=str(tmp_path / "x.safetensors"), config=str(pair[0]))
+    (problem,) = family.problems(base)
+    assert problem.startswith("base.path") and "damaged" in problem
+    with pytest.raises(ValueError, match=r"base\.path: .*could not be loaded"):
+        family.load(base, CPU, torch.float32)
+
+
+def test_an_incomplete_configuration_names_the_files(family, pair, tmp_path):
+    shutil.copytree(pair[0], tmp_path / "config", ignore=shutil.ignore_patterns("*.safetensors"))
+    base = Base(path=str(pair[1]), config=str(tmp_path / "config"))
+    assert family.problems(base) == []
+    for name in (*family.CONFIGS, INDEX):
+        kept = (tmp_path / "config" / name).read_bytes()
+        (tmp_path / "config" / name).unlink()
+        (problem,) = family.problems(base)
+        assert problem.startswith("base.config") and name in problem and "\n" not in problem
+        (tmp_path / "config" / name).write_bytes(kept)
+
+
+# -- what can be wrong ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "path, words",
+    [
+        ("", ["no model given", "--base", "HUB_ID"]),
+        ("nowhere/at/all", ["nowhere/at/all does not exist", "--base"]),
+        ("missing.safetensors", ["missing.safetensors does not exist"]),
+        ("nobody/nothing", ["nobody/nothing", "--base"]),
+    ],
+)
+def test_missing_models_are_explained(family, path, words):
+    (problem,) = family.problems(Base(path=path))
+    words = [family.HUB_ID if word == "HUB_ID" else word for word in words]
+    assert problem.startswith("base.path") and all(word in problem for word in words), problem
+
+
+def test_wrong_folders_and_files_are_explained(family, tmp_path):
+    (problem,) = family.problems(Base(path=str(tmp_path)))
+    assert INDEX in problem
+    (tmp_path / "model.ckpt").write_bytes(b"x")
+    (problem,) = family.problems(Base(path=str(tmp_path / "model.ckpt")))
+    assert "not a .safetensors" in problem
+
+
+def test_broken_weights_name_the_base(family, folder, tmp_path):
+    broken = tmp_path / "base"
+    shutil.copytree(folder, broken)
+    weights = next((broken / family.DENOISER).glob("*.safetensors"))
+    weights.write_bytes(b"not a safetensors file")
+    with pytest.raises(ValueError, match=r"base\.path: .*base could not be loaded"):
+        loaded(family, broken)

@@ -1,0 +1,65 @@
+"""A short training of every family with its shipped presets, from the command to files for every program.
+
+Exporting reads each file back, computes what the program would, and fails where that is not what was trained.
+"""
+
+from argparse import Namespace
+from pathlib import Path
+
+import pytest
+from safetensors import safe_open
+
+from modules.training.command import DONE, main
+from modules.training.events import read_events
+from scripts.export import run
+from tests.families.rows import FAMILIES, SIZE
+from tests.training.runs import draw_pictures
+
+HOSTS = {"lora": ("kohya", "diffusers"), "wora": ("kohya",), "doft_planes": ("diffusers",)}
+"""Presets, and programs besides ComfyUI whose files can hold what they train."""
+
+SMALL = {
+    "data.resolution": max(SIZE),
+    "training.steps": 3,
+    "training.precision": "float32",
+    "training.learning_rate": 0.01,
+    "training.warmup": 0,
+    "optimizer.name": "adamw",
+    "samples.steps": 2,
+    "samples.every": 0,
+    "export.dtype": "float32",
+}
+"""What the shipped presets leave to larger machines."""
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def stage(request, tmp_path_factory) -> tuple[str, Path]:
+    """The family's name, and a folder with a tiny base and pictures."""
+    row, folder = FAMILIES[request.param], tmp_path_factory.mktemp("stage")
+    row.make_pair(folder)
+    draw_pictures(folder / "pictures", 3, 0)
+    return row.family, folder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", HOSTS)
+def test_a_shipped_preset_trains_samples_and_exports(stage, method, tmp_path, forget_accelerate):
+    family, folder = stage
+    options = {
+        **SMALL,
+        "base": folder / "base",
+        "data.folders": folder / "pictures",
+        "data.cache_folder": folder / "cache",
+        "saving.folder": tmp_path,
+    }
+    words = [str(word) for key, value in options.items() for word in (f"--{key}", value)]
+    assert main(["--preset", f"{method}_{family}", "--name", "short", *words]) == DONE
+    events = read_events(tmp_path / "short" / "events.jsonl")
+    assert [event["step"] for event in events if event["event"] == "step"][-1] == 3
+    assert len([event for event in events if event["event"] == "sample"]) == 2 * 3
+    for host in HOSTS[method]:
+        arguments = Namespace(run=tmp_path / "short", host=host, rank=None, dtype=None, comfyui_norm=None, device="cpu",
+                              out=tmp_path / f"{host}.safetensors")
+        run(arguments)
+        with safe_open(arguments.out, "pt") as file:
+            assert file.metadata()["modelspec.architecture"].endswith("/lora") and len(file.keys()) > 10

@@ -1,0 +1,151 @@
+"""Models in their real sizes, without weights: the published configurations in tests/data/full_size.
+
+`python -m tests.full_size` writes docs/families.md from them (what each shipped preset adapts, and its file size), and
+tests/data/keys (how each host spells the layers), which a person has to compare with docs of the hosts when it changes.
+"""
+
+import json
+import re
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from modules import families
+from modules.export.export import expected_size
+from modules.preset.files import FOLDER, resolve
+from modules.preset.schema import Base, Preset
+from modules.training import setup
+from tests.tiny_sdxl import tokenizer as clip_tokenizer
+
+ROOT = Path(__file__).parents[1]
+CONFIGS = Path(__file__).parent / "data/full_size"
+KEYS = Path(__file__).parent / "data/keys"
+HOSTS = ("comfyui", "kohya", "diffusers")
+PAGE = ROOT / "docs/families.md"
+
+MODELS = {
+    "sd15": ("sd15", "StableDiffusionPipeline", "Stable Diffusion 1.5"),
+    "sd21": ("sd15", "StableDiffusionPipeline", "Stable Diffusion 2.1, 768 px"),
+    "sdxl": ("sdxl", "StableDiffusionXLPipeline", "Stable Diffusion XL 1.0"),
+    "sd35_medium": ("sd3", "StableDiffusion3Pipeline", "Stable Diffusion 3.5 medium"),
+    "sd35_large": ("sd3", "StableDiffusion3Pipeline", "Stable Diffusion 3.5 large"),
+    "flux_dev": ("flux", "FluxPipeline", "FLUX.1-dev"),
+    "flux_schnell": ("flux", "FluxPipeline", "FLUX.1-schnell"),
+}
+"""Folder: family, diffusers' pipeline, name. `sd21` and `sd15` are one family, as are the two FLUX."""
+
+INTRODUCTION = """# Families
+
+What the shipped presets adapt in models of real size. Counted on networks without weights, built from the published
+configurations (`tests/data/full_size`); written by `python -m tests.full_size`; a test fails when it is stale. File
+sizes are those of the ComfyUI file in float16; a method that ComfyUI can only hold as full differences has the size of
+the adapted layers.
+
+"""
+
+
+def make_folder(name: str, folder: Path) -> Path:
+    """A diffusers folder of the model without weights, with small tokenizers; its path."""
+    place = folder / name
+    shutil.copytree(CONFIGS / name, place)
+    index: dict[str, Any] = {"_class_name": MODELS[name][1]}
+    for part in sorted(place.iterdir()):
+        config = json.loads(next(part.glob("*.json")).read_text())
+        index[part.name] = (
+            ["diffusers", config["_class_name"]]
+            if "_class_name" in config
+            else ["transformers", *config["architectures"]]
+        )
+    for part in [part for part in index if part.startswith("text_encoder")]:
+        tokens = part.replace("text_encoder", "tokenizer")
+        index[tokens] = ["transformers", save_tokenizer(index[part][1], place / tokens)]
+    (place / "model_index.json").write_text(json.dumps(index))
+    return place
+
+
+def save_tokenizer(encoder: str, folder: Path) -> str:
+    """A small tokenizer for an encoder of this class; the tokenizer's class."""
+    if encoder.startswith("T5"):
+        from tests.tiny_t5 import tokenizer as t5_tokenizer
+
+        t5_tokenizer().save_pretrained(folder)
+        return "T5TokenizerFast"
+    clip_tokenizer(folder).save_pretrained(folder)
+    return "CLIPTokenizer"
+
+
+def skeleton(name: str, folder: Path) -> Any:
+    """The model of this name, without weights."""
+    base = Base(path=str(make_folder(name, folder)))
+    model, problems = families.read(MODELS[name][0], base)
+    assert not problems, problems
+    return model
+
+
+def key_list(model: Any, host: str) -> str:
+    """How `host` spells the model's layers: one line for all that differ in numbers only, in the model's order."""
+    lines = {}
+    for layer in setup.layer_names(model):
+        try:
+            key = model.export_key(layer, host)
+        except ValueError:
+            key = "(has no name there)"
+        lines[f"{numberless(layer)} -> {numberless(key)}"] = None
+    return "\n".join(lines) + "\n"
+
+
+def numberless(name: str) -> str:
+    """A name with # for each number that stands alone: `down_blocks.#.attn1`, `lora_unet_input_blocks_#_#_proj_in`."""
+    return re.sub(r"(?<=[._])\d+(?=[._]|$)", "#", name)
+
+
+def presets(family: str) -> list[Preset]:
+    """The shipped presets of a family, without those for the demo's small models."""
+    found = [resolve(path.stem).preset for path in sorted(FOLDER.glob("*.json"))]
+    return [preset for preset in found if preset.family == family and not preset.name.endswith("_demo")]
+
+
+def row(preset: Preset, base: Path) -> str:
+    """A line of the table."""
+    model = families.load_class(preset.family).skeleton(Base(path=str(base)))
+    adapted, problems = setup.attach_all(model, preset)
+    assert not problems, problems
+    size, forms = expected_size(adapted, preset.export)
+    parameters = sum(row.parameters for row in setup.layer_rows(adapted))
+    counted = ", ".join(f"{number} {form}" for form, number in forms.items())
+    return f"| `{preset.name}` | {len(adapted)} | {parameters:,} | {size / 2**20:,.1f} MiB | {counted} |"
+
+
+def page() -> str:
+    """docs/families.md."""
+    text = INTRODUCTION
+    with tempfile.TemporaryDirectory() as place:
+        for name, (family, _, title) in MODELS.items():
+            base = make_folder(name, Path(place))
+            model = families.load_class(family).skeleton(Base(path=str(base)))
+            denoiser = next(iter(model.networks.values()))
+            weights = sum(parameter.numel() for parameter in denoiser.parameters())
+            text += f"## {title}\n\nFamily `{family}`; the denoiser has {weights:,} weights and "
+            text += f"{len(setup.layer_names(model))} layers (text encoders included) that can be adapted. Named sets: "
+            text += ", ".join(f"`{target}`" for target in model.named_targets()) + ".\n\n"
+            text += "| preset | layers | parameters | file | form of the layers in it |\n|---|---|---|---|---|\n"
+            text += "\n".join(row(preset, base) for preset in presets(family)) + "\n\n"
+    return text.rstrip() + "\n"
+
+
+def write_keys() -> None:
+    """All lists of keys."""
+    KEYS.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as place:
+        for name in MODELS:
+            model = skeleton(name, Path(place))
+            for host in HOSTS:
+                (KEYS / f"{name}_{host}.txt").write_text(key_list(model, host), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    write_keys()
+    PAGE.write_text(page(), encoding="utf-8")
+    print(f"wrote {PAGE.relative_to(ROOT)}", file=sys.stderr)
