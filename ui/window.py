@@ -84,7 +84,8 @@ class Window(QMainWindow):
         self.on_origin_changed()
         self.resize(1100, 740)
         self.restoreGeometry(settings.state("window"))
-        self.navigation.show_page(settings.text("page", PRESETS))
+        for key in (PRESETS, settings.text("page")):  # a page that an older version had is not shown
+            self.navigation.show_page(key)
         self.navigation.setFocus()
 
     # -- pages --------------------------------------------------------------------------------------------------------
