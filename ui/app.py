@@ -31,7 +31,7 @@ def main(argv: Sequence[str], after_paint: Callable[[], None] | None = None) -> 
     app.setWindowIcon(icons.icon("target", theme.colors().accent))
     window = make_window(settings, arguments.preset or "")
     if after_paint is not None:
-        window.stack.installEventFilter(FirstPaint(after_paint, window))
+        window.navigation.viewport().installEventFilter(FirstPaint(after_paint, window))
     window.show()
     return app.exec()
 

@@ -84,7 +84,7 @@ class Window(QMainWindow):
         self.on_origin_changed()
         self.resize(1100, 740)
         self.restoreGeometry(settings.state("window"))
-        for key in (PRESETS, settings.text("page")):  # a page that an older version had is not shown
+        for key in (PRESETS, settings.text("page", PRESETS)):  # a page that an older version had is not shown
             self.navigation.show_page(key)
         self.navigation.setFocus()
 

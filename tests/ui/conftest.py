@@ -50,3 +50,22 @@ def document(qapp):
     document = Document(schema)
     document.open(files.read(places.PRESETS / "wora_demo.json", schema))
     return document
+
+
+@pytest.fixture
+def open_window(qapp, qtbot, monkeypatch):
+    """Makes windows that are closed in the end without a question, and do not ask the trainer."""
+    from ui.app import make_window
+    from ui.settings import Settings
+
+    windows = []
+    monkeypatch.setattr("ui.check.Check.on_quiet", lambda self: None)
+
+    def opened(preset: str = "wora_demo"):
+        window = make_window(Settings(), preset)
+        qtbot.addWidget(window, before_close_func=lambda one: one.document.mark_saved(one.document.origin))
+        windows.append(window)
+        window.show()
+        return window
+
+    return opened

@@ -7,39 +7,28 @@ import sys
 from pathlib import Path
 
 import pytest
-from PySide6.QtCore import Qt
-from PySide6.QtGui import QAccessible, QAction
-from PySide6.QtWidgets import QApplication, QLineEdit, QWidget
+from PySide6.QtWidgets import QApplication, QLineEdit
 
 from ui import dialogs, places, theme
-from ui.app import make_window
 from ui.check import Findings
 from ui.form import FormPage
 from ui.preset import files
 from ui.settings import Settings
-from ui.window import CHANGES, LAYERS, PICTURES, PRESETS, RUNS, Window
-
-
-@pytest.fixture
-def open_window(qapp, qtbot, monkeypatch):
-    """Makes windows that are closed in the end without a question, and do not ask the trainer."""
-    windows = []
-    monkeypatch.setattr("ui.check.Check.on_quiet", lambda self: None)
-
-    def opened(preset: str = "wora_demo") -> Window:
-        window = make_window(Settings(), preset)
-        qtbot.addWidget(window, before_close_func=lambda one: one.document.mark_saved(one.document.origin))
-        windows.append(window)
-        window.show()
-        return window
-
-    return opened
+from ui.window import PRESETS, RUNS
 
 
 def test_it_opens_the_preset_it_is_asked_for(open_window):
     window = open_window("doft_demo")
     assert window.document.origin.name == "doft_demo" and not window.isWindowModified()
     assert "doft_demo" in window.windowTitle() and window.name.text() == "doft_demo"
+
+
+@pytest.mark.parametrize("kept, shown", [(None, PRESETS), ("", ""), ("adapter", "adapter"), ("gone", PRESETS)])
+def test_it_begins_with_the_page_that_was_shown_last(open_window, kept, shown):
+    if kept is not None:
+        Settings().keep("page", kept)
+    window = open_window()
+    assert window.stack.currentWidget() is window.pages[shown]
 
 
 def test_without_being_asked_it_opens_one_that_can_be_trained_here(open_window):
@@ -205,26 +194,6 @@ def test_a_second_window_only_watches_and_says_so(open_window, qtbot):
     qtbot.waitUntil(lambda: second.queue.drives and not second.banners.sentences(), timeout=5000)
 
 
-def test_every_widget_that_takes_the_keyboard_has_a_name(open_window):
-    window = open_window()
-    for key in (PRESETS, "", "adapter", "data", "samples", PICTURES, LAYERS, CHANGES, RUNS):
-        window.show_page(key)
-        QApplication.processEvents()
-        nameless = [
-            (key, type(widget).__name__, widget.objectName())
-            for widget in window.stack.currentWidget().findChildren(QWidget)
-            if widget.focusPolicy() & Qt.FocusPolicy.TabFocus and widget.isVisible() and not spoken(widget)
-        ]
-        assert not nameless, nameless
-
-
-def spoken(widget: QWidget) -> str:
-    """What a screen reader says of a widget: its name, or its own text."""
-    interface = QAccessible.queryAccessibleInterface(widget)
-    inner = widget.objectName().startswith("qt_") or type(widget).__name__ in ("QScrollArea", "FormPage")
-    return interface.text(QAccessible.Text.Name) or widget.toolTip() or ("inside another" if inner else "")
-
-
 IMPORTS = """
 import os, sys
 from ui import app
@@ -248,37 +217,9 @@ def test_the_window_shows_without_torch_and_the_plots(own_memory):
     assert not loaded & heavy
 
 
-def test_the_shipped_orderexist():
+def test_the_shipped_places_exist():
     for place in (places.SCHEMA, places.PRESETS, places.TRAIN, places.LOOK):
         assert Path(place).exists(), place
-
-
-def test_no_two_actions_have_the_same_keys(open_window):
-    window = open_window()
-    for place in window.navigation.places:
-        if place.key is not None:
-            window.page(place.key)
-    keys: dict[str, list[str]] = {}
-    for action in window.findChildren(QAction):
-        if action.shortcutContext() in (Qt.ShortcutContext.WindowShortcut, Qt.ShortcutContext.ApplicationShortcut):
-            for sequence in action.shortcuts():
-                keys.setdefault(sequence.toString(), []).append(action.text())
-    assert len(keys) > 15
-    twice = {sequence: texts for sequence, texts in keys.items() if len(texts) > 1}
-    assert not twice
-
-
-def test_keys_work(open_window, qtbot, monkeypatch):
-    window = open_window()
-    qtbot.waitUntil(lambda: window.activateWindow() or QApplication.activeWindow() is window)
-    qtbot.keyClick(window.navigation, Qt.Key.Key_4, Qt.KeyboardModifier.ControlModifier)
-    assert window.stack.currentWidget() is window.pages[CHANGES]
-    qtbot.keyClick(window.stack.currentWidget(), Qt.Key.Key_F, Qt.KeyboardModifier.ControlModifier)
-    assert window.search.line.hasFocus()
-    dialogs_shown = []
-    monkeypatch.setattr(dialogs.QueueDialog, "exec", lambda self: dialogs_shown.append(self.name))
-    qtbot.keyClick(window.search.line, Qt.Key.Key_T, Qt.KeyboardModifier.ControlModifier)
-    assert len(dialogs_shown) == 1
 
 
 @pytest.mark.parametrize("leave", ["save", "close"])
