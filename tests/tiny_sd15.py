@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from tests.families.single_file import UNET, VAE, open_clip, renamed, unet_names, vae_names
-from tests.tiny_sdxl import tokenizer
+from tests.tiny_sdxl import SMALL_VAE, tokenizer
 
 NOISE = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012, "steps_offset": 1}
 CLIP, OPEN_CLIP = "cond_stage_model.transformer.text_model.", "cond_stage_model.model."
@@ -44,13 +44,7 @@ def make_pipeline(folder: Path, second: bool = False, seed: int = 0) -> StableDi
         use_linear_projection=second,
     )
     vae = AutoencoderKL(
-        block_out_channels=(8, 8),
-        down_block_types=("DownEncoderBlock2D",) * 2,
-        up_block_types=("UpDecoderBlock2D",) * 2,
-        layers_per_block=1,
-        norm_num_groups=4,
-        latent_channels=4,
-        sample_size=16,
+        **SMALL_VAE,
     )
     first: Any = PNDMScheduler(skip_prk_steps=True, **NOISE)
     scheduler = DDIMScheduler(prediction_type="v_prediction", clip_sample=False, **NOISE) if second else first

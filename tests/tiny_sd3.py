@@ -11,7 +11,7 @@ from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, SD3Transfo
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 
 from tests import tiny_t5
-from tests.tiny_sdxl import tokenizer
+from tests.tiny_sdxl import SMALL_VAE, tokenizer
 
 CLIP_L, CLIP_G, T5 = 12, 20, 40
 """Widths of the text encoders. They differ: diffusers tells those of a single checkpoint apart by them."""
@@ -53,13 +53,7 @@ def make_pipeline(folder: Path, t5: bool = True, seed: int = 0) -> StableDiffusi
 def small_vae() -> AutoencoderKL:
     """Two pixels per latent; shifted latents, no convolutions around them."""
     return AutoencoderKL(
-        block_out_channels=(8, 8),
-        down_block_types=("DownEncoderBlock2D",) * 2,
-        up_block_types=("UpDecoderBlock2D",) * 2,
-        layers_per_block=1,
-        norm_num_groups=4,
-        latent_channels=4,
-        sample_size=16,
+        **SMALL_VAE,
         force_upcast=False,
         use_quant_conv=False,
         use_post_quant_conv=False,

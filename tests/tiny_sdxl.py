@@ -9,6 +9,17 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 
 WORDS = ["red", "green", "blue", "apple", "heart", "face", "style", "a", "of", ","]
 
+SMALL_VAE = {
+    "block_out_channels": (8, 8),
+    "down_block_types": ("DownEncoderBlock2D",) * 2,
+    "up_block_types": ("UpDecoderBlock2D",) * 2,
+    "layers_per_block": 1,
+    "norm_num_groups": 4,
+    "latent_channels": 4,
+    "sample_size": 16,
+}
+"""Sizes of a small image encoder, for every family."""
+
 
 def tokenizer(folder: Path) -> CLIPTokenizer:
     """A CLIP tokenizer that knows letters and a few words."""
@@ -53,13 +64,7 @@ def make_pipeline(folder: Path, depth: tuple[int, ...] = (1, 1, 2), seed: int = 
         projection_class_embeddings_input_dim=6 * 4 + 16,
     )
     vae = AutoencoderKL(
-        block_out_channels=(8, 8),
-        down_block_types=("DownEncoderBlock2D",) * 2,
-        up_block_types=("UpDecoderBlock2D",) * 2,
-        layers_per_block=1,
-        norm_num_groups=4,
-        latent_channels=4,
-        sample_size=16,
+        **SMALL_VAE,
         force_upcast=False,
     )
     return StableDiffusionXLPipeline(

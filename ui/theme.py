@@ -306,7 +306,6 @@ QSplitter::handle:vertical { height: 1px; }
 
 QFrame[role="bar"] { background: @raised; border: none; border-bottom: 1px solid @border; }
 QFrame[role="foot"] { background: @raised; border: none; border-top: 1px solid @border; }
-QFrame[role="card"] { background: @raised; border: 1px solid @border; border-radius: 6px; }
 QFrame[role="banner"] { background: @selected; border: none; border-bottom: 1px solid @border; }
 QListWidget[role="navigation"] { background: @window; border: none; border-right: 1px solid @border; border-radius: 0; }
 QListWidget[role="navigation"]::item { padding: 4px 8px; border-radius: 4px; margin: 0 6px; }
