@@ -1,6 +1,7 @@
 """From the window to exported files, with the real trainer: queued, watched, closed and reopened, killed, resumed."""
 
 import json
+import re
 from pathlib import Path
 
 import psutil
@@ -110,9 +111,11 @@ def test_a_killed_trainer_is_told_and_resumed(open_window, qtbot):
     resume.trigger()
     wait_for(qtbot, window, folder, State.RUNNING, step=killed_at + 1)
     events = [json.loads(line) for line in (folder / "events.jsonl").read_text().splitlines()]
-    steps = [event["step"] for event in events if event["event"] == "step"]
-    begins = [now for before, now in zip(steps, steps[1:], strict=False) if now <= before]
-    assert begins and begins[0] % 3 == 1, f"goes on right after a state, which is kept every three steps: {begins}"
+    resumed = next(i for i, event in enumerate(events) if event["event"] == "stage" and event["name"] == "resume")
+    before, after = ([e["step"] for e in part if e["event"] == "step"] for part in (events[:resumed], events[resumed:]))
+    kept = int(re.findall(r"step (\d+)", events[resumed]["detail"])[0])
+    assert kept > 0 and kept % 3 == 0, "from a state, which is kept every three steps"
+    assert before[-1] - 3 <= kept <= before[-1] and after[0] == kept + 1, "the last one; no step is left out"
     stop = next(action for action in window.runs.run_actions if action.text().replace("&", "").startswith("Stop"))
     qtbot.waitUntil(stop.isEnabled, timeout=5_000)
     stop.trigger()
