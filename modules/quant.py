@@ -1,4 +1,4 @@
-"""Frozen base layers in packed formats: the only code that knows bitsandbytes' nf4 and int8 layouts."""
+"""Frozen base layers in packed formats or in main memory: the only code that knows nf4, int8 and fp8 layouts."""
 
 import copy
 from collections.abc import Callable
@@ -16,8 +16,13 @@ SCALES = 256
 
 
 def is_packed(layer: Any) -> bool:
-    """Whether the layer's weight is stored in a packed format."""
+    """Whether the layer's weight has to be made dense, or fetched, for each use."""
     return isinstance(layer, PackedLinear)
+
+
+def is_rounded(layer: Any) -> bool:
+    """Whether the layer computes with a rounded weight."""
+    return is_packed(layer) and layer.kind != "dense"
 
 
 def dense_weight(layer: Any, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -74,31 +79,23 @@ class Unpacked(nn.Linear):
 
 
 class PackedLinear(nn.Linear):
-    """A frozen linear layer that keeps its weight in nf4 or int8 and makes it dense anew whenever it is needed.
+    """A frozen linear layer that keeps its weight in nf4, int8 or fp8, or dense in main memory, and makes it dense on
+    its device anew whenever it is needed.
 
-    Not bitsandbytes' own layers. Theirs round the activations too (int8), repack the weight in place on some
-    processors as soon as they run in eval mode (nf4), cast their bias to whatever comes in, and keep their scales
-    where `network.to(device)` does not find them.
+    nf4 and int8 are not bitsandbytes' own layers. Theirs round the activations too (int8), repack the weight in place
+    on some processors as soon as they run in eval mode (nf4), cast their bias to whatever comes in, and keep their
+    scales where `network.to(device)` does not find them.
     """
 
     weight: Any
     bias: Any
 
     def __init__(self, layer: nn.Linear, kind: str, device: torch.device):
-        import bitsandbytes.functional as bnb
-
         nn.Module.__init__(self)  # nn.Linear's own would make a dense weight first
         self.out_features, self.in_features = layer.out_features, layer.in_features
-        self.dense_dtype = layer.weight.dtype
-        weight = layer.weight.detach().to(device)
-        if kind == "nf4":
-            packed, state = bnb.quantize_4bit(weight, blocksize=BLOCK, compress_statistics=True, quant_type="nf4")
-            second: Any = state.state2
-            scales = {"code": state.code, "absmax": state.absmax, "offset": state.offset}
-            scales |= {"second_code": second.code, "second_absmax": second.absmax}
-        else:
-            packed, rows, _ = bnb.int8_vectorwise_quant(weight.half())
-            scales = {"rows": rows}
+        self.kind, self.device, self.dense_dtype = kind, device, layer.weight.dtype
+        self.in_memory = False
+        packed, scales = PACKERS[kind](layer.weight.detach().to(device))
         self.weight = nn.Parameter(packed, requires_grad=False)
         bias = layer.bias
         self.register_parameter("bias", None if bias is None else nn.Parameter(bias.detach().to(device), False))
@@ -106,17 +103,16 @@ class PackedLinear(nn.Linear):
             self.register_buffer(name, scale)
         self.train(layer.training)
 
-    def unpacked(self, dtype: torch.dtype) -> Tensor:
-        """The dense weight `(out, in)`; `dtype` float32, bfloat16 or float16."""
-        import bitsandbytes.functional as bnb
+    def keep_in_memory(self) -> None:
+        """From now on the weight and its scales stay in main memory and come to the device for each use."""
+        self.in_memory = True
+        self._move()
 
-        if self.weight.dtype == torch.int8:
-            return bnb.int8_vectorwise_dequant(self.weight.data, self.rows).to(dtype)  # pyright: ignore
-        scales: Any = self
-        second = bnb.QuantState(scales.second_absmax, code=scales.second_code, blocksize=SCALES, dtype=torch.float32)
-        shape = torch.Size((self.out_features, self.in_features))
-        state = bnb.QuantState(scales.absmax, shape, scales.code, BLOCK, "nf4", dtype, scales.offset, second)
-        return bnb.dequantize_4bit(self.weight.data, state)
+    def unpacked(self, dtype: torch.dtype) -> Tensor:
+        """The dense weight `(out, in)` on the layer's device; `dtype` float32, bfloat16 or float16."""
+        here = {name: scale.to(self.device, non_blocking=True) for name, scale in self.named_buffers()}
+        weight = self.weight.detach().to(self.device, non_blocking=True)
+        return UNPACKERS[self.kind](weight, here, (self.out_features, self.in_features), dtype)
 
     def forward(self, input: Tensor) -> Tensor:
         """The dense layer of `dense_weight`."""
@@ -126,13 +122,87 @@ class PackedLinear(nn.Linear):
         return y if self.bias is None else y + self.bias.to(y.dtype)
 
     def _apply(self, fn, recurse: bool = True):
-        scales = dict(self.named_buffers())  # they belong to the packed format: a cast must not round them
-        stand_in = torch.empty(0, dtype=self.dense_dtype, device=self.weight.device)
-        super()._apply(fn, recurse)
-        for name, scale in scales.items():
-            setattr(self, name, scale.to(self.weight.device))
-        self.dense_dtype = fn(stand_in).dtype
+        """Weight and scales belong to the packed format: a cast must not round them. Those in memory stay there."""
+        moved = fn(torch.empty(0, dtype=self.dense_dtype, device=self.device))
+        self.device, self.dense_dtype = moved.device, moved.dtype
+        if self.bias is not None:
+            self.bias = nn.Parameter(fn(self.bias.detach()), requires_grad=False)
+        self._move()
         return self
+
+    def _move(self) -> None:
+        if self.kind == "dense":
+            self.weight = nn.Parameter(self.weight.detach().to(self.dense_dtype), requires_grad=False)
+        self.weight = nn.Parameter(self._at_home(self.weight.detach()), requires_grad=False)
+        for name, scale in list(self.named_buffers()):
+            setattr(self, name, self._at_home(scale))
+
+    def _at_home(self, tensor: Tensor) -> Tensor:
+        """`tensor` where it is kept. From pinned memory a copy to the device does not hold up the processor."""
+        if not self.in_memory:
+            return tensor.to(self.device)
+        tensor = tensor.to("cpu")
+        return tensor.pin_memory() if self.device.type == "cuda" else tensor
+
+
+# -- formats: weight (out, in) to what is kept and its scales, and back -----------------------------------------------
+
+
+def _pack_nf4(weight: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    import bitsandbytes.functional as bnb
+
+    packed, state = bnb.quantize_4bit(weight, blocksize=BLOCK, compress_statistics=True, quant_type="nf4")
+    second: Any = state.state2
+    scales = {"code": state.code, "absmax": state.absmax, "offset": state.offset}
+    return packed, scales | {"second_code": second.code, "second_absmax": second.absmax}
+
+
+def _unpack_nf4(packed: Tensor, scales: dict[str, Tensor], shape: tuple[int, int], dtype: torch.dtype) -> Tensor:
+    import bitsandbytes.functional as bnb
+
+    second = bnb.QuantState(
+        scales["second_absmax"], code=scales["second_code"], blocksize=SCALES, dtype=torch.float32
+    )
+    code, offset = scales["code"], scales["offset"]
+    state = bnb.QuantState(scales["absmax"], torch.Size(shape), code, BLOCK, "nf4", dtype, offset, second)
+    return bnb.dequantize_4bit(packed, state)
+
+
+def _pack_int8(weight: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    import bitsandbytes.functional as bnb
+
+    packed, rows, _ = bnb.int8_vectorwise_quant(weight.half())
+    return packed, {"rows": rows}
+
+
+def _unpack_int8(packed: Tensor, scales: dict[str, Tensor], shape: tuple[int, int], dtype: torch.dtype) -> Tensor:
+    import bitsandbytes.functional as bnb
+
+    return bnb.int8_vectorwise_dequant(packed, scales["rows"]).to(dtype)
+
+
+def _pack_fp8(weight: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    """e4m3 with a scale per row, so that each row's largest weight is the format's largest number. Kept as bytes: a
+    network is asked for the dtype of its weights."""
+    largest = weight.float().abs().amax(1)
+    rows = torch.where(largest > 0, largest / torch.finfo(torch.float8_e4m3fn).max, 1.0)
+    return (weight.float() / rows[:, None]).to(torch.float8_e4m3fn).view(torch.uint8), {"rows": rows}
+
+
+def _unpack_fp8(packed: Tensor, scales: dict[str, Tensor], shape: tuple[int, int], dtype: torch.dtype) -> Tensor:
+    return (packed.view(torch.float8_e4m3fn).float() * scales["rows"][:, None]).to(dtype)
+
+
+def _pack_dense(weight: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    return weight, {}
+
+
+def _unpack_dense(packed: Tensor, scales: dict[str, Tensor], shape: tuple[int, int], dtype: torch.dtype) -> Tensor:
+    return packed.to(dtype)
+
+
+PACKERS = {"nf4": _pack_nf4, "int8": _pack_int8, "fp8": _pack_fp8, "dense": _pack_dense}
+UNPACKERS = {"nf4": _unpack_nf4, "int8": _unpack_int8, "fp8": _unpack_fp8, "dense": _unpack_dense}
 
 
 def with_dense_weight(layer: Any, weight: Tensor) -> nn.Module:
@@ -152,7 +222,7 @@ def with_dense_weight(layer: Any, weight: Tensor) -> nn.Module:
 
 
 def pack_linears(network: nn.Module, kind: str, device: torch.device | None = None) -> None:
-    """Replace every `nn.Linear` in `network` by its packed version, kind `nf4` or `int8`, in place.
+    """Replace every `nn.Linear` in `network` by its packed version, kind `nf4`, `int8`, `fp8` or `dense`, in place.
 
     With `device`, one layer after the other is moved and packed there: the dense network never has to fit on it.
     """
@@ -160,3 +230,16 @@ def pack_linears(network: nn.Module, kind: str, device: torch.device | None = No
         for name, child in list(parent.named_children()):
             if type(child) is nn.Linear:
                 setattr(parent, name, PackedLinear(child, kind, device or child.weight.device))
+
+
+def keep_in_memory(network: nn.Module) -> None:
+    """Keep the weights of all linear layers of `network` in main memory, packed or dense as they are, in place."""
+    pack_linears(network, "dense")
+    for module in network.modules():
+        if isinstance(module, PackedLinear):
+            module.keep_in_memory()
+
+
+def device_of(layer: Any) -> torch.device:
+    """Where a frozen layer computes; its weight may be elsewhere."""
+    return layer.device if is_packed(layer) else layer.weight.device

@@ -15,15 +15,20 @@ from modules.quant import (
     FrozenTransposed,
     PackedLinear,
     dense_weight,
+    device_of,
     features,
     is_packed,
+    is_rounded,
+    keep_in_memory,
     pack_linears,
     with_dense_weight,
 )
 from tests.tiny_sdxl import make_folder
 
 CPU = torch.device("cpu")
-KINDS = pytest.mark.parametrize("kind", ["nf4", "int8"])
+KINDS = pytest.mark.parametrize("kind", ["nf4", "int8", "fp8", "dense"])
+ROUNDED = pytest.mark.parametrize("kind", ["nf4", "int8", "fp8"])
+BNB = pytest.mark.parametrize("kind", ["nf4", "int8"])
 SHAPES = pytest.mark.parametrize("shape", [(64, 128), (12, 64), (5, 3), (96, 320)])
 DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 
@@ -55,7 +60,7 @@ def theirs(layer: nn.Linear, kind: str) -> nn.Module:
 # -- the weight -------------------------------------------------------------------------------------------------------
 
 
-@KINDS
+@BNB
 @SHAPES
 @DTYPES
 def test_weight_is_what_bitsandbytes_dequantises(kind, shape, dtype):
@@ -70,7 +75,7 @@ def test_weight_is_what_bitsandbytes_dequantises(kind, shape, dtype):
     assert ours.shape == shape and ours.dtype == dtype and torch.equal(ours, expected)
 
 
-@KINDS
+@BNB
 @SHAPES
 def test_layer_computes_what_bitsandbytes_layer_does(kind, shape):
     layer, x = linear(shape), torch.randn(2, 7, shape[1])
@@ -87,6 +92,11 @@ def test_rounding_is_the_formats(kind, shape, dtype):
     if kind == "int8":  # 127 steps from zero to the row's largest, of a weight rounded to float16 first
         largest = weight.abs().amax(1, keepdim=True)
         assert (error <= largest * (0.5 / 127 + 2**-10)).all() and error.max() > 0
+    elif kind == "fp8":  # 3 bits after the first: half a step is a 16th, of the smallest numbers a step of their own
+        largest = weight.abs().amax(1, keepdim=True)
+        assert (error <= torch.maximum(weight.abs() / 16, largest / 448 * 2**-10) * 1.0001).all() and error.max() > 0
+    elif kind == "dense":
+        assert error.max() == 0
     else:  # the widest gap of nf4 is 0.304 of the block's largest; scales are rounded to 8 bits
         blocks = nn.functional.pad(weight.flatten(), (0, -weight.numel() % 64)).view(-1, 64)
         largest = blocks.abs().amax(1, keepdim=True).expand(-1, 64).flatten()[: weight.numel()].view(shape)
@@ -95,13 +105,14 @@ def test_rounding_is_the_formats(kind, shape, dtype):
         assert error.norm() / weight.norm() < 0.12
 
 
-def test_nf4_takes_a_seventh_of_the_memory_and_int8_a_quarter():
+def test_nf4_takes_a_seventh_of_the_memory_and_eight_bits_a_quarter():
     def size(layer):
         return sum(t.numel() * t.element_size() for t in layer.state_dict().values())
 
     layer = linear((512, 512), bias=False)
     assert size(layer) / size(packed(layer, "nf4")) > 7
     assert size(layer) / size(packed(layer, "int8")) > 3.9
+    assert size(layer) / size(packed(layer, "fp8")) > 3.9
 
 
 # -- the layer --------------------------------------------------------------------------------------------------------
@@ -183,7 +194,7 @@ def test_moves_and_copies_keep_every_bit(kind):
         assert torch.equal(dense_weight(other[0]), weight)
         assert torch.equal(other(x), expected)
     half = copy.deepcopy(network).bfloat16()
-    assert torch.equal(dense_weight(half[0]), weight), "a cast rounds no scale"
+    assert torch.equal(dense_weight(half[0]), weight if is_rounded(half[0]) else weight.bfloat16().float())
     assert half(x.bfloat16()).dtype == with_dense_weight(half[0], weight).weight.dtype == torch.bfloat16
     assert half[0].bias.dtype == torch.bfloat16
     twin = copy.deepcopy(network)
@@ -199,6 +210,31 @@ def test_everything_of_a_layer_moves_with_its_network(kind):
     moved = network.to("meta")
     assert all(t.is_meta for t in (*moved.parameters(), *moved.buffers()))
     assert not [name for name, value in vars(moved[0]).items() if isinstance(value, torch.Tensor)]
+
+
+@KINDS
+def test_weights_kept_in_memory_come_to_the_device_for_each_use(kind):
+    network = nn.Sequential(linear((64, 128)))
+    pack_linears(network, kind)
+    x = torch.randn(2, 128)
+    weight, expected = dense_weight(network[0]).clone(), network(x)
+    keep_in_memory(network)
+    assert torch.equal(dense_weight(network[0]), weight) and torch.equal(network(x), expected)
+    network.to("meta")  # stands for a GPU
+    layer = network[0]
+    assert device_of(layer).type == "meta" and layer.bias.is_meta
+    assert not any(tensor.is_meta for tensor in (layer.weight, *layer.buffers())), "the weight stays in main memory"
+    assert dense_weight(layer).is_meta and network(x.to("meta")).is_meta
+    assert is_rounded(layer) == (kind != "dense")
+
+
+def test_a_dense_layer_kept_in_memory_follows_casts():
+    network = nn.Sequential(linear((12, 64)))
+    weight = network[0].weight.clone()
+    keep_in_memory(network)
+    network.bfloat16()
+    assert network[0].weight.dtype == torch.bfloat16
+    assert torch.equal(dense_weight(network[0]), weight.bfloat16().float())
 
 
 @KINDS
@@ -283,10 +319,17 @@ def step(model: Model, method: str) -> dict[str, torch.Tensor]:
     return {f"{name}.{key}": p.grad for name, a in layers.items() for key, p in a.adapter.named_parameters()}
 
 
-@KINDS
+def placed(folder, kind: str, dtype: torch.dtype) -> Model:
+    base = Base(path=str(folder), quantization=kind)
+    model = Model.load(base, CPU, dtype)
+    model.place(base, texts=False)
+    return model
+
+
+@ROUNDED
 @pytest.mark.parametrize("method", ["lora", "wora"])
 def test_a_step_on_a_packed_model_is_the_dense_models(folder, kind, method):
-    model = Model.load(Base(path=str(folder), quantization=kind), CPU, torch.float32)
+    model = placed(folder, kind, torch.float32)
     dense = Model.load(Base(path=str(folder)), CPU, torch.float32)
     count = 0
     for name, module in model.networks["unet"].named_modules():
@@ -301,8 +344,8 @@ def test_a_step_on_a_packed_model_is_the_dense_models(folder, kind, method):
         assert (found[name] - gradient).norm() <= 1e-5 * gradient.norm(), name
 
 
-@KINDS
+@ROUNDED
 def test_a_packed_model_in_bfloat16_trains(folder, kind):
-    model = Model.load(Base(path=str(folder), quantization=kind), CPU, torch.bfloat16)
+    model = placed(folder, kind, torch.bfloat16)
     gradients = step(model, "lora")
     assert all(g.dtype == torch.float32 and torch.isfinite(g).all() and g.norm() > 0 for g in gradients.values())

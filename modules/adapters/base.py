@@ -152,7 +152,7 @@ def attach(network: nn.Module, name: str, config: AdapterConfig, seed: int) -> A
         torch.manual_seed(seed_of(seed, name))
         adapter = methods()[config.method].Adapter(config, layer)  # pyright: ignore
     weight: Any = base.weight
-    adapter.to(device=weight.device, dtype=torch.float64 if weight.dtype == torch.float64 else None)
+    adapter.to(device=quant.device_of(base), dtype=torch.float64 if weight.dtype == torch.float64 else None)
     adapted = Adapted(base, adapter, layer).train(base.training)
     setattr(parent, name.rpartition(".")[2], adapted)
     return adapted

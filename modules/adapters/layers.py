@@ -6,6 +6,7 @@ layer, the input channels of a convolution, the tokens of an embedding. Weights 
 """
 
 import math
+from functools import partial
 from typing import Any
 
 import torch
@@ -50,7 +51,9 @@ class Layer:
         if weight is not None:
             return F.linear(x, weight.to(x.dtype))
         if quant.is_packed(self.base):
-            return quant.FrozenLinear.apply(x, self.dense)
+            half = x.dtype in (torch.float16, torch.bfloat16)
+            dense = partial(quant.dense_weight, self.base, x.dtype if half else torch.float32)
+            return quant.FrozenLinear.apply(x, dense)
         return F.linear(x, self.base.weight)
 
     def add_bias(self, y: Tensor) -> Tensor:
@@ -139,7 +142,7 @@ class Layer:
 
     def _norm(self, name: str, compute) -> Tensor:
         kept = self._norms.get(name)
-        device = self.base.weight.device
+        device = quant.device_of(self.base)
         if kept is None or kept.device != device:
             kept = self._norms[name] = compute(self.dense().double())
         return kept

@@ -224,7 +224,7 @@ def _notes(layers: dict[str, Adapted], host: ModuleType, options: Export, report
                      f"{_megabytes(size)} in all; export.rank N writes an approximation instead")
     if options.rank is not None and not any("approximate" in form for form in report.forms.values()):
         found.append("export.rank changed nothing: every layer has an exact form for this host")
-    if any(quant.is_packed(adapted.base) for adapted in layers.values()):
+    if any(quant.is_rounded(adapted.base) for adapted in layers.values()):
         found.append("the base was quantised: the file was checked against the rounded weights it was trained on, and "
                      "on the full weights it does what it does there up to that rounding")
     return found

@@ -32,7 +32,7 @@ def apply_file(model: Any, path: Path, host: str, strength: float = 1.0) -> list
     found = verify.read(path, _spelling(model, list(bases), host), names)
     magnitudes = any(names.magnitude in tensors for tensors in found.values())
     arithmetic = verify.arithmetic(host, norm, magnitudes)
-    packed = [name for name in found if quant.is_packed(bases[name])]
+    packed = [name for name in found if quant.is_rounded(bases[name])]
     if packed:
         raise ValueError(f"{packed[0]} is quantised and cannot take a merged weight; load the base with "
                          "base.quantization none")

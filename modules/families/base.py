@@ -3,7 +3,7 @@
 A `Model` is loaded once per run and holds the frozen networks.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -16,6 +16,10 @@ from modules.preset.schema import Base
 
 Texts = dict[str, Tensor]
 """Encoded captions: named tensors, each with the captions along dimension 0."""
+
+
+Encode = Callable[[Sequence[str]], Texts]
+"""Gives the conditions of captions."""
 
 
 class Model(Protocol):
@@ -42,7 +46,17 @@ class Model(Protocol):
 
     @classmethod
     def load(cls, base: Base, device: torch.device, dtype: torch.dtype) -> "Model":
-        """The model with all networks frozen, in eval mode. Raises ValueError with a sentence for bad files."""
+        """The model with all networks frozen, in eval mode, in main memory; `device` is where it is to compute.
+        Raises ValueError with a sentence for bad files."""
+        ...
+
+    def place(self, base: Base, texts: bool) -> None:
+        """Bring the denoiser to the device, packed and kept in main memory as `base` asks, and text encoders if
+        `texts`. Encoders come by themselves when something is encoded, which is better done before."""
+        ...
+
+    def blocks(self) -> list[nn.Module]:
+        """The denoiser's repeated blocks, in order: the units of offloading, compiling and sharding."""
         ...
 
     @classmethod
@@ -97,14 +111,27 @@ class Model(Protocol):
         width, crop top and left, target height and width."""
         ...
 
+    def negative_prompt(self, given: str) -> str | None:
+        """The negative prompt that `sample` encodes when it is given this one; None: it uses none."""
+        ...
+
     def sample(
-        self, prompts: Sequence[str], negative: str, width: int, height: int, steps: int, guidance: float, seed: int
+        self,
+        prompts: Sequence[str],
+        negative: str,
+        width: int,
+        height: int,
+        steps: int,
+        guidance: float,
+        seed: int,
+        encode: Encode | None = None,
     ) -> list[Image]:
-        """One picture per prompt from fixed noise, with the networks as they are now (adapted)."""
+        """One picture per prompt from fixed noise, with the networks as they are now (adapted). `encode` gives the
+        conditions of prompts; without it the text encoders are fetched to the device."""
         ...
 
     def release_encoders(self, texts: bool) -> None:
-        """Move the image encoder, and the text encoders if `texts`, off the device; sampling fetches them back."""
+        """Move the image encoder, and the text encoders if `texts`, off the device. Encoding brings them back."""
         ...
 
     def export_key(self, layer: str, host: str) -> str:

@@ -172,8 +172,9 @@ class Model(FlowModel):
 
     @property
     def text_length(self) -> int:
-        """Tokens that the transformer sees of every caption: what dev and schnell were trained with."""
-        return 512 if self.guided else 256
+        """Tokens that the transformer sees of every caption: what dev and schnell were trained with, or fewer where the
+        tokenizer has a shorter limit."""
+        return min(512 if self.guided else 256, self.tokenizer.model_max_length)
 
     @property
     def tokenizer(self) -> Any:
@@ -218,10 +219,14 @@ class Model(FlowModel):
         """`(n, tokens, 4 c)` as `(n, c, h, w)`; `height` and `width` in pixels."""
         return self.pipeline._unpack_latents(latents, height, width, self.latent_factor)
 
+    def negative_prompt(self, given: str) -> str | None:
+        """None of its own: guidance is embedded."""
+        return given or None
+
     def call_pipeline(
         self,
-        prompt: str,
-        negative: str,
+        texts: protocol.Texts,
+        negative: protocol.Texts | None,
         width: int,
         height: int,
         steps: int,
@@ -230,15 +235,13 @@ class Model(FlowModel):
     ) -> Tensor:
         """Latents `(1, c, h, w)` of one picture; see the class for `negative` and `guidance`."""
         packed = self.pipeline(
-            prompt=prompt,
-            negative_prompt=negative or None,
-            true_cfg_scale=guidance if negative else 1.0,
-            guidance_scale=TRAINED_GUIDANCE if negative else guidance,
+            **self.conditions(texts, negative),
+            true_cfg_scale=1.0 if negative is None else guidance,
+            guidance_scale=guidance if negative is None else TRAINED_GUIDANCE,
             width=width,
             height=height,
             num_inference_steps=steps,
             generator=generator,
-            max_sequence_length=self.text_length,
             output_type="latent",
         ).images
         return self._unpacked(packed, height, width)

@@ -37,10 +37,17 @@ class Base(Section):
     )
     """The number format the frozen weights are kept in."""
 
-    quantization: Literal["none", "nf4", "int8"] = option(
-        "none", why="exact; choose nf4 or int8 when the model does not fit", group="Memory"
+    quantization: Literal["none", "fp8", "int8", "nf4"] = option(
+        "none", why="exact; choose fp8, then nf4, when the model does not fit", group="Memory"
     )
-    """Keep the frozen linear layers in 4 or 8 bits (bitsandbytes). Training then adapts the rounded weights."""
+    """Keep the denoiser's frozen linear layers in 8 bits (fp8 with a scale per row, or int8) or in 4 bits (nf4).
+    Training then adapts the rounded weights."""
+
+    offload_blocks: int = option(
+        0, why="off: slow; for models that do not fit in 4 bits", unit="blocks", group="Memory", advanced=True, ge=0
+    )
+    """Keep the weights of this many of the denoiser's blocks, the last ones, in main memory. They come to the device
+    for each use."""
 
 
 class Targets(Section):
@@ -171,6 +178,11 @@ class Training(Section):
 
     gradient_checkpointing: bool = option(True, why="a third slower for half of the memory", group="Memory")
     """Compute activations a second time in the backward pass instead of keeping them."""
+
+    compile: bool = option(
+        False, why="its first steps take minutes; worth it for long runs", group="Speed", advanced=True
+    )
+    """Compile the denoiser's repeated blocks (torch.compile). Results differ in the last bits."""
 
     seed: int = option(0, why="any number; the same seed gives the same run", ge=0, lt=2**32)
     """Order of pictures, noise, time steps and initial weights all follow from this number."""

@@ -1,6 +1,8 @@
 """Everything that can be said about a training before it starts, without touching anything."""
 
+import importlib.util
 import os
+import shutil
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -80,10 +82,19 @@ def _examine_training(preset: Preset, device_type: str, processes: int, found: F
         found.problems.append(
             "training.precision is float16, which trains on a GPU only, but the device is cpu: use auto or float32"
         )
+    if training.compile and not _can_compile(device_type):
+        needed = "a C++ compiler (g++, clang++ or cl)" if device_type == "cpu" else "the package triton"
+        found.problems.append(f"training.compile: needs {needed}, which is not installed; install it or turn this off")
     found.steps = 0 if training.epochs else training.steps
     if found.training is not None:
         found.steps = total_steps(training, _batches(preset, found.training, processes))
         found.notes += schedules.notes(training, found.steps)
+
+
+def _can_compile(device_type: str) -> bool:
+    if device_type == "cpu":
+        return any(shutil.which(compiler) for compiler in ("g++", "clang++", "cl"))
+    return importlib.util.find_spec("triton") is not None
 
 
 def _examine_model(preset: Preset, found: Findings) -> None:
@@ -92,6 +103,7 @@ def _examine_model(preset: Preset, found: Findings) -> None:
     if found.model is None:
         return
     found.problems += noise.problems(preset.objective, found.model.process)
+    found.problems += setup.block_problems(found.model, preset.base)
     found.layer_sets = list(found.model.named_targets())
     found.trainable_layers = len(setup.layer_names(found.model))
     found.adapted, problems = setup.attach_all(found.model, preset)

@@ -16,7 +16,7 @@ from modules.export.export import export
 from modules.export.metadata import Facts, facts_of
 from modules.training import samples
 from modules.training.optimizers import averaged
-from modules.training.session import Session, validation_captions
+from modules.training.session import Session, sample_prompts, validation_captions
 
 
 def noise_errors(
@@ -39,10 +39,10 @@ def validate(session: Session) -> None:
         return
     draws, process = session.preset.validation.draws, session.model.process
     levels = (torch.arange(draws, dtype=torch.float64) + 0.5) / draws
-    errors = []
+    captions, errors = validation_captions(session.preset, session.validation), []
     if session.accelerator.is_main_process:
         with averaged(session.optimizer), session.derived.frozen(), session.accelerator.autocast():
-            for picture, caption in zip(session.validation.pictures, validation_captions(session), strict=True):
+            for picture, caption in zip(session.validation.pictures, captions, strict=True):
                 mean, _ = session.latents.get(picture, False).chunk(2)
                 seeds = [seed_of("validation", picture.key, draw) for draw in range(draws)]
                 noise = torch.stack([objectives.sample_noise(s, 0, tuple(mean.shape), 0.0) for s in seeds])
@@ -62,12 +62,12 @@ def sample(session: Session) -> None:
     wanted = session.preset.samples
     if not wanted.enabled or not session.accelerator.is_main_process:
         return
-    prompts = sample_prompts(session)
+    prompts = sample_prompts(session.preset, session.index)
     side = session.preset.data.resolution
     size = (wanted.width or side, wanted.height or side)
     with averaged(session.optimizer), session.derived.frozen(), session.accelerator.autocast():
         pictures = session.model.sample(
-            prompts, wanted.negative, *size, wanted.steps, wanted.guidance, wanted.seed
+            prompts, wanted.negative, *size, wanted.steps, wanted.guidance, wanted.seed, session.encode
         )
     folder = session.run.folder
     for path, prompt in zip(samples.save_samples(folder, session.step, pictures), prompts, strict=True):
@@ -76,15 +76,10 @@ def sample(session: Session) -> None:
     samples.write_grid(folder, steps, prompts)
 
 
-def sample_prompts(session: Session) -> list[str]:
-    """The preset's prompts, or the captions of the first four pictures."""
-    return list(session.preset.samples.prompts) or [picture.caption for picture in session.index.pictures[:4]]
-
-
 def training_facts(session: Session) -> Facts:
     """What the files say about this training."""
     epoch = int(session.batches.epoch(session.step))
-    prompts = sample_prompts(session)
+    prompts = sample_prompts(session.preset, session.index)
     pictures = session.index.pictures
     return facts_of(pictures, session.preset, session.step, epoch, session.started, time.time(), prompts)
 

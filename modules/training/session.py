@@ -106,15 +106,13 @@ class Session:
 
 
 def prepare(preset: Preset, pictures: Pictures, run: Run, events: Events, accelerator: Accelerator) -> Session:
-    """Stations 4 to 8 of a run, and the last state if there is one. Raises ValueError for bad input."""
-    device = accelerator.device
-    events.write("stage", {"name": "load", "detail": f"loading {preset.base.path}"})
-    model, adapted = setup.load_and_attach(preset, device)
-    if preset.training.gradient_checkpointing:
-        model.enable_checkpointing()
-    index, validation = pictures.training, pictures.validation
+    """Stations 4 to 8 of a run, and the last state if there is one. Raises ValueError for bad input.
 
-    training = preset.training
+    Everything is encoded before the denoiser comes to the device: the two never have to fit at the same time.
+    """
+    events.write("stage", {"name": "load", "detail": f"loading {preset.base.path}"})
+    model = setup.load(preset, accelerator.device)
+    index, validation, training = pictures.training, pictures.validation, preset.training
     batches = Batches(
         index,
         preset.data,
@@ -125,10 +123,14 @@ def prepare(preset: Preset, pictures: Pictures, run: Run, events: Events, accele
         training.seed,
     )
     steps = total_steps(training, batches)
+    caches = make_caches(preset, model)
+    captions = captions_needed(preset, pictures, batches, steps, model)
+    fill_caches(caches, pictures, captions, events, accelerator)
+    model.release_encoders(texts=caches.texts is not None)
+
+    adapted = setup.place_and_attach(model, preset)
     groups = setup.parameter_groups(adapted, model, preset.targets)
     optimizer = accelerator.prepare(preset.optimizer.build(groups, training.learning_rate))
-    frozen_texts = not setup.trains_texts(adapted, model)
-    stable_captions = not (preset.data.shuffle or preset.data.part_dropout)
     session = Session(
         preset=preset,
         run=run,
@@ -142,12 +144,11 @@ def prepare(preset: Preset, pictures: Pictures, run: Run, events: Events, accele
         index=index,
         validation=validation,
         batches=batches,
-        latents=LatentCache(preset.data, model),
-        texts=TextCache(preset.data, model) if frozen_texts and stable_captions else None,
+        latents=caches.latents,
+        texts=caches.texts,
         steps=steps,
     )
     write_tables(session)
-    fill_caches(session)
     resume(session)
     return session
 
@@ -172,25 +173,49 @@ def write_tables(session: Session) -> None:
     events.write("stage", {"name": "adapters", "detail": detail})
 
 
-def fill_caches(session: Session) -> None:
-    """Encode what is not in the cache yet, then move encoders that are no longer needed off the device."""
-    session.events.write("stage", {"name": "cache", "detail": "encoding pictures and captions"})
-    pictures = [*session.index.pictures, *(session.validation.pictures if session.validation else ())]
-    with session.accelerator.main_process_first():
-        with progress_bar("encoding pictures", session) as move:
-            session.latents.fill(pictures, move)
-        if session.texts is not None:
-            captions = {*session.batches.captions(session.steps), *validation_captions(session)}
-            with progress_bar("encoding captions", session) as move:
-                session.texts.fill(captions, move)
-    session.model.release_encoders(texts=session.texts is not None)
+@dataclass(frozen=True)
+class Caches:
+    """What has been encoded."""
+
+    latents: LatentCache
+    texts: TextCache | None
+    """None where captions are encoded anew in each step."""
+
+
+def make_caches(preset: Preset, model: Any) -> Caches:
+    """Captions are kept where neither they nor the text encoders change."""
+    stable = not (preset.data.shuffle or preset.data.part_dropout) and not setup.trains_texts(model, preset.targets)
+    return Caches(LatentCache(preset.data, model), TextCache(preset.data, model) if stable else None)
+
+
+def captions_needed(preset: Preset, pictures: Pictures, batches: Batches, steps: int, model: Any) -> set[str]:
+    """Every caption and prompt of a training."""
+    wanted = {*batches.captions(steps), *validation_captions(preset, pictures.validation)}
+    if preset.samples.enabled:
+        negative = model.negative_prompt(preset.samples.negative)
+        wanted |= {*sample_prompts(preset, pictures.training), *(() if negative is None else (negative,))}
+    return wanted
+
+
+def fill_caches(
+    caches: Caches, pictures: Pictures, captions: set[str], events: Events, accelerator: Accelerator
+) -> None:
+    """Encode what is not in the cache yet."""
+    events.write("stage", {"name": "cache", "detail": "encoding pictures and captions"})
+    everything = [*pictures.training.pictures, *(pictures.validation.pictures if pictures.validation else ())]
+    main = accelerator.is_main_process
+    with accelerator.main_process_first():
+        with progress_bar("encoding pictures", main) as move:
+            caches.latents.fill(everything, move)
+        if caches.texts is not None:
+            with progress_bar("encoding captions", main) as move:
+                caches.texts.fill(captions, move)
 
 
 @contextmanager
-def progress_bar(title: str, session: Session) -> Iterator[Progress]:
+def progress_bar(title: str, shown: bool) -> Iterator[Progress]:
     """A bar that is told how far things are. It shows only what takes longer than a moment, and is gone afterwards."""
-    off = not session.accelerator.is_main_process
-    with tqdm(desc=title, total=1, delay=1, leave=False, disable=off, bar_format=BAR) as bar:
+    with tqdm(desc=title, total=1, delay=1, leave=False, disable=not shown, bar_format=BAR) as bar:
 
         def move(done: int, total: int) -> None:
             bar.total = total
@@ -199,11 +224,16 @@ def progress_bar(title: str, session: Session) -> Iterator[Progress]:
         yield move
 
 
-def validation_captions(session: Session) -> list[str]:
+def validation_captions(preset: Preset, validation: Index | None) -> list[str]:
     """Captions of the validation pictures as they are used: with the trigger, never shuffled or dropped."""
-    if session.validation is None:
+    if validation is None:
         return []
-    return [whole_caption(session.preset.data, picture.caption) for picture in session.validation.pictures]
+    return [whole_caption(preset.data, picture.caption) for picture in validation.pictures]
+
+
+def sample_prompts(preset: Preset, training: Index) -> list[str]:
+    """The preset's prompts, or the captions of the first four pictures."""
+    return list(preset.samples.prompts) or [picture.caption for picture in training.pictures[:4]]
 
 
 def resume(session: Session) -> None:

@@ -11,7 +11,7 @@ from torch import nn
 from modules import families
 from modules.adapters.base import Adapted, adapted_layers, attach
 from modules.adapters.layers import KINDS
-from modules.preset.schema import Preset, Targets
+from modules.preset.schema import Base, Preset, Targets
 from modules.training import noise
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -82,17 +82,45 @@ def attach_all(model: Any, preset: Preset) -> tuple[dict[str, Adapted], list[str
     return dict(adapted_layers(network)), problems
 
 
-def load_and_attach(preset: Preset, device: torch.device) -> tuple[Any, dict[str, Adapted]]:
-    """The frozen model on `device` with adapters at the start of training. Raises ValueError for what is wrong."""
+def load(preset: Preset, device: torch.device) -> Any:
+    """The frozen model in main memory, ready to encode on `device`. Raises ValueError for what is wrong."""
     model = families.load_class(preset.family).load(preset.base, device, base_dtype(preset, device))
-    problems = noise.problems(preset.objective, model.process)
-    if not problems:
-        noise.prepare(model, preset.objective)
-    adapted, more = attach_all(model, preset)
-    problems += more
+    if problems := noise.problems(preset.objective, model.process):
+        raise ValueError("\n".join(problems))
+    noise.prepare(model, preset.objective)
+    return model
+
+
+def place_and_attach(model: Any, preset: Preset) -> dict[str, Adapted]:
+    """Bring the denoiser to the device, and put adapters at the start of training on it and on text encoders that are
+    adapted. Raises ValueError for what is wrong."""
+    if problems := block_problems(model, preset.base):
+        raise ValueError("\n".join(problems))
+    model.place(preset.base, trains_texts(model, preset.targets))
+    adapted, problems = attach_all(model, preset)
     if problems:
         raise ValueError("\n".join(problems))
-    return model, adapted
+    if preset.training.gradient_checkpointing:
+        model.enable_checkpointing()
+    if preset.training.compile:
+        for block in model.blocks():
+            block.compile()
+    return adapted
+
+
+def block_problems(model: Any, base: Base) -> list[str]:
+    """Whether the model has as many blocks as are to be kept in main memory."""
+    count = len(model.blocks())
+    if base.offload_blocks <= count:
+        return []
+    return [f"base.offload_blocks: {base.offload_blocks} is more than the {count} blocks of this model; give {count} "
+            "to keep all of them in main memory"]
+
+
+def load_and_attach(preset: Preset, device: torch.device) -> tuple[Any, dict[str, Adapted]]:
+    """Both at once, for what needs no encoding before."""
+    model = load(preset, device)
+    return model, place_and_attach(model, preset)
 
 
 def parameter_groups(adapted: dict[str, Adapted], model: Any, targets: Targets) -> list[dict]:
@@ -143,9 +171,9 @@ def layer_table(adapted: dict[str, Adapted], method: str) -> str:
     return "\n".join(rows) + "\n"
 
 
-def trains_texts(adapted: dict[str, Adapted], model: Any) -> bool:
-    """Whether any layer outside the denoiser is adapted."""
-    return any(not in_denoiser(model, name) for name in adapted)
+def trains_texts(model: Any, targets: Targets) -> bool:
+    """Whether any layer outside the denoiser is to be adapted."""
+    return any(not in_denoiser(model, name) for name in match_layers(model, targets)[0])
 
 
 def in_denoiser(model: Any, name: str) -> bool:

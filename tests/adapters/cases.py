@@ -29,7 +29,7 @@ class Case:
     make: Callable[[], nn.Module]
     shape: tuple[int, ...]
     packing: str = ""
-    """"nf4", "int8" or dense."""
+    """"nf4", "int8", "fp8" or none."""
 
 
 CASES = [
@@ -42,6 +42,7 @@ CASES = [
     Case("embedding", "embedding", lambda: nn.Embedding(16, 12), (3, 7)),
     Case("nf4", "linear", lambda: nn.Linear(64, 12), (5, 64), packing="nf4"),
     Case("int8", "linear", lambda: nn.Linear(64, 12), (5, 64), packing="int8"),
+    Case("fp8", "linear", lambda: nn.Linear(64, 12), (5, 64), packing="fp8"),
 ]
 
 

@@ -3,50 +3,21 @@
 import fnmatch
 import shutil
 from operator import attrgetter
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from modules.adapters import methods
-from modules.adapters.base import Adapted, attach
 from modules.data.cache import TextCache
-from modules.families import load_class, names
+from modules.families import names
 from modules.families.parts.files import INDEX
 from modules.preset.schema import Base, Data, Targets
-from modules.quant import is_packed
 from modules.training.setup import in_denoiser, match_layers, whole
-from tests.families.rows import FAMILIES, SIZE, Row
+from tests.families.rows import FAMILIES, SIZE
+from tests.families.using import CPU, SIZES, adapters_on, loaded, predicted
 
-CPU = torch.device("cpu")
-SIZES = torch.tensor([[*map(float, SIZE), 0, 0, *map(float, SIZE)]])
 HOSTS = ("comfyui", "kohya", "diffusers")
-
-
-@pytest.fixture(scope="module", params=FAMILIES)
-def row(request) -> Row:
-    return FAMILIES[request.param]
-
-
-@pytest.fixture(scope="module")
-def pair(row, tmp_path_factory):
-    return row.make_pair(tmp_path_factory.mktemp(row.family))
-
-
-@pytest.fixture(scope="module")
-def folder(pair):
-    return pair[0]
-
-
-@pytest.fixture(scope="module")
-def family(row):
-    return load_class(row.family)
-
-
-def loaded(family, folder: Path, **options) -> Any:
-    return family.load(Base(path=str(folder), **options), CPU, torch.float32)
 
 
 @pytest.fixture(scope="module")
@@ -59,23 +30,6 @@ def model(family, folder):
 def own(family, folder):
     """A model that the test may change."""
     return loaded(family, folder)
-
-
-def inputs(model, count: int) -> tuple[Tensor, Tensor]:
-    """Noisy latents and times."""
-    side = [length // model.latent_factor for length in SIZE]
-    generator = torch.Generator().manual_seed(0)
-    noisy = torch.randn(count, model.latent_channels, *side, generator=generator)
-    return noisy, model.process.times(torch.linspace(0.1, 0.9, count, dtype=torch.float64), side[0] * side[1])
-
-
-def predicted(model, captions: list[str]) -> Tensor:
-    return model.predict(*inputs(model, len(captions)), model.encode_texts(captions), SIZES.expand(len(captions), -1))
-
-
-def adapters_on(model, targets: Targets) -> list[Adapted]:
-    config = methods()["lora"].Config(method="lora", rank=2)
-    return [attach(whole(model), name, config, 0) for name in match_layers(model, targets)[0]]
 
 
 # -- networks ---------------------------------------------------------------------------------------------------------
@@ -189,6 +143,23 @@ def test_samples_follow_from_the_seed(model):
     assert first.tobytes() == again.tobytes() == other.tobytes() != different.tobytes()
 
 
+def test_samples_are_made_of_the_conditions_that_are_given(model):
+    """A training has encoded its prompts before the denoiser came to the device."""
+    options: dict[str, Any] = {"width": SIZE[1], "height": SIZE[0], "steps": 2, "guidance": 3.0, "seed": 1}
+    asked = []
+
+    def encode(captions):
+        asked.extend(captions)
+        return model.encode_texts(captions)
+
+    (expected,) = model.sample(["red"], "a face", **options)
+    (found,) = model.sample(["red"], "a face", **options, encode=encode)
+    assert found.tobytes() == expected.tobytes() and sorted(asked) == ["a face", "red"]
+    much = {name: 20 * tensor for name, tensor in model.encode_texts(["red"]).items()}
+    (other,) = model.sample(["red"], "a face", **options, encode=lambda _: much)
+    assert other.tobytes() != expected.tobytes()
+
+
 # -- layers -----------------------------------------------------------------------------------------------------------
 
 
@@ -241,20 +212,6 @@ def test_every_adapter_learns_and_checkpointing_changes_nothing(family, folder):
         gradients.append([p.grad for layer in layers for p in layer.adapter.parameters() if p.grad is not None])
     for one, two in zip(*gradients, strict=True):
         torch.testing.assert_close(one, two)
-
-
-@pytest.mark.parametrize("kind", ["nf4", "int8"])
-def test_quantised_base_still_predicts(row, family, folder, kind):
-    packed = loaded(family, folder, quantization=kind)
-    assert is_packed(next(iter(packed.networks.values())).get_submodule(row.packed))
-    assert torch.isfinite(predicted(packed, ["red"])).all()
-
-
-def test_half_precision(family, folder):
-    model = family.load(Base(path=str(folder)), CPU, torch.bfloat16)
-    result = predicted(model, ["red"])
-    assert result.dtype == torch.bfloat16 and torch.isfinite(result).all()
-    assert model.pipeline.vae.dtype == torch.float32
 
 
 # -- exporting --------------------------------------------------------------------------------------------------------

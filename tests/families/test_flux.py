@@ -6,6 +6,7 @@ import torch
 from modules.adapters import methods
 from modules.adapters.base import attach, detach
 from modules.families.flux import Model
+from modules.families.parts.pipeline import ARGUMENTS
 from modules.objectives import Flow
 from modules.preset.schema import Base, Preset, Targets
 from modules.training.check import examine
@@ -128,9 +129,13 @@ def test_a_negative_prompt_is_true_guidance(models, dev, monkeypatch):
 
     monkeypatch.setattr(type(model.pipeline), "__call__", recorded)
     with_negative = picture(model, "blue heart", 3.0)
-    assert (given["true_cfg_scale"], given["guidance_scale"], given["negative_prompt"]) == (3.0, 1.0, "blue heart")
+    assert (given["true_cfg_scale"], given["guidance_scale"]) == (3.0, 1.0)
+    for name, expected in model.encode_texts(["blue heart"]).items():
+        assert torch.equal(given[f"negative_{ARGUMENTS[name]}"], expected)
+    given.clear()
     without = picture(model, "", 3.0)
-    assert (given["true_cfg_scale"], given["guidance_scale"], given["negative_prompt"]) == (1.0, 3.0, None)
+    assert (given["true_cfg_scale"], given["guidance_scale"]) == (1.0, 3.0)
+    assert not any(name.startswith("negative") for name in given)
     assert with_negative != without != picture(model, "a", 3.0) != with_negative
 
 

@@ -91,6 +91,7 @@ def test_plain_fp8_is_read_as_the_rounded_weights(place, folder, tmp_path):
 def test_quantisation(place, kind):
     base = in_file(place, "alone.safetensors").model_copy(update={"quantization": kind})
     model = Model.load(base, CPU, torch.bfloat16)
+    model.place(base, texts=False)
     assert is_packed(model.pipeline.transformer.single_transformer_blocks[0].proj_mlp)
     args = (torch.randn(1, 4, 8, 8), torch.tensor([100.0]), model.encode_texts(["red"]), torch.zeros(1, 6))
     assert torch.isfinite(model.predict(*args)).all()

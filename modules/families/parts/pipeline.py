@@ -25,6 +25,10 @@ if TYPE_CHECKING:
     from typing import Self
 
 
+ARGUMENTS = {"hidden": "prompt_embeds", "pooled": "pooled_prompt_embeds"}
+"""What diffusers' pipelines call the parts of an encoded prompt."""
+
+
 class PipelineModel:
     """A loaded base; see `families.base.Model` for what each part answers."""
 
@@ -49,7 +53,7 @@ class PipelineModel:
     bucket_step: int
 
     def __init__(self, pipeline: Any, device: torch.device):
-        self.pipeline, self.device = pipeline, device
+        self.pipeline, self.device = _computing_on(device, pipeline), device
         components = {name: pipeline.components[name] for name in (self.DENOISER, *self.TEXT_ENCODERS)}
         self.networks: dict[str, nn.Module] = {name: part for name, part in components.items() if part is not None}
         self.text_encoders = [name for name in self.TEXT_ENCODERS if name in self.networks]
@@ -104,18 +108,17 @@ class PipelineModel:
 
     def call_pipeline(
         self,
-        prompt: str,
-        negative: str,
+        texts: protocol.Texts,
+        negative: protocol.Texts | None,
         width: int,
         height: int,
         steps: int,
         guidance: float,
         generator: torch.Generator,
     ) -> Tensor:
-        """Latents `(1, c, h, w)` of one picture."""
+        """Latents `(1, c, h, w)` of one picture; `texts` and `negative` are conditions of one caption each."""
         return self.pipeline(
-            prompt=prompt,
-            negative_prompt=negative,
+            **self.conditions(texts, negative),
             width=width,
             height=height,
             num_inference_steps=steps,
@@ -123,6 +126,14 @@ class PipelineModel:
             generator=generator,
             output_type="latent",
         ).images
+
+    def negative_prompt(self, given: str) -> str | None:
+        """What guidance leads away from: the empty prompt too."""
+        return given
+
+    def encode_texts(self, captions: Sequence[str]) -> protocol.Texts:
+        """Conditions of the captions, named as in `ARGUMENTS`."""
+        raise NotImplementedError
 
     # -- loading ------------------------------------------------------------------------------------------------------
 
@@ -139,7 +150,7 @@ class PipelineModel:
 
     @classmethod
     def load(cls, base: Base, device: torch.device, dtype: torch.dtype) -> Self:
-        """The frozen pipeline, the denoiser quantised if asked for. The VAE keeps its own number format."""
+        """The frozen pipeline in main memory. The VAE keeps its own number format."""
         from diffusers.loaders.single_file_utils import SingleFileComponentError
 
         try:
@@ -151,11 +162,27 @@ class PipelineModel:
         pipeline.set_progress_bar_config(disable=True)
         for network in (*model.networks.values(), pipeline.vae):
             network.requires_grad_(False).eval()
-        if base.quantization != "none":
-            quant.pack_linears(model.networks[cls.DENOISER], base.quantization, device)
-        pipeline.to(device)
         pipeline.vae.to(cls.VAE_DTYPE)
         return model
+
+    def place(self, base: Base, texts: bool) -> None:
+        """Bring the denoiser, and text encoders if `texts`, to the device. Linear layers are packed there one by one,
+        and packed weights go back to main memory, so that the whole never has to fit."""
+        denoiser: Any = self.networks[self.DENOISER]
+        if base.quantization != "none":
+            quant.pack_linears(denoiser, base.quantization, self.device)
+        blocks = self.blocks()
+        for block in blocks[len(blocks) - base.offload_blocks :]:
+            quant.keep_in_memory(block)
+        denoiser.to(self.device)
+        for name in self.text_encoders if texts else ():
+            self.present(name)
+
+    def blocks(self) -> list[nn.Module]:
+        """The denoiser's transformer blocks, in order; nearly all of its linear layers are in them."""
+        denoiser: Any = self.networks[self.DENOISER]
+        names = denoiser._repeated_blocks or denoiser._no_split_modules
+        return [module for module in denoiser.modules() if type(module).__name__ in names]
 
     @classmethod
     def skeleton(cls, base: Base) -> Self:
@@ -169,7 +196,7 @@ class PipelineModel:
 
         self.pipeline.components[self.DENOISER].enable_gradient_checkpointing()
         for name in self.text_encoders:
-            self.pipeline.components[name].gradient_checkpointing_enable()
+            self.pipeline.components[name].activation_checkpointing_enable()
             for module in self.networks[name].modules():
                 if isinstance(module, GradientCheckpointingLayer):
                     module.training = True  # it checkpoints in training mode only; dropout inside stays in eval mode
@@ -210,17 +237,30 @@ class PipelineModel:
 
     @torch.no_grad()
     def sample(
-        self, prompts: Sequence[str], negative: str, width: int, height: int, steps: int, guidance: float, seed: int
+        self,
+        prompts: Sequence[str],
+        negative: str,
+        width: int,
+        height: int,
+        steps: int,
+        guidance: float,
+        seed: int,
+        encode: protocol.Encode | None = None,
     ) -> list[Image]:
         """One picture per prompt; the noise of picture `i` follows from `seed + i`."""
-        for name in self.text_encoders:
-            self.present(name)
+        encode, against = encode or self.encode_texts, self.negative_prompt(negative)
+        away = None if against is None else encode([against])
         pictures = []
         for number, prompt in enumerate(prompts):
-            generator = torch.Generator().manual_seed(seed + number)
-            pictures += self._decode(self.call_pipeline(prompt, negative, width, height, steps, guidance, generator))
+            generator, texts = torch.Generator().manual_seed(seed + number), encode([prompt])
+            pictures += self._decode(self.call_pipeline(texts, away, width, height, steps, guidance, generator))
         self._release_again()
         return pictures
+
+    def conditions(self, texts: protocol.Texts, negative: protocol.Texts | None) -> dict[str, Tensor]:
+        """Encoded prompts as the pipelines are given them."""
+        given = {ARGUMENTS[name]: value for name, value in texts.items()}
+        return given | {f"negative_{ARGUMENTS[name]}": value for name, value in (negative or {}).items()}
 
     def release_encoders(self, texts: bool) -> None:
         """Move the VAE, and the text encoders if `texts`, off the device."""
@@ -233,7 +273,10 @@ class PipelineModel:
 
     def present(self, name: str) -> Any:
         """The pipeline's part `name`, on the device."""
-        return self.pipeline.components[name].to(self.device)
+        part = self.pipeline.components[name]
+        if part.device.type != self.device.type:  # adapters in it would forget what they have derived
+            part.to(self.device)
+        return part
 
     # -- hashes -------------------------------------------------------------------------------------------------------
 
@@ -245,6 +288,14 @@ class PipelineModel:
     def base_hash(self) -> str:
         """sha256 of the denoiser's weights."""
         return files.weights_hash(self.networks[self.DENOISER])
+
+
+def _computing_on(device: torch.device, pipeline: Any) -> Any:
+    """The pipeline, made to compute on `device`. By itself it goes by its first network, which may be an encoder that
+    has been moved away."""
+    kind = type(pipeline)
+    pipeline.__class__ = type(kind.__name__, (kind,), {"_execution_device": property(lambda _: device)})
+    return pipeline
 
 
 def _component(kind: list[str | None], name: str, source: str) -> Any:

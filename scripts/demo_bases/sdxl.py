@@ -1,0 +1,117 @@
+"""The SDXL kind of demo base: a UNet and two CLIP text encoders, trained together to predict noise."""
+
+# diffusers annotates tuples of any length as tuple[int], and outputs as their tuple form:
+# pyright: reportArgumentType=false, reportAttributeAccessIssue=false
+import argparse
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from scripts.demo_data import SIZE
+from scripts.demo_training import Captions, Stage, draw, error_by_scale, fast, latents_of, make_clip, write_pipeline
+
+OPTIONS = {"steps": 6500, "learning_rate": 1.2e-3, "out": Path("demo/base"), "vae": None}
+"""Defaults of make_demo_base.py for this kind."""
+
+WIDTH = 96
+"""Of each text encoder."""
+
+SCHEDULE = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012, "num_train_timesteps": 1000}
+
+
+def make_unet() -> diffusers.UNet2DConditionModel:
+    """SDXL's layout with two blocks, attention in the lower one."""
+    return diffusers.UNet2DConditionModel(
+        sample_size=SIZE // 4,
+        block_out_channels=(64, 128),
+        layers_per_block=2,
+        norm_num_groups=16,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        transformer_layers_per_block=(1, 1),
+        attention_head_dim=(2, 4),
+        cross_attention_dim=2 * WIDTH,
+        use_linear_projection=True,
+        addition_embed_type="text_time",
+        addition_time_embed_dim=8,
+        projection_class_embeddings_input_dim=6 * 8 + WIDTH,
+    )
+
+
+class Generator(nn.Module):
+    """UNet and text encoders, trained together."""
+
+    unet: Any
+    first: Any
+    second: Any
+
+    def __init__(self, unet: nn.Module, first: nn.Module, second: nn.Module):
+        super().__init__()
+        self.unet, self.first, self.second = unet, first, second
+
+    def forward(self, noisy: Tensor, timesteps: Tensor, tokens: Tensor) -> Tensor:
+        """The predicted noise, conditioned as `StableDiffusionXLPipeline` does."""
+        one, two = (e(tokens, output_hidden_states=True) for e in (self.first, self.second))
+        hidden = torch.cat([one.hidden_states[-2], two.hidden_states[-2]], -1)
+        sizes = torch.tensor([[SIZE, SIZE, 0, 0, SIZE, SIZE]], dtype=noisy.dtype).expand(len(noisy), -1)
+        added = {"text_embeds": two.text_embeds, "time_ids": sizes}
+        return self.unet(noisy, timesteps, hidden, added_cond_kwargs=added).sample
+
+
+def train(vae: Any, pictures: Tensor, captions: Captions, tokenizer: Any, arguments: argparse.Namespace) -> None:
+    """Noise prediction on the latents; the caption is left out one time in ten, for guidance. Writes the folder."""
+    torch.manual_seed(arguments.seed + 1)
+    model = Generator(make_unet(), make_clip(tokenizer, WIDTH), make_clip(tokenizer, WIDTH, projected=True))
+    stage = Stage("generator", model, arguments.steps, arguments.learning_rate, arguments.work)
+    alphas = diffusers.DDPMScheduler(**SCHEDULE).alphas_cumprod
+    mean, std = latents_of(vae, pictures)
+    padded = {"padding": "max_length", "truncation": True, "return_tensors": "pt"}
+    ids = captions.encoded(lambda texts: tokenizer(texts, **padded).input_ids)
+    losses: list[float] = []
+
+    def loss_of(step: int) -> Tensor:
+        generator = draw(arguments.seed + 1, step)
+        chosen = captions.choose(arguments.batch, generator)
+        left_out = torch.rand(len(chosen), generator=generator) < 0.1
+        tokens = [ids.empty if out else ids.of[n][c] for (n, c), out in zip(chosen, left_out, strict=True)]
+        numbers = torch.tensor([number for number, _ in chosen])
+        latents = mean[numbers] + std[numbers] * torch.randn(mean[numbers].shape, generator=generator)
+        noise = torch.randn(latents.shape, generator=generator)
+        timesteps = (1000 * torch.rand(len(chosen), generator=generator).sqrt()).long()  # noisy ones oftener
+        signal = alphas[timesteps].view(-1, 1, 1, 1)
+        with fast():
+            predicted = model(signal.sqrt() * latents + (1 - signal).sqrt() * noise, timesteps, torch.stack(tokens))
+        error = predicted.float() - noise
+        snr = signal.flatten() / (1 - signal.flatten())
+        losses.append(float(error.detach().square().mean()))
+        return (error_by_scale(error) * snr.clamp(max=5) / snr).mean()
+
+    def look(step: int) -> None:
+        print(f"\nstep {step}: noise error {np.mean(losses[-250:]):.4f}", flush=True)
+        if step % 1000 == 0 or step == arguments.steps:
+            kept = {k: v.clone() for k, v in model.state_dict().items()}
+            model.load_state_dict(stage.average)
+            write(vae, model, tokenizer, arguments)
+            model.load_state_dict(kept)
+
+    stage.run(loss_of, look=look)
+    write(vae, model, tokenizer, arguments)
+
+
+def write(vae: Any, model: Generator, tokenizer: Any, arguments: argparse.Namespace) -> None:
+    """The diffusers folder."""
+    pipeline = diffusers.StableDiffusionXLPipeline(
+        vae=vae,
+        text_encoder=model.first,
+        text_encoder_2=model.second,
+        tokenizer=tokenizer,
+        tokenizer_2=tokenizer,
+        unet=model.unet,
+        scheduler=diffusers.EulerDiscreteScheduler(**SCHEDULE, timestep_spacing="trailing"),
+        add_watermarker=False,
+    )
+    write_pipeline(pipeline, arguments.out)

@@ -1,0 +1,51 @@
+"""What every family does to need less memory: packed weights, blocks in main memory, encoders that come and go."""
+
+import pytest
+import torch
+from torch import nn
+
+from modules.preset.schema import Base, Targets
+from modules.quant import is_packed
+from tests.families.using import CPU, adapters_on, loaded, predicted
+
+
+@pytest.mark.parametrize("kind", ["nf4", "int8", "fp8"])
+def test_quantised_base_still_predicts(row, family, folder, kind):
+    packed = loaded(family, folder, quantization=kind)
+    assert is_packed(next(iter(packed.networks.values())).get_submodule(row.packed))
+    assert torch.isfinite(predicted(packed, ["red"])).all()
+
+
+@pytest.mark.parametrize("kind", ["none", "nf4"])
+def test_blocks_kept_in_main_memory_change_nothing(family, folder, kind):
+    plain, kept = loaded(family, folder, quantization=kind), loaded(family, folder, quantization=kind, offload_blocks=2)
+    blocks = kept.blocks()
+    inside = [layer for block in blocks[-2:] for layer in block.modules() if isinstance(layer, nn.Linear)]
+    assert len(blocks) > 2 and inside and all(layer.in_memory for layer in inside)
+    assert not any(is_packed(layer) and layer.in_memory for block in blocks[:-2] for layer in block.modules())
+    gradients = []
+    for model in (plain, kept):
+        layers = adapters_on(model, Targets(layers="attention"))
+        for layer in layers:
+            for parameter in layer.adapter.parameters():
+                nn.init.normal_(parameter, std=0.1, generator=torch.Generator().manual_seed(0))
+        predicted(model, ["red apple"]).square().sum().backward()
+        gradients.append([p.grad for layer in layers for p in layer.adapter.parameters()])
+    for one, two in zip(*gradients, strict=True):
+        torch.testing.assert_close(one, two)
+
+
+def test_half_precision(family, folder):
+    model = family.load(Base(path=str(folder)), CPU, torch.bfloat16)
+    result = predicted(model, ["red"])
+    assert result.dtype == torch.bfloat16 and torch.isfinite(result).all()
+    assert model.pipeline.vae.dtype == torch.float32
+
+
+def test_the_pipeline_computes_where_the_model_does(family, folder):
+    """Also while its encoders are elsewhere: the device "meta" stands for a GPU."""
+    model = family.load(Base(path=str(folder)), torch.device("meta"), torch.float32)
+    model.place(Base(path=str(folder)), texts=False)
+    assert next(model.networks[model.DENOISER].parameters()).is_meta
+    assert model.pipeline.device.type == "cpu" or model.pipeline.vae.device.type == "cpu"
+    assert model.pipeline._execution_device.type == "meta"
