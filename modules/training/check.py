@@ -174,6 +174,7 @@ def report(preset: Preset, found: Findings, processes: int = 1) -> dict[str, Any
         "steps_per_epoch": _batches(preset, index, processes).steps_per_epoch if index else 0,
         "file_bytes": found.file_bytes,
         "forms": found.forms,
+        "probe": None,
     }
 
 
@@ -190,5 +191,19 @@ def text(facts: dict[str, Any]) -> str:
     lines += [f"{facts['pictures']} pictures, {facts['validation_pictures']} for validation", facts["buckets"]]
     lines.append(f"{facts['steps']} steps, {facts['steps_per_epoch']} per epoch")
     forms = ", ".join(f"{count} {form}" for form, count in facts["forms"].items())
+    lines += measured(facts["probe"]) if facts["probe"] else []
     lines.append(f"exported file: about {facts['file_bytes'] / 2**20:.1f} MiB ({forms})")
     return "\n".join(lines)
+
+
+def measured(facts: dict[str, Any]) -> list[str]:
+    """What a probe has found, as a person reads it."""
+    width, height = facts["bucket"]
+    hours, minutes = divmod(round(facts["seconds"] / 60), 60)
+    training, preparing, total = (facts[name] / 1024 for name in ("training_mb", "preparing_mb", "total_mb"))
+    return [
+        f"measured on {facts['device']} at {width} x {height}, the largest bucket:",
+        f"  peak memory {training:.2f} GiB in training, {preparing:.2f} GiB while preparing, of {total:.1f} GiB",
+        f"  {facts['seconds_per_step']:.2f} s per step: {hours} h {minutes:02} min for all steps; samples, validation "
+        "and saving come on top",
+    ]

@@ -10,6 +10,7 @@ import sys
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from modules.preset import files
 from modules.preset.cli import options_help, parse_overrides
@@ -36,6 +37,8 @@ def main(argv: Sequence[str]) -> int:
         overrides = parse_overrides(rest, own)
         if arguments.json and not arguments.check:
             raise PresetProblems(["--json: belongs to --check; a training writes its events to events.jsonl"])
+        if arguments.probe and not arguments.check:
+            raise PresetProblems(["--probe: belongs to --check; it measures a few steps and trains nothing"])
         if not arguments.preset:
             raise PresetProblems(["--preset: none given; python scripts/train.py --list shows all presets"])
         resolved = files.resolve(arguments.preset, overrides)
@@ -47,7 +50,7 @@ def main(argv: Sequence[str]) -> int:
     say_notes(resolved.notes)
     quiet_libraries()
     if arguments.check:
-        return check_only(resolved.preset, arguments.json)
+        return check_only(resolved.preset, arguments.json, arguments.probe)
     with companions(missing):
         return run(resolved.preset)
 
@@ -61,6 +64,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--preset", metavar="NAME|FILE", nargs="?", help=preset_help)  # none given is said in `main`
     parser.add_argument("--list", action="store_true", help="show all presets")
     parser.add_argument("--check", action="store_true", help="look at everything, train nothing")
+    parser.add_argument("--probe", action="store_true", help="with --check: measure memory and time of a few steps")
     parser.add_argument("--json", action="store_true", help="with --check: print the findings as JSON")
     parser.add_argument("--help", "-h", action="store_true", help="show this and every option of a preset")
     return parser
@@ -110,12 +114,14 @@ def examined(preset: Preset):
     return machine, check.examine(preset, machine.device.type, machine.num_processes)
 
 
-def check_only(preset: Preset, as_json: bool) -> int:
-    """`--check`: everything except training."""
+def check_only(preset: Preset, as_json: bool, probing: bool) -> int:
+    """`--check`: everything except training; with `--probe` a few steps that are thrown away."""
     from modules.training import check
 
     machine, found = examined(preset)
     facts = check.report(preset, found, machine.num_processes)
+    if probing and not found.problems:
+        say_measured(preset, found, machine, facts)
     if as_json and machine.is_main_process:
         print(json.dumps(facts))
     elif facts["problems"]:
@@ -123,6 +129,19 @@ def check_only(preset: Preset, as_json: bool) -> int:
     elif machine.is_main_process:
         print(check.text(facts))
     return REFUSED if facts["problems"] else DONE
+
+
+def say_measured(preset: Preset, found, machine, facts: dict[str, Any]) -> None:
+    """Add what was measured, or why that failed, to the findings."""
+    from modules.training.probe import probe
+    from modules.training.session import start_accelerator
+
+    if machine.is_main_process:
+        print("measuring a few steps; a large model takes minutes to load and encode", file=sys.stderr)
+    try:
+        facts["probe"] = probe(preset, found, start_accelerator(preset, machine)).facts()
+    except (ValueError, FloatingPointError) as error:
+        facts["problems"] = [*facts["problems"], str(error)]
 
 
 def run(preset: Preset) -> int:
@@ -188,7 +207,7 @@ def trained(preset: Preset, found, opened, accelerator) -> int:
         except KeyboardInterrupt:
             outcome, code = "stopped", STOPPED
         except Exception as error:  # noqa: BLE001  said, logged with its trace, and answered with exit code 1
-            reason = str(error) if isinstance(error, (ValueError, FloatingPointError)) else repr(error)
+            reason = reason_of(error, preset, accelerator.device, found)
             events.write("error", {"message": reason, "detail": traceback.format_exc()})
         path = str(opened.folder / f"{opened.name}.safetensors") if outcome == "done" else None
         facts = {"outcome": outcome, "exit_code": code, "step": session.step if session else 0, "path": path}
@@ -198,6 +217,15 @@ def trained(preset: Preset, found, opened, accelerator) -> int:
     elif reason:
         print(f"Process {accelerator.process_index} failed: {reason}", file=sys.stderr)
     return code
+
+
+def reason_of(error: Exception, preset: Preset, device, found) -> str:
+    """What went wrong, in a sentence."""
+    from modules.training import memory, setup
+
+    if memory.ran_out(error):
+        return memory.sentence(preset, device, setup.precision(preset, device), len(found.model.blocks()))
+    return str(error) if isinstance(error, (ValueError, FloatingPointError)) else repr(error)
 
 
 def say_outcome(outcome: str, reason: str, folder: Path, path: str | None) -> None:

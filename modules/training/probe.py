@@ -1,0 +1,99 @@
+"""A few real steps on the device before a training: how much memory it takes, and how long it will."""
+
+import tempfile
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from accelerate import Accelerator
+
+from modules.data.index import Index, by_bucket
+from modules.preset.schema import Preset
+from modules.training import loop, memory, setup
+from modules.training.check import Findings
+from modules.training.events import Events
+from modules.training.run import Run
+from modules.training.session import Pictures, prepare
+
+WARM_UP, MEASURED = 1, 3
+"""Steps that are not measured, and those that are."""
+
+
+@dataclass(frozen=True)
+class Probe:
+    """What was measured."""
+
+    device: str
+    bucket: tuple[int, int]
+    """The largest: width and height in pixels."""
+    preparing_mb: float
+    """Peak memory while encoding and loading, MiB. Without CUDA it counts from the start of the process."""
+    training_mb: float
+    """Peak memory in the steps, MiB."""
+    total_mb: float
+    """What there is."""
+    seconds_per_step: float
+    """The median."""
+    seconds: float
+    """Of all steps of the run at this speed."""
+
+    def facts(self) -> dict:
+        """As plain values."""
+        return asdict(self)
+
+
+def probe(preset: Preset, found: Findings, accelerator: Accelerator) -> Probe:
+    """Prepare and train a few steps with the pictures of the largest bucket. Nothing is kept: neither a cache nor a
+    run folder. Raises ValueError, with what to change, when memory runs out."""
+    assert found.training is not None and found.model is not None
+    device, bucket = accelerator.device, largest_bucket(found.training)
+    pictures = tuple(picture for picture in found.training.pictures if picture.bucket == bucket)
+    short = shortened(preset)
+    memory.reset_peak(device)
+    try:
+        with tempfile.TemporaryDirectory() as folder, Events(Path(folder), accelerator.is_main_process) as events:
+            run = Run(Path(folder), preset.name)
+            session = prepare(short, Pictures(Index(pictures), None), run, events, accelerator)
+            preparing = memory.peak_mb(device)
+            memory.reset_peak(device)
+            seconds = []
+            for session.step in range(WARM_UP + MEASURED):
+                begun = time.monotonic()
+                loop.take_step(session, loop.Progress())  # waits for the device: it reads the loss
+                seconds.append(time.monotonic() - begun)
+    except Exception as error:
+        if not memory.ran_out(error):
+            raise
+        precision = setup.precision(preset, device)
+        raise ValueError(memory.sentence(preset, device, precision, len(found.model.blocks()))) from error
+    per_step = sorted(seconds[WARM_UP:])[MEASURED // 2]
+    return Probe(
+        device=str(device),
+        bucket=bucket,
+        preparing_mb=preparing,
+        training_mb=memory.peak_mb(device),
+        total_mb=memory.total_mb(device),
+        seconds_per_step=per_step,
+        seconds=per_step * found.steps,
+    )
+
+
+def largest_bucket(index: Index) -> tuple[int, int]:
+    """The one with most pixels: it needs most memory."""
+    return max(by_bucket(index.pictures), key=lambda size: (size[0] * size[1], size))
+
+
+def shortened(preset: Preset) -> Preset:
+    """The preset with a few steps, nothing beside them, and nothing on disk."""
+    return replace_sections(
+        preset,
+        training={"steps": WARM_UP + MEASURED, "epochs": None},
+        data={"cache": False, "validation_folder": ""},
+        samples={"enabled": False},
+    )
+
+
+def replace_sections(preset: Preset, **changes: dict) -> Preset:
+    """A copy with some options of some sections changed."""
+    sections = {name: preset.__dict__[name].model_copy(update=values) for name, values in changes.items()}
+    return preset.model_copy(update=sections)

@@ -1,0 +1,97 @@
+"""`--check --probe`: real steps at the largest bucket, nothing kept; and what is said when memory is full."""
+
+import json
+
+import pytest
+import torch
+
+from modules.preset.cli import parse_overrides
+from modules.preset.files import resolve
+from modules.training import loop, memory
+from tests.training.runs import Place
+
+FULL = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
+GPU = torch.device("cuda")
+
+
+def contents(place: Place) -> set[str]:
+    return {str(path) for folder in (place.stage, place.runs) for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_probe_measures_and_keeps_nothing(place: Place, capsys, monkeypatch):
+    steps = []
+
+    def counted(session, progress):
+        steps.append({picture.bucket for picture in session.batches.at(session.step, 0).pictures})
+        return take_step(session, progress)
+
+    take_step = loop.take_step
+    monkeypatch.setattr(loop, "take_step", counted)
+    place.command("probed")
+    before = contents(place)
+    wide = ("--data.resolution", "32", "--training.steps", "700")
+    assert place.train("probed", "--check", "--json", "--probe", *wide) == 0
+    facts = json.loads(capsys.readouterr().out)["probe"]
+    assert contents(place) == before
+    assert len(steps) > 2 and set.union(*steps) == {tuple(facts["bucket"])}
+    assert 0 < facts["preparing_mb"] <= facts["training_mb"] < facts["total_mb"]
+    assert facts["seconds_per_step"] > 0 and facts["seconds"] == pytest.approx(700 * facts["seconds_per_step"])
+    assert place.train("probed", "--check", "--probe", *wide) == 0
+    assert "peak memory" in capsys.readouterr().out
+
+
+def test_a_probe_belongs_to_a_check(place: Place, capsys):
+    assert place.train("probed", "--probe") == 2
+    assert "--probe: belongs to --check" in capsys.readouterr().err
+
+
+def no_memory(*_):
+    raise FULL
+
+
+def test_full_memory_names_the_cheapest_way_out(place: Place, capsys, monkeypatch):
+    monkeypatch.setattr(loop, "take_step", no_memory)
+    assert place.train("full", "--check", "--probe") == 2
+    said = capsys.readouterr().err
+    assert "is full" in said and "--training.gradient_checkpointing true" in said
+    assert place.train("full", "--training.gradient_checkpointing") == 1
+    finished, error = place.events("full", "finished")[0], place.events("full", "error")[0]
+    assert finished["outcome"] == "failed"
+    assert "--training.batch_size 1 --training.accumulation 2" in error["message"], "the next one"
+
+
+def test_every_way_out_can_be_typed_and_they_end(place: Place):
+    """Whoever follows them one after the other ends without one, and has changed something each time."""
+    given = {"--training.batch_size": "4", "--data.resolution": "1024", "--base.dtype": "float32"}
+    given["--targets.text_encoders"] = "true"
+    path, seen = place.command("knobs")[1], []
+
+    def typed():
+        return resolve(path, parse_overrides([word for pair in given.items() for word in pair])).preset
+
+    preset = typed()
+    while knob := memory.next_knob(preset, GPU, "bfloat16", 5):
+        assert len(seen) < 20
+        words = knob.partition(" (")[0].split()
+        given |= dict(zip(words[::2], words[1::2], strict=True))
+        before, preset = preset, typed()
+        assert preset != before, knob
+        seen.append(words[0])
+    assert preset.base.quantization == "nf4" and preset.base.offload_blocks == 5
+    assert preset.training.batch_size * preset.training.accumulation == 4 and preset.data.resolution == 512
+    assert seen.index("--training.gradient_checkpointing") < seen.index("--base.quantization"), "cheapest first"
+    assert memory.sentence(preset, torch.device("cpu"), "float32", 5).endswith("no option is left that saves much")
+
+
+@pytest.mark.parametrize(
+    "error, expected",
+    [
+        (FULL, True),
+        (MemoryError(), True),
+        (RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory: 9 bytes"), True),
+        (RuntimeError("shapes differ"), False),
+        (ValueError("out of memory"), False),
+    ],
+)
+def test_signs_of_full_memory(error, expected):
+    assert memory.ran_out(error) == expected
