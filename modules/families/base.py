@@ -72,6 +72,10 @@ class Model(Protocol):
         """Compute activations a second time in the backward pass instead of keeping them."""
         ...
 
+    def compile_blocks(self, checkpointing: bool) -> None:
+        """Compile `blocks`, after adapters are on them and after `enable_checkpointing` if `checkpointing`."""
+        ...
+
     def fingerprint(self, part: str) -> str:
         """A short hash of the weights of "images" or "texts" encoders, for cache keys."""
         ...

@@ -103,8 +103,7 @@ def place_and_attach(model: Any, preset: Preset) -> dict[str, Adapted]:
     if preset.training.gradient_checkpointing:
         model.enable_checkpointing()
     if preset.training.compile:
-        for block in model.blocks():
-            block.compile()
+        model.compile_blocks(preset.training.gradient_checkpointing)
     return adapted
 
 

@@ -10,11 +10,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 from pkgutil import resolve_name
+from types import MethodType
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from PIL.Image import Image
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from modules import quant
 from modules.families import base as protocol
@@ -201,6 +203,20 @@ class PipelineModel:
                 if isinstance(module, GradientCheckpointingLayer):
                     module.training = True  # it checkpoints in training mode only; dropout inside stays in eval mode
 
+    def compile_blocks(self, checkpointing: bool) -> None:
+        """Compile the blocks; blocks of a kind share what is compiled. Recomputing moves into them: torch compiles
+        nothing that is called by a checkpoint outside."""
+        denoiser: Any = self.networks[self.DENOISER]
+        blocks = set(self.blocks())
+        for name, block in denoiser.named_modules():
+            if block not in blocks:
+                continue
+            if checkpointing:
+                owner = ".".join(name.split(".")[:-2])  # of the list that the block is in
+                denoiser.get_submodule(owner).gradient_checkpointing = False
+                block.once, block.forward = block.forward, MethodType(_recomputed, block)
+            block.compile()
+
     # -- encoding -----------------------------------------------------------------------------------------------------
 
     @torch.no_grad()
@@ -288,6 +304,11 @@ class PipelineModel:
     def base_hash(self) -> str:
         """sha256 of the denoiser's weights."""
         return files.weights_hash(self.networks[self.DENOISER])
+
+
+def _recomputed(block: Any, *given: Any, **named: Any) -> Any:
+    """A block's forward pass, which it has kept as `once`, computed a second time in the backward pass."""
+    return checkpoint(block.once, *given, use_reentrant=False, **named)
 
 
 def _computing_on(device: torch.device, pipeline: Any) -> Any:

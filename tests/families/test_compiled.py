@@ -1,0 +1,66 @@
+"""Compiled blocks train as plain ones do, with and without recomputing, and are few.
+
+The compiler's last stage is left out here (it takes minutes on a CPU): what is traced runs as it is.
+"""
+
+from functools import partial
+
+import pytest
+import torch
+from torch import nn
+
+from modules.adapters import methods
+from modules.adapters.base import attach
+from modules.adapters.derived import Derived
+from modules.preset.schema import Targets
+from modules.training.setup import match_layers, whole
+from tests.families.using import loaded, predicted
+
+
+@pytest.fixture(autouse=True)
+def traced_only(monkeypatch):
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
+    torch.compiler.reset()
+
+
+def gradients(model, method: str, checkpointing: bool, compiled: bool) -> list[torch.Tensor]:
+    """Of two steps that are the same, through derived tensors."""
+    network, config = whole(model), methods()[method].Config(method=method)
+    layers = [attach(network, name, config, 0) for name in match_layers(model, Targets())[0]]
+    for layer in layers:
+        for parameter in layer.adapter.parameters():
+            nn.init.normal_(parameter, 0.5, 0.1, generator=torch.Generator().manual_seed(0))
+    if checkpointing:
+        model.enable_checkpointing()
+    if compiled:
+        model.compile_blocks(checkpointing)
+    derived = Derived(layers)
+    for _ in range(2):
+        derived.begin()
+        predicted(model, ["red apple"]).square().sum().backward()
+        derived.pull_back()
+    return [p.grad for layer in layers for p in layer.adapter.parameters() if p.grad is not None]
+
+
+def check(family, folder, method: str, packing: str, checkpointing: bool) -> None:
+    plain = gradients(loaded(family, folder, quantization=packing), method, checkpointing, compiled=False)
+    counters = torch._dynamo.utils.counters
+    counters.clear()
+    model = loaded(family, folder, quantization=packing)
+    found = gradients(model, method, checkpointing, compiled=True)
+    for one, two in zip(plain, found, strict=True):
+        assert (one - two).norm() <= 1e-4 * one.norm()
+    assert counters["stats"]["unique_graphs"] > 0, "nothing was compiled"
+    assert not counters["recompile_limit"], "blocks of a kind share what is compiled"
+
+
+@pytest.mark.slow
+def test_compiled_blocks_train_as_plain_ones(family, folder):
+    check(family, folder, "wora", "none", checkpointing=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("row", ["flux"], indirect=True)
+@pytest.mark.parametrize("method, packing, checkpointing", [("doft", "none", False), ("lora", "nf4", True)])
+def test_packed_bases_and_rotations_compile_too(family, folder, method, packing, checkpointing):
+    check(family, folder, method, packing, checkpointing)
