@@ -11,6 +11,7 @@ from typing import Any
 from PySide6.QtCore import QObject, QProcess, QTemporaryDir, QTimer, Signal
 
 from ui import places
+from ui.preset.sentences import numbered
 
 DELAY = 1200
 """Milliseconds of quiet before a changed preset is looked at."""
@@ -48,7 +49,7 @@ class Findings:
         for problem in self.problems:
             named = OPTION.match(problem)
             path = named.group(1) if named and named.group(1) in paths else ""
-            sentence = problem[named.end() :].lstrip(": ") if path and named else problem
+            sentence = numbered(problem[named.end() :].lstrip(": ")) if path and named else problem
             result.setdefault(path, []).append(sentence)
         return result
 

@@ -300,7 +300,8 @@ def enumerated(parts: Sequence[str], separator: str = ", ", most: int = NAMED) -
 
 def _problems(document: Document) -> list[str]:
     problems = document.problems()
-    return [f"{label}: {text}" for label, text in zip(labels(document, [*problems]), problems.values(), strict=True)]
+    named = zip(labels(document, [*problems]), problems.values(), strict=True)
+    return [f"{label}: {text}" for label, texts in named for text in texts.splitlines()]
 
 
 def _says_existing(name: str, then: str) -> str:

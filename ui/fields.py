@@ -5,6 +5,7 @@ An input shows the value it is told and says what the user enters; it never writ
 """
 
 import re
+from collections.abc import Sequence
 from decimal import Decimal
 from math import isfinite
 from typing import Any
@@ -62,6 +63,17 @@ class Input(QWidget):
             self.editor.setProperty("invalid", "true" if invalid else "false")
             self.editor.style().unpolish(self.editor)
             self.editor.style().polish(self.editor)
+
+    def mark(self, problems: Sequence[str]) -> None:
+        """Frame what the problems are about."""
+        self.set_invalid(bool(problems))
+
+    def kept(self, value: Any) -> str:
+        """In words, what of `value` holds while what stands here is no value."""
+        return words.value(value)
+
+    def offer(self, texts: list[str]) -> None:
+        """Texts to complete from, where a text is asked for."""
 
     def is_invalid(self) -> bool:
         """Whether the editor is framed as wrong."""
@@ -169,6 +181,9 @@ class Text(Input):
     def read(self) -> Any:
         return self.edit.text()
 
+    def offer(self, texts: list[str]) -> None:
+        self.edit.offer(texts)
+
 
 class Number(Input):
     """A number, in any notation; the arrow keys change its first digit (whole numbers: by one)."""
@@ -178,14 +193,18 @@ class Number(Input):
         self.edit = Line()
         self.edit.setFixedWidth(self.short())
         self.take(self.edit)
-        if text := " · ".join(part for part in (field.unit, bounds(field)) if part):
-            hint = label(text, "muted")
-            hint.setWordWrap(False)
-            self.line.addWidget(hint)
+        self.say_bounds(" · ".join(part for part in (field.unit, bounds(field)) if part))
         self.line.addStretch(1)
         self.edit.textEdited.connect(self.on_text)
         self.edit.stepped.connect(self.on_step)
         self.edit.editingFinished.connect(self.on_finished)
+
+    def say_bounds(self, text: str) -> None:
+        """Say the unit and the bounds."""
+        hint = label(text, "muted")
+        hint.setWordWrap(False)
+        hint.setVisible(bool(text))
+        self.line.addWidget(hint)
 
     def show_value(self, value: Any) -> None:
         self.edit.replace(_written(value))

@@ -6,7 +6,7 @@ from PySide6.QtCore import Qt, QTimer, Signal
 from PySide6.QtWidgets import QFrame, QHBoxLayout, QLabel, QPushButton, QScrollArea, QVBoxLayout, QWidget
 
 from ui import icons, theme, words
-from ui.fields import Text, label
+from ui.fields import label
 from ui.preset.document import Document
 from ui.preset.field import Field
 from ui.rows import Row, sentence
@@ -104,9 +104,8 @@ class FormPage(QScrollArea):
 
     def set_choices(self, path: str, choices: list[str]) -> None:
         """Offer texts to complete from, in a field for free text."""
-        row = self.rows.get(path)
-        if row and isinstance(row.input, Text):
-            row.input.edit.offer(choices)
+        if path in self.rows:
+            self.rows[path].input.offer(choices)
 
     def unread(self) -> dict[str, str]:
         """The fields that hold a text that is no value, with the sentence that stands there."""
@@ -162,8 +161,9 @@ class FormPage(QScrollArea):
         """Put rows below the headings of their groups."""
         column = place.layout()
         assert isinstance(column, QVBoxLayout)
-        while column.takeAt(0):
-            pass
+        # takeAt would leave the item alive, which then keeps an old height for the row
+        while (item := column.itemAt(0)) and (widget := item.widget()):
+            column.removeWidget(widget)
         group = BASIC
         for row in rows:
             if row.field.group != group:

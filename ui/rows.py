@@ -16,6 +16,7 @@ from ui.preset.document import Document
 from ui.preset.field import Field
 from ui.preset.schema import holds
 from ui.settings import Settings
+from ui.table import Table
 
 KINDS: dict[str, type[Input]] = {
     "boolean": Flag,
@@ -29,6 +30,7 @@ KINDS: dict[str, type[Input]] = {
     "folder": PathInput,
     "model": PathInput,
     "folders": Folders,
+    "entries": Table,
 }
 """What each kind of value is edited with."""
 
@@ -94,9 +96,9 @@ class Row(QWidget):
 
     def problems(self) -> list[str]:
         """All that is wrong, most urgent first."""
-        own = self.field.problem(self.shown)
+        own = self.field.problem(self.shown).splitlines()
         found = self._deep or self._looked[:1]  # the trainer has looked for the files, too
-        return list(dict.fromkeys(sentence(one) for one in (self.unread, own, *found) if one))
+        return list(dict.fromkeys(sentence(one) for one in (self.unread, *own, *found) if one))
 
     def stops(self) -> list[QWidget]:
         """Where the tab key stops, in order."""
@@ -124,7 +126,7 @@ class Row(QWidget):
 
         That is the value from before: on the way to 1e-5 stands 1, which nobody meant.
         """
-        self.unread = f"{why}; {words.value(self.held)} is kept" if why else ""
+        self.unread = f"{why}; {self.input.kept(self.held)} is kept" if why else ""
         if why and not same(self.shown, self.held):
             self.shown = self.held
             self.document.set(self.field.path, self.held)
@@ -169,7 +171,7 @@ class Row(QWidget):
         self.reset.setVisible(bool(self.unread) or (self.modified and self._has_way_back()))
         _show(self.problem, "\n".join(problems))
         _show(self.note, self._looked[1])
-        self.input.set_invalid(bool(problems))
+        self.input.mark(problems)
         self.update()
         self.said.emit()
 
@@ -218,9 +220,14 @@ def help_text(field: Field, value: Any) -> str:
     text = field.description
     if field.kind == "tag" and isinstance(value, str) and field.descriptions.get(value):
         text = field.descriptions[value] if field.required else f"{text.rstrip('.')}. {field.descriptions[value]}"
-    if field.nullable:  # the box beside the input says None
-        text = re.sub(r"\bnull\b", "none", re.sub(r"(^|[.] )null\b", r"\1None", text))
-    return " ".join(filter(None, (text, _default(field))))
+    lines = [" ".join(filter(None, (_with_none(text) if field.nullable else text, _default(field))))]
+    lines += [f"{column.label}: {_with_none(column.description)}" for column in field.columns]
+    return "\n".join(lines)
+
+
+def _with_none(text: str) -> str:
+    """The text with the window's word for null, which stands beside the input."""
+    return re.sub(r"\bnull\b", "none", re.sub(r"(^|[.] )null\b", r"\1None", text))
 
 
 def sentence(text: str) -> str:

@@ -268,6 +268,8 @@ QListView::item:selected, QTreeView::item:selected, QTableView::item:selected { 
 QListView::item:hover, QTreeView::item:hover { background: @hover; }
 QListView:focus, QTreeView:focus, QTableView:focus { border-color: @accent; }
 QListView[invalid="true"] { border-color: @bad; }
+QFrame[role="table"] { background: @surface; border: 1px solid @border; border-radius: 4px; }
+QFrame[role="table"][invalid="true"] { border-color: @bad; }
 QHeaderView::section {
     background: @window; color: @muted; border: none; border-bottom: 1px solid @border; padding: 4px 6px;
 }

@@ -51,7 +51,8 @@ MARGINS = (18, 14, 14, 10)
 NAME = 40
 """Letters of the preset's name in the bar; a longer one would make the window wider."""
 
-LAYER_SETS = "targets.layers"
+LAYER_SETS = ("targets.layers", "targets.rules")
+"""Where the name of a set of layers may stand."""
 
 
 class Window(QMainWindow):
@@ -168,7 +169,8 @@ class Window(QMainWindow):
         if findings.layer_sets and "targets" in self.pages:
             form = self.pages["targets"]
             assert isinstance(form, FormPage)
-            form.set_choices(LAYER_SETS, list(findings.layer_sets))
+            for path in LAYER_SETS:
+                form.set_choices(path, list(findings.layer_sets))
 
     def on_train(self) -> None:
         """Ask how, and put the preset into the queue."""
@@ -280,8 +282,9 @@ class Window(QMainWindow):
         form = FormPage(self.document, section, self.settings)
         form.unread_changed.connect(self.say_problems)
         form.set_problems(self.deep_problems())
-        if section == LAYER_SETS.partition(".")[0] and self.check.findings:
-            form.set_choices(LAYER_SETS, list(self.check.findings.layer_sets))
+        if self.check.findings:
+            for path in LAYER_SETS:
+                form.set_choices(path, list(self.check.findings.layer_sets))
         return form
 
     def _presets(self) -> PresetsPage:

@@ -72,5 +72,5 @@ def value(thing: Any) -> str:
     if isinstance(thing, list | tuple):
         return ", ".join(value(one) for one in thing) or "nothing"
     if isinstance(thing, dict):
-        return ", ".join(f"{name} {value(one)}" for name, one in thing.items())
+        return ", ".join(f"{name} {value(one)}" for name, one in thing.items() if one is not None)
     return str(thing) or "empty"

@@ -231,12 +231,10 @@ def _notes(layers: dict[str, Adapted], host: ModuleType, options: Export, report
 
 
 def _form(report: Report, tensors: dict[str, Tensor], names: keys.Names) -> metadata.Form:
-    downs = [tensor.shape[0] for key, tensor in tensors.items() if key.endswith(names.down)]
     axes = Counter(form.split()[2] for form in report.forms.values() if "magnitude" in form)
     return metadata.Form(
-        rank=max(downs, default=0),
-        # a format without alpha has the scale of alpha = rank
-        alpha=keys.ALPHA if names.alpha else float(max(downs, default=0)),
+        ranks=frozenset(tensor.shape[0] for key, tensor in tensors.items() if key.endswith(names.down)),
+        alpha=keys.ALPHA if names.alpha else None,
         axis=max(axes, key=lambda axis: axes[axis], default=""),
         differences="full difference" in report.forms.values(),
     )

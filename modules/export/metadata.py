@@ -133,8 +133,8 @@ def training(preset: Preset, facts: Facts, form: "Form") -> dict[str, str]:
         "ss_output_name": preset.name,
         "ss_sd_model_name": base_name(preset),
         "ss_network_module": "lycoris.kohya" if form.is_extended else "networks.lora",
-        "ss_network_dim": form.rank,
-        "ss_network_alpha": form.alpha,
+        "ss_network_dim": form.dim,
+        "ss_network_alpha": form.dim if form.alpha is None else form.alpha,
         "ss_network_args": form.arguments,
         "ss_resolution": f"({preset.data.resolution}, {preset.data.resolution})",
         "ss_batch_size_per_device": preset.training.batch_size,
@@ -205,12 +205,18 @@ def own(preset: Preset, facts: Facts, base_hash: str) -> dict[str, str]:
 class Form:
     """What a file is made of, for model managers."""
 
-    rank: int
-    """The largest rank; 0 if the file has full differences only."""
-    alpha: float
+    ranks: frozenset[int]
+    """Those of the low-rank pairs; empty if the file has full differences only."""
+    alpha: float | None
+    """That of all pairs; None where the format has none, so that each pair's is its own rank."""
     axis: str
     """The axis of most magnitudes, or empty."""
     differences: bool
+
+    @property
+    def dim(self) -> int | str:
+        """The rank of all pairs, 0 if there are none, and kohya's word where they differ."""
+        return "Dynamic" if len(self.ranks) > 1 else max(self.ranks, default=0)
 
     @property
     def is_extended(self) -> bool:
@@ -220,7 +226,7 @@ class Form:
     @property
     def arguments(self) -> dict[str, str]:
         """LyCORIS' arguments for such a file."""
-        algorithm = {"algo": "lora" if self.rank else "full"}
+        algorithm = {"algo": "lora" if self.ranks else "full"}
         if not self.is_extended:
             return {}
         if not self.axis:

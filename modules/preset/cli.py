@@ -73,7 +73,9 @@ def _value(name: str, words: list[str]) -> str | None:
 
 def _stray(word: str, last: str) -> str:
     if _is_list(last):
-        return f"{word!r} stands alone; several values are given as a list: --{last} '[\"one\", \"two\"]'"
+        entries = options.entry_at(Preset, last)
+        one, two = (options.entry_words(entries),) * 2 if entries else ('"one"', '"two"')
+        return f"{word!r} stands alone; several values are given as a list: --{last} '[{one}, {two}]'"
     return f"{word!r} stands alone; options are given as --section.option value"
 
 
@@ -111,12 +113,20 @@ def _section_help(same: list[options.Group]) -> str:
     for group in same:
         for name, field in group.options():
             if name != tag:
-                entry = (f"  --{name}  ({facts(field)})", _indented(description(field)))
+                entry = (f"  --{name}  ({facts(field)})", _meaning(field))
                 found.setdefault(entry, []).append(group)
     for (flag, meaning), having in found.items():
         values = "" if len(having) == len(same) else ", ".join(dict(ways(having))[tag])
         lines += [f"{flag}  [{values}]" if values else flag, meaning]
     return "\n".join(lines) + "\n"
+
+
+def _meaning(field: FieldInfo) -> str:
+    """What an option is, and what is in the entries of a list of them."""
+    entries = options.entry(field.annotation)
+    inner = entries.model_fields.items() if entries else ()
+    lines = [f"{name} ({facts(one)}): {description(one)}" for name, one in inner]
+    return "\n".join([_indented(description(field)), *(textwrap.indent(_indented(line), "  ") for line in lines)])
 
 
 def _indented(text: str) -> str:

@@ -119,9 +119,28 @@ def choices(model: type[BaseModel], name: str) -> tuple[Any, ...]:
     tags = tag_choices(model)
     if name in tags:
         return tags[name]
-    field = options(model).get(name.partition(" ")[0])
+    field = field_at(model, name)
     kinds = members(field.annotation) if field else ()
     return tuple(value for kind in kinds if get_origin(kind) is Literal for value in get_args(kind))
+
+
+def field_at(model: type[BaseModel], name: str) -> FieldInfo | None:
+    """The field of an option, or of an entry in a list of them as in `list[0].name`; None when there is none."""
+    outer, _, inner = name.partition("].")
+    entries = entry_at(model, outer) if inner else None
+    return entries.model_fields.get(inner) if entries else options(model).get(name.partition(" ")[0])
+
+
+def entry_at(model: type[BaseModel], name: str) -> type[BaseModel] | None:
+    """The model of the entries of the list that `name` is or is inside of, as in `list[0].name`; None if in none."""
+    field = options(model).get(name.partition("[")[0])
+    return entry(field.annotation) if field else None
+
+
+def entry(annotation: Any) -> type[BaseModel] | None:
+    """The model that the entries of a list are; None for entries that are plain values, and for no list."""
+    first = get_args(annotation)[0] if get_origin(annotation) is tuple else None
+    return first if isinstance(first, type) and issubclass(first, BaseModel) else None
 
 
 def models_of(field: FieldInfo) -> list[type[BaseModel]]:
@@ -202,12 +221,20 @@ def type_words(annotation: Any) -> str:
     """The type of an option for a reader, e.g. "whole number or null"."""
     if get_origin(annotation) is Literal:
         return "one of " + ", ".join(f"{value}" for value in get_args(annotation))
+    if entries := entry(annotation):
+        return f"list of {entries.__name__.lower()}s {{{', '.join(entries.model_fields)}}}"
     if get_origin(annotation) is tuple:
         first, *more = get_args(annotation)
         return f"list of {type_words(first)}s" if more == [...] else f"list of {1 + len(more)} {type_words(first)}s"
     if len(members(annotation)) > 1:
         return " or ".join(type_words(member) for member in members(annotation))
     return WORDS[annotation]
+
+
+def entry_words(model: type[BaseModel]) -> str:
+    """How an entry of a list is written, e.g. `{"match": ...}`."""
+    needed = [name for name, field in model.model_fields.items() if field.is_required()]
+    return "{" + ", ".join(f'"{name}": ...' for name in needed or model.model_fields) + "}"
 
 
 def bound_words(field: FieldInfo) -> str:

@@ -41,6 +41,11 @@ def sentences(error: ValidationError, model: type[BaseModel], values: Mapping[st
 
 def _sentence(error: Any, model: type[BaseModel], values: Mapping[str, Any]) -> str:
     name, kind, facts = dotted(error["loc"], model), error["type"], error.get("ctx", {})
+    if entries := options.entry_at(model, name):
+        if kind == "extra_forbidden":
+            return unknown_in_entry(name, entries)
+        if kind.startswith(("model_", "tuple_")):
+            return f"{name}: {shown(error['input'])} {not_an_entry(entries, kind.startswith('tuple_'))}"
     if kind == "extra_forbidden":
         return unknown(name, model, values)
     if kind in ("union_tag_invalid", "union_tag_not_found"):
@@ -90,6 +95,21 @@ def unknown(name: str, model: type[BaseModel], values: Mapping[str, Any], flag: 
     return f"{name}: unknown" + (f"; {section or 'a preset'} has {', '.join(siblings)}" if siblings else "")
 
 
+def unknown_in_entry(name: str, entries: type[BaseModel]) -> str:
+    """The line about an unknown name in an entry of a list, `list[0].name`."""
+    place, _, last = name.rpartition(".")
+    found = options.nearest(last, list(entries.model_fields))
+    meant = f"did you mean {found[0]}?" if found else f"{place} has {', '.join(entries.model_fields)}"
+    return f"{name}: unknown; {meant}"
+
+
+def not_an_entry(entries: type[BaseModel], is_list: bool) -> str:
+    """What is said of a value that should be an entry of a list, or the list."""
+    form = options.entry_words(entries)
+    word = entries.__name__.lower()
+    return f"is not a list of {word}s, as in [{form}]" if is_list else f"is not a {word} in braces, as in {form}"
+
+
 def dotted(loc: tuple[int | str, ...], model: type[BaseModel]) -> str:
     """Pydantic's place of an error as a dotted name; pydantic puts the tag's value behind a tagged section."""
     tags = {group.path: [value for value, _ in group.chosen] for group in options.groups(model) if group.tag}
@@ -98,7 +118,7 @@ def dotted(loc: tuple[int | str, ...], model: type[BaseModel]) -> str:
         if name in tags and name not in passed:
             passed.add(name)
         elif isinstance(part, int):
-            name += f" number {part + 1}"
+            name += f"[{part}]" if options.entry_at(model, name) else f" number {part + 1}"
         elif name not in leaves:  # behind an option, pydantic names the member of a union
             name = options.join(name, part)
     return name

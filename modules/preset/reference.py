@@ -84,7 +84,17 @@ def _table(group: options.Group) -> str:
     if not rows:
         return more or "No options of its own.\n"
     head = ["| option | type and bounds | default | why this default | meaning |", "|---|---|---|---|---|"]
-    return "\n".join([*head, *rows, *([""] if more else []), more])
+    tables = [_entries(name, field, head) for name, field in group.options() if options.entry(field.annotation)]
+    return "\n".join([*head, *rows, *([""] if more else []), more, *tables])
+
+
+def _entries(name: str, field: FieldInfo, head: list[str]) -> str:
+    """The table of what an entry in a list of them has."""
+    entries = options.entry(field.annotation)
+    assert entries is not None
+    rows = [_row(f"{name}[].{inner}", one) for inner, one in entries.model_fields.items()]
+    about = f"An entry of `{name}`: `{options.entry_words(entries)}`"
+    return "\n".join([f"{about}\n", *head, *rows, ""])
 
 
 def _sections(group: options.Group) -> list[tuple[str, FieldInfo]]:

@@ -50,6 +50,22 @@ class Base(Section):
     for each use."""
 
 
+class Rule(Section):
+    """What some of the adapted layers have of their own."""
+
+    match: str = option(why="has to be given")
+    """The layers that this rule is for: a pattern over full layer names, e.g. unet.mid_block.*, or the name of a set of
+    layers of the family, e.g. attention."""
+
+    rank: int | None = option(None, why="not every rule is about it", ge=1, le=4096)
+    """Rank of these layers' adapters. null: what an earlier rule says, or adapter.rank. Where adapter.alpha is null it
+    follows this rank; where it is a number it stays, so the layer's update is multiplied by alpha / its own rank."""
+
+    lr_scale: float | None = option(None, why="not every rule is about it", title="LR scale", gt=0, le=100)
+    """Learning rate of these layers' adapters, as a multiple of training.learning_rate. null: what an earlier rule
+    says, or 1. In text encoders it multiplies with targets.text_encoder_lr_scale."""
+
+
 class Targets(Section):
     """Which layers get an adapter."""
 
@@ -76,6 +92,10 @@ class Targets(Section):
         le=10,
     )
     """Learning rate of the text encoders' adapters, as a multiple of training.learning_rate."""
+
+    rules: tuple[Rule, ...] = option((), why="all layers alike", group="Rules", advanced=True)
+    """Ranks and learning rates for some of the layers chosen above. All rules that match a layer apply to it; where two
+    give the same, the later one wins. A rule that matches no adapted layer is an error."""
 
 
 class Data(Section):

@@ -75,8 +75,11 @@ def _examine_folders(preset: Preset, found: Findings) -> None:
 
 def _examine_training(preset: Preset, device_type: str, processes: int, found: Findings) -> None:
     training = preset.training
-    scales = (1.0, preset.targets.text_encoder_lr_scale) if preset.targets.text_encoders else (1.0,)
-    found.problems += preset.optimizer.problems(training.learning_rate, device_type, scales)
+    found.problems += setup.rule_problems(preset)
+    rates = setup.possible_rates(preset.targets)
+    if found.adapted:
+        rates = setup.uneven_rates(setup.own_settings(found.model, preset.targets, found.adapted).values())
+    found.problems += preset.optimizer.problems(training.learning_rate, device_type, rates)
     found.problems += schedules.problems(training, preset.optimizer)
     if training.precision == "float16" and device_type == "cpu":
         found.problems.append(
@@ -158,7 +161,8 @@ def _batches(preset: Preset, index: Index, processes: int) -> Batches:
 
 def report(preset: Preset, found: Findings, processes: int = 1) -> dict[str, Any]:
     """The findings as plain values: what `--check --json` prints. What is not known for a problem is 0 or empty."""
-    rows, index = setup.layer_rows(found.adapted), found.training
+    rows = setup.layer_rows(found.adapted, found.model, preset.targets) if found.model is not None else []
+    index = found.training
     return {
         "name": preset.name,
         "problems": found.problems,
@@ -181,13 +185,19 @@ def report(preset: Preset, found: Findings, processes: int = 1) -> dict[str, Any
 def text(facts: dict[str, Any]) -> str:
     """The report as a person reads it."""
     lines = [f"note: {note}" for note in facts["notes"]]
-    shapes: dict[tuple, list[dict]] = {}
+    alike: dict[tuple, list[dict]] = {}
     for row in facts["layers"]:
-        shapes.setdefault((row["kind"], row["out_features"], row["channels"], row["kernel"]), []).append(row)
+        alike.setdefault(tuple(value for key, value in row.items() if key != "name"), []).append(row)
     lines.append(f"{len(facts['layers'])} layers, {facts['parameters']:,} trainable parameters")
-    for (kind, out, channels, kernel), rows in shapes.items():
-        shape = f"{out} x {channels}" + (f" x {kernel}" if kernel > 1 else "")
-        lines.append(f"  {len(rows):4} {kind} {shape}: {rows[0]['parameters']:,} each, e.g. {rows[0]['name']}")
+    mixed = len({row["rank"] for row in facts["layers"]}) > 1
+    for first, *others in alike.values():
+        shape = f"{first['out_features']} x {first['channels']}"
+        shape += f" x {first['kernel']}" if first["kernel"] > 1 else ""
+        own = f", rank {first['rank']}" if mixed else ""
+        own += f", learning rate x {first['lr_scale']:g}" if first["lr_scale"] != 1 else ""
+        lines.append(
+            f"  {1 + len(others):4} {first['kind']} {shape}: {first['parameters']:,} each{own}, e.g. {first['name']}"
+        )
     lines += [f"{facts['pictures']} pictures, {facts['validation_pictures']} for validation", facts["buckets"]]
     lines.append(f"{facts['steps']} steps, {facts['steps_per_epoch']} per epoch")
     forms = ", ".join(f"{count} {form}" for form, count in facts["forms"].items())

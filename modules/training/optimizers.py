@@ -10,6 +10,9 @@ from torch.optim import Optimizer
 
 from modules.preset.section import Section, option
 
+Rates = tuple[tuple[str, float], ...]
+"""Options, with their factors, through which some layers learn at another rate than others."""
+
 
 class Options(Section):
     """What all optimizers have in common.
@@ -27,7 +30,7 @@ class Options(Section):
     weight_decay: float = option(0.01, why="the usual value", ge=0, le=1)
     """Decoupled weight decay: per step, weights shrink by this times the learning rate. Magnitudes never decay."""
 
-    def problems(self, lr: float, device_type: str, lr_scales: tuple[float, ...] = (1.0,)) -> list[str]:
+    def problems(self, lr: float, device_type: str, rates: Rates = ()) -> list[str]:
         """Sentences about what cannot work: `lr` is training.learning_rate, `device_type` as in `torch.device`."""
         if lr <= self.highest_lr:
             return []
@@ -69,8 +72,8 @@ class _EightBit(Options):
     paged: ClassVar[bool] = False
     unpaged_name: ClassVar[str] = ""
 
-    def problems(self, lr: float, device_type: str, lr_scales: tuple[float, ...] = (1.0,)) -> list[str]:
-        found = super().problems(lr, device_type, lr_scales)
+    def problems(self, lr: float, device_type: str, rates: Rates = ()) -> list[str]:
+        found = super().problems(lr, device_type, rates)
         if self.paged and device_type != "cuda":
             found.append(
                 f"optimizer.name is paged_{self.unpaged_name}, which moves its state between GPU and main memory and "
@@ -275,27 +278,28 @@ class Prodigy(_Moments):
     safe_warmup: bool = option(True, why="a warm-up would disturb the estimate", group="Estimate", advanced=True)
     """Keep the warm-up of the learning rate out of the estimate."""
 
-    def problems(self, lr: float, device_type: str, lr_scales: tuple[float, ...] = (1.0,)) -> list[str]:
-        found = super().problems(lr, device_type, lr_scales)
+    def problems(self, lr: float, device_type: str, rates: Rates = ()) -> list[str]:
+        found = super().problems(lr, device_type, rates)
         if lr < self.lowest_lr:
             found.append(
                 f"training.learning_rate is {lr:g}, but prodigy finds the learning rate itself and multiplies it by "
                 "this number: set training.learning_rate to 1.0."
             )
-        if len(set(lr_scales)) > 1:
-            found.append(
-                "targets.text_encoder_lr_scale asks for another learning rate for the text encoders, but prodigy finds "
-                "one for all layers: set it to 1.0 or choose another optimizer."
-            )
-        return found
+        return found + [
+            f"{option} gives some layers {factor:g} times the learning rate of others, but prodigy finds one for all "
+            "layers: set it to 1.0 or choose another optimizer."
+            for option, factor in rates
+        ]
 
     def build(self, groups: list[dict], lr: float) -> Optimizer:
         """See `Options`. Raises ValueError for groups of different `lr_scale`, which Prodigy does not know."""
         import prodigyopt
 
-        found = self.problems(1.0, "cpu", tuple(group["lr_scale"] for group in groups))
-        if found:
-            raise ValueError(found[0])
+        if len({group["lr_scale"] for group in groups}) > 1:
+            raise ValueError(
+                "targets.text_encoder_lr_scale or targets.rules give the layers different learning rates, but prodigy "
+                "finds one for all layers."
+            )
         return prodigyopt.Prodigy(
             _groups(groups, lr, self.weight_decay),
             lr=lr,

@@ -164,7 +164,7 @@ def write_tables(session: Session) -> None:
     if not session.accelerator.is_main_process:
         return
     batch = session.preset.training.batch_size * session.accelerator.num_processes
-    layers = setup.layer_table(session.adapted, session.preset.adapter.method)
+    layers = setup.layer_table(session.adapted, session.model, session.preset)
     (session.run.folder / "layers.tsv").write_text(layers, encoding="utf-8")
     (session.run.folder / "pictures.tsv").write_text(index.rows(), encoding="utf-8")
     events.write("stage", {"name": "buckets", "detail": index.table(batch)})

@@ -2,16 +2,19 @@
 
 import difflib
 import fnmatch
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 import torch
 from torch import nn
 
 from modules import families
-from modules.adapters.base import Adapted, adapted_layers, attach
+from modules.adapters.base import Adapted, AdapterConfig, adapted_layers, attach
 from modules.adapters.layers import KINDS
-from modules.preset.schema import Base, Preset, Targets
+from modules.preset.schema import Base, Preset, Rule, Targets
 from modules.training import noise
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -65,6 +68,88 @@ def _nearest_layer(pattern: str, names: list[str]) -> str:
     return f"layers are named like {near[0] if near else names[0]}"
 
 
+@dataclass(frozen=True)
+class Own:
+    """What a layer has of its own."""
+
+    rank: int | None
+    """None: adapter.rank."""
+    rates: Mapping[str, float]
+    """Factors on training.learning_rate, by the option that gives them."""
+
+    @property
+    def lr_scale(self) -> float:
+        """The layer's learning rate as a multiple of training.learning_rate."""
+        return prod(self.rates.values())
+
+
+def own_settings(model: Any, targets: Targets, names: Collection[str]) -> dict[str, Own]:
+    """What each of the layers `names` has of its own. Of rules that give the same to one layer, the last one counts."""
+    sets, found = model.named_targets() if targets.rules else {}, {}
+    for name in names:
+        texts = {} if in_denoiser(model, name) else {"targets.text_encoder_lr_scale": targets.text_encoder_lr_scale}
+        rank, rate = None, {}
+        for number, rule in enumerate(targets.rules):
+            if _is_for(rule, name, sets):
+                rank = rank if rule.rank is None else rule.rank
+                rate = rate if rule.lr_scale is None else {f"targets.rules[{number}].lr_scale": rule.lr_scale}
+        found[name] = Own(rank, {**texts, **rate})
+    return found
+
+
+def uneven_rates(own: Iterable[Own]) -> tuple[tuple[str, float], ...]:
+    """The options, with their factors, that make some of the layers learn at another rate than others."""
+    layers = list(own)
+    if len({one.lr_scale for one in layers}) < 2:
+        return ()
+    counts = Counter(rate for one in layers for rate in one.rates.items() if rate[1] != 1)
+    return tuple(rate for rate, count in counts.items() if count < len(layers))
+
+
+def possible_rates(targets: Targets) -> tuple[tuple[str, float], ...]:
+    """The same where the layers are not known: all options that may do so."""
+    texts = targets.text_encoder_lr_scale if targets.text_encoders else 1.0
+    rules = [(f"targets.rules[{n}].lr_scale", rule.lr_scale or 1.0) for n, rule in enumerate(targets.rules)]
+    return tuple(rate for rate in [("targets.text_encoder_lr_scale", texts), *rules] if rate[1] != 1)
+
+
+def rule_problems(preset: Preset) -> list[str]:
+    """What is wrong with rules whatever the layers are, in sentences."""
+    problems, method = [], preset.adapter.method
+    for number, rule in enumerate(preset.targets.rules):
+        place = f"targets.rules[{number}]"
+        if rule.rank is None and rule.lr_scale is None:
+            problems.append(f"{place}: gives neither rank nor lr_scale; give one of them, or take the rule out")
+        if rule.rank is not None and "rank" not in type(preset.adapter).model_fields:
+            problems.append(f"{place}.rank: {rule.rank}, but method {method} has no rank; take it out of the rule")
+    return problems
+
+
+def unmatched_rules(model: Any, targets: Targets, chosen: Collection[str]) -> list[str]:
+    """Rules that are for none of the layers `chosen`, in sentences. Call it before adapters are attached."""
+    names, sets, problems = layer_names(model), model.named_targets(), []
+    expected = targets.layers in sets and chosen  # else that is what is wrong
+    for number, rule in enumerate(targets.rules):
+        hits = [name for name in names if _is_for(rule, name, sets)]
+        place = f"targets.rules[{number}].match: {rule.match!r}"
+        if not hits:
+            near = difflib.get_close_matches(rule.match, sets, 1)
+            hint = f"did you mean the set {near[0]}?" if near else _nearest_layer(rule.match, names)
+            problems.append(f"{place} matches no layer; {hint}")
+        elif expected and not set(hits).intersection(chosen):
+            off = not targets.text_encoders and not any(in_denoiser(model, name) for name in hits)
+            where = "targets.text_encoders" if off else "targets.layers or targets.include"
+            problems.append(
+                f"{place} matches only layers that are not adapted, such as {hits[0]}; choose them with {where}, or "
+                "take the rule out"
+            )
+    return problems
+
+
+def _is_for(rule: Rule, name: str, sets: Mapping[str, list[str]]) -> bool:
+    return any(fnmatch.fnmatchcase(name, pattern) for pattern in sets.get(rule.match, (rule.match,)))
+
+
 def whole(model: Any) -> nn.ModuleDict:
     """All networks of a model as one, so that full layer names are module paths."""
     return nn.ModuleDict(model.networks)
@@ -74,12 +159,19 @@ def attach_all(model: Any, preset: Preset) -> tuple[dict[str, Adapted], list[str
     """Put the preset's adapter on all matched layers that can take it; and what is wrong, in sentences."""
     network = whole(model)
     names, problems = match_layers(model, preset.targets)
-    for name in names:
+    problems += rule_problems(preset) + unmatched_rules(model, preset.targets, names)
+    for name, own in own_settings(model, preset.targets, names).items():
         try:
-            attach(network, name, preset.adapter, preset.training.seed)
+            attach(network, name, with_rank(preset.adapter, own.rank), preset.training.seed)
         except ValueError as error:
             problems.append(f"targets.exclude: {error}")
     return dict(adapted_layers(network)), problems
+
+
+def with_rank(config: AdapterConfig, rank: int | None) -> AdapterConfig:
+    """The method's options with a layer's own rank, if it has one and the method knows ranks."""
+    given = rank is not None and "rank" in type(config).model_fields
+    return config.model_copy(update={"rank": rank}) if given else config
 
 
 def load(preset: Preset, device: torch.device) -> Any:
@@ -125,11 +217,12 @@ def load_and_attach(preset: Preset, device: torch.device) -> tuple[Any, dict[str
 def parameter_groups(adapted: dict[str, Adapted], model: Any, targets: Targets) -> list[dict]:
     """Trainable parameters as optimizer groups `{"params", "lr_scale", "decay"}`, in a fixed order."""
     groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
+    own = own_settings(model, targets, adapted)
     for name, layer in adapted.items():
-        scale = 1.0 if in_denoiser(model, name) else targets.text_encoder_lr_scale
         for key, parameter in layer.adapter.named_parameters():
             if parameter.requires_grad:
-                groups.setdefault((scale, key not in layer.adapter.undecayed), []).append(parameter)
+                decay = key not in layer.adapter.undecayed
+                groups.setdefault((own[name].lr_scale, decay), []).append(parameter)
     return [{"params": params, "lr_scale": scale, "decay": decay} for (scale, decay), params in groups.items()]
 
 
@@ -144,10 +237,15 @@ class LayerRow:
     kernel: int
     parameters: int
     """Those that are trained."""
+    rank: int | None
+    """None for methods without one."""
+    lr_scale: float
+    """Its learning rate as a multiple of training.learning_rate."""
 
 
-def layer_rows(adapted: dict[str, Adapted]) -> list[LayerRow]:
+def layer_rows(adapted: dict[str, Adapted], model: Any, targets: Targets) -> list[LayerRow]:
     """The adapted layers in the model's order."""
+    own = own_settings(model, targets, adapted)
     return [
         LayerRow(
             name,
@@ -156,17 +254,20 @@ def layer_rows(adapted: dict[str, Adapted]) -> list[LayerRow]:
             module.layer.channels,
             module.layer.kernel,
             sum(p.numel() for p in module.adapter.parameters() if p.requires_grad),
+            module.adapter.config.model_dump().get("rank"),
+            own[name].lr_scale,
         )
         for name, module in adapted.items()
     ]
 
 
-def layer_table(adapted: dict[str, Adapted], method: str) -> str:
-    """One line per layer: name, kind and shape, method, trainable parameters."""
-    rows = ["layer\tkind\tshape\tmethod\tparameters"]
-    for row in layer_rows(adapted):
+def layer_table(adapted: dict[str, Adapted], model: Any, preset: Preset) -> str:
+    """One line per layer: name, kind and shape, method, trainable parameters, rank, factor on the learning rate."""
+    rows = ["layer\tkind\tshape\tmethod\tparameters\trank\tlr_scale"]
+    for row in layer_rows(adapted, model, preset.targets):
         shape = f"{row.out_features}x{row.channels}" + (f"x{row.kernel}" if row.kernel > 1 else "")
-        rows.append(f"{row.name}\t{row.kind}\t{shape}\t{method}\t{row.parameters}")
+        facts = (row.name, row.kind, shape, preset.adapter.method, row.parameters, row.rank or "", f"{row.lr_scale:g}")
+        rows.append("\t".join(map(str, facts)))
     return "\n".join(rows) + "\n"
 
 

@@ -61,6 +61,10 @@ def some_text(name: str, field, rng: random.Random) -> str:
     if choices:
         return rng.choice(choices)
     kinds = options.members(field.annotation)
+    if entries := options.entry(field.annotation):
+        one = {key: files.parse(some_text("", inner, rng), inner.annotation)
+               for key, inner in entries.model_fields.items() if inner.is_required() or rng.random() < 0.7}  # fmt: skip
+        return json.dumps([one] * rng.randrange(3))
     bounds = {key: value for bound in field.metadata for key, value in asdict(bound).items()}
     low = bounds.get("ge", bounds.get("gt", -5))
     high = bounds.get("le", bounds.get("lt", low + 1000))

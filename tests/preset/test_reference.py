@@ -67,11 +67,18 @@ def test_places_have_a_kind(schema):
     assert schema["renames"] == {"data.folder": "data.folders"}
 
 
+def keys_of(field) -> list[str]:
+    """What the entries of a list have, if they are objects."""
+    entries = options.entry(field.annotation)
+    return list(entries.model_fields) if entries else []
+
+
 def test_the_manual_has_a_row_for_every_option_of_every_variant():
     rows = [line for line in reference.reference_text().splitlines() if line.startswith("| `")]
     assert all(row.replace("\\|", "").count("|") == 6 for row in rows)
     named = {row.split("`")[1] for row in rows}
-    assert named == set(options.options(Preset)) - set(options.tag_choices(Preset))
+    inner = {f"{name}[].{key}" for name, field in options.options(Preset).items() for key in keys_of(field)}
+    assert named == (set(options.options(Preset)) - set(options.tag_choices(Preset))) | inner and inner
     text = reference.reference_text()
     for values in options.tag_choices(Preset).values():
         assert all(f'### `"{value}"`' in text for value in values)

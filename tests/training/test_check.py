@@ -16,7 +16,7 @@ KNOWN = options.options(Preset)
 
 def option_of(problem: str) -> str:
     """The option that a problem begins with."""
-    found = re.match(r"([a-z0-9_]+(\.[a-z0-9_]+)*)[: ]", problem)
+    found = re.match(r"([a-z0-9_]+(\.[a-z0-9_]+)*)(\[\d+\](\.[a-z_]+)?)?[: ]", problem)
     assert found and found[1] in KNOWN, problem
     return found[1]
 

@@ -134,8 +134,10 @@ def test_prodigy_wants_a_rate_of_one_for_all_layers():
     prodigy = optimizers.Prodigy()
     assert prodigy.problems(1.0, "cpu") == []
     assert "set training.learning_rate to 1.0" in prodigy.problems(1e-4, "cpu")[0]
-    assert "text_encoder_lr_scale" in prodigy.problems(1.0, "cpu", (1.0, 0.5))[0]
-    with pytest.raises(ValueError, match="text_encoder_lr_scale"):
+    (problem,) = prodigy.problems(1.0, "cpu", (("targets.text_encoder_lr_scale", 0.5),))
+    assert problem.startswith("targets.text_encoder_lr_scale gives some layers 0.5 times")
+    assert len(prodigy.problems(1.0, "cpu", (("one", 2.0), ("other", 0.5)))) == 2
+    with pytest.raises(ValueError, match="different learning rates"):
         prodigy.build(groups(parameters(), lr_scale=0.5), 1.0)
 
 

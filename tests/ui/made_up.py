@@ -42,6 +42,9 @@ def some_value(field: Field, rng: random.Random) -> Any:
         if field.kind == "number":
             return low + (high - low) * rng.uniform(0.01, 0.99)
         return rng.randint(int(low) + (bounds[1] is not None), int(high) - (bounds[3] is not None))
+    if field.kind == "entries":
+        return [{one.path: some_value(one, rng) for one in field.columns if one.required or rng.random() < 0.7}
+                for _ in range(rng.randrange(4))]  # fmt: skip
     if field.kind in ("texts", "folders"):
         return [rng.choice(["a cat", "ü \"'\\", "x*"]) for _ in range(rng.randrange(3))]
     return rng.choice(["", "a, b", "ü \"'\\", "null", " "])
@@ -64,8 +67,15 @@ def some_preset(rng: random.Random, changes: int = 12) -> Values:
     values = some_tags(rng)
     free = [field for field in schema().fields(values).values() if field.kind != "tag" and not field.required]
     for field in rng.sample(free, changes):
-        values = with_value(values, field.path, some_value(field, rng))
+        values = with_value(values, field.path, value_of_all(field, rng))
     return values
+
+
+def value_of_all(field: Field, rng: random.Random) -> Any:
+    """A value that is right in each variant with a field of this path, so that it stays right in another one."""
+    same = schema().everything()[field.path]
+    drawn = (some_value(field, rng) for _ in range(100))
+    return next((value for value in drawn if not any(one.problem(value) for one in same)), field.default)
 
 
 def of_each_variant() -> list[Values]:

@@ -4,13 +4,15 @@ import json
 
 import pytest
 from PySide6.QtCore import Qt
-from PySide6.QtWidgets import QApplication, QCheckBox, QComboBox, QLabel, QLineEdit, QListWidget
+from PySide6.QtWidgets import QApplication, QCheckBox, QComboBox, QFrame, QLabel, QLineEdit, QListWidget
 
 from tests.ui.form_pages import Pages
 from ui import places
 from ui.preset import files
+from ui.preset.field import COLUMNS
 from ui.preset.schema import Schema
 from ui.rows import KINDS, help_text
+from ui.table import CELLS
 
 WIDGETS = {
     "boolean": QCheckBox,
@@ -24,6 +26,7 @@ WIDGETS = {
     "file": QLineEdit,
     "folder": QLineEdit,
     "model": QLineEdit,
+    "entries": QFrame,
 }
 
 
@@ -82,7 +85,7 @@ def test_every_field_of_every_variant_has_its_widget_and_its_help(page, document
                 if field.kind == "tag":
                     assert field.descriptions[document.value(field.path)] in row.help.text()
                 seen.append((field.path, field))
-                helped.add(row.help.text().partition(" Default:")[0])
+                helped.update(line.partition(" Default:")[0] for line in row.help.text().split("\n"))
     every = document.schema.everything()
     assert {path for path, _ in seen} == every.keys()
     for path, variants in every.items():
@@ -100,7 +103,9 @@ def shortened(description):
 
 def test_all_kinds_have_an_input():
     assert KINDS.keys() == WIDGETS.keys()
-    assert {field.kind for fields in Schema.load().everything().values() for field in fields} <= KINDS.keys()
+    fields = [field for fields in Schema.load().everything().values() for field in fields]
+    assert {field.kind for field in fields} <= KINDS.keys()
+    assert {column.kind for field in fields for column in field.columns} <= CELLS.keys() == set(COLUMNS)
 
 
 @pytest.mark.parametrize("preset", sorted(path.name for path in places.PRESETS.glob("*.json")))

@@ -5,17 +5,19 @@ import random
 from dataclasses import asdict
 
 import pytest
-from made_up import of_each_variant, schema, some_preset, some_value, trainer_says
+from made_up import of_each_variant, schema, some_preset, trainer_says, value_of_all
 
 from modules.preset import files, options
 from modules.preset.schema import Preset
 from ui import places
+from ui.check import Findings
 from ui.preset.schema import ABSENT, Difference, Schema, at, differences, flatten, holds, with_value, without
 
 SEEDS = range(30)
 
 ODD = (None, True, 0, 1, -1, 0.5, 3.0, 1e12, -1e12, 2**32, float("inf"), "", "5", " 5.0 ", "1e-4", "x", "yes",
-       [], ["a"], ["a", 5], {}, {"a": 1})  # fmt: skip
+       [], ["a"], ["a", 5], {}, {"a": 1}, [{}], [{"match": 5, "rank": 0, "lr_scale": "x"}],
+       [{"match": "a", "rank": "5", "lr_scale": 2}], [{"match": None, "rnak": 5, "qqq": 1}])  # fmt: skip
 
 
 # -- fields -----------------------------------------------------------------------------------------------------------
@@ -97,15 +99,15 @@ def test_odd_values_are_judged_as_the_trainer_judges_them():
                 changed = with_value(values, path, odd)
                 resolved, wrong = trainer_says(changed)
                 problem = field.problem(odd)
-                assert [f"{path}: {problem}"] * bool(problem) == same_words(wrong, path), (path, odd)
+                assert [f"{path}: {one}" for one in problem.splitlines()] == same_words(wrong, path), (path, odd)
                 if resolved is not None:
                     assert schema().complete(changed) == (resolved, ()), (path, odd)
 
 
 def same_words(wrong, path):
-    """The trainer's sentences; it puts an entry's number in front of the colon."""
-    return [one.replace(f"{path} number 2: ", f"{path}: number 2: ").replace(f"{path}[1]: ", f"{path}: number 2: ")
-            for one in wrong]  # fmt: skip
+    """The trainer's sentences as the window says them: with an entry's number behind the colon."""
+    found = Findings(problems=tuple(wrong)).by_path([path])
+    return [f"{path}: {one}" for one in found.pop(path, [])] + [*found.values()]
 
 
 @pytest.mark.parametrize("seed", SEEDS)
@@ -183,7 +185,7 @@ def test_another_variant_keeps_what_the_trainer_keeps(seed, tmp_path):
         section = tag.path.rpartition(".")[0]
         free = [field for path, field in schema().fields(values).items() if path.startswith(f"{section}.")]
         field = rng.choice([field for field in free if field.kind != "tag"])
-        values = with_value(values, field.path, some_value(field, rng))
+        values = with_value(values, field.path, value_of_all(field, rng))
 
 
 # -- only what differs ------------------------------------------------------------------------------------------------

@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +10,9 @@ from ui.preset import sentences
 
 TYPES = {"boolean": "boolean", "integer": "integer", "number": "number", "string": "text", "array": "texts"}
 """Field kind by JSON type, where the schema gives no other."""
+
+COLUMNS = ("boolean", "integer", "number", "text", "choice")
+"""Kinds of fields that entries may have."""
 
 WRONG = {
     "boolean": "is not true or false",
@@ -43,7 +46,7 @@ class Field:
     advanced: bool
 
     kind: str
-    """boolean, integer, number, text, choice, tag, texts, file, folder, folders or model."""
+    """boolean, integer, number, text, choice, tag, texts, entries, file, folder, folders or model."""
 
     choices: tuple[str, ...]
     """Of a choice and a tag, else empty."""
@@ -62,14 +65,25 @@ class Field:
     descriptions: Mapping[str, str]
     """Of a tag: first line about each variant, by choice."""
 
+    columns: tuple["Field", ...] = ()
+    """Of entries: what each of them has. Their paths are plain names."""
+
+    entry: str = ""
+    """Of entries: what one of them is called, in lower case."""
+
     def problem(self, value: Any) -> str:
-        """What is wrong with a value, in the trainer's words ("0 is too small; at least 1"); "" when nothing is."""
+        """What is wrong with a value, in the trainer's words ("0 is too small; at least 1"); "" when nothing is.
+
+        Of entries a line for each thing that is wrong.
+        """
         if value is None and self.nullable:
             return ""
         if self.choices:
             return "" if value in self.choices else sentences.not_one_of(value, self.choices)
         if value is None and self.required:
             return "has to be given"
+        if self.kind == "entries":
+            return "\n".join(self._entries_problems(value))
         given, value = value, self.understood(value)
         if self.kind in ("integer", "number"):
             return self._number_problem(given, value)
@@ -100,7 +114,48 @@ class Field:
             return as_float(value)
         if self.kind == "folders" and isinstance(value, str):
             return [value] if value else []
+        if self.kind == "entries" and isinstance(value, list | tuple):
+            return [self._understood_entry(one) if isinstance(one, dict) else one for one in value]
         return list(value) if isinstance(value, list | tuple) else value
+
+    def brief(self, value: Any) -> Any:
+        """The value as a preset file says it: without what is a default in an entry."""
+        if self.kind != "entries" or not isinstance(value, list):
+            return value
+        plain = {column.path: column.default for column in self.columns if not column.required}
+
+        def needed(entry: Mapping[str, Any]) -> dict[str, Any]:
+            return {name: inner for name, inner in entry.items() if name not in plain or inner != plain[name]}
+
+        return [needed(one) if isinstance(one, dict) else one for one in value]
+
+    def _understood_entry(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        """An entry with its defaults, and without what it cannot have."""
+        known = [column for column in self.columns if column.path in given or not column.required]
+        return {one.path: one.understood(given[one.path]) if one.path in given else one.default for one in known}
+
+    def _entries_problems(self, value: Any) -> Iterator[str]:
+        names = [column.path for column in self.columns]
+        needed = [column.path for column in self.columns if column.required] or names
+        form = "{" + ", ".join(f'"{name}": ...' for name in needed) + "}"
+        if not isinstance(value, list | tuple):
+            yield f"{sentences.shown(value)} is not a list of {self.entry}s, as in [{form}]"
+            return
+        for place, one in enumerate(value):
+            if not isinstance(one, dict):
+                yield f"number {place + 1}: {sentences.shown(one)} is not a {self.entry} in braces, as in {form}"
+                continue
+            wrong = {column.path: column.problem_in(one) for column in self.columns}
+            where = f"{self.path}[{place}]"
+            wrong |= {name: sentences.unknown_in_entry(name, names, where) for name in one if name not in names}
+            yield from (f"number {place + 1}, {name}: {problem}" for name, problem in wrong.items() if problem)
+
+    def problem_in(self, entry: Mapping[str, Any]) -> str:
+        """What is wrong with this column of an entry."""
+        if self.path not in entry:
+            return "has to be given" if self.required else ""
+        value = entry[self.path]
+        return self._is_wrong(value) if value is None and self.required else self.problem(value)
 
     def _is_wrong(self, value: Any) -> str:
         return f"{sentences.shown(value)} {WRONG.get(self.kind, NO_TEXT)}"
@@ -139,13 +194,16 @@ def as_float(value: Any) -> Any:
         return value
 
 
-def plain(path: str, node: Mapping[str, Any], required: bool) -> Field:
-    """The field that a property of the schema describes."""
+def plain(path: str, node: Mapping[str, Any], required: bool, entry: Mapping[str, Any] | None = None) -> Field:
+    """The field that a property of the schema describes. `entry`: what the objects in a list are."""
+    properties = entry["properties"].items() if entry else ()
+    columns = tuple(plain(name, one, name in entry.get("required", ())) for name, one in properties if entry)
     members = node.get("anyOf", [node])
     inner = [member for member in members if member.get("type") != "null"]
-    if len(inner) != 1 or not (inner[0].get("type") in TYPES or "enum" in inner[0]):
+    known = len(inner) == 1 and (inner[0].get("type") in TYPES or "enum" in inner[0])
+    if not known or not all(column.kind in COLUMNS for column in columns):
         raise ValueError(f"{path}: the schema describes it in a way that the window does not know: {node}")
-    kind = node.get("kind") or ("choice" if "enum" in inner[0] else TYPES[inner[0]["type"]])
+    kind = "entries" if entry else "choice" if "enum" in inner[0] else TYPES[inner[0]["type"]]
     return Field(
         path=path,
         label=node["title"],
@@ -154,7 +212,7 @@ def plain(path: str, node: Mapping[str, Any], required: bool) -> Field:
         group=node.get("group", "Basic"),
         unit=node.get("unit", ""),
         advanced=node.get("advanced", False),
-        kind=kind,
+        kind=node.get("kind") or kind,
         choices=tuple(inner[0].get("enum", ())),
         nullable=len(inner) < len(members),
         required=required,
@@ -164,6 +222,8 @@ def plain(path: str, node: Mapping[str, Any], required: bool) -> Field:
         exclusive_minimum=inner[0].get("exclusiveMinimum"),
         exclusive_maximum=inner[0].get("exclusiveMaximum"),
         descriptions={},
+        columns=columns,
+        entry=entry["title"].lower() if entry else "",
     )
 
 

@@ -126,7 +126,9 @@ class Schema:
                 self._heads.setdefault(here, (inner["title"], _one_line(inner)))
                 yield from self._read_tagged(inner, here, chosen, required)
             elif "const" not in inner:  # a tag, which comes first
-                yield _Row(top, chosen, fields_of.plain(here, inner, required))
+                entry = inner.get("items", {})
+                below = self._definition(entry) if "$ref" in entry else None
+                yield _Row(top, chosen, fields_of.plain(here, inner, required, below))
 
     def _read_tagged(
         self, node: Mapping[str, Any], path: str, chosen: tuple[tuple[str, str], ...], required: bool
@@ -174,7 +176,7 @@ class Schema:
             else:
                 value, problem = field.default, ""
             _put(full, field.path, field.understood(value))
-            problems += [f"{field.path}: {problem}"] if problem else []
+            problems += [f"{field.path}: {one}" for one in problem.splitlines()]
         problems += [self._unknown(path, full) for path in self._strangers(values, full)]
         return self._with_undecided(full, values, full), tuple(problems)
 
@@ -216,7 +218,7 @@ class Schema:
         found: Values = {}
         for path in known:
             if path in wanted:
-                _put(found, path, at(values, path))
+                _put(found, path, known[path].brief(at(values, path)))
         return self._with_undecided(found, values, values)
 
     def allowed(self, values: Mapping[str, Any]) -> Values:

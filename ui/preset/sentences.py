@@ -1,6 +1,7 @@
 """The words in which a preset's problems are told; the trainer uses the same ones."""
 
 import difflib
+import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -41,6 +42,21 @@ def unknown(path: str, known: Sequence[str], everything: Sequence[str]) -> str:
         return f"{path}: unknown; did you mean {enumerated(names, 'or')}?"
     siblings = [other.rpartition(".")[2] for other in known if other.rpartition(".")[0] == section]
     return f"{path}: unknown" + (f"; {section or 'a preset'} has {', '.join(siblings)}" if siblings else "")
+
+
+def unknown_in_entry(name: str, known: Sequence[str], where: str) -> str:
+    """What is said of an unknown name in an entry of a list; `where`: the entry, as in `list[0]`."""
+    found = nearest(name, known)
+    return f"unknown; did you mean {found[0]}?" if found else f"unknown; {where} has {', '.join(known)}"
+
+
+def numbered(text: str) -> str:
+    """The trainer's sentence about an entry of a list: `[0].rank: ...` as `number 1, rank: ...`."""
+    found = re.match(r"\[(\d+)\](?:\.(\w+))?:? ", text)
+    if not found:
+        return text
+    inner = f", {found[2]}" if found[2] else ""
+    return f"number {int(found[1]) + 1}{inner}: {text[found.end() :]}"
 
 
 def nearest(path: str, known: Sequence[str]) -> list[str]:
