@@ -1,12 +1,14 @@
-"""Is the demo base good enough to look at? A grid of 16 plain prompts, and the share of right colours.
+"""Is a demo base good enough to look at? A grid of 16 plain prompts, and the share of right colours.
 
     python scripts/demo_quality.py demo/base
+    python scripts/demo_quality.py demo/flux_base --grid docs/images/demo_flux_base.png
 
-writes docs/images/demo_base.png, prints the colour of 40 samples of "<colour> heart", "<colour> circle" and "<colour>
+writes the grid, prints the colour of 40 samples of "<colour> heart", "<colour> circle" and "<colour>
 square", and exits with 1 when fewer than 80 % of them have the colour that was asked for.
 """
 
 import argparse
+import inspect
 import sys
 from collections import Counter
 from itertools import cycle
@@ -62,9 +64,18 @@ def generate(pipeline, prompts: list[str], arguments: argparse.Namespace, label:
         seeds = [torch.Generator().manual_seed(arguments.seed + first + i) for i in range(len(batch))]
         pictures += pipeline(
             batch, generator=seeds, num_inference_steps=arguments.steps, guidance_scale=arguments.guidance,
-            height=SIZE, width=SIZE, original_size=(SIZE, SIZE), target_size=(SIZE, SIZE),
+            height=SIZE, width=SIZE, **own_options(pipeline),
         ).images  # fmt: skip
     return pictures
+
+
+def own_options(pipeline) -> dict:
+    """What only some kinds of pipelines want to be told: sizes, and how many tokens a caption has."""
+    options = {"original_size": (SIZE, SIZE), "target_size": (SIZE, SIZE)}
+    if "tokenizer_2" in pipeline.components:
+        options["max_sequence_length"] = pipeline.tokenizer_2.model_max_length
+    taken = inspect.signature(pipeline.__call__).parameters
+    return {name: value for name, value in options.items() if name in taken}
 
 
 def make_grid(pictures: list[Image.Image], columns: int = 4, zoom: int = 2) -> Image.Image:
@@ -94,7 +105,7 @@ def main() -> None:
     parser.add_argument("--grid", type=Path, default=Path("docs/images/demo_base.png"), help="where the grid goes")
     parser.add_argument("--colours", type=Path, help="also write the 40 colour samples as a picture")
     parser.add_argument("--steps", type=int, default=25, help="sampling steps")
-    parser.add_argument("--guidance", type=float, default=4.0, help="classifier-free guidance")
+    parser.add_argument("--guidance", type=float, default=4.0, help="strength of guidance")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     if not (arguments.base / "model_index.json").exists():
@@ -103,9 +114,7 @@ def main() -> None:
     import diffusers
     import torch
 
-    pipeline = diffusers.StableDiffusionXLPipeline.from_pretrained(
-        arguments.base, torch_dtype=torch.float32, add_watermarker=False
-    )
+    pipeline = diffusers.DiffusionPipeline.from_pretrained(arguments.base, torch_dtype=torch.float32)
     pipeline.set_progress_bar_config(disable=True)
     arguments.grid.parent.mkdir(parents=True, exist_ok=True)
     make_grid(generate(pipeline, list(GRID_PROMPTS), arguments, "grid")).save(arguments.grid)

@@ -22,7 +22,8 @@ LAUNCH_FILES = sorted((ROOT / "configs").glob("*.yaml"))
 
 def test_every_method_has_a_preset_for_every_family_and_for_the_demo():
     methods = [*adapters.methods(), "doft_planes"]
-    assert sorted(NAMES) == sorted(f"{method}_{name}" for method in methods for name in (*families.names(), "demo"))
+    wanted = [f"{method}_{name}" for method in methods for name in (*families.names(), "demo")]
+    assert sorted(NAMES) == sorted([*wanted, *(f"{method}_flux_demo" for method in ("wora", "doft"))])
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -39,7 +40,8 @@ def test_a_shipped_preset_only_has_relative_paths_and_suits_its_family(name):
     ending = name.split("_")[-1]
     demo = ending == "demo"
     assert demo or preset.family == ending
-    assert preset.base.path == ("demo/base" if demo else families.load_class(ending).HUB_ID)
+    base = "demo/flux_base" if name.endswith("flux_demo") else "demo/base"
+    assert preset.base.path == (base if demo else families.load_class(ending).HUB_ID)
     assert preset.data.folders == (("demo/dataset",) if demo else ())
     assert preset.data.resolution == RESOLUTIONS.get(ending, 1024)
     assert preset.training.gradient_checkpointing is not demo
