@@ -123,6 +123,7 @@ def prepare(preset: Preset, pictures: Pictures, run: Run, events: Events, accele
         training.seed,
     )
     steps = total_steps(training, batches)
+    write_pictures(preset, index, run, events, accelerator.num_processes)
     caches = make_caches(preset, model)
     captions = captions_needed(preset, pictures, batches, steps, model)
     fill_caches(caches, pictures, captions, events, accelerator)
@@ -148,7 +149,7 @@ def prepare(preset: Preset, pictures: Pictures, run: Run, events: Events, accele
         texts=caches.texts,
         steps=steps,
     )
-    write_tables(session)
+    write_layers(session)
     resume(session)
     return session
 
@@ -158,19 +159,21 @@ def total_steps(training: Training, batches: Batches) -> int:
     return training.steps if training.epochs is None else training.epochs * batches.steps_per_epoch
 
 
-def write_tables(session: Session) -> None:
-    """`layers.tsv` and `pictures.tsv` in the run folder."""
-    events, index = session.events, session.index
-    if not session.accelerator.is_main_process:
-        return
-    batch = session.preset.training.batch_size * session.accelerator.num_processes
-    layers = setup.layer_table(session.adapted, session.model, session.preset)
-    (session.run.folder / "layers.tsv").write_text(layers, encoding="utf-8")
-    (session.run.folder / "pictures.tsv").write_text(index.rows(), encoding="utf-8")
-    events.write("stage", {"name": "buckets", "detail": index.table(batch)})
+def write_pictures(preset: Preset, index: Index, run: Run, events: Events, processes: int) -> None:
+    """`pictures.tsv` in the run folder."""
+    if events.main:
+        (run.folder / "pictures.tsv").write_text(index.rows(), encoding="utf-8")
+    events.write("stage", {"name": "buckets", "detail": index.table(preset.training.batch_size * processes)})
+
+
+def write_layers(session: Session) -> None:
+    """`layers.tsv` in the run folder."""
+    if session.events.main:
+        layers = setup.layer_table(session.adapted, session.model, session.preset)
+        (session.run.folder / "layers.tsv").write_text(layers, encoding="utf-8")
     count = sum(p.numel() for p in session.parameters)
     detail = f"{len(session.adapted)} layers, {count:,} trainable parameters, {session.steps} steps"
-    events.write("stage", {"name": "adapters", "detail": detail})
+    session.events.write("stage", {"name": "adapters", "detail": detail})
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 
 from modules import adapters
 from modules.data.cache import LatentCache
+from modules.families import load_class
 from modules.training import loop, outputs
 from modules.training.state import latest_state, load_state
 from tests.training.runs import Place, ask, equal, wait_for
@@ -37,6 +38,24 @@ def test_every_method_starts_as_the_base_and_leaves_a_checked_file(place: Place)
     assert max(baselines.values()) - min(baselines.values()) < 1e-6, baselines
 
 
+def test_nothing_is_encoded_once_the_denoiser_has_come(place: Place, monkeypatch):
+    """Prompts of samples too: text encoders and denoiser never have to fit on the device together."""
+    family, done = load_class("sdxl"), []
+    for name in ("encode_texts", "encode_images", "place"):
+
+        def recorded(model, *given, name=name, inside=getattr(family, name), **named):
+            done.append(name)
+            if name == "place":
+                encoders = [model.pipeline.vae, *(model.networks[part] for part in model.text_encoders)]
+                assert all(encoder.device.type == "cpu" for encoder in encoders)
+            return inside(model, *given, **named)
+
+        monkeypatch.setattr(family, name, recorded)
+    fresh = {"resolution": 16, "cache_folder": str(place.runs / "cache")}
+    assert place.train("order", "--samples.enabled", "--samples.negative", "a face", data=fresh) == 0
+    assert set(done) == {"encode_texts", "encode_images", "place"} and done[-1] == "place"
+
+
 def test_events_tell_the_whole_story_in_order(place: Place):
     # One picture for training and validation: a note, which becomes a warning.
     data = {"resolution": 16, "folders": [str(place.stage / "one")], "validation_folder": str(place.stage / "one")}
@@ -48,7 +67,7 @@ def test_events_tell_the_whole_story_in_order(place: Place):
     events = place.events("story")
     kinds = [event["event"] for event in events]
     assert set(kinds) == {"warning", "stage", "validation", "sample", "step", "saved", "finished"}
-    assert [event["name"] for event in events if event["event"] == "stage"] == ["load", "buckets", "adapters", "cache"]
+    assert [event["name"] for event in events if event["event"] == "stage"] == ["load", "buckets", "cache", "adapters"]
     assert kinds.index("validation") < kinds.index("sample") < kinds.index("step") < kinds.index("saved")
     assert [event["step"] for event in events if event["event"] == "step"] == list(range(1, 13))
     saved = [(event["what"], event["step"]) for event in events if event["event"] == "saved"]
