@@ -1,4 +1,4 @@
-"""Frozen base layers in packed formats or in main memory: the only code that knows nf4, int8 and fp8 layouts."""
+"""Frozen base layers in packed formats, in main memory or sharded: the only code that knows how weights are kept."""
 
 import copy
 from collections.abc import Callable
@@ -28,9 +28,35 @@ def is_rounded(layer: Any) -> bool:
 def dense_weight(layer: Any, dtype: torch.dtype = torch.float32) -> Tensor:
     """The weight a frozen layer computes with, in the layer's own shape.
 
-    Dense layers give their parameter itself; packed ones a new tensor `(out, in)` in `dtype`.
+    Dense layers give their parameter itself; packed ones a new tensor `(out, in)` in `dtype`; sharded ones a new tensor
+    that is put together from all processes.
     """
-    return layer.unpacked(dtype) if is_packed(layer) else layer.weight.detach()
+    return layer.unpacked(dtype) if is_packed(layer) else whole(layer.weight.detach())
+
+
+def is_sharded(tensor: Tensor) -> bool:
+    """Whether this process keeps only its share of `tensor`. Within a layer's own forward and backward pass it does
+    not: FSDP puts the whole weight in place for that time."""
+    if not torch.distributed.is_available() or not torch.distributed.is_initialized():
+        return False
+    from torch.distributed.tensor import DTensor
+
+    return isinstance(tensor, DTensor)
+
+
+def whole(tensor: Any) -> Tensor:
+    """`tensor` itself, or all of it where it is sharded. That takes all processes, in the same order."""
+    return tensor.full_tensor() if is_sharded(tensor) else tensor
+
+
+def anywhere(layer: Any, flag: Tensor) -> bool:
+    """Whether `flag ()` is true here, or in another process that keeps a share of the layer's weight. What follows from
+    it may read that weight, which takes all of them: they must not disagree by a rounding."""
+    if not is_sharded(layer.weight):
+        return bool(flag)
+    agreed = flag.float()
+    torch.distributed.all_reduce(agreed, torch.distributed.ReduceOp.MAX, layer.weight.device_mesh.get_group())
+    return bool(agreed)
 
 
 def features(layer: Any) -> tuple[int, int]:

@@ -98,4 +98,4 @@ class Decomposed(base.Adapter):
             return linalg.axis_norm(V, self.axis, self.kernel)
 
         square = self._norms(layer).square().to(cross.dtype)
-        return linalg.log_growth(square, ratio * cross, ratio.square() * gram, direct)
+        return linalg.log_growth(square, ratio * cross, ratio.square() * gram, direct, layer.anywhere)

@@ -136,6 +136,10 @@ class Layer:
         """`||W_:j||` per channel, over outputs and kernel positions, float64 `(channels)`; computed once."""
         return self._norm("cols", lambda weight: weight.unflatten(1, (self.channels, self.kernel)).norm(dim=(0, 2)))
 
+    def anywhere(self, flag: Tensor) -> bool:
+        """Whether `flag ()` is true, here or in another process that has to take part in reading the weight."""
+        return quant.anywhere(self.base, flag)
+
     def forget(self) -> None:
         """Drop the kept norms: the weight is about to be rounded or moved."""
         self._norms = {}

@@ -44,16 +44,19 @@ def channel_products(up: Tensor, down: Tensor, through: Tensor, kernel: int) -> 
     return cross.unflatten(0, (-1, kernel)).sum(1), gram.unflatten(0, (-1, kernel)).sum(1)
 
 
-def log_growth(square: Tensor, cross: Tensor, gram: Tensor, direct: Callable[[], Tensor]) -> Tensor:
+def log_growth(
+    square: Tensor, cross: Tensor, gram: Tensor, direct: Callable[[], Tensor], anywhere: Callable[[Tensor], bool]
+) -> Tensor:
     """`log(||W + D|| / ||W||)` from `square = ||W||^2`, `cross = <W, D>`, `gram = ||D||^2`, all `(n)`.
 
     Exact to rounding unless D nearly cancels W; then `direct()`, the norms of the sum itself, is used. Where W is
-    zero the value is 0, where the sum is zero it is infinite, so that the gain becomes 0.
+    zero the value is 0, where the sum is zero it is infinite, so that the gain becomes 0. `anywhere` says whether a
+    condition holds in any process that `direct()` needs.
     """
     change = safe_divide(2 * cross + gram, square)
     lost = change < CANCELLED
     growth = 0.5 * torch.log1p(torch.where(lost, 0.0, change))
-    if bool(lost.any()):
+    if anywhere(lost.any()):
         # Not as a change: -1 + 1e-6 has no digits left in float32.
         ratio = safe_divide(direct(), square.sqrt())
         exact = torch.where(ratio == 0, torch.inf, torch.where(ratio == 0, 1.0, ratio).log())

@@ -55,6 +55,10 @@ class Model(Protocol):
         `texts`. Encoders come by themselves when something is encoded, which is better done before."""
         ...
 
+    def place_texts(self) -> None:
+        """Bring the text encoders alone to the device."""
+        ...
+
     def blocks(self) -> list[nn.Module]:
         """The denoiser's repeated blocks, in order: the units of offloading, compiling and sharding."""
         ...

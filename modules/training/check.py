@@ -15,7 +15,7 @@ from modules.data.captions import whole_caption
 from modules.data.index import DataProblems, Index, build_index, overlap
 from modules.data.survey import listing
 from modules.preset.schema import Preset
-from modules.training import noise, schedules, setup
+from modules.training import noise, schedules, setup, sharding
 from modules.training.session import Pictures, total_steps
 
 
@@ -88,6 +88,7 @@ def _examine_training(preset: Preset, device_type: str, processes: int, found: F
     if training.compile and not _can_compile(device_type):
         needed = "a C++ compiler (g++, clang++ or cl)" if device_type == "cpu" else "the package triton"
         found.problems.append(f"training.compile: needs {needed}, which is not installed; install it or turn this off")
+    found.problems += sharding.problems(preset, processes)
     found.steps = 0 if training.epochs else training.steps
     if found.training is not None:
         found.steps = total_steps(training, _batches(preset, found.training, processes))

@@ -1,7 +1,10 @@
 """What a training shows and writes beside its steps: validation loss, sample pictures, adapter and exported file."""
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 from accelerate.utils import broadcast_object_list
@@ -40,7 +43,7 @@ def validate(session: Session) -> None:
     draws, process = session.preset.validation.draws, session.model.process
     levels = (torch.arange(draws, dtype=torch.float64) + 0.5) / draws
     captions, errors = validation_captions(session.preset, session.validation), []
-    if session.accelerator.is_main_process:
+    if session.takes_part:
         with averaged(session.optimizer), session.derived.frozen(), session.accelerator.autocast():
             for picture, caption in zip(session.validation.pictures, captions, strict=True):
                 mean, _ = session.latents.get(picture, False).chunk(2)
@@ -60,7 +63,7 @@ def validate(session: Session) -> None:
 def sample(session: Session) -> None:
     """Sample pictures of this step and the comparison grid."""
     wanted = session.preset.samples
-    if not wanted.enabled or not session.accelerator.is_main_process:
+    if not wanted.enabled or not session.takes_part:
         return
     prompts = sample_prompts(session.preset, session.index)
     side = session.preset.data.resolution
@@ -69,6 +72,8 @@ def sample(session: Session) -> None:
         pictures = session.model.sample(
             prompts, wanted.negative, *size, wanted.steps, wanted.guidance, wanted.seed, session.encode
         )
+    if not session.accelerator.is_main_process:
+        return
     folder = session.run.folder
     for path, prompt in zip(samples.save_samples(folder, session.step, pictures), prompts, strict=True):
         session.events.write("sample", {"step": session.step, "path": str(path), "prompt": prompt})
@@ -95,13 +100,25 @@ def save_adapter(session: Session) -> None:
     session.events.write("saved", facts)
 
 
+@contextmanager
+def place_of_files(session: Session) -> Iterator[Path]:
+    """The run folder in the main process; in the others a folder that is gone afterwards."""
+    if session.accelerator.is_main_process:
+        yield session.run.folder
+        return
+    with TemporaryDirectory() as folder:
+        yield Path(folder)
+
+
 def export_now(session: Session, name: str) -> Path | None:
     """Write the file for other programs, checked against the host's arithmetic."""
+    if not session.takes_part:
+        return None
+    with place_of_files(session) as folder, averaged(session.optimizer):
+        path = folder / f"{name}.safetensors"
+        result = export(session.model, session.adapted, session.preset, training_facts(session), path)
     if not session.accelerator.is_main_process:
         return None
-    path = session.run.folder / f"{name}.safetensors"
-    with averaged(session.optimizer):
-        result = export(session.model, session.adapted, session.preset, training_facts(session), path)
     errors = path.with_suffix(".errors.tsv")
     errors.write_text(result.table(), encoding="utf-8")
     tqdm.write(f"{result.text()}\n  every layer's error: {errors}")

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator, PartialState
-from accelerate.utils import parse_flag_from_env
+from accelerate.utils import gather_object, parse_flag_from_env
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -23,7 +23,7 @@ from modules.data.index import Index, Progress
 from modules.families.base import Texts
 from modules.objectives import Density
 from modules.preset.schema import Preset, Training
-from modules.training import setup, state
+from modules.training import setup, sharding, state
 from modules.training.events import Events
 from modules.training.run import Run
 
@@ -94,6 +94,11 @@ class Session:
         kind = self.model.process.density if wanted.density == "auto" else wanted.density
         return Density(kind, wanted.density_mean, wanted.density_spread, wanted.mode_scale)
 
+    @property
+    def takes_part(self) -> bool:
+        """Whether this process does what the main one writes down: reading a sharded base takes all of them."""
+        return self.accelerator.is_main_process or sharding.is_wanted()
+
     def encode(self, captions: list[str]) -> Texts:
         """Conditions of captions on the device, from the cache where the text encoders are frozen."""
         if self.texts is None:
@@ -129,9 +134,11 @@ def prepare(preset: Preset, pictures: Pictures, run: Run, events: Events, accele
     fill_caches(caches, pictures, captions, events, accelerator)
     model.release_encoders(texts=caches.texts is not None)
 
-    adapted = setup.place_and_attach(model, preset)
+    place(model, preset, events, accelerator)
+    adapted = setup.attach_ready(model, preset)
     groups = setup.parameter_groups(adapted, model, preset.targets)
-    optimizer = accelerator.prepare(preset.optimizer.build(groups, training.learning_rate))
+    # Not `prepare`: it would want to shard the optimizer's parameters too.
+    optimizer = accelerator.prepare_optimizer(preset.optimizer.build(groups, training.learning_rate))
     session = Session(
         preset=preset,
         run=run,
@@ -152,6 +159,14 @@ def prepare(preset: Preset, pictures: Pictures, run: Run, events: Events, accele
     write_layers(session)
     resume(session)
     return session
+
+
+def place(model: Any, preset: Preset, events: Events, accelerator: Accelerator) -> None:
+    """Bring the denoiser, or this process' share of it, to the device."""
+    if not sharding.is_wanted():
+        setup.place(model, preset)
+        return
+    events.write("stage", {"name": "shard", "detail": sharding.shard(model, preset, accelerator.device)})
 
 
 def total_steps(training: Training, batches: Batches) -> int:
@@ -242,6 +257,10 @@ def sample_prompts(preset: Preset, training: Index) -> list[str]:
 def resume(session: Session) -> None:
     """Go on from the run folder's last whole state, if there is one."""
     folder = state.latest_state(session.run.folder)
+    found = set(gather_object([folder.name if folder else "no state"]))
+    if len(found) > 1:
+        raise ValueError(f"saving.folder: processes see different states ({', '.join(sorted(found))}); on several "
+                         "machines, give a folder that all of them share")
     if folder is None:
         return
     saved = state.load_state(folder)

@@ -183,12 +183,16 @@ def load(preset: Preset, device: torch.device) -> Any:
     return model
 
 
-def place_and_attach(model: Any, preset: Preset) -> dict[str, Adapted]:
-    """Bring the denoiser to the device, and put adapters at the start of training on it and on text encoders that are
-    adapted. Raises ValueError for what is wrong."""
+def place(model: Any, preset: Preset) -> None:
+    """Bring the denoiser to the device, and text encoders that are adapted. Raises ValueError for what is wrong."""
     if problems := block_problems(model, preset.base):
         raise ValueError("\n".join(problems))
     model.place(preset.base, trains_texts(model, preset.targets))
+
+
+def attach_ready(model: Any, preset: Preset) -> dict[str, Adapted]:
+    """Put adapters at the start of training on the networks, which are on the device, and make these ready for it.
+    Raises ValueError for what is wrong."""
     adapted, problems = attach_all(model, preset)
     if problems:
         raise ValueError("\n".join(problems))
@@ -211,7 +215,8 @@ def block_problems(model: Any, base: Base) -> list[str]:
 def load_and_attach(preset: Preset, device: torch.device) -> tuple[Any, dict[str, Adapted]]:
     """Both at once, for what needs no encoding before."""
     model = load(preset, device)
-    return model, place_and_attach(model, preset)
+    place(model, preset)
+    return model, attach_ready(model, preset)
 
 
 def parameter_groups(adapted: dict[str, Adapted], model: Any, targets: Targets) -> list[dict]:

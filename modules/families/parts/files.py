@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from modules import quant
 from modules.families import base as protocol
 from modules.preset.schema import Base
 
@@ -66,12 +67,13 @@ def refuse_gaps(networks: dict[str, Any]) -> None:
 
 
 def weights_hash(*networks: nn.Module) -> str:
-    """sha256 over names and bytes of the base weights; adapters do not change it."""
+    """sha256 over names and bytes of the base weights; adapters do not change it. Takes all processes where weights
+    are sharded."""
     total = hashlib.sha256()
     for network in networks:
         for name, tensor in network.state_dict().items():
             if ".adapter." in name:
                 continue
             total.update(name.replace(".base.", ".").encode())
-            total.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
+            total.update(quant.whole(tensor.detach()).cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
     return total.hexdigest()

@@ -177,7 +177,12 @@ class PipelineModel:
         for block in blocks[len(blocks) - base.offload_blocks :]:
             quant.keep_in_memory(block)
         denoiser.to(self.device)
-        for name in self.text_encoders if texts else ():
+        if texts:
+            self.place_texts()
+
+    def place_texts(self) -> None:
+        """Bring the text encoders to the device."""
+        for name in self.text_encoders:
             self.present(name)
 
     def blocks(self) -> list[nn.Module]:
