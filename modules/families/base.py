@@ -31,6 +31,9 @@ class Model(Protocol):
     bucket_step: int
     """Width and height of training pictures are multiples of this, in pixels."""
 
+    longest_side: int | None
+    """Pictures cannot be wider or higher than this, in pixels; None: as large as you like."""
+
     latent_channels: int
 
     latent_factor: int

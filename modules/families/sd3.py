@@ -84,6 +84,12 @@ class Model(FlowModel):
     )
     """T5's come on top, unless the index says that there is no T5."""
 
+    def __init__(self, pipeline: Any, device: torch.device):
+        super().__init__(pipeline, device)
+        largest = pipeline.transformer.config.pos_embed_max_size
+        self.longest_side = None if largest is None else largest * self.bucket_step
+        """Its table of positions ends there."""
+
     # -- single checkpoints -------------------------------------------------------------------------------------------
 
     @classmethod

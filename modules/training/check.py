@@ -146,11 +146,29 @@ def _examine_pictures(preset: Preset, found: Findings) -> None:
     if found.model is None and indices:
         found.notes.append(f"buckets are guessed, in steps of {GUESSED_STEP} px: the base model cannot be read")
     if found.model is not None:
+        found.problems += _too_large(preset, indices.get("training"), found.model.longest_side)
         pictures = [picture for index in indices.values() for picture in index.pictures]
         captions = sorted({whole_caption(preset.data, picture.caption) for picture in pictures})
         long = [caption for caption in captions if found.model.cut_off(caption)]
         if long:
             found.notes.append(f"{len(long)} captions are longer than the text encoder reads and are cut: {long[0]!r}")
+
+
+def _too_large(preset: Preset, index: Index | None, longest: int | None) -> list[str]:
+    """Whether the model takes pictures of these sizes."""
+    if longest is None:
+        return []
+    limit, problems = f"this model's table of positions ends at {longest} px", []
+    sizes = {picture.bucket for picture in index.pictures} if index else set()
+    if sizes and max(map(max, sizes)) > longest:
+        width, height = max(sizes, key=max)
+        given = f"data.resolution: {preset.data.resolution} gives a bucket of {width} x {height} px"
+        problems.append(f"{given}, but {limit}; lower it, or lower data.max_aspect")
+    samples = preset.samples
+    for side, given in (("width", samples.width), ("height", samples.height)):
+        if samples.enabled and (given or preset.data.resolution) > longest:
+            problems.append(f"samples.{side}: {given or preset.data.resolution}, but {limit}; lower it")
+    return problems
 
 
 def _batches(preset: Preset, index: Index, processes: int) -> Batches:

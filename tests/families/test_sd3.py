@@ -12,6 +12,7 @@ from modules.training.check import examine
 from modules.training.setup import match_layers, whole
 from tests.export.setup import assert_diffusers_computes
 from tests.tiny_sd3 import CLIP_G, CLIP_L, T5, make_folder
+from tests.training.runs import draw_pictures
 
 CPU = torch.device("cpu")
 SIZES = torch.tensor([[16.0, 16, 0, 0, 16, 16]] * 2)
@@ -147,10 +148,29 @@ def test_that_is_said_before_the_training(tmp_path, host, exclude, count):
         "targets": {"text_encoders": True, "exclude": exclude},
         "objective": {"min_snr_gamma": None},
         "export": {"host": host},
+        "data": {"resolution": 64},
     }
     found = examine(Preset.model_validate(values), "cpu").problems
     assert len([problem for problem in found if problem.startswith("export.host diffusers: ")]) == count
     assert [problem for problem in found if not problem.startswith(("export.host", "data.folders"))] == []
+
+
+def test_pictures_beyond_the_table_of_positions_are_refused_before_the_training(full, tmp_path):
+    longest, step = full.longest_side, full.bucket_step
+    texts, sizes = full.encode_texts(["red"]), torch.zeros(1, 6)
+    noisy = torch.randn(1, full.latent_channels, step // full.latent_factor, longest // full.latent_factor)
+    full.predict(noisy, torch.tensor([500.0]), texts, sizes)
+    with pytest.raises(ValueError, match="pos_embed_max_size"):
+        full.predict(torch.cat([noisy, noisy[..., :2]], -1), torch.tensor([500.0]), texts, sizes)
+
+    draw_pictures(tmp_path / "pictures", 2, 0)
+    base = {"path": str(make_folder(tmp_path))}
+    for resolution, expected in ((longest, []), (2 * longest, ["data.resolution", "samples.width", "samples.height"])):
+        data = {"folders": [str(tmp_path / "pictures")], "resolution": resolution, "max_aspect": 1}
+        values = {"family": "sd3", "base": base, "adapter": {"method": "lora"}, "objective": {"min_snr_gamma": None}}
+        found = examine(Preset.model_validate({**values, "data": data}), "cpu").problems
+        assert [problem.split(":")[0] for problem in found] == expected
+        assert all(f"{longest} px" in problem for problem in found)
 
 
 def test_metadata_names_the_version(full):

@@ -53,6 +53,7 @@ class PipelineModel:
     VAE_DTYPE: ClassVar[torch.dtype] = torch.float32
 
     bucket_step: int
+    longest_side: int | None = None
 
     def __init__(self, pipeline: Any, device: torch.device):
         self.pipeline, self.device = _computing_on(device, pipeline), device
