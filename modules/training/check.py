@@ -18,6 +18,9 @@ from modules.preset.schema import Preset
 from modules.training import noise, schedules, setup, sharding
 from modules.training.session import Pictures, total_steps
 
+NEEDED_ON_GPUS = "the package triton, and on Linux a C compiler (gcc or clang) for it,"
+"""By torch.compile."""
+
 
 @dataclass
 class Findings:
@@ -86,8 +89,8 @@ def _examine_training(preset: Preset, device_type: str, processes: int, found: F
             "training.precision is float16, which trains on a GPU only, but the device is cpu: use auto or float32"
         )
     if training.compile and not _can_compile(device_type):
-        needed = "a C++ compiler (g++, clang++ or cl)" if device_type == "cpu" else "the package triton"
-        found.problems.append(f"training.compile: needs {needed}, which is not installed; install it or turn this off")
+        needed = "a C++ compiler (g++, clang++ or cl)," if device_type == "cpu" else NEEDED_ON_GPUS
+        found.problems.append(f"training.compile: needs {needed} which is not installed; install it or turn this off")
     found.problems += sharding.problems(preset, processes)
     found.steps = 0 if training.epochs else training.steps
     if found.training is not None:
@@ -98,7 +101,8 @@ def _examine_training(preset: Preset, device_type: str, processes: int, found: F
 def _can_compile(device_type: str) -> bool:
     if device_type == "cpu":
         return any(shutil.which(compiler) for compiler in ("g++", "clang++", "cl"))
-    return importlib.util.find_spec("triton") is not None
+    has_compiler = os.name == "nt" or "CC" in os.environ or any(shutil.which(compiler) for compiler in ("gcc", "clang"))
+    return importlib.util.find_spec("triton") is not None and has_compiler
 
 
 def _examine_model(preset: Preset, found: Findings) -> None:

@@ -224,7 +224,7 @@ def reason_of(error: Exception, preset: Preset, device, found) -> str:
     from modules.training import memory, setup
 
     if memory.ran_out(error):
-        return memory.sentence(preset, device, setup.precision(preset, device), len(found.model.blocks()))
+        return memory.sentence(preset, device, setup.precision(preset, device), len(found.model.blocks()), in_run=True)
     return str(error) if isinstance(error, (ValueError, FloatingPointError)) else repr(error)
 
 

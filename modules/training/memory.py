@@ -1,10 +1,15 @@
 """When memory runs out: how that looks, and what to change first."""
 
+import gc
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 
 from modules.preset.schema import Preset
+from modules.training import setup, sharding
+from modules.training.run import may_change
 
 SIGNS = ("DefaultCPUAllocator: can't allocate memory", "CUDA out of memory", "out of memory")
 """What the messages of allocators have in them that raise a plain RuntimeError."""
@@ -20,11 +25,33 @@ def ran_out(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(sign in str(error) for sign in SIGNS)
 
 
-def sentence(preset: Preset, device: torch.device, precision: str, blocks: int) -> str:
-    """What to tell the user. `precision`: the number format in use; `blocks`: how many the denoiser has, 0: unknown."""
+def sentence(preset: Preset, device: torch.device, precision: str, blocks: int, in_run: bool = False) -> str:
+    """What to tell the user. `precision`: the number format in use; `blocks`: how many the denoiser has, 0: unknown;
+    `in_run`: a run folder holds the preset, and with another one it may have to be another run."""
     full = f"the memory of {device} ({total_mb(device) / 1024:.1f} GiB) is full"
     knob = next_knob(preset, device, precision, blocks)
-    return f"{full}; the cheapest way out: {knob}" if knob else f"{full}, and no option is left that saves much"
+    if not knob:
+        more = "; more processes take smaller shares of the base" if sharding.is_wanted() else ""
+        return f"{full}, and no option is left that saves much{more}"
+    same = not in_run or may_change(knob.split()[0].removeprefix("--"))
+    other = "" if same else "; it changes what is learned, so give it together with another --name"
+    return f"{full}; the cheapest way out: {knob}{other}"
+
+
+@contextmanager
+def while_encoding(preset: Preset, device: torch.device) -> Iterator[None]:
+    """Raise ValueError when memory runs out inside: the denoiser is not there yet, so what it takes is no way out."""
+    try:
+        yield
+    except Exception as error:
+        if not ran_out(error):
+            raise
+        larger = preset.base.dtype == "float32" != setup.precision(preset, device)
+        smaller = "give --base.dtype auto, or " if larger else ""
+        raise ValueError(
+            f"the memory of {device} ({total_mb(device) / 1024:.1f} GiB) is full while pictures and captions are "
+            f"encoded, with nothing but the encoders on it; {smaller}end other programs that use it"
+        ) from error
 
 
 def next_knob(preset: Preset, device: torch.device, precision: str, blocks: int) -> str:
@@ -33,7 +60,9 @@ def next_knob(preset: Preset, device: torch.device, precision: str, blocks: int)
     Cheapest first: what costs time only, then what rounds the base, then what is slow, then what changes the result.
     """
     training, base = preset.training, preset.base
-    on_device = device.type != "cpu"
+    on_device, packs = device.type != "cpu", not sharding.is_wanted()  # packed weights cannot be sharded
+    patterns = (*preset.targets.include, *preset.targets.exclude, *(rule.match for rule in preset.targets.rules))
+    texts_named = any("text_encoder" in pattern for pattern in patterns)  # without them these would match nothing
     half_of_blocks = -(-blocks // 2)
     steps = [
         (not training.gradient_checkpointing, "training.gradient_checkpointing true", "a third slower"),
@@ -44,19 +73,27 @@ def next_knob(preset: Preset, device: torch.device, precision: str, blocks: int)
             f"training.batch_size 1 --training.accumulation {training.batch_size * training.accumulation}",
             "the same pictures per step, one after the other",
         ),
-        (base.quantization == "none", "base.quantization fp8", "half of bfloat16's memory; rounds the base a little"),
-        (base.quantization in ("fp8", "int8"), "base.quantization nf4", "half of that; rounds the base more"),
         (
-            on_device and base.offload_blocks < half_of_blocks,
+            packs and base.quantization == "none",
+            "base.quantization fp8",
+            "half of bfloat16's memory; rounds the base a little",
+        ),
+        (packs and base.quantization in ("fp8", "int8"), "base.quantization nf4", "half of that; rounds the base more"),
+        (
+            packs and on_device and base.offload_blocks < half_of_blocks,
             f"base.offload_blocks {half_of_blocks}",
             "half of the base stays in main memory; slow",
         ),
         (
-            on_device and half_of_blocks <= base.offload_blocks < blocks,
+            packs and on_device and half_of_blocks <= base.offload_blocks < blocks,
             f"base.offload_blocks {blocks}",
             "nearly all of the base stays in main memory; slow",
         ),
-        (preset.targets.text_encoders, "targets.text_encoders false", "the text encoders stay as they are"),
+        (
+            preset.targets.text_encoders and not texts_named,
+            "targets.text_encoders false",
+            "the text encoders stay as they are",
+        ),
         (
             preset.data.resolution > SMALLEST,
             f"data.resolution {max(SMALLEST, preset.data.resolution * 3 // 4 // 64 * 64)}",
@@ -67,8 +104,11 @@ def next_knob(preset: Preset, device: torch.device, precision: str, blocks: int)
 
 
 def reset_peak(device: torch.device) -> None:
-    """Measure the peak anew from here on, where the device can."""
+    """Measure the peak anew from here on, where the device can. What torch holds without using it is given back: it
+    would count as reserved, though it is free for what comes."""
     if device.type == "cuda":
+        gc.collect()
+        torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(device)
 
 

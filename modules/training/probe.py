@@ -3,11 +3,14 @@
 import tempfile
 import time
 from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
 
 from accelerate import Accelerator
 
-from modules.data.index import Index, by_bucket
+from modules.data.cache import ENCODED_AT_ONCE
+from modules.data.captions import whole_caption
+from modules.data.index import Index, Picture, by_bucket
 from modules.preset.schema import Preset
 from modules.training import loop, memory, setup
 from modules.training.check import Findings
@@ -47,8 +50,8 @@ def probe(preset: Preset, found: Findings, accelerator: Accelerator) -> Probe:
     run folder. Raises ValueError, with what to change, when memory runs out."""
     assert found.training is not None and found.model is not None
     device, bucket = accelerator.device, largest_bucket(found.training)
-    pictures = tuple(picture for picture in found.training.pictures if picture.bucket == bucket)
-    short = shortened(preset)
+    pictures = probed_pictures(preset, found.training, bucket, accelerator.num_processes)
+    short = shortened(preset, found.training)
     memory.reset_peak(device)
     try:
         with tempfile.TemporaryDirectory() as folder, Events(Path(folder), accelerator.is_main_process) as events:
@@ -83,13 +86,23 @@ def largest_bucket(index: Index) -> tuple[int, int]:
     return max(by_bucket(index.pictures), key=lambda size: (size[0] * size[1], size))
 
 
-def shortened(preset: Preset) -> Preset:
-    """The preset with a few steps, nothing beside them, and nothing on disk."""
+def probed_pictures(preset: Preset, index: Index, bucket: tuple[int, int], processes: int) -> tuple[Picture, ...]:
+    """Pictures of the bucket: those that the steps need, and as many as are encoded together."""
+    training = preset.training
+    seen = (WARM_UP + MEASURED) * training.accumulation * training.batch_size * processes
+    found = (picture for picture in index.pictures if picture.bucket == bucket)
+    return tuple(islice(found, max(seen, ENCODED_AT_ONCE)))
+
+
+def shortened(preset: Preset, index: Index) -> Preset:
+    """The preset with a few steps, nothing beside them, and nothing on disk. Its prompts are never drawn: they are
+    there so that as many captions are encoded together as before the whole training."""
+    captions = dict.fromkeys(whole_caption(preset.data, picture.caption) for picture in index.pictures)
     return replace_sections(
         preset,
         training={"steps": WARM_UP + MEASURED, "epochs": None},
         data={"cache": False, "validation_folder": ""},
-        samples={"enabled": False},
+        samples={"enabled": True, "prompts": tuple(islice(captions, ENCODED_AT_ONCE))},
     )
 
 

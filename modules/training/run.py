@@ -22,7 +22,15 @@ from modules.training.state import tidy_states
 REQUESTS = ("stop", "save", "sample")
 """What can be asked of a running training, by an empty file of this name in `requests/`."""
 
-MAY_CHANGE = ("description", "name", "saving", "samples")
+MAY_CHANGE = (
+    "description",
+    "name",
+    "saving",
+    "samples",
+    "base.offload_blocks",
+    "training.gradient_checkpointing",
+    "training.compile",
+)
 """Options and sections that may differ when a run is resumed: they do not change what is learned."""
 
 PACKAGES = (
@@ -138,11 +146,16 @@ def check_same(place: Path, preset: Preset) -> None:
     changed = [
         f"  {option}: {_shown(old)} -> {_shown(new)}"
         for option, old, new in differences(stored, preset)
-        if option.split(".")[0] not in MAY_CHANGE
+        if not may_change(option)
     ]
     if changed:
         listed = "\n".join(changed)
         raise ValueError(f"{place} holds a run of another preset; these options differ:\n{listed}\n{what_to_do}")
+
+
+def may_change(option: str) -> bool:
+    """Whether a run may go on with another value of the option `section.name`."""
+    return option in MAY_CHANGE or option.split(".")[0] in MAY_CHANGE
 
 
 def check_ours(place: Path) -> None:

@@ -23,7 +23,7 @@ from modules.data.index import Index, Progress
 from modules.families.base import Texts
 from modules.objectives import Density
 from modules.preset.schema import Preset, Training
-from modules.training import setup, sharding, state
+from modules.training import memory, setup, sharding, state
 from modules.training.events import Events
 from modules.training.run import Run
 
@@ -131,7 +131,8 @@ def prepare(preset: Preset, pictures: Pictures, run: Run, events: Events, accele
     write_pictures(preset, index, run, events, accelerator.num_processes)
     caches = make_caches(preset, model)
     captions = captions_needed(preset, pictures, batches, steps, model)
-    fill_caches(caches, pictures, captions, events, accelerator)
+    with memory.while_encoding(preset, accelerator.device):
+        fill_caches(caches, pictures, captions, events, accelerator)
     model.release_encoders(texts=caches.texts is not None)
 
     place(model, preset, events, accelerator)

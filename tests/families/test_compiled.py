@@ -59,6 +59,21 @@ def test_compiled_blocks_train_as_plain_ones(family, folder):
     check(family, folder, "wora", "none", checkpointing=True)
 
 
+@pytest.mark.parametrize("row", ["flux"], indirect=True)
+def test_ranks_of_their_own_are_all_compiled(family, folder):
+    """Each is a version; beyond torch's limit of them it would run the rest as it is."""
+    counters = torch._dynamo.utils.counters
+    counters.clear()
+    model = loaded(family, folder)
+    names = [name for name in match_layers(model, Targets())[0] if "single_transformer_blocks" in name]
+    for rank, name in enumerate(names, 1):
+        attach(whole(model), name, methods()["lora"].Config(method="lora", rank=rank), 0)
+    with torch._dynamo.config.patch(recompile_limit=1):
+        model.compile_blocks(checkpointing=False)
+        predicted(model, ["red apple"]).square().sum().backward()
+    assert counters["stats"]["unique_graphs"] > 2 and not counters["recompile_limit"]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("row", ["flux"], indirect=True)
 @pytest.mark.parametrize("method, packing, checkpointing", [("doft", "none", False), ("lora", "nf4", True)])

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from modules.preset.schema import Base, Targets
-from modules.quant import is_packed
+from modules.quant import PackedLinear, is_packed
 from tests.families.using import CPU, adapters_on, loaded, predicted
 
 
@@ -33,6 +33,31 @@ def test_blocks_kept_in_main_memory_change_nothing(family, folder, kind):
         gradients.append([p.grad for layer in layers for p in layer.adapter.parameters()])
     for one, two in zip(*gradients, strict=True):
         torch.testing.assert_close(one, two)
+
+
+def test_blocks_for_main_memory_go_there_before_the_next_one_is_packed(family, folder, monkeypatch):
+    """So that never all of them have to fit on the device."""
+    waiting, most = set(), 0
+    pack, keep = PackedLinear.__init__, PackedLinear.keep_in_memory
+
+    def packed(layer, *given):
+        nonlocal most
+        pack(layer, *given)
+        waiting.add(id(layer))
+        most = max(most, len(waiting))
+
+    def kept(layer):
+        waiting.discard(id(layer))
+        keep(layer)
+
+    monkeypatch.setattr(PackedLinear, "__init__", packed)
+    monkeypatch.setattr(PackedLinear, "keep_in_memory", kept)
+    base = Base(path=str(folder), quantization="fp8")
+    model = family.load(base, CPU, torch.float32)
+    blocks, linears = model.blocks(), [m for m in model.networks[model.DENOISER].modules() if isinstance(m, nn.Linear)]
+    inside = [sum(isinstance(m, nn.Linear) for m in block.modules()) for block in blocks]
+    model.place(base.model_copy(update={"offload_blocks": len(blocks)}), texts=False)
+    assert most <= max(*inside, len(linears) - sum(inside)) < sum(inside)
 
 
 def test_half_precision(family, folder):

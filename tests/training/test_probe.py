@@ -1,13 +1,15 @@
 """`--check --probe`: real steps at the largest bucket, nothing kept; and what is said when memory is full."""
 
+import importlib.util
 import json
 
 import pytest
 import torch
 
+from modules.data.cache import LatentCache, TextCache
 from modules.preset.cli import parse_overrides
 from modules.preset.files import resolve
-from modules.training import loop, memory
+from modules.training import check, loop, memory, probe
 from tests.training.runs import Place
 
 FULL = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
@@ -81,6 +83,77 @@ def test_every_way_out_can_be_typed_and_they_end(place: Place):
     assert preset.training.batch_size * preset.training.accumulation == 4 and preset.data.resolution == 512
     assert seen.index("--training.gradient_checkpointing") < seen.index("--base.quantization"), "cheapest first"
     assert memory.sentence(preset, torch.device("cpu"), "float32", 5).endswith("no option is left that saves much")
+
+
+def test_what_is_proposed_is_never_refused_by_the_check(place: Place, monkeypatch):
+    """Not what cannot be sharded, and not to leave the text encoders alone while other options name their layers."""
+    path = place.command("knobs")[1]
+    done = [("--training.gradient_checkpointing", "true"), ("--training.batch_size", "1")]
+    texts = [("--targets.text_encoders", "true"), ("--data.resolution", "512")]
+    rule = ("--targets.rules", '[{"match": "text_encoder.*", "lr_scale": 0.5}]')
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    sharded = memory.next_knob(resolve(path, parse_overrides(typed(done + texts))).preset, GPU, "bfloat16", 5)
+    assert sharded.startswith("--targets.text_encoders false")
+    ruled = resolve(path, parse_overrides(typed([*done, *texts, rule]))).preset
+    assert memory.next_knob(ruled, GPU, "bfloat16", 5) == ""
+    assert "more processes" in memory.sentence(ruled, torch.device("cpu"), "float32", 5)
+
+
+def typed(options: list[tuple[str, str]]) -> list[str]:
+    return [word for pair in options for word in pair]
+
+
+def test_only_what_changes_the_result_asks_for_another_name(place: Place, monkeypatch, capsys):
+    monkeypatch.setattr(loop, "take_step", no_memory)
+    assert place.train("full") == 1
+    assert "gradient_checkpointing true" in (said := capsys.readouterr().err) and "another --name" not in said
+    assert place.train("full", "--training.gradient_checkpointing") == 1, "what was proposed is not refused"
+    assert "--training.batch_size 1" in (said := capsys.readouterr().err) and "another --name" in said
+
+
+def test_memory_full_of_encoders_is_not_the_denoisers(place: Place, capsys, monkeypatch):
+    """It comes later, so nothing that makes it smaller helps."""
+    monkeypatch.setattr(LatentCache, "fill", no_memory)
+    for more in (["--check", "--probe"], []):
+        assert place.train("encoders", *more) != 0
+        said = capsys.readouterr().err
+        assert "full while pictures and captions are encoded" in said and "gradient_checkpointing" not in said
+
+
+@pytest.mark.parametrize("compiler", [None, "gcc"])
+def test_compiling_for_a_gpu_needs_a_c_compiler(place: Place, compiler, monkeypatch):
+    monkeypatch.delenv("CC", raising=False)
+    monkeypatch.setattr(check.shutil, "which", lambda name: "/usr/bin/gcc" if name == compiler else None)
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *more: name == "triton" or find(name, *more))
+    preset = resolve(place.command("compiled")[1], [("training.compile", "true")]).preset
+    said = [problem for problem in check.examine(preset, "cuda").problems if "training.compile" in problem]
+    assert (not said) if compiler else "a C compiler (gcc or clang)" in said[0]
+
+
+def test_memory_that_is_held_but_free_does_not_count(monkeypatch):
+    calls = []
+    for name in ("empty_cache", "reset_peak_memory_stats"):
+        monkeypatch.setattr(torch.cuda, name, lambda *_, name=name: calls.append(name))
+    memory.reset_peak(GPU)
+    assert calls == ["empty_cache", "reset_peak_memory_stats"]
+
+
+def test_a_probe_encodes_only_what_it_needs(place: Place, monkeypatch):
+    """And as many captions together as a training does."""
+    pictures, captions = [], []
+    monkeypatch.setattr(probe, "ENCODED_AT_ONCE", 3)
+    monkeypatch.setattr(probe, "MEASURED", 1)
+    monkeypatch.setattr(LatentCache, "fill", lambda self, given, _: pictures.extend(given))
+    fill_texts = TextCache.fill
+
+    def fill(cache, given, *_):
+        captions.append(set(given))
+        fill_texts(cache, given)
+
+    monkeypatch.setattr(TextCache, "fill", fill)
+    assert place.train("few", "--check", "--probe", "--training.batch_size", "1", "--data.caption_dropout", "1") == 0
+    assert len(pictures) == 3 and len({caption for caption in captions[0] if caption}) == 2
 
 
 @pytest.mark.parametrize(

@@ -72,7 +72,7 @@ def test_another_preset_is_refused_with_what_differs(tmp_path):
 def test_what_does_not_change_the_training_may_change(tmp_path):
     reopen(tmp_path)
     changed = {"description": "x", "samples": {"every": 7}, "saving": {"keep_states": 1}}
-    reopen(tmp_path, **changed)
+    reopen(tmp_path, **changed, training={"gradient_checkpointing": False, "compile": True}, base={"offload_blocks": 1})
     assert json.loads((tmp_path / "a" / "preset.json").read_text())["samples"]["every"] == 7
 
 

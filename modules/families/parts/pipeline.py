@@ -27,6 +27,10 @@ if TYPE_CHECKING:
     from typing import Self
 
 
+COMPILED_VERSIONS = 64
+"""Of a kind of block: one for each width, rank, method of calling (training, sampling) and, at first, bucket. Beyond
+torch's own limit of 8 it would run the rest as if nothing was to be compiled, without a word in a run's log."""
+
 ARGUMENTS = {"hidden": "prompt_embeds", "pooled": "pooled_prompt_embeds"}
 """What diffusers' pipelines call the parts of an encoded prompt."""
 
@@ -169,14 +173,16 @@ class PipelineModel:
         return model
 
     def place(self, base: Base, texts: bool) -> None:
-        """Bring the denoiser, and text encoders if `texts`, to the device. Linear layers are packed there one by one,
-        and packed weights go back to main memory, so that the whole never has to fit."""
+        """Bring the denoiser, and text encoders if `texts`, to the device. Linear layers are packed there one by one.
+        Blocks for main memory go back there before the next one comes, so that never all of them have to fit."""
         denoiser: Any = self.networks[self.DENOISER]
-        if base.quantization != "none":
-            quant.pack_linears(denoiser, base.quantization, self.device)
-        blocks = self.blocks()
+        packing, blocks = base.quantization != "none", self.blocks()
         for block in blocks[len(blocks) - base.offload_blocks :]:
+            if packing:
+                quant.pack_linears(block, base.quantization, self.device)
             quant.keep_in_memory(block)
+        if packing:
+            quant.pack_linears(denoiser, base.quantization, self.device)
         denoiser.to(self.device)
         if texts:
             self.place_texts()
@@ -212,6 +218,8 @@ class PipelineModel:
     def compile_blocks(self, checkpointing: bool) -> None:
         """Compile the blocks; blocks of a kind share what is compiled. Recomputing moves into them: torch compiles
         nothing that is called by a checkpoint outside."""
+        limits: Any = torch._dynamo.config
+        limits.recompile_limit = max(limits.recompile_limit, COMPILED_VERSIONS)
         denoiser: Any = self.networks[self.DENOISER]
         blocks = set(self.blocks())
         for name, block in denoiser.named_modules():
