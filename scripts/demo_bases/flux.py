@@ -2,7 +2,7 @@
 
 Three stages: rectified flow with both text encoders, the caption left out one time in ten, its error measured at five
 scales; the same with mostly the plain error, for detail; then guidance is distilled into the guidance embedding, as
-FLUX.1-dev's was (Meng et al. 2023, section 3.1).
+FLUX.1-dev's was (Meng et al. 2023, section 3.1), with names of styles in the captions that mean nothing.
 """
 
 # diffusers annotates tuples of any length as tuple[int], and outputs as their tuple form:
@@ -131,8 +131,7 @@ class Training:
     def __init__(self, vae: Any, pictures: Tensor, captions: Captions, tokenizers: tuple[Any, Any], arguments: Any):
         self.vae, self.arguments, self.captions, self.tokenizers = vae, arguments, captions, tokenizers
         self.mean, self.std = latents_of(vae, pictures)
-        padded = {"padding": "max_length", "truncation": True, "return_tensors": "pt"}
-        self.ids = [captions.encoded(lambda texts, t=t: t(texts, **padded).input_ids) for t in tokenizers]
+        self.words = sorted({word for text in captions.every_text for word in text.split() if word.isalpha()})
 
     def batch(self, seed: int, step: int) -> tuple[Tensor, Tensor, Tensor, list[tuple[int, int]], torch.Generator]:
         """Latents, noise, noise levels, and for each picture its number and its caption's."""
@@ -145,12 +144,21 @@ class Training:
         levels = 2 * even / (1 + even)  # noisy ones oftener
         return latents, noise, levels, chosen, generator
 
-    def tokens(self, chosen: list[tuple[int, int]], left_out: list[bool]) -> tuple[Tensor, Tensor]:
-        """Token ids for CLIP and for T5; those of the empty caption where it is left out."""
-        first, second = (
-            torch.stack([ids.empty if out else ids.of[n][c] for (n, c), out in zip(chosen, left_out, strict=True)])
-            for ids in self.ids
-        )
+    def texts(self, chosen: list[tuple[int, int]], left_out: list[bool]) -> list[str]:
+        """The captions; empty where they are left out."""
+        captions = self.captions.texts
+        return ["" if out else captions[n][c] for (n, c), out in zip(chosen, left_out, strict=True)]
+
+    def styled(self, texts: list[str], generator: torch.Generator) -> list[str]:
+        """Half of the captions with a style behind them that means nothing, so that new words do no harm."""
+        words = [self.words[int(torch.randint(len(self.words), (), generator=generator))] for _ in texts]
+        chosen = (torch.rand(len(texts), generator=generator) < 0.5).tolist()
+        return [f"{t}, {word} style" if styled else t for t, word, styled in zip(texts, words, chosen, strict=True)]
+
+    def tokens(self, texts: list[str]) -> tuple[Tensor, Tensor]:
+        """Token ids for CLIP and for T5."""
+        padded = {"padding": "max_length", "truncation": True, "return_tensors": "pt"}
+        first, second = (tokenizer(texts, **padded).input_ids for tokenizer in self.tokenizers)
         return first, second
 
     def look(self, model: Generator, stage: Stage, losses: list[float]) -> Callable[[int], None]:
@@ -186,7 +194,7 @@ class Training:
             left_out = (torch.rand(len(chosen), generator=generator) < 0.1).tolist()
             at = levels.view(-1, 1, 1, 1)
             with fast(), sdpa_kernel(SDPBackend.MATH):  # the fused kernel's backward pass is slow in bfloat16
-                texts = model.texts(self.tokens(chosen, left_out))
+                texts = model.texts(self.tokens(self.texts(chosen, left_out)))
                 flow = model((1 - at) * latents + at * noise, levels, texts, torch.ones(len(chosen)))
             error = flow.float() - (noise - latents)
             losses.append(float(error.detach().square().mean()))
@@ -195,10 +203,9 @@ class Training:
         stage.run(loss_of, look=self.look(model, stage, losses))
 
     def guidance(self, model: Generator) -> None:
-        """The transformer, told a guidance, predicts what the one before gives with that guidance."""
+        """Told a guidance, the model predicts what the one before gives with that guidance, whatever style is named."""
         teacher = copy.deepcopy(model).requires_grad_(False)
-        model.requires_grad_(False).transformer.requires_grad_(True)
-        stage = Stage("guidance", model.transformer, self.arguments.guidance_steps, 6e-4, self.arguments.work)
+        stage = Stage("guidance", model, self.arguments.guidance_steps, 6e-4, self.arguments.work)
         losses: list[float] = []
 
         def loss_of(step: int) -> Tensor:
@@ -206,13 +213,12 @@ class Training:
             strength = 1 + (STRONGEST - 1) * torch.rand(len(chosen), generator=generator)
             at, by, ones = levels.view(-1, 1, 1, 1), strength.view(-1, 1, 1, 1), torch.ones(len(chosen))
             noisy = (1 - at) * latents + at * noise
+            named, nothing = self.texts(chosen, [False] * len(chosen)), [""] * len(chosen)
             with fast(), sdpa_kernel(SDPBackend.MATH):
                 with torch.no_grad():
-                    with_text, without = (
-                        teacher.texts(self.tokens(chosen, [out] * len(chosen))) for out in (False, True)
-                    )
-                    plain, empty = teacher(noisy, levels, with_text, ones), teacher(noisy, levels, without, ones)
-                flow = model(noisy, levels, with_text, strength)
+                    plain = teacher(noisy, levels, teacher.texts(self.tokens(named)), ones)
+                    empty = teacher(noisy, levels, teacher.texts(self.tokens(nothing)), ones)
+                flow = model(noisy, levels, model.texts(self.tokens(self.styled(named, generator))), strength)
             error = flow.float() - torch.lerp(empty.float(), plain.float(), by)
             losses.append(float(error.detach().square().mean()))
             return detailed(error)

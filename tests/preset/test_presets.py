@@ -127,8 +127,8 @@ def test_accelerate_reads_the_launch_files(path):
     from accelerate.commands.config.config_args import load_config_from_file
 
     config = load_config_from_file(str(path))
-    several = path.stem != "one_gpu"
-    assert (config.distributed_type, config.num_processes) == ("MULTI_GPU" if several else "NO", 2 if several else 1)
+    kind = {"one_gpu": "NO", "fsdp2": "FSDP"}.get(path.stem, "MULTI_GPU")
+    assert (config.distributed_type, config.num_processes) == (kind, 1 if kind == "NO" else 2)
     assert config.mixed_precision == "no", "the number format belongs to the preset"
     assert "--config_file configs/" + path.name in path.read_text()
 
