@@ -33,4 +33,4 @@ def test_the_table_takes_its_place_in_the_page(tmp_path, monkeypatch):
         found = page.read_text(encoding="utf-8")
         assert f"| a model | `a preset` | nf4 | 64 | {seconds:.3f} | 2.0 GiB | 1.0 GiB |" in found
         assert found.startswith(begin) and found.endswith(end)
-    assert found.count("a preset") == 1
+    assert found.count("`a preset`") == 1, "the second table has taken the place of the first"
