@@ -96,6 +96,12 @@ class FrozenTransposed(torch.autograd.Function):
         return nn.functional.linear(grad, ctx.dense().to(grad.dtype)), None
 
 
+def product(layer: Any, x: Tensor) -> Tensor:
+    """`x W^T` for a packed layer, without its bias; the weight is made dense in `x`'s half precision or in float32."""
+    half = x.dtype in (torch.float16, torch.bfloat16)
+    return FrozenLinear.apply(x, partial(dense_weight, layer, x.dtype if half else torch.float32))  # pyright: ignore
+
+
 class Unpacked(nn.Linear):
     """A packed layer's dense stand-in: like it, computes in the dtype of what it is given."""
 
@@ -142,9 +148,7 @@ class PackedLinear(nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:
         """The dense layer of `dense_weight`."""
-        half = input.dtype in (torch.float16, torch.bfloat16)
-        dense = partial(dense_weight, self, input.dtype if half else torch.float32)
-        y: Any = FrozenLinear.apply(input, dense)
+        y = product(self, input)
         return y if self.bias is None else y + self.bias.to(y.dtype)
 
     def _apply(self, fn, recurse: bool = True):

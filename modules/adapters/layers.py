@@ -6,7 +6,6 @@ layer, the input channels of a convolution, the tokens of an embedding. Weights 
 """
 
 import math
-from functools import partial
 from typing import Any
 
 import torch
@@ -51,9 +50,7 @@ class Layer:
         if weight is not None:
             return F.linear(x, weight.to(x.dtype))
         if quant.is_packed(self.base):
-            half = x.dtype in (torch.float16, torch.bfloat16)
-            dense = partial(quant.dense_weight, self.base, x.dtype if half else torch.float32)
-            return quant.FrozenLinear.apply(x, dense)
+            return quant.product(self.base, x)
         return F.linear(x, self.base.weight)
 
     def add_bias(self, y: Tensor) -> Tensor:

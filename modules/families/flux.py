@@ -213,9 +213,9 @@ class Model(FlowModel):
             img_ids=pipeline._prepare_latent_image_ids(n, height // PATCH, width // PATCH, **like),
             return_dict=False,
         )[0]
-        return self._unpacked(predicted, height * self.latent_factor, width * self.latent_factor)
+        return self.unpacked(predicted, height * self.latent_factor, width * self.latent_factor)
 
-    def _unpacked(self, latents: Tensor, height: int, width: int) -> Tensor:
+    def unpacked(self, latents: Tensor, height: int, width: int) -> Tensor:
         """`(n, tokens, 4 c)` as `(n, c, h, w)`; `height` and `width` in pixels."""
         return self.pipeline._unpack_latents(latents, height, width, self.latent_factor)
 
@@ -223,28 +223,11 @@ class Model(FlowModel):
         """None of its own: guidance is embedded."""
         return given or None
 
-    def call_pipeline(
-        self,
-        texts: protocol.Texts,
-        negative: protocol.Texts | None,
-        width: int,
-        height: int,
-        steps: int,
-        guidance: float,
-        generator: torch.Generator,
-    ) -> Tensor:
-        """Latents `(1, c, h, w)` of one picture; see the class for `negative` and `guidance`."""
-        packed = self.pipeline(
-            **self.conditions(texts, negative),
-            true_cfg_scale=1.0 if negative is None else guidance,
-            guidance_scale=guidance if negative is None else TRAINED_GUIDANCE,
-            width=width,
-            height=height,
-            num_inference_steps=steps,
-            generator=generator,
-            output_type="latent",
-        ).images
-        return self._unpacked(packed, height, width)
+    def guidance_options(self, guidance: float, away: bool) -> dict[str, float]:
+        """See the class."""
+        if away:
+            return {"true_cfg_scale": guidance, "guidance_scale": TRAINED_GUIDANCE}
+        return {"true_cfg_scale": 1.0, "guidance_scale": guidance}
 
     # -- exporting ----------------------------------------------------------------------------------------------------
 

@@ -126,7 +126,7 @@ class Generator(nn.Module):
 
 
 class Training:
-    """What both stages draw their batches from."""
+    """What all stages draw their batches from."""
 
     def __init__(self, vae: Any, pictures: Tensor, captions: Captions, tokenizers: tuple[Any, Any], arguments: Any):
         self.vae, self.arguments, self.captions, self.tokenizers = vae, arguments, captions, tokenizers
@@ -237,7 +237,7 @@ def detailed(error: Tensor) -> Tensor:
 
 
 def train(vae: Any, pictures: Tensor, captions: Captions, clip_tokens: Any, arguments: argparse.Namespace) -> None:
-    """Both stages, and the diffusers folder."""
+    """All stages, and the diffusers folder."""
     torch.manual_seed(arguments.seed + 1)
     t5_tokens = make_t5_tokenizer(captions.every_text, arguments.work / "tokenizer_2")
     model = Generator(make_transformer(), make_clip(clip_tokens, WIDTH), make_t5(t5_tokens))

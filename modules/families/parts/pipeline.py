@@ -113,26 +113,13 @@ class PipelineModel:
         """Tokens of a caption that are read, without the marks at the beginning and the end."""
         return self.tokenizer.model_max_length - self.tokenizer.num_special_tokens_to_add()
 
-    def call_pipeline(
-        self,
-        texts: protocol.Texts,
-        negative: protocol.Texts | None,
-        width: int,
-        height: int,
-        steps: int,
-        guidance: float,
-        generator: torch.Generator,
-    ) -> Tensor:
-        """Latents `(1, c, h, w)` of one picture; `texts` and `negative` are conditions of one caption each."""
-        return self.pipeline(
-            **self.conditions(texts, negative),
-            width=width,
-            height=height,
-            num_inference_steps=steps,
-            guidance_scale=guidance,
-            generator=generator,
-            output_type="latent",
-        ).images
+    def guidance_options(self, guidance: float, away: bool) -> dict[str, float]:
+        """How the pipeline is told its guidance; `away`: from a negative prompt."""
+        return {"guidance_scale": guidance}
+
+    def unpacked(self, latents: Tensor, height: int, width: int) -> Tensor:
+        """The pipeline's latents as `(n, c, h, w)`; `height` and `width` in pixels."""
+        return latents
 
     def negative_prompt(self, given: str) -> str | None:
         """What guidance leads away from: the empty prompt too."""
@@ -283,7 +270,16 @@ class PipelineModel:
         pictures = []
         for number, prompt in enumerate(prompts):
             generator, texts = torch.Generator().manual_seed(seed + number), encode([prompt])
-            pictures += self._decode(self.call_pipeline(texts, away, width, height, steps, guidance, generator))
+            latents = self.pipeline(
+                **self.conditions(texts, away),
+                **self.guidance_options(guidance, away is not None),
+                width=width,
+                height=height,
+                num_inference_steps=steps,
+                generator=generator,
+                output_type="latent",
+            ).images
+            pictures += self._decode(self.unpacked(latents, height, width))
         self._release_again()
         return pictures
 
