@@ -119,7 +119,7 @@ def test_a_long_run_loads_in_slices_between_which_the_window_answers(tmp_path, q
     (tmp_path / "events.jsonl").write_text("".join(line(step) for step in range(1, 100_001)))
     seen, shown = [], []
     one = follower()
-    timer = QTimer(interval=0)
+    timer = QTimer(interval=1)  # not 0: that never lets go of the interpreter, and the reading thread starves
     timer.timeout.connect(lambda: seen.append(one.history.step))
     timer.start()
     one.grew.connect(lambda: shown.append(one.history.step))
