@@ -1,0 +1,104 @@
+"""Draw a run's sample pictures with diffusers alone, from the file that was exported for it, and compare.
+
+    python scripts/host_pictures.py runs/NAME [runs/OTHER ...]
+
+Exports each run's adapter for diffusers in float32, loads it with `load_lora_weights` into a pipeline that knows
+nothing of this program, repeats the samples of the last step with their prompts and seeds, and prints the largest
+difference of a pixel. Runs that diffusers' files cannot hold are named with the reason.
+
+Exit codes: 0 all pictures are the trainer's to within 2/255, 1 some are not, 2 bad input.
+"""
+
+import argparse
+import inspect
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+TOLERANCE = 2
+"""Of 255 steps of brightness: rounding of the merged products."""
+
+
+def main() -> int:
+    """Read the arguments, compare every run, and print one line each."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", type=Path, nargs="+", help="folders of finished runs with samples")
+    code = 0
+    for run in parser.parse_args().runs:
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder) / "diffusers.safetensors"
+            try:
+                refused = export(run, file)
+                worst = [] if refused else differences(run, file)
+            except (ValueError, OSError) as error:
+                print(f"{run}: {error}", file=sys.stderr)
+                return 2
+        if refused:
+            print(f"{run}: not compared, {refused}")
+            continue
+        print(f"{run}: {len(worst)} pictures, largest difference of a pixel {max(worst)}/255", flush=True)
+        code = code or int(max(worst) > TOLERANCE)
+    return code
+
+
+def export(run: Path, file: Path) -> str:
+    """Write `file` from the run's adapter; why diffusers cannot hold it, or empty."""
+    command = [sys.executable, ROOT / "scripts/export.py", run, "--host", "diffusers", "--dtype", "float32"]
+    outcome = subprocess.run([*command, "--out", file], capture_output=True, text=True)
+    return outcome.stderr.strip() if outcome.returncode else ""
+
+
+def differences(run: Path, file: Path) -> list[int]:
+    """Of each sample picture of the run's last step, the largest difference of a pixel, 0 to 255.
+
+    Raises ValueError for a run without samples of its last step.
+    """
+    import numpy
+    from diffusers import DiffusionPipeline
+    from PIL import Image
+    from safetensors import safe_open
+
+    from modules.training.samples import sample_path
+
+    preset = json.loads((run / "preset.json").read_text(encoding="utf-8"))
+    with safe_open(run / "adapter.safetensors", "pt") as adapter:
+        facts = json.loads(adapter.metadata()["facts"])
+    drawn = [sample_path(run, facts["step"], number) for number in range(len(facts["prompts"]))]
+    if not drawn or not all(path.is_file() for path in drawn):
+        raise ValueError(f"there are no sample pictures of step {facts['step']}; train with samples.enabled true")
+    pipeline = DiffusionPipeline.from_pretrained(preset["base"]["path"])
+    pipeline.set_progress_bar_config(disable=True)
+    pipeline.load_lora_weights(str(file))
+    found = []
+    for number, (path, prompt) in enumerate(zip(drawn, facts["prompts"], strict=True)):
+        wanted = numpy.asarray(Image.open(path).convert("RGB")).astype(int)
+        picture = draw(pipeline, prompt, number, preset["samples"], wanted.shape[:2])
+        found.append(int(abs(numpy.asarray(picture).astype(int) - wanted).max()))
+    return found
+
+
+def draw(pipeline: Any, prompt: str, number: int, samples: dict[str, Any], size: tuple[int, int]) -> Any:
+    """Picture `number` of a preset's `samples`, `size` (height, width) in pixels, as a user of diffusers asks for it.
+
+    Raises ValueError for a negative prompt with a network that is told the guidance, which has two ways to take it.
+    """
+    import torch
+
+    told = "true_cfg_scale" in inspect.signature(pipeline.__call__).parameters
+    if told and samples["negative"]:
+        raise ValueError("samples.negative is not compared for networks that are told the guidance")
+    negative = {} if told else {"negative_prompt": samples["negative"]}
+    return pipeline(
+        prompt, **negative, height=size[0], width=size[1], num_inference_steps=samples["steps"],
+        guidance_scale=samples["guidance"], generator=torch.Generator().manual_seed(samples["seed"] + number),
+    ).images[0]
+
+
+if __name__ == "__main__":
+    sys.exit(main())
