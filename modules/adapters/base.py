@@ -24,13 +24,14 @@ class AdapterConfig(Section):
 
 @dataclass
 class Terms:
-    """A weight update in the exporter's vocabulary: `W' = magnitude * normalised(W R^T + up down + difference)`.
+    """A layer's change in the exporter's vocabulary: `W' = magnitude * normalised(V)` with
+    `V = W R^T + up down + difference` (or `R W` in place of `W R^T`, see `side`), and `bias` added to the bias.
 
     All parts are optional; those present apply in this order. Tensors are 2-D as in `Layer`.
     """
 
     rotation: Tensor | None = None
-    """`(blocks, b, b)`, applied as `W blockdiag(R)^T` on the channels."""
+    """`(blocks, b, b)`, applied on `side`."""
     up: Tensor | None = None
     """`(out, r)`, every scale already in it."""
     down: Tensor | None = None
@@ -41,6 +42,10 @@ class Terms:
     """`(out)` or `(channels)`; may be negative. `W'` is `V * magnitude / norm(V)` along `axis`."""
     axis: str = ""
     """"output" or "input", with `magnitude`."""
+    side: str = "input"
+    """Where `rotation` acts: "input", `W blockdiag(R)^T` on the channels, or "output", `blockdiag(R) W` on the rows."""
+    bias: Tensor | None = None
+    """`(out)`: added to the layer's bias."""
 
 
 class Adapter(nn.Module):

@@ -1,13 +1,10 @@
-"""Writing a trained adapter for another program: forms, file, check of what was written, metadata."""
+"""Writing changes of layers for another program: forms, file, check of what was written, metadata."""
 
-import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from importlib import import_module
+from dataclasses import dataclass, replace
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -17,96 +14,106 @@ from torch import Tensor
 from modules import quant
 from modules.adapters.base import Adapted, Terms
 from modules.adapters.layers import Layer
-from modules.export import comfyui, forms, keys, metadata, verify
+from modules.export import arithmetic, choosing, encodings, forms, hosts, keys, metadata, verify
+from modules.export.forms import Seen
+from modules.export.hosts import How
 from modules.export.metadata import Facts
-from modules.export.verify import LayerError
+from modules.export.report import Report, megabytes
 from modules.preset.schema import Export, Preset
 
-SHOWN = 8
-"""This many approximated layers are named in a report's text."""
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
 @dataclass
-class Report:
-    """What was written, and how exact it is."""
+class Change:
+    """What is done to one layer."""
 
-    path: Path
-    size: int = 0
-    """Of the file, in bytes."""
-    forms: dict[str, str] = field(default_factory=dict)
-    """Form of each layer, in words."""
-    sizes: dict[str, int] = field(default_factory=dict)
-    """Bytes of each layer's tensors."""
-    errors: dict[str, LayerError] = field(default_factory=dict)
-    """Distance of each layer's effect in the host from the trained weight."""
-    notes: list[str] = field(default_factory=list)
-    """What the user should know, as sentences."""
+    layer: Layer
+    """Its `dense()` is the base weight."""
+    terms: Terms
+    given: dict[str, Tensor] | None = None
+    """A file's tensors by suffix with the same meaning; written as they are where the program reads them exactly."""
+    weight: Callable[[], Tensor] | None = None
+    """The adapted weight in the layer's own shape, where something else than the terms defines it."""
 
-    @property
-    def approximate(self) -> dict[str, LayerError]:
-        """Errors of the layers that are approximated on purpose."""
-        return {name: error for name, error in self.errors.items() if "approximate" in self.forms[name]}
+    def adapted(self) -> Tensor:
+        """The adapted weight in the layer's own shape, float32 or float64."""
+        if self.weight is not None:
+            return self.weight()
+        return self.layer.native(forms.applied(self.terms, self.layer, self.layer.dense()))
 
-    @property
-    def exact(self) -> dict[str, LayerError]:
-        """Errors of all other layers."""
-        return {name: error for name, error in self.errors.items() if name not in self.approximate}
+    def base(self) -> Tensor:
+        """The base weight in the layer's own shape, float32."""
+        return self.layer.native(self.layer.dense()).float()
 
-    def text(self) -> str:
-        """The report in printable lines."""
-        lines = [f"{self.path}: {_megabytes(self.size)}, {len(self.forms)} layers"]
-        for form, count in Counter(self.forms.values()).most_common():
-            size = sum(self.sizes[name] for name, found in self.forms.items() if found == form)
-            lines.append(f"  {form}: {count} layers, {_megabytes(size)}")
-        if self.exact:
-            worst = max(self.exact, key=lambda name: self.exact[name].weight)
-            lines.append(f"  largest error of an exact layer: {self.exact[worst].weight:.1e} of its largest weight "
-                         f"({worst})")
-        if self.approximate:
-            found = sorted(self.approximate.items(), key=lambda item: -item[1].change)
-            middle = found[len(found) // 2][1].change
-            lines.append(f"  {len(found)} approximated layers; error as a part of the trained change: median "
-                         f"{middle:.1%}, and the largest (in brackets: as a part of the largest weight)")
-            lines += [f"    {name}: {e.change:.1%} ({e.weight:.1e})" for name, e in found[:SHOWN]]
-        return "\n".join(lines + [f"  note: {note}" for note in self.notes])
+    def seen(self) -> Seen:
+        """The layer as programs see it; a change that does nothing is no change."""
+        W = self.layer.dense()
+        view = forms.seen(self.layer, W, self.terms)
+        if not W.is_meta and torch.equal(view.adapted(), view.W):
+            return replace(view, terms=Terms(bias=self.terms.bias))
+        return view
 
-    def table(self) -> str:
-        """One line per layer: name, form, bytes, error of the weight, error of the change; tab-separated."""
-        rows = ["layer\tform\tbytes\tlargest error of the weight\terror of the change"]
-        rows += [f"{name}\t{form}\t{self.sizes[name]}\t{self.errors[name].weight:.2e}\t{self.errors[name].change:.2e}"
-                 for name, form in self.forms.items()]
-        return "\n".join(rows) + "\n"
+
+@dataclass(frozen=True)
+class Written:
+    """What `about` can tell of in a file's metadata."""
+
+    report: Report
+    """With forms and sizes, before the check."""
+    form: metadata.Form
 
 
 def export(model: Any, layers: dict[str, Adapted], preset: Preset, facts: Facts, path: Path) -> Report:
     """Write the adapters of `layers` (by full name) to `path` as `preset.export` says, and check the file.
 
-    The file appears under its name only when it is complete and right. Raises ValueError if the host cannot hold the
-    updates, if values leave the file's range, or if the file's effect is not the trained one; in the last case the
-    file is kept as `<name>.rejected.safetensors`.
+    Raises as `write` does.
     """
-    options = preset.export
-    host = import_module(f"modules.export.{options.host}")
-    spelling = {name: model.export_key(name, options.host) for name in layers}
+    with torch.no_grad():
+        changes = {
+            name: Change(
+                adapted.layer, adapted.adapter.export_terms(adapted.layer.dense()), weight=adapted.adapted_weight
+            )
+            for name, adapted in layers.items()
+        }
+
+    def about(written: Written) -> dict[str, str]:
+        found = metadata.training(preset, facts, written.form) | metadata.described(preset, facts)
+        return found | metadata.own(preset, facts, model.base_hash())
+
+    return write(path, model, changes, preset.export, about)
+
+
+def write(
+    path: Path, model: Any, changes: dict[str, Change], options: Export, about: Callable[[Written], dict[str, str]]
+) -> Report:
+    """Write `changes` (by full layer name) to `path` as `options` say, and check the file.
+
+    The file appears under its name only when it is complete and right. `about` gives its metadata, beside that of the
+    model, the outcome and hashes. Raises ValueError if the host cannot hold the changes, if values leave the file's
+    range, or if the file's effect is not the meant one; in the last case the file is kept as
+    `<name>.rejected.safetensors`.
+    """
+    spelling = {name: model.export_key(name, options.host) for name in changes}
     report = Report(path)
     partial = path.with_name(f"{path.stem}.partial.safetensors")
     path.parent.mkdir(parents=True, exist_ok=True)
 
     with torch.no_grad(), _exact_products():
-        tensors = _tensors(layers, spelling, host, options, report)
-        report.notes += _notes(layers, host, options, report)
-        about = metadata.training(preset, facts, _form(report, tensors, host.NAMES))
-        save_file(tensors, partial, model.metadata() | about)
+        tensors = _tensors(changes, options, report)
+        report.notes += _notes(changes, options, report)
+        told = about(Written(report, _form(tensors, hosts.load(options.host).NAMES)))
+        flat = {spelling[name] + suffix: t for name, found in tensors.items() for suffix, t in found.items()}
+        save_file(flat, partial, {key: value for key, value in told.items() if key.startswith("ss_")})
         try:
-            _check(layers, spelling, host, options, partial, report)
+            _check(changes, spelling, options, partial, report)
         except ValueError as error:
             rejected = partial.replace(path.with_name(f"{path.stem}.rejected.safetensors"))
             raise ValueError(f"{error}. The file is kept as {rejected}") from error
 
     content = metadata.tensors_hash(partial)
-    about |= metadata.file_hashes(partial) | metadata.described(preset, facts)
-    about |= metadata.own(preset, facts, model.base_hash()) | _outcome(report)
-    save_file(tensors, partial, model.metadata() | about)
+    told = model.metadata() | told | metadata.file_hashes(partial) | report.outcome()
+    save_file(flat, partial, told)
     if metadata.tensors_hash(partial) != content:
         raise OSError(f"{partial}: the disk returned other bytes than were written; the file is not to be trusted")
     partial.replace(path)
@@ -117,95 +124,104 @@ def export(model: Any, layers: dict[str, Adapted], preset: Preset, facts: Facts,
 def expected_size(layers: dict[str, Adapted], options: Export) -> tuple[int, dict[str, int]]:
     """Bytes of the tensors that `export` will write, and how many layers take which form; from shapes alone, so the
     networks may be on the meta device. Raises ValueError like `export` for updates that the host cannot hold."""
-    host = import_module(f"modules.export.{options.host}")
+    names, sketches = hosts.load(options.host).NAMES, {}
     with torch.no_grad():
-        terms = {name: adapted.adapter.export_terms(adapted.layer.dense()) for name, adapted in layers.items()}
-    _refuse(terms, layers, host, options)
-    number = 4 if options.dtype == "float32" else 2
-    size, counts = 0, Counter()
-    for name, found in terms.items():
-        form = forms.choose(found, layers[name].layer, host.HOST, options.rank)
-        out, fan_in = forms.stored_shape(layers[name].layer)
-        counts[form.words] += 1
-        size += number * (form.rank * (out + fan_in) or out * fan_in)
-        size += 4 if host.NAMES.alpha and form.rank else 0
-        size += 4 * len(found.magnitude) if found.magnitude is not None and form.axis else 0
+        for name, adapted in layers.items():
+            W = adapted.layer.dense()
+            sketches[name] = encodings.on_meta(forms.seen(adapted.layer, W, adapted.adapter.export_terms(W)))
+        plans = choosing.plans(sketches, options, False)
+        size, counts = 0, Counter()
+        for name, plan in plans.items():
+            size += encodings.size(plan.encodings[0], plan.view(sketches[name]), names, options.dtype)
+            counts[plan.words(sketches[name], plan.encodings[0], True)] += 1
     return size, dict(counts)
 
 
-def _tensors(
-    layers: dict[str, Adapted], spelling: dict[str, str], host: ModuleType, options: Export, report: Report
-) -> dict[str, Tensor]:
-    """All tensors of the file; fills in the report's forms and sizes."""
-    terms = {name: adapted.adapter.export_terms(adapted.layer.dense()) for name, adapted in layers.items()}
-    _refuse(terms, layers, host, options)
-    magnitudes = any(found.magnitude is not None for found in terms.values())
-    dtype = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}[options.dtype]
-    tensors = {}
-    for name, adapted in layers.items():
-        layer, W = adapted.layer, adapted.layer.dense()
-        update = forms.reduce(terms.pop(name), layer, W, host.HOST, options.rank)
-        found = host.tensors(update, layer, _oriented(layer, W), options, magnitudes)
-        found = keys.stored(found, host.NAMES, dtype, name)
-        report.forms[name] = update.form.words
+def _tensors(changes: dict[str, Change], options: Export, report: Report) -> dict[str, dict[str, Tensor]]:
+    """Each layer's tensors by suffix; fills in the report's forms and sizes."""
+    names, written = hosts.load(options.host).NAMES, {}
+    kept = {name: change.given for name, change in changes.items() if _is_kept(change, changes, options)}
+    sketches = {name: encodings.on_meta(change.seen()) for name, change in changes.items() if name not in kept}
+    magnitudes = any(names.magnitude in (found or {}) for found in kept.values())
+    plans = choosing.plans(sketches, options, magnitudes)
+    for name, change in changes.items():
+        found = kept.get(name)
+        if found is not None:
+            report.forms[name] = f"{(arithmetic.kinds(found) or ['difference of the bias'])[-1]}, as it was"
+        else:
+            found, report.forms[name] = plans[name].carry_out(change.seen(), names, name)
+        found = keys.stored(found, names, DTYPES[options.dtype], name)
         report.sizes[name] = sum(tensor.nbytes for tensor in found.values())
-        tensors |= {spelling[name] + suffix: tensor for suffix, tensor in found.items()}
-    return tensors
+        written[name] = found
+    return written
 
 
-def _refuse(terms: dict[str, Terms], layers: dict[str, Adapted], host: ModuleType, options: Export) -> None:
-    """ValueError with one line per reason why the host cannot hold these updates, naming layers."""
-    refused: dict[str, list[str]] = {}
-    for name, found in terms.items():
-        reason = forms.refusal(found, layers[name].layer, host.HOST, options.rank)
-        if reason:
-            refused.setdefault(reason, []).append(name)
-    if refused:
-        raise ValueError("\n".join(
-            f"export.host {options.host}: {reason}. Layers: {', '.join(names[:3])}"
-            + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-            for reason, names in refused.items()
-        ))
+def _is_kept(change: Change, changes: dict[str, Change], options: Export) -> bool:
+    """Whether a layer's given tensors do in the program what the change means."""
+    host = hosts.load(options.host)
+    if change.given is None or options.form not in ("auto", "compact") or change.layer.kind not in host.KINDS:
+        return False
+    if not change.given.keys() <= host.NAMES.all():
+        return False
+    how = How(options.comfyui_norm, any(other.terms.magnitude is not None for other in changes.values()))
+    W, given = change.base(), {suffix: tensor.to(change.base().device) for suffix, tensor in change.given.items()}
+    try:
+        error = verify.compare(change.adapted(), host.effect(W, given, 1.0, how), W)
+        if options.form == "auto":
+            host.effect(W, given, 1.0, replace(how, dtype=torch.bfloat16))
+    except hosts.Unread:
+        return False
+    return not verify.is_too_large(error, "float32") and _same_bias(change, host.bias_change(given, 1.0), 1e-5)
+
+
+def _same_bias(change: Change, found: Tensor | None, tolerance: float) -> bool:
+    """Whether the program adds the meant change to the bias, to a part of its largest value."""
+    wanted = change.terms.bias
+    if wanted is None or found is None:
+        return (wanted is None or not wanted.any()) and (found is None or not found.any())
+    found = found.to(wanted)
+    return found.shape == wanted.shape and bool((found - wanted).abs().max() <= tolerance * wanted.abs().max())
 
 
 def _check(
-    layers: dict[str, Adapted], spelling: dict[str, str], host: ModuleType, options: Export, partial: Path,
-    report: Report,
+    changes: dict[str, Change], spelling: dict[str, str], options: Export, partial: Path, report: Report
 ) -> None:
-    """Read the file back and compare what the host computes from it with the trained weights."""
+    """Read the file back and compare what the host computes from it with the meant weights."""
+    host = hosts.load(options.host)
     found = verify.read(partial, spelling, host.NAMES)
-    magnitudes = any(host.NAMES.magnitude in tensors for tensors in found.values())
-    arithmetic = verify.arithmetic(options.host, options.comfyui_norm, magnitudes)
-    for name, adapted in layers.items():
-        W = adapted.layer.native(adapted.layer.dense()).float()
-        report.errors[name] = verify.compare(adapted.adapted_weight(), arithmetic.effect(W, found[name], 1.0), W)
-    report.notes += _norm_notes(layers, found, options, magnitudes, report)
+    how = How(options.comfyui_norm, any(host.NAMES.magnitude in tensors for tensors in found.values()))
+    for name, change in changes.items():
+        W = change.base()
+        report.errors[name] = verify.compare(change.adapted(), host.effect(W, found[name], 1.0, how), W)
+    report.notes += _other_notes(changes, found, options, how, report)
+    tolerance = verify.TOLERANCE[options.dtype]
     wrong = {n: e.weight for n, e in report.exact.items() if verify.is_too_large(e, options.dtype)}
-    if not wrong:
-        return
-    worst = sorted(wrong, key=lambda name: -wrong[name])[:3]
-    raise ValueError(
-        f"the exported file would not do what was trained: {len(wrong)} of {len(layers)} layers are off by more than "
-        f"{verify.TOLERANCE[options.dtype]:g} of their largest weight ("
-        + ", ".join(f"{name}: {wrong[name]:.1e}" for name in worst)
-        + "); try export.dtype float32"
-    )
+    if wrong:
+        worst = sorted(wrong, key=lambda name: -wrong[name])[:3]
+        raise ValueError(
+            f"the exported file would not do what was trained: {len(wrong)} of {len(changes)} layers are off by more "
+            f"than {tolerance:g} of their largest weight ("
+            + ", ".join(f"{name}: {wrong[name]:.1e}" for name in worst)
+            + "); try export.dtype float32"
+        )
+    for name, change in changes.items():
+        if not _same_bias(change, host.bias_change(found[name], 1.0), tolerance):
+            raise ValueError(f"the exported file would not change the bias of {name} as was trained")
 
 
-def _norm_notes(
-    layers: dict[str, Adapted], found: dict[str, dict[str, Tensor]], options: Export, magnitudes: bool, report: Report
+def _other_notes(
+    changes: dict[str, Change], found: dict[str, dict[str, Tensor]], options: Export, how: How, report: Report
 ) -> list[str]:
-    """What ComfyUI makes of output magnitudes where it computes with another norm than the file was written for."""
-    names = [name for name, form in report.forms.items() if "output magnitude" in form]
-    if not names or options.host != "comfyui":
-        return []
+    """What the program makes of output magnitudes under other conditions than the file was written for."""
+    host = hosts.load(options.host)
+    names = [name for name, form in report.forms.items() if host.NAMES.magnitude in found[name]]
+    names = [name for name in names if "output magnitude" in report.forms[name] or "as it was" in report.forms[name]]
     notes = []
-    for norm, which in comfyui.other_norms(options).items():
-        arithmetic, errors = verify.arithmetic(options.host, norm, magnitudes), []
+    for which, other in host.others(how).items() if names else ():
+        errors = []
         for name in names:
-            W = layers[name].layer.native(layers[name].layer.dense()).float()
-            effect = arithmetic.effect(W, found[name], 1.0)
-            errors.append(verify.compare(layers[name].adapted_weight(), effect, W))
+            W = changes[name].base()
+            errors.append(verify.compare(changes[name].adapted(), host.effect(W, found[name], 1.0, other), W))
         if any(verify.is_too_large(error, options.dtype) for error in errors):
             change = max(error.change for error in errors)
             notes.append(f"this file is for ComfyUI with export.comfyui_norm {options.comfyui_norm}; in ComfyUI "
@@ -215,47 +231,36 @@ def _norm_notes(
     return notes
 
 
-def _notes(layers: dict[str, Adapted], host: ModuleType, options: Export, report: Report) -> list[str]:
-    found = list(host.HOST.notes(set(report.forms.values())))
-    full = [name for name, form in report.forms.items() if form == "full difference"]
-    if full:
+def _notes(changes: dict[str, Change], options: Export, report: Report) -> list[str]:
+    found = list(hosts.load(options.host).notes(set(report.forms.values())))
+    full = [name for name, form in report.forms.items() if form == encodings.FULL]
+    if full and options.form != "full":
         size = sum(report.sizes[name] for name in full)
         found.append(f"{len(full)} layers have no compact exact form and are stored as full differences, "
-                     f"{_megabytes(size)} in all; export.rank N writes an approximation instead")
+                     f"{megabytes(size)} in all; export.form compact writes an approximation instead")
     if options.rank is not None and not any("approximate" in form for form in report.forms.values()):
         found.append("export.rank changed nothing: every layer has an exact form for this host")
-    if any(quant.is_rounded(adapted.base) for adapted in layers.values()):
+    if any(quant.is_rounded(change.layer.base) for change in changes.values()):
         found.append("the base was quantised: the file was checked against the rounded weights it was trained on, and "
                      "on the full weights it does what it does there up to that rounding")
     return found
 
 
-def _form(report: Report, tensors: dict[str, Tensor], names: keys.Names) -> metadata.Form:
-    axes = Counter(form.split()[2] for form in report.forms.values() if "magnitude" in form)
+def _form(tensors: dict[str, dict[str, Tensor]], names: keys.Names) -> metadata.Form:
+    """What the file is made of."""
+    axes, kinds = Counter(), set()
+    for found in tensors.values():
+        kinds.update(arithmetic.kinds(found)[-1:])
+        scale = found.get(names.magnitude)
+        if scale is not None:
+            axes["input" if scale.dim() > 1 and scale.shape[0] == 1 and names.difference else "output"] += 1
+    alphas = {found[names.alpha].item() for found in tensors.values() if names.alpha in found}
     return metadata.Form(
-        ranks=frozenset(tensor.shape[0] for key, tensor in tensors.items() if key.endswith(names.down)),
-        alpha=keys.ALPHA if names.alpha else None,
+        ranks=frozenset(found[names.down].shape[0] for found in tensors.values() if names.down in found),
+        alpha=alphas.pop() if len(alphas) == 1 else None if alphas or not names.alpha else keys.ALPHA,
         axis=max(axes, key=lambda axis: axes[axis], default=""),
-        differences="full difference" in report.forms.values(),
+        kinds=frozenset(kinds),
     )
-
-
-def _outcome(report: Report) -> dict[str, str]:
-    """Forms and errors, for the file's metadata."""
-    return {
-        "gimbal.form": json.dumps(report.forms),
-        "gimbal.errors": json.dumps({name: float(f"{e.weight:.2e}") for name, e in report.errors.items()}),
-        "gimbal.approximations": json.dumps({n: float(f"{e.change:.3e}") for n, e in report.approximate.items()}),
-    }
-
-
-def _oriented(layer: Layer, W: Tensor) -> Tensor:
-    """`W` as the host sees it: an embedding's table is not turned."""
-    return W.mT if layer.kind == "embedding" else W
-
-
-def _megabytes(size: int) -> str:
-    return f"{size / 1e6:.1f} MB"
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""From a layer's exact terms to the smallest form a program's files can hold."""
+"""A layer's exact terms, as a program sees the layer, and the ways a file can hold them."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -8,130 +8,97 @@ from torch import Tensor
 
 from modules.adapters.base import Terms
 from modules.adapters.layers import Layer
+from modules.export.keys import Names
+
+ORTHOGONAL = 1e-5
+"""Largest entry of `R R^T - I` of a rotation; of float32 it is about 1e-6."""
 
 
 @dataclass(frozen=True)
-class Host:
-    """What a program's files can hold. Each program is one module here with `HOST` and `tensors`."""
+class Seen:
+    """A layer's weight and terms as programs see them: an embedding's table is not turned.
 
-    name: str
-    kinds: tuple[str, ...]
-    """Kinds of `Layer` that can be written."""
-    holds: Callable[[str, int], bool]
-    """`(axis, output features) -> bool`: whether a magnitude along that axis can be written."""
-    differences: bool
-    """Whether a full difference can be written."""
-    notes: Callable[[set[str]], list[str]]
-    """What the user should know about a file with these `Update.form`s, as sentences."""
-
-
-@dataclass(frozen=True)
-class Form:
-    """How a file holds a layer's update."""
-
-    rank: int
-    """Of a low-rank pair; 0 for a full difference."""
-    axis: str = ""
-    """Of the magnitude beside the pair, in the orientation of the layer's own weight; empty if there is none."""
-    approximate: bool = False
-
-    @property
-    def words(self) -> str:
-        """For reports and metadata."""
-        if not self.rank:
-            return "full difference"
-        words = f"LoRA with {self.axis} magnitude" if self.axis else "LoRA"
-        return f"{words}, approximate" if self.approximate else words
-
-
-@dataclass(frozen=True)
-class Update:
-    """One layer's update as a file holds it, oriented like the layer's own weight (an embedding's table is not turned).
-
-    Either `up (out, r)` and `down (r, fan_in)`, perhaps with `magnitude`, or `difference (out, fan_in)`.
+    Its rows are then the tokens, and an axis or side of the terms is the other one.
     """
 
-    form: Form
-    up: Tensor | None = None
-    down: Tensor | None = None
-    difference: Tensor | None = None
-    magnitude: Tensor | None = None
+    layer: Layer
+    W: Tensor
+    """`(rows, columns)`"""
+    terms: Terms
+    orthogonal: bool = True
+    """Whether the rotation, if there is one, is one; so it stays known of a layer without values."""
+
+    @property
+    def kernel(self) -> int:
+        """Columns per channel."""
+        return 1 if self.layer.kind == "embedding" else self.layer.kernel
+
+    @property
+    def dimensions(self) -> int:
+        """Those of the layer's own weight."""
+        return self.layer.base.weight.dim() if self.layer.kind == "conv" else 2
+
+    def native(self, matrix: Tensor) -> Tensor:
+        """`matrix (rows, columns)` in the shape of files."""
+        return self.layer.native(matrix) if self.layer.kind == "conv" else matrix
+
+    def spread(self, matrix: Tensor) -> Tensor:
+        """`matrix (m, n)` as a convolution with a kernel of one position, if the layer is one."""
+        return matrix.view(*matrix.shape, *[1] * (self.dimensions - 2))
+
+    def unscaled(self) -> Tensor:
+        """`V`, before the magnitude."""
+        return unscaled(self.terms, self.W, self.kernel)
+
+    def adapted(self) -> Tensor:
+        """`W'`."""
+        return scaled(self.unscaled(), self.terms.magnitude, self.terms.axis, self.kernel)
 
 
-def refusal(terms: Terms, layer: Layer, host: Host, rank: int | None) -> str:
-    """Why this update cannot be written for `host`, with what to do about it; empty if it can."""
-    if layer.kind not in host.kinds:
-        return (
-            f"files for {host.name} cannot hold {layer.kind} layers; use export.host comfyui, or leave such layers "
-            "out of the training (targets.exclude)"
-        )
-    if rank is not None or host.differences:
-        return ""
-    if terms.rotation is not None:
-        return (
-            f"files for {host.name} cannot hold a rotation in blocks, which changes the weight in full; use "
-            "export.host comfyui (a full difference), or export.rank N for a LoRA that approximates it, with its "
-            "error printed"
-        )
-    if terms.magnitude is not None and not host.holds(terms.axis, layer.out_features):
-        return (
-            f"files for {host.name} cannot hold a magnitude along the {terms.axis}; use export.host comfyui, train "
-            "with a magnitude along the output (adapter.axis output), or use export.rank N for a LoRA that "
-            "approximates the whole change, with its error printed"
-        )
-    return ""
+@dataclass(frozen=True)
+class Encoding:
+    """One way of writing terms into a file."""
+
+    words: Callable[[Terms], str]
+    """For reports and metadata, of terms as seen by programs."""
+    tensors: Callable[[Seen, Names], dict[str, Tensor] | None]
+    """The layer's tensors by suffix, float32 or float64; None if such terms cannot be written so. Works on meta."""
+    size: str = "compact"
+    """"compact", or "full" where the size is that of the layer."""
 
 
-def choose(terms: Terms, layer: Layer, host: Host, rank: int | None) -> Form:
-    """The smallest exact form of `terms` at `host`, or a truncated SVD of `rank` where there is none; from shapes
-    alone. Call only without a `refusal`."""
-    out, fan_in = stored_shape(layer)
-    axis = terms.axis if layer.kind != "embedding" else {"input": "output", "output": "input", "": ""}[terms.axis]
-    held = terms.magnitude is None or host.holds(axis, out)
-    if held and terms.rotation is None:
-        if terms.difference is None:
-            return Form(1 if terms.down is None else terms.down.shape[0], axis)
-        if not host.differences:  # one the method itself preferred: a LoRA of full rank, at most twice its size
-            return Form(min(out, fan_in), axis)
-    if rank is None:
-        return Form(0)
-    return Form(min(rank, out, fan_in), axis if held else "", approximate=True)
-
-
-def stored_shape(layer: Layer) -> tuple[int, int]:
-    """`(out, fan_in)` in the orientation of the layer's own weight."""
+def seen(layer: Layer, W: Tensor, terms: Terms) -> Seen:
+    """From `W (out, fan_in)` and terms in the adapters' orientation to the programs'."""
+    orthogonal = terms.rotation is None or is_orthogonal(terms.rotation)
     if layer.kind == "embedding":
-        return layer.fan_in, layer.out_features
-    return layer.out_features, layer.fan_in
+        return Seen(layer, W.mT, turned(terms), orthogonal)
+    return Seen(layer, W, terms, orthogonal)
 
 
-def reduce(terms: Terms, layer: Layer, W: Tensor, host: Host, rank: int | None) -> Update:
-    """`terms` on `W (out, fan_in)` in the form that `choose` gives."""
-    V = unscaled(terms, W, layer.kernel)
-    adapted = scaled(V, terms.magnitude, terms.axis, layer.kernel)
-    form = choose(terms, layer, host, rank)
-    magnitude = terms.magnitude if form.axis else None
-    if layer.kind == "embedding":
-        W, V, adapted, terms = W.mT, V.mT, adapted.mT, _turned(terms)
-    if torch.equal(adapted, W) and not form.axis:
-        return Update(Form(1), W.new_zeros(W.shape[0], 1), W.new_zeros(1, W.shape[1]))
-    if not form.rank:
-        return Update(form, difference=adapted - W)
-    if form.approximate:
-        # A magnitude that the host holds stays exact beside the approximated rest.
-        return Update(form, *truncated((V if form.axis else adapted) - W, form.rank), magnitude=magnitude)
-    return Update(form, *_factors(terms, V - W), magnitude=magnitude)
+def is_orthogonal(R: Tensor) -> bool:
+    """Whether the blocks `R (n, b, b)` are rotations, to float32's accuracy; assumed of tensors without values."""
+    eye = torch.eye(R.shape[-1], dtype=R.dtype, device=R.device)
+    return R.is_meta or bool((R @ R.mT - eye).abs().max() <= ORTHOGONAL)
+
+
+def applied(terms: Terms, layer: Layer, W: Tensor) -> Tensor:
+    """The adapted weight `(out, fan_in)` of `W (out, fan_in)`, in W's dtype."""
+    return scaled(unscaled(terms, W, layer.kernel), terms.magnitude, terms.axis, layer.kernel)
 
 
 def unscaled(terms: Terms, W: Tensor, kernel: int) -> Tensor:
-    """`V = W R^T + up down + difference`, `(out, fan_in)`."""
-    V = W
-    if terms.rotation is not None:
-        blocks = W.unflatten(1, (*terms.rotation.shape[:2], kernel))
-        V = torch.einsum("okcs,kbc->okbs", blocks, terms.rotation.to(W.dtype)).flatten(1)
+    """`V = W R^T + up down + difference`, or with `R W`; `(out, fan_in)`, in W's dtype."""
+    V = W if terms.rotation is None else rotated(W, terms.rotation.to(W), terms.side, kernel)
     if terms.up is not None and terms.down is not None:
-        V = V + (terms.up @ terms.down).to(W.dtype)
-    return V if terms.difference is None else V + terms.difference
+        V = V + terms.up.to(W) @ terms.down.to(W)
+    return V if terms.difference is None else V + terms.difference.to(W)
+
+
+def rotated(W: Tensor, R: Tensor, side: str, kernel: int) -> Tensor:
+    """`blockdiag(R) W` (side "output") or `W blockdiag(R)^T` on the channels ("input"), `R (blocks, b, b)`."""
+    if side == "output":
+        return torch.einsum("kij,kjf->kif", R, W.unflatten(0, R.shape[:2])).flatten(0, 1)
+    return torch.einsum("okcs,kbc->okbs", W.unflatten(1, (*R.shape[:2], kernel)), R).flatten(1)
 
 
 def scaled(V: Tensor, magnitude: Tensor | None, axis: str, kernel: int) -> Tensor:
@@ -139,14 +106,27 @@ def scaled(V: Tensor, magnitude: Tensor | None, axis: str, kernel: int) -> Tenso
     if magnitude is None:
         return V
     if axis == "output":
-        return V * ratio(magnitude, V.norm(dim=1)).unsqueeze(1)
+        return V * ratio(magnitude.to(V), V.norm(dim=1)).unsqueeze(1)
     channels = V.unflatten(1, (-1, kernel))
-    return (channels * ratio(magnitude, channels.norm(dim=(0, 2))).unsqueeze(1)).flatten(1)
+    return (channels * ratio(magnitude.to(V), channels.norm(dim=(0, 2))).unsqueeze(1)).flatten(1)
 
 
 def ratio(above: Tensor, below: Tensor) -> Tensor:
     """`above / below`, 0 where `below` is 0: a weight that is zero stays zero."""
     return torch.where(below == 0, 0.0, above / below)
+
+
+def turned(terms: Terms) -> Terms:
+    """The terms of the transposed weight: `(W R^T)^T = R W^T`."""
+    other = {"input": "output", "output": "input", "": ""}
+    return replace(
+        terms,
+        up=None if terms.down is None else terms.down.mT,
+        down=None if terms.up is None else terms.up.mT,
+        difference=None if terms.difference is None else terms.difference.mT,
+        axis=other[terms.axis],
+        side=other[terms.side],
+    )
 
 
 def truncated(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor]:
@@ -157,25 +137,20 @@ def truncated(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     """
     wide = matrix.shape[1] > matrix.shape[0]
     tall = (matrix.mT if wide else matrix).double()
-    vectors = torch.linalg.eigh(tall.mT @ tall).eigenvectors[:, -rank:]
+    if matrix.is_meta:
+        vectors = tall.new_empty(tall.shape[1], min(rank, tall.shape[1]))
+    else:
+        vectors = torch.linalg.eigh(tall.mT @ tall).eigenvectors[:, -rank:]
     left, right = (tall @ vectors).to(matrix.dtype), vectors.mT.to(matrix.dtype)
     return (right.mT, left.mT) if wide else (left, right)
 
 
-def _factors(terms: Terms, change: Tensor) -> tuple[Tensor, Tensor]:
-    """Exact factors of `change = V - W (out, fan_in)` without rotation: the given ones, zeros, or an identity."""
-    out, fan_in = change.shape
-    if terms.difference is not None:
-        identity = torch.eye(min(out, fan_in), dtype=change.dtype, device=change.device)
-        return (change, identity) if fan_in <= out else (identity, change)
-    if terms.up is None or terms.down is None:
-        return change.new_zeros(out, 1), change.new_zeros(1, fan_in)
-    return terms.up, terms.down
-
-
-def _turned(terms: Terms) -> Terms:
-    """The terms of the transposed weight (rotation excepted; it only matters that there is one)."""
-    difference = None if terms.difference is None else terms.difference.mT
-    up = None if terms.down is None else terms.down.mT
-    down = None if terms.up is None else terms.up.mT
-    return replace(terms, up=up, down=down, difference=difference)
+def approximated(view: Seen, rank: int, keep_magnitude: bool) -> Seen:
+    """The layer with a pair of `rank` in place of its terms, or beside its magnitude, which stays exact."""
+    terms = view.terms
+    goal = view.unscaled() if keep_magnitude else view.adapted()
+    up, down = truncated(goal - view.W, rank)
+    kept = Terms(up=up, down=down, bias=terms.bias)
+    if keep_magnitude:
+        kept = replace(kept, magnitude=terms.magnitude, axis=terms.axis)
+    return replace(view, terms=kept)

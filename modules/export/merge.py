@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from contextlib import suppress
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ from safetensors import safe_open
 
 from modules import quant
 from modules.adapters.layers import KINDS
-from modules.export import verify
+from modules.export import hosts, verify
 
 
 def apply_file(model: Any, path: Path, host: str, strength: float = 1.0) -> list[str]:
@@ -28,10 +27,9 @@ def apply_file(model: Any, path: Path, host: str, strength: float = 1.0) -> list
     }
     with safe_open(path, "pt") as file:
         norm = (file.metadata() or {}).get("gimbal.comfyui_norm", "original")
-    names = import_module(f"modules.export.{host}").NAMES
-    found = verify.read(path, _spelling(model, list(bases), host), names)
-    magnitudes = any(names.magnitude in tensors for tensors in found.values())
-    arithmetic = verify.arithmetic(host, norm, magnitudes)
+    program = hosts.load(host)
+    found = verify.read(path, _spelling(model, list(bases), host), program.NAMES)
+    how = hosts.How(norm, any(program.NAMES.magnitude in tensors for tensors in found.values()))
     packed = [name for name in found if quant.is_rounded(bases[name])]
     if packed:
         raise ValueError(f"{packed[0]} is quantised and cannot take a merged weight; load the base with "
@@ -39,7 +37,7 @@ def apply_file(model: Any, path: Path, host: str, strength: float = 1.0) -> list
     with torch.no_grad():
         for name, tensors in found.items():
             weight: Any = bases[name].weight
-            weight.copy_(arithmetic.effect(weight.float(), tensors, strength))
+            weight.copy_(program.effect(weight.float(), tensors, strength, how))
     return list(found)
 
 

@@ -197,8 +197,15 @@ def own(preset: Preset, facts: Facts, base_hash: str) -> dict[str, str]:
         "gimbal.seed": preset.training.seed,
         "gimbal.step": facts.step,
         "gimbal.comfyui_norm": preset.export.comfyui_norm,
+        "gimbal.export_form": preset.export.form,
     }
     return {key: text(value) for key, value in found.items()}
+
+
+ALGORITHMS = {
+    "LoRA": "lora", "LoHa": "loha", "LoKr": "lokr", "GLoRA": "glora", "rotation": "diag-oft", "butterfly": "boft",
+}
+"""LyCORIS' words for the kinds of updates in a file; all others are full differences there."""
 
 
 @dataclass(frozen=True)
@@ -206,12 +213,13 @@ class Form:
     """What a file is made of, for model managers."""
 
     ranks: frozenset[int]
-    """Those of the low-rank pairs; empty if the file has full differences only."""
+    """Those of the low-rank pairs; empty if the file has none."""
     alpha: float | None
-    """That of all pairs; None where the format has none, so that each pair's is its own rank."""
+    """That of all layers; None where the format has none, so that each pair's is its own rank, or where they differ."""
     axis: str
     """The axis of most magnitudes, or empty."""
-    differences: bool
+    kinds: frozenset[str]
+    """Kinds of updates (`arithmetic.KINDS`) in it."""
 
     @property
     def dim(self) -> int | str:
@@ -221,14 +229,15 @@ class Form:
     @property
     def is_extended(self) -> bool:
         """Whether the file is more than a plain LoRA."""
-        return bool(self.axis) or self.differences
+        return bool(self.axis) or bool(self.kinds - {"LoRA"})
 
     @property
     def arguments(self) -> dict[str, str]:
-        """LyCORIS' arguments for such a file."""
-        algorithm = {"algo": "lora" if self.ranks else "full"}
+        """LyCORIS' arguments for such a file: its algorithm is that of the pairs, if there are any."""
         if not self.is_extended:
             return {}
+        kind = next((kind for kind in ALGORITHMS if kind in self.kinds), "")
+        algorithm = {"algo": ALGORITHMS.get(kind, "full")}
         if not self.axis:
             return algorithm
         return {**algorithm, "dora_wd": "True", "wd_on_output": str(self.axis == "output")}

@@ -6,7 +6,7 @@ Adapter and optimizer options stand beside the code that reads them (`modules/ad
 
 from typing import Annotated, Literal, Union
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from modules import adapters, families
 from modules.preset.section import Section, option
@@ -317,7 +317,7 @@ class Saving(Section):
 class Export(Section):
     """The file that is written for other programs."""
 
-    host: Literal["comfyui", "kohya", "diffusers"] = option("comfyui", why="where most people use it")
+    host: Literal["comfyui", "kohya", "diffusers", "lycoris"] = option("comfyui", why="where most people use it")
     """Program whose names and arithmetic the file follows."""
 
     dtype: Literal["float32", "float16", "bfloat16"] = option(
@@ -325,9 +325,16 @@ class Export(Section):
     )
     """Number format of the factors. Magnitudes are always float32."""
 
-    rank: int | None = option(None, why="exact files only", ge=1, advanced=True)
-    """Approximate what has no compact exact form by a LoRA of this rank (truncated SVD); the error is printed and
-    written into the file. Without it such layers are written as a full difference."""
+    form: Literal["auto", "compact", "full", "svd"] = option(
+        "auto", why="exact, and as small as exact can be", advanced=True
+    )
+    """How each layer is stored. auto: the smallest exact form, a full difference where there is no smaller one.
+    compact: never a full difference; where no compact form is exact, a LoRA approximates the layer. full: the full
+    difference of every layer. svd: a plain LoRA for every layer, which every program reads. The error of each
+    approximated layer is printed and written into the file."""
+
+    rank: int | None = option(None, why="64 for forms that approximate", ge=1, advanced=True)
+    """Rank of the LoRAs that approximate (truncated SVD), with export.form compact or svd."""
 
     comfyui_norm: Literal["original", "adapted"] = option(
         "original", why="what ComfyUI computes today", group="Compatibility", advanced=True, title="ComfyUI norm"
@@ -346,6 +353,14 @@ class Export(Section):
 
     license: str = option("", why="none", group="Metadata", advanced=True, title="Licence")
     """Licence shown by model managers."""
+
+    @model_validator(mode="after")
+    def rank_is_for_approximations(self) -> "Export":
+        """Refuse a rank that would do nothing."""
+        if self.rank is not None and self.form not in ("compact", "svd"):
+            raise ValueError(f"rank {self.rank} does nothing with form {self.form}; use export.form compact for a LoRA "
+                             "of this rank where no compact form is exact")
+        return self
 
 
 class Preset(Section):

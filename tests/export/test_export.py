@@ -11,8 +11,8 @@ import torch
 from safetensors import safe_open
 
 from modules import adapters, quant
-from modules.adapters.base import adapted_layers, attach, detach
-from modules.export import comfyui, forms, keys, native, verify
+from modules.adapters.base import Terms, adapted_layers, attach, detach
+from modules.export import choosing, forms, hosts, keys, native, verify
 from modules.export.export import expected_size, export
 from modules.export.merge import apply_file
 from modules.export.metadata import Facts
@@ -56,7 +56,7 @@ def test_kohya(tmp_path, variant, dtype):
 def test_diffusers(tmp_path, variant, dtype):
     axis = variant[1].get("axis") or ("input" if "axis" in type(preset(*variant).adapter).model_fields else "")
     if axis == "input" or is_refused_by_diffusers(variant[1]):
-        with pytest.raises(ValueError, match="export.host comfyui.*export.rank N"):
+        with pytest.raises(ValueError, match="export.host comfyui.*export.form compact.*export.rank N"):
             write(tmp_path, variant, LINEAR_AND_CONV, host="diffusers", dtype=dtype)
         assert not list(tmp_path.iterdir())
         return
@@ -91,10 +91,11 @@ def test_planes_are_compact(tmp_path):
 
 
 def test_blocks_are_full_differences_with_their_size(tmp_path):
-    _, _, report, tensors = write(tmp_path, BLOCKS, LINEAR_AND_CONV)
+    layers = ["unet.wide", "unet.square", "unet.point"]
+    _, _, report, tensors = write(tmp_path, BLOCKS, layers)
     assert all(key.endswith(".diff") for key in tensors)
     size = sum(tensor.nbytes for tensor in tensors.values())
-    assert f"4 layers have no compact exact form and are stored as full differences, {size / 1e6:.1f} MB" in (
+    assert f"3 layers have no compact exact form and are stored as full differences, {size / 1e6:.1f} MB" in (
         report.text()
     )
 
@@ -102,7 +103,8 @@ def test_blocks_are_full_differences_with_their_size(tmp_path):
 def test_blocks_refused_by_diffusers_name_layers_and_ways_out(tmp_path):
     with pytest.raises(ValueError) as refused:
         write(tmp_path, BLOCKS, LINEAR_AND_CONV, host="diffusers")
-    for words in ("rotation in blocks", "unet.wide", "and 1 more", "export.host comfyui", "export.rank N"):
+    ways_out = ("export.host comfyui", "export.form compact", "export.rank N")
+    for words in ("rotation in blocks", "unet.wide", "and 1 more", *ways_out):
         assert words in str(refused.value)
 
 
@@ -160,12 +162,16 @@ def test_terms_with_magnitude_only():
     model = Model()
     layer = next(iter(trained(model, *LORA, ["unet.conv"]).values())).layer
     W, magnitude = layer.dense(), torch.rand(12) - 0.5
-    update = forms.reduce(forms.Terms(magnitude=magnitude, axis="output"), layer, W, comfyui.HOST, None)
-    tensors = comfyui.tensors(update, layer, W, preset(*LORA).export, True)
-    filed = verify.comfyui("original").effect(layer.native(W), tensors, 1.0)
+    view = forms.seen(layer, W, Terms(magnitude=magnitude, axis="output"))
+    program, how = hosts.load("comfyui"), hosts.How()
+    plan = choosing.plan(view, preset(*LORA).export, how)
+    tensors, words = plan.carry_out(view, program.NAMES, "conv")
+    filed = program.effect(layer.native(W), tensors, 1.0, how)
     wanted = layer.native(W * (magnitude / W.norm(dim=1))[:, None])
     assert torch.allclose(filed, wanted, atol=1e-6)
-    assert forms.reduce(forms.Terms(), layer, W, comfyui.HOST, None).form.words == "LoRA"
+    assert words == "LoRA with output magnitude"
+    nothing = forms.seen(layer, W, Terms())
+    assert choosing.plan(nothing, preset(*LORA).export, how).carry_out(nothing, program.NAMES, "conv")[1] == "LoRA"
 
 
 @pytest.mark.parametrize("host", ["comfyui", "kohya"])
@@ -196,7 +202,9 @@ def test_untrained_adapter_changes_nothing(tmp_path):
         assert max(error.weight for error in report.errors.values()) < 1e-6
 
 
-@pytest.mark.parametrize("options", [{}, {"dtype": "float32"}, {"rank": 2}], ids=str)
+@pytest.mark.parametrize("options", [
+    {}, {"dtype": "float32"}, {"form": "compact", "rank": 2}, {"form": "svd", "rank": 2}, {"form": "full"},
+], ids=str)
 @pytest.mark.parametrize("variant", variants(), ids=label)
 def test_expected_size_is_the_written_one(tmp_path, variant, options):
     _, _, report, tensors = write(tmp_path, variant, **options)
@@ -217,7 +225,7 @@ def test_expected_size_is_the_written_one(tmp_path, variant, options):
 @pytest.mark.parametrize("host", ["comfyui", "kohya", "diffusers"])
 @pytest.mark.parametrize("variant", [BLOCKS, BLOCKS_MAGNITUDE, INPUT], ids=label)
 def test_printed_error_is_the_measured_one(tmp_path, host, variant):
-    _, layers, report, _ = write(tmp_path, variant, LINEAR_AND_CONV, host=host, rank=5, dtype="float32")
+    _, layers, report, _ = write(tmp_path, variant, LINEAR_AND_CONV, host=host, form="compact", rank=5, dtype="float32")
     if variant == INPUT and host != "diffusers":
         assert not report.approximate
         assert "export.rank changed nothing" in report.text()
@@ -236,7 +244,7 @@ def test_printed_error_is_the_measured_one(tmp_path, host, variant):
 def test_magnitude_stays_exact_beside_an_approximated_rotation(tmp_path):
     for norm in ("original", "adapted"):
         _, layers, report, _ = write(
-            tmp_path, BLOCKS_MAGNITUDE, ["unet.wide"], rank=3, dtype="float32", comfyui_norm=norm
+            tmp_path, BLOCKS_MAGNITUDE, ["unet.wide"], form="compact", rank=3, dtype="float32", comfyui_norm=norm
         )
         fresh = Model()
         apply_file(fresh, report.path, "comfyui")
@@ -271,18 +279,27 @@ def test_comfyui_strength_is_linear(tmp_path, variant, strength):
         assert strength > 0 or torch.equal(merged, W)
 
 
-def test_comfyui_fails_on_1d_magnitudes():
-    tensors = {".lora_up.weight": torch.ones(4, 1), ".lora_down.weight": torch.ones(1, 4), ".dora_scale": torch.ones(4)}
-    with pytest.raises(ValueError, match="one dimension"):
-        verify.comfyui("original").effect(torch.eye(4), tensors, 1.0)
+@pytest.mark.parametrize("variant", variants(), ids=label)
+def test_comfyui_reads_every_layer_in_16_bits_too(tmp_path, variant):
+    """It computes less exactly there (export.md 2.2), but of form auto it skips nothing."""
+    model, layers, report, _ = write(tmp_path, variant, dtype="float32")
+    program = hosts.load("comfyui")
+    found = verify.read(report.path, {name: model.export_key(name, "comfyui") for name in layers}, program.NAMES)
+    for dtype, limit in ((torch.float16, 0.02), (torch.bfloat16, 0.15)):
+        for name, adapted in layers.items():
+            W = adapted.layer.native(adapted.layer.dense())
+            effect = program.effect(W, found[name], 1.0, hosts.How(dtype=dtype))
+            error = verify.compare(adapted.adapted_weight(), effect, W)
+            assert error.change < limit, (name, report.forms[name])
 
 
 def test_the_wrong_norm_is_noticed(tmp_path):
     model, layers, report, _ = write(tmp_path, OUTPUT, ["unet.wide"], comfyui_norm="adapted", dtype="float32")
     fresh = verify.read(report.path, {"unet.wide": "lora_unet_wide"}, keys.KOHYA)["unet.wide"]
     W, wanted = layers["unet.wide"].layer.dense(), layers["unet.wide"].adapted_weight()
-    assert verify.compare(wanted, verify.comfyui("adapted").effect(W, fresh, 1.0), W).weight < 1e-5
-    assert verify.compare(wanted, verify.comfyui("original").effect(W, fresh, 1.0), W).weight > 1e-2
+    effect = hosts.load("comfyui").effect
+    assert verify.compare(wanted, effect(W, fresh, 1.0, hosts.How("adapted")), W).weight < 1e-5
+    assert verify.compare(wanted, effect(W, fresh, 1.0, hosts.How("original")), W).weight > 1e-2
 
 
 # -- the run's own file -----------------------------------------------------------------------------------------------
@@ -345,15 +362,26 @@ def test_script_exports_a_finished_run(tmp_path, monkeypatch, capsys):
     for adapted in layers.values():
         randomise(adapted, 99)
     monkeypatch.setattr(setup, "load_and_attach", lambda preset, device: (model, layers))
+    monkeypatch.chdir(tmp_path)
 
     def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["export.py", str(folder), *arguments])
+        monkeypatch.setattr(sys, "argv", ["export.py", *arguments])
         with pytest.raises(SystemExit) as end:
             runpy.run_path(str(Path(__file__).parents[2] / "scripts" / "export.py"), run_name="__main__")
         return end.value.code
 
-    assert run("--host", "diffusers", "--dtype", "float32") == 0
+    assert run("test", "--host", "diffusers", "--dtype", "fp32") == 0
     assert "LoRA: 4 layers" in capsys.readouterr().out
     assert_merges_to_trained(layers, folder / "test_diffusers.safetensors", "diffusers", 1e-5)
-    assert run("--host", "webui") == 2
-    assert "diffusers" in capsys.readouterr().err
+    assert run("test/adapter.safetensors", "--host", "lycoris", "--dtype", "float32", "--out", "other.safetensors") == 0
+    assert_merges_to_trained(layers, tmp_path / "other.safetensors", "lycoris", 1e-5)
+    capsys.readouterr()
+    for words, said in {
+        ("test", "--host", "webui"): "export.host",
+        ("test", "--rank", "4"): "use export.form compact",
+        ("other.safetensors",): "scripts/convert.py",
+        ("nothing",): "no such file or folder",
+        (".",): "there is no adapter.safetensors and no preset.json",
+    }.items():
+        assert run(*words) == 2
+        assert said in capsys.readouterr().err

@@ -18,6 +18,8 @@ WORA_OUTPUT = ("wora", {"rank": 3, "axis": "output"})
 PLANES = ("oft", {"rotation": {"kind": "planes", "planes": 2}})
 DOFT_PLANES = ("doft", {"rotation": {"kind": "planes", "planes": 2}})
 BLOCKS = ("oft", {"rotation": {"kind": "blocks", "block_size": 4}})
+DOFT_BLOCKS = ("doft", {"rotation": {"kind": "blocks", "block_size": 4}})
+INPUT = ("dora", {"rank": 3, "axis": "input"})
 
 SDXL_LAYERS = [
     "unet.conv_in", "unet.down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q",
@@ -84,7 +86,8 @@ def text_layers(model) -> list[str]:
 def test_diffusers_loads_and_computes_what_was_trained(tmp_path, bare, host, variant):
     names = SDXL_LAYERS + text_layers(bare)
     assert len(names) == len(SDXL_LAYERS) + 24
-    options = {"host": host, "dtype": "float32", "rank": 1000 if variant == BLOCKS else None}
+    approximation = {"form": "compact", "rank": 1000} if variant == BLOCKS else {}
+    options = {"host": host, "dtype": "float32", **approximation}
     assert_diffusers_computes(bare, variant, names, tmp_path, options)
 
 
@@ -106,14 +109,17 @@ def test_planes_file_for_comfyui_loads_in_diffusers(tmp_path, bare):
                               {"host": "comfyui", "dtype": "float32"})
 
 
-@pytest.mark.parametrize("variant", [LORA, OUTPUT, WORA_OUTPUT, PLANES, DOFT_PLANES, BLOCKS])
-def test_lycoris_computes_what_was_trained(tmp_path, variant, monkeypatch):
+@pytest.mark.parametrize("host, variant", [
+    *(("kohya", variant) for variant in (LORA, OUTPUT, WORA_OUTPUT, PLANES, DOFT_PLANES, BLOCKS)),
+    *(("lycoris", variant) for variant in (LORA, INPUT, OUTPUT, DOFT_PLANES, BLOCKS, DOFT_BLOCKS)),
+])
+def test_lycoris_computes_what_was_trained(tmp_path, host, variant, monkeypatch):
     from lycoris import LycorisNetwork, create_lycoris_from_weights
 
     names = ["unet.wide", "unet.square", "unet.conv", "unet.point"]
     model = Model()
     layers = trained(model, *variant, names)
-    options = {"host": "kohya", "dtype": "float32"}
+    options = {"host": host, "dtype": "float32"}
     report = export(model, layers, preset(*variant, **options), Facts(), tmp_path / "test.safetensors")
     monkeypatch.setattr(LycorisNetwork, "LORA_PREFIX", "lora_unet")
     fresh = Model().networks["unet"]

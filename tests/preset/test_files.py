@@ -69,7 +69,7 @@ WRONG = [
     ({"samples": {"prompts": "a cat"}}, "samples.prompts: 'a cat' is not a list"),
     ({"samples": {"prompts": ["a", 5]}}, "samples.prompts number 2: 5 is not a text (in quotes)"),
     ({"export": {"host": "comfy"}},
-     "export.host: 'comfy' is not one of comfyui, kohya, diffusers; did you mean comfyui?"),
+     "export.host: 'comfy' is not one of comfyui, kohya, diffusers, lycoris; did you mean comfyui?"),
     ({"family": "sdx"}, "family: 'sdx': no such family; there is flux, sd15, sd3, sdxl"),
     ({"name": "a/b"}, "name: 'a/b' is not a folder name; leave out slashes"),
     ({"data": {"trigger": ["x" * 100]}}, f"data.trigger: ['{'x' * 75}... is not a text (in quotes)"),

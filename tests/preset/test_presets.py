@@ -79,6 +79,10 @@ def some_text(name: str, field, rng: random.Random) -> str:
     return rng.choice(["a, b", "ü \"'\\", "5", "null", "[x", " "])
 
 
+NEEDS = {"export.rank": {"export.form": "compact"}}
+"""Options that are refused without another one."""
+
+
 @pytest.mark.parametrize("seed", range(60))
 def test_any_preset_written_is_the_preset_read(seed, tmp_path):
     rng = random.Random(seed)
@@ -88,7 +92,10 @@ def test_any_preset_written_is_the_preset_read(seed, tmp_path):
         chosen |= {name: value} if name in options.options(Preset, nested(chosen)) else {}
     known = options.options(Preset, nested(chosen))
     free = sorted(set(known) - set(tags) - {"family", "name"})
-    overrides = list(chosen.items()) + [(name, some_text(name, known[name], rng)) for name in rng.sample(free, 25)]
+    values = {name: some_text(name, known[name], rng) for name in rng.sample(free, 25)}
+    for name in sorted(values.keys() & NEEDS.keys()):
+        values |= NEEDS[name]
+    overrides = [*chosen.items(), *values.items()]
     rng.shuffle(overrides)
     preset = files.resolve(rng.choice(NAMES), overrides).preset
     files.write(preset, tmp_path / "preset.json")

@@ -1,0 +1,228 @@
+"""The ways a file can hold a layer's terms. Which of them a program reads exactly is found out in `choosing`."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from modules.adapters.base import Terms
+from modules.export import forms, keys
+from modules.export.forms import Encoding, Seen
+from modules.export.keys import Names
+
+Part = Callable[[Seen], tuple[Tensor, ...] | None]
+
+
+# -- pairs of factors -------------------------------------------------------------------------------------------------
+
+
+def _pair(view: Seen) -> tuple[Tensor, ...] | None:
+    """The terms' own factors; zeros where there are none."""
+    terms, W = view.terms, view.W
+    if terms.rotation is not None or terms.difference is not None:
+        return None
+    if terms.up is None or terms.down is None:
+        return W.new_zeros(W.shape[0], 1), W.new_zeros(1, W.shape[1])
+    return terms.up, terms.down
+
+
+def _full_pair(view: Seen) -> tuple[Tensor, ...] | None:
+    """A difference that the terms themselves prefer, with an identity beside it."""
+    if view.terms.difference is None or view.terms.rotation is not None:
+        return None
+    change = view.unscaled() - view.W
+    identity = torch.eye(min(change.shape), dtype=change.dtype, device=change.device)
+    return (change, identity) if change.shape[1] <= change.shape[0] else (identity, change)
+
+
+# -- magnitudes beside a pair: the vector, or none --------------------------------------------------------------------
+
+
+def _none(view: Seen) -> tuple[Tensor, ...] | None:
+    return () if view.terms.magnitude is None else None
+
+
+def _given(view: Seen) -> tuple[Tensor, ...] | None:
+    return None if view.terms.magnitude is None else (view.terms.magnitude,)
+
+
+def _compensated(view: Seen) -> tuple[Tensor, ...] | None:
+    """`magnitude ||W|| / ||V||`: for a program that divides by the norm of the original weight (export.md 2.1)."""
+    if view.terms.magnitude is None or view.terms.axis != "output":
+        return None
+    return (view.terms.magnitude.to(view.W) * forms.ratio(view.W.norm(dim=1), view.unscaled().norm(dim=1)),)
+
+
+def _own(view: Seen) -> tuple[Tensor, ...] | None:
+    """`||V||`: for a layer without a magnitude in a file where every layer is given one."""
+    return (view.unscaled().norm(dim=1),) if view.terms.magnitude is None else None
+
+
+def _pair_encoding(pair: Part, magnitude: Part, size: str) -> Encoding:
+    name = "LoRA" if size == "compact" else "LoRA of full rank"
+
+    def tensors(view: Seen, names: Names) -> dict[str, Tensor] | None:
+        factors, scale = pair(view), magnitude(view)
+        if factors is None or scale is None:
+            return None
+        found = keys.factor_tensors(names, view.layer, *factors)
+        return found | _magnitude(view, names, scale)
+
+    return Encoding(lambda terms: name + _beside(terms), tensors, size)
+
+
+def _magnitude(view: Seen, names: Names, scale: tuple[Tensor, ...]) -> dict[str, Tensor]:
+    if not scale:
+        return {}
+    return {names.magnitude: names.magnitude_shape(scale[0], view.terms.axis or "output", view.dimensions)}
+
+
+def _beside(terms: Terms) -> str:
+    return f" with {terms.axis} magnitude" if terms.axis else ""
+
+
+# -- rotations --------------------------------------------------------------------------------------------------------
+
+
+def _general_encoding(magnitude: Part, with_alpha: bool) -> Encoding:
+    """GLoRA, `W + W a1 a2 + b1 b2`, with `a1 = R^T - I` and `a2 = I` (export.md 3.4)."""
+
+    def tensors(view: Seen, names: Names) -> dict[str, Tensor] | None:
+        terms, W, scale = view.terms, view.W, magnitude(view)
+        if terms.rotation is None or terms.side != "input" or terms.difference is not None or scale is None:
+            return None
+        if not names.difference:
+            return None
+        R = terms.rotation.to(W)
+        eye = torch.eye(R.shape[-1], dtype=R.dtype, device=R.device)
+        channels = R.shape[0] * R.shape[1]
+        turn = _diagonal((R - eye).mT)
+        identity = torch.eye(channels, dtype=W.dtype, device=W.device)
+        up, down = W.new_zeros(W.shape[0], 1), W.new_zeros(1, W.shape[1])
+        if terms.up is not None and terms.down is not None:
+            up, down = keys.balanced(terms.up, terms.down)
+        down = view.native(down)
+        if not with_alpha:
+            factors = (view.spread(turn), view.spread(identity), view.spread(up), down)
+            return dict(zip(keys.GENERAL, factors, strict=True)) | _magnitude(view, names, scale)
+        root = (channels / keys.ALPHA) ** 0.5
+        factors = (view.spread(root * turn), view.spread(root * identity), view.spread(root * up), root * down)
+        alpha = {names.alpha: torch.tensor(keys.ALPHA)}
+        return dict(zip(keys.GENERAL, factors, strict=True)) | alpha | _magnitude(view, names, scale)
+
+    return Encoding(lambda terms: "GLoRA" + _beside(terms), tensors, "full")
+
+
+def _diagonal(blocks: Tensor) -> Tensor:
+    """`(n b, n b)` with `blocks (n, b, b)` on the diagonal."""
+    count, size, _ = blocks.shape
+    eye = torch.eye(count, dtype=blocks.dtype, device=blocks.device)
+    return torch.einsum("kl,kij->kilj", eye, blocks).reshape(count * size, count * size)
+
+
+def _rotation_encoding(factors: int, rescaled: bool, with_alpha: bool) -> Encoding:
+    """LyCORIS' rotation of the output in blocks, or a butterfly of one factor; `Q` with zeros below the diagonal.
+
+    A program computes `blocks - blocks^T` from it and, of the plain kind, applies `R^T`; before a butterfly it puts
+    the two halves of each block one by one between each other (export.md 3.3).
+    """
+
+    def tensors(view: Seen, names: Names) -> dict[str, Tensor] | None:
+        terms, W = view.terms, view.W
+        if terms.rotation is None or terms.side != "output" or terms.up is not None or terms.difference is not None:
+            return None
+        if (terms.magnitude is None) == rescaled or terms.axis == "input" or not names.difference:
+            return None
+        Q = _generator(terms.rotation.to(W))
+        if Q is None:
+            return None
+        if factors:
+            size = Q.shape[-1]
+            order = torch.arange(size, device=Q.device).unflatten(0, (2, -1)).mT.flatten() if size % 2 == 0 else None
+            if order is None:
+                return None
+            Q = Q[:, order][:, :, order]
+        blocks = torch.triu(Q if factors else -Q, 1)
+        found = {keys.BLOCKS: blocks.unsqueeze(0) if factors else blocks}
+        if rescaled and terms.magnitude is not None:
+            gain = forms.ratio(terms.magnitude.to(W), view.unscaled().norm(dim=1))
+            found[keys.RESCALE] = keys.along(gain, "output", view.dimensions)
+        return found | ({names.alpha: torch.tensor(0.0)} if with_alpha else {})
+
+    name = "butterfly" if factors else "rotation"
+    return Encoding(lambda terms: f"stored {name}" + _beside(terms), tensors)
+
+
+def _generator(R: Tensor) -> Tensor | None:
+    """`Q (n, b, b)` with `R = (I + Q)(I - Q)^-1`; None if R is not orthogonal, or turns by 180 degrees."""
+    eye = torch.eye(R.shape[-1], dtype=R.dtype, device=R.device)
+    Q = torch.linalg.solve_ex(R + eye, R - eye)[0]
+    if not R.is_meta and not (forms.is_orthogonal(R) and (Q + Q.mT).abs().max() <= 100 * forms.ORTHOGONAL):
+        return None
+    return (Q - Q.mT) / 2
+
+
+# -- the rest ---------------------------------------------------------------------------------------------------------
+
+
+def _difference(view: Seen, names: Names) -> dict[str, Tensor] | None:
+    if not names.difference:
+        return None
+    return {names.difference: view.native(view.adapted() - view.W)}
+
+
+FULL = "full difference"
+DIFFERENCE = Encoding(lambda terms: FULL, _difference, "full")
+
+PLAIN = tuple(_pair_encoding(_pair, magnitude, "compact") for magnitude in (_none, _own))
+"""Pairs without a magnitude of their own."""
+
+PAIRS = (*PLAIN, *(_pair_encoding(_pair, magnitude, "compact") for magnitude in (_given, _compensated)))
+"""Taken wherever they are exact, even of a layer so small that its difference is smaller: every program reads them."""
+
+ENCODINGS = (
+    *PAIRS,
+    DIFFERENCE,
+    *(_general_encoding(magnitude, alpha) for alpha in (False, True) for magnitude in (_none, _given, _compensated)),
+    *(_rotation_encoding(0, scale, alpha) for scale in (False, True) for alpha in (False, True)),
+    *(_rotation_encoding(1, scale, True) for scale in (False, True)),
+    *(_pair_encoding(_full_pair, magnitude, "full") for magnitude in (_none, _own, _given, _compensated)),
+)
+"""All ways of writing terms; of two of the same size the first is taken."""
+
+
+def encode(encoding: Encoding, view: Seen, names: Names) -> dict[str, Tensor] | None:
+    """The layer's tensors by suffix, with the change of its bias; None if it cannot be written so."""
+    found = encoding.tensors(view, names)
+    if found is None or view.terms.bias is None:
+        return found
+    return found | {names.bias: view.terms.bias} if names.bias else None
+
+
+def size(encoding: Encoding, view: Seen, names: Names, dtype: str) -> int:
+    """Bytes of the layer's tensors in a file of `dtype`; from shapes alone."""
+    number, kept = 4 if dtype == "float32" else 2, keys.stored_in_full(names)
+    return sum(n * (4 if suffix in kept else number) for suffix, n in numbers(encoding, view, names).items())
+
+
+def numbers(encoding: Encoding, view: Seen, names: Names) -> dict[str, int]:
+    """How many numbers each of the layer's tensors has, by suffix; from shapes alone."""
+    terms = vars(view.terms).values()
+    shapes = tuple(value.shape if isinstance(value, Tensor) else value for value in terms)
+    key = (encoding, names, view.layer.kind, view.dimensions, view.kernel, view.W.shape, shapes)
+    if key not in _NUMBERS:  # a model has hundreds of layers and a few dozen shapes
+        found = encode(encoding, on_meta(view), names) or {}
+        _NUMBERS[key] = {suffix: tensor.numel() for suffix, tensor in found.items()}
+    return _NUMBERS[key]
+
+
+_NUMBERS: dict[tuple, dict[str, int]] = {}
+
+
+def on_meta(view: Seen) -> Seen:
+    """The same shapes without values."""
+    terms = view.terms
+    without: dict[str, Any] = {n: v.to("meta") if isinstance(v, Tensor) else v for n, v in vars(terms).items()}
+    return replace(view, W=view.W.to("meta"), terms=Terms(**without))

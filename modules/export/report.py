@@ -1,0 +1,76 @@
+"""What was written, and how exact it is."""
+
+import json
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from modules.export.verify import LayerError
+
+SHOWN = 8
+"""This many approximated layers are named in a report's text."""
+
+
+@dataclass
+class Report:
+    """A written file."""
+
+    path: Path
+    size: int = 0
+    """Of the file, in bytes."""
+    forms: dict[str, str] = field(default_factory=dict)
+    """Form of each layer, in words."""
+    sizes: dict[str, int] = field(default_factory=dict)
+    """Bytes of each layer's tensors."""
+    errors: dict[str, LayerError] = field(default_factory=dict)
+    """Distance of each layer's effect in the host from the trained weight."""
+    notes: list[str] = field(default_factory=list)
+    """What the user should know, as sentences."""
+
+    @property
+    def approximate(self) -> dict[str, LayerError]:
+        """Errors of the layers that are approximated on purpose."""
+        return {name: error for name, error in self.errors.items() if "approximate" in self.forms[name]}
+
+    @property
+    def exact(self) -> dict[str, LayerError]:
+        """Errors of all other layers."""
+        return {name: error for name, error in self.errors.items() if name not in self.approximate}
+
+    def text(self) -> str:
+        """The report in printable lines."""
+        lines = [f"{self.path}: {megabytes(self.size)}, {len(self.forms)} layers"]
+        for form, count in Counter(self.forms.values()).most_common():
+            size = sum(self.sizes[name] for name, found in self.forms.items() if found == form)
+            lines.append(f"  {form}: {count} layers, {megabytes(size)}")
+        if self.exact:
+            worst = max(self.exact, key=lambda name: self.exact[name].weight)
+            lines.append(f"  largest error of an exact layer: {self.exact[worst].weight:.1e} of its largest weight "
+                         f"({worst})")
+        if self.approximate:
+            found = sorted(self.approximate.items(), key=lambda item: -item[1].change)
+            middle = found[len(found) // 2][1].change
+            lines.append(f"  {len(found)} approximated layers; error as a part of the trained change: median "
+                         f"{middle:.1%}, and the largest (in brackets: as a part of the largest weight)")
+            lines += [f"    {name}: {e.change:.1%} ({e.weight:.1e})" for name, e in found[:SHOWN]]
+        return "\n".join(lines + [f"  note: {note}" for note in self.notes])
+
+    def table(self) -> str:
+        """One line per layer: name, form, bytes, error of the weight, error of the change; tab-separated."""
+        rows = ["layer\tform\tbytes\tlargest error of the weight\terror of the change"]
+        rows += [f"{name}\t{form}\t{self.sizes[name]}\t{self.errors[name].weight:.2e}\t{self.errors[name].change:.2e}"
+                 for name, form in self.forms.items()]
+        return "\n".join(rows) + "\n"
+
+    def outcome(self) -> dict[str, str]:
+        """Forms and errors, for the file's metadata."""
+        return {
+            "gimbal.form": json.dumps(self.forms),
+            "gimbal.errors": json.dumps({name: float(f"{e.weight:.2e}") for name, e in self.errors.items()}),
+            "gimbal.approximations": json.dumps({n: float(f"{e.change:.3e}") for n, e in self.approximate.items()}),
+        }
+
+
+def megabytes(size: int) -> str:
+    """A size in bytes, for reading."""
+    return f"{size / 1e6:.1f} MB"
