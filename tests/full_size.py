@@ -112,7 +112,7 @@ def row(preset: Preset, base: Path) -> str:
     model = families.load_class(preset.family).skeleton(Base(path=str(base)))
     adapted, problems = setup.attach_all(model, preset)
     assert not problems, problems
-    size, forms = expected_size(adapted, preset.export)
+    size, forms = expected_size(model, adapted, preset.export)
     parameters = sum(row.parameters for row in setup.layer_rows(adapted, model, preset.targets))
     counted = ", ".join(f"{number} {form}" for form, number in forms.items())
     return f"| `{preset.name}` | {len(adapted)} | {parameters:,} | {size / 2**20:,.1f} MiB | {counted} |"

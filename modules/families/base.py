@@ -3,7 +3,7 @@
 A `Model` is loaded once per run and holds the frozen networks.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -11,6 +11,7 @@ import torch
 from PIL.Image import Image
 from torch import Tensor, nn
 
+from modules.families.parts.names import Files, Place, Spelling
 from modules.objectives import Process
 from modules.preset.schema import Base
 
@@ -146,7 +147,26 @@ class Model(Protocol):
         ...
 
     def export_key(self, layer: str, host: str) -> str:
-        """The name of a full layer name in `host`'s files, without the tensor's suffix."""
+        """The name of a full layer name in `host`'s files, without the tensor's suffix; one of `spellings`. Layers
+        that the host's files have fused share it. Raises ValueError where the host has none."""
+        ...
+
+    def spellings(self, layer: str) -> list[Spelling]:
+        """Every name that any known tool's adapter files have for the layer, without the tensors' suffixes."""
+        ...
+
+    def checkpoint_place(self, layer: str, kind: str = "weight") -> Place:
+        """Where a full single checkpoint of this family has the layer's weight, or its bias."""
+        ...
+
+    def names_of(self, network: str) -> Files:
+        """What files call one of the networks."""
+        ...
+
+    @classmethod
+    def recognises(cls, keys: Collection[str]) -> bool:
+        """Whether an adapter file's keys look like this family's. More than one family may say yes: the text encoders
+        alone, say, tell little."""
         ...
 
     def metadata(self) -> dict[str, str]:

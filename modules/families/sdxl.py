@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from modules.families import base as protocol
-from modules.families.parts.unet import UNetModel, prediction_word, text_model_path
+from modules.families.parts.names import Files, Place, clip, open_clip_place, unet
+from modules.families.parts.unet import ANY_UNET, UNetModel, prediction_word
 
 
 class Model(UNetModel):
@@ -30,6 +31,12 @@ class Model(UNetModel):
         *(f"{part}/tokenizer_config.json" for part in ("tokenizer", "tokenizer_2")),
         "scheduler/scheduler_config.json",
     )
+    LIKE = f"{ANY_UNET}|te[12]_text_model|text_encoder_2_text_model|clip_g"
+    UNLIKE = (
+        "te_text_model|te3_|text_encoder_3|t5xxl|joint_blocks|single_(transformer_)?blocks|double_blocks|attn_(to|add)_|"
+        "(down|up)_blocks_3_|down_blocks_0_attentions|up_blocks_2_attentions|input_blocks_([12]_1|9|10|11)_|"
+        "output_blocks_([678]_1|9|10|11)_"
+    )
 
     def encode_texts(self, captions: Sequence[str]) -> protocol.Texts:
         """`hidden (n, tokens, dim)`: both encoders' last but one layer; `pooled (n, dim)` of the second."""
@@ -47,20 +54,21 @@ class Model(UNetModel):
         hidden = texts["hidden"]
         return unet(noisy.to(unet.dtype), times.float(), hidden, added_cond_kwargs=added, return_dict=False)[0]
 
-    def export_key(self, layer: str, host: str) -> str:
-        """`unet.`... or `text_encoder`... as the host spells it; kohya's and ComfyUI's UNet names are the ldm ones."""
-        network, _, path = layer.partition(".")
-        if network != "unet":
-            path = text_model_path(path)
-        if host == "diffusers":
-            return f"{network}.{path}"
-        if host == "comfyui" and path.endswith("token_embedding"):  # ComfyUI has no kohya spelling for it
-            clip = {"text_encoder": "clip_l", "text_encoder_2": "clip_g"}[network]
-            return f"text_encoders.{clip}.transformer.{path}"
-        prefix = {"unet": "lora_unet_", "text_encoder": "lora_te1_", "text_encoder_2": "lora_te2_"}[network]
-        if network == "unet":
-            path = self.ldm_name(path)
-        return prefix + path.replace(".", "_")
+    def names_of(self, network: str) -> Files:
+        """kohya's and ComfyUI's UNet names are the original ones."""
+        if network == self.DENOISER:
+            return unet(kohya_original=True)
+        if network == "text_encoder":
+            return clip(network, "lora_te1_", "clip_l", "conditioner.embedders.0.transformer.")
+        return clip(network, "lora_te2_", "clip_g", "conditioner.embedders.1.model.")
+
+    def original(self, network: str, path: str, kind: str) -> Place:
+        """Where original checkpoints have a tensor; the second text encoder is OpenCLIP's."""
+        if network == self.DENOISER:
+            return self.unet_place(path, kind)
+        if network == "text_encoder":
+            return Place(f"{path}.{kind}")
+        return open_clip_place(path, kind, self.networks[network])
 
     def metadata(self) -> dict[str, str]:
         """What model managers read about the architecture."""

@@ -127,7 +127,7 @@ def _examine_export(preset: Preset, found: Findings) -> None:
     try:
         for name in found.adapted:
             found.model.export_key(name, preset.export.host)
-        found.file_bytes, found.forms = expected_size(found.adapted, preset.export)
+        found.file_bytes, found.forms = expected_size(found.model, found.adapted, preset.export)
     except ValueError as error:
         found.problems += str(error).splitlines()
 

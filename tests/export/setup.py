@@ -12,6 +12,7 @@ from modules import adapters
 from modules.adapters.base import Adapted, adapted_layers, attach, detach
 from modules.export.export import Report, export
 from modules.export.metadata import Facts
+from modules.families.parts.names import Spelling
 from modules.preset.schema import Preset
 
 SMALL = {"rank": 3, "alpha": 2.0}
@@ -40,6 +41,9 @@ class Model:
 
     def export_key(self, layer: str, host: str) -> str:
         return layer if host == "diffusers" else "lora_" + layer.replace(".", "_")
+
+    def spellings(self, layer: str) -> list[Spelling]:
+        return [Spelling(self.export_key(layer, host)) for host in ("diffusers", "kohya")]
 
     def metadata(self) -> dict[str, str]:
         return {"modelspec.architecture": "test/lora", "ss_base_model_version": "test"}

@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from modules.families.flux import PREFIX, original_place
+from modules.families.flux import PREFIX, transformer_place
 from tests.families.single_file import renamed, vae_names
 from tests.tiny_flux import make_pipeline
 
@@ -29,7 +29,8 @@ def original(state: dict[str, Tensor], width: int) -> dict[str, Tensor]:
     """The transformer's tensors as its authors store them."""
     rows: dict[str, dict[int, Tensor]] = {}
     for name, tensor in state.items():
-        place = original_place(name, width)
+        path, _, kind = name.rpartition(".")
+        place = transformer_place(path, kind, width)
         halves = tensor.chunk(2)[::-1] if name.startswith("norm_out.") else [tensor]
         rows.setdefault(place.name, {})[place.row] = torch.cat(halves)
     return {name: torch.cat([found[row] for row in sorted(found)]) for name, found in rows.items()}

@@ -168,7 +168,10 @@ BLOCK, T5 = "transformer.transformer_blocks.0.attn.to_q", "text_encoder_2.encode
 KEYS = {
     (BLOCK, "comfyui"): BLOCK,
     (BLOCK, "diffusers"): BLOCK,
-    (BLOCK, "kohya"): "lora_transformer_transformer_blocks_0_attn_to_q",
+    (BLOCK, "kohya"): "lora_unet_double_blocks_0_img_attn_qkv",
+    (BLOCK, "lycoris"): "lycoris_transformer_blocks_0_attn_to_q",
+    ("transformer.single_transformer_blocks.1.proj_mlp", "kohya"): "lora_unet_single_blocks_1_linear1",
+    ("transformer.norm_out.linear", "kohya"): "lora_unet_final_layer_adaLN_modulation_1",
     ("text_encoder.encoder.layers.0.mlp.fc1", "comfyui"): "lora_te1_text_model_encoder_layers_0_mlp_fc1",
     ("text_encoder.encoder.layers.0.mlp.fc1", "diffusers"): "text_encoder.text_model.encoder.layers.0.mlp.fc1",
     ("text_encoder.embeddings.token_embedding", "comfyui"):

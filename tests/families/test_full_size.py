@@ -2,8 +2,10 @@
 
 import pytest
 
+from modules import families
 from modules.training import setup
 from tests import full_size
+from tests.families.test_every_family import own_place
 
 WEIGHTS = {
     "sd15": 859_520_964,
@@ -35,15 +37,33 @@ def test_hosts_spell_the_layers_as_listed(named, host):
 
 
 @pytest.mark.parametrize("host", full_size.HOSTS)
-def test_no_two_layers_share_a_key(named, host):
+def test_no_two_layers_share_a_key_and_its_rows(named, host):
     _, model = named
     keys = []
     for layer in setup.layer_names(model):
         try:
-            keys.append(model.export_key(layer, host))
+            keys.append(own_place(model, layer, host))
         except ValueError:
             continue  # says that the host has no name for it
     assert len(keys) == len(set(keys)) > 300
+
+
+@pytest.mark.parametrize("host", full_size.HOSTS)
+def test_files_are_recognised_as_one_familys(named, host):
+    """By the denoiser's layers, all or attention alone; text encoders alone tell less."""
+    name, model = named
+    family = full_size.MODELS[name][0]
+    whole, attention, texts = [], [], []
+    for layer in setup.layer_names(model):
+        try:
+            key = model.export_key(layer, host) + ".lora_down.weight"
+        except ValueError:
+            continue
+        (whole if layer.startswith(f"{model.DENOISER}.") else texts).append(key)
+        attention += [key] if layer.startswith(f"{model.DENOISER}.") and ".attn" in layer else []
+    for keys in (whole, attention, whole + texts):
+        assert [kind for kind in families.names() if families.load_class(kind).recognises(keys)] == [family]
+    assert families.load_class(family).recognises(texts)
 
 
 @pytest.mark.slow

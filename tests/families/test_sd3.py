@@ -116,7 +116,9 @@ KEYS = {
         "text_encoder_3.encoder.block.0.layer.0.SelfAttention.q": "lora_te3_encoder_block_0_layer_0_SelfAttention_q",
     },
     "kohya": {
-        f"{BLOCK}.attn.add_k_proj": "lora_transformer_transformer_blocks_0_attn_add_k_proj",
+        f"{BLOCK}.attn.add_k_proj": "lora_unet_joint_blocks_0_context_block_attn_qkv",
+        f"{BLOCK}.attn2.to_q": "lora_unet_joint_blocks_0_x_block_attn2_qkv",
+        f"{BLOCK}.norm1.linear": "lora_unet_joint_blocks_0_x_block_adaLN_modulation_1",
         "text_encoder.text_model.encoder.layers.0.mlp.fc1": "lora_te1_text_model_encoder_layers_0_mlp_fc1",
         "text_encoder_3.encoder.block.1.layer.1.DenseReluDense.wo":
             "lora_te3_encoder_block_1_layer_1_DenseReluDense_wo",
@@ -134,7 +136,7 @@ def test_keys(full, host):
 
 
 def test_t5_for_diffusers_does_not_exist(full):
-    with pytest.raises(ValueError, match=r"^export.host diffusers: .*T5.*comfyui.*targets.exclude"):
+    with pytest.raises(ValueError, match=r"^export.host diffusers: .*T5.*targets.exclude.*comfyui"):
         full.export_key("text_encoder_3.encoder.block.0.layer.0.SelfAttention.q", "diffusers")
 
 

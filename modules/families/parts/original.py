@@ -1,21 +1,12 @@
 """Reading a denoiser from a file in its authors' naming: every tensor, no other, without a second copy in memory."""
 
-from dataclasses import dataclass
-
 import torch
-from torch import Tensor, nn
+from torch import nn
+
+from modules.families.parts.names import Place, exchange_halves
 
 PACKED = ("scale_weight", "weight_scale", "scaled_fp8", "comfy_quant", "absmax", "quant_map", "wscales")
 """Ends of names of tensors that only files with packed weights have (scaled fp8, nf4, int4)."""
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where a file has a tensor."""
-
-    name: str
-    row: int = 0
-    """The first of its rows, where the file has one tensor for several."""
 
 
 def packed_problems(path: str, names: set[str]) -> list[str]:
@@ -51,12 +42,8 @@ def read_weights(network: nn.Module, path: str, places: dict[str, Place], prefix
                 whole = (rows[place.name], *shapes[ours][1:])
                 if tuple(stored.get_shape()) != whole:
                     raise ValueError(f"{place.name} is {tuple(stored.get_shape())}, not {whole}")
-                tensors[ours] = stored[place.row : place.row + shapes[ours][0]].to(dtype)
+                part = stored[place.row : place.row + place.rows] if place.rows else stored[:]
+                tensors[ours] = (exchange_halves(part) if place.exchanged else part).to(dtype)
     except SafetensorError as error:
         raise ValueError(f"it is damaged ({error})") from error
     network.load_state_dict(tensors, assign=True)
-
-
-def exchange_halves(tensor: Tensor) -> Tensor:
-    """Rows of the second half before those of the first."""
-    return torch.cat(tensor.chunk(2)[::-1])

@@ -1,8 +1,8 @@
 """A model around a diffusers pipeline: loading, encoding pictures, sampling, memory, hashes.
 
 A family derives from `PipelineModel`, sets the class attributes, and adds what is its own: the process and the bucket
-step (in `__init__`), `encode_texts`, `predict`, `named_targets`, `export_key` and `metadata`. The methods under "what
-a family may say otherwise" have answers that hold for most.
+step (in `__init__`), `encode_texts`, `predict`, `named_targets`, `names_of`, `original`, `LIKE`, `UNLIKE` and
+`metadata`. The methods under "what a family may say otherwise" have answers that hold for most.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from torch.utils.checkpoint import checkpoint
 from modules import quant
 from modules.families import base as protocol
 from modules.families.parts import files
+from modules.families.parts.names import Named
 from modules.preset.schema import Base
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ ARGUMENTS = {"hidden": "prompt_embeds", "pooled": "pooled_prompt_embeds"}
 """What diffusers' pipelines call the parts of an encoded prompt."""
 
 
-class PipelineModel:
+class PipelineModel(Named):
     """A loaded base; see `families.base.Model` for what each part answers."""
 
     TITLE: ClassVar[str]

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from modules.families.parts.files import tensor_names
+from modules.families.parts.names import Place, Spelling
 from modules.families.parts.pipeline import PipelineModel
 from modules.objectives import Diffusion
 from modules.preset.schema import Base
@@ -15,6 +16,9 @@ ATTENTION = ["unet.*.attn[12].to_[qkv]", "unet.*.attn[12].to_out.0", "text_encod
 MLP = ["unet.*.ff.net.0.proj", "unet.*.ff.net.2", "unet.*.proj_in", "unet.*.proj_out", "text_encoder*.mlp.fc[12]"]
 CONV = ["unet.*.resnets.*.conv*", "unet.*.resnets.*.time_emb_proj", "unet.*samplers.0.conv"]
 REST = ["unet.conv_in", "unet.conv_out", "unet.*_embedding.linear_[12]", "text_encoder*.text_projection"]
+
+ANY_UNET = r"(down_blocks|mid_block|up_blocks|input_blocks|middle_block|output_blocks)_(attentions|resnets|\d)"
+"""In names with underscores for dots."""
 
 
 class UNetModel(PipelineModel):
@@ -62,20 +66,23 @@ class UNetModel(PipelineModel):
         self.pipeline.scheduler = type(scheduler).from_config(scheduler.config, **changes)
         self.process = self.process.with_zero_terminal_snr()
 
-    def ldm_name(self, path: str) -> str:
-        """A layer of the UNet as original checkpoints name it."""
+    def unet_place(self, path: str, kind: str) -> Place:
+        """Where original checkpoints have a tensor of the UNet."""
         config = self.pipeline.unet.config
-        return ldm_name(path, config.layers_per_block, config.up_block_types)
+        return Place(f"{ldm_name(path, config.layers_per_block, config.up_block_types)}.{kind}")
+
+    def spellings(self, layer: str) -> list[Spelling]:
+        """With the names of the first adapters in diffusers, which replaced the attention's processor."""
+        found = super().spellings(layer)
+        parent, attention, part = layer.partition(".attn")
+        if attention and layer.startswith(f"{self.DENOISER}."):
+            found.append(Spelling(f"{parent}{attention}{part[0]}.processor{part[1:].removesuffix('.0')}"))
+        return found
 
 
 def prediction_word(prediction: str) -> str:
     """What `modelspec.prediction_type` calls it."""
     return "v" if prediction == "v_prediction" else prediction
-
-
-def text_model_path(path: str) -> str:
-    """A layer of a CLIP text encoder with the `text_model` level that hosts expect and transformers 5 has dropped."""
-    return path if path == "text_projection" else "text_model." + path.removeprefix("text_model.")
 
 
 def ldm_name(path: str, layers_per_block: int, up_blocks: Sequence[str]) -> str:
@@ -85,6 +92,7 @@ def ldm_name(path: str, layers_per_block: int, up_blocks: Sequence[str]) -> str:
     """
     whole = {
         "conv_in": "input_blocks.0.0",
+        "conv_norm_out": "out.0",
         "conv_out": "out.2",
         "time_embedding.linear_1": "time_embed.0",
         "time_embedding.linear_2": "time_embed.2",
@@ -111,8 +119,10 @@ def ldm_name(path: str, layers_per_block: int, up_blocks: Sequence[str]) -> str:
 def _within(kind: str, rest: list[str]) -> str:
     """Names inside a residual block differ; inside attention blocks they are the same."""
     resnet = {
+        "norm1": "in_layers.0",
         "conv1": "in_layers.2",
         "time_emb_proj": "emb_layers.1",
+        "norm2": "out_layers.0",
         "conv2": "out_layers.3",
         "conv_shortcut": "skip_connection",
     }

@@ -1,0 +1,261 @@
+"""What files call the layers of a model: one mapping to the original checkpoint's names, and every tool's way to write
+a name.
+
+A family says where the original checkpoint has a tensor (`original`) and what its networks are called in files
+(`names_of`). The rest follows: the place in a single checkpoint, the spellings in adapter files (export.md 1.1), the
+name that a host's file gets.
+"""
+
+import re
+from collections.abc import Collection
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+DENOISER = "model.diffusion_model."
+"""What the denoiser's names begin with in full checkpoints; files with the denoiser alone often leave it away."""
+
+EMBEDDINGS = ("token_embedding", "position_embedding", "shared", "embed_tokens", "relative_attention_bias")
+"""Tables of text encoders. ComfyUI knows them by its own names only."""
+
+
+@dataclass(frozen=True)
+class Spelling:
+    """A name that adapter files have for a layer, without the tensors' suffixes."""
+
+    name: str
+    row: int = 0
+    """The layer's first row in the matrix of that name."""
+    rows: int = 0
+    """How many rows of a matrix that is fused of several layers; 0: the name is the layer's alone."""
+    exchanged: bool = False
+    """Whether the halves of the layer's outputs are exchanged there."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a checkpoint has a tensor."""
+
+    name: str
+    row: int = 0
+    """The first of its rows, where the checkpoint has one tensor for several."""
+    rows: int = 0
+    """How many rows it has there; 0: all."""
+    exchanged: bool = False
+    """Whether its halves are stored the other way round."""
+    transposed: bool = False
+
+    def get(self, stored: Tensor) -> Tensor:
+        """The tensor, from the checkpoint's `stored`."""
+        part = stored[self.row : self.row + self.rows] if self.rows else stored
+        part = part.mT if self.transposed else part
+        return exchange_halves(part) if self.exchanged else part
+
+    def put(self, stored: Tensor, tensor: Tensor) -> None:
+        """Write `tensor` where `get` found it in `stored`, in place."""
+        tensor = exchange_halves(tensor) if self.exchanged else tensor
+        part = stored[self.row : self.row + self.rows] if self.rows else stored
+        part.copy_(tensor.mT if self.transposed else tensor)
+
+
+def exchange_halves(tensor: Tensor) -> Tensor:
+    """Rows of the second half before those of the first."""
+    return torch.cat(tensor.chunk(2)[::-1])
+
+
+@dataclass(frozen=True)
+class Files:
+    """What files call one network."""
+
+    checkpoint: str
+    """Names in a single checkpoint begin with this, and go on as `Named.original` says."""
+    kohya: str
+    """kohya's names begin with this, and go on with the layer's path, underscores for dots."""
+    kohya_original: bool = False
+    """Whether kohya goes on with the original checkpoint's name, not with diffusers' path."""
+    dotted: tuple[str, ...] = ()
+    """Beginnings of names that go on with diffusers' path. The first is peft's."""
+    joined: tuple[str, ...] = ()
+    """The same with underscores for dots."""
+    original: tuple[str, ...] = ()
+    """Beginnings of names that go on with the original checkpoint's name."""
+    original_joined: tuple[str, ...] = ()
+    comfyui: str = ""
+    """What ComfyUI's generic names of a text encoder begin with, which go on with transformers' path."""
+    comfyui_reads_paths: bool = False
+    """Whether ComfyUI knows diffusers' paths in this network."""
+    peft: bool = True
+    """Whether diffusers reads adapters of this network."""
+    is_clip: bool = False
+    """Whether hosts expect CLIP's `text_model` level, which transformers 5 has dropped."""
+
+
+def unet(kohya_original: bool) -> Files:
+    """A UNet's names."""
+    return Files(
+        DENOISER, "lora_unet_", kohya_original,
+        dotted=("unet.", "", "base_model.model.", "diffusion_model."),
+        joined=("lora_unet_", "lycoris_", "oft_unet_"),
+        original=("diffusion_model.", DENOISER, ""),
+        original_joined=("lora_unet_", "oft_unet_"),
+    )
+
+
+def transformer() -> Files:
+    """A transformer's names. kohya's are the original ones, with query, key and value as one layer."""
+    return Files(
+        DENOISER, "lora_unet_", True,
+        dotted=("transformer.", "", "base_model.model.", "diffusion_model."),
+        joined=("lora_transformer_", "lycoris_"),
+        original=("diffusion_model.", DENOISER, ""),
+        original_joined=("lora_unet_", "oft_unet_"),
+        comfyui_reads_paths=True,
+    )
+
+
+def clip(network: str, kohya: str, comfyui: str, checkpoint: str = "") -> Files:
+    """A CLIP text encoder's names; `comfyui` is ComfyUI's word for it, which some checkpoints have too."""
+    generic = f"text_encoders.{comfyui}.transformer."
+    dotted = (f"{network}.", generic, f"{comfyui}.transformer.")
+    return Files(checkpoint or generic, kohya, dotted=dotted, joined=(kohya,), comfyui=generic, is_clip=True)
+
+
+def t5(network: str, *kohya: str) -> Files:
+    """A T5 text encoder's names; the first of `kohya` is the one to write."""
+    generic = "text_encoders.t5xxl.transformer."
+    dotted = (f"{network}.", generic, "t5xxl.transformer.")
+    return Files(generic, kohya[0], dotted=dotted, joined=kohya, comfyui=generic, peft=False)
+
+
+class Named:
+    """The part of a model that knows names; see `families.base.Model`."""
+
+    networks: dict[str, nn.Module]
+
+    LIKE: ClassVar[str]
+    """A pattern that is somewhere in this family's adapter files, in a name with underscores for dots."""
+    UNLIKE: ClassVar[str]
+    """A pattern that is nowhere in them."""
+
+    def names_of(self, network: str) -> Files:
+        """What files call the network."""
+        raise NotImplementedError
+
+    def original(self, network: str, path: str, kind: str) -> Place:
+        """Where the network's part of an original checkpoint has the `kind` ("weight" or "bias") of a module. CLIP's
+        `path` has the `text_model` level."""
+        raise NotImplementedError
+
+    @classmethod
+    def recognises(cls, keys: Collection[str]) -> bool:
+        """Whether an adapter file's keys look like this family's. More than one family may say yes."""
+        joined = [key.replace(".", "_") for key in keys]
+        return any(re.search(cls.LIKE, key) for key in joined) and not any(re.search(cls.UNLIKE, key) for key in joined)
+
+    def split(self, layer: str) -> tuple[str, str, Files]:
+        """Network and path of a full layer name (CLIP's with the `text_model` level); what files call the network."""
+        network, _, path = layer.partition(".")
+        files = self.names_of(network)
+        return network, text_model_path(path) if files.is_clip else path, files
+
+    def checkpoint_place(self, layer: str, kind: str = "weight") -> Place:
+        """Where a full single checkpoint of this family has the layer's weight (or bias)."""
+        network, path, files = self.split(layer)
+        place = self.original(network, path, kind)
+        return replace(place, name=files.checkpoint + place.name)
+
+    def spellings(self, layer: str) -> list[Spelling]:
+        """Every name that any known tool's adapter files have for the layer, each once."""
+        network, path, files = self.split(layer)
+        found = [Spelling(start + path) for start in files.dotted]
+        if files.is_clip:
+            found += [Spelling(start + path.removeprefix("text_model.")) for start in files.dotted]
+        found += [Spelling(start + joined(path)) for start in files.joined]
+        place = self.original(network, path, "weight")
+        name, where = layer_name(place), (place.row, place.rows, place.exchanged)
+        found += [Spelling(start + name, *where) for start in files.original]
+        found += [Spelling(start + joined(name), *where) for start in files.original_joined]
+        return list(dict.fromkeys(found))
+
+    def export_key(self, layer: str, host: str) -> str:
+        """The name that `host`'s files have for the layer; see `spellings` for what else there is to know about it.
+
+        Raises ValueError where the host has none.
+        """
+        network, path, files = self.split(layer)
+        if host == "diffusers" and not files.peft:
+            raise ValueError(
+                f"export.host diffusers: {layer}: diffusers reads no adapters of T5; set targets.exclude to "
+                f"{network}.*, or export.host to comfyui"
+            )
+        if host == "diffusers" or (files.comfyui_reads_paths and host not in ("kohya", "lycoris")):
+            return f"{network}.{path}"
+        if host == "lycoris" and "lycoris_" in files.joined:
+            return "lycoris_" + joined(path)
+        if host != "kohya" and files.comfyui and path.endswith(EMBEDDINGS):  # ComfyUI has no kohya spelling for it
+            return files.comfyui + path
+        if files.kohya_original:
+            path = layer_name(self.original(network, path, "weight"))
+        return files.kohya + joined(path)
+
+
+def layer_name(place: Place) -> str:
+    """The layer that has this weight (a norm's is called scale by some)."""
+    return place.name.removesuffix(".weight").removesuffix(".scale")
+
+
+def joined(name: str) -> str:
+    """Underscores for dots."""
+    return name.replace(".", "_")
+
+
+def text_model_path(path: str) -> str:
+    """A layer of a CLIP text encoder with the `text_model` level that hosts expect and transformers 5 has dropped."""
+    return path if path == "text_projection" else "text_model." + path.removeprefix("text_model.")
+
+
+def stored_names(name: str) -> list[str]:
+    """What the weights in a diffusers folder may call a tensor that the loaded network calls `name`: CLIP has the
+    `text_model` level or not, T5's table is stored under the name of its other use."""
+    short = name.removeprefix("text_model.")
+    return [name, short, f"text_model.{short}", name.replace("encoder.embed_tokens.", "shared.")]
+
+
+def t5_place(path: str, kind: str) -> Place:
+    """Where checkpoints have a tensor of T5: they have the table of tokens once."""
+    return Place(f"{path}.{kind}".replace("encoder.embed_tokens.", "shared."))
+
+
+IN_RESBLOCK = {
+    "layer_norm1": "ln_1",
+    "layer_norm2": "ln_2",
+    "self_attn.q_proj": "attn.in_proj",
+    "self_attn.k_proj": "attn.in_proj",
+    "self_attn.v_proj": "attn.in_proj",
+    "self_attn.out_proj": "attn.out_proj",
+    "mlp.fc1": "mlp.c_fc",
+    "mlp.fc2": "mlp.c_proj",
+}
+
+
+def open_clip_place(path: str, kind: str, encoder: Any) -> Place:
+    """Where OpenCLIP has a tensor of transformers' CLIP text `encoder`: query, key and value are one matrix, and the
+    projection is stored transposed."""
+    path = path.removeprefix("text_model.")
+    whole = {
+        "embeddings.token_embedding": "token_embedding.weight",
+        "embeddings.position_embedding": "positional_embedding",
+        "final_layer_norm": f"ln_final.{kind}",
+    }
+    if path == "text_projection":
+        return Place("text_projection", transposed=True)
+    if path in whole:
+        return Place(whole[path])
+    number, _, inside = path.removeprefix("encoder.layers.").partition(".")
+    name = f"transformer.resblocks.{number}.{IN_RESBLOCK[inside]}"
+    if not name.endswith("in_proj"):
+        return Place(f"{name}.{kind}")
+    width = encoder.config.hidden_size
+    return Place(f"{name}_{kind}", "qkv".index(inside[len("self_attn.")]) * width, width)
