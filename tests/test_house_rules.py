@@ -15,7 +15,7 @@ from modules import adapters, families
 
 ROOT = Path(__file__).parent.parent
 PROGRAM = ("modules", "ui", "scripts")
-EVERYTHING = (*PROGRAM, "tests")
+EVERYTHING = (*PROGRAM, "comfyui_node", "tests")
 
 LONG_FILES: dict[str, str] = {}
 """Files over 400 lines: why."""
@@ -41,6 +41,8 @@ FORMATS = ("modules/export/hosts", "modules/export/kinds", "modules/importing")
 """Folders about other programs' formats, whose names for things are often those of our methods and families."""
 
 HOST_WORDS: dict[tuple[str, str], str] = {
+    ("modules/export/comfyui_process.py", "lora"): "ComfyUI's module",
+    ("modules/export/installed_comfyui.py", "lora.py"): "ComfyUI's module",
     ("modules/export/keys.py", "lora_up"): KOHYA,
     ("modules/export/keys.py", "lora_down"): KOHYA,
     ("modules/export/keys.py", "lora_mid"): KOHYA,

@@ -13,13 +13,17 @@ from torch import Tensor, nn
 
 from modules import quant
 from modules.adapters.layers import Layer, as_layer
-from modules.preset.section import Section
+from modules.preset.section import Section, option
 
 HALF = (torch.float16, torch.bfloat16)
 
 
 class AdapterConfig(Section):
     """Options of a method. Each method's `Config` has `method: Literal["<its file name>"]`."""
+
+    start_from: str = option("", why="training starts anew", group="Start", advanced=True, kind="file")
+    """Train on from this adapter file, of any trainer, where method and options can hold it. Only for the start: a run
+    that is resumed goes on from its own state."""
 
 
 @dataclass
@@ -79,6 +83,24 @@ class Adapter(nn.Module):
     def export_terms(self, W: Tensor) -> Terms:
         """The update of base weight `W (out, fan_in)` as exact terms."""
         raise NotImplementedError
+
+    def start_from(self, terms: Terms, layer: Layer) -> None:
+        """Set fresh parameters so that the adapted weight is that of `terms`, and training can go on from there.
+
+        Raises ValueError, in a sentence, where the method or its options cannot hold them.
+        """
+        raise ValueError(f"{self.config.method} cannot go on from another adapter")
+
+    def refuse_all_but(self, terms: Terms, *parts: str) -> None:
+        """ValueError if `terms` have a part that is none of these."""
+        words = {"rotation": "a rotation", "up": "a low-rank pair", "difference": "a full difference",
+                 "magnitude": "magnitudes", "bias": "a change of the bias"}
+        values = {"rotation": terms.rotation, "up": terms.up, "difference": terms.difference,
+                  "magnitude": terms.magnitude, "bias": terms.bias}
+        found = [words[part] for part, value in values.items() if value is not None and part not in parts]
+        if found:
+            raise ValueError(f"the file has {' and '.join(found)}, which {self.config.method} cannot hold; choose the "
+                             "method it was trained with")
 
     def curves(self) -> dict[str, Tensor]:
         """Scalars worth plotting over the training, detached; averaged over layers by the loop."""

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from modules.adapters import base, linalg
 from modules.adapters.layers import Layer
-from modules.adapters.low_rank import LowRankConfig, low_rank_pair
+from modules.adapters.low_rank import LowRankConfig, low_rank_pair, set_pair
 from modules.preset.section import option
 
 
@@ -69,6 +69,22 @@ class Decomposed(base.Adapter):
             )
         y = layer.scale_out(layer.out(x), derived["excess"])
         return layer.add_bias(y + layer.expand(layer.project(x, self.down), derived["up"]))
+
+    def start_from(self, terms: base.Terms, layer: Layer) -> None:
+        self.refuse_all_but(terms, "up", "magnitude")
+        if terms.magnitude is not None and terms.axis != self.axis:
+            raise ValueError(f"the file has a magnitude along the {terms.axis} and the run along the {self.axis}; set "
+                             f"adapter.axis {terms.axis}")
+        set_pair(self.up, self.down, terms, float(self.weights()[0]))
+        W = layer.dense()
+        V = W if terms.up is None or terms.down is None else W + (terms.up @ terms.down).to(W.dtype)
+        wanted = linalg.axis_norm(V, self.axis, self.kernel) if terms.magnitude is None else terms.magnitude
+        ratio = linalg.safe_divide(wanted.to(W.dtype), linalg.axis_norm(W, self.axis, self.kernel))
+        alive = linalg.axis_norm(W, self.axis, self.kernel) != 0
+        if (ratio[alive] <= 0).any():
+            raise ValueError("the file has magnitudes that are not positive, and those of the run always are")
+        with torch.no_grad():
+            self.magnitude.copy_(torch.where(alive, ratio.clamp_min(torch.finfo(W.dtype).tiny).log(), 0.0))
 
     def export_terms(self, W: Tensor) -> base.Terms:
         update, base_weight = (w.to(W.dtype) for w in self.weights())

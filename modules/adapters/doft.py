@@ -45,6 +45,20 @@ class Adapter(base.Adapter):
         y = layer.out(self.rotation.rotate_in(x, layer, derived))
         return layer.add_bias(layer.scale_out(y, derived["gain"]))
 
+    def start_from(self, terms: base.Terms, layer: Layer) -> None:
+        self.refuse_all_but(terms, "rotation", "magnitude")
+        if terms.axis == "input":
+            raise ValueError("the file has a magnitude along the input, and the run one along the output")
+        self.rotation.start_from(terms)
+        if terms.magnitude is None:
+            return
+        norms = layer.dense().norm(dim=1)
+        ratio = torch.where(norms > 0, terms.magnitude.to(norms) / norms, 1.0)
+        if (ratio <= 0).any():
+            raise ValueError("the file has magnitudes that are not positive, and those of the run always are")
+        with torch.no_grad():
+            self.magnitude.copy_(ratio.log())
+
     def export_terms(self, W: Tensor) -> base.Terms:
         wanted = W.norm(dim=1) * self.magnitude.exp()
         return replace(self.rotation.export_terms(W), magnitude=wanted, axis="output")

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from modules.adapters import base
 from modules.adapters.layers import Layer
-from modules.adapters.low_rank import LowRankConfig, low_rank_pair
+from modules.adapters.low_rank import LowRankConfig, low_rank_pair, set_pair
 
 
 class Config(LowRankConfig):
@@ -29,6 +29,10 @@ class Adapter(base.Adapter):
 
     def forward(self, x: Tensor, layer: Layer, derived: dict[str, Tensor]) -> Tensor:
         return layer(x) + layer.expand(layer.project(x, self.down), self.scale * self.up)
+
+    def start_from(self, terms: base.Terms, layer: Layer) -> None:
+        self.refuse_all_but(terms, "up")
+        set_pair(self.up, self.down, terms, self.scale)
 
     def export_terms(self, W: Tensor) -> base.Terms:
         return base.Terms(up=self.scale * self.up, down=self.down)

@@ -5,7 +5,7 @@ import math
 import torch
 from torch import nn
 
-from modules.adapters.base import AdapterConfig
+from modules.adapters.base import AdapterConfig, Terms
 from modules.adapters.layers import Layer
 from modules.preset.section import option
 
@@ -30,3 +30,20 @@ def low_rank_pair(rank: int, layer: Layer) -> tuple[nn.Parameter, nn.Parameter]:
     down = torch.empty(rank, layer.fan_in)
     nn.init.kaiming_uniform_(down, a=math.sqrt(5))
     return nn.Parameter(torch.zeros(layer.out_features, rank)), nn.Parameter(down)
+
+
+def set_pair(up: nn.Parameter, down: nn.Parameter, terms: Terms, scale: float) -> None:
+    """Fresh parameters so that `scale * up down` is the terms' product. Components they do not fill start as ever.
+
+    Raises ValueError if the terms have a larger rank.
+    """
+    if terms.up is None or terms.down is None:
+        return
+    rank, ours = terms.down.shape[0], down.shape[0]
+    if rank > ours:
+        raise ValueError(f"the file has rank {rank} and the run {ours}; set adapter.rank {rank}, or make the "
+                         "file smaller with scripts/resize.py")
+    with torch.no_grad():
+        up.zero_()
+        up[:, :rank] = terms.up / scale
+        down[:rank] = terms.down

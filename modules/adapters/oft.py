@@ -38,6 +38,10 @@ class Adapter(base.Adapter):
     def forward(self, x: Tensor, layer: Layer, derived: dict[str, Tensor]) -> Tensor:
         return layer(self.rotation.rotate_in(x, layer, derived))
 
+    def start_from(self, terms: base.Terms, layer: Layer) -> None:
+        self.refuse_all_but(terms, "rotation")
+        self.rotation.start_from(terms)
+
     def export_terms(self, W: Tensor) -> base.Terms:
         return self.rotation.export_terms(W)
 

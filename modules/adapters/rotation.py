@@ -16,6 +16,12 @@ from modules.adapters.base import Terms
 from modules.adapters.layers import Layer
 from modules.preset.section import Section, option
 
+ORTHOGONAL = 0.02
+"""How far from orthogonal a rotation of others may be to start from, as a part of its distance from the identity."""
+
+HALF_TURN = 1e-4
+"""Where |R v + v| of a unit vector v is below this, R turns v by half a turn to within 0.01 degrees."""
+
 
 class BlocksConfig(Section):
     """As published: channels in blocks, a full rotation in each."""
@@ -77,6 +83,35 @@ class Blocks(nn.Module):
         blocks = W.unflatten(1, (-1, self.size, self.kernel))
         return W + torch.einsum("onjk,ncj->onck", blocks, excess).flatten(1)
 
+    def start_from(self, terms: Terms) -> None:
+        """Turn as `terms` do. A rotation that is not quite orthogonal becomes the nearest one that is.
+
+        Raises ValueError where the blocks cannot do that: another side, blocks that do not fit into these, half a turn,
+        or a matrix that is no rotation.
+        """
+        given = terms.rotation
+        if given is None:
+            return
+        if terms.side != "input":
+            raise ValueError("the file rotates the layer's output, and the run its input")
+        blocks, size = given.shape[:2]
+        if self.size % size or blocks * size != self.skew.shape[0] * self.size:
+            raise ValueError(f"the file has {blocks} blocks of {size} and the run blocks of {self.size}; set "
+                             f"adapter.rotation.block_size {size}")
+        turn = torch.stack([torch.block_diag(*group) for group in given.double().unflatten(0, (-1, self.size // size))])
+        left, _, right = torch.linalg.svd(turn)
+        nearest, eye = left @ right, torch.eye(self.size, dtype=turn.dtype, device=turn.device)
+        moved = (turn - eye).norm()
+        if (turn - nearest).norm() > ORTHOGONAL * moved:
+            raise ValueError("the file's rotation is not orthogonal (its trainer's series is off by "
+                             f"{(turn - nearest).norm() / moved:.1%} of the change), and the run's always is")
+        if torch.linalg.svdvals(nearest + eye).min() < HALF_TURN:
+            raise ValueError("the file turns some directions by half a turn, which the run's rotations cannot")
+        skew = torch.linalg.solve(nearest + eye, nearest - eye)
+        rows, columns = torch.triu_indices(self.size, self.size, 1, device=skew.device)
+        with torch.no_grad():
+            self.skew.copy_(skew[:, rows, columns] / self.factor)
+
     def export_terms(self, W: Tensor) -> Terms:
         """A block rotation."""
         excess = self.derive()["excess"]
@@ -115,6 +150,11 @@ class Planes(nn.Module):
         first, second = (t.to(W.dtype) for t in self.derive().values())
         through = torch.einsum("ojk,qj->oqk", W.unflatten(1, (-1, self.kernel)), second)
         return W + torch.einsum("oqk,cq->ock", through, first).flatten(1)
+
+    def start_from(self, terms: Terms) -> None:
+        """Refuse every rotation: a few planes of all channels are none in blocks."""
+        if terms.rotation is not None:
+            raise ValueError("the file rotates in blocks and the run in planes; set adapter.rotation.kind blocks")
 
     def export_terms(self, W: Tensor) -> Terms:
         """A low-rank update: rank 2p, times the kernel positions, since each has its own left factor.

@@ -47,6 +47,8 @@ class Structure:
     """The pair's rank is the number of channels."""
     difference: bool
     axis: str
+    positive: bool
+    """No magnitude is negative."""
     bias: bool
 
 
@@ -66,6 +68,7 @@ def structure(view: Seen) -> Structure:
         matched=terms.down is not None and terms.down.shape[0] == columns // view.kernel,
         difference=terms.difference is not None,
         axis=terms.axis,
+        positive=view.positive,
         bias=terms.bias is not None,
     )
 
@@ -102,8 +105,9 @@ def stand_in(like: Structure) -> Seen:
     terms.difference = normal(rows, columns) if like.difference else None
     if like.axis:
         terms.magnitude = normal(rows if like.axis == "output" else channels)
+        terms.magnitude = terms.magnitude.abs() if like.positive else terms.magnitude
     terms.bias = normal(rows) if like.bias else None
-    return Seen(layer, normal(rows, columns), terms, like.rotation is None or like.rotation[2])
+    return Seen(layer, normal(rows, columns), terms, like.rotation is None or like.rotation[2], like.positive)
 
 
 def _proper(R: Tensor) -> Tensor:
@@ -229,7 +233,7 @@ def exact_encodings(view: Seen, options: Export, how: How) -> tuple[Encoding, ..
 
 
 def _allowed(view: Seen, options: Export) -> tuple[Encoding, ...]:
-    every = (*encodings.ENCODINGS, *hosts.load(options.host).OWN)
+    every = (*encodings.ENCODINGS, *hosts.load(options.host).own(options))
     if options.form == "auto":
         return every
     if options.form == "full":

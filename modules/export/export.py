@@ -1,5 +1,6 @@
 """Writing changes of layers for another program: forms, file, check of what was written, metadata."""
 
+import functools
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,7 +15,7 @@ from torch import Tensor
 from modules import quant
 from modules.adapters.base import Adapted, Terms
 from modules.adapters.layers import Layer
-from modules.export import arithmetic, choosing, encodings, forms, hosts, keys, metadata, verify
+from modules.export import arithmetic, choosing, encodings, forms, fuse, hosts, keys, metadata, verify
 from modules.export.forms import Seen
 from modules.export.hosts import How
 from modules.export.metadata import Facts
@@ -70,12 +71,7 @@ def export(model: Any, layers: dict[str, Adapted], preset: Preset, facts: Facts,
     Raises as `write` does.
     """
     with torch.no_grad():
-        changes = {
-            name: Change(
-                adapted.layer, adapted.adapter.export_terms(adapted.layer.dense()), weight=adapted.adapted_weight
-            )
-            for name, adapted in layers.items()
-        }
+        changes = _changes(layers)
 
     def about(written: Written) -> dict[str, str]:
         found = metadata.training(preset, facts, written.form) | metadata.described(preset, facts)
@@ -94,7 +90,8 @@ def write(
     range, or if the file's effect is not the meant one; in the last case the file is kept as
     `<name>.rejected.safetensors`.
     """
-    spelling = {name: model.export_key(name, options.host) for name in changes}
+    with torch.no_grad():
+        changes, spelling = _named(model, changes, options)
     report = Report(path)
     partial = path.with_name(f"{path.stem}.partial.safetensors")
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -121,20 +118,46 @@ def write(
     return report
 
 
-def expected_size(layers: dict[str, Adapted], options: Export) -> tuple[int, dict[str, int]]:
+def expected_size(model: Any, layers: dict[str, Adapted], options: Export) -> tuple[int, dict[str, int]]:
     """Bytes of the tensors that `export` will write, and how many layers take which form; from shapes alone, so the
     networks may be on the meta device. Raises ValueError like `export` for updates that the host cannot hold."""
     names, sketches = hosts.load(options.host).NAMES, {}
     with torch.no_grad():
-        for name, adapted in layers.items():
-            W = adapted.layer.dense()
-            sketches[name] = encodings.on_meta(forms.seen(adapted.layer, W, adapted.adapter.export_terms(W)))
+        for name, change in _named(model, _changes(layers), options)[0].items():
+            sketches[name] = encodings.on_meta(forms.seen(change.layer, change.layer.dense(), change.terms))
         plans = choosing.plans(sketches, options, False)
         size, counts = 0, Counter()
         for name, plan in plans.items():
             size += encodings.size(plan.encodings[0], plan.view(sketches[name]), names, options.dtype)
             counts[plan.words(sketches[name], plan.encodings[0], True)] += 1
     return size, dict(counts)
+
+
+def _changes(layers: dict[str, Adapted]) -> dict[str, Change]:
+    return {
+        name: Change(adapted.layer, adapted.adapter.export_terms(adapted.layer.dense()), weight=adapted.adapted_weight)
+        for name, adapted in layers.items()
+    }
+
+
+def _named(model: Any, changes: dict[str, Change], options: Export) -> tuple[dict[str, Change], dict[str, str]]:
+    """The changes of the layers that the host's files have, some fused of several of the model's; and their names
+    there. Raises ValueError where they cannot be fused."""
+    terms = {name: change.terms for name, change in changes.items()}
+    layers = {name: change.layer for name, change in changes.items()}
+    found, spelling = {}, {}
+    for name, (key, layer, joined) in fuse.fused(model, terms, layers, options.host, options.form).items():
+        if isinstance(layer, fuse.Fused):
+            found[name] = Change(layer, joined, weight=functools.partial(_fused_weight, layer, changes))
+        else:
+            found[name] = changes[name]
+        spelling[name] = key
+    return found, spelling
+
+
+def _fused_weight(layer: fuse.Fused, changes: dict[str, Change]) -> Tensor:
+    """The adapted weights of the layers that are fused, those without a change as they are."""
+    return layer.join([changes[one.name].adapted() if one.name in changes else one.dense() for one in layer.layers])
 
 
 def _tensors(changes: dict[str, Change], options: Export, report: Report) -> dict[str, dict[str, Tensor]]:
@@ -194,6 +217,7 @@ def _check(
         W = change.base()
         report.errors[name] = verify.compare(change.adapted(), host.effect(W, found[name], 1.0, how), W)
     report.notes += _other_notes(changes, found, options, how, report)
+    report.notes += _fallback_notes(changes, found, options, how)
     tolerance = verify.TOLERANCE[options.dtype]
     wrong = {n: e.weight for n, e in report.exact.items() if verify.is_too_large(e, options.dtype)}
     if wrong:
@@ -229,6 +253,26 @@ def _other_notes(
         else:
             notes.append(f"the output magnitudes are exact in ComfyUI {which} too")
     return notes
+
+
+def _fallback_notes(
+    changes: dict[str, Change], found: dict[str, dict[str, Tensor]], options: Export, how: How
+) -> list[str]:
+    """How far from the training the LoRA is that ComfyUI reads without the node."""
+    if options.node_fallback is None:
+        return []
+    host, errors = hosts.load(options.host), {}
+    for name, change in changes.items():
+        W, without = change.base(), replace(how, node=False)
+        weight = host.effect(W, found[name], 1.0, how)
+        instead = host.effect(W, found[name], 1.0, without)
+        if not torch.equal(weight, instead):
+            errors[name] = verify.compare(weight, instead, W).change
+    if not errors:
+        return ["export.node_fallback changed nothing: no layer of this file needs the node"]
+    worst, middle = max(errors, key=lambda name: errors[name]), sorted(errors.values())[len(errors) // 2]
+    return [f"without the node ComfyUI reads a LoRA of rank {options.node_fallback} for {len(errors)} layers; error as "
+            f"a part of the trained change: median {middle:.1%}, largest {errors[worst]:.1%} ({worst})"]
 
 
 def _notes(changes: dict[str, Change], options: Export, report: Report) -> list[str]:

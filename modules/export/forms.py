@@ -27,6 +27,8 @@ class Seen:
     terms: Terms
     orthogonal: bool = True
     """Whether the rotation, if there is one, is one; so it stays known of a layer without values."""
+    positive: bool = True
+    """Whether no magnitude is negative."""
 
     @property
     def kernel(self) -> int:
@@ -70,9 +72,10 @@ class Encoding:
 def seen(layer: Layer, W: Tensor, terms: Terms) -> Seen:
     """From `W (out, fan_in)` and terms in the adapters' orientation to the programs'."""
     orthogonal = terms.rotation is None or is_orthogonal(terms.rotation)
+    positive = terms.magnitude is None or terms.magnitude.is_meta or bool((terms.magnitude >= 0).all())
     if layer.kind == "embedding":
-        return Seen(layer, W.mT, turned(terms), orthogonal)
-    return Seen(layer, W, terms, orthogonal)
+        return Seen(layer, W.mT, turned(terms), orthogonal, positive)
+    return Seen(layer, W, terms, orthogonal, positive)
 
 
 def is_orthogonal(R: Tensor) -> bool:

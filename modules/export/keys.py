@@ -67,6 +67,8 @@ class Names:
     """Suffixes of other kinds of tensors that the format has."""
     wholes: tuple[tuple[str, ...], ...] = ()
     """Suffixes that are an update on their own; one such set a layer has to have."""
+    exact: tuple[str, ...] = ()
+    """Suffixes of other tensors that are float32 in every file."""
     magnitude_shape: Callable[[Tensor, str, int], Tensor] = plain
     """`(magnitude (n), axis, dimensions of the weight) -> ` the tensor in the file."""
 
@@ -128,7 +130,7 @@ def stored(tensors: dict[str, Tensor], names: Names, dtype: torch.dtype, layer: 
 
 def stored_in_full(names: Names) -> set[str]:
     """Suffixes of the tensors that are float32 in every file (export.md, rule 10)."""
-    return {names.magnitude, names.alpha, BLOCKS, RESCALE}
+    return {names.magnitude, names.alpha, BLOCKS, RESCALE, *names.exact}
 
 
 def _cast(tensor: Tensor, dtype: torch.dtype, layer: str) -> Tensor:

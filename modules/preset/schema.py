@@ -6,9 +6,10 @@ Adapter and optimizer options stand beside the code that reads them (`modules/ad
 
 from typing import Annotated, Literal, Union
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, field_validator
 
 from modules import adapters, families
+from modules.preset.export_options import Export
 from modules.preset.section import Section, option
 from modules.training.optimizers import DEFAULT, OptimizerOptions
 
@@ -312,55 +313,6 @@ class Saving(Section):
 
     export_every: int = option(0, why="off", unit="steps", ge=0)
     """Steps between exported files along the way. 0: only at the end."""
-
-
-class Export(Section):
-    """The file that is written for other programs."""
-
-    host: Literal["comfyui", "kohya", "diffusers", "lycoris"] = option("comfyui", why="where most people use it")
-    """Program whose names and arithmetic the file follows."""
-
-    dtype: Literal["float32", "float16", "bfloat16"] = option(
-        "float16", why="half the size, still exact enough", title="Number format"
-    )
-    """Number format of the factors. Magnitudes are always float32."""
-
-    form: Literal["auto", "compact", "full", "svd"] = option(
-        "auto", why="exact, and as small as exact can be", advanced=True
-    )
-    """How each layer is stored. auto: the smallest exact form, a full difference where there is no smaller one.
-    compact: never a full difference; where no compact form is exact, a LoRA approximates the layer. full: the full
-    difference of every layer. svd: a plain LoRA for every layer, which every program reads. The error of each
-    approximated layer is printed and written into the file."""
-
-    rank: int | None = option(None, why="64 for forms that approximate", ge=1, advanced=True)
-    """Rank of the LoRAs that approximate (truncated SVD), with export.form compact or svd."""
-
-    comfyui_norm: Literal["original", "adapted"] = option(
-        "original", why="what ComfyUI computes today", group="Compatibility", advanced=True, title="ComfyUI norm"
-    )
-    """For output-axis magnitudes: the norm ComfyUI divides by. Today it is the norm of the original weight; after
-    ComfyUI's pull request 15458 it is the norm of the adapted weight."""
-
-    dataset_names: bool = option(True, why="model managers show them", group="Metadata", advanced=True)
-    """Write folder names and tag counts into the file. Turn it off to keep them private."""
-
-    title: str = option("", why="the run's name", group="Metadata")
-    """Title shown by model managers."""
-
-    author: str = option("", why="none", group="Metadata")
-    """Author shown by model managers."""
-
-    license: str = option("", why="none", group="Metadata", advanced=True, title="Licence")
-    """Licence shown by model managers."""
-
-    @model_validator(mode="after")
-    def rank_is_for_approximations(self) -> "Export":
-        """Refuse a rank that would do nothing."""
-        if self.rank is not None and self.form not in ("compact", "svd"):
-            raise ValueError(f"rank {self.rank} does nothing with form {self.form}; use export.form compact for a LoRA "
-                             "of this rank where no compact form is exact")
-        return self
 
 
 class Preset(Section):

@@ -15,7 +15,7 @@ from modules.data.captions import whole_caption
 from modules.data.index import DataProblems, Index, build_index, overlap
 from modules.data.survey import listing
 from modules.preset.schema import Preset
-from modules.training import noise, schedules, setup, sharding
+from modules.training import first_values, noise, schedules, setup, sharding
 from modules.training.session import Pictures, total_steps
 
 NEEDED_ON_GPUS = "the package triton, and on Linux a C compiler (gcc or clang) for it,"
@@ -114,8 +114,12 @@ def _examine_model(preset: Preset, found: Findings) -> None:
     found.problems += setup.block_problems(found.model, preset.base)
     found.layer_sets = list(found.model.named_targets())
     found.trainable_layers = len(setup.layer_names(found.model))
+    started, problems = first_values.named(preset, found.model)
+    found.problems += problems
     found.adapted, problems = setup.attach_all(found.model, preset)
     found.problems += problems
+    if found.adapted:
+        found.problems += first_values.strangers(started, found.adapted)
 
 
 def _examine_export(preset: Preset, found: Findings) -> None:

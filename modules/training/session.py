@@ -23,7 +23,7 @@ from modules.data.index import Index, Progress
 from modules.families.base import Texts
 from modules.objectives import Density
 from modules.preset.schema import Preset, Training
-from modules.training import memory, setup, sharding, state
+from modules.training import first_values, memory, setup, sharding, state
 from modules.training.events import Events
 from modules.training.run import Run
 
@@ -136,7 +136,11 @@ def prepare(preset: Preset, pictures: Pictures, run: Run, events: Events, accele
     model.release_encoders(texts=caches.texts is not None)
 
     place(model, preset, events, accelerator)
+    given = {} if state.latest_state(run.folder) else first_values.read(preset, model)
     adapted = setup.attach_ready(model, preset)
+    for note in first_values.apply(given, adapted):
+        events.write("warning", {"message": note, "detail": ""})
+    del given
     groups = setup.parameter_groups(adapted, model, preset.targets)
     # Not `prepare`: it would want to shard the optimizer's parameters too.
     optimizer = accelerator.prepare_optimizer(preset.optimizer.build(groups, training.learning_rate))

@@ -13,8 +13,8 @@ from safetensors import safe_open
 from modules import adapters, quant
 from modules.adapters.base import Terms, adapted_layers, attach, detach
 from modules.export import choosing, forms, hosts, keys, native, verify
+from modules.export.applying import apply_file
 from modules.export.export import expected_size, export
-from modules.export.merge import apply_file
 from modules.export.metadata import Facts
 from modules.training import setup
 from tests.export.setup import Model, label, preset, randomise, trained, variants, write
@@ -214,7 +214,7 @@ def test_expected_size_is_the_written_one(tmp_path, variant, options):
     config = module.Config(method=variant[0], **variant[1])
     for name in report.forms:
         attach(meta.networks["unet"], name.removeprefix("unet."), config, 0)
-    size, counts = expected_size(dict(adapted_layers(meta.networks["unet"])), preset(*variant, **options).export)
+    size, counts = expected_size(meta, dict(adapted_layers(meta.networks["unet"])), preset(*variant, **options).export)
     assert size == sum(tensor.nbytes for tensor in tensors.values())
     assert counts == Counter(report.forms.values())
 

@@ -16,6 +16,7 @@ from torch import Tensor
 from modules.export.arithmetic import Unread
 from modules.export.forms import Encoding
 from modules.export.keys import Names
+from modules.preset.schema import Export
 
 __all__ = ["Host", "How", "Unread", "load", "names"]
 
@@ -30,6 +31,8 @@ class How:
     """Whether any layer of the file has a magnitude; peft then gives one to all."""
     dtype: torch.dtype | None = None
     """In which numbers the program computes; None: in those of the weight."""
+    node: bool = True
+    """Whether ComfyUI has the custom node that a file is for."""
 
 
 class Host(Protocol):
@@ -39,14 +42,16 @@ class Host(Protocol):
     """Suffixes of its tensors."""
     KINDS: tuple[str, ...]
     """Kinds of `Layer` it reads updates of."""
-    OWN: tuple[Encoding, ...]
-    """Encodings that only this program reads."""
 
     def effect(self, W: Tensor, tensors: dict[str, Tensor], strength: float, how: How) -> Tensor:
         """The weight in the program, from `W` in the layer's own shape and the layer's tensors by suffix.
 
         Raises `Unread`, with the reason, where the program would refuse the tensors or skip the layer.
         """
+        ...
+
+    def own(self, options: Export) -> tuple[Encoding, ...]:
+        """Encodings that only this program reads, as the options want them; the same objects for the same options."""
         ...
 
     def bias_change(self, tensors: dict[str, Tensor], strength: float) -> Tensor | None:

@@ -13,10 +13,10 @@ from modules.export import arithmetic, keys
 from modules.export.arithmetic import Delta, Unread
 from modules.export.forms import Encoding
 from modules.export.hosts import How
+from modules.preset.schema import Export
 
 NAMES = keys.KOHYA
 KINDS = ("linear", "conv", "embedding")
-OWN: tuple[Encoding, ...] = ()
 
 
 def notes(forms: Collection[str]) -> list[str]:
@@ -31,6 +31,11 @@ def others(how: How) -> dict[str, How]:
     """The norm that the file was not written for, and which ComfyUI has it."""
     which = {"original": "as it is today", "adapted": "after its pull request 15458"}
     return {words: replace(how, norm=norm) for norm, words in which.items() if norm != how.norm}
+
+
+def own(options: Export) -> tuple[Encoding, ...]:
+    """None."""
+    return ()
 
 
 def bias_change(tensors: dict[str, Tensor], strength: float) -> Tensor | None:

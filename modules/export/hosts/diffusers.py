@@ -8,10 +8,10 @@ from modules.export import arithmetic, keys
 from modules.export.arithmetic import Unread
 from modules.export.forms import Encoding
 from modules.export.hosts import How
+from modules.preset.schema import Export
 
 NAMES = keys.PEFT
 KINDS = ("linear", "conv")
-OWN: tuple[Encoding, ...] = ()
 
 
 def notes(forms: Collection[str]) -> list[str]:
@@ -22,6 +22,11 @@ def notes(forms: Collection[str]) -> list[str]:
 def others(how: How) -> dict[str, How]:
     """None."""
     return {}
+
+
+def own(options: Export) -> tuple[Encoding, ...]:
+    """None."""
+    return ()
 
 
 def bias_change(tensors: dict[str, Tensor], strength: float) -> Tensor | None:

@@ -13,10 +13,10 @@ from modules.export import arithmetic, keys
 from modules.export.arithmetic import Delta, Unread
 from modules.export.forms import Encoding
 from modules.export.hosts import How
+from modules.preset.schema import Export
 
 NAMES = keys.KOHYA
 KINDS = ("linear", "conv")
-OWN: tuple[Encoding, ...] = ()
 
 
 def notes(forms: Collection[str]) -> list[str]:
@@ -38,6 +38,11 @@ def notes(forms: Collection[str]) -> list[str]:
 def others(how: How) -> dict[str, How]:
     """None: what differs is the program, not its version."""
     return {}
+
+
+def own(options: Export) -> tuple[Encoding, ...]:
+    """None."""
+    return ()
 
 
 def bias_change(tensors: dict[str, Tensor], strength: float) -> Tensor | None:

@@ -12,10 +12,10 @@ from modules.export import arithmetic, keys
 from modules.export.arithmetic import Unread
 from modules.export.forms import Encoding
 from modules.export.hosts import How
+from modules.preset.schema import Export
 
 NAMES = keys.KOHYA
 KINDS = ("linear", "conv")
-OWN: tuple[Encoding, ...] = ()
 
 ORDER = ("LoRA", "LoHa", "LoKr", "difference", "norm", "rotation", "butterfly", "GLoRA")
 """Of several kinds the first is read."""
@@ -32,6 +32,11 @@ def notes(forms: Collection[str]) -> list[str]:
 def others(how: How) -> dict[str, How]:
     """None."""
     return {}
+
+
+def own(options: Export) -> tuple[Encoding, ...]:
+    """None."""
+    return ()
 
 
 def bias_change(tensors: dict[str, Tensor], strength: float) -> Tensor | None:

@@ -1,0 +1,92 @@
+"""The part of `installed_comfyui` that runs inside of ComfyUI's own Python, as a script: it imports nothing of ours.
+
+    python comfyui_process.py COMFYUI JOB
+
+`JOB/job.json` names the adapter file, strength, number format and nodes, `JOB/weights.safetensors` has the weights.
+Leaves `JOB/effects.safetensors` and `JOB/said.json`: ComfyUI's version and what it logged.
+"""
+
+import importlib.util
+import json
+import logging
+import sys
+from pathlib import Path
+from typing import Any
+
+
+class Log(logging.Handler):
+    """Keeps the lines of the log."""
+
+    def __init__(self):
+        super().__init__(logging.WARNING)
+        self.lines: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.lines.append(record.getMessage())
+
+
+def main(folder: Path, job: Path) -> None:
+    """Load the file as ComfyUI's LoRA loaders do, and patch each weight as its model patcher does."""
+    import comfy.cli_args  # pyright: ignore[reportMissingImports]
+
+    comfy.cli_args.args.cpu = True  # before the device is chosen
+    import comfy.lora  # pyright: ignore[reportMissingImports]
+    import comfy.lora_convert  # pyright: ignore[reportMissingImports]
+    import comfy.utils  # pyright: ignore[reportMissingImports]
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    options = json.loads((job / "job.json").read_text(encoding="utf-8"))
+    log = Log()
+    logging.getLogger().addHandler(log)
+    for number, path in enumerate([*installed(folder), *map(Path, options["nodes"])]):
+        load_node(path, number)
+
+    weights = load_file(job / "weights.safetensors")
+    places = {name: f"{name}.weight" for name in weights if not name.endswith(".bias")}
+    file = comfy.lora_convert.convert_lora(comfy.utils.load_torch_file(options["file"], safe_load=True))
+    patches = comfy.lora.load_lora(file, places)
+    dtype = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}[options["dtype"]]
+    effects = {}
+    for name, weight in weights.items():
+        patch = patches.get(places.get(name, name))
+        if patch is not None:
+            given = [(options["strength"], patch, 1.0, None, None)]
+            found = comfy.lora.calculate_weight(given, weight.to(dtype, copy=True), name, intermediate_dtype=dtype)
+            effects[name] = found.detach().contiguous()
+    save_file(effects, job / "effects.safetensors")
+    said = {"version": version(folder), "lines": log.lines}
+    (job / "said.json").write_text(json.dumps(said), encoding="utf-8")
+
+
+def installed(folder: Path) -> list[Path]:
+    """The installed custom nodes that have to do with reading adapter files."""
+    nodes = sorted((folder / "custom_nodes").glob("*/__init__.py"))
+    return [path for path in nodes if any(
+        "weight_adapter" in source.read_text(encoding="utf-8", errors="replace")
+        for source in (*path.parent.glob("*.py"), *path.parent.glob("*/*.py"))
+    )]
+
+
+def load_node(path: Path, number: int) -> None:
+    """Import a custom node as a package of its own name. One that cannot be imported is reported, as ComfyUI does."""
+    name = f"custom_node_{number}"
+    spec: Any = importlib.util.spec_from_file_location(name, path, submodule_search_locations=[str(path.parent)])
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        logging.warning("the custom node %s cannot be imported: %s", path.parent.name, error)
+
+
+def version(folder: Path) -> str:
+    """ComfyUI's version, or empty."""
+    path = folder / "comfyui_version.py"
+    found = path.read_text(encoding="utf-8").partition("__version__ = ")[2] if path.exists() else ""
+    return found.strip().strip("\"'")
+
+
+if __name__ == "__main__":
+    sys.path[0] = sys.argv[1]  # in place of this file's folder, whose names are not meant for ComfyUI
+    main(Path(sys.argv[1]), Path(sys.argv[2]))

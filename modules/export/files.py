@@ -1,0 +1,109 @@
+"""Opening adapter files that others wrote: safetensors only, and one sentence for what is wrong with a file."""
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from modules.export.kinds.writer import PEFT_OPTIONS
+
+PICKLES = (".pt", ".pth", ".ckpt", ".bin", ".pkl")
+"""Endings of files that run code when they are read. They are never opened."""
+
+LONGEST_HEADER = 100_000_000
+"""Bytes. safetensors' own limit; a larger number is no header length."""
+
+CONFIG = "adapter_config.json"
+"""peft's options, beside its file."""
+
+
+@dataclass(frozen=True)
+class AdapterFile:
+    """A file as it is: nothing is interpreted yet."""
+
+    path: Path
+    metadata: dict[str, str]
+    tensors: dict[str, Tensor]
+    config: dict[str, Any] = field(default_factory=dict)
+    """peft's options, from the file beside it or from diffusers' metadata; empty if there are none."""
+
+    @property
+    def size(self) -> int:
+        """Bytes of all tensors."""
+        return sum(tensor.nbytes for tensor in self.tensors.values())
+
+
+def read(path: Path) -> AdapterFile:
+    """The file at `path`. Raises ValueError with one sentence if it is not a whole safetensors file of finite numbers.
+
+    Nothing is ever unpickled.
+    """
+    _check_bytes(path)
+    try:
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a dict
+    except (SafetensorError, KeyError, TypeError, RuntimeError) as error:
+        raise ValueError(f"{path} is damaged ({_first_line(error)}); copy or download it again") from error
+    if not tensors:
+        raise ValueError(f"{path} holds no tensors; it is no adapter file")
+    for key, tensor in tensors.items():
+        if tensor.is_floating_point() and not torch.isfinite(tensor.float()).all():
+            raise ValueError(f"{path}: {key} has values that are not finite numbers; the training that wrote the file "
+                             "has diverged, so take an earlier save")
+    return AdapterFile(path, metadata, tensors, _config(path, metadata))
+
+
+def _check_bytes(path: Path) -> None:
+    """ValueError for what can be seen without reading the file."""
+    if path.is_dir():
+        inside = sorted(path.glob("*.safetensors"))
+        example = f", such as {inside[0]}" if inside else ""
+        raise ValueError(f"{path} is a folder; give a .safetensors file{example}")
+    if not path.exists():
+        raise ValueError(f"{path}: no such file")
+    if path.suffix.lower() in PICKLES:
+        raise ValueError(f"{path} is a pickle, which can run any program when it is opened, so it is not opened; save "
+                         "it as .safetensors with the program that wrote it")
+    size = path.stat().st_size
+    if size == 0:
+        raise ValueError(f"{path} is empty; copy or download it again")
+    with path.open("rb") as file:
+        start = file.read(8)
+    if start[:4] == b"PK\x03\x04" or (start[:1] == b"\x80" and start[1] in range(1, 6) and any(start[2:])):
+        raise ValueError(f"{path} is a pickle under the name of a safetensors file, and can run any program when it is "
+                         "opened, so it is not opened; save it as .safetensors with the program that wrote it")
+    length = int.from_bytes(start, "little")
+    if size < 8 or not 2 <= length <= LONGEST_HEADER:
+        raise ValueError(f"{path} is no safetensors file: it does not begin with the length of a header")
+    if length > size - 8:
+        raise ValueError(f"{path} is damaged: its header should have {length} bytes and the file has {size}; copy or "
+                         "download it again")
+
+
+def _config(path: Path, metadata: dict[str, str]) -> dict[str, Any]:
+    """peft's options. Raises ValueError where there are some that cannot be read."""
+    beside = path.with_name(CONFIG)
+    if path.name.startswith("adapter_") and beside.is_file():
+        return _mapping(beside.read_text(encoding="utf-8"), str(beside))
+    if PEFT_OPTIONS in metadata:
+        return _mapping(metadata[PEFT_OPTIONS], f"{path}: {PEFT_OPTIONS}")
+    return {}
+
+
+def _mapping(text: str, place: str) -> dict[str, Any]:
+    try:
+        values = json.loads(text)
+    except ValueError as error:
+        raise ValueError(f"{place} is not JSON ({error})") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"{place} is not a mapping of options")
+    return values
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

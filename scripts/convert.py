@@ -1,0 +1,82 @@
+"""Write an adapter file of any program for another one.
+
+    python scripts/convert.py FILE.safetensors --base MODEL --host diffusers [--dtype fp16] [--form svd --rank 32]
+
+What the file does is computed as its own trainer does, written in the smallest form that is exact in the other program,
+read back and compared. Exit codes: 0 done, 2 bad input.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+DTYPES = {"fp16": "float16", "bf16": "bfloat16", "fp32": "float32"}
+
+
+def main() -> int:
+    """Read the arguments, convert, print the report."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("file", type=Path)
+    parser.add_argument("--base", required=True, help="the model the file was trained on: a folder, a file or a hub id")
+    parser.add_argument("--config", default="", help="for a base in a single file, without network: see base.config")
+    parser.add_argument("--host", required=True, help="the program to write for, as in export.host")
+    parser.add_argument("--dtype", default="fp16", help="fp16, bf16 or fp32")
+    parser.add_argument("--form", default="auto", help="auto, compact, full or svd, as in export.form")
+    parser.add_argument("--rank", type=int, help="of approximations, with --form compact or svd")
+    parser.add_argument("--comfyui-norm", default="original", help="original or adapted, as in export.comfyui_norm")
+    parser.add_argument("--family", default="", help="the kind of model, where the names of the file leave it open")
+    parser.add_argument("--skip-unknown", action="store_true", help="leave out what cannot be read, and say so")
+    parser.add_argument("--early-scaling", action="store_true",
+                        help="the file is of OneTrainer's first scaled rotations: factor 1 / sqrt(numbers per block)")
+    parser.add_argument("--out", type=Path, help="the file to write; FILE_HOST.safetensors if not given")
+    parser.add_argument("--device", default="cpu", help="where to compute; cuda is faster for large models")
+    arguments = parser.parse_args()
+    try:
+        print(run(arguments))
+    except (ValueError, OSError) as error:
+        print(error, file=sys.stderr)
+        return 2
+    return 0
+
+
+def run(arguments: argparse.Namespace) -> str:
+    """Convert and return the report's text."""
+    from pydantic import ValidationError
+
+    from modules.export import bases, converting, files, reading
+    from modules.export.export import write
+    from modules.export.kinds.writer import EARLY
+    from modules.preset.problems import sentences
+    from modules.preset.schema import Export
+    from modules.training.command import quiet_libraries
+
+    quiet_libraries()
+    values = {"host": arguments.host, "dtype": DTYPES.get(arguments.dtype, arguments.dtype), "form": arguments.form,
+              "rank": arguments.rank, "comfyui_norm": arguments.comfyui_norm}
+    try:
+        options = Export.model_validate(values)
+    except ValidationError as error:
+        raise ValueError("\n".join(sentences(error, Export, values))) from None
+    file = files.read(arguments.file)
+    if arguments.early_scaling:
+        file.metadata[EARLY] = "elements"
+    out = arguments.out or converting.out_path(file.path, options.host)
+    if out.exists() and out.samefile(file.path):
+        raise ValueError(f"--out {out} is the file itself; give another name")
+    model = bases.load(file, arguments.base, arguments.config, arguments.family, arguments.device)
+    changes = reading.changes(file, model, arguments.skip_unknown)
+    program = reading.place(file, model).writer
+    report = write(out, model, changes, options,
+                   lambda written: converting.about(file, program, options, written, model))
+    lines = [report.table() + report.text()]
+    if arguments.skip_unknown:
+        lines += [f"  left out: {sentence}" for sentence in reading.place(file, model).left_out()]
+    if options.form == "svd":
+        lines.append(converting.curve_text(converting.curve(changes)))
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

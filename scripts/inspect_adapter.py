@@ -1,0 +1,35 @@
+"""Say what an adapter file is: who wrote it, what it holds, what it was trained on, and which programs read it.
+
+    python scripts/inspect_adapter.py FILE.safetensors [--json]
+
+Needs no base. Exit codes: 0 done, 2 bad input.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+
+def main() -> int:
+    """Read the file and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("file", type=Path)
+    parser.add_argument("--json", action="store_true", help="for programs")
+    arguments = parser.parse_args()
+    try:
+        from modules.export import files, inspecting
+        from modules.training.command import quiet_libraries
+
+        quiet_libraries()
+        found = inspecting.inspect(files.read(arguments.file))
+    except (ValueError, OSError) as error:
+        print(error, file=sys.stderr)
+        return 2
+    print(found.json() if arguments.json else found.text())
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,102 @@
+"""Make a LoRA or DoRA file smaller, without its base.
+
+    python scripts/resize.py FILE.safetensors (--rank 16 | --energy 0.95 | --error 0.05) [--out FILE]
+
+Each layer's pair is replaced by the best one of a smaller rank (truncated SVD). Names and number formats stay.
+Exit codes: 0 done, 2 bad input.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+MAGNITUDES = (
+    "the magnitudes are kept: each output or input channel keeps the length it was trained to, and only directions are "
+    "approximated, so the error of the adapted weights differs a little from that of the pairs below"
+)
+COMPENSATED = (
+    "the file's magnitudes were written for ComfyUI's norm of the base with the old pairs; export or convert it anew "
+    "with its base for an exact file"
+)
+
+
+def main() -> int:
+    """Read the arguments, resize, print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("file", type=Path)
+    how = parser.add_mutually_exclusive_group(required=True)
+    how.add_argument("--rank", type=int, help="this rank for every layer")
+    how.add_argument("--energy", type=float, help="the part of each pair's squared norm to keep, between 0 and 1")
+    how.add_argument("--error", type=float, help="the largest error of each pair, as a part of its norm")
+    parser.add_argument("--out", type=Path, help="the file to write; FILE_resized.safetensors if not given")
+    arguments = parser.parse_args()
+    try:
+        print(run(arguments))
+    except (ValueError, OSError) as error:
+        print(error, file=sys.stderr)
+        return 2
+    return 0
+
+
+def run(arguments: argparse.Namespace) -> str:
+    """Resize and return the table."""
+    from safetensors.torch import save_file
+
+    from modules.export import files, metadata, resizing
+
+    choose = chosen(arguments)
+    path: Path = arguments.file
+    out = arguments.out or path.with_name(f"{path.stem}_resized.safetensors")
+    file = files.read(path)
+    if out.exists() and out.samefile(path):
+        raise ValueError(f"--out {out} is the file itself; give another name")
+    found = resizing.resized(file, choose)
+    partial = out.with_name(f"{out.stem}.partial.safetensors")
+    if "sshs_model_hash" in found.metadata:  # kohya's hashes are those of a file with ss_ keys alone
+        save_file(found.tensors, partial, {k: v for k, v in found.metadata.items() if k.startswith("ss_")})
+        found.metadata |= metadata.file_hashes(partial)
+    save_file(found.tensors, partial, found.metadata or None)
+    partial.replace(out)
+    return table(path, out, found)
+
+
+def chosen(arguments: argparse.Namespace) -> Any:
+    """How many values to keep. Raises ValueError for numbers out of range."""
+    from modules.export import resizing
+
+    if arguments.rank is not None:
+        if arguments.rank < 1:
+            raise ValueError(f"--rank {arguments.rank}: a rank is at least 1")
+        return resizing.to_rank(arguments.rank)
+    for name, value in (("energy", arguments.energy), ("error", arguments.error)):
+        if value is not None and not 0 < value < 1:
+            raise ValueError(f"--{name} {value}: give a part between 0 and 1, such as 0.95 for energy or 0.05 for "
+                             "error")
+    if arguments.energy is not None:
+        return resizing.to_energy(arguments.energy)
+    return resizing.to_error(arguments.error)
+
+
+def table(path: Path, out: Path, found: Any) -> str:
+    """Worst layers first."""
+    lines = ["layer\trank before\trank after\terror of the pair"]
+    lines += [f"{row.name}\t{row.before}\t{row.after}\t{row.error:.2%}"
+              for row in sorted(found.rows, key=lambda row: -row.error)]
+    if any(row.magnitude for row in found.rows):
+        lines.append(f"note: {MAGNITUDES}")
+        if found.metadata.get("gimbal.comfyui_norm") == "original":
+            lines.append(f"note: {COMPENSATED}")
+    lines += [f"note: {count} layers of another kind are kept as they are ({what})"
+              for what, count in found.kept.items()]
+    before, after = (file.stat().st_size / 1e6 for file in (path, out))
+    middle = sorted(row.error for row in found.rows)[len(found.rows) // 2]
+    lines.append(f"{out}: {after:.1f} MB of {before:.1f} MB; error of the pairs: median {middle:.2%}, largest "
+                 f"{max(row.error for row in found.rows):.2%}")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

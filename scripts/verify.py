@@ -1,0 +1,119 @@
+"""Compute what a program does with an adapter file, and compare it with what the file means.
+
+    python scripts/verify.py FILE.safetensors --base MODEL --host comfyui [--run runs/NAME] [--strength 0.8]
+
+The meaning is that of the run the file comes from (--run, or the folder the file lies in), else what the file's own
+trainer computes from it. Both in float32 and as the program computes in 16 bits. Exit codes: 0 it does what it means,
+1 it does not, 2 bad input.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+
+def main() -> int:
+    """Read the arguments, compare, print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("file", type=Path)
+    parser.add_argument("--base", required=True, help="the model to apply it to: a folder, a file or a hub id")
+    parser.add_argument("--config", default="", help="for a base in a single file, without network: see base.config")
+    parser.add_argument("--host", required=True, help="the program, as in export.host")
+    parser.add_argument("--run", type=Path, help="the run that trained it: a folder with preset.json")
+    parser.add_argument("--strength", type=float, default=1.0)
+    parser.add_argument("--half", choices=("fp16", "bf16"), help="the program's 16-bit format; the model's usual one")
+    parser.add_argument("--comfyui-norm", default="original", help="original: ComfyUI of today; adapted: as corrected")
+    parser.add_argument("--comfyui", type=Path, metavar="DIR", help="ask the ComfyUI installed here, not our copy")
+    parser.add_argument("--comfyui-python", type=Path, metavar="FILE", help="the Python that this ComfyUI runs with")
+    parser.add_argument("--family", default="", help="the kind of model, where the names of the file leave it open")
+    parser.add_argument("--device", default="cpu", help="where to compute; cuda is faster for large models")
+    arguments = parser.parse_args()
+    try:
+        is_right, text = run(arguments)
+    except (ValueError, OSError) as error:
+        print(error, file=sys.stderr)
+        return 2
+    print(text)
+    return 0 if is_right else 1
+
+
+def run(arguments: argparse.Namespace) -> tuple[bool, str]:
+    """Whether the file does what it means, and the table."""
+    import torch
+
+    from modules.export import bases, checking, files, hosts, reading
+    from modules.training.command import quiet_libraries
+
+    quiet_libraries()
+    if arguments.host not in hosts.names():
+        raise ValueError(f"--host {arguments.host}: there is {', '.join(hosts.names())}")
+    if arguments.comfyui and not arguments.host.startswith("comfyui"):
+        raise ValueError(f"--comfyui asks ComfyUI, and --host is {arguments.host}; give --host comfyui")
+    if arguments.comfyui_norm not in ("original", "adapted"):
+        raise ValueError(f"--comfyui-norm {arguments.comfyui_norm}: give original or adapted")
+    file = files.read(arguments.file)
+    folder: Path | None = arguments.run or own_run(arguments.file)
+    model, meanings = trained(folder, arguments) if folder else (
+        bases.load(file, arguments.base, arguments.config, arguments.family, arguments.device), None
+    )
+    found = reading.place(file, model)
+    usual = torch.bfloat16 if "transformer" in model.networks else torch.float16
+    half = {"fp16": torch.float16, "bf16": torch.bfloat16, None: usual}[arguments.half]
+    if arguments.comfyui:
+        judge = checking.by_comfyui(found, arguments.comfyui, arguments.comfyui_python, arguments.strength, half)
+    else:
+        judge = checking.by_arithmetic(found, arguments.host, arguments.strength, arguments.comfyui_norm, half)
+    rows = checking.check(found, judge, arguments.strength, meanings)
+    tolerance, judged = checking.tolerance(found, meanings is not None), arguments.strength == 1
+    lines = [checking.text(rows, arguments.host, half, judged, tolerance)]
+    lines += [f"not read: {sentence}" for sentence in found.left_out()]
+    lines += name_notes(arguments.host, found)
+    if meanings is not None:
+        there = {layer for row in rows for layer in row.layers}
+        lacking = [name for name in meanings if name not in there]
+        if lacking:
+            lines.append(f"the file lacks {len(lacking)} of the run's layers: {reading.listed(lacking)}")
+            return False, "\n".join(lines)
+    wrong = judged and any(row.misses(tolerance) for row in rows)
+    return not wrong, "\n".join(lines)
+
+
+def own_run(path: Path) -> Path | None:
+    """The run folder that a file lies in, if it does."""
+    folder = path.parent
+    return folder if (folder / "preset.json").is_file() and (folder / "adapter.safetensors").is_file() else None
+
+
+def trained(folder: Path, arguments: argparse.Namespace) -> tuple[Any, Any]:
+    """The run's base without its adapters, and the adapted weights. Raises ValueError if it is no run."""
+    import torch
+
+    from modules.adapters.base import detach
+    from modules.export import native
+    from modules.preset.files import resolve
+    from modules.training.setup import load_and_attach
+
+    overrides = [("base.path", arguments.base)] + ([("base.config", arguments.config)] if arguments.config else [])
+    preset = resolve(str(folder / "preset.json"), overrides).preset
+    model, layers = load_and_attach(preset, torch.device(arguments.device))
+    native.load(folder / "adapter.safetensors", layers)
+    for network in model.networks.values():
+        detach(network)
+    return model, {name: adapted.adapted_weight for name, adapted in layers.items()}
+
+
+def name_notes(host: str, found: Any) -> list[str]:
+    """Names that the program does not find, whatever it would compute."""
+    from modules.export import hosting, reading
+
+    like = reading.families_of(found.file.tensors)
+    family = like[0] if len(like) == 1 else ""
+    troubles = hosting.name_troubles(host, family, [placed.name for placed in found.placed])
+    return [f"note: {hosting.counted(len(names))} with {reason}" for reason, names in troubles.items()]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

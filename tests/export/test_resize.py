@@ -1,0 +1,115 @@
+"""Resizing a file: the best pair of the rank, the same keys, nothing else changed."""
+
+import runpy
+import sys
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from modules.export import resizing
+from tests.export import foreign
+from tests.export.foreign import conv, linear
+
+
+def write(path, cases, metadata=None, dtype=torch.float32):
+    tensors = {name + suffix: tensor.to(dtype) if tensor.dim() > 1 else tensor
+               for name, case in cases.items() for suffix, tensor in case.tensors.items()}
+    save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, path, metadata)
+    return tensors
+
+
+def change(tensors, name):
+    up, down = tensors[f"{name}.lora_up.weight"].double(), tensors[f"{name}.lora_down.weight"].double()
+    alpha = tensors.get(f"{name}.alpha")
+    return (1.0 if alpha is None else alpha.item() / len(down)) * up.flatten(1) @ down.flatten(1)
+
+
+def run(monkeypatch, *arguments) -> int:
+    monkeypatch.setattr(sys, "argv", ["resize.py", *map(str, arguments)])
+    with pytest.raises(SystemExit) as done:
+        runpy.run_path("scripts/resize.py", run_name="__main__")
+    return int(done.value.code or 0)
+
+
+@pytest.mark.parametrize("alpha", [None, 1.5, -2.0])
+@pytest.mark.parametrize("rank", [1, 3, 6, 40])
+def test_the_best_pair_of_a_rank(tmp_path, monkeypatch, capsys, rank, alpha):
+    bases = {"lora_unet_a": linear(), "lora_unet_b": conv()}
+    cases = {name: foreign.lora_of_kohya(base, 6, alpha) for name, base in bases.items()}
+    before = write(tmp_path / "a.safetensors", cases, {"ss_network_dim": "6", "keep": "me"})
+    assert run(monkeypatch, tmp_path / "a.safetensors", "--rank", rank, "--out", tmp_path / "b.safetensors") == 0
+    after = load_file(tmp_path / "b.safetensors")
+    assert after.keys() == before.keys()
+    kept = min(rank, 6)
+    for name in cases:
+        whole = change(before, name)
+        U, values, V = torch.linalg.svd(whole, full_matrices=False)
+        best = (U[:, :kept] * values[:kept]) @ V[:kept]
+        assert (change(after, name) - best).abs().max() < 1e-5 * whole.abs().max()
+        assert after[f"{name}.lora_down.weight"].shape == (kept, *before[f"{name}.lora_down.weight"].shape[1:])
+        expected = values[kept:].norm() / values.norm()
+        assert f"{name}\t6\t{kept}\t{expected:.2%}" in capsys.readouterr().out if name == "lora_unet_a" else True
+    with safe_open(tmp_path / "b.safetensors", "pt") as file:
+        assert file.metadata() == {"ss_network_dim": str(kept), "keep": "me"}
+
+
+@pytest.mark.parametrize("wanted", [0.5, 0.1, 0.01])
+def test_the_error_is_kept_and_no_rank_is_wasted(tmp_path, wanted):
+    from modules.export.files import read
+
+    write(tmp_path / "a.safetensors", {"a": foreign.lora_of_kohya(linear(), 8)})
+    row = resizing.resized(read(tmp_path / "a.safetensors"), resizing.to_error(wanted)).rows[0]
+    energy = resizing.resized(read(tmp_path / "a.safetensors"), resizing.to_energy(1 - wanted**2)).rows[0]
+    fewer = resizing.resized(read(tmp_path / "a.safetensors"), resizing.to_rank(row.after - 1)).rows[0]
+    assert row.error <= wanted and energy.after == row.after
+    assert row.after == 1 or fewer.error > wanted
+
+
+def test_everything_else_stays(tmp_path, monkeypatch, capsys):
+    decomposed = foreign.dora_of_onetrainer(linear(), "input")
+    other = foreign.of_lycoris("loha", linear(16), {"lora_dim": 2, "alpha": 1})
+    cases = {"lora_unet_a": decomposed, "lora_unet_b": other}
+    before = write(tmp_path / "a.safetensors", cases, dtype=torch.float16)
+    assert run(monkeypatch, tmp_path / "a.safetensors", "--rank", 2) == 0
+    after = load_file(tmp_path / "a_resized.safetensors")
+    assert all(torch.equal(before[key], after[key]) for key in before if before[key].shape == after[key].shape)
+    assert {key for key in before if before[key].shape != after[key].shape} == {
+        "lora_unet_a.lora_up.weight", "lora_unet_a.lora_down.weight"
+    }
+    assert {key: t.dtype for key, t in after.items()} == {key: t.dtype for key, t in before.items()}
+    told = capsys.readouterr().out
+    assert "magnitudes are kept" in told and "1 layers of another kind are kept as they are (LoHa)" in told
+
+
+def test_pefts_scale_goes_into_the_factors(tmp_path):
+    from modules.export.files import read
+
+    cases = {"unet.a": foreign.lora_of_kohya(linear(), 4, None)}
+    write(tmp_path / "a.safetensors", cases, {"lora_adapter_metadata": '{"unet.r": 4, "unet.lora_alpha": 8}'})
+    found = resizing.resized(read(tmp_path / "a.safetensors"), resizing.to_rank(4))
+    assert "lora_adapter_metadata" not in found.metadata
+    before = change({f"unet.a{suffix}": tensor for suffix, tensor in cases["unet.a"].tensors.items()}, "unet.a")
+    assert (change(found.tensors, "unet.a") - 2 * before).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("arguments, words", [
+    (["--rank", "0"], "at least 1"), (["--energy", "1.5"], "between 0 and 1"), (["--error", "0"], "between 0 and 1"),
+])
+def test_bad_numbers_are_sentences(tmp_path, monkeypatch, capsys, arguments, words):
+    write(tmp_path / "a.safetensors", {"a": foreign.lora_of_kohya(linear())})
+    assert run(monkeypatch, tmp_path / "a.safetensors", *arguments) == 2
+    assert words in capsys.readouterr().err
+
+
+def test_a_file_without_pairs_is_refused(tmp_path, monkeypatch, capsys):
+    write(tmp_path / "a.safetensors", {"a": foreign.of_lycoris("loha", linear(16), {"lora_dim": 2, "alpha": 1})})
+    assert run(monkeypatch, tmp_path / "a.safetensors", "--rank", "2") == 2
+    assert "no low-rank pairs to resize (1 LoHa)" in capsys.readouterr().err
+
+
+def test_curve_and_powers():
+    values = [torch.tensor([4.0, 3.0, 0.0]), torch.tensor([0.0, 0.0, 0.0])]
+    assert resizing.curve(values, [0, 1, 2]) == {0: 1.0, 1: 0.6, 2: 0.0}
+    assert resizing.powers(1) == [1] and resizing.powers(12) == [1, 2, 4, 8, 12] and resizing.powers(8) == [1, 2, 4, 8]

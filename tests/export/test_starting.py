@@ -1,0 +1,104 @@
+"""A run that starts from a foreign file starts with that file's weights."""
+
+import pytest
+import torch
+from torch import nn
+
+from modules.adapters.base import Terms, attach
+from modules.adapters.layers import as_layer
+from modules.export import forms, kinds
+from modules.export.export import Change
+from modules.export.kinds import writer
+from modules.export.starting import start
+from tests.export import foreign
+from tests.export.foreign import conv, linear
+from tests.export.setup import preset
+
+
+def change_of(case, program=""):
+    layer = as_layer(case.base, "unet.layer")
+    parts = {kinds.split("x" + suffix)[2]: tensor for suffix, tensor in case.tensors.items()}  # pyright: ignore
+    about = writer.About(program, "x", case.metadata, case.config)
+    return Change(layer, kinds.terms(parts, layer, layer.dense(), about))
+
+
+def attached(base, method, **options):
+    config = preset(method, options).adapter
+    return {"unet.layer": attach(nn.ModuleDict({"unet": nn.ModuleDict({"layer": base})}), "unet.layer", config, 0)}
+
+
+@pytest.mark.parametrize("base", [linear(), conv()], ids=["linear", "conv"])
+@pytest.mark.parametrize("method, options, make", [
+    ("lora", {"rank": 3, "alpha": 1.5}, foreign.lora_of_kohya),
+    ("lora", {"rank": 8, "alpha": 2.0}, foreign.lora_of_kohya),
+    ("dora", {"rank": 3, "axis": "input"}, lambda base: foreign.dora_of_onetrainer(base, "input")),
+    ("dora", {"rank": 4, "axis": "output"}, lambda base: foreign.dora_of_onetrainer(base, "output")),
+    ("dora", {"rank": 4, "alpha": 1.0}, foreign.lora_of_kohya),
+    ("wora", {"rank": 4, "axis": "input"}, lambda base: foreign.dora_of_onetrainer(base, "input")),
+])
+def test_low_rank_starts_are_exact(base, method, options, make):
+    case = make(base)
+    layers = attached(base, method, **options)
+    assert start({"unet.layer": change_of(case)}, layers) == []
+    assert (layers["unet.layer"].adapted_weight() - case.weight).abs().max() <= 1e-5 * case.weight.abs().max()
+
+
+def test_same_options_take_the_factors_as_they_are():
+    case = foreign.lora_of_kohya(linear())
+    layers = attached(case.base, "lora", rank=3, alpha=1.5)
+    start({"unet.layer": change_of(case)}, layers)
+    assert torch.allclose(layers["unet.layer"].adapter.up, case.tensors[".lora_up.weight"], rtol=1e-6)
+    assert torch.equal(layers["unet.layer"].adapter.down, case.tensors[".lora_down.weight"])
+
+
+@pytest.mark.parametrize("block", [4, 8])
+@pytest.mark.parametrize("method, gain", [("oft", False), ("doft", False), ("doft", True)])
+def test_exact_rotations(method, gain, block):
+    case = foreign.of_onetrainer(linear(), 4, True, "log" if gain else "")
+    case.tensors[".oft_R.cans_oft"] = torch.empty(0)
+    change = change_of(case)
+    layers = attached(case.base, method, rotation={"kind": "blocks", "block_size": block})
+    assert start({"unet.layer": change}, layers) == []
+    weight = layers["unet.layer"].adapted_weight()
+    assert (weight - change.adapted()).abs().max() <= 1e-5 * weight.abs().max()
+
+
+def test_a_series_becomes_the_nearest_rotation_and_says_so():
+    case = foreign.of_onetrainer(linear(), 4, True)
+    layers = attached(case.base, "oft", rotation={"kind": "blocks", "block_size": 4})
+    (note,) = start({"unet.layer": change_of(case)}, layers)
+    assert "not exactly orthogonal" in note and "unet.layer" in note
+    moved = (case.weight - case.base.weight).norm()
+    assert (layers["unet.layer"].adapted_weight() - case.weight).norm() < 0.02 * moved
+
+
+PAIRS, FOURS = ({"rotation": {"kind": "blocks", "block_size": size}} for size in (2, 4))
+
+
+@pytest.mark.parametrize("method, options, terms, words", [
+    ("lora", {"rank": 2}, Terms(up=torch.ones(12, 3), down=torch.ones(3, 16)), "and the run 2; set adapter.rank 3"),
+    ("lora", {"rank": 2}, Terms(difference=torch.ones(12, 16)), "a full difference, which lora"),
+    ("lora", {"rank": 2}, Terms(magnitude=torch.ones(12), axis="output"), "magnitudes, which lora cannot hold"),
+    ("dora", {"rank": 2}, Terms(magnitude=torch.ones(12), axis="output"), "set adapter.axis output"),
+    ("dora", {"rank": 2}, Terms(magnitude=-torch.ones(16), axis="input"), "not positive"),
+    ("oft", {}, Terms(rotation=torch.eye(4).expand(3, 4, 4), side="output"), "rotates the layer's output"),
+    ("oft", PAIRS, Terms(rotation=torch.eye(4).expand(4, 4, 4)), "block_size 4"),
+    ("oft", {"rotation": {"kind": "planes"}}, Terms(rotation=torch.eye(4).expand(4, 4, 4)), "rotation.kind blocks"),
+    ("oft", FOURS, Terms(rotation=-torch.eye(4).expand(4, 4, 4)), "half a turn"),
+    ("oft", FOURS, Terms(rotation=torch.ones(4, 4, 4)), "not orthogonal"),
+])
+def test_what_cannot_be_held_is_a_sentence(method, options, terms, words):
+    layers = attached(linear(), method, **options)
+    change = Change(layers["unet.layer"].layer, terms)
+    with pytest.raises(ValueError, match=f"unet.layer: .*{words}"):
+        start({"unet.layer": change}, layers)
+
+
+def test_layers_of_one_side_only():
+    case = foreign.lora_of_kohya(linear())
+    change = change_of(case)
+    layers = attached(case.base, "lora", rank=3)
+    with pytest.raises(ValueError, match="does not train .unet.other.; widen targets"):
+        start({"unet.other": change}, layers)
+    assert start({}, layers) == ["1 layers are not in the file and start anew (unet.layer)"]
+    assert forms.applied(change.terms, change.layer, change.layer.dense()).shape == case.weight.shape
