@@ -1,0 +1,374 @@
+"""ai-toolkit: a job as YAML, or as the JSON that its web page keeps.
+
+Keys, defaults and their meaning: ostris/ai-toolkit `toolkit/config_modules.py`, `toolkit/lora_special.py`,
+`toolkit/optimizer.py`, `toolkit/scheduler.py`, `toolkit/samplers/custom_flowmatch_sampler.py`,
+`jobs/process/BaseSDTrainProcess.py`, at commit 27a03a91.
+"""
+
+import re
+from typing import Any
+
+from modules.importing import base, optimizers
+from modules.importing.documents import Document
+from modules.importing.ledger import Imported, Ledger, flat
+
+NAME = "ai-toolkit"
+
+ARCHES = {"sd1": "sd15", "sd2": "sd15", "sd15": "sd15", "sdxl": "sdxl", "sd3": "sd3", "flux": "flux"}
+FLAGS = {"is_flux": "flux", "is_v3": "sd3", "is_xl": "sdxl", "is_v2": "sd15"}
+FOREIGN_FLAGS = ("is_pixart", "is_pixart_sigma", "is_auraflow", "is_lumina2", "is_ssd", "is_vega")
+"""How older files name the kind of model."""
+
+TRAINERS = ("sd_trainer", "diffusion_trainer", "ui_trainer", "internal_trainer", "")
+METHODS = {"lora": "lora", "locon": "lora", "dora": "dora"}
+DTYPES = {
+    "bf16": "bfloat16",
+    "bfloat16": "bfloat16",
+    "fp16": "float16",
+    "float16": "float16",
+    "fp32": "float32",
+    "float32": "float32",
+    "float": "float32",
+}
+LOSSES = {"mse": "mse", "l2": "mse"}
+
+
+def recognises(document: Document) -> bool:
+    """A job has processes."""
+    config = document.values.get("config")
+    return isinstance(config, dict) and isinstance(config.get("process"), list) and len(config["process"]) > 0
+
+
+def convert(document: Document, wishes: base.Wishes) -> Imported:
+    """The preset. Raises ValueError with one sentence for what cannot be trained here."""
+    known, reasons = base.table("aitoolkit")
+    ledger = Ledger(NAME, document.path, _given(document, known), known)
+    kind = ledger.text("type")
+    if kind not in TRAINERS:
+        raise ValueError(f"{document.path}: type {kind} is no training of an adapter, so there is no preset for it")
+    if not any(key.startswith("network.") for key in ledger.given) and not wishes.method:
+        raise ValueError(f"{document.path}: there is no network section, so all weights were trained; give --method")
+    family = _family(ledger, wishes)
+    _model(ledger, family)
+    _training(ledger, "transformer" if family in base.FLOWS else "unet")
+    name = _optimizer(ledger)
+    _schedule(ledger)
+    _method(ledger, family, wishes)
+    _layers(ledger, family)
+    _objective(ledger, family)
+    _data(ledger)
+    _samples(ledger)
+    _saving(ledger)
+    optimizers.settle(ledger, name)
+    title = ledger.text("config.name")
+    if title:
+        ledger.to("config.name", "name", base.safe_name(title))
+    return base.finish(ledger, family, title, reasons)
+
+
+def _given(document: Document, known: dict[str, Any]) -> dict[str, Any]:
+    """Keys of the first process by their own names; others with where they stand."""
+    config = dict(document.values["config"])
+    first, *more = config.pop("process")
+    if not isinstance(first, dict):
+        raise ValueError(f"{document.path}: config.process[0]: is no section; indent its settings below it")
+    rest = {key: value for key, value in document.values.items() if key != "config"}
+    given = (
+        flat(first, known) | {f"config.{key}": value for key, value in flat(config, known).items()} | flat(rest, known)
+    )
+    for number, process in enumerate(more, start=1):
+        given[f"config.process[{number}]"] = process
+    return given
+
+
+def _family(ledger: Ledger, wishes: base.Wishes) -> str:
+    arch = ledger.text("model.arch").partition(":")[0]
+    flags = [flag for flag in (*FLAGS, *FOREIGN_FLAGS) if ledger.flag(f"model.{flag}")]
+    found = ARCHES.get(arch, "") if arch else FLAGS.get(flags[0], "") if flags else "sd15"
+    if not wishes.family and not found:
+        known = ", ".join(dict.fromkeys(ARCHES.values()))
+        which = f"arch {arch}" if arch else flags[0]
+        raise ValueError(
+            f"{ledger.path}: model.{which} is none of Gimbal's families ({known}), so it cannot be trained"
+        )
+    family = wishes.family or found
+    for key in (f"model.{flag}" for flag in flags):
+        ledger.to(key, "family", family)
+    if arch or not flags:
+        ledger.to("model.arch", "family", family)
+    return family
+
+
+def _model(ledger: Ledger, family: str) -> None:
+    ledger.to("model.name_or_path", "base.path", ledger.text("model.name_or_path"))
+    if ledger.written("model.dtype"):
+        ledger.to("model.dtype", "base.dtype", DTYPES.get(ledger.text("model.dtype"), "auto"))
+    if ledger.flag("model.is_v_pred"):
+        ledger.to("model.is_v_pred", "objective.prediction", "v_prediction")
+    if ledger.flag("model.quantize"):
+        kind = ledger.text("model.qtype").lower()
+        exact = {"qfloat8": "fp8", "float8": "fp8", "qint8": "int8", "int8": "int8", "uint8": "int8"}
+        ours = exact.get(kind, "nf4")
+        ledger.to("model.quantize", "base.quantization", ours)
+        if kind in exact:
+            ledger.to("model.qtype", "base.quantization", ours)
+        else:
+            ledger.change("model.qtype", f"There is no {kind} here; {ours} is taken.", {"base.quantization": ours})
+    else:
+        ledger.drop("model.qtype", "without effect there: nothing is quantized")
+    for key in ("model.compile", "model.block_compile"):
+        if ledger.flag(key):
+            ledger.to(key, "training.compile", True)
+
+
+def _training(ledger: Ledger, denoiser: str) -> None:
+    ledger.to("train.steps", "training.steps", ledger.whole("train.steps"))
+    ledger.to("train.batch_size", "training.batch_size", ledger.whole("train.batch_size"))
+    keys = [key for key in ("train.gradient_accumulation_steps", "train.gradient_accumulation") if ledger.written(key)]
+    for key in keys or ["train.gradient_accumulation_steps"]:
+        counts = [ledger.whole(one) for one in keys]
+        ledger.to(key, "training.accumulation", max([1, *counts]))
+    own = "train.unet_lr"
+    if ledger.written(own):
+        ledger.to(own, "training.learning_rate", ledger.number(own))
+        ledger.drop("train.lr", "without effect there: train.unet_lr decides")
+    else:
+        ledger.to("train.lr", "training.learning_rate", ledger.number("train.lr"))
+    texts = ledger.flag("train.train_text_encoder")
+    ledger.to("train.train_text_encoder", "targets.text_encoders", texts)
+    if texts:
+        key = "train.text_encoder_lr"
+        rate = ledger.number(key if ledger.written(key) else "train.lr")
+        base.text_encoder_rates(ledger, {key: rate}, ledger.values["training.learning_rate"])
+    ledger.to("train.max_grad_norm", "training.max_grad_norm", ledger.number("train.max_grad_norm"))
+    ledger.to(
+        "train.gradient_checkpointing", "training.gradient_checkpointing", ledger.flag("train.gradient_checkpointing")
+    )
+    ledger.to("train.dtype", "training.precision", DTYPES.get(ledger.text("train.dtype"), "auto"))
+    if ledger.written("training_seed") and ledger.value("training_seed") is not None:
+        ledger.to("training_seed", "training.seed", ledger.whole("training_seed"))
+    if not ledger.flag("train.train_unet"):
+        if not texts:
+            raise ValueError(
+                f"{ledger.path}: train.train_unet is off, and so are the text encoders: nothing was trained"
+            )
+        sentence = "Only the text encoders were trained; the denoiser's layers are excluded."
+        ledger.change("train.train_unet", sentence, {"targets.exclude": [f"{denoiser}.*"]})
+
+
+def _optimizer(ledger: Ledger) -> str:
+    key = "train.optimizer"
+    name = optimizers.choose(ledger, key, ledger.text(key))
+    if name in ("adamw", "adamw8bit", "ademamix8bit", "prodigy"):
+        ledger.set({"optimizer.eps": 1e-6}, key)
+    prefix = "train.optimizer_params."
+    given = {one.removeprefix(prefix): (one, ledger.value(one)) for one in ledger.given if one.startswith(prefix)}
+    optimizers.set_options(ledger, name, given)
+    return name
+
+
+def _schedule(ledger: Ledger) -> None:
+    key, params = "train.lr_scheduler", "train.lr_scheduler_params."
+    kind = ledger.text(key)
+    warmup, rate = f"{params}num_warmup_steps", ledger.values["training.learning_rate"]
+    ledger.set({"training.warmup": 0}, key)
+    if kind == "cosine":
+        ledger.to(key, "training.schedule", "cosine")
+        lowest = ledger.maybe(f"{params}eta_min") or 0.0
+        ledger.set({"training.final_lr": min(1.0, lowest / rate)}, f"{params}eta_min")
+        if lowest:
+            ledger.to(f"{params}eta_min", "training.final_lr", min(1.0, float(f"{lowest / rate:.6g}")))
+    elif kind in ("constant", "constant_with_warmup"):
+        ledger.to(key, "training.schedule", "constant")
+        if kind == "constant_with_warmup":
+            steps = ledger.whole(warmup) if ledger.written(warmup) else 1000
+            ledger.to(warmup if ledger.written(warmup) else key, "training.warmup", steps)
+    elif kind == "linear" and ledger.written(f"{params}end_factor"):
+        ledger.to(key, "training.schedule", "linear")
+        ledger.to(f"{params}end_factor", "training.final_lr", ledger.number(f"{params}end_factor"))
+        ledger.drop(f"{params}start_factor", "no counterpart: the schedule begins at the full learning rate")
+    elif kind == "linear":
+        sentence = "Its linear schedule rises from a third of the learning rate to all of it; it is constant here."
+        ledger.change(key, sentence, {"training.schedule": "constant"})
+    else:
+        ours = "cosine" if "cosine" in kind else "constant"
+        ledger.change(key, f"There is no schedule {kind} here; {ours} is the nearest.", {"training.schedule": ours})
+    if ledger.written(warmup) and warmup not in ledger.entries:
+        ledger.to(warmup, "training.warmup", ledger.whole(warmup))
+
+
+def _method(ledger: Ledger, family: str, wishes: base.Wishes) -> None:
+    kind = ledger.text("network.type") or "lora"
+    theirs = {"lokr": "LoKr", "loha": "LoHa", "lorm": "LoRM"}.get(kind.lower(), kind)
+    method = base.set_method(ledger, "network.type", theirs, METHODS.get(kind.lower(), ""), wishes)
+    rank_key = "network.rank" if ledger.value("network.rank") is not None else "network.linear"
+    rank = 4 if ledger.value(rank_key) is None else ledger.whole(rank_key)
+    if method in base.ROTATIONS:
+        base.set_blocks(ledger, rank_key, 32, "A rank is no block size, so the usual one is taken.")
+        return
+    alpha_key = "network.linear_alpha" if ledger.written("network.linear_alpha") else "network.alpha"
+    if family in base.FLOWS:
+        base.set_rank(ledger, method, (rank_key, rank), (alpha_key, None))
+        if ledger.written(alpha_key) and ledger.number(alpha_key) != rank:
+            sentence = "ai-toolkit ignores alpha for transformers and takes alpha = rank, and so it is here."
+            ledger.change(alpha_key, sentence, {"adapter.alpha": None})
+    else:
+        base.set_rank(ledger, method, (rank_key, rank), (alpha_key, ledger.number(alpha_key)))
+    if method in ("dora", "wora"):
+        sentence = (
+            "The magnitudes are per output feature there, and so they are here; Gimbal's default is the input axis."
+        )
+        ledger.change("network.type", sentence, {"adapter.axis": "output"})
+
+
+def _layers(ledger: Ledger, family: str) -> None:
+    conv = ledger.maybe("network.conv")
+    if family in base.FLOWS:
+        out = [*ledger.values.get("targets.exclude", []), *base.OUTSIDE]
+        ledger.set({"targets.layers": "all", "targets.exclude": out}, "network.type")
+        ledger.drop("network.conv", "without effect there: this family has no convolutions in its blocks")
+    elif conv:
+        ledger.to("network.conv", "targets.layers", "attention-mlp-conv")
+        base.conv_rank(ledger, "network.conv", int(conv))
+        ledger.drop("network.conv_alpha", "no counterpart: alpha is the same for all layers")
+    else:
+        ledger.set({"targets.layers": "attention-mlp"}, "network.type")
+    for key in ("network.network_kwargs.ignore_if_contains", "network.network_kwargs.only_if_contains"):
+        names = ledger.value(key)
+        if not names:
+            continue
+        names = [str(name) for name in names] if isinstance(names, list) else [str(names)]
+        if key.endswith("ignore_if_contains"):
+            out = [*ledger.values.get("targets.exclude", []), *(f"*{name}*" for name in names)]
+            sentence = "Layers are named as in diffusers here; a pattern that matches none is an error in --check."
+            ledger.change(key, sentence, {"targets.exclude": out})
+        else:
+            layers = base.nearest_layers(",".join(names))
+            sentence = f"These layers cannot be said exactly; {layers} is taken: compare the list of --check."
+            ledger.change(key, sentence, {"targets.layers": layers})
+
+
+def _objective(ledger: Ledger, family: str) -> None:
+    gamma = "train.min_snr_gamma" if ledger.value("train.min_snr_gamma") else "train.snr_gamma"
+    ledger.to(gamma, "objective.min_snr_gamma", ledger.maybe(gamma) or None)
+    ledger.to("train.noise_offset", "objective.noise_offset", ledger.number("train.noise_offset"))
+    key, loss = "train.loss_type", ledger.text("train.loss_type")
+    if loss in LOSSES:
+        ledger.to(key, "objective.loss", "mse")
+    else:
+        ledger.change(key, f"There is no loss {loss} here; the squared error is taken.", {"objective.loss": "mse"})
+    if ledger.written("train.noise_scheduler"):
+        ledger.agree("train.noise_scheduler", "the base's kind of noise is used")
+    if family in base.FLOWS:
+        _flow_times(ledger)
+    else:
+        ledger.drop("train.timestep_type", "without effect there: for rectified flows only")
+    key, kind = "train.content_or_style", ledger.text("train.content_or_style")
+    if kind != "balanced":
+        mean = 1.0 if kind == "content" else -1.0
+        sentence = (
+            f"It favours {'much' if mean > 0 else 'little'} noise; a logit-normal density does so nearly as much."
+        )
+        ours = {"objective.density": "logit_normal", "objective.density_mean": mean}
+        ledger.change(key, sentence, ours)
+
+
+def _flow_times(ledger: Ledger) -> None:
+    key, kind = "train.timestep_type", ledger.text("train.timestep_type")
+    density = {"sigmoid": "logit_normal", "lognorm_blend": "logit_normal"}.get(kind, "uniform")
+    shift = None if "shift" in kind else 1.0
+    ours = {"objective.density": density, "objective.shift": shift}
+    if kind in ("sigmoid", "linear", "shift", "flux_shift"):
+        ledger.to(key, "objective.density", density)
+        ledger.to(key, "objective.shift", shift)
+    else:
+        sentence = f"There is no {kind} here; {density} is the nearest density, and its loss weights are left out."
+        ledger.change(key, sentence, ours)
+
+
+def _data(ledger: Ledger) -> None:
+    numbers = sorted({int(found[1]) for key in ledger.given if (found := re.match(r"datasets\[(\d+)\]", key))})
+    places = [f"datasets[{number}]" for number in numbers]
+    for place in [place for place in places if ledger.flag(f"{place}.is_reg")]:
+        ledger.drop(f"{place}.is_reg", "no counterpart: there are no regularisation pictures here")
+        for key in [key for key in ledger.given if key.startswith(f"{place}.")]:
+            ledger.drop(key, "of regularisation pictures")
+        places.remove(place)
+    paths = [f"{place}.{'folder_path' if ledger.text(f'{place}.folder_path') else 'dataset_path'}" for place in places]
+    for key in paths:
+        ledger.to(key, "data.folders", [ledger.text(one) for one in paths])
+    for number, place in enumerate(places):
+        _dataset(ledger, place, first=number == 0)
+    trigger = ledger.text("trigger_word")
+    if trigger:
+        sentence = "It is put in front of captions that do not begin with it; [trigger] in a caption is not replaced."
+        ledger.change("trigger_word", sentence, {"data.trigger": trigger})
+
+
+def _dataset(ledger: Ledger, place: str, first: bool) -> None:
+    if first:
+        base.resolution(ledger, f"{place}.resolution", ledger.value(f"{place}.resolution"))
+    elif ledger.written(f"{place}.resolution"):
+        ledger.change(f"{place}.resolution", "All folders are treated alike here; the first one's resolution is taken.")
+    cached = any(ledger.flag(f"{place}.cache_latents{end}") for end in ("", "_to_disk"))
+    wanted = {
+        "caption_dropout_rate": ("data.caption_dropout", ledger.number(f"{place}.caption_dropout_rate")),
+        "token_dropout_rate": ("data.part_dropout", min(ledger.number(f"{place}.token_dropout_rate"), 0.99)),
+        "shuffle_tokens": ("data.shuffle", ledger.flag(f"{place}.shuffle_tokens")),
+        "keep_tokens": ("data.keep_tokens", ledger.whole(f"{place}.keep_tokens")),
+        "flip_x": ("data.flip", ledger.flag(f"{place}.flip_x")),
+        "buckets": ("data.buckets", ledger.flag(f"{place}.buckets")),
+        "cache_latents_to_disk": ("data.cache", cached or not ledger.written(f"{place}.cache_latents_to_disk")),
+    }
+    if ledger.text(f"{place}.trigger_word"):
+        wanted["trigger_word"] = ("data.trigger", ledger.text(f"{place}.trigger_word"))
+    for key, (option, value) in wanted.items():
+        if first or ledger.values.get(option) == value:
+            ledger.to(f"{place}.{key}", option, value)
+        elif ledger.written(f"{place}.{key}"):
+            ledger.change(f"{place}.{key}", f"All folders are treated alike here; {option} is as in the first.")
+    repeats = ledger.whole(f"{place}.num_repeats")
+    if repeats != 1:
+        base.repeats(ledger, f"{place}.num_repeats", repeats)
+    ending = ledger.text(f"{place}.caption_ext").lstrip(".")
+    if ending != "txt":
+        base.caption_ending(ledger, f"{place}.caption_ext", ending)
+    elif ledger.written(f"{place}.caption_ext"):
+        ledger.agree(f"{place}.caption_ext", "captions are always read from .txt files")
+
+
+def _samples(ledger: Ledger) -> None:
+    items = sorted({int(found[1]) for key in ledger.given if (found := re.match(r"sample\.samples\[(\d+)\]", key))})
+    trigger = ledger.text("trigger_word")
+    prompts = [(f"sample.samples[{number}].prompt") for number in items]
+    texts = [ledger.text(key) for key in prompts]
+    if not items and isinstance(ledger.value("sample.prompts"), list):
+        prompts, texts = ["sample.prompts"], [str(prompt) for prompt in ledger.value("sample.prompts")]
+    replaced = [text.replace("[trigger]", trigger) for text in texts]
+    for key in prompts:
+        base.sample_prompts(ledger, key, replaced, "[trigger] is replaced." if replaced != texts else "")
+    for theirs, ours in {
+        "sample_every": "every",
+        "width": "width",
+        "height": "height",
+        "seed": "seed",
+        "sample_steps": "steps",
+    }.items():
+        ledger.to(f"sample.{theirs}", f"samples.{ours}", ledger.whole(f"sample.{theirs}"))
+    ledger.to("sample.guidance_scale", "samples.guidance", ledger.number("sample.guidance_scale"))
+    if ledger.value("sample.neg") not in (False, None):
+        ledger.to("sample.neg", "samples.negative", ledger.text("sample.neg"))
+    if ledger.flag("sample.walk_seed"):
+        ledger.change("sample.walk_seed", "Every prompt has its own noise here anyway, always the same for one prompt.")
+    if ledger.flag("train.disable_sampling"):
+        ledger.to("train.disable_sampling", "samples.enabled", False)
+
+
+def _saving(ledger: Ledger) -> None:
+    every = ledger.whole("save.save_every")
+    sentence = (
+        "A training state and an exported file are written this often; a file of weights alone is not a state here."
+    )
+    ledger.change("save.save_every", sentence, {"saving.state_every": every, "saving.export_every": every})
+    ledger.to("save.max_step_saves_to_keep", "saving.keep_states", max(1, ledger.whole("save.max_step_saves_to_keep")))
+    ledger.to("save.dtype", "export.dtype", DTYPES.get(ledger.text("save.dtype"), "float16"))

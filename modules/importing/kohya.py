@@ -1,0 +1,366 @@
+"""kohya's sd-scripts: a TOML file for --config_file, or the command line itself in a text file.
+
+Keys, defaults and their meaning: kohya-ss/sd-scripts `library/train_util.py`, `library/config_util.py`,
+`library/flux_train_utils.py`, `library/sd3_train_utils.py`, `networks/*.py` at commit 48d368fa, and LyCORIS 4
+`lycoris/kohya.py`.
+"""
+
+import math
+import re
+from pathlib import Path
+
+from modules.importing import base, kohya_data, optimizers
+from modules.importing.documents import Document
+from modules.importing.ledger import Imported, Ledger
+
+NAME = "kohya sd-scripts"
+
+SCRIPTS = {
+    "sdxl_train_network.py": "sdxl",
+    "flux_train_network.py": "flux",
+    "sd3_train_network.py": "sd3",
+    "train_network.py": "",
+}
+"""Programs that train adapters, and families; "" is Stable Diffusion 1 and 2."""
+
+MODULES = {
+    "networks.lora": "",
+    "networks.lora_flux": "flux",
+    "networks.lora_sd3": "sd3",
+    "networks.oft": "",
+    "networks.oft_flux": "flux",
+    "lycoris.kohya": "",
+    "locon.locon_kohya": "",
+    "networks.dylora": "",
+    "networks.lora_fa": "",
+    "networks.loha": "",
+    "networks.lokr": "",
+}
+"""Network modules, and families where they are for one."""
+
+ALGORITHMS = {"lora": "lora", "locon": "lora", "diag-oft": "oft"}
+THEIRS = {"networks.dylora": "dylora", "networks.lora_fa": "lora-fa", "networks.loha": "loha", "networks.lokr": "lokr"}
+WORDS = {"loha": "LoHa", "lokr": "LoKr", "dylora": "DyLoRA", "glora": "GLoRA", "lora-fa": "LoRA-FA", "boft": "BOFT"}
+
+PRECISIONS = {"no": "float32", "fp16": "float16", "bf16": "bfloat16", "float": "float32"}
+
+
+def recognises(document: Document) -> bool:
+    """TOML or a command line with arguments of sd-scripts; JSON with them too."""
+    known, _ = base.table("kohya")
+    plain = {key for key in known if "." not in key}
+    names = {name for key, value in document.values.items() for name in (value if isinstance(value, dict) else [key])}
+    found = plain & (names | document.values.keys())
+    marks = {"pretrained_model_name_or_path", "network_module", "network_dim", "train_data_dir", "dataset_config"}
+    return {"LoRA_type", "max_resolution"}.isdisjoint(document.values) and (
+        bool(document.script)
+        or bool(found & marks)
+        or isinstance(document.values.get("datasets"), list)
+        or (document.kind != "JSON" and len(found) > 2)
+    )
+
+
+def convert(document: Document, wishes: base.Wishes) -> Imported:
+    """The preset. Raises ValueError with one sentence for what cannot be trained here."""
+    known, reasons = base.table("kohya")
+    ledger = Ledger(NAME, document.path, kohya_data.given(document, known), known)
+    for number, word in enumerate(document.others):
+        ledger.given[f"launcher[{number}]"] = word
+    family = _family(ledger, document, wishes)
+    return train(ledger, family, wishes, reasons)
+
+
+def train(ledger: Ledger, family: str, wishes: base.Wishes, reasons: dict[str, str]) -> Imported:
+    """All after the family is known; the window's files come here too."""
+    ledger.to("pretrained_model_name_or_path", "base.path", ledger.text("pretrained_model_name_or_path"))
+    _memory(ledger)
+    _training(ledger)
+    method = _method(ledger, wishes)
+    name = _optimizer(ledger)
+    _schedule(ledger)
+    if method in base.ROTATIONS and _algorithm(ledger)[1] in base.ROTATIONS:
+        size = ledger.values["adapter.rotation.block_size"]
+        key = ledger.origin["training.learning_rate"]
+        base.unscaled_rotation(ledger, key, size, name == "prodigy")
+    _text_encoders(ledger, family)
+    _layers(ledger, family, method)
+    kohya_data.convert(ledger, family)
+    optimizers.settle(ledger, name)
+    title = ledger.text("output_name")
+    if title:
+        ledger.to("output_name", "name", base.safe_name(title))
+    return base.finish(ledger, family, title, reasons)
+
+
+def _family(ledger: Ledger, document: Document, wishes: base.Wishes) -> str:
+    script, module = document.script, ledger.text("network_module")
+    if script and script not in SCRIPTS:
+        known = ", ".join(SCRIPTS)
+        raise ValueError(
+            f"{ledger.path}: {script} trains no adapter of a family of Gimbal's; of sd-scripts, {known} do"
+        )
+    if ledger.text("model_type") == "chroma":
+        raise ValueError(f"{ledger.path}: model_type chroma is none of Gimbal's families (sdxl, sd15, sd3, flux)")
+    found = wishes.family or SCRIPTS.get(script, "") or MODULES.get(module, "")
+    if not found and script:
+        found = "sd15"
+    if not found and (ledger.written("clip_g") or ledger.written("training_shift")):
+        found = "sd3"
+    if not found and (ledger.written("ae") or ledger.written("timestep_sampling")):
+        found = "flux"
+    path = Path(ledger.text("pretrained_model_name_or_path")).name.lower()
+    if not found and (ledger.flag("no_half_vae") or re.search(r"xl|pony|illustrious|noob", path)):
+        found = "sdxl"
+    if not found and (ledger.flag("v2") or re.search(r"v1-5|v1\.5|sd15|sd-v1|v2-1|1_5", path)):
+        found = "sd15"
+    if not found:
+        raise ValueError(
+            f"{ledger.path}: whether this is for Stable Diffusion 1.5 or XL stands in the command, not in the file; "
+            "give --family sd15 or --family sdxl"
+        )
+    if module and module not in MODULES and not wishes.method:
+        raise ValueError(
+            f"{ledger.path}: network_module {module} is unknown here; give --method to take one of Gimbal's"
+        )
+    ledger.set({"family": found}, "pretrained_model_name_or_path")
+    if ledger.flag("v2"):
+        ledger.agree("v2", "the base tells whether it is Stable Diffusion 2")
+    return found
+
+
+def _memory(ledger: Ledger) -> None:
+    ledger.to("mixed_precision", "training.precision", PRECISIONS.get(ledger.text("mixed_precision"), "auto"))
+    ledger.to("gradient_checkpointing", "training.gradient_checkpointing", ledger.flag("gradient_checkpointing"))
+    for key in ("fp8_base", "fp8_base_unet"):
+        if ledger.flag(key):
+            ledger.to(key, "base.quantization", "fp8")
+    blocks = ledger.maybe("blocks_to_swap")
+    if blocks:
+        ledger.change(
+            "blocks_to_swap", "The last blocks are kept in main memory here.", {"base.offload_blocks": int(blocks)}
+        )
+    if ledger.flag("torch_compile"):
+        ledger.to("torch_compile", "training.compile", True)
+
+
+def _training(ledger: Ledger) -> None:
+    epochs = ledger.maybe("max_train_epochs")
+    if epochs:
+        ledger.change(
+            "max_train_epochs",
+            "An epoch is every picture times its repeats in both; incomplete batches are filled up here.",
+            {"training.epochs": int(epochs)},
+        )
+        ledger.drop("max_train_steps", "without effect there: max_train_epochs decides")
+    else:
+        ledger.to("max_train_steps", "training.steps", ledger.whole("max_train_steps"))
+    ledger.to("gradient_accumulation_steps", "training.accumulation", ledger.whole("gradient_accumulation_steps"))
+    own = ledger.maybe("unet_lr")
+    ledger.to("unet_lr" if own else "learning_rate", "training.learning_rate", own or ledger.number("learning_rate"))
+    if own:
+        ledger.drop("learning_rate", "without effect there: unet_lr and text_encoder_lr decide")
+    ledger.to("max_grad_norm", "training.max_grad_norm", ledger.number("max_grad_norm"))
+    seed = ledger.maybe("seed")
+    if seed is not None:
+        ledger.to("seed", "training.seed", int(seed))
+
+
+def _algorithm(ledger: Ledger) -> tuple[str, str]:
+    """The method by their name and by ours."""
+    module = ledger.text("network_module")
+    if module in THEIRS:
+        return THEIRS[module], ""
+    if module in ("networks.oft", "networks.oft_flux"):
+        return "oft", "oft"
+    if module in ("lycoris.kohya", "locon.locon_kohya"):
+        algorithm = ledger.text("network_args.algo").lower() or "lora"
+        own = ALGORITHMS.get(algorithm, "")
+        if own == "lora" and ledger.flag("network_args.dora_wd"):
+            own = "dora"
+        if own == "oft" and ledger.flag("network_args.rescaled"):
+            own = "doft"
+        return algorithm, own
+    return "lora", "lora"
+
+
+def _method(ledger: Ledger, wishes: base.Wishes) -> str:
+    theirs, own = _algorithm(ledger)
+    module_key = "network_args.algo" if ledger.written("network_args.algo") else "network_module"
+    method = base.set_method(ledger, module_key, WORDS.get(theirs, theirs), own, wishes)
+    if module_key != "network_module":
+        ledger.agree("network_module", "network_args has the method")
+    rank = ledger.maybe("network_dim")
+    rank = 4 if rank is None else int(rank)
+    if method in base.ROTATIONS:
+        _rotation(ledger, theirs, rank)
+        return method
+    alpha = ledger.number("network_alpha")
+    if ledger.flag("network_args.rs_lora") and alpha:
+        alpha = float(f"{alpha * math.sqrt(rank):.6g}")
+        ledger.change("network_args.rs_lora", f"It divides alpha by the root of the rank; alpha becomes {alpha:g}.")
+    base.set_rank(ledger, method, ("network_dim", rank), ("network_alpha", alpha))
+    if ledger.flag("network_args.dora_wd"):
+        ledger.to("network_args.dora_wd", "adapter.method", method)
+        if method in ("dora", "wora"):
+            key = "network_args.wd_on_output"
+            base.set_axis(ledger, key, ledger.flag(key), default=True)
+    return method
+
+
+def _rotation(ledger: Ledger, theirs: str, rank: int) -> None:
+    if theirs == "oft":
+        sentence = "network_dim is the number of blocks there, not their size; the usual size is taken."
+        base.set_blocks(ledger, "network_dim", 32, sentence)
+        ledger.drop("network_alpha", "no counterpart: the rotation is not constrained here")
+    elif theirs == "diag-oft":
+        sentence = "The blocks rotate the layer's output there, and its input here; their size is about the same."
+        base.set_blocks(ledger, "network_dim", rank, sentence)
+        ledger.drop("network_alpha", "without effect there: a rotation is not scaled")
+        if ledger.flag("network_args.rescaled"):
+            ledger.agree("network_args.rescaled", "the magnitude per output feature")
+    else:
+        base.set_blocks(ledger, "network_dim", 32, "A rank is no block size, so the usual one is taken.")
+        ledger.drop("network_alpha", "a rotation is not scaled")
+
+
+def _optimizer(ledger: Ledger) -> str:
+    key, name = "optimizer_type", ledger.text("optimizer_type") or "AdamW"
+    for flag, meant in {"use_8bit_adam": "AdamW8bit", "use_lion_optimizer": "Lion"}.items():
+        if ledger.flag(flag):
+            key, name = flag, meant
+    ours = optimizers.choose(ledger, key, name)
+    prefix = "optimizer_args."
+    options = {one.removeprefix(prefix): (one, ledger.value(one)) for one in ledger.given if one.startswith(prefix)}
+    if ours == "adafactor" and "relative_step" not in options and optimizers.plain(name) == "adafactor":
+        options = {"relative_step": (key, "true"), "scale_parameter": (key, "true"), **options}
+    optimizers.set_options(ledger, ours, options)
+    return ours
+
+
+def _schedule(ledger: Ledger) -> None:
+    key, kind = "lr_scheduler", ledger.text("lr_scheduler")
+    if ledger.origin.get("training.schedule"):  # Adafactor's own
+        ledger.drop(key, "without effect there: Adafactor's own step size")
+        ledger.drop("lr_warmup_steps", "without effect there: Adafactor's own step size")
+        return
+    exact = {"constant": "constant", "constant_with_warmup": "constant", "linear": "linear", "cosine": "cosine"}
+    near = {"polynomial": "linear", "cosine_with_restarts": "cosine", "cosine_with_min_lr": "cosine"}
+    custom = ledger.text("lr_scheduler_type")
+    if custom:
+        ledger.drop(key, "without effect there: lr_scheduler_type decides")
+        key, kind = "lr_scheduler_type", custom
+    cycles, power = ledger.number("lr_scheduler_num_cycles"), ledger.number("lr_scheduler_power")
+    fits = kind in exact or (kind == "polynomial" and power == 1) or (kind == "cosine_with_restarts" and cycles == 1)
+    ours = exact.get(kind) or near.get(kind, "constant")
+    if fits or kind == "cosine_with_min_lr":
+        ledger.to(key, "training.schedule", ours)
+    else:
+        ledger.change(key, f"There is no schedule {kind} here; {ours} is the nearest.", {"training.schedule": ours})
+    if ours != "constant":
+        lowest = ledger.maybe("lr_scheduler_min_lr_ratio") or 0.0
+        ledger.to("lr_scheduler_min_lr_ratio", "training.final_lr", lowest)
+    _warmup(ledger, kind)
+
+
+def _warmup(ledger: Ledger, kind: str) -> None:
+    key = "lr_warmup_steps"
+    warmup, steps = ledger.maybe(key) or 0.0, ledger.values.get("training.steps")
+    if kind == "constant" and warmup:
+        sentence = "kohya's constant schedule has no warm-up, so this had no effect there, and there is none here."
+        ledger.change(key, sentence, {"training.warmup": 0})
+    elif 0 < warmup < 1 and steps:
+        taken = int(warmup * steps)
+        sentence = f"A number below 1 is a part of all steps there: {warmup:.3g} of {steps} are {taken} steps here."
+        ledger.change(key, sentence, {"training.warmup": taken})
+    elif 0 < warmup < 1:
+        sentence = (
+            f"A number below 1 is a part of all steps there ({warmup:.0%}), and their number is not known yet: 50 "
+            "are taken; --check shows the steps, so set training.warmup then."
+        )
+        ledger.change(key, sentence, {"training.warmup": 50})
+    else:
+        ledger.to(key, "training.warmup", int(warmup))
+
+
+def _text_encoders(ledger: Ledger, family: str) -> None:
+    if ledger.flag("network_train_text_encoder_only"):
+        denoiser = "transformer" if family in base.FLOWS else "unet"
+        ours = {"targets.exclude": [f"{denoiser}.*"]}
+        ledger.change("network_train_text_encoder_only", "The denoiser's layers are excluded.", ours)
+    value = ledger.value("text_encoder_lr")
+    words = value if isinstance(value, list) else [] if value in (None, "") else [value]
+    rates = [base.as_number(word) for word in words]
+    if any(rate is None for rate in rates):
+        raise ledger.wrong("text_encoder_lr", "a number")
+    alone = ledger.flag("network_train_unet_only") or (bool(rates) and not any(rates))
+    key = "network_train_unet_only" if ledger.flag("network_train_unet_only") else "text_encoder_lr"
+    ledger.to(key, "targets.text_encoders", not alone)
+    if alone:
+        if key != "text_encoder_lr":
+            ledger.drop("text_encoder_lr", "without effect there: text encoders are not trained")
+        return
+    base_rate = ledger.values["training.learning_rate"]
+    first = rates[0] if rates else ledger.number("learning_rate")
+    factor = base_rate / (ledger.maybe("unet_lr") or ledger.number("learning_rate"))  # a rotation's
+    if first:
+        base.text_encoder_rates(ledger, {"text_encoder_lr": first * factor}, base_rate)
+    if len(set(rates)) > 1:
+        ledger.change("text_encoder_lr", "All text encoders share one learning rate here; the first is taken.")
+    third = {"flux": "text_encoder_2", "sd3": "text_encoder_3"}.get(family)
+    if third and not ledger.flag("network_args.train_t5xxl"):
+        out = [*ledger.values.get("targets.exclude", []), f"{third}.*"]
+        ledger.change(key, "T5 is not trained there, so its layers are excluded.", {"targets.exclude": out})
+    elif third:
+        ledger.agree("network_args.train_t5xxl", "all text encoders are trained together here")
+
+
+def _layers(ledger: Ledger, family: str, method: str) -> None:
+    preset, blocks = ledger.text("network_args.preset"), ledger.text("network_args.train_blocks")
+    is_lycoris = ledger.text("network_module") == "lycoris.kohya"
+    conv, out = ledger.maybe("network_args.conv_dim"), ledger.values.get("targets.exclude", [])
+    if family in base.FLOWS:
+        layers, out = "all", [*out, *base.OUTSIDE]
+        if family == "flux" and blocks in ("single", "double"):
+            layers, out = f"{blocks}-blocks", out[:-2]
+            sentence = "The blocks' modulation layers are left out here."
+            ledger.change("network_args.train_blocks", sentence, {"targets.layers": layers})
+        if not ledger.flag("network_args.split_qkv"):
+            sentence = "Queries, keys and values share one update there, and have one each here; the file is larger."
+            ledger.change("network_module", sentence)
+        else:
+            ledger.agree("network_args.split_qkv", "queries, keys and values have one update each here")
+    elif is_lycoris:
+        layers = {"full": "all", "attn-only": "attention"}.get(preset, "attention-mlp")
+        out = [*out, "unet.add_embedding.*"] if layers == "all" and family == "sdxl" else out
+        if preset in ("full", "attn-only", "attn-mlp", "unet-transformer-only"):
+            ledger.to("network_args.preset", "targets.layers", layers)
+        else:
+            sentence = f"There is no set of layers {preset} here; {layers} is taken."
+            ledger.change("network_args.preset", sentence, {"targets.layers": layers})
+    else:
+        layers = "attention-mlp-conv" if conv else "attention-mlp"
+    ledger.set({"targets.layers": layers}, "network_module")
+    if out:
+        ledger.set({"targets.exclude": out}, "network_module")
+    if conv and family not in base.FLOWS and method in base.LOW_RANK and layers != "attention":
+        _conv(ledger, int(conv), layers)
+
+
+def _conv(ledger: Ledger, rank: int, layers: str) -> None:
+    """Rank and alpha of convolutions with a kernel, which have their own there."""
+    if layers == "attention-mlp":
+        ledger.drop("network_args.conv_dim", "without effect there: no convolutions are trained")
+        return
+    ledger.agree("network_args.conv_dim", "convolutions are trained")
+    base.conv_rank(ledger, "network_args.conv_dim", rank)
+    own = ledger.maybe("network_args.conv_alpha")
+    alpha, scale = 1.0 if own is None else own, ledger.values["adapter.alpha"]
+    here = 1.0 if scale is None else scale / rank
+    if math.isclose(alpha / rank, here):
+        ledger.agree("network_args.conv_alpha", "the same scale as here")
+        return
+    sentence = (
+        f"Convolutions are scaled by conv_alpha / conv_dim = {alpha / rank:.4g} there; alpha is one number "
+        f"here, so it is {here:.4g}."
+    )
+    ledger.change("network_args.conv_alpha", sentence)

@@ -1,0 +1,351 @@
+"""sd-scripts' settings about noise, pictures, samples and saving; `kohya` has the others."""
+
+import re
+import shlex
+from pathlib import Path
+from typing import Any
+
+from modules.importing import base
+from modules.importing.documents import Document, read, read_text
+from modules.importing.ledger import Ledger, flat, same
+
+SAMPLE_FLAGS = {
+    "w": "width",
+    "h": "height",
+    "d": "seed",
+    "s": "steps",
+    "l": "guidance",
+    "g": "guidance",
+    "n": "negative",
+}
+"""What stands behind a prompt, and our options."""
+
+FILE_DTYPES = {"fp16": "float16", "bf16": "bfloat16", "float": "float32"}
+
+ARGS = ("network_args", "optimizer_args", "lr_scheduler_args")
+"""Arguments that are lists of `key=value`."""
+
+CAPTIONS = {
+    "shuffle_caption": ("data.shuffle", "flag"),
+    "keep_tokens": ("data.keep_tokens", "whole"),
+    "caption_separator": ("data.separator", "text"),
+    "caption_dropout_rate": ("data.caption_dropout", "number"),
+    "caption_tag_dropout_rate": ("data.part_dropout", "number"),
+    "flip_aug": ("data.flip", "flag"),
+    "enable_bucket": ("data.buckets", "flag"),
+}
+"""What a folder, a data set or the whole training may have, and our options."""
+
+
+def convert(ledger: Ledger, family: str) -> None:
+    """Write these sections."""
+    _loss(ledger)
+    if family == "flux":
+        _flux_times(ledger)
+    elif family == "sd3":
+        _sd3_times(ledger)
+    _data(ledger)
+    _samples(ledger)
+    _saving(ledger)
+
+
+def given(document: Document, known: dict[str, Any]) -> dict[str, Any]:
+    """Arguments by name; sections of a TOML file, which have no meaning, taken apart; files that it names read."""
+    values: dict[str, Any] = {}
+    for key, value in document.values.items():
+        if isinstance(value, dict) and key != "general":
+            values |= value
+        else:
+            values[key] = value
+    for key, wanted in (("config_file", "settings"), ("dataset_config", "datasets")):
+        path = _named_file(document.path, values.get(key))
+        if path is not None:
+            inner = read(path)
+            values = {**given(inner, {}), **values} if wanted == "settings" else {**inner.values, **values}
+    for name in ARGS:
+        words = values.get(name)
+        if words is None:
+            continue
+        values.pop(name)
+        words = words.split() if isinstance(words, str) else words
+        for word in words:
+            option, equals, text = str(word).partition("=")
+            if not equals:
+                raise ValueError(f"{document.path}: {name}: {word!r} is not key=value; correct it in the file")
+            values[f"{name}.{option.strip()}"] = text.strip().strip("\"'")
+    return flat(values, known) if known else values
+
+
+def _named_file(path: Path, name: Any) -> Path | None:
+    """A file that a setting names, where it can be found."""
+    if not isinstance(name, str) or not name:
+        return None
+    for place in (path.parent / name, Path(name), path.parent / f"{name}.toml"):
+        if place.is_file() and place.resolve() != path.resolve():
+            return place
+    return None
+
+
+# -- objective --------------------------------------------------------------------------------------------------------
+
+
+def _loss(ledger: Ledger) -> None:
+    gamma = ledger.maybe("min_snr_gamma") or None
+    ledger.to("min_snr_gamma", "objective.min_snr_gamma", gamma)
+    if ledger.flag("debiased_estimation_loss"):
+        if gamma:
+            ledger.change("debiased_estimation_loss", "There is one loss weight here; min-SNR is taken.")
+        else:
+            ledger.to("debiased_estimation_loss", "objective.debiased", True)
+    offset = ledger.maybe("noise_offset") or 0.0
+    ledger.to("noise_offset", "objective.noise_offset", offset)
+    if ledger.flag("v_parameterization"):
+        ledger.to("v_parameterization", "objective.prediction", "v_prediction")
+    if ledger.flag("zero_terminal_snr"):
+        ledger.to("zero_terminal_snr", "objective.zero_terminal_snr", True)
+    kind = ledger.text("loss_type")
+    if kind == "l2":
+        ledger.to("loss_type", "objective.loss", "mse")
+        for key in ("huber_c", "huber_schedule", "huber_scale"):
+            ledger.drop(key, "without effect there: the loss is l2")
+    elif kind in ("huber", "smooth_l1"):
+        sentence = f"Its {kind} is the smooth kind, with a threshold that may follow the noise level; it is fixed here."
+        delta = ledger.number("huber_c")
+        ledger.change("loss_type", sentence, {"objective.loss": kind, "objective.loss_delta": delta})
+        ledger.to("huber_c", "objective.loss_delta", delta)
+    else:
+        sentence = f"There is no loss {kind} here; the squared error is taken."
+        ledger.change("loss_type", sentence, {"objective.loss": "mse"})
+
+
+def _flux_times(ledger: Ledger) -> None:
+    key, kind = "timestep_sampling", ledger.text("timestep_sampling")
+    if kind == "sigma":
+        _weighting(ledger, flipped=True)
+        shift = ledger.number("discrete_flow_shift")
+        ledger.to("discrete_flow_shift", "objective.shift", shift)
+        ledger.agree(key, "see weighting_scheme")
+    elif kind in ("uniform", "sigmoid", "shift", "flux_shift"):
+        density = "uniform" if kind == "uniform" else "logit_normal"
+        ledger.to(key, "objective.density", density)
+        if density == "logit_normal":
+            ledger.to("sigmoid_scale", "objective.density_spread", ledger.number("sigmoid_scale"))
+        shift = None if kind == "flux_shift" else ledger.number("discrete_flow_shift") if kind == "shift" else 1.0
+        ledger.to("discrete_flow_shift" if kind == "shift" else key, "objective.shift", shift)
+        ledger.drop("weighting_scheme", "no counterpart: noise levels are not weighted so here")
+    else:
+        sentence = f"There is no {kind} here; the base's own density is taken."
+        ledger.change(key, sentence, {"objective.density": "auto"})
+    ledger.drop("discrete_flow_shift", "without effect there: timestep_sampling does not use it")
+    key = "model_prediction_type"
+    if ledger.text(key) == "raw":
+        ledger.agree(key, "the network's output is compared as it is")
+    else:
+        sentence = (
+            f"It weighs noise levels by {ledger.text(key)} there; here the network's output is compared as it is."
+        )
+        ledger.change(key, sentence)
+    if ledger.written("guidance_scale"):
+        sentence = "Guidance is always embedded as 1 in training here, as for pictures that come from none."
+        if ledger.number("guidance_scale") == 1:
+            ledger.agree("guidance_scale", "it is always 1 in training here")
+        else:
+            ledger.change("guidance_scale", sentence)
+
+
+def _sd3_times(ledger: Ledger) -> None:
+    _weighting(ledger, flipped=False)
+    ledger.to("training_shift", "objective.shift", ledger.number("training_shift"))
+
+
+def _weighting(ledger: Ledger, flipped: bool) -> None:
+    """Density of noise levels. `flipped`: it counts from much noise to little, so the mean changes its sign."""
+    key, kind = "weighting_scheme", ledger.text("weighting_scheme")
+    if kind == "logit_normal":
+        mean = ledger.number("logit_mean")
+        ledger.to(key, "objective.density", "logit_normal")
+        ledger.to("logit_std", "objective.density_spread", ledger.number("logit_std"))
+        if flipped and mean:
+            sentence = "Its axis runs from much noise to little, ours the other way, so the sign changes."
+            ledger.change("logit_mean", sentence, {"objective.density_mean": -mean})
+        else:
+            ledger.to("logit_mean", "objective.density_mean", mean + 0.0)
+    elif kind == "mode":
+        ledger.to(key, "objective.density", "mode")
+        ledger.to("mode_scale", "objective.mode_scale", ledger.number("mode_scale"))
+    elif kind in ("uniform", "none", ""):
+        ledger.to(key, "objective.density", "uniform")
+    else:
+        sentence = f"{kind} weighs the loss there and draws noise levels evenly; only the latter has a counterpart."
+        ledger.change(key, sentence, {"objective.density": "uniform"})
+
+
+# -- data -------------------------------------------------------------------------------------------------------------
+
+
+def _data(ledger: Ledger) -> None:
+    subsets = sorted(
+        {found[1] for key in ledger.given if (found := re.match(r"(datasets\[\d+\]\.subsets\[\d+\])", key))}
+    )
+    sets = sorted({found[1] for key in ledger.given if (found := re.match(r"(datasets\[\d+\])", key))})
+    regular = [place for place in subsets if ledger.flag(f"{place}.is_reg")]
+    for place in regular:
+        for key in [key for key in ledger.given if key.startswith(f"{place}.")]:
+            ledger.drop(key, "of regularisation pictures, which have no counterpart here")
+    subsets = [place for place in subsets if place not in regular]
+    _folders(ledger, subsets)
+    key = _nearest(ledger, "resolution", subsets, sets)
+    if ledger.value(key) not in (None, ""):
+        base.pair_resolution(ledger, key, ledger.value(key))
+    else:
+        ledger.set({"data.resolution": 512})
+    _others(ledger, key, "resolution")
+    batch = _nearest(ledger, "batch_size", subsets, sets)
+    batch = batch if ledger.written(batch) else "train_batch_size"
+    ledger.to(batch, "training.batch_size", ledger.whole(batch))
+    _others(ledger, batch, "batch_size")
+    for name, (option, kind) in CAPTIONS.items():
+        key = _nearest(ledger, name, subsets, sets)
+        value = {"flag": ledger.flag, "whole": ledger.whole, "text": ledger.text, "number": ledger.number}[kind](key)
+        ledger.to(key, option, min(value, 0.99) if option == "data.part_dropout" else value)
+        _others(ledger, key, name)
+    _captions(ledger, subsets, sets)
+
+
+def _nearest(ledger: Ledger, name: str, subsets: list[str], sets: list[str]) -> str:
+    """The key that decides: the first folder's, its data set's, the general one, or the argument."""
+    places = [f"{place}." for place in (*subsets[:1], *sets[:1], "general")]
+    return next((f"{place}{name}" for place in places if ledger.written(f"{place}{name}")), name)
+
+
+def _others(ledger: Ledger, key: str, name: str) -> None:
+    """The same key in other places."""
+    for other in [other for other in ledger.given if other.rpartition(".")[2] == name and other != key]:
+        if other.startswith(("datasets", "general")) or other == name:
+            if other in ledger.entries:
+                continue
+            if same(ledger.value(other), ledger.value(key)):
+                ledger.agree(other, f"the same as {key}")
+            else:
+                ledger.change(other, f"All pictures are treated alike here, as {key} says.")
+
+
+def _folders(ledger: Ledger, subsets: list[str]) -> None:
+    folders = []
+    for place in subsets:
+        if ledger.text(f"{place}.image_dir"):
+            folders.append((f"{place}.image_dir", ledger.text(f"{place}.image_dir")))
+        many = ledger.whole(f"{place}.num_repeats")
+        if many != 1:
+            base.repeats(ledger, f"{place}.num_repeats", many)
+    if not folders and ledger.text("train_data_dir"):
+        folders = [("train_data_dir", ledger.text("train_data_dir"))]
+    for key, _ in folders:
+        ledger.to(key, "data.folders", [folder for _, folder in folders])
+    if ledger.number("dataset_repeats") != 1:
+        base.repeats(ledger, "dataset_repeats", ledger.number("dataset_repeats"))
+    cached = [key for key in ("cache_latents", "cache_latents_to_disk") if ledger.flag(key)]
+    for key in cached:
+        ledger.to(key, "data.cache", True)
+
+
+def _captions(ledger: Ledger, subsets: list[str], sets: list[str]) -> None:
+    key = _nearest(ledger, "caption_extension", subsets, sets)
+    if not ledger.written(key) and ledger.text("caption_extention"):
+        key = "caption_extention"
+    ending = ledger.text(key)
+    if ending.lstrip(".") != "txt":
+        base.caption_ending(ledger, key, ending)
+    elif ledger.written(key):
+        ledger.agree(key, "captions are always read from .txt files")
+    _others(ledger, key, "caption_extension")
+    key = _nearest(ledger, "caption_prefix", subsets, sets)
+    prefix, separator = ledger.text(key), ledger.values.get("data.separator", ",")
+    if prefix:
+        word = prefix.strip().rstrip(separator).strip()
+        sentence = "It is put in front of captions that do not begin with it already, with the separator between."
+        ledger.change(key, sentence, {"data.trigger": word})
+
+
+# -- samples and files ------------------------------------------------------------------------------------------------
+
+
+def _samples(ledger: Ledger) -> None:
+    key, text = "sample_prompts", ledger.text("sample_prompts")
+    if text:
+        _prompts(ledger, key, text)
+    every = ledger.maybe("sample_every_n_steps") or 0
+    if every:
+        ledger.to("sample_every_n_steps", "samples.every", int(every))
+    elif ledger.maybe("sample_every_n_epochs"):
+        ledger.change("sample_every_n_epochs", "It is counted in steps here; set samples.every.")
+
+
+def _prompts(ledger: Ledger, key: str, text: str) -> None:
+    """Prompts in a file, or in the setting itself as the window has them: `a cat --w 512 --d 1 --n ugly`."""
+    found = next((place for place in (ledger.path.parent / text, Path(text)) if _is_file(place)), None)
+    looks_like_file = "\n" not in text and re.search(r"\.(txt|toml|json)$", text.strip())
+    if found is None and looks_like_file:
+        ledger.change(key, "The prompts stand in this file, which was not found; set samples.prompts yourself.")
+        return
+    if found is not None and found.suffix != ".txt":
+        ledger.change(key, "Prompts are read from .txt files only; set samples.prompts yourself.")
+        return
+    lines = (read_text(found) if found else text).splitlines()
+    parsed = [_prompt(line.strip()) for line in lines if line.strip() and not line.strip().startswith("#")]
+    if not parsed:
+        return
+    shared = {f"samples.{name}": value for name, value in parsed[0][1].items()}
+    sentence = "All samples are made alike here, as the first prompt says." if shared else ""
+    base.sample_prompts(ledger, key, [prompt for prompt, _ in parsed], sentence)
+    if shared:
+        ledger.change(key, sentence, shared)
+
+
+def _is_file(place: Path) -> bool:
+    try:
+        return place.is_file()
+    except OSError:  # a text too long for a path
+        return False
+
+
+def _prompt(line: str) -> tuple[str, dict[str, Any]]:
+    prompt, *flags = re.split(r"\s--(?=\w)", line)
+    found: dict[str, Any] = {}
+    for flag in flags:
+        name, _, value = flag.partition(" ")
+        number = base.as_number(value)
+        if name == "n":
+            found["negative"] = value.strip()
+        elif name in SAMPLE_FLAGS and number is not None:
+            option = SAMPLE_FLAGS[name]
+            found[option] = min(number, 50.0) if option == "guidance" else max(0, int(number))
+    return prompt.strip(), found
+
+
+def _saving(ledger: Ledger) -> None:
+    every = ledger.maybe("save_every_n_steps") or 0
+    if every:
+        ledger.to("save_every_n_steps", "saving.export_every", int(every))
+    if ledger.maybe("save_every_n_epochs"):
+        ledger.change("save_every_n_epochs", "It is counted in steps here; set saving.export_every.")
+    if ledger.flag("save_state"):
+        ledger.agree("save_state", "training states are always saved, every saving.state_every steps")
+    precision = ledger.text("save_precision")
+    ledger.to("save_precision", "export.dtype", FILE_DTYPES.get(precision, "float32"))
+    ledger.set({"export.host": "kohya"}, "network_module")
+    for theirs, ours in {"metadata_title": "title", "metadata_author": "author", "metadata_license": "license"}.items():
+        if ledger.text(theirs):
+            ledger.to(theirs, f"export.{ours}", ledger.text(theirs))
+    folder = ledger.maybe("validation_split") or 0
+    if folder:
+        ledger.change(
+            "validation_split", "Validation pictures lie in a folder of their own here; set data.validation_folder."
+        )
+    if ledger.maybe("validate_every_n_steps"):
+        ledger.to("validate_every_n_steps", "validation.every", ledger.whole("validate_every_n_steps"))
+
+
+def words(text: str) -> list[str]:
+    """`a=1 b="2 3"` as the window has arguments: one word each."""
+    return shlex.split(text)

@@ -1,0 +1,230 @@
+"""kohya_ss, the window around sd-scripts: the JSON file of its LoRA page.
+
+How its settings become arguments of sd-scripts: bmaltais/kohya_ss `kohya_gui/lora_gui.py` at commit 45088f04.
+"""
+
+from typing import Any
+
+from modules.importing import base, kohya
+from modules.importing.documents import Document
+from modules.importing.kohya_data import words
+from modules.importing.ledger import Imported, Ledger, as_number
+
+NAME = "kohya_ss"
+
+FLAGS = {"flux1_checkbox": "flux", "sd3_checkbox": "sd3", "sdxl": "sdxl", "sdxl_checkbox": "sdxl"}
+FOREIGN = ("anima_checkbox", "lumina_checkbox", "hunyuan_image_checkbox")
+
+ALGORITHMS = {
+    "LoCon": "locon",
+    "LyCORIS/LoCon": "locon",
+    "LyCORIS/LoHa": "loha",
+    "LyCORIS/LoKr": "lokr",
+    "LyCORIS/iA3": "ia3",
+    "LyCORIS/DyLoRA": "dylora",
+    "LyCORIS/GLoRA": "glora",
+    "LyCORIS/Diag-OFT": "diag-oft",
+    "LyCORIS/BOFT": "boft",
+    "LyCORIS/Native Fine-Tuning": "full",
+}
+MODULES = {
+    "Standard": "networks.lora",
+    "Kohya LoCon": "networks.lora",
+    "Flux1": "networks.lora_flux",
+    "Flux1 OFT": "networks.oft_flux",
+    "Kohya DyLoRA": "networks.dylora",
+    "LoRA-FA": "networks.lora_fa",
+    "Kohya LoHa": "networks.loha",
+    "Kohya LoKr": "networks.lokr",
+}
+
+RENAMED = {
+    "optimizer": "optimizer_type",
+    "max_resolution": "resolution",
+    "sdxl_no_half_vae": "no_half_vae",
+    "lora_network_weights": "network_weights",
+    "LyCORIS_preset": "network_args.preset",
+    "constrain": "network_args.constraint",
+    "epoch": "max_train_epochs",
+}
+NETWORK_ARGS = (
+    "conv_dim",
+    "conv_alpha",
+    "rank_dropout",
+    "module_dropout",
+    "dora_wd",
+    "rescaled",
+    "use_tucker",
+    "use_cp",
+    "use_scalar",
+    "train_norm",
+    "bypass_mode",
+    "factor",
+    "decompose_both",
+    "block_dims",
+    "block_alphas",
+    "conv_block_dims",
+    "conv_block_alphas",
+    "down_lr_weight",
+    "mid_lr_weight",
+    "up_lr_weight",
+    "block_lr_zero_threshold",
+    "loraplus_lr_ratio",
+    "loraplus_unet_lr_ratio",
+    "train_blocks",
+    "split_qkv",
+    "loraplus_text_encoder_lr_ratio",
+    "rank_dropout_scale",
+    "train_t5xxl",
+    "unit",
+    "train_on_input",
+)
+WITH_CONV = ("Kohya LoCon", "LoCon", "LyCORIS/LoCon", "LyCORIS/Diag-OFT")
+ARGUMENTS = ("optimizer_args", "lr_scheduler_args", "network_args")
+
+OFF = ("", 0, "0", None, False, "None", "none", 0.0)
+"""What switches a setting off."""
+ZEROS = (
+    "keep_tokens",
+    "caption_dropout_rate",
+    "caption_tag_dropout_rate",
+    "lr_warmup",
+    "max_grad_norm",
+    "min_bucket_reso",
+    "network_alpha",
+    "text_encoder_lr",
+    "factor",
+    "gradient_checkpointing",
+    "enable_bucket",
+)
+"""Settings that mean nought by it."""
+
+COMMON = {
+    "caption_extension": ".txt",
+    "max_data_loader_n_workers": 0,
+    "min_bucket_reso": 256,
+    "max_bucket_reso": 2048,
+    "multires_noise_discount": 0.3,
+    "num_cpu_threads_per_process": 2,
+    "sample_sampler": "euler_a",
+    "save_model_as": "safetensors",
+    "max_token_length": 75,
+    "num_machines": 1,
+    "num_processes": 1,
+    "bucket_no_upscale": True,
+    "prior_loss_weight": 1.0,
+    "max_timestep": 1000,
+    "save_every_n_epochs": 1,
+    "dynamo_mode": "default",
+    "t5xxl_max_token_length": 512,
+    "noise_offset_type": "Original",
+    "cache_latents": True,
+    "huber_schedule": "snr",
+    "save_precision": "fp16",
+    "mixed_precision": "fp16",
+}
+"""What its page begins with, where sd-scripts has another default."""
+
+
+def recognises(document: Document) -> bool:
+    """One of its pages."""
+    return document.kind == "JSON" and not {"LoRA_type", "max_resolution"}.isdisjoint(document.values)
+
+
+def convert(document: Document, wishes: base.Wishes) -> Imported:
+    """The preset. Raises ValueError with one sentence for what cannot be trained here."""
+    known, reasons = base.table("kohya")
+    page, own = base.table("kohya_gui")
+    if "LoRA_type" not in document.values:
+        raise ValueError(f"{document.path}: this is not of kohya_ss' LoRA page; its other pages train no adapters")
+    ledger = Ledger(NAME, document.path, document.values, {**known, **page, **COMMON})
+    family = _family(ledger, wishes)
+    _switched_off(ledger, ledger.text("LoRA_type"))
+    _network(ledger, wishes)
+    _warmup(ledger)
+    _words(ledger)
+    for old, new in {**RENAMED, **{name: f"network_args.{name}" for name in NETWORK_ARGS}}.items():
+        if old not in ledger.entries:
+            ledger.rename(old, new)
+    unused = _unused(ledger)
+    return kohya.train(ledger, family, wishes, {**unused, **own, **reasons})
+
+
+def _family(ledger: Ledger, wishes: base.Wishes) -> str:
+    foreign = [key for key in FOREIGN if ledger.flag(key)]
+    if foreign and not wishes.family:
+        kind = foreign[0].removesuffix("_checkbox")
+        raise ValueError(f"{ledger.path}: {foreign[0]}: {kind} is none of Gimbal's families (sdxl, sd15, sd3, flux)")
+    found = [(key, family) for key, family in FLAGS.items() if ledger.flag(key)]
+    family = wishes.family or (found[0][1] if found else "sd15")
+    for key, _ in found:
+        ledger.to(key, "family", family)
+    ledger.set({"family": family}, "LoRA_type")
+    return family
+
+
+def _network(ledger: Ledger, wishes: base.Wishes) -> None:
+    """Its kind of LoRA as a module and an algorithm."""
+    kind = ledger.text("LoRA_type")
+    algorithm = ALGORITHMS.get(kind)
+    module = "lycoris.kohya" if algorithm else MODULES.get(kind)
+    if module is None and not wishes.method:
+        raise ValueError(f"{ledger.path}: LoRA_type {kind} is unknown here; give --method to take one of Gimbal's")
+    ledger.rename("LoRA_type", "network_module")
+    ledger.originals |= dict.fromkeys(("network_module", "network_args.algo"), kind)
+    ledger.given["network_module"] = module or "networks.lora"
+    if algorithm:
+        ledger.given["network_args.algo"] = algorithm
+        ledger.names["network_args.algo"] = "LoRA_type"
+
+
+def _switched_off(ledger: Ledger, kind: str) -> None:
+    """A nought or an empty text is not passed on to sd-scripts."""
+    conv, lycoris = kind in WITH_CONV, kind in ALGORITHMS
+    for key, value in list(ledger.given.items()):
+        if key not in ZEROS and value in OFF and not isinstance(value, bool):
+            ledger.idle[key] = ledger.given.pop(key)
+        elif (key in ("conv_dim", "conv_alpha") and not conv) or (key in ("dora_wd", "rescaled") and not lycoris):
+            ledger.drop(key, f"without effect there: of another kind of network than {kind}")
+    ledger.given.setdefault("caption_extension", ".txt")
+    if "max_train_epochs" in ledger.given or "max_train_steps" in ledger.given:
+        ledger.drop("epoch", "without effect there: the number of steps or epochs is given on its own")
+        if "epoch" not in ledger.entries and "epoch" in ledger.given:
+            ledger.idle["epoch"] = ledger.given.pop("epoch")
+
+
+def _warmup(ledger: Ledger) -> None:
+    """In percent of all steps, or in steps."""
+    percent = as_number(ledger.given.get("lr_warmup", 0)) or 0.0
+    if "lr_warmup_steps" not in ledger.given and "lr_warmup" in ledger.given:
+        ledger.given["lr_warmup_steps"] = percent / 100
+        ledger.names["lr_warmup_steps"] = "lr_warmup"
+        ledger.originals["lr_warmup_steps"] = ledger.given.pop("lr_warmup")
+
+
+def _words(ledger: Ledger) -> None:
+    """Arguments in one text."""
+    for key in ARGUMENTS:
+        value: Any = ledger.given.pop(key, None)
+        for word in words(value) if isinstance(value, str) else value or []:
+            option, _, text = str(word).partition("=")
+            ledger.given[f"{key}.{option}"] = text
+
+
+def _unused(ledger: Ledger) -> dict[str, str]:
+    """Settings of other kinds of networks, which the window keeps but does not pass on."""
+    if ledger.given.get("network_module") == "lycoris.kohya":
+        return {}
+    why = "without effect there: of another kind of network"
+    lycoris = (
+        "preset",
+        "factor",
+        "decompose_both",
+        "constraint",
+        "use_*",
+        "train_norm",
+        "bypass_mode",
+        "unit",
+        "train_on_input",
+    )
+    return {f"network_args.{name}": why for name in lycoris}

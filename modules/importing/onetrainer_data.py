@@ -1,0 +1,342 @@
+"""OneTrainer's settings about noise, pictures, samples and saving; `onetrainer` has the others."""
+
+import json
+import re
+from pathlib import Path
+
+from modules.importing import base
+from modules.importing.documents import read_text
+from modules.importing.ledger import Ledger, flat
+
+ENCODERS = {"sd15": 1, "sdxl": 2, "sd3": 3, "flux": 2}
+"""How many text encoders there are: `text_encoder`, `text_encoder_2`, ..."""
+
+SAMPLE_SIZES = {"sd15": 512, "sdxl": 1024, "sd3": 1024, "flux": 1024}
+SAMPLE_STEPS = {"sd15": (30, 7.5), "sdxl": (30, 7.5), "sd3": (28, 7.0), "flux": (30, 3.5)}
+"""Steps and guidance of its samples, where they are not given."""
+
+LORA_FORMATS = {"KOHYA_LORA": "kohya", "COMFY_LORA": "comfyui", "DIFFUSERS_LORA": "diffusers"}
+FILE_DTYPES = {"FLOAT_32": "float32", "FLOAT_16": "float16", "BFLOAT_16": "bfloat16"}
+
+
+def convert(ledger: Ledger, family: str) -> None:
+    """Write these sections."""
+    _loss(ledger)
+    _noise(ledger, family)
+    _pictures(ledger)
+    _concepts(ledger)
+    _caption_dropout(ledger, family)
+    _samples(ledger, family)
+    _intervals(ledger)
+    _file(ledger)
+
+
+# -- objective --------------------------------------------------------------------------------------------------------
+
+
+def _loss(ledger: Ledger) -> None:
+    strengths = {name: ledger.number(f"{name}_strength") for name in ("mse", "mae", "log_cosh", "huber")}
+    used = [name for name, strength in strengths.items() if strength]
+    if used == ["huber"]:
+        ours = {"objective.loss": "huber", "objective.loss_delta": ledger.number("huber_delta")}
+        ledger.to("huber_strength", "objective.loss", "huber")
+        ledger.to("huber_delta", "objective.loss_delta", ours["objective.loss_delta"])
+    elif used != ["mse"]:
+        sentence = f"A loss of {' + '.join(used) or 'nothing'} has no counterpart; the squared error is taken."
+        for name in used or ["mse"]:
+            ledger.change(f"{name}_strength", sentence, {"objective.loss": "mse"})
+    elif strengths["mse"] != 1:
+        ledger.change("mse_strength", "The loss is not multiplied here; optimizers of Adam's kind do not notice.")
+    key, kind = "loss_weight_fn", ledger.text("loss_weight_fn")
+    if ledger.written("min_snr_gamma") and ledger.number("min_snr_gamma"):
+        ledger.to("min_snr_gamma", "objective.min_snr_gamma", ledger.number("min_snr_gamma"))
+    elif kind == "MIN_SNR_GAMMA":
+        gamma = ledger.number("loss_weight_strength")
+        ledger.to(key, "objective.min_snr_gamma", gamma)
+        ledger.to("loss_weight_strength", "objective.min_snr_gamma", gamma)
+    elif kind == "DEBIASED_ESTIMATION":
+        ledger.set({"objective.min_snr_gamma": None}, key)
+        ledger.to(key, "objective.debiased", True)
+    elif kind == "CONSTANT":
+        ledger.to(key, "objective.min_snr_gamma", None)
+        ledger.drop("loss_weight_strength", "without effect there: the loss weight is constant")
+    else:
+        sentence = f"There is no loss weight {kind} here; all noise levels count alike."
+        ledger.change(key, sentence, {"objective.min_snr_gamma": None})
+
+
+def _noise(ledger: Ledger, family: str) -> None:
+    ledger.to("offset_noise_weight", "objective.noise_offset", ledger.number("offset_noise_weight"))
+    for key, prediction in {"force_v_prediction": "v_prediction", "force_epsilon_prediction": "epsilon"}.items():
+        if ledger.flag(key):
+            ledger.to(key, "objective.prediction", prediction)
+    key = "rescale_noise_scheduler_to_zero_terminal_snr"
+    if ledger.flag(key):
+        ledger.to(key, "objective.zero_terminal_snr", True)
+    _density(ledger)
+    shift, dynamic = ledger.number("timestep_shift"), ledger.flag("dynamic_timestep_shifting")
+    if family not in base.FLOWS:
+        ledger.drop("timestep_shift", "no counterpart: this family is a diffusion in steps, which has no shift here")
+        ledger.drop("dynamic_timestep_shifting", "without effect there: for rectified flows only")
+    elif dynamic:
+        ledger.to("dynamic_timestep_shifting", "objective.shift", None)
+        ledger.drop("timestep_shift", "without effect there: the shift follows the resolution")
+    else:
+        ledger.to("timestep_shift", "objective.shift", shift)
+
+
+def _density(ledger: Ledger) -> None:
+    """Its distribution of noise levels; weight and bias are parameters of it."""
+    key, kind = "timestep_distribution", ledger.text("timestep_distribution")
+    weight, bias = ledger.number("noising_weight"), ledger.number("noising_bias")
+    version = ledger.maybe("__version")
+    if version is not None and version < 4 and not ledger.written(key):
+        kind, bias = ("SIGMOID", bias - 0.5) if weight else ("UNIFORM", 0.0)
+    if kind == "UNIFORM":
+        ledger.to(key, "objective.density", "uniform")
+    elif kind == "LOGIT_NORMAL":
+        ledger.to(key, "objective.density", "logit_normal")
+        ledger.to("noising_bias", "objective.density_mean", bias)
+        ledger.to("noising_weight", "objective.density_spread", weight + 1)
+    elif kind == "HEAVY_TAIL":
+        ledger.to(key, "objective.density", "mode")
+        ledger.to("noising_weight", "objective.mode_scale", weight)
+    elif kind == "COS_MAP":
+        ledger.to(key, "objective.density", "cosmap")
+    else:
+        near = "logit_normal" if kind == "INVERTED_PARABOLA" else "uniform"
+        shown = key if ledger.written(key) else "noising_weight"
+        sentence = f"There is no distribution {kind} of noise levels here; {near} is taken."
+        ledger.change(shown, sentence, {"objective.density": near})
+    for option in ("noising_weight", "noising_bias"):
+        if option not in ledger.entries:
+            ledger.drop(option, f"no counterpart: it shapes the distribution {kind}")
+
+
+# -- data -------------------------------------------------------------------------------------------------------------
+
+
+def _pictures(ledger: Ledger) -> None:
+    base.resolution(ledger, "resolution", ledger.value("resolution"))
+    ledger.to("aspect_ratio_bucketing", "data.buckets", ledger.flag("aspect_ratio_bucketing"))
+    ledger.to("latent_caching", "data.cache", ledger.flag("latent_caching"))
+
+
+def _concepts(ledger: Ledger) -> None:
+    numbers = sorted({int(found[1]) for key in ledger.given if (found := re.match(r"concepts\[(\d+)\]", key))})
+    folders, validation, texts = [], [], []
+    for number in numbers:
+        place = f"concepts[{number}]"
+        path, kind = ledger.text(f"{place}.path"), ledger.text(f"{place}.type")
+        if not ledger.flag(f"{place}.enabled"):
+            for key in [key for key in ledger.given if key.startswith(f"{place}.")]:
+                ledger.drop(key, "of a concept that is switched off")
+            continue
+        if kind == "VALIDATION" or ledger.flag(f"{place}.validation_concept"):
+            marks = (f"{place}.type", f"{place}.validation_concept")
+            mark = next((key for key in marks if ledger.written(key)), marks[0])
+            validation.append((f"{place}.path", path, mark))
+            continue
+        if kind == "PRIOR_PREDICTION":
+            ledger.drop(f"{place}.path", "no counterpart: there is no prior preservation here")
+            ledger.drop(f"{place}.type", "no counterpart: there is no prior preservation here")
+            continue
+        folders.append(path)
+        ledger.to(f"{place}.path", "data.folders", list(folders))
+        _repeats(ledger, place)
+        texts.append(place)
+    for key in (f"concepts[{number}].path" for number in numbers):
+        if key in ledger.entries and "data.folders" in ledger.entries[key].ours:
+            ledger.entries[key].ours = {"data.folders": list(folders)}
+    for number, (key, path, mark) in enumerate(validation):
+        if number:
+            ledger.drop(key, "no counterpart: there is one validation folder here")
+            ledger.drop(mark, "no counterpart: there is one validation folder here")
+        else:
+            ledger.to(key, "data.validation_folder", path)
+            ledger.agree(mark, "it is the validation folder")
+    for number, place in enumerate(texts):
+        _captions(ledger, place, first=number == 0)
+
+
+def _repeats(ledger: Ledger, place: str) -> None:
+    key = f"{place}.balancing"
+    many = ledger.number(key)
+    if ledger.text(f"{place}.balancing_strategy") == "SAMPLES":
+        sentence = "A fixed number of pictures per epoch has no counterpart; every picture is shown once."
+        ledger.change(key, sentence)
+        ledger.agree(f"{place}.balancing_strategy", "see balancing")
+    elif many != 1:
+        base.repeats(ledger, key, many)
+
+
+def _captions(ledger: Ledger, place: str, first: bool) -> None:
+    """What is done with captions; one way for all folders, the first concept's."""
+    text = f"{place}.text"
+    wanted = {
+        f"{text}.enable_tag_shuffling": ("data.shuffle", ledger.flag(f"{text}.enable_tag_shuffling")),
+        f"{text}.keep_tags_count": ("data.keep_tokens", ledger.whole(f"{text}.keep_tags_count")),
+        f"{text}.tag_delimiter": ("data.separator", ledger.text(f"{text}.tag_delimiter")),
+        f"{place}.image.enable_random_flip": ("data.flip", ledger.flag(f"{place}.image.enable_random_flip")),
+    }
+    if ledger.flag(f"{text}.tag_dropout_enable"):
+        wanted[f"{text}.tag_dropout_probability"] = (
+            "data.part_dropout",
+            min(ledger.number(f"{text}.tag_dropout_probability"), 0.99),
+        )
+        ledger.agree(f"{text}.tag_dropout_enable", "see tag_dropout_probability")
+        mode = ledger.text(f"{text}.tag_dropout_mode")
+        if mode != "RANDOM":
+            key = f"{text}.tag_dropout_probability"
+            ledger.change(key, f"Each part is dropped on its own here, not in the way {mode}.")
+            ledger.drop(f"{text}.tag_dropout_mode", "goes with the probability")
+        else:
+            ledger.agree(f"{text}.tag_dropout_mode", "parts are dropped one by one here")
+    for key, (option, value) in wanted.items():
+        if first or ledger.values.get(option) == value:
+            ledger.to(key, option, value)
+        else:
+            ledger.change(key, f"All folders are treated alike here; {option} is as in the first concept.")
+    if not ledger.flag(f"{text}.tag_dropout_enable"):
+        ledger.drop(f"{text}.tag_dropout_probability", "without effect there: tag dropout is off")
+    _prompt_source(ledger, text)
+
+
+def _prompt_source(ledger: Ledger, text: str) -> None:
+    key = f"{text}.prompt_source"
+    source = ledger.text(key)
+    if source == "filename":
+        sentence = "A .txt file beside a picture comes before its file name here."
+        ledger.change(key, sentence, {"data.missing_captions": "filename"})
+    elif source == "concept":
+        sentence = "One file of captions for all pictures has no counterpart; each picture needs its own .txt file."
+        ledger.change(key, sentence)
+        ledger.drop(f"{text}.prompt_path", "no counterpart: each picture has its own caption")
+
+
+def _caption_dropout(ledger: Ledger, family: str) -> None:
+    """Each of its encoders has a probability of its own."""
+    names = ["text_encoder", "text_encoder_2", "text_encoder_3"]
+    keys = [f"{name}.dropout_probability" for name in names[: ENCODERS[family]]]
+    rates = [ledger.number(key) for key in keys]
+    if len(set(rates)) == 1:
+        for key in keys:
+            ledger.to(key, "data.caption_dropout", rates[0])
+        return
+    for key in keys:
+        sentence = "A caption is dropped for all text encoders at once here; the largest probability is taken."
+        ledger.change(key, sentence, {"data.caption_dropout": max(rates)})
+
+
+def listed(ledger: Ledger, section: str, file_key: str) -> None:
+    """Read the concepts or samples that stand in a file of their own, where it can be found."""
+    inline = any(key.startswith(f"{section}[") for key in ledger.given)
+    if inline or not ledger.written(file_key):
+        reason = "not needed here: the file has them itself" if inline else "no counterpart"
+        ledger.drop(file_key, reason)
+        return
+    name = Path(ledger.text(file_key).replace("\\", "/"))
+    folder = ledger.path.resolve().parent
+    places = [name, *(parent / name for parent in (folder, *list(folder.parents)[:2]))]
+    found = next((place for place in places if place.is_file()), None)
+    if found is None:
+        what = "data.folders" if section == "concepts" else "samples.prompts"
+        ledger.change(file_key, f"The {section} stand in this file, which was not found; set {what} yourself.")
+        return
+    try:
+        entries = json.loads(read_text(found))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{found}: is not JSON (line {error.lineno}: {error.msg}); {file_key} names it") from None
+    if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
+        raise ValueError(f"{found}: is no list of {section}, but {file_key} names it; correct the name")
+    ledger.given |= flat({section: entries}, ledger.known)
+    ledger.change(file_key, f"Its {len(entries)} {section} were read from {found}.")
+
+
+# -- samples and files ------------------------------------------------------------------------------------------------
+
+
+def _samples(ledger: Ledger, family: str) -> None:
+    numbers = sorted({int(found[1]) for key in ledger.given if (found := re.match(r"samples\[(\d+)\]", key))})
+    places = [f"samples[{number}]" for number in numbers if ledger.flag(f"samples[{number}].enabled")]
+    for place in (f"samples[{number}]" for number in numbers):
+        if place not in places:
+            for key in [key for key in ledger.given if key.startswith(f"{place}.")]:
+                ledger.drop(key, "of a sample that is switched off")
+    if not places:
+        return
+    prompts = [ledger.text(f"{place}.prompt") for place in places]
+    for place in places:
+        ledger.to(f"{place}.prompt", "samples.prompts", prompts)
+        ledger.drop(f"{place}.noise_scheduler", "no counterpart: the base's own sampler is used")
+        if ledger.flag(f"{place}.random_seed"):
+            ledger.change(f"{place}.random_seed", "Samples are always made from the same noise here.")
+    side, (steps, guidance) = SAMPLE_SIZES[family], SAMPLE_STEPS[family]
+    shared = {
+        "width": ("width", side),
+        "height": ("height", side),
+        "diffusion_steps": ("steps", steps),
+        "cfg_scale": ("guidance", guidance),
+        "seed": ("seed", 42),
+        "negative_prompt": ("negative", ""),
+    }
+    for theirs, (ours, usual) in shared.items():
+        values = [
+            usual if ledger.value(f"{place}.{theirs}") is None else _plain(ledger, f"{place}.{theirs}")
+            for place in places
+        ]
+        for place in places:
+            if len(set(values)) == 1:
+                ledger.to(f"{place}.{theirs}", f"samples.{ours}", values[0])
+            else:
+                sentence = "All samples are made alike here, as the first one."
+                ledger.change(f"{place}.{theirs}", sentence, {f"samples.{ours}": values[0]})
+
+
+def _plain(ledger: Ledger, key: str) -> int | float | str:
+    if key.endswith("negative_prompt"):
+        return ledger.text(key)
+    if key.endswith("cfg_scale"):
+        return ledger.number(key)
+    return max(ledger.whole(key), 0)
+
+
+def _intervals(ledger: Ledger) -> None:
+    """Every so many steps; other units have to be set anew."""
+    for key, field, wanted in (
+        ("sample_after", "samples.every", True),
+        ("backup_after", "saving.state_every", True),
+        ("save_every", "saving.export_every", True),
+        ("validate_after", "validation.every", ledger.flag("validation")),
+    ):
+        unit, count = ledger.text(f"{key}_unit"), ledger.whole(key)
+        if unit == "NEVER" and key == "sample_after":
+            ledger.to(f"{key}_unit", "samples.enabled", False)
+        elif unit == "STEP" and wanted:
+            accumulation = ledger.values["training.accumulation"]
+            ledger.to(key, field, max(0, round(count / accumulation)))
+            ledger.agree(f"{key}_unit", "everything is counted in steps here")
+            if accumulation > 1:
+                ledger.change(key, f"It counts batches there, and steps of {accumulation} batches here.")
+        elif unit != "NEVER" and wanted and (ledger.differs(key) or ledger.differs(f"{key}_unit")):
+            sentence = f"Every {count} {unit.lower()}s cannot be said here; set {field}, in steps."
+            ledger.change(key, sentence)
+            ledger.agree(f"{key}_unit", f"see {key}")
+    if ledger.flag("validation"):
+        ledger.agree("validation", "the validation loss is always measured where there is a validation folder")
+
+
+def _file(ledger: Ledger) -> None:
+    key, kind = "output_model_format", ledger.text("output_model_format")
+    input_axis = ledger.values.get("adapter.axis") == "input" or ledger.values["adapter.method"] in base.ROTATIONS
+    host = LORA_FORMATS.get(kind, "comfyui")
+    if host == "diffusers" and input_axis:
+        sentence = "diffusers' format cannot hold what this method learns; the file is for ComfyUI."
+        ledger.change(key, sentence, {"export.host": "comfyui"})
+    elif kind in LORA_FORMATS:
+        ledger.to(key, "export.host", host)
+    elif ledger.written(key):
+        ledger.change(key, f"There is no format {kind} here; the file is for ComfyUI.", {"export.host": "comfyui"})
+    dtype = ledger.text("output_dtype")
+    if dtype in FILE_DTYPES:
+        ledger.to("output_dtype", "export.dtype", FILE_DTYPES[dtype])

@@ -1,0 +1,159 @@
+"""ai-toolkit's jobs as presets."""
+
+import copy
+
+import pytest
+
+FLUX = {
+    "job": "extension",
+    "config": {
+        "name": "my flux",
+        "process": [
+            {
+                "type": "sd_trainer",
+                "training_folder": "output",
+                "device": "cuda:0",
+                "trigger_word": "p3rs0n",
+                "network": {"type": "lora", "linear": 16, "linear_alpha": 16},
+                "save": {"dtype": "bf16", "save_every": 250, "max_step_saves_to_keep": 4},
+                "datasets": [
+                    {"folder_path": "/data/a", "caption_ext": "txt", "caption_dropout_rate": 0.1,
+                     "shuffle_tokens": True,
+                     "cache_latents_to_disk": True, "resolution": [512, 768]},
+                    {"folder_path": "/data/b", "num_repeats": 4, "flip_x": True},
+                ],
+                "train": {"batch_size": 2, "steps": 1200, "gradient_accumulation_steps": 3, "train_unet": True,
+                          "train_text_encoder": False, "noise_scheduler": "flowmatch", "optimizer": "adamw8bit",
+                          "lr": "1e-4", "dtype": "bf16", "ema_config": {"use_ema": True, "ema_decay": 0.99},
+                          "optimizer_params": {"weight_decay": 0.05}},
+                "model": {"name_or_path": "someone/some-flux", "is_flux": True, "quantize": True},
+                "sample": {"sampler": "flowmatch", "sample_every": 200, "width": 1024, "height": 768, "neg": "",
+                           "prompts": ["[trigger] at sea", "a cat"], "seed": 9, "walk_seed": True,
+                           "guidance_scale": 4, "sample_steps": 20},
+            }
+        ],
+    },
+    "meta": {"name": "[name]", "version": "1.0"},
+}  # fmt: skip
+
+
+def job(**sections):
+    """The job with changed sections of its process; None takes one out, and so it does inside."""
+    values = copy.deepcopy(FLUX)
+    process = values["config"]["process"][0]
+    for name, section in sections.items():
+        if section is None:
+            del process[name]
+        elif isinstance(section, dict):
+            process[name] = {key: one for key, one in {**process.get(name, {}), **section}.items() if one is not None}
+        else:
+            process[name] = section
+    return values
+
+
+@pytest.mark.parametrize("ending", ["yaml", "json"])
+def test_flux(imported, accounted, of, ending):
+    result = imported(FLUX, ending)
+    preset = result.preset
+    assert (preset.family, preset.name, preset.base.quantization) == ("flux", "my_flux", "fp8")
+    assert (preset.adapter.method, preset.adapter.rank, preset.adapter.alpha) == ("lora", 16, None)
+    assert preset.data.folders == ("/data/a", "/data/b") and preset.data.trigger == "p3rs0n"
+    assert (preset.data.caption_dropout, preset.data.shuffle, preset.data.resolution) == (0.1, True, 768)
+    assert (preset.training.steps, preset.training.batch_size, preset.training.accumulation) == (1200, 2, 3)
+    assert (preset.training.schedule, preset.training.warmup) == ("constant", 0)
+    assert (preset.optimizer.weight_decay, preset.optimizer.eps) == (0.05, 1e-6)
+    assert (preset.objective.density, preset.objective.shift) == ("logit_normal", 1.0)
+    assert preset.samples.prompts == ("p3rs0n at sea", "a cat") and preset.samples.height == 768
+    assert (preset.saving.state_every, preset.saving.export_every, preset.saving.keep_states) == (250, 250, 4)
+    assert of(result.found, "train.ema_config").part == "dropped"
+    assert "4_name" in of(result.found, "datasets[1].num_repeats").sentence
+    assert "alike" in of(result.found, "datasets[1].flip_x").sentence
+    process = FLUX["config"]["process"][0]
+    accounted(result.found, {**process, "config.name": "", "job": "", "meta": FLUX["meta"]})
+    assert "network.linear_alpha" not in {entry.key for entry in result.found.changed}
+
+
+def test_alpha_of_transformers_is_ignored_there(imported, of):
+    result = imported(job(network={"linear_alpha": 4}))
+    assert result.preset.adapter.alpha is None and "ignores alpha" in of(result.found, "network.linear_alpha").sentence
+    unet = imported(job(network={"linear_alpha": None}, model={"is_flux": None, "is_xl": True}))
+    assert unet.preset.family == "sdxl" and unet.preset.adapter.scale == 1 / 16
+    assert "does not say so" in of(unet.found, "network.alpha").sentence
+
+
+@pytest.mark.parametrize(
+    "kind, density, shift, changed",
+    [
+        ("sigmoid", "logit_normal", 1.0, False),
+        ("linear", "uniform", 1.0, False),
+        ("shift", "uniform", None, False),
+        ("weighted", "uniform", 1.0, True),
+        ("lognorm_blend", "logit_normal", 1.0, True),
+    ],
+)
+def test_noise_levels(imported, kind, density, shift, changed):
+    result = imported(job(train={"timestep_type": kind}))
+    assert (result.preset.objective.density, result.preset.objective.shift) == (density, shift)
+    assert ("train.timestep_type" in {entry.key for entry in result.found.changed}) == changed
+
+
+def test_sdxl_with_text_encoder_and_convolutions(imported, accounted, of):
+    values = job(
+        model={"is_flux": None, "arch": "sdxl", "quantize": None},
+        network={"type": "dora", "conv": 8, "conv_alpha": 8},
+        train={
+            "train_text_encoder": True,
+            "text_encoder_lr": 5e-5,
+            "min_snr_gamma": 5.0,
+            "noise_scheduler": "ddpm",
+            "lr_scheduler": "cosine",
+            "lr_scheduler_params": {"eta_min": 1e-5},
+            "loss_type": "mae",
+        },
+    )
+    result = imported(values)
+    preset = result.preset
+    assert (preset.adapter.method, preset.adapter.axis) == ("dora", "output")
+    assert of(result.found, "network.type").part == "changed"
+    assert preset.targets.layers == "attention-mlp-conv" and preset.targets.rules[0].rank == 8
+    assert (preset.targets.text_encoders, preset.targets.text_encoder_lr_scale) == (True, 0.5)
+    assert preset.objective.min_snr_gamma == 5.0 and preset.training.final_lr == pytest.approx(0.1)
+    assert of(result.found, "train.loss_type").part == "changed"
+    accounted(result.found, {**values["config"]["process"][0], "config.name": "", "job": "", "meta": FLUX["meta"]})
+
+
+def test_prodigy_has_no_other_rate(imported, of):
+    result = imported(job(train={"optimizer": "prodigy", "lr": 1e-4, "optimizer_params": {"d_coef": 0.8}}))
+    assert (result.preset.training.learning_rate, result.preset.optimizer.factor) == (1.0, 0.8)
+    assert of(result.found, "train.lr").part == "changed"
+
+
+@pytest.mark.parametrize("kind", ["lokr", "lorm"])
+def test_methods_that_are_missing(imported, kind):
+    with pytest.raises(ValueError, match=r"not one of Gimbal's.*--method lora"):
+        imported(job(network={"type": kind}))
+    assert imported(job(network={"type": kind}), method="oft").preset.adapter.method == "oft"
+
+
+def test_patterns_of_layers(imported, of):
+    result = imported(job(network={"network_kwargs": {"ignore_if_contains": ["norm"], "only_if_contains": ["attn"]}}))
+    assert "*norm*" in result.preset.targets.exclude and result.preset.targets.layers == "attention"
+
+
+@pytest.mark.parametrize(
+    "values, words",
+    [
+        (job(model={"is_flux": None, "arch": "wan21:14b"}), "arch wan21 is none of Gimbal's families"),
+        (job(model={"is_flux": None, "arch": "hidream"}), "arch hidream is none of"),
+        (job(model={"is_flux": None, "is_lumina2": True}), "is_lumina2 is none of"),
+        (job(type="concept_slider"), "concept_slider is no training of an adapter"),
+        (job(network=None), "no network section"),
+        (job(train={"steps": "long"}), "train.steps: 'long' is not a number"),
+        (job(train={"train_unet": False}), "nothing was trained"),
+        ({"job": "train", "config": {"name": "x", "process": ["sd_trainer"]}}, "is no section"),
+    ],
+)
+def test_bad_jobs(imported, values, words):
+    with pytest.raises(ValueError, match=words) as caught:
+        imported(values)
+    assert "\n" not in str(caught.value)
