@@ -330,11 +330,8 @@ def _method(ledger: Ledger, optimizer: str, wishes: base.Wishes) -> None:
 
 def _rotation(ledger: Ledger, kind: str, optimizer: str) -> None:
     key = "oft_block_size"
-    if kind == "OFT_2" and not ledger.written(key) and ledger.written("lora_rank"):
-        sentence = "There is no oft_block_size in the file; early versions took lora_rank for the block size."
-        size = base.set_blocks(ledger, "lora_rank", ledger.whole("lora_rank"), sentence)
-    else:
-        size = base.set_blocks(ledger, key, ledger.whole(key))
+    size = base.set_blocks(ledger, key, ledger.whole(key))
+    ledger.drop("lora_rank", "not used: a rotation in blocks has no rank")
     if kind != "OFT_2":
         return
     if ledger.flag("oft_scaled"):

@@ -129,9 +129,9 @@ def test_oft(imported, of, scaled):
     assert math.isclose(preset.training.learning_rate, 3e-4 * factor, rel_tol=1e-3)
 
 
-def test_block_size_of_early_oft(imported, of):
+def test_a_rotation_without_block_size_has_the_default_whatever_the_rank(imported, of):
     result = imported({**SDXL, "peft_type": "OFT_2", "lora_rank": 24})
-    assert result.preset.adapter.rotation.block_size == 24 and of(result.found, "lora_rank").part == "changed"
+    assert result.preset.adapter.rotation.block_size == 32 and of(result.found, "lora_rank").part == "dropped"
 
 
 @pytest.mark.parametrize("kind", ["LOKR", "LOHA"])
