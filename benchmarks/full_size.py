@@ -42,9 +42,13 @@ HEAD = "| model | preset | base | px | s per step | peak | base and adapters alo
 
 def random_model(name: str, preset: Preset, device: torch.device, folder: Path) -> Any:
     """The model `name` with a denoiser of random weights, in main memory; its encoders stay without weights."""
+    return with_random_weights(make_folder(name, folder), preset, device)
+
+
+def with_random_weights(folder: Path, preset: Preset, device: torch.device) -> Any:
+    """The model of a folder without weights, likewise."""
     family = families.load_class(preset.family)
-    pipeline = family.skeleton_pipeline(str(make_folder(name, folder)))
-    model = family(pipeline, device)
+    model = family(family.skeleton_pipeline(str(folder)), device)
     denoiser: Any = next(iter(model.networks.values()))
     denoiser.to(setup.base_dtype(preset, device)).to_empty(device="cpu")
     for parameter in denoiser.parameters():
@@ -107,10 +111,11 @@ def step(
     begun = time.perf_counter()
     optimizer.zero_grad(set_to_none=True)
     derived.begin()
-    with torch.autocast(device.type, precision, enabled=precision != torch.float32):
-        predicted = model.predict(noisy, times.to(device), conditions, sizes)
-        loss: Tensor = objectives.errors(preset.objective.loss, preset.objective.loss_delta, predicted, wanted).mean()
-    loss.backward()
+    for _ in range(preset.training.accumulation):
+        with torch.autocast(device.type, precision, enabled=precision != torch.float32):
+            predicted = model.predict(noisy, times.to(device), conditions, sizes)
+            errors: Tensor = objectives.errors(preset.objective.loss, preset.objective.loss_delta, predicted, wanted)
+        (errors.mean() / preset.training.accumulation).backward()
     derived.pull_back()
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     torch.nn.utils.clip_grad_norm_(parameters, preset.training.max_grad_norm)

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+HALF = (torch.float16, torch.bfloat16)
+
 BLOCK = 64
 """Weights that share one nf4 scale."""
 
@@ -98,8 +100,7 @@ class FrozenTransposed(torch.autograd.Function):
 
 def product(layer: Any, x: Tensor) -> Tensor:
     """`x W^T` for a packed layer, without its bias; the weight is made dense in `x`'s half precision or in float32."""
-    half = x.dtype in (torch.float16, torch.bfloat16)
-    return FrozenLinear.apply(x, partial(dense_weight, layer, x.dtype if half else torch.float32))  # pyright: ignore
+    return FrozenLinear.apply(x, partial(dense_weight, layer, x.dtype if x.dtype in HALF else torch.float32))  # pyright: ignore
 
 
 class Unpacked(nn.Linear):

@@ -4,7 +4,7 @@ A method file has a `Config` and an `Adapter`. `weight` defines the method; `der
 and have to agree with it. Merging, exporting and the fall-back forward use `weight` only.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,8 +14,6 @@ from torch import Tensor, nn
 from modules import quant
 from modules.adapters.layers import Layer, as_layer
 from modules.preset.section import Section, option
-
-HALF = (torch.float16, torch.bfloat16)
 
 
 class AdapterConfig(Section):
@@ -76,6 +74,12 @@ class Adapter(nn.Module):
         """Small tensors that depend on parameters and base weight only; computed once a step (see `derived`)."""
         return {}
 
+    @classmethod
+    def derive_all(cls, pairs: Sequence[tuple[Any, Layer]]) -> list[dict[str, Tensor]]:
+        """`derive` of many (adapter of this method, layer) at once. A method's own version computes those of equal
+        shape together: a handful of large operations instead of thousands of small ones."""
+        return [adapter.derive(layer) for adapter, layer in pairs]
+
     def forward(self, x: Any, layer: Layer, derived: dict[str, Tensor]) -> Tensor:
         """The adapted layer on `x`, bias included. A method's own version never forms an `(out, fan_in)` tensor."""
         return layer.add_bias(layer.with_weight(x, self.weight(layer.dense())))
@@ -110,7 +114,7 @@ class Adapter(nn.Module):
         # Adapters keep float32 when the model is cast to half precision: a step would be lost to rounding there.
         def keep_precision(tensor: Tensor) -> Tensor:
             moved = fn(tensor)
-            return tensor.to(moved.device) if moved.dtype in HALF else moved
+            return tensor.to(moved.device) if moved.dtype in quant.HALF else moved
 
         return super()._apply(keep_precision, recurse)
 
@@ -233,3 +237,22 @@ def load_adapter_state(layers: Mapping[str, Adapted], state: dict[str, Tensor]) 
         raise ValueError(f"the saved adapter belongs to other layers or options: {', '.join(wrong[:5])} ({len(wrong)})")
     for name, adapted in layers.items():
         adapted.adapter.load_state_dict({key: state[f"{name}.{key}"] for key in adapted.adapter.state_dict()})
+
+
+def alike(
+    items: Sequence[Any], key: Callable[[Any], Hashable], compute: Callable[[list[Any]], list[dict[str, Tensor]]]
+) -> list[dict[str, Tensor]]:
+    """`compute` on each group of items with equal keys; its results in the order of the items."""
+    groups: dict[Hashable, list[int]] = {}
+    for place, item in enumerate(items):
+        groups.setdefault(key(item), []).append(place)
+    found: list[dict[str, Tensor]] = [{} for _ in items]
+    for places in groups.values():
+        for place, result in zip(places, compute([items[p] for p in places]), strict=True):
+            found[place] = result
+    return found
+
+
+def rows_of(**stacks: Tensor) -> list[dict[str, Tensor]]:
+    """Stacked results `(n, ...)` by name as one dictionary for each of the n."""
+    return [dict(zip(stacks, row, strict=True)) for row in zip(*(s.unbind() for s in stacks.values()), strict=True)]

@@ -6,13 +6,14 @@ magnitude along the output is a scaling of the layer's output, along the input a
 formed. `m = ||W|| exp(l)`; the log-ratio `l` makes one optimizer step a relative change of lr in every layer.
 """
 
+from collections.abc import Hashable, Sequence
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from modules.adapters import base, linalg
-from modules.adapters.layers import Layer
+from modules.adapters import base, fused, linalg
+from modules.adapters.layers import Layer, frozen_cols, frozen_rows
 from modules.adapters.low_rank import LowRankConfig, low_rank_pair, set_pair
 from modules.preset.section import option
 
@@ -49,26 +50,46 @@ class Decomposed(base.Adapter):
         return linalg.scale_axis(V, linalg.safe_divide(wanted, norm), self.axis, self.kernel)
 
     def derive(self, layer: Layer) -> dict[str, Tensor]:
-        update, base_weight = self.weights()
+        return self.derive_all([(self, layer)])[0]
+
+    @classmethod
+    def derive_all(cls, pairs: Sequence[tuple["Decomposed", Layer]]) -> list[dict[str, Tensor]]:
+        return base.alike(pairs, lambda pair: pair[0].likeness(), cls._derive_alike)
+
+    def likeness(self) -> Hashable:
+        """What adapters have in common that are derived together."""
+        shapes = tuple(parameter.shape for parameter in self.parameters())
+        return self.axis, self.kernel, self.full_gradient, shapes, self.up.device, self.up.dtype
+
+    @classmethod
+    def _derive_alike(cls, pairs: "list[tuple[Decomposed, Layer]]") -> list[dict[str, Tensor]]:
+        adapters, layers = [adapter for adapter, _ in pairs], [layer for _, layer in pairs]
+        axis, kernel, full = adapters[0].axis, adapters[0].kernel, adapters[0].full_gradient
+        up, down = torch.stack([a.up for a in adapters]), torch.stack([a.down for a in adapters])
+        weights = [adapter.weights() for adapter in adapters]
+        update, base_weight = (_columns([pair[n] for pair in weights]) for n in (0, 1))
         ratio = update / base_weight
-        with torch.set_grad_enabled(self.full_gradient and torch.is_grad_enabled()):
-            growth = self._log_growth(layer, ratio)
-        log_gain = self.magnitude - growth
-        alive = self._norms(layer) != 0
+        norms = torch.stack([layer.col_norms() if axis == "input" else layer.row_norms() for layer in layers])
+        with torch.set_grad_enabled(full and torch.is_grad_enabled()):
+            growth = _log_growth(adapters, layers, up, down, ratio, norms)
+        log_gain = torch.stack([adapter.magnitude for adapter in adapters]) - growth
+        alive = norms != 0
         excess = torch.where(base_weight > 0, torch.expm1(log_gain), -1 - torch.exp(log_gain))
         excess = torch.where(alive, excess, -1.0)
         gain = torch.where(alive, ratio * base_weight.sign() * torch.exp(log_gain), 0.0)
-        if self.axis == "input":
-            return {"excess": excess, "down": linalg.scale_axis(self.down, gain, "input", self.kernel)}
-        return {"excess": excess, "up": linalg.scale_axis(self.up, gain, "output", self.kernel)}
+        if axis == "input":
+            return base.rows_of(excess=excess, down=linalg.scale_axis(down, gain, "input", kernel))
+        return base.rows_of(excess=excess, up=linalg.scale_axis(up, gain, "output", kernel))
 
     def forward(self, x: Tensor, layer: Layer, derived: dict[str, Tensor]) -> Tensor:
+        excess, up, down = derived["excess"], derived.get("up", self.up), derived.get("down", self.down)
+        if layer.fusible:
+            gains = (excess, None) if self.axis == "input" else (None, excess)
+            return fused.low_rank(layer, x, up, down, 1.0, *gains)
         if self.axis == "input":
-            return layer(layer.scale_in(x, derived["excess"])) + layer.expand(
-                layer.project(x, derived["down"]), self.up
-            )
-        y = layer.scale_out(layer.out(x), derived["excess"])
-        return layer.add_bias(y + layer.expand(layer.project(x, self.down), derived["up"]))
+            return layer(layer.scale_in(x, excess)) + layer.expand(layer.project(x, down), up)
+        y = layer.scale_out(layer.out(x), excess)
+        return layer.add_bias(y + layer.expand(layer.project(x, down), up))
 
     def start_from(self, terms: base.Terms, layer: Layer) -> None:
         self.refuse_all_but(terms, "up", "magnitude")
@@ -100,18 +121,28 @@ class Decomposed(base.Adapter):
     def _along_axis(self, matrix: Tensor, factor: Tensor) -> Tensor:
         return matrix * factor if factor.dim() == 0 else linalg.scale_axis(matrix, factor, self.axis, self.kernel)
 
-    def _norms(self, layer: Layer) -> Tensor:
-        return layer.col_norms() if self.axis == "input" else layer.row_norms()
 
-    def _log_growth(self, layer: Layer, ratio: Tensor) -> Tensor:
-        if self.axis == "input":
-            cross, gram = linalg.channel_products(self.up, self.down, layer.cols(self.up), self.kernel)
-        else:
-            cross, gram = linalg.row_products(self.up, self.down, layer.rows(self.down))
+def _columns(weights: list[Tensor]) -> Tensor:
+    """`()` or `(n)` of each adapter as `(adapters, 1)` or `(adapters, n)`."""
+    return torch.stack(weights).view(len(weights), -1)
 
-        def direct() -> Tensor:
-            V = layer.dense().to(self.up.dtype) + self._along_axis(self.up @ self.down, ratio)
-            return linalg.axis_norm(V, self.axis, self.kernel)
 
-        square = self._norms(layer).square().to(cross.dtype)
-        return linalg.log_growth(square, ratio * cross, ratio.square() * gram, direct, layer.anywhere)
+def _log_growth(
+    adapters: list[Decomposed], layers: list[Layer], up: Tensor, down: Tensor, ratio: Tensor, norms: Tensor
+) -> Tensor:
+    """`log(||W + ratio D|| / ||W||)` `(adapters, n)` of adapters that are alike; `norms` are `||W||`."""
+    axis, kernel = adapters[0].axis, adapters[0].kernel
+    if axis == "input":
+        cross, gram = linalg.channel_products(up, down, frozen_cols(up, layers), kernel)
+    else:
+        cross, gram = linalg.row_products(up, down, frozen_rows(down, layers))
+
+    def direct() -> Tensor:
+        found = []
+        for number, layer in enumerate(layers):
+            change = linalg.scale_axis(up[number] @ down[number], ratio[number].expand_as(norms[number]), axis, kernel)
+            found.append(linalg.axis_norm(layer.dense().to(up.dtype) + change, axis, kernel))
+        return torch.stack(found)
+
+    square = norms.square().to(cross.dtype)
+    return linalg.log_growth(square, ratio * cross, ratio.square() * gram, direct, layers[0].anywhere)

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from modules.adapters.base import Adapted
+from modules.adapters.base import Adapted, Adapter
 
 
 class Derived:
@@ -22,17 +22,18 @@ class Derived:
 
     def __init__(self, adapted: Iterable[Adapted]):
         self.adapted = list(adapted)
+        self._methods: dict[type[Adapter], list[Adapted]] = {}
+        for module in self.adapted:
+            self._methods.setdefault(type(module.adapter), []).append(module)
         self._graph: list[tuple[Tensor, Tensor]] = []
 
     def begin(self) -> None:
         """Derive anew from the current parameters. Call before the first forward of a step."""
         self._graph = []
-        for module in self.adapted:
-            for key, tensor in module.adapter.derive(module.layer).items():
-                leaf = _overwrite(module.leaves, key, tensor)
-                leaf.grad = None
-                if tensor.requires_grad:
-                    self._graph.append((tensor, leaf))
+        for leaf, tensor in self._overwrite():
+            leaf.grad = None
+            if tensor.requires_grad:
+                self._graph.append((tensor, leaf))
 
     def pull_back(self) -> None:
         """Carry the leaves' summed gradients to the parameters. Call after the last backward of a step, once."""
@@ -51,16 +52,25 @@ class Derived:
     def frozen(self) -> Iterator[None]:
         """Leaves of the current parameters for any number of forwards without gradient (validation, samples)."""
         with torch.no_grad():
-            for module in self.adapted:
-                for key, tensor in module.adapter.derive(module.layer).items():
-                    _overwrite(module.leaves, key, tensor)
+            self._overwrite()
             yield
 
+    def _overwrite(self) -> list[tuple[Tensor, Tensor]]:
+        """Derive, and set all leaves; they with what they were set to."""
+        pairs = []
+        for method, members in self._methods.items():
+            derived = method.derive_all([(module.adapter, module.layer) for module in members])
+            for module, tensors in zip(members, derived, strict=True):
+                pairs += [(_leaf(module.leaves, key, tensor), tensor) for key, tensor in tensors.items()]
+        if pairs:
+            with torch.no_grad():
+                torch._foreach_copy_([leaf for leaf, _ in pairs], [tensor for _, tensor in pairs])
+        return pairs
 
-def _overwrite(leaves: dict[str, Tensor], key: str, value: Tensor) -> Tensor:
+
+def _leaf(leaves: dict[str, Tensor], key: str, value: Tensor) -> Tensor:
+    """The leaf for `value`, not yet set; the one that is there where it fits."""
     kept = leaves.get(key)
     if kept is None or kept.shape != value.shape or kept.dtype != value.dtype or kept.device != value.device:
-        kept = leaves[key] = torch.empty_like(value, requires_grad=True)
-    with torch.no_grad():
-        kept.copy_(value)
+        kept = leaves[key] = torch.empty_like(value, requires_grad=True, memory_format=torch.contiguous_format)
     return kept

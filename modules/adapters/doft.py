@@ -3,15 +3,16 @@
 Rotation keeps row norms, so `exp(l)` is the relative magnitude itself and no norm is ever computed.
 """
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from modules.adapters import base
+from modules.adapters import base, fused
 from modules.adapters.layers import Layer
-from modules.adapters.rotation import BlocksConfig, RotationConfig, rotation
+from modules.adapters.rotation import BlocksConfig, RotationConfig, derive_all, rotation
 
 
 class Config(base.AdapterConfig):
@@ -39,9 +40,18 @@ class Adapter(base.Adapter):
         return self.rotation.rotate(W) * self.magnitude.exp().unsqueeze(1)
 
     def derive(self, layer: Layer) -> dict[str, Tensor]:
-        return {**self.rotation.derive(), "gain": torch.expm1(self.magnitude)}
+        return self.derive_all([(self, layer)])[0]
+
+    @classmethod
+    def derive_all(cls, pairs: Sequence[tuple["Adapter", Layer]]) -> list[dict[str, Tensor]]:
+        rotations = derive_all([adapter.rotation for adapter, _ in pairs])
+        magnitudes: list[Tensor] = [adapter.magnitude for adapter, _ in pairs]
+        gains = torch.expm1(torch.cat(magnitudes)).split([len(magnitude) for magnitude in magnitudes])
+        return [{**rotation, "gain": gain} for rotation, gain in zip(rotations, gains, strict=True)]
 
     def forward(self, x: Tensor, layer: Layer, derived: dict[str, Tensor]) -> Tensor:
+        if layer.fusible:
+            return fused.scaled(layer, self.rotation.rotate_in(x, layer, derived), derived["gain"])
         y = layer.out(self.rotation.rotate_in(x, layer, derived))
         return layer.add_bias(layer.scale_out(y, derived["gain"]))
 

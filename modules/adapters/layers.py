@@ -6,6 +6,7 @@ layer, the input channels of a convolution, the tokens of an embedding. Weights 
 """
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -13,12 +14,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from modules import quant
+from modules.adapters import fused
 
 
 class Layer:
     """A linear layer, dense or packed; and the protocol of the other kinds."""
 
     kind = "linear"
+
+    fusible = True
+    """Whether the passes of `fused` exist for it."""
 
     def __init__(self, base: Any, name: str):
         self.base, self.name = base, name
@@ -83,12 +88,11 @@ class Layer:
 
     def rotate_in(self, x: Tensor, excess: Tensor) -> Tensor:
         """Each block of `b` channels `x_k <- x_k (I + excess_k)`, `excess (blocks, b, b)`."""
-        blocks = x.unflatten(-1, excess.shape[:2])
-        return x + torch.einsum("...kb,kbc->...kc", blocks, excess.to(x.dtype)).flatten(-2)
+        return fused.rotated(x, excess)
 
     def update_in(self, x: Tensor, first: Tensor, second: Tensor) -> Tensor:
         """`x + (x first) second` over the channels, `first (channels, q)`, `second (q, channels)`."""
-        return x + (x @ first.to(x.dtype)) @ second.to(x.dtype)
+        return fused.updated(x, first, second)
 
     def spread_in(self, vector: Tensor, x: Tensor) -> Tensor:
         """`vector (channels)` in `x`'s dtype, shaped to multiply `x`."""
@@ -97,6 +101,50 @@ class Layer:
     def spread_out(self, vector: Tensor, y: Tensor) -> Tensor:
         """`vector (out)` in `y`'s dtype, shaped to multiply `y`."""
         return vector.to(y.dtype)
+
+    # -- the passes of `fused`, without a graph ------------------------------------------------------------------------
+
+    def frozen(self, x: Tensor, bias: Tensor | None) -> Tensor:
+        """The frozen layer in `x`'s dtype, into a new tensor."""
+        return F.linear(x, self.weight_in(x.dtype), None if bias is None else bias.to(x.dtype))
+
+    def frozen_gradient(self, grad: Tensor, shape: torch.Size) -> Tensor:
+        """The gradient of `frozen`'s input of this `shape`, a new tensor."""
+        return grad @ self.weight_in(grad.dtype)
+
+    def weight_in(self, dtype: torch.dtype) -> Tensor:
+        """The frozen weight in its own shape; the layer's own tensor where that has the dtype."""
+        if not quant.is_packed(self.base):
+            return self.base.weight.to(dtype)
+        return quant.dense_weight(self.base, dtype if dtype in quant.HALF else torch.float32).to(dtype)
+
+    def expand_into(self, y: Tensor, h: Tensor, up: Tensor, scale: float) -> None:
+        """Add `scale * h up^T` to `y`."""
+        y.view(-1, self.out_features).addmm_(h.view(-1, h.shape[-1]), up.mT, alpha=scale)
+
+    def expand_gradient(self, grad: Tensor, h: Tensor, scale: float) -> Tensor:
+        """The gradient of `up (out, r)` in `expand_into`."""
+        return scale * (grad.reshape(-1, self.out_features).mT @ h.reshape(-1, h.shape[-1]))
+
+    def contract(self, grad: Tensor, up: Tensor, scale: float) -> Tensor:
+        """The gradient of `h` in `expand_into`."""
+        return grad @ (scale * up)
+
+    def project_gradient(self, grad: Tensor, x: Tensor, down: Tensor) -> Tensor:
+        """The gradient of `down (r, fan_in)` in `project`, in its dtype."""
+        return (grad.reshape(-1, grad.shape[-1]).mT @ x.reshape(-1, x.shape[-1])).to(down.dtype)
+
+    def project_back_into(self, grad_x: Tensor, grad: Tensor, down: Tensor) -> None:
+        """Add the gradient of `x` in `project` to `grad_x`."""
+        grad_x.view(-1, self.channels).addmm_(grad.view(-1, grad.shape[-1]), down)
+
+    def sum_outputs(self, y: Tensor) -> Tensor:
+        """`(out)`: sums over everything but the output features, in float32 at least."""
+        return y.flatten(0, -2).sum(0, dtype=y.dtype if y.dtype == torch.float64 else torch.float32)
+
+    def sum_channels(self, x: Tensor) -> Tensor:
+        """`(channels)`: sums over everything but the channels, in float32 at least."""
+        return x.flatten(0, -2).sum(0, dtype=x.dtype if x.dtype == torch.float64 else torch.float32)
 
     # -- products with the frozen weight ------------------------------------------------------------------------------
 
@@ -116,14 +164,6 @@ class Layer:
     def native_up(self, up: Tensor) -> Tensor:
         """`(out, r)` in the shape of an up projection beside `native`'s down projection."""
         return up
-
-    def rows(self, down: Tensor) -> Tensor:
-        """`W down^T`, `(r, fan_in) -> (out, r)`: r extra tokens through the frozen layer."""
-        return quant.FrozenLinear.apply(down, self.dense).mT  # pyright: ignore
-
-    def cols(self, up: Tensor) -> Tensor:
-        """`up^T W`, `(out, r) -> (r, fan_in)`."""
-        return quant.FrozenTransposed.apply(up.mT, self.dense)  # pyright: ignore
 
     def row_norms(self) -> Tensor:
         """`||W_i||`, float64 `(out)`; computed once."""
@@ -161,6 +201,11 @@ class ConvLayer(Layer):
             raise ValueError(f"{name}: padding mode {base.padding_mode!r} cannot be adapted; exclude it")
         super().__init__(base, name)
         self.ones = (1,) * (base.weight.dim() - 2)
+        around = [dilation * (size - 1) for dilation, size in zip(base.dilation, base.kernel_size, strict=True)]
+        same, self.padding = base.padding == "same", list(base.padding)
+        if isinstance(base.padding, str):
+            self.padding = [size // 2 if same else 0 for size in around]
+        self.fusible = not same or all(size % 2 == 0 for size in around)
         self.conv = (F.conv1d, F.conv2d, F.conv3d)[base.weight.dim() - 3]
 
     @staticmethod
@@ -192,6 +237,49 @@ class ConvLayer(Layer):
     def spread_out(self, vector: Tensor, y: Tensor) -> Tensor:
         return vector.to(y.dtype).view(-1, *self.ones)
 
+    # -- the passes of `fused` ----------------------------------------------------------------------------------------
+
+    def frozen(self, x: Tensor, bias: Tensor | None) -> Tensor:
+        base, bias = self.base, None if bias is None else bias.to(x.dtype)
+        return self.conv(x, self.weight_in(x.dtype), bias, base.stride, base.padding, base.dilation)
+
+    def frozen_gradient(self, grad: Tensor, shape: torch.Size) -> Tensor:
+        shaped = grad.new_empty(1).expand(shape)  # its values are not looked at
+        return self._backward(grad, shaped, self.weight_in(grad.dtype), (True, False, False))[0]
+
+    def expand_into(self, y: Tensor, h: Tensor, up: Tensor, scale: float) -> None:
+        if y.is_contiguous() and h.is_contiguous():
+            y.flatten(2).baddbmm_(up.expand(len(y), -1, -1), h.flatten(2), alpha=scale)
+        else:
+            y.add_(self.expand(h, up), alpha=scale)
+
+    def expand_gradient(self, grad: Tensor, h: Tensor, scale: float) -> Tensor:
+        return scale * (grad.flatten(2) @ h.flatten(2).mT).sum(0)
+
+    def contract(self, grad: Tensor, up: Tensor, scale: float) -> Tensor:
+        return self.conv(grad, self.native_up((scale * up).mT))
+
+    def project_gradient(self, grad: Tensor, x: Tensor, down: Tensor) -> Tensor:
+        kernel = self.native(down).to(grad.dtype)
+        return self._backward(grad, x, kernel, (False, True, False))[1].flatten(1).to(down.dtype)
+
+    def project_back_into(self, grad_x: Tensor, grad: Tensor, down: Tensor) -> None:
+        grad_x.add_(self._backward(grad, grad_x, self.native(down), (True, False, False))[0])
+
+    def sum_outputs(self, y: Tensor) -> Tensor:
+        others = [axis for axis in range(y.dim()) if axis != 1]
+        return y.sum(others, dtype=y.dtype if y.dtype == torch.float64 else torch.float32)
+
+    def sum_channels(self, x: Tensor) -> Tensor:
+        return self.sum_outputs(x)
+
+    def _backward(self, grad: Tensor, x: Tensor, kernel: Tensor, mask: tuple[bool, bool, bool]):
+        """Gradients of `x`, `kernel` and bias in the layer's convolution, those of the `mask`."""
+        base, none = self.base, [0] * len(self.ones)
+        return torch.ops.aten.convolution_backward(
+            grad, x, kernel, None, base.stride, self.padding, base.dilation, False, none, 1, mask
+        )
+
     def native(self, matrix: Tensor) -> Tensor:
         return matrix.unflatten(1, (self.channels, *self.base.kernel_size))
 
@@ -206,6 +294,7 @@ class EmbeddingLayer(Layer):
     """
 
     kind = "embedding"
+    fusible = False
 
     def __init__(self, base: nn.Embedding, name: str):
         if base.max_norm is not None or base.sparse or base.scale_grad_by_freq:
@@ -250,3 +339,39 @@ def as_layer(base: nn.Module, name: str) -> Layer:
         if isinstance(base, kind):
             return layer(base, name)
     raise ValueError(f"{name}: a {type(base).__name__} cannot be adapted; only {', '.join(k.__name__ for k in KINDS)}")
+
+
+def frozen_rows(down: Tensor, layers: Sequence[Layer]) -> Tensor:
+    """`W down^T` of each layer, `(layers, r, fan_in) -> (layers, out, r)`."""
+    return _FrozenProducts.apply(down, layers, True)  # pyright: ignore
+
+
+def frozen_cols(up: Tensor, layers: Sequence[Layer]) -> Tensor:
+    """`up^T W` of each layer, `(layers, out, r) -> (layers, r, fan_in)`."""
+    return _FrozenProducts.apply(up, layers, False)  # pyright: ignore
+
+
+class _FrozenProducts(torch.autograd.Function):
+    """Products with the frozen weights of layers of equal shape. Weights are made dense one at a time, and again in the
+    backward pass: no copy is kept."""
+
+    @staticmethod
+    def forward(ctx, factor: Tensor, layers: Sequence[Layer], rows: bool):
+        ctx.layers, ctx.rows = layers, rows
+        return torch.stack([
+            _product(layer, one if rows else one.mT, rows) for layer, one in zip(layers, factor, strict=True)
+        ])
+
+    @staticmethod
+    def backward(ctx, *grads: Tensor):
+        found = [
+            _product(layer, one.mT if ctx.rows else one, not ctx.rows)
+            for layer, one in zip(ctx.layers, grads[0], strict=True)
+        ]
+        return torch.stack(found), None, None
+
+
+def _product(layer: Layer, factor: Tensor, rows: bool) -> Tensor:
+    """`W factor^T (out, r)` of `factor (r, fan_in)` if `rows`, else `factor W (r, fan_in)` of `factor (r, out)`."""
+    W = layer.dense().to(factor.dtype)
+    return W @ factor.mT if rows else factor @ W

@@ -17,10 +17,11 @@ def axis_norm(V: Tensor, axis: str, kernel: int) -> Tensor:
 
 
 def scale_axis(V: Tensor, factor: Tensor, axis: str, kernel: int) -> Tensor:
-    """`V (n, channels * kernel)` with row `i` (axis "output") or channel `j` ("input") times `factor`."""
+    """`V (..., n, channels * kernel)` with row `i` (axis "output") or channel `j` ("input") times `factor (..., n)` or
+    `(..., channels)`."""
     if axis == "output":
-        return V * factor.unsqueeze(1)
-    return V * factor.repeat_interleave(kernel)
+        return V * factor.unsqueeze(-1)
+    return V * factor.repeat_interleave(kernel, -1).unsqueeze(-2)
 
 
 def safe_divide(numerator: Tensor, denominator: Tensor) -> Tensor:
@@ -30,24 +31,26 @@ def safe_divide(numerator: Tensor, denominator: Tensor) -> Tensor:
 
 
 def row_products(up: Tensor, down: Tensor, through: Tensor) -> tuple[Tensor, Tensor]:
-    """`<W_i, D_i>` and `||D_i||^2` for rows of `D = up down`, from `through = W down^T (out, r)`; both `(out)`.
+    """`<W_i, D_i>` and `||D_i||^2` for rows of `D = up down`, from `through = W down^T (out, r)`; both `(out)`. All
+    may have the same leading dimensions.
 
     methods.md 8b; "Scaling DoRA", arXiv 2603.22276.
     """
-    return (up * through).sum(1), (up @ (down @ down.mT) * up).sum(1)
+    return (up * through).sum(-1), (up @ (down @ down.mT) * up).sum(-1)
 
 
 def channel_products(up: Tensor, down: Tensor, through: Tensor, kernel: int) -> tuple[Tensor, Tensor]:
-    """`<W_j, D_j>` and `||D_j||^2` for channels of `D = up down`, from `through = up^T W (r, fan_in)`."""
-    cross = (through * down).sum(0)
-    gram = ((up.mT @ up) @ down * down).sum(0)
-    return cross.unflatten(0, (-1, kernel)).sum(1), gram.unflatten(0, (-1, kernel)).sum(1)
+    """`<W_j, D_j>` and `||D_j||^2` for channels of `D = up down`, from `through = up^T W (r, fan_in)`. All may have the
+    same leading dimensions."""
+    cross = (through * down).sum(-2)
+    gram = ((up.mT @ up) @ down * down).sum(-2)
+    return cross.unflatten(-1, (-1, kernel)).sum(-1), gram.unflatten(-1, (-1, kernel)).sum(-1)
 
 
 def log_growth(
     square: Tensor, cross: Tensor, gram: Tensor, direct: Callable[[], Tensor], anywhere: Callable[[Tensor], bool]
 ) -> Tensor:
-    """`log(||W + D|| / ||W||)` from `square = ||W||^2`, `cross = <W, D>`, `gram = ||D||^2`, all `(n)`.
+    """`log(||W + D|| / ||W||)` from `square = ||W||^2`, `cross = <W, D>`, `gram = ||D||^2`, all `(..., n)`.
 
     Exact to rounding unless D nearly cancels W; then `direct()`, the norms of the sum itself, is used. Where W is
     zero the value is 0, where the sum is zero it is infinite, so that the gain becomes 0. `anywhere` says whether a
@@ -73,20 +76,37 @@ def skew_blocks(vector: Tensor, size: int) -> Tensor:
 
 
 def cayley_excess(skew: Tensor) -> Tensor:
-    """`R - I` for the Cayley transform `R = (I + Q)(I - Q)^-1` of `skew (..., b, b)`: `2 (I - Q)^-1 Q`.
+    """`R - I` for the Cayley transform `R = (I + Q)(I - Q)^-1` of `skew (n, b, b)`: `2 (I - Q)^-1 Q`.
 
     Orthogonal for every skew Q, never at 180 degrees (Cayley 1846; OFT, arXiv 2306.07280). A truncated Neumann series
     is not: five terms are off by 0.12 at ||Q|| = 0.5.
     """
-    eye = torch.eye(skew.shape[-1], dtype=skew.dtype, device=skew.device)
-    return torch.linalg.solve(eye - skew, 2 * skew)
+    return _CayleyExcess.apply(skew)  # pyright: ignore
+
+
+class _CayleyExcess(torch.autograd.Function):
+    """With `M = (I - Q)^-1 = I + E / 2`, `dE = 2 M dQ M`: the backward pass needs no second solve."""
+
+    @staticmethod
+    def forward(ctx, skew: Tensor):
+        eye = torch.eye(skew.shape[-1], dtype=skew.dtype, device=skew.device)
+        # I - Q is never singular, so that the check, for which the device would be waited for, is left out.
+        excess = torch.linalg.solve_ex(eye - skew, 2 * skew).result
+        ctx.save_for_backward(excess)
+        return excess
+
+    @staticmethod
+    def backward(ctx, *grads: Tensor):
+        (excess,) = ctx.saved_tensors
+        left = torch.baddbmm(grads[0], excess.mT, grads[0], alpha=0.5)
+        return 2 * torch.baddbmm(left, left, excess.mT, alpha=0.5)
 
 
 def plane_factors(u: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-    """`F (channels, 2p)`, `H (2p, channels)` with `I + F H = (I + Q)(I - Q)^-1` for `Q = u v^T - v u^T`.
+    """`F (..., channels, 2p)`, `H (..., 2p, channels)` with `I + F H = (I + Q)(I - Q)^-1` for `Q = u v^T - v u^T`.
 
     With `F = [u, -v]`, `G = [v, u]`: `Q = F G^T` and `H = 2 (I - G^T F)^-1 G^T`, a solve of size 2p.
     """
-    first, second = torch.cat([u, -v], 1), torch.cat([v, u], 1)
-    eye = torch.eye(first.shape[1], dtype=u.dtype, device=u.device)
-    return first, torch.linalg.solve(eye - second.mT @ first, 2 * second.mT)
+    first, second = torch.cat([u, -v], -1), torch.cat([v, u], -1)
+    eye = torch.eye(first.shape[-1], dtype=u.dtype, device=u.device)
+    return first, torch.linalg.solve_ex(eye - second.mT @ first, 2 * second.mT).result

@@ -4,7 +4,7 @@ from typing import Literal
 
 from torch import Tensor
 
-from modules.adapters import base
+from modules.adapters import base, fused
 from modules.adapters.layers import Layer
 from modules.adapters.low_rank import LowRankConfig, low_rank_pair, set_pair
 
@@ -28,6 +28,8 @@ class Adapter(base.Adapter):
         return W + self.scale * (self.up @ self.down)
 
     def forward(self, x: Tensor, layer: Layer, derived: dict[str, Tensor]) -> Tensor:
+        if layer.fusible:
+            return fused.low_rank(layer, x, self.up, self.down, self.scale)
         return layer(x) + layer.expand(layer.project(x, self.down), self.scale * self.up)
 
     def start_from(self, terms: base.Terms, layer: Layer) -> None:

@@ -1,13 +1,14 @@
 """OFT: `W' = W R^T` with an orthogonal `R` on the input channels (Qiu et al., arXiv 2306.07280; OFTv2,
 arXiv 2506.19847), applied to the layer's input."""
 
+from collections.abc import Sequence
 from typing import Literal
 
 from torch import Tensor
 
-from modules.adapters import base
+from modules.adapters import base, fused
 from modules.adapters.layers import Layer
-from modules.adapters.rotation import BlocksConfig, RotationConfig, rotation
+from modules.adapters.rotation import BlocksConfig, RotationConfig, derive_all, rotation
 
 
 class Config(base.AdapterConfig):
@@ -35,8 +36,13 @@ class Adapter(base.Adapter):
     def derive(self, layer: Layer) -> dict[str, Tensor]:
         return self.rotation.derive()
 
+    @classmethod
+    def derive_all(cls, pairs: Sequence[tuple["Adapter", Layer]]) -> list[dict[str, Tensor]]:
+        return derive_all([adapter.rotation for adapter, _ in pairs])
+
     def forward(self, x: Tensor, layer: Layer, derived: dict[str, Tensor]) -> Tensor:
-        return layer(self.rotation.rotate_in(x, layer, derived))
+        x = self.rotation.rotate_in(x, layer, derived)
+        return fused.scaled(layer, x, None) if layer.fusible else layer(x)
 
     def start_from(self, terms: base.Terms, layer: Layer) -> None:
         self.refuse_all_but(terms, "rotation")

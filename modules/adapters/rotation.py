@@ -5,6 +5,7 @@ OFT: OneTrainer pull request 1315). It is saved with the parameters: a file trai
 """
 
 import math
+from collections.abc import Hashable, Sequence
 from typing import Annotated, Literal
 
 import torch
@@ -12,7 +13,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from modules.adapters import linalg
-from modules.adapters.base import Terms
+from modules.adapters.base import Terms, alike, rows_of
 from modules.adapters.layers import Layer
 from modules.preset.section import Section, option
 
@@ -53,6 +54,11 @@ def rotation(config: BlocksConfig | PlanesConfig, layer: Layer) -> "Blocks | Pla
     return Blocks(config, layer) if isinstance(config, BlocksConfig) else Planes(config, layer)
 
 
+def derive_all(rotations: "Sequence[Blocks | Planes]") -> list[dict[str, Tensor]]:
+    """`derive` of many rotations, those that are alike together."""
+    return alike(rotations, lambda one: one.likeness(), lambda group: group[0].derive_alike(group))
+
+
 class Blocks(nn.Module):
     """`Q = factor (U - U^T)` per block; parameter `skew (blocks, b(b-1)/2)`: the upper triangles."""
 
@@ -67,7 +73,19 @@ class Blocks(nn.Module):
 
     def derive(self) -> dict[str, Tensor]:
         """`R - I (blocks, b, b)`."""
-        return {"excess": linalg.cayley_excess(linalg.skew_blocks(self.factor * self.skew, self.size))}
+        return self.derive_alike([self])[0]
+
+    def likeness(self) -> Hashable:
+        """What rotations have in common that are derived together."""
+        return "blocks", self.size, self.skew.device, self.skew.dtype
+
+    @staticmethod
+    def derive_alike(rotations: "Sequence[Blocks]") -> list[dict[str, Tensor]]:
+        """`derive` of rotations with one `likeness`: all their blocks in a single solve."""
+        vectors = torch.cat([rotation.factor * rotation.skew for rotation in rotations])
+        excess = linalg.cayley_excess(linalg.skew_blocks(vectors, rotations[0].size))
+        counts = [len(rotation.skew) for rotation in rotations]
+        return [{"excess": part} for part in excess.split(counts)]
 
     def turned(self) -> Tensor:
         """`||Q||_F / sqrt(channels)`: half of the relative change of an isotropic weight, for small angles."""
@@ -132,8 +150,19 @@ class Planes(nn.Module):
 
     def derive(self) -> dict[str, Tensor]:
         """`F (channels, 2p)` and `H (2p, channels)` with `R = I + F H`."""
-        first, second = linalg.plane_factors(self.u, self.factor * self.v)
-        return {"first": first, "second": second}
+        return self.derive_alike([self])[0]
+
+    def likeness(self) -> Hashable:
+        """What rotations have in common that are derived together."""
+        return "planes", self.u.shape, self.u.device, self.u.dtype
+
+    @staticmethod
+    def derive_alike(rotations: "Sequence[Planes]") -> list[dict[str, Tensor]]:
+        """`derive` of rotations with one `likeness`, stacked."""
+        factors = torch.stack([rotation.factor for rotation in rotations]).view(-1, 1, 1)
+        v = factors * torch.stack([rotation.v for rotation in rotations])
+        first, second = linalg.plane_factors(torch.stack([rotation.u for rotation in rotations]), v)
+        return rows_of(first=first, second=second)
 
     def turned(self) -> Tensor:
         """`||Q||_F / sqrt(channels)`: half of the relative change of an isotropic weight, for small angles."""

@@ -48,8 +48,9 @@ def check(family, folder, method: str, packing: str, checkpointing: bool) -> Non
     counters.clear()
     model = loaded(family, folder, quantization=packing)
     found = gradients(model, method, checkpointing, compiled=True)
+    largest = max(one.norm() for one in plain)
     for one, two in zip(plain, found, strict=True):
-        assert (one - two).norm() <= 1e-4 * one.norm()
+        assert (one - two).norm() <= 1e-4 * one.norm() + 1e-9 * largest  # some are rounding only
     assert counters["stats"]["unique_graphs"] > 0, "nothing was compiled"
     assert not counters["recompile_limit"], "blocks of a kind share what is compiled"
 
