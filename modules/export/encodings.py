@@ -86,14 +86,14 @@ def _beside(terms: Terms) -> str:
 # -- rotations --------------------------------------------------------------------------------------------------------
 
 
-def _general_encoding(magnitude: Part, with_alpha: bool) -> Encoding:
+def _general_encoding(with_alpha: bool) -> Encoding:
     """GLoRA, `W + W a1 a2 + b1 b2`, with `a1 = R^T - I` and `a2 = I` (export.md 3.4)."""
 
     def tensors(view: Seen, names: Names) -> dict[str, Tensor] | None:
-        terms, W, scale = view.terms, view.W, magnitude(view)
-        if terms.rotation is None or terms.side != "input" or terms.difference is not None or scale is None:
+        terms, W = view.terms, view.W
+        if terms.rotation is None or terms.side != "input" or terms.difference is not None:
             return None
-        if not names.difference:
+        if not names.difference or terms.magnitude is not None:
             return None
         R = terms.rotation.to(W)
         eye = torch.eye(R.shape[-1], dtype=R.dtype, device=R.device)
@@ -106,13 +106,13 @@ def _general_encoding(magnitude: Part, with_alpha: bool) -> Encoding:
         down = view.native(down)
         if not with_alpha:
             factors = (view.spread(turn), view.spread(identity), view.spread(up), down)
-            return dict(zip(keys.GENERAL, factors, strict=True)) | _magnitude(view, names, scale)
+            return dict(zip(keys.GENERAL, factors, strict=True))
         root = (channels / keys.ALPHA) ** 0.5
         factors = (view.spread(root * turn), view.spread(root * identity), view.spread(root * up), root * down)
         alpha = {names.alpha: torch.tensor(keys.ALPHA)}
-        return dict(zip(keys.GENERAL, factors, strict=True)) | alpha | _magnitude(view, names, scale)
+        return dict(zip(keys.GENERAL, factors, strict=True)) | alpha
 
-    return Encoding(lambda terms: "GLoRA" + _beside(terms), tensors, "full")
+    return Encoding(lambda terms: "GLoRA", tensors, "full")
 
 
 def _diagonal(blocks: Tensor) -> Tensor:
@@ -185,7 +185,8 @@ PAIRS = (*PLAIN, *(_pair_encoding(_pair, magnitude, "compact") for magnitude in 
 ENCODINGS = (
     *PAIRS,
     DIFFERENCE,
-    *(_general_encoding(magnitude, alpha) for alpha in (False, True) for magnitude in (_none, _given, _compensated)),
+    # Not with a magnitude: in 16 bits ComfyUI's norm makes it several times less exact than the full difference.
+    *(_general_encoding(alpha) for alpha in (False, True)),
     *(_rotation_encoding(0, scale, alpha) for scale in (False, True) for alpha in (False, True)),
     *(_rotation_encoding(1, scale, True) for scale in (False, True)),
     *(_pair_encoding(_full_pair, magnitude, "full") for magnitude in (_none, _own, _given, _compensated)),
