@@ -237,7 +237,7 @@ def _allowed(view: Seen, options: Export) -> tuple[Encoding, ...]:
     if options.form == "auto":
         return every
     if options.form == "full":
-        return (encodings.DIFFERENCE,)
+        return encodings.WHOLE
     if options.form == "compact":
         return tuple(encoding for encoding in every if encoding.size == "compact")
     down = view.terms.down
@@ -264,9 +264,8 @@ def _reason(view: Seen, options: Export) -> str:
     if view.layer.kind not in hosts.load(host).KINDS:
         return (f"files for {host} cannot hold {view.layer.kind} layers; use export.host comfyui, or leave such layers "
                 "out of the training (targets.exclude)")
-    instead = "or export.form compact for a LoRA that approximates it (export.rank N), with its error printed"
-    if options.form == "full":
-        return f"files for {host} cannot hold full differences; use export.host comfyui, {instead}"
+    instead = "export.form compact for a LoRA that approximates it (export.rank N), with its error printed"
+    instead += ", or export.form full for a LoRA of full rank (exact, up to twice as large as the layers)"
     if terms.bias is not None:
         return f"files for {host} cannot hold a change of the bias beside such an update; use export.host comfyui"
     if terms.rotation is not None:

@@ -32,9 +32,21 @@ def _full_pair(view: Seen) -> tuple[Tensor, ...] | None:
     """A difference that the terms themselves prefer, with an identity beside it."""
     if view.terms.difference is None or view.terms.rotation is not None:
         return None
-    change = view.unscaled() - view.W
+    return _beside_identity(view.unscaled() - view.W)
+
+
+def _whole_pair(view: Seen) -> tuple[Tensor, ...] | None:
+    """The whole change, magnitude and all, with an identity beside it."""
+    return _beside_identity(view.adapted() - view.W)
+
+
+def _beside_identity(change: Tensor) -> tuple[Tensor, ...]:
     identity = torch.eye(min(change.shape), dtype=change.dtype, device=change.device)
     return (change, identity) if change.shape[1] <= change.shape[0] else (identity, change)
+
+
+def _nothing(view: Seen) -> tuple[Tensor, ...] | None:
+    return ()
 
 
 # -- magnitudes beside a pair: the vector, or none --------------------------------------------------------------------
@@ -70,7 +82,8 @@ def _pair_encoding(pair: Part, magnitude: Part, size: str) -> Encoding:
         found = keys.factor_tensors(names, view.layer, *factors)
         return found | _magnitude(view, names, scale)
 
-    return Encoding(lambda terms: name + _beside(terms), tensors, size)
+    beside = _beside if magnitude is not _nothing else lambda terms: ""
+    return Encoding(lambda terms: name + beside(terms), tensors, size)
 
 
 def _magnitude(view: Seen, names: Names, scale: tuple[Tensor, ...]) -> dict[str, Tensor]:
@@ -175,6 +188,9 @@ def _difference(view: Seen, names: Names) -> dict[str, Tensor] | None:
 
 FULL = "full difference"
 DIFFERENCE = Encoding(lambda terms: FULL, _difference, "full")
+
+WHOLE = (DIFFERENCE, _pair_encoding(_whole_pair, _nothing, "full"))
+"""What export.form full may take: a full difference, or where the program has none a LoRA of full rank."""
 
 PLAIN = tuple(_pair_encoding(_pair, magnitude, "compact") for magnitude in (_none, _own))
 """Pairs without a magnitude of their own."""

@@ -25,8 +25,8 @@ class Export(Section):
     )
     """How each layer is stored. auto: the smallest exact form, a full difference where there is no smaller one.
     compact: never a full difference; where no compact form is exact, a LoRA approximates the layer. full: the full
-    difference of every layer. svd: a plain LoRA for every layer, which every program reads. The error of each
-    approximated layer is printed and written into the file."""
+    difference of every layer (for diffusers, which reads none, a LoRA of full rank). svd: a plain LoRA for every layer,
+    which every program reads. The error of each approximated layer is printed and written into the file."""
 
     rank: int | None = option(None, why="64 for forms that approximate", ge=1, advanced=True)
     """Rank of the LoRAs that approximate (truncated SVD), with export.form compact or svd."""

@@ -92,9 +92,7 @@ def is_refused(host: str, form: str, name: str, turned: str, difference: bool, a
     """diffusers knows pairs and output magnitudes only; embeddings are read by ComfyUI only."""
     if name == "table":
         return host != "comfyui"
-    if host != "diffusers" or form in ("compact", "svd"):
-        return False
-    return form == "full" or bool(turned) or axis == "input"
+    return host == "diffusers" and form == "auto" and (bool(turned) or axis == "input")
 
 
 def test_forms_of_output_rotations():
