@@ -3,7 +3,7 @@
 Exporting reads each file back, computes what the program would, and fails where that is not what was trained.
 """
 
-from argparse import Namespace
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,12 +11,16 @@ from safetensors import safe_open
 
 from modules.training.command import DONE, main
 from modules.training.events import read_events
-from scripts.export import run
+from scripts import export
 from tests.families.rows import FAMILIES, SIZE
 from tests.training.runs import draw_pictures
 
-HOSTS = {"lora": ("kohya", "diffusers"), "wora": ("kohya",), "doft_planes": ("diffusers",)}
-"""Presets, and programs besides ComfyUI whose files can hold what they train."""
+HOSTS = {
+    "lora": (("kohya", "auto"), ("diffusers", "auto")),
+    "wora": (("kohya", "full"), ("diffusers", "full"), ("comfyui_node", "auto")),
+    "doft_planes": (("diffusers", "auto"), ("comfyui_node", "auto")),
+}
+"""Presets, and programs besides ComfyUI with a form in which their files hold what they train."""
 
 SMALL = {
     "data.resolution": max(SIZE),
@@ -43,7 +47,7 @@ def stage(request, tmp_path_factory) -> tuple[str, Path]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("method", HOSTS)
-def test_a_shipped_preset_trains_samples_and_exports(stage, method, tmp_path, forget_accelerate):
+def test_a_shipped_preset_trains_samples_and_exports(stage, method, tmp_path, forget_accelerate, monkeypatch):
     family, folder = stage
     options = {
         **SMALL,
@@ -57,9 +61,10 @@ def test_a_shipped_preset_trains_samples_and_exports(stage, method, tmp_path, fo
     events = read_events(tmp_path / "short" / "events.jsonl")
     assert [event["step"] for event in events if event["event"] == "step"][-1] == 3
     assert len([event for event in events if event["event"] == "sample"]) == 2 * 3
-    for host in HOSTS[method]:
-        arguments = Namespace(run=tmp_path / "short", host=host, rank=None, dtype=None, comfyui_norm=None, device="cpu",
-                              out=tmp_path / f"{host}.safetensors")
-        run(arguments)
-        with safe_open(arguments.out, "pt") as file:
+    for host, form in HOSTS[method]:
+        out = tmp_path / f"{host}.safetensors"
+        words = [str(tmp_path / "short"), "--host", host, "--form", form, "--out", str(out)]
+        monkeypatch.setattr(sys, "argv", ["export.py", *words])
+        assert export.main() == 0
+        with safe_open(out, "pt") as file:
             assert file.metadata()["modelspec.architecture"].endswith("/lora") and len(file.keys()) > 10
