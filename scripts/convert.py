@@ -12,8 +12,6 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-DTYPES = {"fp16": "float16", "bf16": "bfloat16", "fp32": "float32"}
-
 
 def main() -> int:
     """Read the arguments, convert, print the report."""
@@ -43,39 +41,18 @@ def main() -> int:
 
 def run(arguments: argparse.Namespace) -> str:
     """Convert and return the report's text."""
-    from pydantic import ValidationError
-
-    from modules.export import bases, converting, files, reading
-    from modules.export.export import write
-    from modules.export.kinds.writer import EARLY
-    from modules.preset.problems import sentences
-    from modules.preset.schema import Export
+    from modules.export import converting
     from modules.training.command import quiet_libraries
 
     quiet_libraries()
-    values = {"host": arguments.host, "dtype": DTYPES.get(arguments.dtype, arguments.dtype), "form": arguments.form,
-              "rank": arguments.rank, "comfyui_norm": arguments.comfyui_norm}
-    try:
-        options = Export.model_validate(values)
-    except ValidationError as error:
-        raise ValueError("\n".join(sentences(error, Export, values))) from None
-    file = files.read(arguments.file)
-    if arguments.early_scaling:
-        file.metadata[EARLY] = "elements"
-    out = arguments.out or converting.out_path(file.path, options.host)
-    if out.exists() and out.samefile(file.path):
-        raise ValueError(f"--out {out} is the file itself; give another name")
-    model = bases.load(file, arguments.base, arguments.config, arguments.family, arguments.device)
-    changes = reading.changes(file, model, arguments.skip_unknown)
-    program = reading.place(file, model).writer
-    report = write(out, model, changes, options,
-                   lambda written: converting.about(file, program, options, written, model))
-    lines = [report.table() + report.text()]
-    if arguments.skip_unknown:
-        lines += [f"  left out: {sentence}" for sentence in reading.place(file, model).left_out()]
-    if options.form == "svd":
-        lines.append(converting.curve_text(converting.curve(changes)))
-    return "\n".join(lines)
+    options = converting.options_of({
+        name: vars(arguments)[name] for name in ("host", "dtype", "form", "rank", "comfyui_norm")
+    })
+    source = converting.Source(
+        arguments.file, arguments.base, config=arguments.config, family=arguments.family, device=arguments.device,
+        skip_unknown=arguments.skip_unknown, early_scaling=arguments.early_scaling,
+    )
+    return converting.convert(source, options, arguments.out)
 
 
 if __name__ == "__main__":

@@ -1,23 +1,26 @@
-"""Write a finished run's adapter for another program.
+"""Write a finished run's adapter for another program, or any adapter file of any trainer.
 
     python scripts/export.py runs/NAME --host diffusers [--form compact --rank 64] [--dtype fp32] [--out FILE]
+    python scripts/export.py FILE.safetensors --base MODEL --host diffusers
 
+A file is converted as scripts/convert.py does, which has more options for files that are hard to read.
 Exit codes: 0 done, 2 bad input.
 """
 
 import argparse
 import sys
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 
 
 def main() -> int:
     """Read the arguments, then load, attach, export and print the report."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run", type=Path, help="a run's folder, or its adapter.safetensors or preset.json")
+    parser.add_argument("run", type=Path, help="a run's folder, its adapter.safetensors or preset.json; or any adapter "
+                        "file, with --base")
+    parser.add_argument("--base", help="for a file that is no run's: the model it was trained on")
     parser.add_argument("--host", help="comfyui, kohya, diffusers, lycoris ...; as in the run's preset if not given")
     parser.add_argument("--form", help="auto (exact), compact, full or svd; see docs/preset-reference.md")
     parser.add_argument("--rank", type=int, help="rank of approximations, with --form compact or svd; 64 if not given")
@@ -45,6 +48,11 @@ def run(arguments: argparse.Namespace) -> str:
     from modules.training.setup import load_and_attach
 
     quiet_libraries()
+    if is_file_of_others(arguments.run):
+        return converted(arguments)
+    if arguments.base:
+        raise ValueError(f"--base {arguments.base}: {arguments.run} is a run, whose preset says its base; leave --base "
+                         "out")
     folder = run_folder(arguments.run)
     preset = resolve(str(folder / "preset.json"), chosen(arguments)).preset
     model, layers = load_and_attach(preset, torch.device(arguments.device))
@@ -54,23 +62,45 @@ def run(arguments: argparse.Namespace) -> str:
     return report.table() + report.text()
 
 
+def converted(arguments: argparse.Namespace) -> str:
+    """The report on another program's file made from a file."""
+    from modules.export import converting
+
+    lacking = [f"--{name}, {what}" for name, what in (
+        ("base", "the model it was trained on"), ("host", "the program to write for")) if not vars(arguments)[name]]
+    if lacking:
+        raise ValueError(f"{arguments.run} is a finished adapter file and no run; to write it for another program, "
+                         f"give {' and '.join(lacking)}")
+    source = converting.Source(arguments.run, arguments.base, device=arguments.device)
+    return converting.convert(source, converting.options_of(given(arguments)), arguments.out)
+
+
+def is_file_of_others(path: Path) -> bool:
+    """Whether `path` is a file that is not a run's own."""
+    return path.is_file() and path.name not in ("adapter.safetensors", "preset.json")
+
+
 def run_folder(path: Path) -> Path:
-    """The folder of the run that `path` names. Raises ValueError for a file of another kind."""
+    """The folder of the run that `path` names. Raises ValueError for what is no run."""
     folder = path if path.is_dir() else path.parent
     if not path.exists():
-        raise ValueError(f"{path}: no such file or folder; give a run's folder, such as runs/NAME")
-    if path.is_file() and path.name not in ("adapter.safetensors", "preset.json"):
-        raise ValueError(f"{path}: not a run, whose files are adapter.safetensors and preset.json; finished adapter "
-                         "files are converted by scripts/convert.py")
+        raise ValueError(f"{path}: no such file or folder; give a run's folder, such as runs/NAME, or an adapter file")
     missing = [name for name in ("adapter.safetensors", "preset.json") if not (folder / name).is_file()]
     if missing:
         raise ValueError(f"{folder}: there is no {' and no '.join(missing)}, so it is not the folder of a finished run")
     return folder
 
 
+def given(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The options of the preset's section `export`, None where they are not given."""
+    return {name: vars(arguments)[name] for name in ("host", "form", "rank", "dtype", "comfyui_norm")}
+
+
 def chosen(arguments: argparse.Namespace) -> list[tuple[str, str]]:
-    """The options of the preset's section `export` that are given, by dotted name."""
-    values = {name: vars(arguments)[name] for name in ("host", "form", "rank", "dtype", "comfyui_norm")}
+    """Those that are given, by dotted name."""
+    from modules.export.converting import DTYPES
+
+    values = given(arguments)
     values["dtype"] = DTYPES.get(values["dtype"], values["dtype"])
     return [(f"export.{name}", str(value)) for name, value in values.items() if value is not None]
 

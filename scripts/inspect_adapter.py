@@ -17,13 +17,19 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("file", type=Path)
     parser.add_argument("--json", action="store_true", help="for programs")
+    parser.add_argument("--early-scaling", action="store_true",
+                        help="the file is of OneTrainer's first scaled rotations: factor 1 / sqrt(numbers per block)")
     arguments = parser.parse_args()
     try:
         from modules.export import files, inspecting
+        from modules.export.kinds.writer import EARLY
         from modules.training.command import quiet_libraries
 
         quiet_libraries()
-        found = inspecting.inspect(files.read(arguments.file))
+        file = files.read(arguments.file)
+        if arguments.early_scaling:
+            file.metadata[EARLY] = "elements"
+        found = inspecting.inspect(file)
     except (ValueError, OSError) as error:
         print(error, file=sys.stderr)
         return 2

@@ -29,6 +29,8 @@ def main() -> int:
     parser.add_argument("--comfyui", type=Path, metavar="DIR", help="ask the ComfyUI installed here, not our copy")
     parser.add_argument("--comfyui-python", type=Path, metavar="FILE", help="the Python that this ComfyUI runs with")
     parser.add_argument("--family", default="", help="the kind of model, where the names of the file leave it open")
+    parser.add_argument("--early-scaling", action="store_true",
+                        help="the file is of OneTrainer's first scaled rotations: factor 1 / sqrt(numbers per block)")
     parser.add_argument("--device", default="cpu", help="where to compute; cuda is faster for large models")
     arguments = parser.parse_args()
     try:
@@ -45,6 +47,7 @@ def run(arguments: argparse.Namespace) -> tuple[bool, str]:
     import torch
 
     from modules.export import bases, checking, files, hosts, reading
+    from modules.export.kinds.writer import EARLY
     from modules.training.command import quiet_libraries
 
     quiet_libraries()
@@ -55,6 +58,8 @@ def run(arguments: argparse.Namespace) -> tuple[bool, str]:
     if arguments.comfyui_norm not in ("original", "adapted"):
         raise ValueError(f"--comfyui-norm {arguments.comfyui_norm}: give original or adapted")
     file = files.read(arguments.file)
+    if arguments.early_scaling:
+        file.metadata[EARLY] = "elements"
     folder: Path | None = arguments.run or own_run(arguments.file)
     model, meanings = trained(folder, arguments) if folder else (
         bases.load(file, arguments.base, arguments.config, arguments.family, arguments.device), None
@@ -68,7 +73,7 @@ def run(arguments: argparse.Namespace) -> tuple[bool, str]:
         judge = checking.by_arithmetic(found, arguments.host, arguments.strength, arguments.comfyui_norm, half)
     rows = checking.check(found, judge, arguments.strength, meanings)
     tolerance, judged = checking.tolerance(found, meanings is not None), arguments.strength == 1
-    lines = [checking.text(rows, arguments.host, half, judged, tolerance)]
+    lines = [checking.text(rows, arguments.host, half, judged, tolerance, advice(arguments))]
     lines += [f"not read: {sentence}" for sentence in found.left_out()]
     lines += name_notes(arguments.host, found)
     if meanings is not None:
@@ -79,6 +84,14 @@ def run(arguments: argparse.Namespace) -> tuple[bool, str]:
             return False, "\n".join(lines)
     wrong = judged and any(row.misses(tolerance) for row in rows)
     return not wrong, "\n".join(lines)
+
+
+def advice(arguments: argparse.Namespace) -> str:
+    """What to do about a wrong file."""
+    again = f"scripts/convert.py {arguments.file} --base {arguments.base} --host {arguments.host}"
+    folder = arguments.run or own_run(arguments.file)
+    again = f"scripts/export.py {folder} --host {arguments.host}" if folder else again
+    return f"; a right file is written by: python {again}"
 
 
 def own_run(path: Path) -> Path | None:

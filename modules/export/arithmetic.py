@@ -4,6 +4,7 @@ Facts of export.md section 2, each compared there with the programs' own code. `
 shape; everything is computed in its dtype.
 """
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import torch
@@ -106,8 +107,14 @@ def hadamard(W: Tensor, tensors: dict[str, Tensor], alpha: float | None) -> Delt
     return Delta(shaped(product(a1, b1) * product(a2, b2), W), scale)
 
 
-def kronecker(W: Tensor, tensors: dict[str, Tensor], alpha: float | None) -> Delta:
-    """`kron(w1, w2)`; alpha counts only with a factored matrix, over the rank of w2 if both are."""
+def kronecker(
+    W: Tensor, tensors: dict[str, Tensor], alpha: float | None, paired: Collection[int] = (3, 4, 5)
+) -> Delta:
+    """`kron(w1, w2)`; alpha counts only with a factored matrix, over the rank of w2 if both are.
+
+    `paired`: of how many dimensions w2 may be for its kernel to be left out of the product. Otherwise the last
+    dimensions of both are multiplied, whatever they mean.
+    """
     rank = None
     found = []
     for name in (".lokr_w1", ".lokr_w2"):
@@ -121,8 +128,10 @@ def kronecker(W: Tensor, tensors: dict[str, Tensor], alpha: float | None) -> Del
                 whole = product(left, right)
         found.append(whole.to(W))
     first, second = found
-    first = first.reshape(*first.shape, *[1] * (second.dim() - 2))
-    return Delta(shaped(torch.kron(first, second), W), 1.0 if alpha is None or rank is None else alpha / rank)
+    if second.dim() in paired:
+        first = first.reshape(*first.shape, *[1] * (second.dim() - 2))
+    scale = 1.0 if alpha is None or rank is None else alpha / rank
+    return Delta(shaped(torch.kron(first, second.contiguous()), W), scale)
 
 
 def through(W: Tensor, matrix: Tensor) -> Tensor:
@@ -153,9 +162,11 @@ def turned_rows(W: Tensor, R: Tensor) -> Tensor:
 def butterfly(W: Tensor, R: Tensor) -> Tensor:
     """The factors `R (m, n, b, b)` one after the other on the rows; factor i mixes rows `2^i b/2` apart.
 
-    Raises `Unread` for odd blocks, and for blocks that do not fill the rows.
+    Raises `Unread` for odd blocks, and for blocks that do not fill the rows; without factors nothing is asked.
     """
     size = R.shape[-1]
+    if len(R) == 0:
+        return W
     if size % 2:
         raise Unread(f"butterfly blocks of {size} rows: only even sizes work")
     if R.shape[1] * size != W.shape[0] or W.shape[0] % (2 ** R.shape[0] * (size // 2)):
@@ -176,6 +187,15 @@ def rescaled(W: Tensor, tensors: dict[str, Tensor]) -> Tensor:
     if factors.shape != (W.shape[0], *[1] * (W.dim() - 1)):
         raise Unread(f"{keys.RESCALE} has the shape {tuple(factors.shape)}, not one factor per output")
     return W * factors.to(W)
+
+
+def multiplied(W: Tensor, factors: Tensor, what: str) -> Tensor:
+    """`W factors`, with the factors' dimensions counted from the last, as torch does: one dimension is the inputs', or
+    a kernel's, whatever was meant. Raises `Unread`, naming `what`, if the result has not the shape of `W`."""
+    try:
+        return W * factors.to(W).expand(W.shape)
+    except RuntimeError:
+        raise Unread(f"a {what} of the shape {tuple(factors.shape)} does not fit the layer {tuple(W.shape)}") from None
 
 
 def row_norm(W: Tensor) -> Tensor:

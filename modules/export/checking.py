@@ -127,8 +127,8 @@ def _approximate(reading: Reading) -> set[str]:
         return set()
 
 
-def text(rows: list[Row], host: str, half: torch.dtype, judged: bool, tolerance: float) -> str:
-    """The table, and what it comes to."""
+def text(rows: list[Row], host: str, half: torch.dtype, judged: bool, tolerance: float, advice: str = "") -> str:
+    """The table, and what it comes to; `advice`: what to do about a wrong file."""
     words = str(half).removeprefix("torch.")
     lines = [f"layer\tform\terror of the weight\tof the change\tin {words}: of the weight\tof the change\tnote"]
     for row in rows:
@@ -137,19 +137,36 @@ def text(rows: list[Row], host: str, half: torch.dtype, judged: bool, tolerance:
         cells = [row.name, row.kind, *_cells(row.exact.error), *_cells(row.half.error)]
         lines.append("\t".join([*cells, "; ".join(note for note in notes if note)]))
     missing = [row for row in rows if row.misses(tolerance)]
-    skipped = [row for row in rows if row.half.error is None and row.exact.error is not None]
+    lines += _rounded(rows, host, words)
+    unread = [row for row in missing if row.exact.error is None]
     if not judged:
         lines.append("at a strength other than 1 the programs blend differently; nothing is judged")
     elif missing:
-        lines.append(f"{host} does not do what the file means: {len(missing)} of {hosting.counted(len(rows))} off by "
-                     f"more than {tolerance:g} of their largest weight; the worst is {missing[0].name}")
+        of_them = f" ({len(unread)} not read at all)" if unread else ""
+        lines.append(f"WRONG: {host} does not do what the file means: {len(missing)} of {hosting.counted(len(rows))} "
+                     f"off by more than {tolerance:g} of their largest weight{of_them}; the worst is "
+                     f"{missing[0].name}{advice}")
     else:
         apart = ", approximations apart" if any(row.approximate for row in rows) else ""
-        lines.append(f"{host} does what the file means: all of {hosting.counted(len(rows))} within {tolerance:g} of "
-                     f"their largest weight{apart}")
-    if skipped:
-        lines.append(f"where {host} computes in {words}, {hosting.counted(len(skipped))} are not read")
+        lines.append(f"RIGHT: {host} does what the file means: all of {hosting.counted(len(rows))} within "
+                     f"{tolerance:g} of their largest weight{apart}")
     return "\n".join(lines)
+
+
+def _rounded(rows: list[Row], host: str, words: str) -> list[str]:
+    """What becomes of the file where the program computes in 16 bits, as sentences."""
+    found = []
+    skipped = [row for row in rows if row.half.error is None and row.exact.error is not None]
+    if skipped:
+        found.append(f"where {host} computes in {words}, {hosting.counted(len(skipped))} are not read; a file of form "
+                     "svd is read there too, and approximates")
+    errors = {row.name: row.half.error.change for row in rows
+              if row.half.error is not None and row.exact.error is not None and row.half.error != row.exact.error}
+    if errors:
+        worst = max(errors, key=lambda name: errors[name])
+        found.append(f"where {host} computes in {words}, rounding adds errors of up to {errors[worst]:.2%} of a "
+                     f"layer's change ({worst})")
+    return found
 
 
 def tolerance(reading: Reading, trained: bool) -> float:

@@ -1,18 +1,75 @@
 """A foreign file for another program: its metadata, and how well a low-rank file can hold it."""
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import ValidationError
 from torch import Tensor
 
 from modules.adapters.base import Terms
-from modules.export import metadata, resizing
-from modules.export.export import Change, Written
+from modules.export import bases, files, metadata, reading, resizing
+from modules.export.export import Change, Written, write
 from modules.export.files import AdapterFile
 from modules.export.kinds import writer
+from modules.preset.problems import sentences
 from modules.preset.schema import Export
+
+DTYPES = {"fp16": "float16", "bf16": "bfloat16", "fp32": "float32"}
+"""Short words for the number formats of `export.dtype`."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """A file to convert, and on what."""
+
+    path: Path
+    base: str
+    """The model it was trained on."""
+    config: str = ""
+    family: str = ""
+    """Only where the file's names leave it open."""
+    device: str = "cpu"
+    skip_unknown: bool = False
+    """Leave out what cannot be read."""
+    early_scaling: bool = False
+    """The file is of OneTrainer's first scaled rotations."""
+
+
+def convert(source: Source, options: Export, out: Path | None = None) -> str:
+    """Write the file for another program, to `out` or beside it; the report's text.
+
+    Raises ValueError with sentences where the file cannot be read on the base, or the program cannot hold it.
+    """
+    file = files.read(source.path)
+    if source.early_scaling:
+        file.metadata[writer.EARLY] = "elements"
+    out = out or out_path(file.path, options.host)
+    if out.exists() and out.samefile(file.path):
+        raise ValueError(f"--out {out} is the file itself; give another name")
+    model = bases.load(file, source.base, source.config, source.family, source.device)
+    changes = reading.changes(file, model, source.skip_unknown)
+    found = reading.place(file, model)
+    report = write(out, model, changes, options, lambda written: about(file, found.writer, options, written, model))
+    lines = [report.table() + report.text()]
+    if source.skip_unknown:
+        lines += [f"  left out: {sentence}" for sentence in found.left_out()]
+    if options.form == "svd":
+        lines.append(curve_text(curve(changes)))
+    return "\n".join(lines)
+
+
+def options_of(given: dict[str, Any]) -> Export:
+    """The options of the section `export` that are given, None for those that are not. Raises ValueError with
+    sentences."""
+    values = {name: DTYPES.get(value, value) if name == "dtype" else value for name, value in given.items()
+              if value is not None}
+    try:
+        return Export.model_validate(values)
+    except ValidationError as error:
+        raise ValueError("\n".join(sentences(error, Export, values))) from None
 
 
 def about(file: AdapterFile, program: str, options: Export, written: Written, model: Any) -> dict[str, str]:

@@ -19,6 +19,9 @@ from modules.export.reading import families_of, listed
 UNKNOWN_SIZE = 16
 """Outputs or inputs of the stand-in where the tensors do not tell."""
 
+KERNELS = ("down", "mid", "diff", "b2", "lokr_w2", "gimbal_difference")
+"""Parts that show the size of a convolution's kernel."""
+
 NOTICED = 1e-6
 """A program whose error is below this part of the change reads a layer exactly."""
 
@@ -123,7 +126,8 @@ def inspect(file: AdapterFile) -> Inspection:
 def trained_on(file: AdapterFile) -> dict[str, str]:
     """Base, data, length and triggers, from the metadata, in words."""
     facts, data = file.metadata, _values(file.metadata, "ss_dataset_dirs")
-    found = {"base": next((facts[key] for key in BASES if facts.get(key)), _values(facts, "ot_config").get(
+    found = {"method": facts.get("gimbal.method", "")}
+    found |= {"base": next((facts[key] for key in BASES if facts.get(key)), _values(facts, "ot_config").get(
         "base_model_name", file.config.get("base_model_name_or_path") or ""))}
     own = _values(facts, "gimbal.dataset")
     pictures = own.get("pictures") or facts.get("ss_num_train_images")
@@ -145,18 +149,22 @@ def trained_on(file: AdapterFile) -> dict[str, str]:
 def stand_in(parts: dict[str, Tensor]) -> Layer:
     """A random layer in float64 that the tensors fit, with the lengths that their magnitudes were trained from."""
     out, fan_in = kinds.sizes(parts, UNKNOWN_SIZE)
-    kernel = next((t.shape[2:] for name, t in parts.items() if name in ("down", "mid", "diff", "b2", "lokr_w2")
-                   and t.dim() > 2 and t[0, 0].numel() > 1), None)
+    kernels = [t.shape[2:] for name, t in parts.items() if name in KERNELS and t.dim() > 2]
+    kernel = max(kernels, key=torch.Size.numel, default=None)  # beside a Tucker core a factor has one position
+    count = kinds.channels(parts)
+    if count and kernel is not None:
+        fan_in = count * kernel.numel()
+    elif count and fan_in != count:
+        kernel = torch.Size((fan_in // count,))
     if kernel is None:
         base: Any = nn.Linear(fan_in, out, bias=False, dtype=torch.float64)
     else:
         kind = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}[len(kernel)]
         base = kind(fan_in // kernel.numel(), out, tuple(kernel), bias=False, dtype=torch.float64)
-    layer, along = as_layer(base, "stand-in"), magnitude.axis(parts)
+    layer, (along, given) = as_layer(base, "stand-in"), kinds.lengths(parts)
     generator = torch.Generator().manual_seed(0)
     W = torch.randn(out, fan_in, generator=generator, dtype=torch.float64) / fan_in**0.5
-    given = parts.get("magnitude", parts.get("row_magnitude"))
-    if along and given is not None:
+    if given is not None:
         wanted = given.flatten().double().abs() / magnitude.norm(W, along, layer)
         W = W * (wanted[:, None] if along == "output" else wanted.repeat_interleave(layer.kernel))
     base.weight.data = layer.native(W)

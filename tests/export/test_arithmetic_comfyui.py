@@ -163,8 +163,16 @@ SKIPPED = {
     "odd butterfly blocks": ({".oft_blocks": torch.zeros(1, 2, 3, 3)} | alpha(0.0), "only even"),
     "blocks of other rows": ({".oft_blocks": torch.zeros(3, 4, 4)}, "do not fill"),
     "rescale of one dimension": (
-        {".oft_blocks": torch.zeros(1, 3, 2, 2), ".rescale": torch.ones(6)} | alpha(0.0), "one factor per output"),
-    "magnitude of one dimension": (PAIR | {".dora_scale": torch.ones(8)}, "one dimension"),
+        {".oft_blocks": torch.zeros(1, 3, 2, 2), ".rescale": torch.ones(6)} | alpha(0.0), "rescale of the shape"),
+    "magnitude of one dimension": (PAIR | {".dora_scale": torch.ones(6)}, "does not fit"),
+    "magnitude that is one number": (PAIR | {".dora_scale": torch.tensor(1.0)}, "a single number"),
+    "Tucker core": (
+        {".lokr_w1": normal(2, 2), ".lokr_t2": normal(2, 2, 3, 3), ".lokr_w2_a": normal(2, 3),
+         ".lokr_w2_b": normal(2, 2)},
+        "keeps the layer as it was"),
+    "Tucker core of one dimension": (
+        {".lokr_w1": normal(2, 2), ".lokr_t2": normal(2, 2, 3), ".lokr_w2_a": normal(2, 3), ".lokr_w2_b": normal(2, 2)},
+        "stops the picture"),
     "difference of another shape": ({".diff": normal(8, 6)}, "shape"),
     "whole weight of another shape": ({".set_weight": normal(8, 6)}, "shape"),
     "half a pair": ({".lora_up.weight": UP}, "lora_down.weight missing"),
@@ -214,6 +222,53 @@ def test_one_output_takes_an_input_magnitude_for_an_output_magnitude():
     assert not torch.allclose(found, V * COLUMNS / columns(V))
 
 
+@pytest.mark.parametrize("strength", STRENGTHS)
+@pytest.mark.parametrize("how", [HERE, LATER], ids=["here", "later"])
+def test_magnitude_of_one_dimension_goes_along_the_inputs(how, strength):
+    """Per output, on a square layer: each column j by m[j], each row by its own length. Per input it is right."""
+    up, down = normal(6, 2, seed=20), normal(2, 6, seed=21)
+    pair, m = {".lora_up.weight": up, ".lora_down.weight": down}, normal(6, seed=22).abs()
+    V = SQUARE + up @ down
+    length = rows(SQUARE if how == HERE else V)
+    wanted = torch.stack([V[:, j] * m[j] / length[:, 0] for j in range(6)], 1)
+    found = comfyui.effect(SQUARE, pair | {".dora_scale": m}, strength, how)
+    assert torch.allclose(found, SQUARE + strength * (wanted - SQUARE), atol=1e-10)
+    V, m = W + UP @ DOWN, normal(8, seed=23).abs()
+    found = comfyui.effect(W, PAIR | {".dora_scale": m}, strength, how)
+    assert torch.allclose(found, W + strength * (V * m / columns(V) - W), atol=1e-10)
+
+
+@pytest.mark.parametrize("how", [HERE, LATER], ids=["here", "later"])
+def test_magnitude_of_one_dimension_with_one_output(how):
+    """As many numbers as inputs are the inputs'; a single one is the output's."""
+    single, pair = W[:1], {".lora_up.weight": UP[:1], ".lora_down.weight": DOWN}
+    V, m = single + UP[:1] @ DOWN, normal(8, seed=24).abs()
+    found = comfyui.effect(single, pair | {".dora_scale": m}, 1.0, how)
+    assert torch.allclose(found, V * m / V.abs(), atol=1e-10)
+    length = rows(single if how == HERE else V)
+    found = comfyui.effect(single, pair | {".dora_scale": m[:1]}, 1.0, how)
+    assert torch.allclose(found, V * m[0] / length, atol=1e-10)
+
+
+def test_magnitude_of_one_dimension_on_convolutions_goes_along_the_kernel():
+    kernel = normal(3, 3, 3, 3, seed=25)
+    pair, m = {".lora_up.weight": normal(3, 2, 1, 1), ".lora_down.weight": normal(2, 3, 3, 3)}, normal(3, seed=26).abs()
+    V = kernel + (normal(3, 2) @ normal(2, 3, 3, 3).flatten(1)).view_as(kernel)
+    wanted = torch.stack([V[o] * m / kernel[o].square().sum().sqrt() for o in range(3)])
+    assert torch.allclose(comfyui.effect(kernel, pair | {".dora_scale": m}, 1.0, HERE), wanted, atol=1e-10)
+
+
+@pytest.mark.parametrize("strength", STRENGTHS)
+def test_rescale_of_one_dimension_goes_along_the_inputs(strength):
+    square, scale, block = normal(4, 4, seed=27), normal(4, seed=28), 0.3 * normal(4, 4, seed=29)
+    order = order_of(4, 4, 0)
+    P, eye = torch.eye(4, dtype=torch.float64)[order], torch.eye(4, dtype=torch.float64)
+    turned = P.mT @ (strength * cayley(block) + (1 - strength) * eye) @ P @ square
+    wanted = square + strength * (turned @ torch.diag(scale) - square)
+    tensors = {".oft_blocks": block.view(1, 1, 4, 4), ".rescale": scale} | alpha(0.0)
+    assert torch.allclose(comfyui.effect(square, tensors, strength, HERE), wanted, atol=1e-7)
+
+
 def test_differences_ignore_magnitudes():
     tensors = {".diff": normal(6, 8), ".dora_scale": ROWS}
     assert torch.allclose(comfyui.effect(W, tensors, 1.0, HERE), W + normal(6, 8))
@@ -245,6 +300,15 @@ def test_16_bit_path_computes_everything_in_it(dtype):
     shrunk = comfyui.effect(single, idle, 1.0, how) / low.float()
     eps = torch.finfo(dtype).eps
     assert torch.allclose(shrunk.mean(), (1 - eps / columns(single)).mean(), atol=0.3 * eps)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_16_bit_path_scales_rows_without_factors(dtype):
+    """There is no rotation to fail on."""
+    tensors = {".oft_blocks": torch.zeros(0, 3, 2, 2), ".rescale": ROWS.float()} | alpha(0.0)
+    wanted = W.float().to(dtype) * ROWS.float().to(dtype)
+    found = comfyui.effect(W.float(), tensors, 1.0, How(dtype=dtype))
+    assert (found - wanted.float()).abs().max() <= torch.finfo(dtype).eps * wanted.abs().max()
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

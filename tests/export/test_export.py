@@ -379,7 +379,7 @@ def test_script_exports_a_finished_run(tmp_path, monkeypatch, capsys):
     for words, said in {
         ("test", "--host", "webui"): "export.host",
         ("test", "--rank", "4"): "use export.form compact",
-        ("other.safetensors",): "scripts/convert.py",
+        ("other.safetensors",): "give --base, the model it was trained on",
         ("nothing",): "no such file or folder",
         (".",): "there is no adapter.safetensors and no preset.json",
     }.items():

@@ -210,6 +210,36 @@ def test_convert_for_comfyui_and_back(base, tmp_path, monkeypatch, capsys):
     assert run(monkeypatch, capsys, "verify.py", again, "--base", base, "--host", "kohya")[0] == 0
 
 
+def test_export_of_a_file_converts_it(base, tmp_path, monkeypatch, capsys):
+    path, _ = foreign_file(base, tmp_path / "a.safetensors")
+    for script, out in (("convert.py", "b"), ("export.py", "c")):
+        code, text, complaint = run(
+            monkeypatch, capsys, script, path, "--base", base, "--host", "comfyui", "--dtype", "fp32", "--out",
+            tmp_path / f"{out}.safetensors",
+        )
+        assert code == 0 and "largest error of an exact layer" in text, complaint
+    first, second = (load_file(tmp_path / f"{out}.safetensors") for out in "bc")
+    assert first.keys() == second.keys() and all(torch.equal(first[key], second[key]) for key in first)
+    code, _, complaint = run(monkeypatch, capsys, "export.py", path)
+    assert code == 2 and "give --base, the model it was trained on and --host, the program" in complaint
+    assert len(complaint.strip().splitlines()) == 1
+    code, _, complaint = run(monkeypatch, capsys, "export.py", path, "--base", base, "--host", "nothing")
+    assert code == 2 and "host" in complaint and "Traceback" not in complaint
+
+
+def test_early_scaling_is_another_file(base, tmp_path, monkeypatch, capsys):
+    """The word changes what the file means, and every script takes it."""
+    path, _ = foreign_file(base, tmp_path / "a.safetensors")
+    texts = []
+    for words in ([], ["--early-scaling"]):
+        code, text, complaint = run(
+            monkeypatch, capsys, "verify.py", path, "--base", base, "--host", "comfyui_node", *words)
+        assert code in (0, 1), complaint
+        texts.append(text)
+        assert run(monkeypatch, capsys, "inspect_adapter.py", path, *words)[0] == 0
+    assert texts[0] != texts[1]
+
+
 def test_convert_as_one_lora_with_its_curve(base, tmp_path, monkeypatch, capsys):
     path, wanted = foreign_file(base, tmp_path / "a.safetensors")
     code, text, complaint = run(

@@ -64,7 +64,7 @@ def effect(W: Tensor, tensors: dict[str, Tensor], strength: float, how: How) -> 
         return (base + strength * arithmetic.same_shape(difference, W).to(base)).to(W.dtype)
     magnitude = tensors.get(NAMES.magnitude)
     if kind in ("rotation", "butterfly"):
-        if base.dtype in (torch.float16, torch.bfloat16):
+        if base.dtype in (torch.float16, torch.bfloat16) and len(tensors[keys.BLOCKS]):
             raise Unread("ComfyUI cannot apply stored rotations where it computes in 16 bits: it logs an error and "
                          "keeps the layer as it was")
         turned = _rotation(base, tensors, strength) if kind == "rotation" else _butterfly(base, tensors, strength)
@@ -84,8 +84,21 @@ def _delta(kind: str, W: Tensor, tensors: dict[str, Tensor]) -> Delta:
     if kind == "LoHa":
         return arithmetic.hadamard(W, tensors, alpha)
     if kind == "LoKr":
-        return arithmetic.kronecker(W, tensors, alpha)
+        return _kronecker(W, tensors, alpha)
     return _general(W, tensors, alpha)
+
+
+def _kronecker(W: Tensor, tensors: dict[str, Tensor], alpha: float | None) -> Delta:
+    """Made for whole kernels of two dimensions: with others the wrong entries come together, silently.
+
+    With a core, `torch.kron` fails on the order in which ComfyUI has the numbers (run with PyTorch 2.13).
+    """
+    core = tensors.get(keys.KRONECKER[-1])
+    if core is not None and ".lokr_w2" not in tensors:
+        raise Unread("ComfyUI fails on a LoKr with a Tucker core (lokr_t2) and keeps the layer as it was"
+                     if core.dim() == 4 else
+                     f"ComfyUI fails on a LoKr with a Tucker core of {core.dim()} dimensions and stops the picture")
+    return arithmetic.kronecker(W, tensors, alpha, paired=(4,))
 
 
 def _general(W: Tensor, tensors: dict[str, Tensor], alpha: float | None) -> Delta:
@@ -121,26 +134,31 @@ def _rotation(W: Tensor, tensors: dict[str, Tensor], strength: float) -> Delta:
 
 
 def _butterfly(W: Tensor, tensors: dict[str, Tensor], strength: float) -> Delta:
-    """`rescale prod(strength R + (1 - strength) I) W - W`."""
+    """`rescale prod(strength R + (1 - strength) I) W - W`; without factors only the rescale."""
     alpha = arithmetic.alpha_of(tensors)
     if alpha is None:
         raise Unread("ComfyUI fails on a butterfly rotation without alpha and keeps the layer as it was")
-    R = arithmetic.cayley(tensors[keys.BLOCKS].to(W), alpha)
-    eye = torch.eye(R.shape[-1], dtype=R.dtype, device=R.device)
-    turned = arithmetic.butterfly(W, strength * R + (1 - strength) * eye)
-    return Delta(arithmetic.rescaled(turned, tensors) - W, alpha)
+    turned, blocks, factors = W, tensors[keys.BLOCKS].to(W), tensors.get(keys.RESCALE)
+    if len(blocks):
+        R = arithmetic.cayley(blocks, alpha)
+        eye = torch.eye(R.shape[-1], dtype=R.dtype, device=R.device)
+        turned = arithmetic.butterfly(W, strength * R + (1 - strength) * eye)
+    if factors is not None:
+        turned = arithmetic.multiplied(turned, factors, keys.RESCALE.strip("."))
+    return Delta(turned - W, alpha)
 
 
 def _decomposed(W: Tensor, delta: Delta, magnitude: Tensor, norm: str) -> Tensor:
-    """`V magnitude / norm` of `V = W + delta`, at full strength."""
-    if magnitude.dim() == 1:
-        raise Unread("ComfyUI cannot apply a dora_scale with one dimension")
+    """`V magnitude / norm` of `V = W + delta`, at full strength. A magnitude per output with one dimension goes along
+    the last one of the layer where that is as long (export.md 2.1)."""
+    if magnitude.dim() == 0:
+        raise Unread("ComfyUI cannot apply a dora_scale that is a single number")
     V = W + delta.scale * delta.matrix
     measured = W if norm == "original" else V
     along_output = magnitude.shape[0] == W.shape[0]  # a guess: with one output [1, in] is taken for it too
     length = arithmetic.row_norm(measured) if along_output else arithmetic.column_norm(V)
-    ratio = magnitude.to(W) / (length + torch.finfo(W.dtype).eps)
     try:
-        return (V * ratio).view(W.shape)
+        ratio = magnitude.to(W) / (length + torch.finfo(W.dtype).eps)
     except RuntimeError:
         raise Unread(f"a dora_scale of the shape {tuple(magnitude.shape)} does not fit the layer") from None
+    return arithmetic.multiplied(V, ratio, "dora_scale")

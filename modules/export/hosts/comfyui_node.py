@@ -98,7 +98,7 @@ def effect(W: Tensor, tensors: dict[str, Tensor], strength: float, how: How) -> 
     if how.node and FORMAT in tensors:
         base = W.to(how.dtype or W.dtype)
         precise = keys.precise(base)
-        change = _of_node(precise, _read(tensors)) - precise
+        change = _of_node(precise, read(tensors)) - precise
         return (precise + strength * change).to(base.dtype).to(W.dtype)
     if how.node and FOREIGN in tensors:
         return _of_other_node(W.to(how.dtype or W.dtype), tensors, strength).to(W.dtype)
@@ -108,7 +108,7 @@ def effect(W: Tensor, tensors: dict[str, Tensor], strength: float, how: How) -> 
 # -- the node's arithmetic --------------------------------------------------------------------------------------------
 
 
-def _read(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+def read(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """A layer's parts by name. Raises `Unread` where the node would refuse them."""
     parts = {part: tensors[f".gimbal_{part}"] for part in PARTS if f".gimbal_{part}" in tensors}
     version, count = tensors[FORMAT].flatten().tolist()
@@ -126,7 +126,7 @@ def _of_node(W: Tensor, parts: dict[str, Tensor]) -> Tensor:
     try:
         V = W.flatten(1)
         for side, name in (("input", "in"), ("output", "out")):
-            R = _rotation(given, name)
+            R = rotation(given, name)
             if R is not None:
                 V = forms.rotated(V, R, side, kernel)
         if "up" in given:
@@ -142,16 +142,16 @@ def _of_node(W: Tensor, parts: dict[str, Tensor]) -> Tensor:
         raise Unread(f"the tensors do not fit the weight {tuple(W.shape)}: {error}") from None
 
 
-def _rotation(parts: dict[str, Tensor], side: str) -> Tensor | None:
+def rotation(parts: dict[str, Tensor], side: str) -> Tensor | None:
     """`R (blocks, b, b)` of one side."""
     packed, excess = parts.get(f"skew_{side}"), parts.get(f"turn_{side}")
     if packed is not None:
-        excess = linalg.cayley_excess(linalg.skew_blocks(packed, _size(packed)))
+        excess = linalg.cayley_excess(linalg.skew_blocks(packed, size_of(packed)))
     return None if excess is None else excess + _eye(excess)
 
 
-def _size(packed: Tensor) -> int:
-    """The b of `(blocks, b(b-1)/2)`. Raises `Unread` if there is none."""
+def size_of(packed: Tensor) -> int:
+    """The b of `packed (blocks, b(b-1)/2)`. Raises `Unread` if there is none."""
     size = (1 + math.isqrt(1 + 8 * packed.shape[1])) // 2
     if size * (size - 1) != 2 * packed.shape[1]:
         raise Unread(f"{packed.shape[1]} numbers a block are no triangle")
@@ -256,7 +256,7 @@ def _foreign_tensors(view: Seen) -> dict[str, Tensor] | None:
 def _of_other_node(W: Tensor, tensors: dict[str, Tensor], strength: float) -> Tensor:
     """What ComfyUI-OFTv2 computes, in W's dtype; convolutions turn the flat weight the other way round."""
     packed = tensors[FOREIGN].to(W)
-    size = _size(packed)
+    size = size_of(packed)
     if SCALED_MARK in tensors:
         packed = packed / (2 * math.sqrt(size - 1))
     fan_in = W[0].numel()

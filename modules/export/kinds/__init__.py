@@ -26,6 +26,7 @@ from modules.export.kinds import (
     kronecker,
     low_rank,
     magnitude,
+    native,
     output_rotation,
     plain,
 )
@@ -35,6 +36,7 @@ Parts = dict[str, Tensor]
 
 KINDS: tuple[ModuleType, ...] = (
     low_rank, hadamard, kronecker, glora, delora, output_rotation, input_rotation, plain,
+    native,
 )
 """In ComfyUI's order of reading: where a layer has several, the last one counts."""
 
@@ -42,6 +44,9 @@ SHARED = {".alpha": "alpha", ".diff_b": "bias", ".b_norm": "bias", **magnitude.S
 """Suffixes that go with several kinds."""
 
 SUFFIXES: dict[str, str] = SHARED | {suffix: part for kind in KINDS for suffix, part in kind.SUFFIXES.items()}
+
+STACKS = ("oft_blocks", "gimbal_turn_in", "gimbal_turn_out")
+"""Parts that have more than two dimensions in linear layers too."""
 
 BY_LENGTH = sorted(SUFFIXES, key=len, reverse=True)
 
@@ -79,8 +84,14 @@ def words(parts: Parts) -> str:
     kind = kind_of(parts)
     if kind is None:
         return "bias alone" if "bias" in parts else "incomplete"
-    what = kind.words(parts) if kind is output_rotation else kind.WORDS
-    return magnitude.words(parts, what, kind.shape(parts)) + (" and bias" if "bias" in parts else "")
+    what = kind.words(parts) if kind in (output_rotation, native) else kind.WORDS
+    what = magnitude.words(parts, what, kind.shape(parts)) + (" and bias" if "bias" in parts else "")
+    return f"{what}, and a LoRA for others" if has_fallback(parts) else what
+
+
+def has_fallback(parts: Collection[str]) -> bool:
+    """Whether a LoRA stands beside tensors for a node of ComfyUI, for those who have not the node."""
+    return kind_of(parts) in (native, input_rotation) and {"up", "down"} <= set(parts)
 
 
 def shape(parts: Parts) -> tuple[int | None, int | None]:
@@ -100,17 +111,34 @@ def sizes(parts: Parts, unknown: int) -> tuple[int, int]:
     kind = kind_of(parts)
     if fan_in is None and kind is input_rotation:  # one block for all
         fan_in = 2 * input_rotation.block_size(parts)
+    if fan_in is None and kind is native:
+        fan_in = native.channels(parts)
     return out or unknown, fan_in or unknown
+
+
+def channels(parts: Parts) -> int | None:
+    """The input channels, where the tensors tell them apart from the kernel's positions."""
+    return native.channels(parts) if kind_of(parts) is native else None
+
+
+def lengths(parts: Parts) -> tuple[str, Tensor | None]:
+    """The axis and the lengths of a layer's magnitude, where it says them; None where there are none or only ratios."""
+    own = next((part for part in ("magnitude_in", "magnitude_out") if native.NAME + part in parts), "")
+    if own:
+        return native.LENGTHS[own], parts[native.NAME + own]
+    return magnitude.axis(parts), parts.get("magnitude", parts.get("row_magnitude"))
 
 
 def is_conv(parts: Parts) -> bool:
     """Whether the tensors are a convolution's, as far as they tell."""
-    return any(tensor.dim() > 2 for part, tensor in parts.items() if part != "oft_blocks")
+    return any(tensor.dim() > 2 for part, tensor in parts.items() if part not in STACKS)
 
 
 def rank_words(parts: Parts) -> tuple[str, str]:
     """What the rank and alpha of a layer are, in words."""
-    if kind_of(parts) in (output_rotation, input_rotation):
+    if kind_of(parts) in (output_rotation, input_rotation) or (
+        kind_of(parts) is native and "gimbal_down" not in parts
+    ):
         return "block size", "bound of the rotation (alpha)"
     return "rank", "alpha"
 
@@ -126,7 +154,7 @@ def terms(parts: Parts, layer: Layer, W: Tensor, about: About) -> Terms:
         parts = {part: tensor.to(W.device) for part, tensor in parts.items()}
         kind = kind_of(parts)
         found = Terms() if kind is None else kind.terms(parts, layer, W, about)
-        if kind is not input_rotation:
+        if kind not in (input_rotation, native):
             found = magnitude.on_top(found, parts, layer, W, about)
     except ValueError as error:
         raise ValueError(f"{layer.name}: {error}") from error
