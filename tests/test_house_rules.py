@@ -52,6 +52,7 @@ HOST_WORDS: dict[tuple[str, str], str] = {
     ("modules/export/keys.py", "lora_B"): PEFT,
     ("modules/export/keys.py", "lora_magnitude_vector"): PEFT,
     ("modules/export/metadata.py", "networks.lora"): "kohya's module",
+    ("scripts/host_pictures.py", "load_lora_weights"): "diffusers' function",
     ("modules/export/metadata.py", "lora"): LYCORIS,
     ("modules/export/metadata.py", "dora_wd"): LYCORIS,
     ("modules/export/metadata.py", "diag-oft"): LYCORIS,

@@ -136,11 +136,7 @@ def prepare(preset: Preset, pictures: Pictures, run: Run, events: Events, accele
     model.release_encoders(texts=caches.texts is not None)
 
     place(model, preset, events, accelerator)
-    given = {} if state.latest_state(run.folder) else first_values.read(preset, model)
-    adapted = setup.attach_ready(model, preset)
-    for note in first_values.apply(given, adapted):
-        events.write("warning", {"message": note, "detail": ""})
-    del given
+    adapted = attach(model, preset, run, events)
     groups = setup.parameter_groups(adapted, model, preset.targets)
     # Not `prepare`: it would want to shard the optimizer's parameters too.
     optimizer = accelerator.prepare_optimizer(preset.optimizer.build(groups, training.learning_rate))
@@ -164,6 +160,15 @@ def prepare(preset: Preset, pictures: Pictures, run: Run, events: Events, accele
     write_layers(session)
     resume(session)
     return session
+
+
+def attach(model: Any, preset: Preset, run: Run, events: Events) -> dict[str, Adapted]:
+    """The adapters, by full layer name: fresh ones, or with the values of adapter.start_from where a run begins."""
+    given = {} if first_values.is_begun(run.folder) else first_values.read(preset, model)
+    adapted = setup.attach_ready(model, preset)
+    for note in first_values.apply(given, adapted):
+        events.write("warning", {"message": note, "detail": ""})
+    return adapted
 
 
 def place(model: Any, preset: Preset, events: Events, accelerator: Accelerator) -> None:

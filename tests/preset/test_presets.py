@@ -79,7 +79,8 @@ def some_text(name: str, field, rng: random.Random) -> str:
     return rng.choice(["a, b", "ü \"'\\", "5", "null", "[x", " "])
 
 
-NEEDS = {"export.rank": {"export.form": "compact"}}
+NODE = {"export.host": "comfyui_node", "export.form": "compact"}
+NEEDS = {"export.rank": {"export.form": "compact"}, "export.node_fallback": NODE, "export.node_spelling": NODE}
 """Options that are refused without another one."""
 
 
