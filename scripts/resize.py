@@ -43,8 +43,6 @@ def main() -> int:
 
 def run(arguments: argparse.Namespace) -> str:
     """Resize and return the table."""
-    from safetensors.torch import save_file
-
     from modules.export import files, metadata, resizing
 
     choose = chosen(arguments)
@@ -55,10 +53,11 @@ def run(arguments: argparse.Namespace) -> str:
         raise ValueError(f"--out {out} is the file itself; give another name")
     found = resizing.resized(file, choose)
     partial = out.with_name(f"{out.stem}.partial.safetensors")
+    out.parent.mkdir(parents=True, exist_ok=True)
     if "sshs_model_hash" in found.metadata:  # kohya's hashes are those of a file with ss_ keys alone
-        save_file(found.tensors, partial, {k: v for k, v in found.metadata.items() if k.startswith("ss_")})
+        files.save(found.tensors, partial, {k: v for k, v in found.metadata.items() if k.startswith("ss_")})
         found.metadata |= metadata.file_hashes(partial)
-    save_file(found.tensors, partial, found.metadata or None)
+    files.save(found.tensors, partial, found.metadata or None)
     partial.replace(out)
     return table(path, out, found)
 

@@ -96,7 +96,7 @@ class Decomposed(base.Adapter):
         if terms.magnitude is not None and terms.axis != self.axis:
             raise ValueError(f"the file has a magnitude along the {terms.axis} and the run along the {self.axis}; set "
                              f"adapter.axis {terms.axis}")
-        set_pair(self.up, self.down, terms, float(self.weights()[0]))
+        set_pair(self.up, self.down, terms, self.weights()[0].item())
         W = layer.dense()
         V = W if terms.up is None or terms.down is None else W + (terms.up @ terms.down).to(W.dtype)
         wanted = linalg.axis_norm(V, self.axis, self.kernel) if terms.magnitude is None else terms.magnitude

@@ -9,13 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from modules import quant
 from modules.adapters.base import Adapted, Terms
 from modules.adapters.layers import Layer
-from modules.export import arithmetic, choosing, encodings, forms, fuse, hosts, keys, metadata, verify
+from modules.export import arithmetic, choosing, encodings, files, forms, fuse, hosts, keys, metadata, verify
 from modules.export.forms import Seen
 from modules.export.hosts import How
 from modules.export.metadata import Facts
@@ -101,7 +100,7 @@ def write(
         report.notes += _notes(changes, options, report)
         told = about(Written(report, _form(tensors, hosts.load(options.host).NAMES)))
         flat = {spelling[name] + suffix: t for name, found in tensors.items() for suffix, t in found.items()}
-        save_file(flat, partial, {key: value for key, value in told.items() if key.startswith("ss_")})
+        files.save(flat, partial, {key: value for key, value in told.items() if key.startswith("ss_")})
         try:
             _check(changes, spelling, options, partial, report)
         except ValueError as error:
@@ -110,7 +109,7 @@ def write(
 
     content = metadata.tensors_hash(partial)
     told = model.metadata() | told | metadata.file_hashes(partial) | report.outcome()
-    save_file(flat, partial, told)
+    files.save(flat, partial, told)
     if metadata.tensors_hash(partial) != content:
         raise OSError(f"{partial}: the disk returned other bytes than were written; the file is not to be trusted")
     partial.replace(path)

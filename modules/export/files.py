@@ -5,8 +5,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
 from modules.export.kinds.writer import PEFT_OPTIONS
@@ -17,8 +17,8 @@ PICKLES = (".pt", ".pth", ".ckpt", ".bin", ".pkl")
 LONGEST_HEADER = 100_000_000
 """Bytes. safetensors' own limit; a larger number is no header length."""
 
-CONFIG = "adapter_config.json"
-"""peft's options, beside its file."""
+WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
+"""peft's file, and its options beside it."""
 
 
 @dataclass(frozen=True)
@@ -52,10 +52,19 @@ def read(path: Path) -> AdapterFile:
     if not tensors:
         raise ValueError(f"{path} holds no tensors; it is no adapter file")
     for key, tensor in tensors.items():
-        if tensor.is_floating_point() and not torch.isfinite(tensor.float()).all():
+        if tensor.is_floating_point() and not _wide(tensor).isfinite().all():
             raise ValueError(f"{path}: {key} has values that are not finite numbers; the training that wrote the file "
                              "has diverged, so take an earlier save")
     return AdapterFile(path, metadata, tensors, _config(path, metadata))
+
+
+def save(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str] | None) -> None:
+    """Write a file. Raises OSError with a sentence, and leaves nothing, where the disk does not take it."""
+    try:
+        save_file(tensors, path, metadata)
+    except SafetensorError as error:
+        path.unlink(missing_ok=True)
+        raise OSError(f"{path} cannot be written ({_first_line(error)})") from error
 
 
 def _check_bytes(path: Path) -> None:
@@ -88,11 +97,16 @@ def _check_bytes(path: Path) -> None:
 def _config(path: Path, metadata: dict[str, str]) -> dict[str, Any]:
     """peft's options. Raises ValueError where there are some that cannot be read."""
     beside = path.with_name(CONFIG)
-    if path.name.startswith("adapter_") and beside.is_file():
+    if path.name == WEIGHTS and beside.is_file():  # of other files there, such as converted ones, it does not tell
         return _mapping(beside.read_text(encoding="utf-8"), str(beside))
     if PEFT_OPTIONS in metadata:
         return _mapping(metadata[PEFT_OPTIONS], f"{path}: {PEFT_OPTIONS}")
     return {}
+
+
+def _wide(tensor: Tensor) -> Tensor:
+    """In a number format that can be asked whether it is finite."""
+    return tensor.float() if tensor.dtype.itemsize == 1 else tensor
 
 
 def _mapping(text: str, place: str) -> dict[str, Any]:

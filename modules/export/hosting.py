@@ -69,7 +69,7 @@ def view(file: AdapterFile, host: str, norm: str = "") -> View:
     magnitudes = any(key.endswith(keys.PEFT.magnitude) for key in file.tensors)
     alphas = Counter(
         file.tensors[found["alpha"]].item() for found in layers.values()
-        if "alpha" in found and "down" in found and file.tensors[found["alpha"]].numel()
+        if "alpha" in found and "down" in found and file.tensors[found["alpha"]].numel() == 1
     )
     common = alphas.most_common(1)[0][0] if len(alphas) > 1 else None
     config = file.config if writer.PEFT_OPTIONS in file.metadata else {}

@@ -104,6 +104,8 @@ def merge_into(base: Checkpoint, out: Path, source: Source, options: Options) ->
         raise ValueError(f"--out: {out} exists already; give another name, or delete it first")
     if not out.parent.is_dir():
         raise ValueError(f"--out: {out.parent} is no folder; make it first")
+    if base.is_folder and out.resolve().is_relative_to(base.path.resolve()):
+        raise ValueError(f"--out: {out} is inside the base {base.path}, which has to stay as it is; give another place")
     report = Merged(out)
     places, absent = _placed(base, source.targets)
     if absent:

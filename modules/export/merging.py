@@ -3,6 +3,7 @@ from."""
 
 import hashlib
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,11 +53,14 @@ def parse(text: str) -> Adapter:
     if not colon or Path(text).exists():
         return Adapter(Path(text))
     try:
-        return Adapter(Path(name), float(strength))
-    except ValueError as error:
-        if Path(name).exists():
-            raise ValueError(f"--adapter {text}: {strength} is no strength; give a number such as 0.8") from error
-        return Adapter(Path(text))
+        found = float(strength)
+    except ValueError:
+        found = math.nan
+    if math.isfinite(found):
+        return Adapter(Path(name), found)
+    if Path(name).exists():
+        raise ValueError(f"--adapter {text}: {strength} is no strength; give a number such as 0.8")
+    return Adapter(Path(text))
 
 
 def merge(base: str, adapters: Sequence[Adapter], out: Path, choice: Choice) -> Merged:

@@ -84,7 +84,7 @@ def resized(file: AdapterFile, choose: Choose) -> Resized:
             found.kept[what] = found.kept.get(what, 0) + 1
             continue
         try:
-            low_rank.shape(parts)
+            kinds.shape(parts)
         except ValueError as error:
             raise ValueError(f"{file.path}: {name}: {error}") from error
         about = writer.About(program, name, file.metadata, file.config)

@@ -8,6 +8,7 @@ and `__metadata__`, texts by name), then the bytes of all tensors without gaps.
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from operator import index
 from pathlib import Path
 from typing import BinaryIO
 
@@ -80,17 +81,30 @@ def read_header(path: Path) -> Header:
             found = json.loads(file.read(length))
         metadata = found.pop("__metadata__", {})
         entries = {
-            name: Entry(told["dtype"], tuple(told["shape"]), start, end - start)
+            name: Entry(told["dtype"], tuple(map(index, told["shape"])), index(start), end - start)
             for name, told in found.items() for start, end in [told["data_offsets"]]
         }
     except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
         raise ValueError(f"{path} is damaged or no safetensors file at all ({error}); give a complete one") from error
-    ordered = dict(sorted(entries.items(), key=lambda item: item[1].start))
-    end = max((entry.start + entry.size for entry in entries.values()), default=0)
+    ordered = dict(sorted(entries.items(), key=lambda item: (item[1].start, item[1].size)))
+    end = _end(path, ordered)
     if 8 + length + end != path.stat().st_size:
         raise ValueError(f"{path} is damaged: its header promises {8 + length + end} bytes, and it has "
                          f"{path.stat().st_size}; download it again")
     return Header(path, metadata, ordered, 8 + length)
+
+
+def _end(path: Path, ordered: dict[str, Entry]) -> int:
+    """Where the tensors' bytes end. Raises ValueError, naming the first of `ordered` that is not where the one before
+    ends, or has not the bytes that its shape needs."""
+    end = 0
+    for name, entry in ordered.items():
+        known = DTYPES.get(entry.dtype)
+        wrong = known is not None and entry.size != entry.numbers * known.itemsize
+        if wrong or entry.start != end or entry.size < 0:
+            raise ValueError(f"{path} is damaged: its header says of {name} what cannot be; download it again")
+        end += entry.size
+    return end
 
 
 def header_bytes(entries: dict[str, Entry], metadata: dict[str, str]) -> bytes:

@@ -28,6 +28,8 @@ METADATA_KEY = "gimbal.preset"
 
 RENAMES: dict[str, str] = {"data.folder": "data.folders"}
 """Options that have got another name: old dotted name to new one. Old presets stay readable, with a note."""
+IMPLIED: dict[str, tuple[str, str]] = {"export.rank": ("export.form", "compact")}
+"""Options that meant by themselves what another one says now: that one and its value. Likewise."""
 
 NOT_INHERITED = ("based_on", "name", "description")
 """What a preset does not take over from the one it is based on: two runs of one name would share a folder."""
@@ -58,7 +60,7 @@ def resolve(source: str, overrides: Sequence[tuple[str, str]] = ()) -> Resolved:
     file. Raises PresetProblems with everything that is wrong.
     """
     path, notes = find(source), []
-    values = _with_tags(_inherited(_renamed(read(path), path, notes), path, notes))
+    values = _with_tags(_implied(_inherited(_renamed(read(path), path, notes), path, notes), path, notes))
     problems = _override(values, overrides, notes)
     values = _with_tags(values)
     try:
@@ -162,6 +164,15 @@ def _renamed(values: Values, path: Path, notes: list[str]) -> Values:
         if problems:
             raise PresetProblems(f"{path}: {problem}" for problem in problems)
         notes.append(f"{path}: {old} is now called {new}")
+    return values
+
+
+def _implied(values: Values, path: Path, notes: list[str]) -> Values:
+    """`values` with what old options meant besides, where the new option is not given."""
+    for old, (new, value) in IMPLIED.items():
+        if options.at(values, old) is not None and not options.holds(values, new):
+            _place(values, new, value)
+            notes.append(f"{path}: {old} now needs {new} {value}, which it meant before")
     return values
 
 

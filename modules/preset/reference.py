@@ -48,8 +48,9 @@ def schema_text() -> str:
     """The JSON schema of a preset. Properties keep the order of their declaration, which is that of the form."""
     schema = Preset.model_json_schema()
     schema["properties"]["family"]["enum"] = families.names()  # a validator in Python, where families can be added
-    # "renames" is for the window, which reads old presets as files.RENAMES has it
-    named = {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema, "renames": files.RENAMES}
+    # for the window, which reads old presets as the trainer does
+    named = {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema, "renames": files.RENAMES,
+             "implied": files.IMPLIED}
     return json.dumps(named, indent=1, ensure_ascii=False) + "\n"
 
 

@@ -114,12 +114,12 @@ def _examine_model(preset: Preset, found: Findings) -> None:
     found.problems += setup.block_problems(found.model, preset.base)
     found.layer_sets = list(found.model.named_targets())
     found.trainable_layers = len(setup.layer_names(found.model))
-    started, problems = first_values.named(preset, found.model)
+    started, problems = first_values.look(preset, found.model)
     found.problems += problems
     found.adapted, problems = setup.attach_all(found.model, preset)
     found.problems += problems
-    if found.adapted:
-        found.problems += first_values.strangers(started, found.adapted)
+    if found.adapted and started is not None:
+        found.problems += first_values.misfits(started, found.adapted)
 
 
 def _examine_export(preset: Preset, found: Findings) -> None:

@@ -1,35 +1,90 @@
 """Training that goes on from a finished file (adapter.start_from): what it says, before and at the start."""
 
-from collections.abc import Collection
+import copy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import nn
+
+from modules.adapters import methods
 from modules.adapters.base import Adapted
-from modules.export import files, reading, starting
+from modules.adapters.layers import Layer, as_layer
+from modules.export import files, kinds, reading, starting
 from modules.export.export import Change
+from modules.export.reading import Placed, Reading
 from modules.preset.schema import Preset
+from modules.training import state
 
 OPTION = "adapter.start_from"
 
 
-def named(preset: Preset, model: Any) -> tuple[set[str], list[str]]:
-    """Full names of the layers that the file changes, and what is wrong with it, in sentences. `model` may be on the
-    meta device; call it before adapters are attached."""
-    if not preset.adapter.start_from:
-        return set(), []
+def is_begun(folder: Path) -> bool:
+    """Whether the run in `folder` goes on from a state of its own, and not from the file."""
+    return state.latest_state(folder) is not None
+
+
+def look(preset: Preset, model: Any) -> tuple[Reading | None, list[str]]:
+    """Which layers the file changes, and what is wrong with it, in sentences. `model` may be on the meta device; call
+    it before adapters are attached. None without a file, and where the run does not need it any more."""
+    run = Path(preset.saving.folder) / preset.name
+    if not preset.adapter.start_from or is_begun(run) or (preset.name and (run / "adapter.safetensors").is_file()):
+        return None, []
     try:
         found = reading.place(files.read(Path(preset.adapter.start_from)), model)
     except (ValueError, OSError) as error:
-        return set(), [f"{OPTION}: {error}"]
-    problems = [f"{OPTION}: {found.file.path}: {sentence}" for sentence in found.left_out()]
-    return {layer.name for placed in found.placed for layer, _ in placed.members}, problems
+        return None, [f"{OPTION}: {error}"]
+    return found, [f"{OPTION}: {found.file.path}: {sentence}" for sentence in found.left_out()]
 
 
-def strangers(names: Collection[str], adapted: Collection[str]) -> list[str]:
-    """A sentence if the file changes layers that are not trained."""
-    found = [name for name in sorted(names) if name not in adapted]
-    return found and [f"{OPTION}: the file also changes layers that are not trained ({reading.listed(found)}); choose "
-                      "them with targets.layers or targets.include"]
+def misfits(found: Reading, adapted: dict[str, Adapted]) -> list[str]:
+    """What keeps the fresh adapters from taking the file's values, as far as that shows without the base's weights:
+    layers that are not trained, tensors of other sizes, a method or options that cannot hold them."""
+    names = {layer.name for placed in found.placed for layer, _ in placed.members}
+    strangers = [name for name in sorted(names) if name not in adapted]
+    if strangers:
+        return [f"{OPTION}: the file also changes layers that are not trained ({reading.listed(strangers)}); choose "
+                "them with targets.layers or targets.include"]
+    seen, said = set(), {}
+    for placed in found.placed:
+        sort = _sort(placed, adapted)
+        if sort not in seen:
+            seen.add(sort)
+            try:
+                _try(placed, adapted)
+            except ValueError as error:
+                sentence = str(error)
+                said.setdefault(sentence.partition(": ")[2], sentence)
+    return [f"{OPTION}: {found.file.path}: {sentence}" for sentence in said.values()]
+
+
+def _sort(placed: Placed, adapted: dict[str, Adapted]) -> Any:
+    """What layers are alike in that take the file's values, or refuse them, together."""
+    tensors = frozenset((part, tensor.shape, tensor.dtype) for part, tensor in placed.parts.items())
+    layers = tuple((layer.kind, layer.base.weight.shape, adapted[layer.name].adapter.config.model_dump_json())
+                   for layer, _ in placed.members)
+    return kinds.words(placed.parts), tensors, layers
+
+
+def _try(placed: Placed, adapted: dict[str, Adapted]) -> None:
+    """Start adapters on random layers of the same sizes. Raises ValueError as `starting.start` does."""
+    members = tuple((_random(layer), part) for layer, part in placed.members)
+    whole = next((layer for layer, _ in members if layer.name == placed.layer.name), placed.layer)
+    trials = {}
+    for layer, _ in members:
+        config = adapted[layer.name].adapter.config
+        trials[layer.name] = Adapted(layer.base, methods()[config.method].Adapter(config, layer), layer)  # pyright: ignore
+    with torch.no_grad():
+        starting.start(replace(placed, layer=whole, members=members).changes(), trials)
+
+
+def _random(layer: Layer) -> Layer:
+    """The same layer with random weights on the CPU, whether it has any or not."""
+    base: Any = copy.deepcopy(layer.base).to_empty(device="cpu").float()
+    generator = torch.Generator().manual_seed(0)
+    nn.init.normal_(base.weight, std=0.02, generator=generator)
+    return as_layer(base, layer.name)
 
 
 def read(preset: Preset, model: Any) -> dict[str, Change]:
@@ -39,7 +94,7 @@ def read(preset: Preset, model: Any) -> dict[str, Change]:
         return {}
     try:
         return reading.changes(files.read(Path(preset.adapter.start_from)), model)
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         raise ValueError(f"{OPTION}: {error}") from error
 
 

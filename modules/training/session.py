@@ -163,9 +163,8 @@ def prepare(preset: Preset, pictures: Pictures, run: Run, events: Events, accele
 
 
 def attach(model: Any, preset: Preset, run: Run, events: Events) -> dict[str, Adapted]:
-    """Put the adapters on; those of a new run start from adapter.start_from. Raises ValueError for a file that does
-    not fit."""
-    given = {} if state.latest_state(run.folder) else first_values.read(preset, model)
+    """The adapters, by full layer name: fresh ones, or with the values of adapter.start_from where a run begins."""
+    given = {} if first_values.is_begun(run.folder) else first_values.read(preset, model)
     adapted = setup.attach_ready(model, preset)
     for note in first_values.apply(given, adapted):
         events.write("warning", {"message": note, "detail": ""})

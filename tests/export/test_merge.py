@@ -314,6 +314,16 @@ def test_bad_input_is_one_sentence(bases, tmp_path, capsys):
         assert not (tmp_path / "x").exists() and not (tmp_path / "x.partial").exists()
 
 
+@pytest.mark.parametrize("place", ["merged", "unet/merged"])
+def test_a_base_stays_as_it_is(bases, tmp_path, place):
+    folder = bases["sdxl"][0]
+    make_file(loaded("sdxl", folder), "sdxl", "comfyui", LORA, 0, tmp_path / "a.safetensors")
+    before = sorted(folder.rglob("*"))
+    with pytest.raises(ValueError, match="is inside the base"):
+        merging.merge(str(folder), [merging.parse(str(tmp_path / "a.safetensors"))], folder / place, merging.Choice())
+    assert sorted(folder.rglob("*")) == before
+
+
 def test_what_fails_leaves_nothing(doubled, bases, tmp_path, monkeypatch):
     base, source, name = doubled
     huge = Source(source.targets, lambda layer, kind, W: W * 1e9)

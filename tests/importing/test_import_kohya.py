@@ -4,6 +4,8 @@ import math
 
 import pytest
 
+from modules.importing import import_file
+
 COMMAND = r"""
 # SDXL, as pasted
 export HF_HOME=/somewhere
@@ -309,3 +311,11 @@ def test_missing_kinds_of_the_window(imported):
         imported({key: value for key, value in GUI.items() if key != "LoRA_type"})
     with pytest.raises(ValueError, match="anima is none of"):
         imported({**GUI, "anima_checkbox": True})
+
+
+@pytest.mark.parametrize("line", ["seed = inf", 'network_args = ["algo=lokr", "factor=inf"]'])
+def test_endless_numbers_are_one_sentence(tmp_path, line):
+    path = tmp_path / "settings.toml"
+    path.write_text(f'pretrained_model_name_or_path = "x"\nnetwork_module = "lycoris.kohya"\n{line}\n')
+    with pytest.raises(ValueError, match="settings.toml: [^\n]*$"):
+        import_file(path)

@@ -80,3 +80,13 @@ def test_every_rename_leads_to_an_option_and_hides_none():
 
     known = options.options(Preset)
     assert all(new in known and old not in known for old, new in files.RENAMES.items())
+
+
+def test_a_rank_of_the_exported_file_means_what_it_meant_before_there_were_forms(saved):
+    path = saved({**LORA, "export": {"rank": 16}})
+    resolved = resolve(path)
+    assert (resolved.preset.export.form, resolved.preset.export.rank) == ("compact", 16)
+    assert resolved.notes == [f"{path}: export.rank now needs export.form compact, which it meant before"]
+    assert resolve(saved({**LORA, "export": {"rank": None}})).preset.export.form == "auto"
+    assert resolve(saved({**LORA, "export": {"rank": 16, "form": "svd"}})).preset.export.form == "svd"
+    assert "does nothing with form auto" in problem_of(saved({**LORA, "export": {"rank": 16, "form": "auto"}}))

@@ -68,7 +68,15 @@ def some_preset(rng: random.Random, changes: int = 12) -> Values:
     free = [field for field in schema().fields(values).values() if field.kind != "tag" and not field.required]
     for field in rng.sample(free, changes):
         values = with_value(values, field.path, value_of_all(field, rng))
-    return values
+    return _with_needs(values)
+
+
+def _with_needs(values: Values) -> Values:
+    """What some options of the exported file are refused without."""
+    is_node = at(values, "export.node_fallback") is not None or at(values, "export.node_spelling") is not None
+    if is_node or at(values, "export.rank") is not None:
+        values = with_value(values, "export.form", "compact")
+    return with_value(values, "export.host", "comfyui_node") if is_node else values
 
 
 def value_of_all(field: Field, rng: random.Random) -> Any:

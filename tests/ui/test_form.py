@@ -276,7 +276,8 @@ def test_tab_goes_from_top_to_bottom(qtbot, page, document):
         stops.append(QApplication.focusWidget())
     names = [stop.accessibleName() or stop.text() for stop in stops]
     names = [name for name in names if not name.startswith("Reset")]
-    assert names == ["Method", "Rank", "Axis", one.fold.text(), "Alpha: none", "Channel beta", "Learn weights"]
+    assert names == ["Method", "Rank", "Axis", one.fold.text(), "Alpha: none", "Channel beta", "Learn weights",
+                     "Start from", "Start from: browse"]
 
 
 def test_pages_survive_a_change_of_theme(page, document, qapp):

@@ -270,3 +270,11 @@ def test_a_place_where_nothing_can_be_written(tmp_path):
 )
 def test_a_free_name(name, taken, free):
     assert files.free_name(name, taken) == free
+
+
+def test_old_presets_mean_what_they_meant(written):
+    path = written({**START, "export": {"rank": 16}})
+    opened = files.read(path, schema())
+    assert (at(opened.values, "export.form"), at(opened.values, "export.rank")) == ("compact", 16)
+    assert opened.notes == (f"{path}: export.rank now needs export.form compact, which it meant before",)
+    assert nameless(opened) == as_trainer(path)

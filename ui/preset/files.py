@@ -108,6 +108,7 @@ def read(path: Path, schema: Schema) -> Opened:
     path = path / RUN_COPY if path.is_dir() else path
     notes: list[str] = []
     values = _inherited(_renamed(_values(path), path, schema, notes), path, schema, notes)
+    values = _implied(values, path, schema, notes)
     full, problems = schema.complete(schema.with_tags(values))
     origin = _origin(path)
     if origin.kind in ("run", "export"):  # the name of a run that was; another run of its preset is another one
@@ -188,6 +189,15 @@ def _renamed(values: Values, path: Path, schema: Schema, notes: list[str]) -> Va
         value = at(values, old)
         values = with_value(without(values, old), new, value)
         notes.append(f"{places.shown(path)}: {old} is now called {new}")
+    return values
+
+
+def _implied(values: Values, path: Path, schema: Schema, notes: list[str]) -> Values:
+    """`values` with what old options meant besides, where the new option is not given."""
+    for old, (new, value) in schema.implied.items():
+        if at(values, old) is not None and not holds(values, new):
+            values = with_value(values, new, value)
+            notes.append(f"{places.shown(path)}: {old} now needs {new} {value}, which it meant before")
     return values
 
 

@@ -80,6 +80,8 @@ class Schema:
         """The tag of each tagged section, by the section's path."""
         self.renames: Mapping[str, str] = root.get("renames", {})
         """Options that have got another name: old path to new one."""
+        self.implied: Mapping[str, list[str]] = root.get("implied", {})
+        """Options that meant by themselves what another one says now: its path and value."""
 
     @classmethod
     def load(cls, path: Path | None = None) -> "Schema":

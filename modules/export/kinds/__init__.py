@@ -29,6 +29,7 @@ from modules.export.kinds import (
     native,
     output_rotation,
     plain,
+    sound,
 )
 from modules.export.kinds.writer import About
 
@@ -85,7 +86,7 @@ def words(parts: Parts) -> str:
     if kind is None:
         return "bias alone" if "bias" in parts else "incomplete"
     what = kind.words(parts) if kind in (output_rotation, native) else kind.WORDS
-    what = magnitude.words(parts, what, kind.shape(parts)) + (" and bias" if "bias" in parts else "")
+    what = magnitude.words(parts, what) + (" and bias" if "bias" in parts else "")
     return f"{what}, and a LoRA for others" if has_fallback(parts) else what
 
 
@@ -97,12 +98,19 @@ def has_fallback(parts: Collection[str]) -> bool:
 def shape(parts: Parts) -> tuple[int | None, int | None]:
     """`(out, fan_in)` as far as the tensors say. Raises ValueError where they disagree or are incomplete."""
     kind = kind_of(parts)
-    if kind is not None:
-        out, fan_in = kind.shape(parts)
-        return out or magnitude.outputs(parts), fan_in
-    if "bias" in parts:
+    known = set(SHARED.values()) | set(kind.SUFFIXES.values() if kind else ())
+    if kind is None and "bias" not in parts:
+        raise ValueError(f"incomplete: it has only {', '.join(sorted(parts))}")
+    whole = [set(one.SUFFIXES.values()) for one in KINDS if any(mark <= parts.keys() for mark in one.MARKS)]
+    sound.refuse_rests(parts, known, whole)
+    sound.check(parts)
+    if kind is None:
         return parts["bias"].numel(), None
-    raise ValueError(f"incomplete: it has only {', '.join(sorted(parts))}")
+    with sound.as_sentence():
+        out, fan_in = kind.shape(parts)
+    if kind is not input_rotation:  # has more than one meaning of these
+        sound.check_magnitude(magnitude.axis(parts), parts.get("magnitude", parts.get("row_magnitude")), out, fan_in)
+    return out or magnitude.outputs(parts), fan_in
 
 
 def sizes(parts: Parts, unknown: int) -> tuple[int, int]:
@@ -113,6 +121,8 @@ def sizes(parts: Parts, unknown: int) -> tuple[int, int]:
         fan_in = 2 * input_rotation.block_size(parts)
     if fan_in is None and kind is native:
         fan_in = native.channels(parts)
+    if fan_in is None and magnitude.axis(parts) == "input":
+        fan_in = parts["magnitude"].numel()
     return out or unknown, fan_in or unknown
 
 
@@ -153,9 +163,11 @@ def terms(parts: Parts, layer: Layer, W: Tensor, about: About) -> Terms:
                              f"{layer.out_features} x {layer.fan_in}; the file is for another model")
         parts = {part: tensor.to(W.device) for part, tensor in parts.items()}
         kind = kind_of(parts)
-        found = Terms() if kind is None else kind.terms(parts, layer, W, about)
-        if kind not in (input_rotation, native):
-            found = magnitude.on_top(found, parts, layer, W, about)
+        with sound.as_sentence():
+            found = Terms() if kind is None else kind.terms(parts, layer, W, about)
+            sound.check_terms(found, W)
+            if kind not in (input_rotation, native):
+                found = magnitude.on_top(found, parts, layer, W, about)
     except ValueError as error:
         raise ValueError(f"{layer.name}: {error}") from error
     if "bias" in parts:

@@ -19,6 +19,8 @@ MARKS = (frozenset({"up", "down"}),)
 
 def shape(parts: dict[str, Tensor]) -> tuple[int | None, int | None]:
     """`(out, fan_in)`"""
+    if parts["down"].dim() < 2 or parts["up"].dim() < 2:
+        raise ValueError("its factors are no matrices; the file is damaged")
     up, down = parts["up"].flatten(1), parts["down"]
     inner = down.shape[0]
     if "mid" in parts:

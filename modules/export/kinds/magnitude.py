@@ -38,7 +38,7 @@ def outputs(parts: dict[str, Tensor]) -> int | None:
     return None if found is None or axis(parts) == "input" else found.numel()
 
 
-def words(parts: dict[str, Tensor], what: str, shape: tuple[int | None, int | None]) -> str:
+def words(parts: dict[str, Tensor], what: str) -> str:
     """`what` with its magnitude."""
     along = axis(parts)
     if not along:

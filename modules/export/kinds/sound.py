@@ -1,0 +1,70 @@
+"""Whether one layer's tensors can be what their suffixes say, before any kind computes with them."""
+
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+from modules.adapters.base import Terms
+
+FLAGS = ("scaled", "cans", "exponential", "clipped", "block_size", "block_share", "coft", "scaled_flag")
+"""Parts that are marks or counts: of any number format, empty or not."""
+
+
+def check(parts: dict[str, Tensor]) -> None:
+    """Raises ValueError for tensors that no kind can compute with."""
+    alpha = parts.get("alpha")
+    if alpha is not None and (alpha.numel() != 1 or alpha.is_complex()):
+        raise ValueError(f"its alpha has {alpha.numel()} values and should be one number; the file is damaged")
+    for part, tensor in parts.items():
+        if part in FLAGS or part == "alpha":
+            continue
+        if not tensor.is_floating_point():
+            raise ValueError(f"its {part} is stored as {str(tensor.dtype).removeprefix('torch.')}, which holds no "
+                             "weights; the file is damaged, or packed in a way that is not known here")
+        if tensor.dim() == 0 and part not in ("magnitude", "delora_lambda", "bias"):
+            raise ValueError(f"its {part} is a single number; the file is damaged")
+        if tensor.numel() == 0 and not (part == "oft_blocks" and tensor.dim() == 4):  # BOFT without factors
+            raise ValueError(f"its {part} is empty; the file is damaged")
+
+
+def refuse_rests(parts: Collection[str], known: Collection[str], others: Collection[Collection[str]]) -> None:
+    """ValueError for parts that nothing uses: neither the layer's kind (`known`) nor another whole one beside it
+    (`others`), such as a LoRA for those who cannot read the rest."""
+    rests = sorted(part for part in parts if part not in known and not any(part in other for other in others))
+    if rests:
+        raise ValueError(f"incomplete: with its {', '.join(rests)} alone nothing can be done")
+
+
+def check_magnitude(along: str, given: Tensor | None, out: int | None, fan_in: int | None) -> None:
+    """ValueError for a magnitude that cannot be one of a weight `(out, fan_in)`, as far as that is known."""
+    if given is None or not along:
+        return
+    count = given.numel()
+    fits = out in (None, count) if along == "output" else fan_in is None or fan_in % count == 0
+    if not fits:
+        raise ValueError(f"its magnitude has {count} values along the {along}, and its other tensors are for "
+                         f"{out or '?'} outputs and {fan_in or '?'} inputs; the file is damaged")
+
+
+def check_terms(terms: Terms, W: Tensor) -> None:
+    """ValueError for terms that are not of `W (out, fan_in)`, after all that the kinds check themselves."""
+    pair, (out, fan_in) = (terms.up, terms.down), W.shape
+    fits = terms.difference is None or terms.difference.shape == W.shape
+    if pair[0] is not None and pair[1] is not None:
+        fits = fits and pair[0].shape == (out, len(pair[1])) and pair[1].shape[1:] == (fan_in,)
+    if not fits:
+        raise ValueError("its tensors do not fit together; the file is damaged")
+
+
+@contextmanager
+def as_sentence() -> Iterator[None]:
+    """torch's own complaints about shapes as a ValueError."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except (RuntimeError, IndexError) as error:
+        said = str(error).strip().splitlines()[0]
+        raise ValueError(f"its tensors do not fit together ({said}); the file is damaged") from error
