@@ -97,12 +97,17 @@ def given(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def chosen(arguments: argparse.Namespace) -> list[tuple[str, str]]:
-    """Those that are given, by dotted name."""
+    """Those that are given, by dotted name. What the run's preset has for another host or form is unset by them."""
     from modules.export.converting import DTYPES
 
     values = given(arguments)
     values["dtype"] = DTYPES.get(values["dtype"], values["dtype"])
-    return [(f"export.{name}", str(value)) for name, value in values.items() if value is not None]
+    found = {f"export.{name}": str(value) for name, value in values.items() if value is not None}
+    if values["form"] in ("auto", "full") and values["rank"] is None:
+        found["export.rank"] = "null"
+    if values["host"] not in (None, "comfyui_node") or values["form"] in ("full", "svd"):
+        found |= {"export.node_fallback": "null", "export.node_spelling": "gimbal"}
+    return list(found.items())
 
 
 if __name__ == "__main__":

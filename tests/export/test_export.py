@@ -375,6 +375,9 @@ def test_script_exports_a_finished_run(tmp_path, monkeypatch, capsys):
     assert_merges_to_trained(layers, folder / "test_diffusers.safetensors", "diffusers", 1e-5)
     assert run("test/adapter.safetensors", "--host", "lycoris", "--dtype", "float32", "--out", "other.safetensors") == 0
     assert_merges_to_trained(layers, tmp_path / "other.safetensors", "lycoris", 1e-5)
+    own = preset(*LORA, host="comfyui_node", node_fallback=2, form="compact", rank=4)
+    (folder / "preset.json").write_text(own.model_dump_json())
+    assert run("test", "--host", "kohya", "--form", "auto") == 0, "options for another host and form are unset"
     capsys.readouterr()
     for words, said in {
         ("test", "--host", "webui"): "export.host",
