@@ -74,6 +74,7 @@ HOST_WORDS: dict[tuple[str, str], str] = {
     ("modules/families/sdxl.py", "lora_te1_"): KOHYA,
     ("modules/families/sdxl.py", "lora_te2_"): KOHYA,
     ("modules/families/sdxl.py", "stable-diffusion-xl-v1-base/lora"): "modelspec's architecture",
+    ("scripts/host_pictures.py", "load_lora_weights"): "diffusers' method",
 }
 """(file, words in it) of other programs' formats that contain a method's name: whose words they are."""
 
