@@ -97,13 +97,21 @@ def draw(pipeline: Any, prompt: str, number: int, samples: dict[str, Any], size:
     if told and samples["negative"]:
         raise ValueError("samples.negative is not compared for networks that are told the guidance")
     options = {} if told else {"negative_prompt": samples["negative"]}
-    if "max_sequence_length" in known:  # a small base's T5 reads less than diffusers would pad to
-        tokenizers = [part for name, part in pipeline.components.items() if name.startswith("tokenizer") and part]
-        options["max_sequence_length"] = min(known["max_sequence_length"].default, tokenizers[-1].model_max_length)
+    if "max_sequence_length" in known:
+        options["max_sequence_length"] = tokens(pipeline, known["max_sequence_length"].default)
     return pipeline(
         prompt, **options, height=size[0], width=size[1], num_inference_steps=samples["steps"],
         guidance_scale=samples["guidance"], generator=torch.Generator().manual_seed(samples["seed"] + number),
     ).images[0]
+
+
+def tokens(pipeline: Any, default: int) -> int:
+    """How many tokens T5 is to read: `default` is the pipeline's own number, that of the network that is told the
+    guidance. The other one was published with 256, and a small base's tokenizer may have less."""
+    tokenizers = [part for name, part in pipeline.components.items() if name.startswith("tokenizer") and part]
+    denoiser = pipeline.components["transformer"]
+    distilled = denoiser.config.get("guidance_embeds") is False
+    return min(256 if distilled else default, tokenizers[-1].model_max_length)
 
 
 if __name__ == "__main__":

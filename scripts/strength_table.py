@@ -34,6 +34,15 @@ At strength 1 every form that is read gives `W'`. At other strengths the program
 full difference are linear in all that read them. `kohya` is A1111. ComfyUI ignores the factors beside a stored
 rotation, and skips both kinds of stored rotations where it computes in 16 bits.
 
+If you want to use an adapter at strength 0.5, and half of what was trained: in ComfyUI, A1111 and Forge every file that
+Gimbal writes with `export.form auto` or `svd` is half there at 0.5, whatever the method; so is everything written for
+our node. A plain LoRA, which includes rotations in planes without a magnitude, is half there in every program. Two
+things are not. Of a magnitude along the output (`adapter.axis output`, and every rotation with a magnitude), diffusers
+and LyCORIS scale only one of the two parts and still make most of the change, see "LoRA with output magnitude"; take
+`--form svd` for them, or put the adapter at its strength into the weights with `scripts/merge.py`, which is linear for
+all. And ComfyUI squares the strength of stored rotations (the orthogonal adapters of LyCORIS and others): 0.5 does a
+quarter, and half the change needs 0.71. Gimbal stores rotations so only with `export.form compact`.
+
 """
 
 
@@ -86,6 +95,12 @@ def samples() -> dict[str, Sample]:
     first, second = normal(3, 2, seed=8), normal(4, 4, seed=9)
     scale, columns = {keys.KOHYA.magnitude: m}, {keys.KOHYA.magnitude: normal(1, 8, seed=10)}
     moved = W @ general[0] @ general[1] + up @ down
+    # The node's own tensors, each layer's with the format's number and how many there are.
+    node = {
+        "rotation": {".gimbal_skew_out": normal(6, 1, seed=11), ".gimbal_ratio": c.flatten()},
+        "LoRA": {".gimbal_up": up, ".gimbal_down": down, ".gimbal_magnitude_in": normal(8, seed=12).abs()},
+    }
+    node = {kind: {".gimbal_format": torch.tensor([1.0, len(t)]), **t} for kind, t in node.items()}
 
     def rows(matrix: Tensor) -> Tensor:
         return arithmetic.turned_rows(matrix, R.mT)
@@ -109,6 +124,8 @@ def samples() -> dict[str, Sample]:
         ),
         "full difference": made({keys.KOHYA.difference: product}, product),
         "whole weight": made({keys.SET: W + product}, product),
+        "rotation with magnitude for the node": made(node["rotation"], product),
+        "LoRA with magnitude for the node": made(node["LoRA"], product),
     }
 
 

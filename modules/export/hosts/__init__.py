@@ -6,6 +6,7 @@ exporter has no table of what a program can hold: it asks `effect`.
 
 from collections.abc import Collection
 from dataclasses import dataclass
+from functools import cache
 from importlib import import_module
 from pkgutil import iter_modules
 from typing import Protocol, cast
@@ -72,6 +73,7 @@ def names() -> list[str]:
     return [info.name for info in iter_modules(__path__) if not info.ispkg]
 
 
+@cache
 def load(name: str) -> Host:
     """The program `name`. Raises ValueError for a name that is none."""
     if name not in names():

@@ -1,0 +1,325 @@
+"""docs/exports.md: what each host makes of each method, from exports that are done while the page is written.
+
+`python -m tests.export_matrix` writes it. Tests compare what does not depend on the machine; see `settled`.
+"""
+
+import math
+import re
+import sys
+import tempfile
+from collections.abc import Iterable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from modules.adapters import methods
+from modules.adapters.base import Adapted, adapted_layers, attach, detach
+from modules.export import hosts, verify
+from modules.export.export import expected_size, export
+from modules.export.hosts import How
+from modules.export.metadata import Facts
+from tests.export import every
+from tests.export.setup import Model, preset, trained
+
+PAGE = Path(__file__).parents[1] / "docs/exports.md"
+PROGRAMS = {
+    "comfyui": "ComfyUI", "comfyui_node": "ComfyUI with our node", "kohya": "A1111, Forge, sd-scripts",
+    "lycoris": "LyCORIS", "diffusers": "diffusers",
+}
+T5 = {"SD 3": "text_encoder_3", "FLUX": "text_encoder_2"}
+CHANGE = 0.05
+"""Size of the change in the table about 16 bits, as a part of the weight."""
+RANK = 64
+REAL = {"rank": 16, "blocks": {"kind": "blocks", "block_size": 32}, "planes": {"kind": "planes", "planes": 4}}
+"""The options' own defaults, for layers of real size."""
+SHAPES = {
+    "attention 1280 x 1280": lambda: nn.Linear(1280, 1280),
+    "feed-forward 10240 x 1280": lambda: nn.Linear(1280, 10240),
+    "convolution 640 x 640 x 3 x 3": lambda: nn.Conv2d(640, 640, 3),
+}
+
+
+class Wide(Model):
+    """The parts of a family that exporting asks for, around one layer, whose weight bfloat16 can hold."""
+
+    def __init__(self, layer: nn.Module):
+        self.networks = {"unet": nn.ModuleDict({"layer": layer}).requires_grad_(False)}
+
+
+# -- what is the same for all families --------------------------------------------------------------------------------
+
+
+def heading() -> str:
+    """What the page is, and of which versions."""
+    return f"""# Exports
+
+Which host takes which method, in which form, and how exactly. Written by `python -m tests.export_matrix` from real
+exports: each method with random parameters far from the start of training, on a tiny base of each family (all sorts of
+layers of `attention-mlp` with the CLIP text encoders, in UNets the convolutions too), `export.form auto`, each file
+read back from the disk and compared layer by layer with the trained weight. Tests repeat all of it.
+
+Hosts: diffusers {version("diffusers")}, peft {version("peft")} and lycoris-lora {version("lycoris-lora")}.
+
+These three load such files in the tests themselves. ComfyUI, A1111, Forge and sd-scripts are on no package registry;
+there the file is checked with our copy of their arithmetic. That of ComfyUI was compared with the real code of its
+versions 0.3.64 and 0.20.1 on 311 cases and agrees to 4.2e-7 in float32. What programs do at other strengths than 1:
+[strength](strength.md); OFT files of other trainers, for one, are squared by ComfyUI.
+"""
+
+
+def join(words: Iterable[str], last: str) -> str:
+    """"a, b or c"."""
+    found = list(words)
+    return found[0] if len(found) == 1 else f"{', '.join(found[:-1])} {last} {found[-1]}"
+
+
+def table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+    """A table in Markdown."""
+    lines = ["| " + " | ".join(cells) + " |" for cells in [list(head), *map(list, rows)]]
+    return "\n".join([lines[0], "|" + "---|" * (lines[0].count("|") - 1), *lines[1:]]) + "\n"
+
+
+class Footnotes:
+    """Reasons of refusals, numbered as they come."""
+
+    def __init__(self):
+        self.found: dict[tuple[str, str], int] = {}
+
+    def mark(self, reasons: list[tuple[str, str]]) -> str:
+        """The numbers of `every.reasons`."""
+        return ", ".join(f"({self.found.setdefault(reason, len(self.found) + 1)})" for reason in reasons)
+
+    def text(self) -> str:
+        """All of them."""
+        return "".join(f"{n}. {reason[0].upper()}{reason[1:]}: {advice}.\n"
+                       for (reason, advice), n in self.found.items())
+
+
+def form_cell(label: str, host: str, notes: Footnotes) -> str:
+    """The forms in all families, and the families that are refused."""
+    found = {family: every.outcomes(family, label)[host, "float32"] for family in every.FAMILIES}
+    refused = [family for family, outcome in found.items() if outcome.refusal]
+    taken = sorted({form for outcome in found.values() for form in outcome.forms})
+    reasons = list(dict.fromkeys(reason for family in refused for reason in every.reasons(found[family])))
+    if not refused:
+        return join(taken, "or")
+    cell = f"**refused** {notes.mark(reasons)}"
+    return cell if len(refused) == len(found) else f"{join(taken, 'or')}; {join(refused, 'and')}: {cell}"
+
+
+def forms_section() -> str:
+    """Forms and refusals."""
+    notes = Footnotes()
+    rows = [[label, *(form_cell(label, host, notes) for host in PROGRAMS)] for label in every.VARIANTS]
+    text = "## Forms\n\nAll families agree unless some are named. Of two forms each layer has the smaller one; tiny "
+    text += "convolutions in planes are stored in full only because they are tiny. Every form is exact; nothing is "
+    text += "approximated unless you ask for it with `export.form compact` or `svd`.\n\n"
+    text += table(["method", *(f"{title} (`{host}`)" for host, title in PROGRAMS.items())], rows)
+    text += "\nRefused, and what to do instead, as the program says it:\n\n" + notes.text()
+    return text + "\n" + t5_words() + kohya_words()
+
+
+def kohya_words() -> str:
+    """Which program reads what of the files that several are for; the host's own notes."""
+    notes = hosts.load("kohya").notes(["input magnitude", "output magnitude", "full difference"])
+    return "\nOf files for `kohya`, \"exact\" is in the program that reads the form: " + "; ".join(notes) + ".\n"
+
+
+def t5_words() -> str:
+    """Which hosts take layers of T5, by trying."""
+    taken: dict[str, list[str]] = {host: [] for host in PROGRAMS}
+    for family, network in T5.items():
+        model = every.model_of(family)
+        names = [n for n in every.layers_of(model, every.Kind("", every.FAMILIES[family].make)) if network in n]
+        layers = trained(model, "lora", every.SMALL, names)
+        for host in PROGRAMS:
+            outcome = every.attempt(model, layers, preset("lora", every.SMALL, host=host))
+            taken[host] += [] if outcome.refusal else [family]
+        for one in model.networks.values():
+            detach(one)
+    yes = [f"`{host}`" for host, families in taken.items() if len(families) == len(T5)]
+    some = [f"`{host}` ({' and '.join(families)})" for host, families in taken.items() if 0 < len(families) < len(T5)]
+    no = [f"`{host}`" for host, families in taken.items() if not families]
+    return (f"T5's layers (SD 3, FLUX) are taken by {join(yes + some, 'and')}; not by {join(no or ['none'], 'and')}: "
+            "leave them out there (`targets.exclude`).\n")
+
+
+# -- errors by family -------------------------------------------------------------------------------------------------
+
+
+def limit(error: float) -> str:
+    """An error rounded up to one digit."""
+    if error == 0:
+        return "0"
+    power = math.floor(math.log10(error))
+    digit = math.ceil(error / 10.0**power - 1e-9)
+    return f"{digit}e{power}" if digit < 10 else f"1e{power + 1}"
+
+
+def errors_section() -> str:
+    """The largest error of each export."""
+    text = "## Errors\n\nThe largest error of any layer, as a part of the layer's largest weight, rounded up: in a "
+    text += "float32 file / in a float16 file. The exporter refuses to keep a file with more than 1e-5 / 2e-3.\n"
+    for family in every.FAMILIES:
+        rows = []
+        for label in every.VARIANTS:
+            found = every.outcomes(family, label)
+            cells = []
+            for host in PROGRAMS:
+                both = [found[host, dtype] for dtype in every.DTYPES]
+                cells.append("refused" if both[0].refusal else " / ".join(limit(one.error) for one in both))
+            rows.append([label, *cells])
+        text += f"\n### {family}\n\n" + table(["method", *(f"`{host}`" for host in PROGRAMS)], rows)
+    return text
+
+
+# -- sizes and 16 bits, on layers of real size ------------------------------------------------------------------------
+
+
+def real(label: str) -> tuple[str, dict]:
+    """A method with its options' defaults."""
+    method, options = every.VARIANTS[label]
+    rotation = options.get("rotation")
+    return (method, {"rotation": REAL[rotation["kind"]]} if rotation else {"rank": REAL["rank"], **axis(options)})
+
+
+def axis(options: dict) -> dict:
+    """Of the options, the axis."""
+    return {key: value for key, value in options.items() if key == "axis"}
+
+
+def adapted_on(model: Any, label: str) -> dict[str, Adapted]:
+    """An adapter with default options on the layer, where training starts."""
+    method, options = real(label)
+    network = nn.ModuleDict(model.networks)
+    attach(network, "unet.layer", methods()[method].Config(method=method, **options), 0)
+    return dict(adapted_layers(network))
+
+
+def layer_size(make: Any, label: str, host: str) -> int | None:
+    """Bytes of one layer in a float16 file; None if refused."""
+    with torch.device("meta"):
+        model = Wide(make())
+        layers = adapted_on(model, label)
+    try:
+        return expected_size(model, layers, preset(*real(label), host=host).export)[0]
+    except ValueError:
+        return None
+
+
+def sizes_section() -> str:
+    """Sizes of layers as multiples of a LoRA of rank 16."""
+    text = "## Sizes\n\nOf one layer in a float16 file, as a multiple of a LoRA of rank 16. The methods have their "
+    text += f"options' defaults: rank 16, blocks of 32, 4 planes. Layers: {' / '.join(SHAPES)}.\n"
+    text += "Whole files of the shipped presets: [families](families.md).\n\n"
+    unit = [layer_size(make, "LoRA", "comfyui") or 1 for make in SHAPES.values()]
+    rows = []
+    for label in every.VARIANTS:
+        cells = []
+        for host in PROGRAMS:
+            found = [layer_size(make, label, host) for make in SHAPES.values()]
+            cells.append(" / ".join("-" if n is None else f"{n / one:.1f}" for n, one in zip(found, unit, strict=True)))
+        rows.append([label, *("refused" if "-" in cell else cell for cell in cells)])
+    alone = " / ".join(f"{size / 1000:,.0f} kB" for size in unit)
+    return text + table(["method", *(f"`{host}`" for host in PROGRAMS)], rows) + f"\nA LoRA itself: {alone}.\n"
+
+
+def moved(adapted: Adapted) -> None:
+    """Give the adapter random parameters whose change is `CHANGE` of the weight."""
+    W, draw = adapted.layer.native(adapted.layer.dense()), torch.Generator().manual_seed(0)
+    start = [(p, p.clone(), torch.randn(p.shape, generator=draw)) for p in adapted.adapter.parameters()]
+    scale = 0.02
+    for _ in range(8):
+        for parameter, first, way in start:
+            parameter.copy_(first + scale * way)
+        scale *= CHANGE / ((adapted.adapted_weight() - W).norm() / W.norm()).item()
+
+
+def half_errors(label: str) -> dict[str, float]:
+    """Errors as parts of the change on a layer of 1280 x 1280: by host in fp16 and bf16, of form svd, and of rounding
+    the exact weight alone."""
+    torch.manual_seed(0)
+    layer = nn.Linear(1280, 1280)
+    with torch.no_grad():
+        layer.weight.copy_((torch.randn(1280, 1280) / 1280**0.5).bfloat16())
+        model = Wide(layer)
+        layers = adapted_on(model, label)
+        (name, adapted), = layers.items()
+        moved(adapted)
+        W, wanted = adapted.layer.native(adapted.layer.dense()), adapted.adapted_weight()
+    found: dict[str, float] = {}
+    for host in ("comfyui", "comfyui_node"):
+        tensors, _ = written(model, layers, preset(*real(label), host=host))
+        program = hosts.load(host)
+        how = {short: How(dtype=dtype) for short, dtype in (("fp16", torch.float16), ("bf16", torch.bfloat16))}
+        for short, one in how.items():
+            with torch.no_grad():
+                found[f"{host} {short}"] = verify.compare(wanted, program.effect(W, tensors[name], 1.0, one), W).change
+    found["svd"] = written(model, layers, preset(*real(label), form="svd", rank=RANK))[1]
+    for short, dtype in (("fp16", torch.float16), ("bf16", torch.bfloat16)):
+        found[f"rounding {short}"] = verify.compare(wanted, wanted.to(dtype).float(), W).change
+    return found
+
+
+def written(model: Any, layers: dict[str, Adapted], chosen: Any) -> tuple[dict[str, dict[str, Tensor]], float]:
+    """The tensors of an exported file by layer and suffix, and the largest error as a part of the change."""
+    with tempfile.TemporaryDirectory() as folder:
+        report = export(model, layers, chosen, Facts(), Path(folder) / "test.safetensors")
+        spelling = {name: model.export_key(name, chosen.export.host) for name in layers}
+        found = verify.read(report.path, spelling, hosts.load(chosen.export.host).NAMES)
+    return found, max(error.change for error in report.errors.values())
+
+
+def half_section() -> str:
+    """Where ComfyUI computes in 16 bits, and form svd."""
+    columns = ["comfyui fp16", "comfyui bf16", "comfyui_node fp16", "comfyui_node bf16", "svd"]
+    found = {label: half_errors(label) for label in every.VARIANTS}
+    rows = [[label, *("exact" if column == "svd" and errors[column] < 1e-3 else f"{errors[column]:.1%}"
+                      for column in columns)] for label, errors in found.items()]
+    least = [max(errors[f"rounding {short}"] for errors in found.values()) for short in ("fp16", "bf16")]
+    rows.append(["the exact weight, rounded", *(f"{error:.1%}" for error in least * 2), ""])
+    head = ["method", "ComfyUI, fp16", "ComfyUI, bf16", "with our node, fp16", "with our node, bf16",
+            f"`--form svd --rank {RANK}`, any host"]
+    return HALF + table(head, rows)
+
+
+HALF = f"""## Where ComfyUI computes in 16 bits
+
+With little memory, and on NVIDIA cards by default since 2026, ComfyUI computes the adapted weight in the model's own
+numbers: float16, or bfloat16 for FLUX. The numbers are errors as a part of the trained change (Frobenius), of a layer
+of 1280 x 1280 with rows of length 1 whose change is {CHANGE:.0%} of its weight, in a float16 file. The smaller the
+change, the larger they are: of a change of 1 % they are five times as large. No method can do better than the last
+line, which is what rounding the adapted weight costs.
+
+A plain LoRA and a rotation in planes without a magnitude (which is written as a plain LoRA) are safest: they lose what
+rounding costs and nothing else. So do full differences and GLoRA, which blocks are written as. A magnitude, of DoRA,
+WoRA or DOFT, multiplies the whole weight by a ratio that is itself computed in 16 bits, by a norm with the numbers' own
+rounding unit added to it; in bfloat16 that is a wrong factor for whole rows or columns. Such files are still read, but
+small changes drown. Stored rotations are not read there at all, so `export.form auto` never writes them for ComfyUI.
+Our node (`comfyui_node/`) computes in float32 and loses only the last line's rounding, whatever the method.
+
+Who cannot use the node and wants a file that survives 16 bits everywhere takes `--form svd`: a plain LoRA that every
+host reads. What it leaves out is in the last column and is printed for every layer. The weights here are random, which
+is the worst case: their changes have no small rank. Trained layers of real models lose less, and only the printed error
+tells how much.
+
+"""
+
+
+def page() -> str:
+    """docs/exports.md."""
+    return "\n".join([heading(), forms_section(), errors_section(), sizes_section(), half_section()])
+
+
+def settled(text: str) -> str:
+    """The page without what depends on the machine or on versions: errors, and the hosts' line."""
+    text = re.sub(r"^Hosts: .*$", "", text, flags=re.MULTILINE)
+    return re.sub(r"\b\de-\d+ / \de-\d+|\b\d+\.\d%", "#", text)
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page(), encoding="utf-8")
+    print("wrote docs/exports.md", file=sys.stderr)

@@ -1,0 +1,62 @@
+"""A trained run's sample pictures, drawn again by diffusers alone from the exported file (scripts/host_pictures.py)."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from scripts import host_pictures
+from tests import tiny_flux, tiny_sd3, tiny_sd15, tiny_sdxl
+from tests.training.runs import Place, draw_pictures
+
+FLOW = {"min_snr_gamma": None}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One kind of base."""
+
+    family: str
+    make_folder: Callable[[Path], Path]
+    objective: dict = field(default_factory=dict)
+    exclude: tuple[str, ...] = ()
+    """Layers that diffusers cannot hold."""
+
+
+ROWS = {
+    "sd15": Row("sd15", tiny_sd15.make_folder),
+    "sd2": Row("sd15", lambda folder: tiny_sd15.make_folder(folder, True), {"prediction": "v_prediction"}),
+    "sdxl": Row("sdxl", tiny_sdxl.make_folder),
+    "sd3": Row("sd3", tiny_sd3.make_folder, {**FLOW, "shift": 3.0}, ("text_encoder_3.*",)),
+    "flux dev": Row("flux", tiny_flux.make_folder, FLOW, ("text_encoder_2.*",)),
+    "flux schnell": Row("flux", lambda folder: tiny_flux.make_folder(folder, dev=False), FLOW, ("text_encoder_2.*",)),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ROWS)
+def test_diffusers_draws_the_trainers_pictures(tmp_path, forget_accelerate, name):
+    row, place = ROWS[name], Place(tmp_path / "stage", tmp_path / "runs")
+    place.runs.mkdir(parents=True)
+    row.make_folder(place.stage)
+    draw_pictures(place.stage / "pictures", 3, 0)
+    draw_pictures(place.stage / "validation", 1, 1)
+    code = place.train(
+        "run",
+        family=row.family,
+        targets={"layers": "attention-mlp", "text_encoders": True, "exclude": row.exclude},
+        adapter={"method": "dora", "rank": 2, "axis": "output"},
+        objective=row.objective,
+        data={"resolution": 32},
+        training={"steps": 2, "learning_rate": 0.1, "warmup": 0, "schedule": "constant"},
+        samples={"steps": 3, "prompts": ["red apple", "a blue heart"], "negative": ""},
+    )
+    assert code == 0
+    run, file = place.runs / "run", tmp_path / "diffusers.safetensors"
+    assert host_pictures.export(run, file) == ""
+    found = host_pictures.differences(run, file)
+    assert len(found) == 2 and max(found) <= host_pictures.TOLERANCE
+    events = place.events("run", "sample")
+    first, last = (next(run / e["path"] for e in order) for order in (events, reversed(events)))
+    assert first.read_bytes() != last.read_bytes()
