@@ -63,7 +63,7 @@ def of_peft(config: Any, base: nn.Module, scale: float = 0.3) -> Case:
     fill([p for p in model.parameters() if p.requires_grad], scale)
     saved = {key: value.clone() for key, value in get_peft_model_state_dict(model).items()}
     merged = model.merge_and_unload().get_submodule("layer")
-    copy = type(base)(*_arguments(base))
+    copy = type(base)(*_arguments(base), bias=base.bias is not None)
     copy.load_state_dict(before)
     start = "base_model.model.layer"
     tensors = {key.removeprefix(start): value for key, value in saved.items() if key.startswith(start)}
