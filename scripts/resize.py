@@ -84,9 +84,10 @@ def table(path: Path, out: Path, found: Any) -> str:
     lines = ["layer\trank before\trank after\terror of the pair"]
     lines += [f"{row.name}\t{row.before}\t{row.after}\t{row.error:.2%}"
               for row in sorted(found.rows, key=lambda row: -row.error)]
-    if any(row.magnitude for row in found.rows):
+    axes = {row.axis for row in found.rows} - {""}
+    if axes:
         lines.append(f"note: {MAGNITUDES}")
-        if found.metadata.get("gimbal.comfyui_norm") == "original":
+        if "output" in axes and found.metadata.get("gimbal.comfyui_norm") == "original":
             lines.append(f"note: {COMPENSATED}")
     lines += [f"note: {count} layers of another kind are kept as they are ({what})"
               for what, count in found.kept.items()]

@@ -9,10 +9,14 @@ from torch import Tensor
 
 from modules.export import kinds
 from modules.export.files import AdapterFile
-from modules.export.kinds import low_rank, writer
+from modules.export.kinds import low_rank, magnitude, writer
 
 Choose = Callable[[Tensor], int]
 """From singular values, descending, to how many are kept."""
+
+
+OUTDATED = ("gimbal.errors", "gimbal.form", "gimbal.approximations")
+"""What our own files say about pairs that are no longer there."""
 
 
 @dataclass(frozen=True)
@@ -24,7 +28,8 @@ class Row:
     after: int
     error: float
     """||D - D_kept|| / ||D||, Frobenius, with D the pair's product; 0 for a pair that does nothing."""
-    magnitude: bool
+    axis: str
+    """Of the magnitude beside the pair; empty without one."""
 
 
 @dataclass
@@ -112,8 +117,7 @@ def _pair(name: str, parts: dict[str, Tensor], about: writer.About, choose: Choo
     new_down = (root[:, None] * V[:count]).reshape(count, *down.shape[1:]).to(down.dtype)
     whole = values.norm().item()
     error = values[count:].norm().item() / whole if whole else 0.0
-    has_magnitude = any(part.endswith("magnitude") for part in parts)
-    return new_up.contiguous(), new_down.contiguous(), Row(name, len(down), count, error, has_magnitude)
+    return new_up.contiguous(), new_down.contiguous(), Row(name, len(down), count, error, magnitude.axis(parts))
 
 
 def _tell(found: Resized) -> None:
@@ -123,6 +127,8 @@ def _tell(found: Resized) -> None:
         found.metadata["ss_network_dim"] = str(ranks.pop()) if len(ranks) == 1 else "Dynamic"
     # peft's options would scale the new factors; without them alpha is the rank, which is what the factors are for.
     found.metadata.pop(writer.PEFT_OPTIONS, None)
+    for key in OUTDATED:
+        found.metadata.pop(key, None)
 
 
 def curve(values: Iterable[Tensor], ranks: Iterable[int]) -> dict[int, float]:

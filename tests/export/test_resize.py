@@ -67,6 +67,16 @@ def test_the_error_is_kept_and_no_rank_is_wasted(tmp_path, wanted):
     assert row.after == 1 or fewer.error > wanted
 
 
+@pytest.mark.parametrize("axis", ["input", "output"])
+def test_only_magnitudes_of_outputs_were_made_for_comfyuis_norm(tmp_path, monkeypatch, capsys, axis):
+    metadata = {"gimbal.comfyui_norm": "original", "gimbal.errors": "{}"}
+    write(tmp_path / "a.safetensors", {"lora_unet_a": foreign.dora_of_onetrainer(linear(), axis)}, metadata)
+    assert run(monkeypatch, tmp_path / "a.safetensors", "--rank", 2, "--out", tmp_path / "b.safetensors") == 0
+    assert ("ComfyUI's norm" in capsys.readouterr().out) == (axis == "output")
+    with safe_open(tmp_path / "b.safetensors", "pt") as file:
+        assert file.metadata() == {"gimbal.comfyui_norm": "original"}, "errors of the old pairs are not told"
+
+
 def test_everything_else_stays(tmp_path, monkeypatch, capsys):
     decomposed = foreign.dora_of_onetrainer(linear(), "input")
     other = foreign.of_lycoris("loha", linear(16), {"lora_dim": 2, "alpha": 1})
