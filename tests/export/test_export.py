@@ -378,6 +378,7 @@ def test_script_exports_a_finished_run(tmp_path, monkeypatch, capsys):
     own = preset(*LORA, host="comfyui_node", node_fallback=2, form="compact", rank=4)
     (folder / "preset.json").write_text(own.model_dump_json())
     assert run("test", "--host", "kohya", "--form", "auto") == 0, "options for another host and form are unset"
+    (folder / "preset.json").write_text(preset(*LORA).model_dump_json())
     capsys.readouterr()
     for words, said in {
         ("test", "--host", "webui"): "export.host",
