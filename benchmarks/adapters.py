@@ -27,11 +27,12 @@ sys.path.insert(0, str(ROOT))
 import torch
 from torch import Tensor, nn
 
+from benchmarks import full_size
 from modules import adapters
 from modules.adapters.base import Adapted, attach
 from modules.adapters.derived import Derived
 
-PAGE, BEGIN, END = ROOT / "docs/performance.md", "<!-- adapters: begin -->", "<!-- adapters: end -->"
+BEGIN, END = "<!-- adapters: begin -->", "<!-- adapters: end -->"
 RANK = 16
 LAYERS: dict[str, Callable[[], nn.Module]] = {
     "linear-640": lambda: nn.Linear(640, 640),
@@ -257,13 +258,7 @@ def main() -> None:
             pages.append(table(layer, tokens, measure(layer, tokens, arguments)))
             print(f"\n{pages[-1]}", flush=True)
     if arguments.write:
-        write_page(BEGIN, END, "\n\n".join(pages))
-
-
-def write_page(begin: str, end: str, text: str) -> None:
-    """Put `text` between two marks of docs/performance.md."""
-    before, _, rest = PAGE.read_text(encoding="utf-8").partition(begin)
-    PAGE.write_text(f"{before}{begin}\n{text}\n{end}{rest.partition(end)[2]}", encoding="utf-8")
+        full_size.write("\n\n".join(pages), BEGIN, END)
 
 
 if __name__ == "__main__":

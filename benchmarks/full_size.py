@@ -142,12 +142,10 @@ def table(rows: list[dict[str, Any]]) -> str:
     return "\n".join([f"{devices}; {versions}; adapters, batches and the rest as in the presets.", "", HEAD, *lines])
 
 
-def write(text: str) -> None:
-    """Put the table into docs/performance.md."""
-    page = PAGE.read_text(encoding="utf-8")
-    before, _, rest = page.partition(BEGIN)
-    after = rest.partition(END)[2]
-    PAGE.write_text(f"{before}{BEGIN}\n{text}\n{END}{after}", encoding="utf-8")
+def write(text: str, begin: str = BEGIN, end: str = END) -> None:
+    """Put `text` between two marks of docs/performance.md."""
+    before, _, rest = PAGE.read_text(encoding="utf-8").partition(begin)
+    PAGE.write_text(f"{before}{begin}\n{text}\n{end}{rest.partition(end)[2]}", encoding="utf-8")
 
 
 def main() -> None:

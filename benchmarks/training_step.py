@@ -23,7 +23,6 @@ sys.path.insert(0, str(ROOT))
 import torch
 
 from benchmarks import full_size
-from benchmarks.adapters import write_page
 from modules import adapters
 from modules.adapters.derived import Derived
 from modules.preset.files import resolve
@@ -129,7 +128,7 @@ def main() -> None:
         pages.append(table(model, {key: measure(model, methods, key, arguments) for key in keys}))
         print(f"\n{pages[-1]}", flush=True)
     if arguments.write:
-        write_page(BEGIN, END, "\n\n".join(pages))
+        full_size.write("\n\n".join(pages), BEGIN, END)
 
 
 if __name__ == "__main__":

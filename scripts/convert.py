@@ -12,6 +12,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from modules.answer import answer
+
 
 def main() -> int:
     """Read the arguments, convert, print the report."""
@@ -30,13 +32,7 @@ def main() -> int:
                         help="the file is of OneTrainer's first scaled rotations: factor 1 / sqrt(numbers per block)")
     parser.add_argument("--out", type=Path, help="the file to write; FILE_HOST.safetensors if not given")
     parser.add_argument("--device", default="cpu", help="where to compute; cuda is faster for large models")
-    arguments = parser.parse_args()
-    try:
-        print(run(arguments))
-    except (ValueError, OSError) as error:
-        print(error, file=sys.stderr)
-        return 2
-    return 0
+    return answer(run, parser.parse_args())
 
 
 def run(arguments: argparse.Namespace) -> str:

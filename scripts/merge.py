@@ -16,6 +16,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from modules.answer import answer
+
 
 def main() -> int:
     """Read the arguments, merge, print the report."""
@@ -33,13 +35,7 @@ def main() -> int:
                         "as those of text encoders that are not in the file")
     parser.add_argument("--skip-unknown", action="store_true", help="leave out keys of the adapters that mean nothing")
     parser.add_argument("--device", default="cpu", help="where to compute; cuda is faster for large models")
-    arguments = parser.parse_args()
-    try:
-        print(run(arguments))
-    except (ValueError, OSError) as error:
-        print(error, file=sys.stderr)
-        return 2
-    return 0
+    return answer(run, parser.parse_args())
 
 
 def run(arguments: argparse.Namespace) -> str:

@@ -13,6 +13,8 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from modules.answer import answer
+
 MAGNITUDES = (
     "the magnitudes are kept: each output or input channel keeps the length it was trained to, and only directions are "
     "approximated, so the error of the adapted weights differs a little from that of the pairs below"
@@ -32,13 +34,7 @@ def main() -> int:
     how.add_argument("--energy", type=float, help="the part of each pair's squared norm to keep, between 0 and 1")
     how.add_argument("--error", type=float, help="the largest error of each pair, as a part of its norm")
     parser.add_argument("--out", type=Path, help="the file to write; FILE_resized.safetensors if not given")
-    arguments = parser.parse_args()
-    try:
-        print(run(arguments))
-    except (ValueError, OSError) as error:
-        print(error, file=sys.stderr)
-        return 2
-    return 0
+    return answer(run, parser.parse_args())
 
 
 def run(arguments: argparse.Namespace) -> str:
