@@ -6,7 +6,7 @@ and have to agree with it. Merging, exporting and the fall-back forward use `wei
 
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,12 @@ class AdapterConfig(Section):
     start_from: str = option("", why="training starts anew", group="Start", advanced=True, kind="file")
     """Train on from this adapter file, of any trainer, where method and options can hold it. Only for the start: a run
     that is resumed goes on from its own state."""
+
+    step_size: Literal["calibrated", "raw"] = option(
+        "calibrated", why="a learning rate then means the same for every method, rank and block size", advanced=True
+    )
+    """calibrated: one step of a sign-like optimizer (Adam, Lion) changes each layer's weight by about learning_rate
+    times its norm. raw: parameters in the units of the method's publication. Files are exact either way."""
 
 
 @dataclass
@@ -83,6 +89,21 @@ class Adapter(nn.Module):
     def forward(self, x: Any, layer: Layer, derived: dict[str, Tensor]) -> Tensor:
         """The adapted layer on `x`, bias included. A method's own version never forms an `(out, fan_in)` tensor."""
         return layer.add_bias(layer.with_weight(x, self.weight(layer.dense())))
+
+    @classmethod
+    def penalty(cls, adapters: Sequence[Any]) -> Tensor | None:
+        """What the method adds to the loss once per optimizer step, of all adapters of a training; None: nothing.
+        A differentiable `()` of their parameters."""
+        return None
+
+    @classmethod
+    def after_step(cls, adapters: Sequence[Any], step: int, steps: int) -> list[nn.Parameter]:
+        """Called without a graph when optimizer step `step` of `steps` (from 1) is done and its gradients, those that
+        the optimizer saw, are still there. Whatever is kept from step to step is a buffer.
+
+        Returns parameters whose history the optimizer has to forget, because they were set anew.
+        """
+        return []
 
     def export_terms(self, W: Tensor) -> Terms:
         """The update of base weight `W (out, fan_in)` as exact terms."""

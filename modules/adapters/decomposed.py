@@ -6,6 +6,7 @@ magnitude along the output is a scaling of the layer's output, along the input a
 formed. `m = ||W|| exp(l)`; the log-ratio `l` makes one optimizer step a relative change of lr in every layer.
 """
 
+import math
 from collections.abc import Hashable, Sequence
 from typing import Any, Literal
 
@@ -14,11 +15,11 @@ from torch import Tensor, nn
 
 from modules.adapters import base, fused, linalg
 from modules.adapters.layers import Layer, frozen_cols, frozen_rows
-from modules.adapters.low_rank import LowRankConfig, low_rank_pair, set_pair
+from modules.adapters.low_rank import RawLowRankConfig, low_rank_pair, set_pair
 from modules.preset.section import option
 
 
-class DecomposedConfig(LowRankConfig):
+class DecomposedConfig(RawLowRankConfig):
     """Options of a low-rank update with a magnitude."""
 
     axis: Literal["input", "output"] = option("input", why="exact in ComfyUI, A1111 and Forge, whatever their version")
@@ -26,7 +27,8 @@ class DecomposedConfig(LowRankConfig):
 
 
 class Decomposed(base.Adapter):
-    """Parameters `up (out, r)`, `down (r, fan_in)`, `magnitude (channels)` or `(out)`: the log-ratio l."""
+    """Parameters `up (out, r)`, `down (r, fan_in)`, `magnitude (channels)` or `(out)`: the log-ratio l in units of the
+    buffer `unit ()`. The buffer `factor ()` is that of `low_rank_pair`."""
 
     undecayed = ("magnitude",)
     full_gradient = True
@@ -34,8 +36,16 @@ class Decomposed(base.Adapter):
     def __init__(self, config: Any, layer: Layer):
         super().__init__(config, layer)
         self.axis: str = config.axis
-        self.up, self.down = low_rank_pair(config.rank, layer)
+        self.up, self.down, factor = low_rank_pair(config, layer, parts=2)
         self.magnitude = nn.Parameter(torch.zeros(layer.channels if self.axis == "input" else layer.out_features))
+        self.factor: Tensor
+        self.unit: Tensor
+        self.register_buffer("factor", factor)
+        self.register_buffer("unit", torch.tensor(1 / math.sqrt(2) if config.step_size == "calibrated" else 1.0))
+
+    def log_ratio(self) -> Tensor:
+        """`l`, the logarithm of the magnitude over the norm of the base."""
+        return self.unit * self.magnitude
 
     def weights(self) -> tuple[Tensor, Tensor]:
         """`c` and `beta`, each `()` or along the axis: the weights of update and base."""
@@ -46,7 +56,7 @@ class Decomposed(base.Adapter):
         V = self._along_axis(W, base_weight) + self._along_axis(self.up @ self.down, update)
         norm = linalg.axis_norm(V, self.axis, self.kernel)
         norm = norm if self.full_gradient else norm.detach()
-        wanted = linalg.axis_norm(W, self.axis, self.kernel) * self.magnitude.exp()
+        wanted = linalg.axis_norm(W, self.axis, self.kernel) * self.log_ratio().exp()
         return linalg.scale_axis(V, linalg.safe_divide(wanted, norm), self.axis, self.kernel)
 
     def derive(self, layer: Layer) -> dict[str, Tensor]:
@@ -72,7 +82,7 @@ class Decomposed(base.Adapter):
         norms = torch.stack([layer.col_norms() if axis == "input" else layer.row_norms() for layer in layers])
         with torch.set_grad_enabled(full and torch.is_grad_enabled()):
             growth = _log_growth(adapters, layers, up, down, ratio, norms)
-        log_gain = torch.stack([adapter.magnitude for adapter in adapters]) - growth
+        log_gain = torch.stack([adapter.log_ratio() for adapter in adapters]) - growth
         alive = norms != 0
         excess = torch.where(base_weight > 0, torch.expm1(log_gain), -1 - torch.exp(log_gain))
         excess = torch.where(alive, excess, -1.0)
@@ -96,7 +106,7 @@ class Decomposed(base.Adapter):
         if terms.magnitude is not None and terms.axis != self.axis:
             raise ValueError(f"the file has a magnitude along the {terms.axis} and the run along the {self.axis}; set "
                              f"adapter.axis {terms.axis}")
-        set_pair(self.up, self.down, terms, self.weights()[0].item())
+        set_pair(self.config, self.up, self.down, terms, self.weights()[0].detach())
         W = layer.dense()
         V = W if terms.up is None or terms.down is None else W + (terms.up @ terms.down).to(W.dtype)
         wanted = linalg.axis_norm(V, self.axis, self.kernel) if terms.magnitude is None else terms.magnitude
@@ -105,18 +115,19 @@ class Decomposed(base.Adapter):
         if (ratio[alive] <= 0).any():
             raise ValueError("the file has magnitudes that are not positive, and those of the run always are")
         with torch.no_grad():
-            self.magnitude.copy_(torch.where(alive, ratio.clamp_min(torch.finfo(W.dtype).tiny).log(), 0.0))
+            ratio = torch.where(alive, ratio.clamp_min(torch.finfo(W.dtype).tiny).log(), 0.0)
+            self.magnitude.copy_(ratio / self.unit)
 
     def export_terms(self, W: Tensor) -> base.Terms:
         update, base_weight = (w.to(W.dtype) for w in self.weights())
         ratio = update / base_weight
-        wanted = linalg.axis_norm(W, self.axis, self.kernel) * self.magnitude.exp() * base_weight.sign()
+        wanted = linalg.axis_norm(W, self.axis, self.kernel) * self.log_ratio().exp() * base_weight.sign()
         if self.axis == "input":
             return base.Terms(up=self.up, down=self._along_axis(self.down, ratio), magnitude=wanted, axis="input")
         return base.Terms(up=self._along_axis(self.up, ratio), down=self.down, magnitude=wanted, axis="output")
 
     def curves(self) -> dict[str, Tensor]:
-        return {"magnitude": self.magnitude.detach().abs().mean()}
+        return {"magnitude": self.log_ratio().detach().abs().mean()}
 
     def _along_axis(self, matrix: Tensor, factor: Tensor) -> Tensor:
         return matrix * factor if factor.dim() == 0 else linalg.scale_axis(matrix, factor, self.axis, self.kernel)

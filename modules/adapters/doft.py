@@ -3,6 +3,7 @@
 Rotation keeps row norms, so `exp(l)` is the relative magnitude itself and no norm is ever computed.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Literal
@@ -12,32 +13,36 @@ from torch import Tensor, nn
 
 from modules.adapters import base, fused
 from modules.adapters.layers import Layer
-from modules.adapters.rotation import BlocksConfig, RotationConfig, derive_all, rotation
+from modules.adapters.rotation import RotatedConfig, derive_all, rotation
 
 
-class Config(base.AdapterConfig):
+class Config(RotatedConfig):
     """DOFT: a rotation of the layer's input and a magnitude per output feature."""
 
     method: Literal["doft"] = "doft"
     """Rotates the input of each layer and scales its outputs; both steps have the same size."""
 
-    rotation: RotationConfig = BlocksConfig()
-    """Which rotations are learned."""
-
 
 class Adapter(base.Adapter):
-    """`y = exp(l) * base(x R)`, bias apart; parameter `magnitude (out)`: the log-ratio l."""
+    """`y = exp(l) * base(x R)`, bias apart; parameter `magnitude (out)`: the log-ratio l in units of
+    the buffer `unit ()`."""
 
     kinds = ("linear", "conv")
     undecayed = ("magnitude",)
 
     def __init__(self, config: Config, layer: Layer):
         super().__init__(config, layer)
-        self.rotation = rotation(config.rotation, layer)
+        self.rotation = rotation(config, layer, parts=2)
         self.magnitude = nn.Parameter(torch.zeros(layer.out_features))
+        self.unit: Tensor
+        self.register_buffer("unit", torch.tensor(1 / math.sqrt(2) if config.step_size == "calibrated" else 1.0))
+
+    def log_ratio(self) -> Tensor:
+        """`l`."""
+        return self.unit * self.magnitude
 
     def weight(self, W: Tensor) -> Tensor:
-        return self.rotation.rotate(W) * self.magnitude.exp().unsqueeze(1)
+        return self.rotation.rotate(W) * self.log_ratio().exp().unsqueeze(1)
 
     def derive(self, layer: Layer) -> dict[str, Tensor]:
         return self.derive_all([(self, layer)])[0]
@@ -45,7 +50,7 @@ class Adapter(base.Adapter):
     @classmethod
     def derive_all(cls, pairs: Sequence[tuple["Adapter", Layer]]) -> list[dict[str, Tensor]]:
         rotations = derive_all([adapter.rotation for adapter, _ in pairs])
-        magnitudes: list[Tensor] = [adapter.magnitude for adapter, _ in pairs]
+        magnitudes: list[Tensor] = [adapter.log_ratio() for adapter, _ in pairs]
         gains = torch.expm1(torch.cat(magnitudes)).split([len(magnitude) for magnitude in magnitudes])
         return [{**rotation, "gain": gain} for rotation, gain in zip(rotations, gains, strict=True)]
 
@@ -67,11 +72,11 @@ class Adapter(base.Adapter):
         if (ratio <= 0).any():
             raise ValueError("the file has magnitudes that are not positive, and those of the run always are")
         with torch.no_grad():
-            self.magnitude.copy_(ratio.log())
+            self.magnitude.copy_(ratio.log() / self.unit)
 
     def export_terms(self, W: Tensor) -> base.Terms:
-        wanted = W.norm(dim=1) * self.magnitude.exp()
+        wanted = W.norm(dim=1) * self.log_ratio().exp()
         return replace(self.rotation.export_terms(W), magnitude=wanted, axis="output")
 
     def curves(self) -> dict[str, Tensor]:
-        return {"magnitude": self.magnitude.detach().abs().mean(), "rotation": self.rotation.turned()}
+        return {"magnitude": self.log_ratio().detach().abs().mean(), "rotation": self.rotation.turned()}

@@ -20,12 +20,11 @@ class Config(DecomposedConfig):
 
 
 class Adapter(Decomposed):
-    """`c = alpha / rank`, `beta = 1`."""
+    """`c = factor`, `beta = 1`."""
 
     def __init__(self, config: Config, layer: Layer):
         super().__init__(config, layer)
-        self.scale = config.scale
         self.full_gradient = config.norm_gradient == "full"
 
     def weights(self) -> tuple[Tensor, Tensor]:
-        return self.up.new_tensor(self.scale), self.up.new_tensor(1.0)
+        return self.factor, self.factor.new_tensor(1.0)

@@ -173,6 +173,13 @@ class Layer:
         """`||W_:j||` per channel, over outputs and kernel positions, float64 `(channels)`; computed once."""
         return self._norm("cols", lambda weight: weight.unflatten(1, (self.channels, self.kernel)).norm(dim=(0, 2)))
 
+    def rms(self) -> float:
+        """Root mean square of the weight's entries, the unit of calibrated steps; that of a fresh layer where the
+        weight is zero or has no values."""
+        norms = self.row_norms()
+        found = 0.0 if norms.is_meta else norms.norm().item() / math.sqrt(self.out_features * self.fan_in)
+        return found or 1 / math.sqrt(3 * self.fan_in)
+
     def anywhere(self, flag: Tensor) -> bool:
         """Whether `flag ()` is true, here or in another process that has to take part in reading the weight."""
         return quant.anywhere(self.base, flag)

@@ -6,10 +6,10 @@ from torch import Tensor
 
 from modules.adapters import base, fused
 from modules.adapters.layers import Layer
-from modules.adapters.low_rank import LowRankConfig, low_rank_pair, set_pair
+from modules.adapters.low_rank import RawLowRankConfig, low_rank_pair, set_pair
 
 
-class Config(LowRankConfig):
+class Config(RawLowRankConfig):
     """Plain LoRA."""
 
     method: Literal["lora"] = "lora"
@@ -17,24 +17,29 @@ class Config(LowRankConfig):
 
 
 class Adapter(base.Adapter):
-    """`y = base(x) + up (scale * down(x))`."""
+    """`y = base(x) + factor * up (down(x))`, with the buffer `factor ()` of `low_rank_pair`."""
 
     def __init__(self, config: Config, layer: Layer):
         super().__init__(config, layer)
-        self.scale = config.scale
-        self.up, self.down = low_rank_pair(config.rank, layer)
+        self.up, self.down, factor = low_rank_pair(config, layer)
+        self.factor: Tensor
+        self.register_buffer("factor", factor)
 
     def weight(self, W: Tensor) -> Tensor:
-        return W + self.scale * (self.up @ self.down)
+        return W + self.factor.to(W) * (self.up @ self.down)
+
+    def derive(self, layer: Layer) -> dict[str, Tensor]:
+        return {} if self.config.step_size == "raw" else {"up": self.factor * self.up}
 
     def forward(self, x: Tensor, layer: Layer, derived: dict[str, Tensor]) -> Tensor:
+        up, scale = (derived["up"], 1.0) if "up" in derived else (self.up, self.config.scale)
         if layer.fusible:
-            return fused.low_rank(layer, x, self.up, self.down, self.scale)
-        return layer(x) + layer.expand(layer.project(x, self.down), self.scale * self.up)
+            return fused.low_rank(layer, x, up, self.down, scale)
+        return layer(x) + layer.expand(layer.project(x, self.down), scale * up)
 
     def start_from(self, terms: base.Terms, layer: Layer) -> None:
         self.refuse_all_but(terms, "up")
-        set_pair(self.up, self.down, terms, self.scale)
+        set_pair(self.config, self.up, self.down, terms, self.factor)
 
     def export_terms(self, W: Tensor) -> base.Terms:
-        return base.Terms(up=self.scale * self.up, down=self.down)
+        return base.Terms(up=self.factor * self.up, down=self.down)

@@ -1,9 +1,11 @@
 """What all low-rank methods share: rank, alpha and the initial pair of factors."""
 
 import math
+from typing import Literal
 
 import torch
-from torch import nn
+from pydantic import model_validator
+from torch import Tensor, nn
 
 from modules.adapters.base import AdapterConfig, Terms
 from modules.adapters.layers import Layer
@@ -21,19 +23,51 @@ class LowRankConfig(AdapterConfig):
 
     @property
     def scale(self) -> float:
-        """The factor on `up down`."""
+        """The factor on `up down` with raw steps."""
         return 1.0 if self.alpha is None else self.alpha / self.rank
 
+    @model_validator(mode="after")
+    def _alpha_has_an_effect(self) -> "LowRankConfig":
+        if self.alpha is not None and self.step_size == "calibrated":
+            raise ValueError(f"alpha {self.alpha:g} does nothing where steps are calibrated: leave it out, or set "
+                             "step_size raw")
+        return self
 
-def low_rank_pair(rank: int, layer: Layer) -> tuple[nn.Parameter, nn.Parameter]:
-    """`up (out, r)` zeros and `down (r, fan_in)` Kaiming-uniform with a = sqrt(5), as in the reference code."""
-    down = torch.empty(rank, layer.fan_in)
+
+class RawLowRankConfig(LowRankConfig):
+    """The same where published learning rates are in everyone's use."""
+
+    step_size: Literal["calibrated", "raw"] = option(
+        "raw", why="learning rates that are known for it hold", advanced=True
+    )
+    """calibrated: one step of a sign-like optimizer (Adam, Lion) changes each layer's weight by about learning_rate
+    times its norm. raw: parameters in the units of the method's publication. Files are exact either way."""
+
+
+def low_rank_pair(config: LowRankConfig, layer: Layer, parts: int = 1) -> tuple[nn.Parameter, nn.Parameter, Tensor]:
+    """`up (out, r)` zeros, `down (r, fan_in)` Kaiming-uniform with a = sqrt(5) as in the reference code, and the factor
+    `c ()` with which the update is `c up down`: the config's scale, times the unit of calibrated steps.
+
+    Calibrated, `down` has a root mean square of 1, and a step of lr in every entry of `up` changes the weight by
+    `lr / sqrt(parts)` of its norm: `parts` is how many tensors of the method change the weight at the start.
+    """
+    down = torch.empty(config.rank, layer.fan_in)
     nn.init.kaiming_uniform_(down, a=math.sqrt(5))
-    return nn.Parameter(torch.zeros(layer.out_features, rank)), nn.Parameter(down)
+    factor = config.scale
+    if config.step_size == "calibrated":
+        down /= root_mean_square(down)
+        factor = layer.rms() / math.sqrt(config.rank * parts)
+    return nn.Parameter(torch.zeros(layer.out_features, config.rank)), nn.Parameter(down), torch.tensor(factor)
 
 
-def set_pair(up: nn.Parameter, down: nn.Parameter, terms: Terms, scale: float) -> None:
-    """Fresh parameters so that `scale * up down` is the terms' product. Components they do not fill start as ever.
+def root_mean_square(tensor: Tensor) -> Tensor:
+    """Of all entries, `()`."""
+    return tensor.square().mean().sqrt()
+
+
+def set_pair(config: LowRankConfig, up: nn.Parameter, down: nn.Parameter, terms: Terms, factor: Tensor) -> None:
+    """Fresh parameters so that `factor * up down` is the terms' product. Components they do not fill start as ever.
+    Calibrated, `down` keeps its root mean square; else the two are as they were given.
 
     Raises ValueError if the terms have a larger rank.
     """
@@ -44,6 +78,8 @@ def set_pair(up: nn.Parameter, down: nn.Parameter, terms: Terms, scale: float) -
         raise ValueError(f"the file has rank {rank} and the run {ours}; set adapter.rank {rank}, or make the "
                          "file smaller with scripts/resize.py")
     with torch.no_grad():
+        given = root_mean_square(terms.down) if config.step_size == "calibrated" else 1.0
+        unit = 1.0 if given == 0 else 1.0 / given
         up.zero_()
-        up[:, :rank] = terms.up / scale
-        down[:rank] = terms.down
+        up[:, :rank] = terms.up / (factor.to(terms.up) * unit)
+        down[:rank] = unit * terms.down

@@ -8,17 +8,14 @@ from torch import Tensor
 
 from modules.adapters import base, fused
 from modules.adapters.layers import Layer
-from modules.adapters.rotation import BlocksConfig, RotationConfig, derive_all, rotation
+from modules.adapters.rotation import RotatedConfig, derive_all, rotation
 
 
-class Config(base.AdapterConfig):
+class Config(RotatedConfig):
     """OFT: a rotation of the layer's input."""
 
     method: Literal["oft"] = "oft"
     """Rotates the input of each layer; angles between neurons are kept."""
-
-    rotation: RotationConfig = BlocksConfig()
-    """Which rotations are learned."""
 
 
 class Adapter(base.Adapter):
@@ -28,7 +25,7 @@ class Adapter(base.Adapter):
 
     def __init__(self, config: Config, layer: Layer):
         super().__init__(config, layer)
-        self.rotation = rotation(config.rotation, layer)
+        self.rotation = rotation(config, layer)
 
     def weight(self, W: Tensor) -> Tensor:
         return self.rotation.rotate(W)

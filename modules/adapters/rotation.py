@@ -1,7 +1,8 @@
 """Learned rotations of a layer's input channels, exactly orthogonal: `R = (I + Q)(I - Q)^-1` for a skew `Q`.
 
 The factor on `Q` makes one sign-like optimizer step a relative change of the weight by lr, whatever the size (scaled
-OFT: OneTrainer pull request 1315). It is saved with the parameters: a file trained under another factor would be wrong.
+OFT: OneTrainer pull request 1315), divided by sqrt(2) beside a magnitude that steps as well. It is saved with the
+parameters: a file trained under another factor would be wrong.
 """
 
 import math
@@ -13,7 +14,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from modules.adapters import linalg
-from modules.adapters.base import Terms, alike, rows_of
+from modules.adapters.base import AdapterConfig, Terms, alike, rows_of
 from modules.adapters.layers import Layer
 from modules.preset.section import Section, option
 
@@ -47,11 +48,22 @@ class PlanesConfig(Section):
 RotationConfig = Annotated[BlocksConfig | PlanesConfig, Field(discriminator="kind")]
 
 
-def rotation(config: BlocksConfig | PlanesConfig, layer: Layer) -> "Blocks | Planes":
-    """The rotation of a layer's input channels. Raises ValueError for a layer with a single channel."""
+class RotatedConfig(AdapterConfig):
+    """Options of a method that rotates."""
+
+    rotation: RotationConfig = BlocksConfig()
+    """Which rotations are learned."""
+
+
+def rotation(config: RotatedConfig, layer: Layer, parts: int = 1) -> "Blocks | Planes":
+    """The rotation of a layer's input channels. Calibrated, a step of lr in all its parameters changes the weight by
+    `lr / sqrt(parts)` of its norm. Raises ValueError for a layer with a single channel."""
     if layer.channels < 2:
         raise ValueError(f"{layer.name}: a layer with {layer.channels} input channel cannot be rotated; exclude it")
-    return Blocks(config, layer) if isinstance(config, BlocksConfig) else Planes(config, layer)
+    step = 1 / math.sqrt(parts) if config.step_size == "calibrated" else None
+    if isinstance(config.rotation, BlocksConfig):
+        return Blocks(config.rotation, layer, step)
+    return Planes(config.rotation, layer, step)
 
 
 def derive_all(rotations: "Sequence[Blocks | Planes]") -> list[dict[str, Tensor]]:
@@ -60,16 +72,19 @@ def derive_all(rotations: "Sequence[Blocks | Planes]") -> list[dict[str, Tensor]
 
 
 class Blocks(nn.Module):
-    """`Q = factor (U - U^T)` per block; parameter `skew (blocks, b(b-1)/2)`: the upper triangles."""
+    """`Q = factor (U - U^T)` per block; parameter `skew (blocks, b(b-1)/2)`: the upper triangles.
 
-    def __init__(self, config: BlocksConfig, layer: Layer):
+    `step`: the relative change of the weight, as a multiple of lr, by a step of lr in each of them; None: factor 1.
+    """
+
+    def __init__(self, config: BlocksConfig, layer: Layer, step: float | None):
         super().__init__()
         largest = min(config.block_size, layer.channels)
         self.size = next((b for b in range(largest, 1, -1) if layer.channels % b == 0), layer.channels)
         self.kernel = layer.kernel
         self.skew = nn.Parameter(torch.zeros(layer.channels // self.size, self.size * (self.size - 1) // 2))
         self.factor: Tensor
-        self.register_buffer("factor", torch.tensor(1 / (2 * math.sqrt(self.size - 1))))
+        self.register_buffer("factor", torch.tensor(1.0 if step is None else step / (2 * math.sqrt(self.size - 1))))
 
     def derive(self) -> dict[str, Tensor]:
         """`R - I (blocks, b, b)`."""
@@ -137,16 +152,27 @@ class Blocks(nn.Module):
 
 
 class Planes(nn.Module):
-    """`Q = factor (u v^T - v u^T)`; parameters `u (channels, p)`, orthonormal at the start, and `v`, zero."""
+    """`Q = factor (u v^T - v u^T) / length`; parameters `u (channels, p)`, at the start orthonormal times `length`, and
+    `v`, zero.
 
-    def __init__(self, config: PlanesConfig, layer: Layer):
+    `step`: as for `Blocks`; given, u's entries have a root mean square of 1, so that u steps as v does.
+    """
+
+    def __init__(self, config: PlanesConfig, layer: Layer, step: float | None):
         super().__init__()
         planes = min(config.planes, layer.channels // 2)
         self.kernel = layer.kernel
-        self.u = nn.Parameter(torch.linalg.qr(torch.randn(layer.channels, planes))[0].contiguous())
+        length = 1.0 if step is None else math.sqrt(layer.channels)
+        self.u = nn.Parameter(length * torch.linalg.qr(torch.randn(layer.channels, planes))[0].contiguous())
         self.v = nn.Parameter(torch.zeros(layer.channels, planes))
         self.factor: Tensor
-        self.register_buffer("factor", torch.tensor(1 / (2 * math.sqrt(2 * planes))))
+        self.length: Tensor
+        self.register_buffer("factor", torch.tensor(1.0 if step is None else step / (2 * math.sqrt(2 * planes))))
+        self.register_buffer("length", torch.tensor(length))
+
+    def pair(self) -> tuple[Tensor, Tensor]:
+        """`u` and `v` with `Q = u v^T - v u^T`."""
+        return self.u / self.length, self.factor * self.v
 
     def derive(self) -> dict[str, Tensor]:
         """`F (channels, 2p)` and `H (2p, channels)` with `R = I + F H`."""
@@ -159,14 +185,13 @@ class Planes(nn.Module):
     @staticmethod
     def derive_alike(rotations: "Sequence[Planes]") -> list[dict[str, Tensor]]:
         """`derive` of rotations with one `likeness`, stacked."""
-        factors = torch.stack([rotation.factor for rotation in rotations]).view(-1, 1, 1)
-        v = factors * torch.stack([rotation.v for rotation in rotations])
-        first, second = linalg.plane_factors(torch.stack([rotation.u for rotation in rotations]), v)
+        u, v = zip(*(rotation.pair() for rotation in rotations), strict=True)
+        first, second = linalg.plane_factors(torch.stack(u), torch.stack(v))
         return rows_of(first=first, second=second)
 
     def turned(self) -> Tensor:
         """`||Q||_F / sqrt(channels)`: half of the relative change of an isotropic weight, for small angles."""
-        u, v = self.u.detach(), self.factor * self.v.detach()
+        u, v = (one.detach() for one in self.pair())
         square = 2 * ((u.mT @ u) * (v.mT @ v)).sum() - 2 * ((u.mT @ v) * (u.mT @ v).mT).sum()
         return (square / len(u)).clamp_min(0).sqrt()
 

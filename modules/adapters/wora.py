@@ -29,19 +29,18 @@ class Config(DecomposedConfig):
 
 
 class Adapter(Decomposed):
-    """`c = alpha * scale`; parameters `alpha ()` and `beta ()` or `(channels)` / `(out)` start at 1."""
+    """`c = alpha * factor`; parameters `alpha ()` and `beta ()` or `(channels)` / `(out)` start at 1."""
 
     undecayed = ("magnitude", "alpha", "beta")
 
     def __init__(self, config: Config, layer: Layer):
         super().__init__(config, layer)
-        self.scale = config.scale
         self.alpha = nn.Parameter(torch.tensor(1.0), requires_grad=config.learn_weights)
         beta = torch.ones_like(self.magnitude) if config.channel_beta else torch.tensor(1.0)
         self.beta = nn.Parameter(beta, requires_grad=config.learn_weights)
 
     def weights(self) -> tuple[Tensor, Tensor]:
-        return self.alpha * self.scale, self.beta
+        return self.alpha * self.factor, self.beta
 
     def curves(self) -> dict[str, Tensor]:
         return {**super().curves(), "alpha": self.alpha.detach(), "beta": self.beta.detach().mean()}

@@ -17,6 +17,13 @@ def native(base: nn.Module, weight: Tensor) -> Tensor:
     return weight.reshape(weight.shape[0], -1, *kernel)
 
 
+def pair_factor(parameters: dict[str, Tensor], options: dict) -> Tensor | float:
+    """What a low-rank update is multiplied by: alpha / rank, or with calibrated steps the factor that is saved."""
+    if options.get("step_size", "raw") == "calibrated":
+        return parameters["factor"]
+    return options.get("alpha", options["rank"]) / options["rank"]
+
+
 def norm(V: Tensor, kernel: int, axis: str) -> Tensor:
     """Norms of `V (out, channels * kernel)` per output `(out, 1)` or per channel `(1, channels * kernel)`."""
     if axis == "output":
@@ -34,7 +41,7 @@ def skew(parameters: dict[str, Tensor], channels: int, rotation: dict) -> Tensor
     """The skew matrix of all channels `(channels, channels)`, times the factor that is saved with the parameters."""
     factor = parameters["rotation.factor"]
     if rotation["kind"] == "planes":
-        u, v = parameters["rotation.u"], parameters["rotation.v"]
+        u, v = parameters["rotation.u"] / parameters["rotation.length"], parameters["rotation.v"]
         return factor * (u @ v.t() - v @ u.t())
     b = next(b for b in range(rotation["block_size"], 0, -1) if channels % b == 0)
     blocks = []

@@ -80,10 +80,9 @@ def relative_step(adapted: Adapted, gradients: dict[Tensor, Tensor]) -> tuple[fl
 
 @pytest.mark.parametrize("method", ["oft", "doft"])
 @pytest.mark.parametrize("size", BLOCKS)
-def test_one_step_of_blocks_changes_the_weight_by_lr(method, size):
+def test_one_step_of_blocks_and_magnitude_changes_the_weight_by_lr(method, size):
     adapted = rotated_layer(method, blocks(size), 512, 512)
-    skew = adapted.adapter.rotation.skew
-    step, _ = relative_step(adapted, {skew: noise(skew)})
+    step, _ = relative_step(adapted, {parameter: noise(parameter) for parameter in adapted.adapter.parameters()})
     assert abs(step - 1) < 0.05, f"one step is {step:.3f} lr"
 
 
@@ -94,14 +93,15 @@ def test_one_step_of_planes_changes_the_weight_by_lr(method, count):
     W, turned = adapted.base.weight, [adapted.adapter.rotation.u, adapted.adapter.rotation.v]
     found = torch.autograd.grad((adapted.adapter.weight(W) * noise(W)).sum(), turned)  # that of u is zero: v is
     step, _ = relative_step(adapted, dict(zip(turned, found, strict=True)))
-    assert abs(step - 1) < 0.2, f"one step is {step:.3f} lr"
+    wanted = 1.0 if method == "oft" else math.sqrt(0.5)  # the magnitude, which stays, has the other half
+    assert abs(step / wanted - 1) < 0.2, f"one step is {step:.3f} lr"
 
 
-def test_one_step_of_the_magnitude_changes_every_row_by_lr():
+def test_one_step_of_the_magnitude_changes_every_row_alike():
     adapted = rotated_layer("doft", blocks(16), 64, 32, torch.float64)
     magnitude = adapted.adapter.magnitude
     _, steps = relative_step(adapted, {magnitude: noise(magnitude)})
-    assert ((steps - 1).abs() < 0.01).all()
+    assert ((steps * math.sqrt(2) - 1).abs() < 0.01).all()
 
 
 @pytest.mark.parametrize(
@@ -112,6 +112,14 @@ def test_the_factor_is_saved(rotation, factor):
     assert adapted.adapter.state_dict()["rotation.factor"].item() == pytest.approx(factor, rel=1e-6)
 
 
+@pytest.mark.parametrize("rotation", [blocks(16), planes(8)], ids=lambda r: r["kind"])
+def test_raw_parameters_are_in_the_published_units(rotation):
+    net = nn.Sequential(nn.Linear(64, 8))
+    adapted = attach(net, "0", adapters.methods()["doft"].Config(rotation=rotation, step_size="raw"), seed=0)
+    state = adapted.adapter.state_dict()
+    assert state["rotation.factor"] == 1 and state["unit"] == 1
+
+
 @pytest.mark.parametrize("channels, size, real", [(64, 32, 32), (48, 32, 24), (12, 5, 4), (10, 1024, 10)])
 def test_blocks_divide_the_channels(channels, size, real):
     adapted = rotated_layer("oft", blocks(size), channels, 8)
@@ -120,7 +128,7 @@ def test_blocks_divide_the_channels(channels, size, real):
 
 def test_planes_start_orthonormal_and_unturned():
     rotation = rotated_layer("oft", planes(4), 64, 8).adapter.rotation
-    assert (rotation.u.t() @ rotation.u - torch.eye(4)).abs().max() < 1e-6
+    assert (rotation.u.t() @ rotation.u / 64 - torch.eye(4)).abs().max() < 1e-6
     assert not rotation.v.any()
 
 
@@ -151,7 +159,7 @@ def test_row_norms_are_the_magnitudes(case, rotation):
     W = adapted.layer.dense()
     with torch.no_grad():
         changed = adapted.adapter.weight(W)
-        expected = adapted.adapter.magnitude.exp() * W.norm(dim=1)
+        expected = (math.sqrt(0.5) * adapted.adapter.magnitude).exp() * W.norm(dim=1)
     assert (changed.norm(dim=1) / expected - 1).abs().max() <= 1e-6
 
 

@@ -1,6 +1,6 @@
 """DoRA: `V = W + s up down`, `W' = V * w exp(l) / ||V||`, the norm along one axis, detached or not."""
 
-from tests.adapters.dense import along, norm
+from tests.adapters.dense import along, norm, pair_factor
 
 VARIANTS = [
     {"rank": 4, "axis": "input"},
@@ -12,8 +12,9 @@ VARIANTS = [
 
 def weight(parameters, W, channels, kernel, options):
     axis = options["axis"]
-    V = W + options.get("alpha", options["rank"]) / options["rank"] * parameters["up"] @ parameters["down"]
+    V = W + pair_factor(parameters, options) * parameters["up"] @ parameters["down"]
     length = norm(V, kernel, axis)
     if options.get("norm_gradient", "detached") == "detached":
         length = length.detach()
-    return V / length * norm(W, kernel, axis) * along(parameters["magnitude"].exp(), kernel, axis)
+    gain = (parameters["unit"] * parameters["magnitude"]).exp()
+    return V / length * norm(W, kernel, axis) * along(gain, kernel, axis)

@@ -1,6 +1,6 @@
 """WoRA: `V = beta W + alpha s up down`, `W' = V * w exp(l) / ||V||`, the gradient through the norm included."""
 
-from tests.adapters.dense import along, norm
+from tests.adapters.dense import along, norm, pair_factor
 
 VARIANTS = [
     {"rank": 4, "axis": "input"},
@@ -9,17 +9,18 @@ VARIANTS = [
     {"rank": 3, "alpha": 6.0, "axis": "output", "channel_beta": True},
     {"rank": 4, "axis": "input", "learn_weights": False},
     {"rank": 4, "axis": "output", "learn_weights": False},
+    {"rank": 4, "axis": "input", "step_size": "calibrated"},
 ]
 
 
 def weight(parameters, W, channels, kernel, options):
     axis = options["axis"]
-    scale = options.get("alpha", options["rank"]) / options["rank"]
+    scale = pair_factor(parameters, options)
     alpha, beta = 1.0, W.new_ones(())
     if options.get("learn_weights", True):
         alpha, beta = parameters["alpha"], parameters["beta"]
     if beta.dim():
         beta = along(beta, kernel, axis)
     V = beta * W + alpha * scale * parameters["up"] @ parameters["down"]
-    magnitude = norm(W, kernel, axis) * along(parameters["magnitude"].exp(), kernel, axis)
+    magnitude = norm(W, kernel, axis) * along((parameters["unit"] * parameters["magnitude"]).exp(), kernel, axis)
     return V / norm(V, kernel, axis) * magnitude
