@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from modules import objectives
 from modules.data.batches import Batch
-from modules.training import schedules
+from modules.training import optimizers, schedules
 from modules.training.outputs import export_now, noise_errors, sample, save_adapter, validate
 from modules.training.run import REQUESTS
 from modules.training.session import Session, memory_mb, save
@@ -115,6 +115,8 @@ def take_step(session: Session, progress: Progress) -> tuple[float, float, dict[
             loss = batch_loss(session, batch)
         accelerator.backward(loss / training.accumulation)
         losses.append(loss.detach())
+    if (penalty := session.penalty()) is not None:
+        accelerator.backward(penalty)
     session.derived.pull_back()
 
     wanted = [float(accelerator.is_main_process and session.run.requested(name)) for name in REQUESTS]
@@ -125,6 +127,8 @@ def take_step(session: Session, progress: Progress) -> tuple[float, float, dict[
     loss, *flags, norm = torch.cat([shared, norm.view(1).float()]).tolist()
     check_finite(session, progress, loss, norm)
     session.optimizer.step()
+    if not session.optimizer.step_was_skipped:
+        optimizers.forget(session.optimizer, session.after_step())
     progress.steps_done += 1
     progress.step_seconds += time.monotonic() - begun
     return loss, norm, {name: flag > 0 for name, flag in zip(REQUESTS, flags, strict=True)}

@@ -1,6 +1,6 @@
 """The optimizers: for each a class with the options that apply to it, and how it is made from them."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -364,6 +364,12 @@ def unwrapped(optimizer: Optimizer) -> Optimizer:
     from accelerate.optimizer import AcceleratedOptimizer
 
     return optimizer.optimizer if isinstance(optimizer, AcceleratedOptimizer) else optimizer
+
+
+def forget(optimizer: Optimizer, parameters: Iterable[torch.nn.Parameter]) -> None:
+    """Drop what the optimizer keeps of these parameters: they are as new to it."""
+    for parameter in parameters:
+        unwrapped(optimizer).state.pop(parameter, None)
 
 
 @contextmanager

@@ -109,6 +109,17 @@ class Session:
         """Parameters and buffers of all adapters by full layer name."""
         return adapter_state(self.adapted)
 
+    def penalty(self) -> Tensor | None:
+        """What the method adds to the loss of each step, or None."""
+        adapters = [layer.adapter for layer in self.adapted.values()]
+        return type(adapters[0]).penalty(adapters)
+
+    def after_step(self) -> list[nn.Parameter]:
+        """Let the method do what it does after each step; parameters that the optimizer has to see as new."""
+        adapters = [layer.adapter for layer in self.adapted.values()]
+        with torch.no_grad():
+            return type(adapters[0]).after_step(adapters, self.step + 1, self.steps)
+
 
 def prepare(preset: Preset, pictures: Pictures, run: Run, events: Events, accelerator: Accelerator) -> Session:
     """Stations 4 to 8 of a run, and the last state if there is one. Raises ValueError for bad input.
