@@ -36,21 +36,32 @@ def in_compute_dtype(x: Tensor) -> Tensor:
     return x
 
 
+def by_weight(layer: Any, x: Tensor, excess_in: Tensor | None, excess_out: Tensor | None) -> bool:
+    """Whether it is cheaper to scale the weight than what goes through it: the layer sees more positions than it has
+    rows or columns. What is compiled leaves it, since there a scaling is part of the operation before."""
+    if torch.compiler.is_compiling() or (excess_in is None and excess_out is None):
+        return False
+    positions = x.numel() // layer.channels
+    return positions >= layer.kernel * (layer.out_features if excess_in is not None else layer.channels)
+
+
 class _LowRank(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, up, down, excess_in, excess_out, layer, scale):
-        inner = x if excess_in is None else layer.scale_in(x, excess_in)
-        h = None
-        if excess_out is None:
-            y = layer.frozen(inner, layer.base.bias)
+        bias, h = layer.base.bias, None
+        ctx.by_weight = by_weight(layer, x, excess_in, excess_out)
+        if ctx.by_weight:
+            y = layer.through(x, layer.gained(x.dtype, excess_in, excess_out), bias)
         else:
-            y = layer.frozen(inner, None)
-            y.addcmul_(y, layer.spread_out(excess_out, y))
+            inner = x if excess_in is None else layer.scale_in(x, excess_in)
+            y = layer.through(inner, layer.weight_in(x.dtype), bias if excess_out is None else None)
+            if excess_out is not None:
+                y.addcmul_(y, layer.spread_out(excess_out, y))
         if up is not None:
             h = layer.project(x, down)
             layer.expand_into(y, h, up.to(x.dtype), scale)
-        if excess_out is not None and layer.base.bias is not None:
-            y.add_(layer.spread_out(layer.base.bias, y))
+        if excess_out is not None and bias is not None and not ctx.by_weight:
+            y.add_(layer.spread_out(bias, y))
         ctx.layer, ctx.scale, ctx.shape = layer, scale, x.shape
         ctx.save_for_backward(
             x if up is not None or excess_in is not None else None, h, up, down, excess_in, excess_out,
@@ -72,15 +83,33 @@ class _LowRank(torch.autograd.Function):
             grad_h = layer.contract(grad, up.to(grad.dtype), scale)
             grad_down = layer.project_gradient(grad_h, x, down) if needs[2] else None
         if needs[0] or (excess_in is not None and needs[3]):
-            inner = grad if excess_out is None else torch.addcmul(grad, grad, layer.spread_out(excess_out, grad))
-            grad_x = layer.frozen_gradient(inner, ctx.shape)
-            if excess_in is not None:
-                grad_in = layer.sum_channels(grad_x * x).to(excess_in.dtype) if needs[3] else None
-                grad_x.addcmul_(grad_x, layer.spread_in(excess_in, grad_x))
+            grad_x, grad_in = _through_base(ctx, grad, x, excess_in, excess_out)
             if grad_h is not None:
                 layer.project_back_into(grad_x, grad_h, down.to(grad.dtype))
         grad_up = grad_up.to(up.dtype) if up is not None and grad_up is not None and needs[1] else None
         return grad_x if needs[0] else None, grad_up, grad_down, grad_in, grad_out, None, None
+
+
+def _through_base(ctx: Any, grad: Tensor, x: Tensor, excess_in: Tensor | None, excess_out: Tensor | None):
+    """The gradients of `x` and of `excess_in` through the scaled base alone."""
+    layer, grad_in = ctx.layer, None
+    if ctx.by_weight:
+        grad_x = layer.through_gradient(grad, ctx.shape, layer.gained(grad.dtype, excess_in, excess_out))
+    else:
+        inner = grad if excess_out is None else torch.addcmul(grad, grad, layer.spread_out(excess_out, grad))
+        grad_x = layer.through_gradient(inner, ctx.shape, layer.weight_in(grad.dtype))
+    if excess_in is not None and ctx.needs_input_grad[3]:
+        grad_in = layer.sum_channels(grad_x * x).to(excess_in.dtype)
+        if ctx.by_weight:  # the gain is in grad_x already; a channel that it makes zero says nothing about it
+            grad_in = _over_gain(grad_in, excess_in)
+    if excess_in is not None and not ctx.by_weight:
+        grad_x.addcmul_(grad_x, layer.spread_in(excess_in, grad_x))
+    return grad_x, grad_in
+
+
+def _over_gain(sums: Tensor, excess: Tensor) -> Tensor:
+    gain = 1 + excess
+    return torch.where(gain == 0, 0.0, sums / torch.where(gain == 0, 1.0, gain))
 
 
 def _gain_gradient(layer: Any, grad: Tensor, y: Tensor, grad_up: Tensor | None, up: Tensor | None, excess: Tensor):
@@ -90,8 +119,7 @@ def _gain_gradient(layer: Any, grad: Tensor, y: Tensor, grad_up: Tensor | None, 
         sums = sums - layer.base.bias.to(excess.dtype) * layer.sum_outputs(grad).to(excess.dtype)
     if grad_up is not None and up is not None:
         sums = sums - (grad_up.to(excess.dtype) * up.to(excess.dtype)).sum(1)
-    gain = 1 + excess
-    return torch.where(gain == 0, 0.0, sums / torch.where(gain == 0, 1.0, gain))
+    return _over_gain(sums, excess)
 
 
 def rotated(x: Tensor, excess: Tensor) -> Tensor:

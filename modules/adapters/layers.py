@@ -104,19 +104,29 @@ class Layer:
 
     # -- the passes of `fused`, without a graph ------------------------------------------------------------------------
 
-    def frozen(self, x: Tensor, bias: Tensor | None) -> Tensor:
-        """The frozen layer in `x`'s dtype, into a new tensor."""
-        return F.linear(x, self.weight_in(x.dtype), None if bias is None else bias.to(x.dtype))
+    def through(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """The layer with a `weight` in its own shape and `x`'s dtype, into a new tensor."""
+        return F.linear(x, weight, None if bias is None else bias.to(x.dtype))
 
-    def frozen_gradient(self, grad: Tensor, shape: torch.Size) -> Tensor:
-        """The gradient of `frozen`'s input of this `shape`, a new tensor."""
-        return grad @ self.weight_in(grad.dtype)
+    def through_gradient(self, grad: Tensor, shape: torch.Size, weight: Tensor) -> Tensor:
+        """The gradient of `through`'s input of this `shape`, a new tensor."""
+        return grad @ weight
 
     def weight_in(self, dtype: torch.dtype) -> Tensor:
         """The frozen weight in its own shape; the layer's own tensor where that has the dtype."""
         if not quant.is_packed(self.base):
             return self.base.weight.to(dtype)
         return quant.dense_weight(self.base, dtype if dtype in quant.HALF else torch.float32).to(dtype)
+
+    def gained(self, dtype: torch.dtype, excess_in: Tensor | None, excess_out: Tensor | None) -> Tensor:
+        """The frozen weight in its own shape, each channel times `1 + excess_in`, each row times `1 + excess_out`."""
+        weight = self.weight_in(dtype)
+        if excess_in is not None:
+            weight = torch.addcmul(weight, weight, self.spread_in(excess_in, weight))
+        if excess_out is not None:
+            gain = excess_out.to(dtype).view(-1, *[1] * (weight.dim() - 1))
+            weight = torch.addcmul(weight, weight, gain)
+        return weight
 
     def expand_into(self, y: Tensor, h: Tensor, up: Tensor, scale: float) -> None:
         """Add `scale * h up^T` to `y`."""
@@ -246,13 +256,13 @@ class ConvLayer(Layer):
 
     # -- the passes of `fused` ----------------------------------------------------------------------------------------
 
-    def frozen(self, x: Tensor, bias: Tensor | None) -> Tensor:
+    def through(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         base, bias = self.base, None if bias is None else bias.to(x.dtype)
-        return self.conv(x, self.weight_in(x.dtype), bias, base.stride, base.padding, base.dilation)
+        return self.conv(x, weight, bias, base.stride, base.padding, base.dilation)
 
-    def frozen_gradient(self, grad: Tensor, shape: torch.Size) -> Tensor:
+    def through_gradient(self, grad: Tensor, shape: torch.Size, weight: Tensor) -> Tensor:
         shaped = grad.new_empty(1).expand(shape)  # its values are not looked at
-        return self._backward(grad, shaped, self.weight_in(grad.dtype), (True, False, False))[0]
+        return self._backward(grad, shaped, weight, (True, False, False))[0]
 
     def expand_into(self, y: Tensor, h: Tensor, up: Tensor, scale: float) -> None:
         if y.is_contiguous() and h.is_contiguous():

@@ -107,18 +107,18 @@ def test_total_cancellation_stays_finite(method, axis, case):
 def test_gains_are_not_rounded_to_half_precision(method, axis):
     """A gain of 1.006 rounded to bfloat16 would be 1.0078, a third too much; its excess is kept to 1 part in 256.
 
-    What stays is bfloat16's own rounding of the result: a change below 1 part in 512 of a value is lost there, as it
-    is in a merged bfloat16 weight.
+    What stays is bfloat16's own rounding of the result, of activations or of the scaled weight: a change below 1 part
+    in 512 of a value is lost there, as it is in a merged bfloat16 weight.
     """
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(64, 64)).to(torch.bfloat16)
     base = copy.deepcopy(net[0])
     options = {} if method == "doft" else {"axis": axis}
     adapted = attach(net, "0", adapters.methods()[method].Config(method=method, **options), seed=0)
-    torch.nn.init.constant_(adapted.adapter.magnitude, 6e-3)
+    torch.nn.init.constant_(adapted.adapter.magnitude, 6e-3 / adapted.adapter.unit.item())
     x = torch.randn(2000, 64).to(torch.bfloat16)
     without_bias = x.double() @ base.weight.double().t()
     with torch.no_grad():
         change = adapted(x).double() - base(x).double()
     gain = (change * without_bias).sum() / without_bias.square().sum()
-    assert abs(gain / 6e-3 - 1) < 0.1, f"the output has changed by {gain:.2e} of itself"
+    assert abs(gain / 6e-3 - 1) < 0.15, f"the output has changed by {gain:.2e} of itself"
