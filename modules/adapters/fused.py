@@ -78,7 +78,7 @@ class _LowRank(torch.autograd.Function):
         if up is not None and (needs[1] or excess_out is not None):
             grad_up = layer.expand_gradient(grad, h, scale)
         if excess_out is not None and needs[4]:
-            grad_out = _gain_gradient(layer, grad, y, grad_up, up, excess_out)
+            grad_out = gain_gradient(layer, grad, y, grad_up, up, excess_out)
         if up is not None and (needs[0] or needs[2]):
             grad_h = layer.contract(grad, up.to(grad.dtype), scale)
             grad_down = layer.project_gradient(grad_h, x, down) if needs[2] else None
@@ -112,7 +112,7 @@ def _over_gain(sums: Tensor, excess: Tensor) -> Tensor:
     return torch.where(gain == 0, 0.0, sums / torch.where(gain == 0, 1.0, gain))
 
 
-def _gain_gradient(layer: Any, grad: Tensor, y: Tensor, grad_up: Tensor | None, up: Tensor | None, excess: Tensor):
+def gain_gradient(layer: Any, grad: Tensor, y: Tensor, grad_up: Tensor | None, up: Tensor | None, excess: Tensor):
     """`sum(grad * base(x))` per output, from the result `y`: what else is in it is taken off where it is small."""
     sums = layer.sum_outputs(grad * y).to(excess.dtype)
     if layer.base.bias is not None:

@@ -148,6 +148,11 @@ class Layer:
         """Add the gradient of `x` in `project` to `grad_x`."""
         grad_x.view(-1, self.channels).addmm_(grad.view(-1, grad.shape[-1]), down)
 
+    def block_products(self, x: Tensor, grad: Tensor, size: int) -> Tensor:
+        """`x_k^T grad_k (blocks, b, b)` of each block of `size` channels, summed over everything else."""
+        x, grad = (t.reshape(-1, self.channels // size, size).transpose(0, 1) for t in (x, grad))
+        return torch.bmm(x.mT, grad)
+
     def sum_outputs(self, y: Tensor) -> Tensor:
         """`(out)`: sums over everything but the output features, in float32 at least."""
         return y.flatten(0, -2).sum(0, dtype=y.dtype if y.dtype == torch.float64 else torch.float32)
@@ -282,6 +287,10 @@ class ConvLayer(Layer):
 
     def project_back_into(self, grad_x: Tensor, grad: Tensor, down: Tensor) -> None:
         grad_x.add_(self._backward(grad, grad_x, self.native(down), (True, False, False))[0])
+
+    def block_products(self, x: Tensor, grad: Tensor, size: int) -> Tensor:
+        x, grad = (t.reshape(len(t), -1, size, t[0, 0].numel()) for t in (x, grad))
+        return (x @ grad.mT).sum(0)
 
     def sum_outputs(self, y: Tensor) -> Tensor:
         others = [axis for axis in range(y.dim()) if axis != 1]

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from modules.adapters import fused
+from modules.adapters import fused, turning
 from tests.adapters.cases import (
     CASES,
     DOUBLE,
@@ -44,3 +44,16 @@ def test_the_weight_is_scaled_where_it_is_smaller():
     assert fused.by_weight(layer, torch.zeros(16, 16), None, torch.zeros(12))
     assert not fused.by_weight(layer, torch.zeros(15, 16), None, torch.zeros(12))
     assert not fused.by_weight(layer, torch.zeros(99, 16), None, None)
+
+
+@pytest.mark.parametrize("gained", [True, False])
+@pytest.mark.parametrize("case", FUSIBLE, ids=lambda case: case.name)
+def test_rotations_of_the_weight_or_of_what_goes_through_it(case, gained):
+    adapted, x = adapt("oft", {"rotation": {"kind": "blocks", "block_size": 4}}, case, DOUBLE), inputs(case, DOUBLE)
+    layer, excess = adapted.layer, adapted.adapter.derive(adapted.layer)["excess"].detach().requires_grad_()
+    gain = torch.linspace(-0.5, 0.5, layer.out_features, dtype=DOUBLE, requires_grad=True) if gained else None
+    wanted = {"excess": excess, "gain": gain} if gain is not None else {"excess": excess}
+    on_weight = turning.turned(layer, x, excess, gain)
+    through_input = fused.scaled(layer, layer.rotate_in(x, excess), gain)
+    close(on_weight, through_input, 1e-12)
+    all_close(gradients(probe(on_weight), wanted, x), gradients(probe(through_input), wanted, x), 1e-10)
