@@ -32,7 +32,8 @@ from modules.adapters.derived import Derived
 from modules.families.base import Texts
 from modules.preset.files import resolve
 from modules.preset.schema import Base, Preset
-from modules.training import memory, noise, setup
+from modules.training import flat, memory, noise, setup
+from modules.training.flat import Flat
 from tests.full_size import MODELS, make_folder, presets
 
 PAGE, BEGIN, END = ROOT / "docs/performance.md", "<!-- full_size: begin -->", "<!-- full_size: end -->"
@@ -79,9 +80,10 @@ def measure(preset: Preset, name: str, steps: int) -> dict[str, Any]:
     setup.place(model, preset)
     adapted = setup.attach_ready(model, preset)
     groups = setup.parameter_groups(adapted, model, preset.targets)
-    optimizer, derived = preset.optimizer.build(groups, preset.training.learning_rate), Derived(adapted.values())
+    gradients, optimizer = flat.build(preset.optimizer, groups, preset.training.learning_rate)
+    derived = Derived(adapted.values())
     idle = memory.peak_mb(device)
-    seconds = [step(model, preset, derived, optimizer, texts, precision) for _ in range(steps)]
+    seconds = [step(model, preset, derived, gradients, optimizer, texts, precision) for _ in range(steps)]
     return {
         "preset": preset.name,
         "base": str(dtype).removeprefix("torch.") if preset.base.quantization == "none" else preset.base.quantization,
@@ -94,7 +96,7 @@ def measure(preset: Preset, name: str, steps: int) -> dict[str, Any]:
 
 
 def step(
-    model: Any, preset: Preset, derived: Derived, optimizer: Any, texts: Texts, precision: torch.dtype
+    model: Any, preset: Preset, derived: Derived, gradients: Flat, optimizer: Any, texts: Texts, precision: torch.dtype
 ) -> float:
     """One optimizer step on random latents; its seconds."""
     device, count, process = model.device, preset.training.batch_size, model.process
@@ -109,7 +111,7 @@ def step(
     conditions: Texts = {name: tensor.expand(count, *tensor.shape[1:]) for name, tensor in texts.items()}
     finish(device)
     begun = time.perf_counter()
-    optimizer.zero_grad(set_to_none=True)
+    gradients.clear()
     derived.begin()
     for _ in range(preset.training.accumulation):
         with torch.autocast(device.type, precision, enabled=precision != torch.float32):
@@ -117,8 +119,8 @@ def step(
             errors: Tensor = objectives.errors(preset.objective.loss, preset.objective.loss_delta, predicted, wanted)
         (errors.mean() / preset.training.accumulation).backward()
     derived.pull_back()
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    torch.nn.utils.clip_grad_norm_(parameters, preset.training.max_grad_norm)
+    gradients.collect()
+    gradients.clip(preset.training.max_grad_norm)
     optimizer.step()
     finish(device)
     return time.perf_counter() - begun

@@ -27,7 +27,7 @@ from modules import adapters
 from modules.adapters.derived import Derived
 from modules.preset.files import resolve
 from modules.preset.schema import Preset
-from modules.training import noise, setup
+from modules.training import flat, noise, setup
 from tests.full_size import make_folder
 
 BEGIN, END = "<!-- training_step: begin -->", "<!-- training_step: end -->"
@@ -77,8 +77,8 @@ def ready(model: str, preset: Preset, device: torch.device) -> tuple[Any, ...]:
     setup.place(loaded, preset)
     adapted = setup.attach_ready(loaded, preset)
     groups = setup.parameter_groups(adapted, loaded, preset.targets)
-    optimizer = preset.optimizer.build(groups, preset.training.learning_rate)
-    return loaded, preset, Derived(adapted.values()), optimizer, texts, precision
+    gradients, optimizer = flat.build(preset.optimizer, groups, preset.training.learning_rate)
+    return loaded, preset, Derived(adapted.values()), gradients, optimizer, texts, precision
 
 
 def measure(model: str, methods: list[str], key: Key, arguments: argparse.Namespace) -> dict[str, float]:

@@ -106,7 +106,7 @@ def due(session: Session, every: int) -> bool:
 def take_step(session: Session, progress: Progress) -> tuple[float, float, dict[str, bool]]:
     """One optimizer step: mean loss, gradient norm before clipping, and what was requested."""
     accelerator, training, begun = session.accelerator, session.preset.training, time.monotonic()
-    session.optimizer.zero_grad(set_to_none=True)
+    session.flat.clear()
     session.derived.begin()
     losses = []
     for micro in range(training.accumulation):
@@ -118,17 +118,18 @@ def take_step(session: Session, progress: Progress) -> tuple[float, float, dict[
     if (penalty := session.penalty()) is not None:
         accelerator.backward(penalty)
     session.derived.pull_back()
+    session.flat.collect()
 
     wanted = [float(accelerator.is_main_process and session.run.requested(name)) for name in REQUESTS]
     wanted[0] += progress.interrupted is not None
     shared = average(session, torch.stack(losses).mean(), wanted)
     accelerator.unscale_gradients(session.optimizer)
-    norm = torch.nn.utils.clip_grad_norm_(session.parameters, training.max_grad_norm or math.inf)
+    norm = session.flat.clip(training.max_grad_norm)
     loss, *flags, norm = torch.cat([shared, norm.view(1).float()]).tolist()
     check_finite(session, progress, loss, norm)
     session.optimizer.step()
     if not session.optimizer.step_was_skipped:
-        optimizers.forget(session.optimizer, session.after_step())
+        optimizers.forget(session.optimizer, session.flat.seen(session.after_step()))
     progress.steps_done += 1
     progress.step_seconds += time.monotonic() - begun
     return loss, norm, {name: flag > 0 for name, flag in zip(REQUESTS, flags, strict=True)}
@@ -156,21 +157,17 @@ def batch_loss(session: Session, batch: Batch) -> Tensor:
 
 
 def average(session: Session, loss: Tensor, wanted: list[float]) -> Tensor:
-    """Mean over processes of all gradients, in one flat message; `[loss, *wanted]`, averaged too.
+    """Mean over processes of all gradients, in one message; `[loss, *wanted]`, averaged too.
 
     Only adapter gradients exist, and the base is the same everywhere, so no wrapper around the model is needed.
     """
     shared = torch.cat([loss.float().view(1), torch.tensor(wanted, device=loss.device)])
-    for parameter in session.parameters:
-        if parameter.grad is None:
-            parameter.grad = torch.zeros_like(parameter)
     if session.accelerator.num_processes == 1:
         return shared
-    gradients = [parameter.grad for parameter in session.parameters if parameter.grad is not None]
-    flat: Tensor = session.accelerator.reduce(torch.cat([g.flatten() for g in gradients] + [shared]), "mean")  # pyright: ignore
-    for gradient, part in zip(gradients, flat.split([g.numel() for g in gradients] + [len(shared)]), strict=False):
-        gradient.copy_(part.view_as(gradient))
-    return flat[-len(shared) :]
+    gradients = session.flat.gradients
+    together: Tensor = session.accelerator.reduce(torch.cat([gradients, shared]), "mean")  # pyright: ignore
+    gradients.copy_(together[: len(gradients)])
+    return together[len(gradients) :]
 
 
 def check_finite(session: Session, progress: Progress, loss: float, norm: float) -> None:

@@ -24,6 +24,10 @@ class Options(Section):
     highest_lr: ClassVar[float] = 0.1
     """A learning rate above this one is a mistake, not a choice."""
 
+    block: ClassVar[int] = 0
+    """How parameters may be laid side by side for it (see `Flat`): 1 where each number is stepped by itself, more where
+    that many numbers share something."""
+
     averages: ClassVar[bool] = False
     """The optimizer averages weights itself, so a falling learning rate would be applied twice."""
 
@@ -69,6 +73,7 @@ class _Moments(Options):
 class _EightBit(Options):
     """An optimizer of bitsandbytes: states of tensors with 4096 elements and more are kept in 8 bits."""
 
+    block: ClassVar[int] = 256
     paged: ClassVar[bool] = False
     unpaged_name: ClassVar[str] = ""
 
@@ -210,6 +215,8 @@ class PagedAdEMAMix8bit(_AdEMAMix8bit):
 class AdamW(_Moments):
     """AdamW with float32 states: nothing is rounded."""
 
+    block: ClassVar[int] = 1
+
     name: Literal["adamw"] = "adamw"
     """Optimizer."""
 
@@ -316,6 +323,7 @@ class Prodigy(_Moments):
 class ScheduleFreeAdamW(_Moments):
     """Schedule-free AdamW (Defazio et al. 2024): averages the weights instead of lowering the learning rate."""
 
+    block: ClassVar[int] = 1
     averages: ClassVar[bool] = True
 
     name: Literal["schedulefree_adamw"] = "schedulefree_adamw"

@@ -23,8 +23,9 @@ from modules.data.index import Index, Progress
 from modules.families.base import Texts
 from modules.objectives import Density
 from modules.preset.schema import Preset, Training
-from modules.training import first_values, memory, setup, sharding, state
+from modules.training import first_values, flat, memory, setup, sharding, state
 from modules.training.events import Events
+from modules.training.flat import Flat
 from modules.training.run import Run
 
 PATIENCE = timedelta(hours=6)
@@ -66,7 +67,7 @@ class Session:
     model: Any
     adapted: dict[str, Adapted]
     derived: Derived
-    parameters: list[nn.Parameter]
+    flat: Flat
     optimizer: Any
     index: Index
     validation: Index | None
@@ -150,7 +151,8 @@ def prepare(preset: Preset, pictures: Pictures, run: Run, events: Events, accele
     adapted = attach(model, preset, run, events)
     groups = setup.parameter_groups(adapted, model, preset.targets)
     # Not `prepare`: it would want to shard the optimizer's parameters too.
-    optimizer = accelerator.prepare_optimizer(preset.optimizer.build(groups, training.learning_rate))
+    gradients, optimizer = flat.build(preset.optimizer, groups, training.learning_rate)
+    optimizer = accelerator.prepare_optimizer(optimizer)
     session = Session(
         preset=preset,
         run=run,
@@ -159,7 +161,7 @@ def prepare(preset: Preset, pictures: Pictures, run: Run, events: Events, accele
         model=model,
         adapted=adapted,
         derived=Derived(adapted.values()),
-        parameters=[p for group in groups for p in group["params"]],
+        flat=gradients,
         optimizer=optimizer,
         index=index,
         validation=validation,
@@ -207,7 +209,7 @@ def write_layers(session: Session) -> None:
     if session.events.main:
         layers = setup.layer_table(session.adapted, session.model, session.preset)
         (session.run.folder / "layers.tsv").write_text(layers, encoding="utf-8")
-    count = sum(p.numel() for p in session.parameters)
+    count = sum(p.numel() for p in session.flat.parameters)
     detail = f"{len(session.adapted)} layers, {count:,} trainable parameters, {session.steps} steps"
     session.events.write("stage", {"name": "adapters", "detail": detail})
 

@@ -215,7 +215,7 @@ def test_a_gradient_that_is_no_number_stops_before_the_step(place: Place, monkey
 
     def poisoned(session, loss, wanted):
         shared = average(session, loss, wanted)
-        session.parameters[3].grad.view(-1)[0] = float("inf")
+        session.flat.parameters[3].grad.view(-1)[0] = float("inf")
         return shared
 
     monkeypatch.setattr(loop, "average", poisoned)
@@ -238,7 +238,7 @@ def gradients(place: Place, name: str, *more: str, **sections) -> tuple[list[flo
             loss, _, _ = loop.take_step(session, loop.Progress())
             losses.append(loss)
             session.step += 1
-        return losses, torch.cat([p.grad.flatten() for p in session.parameters if p.grad is not None])
+        return losses, session.flat.gradients.clone()
 
 
 def test_two_batches_added_up_are_one_of_twice_the_size(place: Place):
