@@ -13,6 +13,7 @@ parameters and the base weight. --write puts the table into docs/performance.md.
 import argparse
 import logging
 import platform
+import random
 import statistics
 import sys
 import time
@@ -213,8 +214,11 @@ def measure(layer: str, tokens: int, arguments: argparse.Namespace) -> dict[str,
             continue
         steps[name] = (network, step, x)
     times: dict[str, list[float]] = {name: [] for name in steps}
+    draw = random.Random(0)
     for _ in range(arguments.rounds):
-        for name, (_, step, x) in steps.items():
+        # In another order each time: whoever comes after a large one would always find the caches cold.
+        for name in draw.sample(list(steps), len(steps)):
+            _, step, x = steps[name]
             with torch.autocast(arguments.device, dtype, enabled=dtype != torch.float32):
                 times[name].append(seconds(step, x, arguments.device))
     return {name: (statistics.median(found), saved[name]) for name, found in times.items()}
