@@ -201,7 +201,7 @@ def attach(network: nn.Module, name: str, config: AdapterConfig, seed: int) -> A
     base = network.get_submodule(name)
     layer = as_layer(base, name)
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed_of(seed, name))
+        torch.default_generator.manual_seed(seed_of(seed, name))  # no other device is drawn from
         adapter = methods()[config.method].Adapter(config, layer)  # pyright: ignore
     weight: Any = base.weight
     adapter.to(device=quant.device_of(base), dtype=torch.float64 if weight.dtype == torch.float64 else None)

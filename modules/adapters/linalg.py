@@ -1,6 +1,7 @@
 """The adapters' mathematics: functions of tensors and numbers, in the dtype they are given."""
 
 from collections.abc import Callable
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -69,10 +70,16 @@ def log_growth(
 
 def skew_blocks(vector: Tensor, size: int) -> Tensor:
     """`Q = U - U^T (blocks, b, b)` with `vector (blocks, b(b-1)/2)` as the upper triangles `U`, row by row."""
-    rows, cols = torch.triu_indices(size, size, 1, device=vector.device)
+    rows, cols = _above_diagonal(size, vector.device)
     upper = vector.new_zeros(vector.shape[0], size, size)
     upper = upper.index_put((torch.arange(len(vector), device=vector.device)[:, None], rows, cols), vector)
     return upper - upper.mT
+
+
+@cache
+def _above_diagonal(size: int, device: torch.device) -> tuple[Tensor, ...]:
+    """Rows and columns of the entries above the diagonal, row by row."""
+    return tuple(torch.triu_indices(size, size, 1).to(device).unbind())
 
 
 def cayley_excess(skew: Tensor) -> Tensor:

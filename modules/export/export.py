@@ -2,7 +2,7 @@
 
 import functools
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -133,10 +133,25 @@ def expected_size(model: Any, layers: dict[str, Adapted], options: Export) -> tu
 
 
 def _changes(layers: dict[str, Adapted]) -> dict[str, Change]:
-    return {
-        name: Change(adapted.layer, adapted.adapter.export_terms(adapted.layer.dense()), weight=adapted.adapted_weight)
-        for name, adapted in layers.items()
-    }
+    found: dict[str, Change] = {}
+    without_values: dict[Hashable, Terms] = {}  # terms of layers on the meta device: those alike have equal ones
+    for name, adapted in layers.items():
+        key = _likeness(adapted)
+        terms = without_values.get(key) if key is not None else None
+        if terms is None:
+            terms = adapted.adapter.export_terms(adapted.layer.dense())
+            without_values |= {} if key is None else {key: terms}
+        found[name] = Change(adapted.layer, terms, weight=adapted.adapted_weight)
+    return found
+
+
+def _likeness(adapted: Adapted) -> Hashable:
+    """What decides over the shapes of a layer's terms; None where values do."""
+    tensors = adapted.adapter.state_dict()
+    if not all(tensor.is_meta for tensor in tensors.values()):
+        return None
+    layer, shapes = adapted.layer, tuple((name, tensor.shape) for name, tensor in tensors.items())
+    return layer.kind, layer.out_features, layer.channels, layer.kernel, adapted.adapter.config, shapes
 
 
 def _named(model: Any, changes: dict[str, Change], options: Export) -> tuple[dict[str, Change], dict[str, str]]:
