@@ -295,7 +295,7 @@ def test_another_method_drops_what_only_the_old_one_knows_and_says_so(saved):
     resolved = resolve(saved({**LORA, "adapter": {"method": "dora", "rank": 4, "norm_gradient": "full"}}),
                        [("adapter.method", "lora")])
     assert resolved.preset.adapter.model_dump() == {
-        "method": "lora", "start_from": "", "rank": 4, "alpha": None,
+        "method": "lora", "start_from": "", "step_size": "raw", "rank": 4, "alpha": None,
     }
     assert resolved.notes == ["adapter.norm_gradient = 'full' of the preset dropped: method lora has no such option"]
 
@@ -310,7 +310,9 @@ def test_method_and_kind_together(saved):
     overrides = [("adapter.rotation.kind", "planes"), ("adapter.method", "doft"), ("adapter.rotation.planes", "2")]
     adapter = resolve(saved(LORA), overrides).preset.adapter
     rotation = {"kind": "planes", "planes": 2}
-    assert adapter.model_dump() == {"method": "doft", "start_from": "", "rotation": rotation}
+    assert adapter.model_dump() == {
+        "method": "doft", "start_from": "", "step_size": "calibrated", "rotation": rotation,
+    }
 
 
 def test_a_typing_error_in_the_file_is_not_dropped_with_the_method(saved):
