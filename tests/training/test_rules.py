@@ -96,7 +96,7 @@ def test_alpha_stays_a_number_or_follows_the_rank(found):
     for alpha, scale in ((None, 1.0), (6.0, 2.0)):
         adapter = {"method": "lora", "rank": 2, "alpha": alpha}
         findings = found(adapter=adapter, **ruled({"match": "attention", "rank": 3}))
-        assert {adapted.adapter.factor.item() for adapted in findings.adapted.values()} == {scale}
+        assert {adapted.adapter.config.scale for adapted in findings.adapted.values()} == {scale}
 
 
 def test_text_encoders_multiply(found):
