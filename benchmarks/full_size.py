@@ -29,6 +29,7 @@ from torch import Tensor, nn
 
 from modules import families, objectives
 from modules.adapters.derived import Derived
+from modules.answer import put
 from modules.families.base import Texts
 from modules.preset.files import resolve
 from modules.preset.schema import Base, Preset
@@ -146,8 +147,7 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 def write(text: str, begin: str = BEGIN, end: str = END) -> None:
     """Put `text` between two marks of docs/performance.md."""
-    before, _, rest = PAGE.read_text(encoding="utf-8").partition(begin)
-    PAGE.write_text(f"{before}{begin}\n{text}\n{end}{rest.partition(end)[2]}", encoding="utf-8")
+    put(PAGE, text, begin, end)
 
 
 def main() -> None:

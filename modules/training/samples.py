@@ -32,30 +32,41 @@ def sampled_steps(folder: Path, count: int, rows: int = 5) -> list[int]:
     return [steps[round(row * (len(steps) - 1) / (rows - 1))] for row in range(rows)]
 
 
-def write_grid(folder: Path, steps: Sequence[int], prompts: Sequence[str], smallest: int = 160) -> Path:
-    """`samples/grid.png`: one column per prompt, one row per step, from the pictures on disk.
+def write_grid(folder: Path, steps: Sequence[int], prompts: Sequence[str]) -> Path:
+    """`samples/grid.png`: one column per prompt, one row per step, from the pictures on disk."""
+    labels = ["before" if step == 0 else f"step {step}" for step in steps]
+    path = folder / "samples" / "grid.png"
+    draw_grid(labels, [pictures_of(folder, step, len(prompts)) for step in steps], prompts, 70).save(path)
+    return path
+
+
+def pictures_of(folder: Path, step: int, count: int) -> list[Image.Image]:
+    """The first `count` pictures of `step`. Raises FileNotFoundError where one is missing."""
+    return [Image.open(sample_path(folder, step, number)).convert("RGB") for number in range(count)]
+
+
+def draw_grid(
+    labels: Sequence[str], rows: Sequence[Sequence[Image.Image]], heads: Sequence[str], left: int, smallest: int = 160
+) -> Image.Image:
+    """Rows of pictures of one size, each with its label, `left` pixels wide, and a head over each column.
 
     Pictures smaller than `smallest` pixels are enlarged without smoothing, so that every pixel can be judged.
     """
-    rows = [[Image.open(sample_path(folder, step, n)).convert("RGB") for n in range(len(prompts))] for step in steps]
     width, height = rows[0][0].size
     zoom = max(1, -(-smallest // width))
     cell = (width * zoom, height * zoom)
-    left = 70
-    size = (left + len(prompts) * (cell[0] + MARGIN) + MARGIN, LABEL + len(steps) * (cell[1] + MARGIN) + MARGIN)
+    size = (left + len(heads) * (cell[0] + MARGIN) + MARGIN, LABEL + len(rows) * (cell[1] + MARGIN) + MARGIN)
     grid = Image.new("RGB", size, "white")
     draw, font = ImageDraw.Draw(grid), ImageFont.load_default(12)
-    for column, prompt in enumerate(prompts):
+    for column, head in enumerate(heads):
         x = left + column * (cell[0] + MARGIN)
-        draw.text((x, 2), _shortened(prompt, cell[0], font), "black", font)
-    for row, step in enumerate(steps):
+        draw.text((x, 2), _shortened(head, cell[0], font), "black", font)
+    for row, (label, pictures) in enumerate(zip(labels, rows, strict=True)):
         y = LABEL + row * (cell[1] + MARGIN)
-        draw.text((MARGIN, y + cell[1] // 2), "before" if step == 0 else f"step {step}", "black", font)
-        for column, picture in enumerate(rows[row]):
+        draw.text((MARGIN, y + cell[1] // 2), label, "black", font)
+        for column, picture in enumerate(pictures):
             grid.paste(picture.resize(cell, Image.Resampling.NEAREST), (left + column * (cell[0] + MARGIN), y))
-    path = folder / "samples" / "grid.png"
-    grid.save(path)
-    return path
+    return grid
 
 
 def _shortened(text: str, width: int, font) -> str:

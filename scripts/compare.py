@@ -1,0 +1,330 @@
+"""Compare the shipped demo presets: train each once, or take runs that are finished, and put them side by side.
+
+    python scripts/compare.py                                                # trains what is not in runs/ yet
+    python scripts/compare.py --runs /tmp/short --steps 20 --only lora_demo oft_demo
+    python scripts/compare.py --timing lora_demo --write
+
+All presets whose names end in `_demo` and that train on `--base` are compared: trainable parameters, exported file,
+validation loss, and the sample pictures of the last step, in one picture `methods.png`. Runs are made one after another
+by scripts/train.py in `--runs`; what is there already is taken as it is, and a run of other options is an error.
+
+`--timing PRESET` also measures seconds per step, as multiples of that preset's: all take a step in turn, round after
+round, in this process, so that a busy machine slows all of them alike. What was measured is kept in `timing.json`
+beside the runs, for tables that are made later. `--write` puts table and picture into docs/methods.md.
+
+Exit codes: 0 done, 1 a training failed (the table has the others), 2 bad input.
+"""
+
+import argparse
+import json
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from modules.answer import put
+from modules.preset import files
+from modules.preset.schema import Preset
+from modules.training.events import read_events
+from modules.training.run import check_same, finished_file
+from modules.training.samples import draw_grid, pictures_of
+
+PAGE, PICTURE = ROOT / "docs/methods.md", ROOT / "docs/images/methods.png"
+BEGIN, END = "<!-- compare: begin -->", "<!-- compare: end -->"
+ENDING = "_demo"
+LABEL, CELL = 150, 128
+"""Pixels for a row's label, and the least width of a picture."""
+
+HEADS = ("preset", "trainable parameters", "file", "layers by form", "largest error", "learning rate", "s per step",
+         "loss before", "after", "fall")
+
+
+@dataclass(frozen=True)
+class Row:
+    """A finished run."""
+
+    preset: Preset
+    folder: Path
+    step: int
+    parameters: int
+    bytes: int
+    """Of the exported file."""
+    forms: Counter[str]
+    """Layers by their form in it."""
+    error: float
+    """The largest of a layer, as a part of its largest weight."""
+    approximated: int
+    """Layers whose form is no exact one."""
+    before: float | None
+    """Validation loss of the frozen base."""
+    after: float | None
+    prompts: tuple[str, ...]
+    """Of the sample pictures of the last step."""
+
+    @property
+    def fall(self) -> str:
+        """Of the validation loss, in words."""
+        return f"{100 * (1 - self.after / self.before):.1f} %" if self.before and self.after else "-"
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds per step that were measured in turn."""
+
+    reference: str
+    ratios: dict[str, float]
+    """By preset, as multiples of the reference's."""
+
+
+def main() -> int:
+    """Read the arguments, train, measure, print, and perhaps write the page."""
+    arguments = parsed()
+    try:
+        text, failed = compare(arguments)
+    except (ValueError, OSError) as error:
+        print(error, file=sys.stderr)
+        return 2
+    print(text)
+    return int(failed)
+
+
+def parsed() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--runs", type=Path, default=Path("runs"), help="where runs are looked for and made")
+    parser.add_argument("--only", nargs="+", metavar="PRESET", help="these presets alone, whatever they are called")
+    parser.add_argument("--base", default="demo/base", help="the presets' base: losses on others mean something else")
+    parser.add_argument("--steps", type=int, help="in place of the presets' own")
+    parser.add_argument("--timing", metavar="PRESET", help="measure seconds per step, as multiples of this preset's")
+    parser.add_argument("--rounds", type=int, default=9, help="steps of each preset that are timed")
+    parser.add_argument("--write", action="store_true", help="put table and picture into docs/methods.md")
+    return parser.parse_args()
+
+
+def compare(arguments: argparse.Namespace) -> tuple[str, bool]:
+    """The table, and whether a training failed. Raises ValueError for bad input and OSError."""
+    runs = arguments.runs.resolve()
+    presets = [resolved(name, runs, arguments.steps) for name in arguments.only or demos(arguments.base)]
+    for preset in presets:
+        check_same(runs / preset.name, preset)
+    rows = [read(runs / preset.name) for preset in presets if is_trained(preset, runs)]
+    if not rows:
+        raise ValueError("there is no finished run to compare")
+    check_alike(rows)
+    timing = timed(presets, arguments, runs)
+    picture = PICTURE if arguments.write else runs / PICTURE.name
+    picture.parent.mkdir(parents=True, exist_ok=True)
+    side_by_side(rows).save(picture)
+    text = f"{described(rows, timing)}\n\n{table(rows, timing)}"
+    if arguments.write:
+        link = f"![The same prompts and noise for each preset]({picture.relative_to(PAGE.parent).as_posix()})"
+        put(PAGE, f"{text}\n\n{link}", BEGIN, END)
+    return f"{text}\n\n{picture}", len(rows) < len(presets)
+
+
+# -- runs -------------------------------------------------------------------------------------------------------------
+
+
+def demos(base: str) -> list[str]:
+    """Names of the shipped demo presets on `base`. Raises ValueError if there is none."""
+    found = [name for name in files.named() if name.endswith(ENDING) and files.resolve(name).preset.base.path == base]
+    if not found:
+        raise ValueError(f"--base {base}: no preset that ends in {ENDING} trains on it")
+    return found
+
+
+def resolved(name: str, runs: Path, steps: int | None) -> Preset:
+    """The preset as it is trained here. Raises ValueError."""
+    overrides = [("saving.folder", str(runs)), *([("training.steps", str(steps))] if steps is not None else [])]
+    return files.resolve(name, overrides).preset
+
+
+def is_trained(preset: Preset, runs: Path) -> bool:
+    """Whether there is a finished run, trained now unless it was there; scripts/train.py says why not."""
+    folder = runs / preset.name
+    if finished_file(folder) is not None:
+        print(f"{preset.name}: {folder} is finished", file=sys.stderr)
+        return True
+    with tempfile.TemporaryDirectory() as place:
+        path = Path(place) / f"{preset.name}.json"
+        files.write(preset, path)
+        outcome = subprocess.run([sys.executable, ROOT / "scripts/train.py", "--preset", path], check=False)
+    if outcome.returncode:
+        print(f"{preset.name}: its training ended with exit code {outcome.returncode}; left out", file=sys.stderr)
+    return not outcome.returncode
+
+
+def read(folder: Path) -> Row:
+    """What a finished run says of itself. Raises ValueError and OSError for folders that were changed."""
+    file, events = finished_file(folder), read_events(folder / "events.jsonl")
+    assert file is not None
+    metadata = metadata_of(file)
+    forms, errors = json.loads(metadata["gimbal.form"]), json.loads(metadata["gimbal.errors"])
+    losses = {event["step"]: event["loss"] for event in events if event["event"] == "validation"}
+    step = next(event["step"] for event in reversed(events) if event["event"] == "finished")
+    samples = {e["path"]: e["prompt"] for e in events if e["event"] == "sample" and e["step"] == step}
+    return Row(
+        preset=files.resolve(str(folder)).preset,
+        folder=folder,
+        step=step,
+        parameters=parameters(folder / "layers.tsv"),
+        bytes=file.stat().st_size,
+        forms=Counter(forms.values()),
+        error=max(errors.values()),
+        approximated=len(json.loads(metadata["gimbal.approximations"])),
+        before=losses.get(0),
+        after=losses.get(step),
+        prompts=tuple(samples[path] for path in sorted(samples)),
+    )
+
+
+def metadata_of(file: Path) -> dict[str, str]:
+    """The metadata of a .safetensors file."""
+    from safetensors import safe_open
+
+    with safe_open(file, "np") as opened:
+        return opened.metadata() or {}
+
+
+def parameters(path: Path) -> int:
+    """Trainable parameters of all layers in a run's table of them."""
+    head, *rows = [line.split("\t") for line in path.read_text(encoding="utf-8").splitlines()]
+    return sum(int(row[head.index("parameters")]) for row in rows)
+
+
+def check_alike(rows: list[Row]) -> None:
+    """Raise ValueError for runs whose pictures or losses mean different things."""
+    first = rows[0]
+    for row in rows[1:]:
+        for what, ours, theirs in (
+            ("base", first.preset.base.path, row.preset.base.path),
+            ("prompts", first.prompts, row.prompts),
+            ("samples", looks(first.preset), looks(row.preset)),
+            ("validation pictures", first.preset.data.validation_folder, row.preset.data.validation_folder),
+        ):
+            if ours != theirs:
+                raise ValueError(f"{row.folder} cannot be beside {first.folder}: its {what} are {theirs}, not {ours}; "
+                                 "leave it out with --only")
+
+
+def looks(preset: Preset) -> dict[str, Any]:
+    """How the sample pictures are made."""
+    return preset.samples.model_dump(exclude={"every"})
+
+
+# -- seconds per step -------------------------------------------------------------------------------------------------
+
+
+def timed(presets: list[Preset], arguments: argparse.Namespace, runs: Path) -> Timing | None:
+    """What is measured now, if that is wanted, with what was kept of the same reference; None if there is neither."""
+    path = runs / "timing.json"
+    kept = Timing(**json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else None
+    if arguments.timing is None:
+        return kept
+    reference = resolved(arguments.timing, runs, arguments.steps)
+    ratios = measured([reference, *(preset for preset in presets if preset.name != reference.name)], arguments.rounds)
+    if kept is not None and kept.reference == reference.name:
+        ratios = {**kept.ratios, **ratios}
+    found = Timing(reference.name, ratios)
+    path.write_text(json.dumps(asdict(found), indent=2) + "\n", encoding="utf-8")
+    return found
+
+
+def measured(presets: list[Preset], rounds: int) -> dict[str, float]:
+    """Median over the rounds of a step's seconds, as a multiple of those of the first preset in the same round."""
+    from modules.training import loop
+    from modules.training.session import start_processes
+
+    machine = start_processes()
+    sessions = {preset.name: ready(preset, machine) for preset in presets}
+    found: dict[str, list[float]] = {name: [] for name in sessions}
+    for number in range(rounds + 1):
+        seconds = {}
+        for name, session in sessions.items():
+            begun = time.perf_counter()
+            loop.take_step(session, loop.Progress())  # waits for the device: it reads the loss
+            seconds[name] = time.perf_counter() - begun
+            session.step += 1
+        print(f"timing: round {number} of {rounds}, {sum(seconds.values()):.1f} s", file=sys.stderr)
+        for name, taken in seconds.items() if number else ():  # the first one makes buffers
+            found[name].append(taken / seconds[presets[0].name])
+    return {name: round(statistics.median(ratios), 3) for name, ratios in found.items()}
+
+
+def ready(preset: Preset, machine: Any) -> Any:
+    """A session of the preset before its first step; nothing of it is kept on disk. Raises ValueError."""
+    from modules.training import check
+    from modules.training.events import Events
+    from modules.training.probe import replace_sections
+    from modules.training.run import Run
+    from modules.training.session import Pictures, prepare, start_accelerator
+
+    alone = replace_sections(preset, data={"cache": False, "validation_folder": ""}, samples={"enabled": False})
+    found = check.examine(alone, machine.device.type)
+    if found.problems or found.training is None:
+        raise ValueError(f"{preset.name}: " + "; ".join(found.problems))
+    with tempfile.TemporaryDirectory() as place, Events(Path(place)) as events:
+        run = Run(Path(place), preset.name)
+        return prepare(alone, Pictures(found.training, None), run, events, start_accelerator(alone, machine))
+
+
+# -- what is shown ----------------------------------------------------------------------------------------------------
+
+
+def described(rows: list[Row], timing: Timing | None) -> str:
+    """What the numbers are, in sentences."""
+    from importlib.metadata import version
+
+    steps, base = " or ".join(str(step) for step in sorted({row.step for row in rows})), rows[0].preset.base.path
+    said = (f"`python scripts/compare.py`, {time.strftime('%Y-%m-%d')}, torch {version('torch')}, Python "
+            f"{platform.python_version()}: one run of {steps} steps with one seed each, on `{base}`. Differences of a "
+            "few thousandths between losses mean nothing. Losses are of the validation pictures; the largest error is "
+            "a layer's in the exported file, as a part of its largest weight.")
+    return f"{said} Seconds per step, measured in turn, are multiples of `{timing.reference}`'s." if timing else said
+
+
+def table(rows: list[Row], timing: Timing | None) -> str:
+    """Markdown, with columns that are aligned on a terminal too."""
+    ratios = timing.ratios if timing else {}
+    lines = [HEADS, *(cells(row, ratios.get(row.preset.name)) for row in rows)]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(HEADS))]
+    lines.insert(1, tuple("-" * width for width in widths))
+    return "\n".join(f"| {' | '.join(c.ljust(w) for c, w in zip(line, widths, strict=True))} |" for line in lines)
+
+
+def cells(row: Row, ratio: float | None) -> tuple[str, ...]:
+    """A line of the table; `ratio` is that of the seconds per step."""
+    losses = [f"{x:.4f}" if x else "-" for x in (row.before, row.after)]
+    forms = ", ".join(f"{count} {form}" for form, count in row.forms.most_common())
+    return (
+        f"`{row.preset.name}`", f"{row.parameters:,}", f"{row.bytes / 1e6:.1f} MB", forms,
+        f"{row.error:.1e}{' (approximated)' if row.approximated else ''}", f"{row.preset.training.learning_rate:g}",
+        f"{ratio:.2f}" if ratio else "-", *losses, row.fall,
+    )
+
+
+def side_by_side(rows: list[Row]) -> Any:
+    """The sample pictures: a row per run, a column per prompt, and first what the base draws without an adapter.
+
+    Raises ValueError if there are no pictures.
+    """
+    prompts = rows[0].prompts
+    if not prompts:
+        raise ValueError(f"{rows[0].folder} has no sample pictures of its last step")
+    before = f"without adapter\nloss {rows[0].before:.4f}" if rows[0].before else "without adapter"
+    named = [row.preset.name + (f"\nloss {row.after:.4f}\nfall {row.fall}" if row.after else "") for row in rows]
+    pictures = [pictures_of(row.folder, row.step, len(prompts)) for row in rows]
+    return draw_grid([before, *named], [pictures_of(rows[0].folder, 0, len(prompts)), *pictures], prompts, LABEL, CELL)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
