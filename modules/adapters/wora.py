@@ -28,19 +28,28 @@ class Config(DecomposedConfig):
     """Learn alpha and beta. Off: both stay 1."""
 
 
+WEIGHT_STEP = 0.1
+"""Calibrated, a step of lr changes alpha and beta by this times lr: they multiply what `up` and `down` learn."""
+
+
 class Adapter(Decomposed):
-    """`c = alpha * factor`; parameters `alpha ()` and `beta ()` or `(channels)` / `(out)` start at 1."""
+    """`c = alpha * factor`; parameters `alpha ()` and `beta ()` or `(channels)` / `(out)`, in units of the buffer
+    `weight_unit ()`, start at 1."""
 
     undecayed = ("magnitude", "alpha", "beta")
 
     def __init__(self, config: Config, layer: Layer):
         super().__init__(config, layer)
-        self.alpha = nn.Parameter(torch.tensor(1.0), requires_grad=config.learn_weights)
+        unit = WEIGHT_STEP if config.step_size == "calibrated" else 1.0
+        self.weight_unit: Tensor
+        self.register_buffer("weight_unit", torch.tensor(unit))
+        self.alpha = nn.Parameter(torch.tensor(1 / unit), requires_grad=config.learn_weights)
         beta = torch.ones_like(self.magnitude) if config.channel_beta else torch.tensor(1.0)
-        self.beta = nn.Parameter(beta, requires_grad=config.learn_weights)
+        self.beta = nn.Parameter(beta / unit, requires_grad=config.learn_weights)
 
     def weights(self) -> tuple[Tensor, Tensor]:
-        return self.alpha * self.factor, self.beta
+        return self.weight_unit * self.alpha * self.factor, self.weight_unit * self.beta
 
     def curves(self) -> dict[str, Tensor]:
-        return {**super().curves(), "alpha": self.alpha.detach(), "beta": self.beta.detach().mean()}
+        return {**super().curves(), "alpha": (self.weight_unit * self.alpha).detach(),
+                "beta": (self.weight_unit * self.beta).detach().mean()}

@@ -18,7 +18,7 @@ def weight(parameters, W, channels, kernel, options):
     scale = pair_factor(parameters, options)
     alpha, beta = 1.0, W.new_ones(())
     if options.get("learn_weights", True):
-        alpha, beta = parameters["alpha"], parameters["beta"]
+        alpha, beta = (parameters["weight_unit"] * parameters[name] for name in ("alpha", "beta"))
     if beta.dim():
         beta = along(beta, kernel, axis)
     V = beta * W + alpha * scale * parameters["up"] @ parameters["down"]
