@@ -71,8 +71,17 @@ def variants() -> list[tuple[str, dict]]:
             for value in others:
                 if value != info.default and key != "method":
                     left = {k: v for k, v in default.items() if k != "alpha" or value != "calibrated"}
-                    found.append((name, {**left, key: value}))
+                    found.append((name, allowed(module, {**left, key: value})))
     return found
+
+
+def allowed(module: Any, options: dict) -> dict:
+    """The options, with raw steps where theirs cannot be calibrated."""
+    try:
+        module.Config(**options)
+    except ValueError:
+        return {**options, "step_size": "raw"}
+    return options
 
 
 def label(variant: tuple[str, dict]) -> str:

@@ -1,0 +1,148 @@
+"""DeLoRA: `W' = W + (b/r) sum_i (u_i d_i^T - u0_i d0_i^T) diag(w)`, u_i and d_i the columns of `up` and the rows of
+`down` divided by their lengths, w the column norms of W, b a learned bound (arXiv 2503.18225, where b is lambda):
+`||(W' - W) diag(1/w)|| <= 2 b`, however far `up` and `down` go.
+
+u0 and d0 are the start, frozen. They are copies: in the authors' code they share the trained tensors' memory, so that
+nothing is learned until the model is moved or cast. peft leaves them out and starts with `up = 0`, which has no
+direction: the first step gives every component its full length b / r, at any learning rate.
+
+Inferred, since the paper has linear layers only: in a convolution d_i runs over all kernel positions, and w is per
+input channel.
+"""
+
+import math
+from collections.abc import Hashable, Sequence
+from typing import Literal
+
+import torch
+from pydantic import model_validator
+from torch import Tensor, nn
+
+from modules.adapters import base, fused, linalg
+from modules.adapters.layers import Layer
+from modules.adapters.low_rank import root_mean_square
+from modules.preset.section import option
+
+SHORTEST = 1e-4
+"""Shorter columns and rows are divided by this instead of their length, as in peft."""
+
+
+class Config(base.AdapterConfig):
+    """DeLoRA: a low-rank update of bounded size."""
+
+    method: Literal["delora"] = "delora"
+    """Low-rank update whose size is bounded and learned apart from its direction."""
+
+    rank: int = option(16, why="enough for a style or a subject", ge=1, le=4096)
+    """Rank of the update. The file has twice that, where the frozen start is taken off."""
+
+    bound: float = option(15.0, why="peft's value; the authors take 4 to 15", gt=0, le=1000)
+    """lambda of the paper; it is learned, and this is where it starts. How large the update can get, with each input
+    channel of the base as long as 1; twice that where the frozen start is taken off."""
+
+    form: Literal["original", "peft"] = option(
+        "original", why="training leaves the base smoothly; peft's form jumps at the first step", advanced=True
+    )
+    """original: a frozen copy of the start is taken off, so that training begins at the base. peft: up starts at zero,
+    and the first step has full size whatever the learning rate; files have half the rank."""
+
+    @model_validator(mode="after")
+    def _steps_can_be_calibrated(self) -> "Config":
+        if self.form == "peft" and self.step_size == "calibrated":
+            raise ValueError("form peft jumps at the first step, which no unit can calibrate: set step_size raw, or "
+                             "form original")
+        return self
+
+
+class Adapter(base.Adapter):
+    """Parameters `up (out, r)`, `down (r, fan_in)` and `strength ()`, b in units of the buffer `unit ()`; buffers
+    `up_start` and `down_start`, with form peft empty.
+
+    Only directions of `up` and `down` count, so that their size sets how far a step of lr turns them: calibrated, by
+    as much as changes the weight by lr. Decay of `up` and `down` would only make steps longer; that of `strength` is
+    what decay is to be, `W' - W` gets shorter.
+    """
+
+    undecayed = ("up", "down")
+
+    def __init__(self, config: Config, layer: Layer):
+        super().__init__(config, layer)
+        up, down = torch.zeros(layer.out_features, config.rank), torch.empty(config.rank, layer.fan_in)
+        nn.init.kaiming_uniform_(down, a=math.sqrt(5))
+        if config.form == "original":
+            nn.init.kaiming_uniform_(up, a=math.sqrt(5))
+        calibrated = config.step_size == "calibrated"
+        if calibrated:  # a turn of up by one radian changes the weight by bound / sqrt(rank channels), one of down too
+            size = config.bound * math.sqrt(2 / (config.rank * layer.channels))
+            up, down = (size / root_mean_square(t) * t for t in (up, down))
+        self.up, self.down = nn.Parameter(up), nn.Parameter(down)
+        self.strength = nn.Parameter(torch.tensor(1.0 if calibrated else config.bound))
+        self.up_start: Tensor
+        self.down_start: Tensor
+        self.unit: Tensor
+        kept = config.rank if config.form == "original" else 0
+        self.register_buffer("up_start", up[:, :kept].clone())
+        self.register_buffer("down_start", down[:kept].clone())
+        self.register_buffer("unit", torch.tensor(config.bound if calibrated else 1.0))
+
+    def weight(self, W: Tensor) -> Tensor:
+        up, down = self.factors(W)
+        return W + (up @ down).to(W)
+
+    def factors(self, W: Tensor) -> tuple[Tensor, Tensor]:
+        """`up` and `down` of which `W' - W` is the product."""
+        up, down = pair(self.up, self.down, self.up_start, self.down_start)
+        norms = linalg.axis_norm(W, "input", self.kernel).to(down)
+        return self.length() * up, linalg.scale_axis(down, norms, "input", self.kernel)
+
+    def derive(self, layer: Layer) -> dict[str, Tensor]:
+        return self.derive_all([(self, layer)])[0]
+
+    @classmethod
+    def derive_all(cls, pairs: Sequence[tuple["Adapter", Layer]]) -> list[dict[str, Tensor]]:
+        return base.alike(pairs, lambda pair: pair[0].likeness(), cls._derive_alike)
+
+    def likeness(self) -> Hashable:
+        """What adapters have in common that are derived together."""
+        return self.up.shape, self.down.shape, self.up_start.shape, self.kernel, self.up.device, self.up.dtype
+
+    @staticmethod
+    def _derive_alike(pairs: "list[tuple[Adapter, Layer]]") -> list[dict[str, Tensor]]:
+        adapters = [adapter for adapter, _ in pairs]
+        up, down = pair(
+            torch.stack([one.up for one in adapters]),
+            torch.stack([one.down for one in adapters]),
+            torch.stack([one.up_start for one in adapters]),
+            torch.stack([one.down_start for one in adapters]),
+        )
+        strength = torch.stack([one.length() for one in adapters]).view(-1, 1, 1)
+        norms = torch.stack([layer.col_norms() for _, layer in pairs]).to(down)
+        return base.rows_of(up=strength * up, down=linalg.scale_axis(down, norms, "input", adapters[0].kernel))
+
+    def forward(self, x: Tensor, layer: Layer, derived: dict[str, Tensor]) -> Tensor:
+        if layer.fusible:
+            return fused.low_rank(layer, x, derived["up"], derived["down"])
+        return layer(x) + layer.expand(layer.project(x, derived["down"]), derived["up"])
+
+    def length(self) -> Tensor:
+        """`b / r`, that of each component."""
+        return self.unit * self.strength / self.config.rank
+
+    def export_terms(self, W: Tensor) -> base.Terms:
+        up, down = self.factors(W)
+        return base.Terms(up=up, down=down)
+
+    def curves(self) -> dict[str, Tensor]:
+        return {"bound": (self.unit * self.strength).detach()}
+
+
+def pair(up: Tensor, down: Tensor, up_start: Tensor, down_start: Tensor) -> tuple[Tensor, Tensor]:
+    """Two factors of `sum_i u_i d_i^T - u0_i d0_i^T`, `(..., out, q)` and `(..., q, fan_in)`.
+
+    As `(u - u0) d^T + u0 (d - d0)^T`: exactly zero at the start, and nothing cancels in half precision.
+    """
+    up, up_start = (t / t.norm(dim=-2, keepdim=True).clamp_min(SHORTEST) for t in (up, up_start))
+    down, down_start = (t / t.norm(dim=-1, keepdim=True).clamp_min(SHORTEST) for t in (down, down_start))
+    if up_start.shape[-1] == 0:
+        return up, down
+    return torch.cat([up - up_start, up_start], -1), torch.cat([down, down - down_start], -2)

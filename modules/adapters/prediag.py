@@ -1,0 +1,50 @@
+"""Pre-Diag: `W' = diag(d) W + (alpha / rank) up down`, d learned per output feature ("Calibrating and Rotating",
+arXiv 2511.00051). DoRA without its norm: the diagonal acts on the base weight before the update is added.
+
+Inferred from the paper's abstract and the code of its other method; no code of this one is published. As there d
+starts at 1; here it is `exp(l)`, which makes the same first step but stays positive, so that every state has an exact
+file. The bias is not multiplied.
+"""
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from modules.adapters import base
+from modules.adapters.diagonal import Diagonal
+from modules.adapters.layers import Layer
+from modules.adapters.low_rank import LowRankConfig
+
+
+class Config(LowRankConfig):
+    """Pre-Diag: a low-rank update beside scaled outputs."""
+
+    method: Literal["prediag"] = "prediag"
+    """Scales each output of the base weight and adds a low-rank update: DoRA's idea at LoRA's price."""
+
+
+class Adapter(Diagonal):
+    """`y = exp(l) * base(x) + factor * up (down(x))`, bias apart."""
+
+    def __init__(self, config: Config, layer: Layer):
+        super().__init__(config, layer, parts=2)
+
+    def weight(self, W: Tensor) -> Tensor:
+        return self.scaled(W)
+
+    def derive(self, layer: Layer) -> dict[str, Tensor]:
+        return self.derive_all([(self, layer)])[0]
+
+    @classmethod
+    def derive_all(cls, pairs: Sequence[tuple["Adapter", Layer]]) -> list[dict[str, Tensor]]:
+        return base.alike([adapter for adapter, _ in pairs], lambda one: one.likeness(), cls._derive_alike)
+
+    @staticmethod
+    def _derive_alike(adapters: "list[Adapter]") -> list[dict[str, Tensor]]:
+        up = torch.stack([one.factor for one in adapters]).view(-1, 1, 1) * torch.stack([one.up for one in adapters])
+        return base.rows_of(excess=torch.expm1(torch.stack([one.log_ratio() for one in adapters])), up=up)
+
+    def export_terms(self, W: Tensor) -> base.Terms:
+        return self.scaled_terms(W, self.factor.to(W) * self.up, self.down)
