@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import full_size
+from benchmarks import full_size, rotations
 
 ROOT = Path(__file__).parents[1]
 ROW = {"model": "a model", "preset": "a preset", "base": "nf4", "resolution": 64, "seconds": 0.25, "peak": 2048.0}
@@ -34,3 +34,16 @@ def test_the_table_takes_its_place_in_the_page(tmp_path, monkeypatch):
         assert f"| a model | `a preset` | nf4 | 64 | {seconds:.3f} | 2.0 GiB | 1.0 GiB |" in found
         assert found.startswith(begin) and found.endswith(end)
     assert found.count("`a preset`") == 1, "the second table has taken the place of the first"
+
+
+def test_rotations_are_measured_and_need_a_place(tmp_path, monkeypatch):
+    lines = rotations.rows(16, 32, 1, "cpu")
+    assert len(lines) == len(rotations.maps())
+    assert all(line.count("|") == len(rotations.COLUMNS) + 1 for line in lines)
+    page = tmp_path / "methods.md"
+    monkeypatch.setattr(rotations, "PAGE", page)
+    with pytest.raises(SystemExit, match="no place for the table"):
+        rotations.write("text")
+    page.write_text(f"before {rotations.BEGIN} old {rotations.END} behind", encoding="utf-8")
+    rotations.write("text")
+    assert page.read_text(encoding="utf-8") == f"before {rotations.BEGIN}\ntext\n{rotations.END} behind"

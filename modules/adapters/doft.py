@@ -1,6 +1,9 @@
 """DOFT (DoRA-OFT): `W' = diag(exp(l)) W R^T`, a rotation and a magnitude per output (OneTrainer pull request 1335).
 
 Rotation keeps row norms, so `exp(l)` is the relative magnitude itself and no norm is ever computed.
+
+Or `W' = diag(exp(l)) R W`, the rotation of the output first (LyCORIS' Diag-OFT with rescale). Rows of `R W` have other
+norms than W's, and `exp(l)` is relative to those of `R W`; again no norm is computed.
 """
 
 import math
@@ -11,21 +14,21 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from modules.adapters import base, fused
+from modules.adapters import base
 from modules.adapters.layers import Layer
 from modules.adapters.rotation import RotatedConfig, derive_all, rotation
 
 
 class Config(RotatedConfig):
-    """DOFT: a rotation of the layer's input and a magnitude per output feature."""
+    """DOFT: a rotation of the layer's input or output and a magnitude per output feature."""
 
     method: Literal["doft"] = "doft"
     """Rotates the input of each layer and scales its outputs; both steps have the same size."""
 
 
 class Adapter(base.Adapter):
-    """`y = exp(l) * base(x R)`, bias apart; parameter `magnitude (out)`: the log-ratio l in units of
-    the buffer `unit ()`."""
+    """`y = exp(l) * base(x R)` or `exp(l) * (base(x) R^T)`, bias apart; parameter `magnitude (out)`: the log-ratio l in
+    units of the buffer `unit ()`."""
 
     kinds = ("linear", "conv")
     undecayed = ("magnitude",)
@@ -49,16 +52,12 @@ class Adapter(base.Adapter):
 
     @classmethod
     def derive_all(cls, pairs: Sequence[tuple["Adapter", Layer]]) -> list[dict[str, Tensor]]:
-        rotations = derive_all([adapter.rotation for adapter, _ in pairs])
         magnitudes: list[Tensor] = [adapter.log_ratio() for adapter, _ in pairs]
         gains = torch.expm1(torch.cat(magnitudes)).split([len(magnitude) for magnitude in magnitudes])
-        return [{**rotation, "gain": gain} for rotation, gain in zip(rotations, gains, strict=True)]
+        return derive_all([adapter.rotation for adapter, _ in pairs], gains)
 
     def forward(self, x: Tensor, layer: Layer, derived: dict[str, Tensor]) -> Tensor:
-        if layer.fusible:
-            return fused.scaled(layer, self.rotation.rotate_in(x, layer, derived), derived["gain"])
-        y = layer.out(self.rotation.rotate_in(x, layer, derived))
-        return layer.add_bias(layer.scale_out(y, derived["gain"]))
+        return self.rotation(x, layer, derived)
 
     def start_from(self, terms: base.Terms, layer: Layer) -> None:
         self.refuse_all_but(terms, "rotation", "magnitude")
@@ -67,15 +66,15 @@ class Adapter(base.Adapter):
         self.rotation.start_from(terms)
         if terms.magnitude is None:
             return
-        norms = layer.dense().norm(dim=1)
-        ratio = torch.where(norms > 0, terms.magnitude.to(norms) / norms, 1.0)
-        if (ratio <= 0).any():
-            raise ValueError("the file has magnitudes that are not positive, and those of the run always are")
         with torch.no_grad():
+            norms = self.rotation.rotate(layer.dense()).norm(dim=1)
+            ratio = torch.where(norms > 0, terms.magnitude.to(norms) / norms, 1.0)
+            if (ratio <= 0).any():
+                raise ValueError("the file has magnitudes that are not positive, and those of the run always are")
             self.magnitude.copy_(ratio.log() / self.unit)
 
     def export_terms(self, W: Tensor) -> base.Terms:
-        wanted = W.norm(dim=1) * self.log_ratio().exp()
+        wanted = self.rotation.rotate(W).norm(dim=1) * self.log_ratio().exp()
         return replace(self.rotation.export_terms(W), magnitude=wanted, axis="output")
 
     def curves(self) -> dict[str, Tensor]:

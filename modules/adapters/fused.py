@@ -29,6 +29,23 @@ def scaled(layer: Any, x: Tensor, excess_out: Tensor | None) -> Tensor:
     return _LowRank.apply(in_compute_dtype(x), None, None, None, excess_out, layer, 1.0)  # pyright: ignore
 
 
+def out(layer: Any, x: Tensor) -> Tensor:
+    """`base(x)` without bias. Nothing is kept for the backward pass."""
+    return _Out.apply(in_compute_dtype(x), layer)  # pyright: ignore
+
+
+class _Out(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, layer):
+        ctx.layer, ctx.shape = layer, x.shape
+        return layer.frozen(x, None)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, *grads):
+        return ctx.layer.frozen_gradient(grads[0], ctx.shape) if ctx.needs_input_grad[0] else None, None
+
+
 def in_compute_dtype(x: Tensor) -> Tensor:
     """`x` in the dtype that autocast gives matrix products, if it is on."""
     if torch.is_autocast_enabled(x.device.type) and x.dtype != torch.float64:
@@ -122,28 +139,29 @@ def gain_gradient(layer: Any, grad: Tensor, y: Tensor, grad_up: Tensor | None, u
     return _over_gain(sums, excess)
 
 
-def rotated(x: Tensor, excess: Tensor) -> Tensor:
-    """Each block of `b` features `x_k <- x_k (I + excess_k)`, `x (..., blocks * b)`, `excess (blocks, b, b)`.
+def rotated(x: Tensor, excess: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Each block of `b` features `x_k <- x_k (I + excess_k)`, `x (..., blocks * b)`, `excess (blocks, b, b)`; plus a
+    frozen `bias (blocks * b)`.
 
     Kept for the backward pass: `x`.
     """
-    return _Rotated.apply(in_compute_dtype(x), excess)  # pyright: ignore
+    return _Rotated.apply(in_compute_dtype(x), excess, bias)  # pyright: ignore
 
 
 class _Rotated(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x, excess):
+    def forward(ctx, x, excess, bias):
         ctx.save_for_backward(x, excess)
-        return _turn(x, excess.to(x.dtype))
+        return _turn(x, excess.to(x.dtype), bias)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, grad):
         x, excess = ctx.saved_tensors
-        grad_x = _turn(grad, excess.to(grad.dtype).mT) if ctx.needs_input_grad[0] else None
+        grad_x = _turn(grad, excess.to(grad.dtype).mT, None) if ctx.needs_input_grad[0] else None
         if not ctx.needs_input_grad[1]:
-            return grad_x, None
-        return grad_x, torch.bmm(_blocks(x, excess).mT, _blocks(grad, excess)).to(excess.dtype)
+            return grad_x, None, None
+        return grad_x, torch.bmm(_blocks(x, excess).mT, _blocks(grad, excess)).to(excess.dtype), None
 
 
 def _blocks(x: Tensor, excess: Tensor) -> Tensor:
@@ -151,36 +169,47 @@ def _blocks(x: Tensor, excess: Tensor) -> Tensor:
     return x.reshape(-1, *excess.shape[:2]).transpose(0, 1)
 
 
-def _turn(x: Tensor, excess: Tensor) -> Tensor:
+def _turn(x: Tensor, excess: Tensor, bias: Tensor | None) -> Tensor:
     if torch.compiler.is_compiling():  # which cannot write through a transposed view, and fuses the sum by itself
-        return x + torch.bmm(_blocks(x, excess), excess).transpose(0, 1).reshape(x.shape)
-    turned = x.clone(memory_format=torch.contiguous_format)
+        turned = x + torch.bmm(_blocks(x, excess), excess).transpose(0, 1).reshape(x.shape)
+        return turned if bias is None else turned + bias.to(x.dtype)
+    turned = x.clone(memory_format=torch.contiguous_format) if bias is None else (x + bias.to(x.dtype)).contiguous()
     _blocks(turned, excess).baddbmm_(_blocks(x, excess), excess)
     return turned
 
 
-def updated(x: Tensor, first: Tensor, second: Tensor) -> Tensor:
-    """`x + (x first) second` over the last dimension, `first (channels, q)`, `second (q, channels)`.
+def updated(
+    x: Tensor, first: Tensor, second: Tensor, excess: Tensor | None = None, bias: Tensor | None = None
+) -> Tensor:
+    """`x (1 + excess) + (x first) second` over the last dimension, `first (n, q)`, `second (q, n)`, `excess (n)`; plus
+    a frozen `bias (n)`.
 
     Kept for the backward pass: `x` and `x first`.
     """
-    return _Updated.apply(in_compute_dtype(x), first, second)  # pyright: ignore
+    return _Updated.apply(in_compute_dtype(x), first, second, excess, bias)  # pyright: ignore
 
 
 class _Updated(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x, first, second):
+    def forward(ctx, x, first, second, excess, bias):
         flat = x.reshape(-1, x.shape[-1])
         h = flat @ first.to(x.dtype)
-        ctx.save_for_backward(x, h, first, second)
-        return torch.addmm(flat, h, second.to(x.dtype)).view(x.shape)
+        ctx.save_for_backward(x, h, first, second, excess)
+        kept = flat if excess is None else torch.addcmul(flat, flat, excess.to(x.dtype))
+        kept = kept if bias is None else kept + bias.to(x.dtype)
+        return torch.addmm(kept, h, second.to(x.dtype)).view(x.shape)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, grad):
-        x, h, first, second = ctx.saved_tensors
-        flat, needs = grad.reshape(-1, grad.shape[-1]), ctx.needs_input_grad
+        x, h, first, second, excess = ctx.saved_tensors
+        flat, inner, needs = grad.reshape(-1, grad.shape[-1]), x.reshape(-1, x.shape[-1]), ctx.needs_input_grad
         grad_h = flat @ second.to(grad.dtype).mT
-        grad_x = torch.addmm(flat, grad_h, first.to(grad.dtype).mT).view(grad.shape) if needs[0] else None
-        grad_first = (x.reshape(-1, x.shape[-1]).mT @ grad_h).to(first.dtype) if needs[1] else None
-        return grad_x, grad_first, (h.mT @ flat).to(second.dtype) if needs[2] else None
+        grad_x = grad_excess = None
+        if needs[0]:
+            kept = flat if excess is None else torch.addcmul(flat, flat, excess.to(grad.dtype))
+            grad_x = torch.addmm(kept, grad_h, first.to(grad.dtype).mT).view(grad.shape)
+        if excess is not None and needs[3]:
+            grad_excess = (flat * inner).sum(0, dtype=excess.dtype)
+        grad_first = (inner.mT @ grad_h).to(first.dtype) if needs[1] else None
+        return grad_x, grad_first, (h.mT @ flat).to(second.dtype) if needs[2] else None, grad_excess, None

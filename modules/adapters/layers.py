@@ -94,6 +94,15 @@ class Layer:
         """`x + (x first) second` over the channels, `first (channels, q)`, `second (q, channels)`."""
         return fused.updated(x, first, second)
 
+    def rotate_out(self, y: Tensor, excess: Tensor) -> Tensor:
+        """Each block of `b` features `y_k <- (I + excess_k) y_k`, `excess (blocks, b, b)`; and the bias."""
+        return fused.rotated(y, excess.mT, self.base.bias)
+
+    def update_out(self, y: Tensor, first: Tensor, second: Tensor, excess: Tensor | None) -> Tensor:
+        """`(I + diag(excess) + first second) y` over the features, `first (out, q)`, `second (q, out)`,
+        `excess (out)`; and the bias."""
+        return fused.updated(y, second.mT, first.mT, excess, self.base.bias)
+
     def spread_in(self, vector: Tensor, x: Tensor) -> Tensor:
         """`vector (channels)` in `x`'s dtype, shaped to multiply `x`."""
         return vector.to(x.dtype)
@@ -252,6 +261,13 @@ class ConvLayer(Layer):
 
     def update_in(self, x: Tensor, first: Tensor, second: Tensor) -> Tensor:
         return x + self.expand(self.conv(x, self.native_up(first.mT).to(x.dtype)), second.mT)
+
+    def rotate_out(self, y: Tensor, excess: Tensor) -> Tensor:
+        return self.add_bias(self.rotate_in(y, excess.mT))
+
+    def update_out(self, y: Tensor, first: Tensor, second: Tensor, excess: Tensor | None) -> Tensor:
+        kept = self.add_bias(y if excess is None else self.scale_out(y, excess))
+        return kept + self.expand(self.expand(y, second), first)
 
     def spread_in(self, vector: Tensor, x: Tensor) -> Tensor:
         return vector.to(x.dtype).view(-1, *self.ones)

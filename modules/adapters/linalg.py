@@ -109,6 +109,102 @@ class _CayleyExcess(torch.autograd.Function):
         return 2 * torch.baddbmm(left, left, excess.mT, alpha=0.5)
 
 
+def newton_schulz_excess(skew: Tensor) -> Tensor:
+    """`cayley_excess` of `skew (n, b, b)` by matrix products alone, orthogonal to rounding up to `||Q|| = 10`.
+
+    Cayley's transform is the orthogonal factor of `(I + Q)^2`, and so the square of that of `I + Q`, which is found by
+    Newton-Schulz steps with the best cubic for the singular values that are left (CANS, arXiv 2506.10935; for OFT:
+    OneTrainer pull request 1512). They lie between 1 and `sqrt(1 + ||Q||^2)`, and `||Q||^4 <= ||Q^2||_F^2 / 2`, since
+    they come in pairs: a bound that is closer than row sums, and saves steps. The last product, `Q + R Q`, keeps the
+    digits of small rotations.
+    """
+    return _NewtonSchulzExcess.apply(skew)  # pyright: ignore
+
+
+class _NewtonSchulzExcess(torch.autograd.Function):
+    """It is Cayley's transform, and so is its derivative."""
+
+    @staticmethod
+    def forward(ctx, skew: Tensor):
+        with torch.autocast(skew.device.type, enabled=False):
+            square = torch.linalg.matrix_norm(skew @ skew, keepdim=True) / 2**0.5
+            low = (1 + square).rsqrt()
+            high = torch.ones_like(low)
+            turned = low * (skew + torch.eye(skew.shape[-1], dtype=skew.dtype, device=skew.device))
+            for _ in range(8 if skew.dtype == torch.float64 else 6):
+                product = low * high
+                mean = (low**2 + product + high**2) / 3
+                above, below = 2 * mean**1.5, product * (low + high)
+                rate = 6 / (above + below)
+                turned = rate * mean * turned - rate / 3 * (turned @ turned.mT @ turned)
+                spread = (above - below) / (above + below)
+                low, high = 1 - spread, 1 + spread
+            excess = torch.baddbmm(skew, turned @ turned, skew)
+        ctx.save_for_backward(excess)
+        return excess
+
+    backward = staticmethod(_CayleyExcess.backward)
+
+
+PADE = (17297280, 8648640, 1995840, 277200, 25200, 1512, 56, 1)
+"""Coefficients of the diagonal Pade approximant of degree 7 to the exponential, from the constant on."""
+
+
+def exponential_excess(skew: Tensor) -> Tensor:
+    """`R - I` for `R = exp(Q)` of `skew (n, b, b)`: turns by Q's own angles, half a turn and beyond.
+
+    By the Pade approximant `(E - O)^-1 (E + O)` with the even and the odd part of one polynomial: orthogonal for every
+    skew Q, as `f(Q) f(-Q)^-1` is for any f; within 1e-8 of the exponential up to half a turn. One solve of size b.
+    """
+    eye, square = torch.eye(skew.shape[-1], dtype=skew.dtype, device=skew.device), skew @ skew
+    fourth = square @ square
+    even, odd = (
+        (c[0] / PADE[0]) * eye + (c[2] / PADE[0]) * square
+        + fourth @ ((c[4] / PADE[0]) * eye + (c[6] / PADE[0]) * square)
+        for c in (PADE, (*PADE[1:], 0))
+    )
+    odd = skew @ odd
+    return torch.linalg.solve_ex(even - odd, 2 * odd).result
+
+
+def neumann_excess(skew: Tensor, terms: int) -> Tensor:
+    """`R - I` for Cayley's transform of `skew (n, b, b)` with Neumann's series cut after an even number of `terms`,
+    `R = I + 2 Q + 2 Q^2 + ... + Q^(terms - 1)`, as peft and OneTrainer count them (methods.md 3.2, 3.5).
+
+    Not orthogonal: at a plane's angle theta it stretches by `sqrt(1 + theta^(2 terms - 2))`. Odd numbers shrink by
+    `1 - theta^(terms - 1)`, which is far more.
+    """
+    square = skew @ skew
+    excess = skew
+    for _ in range(2, terms, 2):
+        excess = torch.baddbmm(2 * (skew + square), square, excess)
+    return excess
+
+
+def on_angles(skew: Tensor, change: Callable[[Tensor], Tensor]) -> Tensor:
+    """`skew (n, b, b)` with eigenvalues `i theta` changed to `i change(theta)`, for an odd function."""
+    angles, vectors = torch.linalg.eigh(-1j * skew)
+    return ((vectors * (1j * change(angles)).unsqueeze(-2)) @ vectors.mH).real
+
+
+def exponential_angle(tangent: Tensor) -> Tensor:
+    """The angle of which the tangent of the half is given: Q's of `exponential_excess`."""
+    return 2 * tangent.atan()
+
+
+def neumann_angle(tangent: Tensor, terms: int) -> Tensor:
+    """The eigenvalue of Q for which `neumann_excess` turns by an angle, of which the tangent of the half is given.
+    Without meaning where it cannot turn so far.
+
+    It turns by `2 atan(theta)` and by the angle of `1 - (i theta)^(terms - 1)`; the equation is solved by fixed points.
+    """
+    sign, theta = (1 if terms % 4 == 0 else -1), tangent
+    for _ in range(200):
+        turned = (tangent.atan() - sign * (theta ** (terms - 1)).atan() / 2).tan()
+        theta = (theta + turned) / 2
+    return theta
+
+
 def plane_factors(u: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
     """`F (..., channels, 2p)`, `H (..., 2p, channels)` with `I + F H = (I + Q)(I - Q)^-1` for `Q = u v^T - v u^T`.
 

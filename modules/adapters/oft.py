@@ -1,25 +1,25 @@
 """OFT: `W' = W R^T` with an orthogonal `R` on the input channels (Qiu et al., arXiv 2306.07280; OFTv2,
-arXiv 2506.19847), applied to the layer's input."""
+arXiv 2506.19847), applied to the layer's input; or `W' = R W`, applied to what comes out of it but for the bias."""
 
 from collections.abc import Sequence
 from typing import Literal
 
 from torch import Tensor
 
-from modules.adapters import base, fused
+from modules.adapters import base
 from modules.adapters.layers import Layer
 from modules.adapters.rotation import RotatedConfig, derive_all, rotation
 
 
 class Config(RotatedConfig):
-    """OFT: a rotation of the layer's input."""
+    """OFT: a rotation of the layer's input or output."""
 
     method: Literal["oft"] = "oft"
-    """Rotates the input of each layer; angles between neurons are kept."""
+    """Rotates the input of each layer; angles between neurons are kept (of side output: between channels)."""
 
 
 class Adapter(base.Adapter):
-    """`y = base(x R)`."""
+    """`y = base(x R)`, or `y = base(x) R^T` with the bias left out of it."""
 
     kinds = ("linear", "conv")
 
@@ -38,8 +38,7 @@ class Adapter(base.Adapter):
         return derive_all([adapter.rotation for adapter, _ in pairs])
 
     def forward(self, x: Tensor, layer: Layer, derived: dict[str, Tensor]) -> Tensor:
-        x = self.rotation.rotate_in(x, layer, derived)
-        return fused.scaled(layer, x, None) if layer.fusible else layer(x)
+        return self.rotation(x, layer, derived)
 
     def start_from(self, terms: base.Terms, layer: Layer) -> None:
         self.refuse_all_but(terms, "rotation")

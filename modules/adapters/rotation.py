@@ -1,4 +1,5 @@
-"""Learned rotations of a layer's input channels, exactly orthogonal: `R = (I + Q)(I - Q)^-1` for a skew `Q`.
+"""Learned rotations of a layer's input channels or of its outputs: `R = (I + Q)(I - Q)^-1` for a skew `Q`, which is
+exactly orthogonal, or another map from `Q` to `R`.
 
 The factor on `Q` makes one sign-like optimizer step a relative change of the weight by lr, whatever the size (scaled
 OFT: OneTrainer pull request 1315), divided by sqrt(2) beside a magnitude that steps as well. It is saved with the
@@ -6,14 +7,16 @@ parameters: a file trained under another factor would be wrong.
 """
 
 import math
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
+from functools import partial
 from typing import Annotated, Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from modules.adapters import linalg
+from modules.adapters import fused, linalg
 from modules.adapters.base import AdapterConfig, Terms, alike, rows_of
 from modules.adapters.layers import Layer
 from modules.preset.section import Section, option
@@ -25,6 +28,33 @@ HALF_TURN = 1e-4
 """Where |R v + v| of a unit vector v is below this, R turns v by half a turn to within 0.01 degrees."""
 
 
+@dataclass(frozen=True)
+class Map:
+    """How a skew `Q` makes a rotation."""
+
+    excess: Callable[[Tensor], Tensor]
+    """`R - I` of `Q (n, b, b)`."""
+    slope: float
+    """`R - I` is this times `Q` where Q is small."""
+    back: Callable[[Tensor], Tensor]
+    """The Q of a rotation, from the Q that Cayley's transform would need."""
+
+
+MAPS = {
+    "cayley": Map(linalg.cayley_excess, 2.0, lambda skew: skew),
+    "newton_schulz": Map(linalg.newton_schulz_excess, 2.0, lambda skew: skew),
+    "exponential": Map(linalg.exponential_excess, 1.0, partial(linalg.on_angles, change=linalg.exponential_angle)),
+    "neumann_4": Map(
+        partial(linalg.neumann_excess, terms=4), 2.0,
+        partial(linalg.on_angles, change=partial(linalg.neumann_angle, terms=4)),
+    ),
+    "neumann_6": Map(
+        partial(linalg.neumann_excess, terms=6), 2.0,
+        partial(linalg.on_angles, change=partial(linalg.neumann_angle, terms=6)),
+    ),
+}
+
+
 class BlocksConfig(Section):
     """As published: channels in blocks, a full rotation in each."""
 
@@ -33,6 +63,16 @@ class BlocksConfig(Section):
 
     block_size: int = option(32, why="the usual size", ge=2, le=1024)
     """Channels per block. Lowered to the nearest divisor of a layer's channels; the layer table shows it."""
+
+    map: Literal["cayley", "exponential", "newton_schulz", "neumann_4", "neumann_6"] = option(
+        "cayley", why="exact for every angle below half a turn", advanced=True
+    )
+    """How learned numbers make a rotation. cayley: exactly, by one solve per block. exponential: exactly, with the
+    learned angles themselves, half a turn and more. newton_schulz: cayley by matrix products alone, for hardware that
+    solves slowly. neumann_4, neumann_6: cayley's series cut after so many terms; cheap, but what turns is stretched
+    too: with 4 terms by 0.1 % at 41 degrees and 10 % at 100, with 6 by 0.1 % at 54 and 2 % at 60, the end. Files are
+    exact all the same; what is no rotation any more fits into our own node for ComfyUI, and elsewhere needs files as
+    large as the layers."""
 
 
 class PlanesConfig(Section):
@@ -54,64 +94,129 @@ class RotatedConfig(AdapterConfig):
     rotation: RotationConfig = BlocksConfig()
     """Which rotations are learned."""
 
+    side: Literal["input", "output"] = option("input", why="as published", advanced=True)
+    """What is rotated. input: what goes into a layer, W R^T. output: what comes out of it but for the bias, R W; in
+    blocks it then fits into compact files that A1111 and LyCORIS read (export.host), and ComfyUI where it does not
+    compute in 16 bits (export.form compact)."""
+
 
 def rotation(config: RotatedConfig, layer: Layer, parts: int = 1) -> "Blocks | Planes":
-    """The rotation of a layer's input channels. Calibrated, a step of lr in all its parameters changes the weight by
-    `lr / sqrt(parts)` of its norm. Raises ValueError for a layer with a single channel."""
-    if layer.channels < 2:
-        raise ValueError(f"{layer.name}: a layer with {layer.channels} input channel cannot be rotated; exclude it")
+    """The rotation of a layer's input channels or outputs. Calibrated, a step of lr in all its parameters changes the
+    weight by `lr / sqrt(parts)` of its norm. Raises ValueError for a layer with a single one."""
+    features = layer.channels if config.side == "input" else layer.out_features
+    if features < 2:
+        raise ValueError(f"{layer.name}: a layer with {features} {config.side} channel cannot be rotated; exclude it")
     step = 1 / math.sqrt(parts) if config.step_size == "calibrated" else None
     if isinstance(config.rotation, BlocksConfig):
-        return Blocks(config.rotation, layer, step)
-    return Planes(config.rotation, layer, step)
+        return Blocks(config.rotation, layer, config.side, step)
+    return Planes(config.rotation, layer, config.side, step)
 
 
-def derive_all(rotations: "Sequence[Blocks | Planes]") -> list[dict[str, Tensor]]:
-    """`derive` of many rotations, those that are alike together."""
-    return alike(rotations, lambda one: one.likeness(), lambda group: group[0].derive_alike(group))
+def derive_all(
+    rotations: "Sequence[Blocks | Planes]", gains: Sequence[Tensor | None] | None = None
+) -> list[dict[str, Tensor]]:
+    """What each rotation's `forward` needs, those that are alike together. `gains`: layers' outputs are also to be
+    multiplied by `1 + gain (out)`."""
+    pairs = list(zip(rotations, [None] * len(rotations) if gains is None else gains, strict=True))
+    return alike(
+        pairs, lambda pair: pair[0].likeness(),
+        lambda group: group[0][0].derive_alike([one for one, _ in group], [gain for _, gain in group]),
+    )
 
 
-class Blocks(nn.Module):
+class Rotation(nn.Module):
+    """What both kinds share: the side."""
+
+    def __init__(self, layer: Layer, side: str):
+        super().__init__()
+        self.side = side
+        self.features, self.kernel = (
+            (layer.channels, layer.kernel) if side == "input" else (layer.out_features, 1)
+        )
+
+    def forward(self, x: Tensor, layer: Layer, derived: dict[str, Tensor]) -> Tensor:
+        """The layer with the rotation, and with the gain that it was derived with, bias included."""
+        if self.side == "output":
+            return self.rotate_out(fused.out(layer, x) if layer.fusible else layer.out(x), layer, derived)
+        x, gain = self.rotate_in(x, layer, derived), derived.get("gain")
+        if layer.fusible:
+            return fused.scaled(layer, x, gain)
+        return layer(x) if gain is None else layer.add_bias(layer.scale_out(layer.out(x), gain))
+
+    def rotate(self, W: Tensor) -> Tensor:
+        """`W R^T`, with the same R at each kernel position, or `R W`."""
+        return self.turn(W) if self.side == "input" else self.turn(W.mT).mT
+
+    def check_side(self, terms: Terms) -> None:
+        """ValueError if the rotation of `terms` is on the other side."""
+        if terms.side != self.side:
+            raise ValueError(f"the file rotates the layer's {terms.side}, and the run its {self.side}; set "
+                             f"adapter.side {terms.side}")
+
+    def rotate_in(self, x: Tensor, layer: Layer, derived: dict[str, Tensor]) -> Tensor:
+        """`x R`."""
+        raise NotImplementedError
+
+    def rotate_out(self, y: Tensor, layer: Layer, derived: dict[str, Tensor]) -> Tensor:
+        """`y R^T`, times the gain; and the bias."""
+        raise NotImplementedError
+
+    def turn(self, W: Tensor) -> Tensor:
+        """`W R^T` of `W (n, features * kernel)`."""
+        raise NotImplementedError
+
+
+class Blocks(Rotation):
     """`Q = factor (U - U^T)` per block; parameter `skew (blocks, b(b-1)/2)`: the upper triangles.
 
     `step`: the relative change of the weight, as a multiple of lr, by a step of lr in each of them; None: factor 1.
     """
 
-    def __init__(self, config: BlocksConfig, layer: Layer, step: float | None):
-        super().__init__()
-        largest = min(config.block_size, layer.channels)
-        self.size = next((b for b in range(largest, 1, -1) if layer.channels % b == 0), layer.channels)
-        self.kernel = layer.kernel
-        self.skew = nn.Parameter(torch.zeros(layer.channels // self.size, self.size * (self.size - 1) // 2))
+    def __init__(self, config: BlocksConfig, layer: Layer, side: str, step: float | None):
+        super().__init__(layer, side)
+        self.map = config.map
+        largest = min(config.block_size, self.features)
+        self.size = next((b for b in range(largest, 1, -1) if self.features % b == 0), self.features)
+        self.skew = nn.Parameter(torch.zeros(self.features // self.size, self.size * (self.size - 1) // 2))
         self.factor: Tensor
-        self.register_buffer("factor", torch.tensor(1.0 if step is None else step / (2 * math.sqrt(self.size - 1))))
+        unit = 1.0 if step is None else step / (MAPS[self.map].slope * math.sqrt(self.size - 1))
+        self.register_buffer("factor", torch.tensor(unit))
 
     def derive(self) -> dict[str, Tensor]:
         """`R - I (blocks, b, b)`."""
-        return self.derive_alike([self])[0]
+        return self.derive_alike([self], [None])[0]
 
     def likeness(self) -> Hashable:
         """What rotations have in common that are derived together."""
-        return "blocks", self.size, self.skew.device, self.skew.dtype
+        return "blocks", self.size, self.map, self.side, self.skew.device, self.skew.dtype
 
     @staticmethod
-    def derive_alike(rotations: "Sequence[Blocks]") -> list[dict[str, Tensor]]:
-        """`derive` of rotations with one `likeness`: all their blocks in a single solve."""
-        vectors = torch.cat([rotation.factor * rotation.skew for rotation in rotations])
-        excess = linalg.cayley_excess(linalg.skew_blocks(vectors, rotations[0].size))
-        counts = [len(rotation.skew) for rotation in rotations]
-        return [{"excess": part} for part in excess.split(counts)]
+    def derive_alike(rotations: "Sequence[Blocks]", gains: Sequence[Tensor | None]) -> list[dict[str, Tensor]]:
+        """For rotations with one `likeness`, all their blocks at once: `R - I (blocks, b, b)`, with gains on the output
+        side `diag(1 + gain) R - I`, on the input side beside them."""
+        first, factors = rotations[0], [rotation.factor * rotation.skew for rotation in rotations]
+        excess = MAPS[first.map].excess(linalg.skew_blocks(torch.cat(factors), first.size))
+        counts, given = [len(factor) for factor in factors], [gain for gain in gains if gain is not None]
+        if given and first.side == "output":
+            ratio = torch.cat(given).view(-1, first.size)
+            excess = torch.addcmul(excess, excess, ratio.unsqueeze(-1)) + torch.diag_embed(ratio)
+            given = []
+        parts = [{"excess": part} for part in excess.split(counts)]
+        return [{**part, "gain": gain} for part, gain in zip(parts, given, strict=True)] if given else parts
 
     def turned(self) -> Tensor:
-        """`||Q||_F / sqrt(channels)`: half of the relative change of an isotropic weight, for small angles."""
-        return (2**0.5 * self.factor * self.skew.norm() / (self.skew.shape[0] * self.size) ** 0.5).detach()
+        """`||Q||_F / sqrt(channels)`, as Cayley's Q: half of the relative change of an isotropic weight, for small
+        angles."""
+        length = MAPS[self.map].slope / 2 * self.factor * self.skew.norm()
+        return (2**0.5 * length / self.features**0.5).detach()
 
     def rotate_in(self, x: Tensor, layer: Layer, derived: dict[str, Tensor]) -> Tensor:
-        """`x R`."""
         return layer.rotate_in(x, derived["excess"])
 
-    def rotate(self, W: Tensor) -> Tensor:
-        """`W R^T`, with the same R at each kernel position."""
+    def rotate_out(self, y: Tensor, layer: Layer, derived: dict[str, Tensor]) -> Tensor:
+        return layer.rotate_out(y, derived["excess"])
+
+    def turn(self, W: Tensor) -> Tensor:
         excess = self.derive()["excess"].to(W.dtype)
         blocks = W.unflatten(1, (-1, self.size, self.kernel))
         return W + torch.einsum("onjk,ncj->onck", blocks, excess).flatten(1)
@@ -120,27 +225,29 @@ class Blocks(nn.Module):
         """Turn as `terms` do. A rotation that is not quite orthogonal becomes the nearest one that is.
 
         Raises ValueError where the blocks cannot do that: another side, blocks that do not fit into these, half a turn,
-        or a matrix that is no rotation.
+        a matrix that is no rotation, or too wide a turn for the map.
         """
         given = terms.rotation
         if given is None:
             return
-        if terms.side != "input":
-            raise ValueError("the file rotates the layer's output, and the run its input")
+        self.check_side(terms)
         blocks, size = given.shape[:2]
-        if self.size % size or blocks * size != self.skew.shape[0] * self.size:
+        if self.size % size or blocks * size != self.features:
             raise ValueError(f"the file has {blocks} blocks of {size} and the run blocks of {self.size}; set "
                              f"adapter.rotation.block_size {size}")
         turn = torch.stack([torch.block_diag(*group) for group in given.double().unflatten(0, (-1, self.size // size))])
         left, _, right = torch.linalg.svd(turn)
         nearest, eye = left @ right, torch.eye(self.size, dtype=turn.dtype, device=turn.device)
         moved = (turn - eye).norm()
-        if (turn - nearest).norm() > ORTHOGONAL * moved:
+        if (turn - nearest).norm() > ORTHOGONAL * moved and not self.map.startswith("neumann"):
             raise ValueError("the file's rotation is not orthogonal (its trainer's series is off by "
                              f"{(turn - nearest).norm() / moved:.1%} of the change), and the run's always is")
         if torch.linalg.svdvals(nearest + eye).min() < HALF_TURN:
             raise ValueError("the file turns some directions by half a turn, which the run's rotations cannot")
-        skew = torch.linalg.solve(nearest + eye, nearest - eye)
+        skew = MAPS[self.map].back(torch.linalg.solve(nearest + eye, nearest - eye))
+        if not (eye + MAPS[self.map].excess(skew) - turn).norm() <= ORTHOGONAL * moved:
+            raise ValueError(f"the file turns further than rotation.map {self.map} can; set adapter.rotation.map "
+                             "cayley")
         rows, columns = torch.triu_indices(self.size, self.size, 1, device=skew.device)
         with torch.no_grad():
             self.skew.copy_(skew[:, rows, columns] / self.factor)
@@ -148,23 +255,23 @@ class Blocks(nn.Module):
     def export_terms(self, W: Tensor) -> Terms:
         """A block rotation."""
         excess = self.derive()["excess"]
-        return Terms(rotation=excess + torch.eye(self.size, dtype=excess.dtype, device=excess.device))
+        turn = excess + torch.eye(self.size, dtype=excess.dtype, device=excess.device)
+        return Terms(rotation=turn, side=self.side)
 
 
-class Planes(nn.Module):
+class Planes(Rotation):
     """`Q = factor (u v^T - v u^T) / length`; parameters `u (channels, p)`, at the start orthonormal times `length`, and
     `v`, zero.
 
     `step`: as for `Blocks`; given, u's entries have a root mean square of 1, so that u steps as v does.
     """
 
-    def __init__(self, config: PlanesConfig, layer: Layer, step: float | None):
-        super().__init__()
-        planes = min(config.planes, layer.channels // 2)
-        self.kernel = layer.kernel
-        length = 1.0 if step is None else math.sqrt(layer.channels)
-        self.u = nn.Parameter(length * torch.linalg.qr(torch.randn(layer.channels, planes))[0].contiguous())
-        self.v = nn.Parameter(torch.zeros(layer.channels, planes))
+    def __init__(self, config: PlanesConfig, layer: Layer, side: str, step: float | None):
+        super().__init__(layer, side)
+        planes = min(config.planes, self.features // 2)
+        length = 1.0 if step is None else math.sqrt(self.features)
+        self.u = nn.Parameter(length * torch.linalg.qr(torch.randn(self.features, planes))[0].contiguous())
+        self.v = nn.Parameter(torch.zeros(self.features, planes))
         self.factor: Tensor
         self.length: Tensor
         self.register_buffer("factor", torch.tensor(1.0 if step is None else step / (2 * math.sqrt(2 * planes))))
@@ -176,18 +283,23 @@ class Planes(nn.Module):
 
     def derive(self) -> dict[str, Tensor]:
         """`F (channels, 2p)` and `H (2p, channels)` with `R = I + F H`."""
-        return self.derive_alike([self])[0]
+        return self.derive_alike([self], [None])[0]
 
     def likeness(self) -> Hashable:
         """What rotations have in common that are derived together."""
-        return "planes", self.u.shape, self.u.device, self.u.dtype
+        return "planes", self.u.shape, self.side, self.u.device, self.u.dtype
 
     @staticmethod
-    def derive_alike(rotations: "Sequence[Planes]") -> list[dict[str, Tensor]]:
-        """`derive` of rotations with one `likeness`, stacked."""
+    def derive_alike(rotations: "Sequence[Planes]", gains: Sequence[Tensor | None]) -> list[dict[str, Tensor]]:
+        """For rotations with one `likeness`, stacked: `F` and `H`, and with gains those; on the output side F's rows
+        have them too."""
         u, v = zip(*(rotation.pair() for rotation in rotations), strict=True)
         first, second = linalg.plane_factors(torch.stack(u), torch.stack(v))
-        return rows_of(first=first, second=second)
+        given = [gain for gain in gains if gain is not None]
+        if given and rotations[0].side == "output":
+            first = torch.addcmul(first, first, torch.cat(given).view(len(given), -1, 1))
+        parts = rows_of(first=first, second=second)
+        return [{**part, "gain": gain} for part, gain in zip(parts, given, strict=True)] if given else parts
 
     def turned(self) -> Tensor:
         """`||Q||_F / sqrt(channels)`: half of the relative change of an isotropic weight, for small angles."""
@@ -196,11 +308,13 @@ class Planes(nn.Module):
         return (square / len(u)).clamp_min(0).sqrt()
 
     def rotate_in(self, x: Tensor, layer: Layer, derived: dict[str, Tensor]) -> Tensor:
-        """`x R`."""
         return layer.update_in(x, derived["first"], derived["second"])
 
-    def rotate(self, W: Tensor) -> Tensor:
-        """`W R^T = W + (W H^T) F^T`, with the same R at each kernel position."""
+    def rotate_out(self, y: Tensor, layer: Layer, derived: dict[str, Tensor]) -> Tensor:
+        return layer.update_out(y, derived["first"], derived["second"], derived.get("gain"))
+
+    def turn(self, W: Tensor) -> Tensor:
+        """`W + (W H^T) F^T`."""
         first, second = (t.to(W.dtype) for t in self.derive().values())
         through = torch.einsum("ojk,qj->oqk", W.unflatten(1, (-1, self.kernel)), second)
         return W + torch.einsum("oqk,cq->ock", through, first).flatten(1)
@@ -211,7 +325,7 @@ class Planes(nn.Module):
             raise ValueError("the file rotates in blocks and the run in planes; set adapter.rotation.kind blocks")
 
     def export_terms(self, W: Tensor) -> Terms:
-        """A low-rank update: rank 2p, times the kernel positions, since each has its own left factor.
+        """A low-rank update: rank 2p, on the input side times the kernel positions, since each has its own left factor.
 
         A full difference where that is smaller.
         """
@@ -219,6 +333,8 @@ class Planes(nn.Module):
         rank = second.shape[0] * self.kernel
         if rank * (W.shape[0] + W.shape[1]) >= W.numel():
             return Terms(difference=self.rotate(W) - W)
+        if self.side == "output":
+            return Terms(up=first, down=second @ W)
         up = torch.einsum("ojk,qj->oqk", W.unflatten(1, (-1, self.kernel)), second).flatten(1)
         positions = torch.eye(self.kernel, dtype=W.dtype, device=W.device)
         down = torch.einsum("cq,kl->qkcl", first, positions).flatten(2).flatten(0, 1)

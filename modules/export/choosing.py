@@ -41,6 +41,8 @@ class Structure:
     square: bool
     rotation: tuple[bool, bool, bool] | None
     """Whether blocks have an even size, are at least as many as a block has rows, and are orthogonal."""
+    alone: bool
+    """The rotation has one block only."""
     side: str
     pair: bool
     matched: bool
@@ -63,6 +65,7 @@ def structure(view: Seen) -> Structure:
         single=rows == 1,
         square=rows == columns // view.kernel,
         rotation=None if R is None else (R.shape[1] % 2 == 0, R.shape[0] >= R.shape[1], view.orthogonal),
+        alone=R is not None and len(R) == 1,
         side=terms.side if R is not None else "",
         pair=terms.up is not None,
         matched=terms.down is not None and terms.down.shape[0] == columns // view.kernel,
@@ -92,9 +95,9 @@ def stand_in(like: Structure) -> Seen:
     terms = Terms(axis=like.axis, side=like.side or "input")
     if like.rotation is not None:
         even, many, orthogonal = like.rotation
-        size = {(True, True): 2, (True, False): 18, (False, True): 3, (False, False): 9}[even, many]
         turned = rows if like.side == "output" else channels
-        size = 1 if turned == 1 else size
+        several = {(True, True): 2, (True, False): 18 if turned > 18 else 6, (False, True): 3, (False, False): 9}
+        size = turned if like.alone else several[even, many]
         R = torch.linalg.qr(normal(turned // size, size, size))[0]
         R = R * torch.linalg.det(R).sign()[:, None, None] if size % 2 else _proper(R)
         terms.rotation = R if orthogonal else R + 0.1 * normal(*R.shape)

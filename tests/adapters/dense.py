@@ -53,10 +53,24 @@ def skew(parameters: dict[str, Tensor], channels: int, rotation: dict) -> Tensor
 
 
 def rotation(parameters: dict[str, Tensor], channels: int, options: dict) -> Tensor:
-    """Cayley's `R = (I + Q)(I - Q)^-1`, `(channels, channels)`."""
+    """`R (channels, channels)`: Cayley's `(I + Q)(I - Q)^-1`, the exponential, or Neumann's series cut after an even
+    number of terms."""
     Q = skew(parameters, channels, options)
     eye = torch.eye(channels, dtype=Q.dtype)
+    name, _, terms = options.get("map", "cayley").partition("_")
+    if name == "exponential":
+        return torch.linalg.matrix_exp(Q)
+    if name == "neumann":
+        powers = [torch.linalg.matrix_power(Q, k) for k in range(1, int(terms))]
+        return eye + 2 * sum(powers[:-1]) + powers[-1]
     return (eye + Q) @ torch.linalg.inv(eye - Q)
+
+
+def turned(parameters: dict[str, Tensor], W: Tensor, kernel: int, options: dict) -> Tensor:
+    """The weight `(out, channels * kernel)` with its input or its output rotated."""
+    if options.get("side", "input") == "output":
+        return rotation(parameters, W.shape[0], options["rotation"]) @ W
+    return rotated(W, rotation(parameters, W.shape[1] // kernel, options["rotation"]), kernel)
 
 
 def rotated(W: Tensor, R: Tensor, kernel: int) -> Tensor:

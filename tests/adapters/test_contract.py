@@ -174,7 +174,8 @@ def test_export_terms_are_exact(method, options, case):
         terms = adapted.adapter.export_terms(W)
     V = W
     if terms.rotation is not None:
-        V = dense.rotated(V, torch.block_diag(*terms.rotation), kernel)
+        R = torch.block_diag(*terms.rotation)
+        V = R @ V if terms.side == "output" else dense.rotated(V, R, kernel)
     if terms.up is not None:
         V = V + terms.up @ terms.down
     if terms.difference is not None:

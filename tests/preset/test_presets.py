@@ -23,7 +23,8 @@ LAUNCH_FILES = sorted((ROOT / "configs").glob("*.yaml"))
 def test_every_method_has_a_preset_for_every_family_and_for_the_demo():
     methods = [*adapters.methods(), "doft_planes"]
     wanted = [f"{method}_{name}" for method in methods for name in (*families.names(), "demo")]
-    assert sorted(NAMES) == sorted([*wanted, *(f"{method}_flux_demo" for method in ("wora", "doft"))])
+    extra = ["wora_flux_demo", "doft_flux_demo", "doft_output_sdxl", "doft_output_demo"]
+    assert sorted(NAMES) == sorted([*wanted, *extra])
 
 
 @pytest.mark.parametrize("name", NAMES)

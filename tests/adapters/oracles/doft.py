@@ -1,14 +1,16 @@
-"""DOFT: `W' = diag(exp(l)) W R^T`."""
+"""DOFT: `W' = diag(exp(l)) W R^T`, or `diag(exp(l)) R W`."""
 
-from tests.adapters.dense import rotated, rotation
+from tests.adapters.dense import turned
 
 VARIANTS = [
     {"rotation": {"kind": "blocks", "block_size": 4}},
     {"rotation": {"kind": "planes", "planes": 2}},
     {"rotation": {"kind": "planes", "planes": 2}, "step_size": "raw"},
+    {"rotation": {"kind": "blocks", "block_size": 4}, "side": "output"},
+    {"rotation": {"kind": "planes", "planes": 2}, "side": "output"},
+    {"rotation": {"kind": "blocks", "block_size": 4, "map": "neumann_4"}},
 ]
 
 
 def weight(parameters, W, channels, kernel, options):
-    turned = rotated(W, rotation(parameters, channels, options["rotation"]), kernel)
-    return (parameters["unit"] * parameters["magnitude"]).exp().unsqueeze(1) * turned
+    return (parameters["unit"] * parameters["magnitude"]).exp().unsqueeze(1) * turned(parameters, W, kernel, options)
