@@ -53,11 +53,14 @@ class Model:
 
 
 def variants() -> list[tuple[str, dict]]:
-    """Every method with its small default, and once more for each alternative of each of its options."""
+    """Every method with its small default, and once more for each alternative of each of its options. Where steps are
+    calibrated there is no alpha."""
     found = []
     for name, module in adapters.methods().items():
         fields = module.Config.model_fields
         default = {key: value for key, value in SMALL.items() if key in fields}
+        if fields["step_size"].default == "calibrated":
+            default.pop("alpha", None)
         if "rotation" in fields:
             found += [(name, {**default, "rotation": rotation}) for rotation in SMALL_ROTATION.values()]
             continue
@@ -65,7 +68,10 @@ def variants() -> list[tuple[str, dict]]:
         for key, info in fields.items():
             others = typing.get_args(info.annotation) if typing.get_origin(info.annotation) is Literal else ()
             others = (True, False) if info.annotation is bool else others
-            found += [(name, {**default, key: value}) for value in others if value != info.default and key != "method"]
+            for value in others:
+                if value != info.default and key != "method":
+                    left = {k: v for k, v in default.items() if k != "alpha" or value != "calibrated"}
+                    found.append((name, {**left, key: value}))
     return found
 
 

@@ -281,7 +281,8 @@ def test_comfyui_strength_is_linear(tmp_path, variant, strength):
 
 @pytest.mark.parametrize("variant", variants(), ids=label)
 def test_comfyui_reads_every_layer_in_16_bits_too(tmp_path, variant):
-    """It computes less exactly there (export.md 2.2), but of form auto it skips nothing."""
+    """It computes less exactly there (export.md 2.2), but of form auto it skips nothing. A change that is smaller than
+    the weight's own rounding there is lost in that."""
     model, layers, report, _ = write(tmp_path, variant, dtype="float32")
     program = hosts.load("comfyui")
     found = verify.read(report.path, {name: model.export_key(name, "comfyui") for name in layers}, program.NAMES)
@@ -290,7 +291,7 @@ def test_comfyui_reads_every_layer_in_16_bits_too(tmp_path, variant):
             W = adapted.layer.native(adapted.layer.dense())
             effect = program.effect(W, found[name], 1.0, hosts.How(dtype=dtype))
             error = verify.compare(adapted.adapted_weight(), effect, W)
-            assert error.change < limit, (name, report.forms[name])
+            assert error.change < limit or error.weight < torch.finfo(dtype).eps, (name, report.forms[name])
 
 
 def test_the_wrong_norm_is_noticed(tmp_path):
