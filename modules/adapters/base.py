@@ -65,6 +65,10 @@ class Adapter(nn.Module):
     undecayed: tuple[str, ...] = ()
     """Names of parameters that weight decay must leave alone."""
 
+    sets_parameters: bool = False
+    """Whether `after_step` sets parameters anew, or reads gradients. An optimizer that averages weights itself cannot
+    follow: the old values come back with its averages."""
+
     def __init__(self, config: Any, layer: Layer):
         super().__init__()
         if layer.kind not in self.kinds:

@@ -68,6 +68,15 @@ def log_growth(
     return growth
 
 
+def product_svd(up: Tensor, down: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """`U (out, k)`, singular values `(k)` descending, `V (k, fan_in)` of `up (out, r) down (r, fan_in)`, float64."""
+    left, upper = torch.linalg.qr(up.double())
+    right, lower = torch.linalg.qr(down.double().mT)
+    U, values, V = torch.linalg.svd(upper @ lower.mT)
+    count = min(U.shape[0], V.shape[0])
+    return left @ U[:, :count], values[:count], V[:count] @ right.mT
+
+
 def skew_blocks(vector: Tensor, size: int) -> Tensor:
     """`Q = U - U^T (blocks, b, b)` with `vector (blocks, b(b-1)/2)` as the upper triangles `U`, row by row."""
     rows, cols = _above_diagonal(size, vector.device)

@@ -65,7 +65,7 @@ def root_mean_square(tensor: Tensor) -> Tensor:
     return tensor.square().mean().sqrt()
 
 
-def set_pair(config: LowRankConfig, up: nn.Parameter, down: nn.Parameter, terms: Terms, factor: Tensor) -> None:
+def set_pair(config: LowRankConfig, up: Tensor, down: Tensor, terms: Terms, factor: Tensor) -> None:
     """Fresh parameters so that `factor * up down` is the terms' product. Components they do not fill start as ever.
     Calibrated, `down` keeps its root mean square; else the two are as they were given.
 
@@ -73,13 +73,18 @@ def set_pair(config: LowRankConfig, up: nn.Parameter, down: nn.Parameter, terms:
     """
     if terms.up is None or terms.down is None:
         return
-    rank, ours = terms.down.shape[0], down.shape[0]
-    if rank > ours:
-        raise ValueError(f"the file has rank {rank} and the run {ours}; set adapter.rank {rank}, or make the "
-                         "file smaller with scripts/resize.py")
+    rank = terms.down.shape[0]
+    refuse_larger(rank, down.shape[0])
     with torch.no_grad():
         given = root_mean_square(terms.down) if config.step_size == "calibrated" else 1.0
         unit = 1.0 if given == 0 else 1.0 / given
         up.zero_()
         up[:, :rank] = terms.up / (factor.to(terms.up) * unit)
         down[:rank] = unit * terms.down
+
+
+def refuse_larger(rank: int, ours: int) -> None:
+    """ValueError if a file's rank is more than ours."""
+    if rank > ours:
+        raise ValueError(f"the file has rank {rank} and the run {ours}; set adapter.rank {rank}, or make the "
+                         "file smaller with scripts/resize.py")

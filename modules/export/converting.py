@@ -9,6 +9,7 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
+from modules.adapters import linalg
 from modules.adapters.base import Terms
 from modules.export import bases, files, metadata, reading, resizing
 from modules.export.export import Change, Written, write
@@ -111,7 +112,7 @@ def singular_values(terms: Terms, change: Change) -> Tensor:
     """Those of the change of the weight, descending, float64. From the factors alone for a plain pair."""
     plain = terms.rotation is None and terms.difference is None and terms.magnitude is None
     if plain and terms.up is not None and terms.down is not None:
-        return resizing.decompose(terms.up, terms.down)[1]
+        return linalg.product_svd(terms.up, terms.down)[1]
     W = change.layer.dense()
     matrix = (change.layer.matrix(change.adapted()) - W).double()
     gram = matrix @ matrix.mT if matrix.shape[0] <= matrix.shape[1] else matrix.mT @ matrix

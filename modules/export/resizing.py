@@ -4,9 +4,9 @@ import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
-import torch
 from torch import Tensor
 
+from modules.adapters.linalg import product_svd
 from modules.export import kinds
 from modules.export.files import AdapterFile
 from modules.export.kinds import low_rank, magnitude, writer
@@ -63,15 +63,6 @@ def to_energy(energy: float) -> Choose:
     return to_error(math.sqrt(max(0.0, 1 - energy)))
 
 
-def decompose(up: Tensor, down: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """`U (out, k)`, singular values `(k)` descending, `V (k, fan_in)` of `up (out, r) down (r, fan_in)`, float64."""
-    left, upper = torch.linalg.qr(up.double())
-    right, lower = torch.linalg.qr(down.double().mT)
-    U, values, V = torch.linalg.svd(upper @ lower.mT)
-    count = min(U.shape[0], V.shape[0])
-    return left @ U[:, :count], values[:count], V[:count] @ right.mT
-
-
 def resized(file: AdapterFile, choose: Choose) -> Resized:
     """Every low-rank pair of the file at the rank that `choose` gives; keys and dtypes stay, and all other tensors.
 
@@ -107,7 +98,7 @@ def resized(file: AdapterFile, choose: Choose) -> Resized:
 def _pair(name: str, parts: dict[str, Tensor], about: writer.About, choose: Choose) -> tuple[Tensor, Tensor, Row]:
     """The new factors in the old shapes and dtypes."""
     up, down = parts["up"], parts["down"]
-    U, values, V = decompose(up.flatten(1), down.flatten(1))
+    U, values, V = product_svd(up.flatten(1), down.flatten(1))
     scale = low_rank.scale(parts, about)
     count = max(1, choose(values))
     after = parts["alpha"].item() / count if "alpha" in parts and parts["alpha"].numel() else 1.0

@@ -78,7 +78,7 @@ def _examine_folders(preset: Preset, found: Findings) -> None:
 
 def _examine_training(preset: Preset, device_type: str, processes: int, found: Findings) -> None:
     training = preset.training
-    found.problems += setup.rule_problems(preset)
+    found.problems += setup.rule_problems(preset) + setup.optimizer_problems(preset)
     rates = setup.possible_rates(preset.targets)
     if found.adapted:
         rates = setup.uneven_rates(setup.own_settings(found.model, preset.targets, found.adapted).values())

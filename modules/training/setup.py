@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from modules import families
+from modules.adapters import methods
 from modules.adapters.base import Adapted, AdapterConfig, adapted_layers, attach
 from modules.adapters.layers import KINDS
 from modules.preset.schema import Base, Preset, Rule, Targets
@@ -123,6 +124,15 @@ def rule_problems(preset: Preset) -> list[str]:
         if rule.rank is not None and "rank" not in type(preset.adapter).model_fields:
             problems.append(f"{place}.rank: {rule.rank}, but method {method} has no rank; take it out of the rule")
     return problems
+
+
+def optimizer_problems(preset: Preset) -> list[str]:
+    """An optimizer that cannot follow what the method does after each step, in a sentence."""
+    method, name = preset.adapter.method, preset.optimizer.name
+    if not (preset.optimizer.averages and methods()[method].Adapter.sets_parameters):
+        return []
+    return [f"optimizer.name is {name}, which averages the weights of all steps, but {method} sets some of them anew "
+            "on the way: choose another optimizer"]
 
 
 def unmatched_rules(model: Any, targets: Targets, chosen: Collection[str]) -> list[str]:

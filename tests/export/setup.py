@@ -69,9 +69,8 @@ def variants() -> list[tuple[str, dict]]:
             others = typing.get_args(info.annotation) if typing.get_origin(info.annotation) is Literal else ()
             others = (True, False) if info.annotation is bool else others
             for value in others:
-                if value != info.default and key != "method":
-                    left = {k: v for k, v in default.items() if k != "alpha" or value != "calibrated"}
-                    found.append((name, allowed(module, {**left, key: value})))
+                if value != info.default and key not in ("method", "step_size"):  # steps are not in files
+                    found.append((name, allowed(module, {**default, key: value})))
     return found
 
 

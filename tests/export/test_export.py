@@ -281,19 +281,17 @@ def test_comfyui_strength_is_linear(tmp_path, variant, strength):
 
 @pytest.mark.parametrize("variant", variants(), ids=label)
 def test_comfyui_reads_every_layer_in_16_bits_too(tmp_path, variant):
-    """It computes less exactly there (export.md 2.2), but of form auto it skips nothing.
-
-    Limits are parts of the change, whose smallest is a sixth of the weight: the rounding is that of a whole weight.
-    """
+    """It computes less exactly there (export.md 2.2), but of form auto it skips nothing. A change that is smaller than
+    the weight's own rounding there is lost in that."""
     model, layers, report, _ = write(tmp_path, variant, dtype="float32")
     program = hosts.load("comfyui")
     found = verify.read(report.path, {name: model.export_key(name, "comfyui") for name in layers}, program.NAMES)
-    for dtype, limit in ((torch.float16, 0.03), (torch.bfloat16, 0.2)):
+    for dtype, limit in ((torch.float16, 0.02), (torch.bfloat16, 0.15)):
         for name, adapted in layers.items():
             W = adapted.layer.native(adapted.layer.dense())
             effect = program.effect(W, found[name], 1.0, hosts.How(dtype=dtype))
             error = verify.compare(adapted.adapted_weight(), effect, W)
-            assert error.change < limit, (name, report.forms[name])
+            assert error.change < limit or error.weight < 5 * torch.finfo(dtype).eps, (name, report.forms[name])
 
 
 def test_the_wrong_norm_is_noticed(tmp_path):

@@ -7,7 +7,7 @@ import torch
 from pydantic import TypeAdapter
 
 from modules.training import optimizers
-from modules.training.optimizers import DEFAULT, OptimizerOptions, averaged
+from modules.training.optimizers import DEFAULT, OptimizerOptions, averaged, forget
 
 CLASSES = typing.get_args(typing.get_args(OptimizerOptions)[0])
 ON_CPU = [options for options in CLASSES if not options().name.startswith("paged_")]
@@ -168,3 +168,40 @@ def test_averaged_gives_the_training_weights_back(options, prepared):
     with pytest.raises(RuntimeError, match="inside"), averaged(optimizer):
         raise RuntimeError("inside")
     optimizer.step()  # an error inside leaves it ready for training
+
+
+@pytest.mark.parametrize("options", [o for o in ON_CPU if not o.averages], ids=name_of)
+def test_gradients_are_still_there_after_a_step(options):
+    """Methods may look at them. Only optimizers that average weights use the memory for something else."""
+    params = parameters()
+    optimizer = options().build(groups(params), 0.01)
+    for step in range(3):
+        for p in params:
+            p.grad = torch.randn(p.shape, generator=torch.Generator().manual_seed(step))
+        before = [p.grad.clone() for p in params if p.grad is not None]
+        optimizer.step()
+        assert all(torch.equal(p.grad, old) for p, old in zip(params, before, strict=True) if p.grad is not None)
+
+
+@pytest.mark.parametrize("options", [o for o in ON_CPU if o().name != "prodigy"], ids=name_of)
+def test_a_forgotten_parameter_is_as_new(options):
+    """Prodigy's estimate of the step is of all parameters together, and goes on."""
+
+    def steps(params, optimizer, count):
+        for step in range(count):
+            for p in params:
+                p.grad = torch.randn(p.shape, generator=torch.Generator().manual_seed(step)) + 1
+            optimizer.step()
+
+    used, fresh = parameters(), parameters()
+    optimizer = options().build(groups(used), 0.01)
+    steps(used, optimizer, 3)
+    forget(optimizer, used[:2])
+    with torch.no_grad():
+        for p, new in zip(used, fresh, strict=True):
+            p.copy_(new)
+    steps(used, optimizer, 2)
+    steps(fresh, options().build(groups(fresh), 0.01), 2)
+    if not options.averages:  # theirs is of all steps
+        assert all(torch.equal(p, new) for p, new in zip(used[:2], fresh[:2], strict=True))
+    assert not torch.equal(used[2], fresh[2])

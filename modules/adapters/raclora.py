@@ -1,0 +1,92 @@
+"""RAC-LoRA: a chain of low-rank updates, `W' = W + (alpha / rank) sum_t up_t down_t` (arXiv 2410.08305, algorithm 1).
+
+Each link has a random `down_t` that is never trained; its `up_t` is trained from zero while the links before it stay as
+they are. So a run of links reaches what no single one can, and converges as training the whole weight does: the mean of
+down^T down over the random choice is a multiple of the identity. The paper says "convergence", not "better": its own
+tables have it near LoRA.
+
+The paper adds finished links to the weight. Here they are kept as factors in float32, so a half-precision or packed
+base loses nothing, and the file is exactly a LoRA of rank `links * rank`. The price is a forward pass of that rank.
+The links have equal numbers of steps [I].
+"""
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from modules.adapters import base, fused
+from modules.adapters.layers import Layer
+from modules.adapters.low_rank import LowRankConfig, low_rank_pair, set_pair
+from modules.preset.section import option
+
+
+class Config(LowRankConfig):
+    """RAC-LoRA: a chain of low-rank updates, one after the other."""
+
+    method: Literal["raclora"] = "raclora"
+    """Low-rank updates one after the other, each in new random directions."""
+
+    links: int = option(4, why="the file has four times the rank that is trained", ge=1, le=256)
+    """How many updates the training is divided into. The file has rank links * rank."""
+
+
+class Adapter(base.Adapter):
+    """Parameter `up (out, r)` of the link under way; buffers `down (links * r, fan_in)` of all links, drawn at the
+    start, `done (out, links * r)`, the finished links, `link ()`, the number of the one under way, and `factor ()`."""
+
+    sets_parameters = True
+
+    def __init__(self, config: Config, layer: Layer):
+        super().__init__(config, layer)
+        pairs = [low_rank_pair(config, layer) for _ in range(config.links)]
+        self.up, _, factor = pairs[0]
+        self.down: Tensor
+        self.done: Tensor
+        self.link: Tensor
+        self.factor: Tensor
+        self.register_buffer("down", torch.cat([down.detach() for _, down, _ in pairs]))
+        self.register_buffer("done", torch.zeros(layer.out_features, config.links * config.rank))
+        self.register_buffer("link", torch.tensor(0.0))
+        self.register_buffer("factor", factor)
+
+    def chain(self) -> Tensor:
+        """All links side by side, `(out, links * r)`; zero where a link is still to come."""
+        here = torch.arange(self.config.links, device=self.link.device) == self.link
+        return self.done + (self.up.unsqueeze(1) * here.unsqueeze(1)).flatten(1)
+
+    def weight(self, W: Tensor) -> Tensor:
+        return W + self.factor * (self.chain() @ self.down)
+
+    def derive(self, layer: Layer) -> dict[str, Tensor]:
+        return {"up": self.factor * self.chain()}
+
+    def forward(self, x: Tensor, layer: Layer, derived: dict[str, Tensor]) -> Tensor:
+        if layer.fusible:
+            return fused.low_rank(layer, x, derived["up"], self.down)
+        return layer(x) + layer.expand(layer.project(x, self.down), derived["up"])
+
+    @classmethod
+    def after_step(cls, adapters: Sequence["Adapter"], step: int, steps: int) -> list[nn.Parameter]:
+        """Go on to the link of the next step, also where steps in between were skipped."""
+        links = adapters[0].config.links
+        wanted = min(step * links // steps, links - 1)
+        if adapters[0].link == wanted:
+            return []
+        for adapter in adapters:
+            adapter.done.copy_(adapter.chain())
+            adapter.up.zero_()
+            adapter.link.fill_(wanted)
+        return [adapter.up for adapter in adapters]
+
+    def start_from(self, terms: base.Terms, layer: Layer) -> None:
+        """As the first link, whose `down` is then the file's."""
+        self.refuse_all_but(terms, "up")
+        set_pair(self.config, self.up, self.down[: self.config.rank], terms, self.factor)
+
+    def export_terms(self, W: Tensor) -> base.Terms:
+        return base.Terms(up=self.factor * self.chain(), down=self.down)
+
+    def curves(self) -> dict[str, Tensor]:
+        return {"link": 1 + self.link}
