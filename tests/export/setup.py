@@ -53,11 +53,14 @@ class Model:
 
 
 def variants() -> list[tuple[str, dict]]:
-    """Every method with its small default, and once more for each alternative of each of its options."""
+    """Every method with its small default, and once more for each alternative of each of its options. Where steps are
+    calibrated there is no alpha."""
     found = []
     for name, module in adapters.methods().items():
         fields = module.Config.model_fields
         default = {key: value for key, value in SMALL.items() if key in fields}
+        if fields["step_size"].default == "calibrated":
+            default.pop("alpha", None)
         if "rotation" in fields:
             found += [(name, {**default, "rotation": rotation}) for rotation in SMALL_ROTATION.values()]
             continue
@@ -65,7 +68,10 @@ def variants() -> list[tuple[str, dict]]:
         for key, info in fields.items():
             others = typing.get_args(info.annotation) if typing.get_origin(info.annotation) is Literal else ()
             others = (True, False) if info.annotation is bool else others
-            found += [(name, {**default, key: value}) for value in others if value != info.default and key != "method"]
+            for value in others:
+                if value != info.default and key != "method":
+                    left = {k: v for k, v in default.items() if k != "alpha" or value != "calibrated"}
+                    found.append((name, {**left, key: value}))
     return found
 
 
@@ -84,15 +90,16 @@ def randomise(adapted: Adapted, seed: int, scale: float = 0.2) -> None:
 
 
 def trained(model: Any, method: str, options: dict, layers: list[str] | None = None) -> dict[str, Adapted]:
-    """Adapters on all of a model's suitable layers (or `layers`), by full name, with random parameters."""
+    """Adapters on all of a model's layers (or `layers`) that the method takes, by full name, with random parameters."""
     module = adapters.methods()[method]
     config = module.Config(method=method, **options)
     network = nn.ModuleDict(model.networks)
     names = layers or [f"unet.{name}" for name, _ in model.networks["unet"].named_children()]
     for number, name in enumerate(names):
-        embedding = isinstance(network.get_submodule(name), nn.Embedding)
-        if not embedding or "embedding" in module.Adapter.kinds:
+        try:
             randomise(attach(network, name, config, 0), number)
+        except ValueError as refusal:
+            assert "exclude it" in str(refusal)
     return dict(adapted_layers(network))
 
 

@@ -80,7 +80,10 @@ def some_text(name: str, field, rng: random.Random) -> str:
 
 
 NODE = {"export.host": "comfyui_node", "export.form": "compact"}
-NEEDS = {"export.rank": {"export.form": "compact"}, "export.node_fallback": NODE, "export.node_spelling": NODE}
+NEEDS = {
+    "adapter.alpha": {"adapter.step_size": "raw"}, "export.rank": {"export.form": "compact"},
+    "export.node_fallback": NODE, "export.node_spelling": NODE,
+}
 """Options that are refused without another one."""
 
 
