@@ -65,6 +65,10 @@ class Adapter(nn.Module):
     undecayed: tuple[str, ...] = ()
     """Names of parameters that weight decay must leave alone."""
 
+    pairs: tuple[tuple[str, str], ...] = ()
+    """Names of parameters `up (out, r)` and `down (r, fan_in)` that act through their product alone: `up T` and
+    `T^-1 down` give the same weight for any invertible `T (r, r)`."""
+
     def __init__(self, config: Any, layer: Layer):
         super().__init__()
         if layer.kind not in self.kinds:
