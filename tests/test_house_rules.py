@@ -75,6 +75,8 @@ HOST_WORDS: dict[tuple[str, str], str] = {
     ("modules/families/sdxl.py", "lora_te1_"): KOHYA,
     ("modules/families/sdxl.py", "lora_te2_"): KOHYA,
     ("modules/families/sdxl.py", "stable-diffusion-xl-v1-base/lora"): "modelspec's architecture",
+    ("modules/training/optimizers.py", "lora_rite"): "an optimizer's published name",
+    ("modules/training/optimizers.py", "lora_pre"): "an optimizer's published name",
 }
 """(file, words in it) of other programs' formats that contain a method's name: whose words they are."""
 

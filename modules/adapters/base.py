@@ -69,6 +69,10 @@ class Adapter(nn.Module):
     """Whether `after_step` sets parameters anew, or reads gradients. An optimizer that averages weights itself cannot
     follow: the old values come back with its averages."""
 
+    pairs: tuple[tuple[str, str], ...] = ()
+    """Names of parameters `up (out, r)` and `down (r, fan_in)` that act through their product alone: `up T` and
+    `T^-1 down` give the same weight for any invertible `T (r, r)`."""
+
     def __init__(self, config: Any, layer: Layer):
         super().__init__()
         if layer.kind not in self.kinds:

@@ -30,6 +30,7 @@ class Decomposed(base.Adapter):
     """Parameters `up (out, r)`, `down (r, fan_in)`, `magnitude (channels)` or `(out)`: the log-ratio l in units of the
     buffer `unit ()`. The buffer `factor ()` is that of `low_rank_pair`."""
 
+    pairs = (("up", "down"),)
     undecayed = ("magnitude",)
     full_gradient = True
 

@@ -24,6 +24,7 @@ class Diagonal(base.Adapter):
     """
 
     undecayed = ("magnitude",)
+    pairs = (("up", "down"),)
 
     def __init__(self, config: LowRankConfig, layer: Layer, parts: int):
         super().__init__(config, layer)

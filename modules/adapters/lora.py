@@ -19,6 +19,8 @@ class Config(RawLowRankConfig):
 class Adapter(base.Adapter):
     """`y = base(x) + factor * up (down(x))`, with the buffer `factor ()` of `low_rank_pair`."""
 
+    pairs = (("up", "down"),)
+
     def __init__(self, config: Config, layer: Layer):
         super().__init__(config, layer)
         self.up, self.down, factor = low_rank_pair(config, layer)

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from modules import families
+from modules import adapters, families
 from modules.adapters.base import Adapted
 from modules.data.batches import Batches
 from modules.data.buckets import GUESSED_STEP
@@ -82,7 +82,9 @@ def _examine_training(preset: Preset, device_type: str, processes: int, found: F
     rates = setup.possible_rates(preset.targets)
     if found.adapted:
         rates = setup.uneven_rates(setup.own_settings(found.model, preset.targets, found.adapted).values())
-    found.problems += preset.optimizer.problems(training.learning_rate, device_type, rates)
+    method = preset.adapter.method
+    unpaired = "" if adapters.methods()[method].Adapter.pairs else method
+    found.problems += preset.optimizer.problems(training.learning_rate, device_type, rates, unpaired)
     found.problems += schedules.problems(training, preset.optimizer)
     if training.precision == "float16" and device_type == "cpu":
         found.problems.append(

@@ -2,217 +2,26 @@
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from pydantic import Field
 from torch.optim import Optimizer
 
-from modules.preset.section import Section, option
-
-Rates = tuple[tuple[str, float], ...]
-"""Options, with their factors, through which some layers learn at another rate than others."""
-
-
-class Options(Section):
-    """What all optimizers have in common.
-
-    `build(groups, lr)` takes groups `{"params": list[Parameter], "lr_scale": float, "decay": bool}` and gives an
-    optimizer whose groups keep their full learning rate as `initial_lr`.
-    """
-
-    highest_lr: ClassVar[float] = 0.1
-    """A learning rate above this one is a mistake, not a choice."""
-
-    block: ClassVar[int] = 0
-    """How parameters may be laid side by side for it (see `Flat`): 1 where each number is stepped by itself, more where
-    that many numbers share something."""
-
-    averages: ClassVar[bool] = False
-    """The optimizer averages weights itself, so a falling learning rate would be applied twice."""
-
-    weight_decay: float = option(0.01, why="the usual value", ge=0, le=1)
-    """Decoupled weight decay: per step, weights shrink by this times the learning rate. Magnitudes never decay."""
-
-    def problems(self, lr: float, device_type: str, rates: Rates = ()) -> list[str]:
-        """Sentences about what cannot work: `lr` is training.learning_rate, `device_type` as in `torch.device`."""
-        if lr <= self.highest_lr:
-            return []
-        return [
-            f"training.learning_rate is {lr:g}, but with this optimizer nothing above {self.highest_lr:g} can train: "
-            "try 1e-4 (rates near 1 are for the optimizer prodigy only)."
-        ]
+from modules.preset.section import option
+from modules.training import low_rank_moments, rite
+from modules.training.eight_bit import (
+    AdamW8bit,
+    AdEMAMix8bit,
+    Lion8bit,
+    PagedAdamW8bit,
+    PagedAdEMAMix8bit,
+    PagedLion8bit,
+)
+from modules.training.optimizer_options import Moments, Options, Rates, torch_groups
 
 
-def _groups(groups: list[dict], lr: float, weight_decay: float) -> list[dict[str, Any]]:
-    """Torch's parameter groups, each with its own learning rate and weight decay."""
-    return [
-        {
-            "params": group["params"],
-            "lr": lr * group["lr_scale"],
-            "initial_lr": lr * group["lr_scale"],
-            "weight_decay": weight_decay if group["decay"] else 0.0,
-        }
-        for group in groups
-    ]
-
-
-class _Moments(Options):
-    """An optimizer that averages gradients and squared gradients as Adam does."""
-
-    beta1: float = option(0.9, why="the usual value", group="Averages", advanced=True, gt=0, lt=1)
-    """Decay of the average gradient."""
-
-    beta2: float = option(0.999, why="the usual value", group="Averages", advanced=True, ge=0, lt=1)
-    """Decay of the average squared gradient."""
-
-    eps: float = option(1e-8, why="far below usual gradients", group="Averages", advanced=True, gt=0, le=1)
-    """Added to the root of the average squared gradient."""
-
-
-class _EightBit(Options):
-    """An optimizer of bitsandbytes: states of tensors with 4096 elements and more are kept in 8 bits."""
-
-    block: ClassVar[int] = 256
-    paged: ClassVar[bool] = False
-    unpaged_name: ClassVar[str] = ""
-
-    def problems(self, lr: float, device_type: str, rates: Rates = ()) -> list[str]:
-        found = super().problems(lr, device_type, rates)
-        if self.paged and device_type != "cuda":
-            found.append(
-                f"optimizer.name is paged_{self.unpaged_name}, which moves its state between GPU and main memory and "
-                f"needs CUDA, but the device is {device_type}: use {self.unpaged_name}, which computes the same."
-            )
-        return found
-
-    def _refuse_unpageable(self, groups: list[dict], lr: float) -> None:
-        """bitsandbytes itself would quietly go on without paging."""
-        device_type = next(p.device.type for group in groups for p in group["params"])
-        if self.paged and device_type != "cuda":
-            raise ValueError(self.problems(lr, device_type)[-1])
-
-
-class _AdamW8bit(_EightBit, _Moments):
-    """AdamW with 8-bit states."""
-
-    unpaged_name: ClassVar[str] = "adamw8bit"
-
-    def build(self, groups: list[dict], lr: float) -> Optimizer:
-        """See `Options`."""
-        import bitsandbytes
-
-        self._refuse_unpageable(groups, lr)
-        return bitsandbytes.optim.AdamW8bit(
-            _groups(groups, lr, self.weight_decay),
-            lr=lr,
-            betas=(self.beta1, self.beta2),
-            eps=self.eps,
-            is_paged=self.paged,
-        )
-
-
-class AdamW8bit(_AdamW8bit):
-    """AdamW with 8-bit states: the usual choice, a quarter of AdamW's memory."""
-
-    name: Literal["adamw8bit"] = "adamw8bit"
-    """Optimizer."""
-
-
-class PagedAdamW8bit(_AdamW8bit):
-    """AdamW with 8-bit states that move to main memory when the GPU is full."""
-
-    paged: ClassVar[bool] = True
-    name: Literal["paged_adamw8bit"] = "paged_adamw8bit"
-    """Optimizer."""
-
-
-class _Lion8bit(_EightBit):
-    """Lion with an 8-bit state (Chen et al. 2023)."""
-
-    highest_lr: ClassVar[float] = 0.03
-    unpaged_name: ClassVar[str] = "lion8bit"
-
-    beta1: float = option(0.9, why="the published value", group="Averages", advanced=True, ge=0, lt=1)
-    """Weight of the average gradient in the sign that is stepped along."""
-
-    beta2: float = option(0.99, why="the published value", group="Averages", advanced=True, ge=0, lt=1)
-    """Decay of the average gradient."""
-
-    def build(self, groups: list[dict], lr: float) -> Optimizer:
-        """See `Options`."""
-        import bitsandbytes
-
-        self._refuse_unpageable(groups, lr)
-        return bitsandbytes.optim.Lion8bit(
-            _groups(groups, lr, self.weight_decay), lr=lr, betas=(self.beta1, self.beta2), is_paged=self.paged
-        )
-
-
-class Lion8bit(_Lion8bit):
-    """Lion with an 8-bit state: half of AdamW8bit's memory; wants a third to a tenth of its learning rate."""
-
-    name: Literal["lion8bit"] = "lion8bit"
-    """Optimizer."""
-
-
-class PagedLion8bit(_Lion8bit):
-    """Lion with an 8-bit state that moves to main memory when the GPU is full."""
-
-    paged: ClassVar[bool] = True
-    name: Literal["paged_lion8bit"] = "paged_lion8bit"
-    """Optimizer."""
-
-
-class _AdEMAMix8bit(_EightBit, _Moments):
-    """AdEMAMix with 8-bit states (Pagliardini et al. 2024)."""
-
-    unpaged_name: ClassVar[str] = "ademamix8bit"
-
-    beta3: float = option(0.9999, why="the published value", group="Averages", advanced=True, gt=0, lt=1)
-    """Decay of the slow average gradient."""
-
-    alpha: float = option(5.0, why="the published value", group="Averages", advanced=True, ge=0, le=100)
-    """Weight of the slow average beside the fast one."""
-
-    slow_warmup: int | None = option(
-        None, why="off: a LoRA is trained in fewer steps than the slow average needs", unit="steps", advanced=True, ge=1
-    )
-    """Steps over which alpha and beta3 rise to their values."""
-
-    def build(self, groups: list[dict], lr: float) -> Optimizer:
-        """See `Options`."""
-        import bitsandbytes
-
-        self._refuse_unpageable(groups, lr)
-        return bitsandbytes.optim.AdEMAMix8bit(
-            _groups(groups, lr, self.weight_decay),  # pyright: ignore
-            lr=lr,
-            betas=(self.beta1, self.beta2, self.beta3),
-            alpha=self.alpha,
-            t_alpha=self.slow_warmup,
-            t_beta3=self.slow_warmup,
-            eps=self.eps,
-            is_paged=self.paged,
-        )
-
-
-class AdEMAMix8bit(_AdEMAMix8bit):
-    """AdEMAMix with 8-bit states: a second, slow average of the gradient; for long runs."""
-
-    name: Literal["ademamix8bit"] = "ademamix8bit"
-    """Optimizer."""
-
-
-class PagedAdEMAMix8bit(_AdEMAMix8bit):
-    """AdEMAMix with 8-bit states that move to main memory when the GPU is full."""
-
-    paged: ClassVar[bool] = True
-    name: Literal["paged_ademamix8bit"] = "paged_ademamix8bit"
-    """Optimizer."""
-
-
-class AdamW(_Moments):
+class AdamW(Moments):
     """AdamW with float32 states: nothing is rounded."""
 
     block: ClassVar[int] = 1
@@ -224,7 +33,11 @@ class AdamW(_Moments):
         """See `Options`. Fused on CUDA: element by element, so it is deterministic."""
         fused = all(p.device.type == "cuda" for group in groups for p in group["params"])
         return torch.optim.AdamW(
-            _groups(groups, lr, self.weight_decay), lr=lr, betas=(self.beta1, self.beta2), eps=self.eps, fused=fused
+            torch_groups(groups, lr, self.weight_decay),
+            lr=lr,
+            betas=(self.beta1, self.beta2),
+            eps=self.eps,
+            fused=fused,
         )
 
 
@@ -251,7 +64,7 @@ class Adafactor(Options):
     def build(self, groups: list[dict], lr: float) -> Optimizer:
         """See `Options`."""
         return torch.optim.Adafactor(
-            _groups(groups, lr, self.weight_decay),
+            torch_groups(groups, lr, self.weight_decay),
             lr=lr,
             beta2_decay=self.beta2_decay,
             eps=(self.eps, self.least_scale),
@@ -259,7 +72,7 @@ class Adafactor(Options):
         )
 
 
-class Prodigy(_Moments):
+class Prodigy(Moments):
     """Prodigy (Mishchenko and Defazio 2023): finds the learning rate itself; training.learning_rate is a factor."""
 
     highest_lr: ClassVar[float] = 10.0
@@ -285,8 +98,8 @@ class Prodigy(_Moments):
     safe_warmup: bool = option(True, why="a warm-up would disturb the estimate", group="Estimate", advanced=True)
     """Keep the warm-up of the learning rate out of the estimate."""
 
-    def problems(self, lr: float, device_type: str, rates: Rates = ()) -> list[str]:
-        found = super().problems(lr, device_type, rates)
+    def problems(self, lr: float, device_type: str, rates: Rates = (), unpaired: str = "") -> list[str]:
+        found = super().problems(lr, device_type, rates, unpaired)
         if lr < self.lowest_lr:
             found.append(
                 f"training.learning_rate is {lr:g}, but prodigy finds the learning rate itself and multiplies it by "
@@ -308,7 +121,7 @@ class Prodigy(_Moments):
                 "finds one for all layers."
             )
         return prodigyopt.Prodigy(
-            _groups(groups, lr, self.weight_decay),
+            torch_groups(groups, lr, self.weight_decay),
             lr=lr,
             betas=(self.beta1, self.beta2),
             eps=self.eps,
@@ -320,7 +133,7 @@ class Prodigy(_Moments):
         )
 
 
-class ScheduleFreeAdamW(_Moments):
+class ScheduleFreeAdamW(Moments):
     """Schedule-free AdamW (Defazio et al. 2024): averages the weights instead of lowering the learning rate."""
 
     block: ClassVar[int] = 1
@@ -340,7 +153,7 @@ class ScheduleFreeAdamW(_Moments):
         import schedulefree
 
         optimizer = schedulefree.AdamWScheduleFree(
-            _groups(groups, lr, self.weight_decay),
+            torch_groups(groups, lr, self.weight_decay),
             lr=lr,
             betas=(self.beta1, self.beta2),
             eps=self.eps,
@@ -348,6 +161,79 @@ class ScheduleFreeAdamW(_Moments):
         )
         optimizer.train()
         return optimizer
+
+
+class Rite(Moments):
+    """LoRA-RITE (Yen et al. 2024): steps of the product `up down`, however it is split; for low-rank methods only."""
+
+    name: Literal["lora_rite"] = "lora_rite"
+    """Optimizer."""
+
+    weight_decay: float = option(0.0, why="the published value", ge=0, le=1)
+    """Decoupled weight decay: per step, weights shrink by this times the learning rate. Magnitudes never decay."""
+
+    eps: float = option(
+        1e-10, why="far below usual gradients; published: 1e-6", group="Averages", advanced=True, gt=0, le=1
+    )
+    """Added to the roots of the eigenvalues of the average squared gradient."""
+
+    skip_above: float = option(1.0, why="the published value", group="Stability", advanced=True, gt=0)
+    """A factor's gradient, freed from the other factor's size, is left out where its root mean square is above this."""
+
+    clip: float = option(1.0, why="the published value", group="Stability", advanced=True, gt=0)
+    """All these gradients together are scaled down to this norm."""
+
+    guard: float = option(
+        1.0, why="small batches blow up without it", group="Stability", advanced=True, ge=0, le=100
+    )
+    """Where up is shorter than this many of its own steps, down waits for it. 0: as published."""
+
+    def problems(self, lr: float, device_type: str, rates: Rates = (), unpaired: str = "") -> list[str]:
+        return super().problems(lr, device_type, rates, unpaired) + [
+            f"optimizer.name is {self.name}, which trains pairs of factors, but method {name} has none: choose another "
+            "optimizer, such as adamw, or a low-rank method."
+            for name in [unpaired]
+            if name
+        ]
+
+    def build(self, groups: list[dict], lr: float) -> Optimizer:
+        """See `Options`. What belongs to no pair gets AdamW."""
+        made = torch_groups(groups, lr, self.weight_decay)
+        for group, given in zip(made, groups, strict=True):
+            group.update(pairs=given["pairs"], calibrated=given["calibrated"])
+        return rite.Rite(
+            made,
+            lr=lr,
+            betas=(self.beta1, self.beta2),
+            eps=self.eps,
+            skip_above=self.skip_above,
+            clip=self.clip,
+            guard=self.guard,
+        )
+
+
+class LowRankMoments(Moments):
+    """LoRA-Pre (Wang et al. 2026): AdamW with averages of low rank; saves memory where whole matrices are trained."""
+
+    name: Literal["lora_pre"] = "lora_pre"
+    """Optimizer."""
+
+    moment_rank: int = option(16, why="a fraction of a matrix's averages, all of a low-rank factor's", ge=1, le=4096)
+    """Rank of the averages."""
+
+    ridge: float = option(1.0, why="follows averages best through zero", group="Averages", advanced=True, ge=0, le=100)
+    """Steadies the averages' factors where they are weak against a step's gradient: more holds them longer."""
+
+    def build(self, groups: list[dict], lr: float) -> Optimizer:
+        """See `Options`."""
+        return low_rank_moments.LowRankMoments(
+            torch_groups(groups, lr, self.weight_decay),
+            lr=lr,
+            betas=(self.beta1, self.beta2),
+            eps=self.eps,
+            rank=self.moment_rank,
+            ridge=self.ridge,
+        )
 
 
 OptimizerOptions = Annotated[
@@ -360,7 +246,9 @@ OptimizerOptions = Annotated[
     | AdamW
     | Adafactor
     | Prodigy
-    | ScheduleFreeAdamW,
+    | ScheduleFreeAdamW
+    | Rite
+    | LowRankMoments,
     Field(discriminator="name"),
 ]
 

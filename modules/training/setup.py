@@ -230,15 +230,24 @@ def load_and_attach(preset: Preset, device: torch.device) -> tuple[Any, dict[str
 
 
 def parameter_groups(adapted: dict[str, Adapted], model: Any, targets: Targets) -> list[dict]:
-    """Trainable parameters as optimizer groups `{"params", "lr_scale", "decay"}`, in a fixed order."""
-    groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
+    """Trainable parameters as optimizer groups, in a fixed order: `params`, `lr_scale`, whether they `decay`, `pairs`
+    of places in `params` (see `Adapter.pairs`), and whether their steps are `calibrated`."""
+    groups: dict[tuple[float, bool], dict[str, Any]] = {}
     own = own_settings(model, targets, adapted)
     for name, layer in adapted.items():
+        scale, calibrated, places = own[name].lr_scale, layer.adapter.config.step_size == "calibrated", {}
         for key, parameter in layer.adapter.named_parameters():
             if parameter.requires_grad:
                 decay = key not in layer.adapter.undecayed
-                groups.setdefault((own[name].lr_scale, decay), []).append(parameter)
-    return [{"params": params, "lr_scale": scale, "decay": decay} for (scale, decay), params in groups.items()]
+                fresh = {"params": [], "lr_scale": scale, "decay": decay, "pairs": [], "calibrated": calibrated}
+                group = groups.setdefault((scale, decay), fresh)
+                places[key] = (group, len(group["params"]))
+                group["params"].append(parameter)
+        for up, down in layer.adapter.pairs:
+            if up in places and down in places:
+                assert places[up][0] is places[down][0], f"{name}: a pair decays as a whole or not at all"
+                places[up][0]["pairs"].append((places[up][1], places[down][1]))
+    return list(groups.values())
 
 
 @dataclass(frozen=True)

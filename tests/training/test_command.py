@@ -101,6 +101,7 @@ def test_options_that_do_not_go_together(refused, place: Place):
     training = {**OPTIONS["training"], "schedule": "cosine", "precision": "float16"}
     said = refused(optimizer={"name": "schedulefree_adamw"}, training=training)
     assert "set training.schedule to constant" in said and "trains on a GPU only" in said
+    assert "method oft has none: choose another" in refused(optimizer={"name": "lora_rite"}, adapter={"method": "oft"})
     assert "use export.host comfyui" in refused("--export.host", "diffusers")
     file = place.runs / "file"
     file.write_text("")

@@ -113,7 +113,10 @@ def ten_steps(stage, tmp_path_factory) -> dict[str, torch.Tensor]:
     return place.adapter("whole")
 
 
-@pytest.mark.parametrize("optimizer, rank", [("adamw", 2), ("adamw8bit", 128), ("schedulefree_adamw", 2)])
+@pytest.mark.parametrize(
+    "optimizer, rank",
+    [("adamw", 2), ("adamw8bit", 128), ("schedulefree_adamw", 2), ("lora_rite", 2), ("lora_pre", 2)],
+)
 def test_half_and_half_is_the_whole(place: Place, monkeypatch, optimizer, rank):
     """A rank of 128 gives tensors large enough for 8-bit states."""
     options = {"optimizer": {"name": optimizer}, "adapter": {"method": "wora", "rank": rank}}

@@ -13,6 +13,7 @@ CLASSES = typing.get_args(typing.get_args(OptimizerOptions)[0])
 ON_CPU = [options for options in CLASSES if not options().name.startswith("paged_")]
 PAGED = [options for options in CLASSES if options().name.startswith("paged_")]
 # Prodigy's rate is a factor. Lion's steps have a fixed length, so they have to be shorter to settle.
+UNPAIRED = {"pairs": [], "calibrated": False}
 RATES = {"prodigy": 1.0, "lion8bit": 0.01, "adafactor": 0.05}
 
 
@@ -24,17 +25,18 @@ def name_of(options) -> str:
 
 
 def parameters() -> list[torch.nn.Parameter]:
-    """A tensor large enough for 8-bit states, one of transposed memory, one at zero, one number."""
+    """A tensor large enough for 8-bit states, one of transposed memory, one at zero, one number, a pair of factors."""
     draw = torch.Generator().manual_seed(1)
     values = [torch.randn(96, 64, generator=draw), torch.randn(8, 20, generator=draw).T]
-    values += [torch.zeros(12), torch.tensor(1.0)]
+    values += [torch.zeros(12), torch.tensor(1.0), torch.randn(6, 2, generator=draw), torch.randn(2, 9, generator=draw)]
     return [torch.nn.Parameter(value) for value in values]
 
 
 def groups(params, lr_scale: float = 1.0) -> list[dict]:
+    pair = {"pairs": [(1, 3)], "calibrated": False}
     return [
-        {"params": params[:2], "lr_scale": 1.0, "decay": True},
-        {"params": params[2:], "lr_scale": lr_scale, "decay": False},
+        {"params": [params[0], params[4], params[1], params[5]], "lr_scale": 1.0, "decay": True, **pair},
+        {"params": params[2:4], "lr_scale": lr_scale, "decay": False, **UNPAIRED},
     ]
 
 
@@ -89,7 +91,10 @@ def test_groups_keep_rate_and_decay(options):
 @pytest.mark.parametrize("options", ON_CPU, ids=name_of)
 def test_decay_shrinks_only_what_may_decay(options):
     params = [torch.nn.Parameter(torch.ones(8)), torch.nn.Parameter(torch.ones(8))]
-    split = [{"params": [p], "lr_scale": 1.0, "decay": decay} for p, decay in zip(params, (True, False), strict=True)]
+    split = [
+        {"params": [p], "lr_scale": 1.0, "decay": decay, **UNPAIRED}
+        for p, decay in zip(params, (True, False), strict=True)
+    ]
     optimizer = options(weight_decay=0.1).build(split, 1.0 if options().name == "prodigy" else 0.005)
     for _ in range(60):  # Prodigy begins with tiny steps
         for p in params:
@@ -104,7 +109,7 @@ def test_8_bit_states_are_used_for_large_tensors_only():
     for p in params:
         p.grad = torch.ones_like(p)
     optimizer.step()
-    assert [optimizer.state[p]["state1"].dtype for p in params] == [torch.uint8] + 3 * [torch.float32]
+    assert [optimizer.state[p]["state1"].dtype for p in params] == [torch.uint8] + 5 * [torch.float32]
 
 
 def test_adafactor_moves_an_adapter_that_starts_at_zero():

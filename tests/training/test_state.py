@@ -30,11 +30,12 @@ class Run:
     def __init__(self, options, prepared: bool = False):
         draw = torch.Generator().manual_seed(1)
         large, odd = torch.randn(96, 64, generator=draw), torch.randn(8, 20, generator=draw).T
-        values = [large, torch.zeros(80, 64), odd, torch.zeros(12), torch.tensor(1.0)]
+        pair = [torch.zeros(6, 2), torch.randn(2, 9, generator=draw)]
+        values = [large, torch.zeros(80, 64), odd, *pair, torch.zeros(12), torch.tensor(1.0)]
         self.parameters = [torch.nn.Parameter(value) for value in values]
         groups = [
-            {"params": self.parameters[:3], "lr_scale": 1.0, "decay": True},
-            {"params": self.parameters[3:], "lr_scale": 1.0, "decay": False},
+            {"params": self.parameters[:5], "lr_scale": 1.0, "decay": True, "pairs": [(3, 4)], "calibrated": False},
+            {"params": self.parameters[5:], "lr_scale": 1.0, "decay": False, "pairs": [], "calibrated": False},
         ]
         self.optimizer = options().build(groups, 0.01)
         if prepared:

@@ -1,0 +1,121 @@
+"""LoRA-Pre (Wang et al., arXiv 2602.24283): AdamW whose averages are kept as products of two thin factors.
+
+An average of gradients, `m = beta m + (1 - beta) g`, is a regression on the latest gradients. Its rank-q form
+`m = L R`, with `L (p, q)` and `R (q, n)`, takes one Newton step of each factor, from the other's old value:
+
+    L = (1 - c) L + c g R^T (R R^T)^-1          R = (1 - c) R + c (L^T L)^-1 L^T g          1 - c = sqrt(beta1)
+
+A second pair of factors follows `|g|` with `1 - c = beta2^(1/4)`, and the step is AdamW's with
+
+    m = beta1 L1 R1 + (1 - beta1) g             v = beta2 (L2 R2)^2 + (1 - beta2) g^2
+
+The authors' code is not public; the formulas are from the secondary documentation of the package zij. Not told there,
+and chosen here:
+
+- The start: R has orthonormal rows, the first along (1, ..., 1), the others drawn with a fixed seed; L is zero. So it
+  works from the first step, also where that has no gradient, as `down` while `up` is zero. Tensors are taken tall
+  (p >= n), so that with a full rank R spans everything.
+- After each step R is made orthonormal again and L takes up the rest: the product stays, `R R^T` needs no inverse.
+- `L^T L` has a ridge: `SMALL` of its mean eigenvalue, and `(ridge c)^2` of that of `g R^T`. Where L is weak against
+  c g, R stays as it is. Without it, R explodes where gradients lack rank, and where an average has to pass zero: there
+  the next change is `c^2 g^2 / m`, away from zero.
+- `L1 R1` and `L2 R2` begin at zero. Each is divided by the sum of its weights, `1 - beta1^t` and `1 - beta2^(t/2)`,
+  before it is used. The documented division of m and v by `1 - beta1^t` and `1 - beta2^t` is not by the sum of theirs:
+  for some hundred steps v would be mostly the latest g^2 alone, and steps up to five times as long.
+
+It is not AdamW at full rank: v is the square of the mean of |g|, not the mean of the squares, and g counts in m both
+through the factors and by itself. On a constant gradient both are the same.
+
+Only matrices are factored; other tensors get plain AdamW. Matrices of equal shape are computed together.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from modules.training.plain_adam import adamw_step
+
+SMALL = 1e-4
+"""Least part of the mean eigenvalue that others are taken for: float32 does not tell them from zero."""
+
+
+class LowRankMoments(Optimizer):
+    """AdamW with averages of rank `rank` for matrices."""
+
+    def __init__(self, groups: list[dict], lr: float, betas: tuple[float, float], eps: float, rank: int, ridge: float):
+        super().__init__(groups, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": 0.0})
+        self.rank, self.ridge = rank, ridge
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> Any:
+        """One step of all parameters that have gradients."""
+        loss = None if closure is None else torch.enable_grad()(closure)()
+        for group in self.param_groups:
+            adamw_step(self, group, [p for p in group["params"] if p.dim() != 2], group["eps"])
+            alike: dict[tuple, list[Tensor]] = {}
+            for p in group["params"]:
+                if p.dim() == 2 and p.grad is not None:
+                    key = (self.state[p].get("step", 0), p.shape, p.device, p.dtype)
+                    alike.setdefault(key, []).append(p)
+            for (age, *_), parameters in alike.items():
+                self._move(group, age, parameters)
+        return loss
+
+    def _move(self, group: dict, age: int, parameters: list[Tensor]) -> None:
+        """A step of matrices of equal shape and age."""
+        wide = parameters[0].shape[0] < parameters[0].shape[1]
+        gradient = torch.stack([p.grad for p in parameters if p.grad is not None])
+        gradient = gradient.mT if wide else gradient
+        if not age:
+            self._begin(parameters, gradient)
+        (beta1, beta2), states = group["betas"], [self.state[p] for p in parameters]
+        left, right, size_left, size_right = (
+            torch.stack([state[key] for state in states]) for key in ("left", "right", "size_left", "size_right")
+        )
+        left, right = followed(left, right, gradient, 1 - beta1**0.5, self.ridge)
+        size_left, size_right = followed(size_left, size_right, gradient.abs(), 1 - beta2**0.25, self.ridge)
+        average = left @ right / (1 - beta1 ** (age + 1))
+        size = size_left @ size_right / (1 - beta2 ** ((age + 1) / 2))
+        m = beta1 * average + (1 - beta1) * gradient
+        v = beta2 * size.square() + (1 - beta2) * gradient.square()
+        change = m / (v.sqrt() + group["eps"])
+        torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
+        torch._foreach_add_(parameters, list((change.mT if wide else change).unbind()), alpha=-group["lr"])
+        for state, *values in zip(states, left, right, size_left, size_right, strict=True):
+            state.update(zip(("left", "right", "size_left", "size_right"), values, strict=True))
+            state["step"] = age + 1
+
+    def _begin(self, parameters: list[Tensor], gradient: Tensor) -> None:
+        """Factors for tensors without a past."""
+        p, n = gradient.shape[1:]
+        rank = min(self.rank, n)
+        right = first_rows(rank, n).to(gradient)
+        for parameter in parameters:
+            self.state[parameter] = {
+                "left": gradient.new_zeros(p, rank),
+                "right": right.clone(),
+                "size_left": gradient.new_zeros(p, rank),
+                "size_right": right.clone(),
+            }
+
+
+def first_rows(rank: int, n: int) -> Tensor:
+    """`(rank, n)` orthonormal rows, the first along (1, ..., 1): the mean of |g| is found at once."""
+    drawn = torch.randn(n, rank, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    drawn[:, 0] = 1.0
+    return torch.linalg.qr(drawn)[0].mT.contiguous()
+
+
+def followed(left: Tensor, right: Tensor, target: Tensor, pace: float, ridge: float) -> tuple[Tensor, Tensor]:
+    """Factors `(n, p, q)` and `(n, q, m)` after one step of size `pace` towards `target (n, p, m)`; the rows of `right`
+    are orthonormal before and after."""
+    seen, gram = target @ right.mT, left.mT @ left
+    firm = SMALL * gram + (ridge * pace) ** 2 * (seen.mT @ seen)
+    mean = firm.diagonal(dim1=-2, dim2=-1).mean(-1) + torch.finfo(gram.dtype).tiny
+    gram.diagonal(dim1=-2, dim2=-1).add_(mean.unsqueeze(-1))
+    fitted = torch.linalg.solve_ex(gram, left.mT @ target)[0]
+    left = (1 - pace) * left + pace * seen
+    rows, turn = torch.linalg.qr(((1 - pace) * right + pace * fitted).mT)
+    return left @ turn.mT, rows.mT

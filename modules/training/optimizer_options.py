@@ -1,0 +1,65 @@
+"""What all optimizers have in common: their options, what can be wrong with them, and torch's parameter groups."""
+
+from typing import Any, ClassVar
+
+from modules.preset.section import Section, option
+
+Rates = tuple[tuple[str, float], ...]
+"""Options, with their factors, through which some layers learn at another rate than others."""
+
+
+class Options(Section):
+    """What all optimizers have in common.
+
+    `build(groups, lr)` takes the groups of `setup.parameter_groups` and gives an optimizer whose groups keep their full
+    learning rate as `initial_lr`.
+    """
+
+    highest_lr: ClassVar[float] = 0.1
+    """A learning rate above this one is a mistake, not a choice."""
+
+    block: ClassVar[int] = 0
+    """How parameters may be laid side by side for it (see `Flat`): 1 where each number is stepped by itself, more where
+    that many numbers share something."""
+
+    averages: ClassVar[bool] = False
+    """The optimizer averages weights itself, so a falling learning rate would be applied twice."""
+
+    weight_decay: float = option(0.01, why="the usual value", ge=0, le=1)
+    """Decoupled weight decay: per step, weights shrink by this times the learning rate. Magnitudes never decay."""
+
+    def problems(self, lr: float, device_type: str, rates: Rates = (), unpaired: str = "") -> list[str]:
+        """Sentences about what cannot work: `lr` is training.learning_rate, `device_type` as in `torch.device`, and
+        `unpaired` the name of a method whose parameters are no pairs of factors."""
+        if lr <= self.highest_lr:
+            return []
+        return [
+            f"training.learning_rate is {lr:g}, but with this optimizer nothing above {self.highest_lr:g} can train: "
+            "try 1e-4 (rates near 1 are for the optimizer prodigy only)."
+        ]
+
+
+def torch_groups(groups: list[dict], lr: float, weight_decay: float) -> list[dict[str, Any]]:
+    """Torch's parameter groups, each with its own learning rate and weight decay."""
+    return [
+        {
+            "params": group["params"],
+            "lr": lr * group["lr_scale"],
+            "initial_lr": lr * group["lr_scale"],
+            "weight_decay": weight_decay if group["decay"] else 0.0,
+        }
+        for group in groups
+    ]
+
+
+class Moments(Options):
+    """An optimizer that averages gradients and squared gradients as Adam does."""
+
+    beta1: float = option(0.9, why="the usual value", group="Averages", advanced=True, gt=0, lt=1)
+    """Decay of the average gradient."""
+
+    beta2: float = option(0.999, why="the usual value", group="Averages", advanced=True, ge=0, lt=1)
+    """Decay of the average squared gradient."""
+
+    eps: float = option(1e-8, why="far below usual gradients", group="Averages", advanced=True, gt=0, le=1)
+    """Added to the root of the average squared gradient."""
