@@ -14,8 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from modules.adapters import base, fused, linalg
-from modules.adapters.layers import Layer, frozen_cols, frozen_rows
+from modules.adapters.layers import Layer
 from modules.adapters.low_rank import RawLowRankConfig, low_rank_pair, set_pair
+from modules.adapters.products import frozen_cols, frozen_rows
 from modules.preset.section import option
 
 

@@ -38,12 +38,15 @@ class _Out(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, layer):
         ctx.layer, ctx.shape = layer, x.shape
-        return layer.frozen(x, None)
+        return layer.through(x, layer.weight_in(x.dtype), None)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, *grads):
-        return ctx.layer.frozen_gradient(grads[0], ctx.shape) if ctx.needs_input_grad[0] else None, None
+        (grad,), layer = grads, ctx.layer
+        if not ctx.needs_input_grad[0]:
+            return None, None
+        return layer.through_gradient(grad, ctx.shape, layer.weight_in(grad.dtype)), None
 
 
 def in_compute_dtype(x: Tensor) -> Tensor:

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from modules.adapters import base, fused
-from modules.adapters.layers import Layer, frozen_cols
+from modules.adapters.layers import Layer
 from modules.adapters.low_rank import root_mean_square
+from modules.adapters.products import frozen_cols
 from modules.preset.section import option
 
 

@@ -16,7 +16,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from modules.adapters import fused, linalg
+from modules.adapters import fused, linalg, turning
 from modules.adapters.base import AdapterConfig, Terms, alike, rows_of
 from modules.adapters.layers import Layer
 from modules.preset.section import Section, option
@@ -210,6 +210,12 @@ class Blocks(Rotation):
         length = MAPS[self.map].slope / 2 * self.factor * self.skew.norm()
         return (2**0.5 * length / self.features**0.5).detach()
 
+    def forward(self, x: Tensor, layer: Layer, derived: dict[str, Tensor]) -> Tensor:
+        orthogonal = not self.map.startswith("neumann")
+        if self.side == "input" and orthogonal and layer.fusible and turning.pays(layer, x):
+            return turning.turned(layer, x, derived["excess"], derived.get("gain"))
+        return super().forward(x, layer, derived)
+
     def rotate_in(self, x: Tensor, layer: Layer, derived: dict[str, Tensor]) -> Tensor:
         return layer.rotate_in(x, derived["excess"])
 
@@ -259,6 +265,19 @@ class Blocks(Rotation):
         return Terms(rotation=turn, side=self.side)
 
 
+def along_rows(layer: Layer, side: str) -> float:
+    """How much further a step of planes moves a weight than one in random directions would.
+
+    The gradient of `v` lies in the space of the weight's rows. With fewer of these than features a direction in it is
+    stretched by the weight more than others. A vector of signs has the part `2 / pi` along what it is the sign of, and
+    half of the step, `u v^T`, is of that kind.
+    """
+    features, others = layer.channels, layer.out_features * layer.kernel
+    if side == "output":
+        features, others = layer.out_features, layer.channels * layer.kernel
+    return math.sqrt((1 + max(1.0, 2 / math.pi * features / others + 1 - 2 / math.pi)) / 2)
+
+
 class Planes(Rotation):
     """`Q = factor (u v^T - v u^T) / length`; parameters `u (channels, p)`, at the start orthonormal times `length`, and
     `v`, zero.
@@ -274,7 +293,8 @@ class Planes(Rotation):
         self.v = nn.Parameter(torch.zeros(self.features, planes))
         self.factor: Tensor
         self.length: Tensor
-        self.register_buffer("factor", torch.tensor(1.0 if step is None else step / (2 * math.sqrt(2 * planes))))
+        factor = 1.0 if step is None else step / (2 * math.sqrt(2 * planes) * along_rows(layer, side))
+        self.register_buffer("factor", torch.tensor(factor))
         self.register_buffer("length", torch.tensor(length))
 
     def pair(self) -> tuple[Tensor, Tensor]:

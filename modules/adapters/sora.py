@@ -17,8 +17,9 @@ from torch import Tensor, nn
 
 from modules.adapters import base, linalg
 from modules.adapters.diagonal import Diagonal
-from modules.adapters.layers import Layer, frozen_cols
+from modules.adapters.layers import Layer
 from modules.adapters.low_rank import LowRankConfig, root_mean_square
+from modules.adapters.products import frozen_cols
 from modules.preset.section import option
 
 

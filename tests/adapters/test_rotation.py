@@ -108,7 +108,7 @@ def test_one_step_of_the_magnitude_changes_every_row_alike():
     "rotation, factor", [(blocks(16), 0.5 / math.sqrt(15)), (blocks(32), 0.5 / math.sqrt(31)), (planes(8), 0.125)]
 )
 def test_the_factor_is_saved(rotation, factor):
-    adapted = rotated_layer("oft", rotation, 64, 8)
+    adapted = rotated_layer("oft", rotation, 64, 64)
     assert adapted.adapter.state_dict()["rotation.factor"].item() == pytest.approx(factor, rel=1e-6)
 
 
