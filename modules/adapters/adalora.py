@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from modules.adapters import base, fused, linalg
 from modules.adapters.layers import Layer
-from modules.adapters.low_rank import LowRankConfig, refuse_larger, root_mean_square
+from modules.adapters.low_rank import RankConfig, refuse_larger, root_mean_square
 from modules.preset.section import option
 
 SMOOTHING = 0.85
@@ -32,7 +32,7 @@ INITIAL_STD = 0.02
 """Of the two factors with raw steps, as published."""
 
 
-class Config(LowRankConfig):
+class Config(RankConfig):
     """AdaLoRA: the ranks of the layers are learned."""
 
     method: Literal["adalora"] = "adalora"

@@ -29,6 +29,11 @@ class AdapterConfig(Section):
     """calibrated: one step of a sign-like optimizer (Adam, Lion) changes each layer's weight by about learning_rate
     times its norm. raw: parameters in the units of the method's publication. Files are exact either way."""
 
+    @property
+    def pool(self) -> str | None:
+        """The folder of finished adapters that a method starts from, its option `folder`; None: it takes none."""
+        return None
+
 
 @dataclass
 class Terms:
@@ -98,6 +103,11 @@ class Adapter(nn.Module):
         """The adapted layer on `x`, bias included. A method's own version never forms an `(out, fan_in)` tensor."""
         return layer.add_bias(layer.with_weight(x, self.weight(layer.dense())))
 
+    def gradient_pair(self) -> tuple[nn.Parameter, nn.Parameter] | None:
+        """`up (out, r)` and `down (r, fan_in)` of a fresh adapter whose `down` is to start along the gradient of the
+        loss, if the options ask for that. The adapter is the identity as long as one of the two is zero."""
+        return None
+
     @classmethod
     def penalty(cls, adapters: Sequence[Any]) -> Tensor | None:
         """What the method adds to the loss once per optimizer step, of all adapters of a training; None: nothing.
@@ -123,6 +133,11 @@ class Adapter(nn.Module):
         Raises ValueError, in a sentence, where the method or its options cannot hold them.
         """
         raise ValueError(f"{self.config.method} cannot go on from another adapter")
+
+    def start_from_pool(self, pairs: Sequence[tuple[Tensor, Tensor]]) -> None:
+        """Set fresh parameters from what the finished adapters in `config.pool` do to the layer: `up (out, r)`,
+        `down (r, fan_in)` of each. For methods whose options name such a folder."""
+        raise NotImplementedError
 
     def refuse_all_but(self, terms: Terms, *parts: str) -> None:
         """ValueError if `terms` have a part that is none of these."""

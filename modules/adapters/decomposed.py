@@ -26,6 +26,14 @@ class DecomposedConfig(RawLowRankConfig):
     axis: Literal["input", "output"] = option("input", why="exact in ComfyUI, A1111 and Forge, whatever their version")
     """Whether each input channel or each output feature has a magnitude. diffusers can only read output."""
 
+    init: Literal["kaiming", "gaussian", "orthogonal", "gradient"] = option(
+        "kaiming", why="what every program does", group="Start", advanced=True, title="Initial values"
+    )
+    """How the pair's down starts, while up is zero. kaiming: uniform, as in the reference code. gaussian: normal with
+    a deviation of 1 / rank, as in peft. orthogonal: rows of length 1 at right angles. gradient: the directions in which
+    the loss of some of the pictures falls fastest, measured before the first step. With calibrated steps all have the
+    same size."""
+
 
 class Decomposed(base.Adapter):
     """Parameters `up (out, r)`, `down (r, fan_in)`, `magnitude (channels)` or `(out)`: the log-ratio l in units of the
@@ -102,6 +110,9 @@ class Decomposed(base.Adapter):
             return layer(layer.scale_in(x, excess)) + layer.expand(layer.project(x, down), up)
         y = layer.scale_out(layer.out(x), excess)
         return layer.add_bias(y + layer.expand(layer.project(x, down), up))
+
+    def gradient_pair(self) -> tuple[nn.Parameter, nn.Parameter] | None:
+        return (self.up, self.down) if self.config.init == "gradient" else None
 
     def start_from(self, terms: base.Terms, layer: Layer) -> None:
         self.refuse_all_but(terms, "up", "magnitude")

@@ -10,6 +10,48 @@ CANCELLED = -0.99
 """Below this relative change of a squared norm the closed form has lost digits and the direct norm is taken."""
 
 
+VANISHED = 1e-6
+"""A singular value that is a smaller part of the largest is rounding."""
+
+
+def principal(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor]:
+    """`left (rows, k)`, `values (k)`, `right (k, columns)`: the largest singular values of `matrix (rows, columns)` in
+    descending order, with their vectors. k is `rank`, or less where fewer differ from zero; 0 on the meta device.
+
+    Through the eigenvectors of the smaller Gram matrix in float64, which is far cheaper than an SVD.
+    """
+    wide = matrix.shape[1] > matrix.shape[0]
+    tall = (matrix.mT if wide else matrix).double()
+    if matrix.is_meta:
+        values, vectors = tall.new_empty(0), tall.new_empty(tall.shape[1], 0)
+    else:
+        squares, vectors = torch.linalg.eigh(tall.mT @ tall)
+        values = squares.clamp_min(0).sqrt().flip(0)[:rank]
+        values = values[values > VANISHED * values[0]]
+        vectors = vectors.flip(1)[:, : len(values)]
+    other = (tall @ vectors / values).to(matrix.dtype)
+    own, values = vectors.to(matrix.dtype), values.to(matrix.dtype)
+    return (own, values, other.mT) if wide else (other, values, own.mT)
+
+
+SPARE, ROUNDS = 16, 8
+"""Columns of a sketch beyond the wanted rank, and how often it is improved."""
+
+
+def leading(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Like `principal`, for a large matrix of which little is wanted: there by a block power iteration on a random
+    sketch (Halko, Martinsson, Tropp, arXiv 0909.4061, algorithm 4.4), which takes seconds for all layers of a model
+    instead of many minutes. What it finds has the same size to about one percent."""
+    width = rank + SPARE
+    if matrix.is_meta or 4 * width > min(matrix.shape):
+        return principal(matrix, rank)
+    columns = torch.randn(matrix.shape[1], width).to(matrix)
+    for _ in range(ROUNDS):
+        columns = torch.linalg.qr(matrix.mT @ torch.linalg.qr(matrix @ columns).Q).Q
+    left, values, right = principal(matrix @ columns, rank)
+    return left, values, right @ columns.mT
+
+
 def axis_norm(V: Tensor, axis: str, kernel: int) -> Tensor:
     """Norms of `V (out, channels * kernel)`: `(out)` for axis "output", `(channels)` for "input"."""
     if axis == "output":

@@ -1,12 +1,28 @@
-"""LoRA: `W' = W + (alpha / rank) up down`, `up (out, r)`, `down (r, fan_in)` (Hu et al., arXiv 2106.09685, eq. 3)."""
+"""LoRA: `W' = W + (alpha / rank) up down`, `up (out, r)`, `down (r, fan_in)` (Hu et al., arXiv 2106.09685, eq. 3).
 
+With a pair that starts away from zero, what it starts with is subtracted:
+`W' = W + s (up down - up0 down0) = W + s [up - up0, up0] [down; down - down0]`. Published code subtracts it from the
+stored base instead (PiSSA: arXiv 2404.02948, eq. 5; IniLoRA: arXiv 2510.03731), which rounds the base: by up to 12 % of
+the weight in bfloat16. Here the base stays as it is, also where it is packed, the start is exact, and so is the file: a
+LoRA of rank 2r. In this form nothing cancels in half precision, neither while training nor in a file, as it would in
+`[up, -up0] [down; down0]`.
+
+IniLoRA fits `up down` to W by 20,000 steps of Adam for each layer. Here its fit is the closed form: the best one there
+is, which is PiSSA's pair, balanced and in a random basis, where gradient descent from small random values would end
+[the basis is inferred].
+"""
+
+import math
+from collections.abc import Callable
 from typing import Literal
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
-from modules.adapters import base, fused
+from modules.adapters import base, fused, linalg
 from modules.adapters.layers import Layer
-from modules.adapters.low_rank import RawLowRankConfig, low_rank_pair, set_pair
+from modules.adapters.low_rank import RawLowRankConfig, low_rank_pair, root_mean_square, set_pair
+from modules.preset.section import option
 
 
 class Config(RawLowRankConfig):
@@ -15,33 +31,116 @@ class Config(RawLowRankConfig):
     method: Literal["lora"] = "lora"
     """Low-rank update, the common denominator of all programs."""
 
+    init: Literal[
+        "kaiming", "gaussian", "orthogonal", "gradient", "pissa", "inilora", "inilora_alpha", "inilora_beta"
+    ] = option("kaiming", why="what every program does", group="Start", advanced=True, title="Initial values")
+    """How the pair starts. With up at zero, and down kaiming: uniform, as in the reference code; gaussian: normal with
+    a deviation of 1 / rank, as in peft; orthogonal: rows of length 1 at right angles; gradient: the directions in which
+    the loss of some of the pictures falls fastest, measured before the first step. Or with both away from zero, and
+    their product subtracted again, which makes the pair twice as wide in training and in files; pissa: the largest
+    singular values of the weight; inilora: a fit to the weight; inilora_alpha, inilora_beta: the same with random
+    values."""
+
+
+def principal_pair(W: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+    """`up (out, k)`, `down (k, fan_in)`, of the same size, whose product is the best of rank k for `W (out, fan_in)`;
+    k as in `linalg.leading` (PiSSA, arXiv 2404.02948, eq. 3-4)."""
+    left, values, right = linalg.leading(W, rank)
+    return left * values.sqrt(), values.sqrt().unsqueeze(1) * right
+
+
+def fitted_pair(W: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+    """The same in a random basis."""
+    up, down = principal_pair(W, rank)
+    basis = torch.linalg.qr(torch.randn(len(down), len(down), dtype=torch.float64)).Q.to(up)
+    return up @ basis, basis.mT @ down
+
+
+def normal_pair(W: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+    """Normal with a deviation of 0.5 (IniLoRA's alpha, in its code)."""
+    return 0.5 * torch.randn(W.shape[0], rank), 0.5 * torch.randn(rank, W.shape[1])
+
+
+def kaiming_pair(W: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+    """Kaiming-normal (IniLoRA's beta, in its code)."""
+    up, down = torch.empty(W.shape[0], rank), torch.empty(rank, W.shape[1])
+    return nn.init.kaiming_normal_(up), nn.init.kaiming_normal_(down)
+
+
+PAIRS: dict[str, Callable[[Tensor, int], tuple[Tensor, Tensor]]] = {
+    "pissa": principal_pair,
+    "inilora": fitted_pair,
+    "inilora_alpha": normal_pair,
+    "inilora_beta": kaiming_pair,
+}
+"""By `init`: the pairs that start away from zero, from `W (out, fan_in)` and the rank."""
+
 
 class Adapter(base.Adapter):
-    """`y = base(x) + factor * up (down(x))`, with the buffer `factor ()` of `low_rank_pair`."""
+    """`y = base(x) + factor * up (down(x))`, with the buffer `factor ()` of `low_rank_pair`; `first_up` and
+    `first_down`: buffers where the pair starts away from zero, with what it starts with."""
 
     pairs = (("up", "down"),)
 
     def __init__(self, config: Config, layer: Layer):
         super().__init__(config, layer)
-        self.up, self.down, factor = low_rank_pair(config, layer)
+        self.up, self.down, factor = low_rank_pair(config, layer, parts=2 if config.init in PAIRS else 1)
         self.factor: Tensor
+        self.first_up: Tensor | None
+        self.first_down: Tensor | None
         self.register_buffer("factor", factor)
+        if config.init in PAIRS:
+            self._begin_with(*PAIRS[config.init](layer.dense(), config.rank))
+        self.register_buffer("first_up", self.up.detach().clone() if config.init in PAIRS else None)
+        self.register_buffer("first_down", self.down.detach().clone() if config.init in PAIRS else None)
+
+    def _begin_with(self, up: Tensor, down: Tensor) -> None:
+        """Components that the pair does not have stay as they are, and so does a pair of no components at all."""
+        count = len(down)
+        if count == 0:
+            return
+        if self.config.step_size == "calibrated":  # its product may have any size: it is subtracted
+            up, down = up / root_mean_square(up), down / root_mean_square(down)
+        elif self.config.init == "pissa":  # as in peft: the product times the scale is that part of the weight
+            up, down = up / math.sqrt(self.config.scale), down / math.sqrt(self.config.scale)
+        with torch.no_grad():
+            self.up[:, :count] = up.to(self.up)
+            self.down[:count] = down.to(self.down)
+
+    def pair(self) -> tuple[Tensor, Tensor]:
+        """`up`, `down` whose product, times `factor`, is the update."""
+        if self.first_up is None or self.first_down is None:
+            return self.up, self.down
+        moved = torch.cat([self.up - self.first_up, self.first_up], 1)
+        return moved, torch.cat([self.down, self.down - self.first_down])
 
     def weight(self, W: Tensor) -> Tensor:
-        return W + self.factor.to(W) * (self.up @ self.down)
+        up, down = self.pair()
+        return W + self.factor.to(W) * (up @ down)
 
     def derive(self, layer: Layer) -> dict[str, Tensor]:
+        if self.first_up is not None:
+            up, down = self.pair()
+            return {"up": self.factor * up, "down": down}
         return {} if self.config.step_size == "raw" else {"up": self.factor * self.up}
 
     def forward(self, x: Tensor, layer: Layer, derived: dict[str, Tensor]) -> Tensor:
         up, scale = (derived["up"], 1.0) if "up" in derived else (self.up, self.config.scale)
+        down = derived.get("down", self.down)
         if layer.fusible:
-            return fused.low_rank(layer, x, up, self.down, scale)
-        return layer(x) + layer.expand(layer.project(x, self.down), scale * up)
+            return fused.low_rank(layer, x, up, down, scale)
+        return layer(x) + layer.expand(layer.project(x, down), scale * up)
+
+    def gradient_pair(self) -> tuple[nn.Parameter, nn.Parameter] | None:
+        return (self.up, self.down) if self.config.init == "gradient" else None
 
     def start_from(self, terms: base.Terms, layer: Layer) -> None:
         self.refuse_all_but(terms, "up")
         set_pair(self.config, self.up, self.down, terms, self.factor)
+        if self.first_up is not None and self.first_down is not None:  # nothing to subtract then
+            self.first_up.zero_()
+            self.first_down.zero_()
 
     def export_terms(self, W: Tensor) -> base.Terms:
-        return base.Terms(up=self.factor * self.up, down=self.down)
+        up, down = self.pair()
+        return base.Terms(up=self.factor * up, down=down)

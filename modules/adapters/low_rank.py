@@ -1,7 +1,8 @@
 """What all low-rank methods share: rank, alpha and the initial pair of factors."""
 
 import math
-from typing import Literal
+from collections.abc import Callable
+from typing import Any, Literal
 
 import torch
 from pydantic import model_validator
@@ -11,9 +12,18 @@ from modules.adapters.base import AdapterConfig, Terms
 from modules.adapters.layers import Layer
 from modules.preset.section import option
 
+RANDOM: dict[str, Callable[[Tensor], Any]] = {
+    "gaussian": lambda down: nn.init.normal_(down, std=1 / len(down)),
+    "orthogonal": nn.init.orthogonal_,
+}
+"""Filling a `down (r, fan_in)` by the name in `init`, in place; where the name is none of these, as Kaiming has it."""
 
-class LowRankConfig(AdapterConfig):
-    """Options of a low-rank update."""
+AT_RANDOM = ("kaiming", *RANDOM)
+"""Values of `init` that need nothing but a shape, so that a file given with start_from can leave some of them."""
+
+
+class RankConfig(AdapterConfig):
+    """Options of an update of a given rank."""
 
     rank: int = option(16, why="enough for a style or a subject", ge=1, le=4096)
     """Rank of the update. File size and capacity grow with it."""
@@ -27,10 +37,28 @@ class LowRankConfig(AdapterConfig):
         return 1.0 if self.alpha is None else self.alpha / self.rank
 
     @model_validator(mode="after")
-    def _alpha_has_an_effect(self) -> "LowRankConfig":
+    def _alpha_has_an_effect(self) -> "RankConfig":
         if self.alpha is not None and self.step_size == "calibrated":
             raise ValueError(f"alpha {self.alpha:g} does nothing where steps are calibrated: leave it out, or set "
                              "step_size raw")
+        return self
+
+
+class LowRankConfig(RankConfig):
+    """Options of a low-rank pair of which `up` starts at zero."""
+
+    init: Literal["kaiming", "gaussian", "orthogonal"] = option(
+        "kaiming", why="what every program does", group="Start", advanced=True, title="Initial values"
+    )
+    """How the pair's down starts, while up is zero. kaiming: uniform, as in the reference code. gaussian: normal with
+    a deviation of 1 / rank, as in peft. orthogonal: rows of length 1 at right angles. With calibrated steps all have
+    the same size."""
+
+    @model_validator(mode="after")
+    def _init_is_not_overwritten(self) -> "LowRankConfig":
+        if self.start_from and self.init not in AT_RANDOM:
+            raise ValueError(f"init {self.init} is for a training that starts anew, and start_from gives it a file: "
+                             "leave one of them out")
         return self
 
 
@@ -45,19 +73,30 @@ class RawLowRankConfig(LowRankConfig):
 
 
 def low_rank_pair(config: LowRankConfig, layer: Layer, parts: int = 1) -> tuple[nn.Parameter, nn.Parameter, Tensor]:
-    """`up (out, r)` zeros, `down (r, fan_in)` Kaiming-uniform with a = sqrt(5) as in the reference code, and the factor
-    `c ()` with which the update is `c up down`: the config's scale, times the unit of calibrated steps.
+    """`up (out, r)` zeros, `down (r, fan_in)` as `config.init` says, if not Kaiming-uniform with a = sqrt(5) as in the
+    reference code, and the factor `c ()` with which the update is `c up down`: the config's scale, or the unit of
+    calibrated steps.
 
-    Calibrated, `down` has a root mean square of 1, and a step of lr in every entry of `up` changes the weight by
+    Calibrated, `down` has the root mean square `spread`, and a step of lr in every entry of `up` changes the weight by
     `lr / sqrt(parts)` of its norm: `parts` is how many tensors of the method change the weight at the start.
     """
     down = torch.empty(config.rank, layer.fan_in)
-    nn.init.kaiming_uniform_(down, a=math.sqrt(5))
+    RANDOM.get(config.init, _kaiming)(down)
     factor = config.scale
     if config.step_size == "calibrated":
-        down /= root_mean_square(down)
-        factor = layer.rms() / math.sqrt(config.rank * parts)
+        down *= spread(config.rank) / root_mean_square(down)
+        factor = layer.rms() / (spread(config.rank) * math.sqrt(config.rank * parts))
     return nn.Parameter(torch.zeros(layer.out_features, config.rank)), nn.Parameter(down), torch.tensor(factor)
+
+
+def spread(rank: int) -> float:
+    """In how many steps of lr, as a multiple of 1 / lr, calibrated steps move `down` by itself. Its components step
+    together, so that what they add to the weight's change by and by grows with the rank's root."""
+    return max(1.0, math.sqrt(rank) / 2)
+
+
+def _kaiming(down: Tensor) -> None:
+    nn.init.kaiming_uniform_(down, a=math.sqrt(5))
 
 
 def root_mean_square(tensor: Tensor) -> Tensor:
@@ -65,7 +104,7 @@ def root_mean_square(tensor: Tensor) -> Tensor:
     return tensor.square().mean().sqrt()
 
 
-def set_pair(config: LowRankConfig, up: Tensor, down: Tensor, terms: Terms, factor: Tensor) -> None:
+def set_pair(config: RankConfig, up: Tensor, down: Tensor, terms: Terms, factor: Tensor) -> None:
     """Fresh parameters so that `factor * up down` is the terms' product. Components they do not fill start as ever.
     Calibrated, `down` keeps its root mean square; else the two are as they were given.
 
@@ -77,7 +116,8 @@ def set_pair(config: LowRankConfig, up: Tensor, down: Tensor, terms: Terms, fact
     refuse_larger(rank, down.shape[0])
     with torch.no_grad():
         given = root_mean_square(terms.down) if config.step_size == "calibrated" else 1.0
-        unit = 1.0 if given == 0 else 1.0 / given
+        wanted = root_mean_square(down) if config.step_size == "calibrated" else 1.0
+        unit = 1.0 if given == 0 else wanted / given
         up.zero_()
         up[:, :rank] = terms.up / (factor.to(terms.up) * unit)
         down[:rank] = unit * terms.down

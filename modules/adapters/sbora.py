@@ -12,11 +12,11 @@ from torch import Tensor, nn
 
 from modules.adapters import base, fused
 from modules.adapters.layers import Layer
-from modules.adapters.low_rank import LowRankConfig
+from modules.adapters.low_rank import RankConfig
 from modules.preset.section import option
 
 
-class Config(LowRankConfig):
+class Config(RankConfig):
     """A few columns or rows of the weight learn, the rest stays."""
 
     method: Literal["sbora"] = "sbora"

@@ -15,7 +15,7 @@ from modules.data.captions import whole_caption
 from modules.data.index import DataProblems, Index, build_index, overlap
 from modules.data.survey import listing
 from modules.preset.schema import Preset
-from modules.training import first_values, noise, schedules, setup, sharding
+from modules.training import first_values, noise, pool, schedules, setup, sharding
 from modules.training.session import Pictures, total_steps
 
 NEEDED_ON_GPUS = "the package triton, and on Linux a C compiler (gcc or clang) for it,"
@@ -118,6 +118,8 @@ def _examine_model(preset: Preset, found: Findings) -> None:
     found.trainable_layers = len(setup.layer_names(found.model))
     started, problems = first_values.look(preset, found.model)
     found.problems += problems
+    problems, notes = pool.look(preset, found.model)
+    found.problems, found.notes = found.problems + problems, found.notes + notes
     found.adapted, problems = setup.attach_all(found.model, preset)
     found.problems += problems
     if found.adapted and started is not None:

@@ -69,14 +69,19 @@ def _sort(placed: Placed, adapted: dict[str, Adapted]) -> Any:
 
 def _try(placed: Placed, adapted: dict[str, Adapted]) -> None:
     """Start adapters on random layers of the same sizes. Raises ValueError as `starting.start` does."""
-    members = tuple((_random(layer), part) for layer, part in placed.members)
-    whole = next((layer for layer, _ in members if layer.name == placed.layer.name), placed.layer)
-    trials = {}
-    for layer, _ in members:
+    trial, trials = on_random_layers(placed), {}
+    for layer, _ in trial.members:
         config = adapted[layer.name].adapter.config
         trials[layer.name] = Adapted(layer.base, methods()[config.method].Adapter(config, layer), layer)  # pyright: ignore
     with torch.no_grad():
-        starting.start(replace(placed, layer=whole, members=members).changes(), trials)
+        starting.start(trial.changes(), trials)
+
+
+def on_random_layers(placed: Placed) -> Placed:
+    """The same tensors on layers with random weights, so that a base without values can be asked what fits."""
+    members = tuple((_random(layer), part) for layer, part in placed.members)
+    whole = next((layer for layer, _ in members if layer.name == placed.layer.name), placed.layer)
+    return replace(placed, layer=whole, members=members)
 
 
 def _random(layer: Layer) -> Layer:

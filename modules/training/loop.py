@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from modules import objectives
 from modules.data.batches import Batch
-from modules.training import optimizers, schedules
+from modules.training import gradient_start, optimizers, schedules
 from modules.training.outputs import export_now, noise_errors, sample, save_adapter, validate
 from modules.training.run import REQUESTS
 from modules.training.session import Session, memory_mb, save
@@ -56,8 +56,9 @@ def train(session: Session) -> bool:
     progress, preset = Progress(), session.preset
     main = session.accelerator.is_main_process
 
-    # Before the first step: what the base model does by itself.
+    # Before the first step: first values that come from the data, and what the base model does by itself.
     if session.step == 0:
+        gradient_start.begin(session, batch_loss)
         validate(session)
         sample(session)
 

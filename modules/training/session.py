@@ -23,7 +23,7 @@ from modules.data.index import Index, Progress
 from modules.families.base import Texts
 from modules.objectives import Density
 from modules.preset.schema import Preset, Training
-from modules.training import first_values, flat, memory, setup, sharding, state
+from modules.training import first_values, flat, gradient_start, memory, pool, setup, sharding, state
 from modules.training.events import Events
 from modules.training.flat import Flat
 from modules.training.run import Run
@@ -176,11 +176,18 @@ def prepare(preset: Preset, pictures: Pictures, run: Run, events: Events, accele
 
 
 def attach(model: Any, preset: Preset, run: Run, events: Events) -> dict[str, Adapted]:
-    """The adapters, by full layer name: fresh ones, or with the values of adapter.start_from where a run begins."""
-    given = {} if first_values.is_begun(run.folder) else first_values.read(preset, model)
+    """The adapters, by full layer name: fresh ones, or with the values of adapter.start_from or of a pool of adapters
+    where a run begins."""
+    begun = first_values.is_begun(run.folder)
+    given, beside = {}, None
+    if not begun:
+        given, beside = first_values.read(preset, model), pool.read(preset, model)
     adapted = setup.attach_ready(model, preset)
-    for note in first_values.apply(given, adapted):
+    for note in [*first_values.apply(given, adapted), *pool.apply(beside, adapted)]:
         events.write("warning", {"message": note, "detail": ""})
+    if not begun:  # values that were computed, not drawn, need not be the same on every device
+        values = [tensor for layer in adapted.values() for tensor in layer.adapter.state_dict().values()]
+        gradient_start.share([tensor for tensor in values if tensor.is_floating_point()])
     return adapted
 
 

@@ -82,12 +82,13 @@ def some_text(name: str, field, rng: random.Random) -> str:
 
 NODE = {"export.host": "comfyui_node", "export.form": "compact"}
 NEEDS = {
+    "adapter.init": {"adapter.start_from": ""},
     "adapter.alpha": {"adapter.step_size": "raw"},
     "export.rank": {"export.form": "compact"},
     "export.node_fallback": NODE,
     "export.node_spelling": NODE,
 }
-"""Options that are refused without another one."""
+"""Options that are refused without another one, or with it."""
 
 
 @pytest.mark.parametrize("seed", range(60))

@@ -1,0 +1,98 @@
+"""CoRA: `W' = W + (alpha / rank) up down`, `up` an orthonormal basis of what many trainings do, `down` at zero
+(Xiao et al., arXiv 2409.02119).
+
+The paper puts a subspace that many models have in common in the place of `up` (its B): either frozen, with half of the
+parameters, or as a better start. By summaries of it, the subspace comes from an SVD over the downstream models'
+aggregated matrices. The rest is inferred: here they are the changes by finished adapters of the same base, side by
+side for each layer, `[D1, D2, ...]`, and `up` is their largest left singular vectors. Adapters that change more count
+more. Directions that they do not fill, and layers that none of them changes, are random ones.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from modules.adapters import base, fused, linalg
+from modules.adapters.layers import Layer
+from modules.adapters.low_rank import RankConfig, root_mean_square
+from modules.preset.section import option
+
+
+class Config(RankConfig):
+    """CoRA: the outputs that a pool of finished adapters uses."""
+
+    method: Literal["cora"] = "cora"
+    """Low-rank update of the outputs that a folder of finished adapters changes most."""
+
+    folder: str = option("", why="has to be given", kind="folder")
+    """Adapter files of the same base, of any trainer and method: every .safetensors file in it that can be read. Only
+    for the start: a run that is resumed needs it no more. Left out with start_from, whose file is then the pool."""
+
+    frozen: bool = option(True, why="half of the parameters, for the same quality in the paper")
+    """Keep the outputs that the folder's adapters use. Off: they are only where training starts."""
+
+    @property
+    def pool(self) -> str | None:
+        return self.folder
+
+
+class Adapter(base.Adapter):
+    """`y = base(x) + up (factor * down(x))`; `up` is a buffer if frozen, its columns have the length `unit`."""
+
+    def __init__(self, config: Config, layer: Layer):
+        super().__init__(config, layer)
+        up, factor, self.unit = nn.init.orthogonal_(torch.empty(layer.out_features, config.rank)), config.scale, 1.0
+        if config.step_size == "calibrated":
+            factor, self.unit = layer.rms() / math.sqrt(config.rank), math.sqrt(layer.out_features)
+            up /= root_mean_square(up)
+        self.up: Tensor
+        if config.frozen:
+            self.register_buffer("up", up)
+        else:
+            self.up = nn.Parameter(up)
+        self.down = nn.Parameter(torch.zeros(config.rank, layer.fan_in))
+        self.factor: Tensor
+        self.register_buffer("factor", torch.tensor(factor))
+
+    def weight(self, W: Tensor) -> Tensor:
+        return W + self.factor.to(W) * (self.up @ self.down)
+
+    def derive(self, layer: Layer) -> dict[str, Tensor]:
+        return {"down": self.factor * self.down}
+
+    def forward(self, x: Tensor, layer: Layer, derived: dict[str, Tensor]) -> Tensor:
+        if layer.fusible:
+            return fused.low_rank(layer, x, self.up, derived["down"])
+        return layer(x) + layer.expand(layer.project(x, derived["down"]), self.up)
+
+    def start_from_pool(self, pairs: Sequence[tuple[Tensor, Tensor]]) -> None:
+        # D = up down has the left singular vectors and values of up R^T, where down^T = Q R.
+        sides = [up.double() @ torch.linalg.qr(down.double().mT).R.mT for up, down in pairs]
+        self._set_directions(linalg.principal(torch.cat(sides, 1), self.config.rank)[0])
+
+    def start_from(self, terms: base.Terms, layer: Layer) -> None:
+        self.refuse_all_but(terms, "up")
+        if terms.up is None or terms.down is None:
+            return
+        if len(terms.down) > self.config.rank:
+            raise ValueError(f"the file has rank {len(terms.down)} and the run {self.config.rank}; set adapter.rank "
+                             f"{len(terms.down)}, or make the file smaller with scripts/resize.py")
+        basis = self._set_directions(torch.linalg.qr(terms.up.double()).Q)
+        with torch.no_grad():
+            inside = basis.mT @ terms.up.to(basis) @ terms.down.to(basis) / (self.unit * self.factor)
+            self.down[: len(inside)] = inside
+
+    def _set_directions(self, directions: Tensor) -> Tensor:
+        """Make orthonormal `directions (out, k)` the first columns of `up`, and random ones at right angles to them the
+        others; returns all of these, as far as there are so many."""
+        both = torch.cat([directions.to(self.up), self.up.detach()], 1)
+        basis = torch.linalg.qr(both.double()).Q[:, : self.config.rank]
+        with torch.no_grad():
+            self.up[:, : basis.shape[1]] = self.unit * basis
+        return basis
+
+    def export_terms(self, W: Tensor) -> base.Terms:
+        return base.Terms(up=self.factor * self.up, down=self.down)
