@@ -94,6 +94,10 @@ class Layer:
         """`x + (x first) second` over the channels, `first (channels, q)`, `second (q, channels)`."""
         return fused.updated(x, first, second)
 
+    def flat(self, x: Tensor) -> Tensor:
+        """`x` or `y` as `(n, features, ...)`, with whatever positions the layer has after the features."""
+        return x.reshape(-1, x.shape[-1])
+
     def spread_in(self, vector: Tensor, x: Tensor) -> Tensor:
         """`vector (channels)` in `x`'s dtype, shaped to multiply `x`."""
         return vector.to(x.dtype)
@@ -238,6 +242,9 @@ class ConvLayer(Layer):
     def update_in(self, x: Tensor, first: Tensor, second: Tensor) -> Tensor:
         return x + self.expand(self.conv(x, self.native_up(first.mT).to(x.dtype)), second.mT)
 
+    def flat(self, x: Tensor) -> Tensor:
+        return x
+
     def spread_in(self, vector: Tensor, x: Tensor) -> Tensor:
         return vector.to(x.dtype).view(-1, *self.ones)
 
@@ -288,7 +295,7 @@ class ConvLayer(Layer):
         )
 
     def native(self, matrix: Tensor) -> Tensor:
-        return matrix.unflatten(1, (self.channels, *self.base.kernel_size))
+        return matrix.unflatten(1, (-1, *self.base.kernel_size))
 
     def native_up(self, up: Tensor) -> Tensor:
         return up.view(*up.shape, *self.ones)

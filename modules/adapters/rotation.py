@@ -71,6 +71,22 @@ def derive_all(rotations: "Sequence[Blocks | Planes]") -> list[dict[str, Tensor]
     return alike(rotations, lambda one: one.likeness(), lambda group: group[0].derive_alike(group))
 
 
+def triangles(turn: Tensor) -> Tensor:
+    """`(..., b(b-1)/2)`: the upper triangles of the Q with `(I + Q)(I - Q)^-1 = turn (..., b, b)`, or the nearest
+    rotation. Raises ValueError for half a turn and for a matrix that is no rotation."""
+    left, _, right = torch.linalg.svd(turn)
+    nearest, eye = left @ right, torch.eye(turn.shape[-1], dtype=turn.dtype, device=turn.device)
+    moved = (turn - eye).norm()
+    if (turn - nearest).norm() > ORTHOGONAL * moved:
+        raise ValueError("the file's rotation is not orthogonal (its trainer's series is off by "
+                         f"{(turn - nearest).norm() / moved:.1%} of the change), and the run's always is")
+    if torch.linalg.svdvals(nearest + eye).min() < HALF_TURN:
+        raise ValueError("the file turns some directions by half a turn, which the run's rotations cannot")
+    skew = torch.linalg.solve(nearest + eye, nearest - eye)
+    rows, columns = torch.triu_indices(len(eye), len(eye), 1, device=skew.device)
+    return skew[..., rows, columns]
+
+
 class Blocks(nn.Module):
     """`Q = factor (U - U^T)` per block; parameter `skew (blocks, b(b-1)/2)`: the upper triangles.
 
@@ -132,18 +148,8 @@ class Blocks(nn.Module):
             raise ValueError(f"the file has {blocks} blocks of {size} and the run blocks of {self.size}; set "
                              f"adapter.rotation.block_size {size}")
         turn = torch.stack([torch.block_diag(*group) for group in given.double().unflatten(0, (-1, self.size // size))])
-        left, _, right = torch.linalg.svd(turn)
-        nearest, eye = left @ right, torch.eye(self.size, dtype=turn.dtype, device=turn.device)
-        moved = (turn - eye).norm()
-        if (turn - nearest).norm() > ORTHOGONAL * moved:
-            raise ValueError("the file's rotation is not orthogonal (its trainer's series is off by "
-                             f"{(turn - nearest).norm() / moved:.1%} of the change), and the run's always is")
-        if torch.linalg.svdvals(nearest + eye).min() < HALF_TURN:
-            raise ValueError("the file turns some directions by half a turn, which the run's rotations cannot")
-        skew = torch.linalg.solve(nearest + eye, nearest - eye)
-        rows, columns = torch.triu_indices(self.size, self.size, 1, device=skew.device)
         with torch.no_grad():
-            self.skew.copy_(skew[:, rows, columns] / self.factor)
+            self.skew.copy_(triangles(turn) / self.factor)
 
     def export_terms(self, W: Tensor) -> Terms:
         """A block rotation."""

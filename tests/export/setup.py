@@ -58,6 +58,8 @@ def variants() -> list[tuple[str, dict]]:
     for name, module in adapters.methods().items():
         fields = module.Config.model_fields
         default = {key: value for key, value in SMALL.items() if key in fields}
+        if fields["step_size"].default == "calibrated":
+            default.pop("alpha", None)  # would do nothing, and is refused
         if "rotation" in fields:
             found += [(name, {**default, "rotation": rotation}) for rotation in SMALL_ROTATION.values()]
             continue
@@ -91,8 +93,12 @@ def trained(model: Any, method: str, options: dict, layers: list[str] | None = N
     names = layers or [f"unet.{name}" for name, _ in model.networks["unet"].named_children()]
     for number, name in enumerate(names):
         embedding = isinstance(network.get_submodule(name), nn.Embedding)
-        if not embedding or "embedding" in module.Adapter.kinds:
+        if embedding and "embedding" not in module.Adapter.kinds:
+            continue
+        try:
             randomise(attach(network, name, config, 0), number)
+        except ValueError as refusal:
+            assert "with 1 output cannot be" in str(refusal)
     return dict(adapted_layers(network))
 
 
