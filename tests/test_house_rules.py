@@ -35,6 +35,7 @@ PASSED_ON = {
 }
 """(file, function) that passes its keyword arguments on: why."""
 
+PRODUCT, KIND = "name of a tensor in LyCORIS' files", "LyCORIS' word for a kind of file"
 KOHYA, PEFT, LYCORIS = "name of a tensor in kohya's files", "name of a tensor in peft's files", "LyCORIS' argument"
 
 FORMATS = ("modules/export/hosts", "modules/export/kinds", "modules/importing")
@@ -51,6 +52,23 @@ HOST_WORDS: dict[tuple[str, str], str] = {
     ("modules/export/keys.py", "lora_A"): PEFT,
     ("modules/export/keys.py", "lora_B"): PEFT,
     ("modules/export/keys.py", "lora_magnitude_vector"): PEFT,
+    ("modules/export/keys.py", "lokr_w1"): PRODUCT,
+    ("modules/export/keys.py", "lokr_w2"): PRODUCT,
+    ("modules/export/keys.py", "lokr_t2"): PRODUCT,
+    ("modules/export/arithmetic.py", "lokr_w1"): PRODUCT,
+    ("modules/export/arithmetic.py", "lokr_w2"): PRODUCT,
+    ("modules/export/arithmetic.py", "LoHa"): KIND,
+    ("modules/export/arithmetic.py", "LoKr"): KIND,
+    ("modules/export/inspecting.py", "lokr_w2"): PRODUCT,
+    ("modules/export/metadata.py", "LoHa"): KIND,
+    ("modules/export/metadata.py", "LoKr"): KIND,
+    ("modules/export/metadata.py", "loha"): LYCORIS,
+    ("modules/export/metadata.py", "lokr"): LYCORIS,
+    ("modules/export/metadata.py", "boft"): LYCORIS,
+    ("scripts/strength_table.py", "LoHa"): KIND,
+    ("scripts/strength_table.py", "LoKr"): KIND,
+    ("scripts/strength_table.py", "lokr_w1"): PRODUCT,
+    ("scripts/strength_table.py", "lokr_w2"): PRODUCT,
     ("modules/export/metadata.py", "networks.lora"): "kohya's module",
     ("scripts/host_pictures.py", "load_lora_weights"): "diffusers' function",
     ("modules/export/metadata.py", "lora"): LYCORIS,

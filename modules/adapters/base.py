@@ -35,6 +35,26 @@ class AdapterConfig(Section):
         return None
 
 
+@dataclass(frozen=True)
+class Product:
+    """A matrix `(out, fan_in)` of few numbers, made of two factors."""
+
+    kind: Literal["hadamard", "kronecker"]
+    """Multiplied entry by entry, or as `kron(first, second)`."""
+    first: tuple[Tensor, ...]
+    """A matrix; or an `up` and a `down`, whose product it is."""
+    second: tuple[Tensor, ...]
+
+    def map(self, change: Callable[[Tensor], Any]) -> "Product":
+        """The same of tensors that `change` gives."""
+        return Product(self.kind, tuple(change(t) for t in self.first), tuple(change(t) for t in self.second))
+
+
+def matrix(factor: tuple[Tensor, ...]) -> Tensor:
+    """A factor of a `Product` in full."""
+    return factor[0] if len(factor) == 1 else factor[0] @ factor[1]
+
+
 @dataclass
 class Terms:
     """A layer's change in the exporter's vocabulary: `W' = magnitude * normalised(V)` with
@@ -44,13 +64,15 @@ class Terms:
     """
 
     rotation: Tensor | None = None
-    """`(blocks, b, b)`, applied on `side`."""
+    """`(blocks, b, b)`, applied on `side`; or `(stages, blocks, b, b)`, a butterfly (`linalg.butterfly`)."""
     up: Tensor | None = None
     """`(out, r)`, every scale already in it."""
     down: Tensor | None = None
     """`(r, fan_in)`."""
     difference: Tensor | None = None
     """`(out, fan_in)`."""
+    product: Product | None = None
+    """What `up down` or `difference` is, said with fewer numbers. Where neither is given, it stands for them."""
     magnitude: Tensor | None = None
     """`(out)` or `(channels)`; may be negative. `W'` is `V * magnitude / norm(V)` along `axis`."""
     axis: str = ""

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from modules.adapters import linalg
+
 
 def low_rank(
     layer: Any, x: Tensor, up: Tensor, down: Tensor, scale: float = 1.0,
@@ -179,6 +181,35 @@ def _turn(x: Tensor, excess: Tensor, bias: Tensor | None) -> Tensor:
     turned = x.clone(memory_format=torch.contiguous_format) if bias is None else (x + bias.to(x.dtype)).contiguous()
     _blocks(turned, excess).baddbmm_(_blocks(x, excess), excess)
     return turned
+
+
+def butterfly(y: Tensor, excess: Tensor) -> Tensor:
+    """`linalg.butterfly` of `y (n, features, ...)` with orthogonal stages, computed in the dtype of `excess`.
+
+    Kept for the backward pass: the result. What each stage was given is turned back from what it returned.
+    """
+    return _Butterfly.apply(y, excess)  # pyright: ignore
+
+
+class _Butterfly(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, y, excess):
+        turned = linalg.butterfly(y.to(excess.dtype), excess).to(y.dtype)
+        ctx.save_for_backward(turned, excess)
+        return turned
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad):
+        turned, excess = ctx.saved_tensors
+        V, G, found = turned.to(excess.dtype), grad.to(excess.dtype), []
+        for stage, one in reversed(list(enumerate(excess))):
+            after, pulled = (linalg.butterfly_blocks(t, stage, one.shape[-1]) for t in (V, G))
+            before = after + torch.einsum("kij,nki...->nkj...", one, after)
+            found.append(torch.einsum("nki...,nkj...->kij", pulled, before))
+            pulled = pulled + torch.einsum("kij,nki...->nkj...", one, pulled)
+            V, G = (linalg.butterfly_features(t, stage) for t in (before, pulled))
+        return G.to(grad.dtype), torch.stack(found[::-1]) if ctx.needs_input_grad[1] else None
 
 
 def updated(

@@ -102,6 +102,10 @@ class Layer:
         `excess (out)`; and the bias."""
         return fused.updated(y, second.mT, first.mT, excess, self.base.bias)
 
+    def flat(self, x: Tensor) -> Tensor:
+        """`x` or `y` as `(n, features, ...)`, with whatever positions the layer has after the features."""
+        return x.reshape(-1, x.shape[-1])
+
     def spread_in(self, vector: Tensor, x: Tensor) -> Tensor:
         """`vector (channels)` in `x`'s dtype, shaped to multiply `x`."""
         return vector.to(x.dtype)
@@ -268,6 +272,9 @@ class ConvLayer(Layer):
         kept = self.add_bias(y if excess is None else self.scale_out(y, excess))
         return kept + self.expand(self.expand(y, second), first)
 
+    def flat(self, x: Tensor) -> Tensor:
+        return x
+
     def spread_in(self, vector: Tensor, x: Tensor) -> Tensor:
         return vector.to(x.dtype).view(-1, *self.ones)
 
@@ -322,7 +329,7 @@ class ConvLayer(Layer):
         )
 
     def native(self, matrix: Tensor) -> Tensor:
-        return matrix.unflatten(1, (self.channels, *self.base.kernel_size))
+        return matrix.unflatten(1, (-1, *self.base.kernel_size))
 
     def native_up(self, up: Tensor) -> Tensor:
         return up.view(*up.shape, *self.ones)

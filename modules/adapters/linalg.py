@@ -256,6 +256,34 @@ def neumann_angle(tangent: Tensor, terms: int) -> Tensor:
     return theta
 
 
+def butterfly(V: Tensor, excess: Tensor) -> Tensor:
+    """`V (n, features, ...)` with its features turned by `R = I + excess (stages, blocks, b, b)`, one stage after the
+    other; the first is `excess[0]` (BOFT, arXiv 2311.06243; the order of the features is LyCORIS')."""
+    for stage, one in enumerate(excess):
+        blocks = butterfly_blocks(V, stage, one.shape[-1])
+        V = butterfly_features(blocks + torch.einsum("kij,nkj...->nki...", one, blocks), stage)
+    return V
+
+
+def butterfly_blocks(V: Tensor, stage: int, size: int) -> Tensor:
+    """The features of `V (n, features, ...)` as `(n, blocks, b, ...)`: each block has b / 2 pairs of features that are
+    `2^stage b / 2` apart."""
+    apart = 2**stage * (size // 2)
+    return V.unflatten(1, (-1, 2, apart)).transpose(2, 3).flatten(1, 3).unflatten(1, (-1, size))
+
+
+def butterfly_features(blocks: Tensor, stage: int) -> Tensor:
+    """Back from `butterfly_blocks`."""
+    apart = 2**stage * (blocks.shape[2] // 2)
+    return blocks.flatten(1, 2).unflatten(1, (-1, apart, 2)).transpose(2, 3).flatten(1, 3)
+
+
+def butterfly_order(R: Tensor) -> Tensor:
+    """The block of a butterfly of one stage that turns all features as `R (..., b, b)` does."""
+    order = torch.arange(R.shape[-1], device=R.device).unflatten(0, (2, -1)).mT.flatten()
+    return R[..., order, :][..., order]
+
+
 def plane_factors(u: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
     """`F (..., channels, 2p)`, `H (..., 2p, channels)` with `I + F H = (I + Q)(I - Q)^-1` for `Q = u v^T - v u^T`.
 

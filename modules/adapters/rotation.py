@@ -124,6 +124,33 @@ def derive_all(
     )
 
 
+def half_tangents(turn: Tensor) -> Tensor:
+    """The Q with `(I + Q)(I - Q)^-1 = turn (..., b, b)`, or the rotation nearest to it. Raises ValueError for half a
+    turn."""
+    left, _, right = torch.linalg.svd(turn)
+    nearest, eye = left @ right, torch.eye(turn.shape[-1], dtype=turn.dtype, device=turn.device)
+    if torch.linalg.svdvals(nearest + eye).min() < HALF_TURN:
+        raise ValueError("the file turns some directions by half a turn, which the run's rotations cannot")
+    return torch.linalg.solve(nearest + eye, nearest - eye)
+
+
+def refuse_stretched(turn: Tensor) -> None:
+    """ValueError if `turn (..., b, b)` is no rotation."""
+    left, _, right = torch.linalg.svd(turn)
+    moved = (turn - torch.eye(turn.shape[-1], dtype=turn.dtype, device=turn.device)).norm()
+    off = (turn - left @ right).norm()
+    if off > ORTHOGONAL * moved:
+        raise ValueError(f"the file's rotation is not orthogonal (its trainer's series is off by {off / moved:.1%} of "
+                         "the change), and the run's always is")
+
+
+def triangles(turn: Tensor) -> Tensor:
+    """`(..., b(b-1)/2)`: the upper triangles of `half_tangents` of a rotation. Raises ValueError as the two above."""
+    refuse_stretched(turn)
+    rows, columns = torch.triu_indices(*turn.shape[-2:], 1, device=turn.device)
+    return half_tangents(turn)[..., rows, columns]
+
+
 class Rotation(nn.Module):
     """What both kinds share: the side."""
 
@@ -242,16 +269,10 @@ class Blocks(Rotation):
             raise ValueError(f"the file has {blocks} blocks of {size} and the run blocks of {self.size}; set "
                              f"adapter.rotation.block_size {size}")
         turn = torch.stack([torch.block_diag(*group) for group in given.double().unflatten(0, (-1, self.size // size))])
-        left, _, right = torch.linalg.svd(turn)
-        nearest, eye = left @ right, torch.eye(self.size, dtype=turn.dtype, device=turn.device)
-        moved = (turn - eye).norm()
-        if (turn - nearest).norm() > ORTHOGONAL * moved and not self.map.startswith("neumann"):
-            raise ValueError("the file's rotation is not orthogonal (its trainer's series is off by "
-                             f"{(turn - nearest).norm() / moved:.1%} of the change), and the run's always is")
-        if torch.linalg.svdvals(nearest + eye).min() < HALF_TURN:
-            raise ValueError("the file turns some directions by half a turn, which the run's rotations cannot")
-        skew = MAPS[self.map].back(torch.linalg.solve(nearest + eye, nearest - eye))
-        if not (eye + MAPS[self.map].excess(skew) - turn).norm() <= ORTHOGONAL * moved:
+        if not self.map.startswith("neumann"):
+            refuse_stretched(turn)
+        skew, eye = MAPS[self.map].back(half_tangents(turn)), torch.eye(self.size, dtype=turn.dtype, device=turn.device)
+        if not (eye + MAPS[self.map].excess(skew) - turn).norm() <= ORTHOGONAL * (turn - eye).norm():
             raise ValueError(f"the file turns further than rotation.map {self.map} can; set adapter.rotation.map "
                              "cayley")
         rows, columns = torch.triu_indices(self.size, self.size, 1, device=skew.device)

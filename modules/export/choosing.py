@@ -4,13 +4,14 @@ No table says which program can hold what. An encoding is taken if `effect` comp
 small random stand-in with the same structure of terms in float64; so the choice works on the meta device too.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache
 
 import torch
 from torch import Tensor, nn
 
-from modules.adapters.base import Terms
+from modules.adapters.base import Product, Terms
 from modules.adapters.layers import as_layer
 from modules.export import encodings, forms, hosts
 from modules.export.forms import Encoding, Seen
@@ -43,11 +44,17 @@ class Structure:
     """Whether blocks have an even size, are at least as many as a block has rows, and are orthogonal."""
     alone: bool
     """The rotation has one block only."""
+    stages: tuple[bool, bool] | None
+    """Of a butterfly: whether there are several, and whether they are enough to mix all rows."""
     side: str
     pair: bool
     matched: bool
     """The pair's rank is the number of channels."""
     difference: bool
+    product: str
+    """Its kind."""
+    parted: bool
+    """Whether its second factor is a pair."""
     axis: str
     positive: bool
     """No magnitude is negative."""
@@ -58,18 +65,21 @@ def structure(view: Seen) -> Structure:
     """That of a layer as seen by programs."""
     terms, (rows, columns) = view.terms, view.W.shape
     kernel = tuple(n > 1 for n in view.layer.base.kernel_size) if view.layer.kind == "conv" else ()
-    R = terms.rotation
+    R, product = terms.rotation, terms.product
     return Structure(
         kind=view.layer.kind,
         kernel=kernel,
         single=rows == 1,
         square=rows == columns // view.kernel,
-        rotation=None if R is None else (R.shape[1] % 2 == 0, R.shape[0] >= R.shape[1], view.orthogonal),
-        alone=R is not None and len(R) == 1,
+        rotation=None if R is None else (R.shape[-1] % 2 == 0, R.shape[-3] >= R.shape[-1], view.orthogonal),
+        alone=R is not None and R.dim() == 3 and len(R) == 1,
+        stages=None if R is None or R.dim() == 3 else (len(R) > 1, len(R) == R.shape[1].bit_length()),
         side=terms.side if R is not None else "",
         pair=terms.up is not None,
         matched=terms.down is not None and terms.down.shape[0] == columns // view.kernel,
         difference=terms.difference is not None,
+        product="" if product is None else product.kind,
+        parted=product is not None and len(product.second) == 2,
         axis=terms.axis,
         positive=view.positive,
         bias=terms.bias is not None,
@@ -85,6 +95,9 @@ def stand_in(like: Structure) -> Seen:
         return torch.randn(shape, generator=random, dtype=torch.float64)
 
     channels, rows = 18, 1 if like.single else 18 if like.square else 54
+    if like.stages is not None and like.rotation is not None:
+        rows = 8 if like.rotation[1] else 24
+        channels = rows if like.square else 18
     kernel = tuple(2 if wide else 1 for wide in like.kernel)
     if like.kind == "conv":
         conv = (nn.Conv1d, nn.Conv2d, nn.Conv3d)[len(kernel) - 1]
@@ -94,23 +107,50 @@ def stand_in(like: Structure) -> Seen:
         layer = as_layer(nn.Linear(channels, rows), "stand-in")
     terms = Terms(axis=like.axis, side=like.side or "input")
     if like.rotation is not None:
-        even, many, orthogonal = like.rotation
-        turned = rows if like.side == "output" else channels
-        several = {(True, True): 2, (True, False): 18 if turned > 18 else 6, (False, True): 3, (False, False): 9}
-        size = turned if like.alone else several[even, many]
-        R = torch.linalg.qr(normal(turned // size, size, size))[0]
+        turned, orthogonal = rows if like.side == "output" else channels, like.rotation[2]
+        size, stages = _blocks(like, turned)
+        R = torch.linalg.qr(normal(stages * turned // size, size, size))[0]
         R = R * torch.linalg.det(R).sign()[:, None, None] if size % 2 else _proper(R)
-        terms.rotation = R if orthogonal else R + 0.1 * normal(*R.shape)
+        R = R if orthogonal else R + 0.1 * normal(*R.shape)
+        terms.rotation = R if like.stages is None else R.unflatten(0, (stages, -1))
     columns = channels * 2 ** sum(like.kernel)
     if like.pair:
         rank = channels if like.matched else 2
         terms.up, terms.down = normal(rows, rank), normal(rank, columns)
     terms.difference = normal(rows, columns) if like.difference else None
+    if like.product:
+        terms = _with_product(terms, like, rows, columns, normal)
     if like.axis:
         terms.magnitude = normal(rows if like.axis == "output" else channels)
         terms.magnitude = terms.magnitude.abs() if like.positive else terms.magnitude
     terms.bias = normal(rows) if like.bias else None
     return Seen(layer, normal(rows, columns), terms, like.rotation is None or like.rotation[2], like.positive)
+
+
+def _blocks(like: Structure, turned: int) -> tuple[int, int]:
+    """The size of a stand-in's blocks, and how many stages there are."""
+    even, many, _ = like.rotation or (False, False, False)
+    if like.stages is not None:
+        several, enough = like.stages
+        count = 4 if several or not enough else 1
+        return turned // count, count.bit_length() if enough else 2 if several else 1
+    several = {(True, True): 2, (True, False): 18 if turned > 18 else 6, (False, True): 3, (False, False): 9}
+    return turned if like.alone else several[even, many], 1
+
+
+def _with_product(terms: Terms, like: Structure, rows: int, columns: int, normal: Callable[..., Tensor]) -> Terms:
+    """With a product, and the pair or difference that it is."""
+    if like.product == "kronecker":
+        outer = 1 if like.single else 3
+        first, (rows, columns) = (normal(outer, 3),), (rows // outer, columns // 3)
+    else:
+        first = normal(rows, 2), normal(2, columns)
+    second = (normal(rows, 2), normal(2, columns)) if like.parted else (normal(rows, columns),)
+    terms.product = Product(like.product, first, second)  # pyright: ignore
+    whole = forms.multiplied(terms.product)
+    if like.pair:
+        return replace(terms, up=torch.eye(len(whole), dtype=whole.dtype), down=whole)
+    return replace(terms, difference=whole)
 
 
 def _proper(R: Tensor) -> Tensor:
@@ -226,13 +266,14 @@ def plan(view: Seen, options: Export, how: How) -> Plan | None:
 
 
 def exact_encodings(view: Seen, options: Export, how: How) -> tuple[Encoding, ...]:
-    """The encodings of `options.form` that are exact for a layer: pairs, then the rest, the smallest first."""
+    """The encodings of `options.form` that are exact for a layer: pairs and products first, of each the smallest."""
     like, names = structure(view), hosts.load(options.host).NAMES
     found = [e for e in _allowed(view, options) if is_exact(e, like, options.host, how, options.form == "auto")]
     if len(found) < 2:
         return tuple(found)
     sizes = {encoding: encodings.size(encoding, view, names, options.dtype) for encoding in found}
-    return tuple(sorted(found, key=lambda encoding: (encoding not in encodings.PAIRS, sizes[encoding])))
+    first = (*encodings.PAIRS, *encodings.PRODUCTS)
+    return tuple(sorted(found, key=lambda encoding: (encoding not in first, sizes[encoding])))
 
 
 def _allowed(view: Seen, options: Export) -> tuple[Encoding, ...]:

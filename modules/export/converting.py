@@ -11,7 +11,7 @@ from torch import Tensor
 
 from modules.adapters import linalg
 from modules.adapters.base import Terms
-from modules.export import bases, files, metadata, reading, resizing
+from modules.export import bases, files, forms, metadata, reading, resizing
 from modules.export.export import Change, Written, write
 from modules.export.files import AdapterFile
 from modules.export.kinds import writer
@@ -110,6 +110,7 @@ def curve(changes: dict[str, Change]) -> dict[int, float]:
 
 def singular_values(terms: Terms, change: Change) -> Tensor:
     """Those of the change of the weight, descending, float64. From the factors alone for a plain pair."""
+    terms = forms.expanded(terms)
     plain = terms.rotation is None and terms.difference is None and terms.magnitude is None
     if plain and terms.up is not None and terms.down is not None:
         return linalg.product_svd(terms.up, terms.down)[1]

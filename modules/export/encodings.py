@@ -1,13 +1,14 @@
 """The ways a file can hold a layer's terms. Which of them a program reads exactly is found out in `choosing`."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from modules.adapters.base import Terms
+from modules.adapters import linalg
+from modules.adapters.base import Product, Terms, matrix
 from modules.export import forms, keys
 from modules.export.forms import Encoding, Seen
 from modules.export.keys import Names
@@ -106,7 +107,7 @@ def _general_encoding(with_alpha: bool) -> Encoding:
         terms, W = view.terms, view.W
         if terms.rotation is None or terms.side != "input" or terms.difference is not None:
             return None
-        if not names.difference or terms.magnitude is not None:
+        if terms.rotation.dim() != 3 or not names.difference or terms.magnitude is not None:
             return None
         R = terms.rotation.to(W)
         eye = torch.eye(R.shape[-1], dtype=R.dtype, device=R.device)
@@ -148,15 +149,13 @@ def _rotation_encoding(factors: int, rescaled: bool, with_alpha: bool) -> Encodi
             return None
         if (terms.magnitude is None) == rescaled or terms.axis == "input" or not names.difference:
             return None
-        Q = _generator(terms.rotation.to(W))
+        Q = _generator(terms.rotation.to(W)) if terms.rotation.dim() == 3 else None
         if Q is None:
             return None
         if factors:
-            size = Q.shape[-1]
-            order = torch.arange(size, device=Q.device).unflatten(0, (2, -1)).mT.flatten() if size % 2 == 0 else None
-            if order is None:
+            if Q.shape[-1] % 2:
                 return None
-            Q = Q[:, order][:, :, order]
+            Q = linalg.butterfly_order(Q)
         blocks = torch.triu(Q if factors else -Q, 1)
         found = {keys.BLOCKS: blocks.unsqueeze(0) if factors else blocks}
         if rescaled and terms.magnitude is not None:
@@ -168,13 +167,64 @@ def _rotation_encoding(factors: int, rescaled: bool, with_alpha: bool) -> Encodi
     return Encoding(lambda terms: f"stored {name}" + _beside(terms), tensors)
 
 
+def _butterfly(view: Seen, names: Names) -> dict[str, Tensor] | None:
+    """LyCORIS' butterfly of a rotation in stages: `Q` with zeros below the diagonal. Programs apply `R` of it."""
+    terms, W = view.terms, view.W
+    if terms.rotation is None or terms.rotation.dim() != 4 or terms.side != "output" or not names.difference:
+        return None
+    if terms.up is not None or terms.difference is not None or terms.magnitude is not None:
+        return None
+    Q = _generator(terms.rotation.to(W))
+    return None if Q is None else {keys.BLOCKS: torch.triu(Q, 1), names.alpha: torch.tensor(0.0)}
+
+
 def _generator(R: Tensor) -> Tensor | None:
-    """`Q (n, b, b)` with `R = (I + Q)(I - Q)^-1`; None if R is not orthogonal, or turns by 180 degrees."""
+    """`Q (..., b, b)` with `R = (I + Q)(I - Q)^-1`; None if R is not orthogonal, or turns by 180 degrees."""
     eye = torch.eye(R.shape[-1], dtype=R.dtype, device=R.device)
     Q = torch.linalg.solve_ex(R + eye, R - eye)[0]
     if not R.is_meta and not (forms.is_orthogonal(R) and (Q + Q.mT).abs().max() <= 100 * forms.ORTHOGONAL):
         return None
     return (Q - Q.mT) / 2
+
+
+# -- products ---------------------------------------------------------------------------------------------------------
+
+
+def _hadamard(view: Seen, names: Names) -> dict[str, Tensor] | None:
+    """Two pairs, multiplied entry by entry. alpha is the rank: LyCORIS would apply any other scale twice."""
+    product = view.terms.product
+    if product is None or product.kind != "hadamard" or not _stands_alone(view, names, keys.HADAMARD):
+        return None
+    if len(product.first[1]) != len(product.second[1]):
+        return None
+    pairs = _alike(keys.balanced(*product.first), keys.balanced(*product.second))
+    alpha = {names.alpha: torch.tensor(float(len(product.first[1])))}
+    return dict(zip(keys.HADAMARD, (*pairs[0], *pairs[1]), strict=True)) | alpha
+
+
+def _kronecker(view: Seen, names: Names) -> dict[str, Tensor] | None:
+    """A small matrix, and a large one in the shape of a kernel, or as a pair with alpha the rank."""
+    product = view.terms.product
+    if product is None or product.kind != "kronecker" or not _stands_alone(view, names, keys.KRONECKER):
+        return None
+    large = keys.balanced(*product.second) if len(product.second) == 2 else product.second
+    (small,), large = _alike((matrix(product.first),), large)
+    alpha = {names.alpha: torch.tensor(float(len(large[-1]) if len(large) == 2 else keys.ALPHA))}
+    suffixes = keys.KRONECKER_PAIR if len(large) == 2 else keys.KRONECKER_WHOLE
+    large = large if len(large) == 2 else (view.native(large[0]),)
+    return {keys.KRONECKER[0]: small} | dict(zip(suffixes, large, strict=True)) | alpha
+
+
+def _stands_alone(view: Seen, names: Names, suffixes: Collection[str]) -> bool:
+    """Whether the product is all there is, and the format has words for it."""
+    return view.terms.rotation is None and view.terms.magnitude is None and set(suffixes) <= names.all()
+
+
+def _alike(first: tuple[Tensor, ...], second: tuple[Tensor, ...]) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+    """The same product with the largest entries of both factors alike, away from fp16's limits."""
+    above, below = (torch.stack([tensor.abs().amax() for tensor in factor]).prod() for factor in (first, second))
+    unit = torch.where((above > 0) & (below > 0), (below / above).sqrt(), 1.0)
+    return tuple(t * unit ** (1 / len(first)) for t in first), tuple(t / unit ** (1 / len(second)) for t in second)
 
 
 # -- the rest ---------------------------------------------------------------------------------------------------------
@@ -198,13 +248,19 @@ PLAIN = tuple(_pair_encoding(_pair, magnitude, "compact") for magnitude in (_non
 PAIRS = (*PLAIN, *(_pair_encoding(_pair, magnitude, "compact") for magnitude in (_given, _compensated)))
 """Taken wherever they are exact, even of a layer so small that its difference is smaller: every program reads them."""
 
+PRODUCTS = (
+    Encoding(lambda terms: "Hadamard product", _hadamard), Encoding(lambda terms: "Kronecker product", _kronecker),
+)
+
 ENCODINGS = (
     *PAIRS,
+    *PRODUCTS,
     DIFFERENCE,
     # Not with a magnitude: in 16 bits ComfyUI's norm makes it several times less exact than the full difference.
     *(_general_encoding(alpha) for alpha in (False, True)),
     *(_rotation_encoding(0, scale, alpha) for scale in (False, True) for alpha in (False, True)),
     *(_rotation_encoding(1, scale, True) for scale in (False, True)),
+    Encoding(lambda terms: "stored butterfly", _butterfly),
     *(_pair_encoding(_full_pair, magnitude, "full") for magnitude in (_none, _own, _given, _compensated)),
 )
 """All ways of writing terms; of two of the same size the first is taken."""
@@ -227,7 +283,7 @@ def size(encoding: Encoding, view: Seen, names: Names, dtype: str) -> int:
 def numbers(encoding: Encoding, view: Seen, names: Names) -> dict[str, int]:
     """How many numbers each of the layer's tensors has, by suffix; from shapes alone."""
     terms = vars(view.terms).values()
-    shapes = tuple(value.shape if isinstance(value, Tensor) else value for value in terms)
+    shapes = tuple(_of_tensors(value, lambda tensor: tensor.shape) for value in terms)
     key = (encoding, names, view.layer.kind, view.dimensions, view.kernel, view.W.shape, shapes)
     if key not in _NUMBERS:  # a model has hundreds of layers and a few dozen shapes
         found = encode(encoding, on_meta(view), names) or {}
@@ -241,5 +297,12 @@ _NUMBERS: dict[tuple, dict[str, int]] = {}
 def on_meta(view: Seen) -> Seen:
     """The same shapes without values."""
     terms = view.terms
-    without: dict[str, Any] = {n: v.to("meta") if isinstance(v, Tensor) else v for n, v in vars(terms).items()}
+    without: dict[str, Any] = {n: _of_tensors(v, lambda tensor: tensor.to("meta")) for n, v in vars(terms).items()}
     return replace(view, W=view.W.to("meta"), terms=Terms(**without))
+
+
+def _of_tensors(value: Any, change: Callable[[Tensor], Any]) -> Any:
+    """A part of terms with its tensors changed."""
+    if isinstance(value, Product):
+        return value.map(change)
+    return change(value) if isinstance(value, Tensor) else value

@@ -6,7 +6,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from modules.adapters.base import Terms
+from modules.adapters import linalg
+from modules.adapters.base import Product, Terms, matrix
 from modules.adapters.layers import Layer
 from modules.export.keys import Names
 
@@ -73,6 +74,7 @@ def seen(layer: Layer, W: Tensor, terms: Terms) -> Seen:
     """From `W (out, fan_in)` and terms in the adapters' orientation to the programs'."""
     orthogonal = terms.rotation is None or is_orthogonal(terms.rotation)
     positive = terms.magnitude is None or terms.magnitude.is_meta or bool((terms.magnitude >= 0).all())
+    terms = expanded(terms)
     if layer.kind == "embedding":
         return Seen(layer, W.mT, turned(terms), orthogonal, positive)
     return Seen(layer, W, terms, orthogonal, positive)
@@ -91,6 +93,7 @@ def applied(terms: Terms, layer: Layer, W: Tensor) -> Tensor:
 
 def unscaled(terms: Terms, W: Tensor, kernel: int) -> Tensor:
     """`V = W R^T + up down + difference`, or with `R W`; `(out, fan_in)`, in W's dtype."""
+    terms = expanded(terms)
     V = W if terms.rotation is None else rotated(W, terms.rotation.to(W), terms.side, kernel)
     if terms.up is not None and terms.down is not None:
         V = V + terms.up.to(W) @ terms.down.to(W)
@@ -98,7 +101,12 @@ def unscaled(terms: Terms, W: Tensor, kernel: int) -> Tensor:
 
 
 def rotated(W: Tensor, R: Tensor, side: str, kernel: int) -> Tensor:
-    """`blockdiag(R) W` (side "output") or `W blockdiag(R)^T` on the channels ("input"), `R (blocks, b, b)`."""
+    """`blockdiag(R) W` (side "output") or `W blockdiag(R)^T` on the channels ("input"), `R (blocks, b, b)`; or a
+    butterfly, `R (stages, blocks, b, b)`, of rows, or of columns without a kernel."""
+    if R.dim() == 4:
+        rows = W if side == "output" else W.mT
+        turned_rows = linalg.butterfly(rows.unsqueeze(0), R - torch.eye(R.shape[-1], dtype=R.dtype, device=R.device))
+        return turned_rows[0] if side == "output" else turned_rows[0].mT
     if side == "output":
         return torch.einsum("kij,kjf->kif", R, W.unflatten(0, R.shape[:2])).flatten(0, 1)
     return torch.einsum("okcs,kbc->okbs", W.unflatten(1, (*R.shape[:2], kernel)), R).flatten(1)
@@ -119,14 +127,53 @@ def ratio(above: Tensor, below: Tensor) -> Tensor:
     return torch.where(below == 0, 0.0, above / below)
 
 
+def expanded(terms: Terms) -> Terms:
+    """With a pair in place of a product that stands alone, or the whole difference where that is smaller; the product
+    stays beside it."""
+    product = terms.product
+    if product is None or terms.up is not None or terms.difference is not None:
+        return terms
+    ups, downs = zip(_as_pair(product.first), _as_pair(product.second), strict=True)
+    out, fan_in = (len(ups[0]), downs[0].shape[1])
+    rank = ups[0].shape[1] * ups[1].shape[1]
+    if product.kind == "kronecker":
+        out, fan_in = out * len(ups[1]), fan_in * downs[1].shape[1]
+    if rank * (out + fan_in) >= out * fan_in:
+        return replace(terms, difference=multiplied(product))
+    if product.kind == "kronecker":
+        return replace(terms, up=torch.kron(*ups), down=torch.kron(*downs))
+    up = torch.einsum("oi,oj->oij", *ups).flatten(1)
+    return replace(terms, up=up, down=torch.einsum("ik,jk->ijk", *downs).flatten(0, 1))
+
+
+def multiplied(product: Product) -> Tensor:
+    """The whole matrix `(out, fan_in)`."""
+    first, second = matrix(product.first), matrix(product.second)
+    return torch.kron(first, second) if product.kind == "kronecker" else first * second
+
+
+def _as_pair(factor: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """A whole matrix as itself and an identity, with the smaller inner size."""
+    if len(factor) == 2:
+        return factor
+    rows, columns = factor[0].shape
+    eye = torch.eye(min(rows, columns), dtype=factor[0].dtype, device=factor[0].device)
+    return (factor[0], eye) if columns <= rows else (eye, factor[0])
+
+
 def turned(terms: Terms) -> Terms:
     """The terms of the transposed weight: `(W R^T)^T = R W^T`."""
     other = {"input": "output", "output": "input", "": ""}
+    product = terms.product
+    if product is not None:
+        first, second = (tuple(t.mT for t in factor[::-1]) for factor in (product.first, product.second))
+        product = Product(product.kind, first, second)
     return replace(
         terms,
         up=None if terms.down is None else terms.down.mT,
         down=None if terms.up is None else terms.up.mT,
         difference=None if terms.difference is None else terms.difference.mT,
+        product=product,
         axis=other[terms.axis],
         side=other[terms.side],
     )

@@ -109,7 +109,7 @@ def refusal(terms: Mapping[str, Terms], groups: Iterable[Group], host: str) -> s
 
 def joined(layer: Fused, terms: list[Terms | None]) -> Terms:
     """The terms of the fused matrix from those of its layers, None for one that is left as it is."""
-    given = [found or Terms() for found in terms]
+    given = [forms.expanded(found or Terms()) for found in terms]
     bias = None
     if any(found.bias is not None for found in given):
         bias = layer.join(_filled(layer, [found.bias for found in given], ()))

@@ -22,6 +22,8 @@ HADAMARD = (".hada_w1_a", ".hada_w1_b", ".hada_w2_a", ".hada_w2_b")
 HADAMARD_CORES = (".hada_t1", ".hada_t2")
 KRONECKER = (".lokr_w1", ".lokr_w1_a", ".lokr_w1_b", ".lokr_w2", ".lokr_w2_a", ".lokr_w2_b", ".lokr_t2")
 """LoKr: the Kronecker product of two matrices, each whole or as a pair."""
+KRONECKER_WHOLE, KRONECKER_PAIR = KRONECKER[3:4], KRONECKER[4:6]
+"""The large matrix."""
 GENERAL = (".a1.weight", ".a2.weight", ".b1.weight", ".b2.weight")
 """GLoRA: `W a1 a2 + b1 b2`."""
 BLOCKS = ".oft_blocks"

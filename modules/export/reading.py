@@ -163,13 +163,15 @@ def taken(terms: Terms, W: Tensor, layer: Layer, rows: list[tuple[int, int]]) ->
     def take(tensor: Tensor | None) -> Tensor | None:
         return None if tensor is None else torch.cat([tensor[start:stop] for start, stop in rows])
 
+    terms = replace(forms.expanded(terms), product=None)
     found = replace(terms, bias=take(terms.bias))
     if terms.rotation is not None and terms.side == "output":
         size = terms.rotation.shape[1]
-        if all(start % size == 0 and stop % size == 0 for start, stop in rows):
+        fits = terms.rotation.dim() == 3 and all(edge % size == 0 for row in rows for edge in row)
+        if fits:
             blocks = [terms.rotation[start // size : stop // size] for start, stop in rows]
             found = replace(found, rotation=torch.cat(blocks))
-        else:  # a block goes over the edge
+        else:  # a block, or a butterfly, goes over the edge
             change = forms.applied(Terms(rotation=terms.rotation, side="output"), layer, W) - W
             before = 0 if terms.difference is None else terms.difference
             found = replace(found, rotation=None, side="input", difference=change + before)

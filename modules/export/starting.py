@@ -27,7 +27,7 @@ def start(changes: dict[str, Change], layers: dict[str, Adapted]) -> list[str]:
     for name, change in changes.items():
         adapted = layers[name]
         try:
-            adapted.adapter.start_from(change.terms, adapted.layer)
+            adapted.adapter.start_from(forms.expanded(change.terms), adapted.layer)
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from error
         with torch.no_grad():

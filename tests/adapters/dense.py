@@ -76,3 +76,22 @@ def turned(parameters: dict[str, Tensor], W: Tensor, kernel: int, options: dict)
 def rotated(W: Tensor, R: Tensor, kernel: int) -> Tensor:
     """`W R^T` over the channels of `W (out, channels * kernel)`, the same at every kernel position."""
     return W @ torch.kron(R, torch.eye(kernel, dtype=R.dtype)).t()
+
+
+def by_rotation(W: Tensor, R: Tensor, side: str, kernel: int) -> Tensor:
+    """`W` turned by the exporter's terms: blocks on one side, or the stages of a butterfly on the output."""
+    if R.dim() == 3:
+        whole = torch.block_diag(*R)
+        return whole @ W if side == "output" else rotated(W, whole, kernel)
+    for number, blocks in enumerate(R):
+        out, apart = len(W), 2**number * R.shape[-1] // 2
+        order = [run + near + far for run in range(0, out, 2 * apart) for near in range(apart) for far in (0, apart)]
+        W = W.clone().index_copy(0, torch.tensor(order), torch.block_diag(*blocks) @ W[order])
+    return W
+
+
+def multiplied(product) -> Tensor:
+    """The exporter's product, entry by entry or Kronecker's."""
+    first, second = (factor[0] if len(factor) == 1 else factor[0] @ factor[1]
+                     for factor in (product.first, product.second))
+    return torch.kron(first, second) if product.kind == "kronecker" else first * second

@@ -174,12 +174,13 @@ def test_export_terms_are_exact(method, options, case):
         terms = adapted.adapter.export_terms(W)
     V = W
     if terms.rotation is not None:
-        R = torch.block_diag(*terms.rotation)
-        V = R @ V if terms.side == "output" else dense.rotated(V, R, kernel)
+        V = dense.by_rotation(V, terms.rotation, terms.side, kernel)
     if terms.up is not None:
         V = V + terms.up @ terms.down
     if terms.difference is not None:
         V = V + terms.difference
+    if terms.product is not None and terms.up is None and terms.difference is None:
+        V = V + dense.multiplied(terms.product)
     if terms.magnitude is not None:
         V = V / dense.norm(V, kernel, terms.axis) * dense.along(terms.magnitude, kernel, terms.axis)
     close(V, adapted.adapter.weight(W), tolerance)

@@ -37,6 +37,10 @@ VARIANTS: dict[str, tuple[str, dict]] = {
     "DOFT in planes": ("doft", {"rotation": PLANES}),
     "OFT in blocks": ("oft", {"rotation": BLOCKS}),
     "DOFT in blocks": ("doft", {"rotation": BLOCKS}),
+    "LoHa": ("loha", {"rank": 3}),
+    "LoKr": ("lokr", {"rank": 1, "factor": 4}),
+    "LoKr, whole": ("lokr", {"rank": 8192, "factor": 4}),
+    "BOFT": ("boft", {"block_size": 10}),
 }
 """Each method with those of its options that decide what a file has to hold, small enough for tiny layers."""
 

@@ -189,6 +189,8 @@ def _tensors(view: Seen) -> dict[str, Tensor] | None:
     """All of the terms, as the node reads them; None if there are none."""
     terms, W = view.terms, view.W
     found: dict[str, Tensor] = {}
+    if terms.rotation is not None and terms.rotation.dim() == 4:
+        return None  # the node knows no butterflies
     if terms.rotation is not None:
         side = "in" if terms.side == "input" else "out"
         packed = packed_skew(terms.rotation)
@@ -241,7 +243,9 @@ def _fallback(view: Seen, names: Names, rank: int) -> dict[str, Tensor]:
 def _foreign_tensors(view: Seen) -> dict[str, Tensor] | None:
     """ComfyUI-OFTv2's tensors: a rotation of a linear layer's input, and perhaps a positive ratio per output."""
     terms = view.terms
-    if terms.rotation is None or terms.side != "input" or view.layer.kind != "linear" or terms.axis == "input":
+    if terms.rotation is None or terms.rotation.dim() != 3 or terms.side != "input":
+        return None
+    if view.layer.kind != "linear" or terms.axis == "input":
         return None
     packed = packed_skew(terms.rotation)
     if terms.up is not None or terms.difference is not None or packed is None:

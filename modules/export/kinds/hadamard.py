@@ -7,7 +7,7 @@ wrong where alpha is not the rank. The forward pass is what was trained, and wha
 import torch
 from torch import Tensor
 
-from modules.adapters.base import Terms
+from modules.adapters.base import Product, Terms
 from modules.adapters.layers import Layer
 from modules.export.kinds.writer import About
 
@@ -33,17 +33,12 @@ def rank(parts: dict[str, Tensor]) -> int | None:
 
 
 def terms(parts: dict[str, Tensor], layer: Layer, W: Tensor, about: About) -> Terms:
-    """A pair of rank r^2 (the rows' outer products), or the whole difference where that is smaller."""
+    """The product itself, with the scale in its first factor."""
     (first, second), (third, fourth) = (_pair(parts, number) for number in (1, 2))
     first, second, third, fourth = (t.to(W.dtype) for t in (first, second, third, fourth))
     count = parts["hada_w1_b"].shape[0]
     scale = parts["alpha"].item() / count if "alpha" in parts else about.scale(count)
-    both = first.shape[1] * third.shape[1]
-    if both * sum(W.shape) >= W.numel():
-        return Terms(difference=scale * (first @ second) * (third @ fourth))
-    up = torch.einsum("oi,oj->oij", first, third).flatten(1)
-    down = torch.einsum("ik,jk->ijk", second, fourth).flatten(0, 1)
-    return Terms(up=scale * up, down=down)
+    return Terms(product=Product("hadamard", (scale * first, second), (third, fourth)))
 
 
 def _pair(parts: dict[str, Tensor], number: int) -> tuple[Tensor, Tensor]:

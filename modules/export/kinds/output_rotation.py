@@ -45,13 +45,13 @@ def rank(parts: dict[str, Tensor]) -> int | None:
 
 
 def terms(parts: dict[str, Tensor], layer: Layer, W: Tensor, about: About) -> Terms:
-    """A rotation of the output, or a full difference for several butterfly factors; rescale as a magnitude."""
+    """A rotation of the output, in stages for several butterfly factors; rescale as a magnitude."""
     blocks = parts["oft_blocks"].to(W.dtype)
     skew = bounded(blocks - blocks.mT, parts, layer.out_features, about)
     eye = torch.eye(blocks.shape[-1], dtype=W.dtype, device=W.device)
     turn = eye + linalg.cayley_excess(skew)
     is_plain = blocks.dim() == 3
-    found = Terms(rotation=turn.mT.contiguous(), side="output") if is_plain else butterfly(turn, W)
+    found = Terms(rotation=turn.mT.contiguous(), side="output") if is_plain else butterfly(turn)
     if "rescale" in parts:
         length = forms.applied(found, layer, W).norm(dim=1)
         found.magnitude, found.axis = parts["rescale"].flatten().to(W.dtype) * length, "output"
@@ -68,21 +68,15 @@ def bounded(skew: Tensor, parts: dict[str, Tensor], out: int, about: About) -> T
     return skew * (bound / (length + TINY)) if 0 < bound < length + TINY else skew
 
 
-def butterfly(turns: Tensor, W: Tensor) -> Terms:
-    """BOFT's factors `(m, blocks, b, b)` on `W (out, fan_in)`, one after the other."""
+def butterfly(turns: Tensor) -> Terms:
+    """BOFT's factors `(m, blocks, b, b)`, one after the other."""
     size = turns.shape[-1]
     if size % 2:
         raise ValueError(f"its blocks have the odd size {size}, with which BOFT is not defined")
     if len(turns) == 0:
         return Terms()
     if len(turns) == 1:
-        order = torch.arange(size, device=W.device).view(2, -1).mT.flatten()  # 0, b/2, 1, b/2 + 1, ...
+        order = torch.arange(size, device=turns.device).view(2, -1).mT.flatten()  # 0, b/2, 1, b/2 + 1, ...
         back = order.argsort()
         return Terms(rotation=turns[0][:, back][:, :, back].contiguous(), side="output")
-    V = W
-    for number, turn in enumerate(turns):
-        half = 2**number * (size // 2)
-        mixed = V.unflatten(0, (-1, 2, half)).transpose(1, 2).flatten(0, 2)
-        mixed = (turn @ mixed.unflatten(0, (-1, size))).flatten(0, 1)
-        V = mixed.unflatten(0, (-1, half, 2)).transpose(1, 2).flatten(0, 2)
-    return Terms(difference=V - W)
+    return Terms(rotation=turns, side="output")
