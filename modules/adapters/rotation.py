@@ -147,7 +147,8 @@ def refuse_stretched(turn: Tensor) -> None:
 def triangles(turn: Tensor) -> Tensor:
     """`(..., b(b-1)/2)`: the upper triangles of `half_tangents` of a rotation. Raises ValueError as the two above."""
     refuse_stretched(turn)
-    rows, columns = torch.triu_indices(*turn.shape[-2:], 1, device=turn.device)
+    size = turn.shape[-1]
+    rows, columns = torch.triu_indices(size, size, 1, device=turn.device)
     return half_tangents(turn)[..., rows, columns]
 
 
