@@ -12,8 +12,9 @@ less where it does not; of pure noise, by a quarter of lr. How noisy a training 
 loss here is linear in the weight with a fixed random direction, `<G, W'>`, and to each parameter's gradient comes noise
 of `--noise` times its root mean square, which is little. eps is as good as 0. What then differs from 1 is the method's:
 the unit of its parameters, and how it bends on the way (a tensor that starts to matter, a rotation that is no longer
-small). lr is 1e-3: 100 steps change the weight by a tenth. A gradient that grows, as that of a LoRA's `down` does while
-`up` grows, makes Adam's steps larger than lr, up to 1.7 times; that is in the numbers.
+small). lr is 5e-4, as in the presets for real models: 100 steps change the weight by a twentieth. A gradient that
+grows, as that of a LoRA's `down` does while `up` grows, makes Adam's steps larger than lr, up to 1.7 times; that is in
+the numbers.
 
 Weights are normal numbers whose rows and channels have different norms (a spread of exp(0.3 n)), as trained ones have.
 Methods and their options are found, not listed: every option that is called as in `SIZES`, one at a time, the others as
@@ -45,7 +46,7 @@ from modules.training.optimizers import forget
 
 PAGE = ROOT / "docs/methods.md"
 BEGIN, END = "<!-- step_size: begin -->", "<!-- step_size: end -->"
-LR, SPREAD, AIM = 1e-3, 0.3, 1.3
+LR, SPREAD, AIM = 5e-4, 0.3, 1.3
 
 SIZES = {"rank": (4, 16, 64), "block_size": (16, 64, 256), "planes": (4, 16, 64)}
 """Options that say how large an adapter is, and what they are set to."""

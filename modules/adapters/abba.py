@@ -12,7 +12,7 @@ import torch
 from pydantic import model_validator
 from torch import Tensor, nn
 
-from modules.adapters import base, fused
+from modules.adapters import base, fused, linalg
 from modules.adapters.layers import Layer
 from modules.adapters.low_rank import root_mean_square
 from modules.preset.section import option
@@ -60,10 +60,11 @@ class Adapter(base.Adapter):
         factor = torch.tensor(32.0 if config.alpha is None else config.alpha)
         if config.step_size == "calibrated":
             three = first_up, first_down, second_down
-            first_up, first_down, second_down = (3 / root_mean_square(t) * t for t in three)
+            first_up, first_down, second_down = (5 / root_mean_square(t) * t for t in three)
             # What a step of 1 in every entry of second_up changes, squared: column norms of both matrices.
             columns = ((first_up.mT @ first_up) @ first_down * first_down).sum(0)
             change = (columns * second_down.square().sum(0)).sum().sqrt()
+            change = change * linalg.sign_stretch(first_up @ first_down, second_rank)
             factor = layer.rms() * math.sqrt(W.numel()) / change
         self.first_up, self.first_down = nn.Parameter(first_up.float()), nn.Parameter(first_down.float())
         self.second_up = nn.Parameter(torch.zeros(layer.out_features, second_rank))

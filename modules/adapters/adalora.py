@@ -92,6 +92,11 @@ class Importance(nn.Module):
         return self.mean * self.spread
 
 
+SLOWER = 2.5
+"""Calibrated, the factors' root mean square: a step of lr moves each by lr over this. Both multiply the gains, and
+without it the change of the weight would grow faster and faster."""
+
+
 class Adapter(base.Adapter):
     """`y = base(x) + factor * up (kept gain (down(x)))`: parameters `up (out, r)`, `gain (r)`, zero at the start, and
     `down (r, fan_in)`; buffers `factor ()` and `kept (r)`, 1, and 0 for what is dropped for good.
@@ -108,7 +113,8 @@ class Adapter(base.Adapter):
         up, down = torch.randn(layer.out_features, config.rank), torch.randn(config.rank, layer.fan_in)
         self.calibrated = config.step_size == "calibrated"
         if self.calibrated:
-            up, down, factor = up / root_mean_square(up), down / root_mean_square(down), layer.rms() / config.rank**0.5
+            up, down = SLOWER / root_mean_square(up) * up, SLOWER / root_mean_square(down) * down
+            factor = layer.rms() / (SLOWER**2 * config.rank**0.5)
         else:
             up, down, factor = INITIAL_STD * up, INITIAL_STD * down, config.scale
         self.up, self.down, self.gain = nn.Parameter(up), nn.Parameter(down), nn.Parameter(torch.zeros(config.rank))
@@ -141,10 +147,11 @@ class Adapter(base.Adapter):
     @classmethod
     def penalty(cls, adapters: Sequence["Adapter"]) -> Tensor | None:
         """The mean of `||F F^T - I||_F` over all factors (eq. 4). Calibrated, F are the factors over the root of their
-        length."""
+        length, and `SLOWER`."""
         if adapters[0].config.orthogonality == 0:
             return None
-        factors = [factor for adapter in adapters for factor in (adapter.up.mT, adapter.down)]
+        unit = 1 / SLOWER if adapters[0].calibrated else 1.0
+        factors = [unit * factor for adapter in adapters for factor in (adapter.up.mT, adapter.down)]
         return adapters[0].config.orthogonality * distance_from_orthonormal(factors, adapters[0].calibrated)
 
     @classmethod
@@ -171,7 +178,7 @@ class Adapter(base.Adapter):
             return
         refuse_larger(terms.down.shape[0], self.config.rank)
         left, values, right = linalg.product_svd(terms.up, terms.down)
-        rows, columns = (math.sqrt(n) if self.calibrated else 1.0 for n in (layer.out_features, layer.fan_in))
+        rows, columns = (SLOWER * math.sqrt(n) if self.calibrated else 1.0 for n in (layer.out_features, layer.fan_in))
         with torch.no_grad():
             self.gain.zero_()
             self.up[:, : len(values)] = rows * left

@@ -1,5 +1,6 @@
 """The adapters' mathematics: functions of tensors and numbers, in the dtype they are given."""
 
+import math
 from collections.abc import Callable
 from functools import cache
 
@@ -117,6 +118,27 @@ def product_svd(up: Tensor, down: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     U, values, V = torch.linalg.svd(upper @ lower.mT)
     count = min(U.shape[0], V.shape[0])
     return left @ U[:, :count], values[:count], V[:count] @ right.mT
+
+
+def sign_stretch(weights: Tensor, rank: int) -> Tensor:
+    """How much further than a step in random directions one of signs moves a product: `()`.
+
+    The gradient of `up` in `(up down) * F`, for random `down (r, n)` and `weights` F `(m, n)`, is `(G * F) down^T`. Its
+    columns are alike as far as those of `down` are, which are so by chance where few of the n count; the product adds
+    up what is alike. The signs of two normal numbers of a small correlation c have the correlation `2 c / pi`.
+    """
+    square = weights.square()
+    whole = square.sum(-1).clamp_min(torch.finfo(square.dtype).tiny)
+    alike = (square.square().sum(-1) / whole).sum() / whole.sum()
+    return (1 + (rank - 1) * 2 / math.pi * alike).sqrt()
+
+
+def rows_stretch(down: Tensor) -> Tensor:
+    """The same for `up down`, from the very `down (r, n)`: the signs of two normal numbers of correlation c have the
+    correlation `2 asin(c) / pi`."""
+    lengths = down.norm(dim=1, keepdim=True).clamp_min(torch.finfo(down.dtype).tiny)
+    alike = ((down / lengths) @ (down / lengths).mT).clamp(-1, 1)
+    return (2 / math.pi * alike.asin() * alike).sum().div(len(down)).sqrt()
 
 
 def skew_blocks(vector: Tensor, size: int) -> Tensor:

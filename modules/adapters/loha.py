@@ -13,13 +13,13 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from modules.adapters import base, fused
+from modules.adapters import base, fused, linalg
 from modules.adapters.layers import Layer
-from modules.adapters.low_rank import LowRankConfig, root_mean_square
+from modules.adapters.low_rank import RankConfig, root_mean_square
 from modules.preset.section import option
 
 
-class Config(LowRankConfig):
+class Config(RankConfig):
     """LoHa."""
 
     method: Literal["loha"] = "loha"
@@ -29,9 +29,14 @@ class Config(LowRankConfig):
     """Rank of each of the two products; the change has up to its square."""
 
 
+SLOWER = 4.0
+"""Calibrated, the other tensors' root mean square: a step of lr moves each by lr over this. All multiply the one that
+starts at zero, and without it the change of the weight would grow faster and faster."""
+
+
 class Adapter(base.Adapter):
     """Parameters `up1`, `up2 (out, r)` and `down1`, `down2 (r, fan_in)`, with up2 zero at the start; buffer
-    `factor ()`: c. Calibrated, the others have a root mean square of 1, and c is in the weight's unit."""
+    `factor ()`: c. Calibrated, c is in the weight's unit."""
 
     def __init__(self, config: Config, layer: Layer):
         super().__init__(config, layer)
@@ -40,8 +45,8 @@ class Adapter(base.Adapter):
         up1, down1 = 0.1 * torch.randn(out, rank), torch.randn(rank, fan_in)
         down2, factor = torch.randn(rank, fan_in), config.scale
         if config.step_size == "calibrated":
-            up1, down1, down2 = (t / root_mean_square(t) for t in (up1, down1, down2))
-            factor = layer.rms() / rank
+            up1, down1, down2 = (SLOWER / root_mean_square(t) * t for t in (up1, down1, down2))
+            factor = layer.rms() / (SLOWER**3 * rank * linalg.sign_stretch(up1 @ down1, rank).item())
         self.up1, self.down1 = nn.Parameter(up1), nn.Parameter(down1)
         self.up2, self.down2 = nn.Parameter(torch.zeros(out, rank)), nn.Parameter(down2)
         self.factor: Tensor
@@ -101,7 +106,7 @@ class Adapter(base.Adapter):
         """Set the first components; of those left over, the ups are zero. What the given one was divided by."""
         unit = torch.ones_like(self.factor)
         if self.config.step_size == "calibrated" and given.any() and mine is not self.up2:
-            unit = root_mean_square(given).to(unit)
+            unit = (root_mean_square(given) / SLOWER).to(unit)
         if axis == 1:
             mine.zero_()
         mine.narrow(axis, 0, given.shape[axis]).copy_(given / unit)

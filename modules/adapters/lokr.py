@@ -14,11 +14,11 @@ from torch import Tensor, nn
 
 from modules.adapters import base, fused
 from modules.adapters.layers import Layer
-from modules.adapters.low_rank import LowRankConfig, root_mean_square
+from modules.adapters.low_rank import RankConfig, root_mean_square
 from modules.preset.section import option
 
 
-class Config(LowRankConfig):
+class Config(RankConfig):
     """LoKr."""
 
     method: Literal["lokr"] = "lokr"
@@ -32,9 +32,14 @@ class Config(LowRankConfig):
     as alike as possible, the smallest file."""
 
 
+SLOWER = 3.0
+"""Calibrated, the other tensors' root mean square: a step of lr moves each by lr over this. All multiply the one that
+starts at zero, and without it the change of the weight would grow faster and faster."""
+
+
 class Adapter(base.Adapter):
     """Parameters `first (out1, in1)` and `second (out2, fan_in2)`, zero; or in place of that `up (out2, r)` and `down
-    (r, fan_in2)`, zero. Buffer `scale ()`: c. Calibrated, what is not zero has a root mean square of 1."""
+    (r, fan_in2)`, zero. Buffer `scale ()`: c. Calibrated, c is in the weight's unit."""
 
     kinds = ("linear", "conv")
 
@@ -46,11 +51,11 @@ class Adapter(base.Adapter):
         self.first = _filled(out1, in1, calibrated)
         if self.is_whole:
             self.second = nn.Parameter(torch.zeros(out2, in2 * layer.kernel))
-            scale = layer.rms() if calibrated else 1.0
+            scale = layer.rms() / SLOWER if calibrated else 1.0
         else:
             self.up = _filled(out2, rank, calibrated)
             self.down = nn.Parameter(torch.zeros(rank, in2 * layer.kernel))
-            scale = layer.rms() / math.sqrt(rank) if calibrated else config.scale
+            scale = layer.rms() / (SLOWER**2 * math.sqrt(rank)) if calibrated else config.scale
         self.scale: Tensor
         self.register_buffer("scale", torch.tensor(scale))
 
@@ -111,7 +116,7 @@ class Adapter(base.Adapter):
     def _unit(self, given: Tensor) -> Tensor:
         """What a given factor is divided by: the root mean square, with calibrated steps."""
         calibrated = self.config.step_size == "calibrated" and bool(given.any())
-        return root_mean_square(given) if calibrated else torch.ones_like(given[0, 0])
+        return root_mean_square(given) / SLOWER if calibrated else torch.ones_like(given[0, 0])
 
     def export_terms(self, W: Tensor) -> base.Terms:
         return base.Terms(product=base.Product("kronecker", (self.scale * self.first,), self.factors()))
@@ -130,4 +135,4 @@ def split(size: int, factor: int | None) -> tuple[int, int]:
 def _filled(rows: int, columns: int, calibrated: bool) -> nn.Parameter:
     found = torch.empty(rows, columns)
     nn.init.kaiming_uniform_(found, a=math.sqrt(5))
-    return nn.Parameter(found / root_mean_square(found) if calibrated else found)
+    return nn.Parameter(SLOWER / root_mean_square(found) * found if calibrated else found)

@@ -8,6 +8,7 @@ import torch
 from pydantic import model_validator
 from torch import Tensor, nn
 
+from modules.adapters import linalg
 from modules.adapters.base import AdapterConfig, Terms
 from modules.adapters.layers import Layer
 from modules.preset.section import option
@@ -85,14 +86,14 @@ def low_rank_pair(config: LowRankConfig, layer: Layer, parts: int = 1) -> tuple[
     factor = config.scale
     if config.step_size == "calibrated":
         down *= spread(config.rank) / root_mean_square(down)
-        factor = layer.rms() / (spread(config.rank) * math.sqrt(config.rank * parts))
+        factor = layer.rms() / (spread(config.rank) * math.sqrt(config.rank * parts) * linalg.rows_stretch(down).item())
     return nn.Parameter(torch.zeros(layer.out_features, config.rank)), nn.Parameter(down), torch.tensor(factor)
 
 
 def spread(rank: int) -> float:
     """In how many steps of lr, as a multiple of 1 / lr, calibrated steps move `down` by itself. Its components step
     together, so that what they add to the weight's change by and by grows with the rank's root."""
-    return max(1.0, math.sqrt(rank) / 2)
+    return 1.0 + math.sqrt(rank) / 4
 
 
 def _kaiming(down: Tensor) -> None:

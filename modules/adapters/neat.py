@@ -12,7 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from modules.adapters import base, fused
+from modules.adapters import base, fused, linalg
 from modules.adapters.layers import Layer
 from modules.adapters.low_rank import root_mean_square
 from modules.adapters.products import frozen_cols
@@ -32,6 +32,11 @@ class Config(base.AdapterConfig):
     """Further layers of the network, on each side of its middle, with shortcuts across."""
 
 
+SLOWER = 3
+"""Calibrated, a step of lr moves each tensor of the network by lr over this, and over their number: all of them
+together multiply what `up` learns."""
+
+
 class Adapter(base.Adapter):
     """Parameters `mixing (out, r)`, `up (out, r)`, zero at the start, and depth times `(r, r)` in `encoders` and in
     `decoders`. Buffers: `unit ()` on mixing, `inner_unit ()` on encoders and decoders, `factor ()` on up; with raw
@@ -45,7 +50,7 @@ class Adapter(base.Adapter):
             raise ValueError(f"{layer.name}: its weight is zero, and {config.method} makes its change from the weight; "
                              "exclude it")
         rank, out, calibrated = config.rank, layer.out_features, config.step_size == "calibrated"
-        tensors = 1 + 2 * config.depth
+        tensors = SLOWER * (1 + 2 * config.depth)
         unit, inner_unit = (torch.tensor(1 / math.sqrt(3 * n) / tensors if calibrated else 1.0) for n in (out, rank))
         self.mixing = nn.Parameter(_drawn(rank, out).mT.contiguous() / unit)
         self.encoders, self.decoders = (
@@ -60,7 +65,7 @@ class Adapter(base.Adapter):
         self.register_buffer("factor", torch.tensor(1.0))
         if calibrated:
             down = self.down(layer.dense()).detach()
-            self.factor = layer.rms() / math.sqrt(rank) / root_mean_square(down).float()
+            self.factor = layer.rms() / math.sqrt(rank) / (root_mean_square(down) * linalg.rows_stretch(down)).float()
 
     def down(self, W: Tensor) -> Tensor:
         """`(r, fan_in)`: what the network makes of W."""

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from modules.adapters import fused, linalg, turning
 from modules.adapters.base import AdapterConfig, Terms, alike, rows_of
 from modules.adapters.layers import Layer
+from modules.adapters.low_rank import spread
 from modules.preset.section import Section, option
 
 ORTHOGONAL = 0.02
@@ -290,27 +291,27 @@ class Blocks(Rotation):
 def along_rows(layer: Layer, side: str) -> float:
     """How much further a step of planes moves a weight than one in random directions would.
 
-    The gradient of `v` lies in the space of the weight's rows. With fewer of these than features a direction in it is
-    stretched by the weight more than others. A vector of signs has the part `2 / pi` along what it is the sign of, and
-    half of the step, `u v^T`, is of that kind.
+    Half of `v`'s gradient lies in the space of the weight's rows, where the weight stretches more than elsewhere: by
+    `1 + n / m` for `m` rows of `n` random numbers, and by half as much again where rows and channels differ in length
+    as those of trained weights do. Signs have `2 / pi` of what they are the signs of, and half of the step comes from `v`.
     """
     features, others = layer.channels, layer.out_features * layer.kernel
     if side == "output":
         features, others = layer.out_features, layer.channels * layer.kernel
-    return math.sqrt((1 + max(1.0, 2 / math.pi * features / others + 1 - 2 / math.pi)) / 2)
+    return math.sqrt(1 + 1.5 * features / others / (2 * math.pi))
 
 
 class Planes(Rotation):
     """`Q = factor (u v^T - v u^T) / length`; parameters `u (channels, p)`, at the start orthonormal times `length`, and
     `v`, zero.
 
-    `step`: as for `Blocks`; given, u's entries have a root mean square of 1, so that u steps as v does.
+    `step`: as for `Blocks`; given, u's entries have the root mean square `spread`, as those of a pair.
     """
 
     def __init__(self, config: PlanesConfig, layer: Layer, side: str, step: float | None):
         super().__init__(layer, side)
         planes = min(config.planes, self.features // 2)
-        length = 1.0 if step is None else math.sqrt(self.features)
+        length = 1.0 if step is None else spread(2 * planes) * math.sqrt(self.features)
         self.u = nn.Parameter(length * torch.linalg.qr(torch.randn(self.features, planes))[0].contiguous())
         self.v = nn.Parameter(torch.zeros(self.features, planes))
         self.factor: Tensor
