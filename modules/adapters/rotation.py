@@ -293,7 +293,7 @@ def along_rows(layer: Layer, side: str) -> float:
 
     Half of `v`'s gradient lies in the space of the weight's rows, where the weight stretches more than elsewhere: by
     `1 + n / m` for `m` rows of `n` random numbers, and by half as much again where rows and channels differ in length
-    as those of trained weights do. Signs have `2 / pi` of what they are the signs of, and half of the step comes from `v`.
+    as those of trained weights do. Signs have `2 / pi` of what they are the signs of; half of the step comes from `v`.
     """
     features, others = layer.channels, layer.out_features * layer.kernel
     if side == "output":
