@@ -92,7 +92,7 @@ class Importance(nn.Module):
         return self.mean * self.spread
 
 
-SLOWER = 2.5
+SLOWER = 3.0
 """Calibrated, the factors' root mean square: a step of lr moves each by lr over this. Both multiply the gains, and
 without it the change of the weight would grow faster and faster."""
 
