@@ -52,6 +52,10 @@ OURS: dict[str, tuple[str, dict[str, Any]]] = {
     "OFT, planes": ("oft", {"rotation": {"kind": "planes"}}),
     "DOFT": ("doft", {}),
     "DOFT, planes": ("doft", {"rotation": {"kind": "planes"}}),
+    "DeLoRA, peft's form": ("delora", {"rank": RANK, "form": "peft", "step_size": "raw"}),
+    "DeLoRA": ("delora", {"rank": RANK}),
+    "LoHa": ("loha", {"rank": RANK}),
+    "LoKr": ("lokr", {"rank": RANK}),
 }
 REFERENCE = "LoRA"
 
@@ -121,7 +125,7 @@ def by_lycoris(layer: nn.Module, options: dict[str, Any], accumulation: int) -> 
 
 def candidates(make: Callable[[], nn.Module], accumulation: int) -> dict[str, Callable[[], tuple[nn.Module, Step]]]:
     """All that are compared on a layer, by name; some raise on some layers."""
-    from peft import LoraConfig, OFTConfig
+    from peft import DeloraConfig, LoraConfig, OFTConfig
 
     found: dict[str, Callable[[], tuple[nn.Module, Step]]] = {
         name: partial(lambda m, o: ours(make(), m, o, accumulation), method, options)
@@ -131,6 +135,7 @@ def candidates(make: Callable[[], nn.Module], accumulation: int) -> dict[str, Ca
         "LoRA, peft": LoraConfig(r=RANK, lora_alpha=RANK, target_modules=["layer"]),
         "DoRA, output, peft": LoraConfig(r=RANK, lora_alpha=RANK, target_modules=["layer"], use_dora=True),
         "OFT, peft": OFTConfig(r=0, oft_block_size=32, target_modules=["layer"]),
+        "DeLoRA, peft": DeloraConfig(r=RANK, target_modules=["layer"]),
     }
     lycoris = {
         "LoRA, LyCORIS": {"algo": "lora"},
@@ -138,6 +143,8 @@ def candidates(make: Callable[[], nn.Module], accumulation: int) -> dict[str, Ca
         "DoRA, output, LyCORIS": {"algo": "lora", "dora_wd": True, "wd_on_output": True},
         "OFT, LyCORIS": {"algo": "diag-oft"},
         "DOFT, LyCORIS": {"algo": "diag-oft", "rescaled": True},
+        "LoHa, LyCORIS": {"algo": "loha"},
+        "LoKr, LyCORIS": {"algo": "lokr", "factor": 8},
     }
     found |= {name: partial(lambda c: by_peft(make(), c, accumulation), config) for name, config in peft.items()}
     return found | {name: partial(lambda o: by_lycoris(make(), o, accumulation), o) for name, o in lycoris.items()}

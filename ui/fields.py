@@ -15,6 +15,7 @@ from PySide6.QtGui import QFocusEvent, QKeyEvent, QKeySequence, QWheelEvent
 from PySide6.QtWidgets import QCheckBox, QComboBox, QCompleter, QHBoxLayout, QLabel, QLineEdit, QWidget
 
 from ui import words
+from ui.described import describe
 from ui.preset.field import Field
 from ui.settings import Settings
 
@@ -258,8 +259,7 @@ class Choice(Input):
         self.box.setFocusPolicy(Qt.FocusPolicy.StrongFocus)
         self.box.setMinimumWidth(self.short())
         self.box.addItems(field.choices)
-        for index, choice in enumerate(field.choices):
-            self.box.setItemData(index, field.descriptions.get(choice, ""), Qt.ItemDataRole.ToolTipRole)
+        describe(self.box, field.descriptions)
         self.other: Any = None
         self.take(self.box)
         self.line.addStretch(1)

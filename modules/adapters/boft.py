@@ -27,7 +27,7 @@ from modules.preset.section import option
 
 
 class Config(AdapterConfig):
-    """BOFT."""
+    """BOFT: a rotation of the layer's output, in the stages of a butterfly."""
 
     method: Literal["boft"] = "boft"
     """Rotates the output of each layer in the stages of a butterfly: all outputs are mixed, with few numbers."""

@@ -20,7 +20,7 @@ from modules.preset.section import option
 
 
 class Config(RankConfig):
-    """LoHa."""
+    """LoHa: two low-rank updates multiplied entry by entry."""
 
     method: Literal["loha"] = "loha"
     """Two low-rank updates multiplied entry by entry: a high rank from few numbers."""

@@ -19,7 +19,7 @@ from modules.preset.section import option
 
 
 class Config(RankConfig):
-    """LoKr."""
+    """LoKr: the Kronecker product of a small and a large matrix."""
 
     method: Literal["lokr"] = "lokr"
     """Kronecker product of a small and a large matrix: the smallest files."""

@@ -109,13 +109,13 @@ def _section_help(same: list[options.Group]) -> str:
         default = f"default {first.default_tag}" if first.default_tag else "has to be given"
         lines.append(f"  --{tag}  (one of the following; {default})")
         lines += [_indented(f"{dict(group.chosen)[tag]}: {about(group)}") for group in one_each(same)]
-    found: dict[tuple[str, str], list[options.Group]] = {}
+    found: dict[str, dict[tuple[str, str], list[options.Group]]] = {}  # those of one name stand together
     for group in same:
         for name, field in group.options():
             if name != tag:
                 entry = (f"  --{name}  ({facts(field)})", _meaning(field))
-                found.setdefault(entry, []).append(group)
-    for (flag, meaning), having in found.items():
+                found.setdefault(name, {}).setdefault(entry, []).append(group)
+    for (flag, meaning), having in [one for entries in found.values() for one in entries.items()]:
         values = "" if len(having) == len(same) else ", ".join(dict(ways(having))[tag])
         lines += [f"{flag}  [{values}]" if values else flag, meaning]
     return "\n".join(lines) + "\n"

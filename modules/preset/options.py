@@ -114,21 +114,24 @@ def tag_choices(model: type[BaseModel]) -> dict[str, tuple[str, ...]]:
     return found
 
 
-def choices(model: type[BaseModel], name: str) -> tuple[Any, ...]:
-    """The values of an option that is one of several; () for any other option."""
+def choices(model: type[BaseModel], name: str, values: Mapping[str, Any] | None = None) -> tuple[Any, ...]:
+    """The values of an option that is one of several, with the tags in `values`; () for any other option."""
     tags = tag_choices(model)
     if name in tags:
         return tags[name]
-    field = field_at(model, name)
+    field = field_at(model, name, values)
     kinds = members(field.annotation) if field else ()
     return tuple(value for kind in kinds if get_origin(kind) is Literal for value in get_args(kind))
 
 
-def field_at(model: type[BaseModel], name: str) -> FieldInfo | None:
-    """The field of an option, or of an entry in a list of them as in `list[0].name`; None when there is none."""
+def field_at(model: type[BaseModel], name: str, values: Mapping[str, Any] | None = None) -> FieldInfo | None:
+    """The field of an option, or of an entry in a list of them as in `list[0].name`; None when there is none.
+
+    Where variants have the same name for different fields, the one that `values` chose, or the first.
+    """
     outer, _, inner = name.partition("].")
     entries = entry_at(model, outer) if inner else None
-    return entries.model_fields.get(inner) if entries else options(model).get(name.partition(" ")[0])
+    return entries.model_fields.get(inner) if entries else options(model, values).get(name.partition(" ")[0])
 
 
 def entry_at(model: type[BaseModel], name: str) -> type[BaseModel] | None:

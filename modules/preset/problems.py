@@ -53,7 +53,7 @@ def _sentence(error: Any, model: type[BaseModel], values: Mapping[str, Any]) -> 
         choices = options.tag_choices(model)[name]
         return f"{name}: {_not_one_of(facts.get('tag'), choices)}"
     if kind == "literal_error":
-        return f"{name}: {_not_one_of(error['input'], options.choices(model, name))}"
+        return f"{name}: {_not_one_of(error['input'], options.choices(model, name, values))}"
     if kind == "missing":
         return f"{name}: has to be given"
     if kind == "value_error":

@@ -150,9 +150,8 @@ def prepare(preset: Preset, pictures: Pictures, run: Run, events: Events, accele
     place(model, preset, events, accelerator)
     adapted = attach(model, preset, run, events)
     groups = setup.parameter_groups(adapted, model, preset.targets)
-    # Not `prepare`: it would want to shard the optimizer's parameters too.
     gradients, optimizer = flat.build(preset.optimizer, groups, training.learning_rate)
-    optimizer = accelerator.prepare_optimizer(optimizer)
+    # Not accelerate's `prepare`: it would want to shard the optimizer's parameters too.
     session = Session(
         preset=preset,
         run=run,
@@ -162,7 +161,7 @@ def prepare(preset: Preset, pictures: Pictures, run: Run, events: Events, accele
         adapted=adapted,
         derived=Derived(adapted.values()),
         flat=gradients,
-        optimizer=optimizer,
+        optimizer=accelerator.prepare_optimizer(optimizer),
         index=index,
         validation=validation,
         batches=batches,

@@ -1,5 +1,7 @@
 """A preset's options on the command line."""
 
+from itertools import groupby
+
 import pytest
 
 from modules.preset import cli, files, options
@@ -87,8 +89,20 @@ def test_help_names_every_option_with_its_meaning():
         tag = name in options.tag_choices(Preset)
         assert tag or cli.description(field).split(".")[0].split()[0] in text
     assert "  --training.warmup  (whole number, in steps, at least 0; default 50)" in text
-    assert "  --adapter.rank  (whole number, at least 1, at most 4096; default 16)  [dora, lora, wora]" in text
     assert "  --adapter.method  (one of the following; has to be given)" in text
+
+
+def test_help_gives_each_method_its_own_form_of_an_option():
+    lines = cli.options_help().splitlines()
+    for group in options.groups(Preset):
+        for name, field in group.options() if group.path == "adapter" else ():
+            entries = [line for line in lines if line.startswith(f"  --{name}  ({cli.facts(field)})")]
+            marks = [line.rpartition("  [")[2].rstrip("]").split(", ") for line in entries if line.endswith("]")]
+            method = dict(group.chosen)["adapter.method"]
+            known = len(marks) < len(entries) or any(method in mark for mark in marks)
+            assert known or name == "adapter.method", (method, name)
+    flags = [line.split()[0] for line in lines if line.startswith("  --")]
+    assert len([flag for flag, _ in groupby(flags)]) == len(set(flags)), "the forms of an option stand together"
 
 
 def test_every_option_has_a_docstring_and_a_reason_for_its_default():

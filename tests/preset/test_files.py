@@ -1,16 +1,26 @@
 """Presets as files: every way to give one, every way to get one wrong, and what the message says then."""
 
 import json
+from typing import get_args
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
+from modules import adapters
 from modules.preset import files
 from modules.preset.files import PresetProblems, differences, resolve
+from modules.preset.problems import enumerated
 
 LORA = {"family": "sdxl", "adapter": {"method": "lora", "rank": 4}}
 OFT = {"family": "sdxl", "adapter": {"method": "oft", "rotation": {"kind": "blocks", "block_size": 8}}}
+CONFIGS = {method: module.Config for method, module in adapters.methods().items()}
+METHODS = ", ".join(CONFIGS)
+
+
+def having(option):
+    """The methods with this option, as a sentence has them."""
+    return enumerated([method for method, config in CONFIGS.items() if option in config.model_fields], "and")
 
 
 @pytest.fixture
@@ -38,10 +48,10 @@ WRONG = [
     # what the file has more than LORA, or None instead of it; the whole message
     ({"adapter": {"method": "lora", "rnak": 8}}, "adapter.rnak: unknown; did you mean rank?"),
     ({"adapter": {"method": "lora", "axis": "input"}},
-     "adapter.axis: method lora has no such option; it belongs to dora and wora"),
+     f"adapter.axis: method lora has no such option; it belongs to {having('axis')}"),
     ({"adapter": {"method": "lroa"}},
-     "adapter.method: 'lroa' is not one of doft, dora, lora, oft, wora; did you mean lora?"),
-    ({"adapter": {"rank": 8}}, "adapter.method: has to be given: one of doft, dora, lora, oft, wora"),
+     f"adapter.method: 'lroa' is not one of {METHODS}; did you mean lora?"),
+    ({"adapter": {"rank": 8}}, f"adapter.method: has to be given: one of {METHODS}"),
     ({"adapter": {"method": "oft", "rotation": {"kind": "planes", "block_size": 8}}},
      "adapter.rotation.block_size: kind planes has no such option; it belongs to blocks"),
     ({"adapter": {"method": "oft", "rotation": {"kind": "planes", "planes": 0}}},
@@ -97,6 +107,16 @@ def test_all_problems_come_at_once_in_the_order_of_the_preset(saved):
         "training.learning_rate: 20 is too large; at most 10",
         "dta: unknown; did you mean data?",
     ]
+
+
+@pytest.mark.parametrize("method", [method for method, config in CONFIGS.items() if "init" in config.model_fields])
+def test_the_values_in_a_message_are_those_of_the_chosen_method(saved, method):
+    """Methods have the option `init` with different values."""
+    own = ", ".join(get_args(CONFIGS[method].model_fields["init"].annotation))
+    message = f"adapter.init: 'gausian' is not one of {own}; did you mean gaussian?"
+    values = {"family": "sdxl", "adapter": {"method": method, "init": "gausian"}}
+    assert problems(saved(values)) == [message]
+    assert problems(saved(LORA), [("adapter.method", method), ("adapter.init", "gausian")]) == [message]
 
 
 # -- files ------------------------------------------------------------------------------------------------------------
@@ -276,13 +296,13 @@ WRONG_OVERRIDES = [
     ([("training.steps.x", "3")], "training.steps.x: unknown; did you mean training.steps?"),
     ([("training", "3")], "training: a section; give one of its options, such as training.steps"),
     ([("adapter.method", "oft"), ("adapter.rank", "4")],
-     "adapter.rank: method oft has no such option; it belongs to dora, lora and wora"),
+     f"adapter.rank: method oft has no such option; it belongs to {having('rank')}"),
     ([("adapter.rank", "4"), ("adapter.method", "oft")],
-     "adapter.rank: method oft has no such option; it belongs to dora, lora and wora"),
+     f"adapter.rank: method oft has no such option; it belongs to {having('rank')}"),
     ([("adapter.rotation.kind", "planes")],
-     "adapter.rotation.kind: method lora has no such option; it belongs to doft and oft"),
+     f"adapter.rotation.kind: method lora has no such option; it belongs to {having('rotation')}"),
     ([("adapter.method", "lroa"), ("adapter.rank", "4")],
-     "adapter.method: 'lroa' is not one of doft, dora, lora, oft, wora; did you mean lora?"),
+     f"adapter.method: 'lroa' is not one of {METHODS}; did you mean lora?"),
 ]
 
 
@@ -294,9 +314,7 @@ def test_a_wrong_override(saved, overrides, message):
 def test_another_method_drops_what_only_the_old_one_knows_and_says_so(saved):
     resolved = resolve(saved({**LORA, "adapter": {"method": "dora", "rank": 4, "norm_gradient": "full"}}),
                        [("adapter.method", "lora")])
-    assert resolved.preset.adapter.model_dump() == {
-        "method": "lora", "start_from": "", "step_size": "raw", "rank": 4, "alpha": None,
-    }
+    assert resolved.preset.adapter == CONFIGS["lora"](rank=4)
     assert resolved.notes == ["adapter.norm_gradient = 'full' of the preset dropped: method lora has no such option"]
 
 
@@ -309,10 +327,7 @@ def test_another_kind_of_rotation(saved):
 def test_method_and_kind_together(saved):
     overrides = [("adapter.rotation.kind", "planes"), ("adapter.method", "doft"), ("adapter.rotation.planes", "2")]
     adapter = resolve(saved(LORA), overrides).preset.adapter
-    rotation = {"kind": "planes", "planes": 2}
-    assert adapter.model_dump() == {
-        "method": "doft", "start_from": "", "step_size": "calibrated", "rotation": rotation,
-    }
+    assert adapter == CONFIGS["doft"](rotation={"kind": "planes", "planes": 2})
 
 
 def test_a_typing_error_in_the_file_is_not_dropped_with_the_method(saved):

@@ -58,14 +58,14 @@ def test_the_demo_draws_subjects_inside_and_outside_of_its_pictures():
 # -- any preset -------------------------------------------------------------------------------------------------------
 
 
-def some_text(name: str, field, rng: random.Random) -> str:
-    """A value of an option that is inside its bounds, as text."""
-    choices = options.choices(Preset, name)
+def some_text(name: str, field, rng: random.Random, chosen: dict) -> str:
+    """A value of an option that is inside its bounds, as text. `chosen`: the preset's tags."""
+    choices = options.choices(Preset, name, chosen)
     if choices:
         return rng.choice(choices)
     kinds = options.members(field.annotation)
     if entries := options.entry(field.annotation):
-        one = {key: files.parse(some_text("", inner, rng), inner.annotation)
+        one = {key: files.parse(some_text("", inner, rng, {}), inner.annotation)
                for key, inner in entries.model_fields.items() if inner.is_required() or rng.random() < 0.7}  # fmt: skip
         return json.dumps([one] * rng.randrange(3))
     bounds = {key: value for bound in field.metadata for key, value in asdict(bound).items()}
@@ -82,13 +82,26 @@ def some_text(name: str, field, rng: random.Random) -> str:
 
 NODE = {"export.host": "comfyui_node", "export.form": "compact"}
 NEEDS = {
-    "adapter.init": {"adapter.start_from": ""},
     "adapter.alpha": {"adapter.step_size": "raw"},
     "export.rank": {"export.form": "compact"},
     "export.node_fallback": NODE,
     "export.node_spelling": NODE,
 }
-"""Options that are refused without another one, or with it."""
+"""Options that are refused without another one."""
+
+
+def without_refused(source: str, chosen: dict, values: dict, rng: random.Random) -> dict:
+    """`values` without some of those that are right by themselves and refused together."""
+    while True:
+        try:
+            files.resolve(source, [*chosen.items(), *values.items()])
+            return values
+        except files.PresetProblems as error:
+            problems = error.problems
+        sections = {problem.partition(":")[0] for problem in problems}
+        assert not sections & set(options.options(Preset)), problems
+        left_out = rng.choice([name for name in values if name.rpartition(".")[0] in sections])
+        values = {name: value for name, value in values.items() if name != left_out}
 
 
 @pytest.mark.parametrize("seed", range(60))
@@ -100,12 +113,13 @@ def test_any_preset_written_is_the_preset_read(seed, tmp_path):
         chosen |= {name: value} if name in options.options(Preset, nested(chosen)) else {}
     known = options.options(Preset, nested(chosen))
     free = sorted(set(known) - set(tags) - {"family", "name"})
-    values = {name: some_text(name, known[name], rng) for name in rng.sample(free, 25)}
+    values = {name: some_text(name, known[name], rng, nested(chosen)) for name in rng.sample(free, 25)}
     for name in sorted(values.keys() & NEEDS.keys()):
         values |= NEEDS[name]
-    overrides = [*chosen.items(), *values.items()]
+    source = rng.choice(NAMES)
+    overrides = [*chosen.items(), *without_refused(source, chosen, values, rng).items()]
     rng.shuffle(overrides)
-    preset = files.resolve(rng.choice(NAMES), overrides).preset
+    preset = files.resolve(source, overrides).preset
     files.write(preset, tmp_path / "preset.json")
     again = files.resolve(str(tmp_path / "preset.json"))
     assert (again.preset, again.notes, files.differences(preset, again.preset)) == (preset, [], [])

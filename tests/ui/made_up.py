@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from modules.preset import options, problems, reference
 from modules.preset.schema import Preset
 from ui.preset.field import Field
-from ui.preset.schema import Schema, Values, at, with_value
+from ui.preset.schema import Schema, Values, at, flatten, with_value, without
 
 
 @cache
@@ -68,7 +68,25 @@ def some_preset(rng: random.Random, changes: int = 12) -> Values:
     free = [field for field in schema().fields(values).values() if field.kind != "tag" and not field.required]
     for field in rng.sample(free, changes):
         values = with_value(values, field.path, value_of_all(field, rng))
-    return _with_needs(values)
+    return without_refused(_with_needs(values), rng)
+
+
+def without_refused(values: Values, rng: random.Random, *switch: str) -> Values:
+    """`values` without some of those that are right by themselves and refused together.
+
+    `switch`: a tag and what it is switched to before the trainer is asked.
+    """
+    while problems := trainer_says(schema().switched(values, *switch)[0] if switch else values)[1]:
+        assert are_of_sections(problems), problems
+        sections = [problem.partition(":")[0] for problem in problems]
+        inside = [path for path in flatten(values) if path.rpartition(".")[0] in sections]
+        values = without(values, rng.choice([path for path in inside if schema().everything()[path][0].kind != "tag"]))
+    return values
+
+
+def are_of_sections(problems: list[str]) -> bool:
+    """Whether there are problems, and each is about values that do not go together rather than about one of them."""
+    return bool(problems) and not {problem.partition(":")[0] for problem in problems} & schema().everything().keys()
 
 
 def _with_needs(values: Values) -> Values:

@@ -116,9 +116,9 @@ class Schema:
         return found
 
     def _read(self, node: Mapping[str, Any], path: str, chosen: tuple[tuple[str, str], ...]) -> Iterator[_Row]:
-        """The rows of a section."""
+        """The rows of a section: its own fields, then those of the sections in it."""
         top = path.partition(".")[0]
-        for name, inner in node["properties"].items():
+        for name, inner in sorted(node["properties"].items(), key=lambda one: _is_section(one[1])):
             here, required = _join(path, name), name in node.get("required", ())
             if "$ref" in inner:
                 below = self._definition(inner)
@@ -127,7 +127,7 @@ class Schema:
             elif "discriminator" in inner:
                 self._heads.setdefault(here, (inner["title"], _one_line(inner)))
                 yield from self._read_tagged(inner, here, chosen, required)
-            elif "const" not in inner:  # a tag, which comes first
+            elif "const" not in inner:  # a tag, which stands before all of these
                 entry = inner.get("items", {})
                 below = self._definition(entry) if "$ref" in entry else None
                 yield _Row(top, chosen, fields_of.plain(here, inner, required, below))
@@ -347,6 +347,10 @@ def _put(values: Values, path: str, value: Any) -> None:
 
 def _fits(row: _Row, values: Mapping[str, Any]) -> bool:
     return all(at(values, tag) == choice for tag, choice in row.chosen)
+
+
+def _is_section(node: Mapping[str, Any]) -> bool:
+    return "$ref" in node or "discriminator" in node
 
 
 def _is_in(path: str, section: str) -> bool:
