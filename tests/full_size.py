@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from modules import families
+from modules.adapters.base import detach
 from modules.export.export import expected_size
 from modules.preset.files import FOLDER, resolve
 from modules.preset.schema import Base, Preset
@@ -34,14 +35,14 @@ MODELS = {
     "flux_dev": ("flux", "FluxPipeline", "FLUX.1-dev"),
     "flux_schnell": ("flux", "FluxPipeline", "FLUX.1-schnell"),
 }
-"""Folder: family, diffusers' pipeline, name. `sd21` and `sd15` are one family, as are the two FLUX."""
+"""Folder: family, diffusers' pipeline, name. The first of a family is the one that its presets name."""
 
 INTRODUCTION = """# Families
 
-What the shipped presets adapt in models of real size. Counted on networks without weights, built from the published
-configurations (`tests/data/full_size`); written by `python -m tests.full_size`; a test fails when it is stale. File
-sizes are those of the ComfyUI file in float16; a method that ComfyUI can only hold as full differences has the size of
-the adapted layers.
+What the shipped presets adapt in the models of real size that they name. Counted on networks without weights, built
+from the published configurations (`tests/data/full_size`); written by `python -m tests.full_size`; a test fails when it
+is stale. File sizes are those of the ComfyUI file in float16; a method that ComfyUI can only hold as full differences
+has the size of the adapted layers.
 
 """
 
@@ -107,31 +108,34 @@ def presets(family: str) -> list[Preset]:
     return [preset for preset in found if preset.family == family and not preset.name.endswith("_demo")]
 
 
-def row(preset: Preset, base: Path) -> str:
-    """A line of the table."""
-    model = families.load_class(preset.family).skeleton(Base(path=str(base)))
+def row(preset: Preset, model: Any) -> str:
+    """A line of the table. `model` is as it was afterwards."""
     adapted, problems = setup.attach_all(model, preset)
     assert not problems, problems
     size, forms = expected_size(model, adapted, preset.export)
     parameters = sum(row.parameters for row in setup.layer_rows(adapted, model, preset.targets))
     counted = ", ".join(f"{number} {form}" for form, number in forms.items())
+    for network in model.networks.values():
+        detach(network)
     return f"| `{preset.name}` | {len(adapted)} | {parameters:,} | {size / 2**20:,.1f} MiB | {counted} |"
 
 
 def page() -> str:
     """docs/families.md."""
-    text = INTRODUCTION
+    text, done = INTRODUCTION, set()
     with tempfile.TemporaryDirectory() as place:
         for name, (family, _, title) in MODELS.items():
-            base = make_folder(name, Path(place))
-            model = families.load_class(family).skeleton(Base(path=str(base)))
+            model = families.load_class(family).skeleton(Base(path=str(make_folder(name, Path(place)))))
             denoiser = next(iter(model.networks.values()))
             weights = sum(parameter.numel() for parameter in denoiser.parameters())
             text += f"## {title}\n\nFamily `{family}`; the denoiser has {weights:,} weights and "
             text += f"{len(setup.layer_names(model))} layers (text encoders included) that can be adapted. Named sets: "
             text += ", ".join(f"`{target}`" for target in model.named_targets()) + ".\n\n"
+            if family in done:
+                continue  # hardly anything else than in the first
+            done.add(family)
             text += "| preset | layers | parameters | file | form of the layers in it |\n|---|---|---|---|---|\n"
-            text += "\n".join(row(preset, base) for preset in presets(family)) + "\n\n"
+            text += "\n".join(row(preset, model) for preset in presets(family)) + "\n\n"
     return text.rstrip() + "\n"
 
 

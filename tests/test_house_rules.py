@@ -224,7 +224,8 @@ def test_names_are_found_as_parts_of_words(word, expected):
 
 def test_linear_algebra_knows_torch_only():
     path = ROOT / "modules/adapters/linalg.py"
-    foreign = {module for module, _ in imports(path) if module.split(".")[0] not in ("torch", "math", "collections", "functools")}
+    known = ("torch", "math", "collections", "functools")
+    foreign = {module for module, _ in imports(path) if module.split(".")[0] not in known}
     assert not foreign, foreign
 
 

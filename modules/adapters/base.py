@@ -4,6 +4,7 @@ A method file has a `Config` and an `Adapter`. `weight` defines the method; `der
 and have to agree with it. Merging, exporting and the fall-back forward use `weight` only.
 """
 
+import copy
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -234,25 +235,38 @@ class Adapted(nn.Module):
         return super()._apply(fn, recurse)
 
 
-def attach(network: nn.Module, name: str, config: AdapterConfig, seed: int) -> Adapted:
+def attach(
+    network: nn.Module, name: str, config: AdapterConfig, seed: int, known: dict[Hashable, Adapter] | None = None
+) -> Adapted:
     """Put an adapter around the layer `name` of `network`, in place.
 
     Initial values are a function of `(seed, name)` alone. Raises ValueError, naming the layer, for layers that
-    cannot be adapted.
+    cannot be adapted. `known` saves time where layers have no values: see `_adapter`.
     """
-    from modules.adapters import methods
-
     parent = network.get_submodule(name.rpartition(".")[0])
     base = network.get_submodule(name)
     layer = as_layer(base, name)
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed_of(seed, name))  # no other device is drawn from
-        adapter = methods()[config.method].Adapter(config, layer)  # pyright: ignore
-    weight: Any = base.weight
-    adapter.to(device=quant.device_of(base), dtype=torch.float64 if weight.dtype == torch.float64 else None)
-    adapted = Adapted(base, adapter, layer).train(base.training)
+    adapted = Adapted(base, _adapter(config, layer, seed_of(seed, name), known), layer).train(base.training)
     setattr(parent, name.rpartition(".")[2], adapted)
     return adapted
+
+
+def _adapter(config: AdapterConfig, layer: Layer, seed: int, known: dict[Hashable, Adapter] | None) -> Adapter:
+    """A new adapter. On the meta device those of alike layers differ in nothing: `known` keeps one of each to copy."""
+    from modules.adapters import methods
+
+    base, device = layer.base, quant.device_of(layer.base)
+    alike = layer.kind, layer.out_features, layer.channels, layer.kernel, base.weight.dtype, config
+    known = known if device.type == "meta" else None
+    if known is not None and alike in known:
+        return copy.deepcopy(known[alike], {id(config): config})
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)  # no other device is drawn from
+        adapter = methods()[config.method].Adapter(config, layer)  # pyright: ignore
+    adapter.to(device=device, dtype=torch.float64 if base.weight.dtype == torch.float64 else None)
+    if known is not None:
+        known[alike] = adapter
+    return adapter
 
 
 def seed_of(*parts: Any) -> int:

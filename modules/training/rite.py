@@ -21,8 +21,9 @@ well above rounding, the third next to nothing where `up down` is longer than a 
   sqrt(out) R_A^+T. Where `up` is shorter than one of its steps, `down` waits for it. Undamped, `up = 0` at the start
   makes `R_B^+` explode in step 2, and with gradients of low rank (small batches) the product of both steps with it.
   Where A is zero instead, N is too, and A's step is undamped: never do both wait.
-- With calibrated steps (see `modules.adapters.base`) B's step has sqrt(fan_in) and A's has sqrt(out) times the
-  length. A step of B along the orthonormal U_A is that much shorter than one along A with a root mean square of 1.
+- With calibrated steps (see `modules.adapters.base`) B's step has s sqrt(fan_in) and A's has s sqrt(out) times the
+  length. A step of B along the orthonormal U_A is that much shorter than one along A with a root mean square of s, the
+  one that calibrated steps begin with.
 
 Layers of equal shape are computed together. Matrices of `(r, r)` are computed in float64: that costs next to nothing.
 """
@@ -35,6 +36,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from modules.adapters.low_rank import spread
 from modules.training.plain_adam import adamw_step
 
 CUT = 1e-5
@@ -147,7 +149,8 @@ class Rite(Optimizer):
 
     def _rate(self, group: dict, other: Side) -> float:
         """The length of a factor's step along the basis of the other one."""
-        return group["lr"] * (other.length**0.5 if group["calibrated"] else 1.0)
+        calibrated = other.length**0.5 * spread(other.tall.shape[-1])
+        return group["lr"] * (calibrated if group["calibrated"] else 1.0)
 
     def _moments(self, stack: Stack, side: Side, other: Side, clipped: Tensor) -> tuple[Tensor, Tensor]:
         """M `(n, length, k)` and V `(n, k, k)` after this step."""

@@ -130,15 +130,7 @@ def prepare(preset: Preset, pictures: Pictures, run: Run, events: Events, accele
     events.write("stage", {"name": "load", "detail": f"loading {preset.base.path}"})
     model = setup.load(preset, accelerator.device)
     index, validation, training = pictures.training, pictures.validation, preset.training
-    batches = Batches(
-        index,
-        preset.data,
-        training.batch_size,
-        training.accumulation,
-        accelerator.num_processes,
-        accelerator.process_index,
-        training.seed,
-    )
+    batches = make_batches(preset, index, accelerator)
     steps = total_steps(training, batches)
     write_pictures(preset, index, run, events, accelerator.num_processes)
     caches = make_caches(preset, model)
@@ -172,6 +164,19 @@ def prepare(preset: Preset, pictures: Pictures, run: Run, events: Events, accele
     write_layers(session)
     resume(session)
     return session
+
+
+def make_batches(preset: Preset, index: Index, accelerator: Accelerator) -> Batches:
+    """What this process trains on, and when."""
+    return Batches(
+        index,
+        preset.data,
+        preset.training.batch_size,
+        preset.training.accumulation,
+        accelerator.num_processes,
+        accelerator.process_index,
+        preset.training.seed,
+    )
 
 
 def attach(model: Any, preset: Preset, run: Run, events: Events) -> dict[str, Adapted]:

@@ -3,7 +3,7 @@
 import difflib
 import fnmatch
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Hashable, Iterable, Mapping
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -13,7 +13,7 @@ from torch import nn
 
 from modules import families
 from modules.adapters import methods
-from modules.adapters.base import Adapted, AdapterConfig, adapted_layers, attach
+from modules.adapters.base import Adapted, Adapter, AdapterConfig, adapted_layers, attach
 from modules.adapters.layers import KINDS
 from modules.preset.schema import Base, Preset, Rule, Targets
 from modules.training import noise
@@ -170,9 +170,10 @@ def attach_all(model: Any, preset: Preset) -> tuple[dict[str, Adapted], list[str
     network = whole(model)
     names, problems = match_layers(model, preset.targets)
     problems += rule_problems(preset) + unmatched_rules(model, preset.targets, names)
+    known: dict[Hashable, Adapter] = {}
     for name, own in own_settings(model, preset.targets, names).items():
         try:
-            attach(network, name, with_rank(preset.adapter, own.rank), preset.training.seed)
+            attach(network, name, with_rank(preset.adapter, own.rank), preset.training.seed, known)
         except ValueError as error:
             problems.append(f"targets.exclude: {error}")
     return dict(adapted_layers(network)), problems

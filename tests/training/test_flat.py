@@ -24,8 +24,8 @@ def parameters() -> list[nn.Parameter]:
 
 def groups(found: list[nn.Parameter]) -> list[dict]:
     return [
-        {"params": found[:4], "lr_scale": 1.0, "decay": True},
-        {"params": found[4:], "lr_scale": 1.0, "decay": False},
+        {"params": found[:4], "lr_scale": 1.0, "decay": True, "pairs": [], "calibrated": False},
+        {"params": found[4:], "lr_scale": 1.0, "decay": False, "pairs": [], "calibrated": False},
     ]
 
 

@@ -18,18 +18,21 @@ from tests.training.runs import Place, ask, equal, wait_for
 SMALL = {"rank": 2, "rotation": {"kind": "blocks", "block_size": 4}}
 
 
-def options_of(method: str) -> dict:
+def options_of(method: str, folder: str) -> dict:
+    """Small; `folder` is for methods that start from finished adapters."""
     fields = adapters.methods()[method].Config.model_fields
-    return {"method": method, **{key: value for key, value in SMALL.items() if key in fields}}
+    return {"method": method, **{key: value for key, value in (SMALL | {"folder": folder}).items() if key in fields}}
 
 
 # -- whole runs -------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_every_method_starts_as_the_base_and_leaves_a_checked_file(place: Place):
     baselines = {}
     for method in adapters.methods():
-        assert place.train(method, "--training.steps", "2", adapter=options_of(method)) == 0, method
+        options = options_of(method, str(place.runs / min(adapters.methods())))
+        assert place.train(method, "--training.steps", "2", adapter=options) == 0, method
         assert any(tensor.abs().sum() > 0 for tensor in place.adapter(method).values())
         assert load_file(place.runs / method / f"{method}.safetensors")
         before, after = place.events(method, "validation")
@@ -58,6 +61,7 @@ def test_nothing_is_encoded_once_the_denoiser_has_come(place: Place, monkeypatch
     assert set(done) == {"encode_texts", "encode_images", "place"} and done[-1] == "place"
 
 
+@pytest.mark.slow
 def test_events_tell_the_whole_story_in_order(place: Place):
     # One picture for training and validation: a note, which becomes a warning.
     data = {"resolution": 16, "folders": [str(place.stage / "one")], "validation_folder": str(place.stage / "one")}
@@ -113,6 +117,7 @@ def ten_steps(stage, tmp_path_factory) -> dict[str, torch.Tensor]:
     return place.adapter("whole")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "optimizer, rank",
     [("adamw", 2), ("adamw8bit", 128), ("schedulefree_adamw", 2), ("lora_rite", 2), ("lora_pre", 2)],
@@ -136,6 +141,7 @@ def test_half_and_half_is_the_whole(place: Place, monkeypatch, optimizer, rank):
         assert curves[0] == curves[1], (kind, key)
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_to_the_same_adapter(place: Place, ten_steps):
     more = [*TEN, "--saving.state_every", "2"]
     process = place.start("killed", *more)
@@ -147,6 +153,7 @@ def test_a_killed_run_goes_on_to_the_same_adapter(place: Place, ten_steps):
     assert equal(place.adapter("killed"), ten_steps)
 
 
+@pytest.mark.slow
 def test_ctrl_c_saves_and_the_same_command_goes_on(place: Place, ten_steps):
     more = list(TEN)
     process = place.start("halted", *more)
