@@ -7,7 +7,7 @@ Exit codes: 0 done.
 
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -25,10 +25,11 @@ STRENGTHS = (0.0, 0.25, 0.5, 1.0, 1.5)
 INTRODUCTION = """# Strength
 
 What the strength `s` of a program's adapter loader does, for each form a file can have. `W` is the base weight, `W'`
-the weight at strength 1, `D` the added update, `V = W + D` the weight before a magnitude `m`, `R` a stored rotation
-and `c` the factors of the rows beside it. The number is the size of the change at strength 0.5, as a part of that at
-strength 1, of a random layer. All of it is computed by `scripts/strength_table.py` from the same arithmetic that checks
-every exported file (`modules/export/hosts`); a test runs it again.
+the weight at strength 1, `D` the added update, `V = W + D` the weight before a magnitude `m`, `R` a stored rotation and
+`c` the factors of the rows beside it; `B(s)` is a butterfly of several stages with `s R + 1 - s` in the place of each
+stage's `R`. The number is the size of the change at strength 0.5, as a part of that at strength 1, of a random layer.
+All of it is computed by `scripts/strength_table.py` from the same arithmetic that checks every exported file
+(`modules/export/hosts`); a test runs it again.
 
 At strength 1 every form that is read gives `W'`. At other strengths the programs differ, and only a plain LoRA and a
 full difference are linear in all that read them. `kohya` is A1111. ComfyUI ignores the factors beside a stored
@@ -41,7 +42,9 @@ things are not. Of a magnitude along the output (`adapter.axis output`, and ever
 and LyCORIS scale only one of the two parts and still make most of the change, see "LoRA with output magnitude"; take
 `--form svd` for them, or put the adapter at its strength into the weights with `scripts/merge.py`, which is linear for
 all. And ComfyUI squares the strength of stored rotations (the orthogonal adapters of LyCORIS and others): 0.5 does a
-quarter, and half the change needs 0.71. Gimbal stores rotations so only with `export.form compact`.
+quarter, and half the change needs 0.71; of a butterfly of several stages about as much. For
+ComfyUI Gimbal stores rotations so only with `export.form compact`. For A1111 and LyCORIS `auto` does, where the output
+is rotated: half there in A1111, while LyCORIS makes most of the change of those with factors.
 
 """
 
@@ -57,6 +60,8 @@ class Sample:
     """The rotation, of any weight."""
     m: Tensor
     c: Tensor
+    blended: Callable[[float, Tensor], Tensor] | None = None
+    """The butterfly of any weight, with `s R + 1 - s` in the place of each stage's R."""
 
 
 def normal(*shape: int, seed: int) -> Tensor:
@@ -78,6 +83,8 @@ RULES: dict[str, Rule] = {
     ),
     "`c (W + s (R W - W))`": lambda s, x, end: x.c * (W + s * (x.turn(W) - W)),
     "`W + s (c (W + s (R W - W)) - W)`": lambda s, x, end: W + s * (x.c * (W + s * (x.turn(W) - W)) - W),
+    "`B(s) W`": lambda s, x, end: x.blended(s, W) if x.blended else W,
+    "`W + s (B(s) W - W)`": lambda s, x, end: W + s * (x.blended(s, W) - W) if x.blended else W,
 }
 """What a program may compute, by formula: from the strength, the layer's parts and the weight at strength 1."""
 
@@ -86,7 +93,8 @@ def samples() -> dict[str, Sample]:
     """A layer in each form."""
     up, down, blocks = normal(12, 3, seed=1), normal(3, 8, seed=2), 0.3 * normal(6, 2, 2, seed=3)
     m, c = normal(12, 1, seed=4).abs(), normal(12, 1, seed=5).abs()
-    R = arithmetic.cayley(blocks, 0.0)
+    factors = 0.3 * normal(2, 2, 6, 6, seed=13)
+    R, stages = arithmetic.cayley(blocks, 0.0), arithmetic.cayley(factors, 0.0)
     alpha, none = {keys.KOHYA.alpha: torch.tensor(3.0)}, {keys.KOHYA.alpha: torch.tensor(0.0)}
     pair = {keys.KOHYA.up: up, keys.KOHYA.down: down, **alpha}
     # One pair of each kind of two is of ones, so that the update stays `up down`.
@@ -108,6 +116,9 @@ def samples() -> dict[str, Sample]:
     def made(tensors: dict[str, Tensor], D: Tensor, turn: Callable[[Tensor], Tensor] = rows) -> Sample:
         return Sample(tensors, D, turn, m, c)
 
+    def blended(s: float, matrix: Tensor) -> Tensor:
+        return arithmetic.butterfly(matrix, s * stages + (1 - s) * torch.eye(6, dtype=torch.float64))
+
     product, rescale = up @ down, {keys.RESCALE: c}
     return {
         "LoRA": made(pair, product),
@@ -122,6 +133,7 @@ def samples() -> dict[str, Sample]:
         "stored butterfly with factors": made(
             {keys.BLOCKS: blocks.unsqueeze(0), **none, **rescale}, W, lambda M: arithmetic.turned_rows(M, R)
         ),
+        "stored butterfly of several stages": replace(made({keys.BLOCKS: factors, **none}, W), blended=blended),
         "full difference": made({keys.KOHYA.difference: product}, product),
         "whole weight": made({keys.SET: W + product}, product),
         "rotation with magnitude for the node": made(node["rotation"], product),

@@ -33,8 +33,6 @@ T5 = {"SD 3": "text_encoder_3", "FLUX": "text_encoder_2"}
 CHANGE = 0.05
 """Size of the change in the table about 16 bits, as a part of the weight."""
 RANK = 64
-REAL = {"rank": 16, "blocks": {"kind": "blocks", "block_size": 32}, "planes": {"kind": "planes", "planes": 4}}
-"""The options' own defaults, for layers of real size."""
 SHAPES = {
     "attention 1280 x 1280": lambda: nn.Linear(1280, 1280),
     "feed-forward 10240 x 1280": lambda: nn.Linear(1280, 10240),
@@ -115,8 +113,8 @@ def forms_section() -> str:
     notes = Footnotes()
     rows = [[label, *(form_cell(label, host, notes) for host in PROGRAMS)] for label in every.VARIANTS]
     text = "## Forms\n\nAll families agree unless some are named. Of two forms each layer has the smaller one; tiny "
-    text += "convolutions in planes are stored in full only because they are tiny. Every form is exact; nothing is "
-    text += "approximated unless you ask for it with `export.form compact` or `svd`.\n\n"
+    text += "layers of planes, MoRA, ABBA and SORA are stored in full only because they are tiny. Every form is "
+    text += "exact; nothing is approximated unless you ask for it with `export.form compact` or `svd`.\n\n"
     text += table(["method", *(f"{title} (`{host}`)" for host, title in PROGRAMS.items())], rows)
     text += "\nRefused, and what to do instead, as the program says it:\n\n" + notes.text()
     return text + "\n" + t5_words() + kohya_words()
@@ -134,9 +132,9 @@ def t5_words() -> str:
     for family, network in T5.items():
         model = every.model_of(family)
         names = [n for n in every.layers_of(model, every.Kind("", every.FAMILIES[family].make)) if network in n]
-        layers = trained(model, "lora", every.SMALL, names)
+        layers = trained(model, *every.VARIANTS["LoRA"], names)
         for host in PROGRAMS:
-            outcome = every.attempt(model, layers, preset("lora", every.SMALL, host=host))
+            outcome = every.attempt(model, layers, preset(*every.VARIANTS["LoRA"], host=host))
             taken[host] += [] if outcome.refusal else [family]
         for one in model.networks.values():
             detach(one)
@@ -179,33 +177,21 @@ def errors_section() -> str:
 # -- sizes and 16 bits, on layers of real size ------------------------------------------------------------------------
 
 
-def real(label: str) -> tuple[str, dict]:
-    """A method with its options' defaults."""
-    method, options = every.VARIANTS[label]
-    rotation = options.get("rotation")
-    return (method, {"rotation": REAL[rotation["kind"]]} if rotation else {"rank": REAL["rank"], **axis(options)})
-
-
-def axis(options: dict) -> dict:
-    """Of the options, the axis."""
-    return {key: value for key, value in options.items() if key == "axis"}
-
-
 def adapted_on(model: Any, label: str) -> dict[str, Adapted]:
     """An adapter with default options on the layer, where training starts."""
-    method, options = real(label)
+    method, options = every.CHOICES[label]
     network = nn.ModuleDict(model.networks)
     attach(network, "unet.layer", methods()[method].Config(method=method, **options), 0)
     return dict(adapted_layers(network))
 
 
 def layer_size(make: Any, label: str, host: str) -> int | None:
-    """Bytes of one layer in a float16 file; None if refused."""
-    with torch.device("meta"):
-        model = Wide(make())
-        layers = adapted_on(model, label)
+    """Bytes of one layer in a float16 file; None if the host or the method refuses it."""
     try:
-        return expected_size(model, layers, preset(*real(label), host=host).export)[0]
+        with torch.device("meta"):
+            model = Wide(make())
+            layers = adapted_on(model, label)
+        return expected_size(model, layers, preset(*every.CHOICES[label], host=host).export)[0]
     except ValueError:
         return None
 
@@ -213,7 +199,8 @@ def layer_size(make: Any, label: str, host: str) -> int | None:
 def sizes_section() -> str:
     """Sizes of layers as multiples of a LoRA of rank 16."""
     text = "## Sizes\n\nOf one layer in a float16 file, as a multiple of a LoRA of rank 16. The methods have their "
-    text += f"options' defaults: rank 16, blocks of 32, 4 planes. Layers: {' / '.join(SHAPES)}.\n"
+    text += "options' defaults, such as rank 16, blocks of 32, 4 planes. "
+    text += f"Layers: {' / '.join(SHAPES)}; -: the method takes no such layer.\n"
     text += "Whole files of the shipped presets: [families](families.md).\n\n"
     unit = [layer_size(make, "LoRA", "comfyui") or 1 for make in SHAPES.values()]
     rows = []
@@ -221,8 +208,9 @@ def sizes_section() -> str:
         cells = []
         for host in PROGRAMS:
             found = [layer_size(make, label, host) for make in SHAPES.values()]
-            cells.append(" / ".join("-" if n is None else f"{n / one:.1f}" for n, one in zip(found, unit, strict=True)))
-        rows.append([label, *("refused" if "-" in cell else cell for cell in cells)])
+            sizes = " / ".join("-" if n is None else f"{n / one:.1f}" for n, one in zip(found, unit, strict=True))
+            cells.append(sizes if any(found) else "refused")
+        rows.append([label, *cells])
     alone = " / ".join(f"{size / 1000:,.0f} kB" for size in unit)
     return text + table(["method", *(f"`{host}`" for host in PROGRAMS)], rows) + f"\nA LoRA itself: {alone}.\n"
 
@@ -252,13 +240,13 @@ def half_errors(label: str) -> dict[str, float]:
         W, wanted = adapted.layer.native(adapted.layer.dense()), adapted.adapted_weight()
     found: dict[str, float] = {}
     for host in ("comfyui", "comfyui_node"):
-        tensors, _ = written(model, layers, preset(*real(label), host=host))
+        tensors, _ = written(model, layers, preset(*every.CHOICES[label], host=host))
         program = hosts.load(host)
         how = {short: How(dtype=dtype) for short, dtype in (("fp16", torch.float16), ("bf16", torch.bfloat16))}
         for short, one in how.items():
             with torch.no_grad():
                 found[f"{host} {short}"] = verify.compare(wanted, program.effect(W, tensors[name], 1.0, one), W).change
-    found["svd"] = written(model, layers, preset(*real(label), form="svd", rank=RANK))[1]
+    found["svd"] = written(model, layers, preset(*every.CHOICES[label], form="svd", rank=RANK))[1]
     for short, dtype in (("fp16", torch.float16), ("bf16", torch.bfloat16)):
         found[f"rounding {short}"] = verify.compare(wanted, wanted.to(dtype).float(), W).change
     return found
@@ -291,15 +279,17 @@ HALF = f"""## Where ComfyUI computes in 16 bits
 With little memory, and on NVIDIA cards by default since 2026, ComfyUI computes the adapted weight in the model's own
 numbers: float16, or bfloat16 for FLUX. The numbers are errors as a part of the trained change (Frobenius), of a layer
 of 1280 x 1280 with rows of length 1 whose change is {CHANGE:.0%} of its weight, in a float16 file. The smaller the
-change, the larger they are: of a change of 1 % they are five times as large. No method can do better than the last
-line, which is what rounding the adapted weight costs.
+change, the larger they are: of a change of 1 % they are five times as large. The last line is what rounding the adapted
+weight costs. No method can do better, but for those that leave most of a weight's numbers as they were (SBoRA, MoRA's
+rope), which are not rounded again.
 
 A plain LoRA and a rotation in planes without a magnitude (which is written as a plain LoRA) are safest: they lose what
-rounding costs and nothing else. So do full differences and GLoRA, which blocks are written as. A magnitude, of DoRA,
-WoRA or DOFT, multiplies the whole weight by a ratio that is itself computed in 16 bits, by a norm with the numbers' own
-rounding unit added to it; in bfloat16 that is a wrong factor for whole rows or columns. Such files are still read, but
-small changes drown. Stored rotations are not read there at all, so `export.form auto` never writes them for ComfyUI.
-Our node (`comfyui_node/`) computes in float32 and loses only the last line's rounding, whatever the method.
+rounding costs and nothing else. So do the products of LoHa and LoKr, and full differences and GLoRA, which blocks are
+written as. A magnitude, of DoRA, WoRA, Pre-Diag, SORA or of DOFT in planes, multiplies the whole weight by a ratio that
+is itself computed in 16 bits, by a norm with the numbers' own rounding unit added to it; in bfloat16 that is a wrong
+factor for whole rows or columns. Such files are still read, but small changes drown. Stored rotations are not read
+there at all, so `export.form auto` never writes them for ComfyUI. Our node (`comfyui_node/`) computes in float32 and
+loses only the last line's rounding, whatever the method.
 
 Who cannot use the node and wants a file that survives 16 bits everywhere takes `--form svd`: a plain LoRA that every
 host reads. What it leaves out is in the last column and is printed for every layer. The weights here are random, which

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from modules import adapters
 from modules.adapters.base import Adapted, detach
 from modules.export import hosts
 from modules.export.export import export
@@ -24,25 +25,52 @@ from tests.full_size import numberless
 HOSTS = tuple(hosts.names())
 DTYPES = ("float32", "float16")
 
-SMALL = {"rank": 2, "alpha": 1.0}
-BLOCKS, PLANES = {"kind": "blocks", "block_size": 4}, {"kind": "planes", "planes": 1}
+SMALL = {"rank": 2, "alpha": 1.0, "block_size": 10, "factor": 4}
+SMALL_ROTATIONS = {"blocks": {"block_size": 4}, "planes": {"planes": 1}}
+"""Options that only say how much is learned, small enough for tiny layers."""
 
-VARIANTS: dict[str, tuple[str, dict]] = {
-    "LoRA": ("lora", SMALL),
-    "DoRA, input axis": ("dora", {**SMALL, "axis": "input"}),
-    "DoRA, output axis": ("dora", {**SMALL, "axis": "output"}),
-    "WoRA, input axis": ("wora", {**SMALL, "axis": "input"}),
-    "WoRA, output axis": ("wora", {**SMALL, "axis": "output"}),
+BLOCKS, PLANES = {"kind": "blocks"}, {"kind": "planes"}
+
+CHOICES: dict[str, tuple[str, dict]] = {
+    "LoRA": ("lora", {}),
+    "DoRA, input axis": ("dora", {"axis": "input"}),
+    "DoRA, output axis": ("dora", {"axis": "output"}),
+    "WoRA, input axis": ("wora", {"axis": "input"}),
+    "WoRA, output axis": ("wora", {"axis": "output"}),
     "OFT in planes": ("oft", {"rotation": PLANES}),
     "DOFT in planes": ("doft", {"rotation": PLANES}),
     "OFT in blocks": ("oft", {"rotation": BLOCKS}),
     "DOFT in blocks": ("doft", {"rotation": BLOCKS}),
-    "LoHa": ("loha", {"rank": 3}),
-    "LoKr": ("lokr", {"rank": 1, "factor": 4}),
-    "LoKr, whole": ("lokr", {"rank": 8192, "factor": 4}),
-    "BOFT": ("boft", {"block_size": 10}),
+    "OFT in blocks, output side": ("oft", {"rotation": BLOCKS, "side": "output"}),
+    "DOFT in blocks, output side": ("doft", {"rotation": BLOCKS, "side": "output"}),
+    "LoKr": ("lokr", {}),
+    "LoKr, whole": ("lokr", {"rank": 8192}),
+    "MoRA": ("mora", {}),
+    "MoRA, rope": ("mora", {"kind": "rope"}),
 }
-"""Each method with those of its options that decide what a file has to hold, small enough for tiny layers."""
+"""Methods with those of their options that decide what a file has to hold, by their rows' names."""
+
+NAMED = {method for method, _ in CHOICES.values()}
+
+CHOICES |= {
+    re.split("[:,]", module.__doc__ or name)[0]: (name, {})
+    for name, module in adapters.methods().items() if name not in NAMED
+}
+"""And every other method as it is, so that none is left out."""
+
+
+def small(method: str, choice: dict) -> tuple[str, dict]:
+    """A method with such options, and sizes for tiny layers."""
+    fields = adapters.methods()[method].Config.model_fields
+    sizes = {key: value for key, value in SMALL.items() if key in fields}
+    if fields["step_size"].default == "calibrated":
+        sizes.pop("alpha", None)
+    if "rotation" in choice:
+        choice = {**choice, "rotation": {**choice["rotation"], **SMALL_ROTATIONS[choice["rotation"]["kind"]]}}
+    return method, {**sizes, **choice}
+
+
+VARIANTS = {label: small(*choice) for label, choice in CHOICES.items()}
 
 
 @dataclass(frozen=True)

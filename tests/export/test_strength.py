@@ -8,7 +8,7 @@ from modules.export import hosts
 from modules.export.hosts import How, diffusers
 from scripts import strength_table
 
-LINEAR, SQUARED, IGNORED, PEFT, LYCORIS, ROWS, TWICE = strength_table.RULES
+LINEAR, SQUARED, IGNORED, PEFT, LYCORIS, ROWS, TWICE, STAGES, STAGES_TWICE = strength_table.RULES
 
 EXPECTED = {
     ("comfyui", "LoRA"): LINEAR, ("comfyui", "LoRA with input magnitude"): LINEAR,
@@ -21,6 +21,8 @@ EXPECTED = {
     ("kohya", "LoRA with input magnitude"): LINEAR, ("kohya", "GLoRA"): None,
     ("lycoris", "LoRA with output magnitude"): LYCORIS, ("lycoris", "stored rotation with factors"): ROWS,
     ("lycoris", "LoRA with input magnitude"): None, ("lycoris", "stored butterfly with factors"): None,
+    ("comfyui", "stored butterfly of several stages"): STAGES_TWICE,
+    ("lycoris", "stored butterfly of several stages"): STAGES, ("kohya", "stored butterfly of several stages"): None,
 }
 
 

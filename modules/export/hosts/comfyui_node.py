@@ -1,6 +1,7 @@
 """Files for ComfyUI with our node (comfyui_node/): small and exact for every method, in 16 bits as well.
 
-A plain LoRA and a full difference are written as ComfyUI itself reads them. Any other layer has these tensors, which
+What ComfyUI itself reads, a plain LoRA, a product or a full difference, is written so; the last also stands for a
+butterfly of several stages, which is not small. Any other layer has these tensors, which
 the node applies in this order, in float32, with one rounding at the end; see `PARTS`. The layer's names are those of
 ComfyUI. What says `float32` is so whatever the file's number format is.
 
