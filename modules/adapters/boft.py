@@ -13,7 +13,6 @@ step along a real gradient is up to about twice as large as lr where there are e
 
 import math
 from collections.abc import Sequence
-from functools import cache
 from typing import Literal
 
 import torch
@@ -36,23 +35,10 @@ class Config(AdapterConfig):
     """Outputs per block. Lowered to an even number that divides a layer's outputs into a power of two of blocks."""
 
 
-DENSE = 2560
-"""More features than this are counted as half of them: the stage that is left out shares little with the others."""
-
-
-@cache
-def stretch(features: int, size: int, stages: int) -> float:
-    """How much further a step of signs in all stages turns than one in random directions: two outputs that share a
-    block in several stages are turned by all of them, in the same direction."""
-    if features > DENSE and stages > 1:
-        return stretch(features // 2, size, stages - 1)
-    together = torch.zeros(features * features, dtype=torch.int16)
-    places = torch.arange(features).unsqueeze(0)
-    for stage in range(stages):
-        blocks = linalg.butterfly_blocks(places, stage, size)[0]
-        together[(blocks.unsqueeze(-1) * features + blocks.unsqueeze(-2)).flatten()] += 1
-    counts = together.view(features, features).fill_diagonal_(0).double()
-    return math.sqrt(counts.square().sum().item() / counts.sum().item())
+def stretch(size: int, stages: int) -> float:
+    """How much further a step of signs in all stages turns than one in random directions: half of the outputs that share
+    a block do so in one stage only, the others in all, and are turned by all of them in the same direction."""
+    return math.sqrt((stages * (size / 2 - 1) + size / 2) / (size - 1))
 
 
 class Adapter(base.Adapter):
@@ -67,7 +53,7 @@ class Adapter(base.Adapter):
         blocks = layer.out_features // self.size
         stages = blocks.bit_length()
         self.skew = nn.Parameter(torch.zeros(stages, blocks, self.size * (self.size - 1) // 2))
-        step = 1 / (2 * math.sqrt(stages * (self.size - 1)) * stretch(layer.out_features, self.size, stages))
+        step = 1 / (2 * math.sqrt(stages * (self.size - 1)) * stretch(self.size, stages))
         self.factor: Tensor
         self.register_buffer("factor", torch.tensor(step if config.step_size == "calibrated" else 2.0))
 

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from modules.adapters import base, fused, linalg
 from modules.adapters.layers import Layer
-from modules.adapters.low_rank import RawLowRankConfig, low_rank_pair, root_mean_square, set_pair
+from modules.adapters.low_rank import RawLowRankConfig, low_rank_pair, root_mean_square, set_pair, spread
 from modules.preset.section import option
 
 
@@ -100,7 +100,8 @@ class Adapter(base.Adapter):
         if count == 0:
             return
         if self.config.step_size == "calibrated":  # its product may have any size: it is subtracted
-            up, down = up / root_mean_square(up), down / root_mean_square(down)
+            size = spread(self.config.rank)
+            up, down = size / root_mean_square(up) * up, size / root_mean_square(down) * down
         elif self.config.init == "pissa":  # as in peft: the product times the scale is that part of the weight
             up, down = up / math.sqrt(self.config.scale), down / math.sqrt(self.config.scale)
         with torch.no_grad():

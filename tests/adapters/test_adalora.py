@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from modules import adapters
-from modules.adapters.adalora import Adapter, budget
+from modules.adapters.adalora import SLOWER, Adapter, budget
 from modules.adapters.base import Adapted, Terms, attach
 from tests.adapters.cases import CASES, adapt, close, fast, gradients, inputs, probe, randomise, trained
 
@@ -228,7 +228,7 @@ def test_the_penalty_is_the_dense_formula(step_size):
     for adapter in adapters_of(net):
         randomise(adapter)
         for rows in (adapter.up.t(), adapter.down):
-            rows = rows / math.sqrt(rows.shape[1]) if step_size == "calibrated" else rows
+            rows = rows / (SLOWER * math.sqrt(rows.shape[1])) if step_size == "calibrated" else rows
             expected.append((rows @ rows.t() - torch.eye(4)).square().sum().sqrt())
     wanted = [adapter.up for adapter in adapters_of(net)] + [adapter.down for adapter in adapters_of(net)]
     close(Adapter.penalty(adapters_of(net)), 0.3 * sum(expected) / 6, 1e-12)
@@ -251,7 +251,7 @@ def test_without_weight_there_is_no_penalty():
 
 def test_the_penalty_makes_factors_orthonormal():
     ours = adapters_of(network(rank=4, orthogonality=1.0))
-    optimizer = torch.optim.SGD([p for adapter in ours for p in (adapter.up, adapter.down)], lr=1.0)
+    optimizer = torch.optim.SGD([p for adapter in ours for p in (adapter.up, adapter.down)], lr=SLOWER**2)
     values = []
     for _ in range(200):
         optimizer.zero_grad()
@@ -289,7 +289,7 @@ def test_it_goes_on_from_any_low_rank_file(step_size):
     W = layer.layer.dense()
     close(layer.adapter.weight(W), W + up @ down, 1e-7)  # the factor is in single precision
     rows = layer.adapter.down[:3].detach()
-    close(rows @ rows.t(), (16 if step_size == "calibrated" else 1) * torch.eye(3), 1e-6)
+    close(rows @ rows.t(), (16 * SLOWER**2 if step_size == "calibrated" else 1) * torch.eye(3), 1e-6)
     assert layer.adapter.gain[3] == 0
     with pytest.raises(ValueError, match="set adapter.rank 5"):
         layer.adapter.start_from(Terms(up=torch.zeros(12, 5), down=torch.zeros(5, 16)), layer.layer)
@@ -319,4 +319,4 @@ def test_steps_have_one_size_whatever_rank_and_width(rank, width):
     assert abs(changes[0] - 1) < 0.15, changes
     # A loss that never bends turns both factors of a component towards its one gain, whose gradient so grows from step
     # to step; Adam then takes more than its learning rate. The unit is right, as the first step shows.
-    assert changes[1] / changes[0] < 2, changes
+    assert changes[1] / changes[0] < 1.5, changes

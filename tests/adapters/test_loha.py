@@ -58,10 +58,10 @@ def test_one_step_changes_the_weight_by_lr(rank, size):
 
 
 @pytest.mark.parametrize("rank", [4, 32])
-def test_steps_of_adam_grow_as_the_factors_turn_to_one_direction(rank):
-    """A calibrated LoRA's become 1.32 times as large on this loss, which never turns; here four factors follow it."""
+def test_steps_of_adam_keep_their_size(rank):
+    """On a loss that never turns, which all four factors follow."""
     steps = steps_of_adam(isotropic("loha", {"rank": rank}, 320, 320))
-    assert steps[0] == pytest.approx(1, abs=0.15) and 1.8 < steps[-1] / steps[0] < 2.2
+    assert steps[0] == pytest.approx(1, abs=0.15) and 0.9 < steps[-1] / steps[0] < 1.3
 
 
 @pytest.mark.parametrize("step_size", ["raw", "calibrated"])

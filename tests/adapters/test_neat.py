@@ -10,7 +10,6 @@ from modules import adapters
 from modules.adapters.base import attach
 from tests.adapters.cases import all_close, close, fast, randomise, through_weight
 from tests.adapters.isotropic import adam_steps, isotropic
-from tests.adapters.test_rotation import noise, relative_step
 
 
 @pytest.mark.parametrize("depth", [0, 1, 3])
@@ -64,14 +63,11 @@ def test_a_zero_weight_is_refused_by_name():
 @pytest.mark.parametrize("width", [320, 1280])
 @pytest.mark.parametrize("rank, depth", [(4, 0), (64, 0), (16, 2)])
 def test_one_step_changes_the_weight_by_lr(width, rank, depth):
-    adapted = isotropic("neat", width, width, rank=rank, depth=depth)
-    step, _ = relative_step(adapted, {adapted.adapter.up: noise(adapted.adapter.up)})
+    (step,) = adam_steps(isotropic("neat", width, width, rank=rank, depth=depth), count=1)
     assert 1 / 1.15 < step < 1.15, f"one step is {step:.3f} lr"
 
 
 @pytest.mark.parametrize("rank, depth", [(4, 0), (16, 0), (16, 1), (16, 2)])
 def test_steps_keep_their_size(rank, depth):
-    """The hundredth is up to half more than the first (LoRA's: 1.3 times), since what relu leaves has a mean, which
-    the network can raise in all its rows together."""
     steps = adam_steps(isotropic("neat", 320, 320, rank=rank, depth=depth))
-    assert 0.9 < steps[99] / steps[0] < 1.55
+    assert 0.9 < steps[99] / steps[0] < 1.25

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from modules import adapters
 from modules.adapters.base import Adapted, attach
+from modules.adapters.low_rank import spread
 from tests.adapters import dense
 from tests.adapters.cases import CASES, adapt, close, inputs, randomise, through_weight
 
@@ -105,7 +106,7 @@ def test_one_step_of_the_magnitude_changes_every_row_alike():
 
 
 @pytest.mark.parametrize(
-    "rotation, factor", [(blocks(16), 0.5 / math.sqrt(15)), (blocks(32), 0.5 / math.sqrt(31)), (planes(8), 0.125)]
+    "rotation, factor", [(blocks(16), 0.5 / math.sqrt(15)), (blocks(32), 0.5 / math.sqrt(31)), (planes(8), 0.125 / math.sqrt(1 + 1.5 / (2 * math.pi)))]
 )
 def test_the_factor_is_saved(rotation, factor):
     adapted = rotated_layer("oft", rotation, 64, 64)
@@ -128,7 +129,7 @@ def test_blocks_divide_the_channels(channels, size, real):
 
 def test_planes_start_orthonormal_and_unturned():
     rotation = rotated_layer("oft", planes(4), 64, 8).adapter.rotation
-    assert (rotation.u.t() @ rotation.u / 64 - torch.eye(4)).abs().max() < 1e-6
+    assert (rotation.u.t() @ rotation.u / (64 * spread(8) ** 2) - torch.eye(4)).abs().max() < 1e-6
     assert not rotation.v.any()
 
 
