@@ -36,8 +36,8 @@ class Config(AdapterConfig):
 
 
 def stretch(size: int, stages: int) -> float:
-    """How much further a step of signs in all stages turns than one in random directions: half of the outputs that share
-    a block do so in one stage only, the others in all, and are turned by all of them in the same direction."""
+    """How much further a step of signs in all stages turns than one in random directions: half of the outputs that
+    share a block do so in one stage only, the others in all, and are turned by all of them in the same direction."""
     return math.sqrt((stages * (size / 2 - 1) + size / 2) / (size - 1))
 
 

@@ -104,7 +104,7 @@ def shared(adapted: Adapted) -> float:
 
 @pytest.mark.parametrize("size, out", [(10, 320), (80, 320), (320, 320), (10, 1280), (160, 1280)])
 def test_one_step_changes_the_weight_by_lr(size, out):
-    """Of signs that the gradient gives them; of random ones they do not add up in pairs of outputs that stages share."""
+    """Of signs as gradients give them; random ones do not add up in pairs of outputs that stages share."""
     adapted = isotropic("boft", {"block_size": size}, out, 320)
     assert first_step(adapted) * shared(adapted) == pytest.approx(1, abs=0.15)
 

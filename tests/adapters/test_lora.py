@@ -170,7 +170,8 @@ def test_every_choice_of_init_is_another_start():
             adapted = attach(nn.Sequential(nn.Linear(16, 12)), "0", module.Config(method=method, rank=4, init=init), 0)
             pair = adapted.adapter.gradient_pair()
             assert (pair is not None) == (init == "gradient"), (method, init)
-            starts += [] if init == "gradient" else [torch.cat([t.flatten() for t in adapted.adapter.state_dict().values()])]
+            if init != "gradient":
+                starts.append(torch.cat([tensor.flatten() for tensor in adapted.adapter.state_dict().values()]))
         assert len({tuple(start.tolist()) for start in starts}) == len(starts), method
 
 

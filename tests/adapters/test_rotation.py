@@ -106,7 +106,12 @@ def test_one_step_of_the_magnitude_changes_every_row_alike():
 
 
 @pytest.mark.parametrize(
-    "rotation, factor", [(blocks(16), 0.5 / math.sqrt(15)), (blocks(32), 0.5 / math.sqrt(31)), (planes(8), 0.125 / math.sqrt(1 + 1.5 / (2 * math.pi)))]
+    "rotation, factor",
+    [
+        (blocks(16), 0.5 / math.sqrt(15)),
+        (blocks(32), 0.5 / math.sqrt(31)),
+        (planes(8), 0.125 / math.sqrt(1 + 1.5 / (2 * math.pi))),
+    ],
 )
 def test_the_factor_is_saved(rotation, factor):
     adapted = rotated_layer("oft", rotation, 64, 64)
