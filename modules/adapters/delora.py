@@ -77,7 +77,7 @@ class Adapter(base.Adapter):
         calibrated = config.step_size == "calibrated"
         if calibrated:  # a turn of up by one radian changes the weight by bound / sqrt(rank channels), one of down too
             size = config.bound * math.sqrt(2 / (config.rank * layer.channels))
-            size *= (linalg.rows_stretch(up.mT) * linalg.rows_stretch(down)).item()
+            size = size * linalg.rows_stretch(up.mT) * linalg.rows_stretch(down)
             up, down = (size / root_mean_square(t) * t for t in (up, down))
         self.up, self.down = nn.Parameter(up), nn.Parameter(down)
         self.strength = nn.Parameter(torch.tensor(SLOWER if calibrated else config.bound))

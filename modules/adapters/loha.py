@@ -43,14 +43,14 @@ class Adapter(base.Adapter):
         rank, out, fan_in = config.rank, layer.out_features, layer.fan_in
         self.is_low_rank = rank**2 * (out + fan_in) < out * fan_in
         up1, down1 = 0.1 * torch.randn(out, rank), torch.randn(rank, fan_in)
-        down2, factor = torch.randn(rank, fan_in), config.scale
+        down2, factor = torch.randn(rank, fan_in), torch.tensor(config.scale)
         if config.step_size == "calibrated":
             up1, down1, down2 = (SLOWER / root_mean_square(t) * t for t in (up1, down1, down2))
-            factor = layer.rms() / (SLOWER**3 * rank * linalg.sign_stretch(up1 @ down1, rank).item())
+            factor = layer.rms() / (SLOWER**3 * rank * linalg.sign_stretch(up1 @ down1, rank))
         self.up1, self.down1 = nn.Parameter(up1), nn.Parameter(down1)
         self.up2, self.down2 = nn.Parameter(torch.zeros(out, rank)), nn.Parameter(down2)
         self.factor: Tensor
-        self.register_buffer("factor", torch.tensor(factor))
+        self.register_buffer("factor", factor)
 
     def weight(self, W: Tensor) -> Tensor:
         return W + self.factor.to(W) * (self.up1 @ self.down1) * (self.up2 @ self.down2)

@@ -83,11 +83,11 @@ def low_rank_pair(config: LowRankConfig, layer: Layer, parts: int = 1) -> tuple[
     """
     down = torch.empty(config.rank, layer.fan_in)
     RANDOM.get(config.init, _kaiming)(down)
-    factor = config.scale
+    factor = torch.tensor(config.scale)
     if config.step_size == "calibrated":
         down *= spread(config.rank) / root_mean_square(down)
-        factor = layer.rms() / (spread(config.rank) * math.sqrt(config.rank * parts) * linalg.rows_stretch(down).item())
-    return nn.Parameter(torch.zeros(layer.out_features, config.rank)), nn.Parameter(down), torch.tensor(factor)
+        factor = layer.rms() / (spread(config.rank) * math.sqrt(config.rank * parts) * linalg.rows_stretch(down))
+    return nn.Parameter(torch.zeros(layer.out_features, config.rank)), nn.Parameter(down), factor
 
 
 def spread(rank: int) -> float:

@@ -50,7 +50,7 @@ def check(family, folder, method: str, packing: str, checkpointing: bool) -> Non
     found = gradients(model, method, checkpointing, compiled=True)
     largest = max(one.norm() for one in plain)
     for one, two in zip(plain, found, strict=True):
-        assert (one - two).norm() <= 1e-4 * one.norm() + 1e-8 * largest  # some are rounding only
+        assert (one - two).norm() <= 1e-4 * one.norm() + 3e-7 * largest  # some are rounding only
     assert counters["stats"]["unique_graphs"] > 0, "nothing was compiled"
     assert not counters["recompile_limit"], "blocks of a kind share what is compiled"
 
