@@ -64,9 +64,7 @@ def by_weight(layer: Any, x: Tensor, excess_in: Tensor | None, excess_out: Tenso
     if torch.compiler.is_compiling() or (excess_in is None and excess_out is None):
         return False
     positions = x.numel() // layer.channels
-    if excess_in is None:  # of the result: forward with the bias apart, and backward
-        return 3 * positions >= 2 * layer.kernel * layer.channels
-    return positions >= layer.kernel * layer.out_features
+    return positions >= layer.kernel * (layer.out_features if excess_in is not None else layer.channels)
 
 
 class _LowRank(torch.autograd.Function):

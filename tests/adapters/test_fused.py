@@ -41,8 +41,8 @@ def test_the_weight_is_scaled_where_it_is_smaller():
     gains = torch.zeros(16), None
     assert fused.by_weight(layer, torch.zeros(12, 16), *gains)
     assert not fused.by_weight(layer, torch.zeros(11, 16), *gains)
-    assert fused.by_weight(layer, torch.zeros(11, 16), None, torch.zeros(12))
-    assert not fused.by_weight(layer, torch.zeros(10, 16), None, torch.zeros(12))
+    assert fused.by_weight(layer, torch.zeros(16, 16), None, torch.zeros(12))
+    assert not fused.by_weight(layer, torch.zeros(15, 16), None, torch.zeros(12))
     assert not fused.by_weight(layer, torch.zeros(99, 16), None, None)
 
 
