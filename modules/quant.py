@@ -84,20 +84,6 @@ class FrozenLinear(torch.autograd.Function):
         return grad @ ctx.dense().to(grad.dtype), None
 
 
-class FrozenTransposed(torch.autograd.Function):
-    """`y W` for a frozen `W (out, fan_in)`: the transposed product, with the same memory rule."""
-
-    @staticmethod
-    def forward(ctx, y: Tensor, dense: Callable[[], Tensor]) -> Tensor:
-        ctx.dense = dense
-        return y @ dense().to(y.dtype)
-
-    @staticmethod
-    def backward(ctx, *grads: Tensor):
-        (grad,) = grads
-        return nn.functional.linear(grad, ctx.dense().to(grad.dtype)), None
-
-
 def product(layer: Any, x: Tensor) -> Tensor:
     """`x W^T` for a packed layer, without its bias; the weight is made dense in `x`'s half precision or in float32."""
     return FrozenLinear.apply(x, partial(dense_weight, layer, x.dtype if x.dtype in HALF else torch.float32))  # pyright: ignore

@@ -9,19 +9,18 @@ from collections.abc import Hashable, Sequence
 from typing import Literal
 
 import torch
-from pydantic import model_validator
 from torch import Tensor, nn
 
 from modules.adapters import base, fused, linalg
 from modules.adapters.layers import Layer
-from modules.adapters.low_rank import root_mean_square
+from modules.adapters.low_rank import RankConfig, root_mean_square
 from modules.preset.section import option
 
 SPARE, ROUNDS = 8, 4
 """Directions beside those wanted, and rounds, of the search for the leading ones. It gives a start: it may be rough."""
 
 
-class Config(base.AdapterConfig):
+class Config(RankConfig):
     """The product of two low-rank matrices, entry by entry."""
 
     method: Literal["abba"] = "abba"
@@ -36,18 +35,15 @@ class Config(base.AdapterConfig):
     alpha: float | None = option(None, why="32 where steps are raw, as published", gt=0, advanced=True)
     """With raw steps, the factor on the product."""
 
-    @model_validator(mode="after")
-    def _alpha_has_an_effect(self) -> "Config":
-        if self.alpha is not None and self.step_size == "calibrated":
-            raise ValueError(f"alpha {self.alpha:g} does nothing where steps are calibrated: leave it out, or set "
-                             "step_size raw")
-        return self
+
+SLOWER = 5.0
+"""Calibrated, the root mean square of all but `second_up`: a step of lr moves each by lr over this."""
 
 
 class Adapter(base.Adapter):
     """Parameters `first_up (out, r1)`, `first_down (r1, fan_in)`, `second_up (out, r2)`, `second_down (r2, fan_in)`,
-    buffer `factor ()`. Calibrated, all but `second_up`, which is zero, start with a root mean square of 3: the three
-    together then step as LoRA's down does."""
+    buffer `factor ()`. Only `second_up` is zero at the start; calibrated, the three others then step together as
+    LoRA's down does."""
 
     def __init__(self, config: Config, layer: Layer):
         super().__init__(config, layer)
@@ -60,7 +56,7 @@ class Adapter(base.Adapter):
         factor = torch.tensor(32.0 if config.alpha is None else config.alpha)
         if config.step_size == "calibrated":
             three = first_up, first_down, second_down
-            first_up, first_down, second_down = (5 / root_mean_square(t) * t for t in three)
+            first_up, first_down, second_down = (SLOWER / root_mean_square(t) * t for t in three)
             # What a step of 1 in every entry of second_up changes, squared: column norms of both matrices.
             columns = ((first_up.mT @ first_up) @ first_down * first_down).sum(0)
             change = (columns * second_down.square().sum(0)).sum().sqrt()

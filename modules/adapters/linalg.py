@@ -149,6 +149,12 @@ def skew_blocks(vector: Tensor, size: int) -> Tensor:
     return upper - upper.mT
 
 
+def upper_triangles(matrix: Tensor) -> Tensor:
+    """`(..., b(b-1)/2)`: entries above the diagonal of `matrix (..., b, b)`, row by row, as in `skew_blocks`."""
+    rows, columns = _above_diagonal(matrix.shape[-1], matrix.device)
+    return matrix[..., rows, columns]
+
+
 @cache
 def _above_diagonal(size: int, device: torch.device) -> tuple[Tensor, ...]:
     """Rows and columns of the entries above the diagonal, row by row."""

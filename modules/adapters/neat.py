@@ -40,8 +40,8 @@ together multiply what `up` learns."""
 class Adapter(base.Adapter):
     """Parameters `mixing (out, r)`, `up (out, r)`, zero at the start, and depth times `(r, r)` in `encoders` and in
     `decoders`. Buffers: `unit ()` on mixing, `inner_unit ()` on encoders and decoders, `factor ()` on up; with raw
-    steps all 1. Calibrated, all but `up` have a root mean square of about 1 + 2 depth, so that all together step as
-    LoRA's down does; the network is the same as published."""
+    steps all 1. Calibrated, all but `up` step by lr over `SLOWER (1 + 2 depth)`, so that all together step as LoRA's
+    down does; the network is the same as published."""
 
     def __init__(self, config: Config, layer: Layer):
         super().__init__(config, layer)

@@ -148,9 +148,7 @@ def refuse_stretched(turn: Tensor) -> None:
 def triangles(turn: Tensor) -> Tensor:
     """`(..., b(b-1)/2)`: the upper triangles of `half_tangents` of a rotation. Raises ValueError as the two above."""
     refuse_stretched(turn)
-    size = turn.shape[-1]
-    rows, columns = torch.triu_indices(size, size, 1, device=turn.device)
-    return half_tangents(turn)[..., rows, columns]
+    return linalg.upper_triangles(half_tangents(turn))
 
 
 class Rotation(nn.Module):
@@ -277,9 +275,8 @@ class Blocks(Rotation):
         if not (eye + MAPS[self.map].excess(skew) - turn).norm() <= ORTHOGONAL * (turn - eye).norm():
             raise ValueError(f"the file turns further than rotation.map {self.map} can; set adapter.rotation.map "
                              "cayley")
-        rows, columns = torch.triu_indices(self.size, self.size, 1, device=skew.device)
         with torch.no_grad():
-            self.skew.copy_(skew[:, rows, columns] / self.factor)
+            self.skew.copy_(linalg.upper_triangles(skew) / self.factor)
 
     def export_terms(self, W: Tensor) -> Terms:
         """A block rotation."""

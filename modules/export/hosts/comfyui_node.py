@@ -222,14 +222,13 @@ def packed_skew(R: Tensor) -> Tensor | None:
     eye = _eye(exact)
     Q = torch.linalg.solve_ex(exact + eye, exact - eye)[0]  # both factors commute
     skew = (Q - Q.mT) / 2
-    rows, columns = torch.triu_indices(R.shape[1], R.shape[1], 1, device=R.device)
     if not R.is_meta:
         if not torch.isfinite(skew).all():
             return None
         error = linalg.cayley_excess(skew.float()) - (exact - eye)
         if error.abs().max() > ROUNDING:
             return None
-    return skew[:, rows, columns]
+    return linalg.upper_triangles(skew)
 
 
 def _fallback(view: Seen, names: Names, rank: int) -> dict[str, Tensor]:
