@@ -121,7 +121,7 @@ def _through_base(ctx: Any, grad: Tensor, x: Tensor, excess_in: Tensor | None, e
         inner = grad if excess_out is None else torch.addcmul(grad, grad, layer.spread_out(excess_out, grad))
         grad_x = layer.through_gradient(inner, ctx.shape, layer.weight_in(grad.dtype))
     if excess_in is not None and ctx.needs_input_grad[3]:
-        grad_in = layer.sum_channels(grad_x * x).to(excess_in.dtype)
+        grad_in = layer.dots(x, grad_x).to(excess_in.dtype)
         if ctx.by_weight:  # the gain is in grad_x already; a channel that it makes zero says nothing about it
             grad_in = _over_gain(grad_in, excess_in)
     if excess_in is not None and not ctx.by_weight:
@@ -136,9 +136,7 @@ def _over_gain(sums: Tensor, excess: Tensor) -> Tensor:
 
 def gain_gradient(layer: Any, grad: Tensor, y: Tensor, grad_up: Tensor | None, up: Tensor | None, excess: Tensor):
     """`sum(grad * base(x))` per output, from the result `y`: what else is in it is taken off where it is small."""
-    sums = layer.sum_outputs(grad * y).to(excess.dtype)
-    if layer.base.bias is not None:
-        sums = sums - layer.base.bias.to(excess.dtype) * layer.sum_outputs(grad).to(excess.dtype)
+    sums = layer.dots(y, grad, layer.base.bias).to(excess.dtype)
     if grad_up is not None and up is not None:
         sums = sums - (grad_up.to(excess.dtype) * up.to(excess.dtype)).sum(1)
     return _over_gain(sums, excess)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from modules import quant
-from modules.adapters import fused
+from modules.adapters import fused, linalg
 
 
 class Layer:
@@ -165,13 +165,16 @@ class Layer:
         x, grad = (t.reshape(-1, self.channels // size, size).transpose(0, 1) for t in (x, grad))
         return torch.bmm(x.mT, grad)
 
-    def sum_outputs(self, y: Tensor) -> Tensor:
-        """`(out)`: sums over everything but the output features, in float32 at least."""
-        return y.flatten(0, -2).sum(0, dtype=y.dtype if y.dtype == torch.float64 else torch.float32)
+    def sums(self, x: Tensor) -> Tensor:
+        """Sums of `x` or `y` over everything but the features, in float32 at least."""
+        return x.flatten(0, -2).sum(0, dtype=linalg.at_least_float32(x.dtype))
 
-    def sum_channels(self, x: Tensor) -> Tensor:
-        """`(channels)`: sums over everything but the channels, in float32 at least."""
-        return x.flatten(0, -2).sum(0, dtype=x.dtype if x.dtype == torch.float64 else torch.float32)
+    def dots(self, x: Tensor, grad: Tensor, offset: Tensor | None = None) -> Tensor:
+        """`sums((x - offset) * grad)`, `offset` one number per feature."""
+        if linalg.one_pass_pays(x):
+            return linalg.column_dots(x.flatten(0, -2), grad.flatten(0, -2), offset)
+        found = self.sums(x * grad)
+        return found if offset is None else found - offset.to(found.dtype) * self.sums(grad)
 
     # -- products with the frozen weight ------------------------------------------------------------------------------
 
@@ -314,12 +317,9 @@ class ConvLayer(Layer):
         x, grad = (t.reshape(len(t), -1, size, t[0, 0].numel()) for t in (x, grad))
         return (x @ grad.mT).sum(0)
 
-    def sum_outputs(self, y: Tensor) -> Tensor:
-        others = [axis for axis in range(y.dim()) if axis != 1]
-        return y.sum(others, dtype=y.dtype if y.dtype == torch.float64 else torch.float32)
-
-    def sum_channels(self, x: Tensor) -> Tensor:
-        return self.sum_outputs(x)
+    def sums(self, x: Tensor) -> Tensor:
+        others = [axis for axis in range(x.dim()) if axis != 1]
+        return x.sum(others, dtype=linalg.at_least_float32(x.dtype))
 
     def _backward(self, grad: Tensor, x: Tensor, kernel: Tensor, mask: tuple[bool, bool, bool]):
         """Gradients of `x`, `kernel` and bias in the layer's convolution, those of the `mask`."""

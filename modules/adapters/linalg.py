@@ -80,15 +80,62 @@ def row_products(up: Tensor, down: Tensor, through: Tensor) -> tuple[Tensor, Ten
 
     methods.md 8b; "Scaling DoRA", arXiv 2603.22276.
     """
-    return (up * through).sum(-1), (up @ (down @ down.mT) * up).sum(-1)
+    return _Products.apply(down.mT, up.mT, through.mT)  # pyright: ignore
 
 
 def channel_products(up: Tensor, down: Tensor, through: Tensor, kernel: int) -> tuple[Tensor, Tensor]:
     """`<W_j, D_j>` and `||D_j||^2` for channels of `D = up down`, from `through = up^T W (r, fan_in)`. All may have the
     same leading dimensions."""
-    cross = (through * down).sum(-2)
-    gram = ((up.mT @ up) @ down * down).sum(-2)
+    cross, gram = _Products.apply(up, down, through)  # pyright: ignore
     return cross.unflatten(-1, (-1, kernel)).sum(-1), gram.unflatten(-1, (-1, kernel)).sum(-1)
+
+
+class _Products(torch.autograd.Function):
+    """`<through_j, own_j>` and `||(other own)_j||^2` for columns, `other (m, r)`, `own` and `through (r, n)`: with one
+    backward pass for both, where a graph of single operations has many over tensors of all parameters' size."""
+
+    @staticmethod
+    def forward(ctx, other: Tensor, own: Tensor, through: Tensor) -> tuple[Tensor, Tensor]:
+        square = other.mT @ other
+        ctx.save_for_backward(other, own, through, square)
+        return (through * own).sum(-2), (square @ own).mul_(own).sum(-2)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        other, own, through, square = ctx.saved_tensors
+        cross, gram = (grad.unsqueeze(-2) for grad in grads)
+        scaled = 2 * gram * own
+        grad_other = other @ (scaled @ own.mT)
+        return grad_other, (square @ scaled).addcmul_(cross, through), cross * own
+
+
+LARGE = 2**19
+"""Numbers in a tensor from which a temporary of its size costs a CPU more than reading it more slowly."""
+
+
+def at_least_float32(dtype: torch.dtype) -> torch.dtype:
+    """float64, or else float32."""
+    return dtype if dtype == torch.float64 else torch.float32
+
+
+def one_pass_pays(x: Tensor) -> bool:
+    """Whether `column_dots` is the faster way, and as exact."""
+    return (
+        not torch.compiler.is_compiling() and x.device.type == "cpu" and x.numel() >= LARGE
+        and x.dtype == at_least_float32(x.dtype)
+    )
+
+
+def column_dots(x: Tensor, grad: Tensor, offset: Tensor | None) -> Tensor:
+    """`sum((x - offset) * grad)` for columns of `(n, features)`, `offset (features)`, without a temporary: the gradient
+    of a layer norm's gain for rows with mean 0 and deviation 1, and that of its bias."""
+    count, features = x.shape
+    zero, one, gain = x.new_zeros(count, 1), x.new_ones(count, 1), x.new_ones(features)
+    _, found, sums = torch.ops.aten.native_layer_norm_backward(
+        grad, x, [features], zero, one, gain, gain, [False, True, offset is not None]
+    )
+    return found if offset is None else found - offset.to(found.dtype) * sums
 
 
 def log_growth(

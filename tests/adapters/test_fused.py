@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from modules.adapters import fused, turning
+from modules.adapters import fused, linalg, turning
 from tests.adapters.cases import (
     CASES,
     DOUBLE,
@@ -57,3 +57,43 @@ def test_rotations_of_the_weight_or_of_what_goes_through_it(case, gained):
     through_input = fused.scaled(layer, layer.rotate_in(x, excess), gain)
     close(on_weight, through_input, 1e-12)
     all_close(gradients(probe(on_weight), wanted, x), gradients(probe(through_input), wanted, x), 1e-10)
+
+
+@pytest.mark.parametrize("axis", ["input", "output"])
+def test_gains_of_large_layers_without_a_temporary(axis, monkeypatch):
+    case = CASES[0]
+    adapted, x = adapt("wora", {"rank": 4, "axis": axis}, case, DOUBLE), inputs(case, DOUBLE)
+    plain = gradients(probe(fast(adapted, x)), trained(adapted.adapter), x)
+    monkeypatch.setattr(linalg, "LARGE", 1)
+    assert linalg.one_pass_pays(x)
+    all_close(gradients(probe(fast(adapted, x)), trained(adapted.adapter), x), plain, 1e-10)
+
+
+def test_columns_dots_in_one_pass_are_as_exact_as_a_sum_is():
+    x, grad = torch.randn(20000, 27), torch.randn(20000, 27)
+    for offset in (None, torch.randn(27)):
+        moved = x.double() if offset is None else x.double() - offset
+        close(linalg.column_dots(x, grad, offset), (moved * grad.double()).sum(0), 1e-5)
+    assert linalg.one_pass_pays(x) and linalg.one_pass_pays(x.double())
+    assert not linalg.one_pass_pays(x[:100]), "small ones are summed faster"
+    assert not linalg.one_pass_pays(x.bfloat16()), "a CPU would add up in 16 bits"
+
+
+@pytest.mark.parametrize("kernel", [1, 3])
+def test_products_of_rows_and_channels_and_their_gradients(kernel):
+    generator = torch.Generator().manual_seed(0)
+    W, up, down = (torch.randn(2, *size, generator=generator, dtype=DOUBLE) for size in ((7, 12), (7, 2), (2, 12)))
+    up, down = up.requires_grad_(), down.requires_grad_()
+
+    def channels(up, down):
+        return linalg.channel_products(up, down, up.mT @ W, kernel)
+
+    def rows(up, down):
+        return linalg.row_products(up, down, W @ down.mT)
+
+    change = (up @ down).detach()
+    for found, other in zip(channels(up, down), (W, change), strict=True):
+        close(found.detach(), (other * change).sum(1).unflatten(1, (-1, kernel)).sum(2), 1e-12)
+    for found, other in zip(rows(up, down), (W, change), strict=True):
+        close(found.detach(), (other * change).sum(2), 1e-12)
+    assert torch.autograd.gradcheck(channels, (up, down)) and torch.autograd.gradcheck(rows, (up, down))
