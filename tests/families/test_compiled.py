@@ -60,6 +60,23 @@ def test_compiled_blocks_train_as_plain_ones(family, folder):
     check(family, folder, "wora", "none", checkpointing=True)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("row", ["sdxl", "flux", "sd3"], indirect=True)
+def test_buckets_compile_nothing_new_after_two(family, folder):
+    counters = torch._dynamo.utils.counters
+    counters.clear()
+    model, config = loaded(family, folder), methods()["wora"].Config(method="wora")
+    derived = Derived([attach(whole(model), name, config, 0) for name in match_layers(model, Targets())[0]])
+    model.compile_blocks(checkpointing=False)
+    graphs = []
+    for size in ((32, 16), (48, 32), (16, 64), (32, 16), (64, 64)):  # the second makes lengths unknown numbers
+        derived.begin()
+        predicted(model, ["red apple"], size).square().sum().backward()
+        derived.pull_back()
+        graphs.append(counters["stats"]["unique_graphs"])
+    assert graphs[0] > 0 and graphs[2:] == [graphs[1]] * 3
+
+
 @pytest.mark.parametrize("row", ["flux"], indirect=True)
 def test_ranks_of_their_own_are_all_compiled(family, folder):
     """Each is a version; beyond torch's limit of them it would run the rest as it is."""
