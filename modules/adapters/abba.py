@@ -5,7 +5,7 @@ The product is itself one of rank r1 r2, with factors that are products as well 
 """
 
 import math
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -40,7 +40,7 @@ SLOWER = 5.0
 """Calibrated, the root mean square of all but `second_up`: a step of lr moves each by lr over this."""
 
 
-class Adapter(base.Adapter):
+class Adapter(base.Together):
     """Parameters `first_up (out, r1)`, `first_down (r1, fan_in)`, `second_up (out, r2)`, `second_down (r2, fan_in)`,
     buffer `factor ()`. Only `second_up` is zero at the start; calibrated, the three others then step together as
     LoRA's down does."""
@@ -71,19 +71,9 @@ class Adapter(base.Adapter):
     def weight(self, W: Tensor) -> Tensor:
         return W + self.factor.to(W) * (self.first_up @ self.first_down) * (self.second_up @ self.second_down)
 
-    def derive(self, layer: Layer) -> dict[str, Tensor]:
-        return self.derive_all([(self, layer)])[0]
-
     @classmethod
-    def derive_all(cls, pairs: Sequence[tuple["Adapter", Layer]]) -> list[dict[str, Tensor]]:
-        return base.alike([adapter for adapter, _ in pairs], lambda one: one.likeness(), cls._derive_alike)
-
-    def likeness(self) -> Hashable:
-        """What adapters have in common that are derived together."""
-        return tuple(p.shape for p in self.parameters()), self.first_up.device, self.first_up.dtype
-
-    @staticmethod
-    def _derive_alike(adapters: "list[Adapter]") -> list[dict[str, Tensor]]:
+    def derive_alike(cls, pairs: Sequence[tuple["Adapter", Layer]]) -> list[dict[str, Tensor]]:
+        adapters = [adapter for adapter, _ in pairs]
         first_up = torch.stack([a.first_up for a in adapters])
         first_down = torch.stack([a.first_down for a in adapters])
         second_up = torch.stack([a.factor * a.second_up for a in adapters])

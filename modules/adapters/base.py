@@ -186,6 +186,29 @@ class Adapter(nn.Module):
         return super()._apply(keep_precision, recurse)
 
 
+class Together(Adapter):
+    """An adapter that is derived together with others like it, in a handful of large operations instead of thousands of
+    small ones. A method's own is `derive_alike`, and `likeness` where more than shapes has to be equal."""
+
+    def derive(self, layer: Layer) -> dict[str, Tensor]:
+        return self.derive_all([(self, layer)])[0]
+
+    @classmethod
+    def derive_all(cls, pairs: Sequence[tuple[Any, Layer]]) -> list[dict[str, Tensor]]:
+        return alike(pairs, lambda pair: pair[0].likeness(pair[1]), cls.derive_alike)
+
+    def likeness(self, layer: Layer) -> Hashable:
+        """What those have in common that are derived together."""
+        shapes = tuple(tensor.shape for tensor in (*self.parameters(), *self.buffers()))
+        first = next(self.parameters())
+        return shapes, layer.fan_in, self.kernel, first.device, first.dtype
+
+    @classmethod
+    def derive_alike(cls, pairs: Sequence[tuple[Any, Layer]]) -> list[dict[str, Tensor]]:
+        """`derive` of each of the pairs, which all have one likeness."""
+        raise NotImplementedError
+
+
 class Adapted(nn.Module):
     """A frozen base layer and its adapter, in the base layer's place.
 

@@ -12,7 +12,7 @@ step along a real gradient is up to about twice as large as lr where there are e
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from typing import Literal
 
 import torch
@@ -41,7 +41,7 @@ def stretch(size: int, stages: int) -> float:
     return math.sqrt((stages * (size / 2 - 1) + size / 2) / (size - 1))
 
 
-class Adapter(base.Adapter):
+class Adapter(base.Together):
     """`y = R_m ... R_1 base(x)`, bias apart. Parameter `skew (m, blocks, b(b-1)/2)`: the upper triangles of Q in units
     of the buffer `factor ()`."""
 
@@ -58,24 +58,14 @@ class Adapter(base.Adapter):
         self.register_buffer("factor", torch.tensor(step if config.step_size == "calibrated" else 2.0))
 
     def weight(self, W: Tensor) -> Tensor:
-        (derived,) = self._derive_alike([self])
-        return linalg.butterfly(W.unsqueeze(0), derived["excess"].to(W.dtype)).squeeze(0)
+        return linalg.butterfly(W.unsqueeze(0), turns([self])[0].to(W.dtype)).squeeze(0)
 
-    def derive(self, layer: Layer) -> dict[str, Tensor]:
-        return self._derive_alike([self])[0]
+    def likeness(self, layer: Layer) -> Hashable:
+        return self.size, self.skew.device, self.skew.dtype
 
     @classmethod
-    def derive_all(cls, pairs: Sequence[tuple["Adapter", Layer]]) -> list[dict[str, Tensor]]:
-        return base.alike([adapter for adapter, _ in pairs], lambda one: (one.size, one.skew.device, one.skew.dtype),
-                          cls._derive_alike)
-
-    @staticmethod
-    def _derive_alike(adapters: "list[Adapter]") -> list[dict[str, Tensor]]:
-        """`R - I (m, blocks, b, b)` of adapters with blocks of one size: all in a single solve."""
-        vectors = torch.cat([(one.factor * one.skew).flatten(0, 1) for one in adapters])
-        excess = linalg.cayley_excess(linalg.skew_blocks(vectors, adapters[0].size))
-        parts = excess.split([one.skew.shape[0] * one.skew.shape[1] for one in adapters])
-        return [{"excess": part.unflatten(0, one.skew.shape[:2])} for one, part in zip(adapters, parts, strict=True)]
+    def derive_alike(cls, pairs: Sequence[tuple["Adapter", Layer]]) -> list[dict[str, Tensor]]:
+        return [{"excess": excess} for excess in turns([adapter for adapter, _ in pairs])]
 
     def forward(self, x: Tensor, layer: Layer, derived: dict[str, Tensor]) -> Tensor:
         y = layer.out(x)
@@ -100,7 +90,7 @@ class Adapter(base.Adapter):
             self.skew.copy_(triangles(given.double()) / self.factor)
 
     def export_terms(self, W: Tensor) -> base.Terms:
-        excess = self._derive_alike([self])[0]["excess"]
+        (excess,) = turns([self])
         return base.Terms(rotation=excess + torch.eye(self.size, dtype=excess.dtype, device=excess.device),
                           side="output")
 
@@ -122,3 +112,11 @@ def block_size(layer: Layer, largest: int) -> int:
         raise ValueError(f"{layer.name}: its {out} outputs make no power of two of even blocks of at most {largest}; "
                          f"set adapter.block_size {smallest}, or exclude it")
     return smallest * 2 ** int(math.log2(min(largest, out) // smallest))
+
+
+def turns(adapters: Sequence[Adapter]) -> list[Tensor]:
+    """`R - I (m, blocks, b, b)` of adapters with blocks of one size: all in a single solve."""
+    vectors = torch.cat([(one.factor * one.skew).flatten(0, 1) for one in adapters])
+    excess = linalg.cayley_excess(linalg.skew_blocks(vectors, adapters[0].size))
+    parts = excess.split([one.skew.shape[0] * one.skew.shape[1] for one in adapters])
+    return [part.unflatten(0, one.skew.shape[:2]) for one, part in zip(adapters, parts, strict=True)]

@@ -35,7 +35,7 @@ class DecomposedConfig(RawLowRankConfig):
     same size."""
 
 
-class Decomposed(base.Adapter):
+class Decomposed(base.Together):
     """Parameters `up (out, r)`, `down (r, fan_in)`, `magnitude (channels)` or `(out)`: the log-ratio l in units of the
     buffer `unit ()`. The buffer `factor ()` is that of `low_rank_pair`."""
 
@@ -69,20 +69,11 @@ class Decomposed(base.Adapter):
         wanted = linalg.axis_norm(W, self.axis, self.kernel) * self.log_ratio().exp()
         return linalg.scale_axis(V, linalg.safe_divide(wanted, norm), self.axis, self.kernel)
 
-    def derive(self, layer: Layer) -> dict[str, Tensor]:
-        return self.derive_all([(self, layer)])[0]
+    def likeness(self, layer: Layer) -> Hashable:
+        return super().likeness(layer), self.axis, self.full_gradient
 
     @classmethod
-    def derive_all(cls, pairs: Sequence[tuple["Decomposed", Layer]]) -> list[dict[str, Tensor]]:
-        return base.alike(pairs, lambda pair: pair[0].likeness(), cls._derive_alike)
-
-    def likeness(self) -> Hashable:
-        """What adapters have in common that are derived together."""
-        shapes = tuple(parameter.shape for parameter in self.parameters())
-        return self.axis, self.kernel, self.full_gradient, shapes, self.up.device, self.up.dtype
-
-    @classmethod
-    def _derive_alike(cls, pairs: "list[tuple[Decomposed, Layer]]") -> list[dict[str, Tensor]]:
+    def derive_alike(cls, pairs: Sequence[tuple["Decomposed", Layer]]) -> list[dict[str, Tensor]]:
         adapters, layers = [adapter for adapter, _ in pairs], [layer for _, layer in pairs]
         axis, kernel, full = adapters[0].axis, adapters[0].kernel, adapters[0].full_gradient
         up, down = torch.stack([a.up for a in adapters]), torch.stack([a.down for a in adapters])

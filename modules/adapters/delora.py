@@ -11,7 +11,7 @@ input channel.
 """
 
 import math
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -57,7 +57,7 @@ class Config(base.AdapterConfig):
         return self
 
 
-class Adapter(base.Adapter):
+class Adapter(base.Together):
     """Parameters `up (out, r)`, `down (r, fan_in)` and `strength ()`, b in units of the buffer `unit ()`; buffers
     `up_start` and `down_start`, with form peft empty.
 
@@ -99,19 +99,8 @@ class Adapter(base.Adapter):
         norms = linalg.axis_norm(W, "input", self.kernel).to(down)
         return self.length() * up, linalg.scale_axis(down, norms, "input", self.kernel)
 
-    def derive(self, layer: Layer) -> dict[str, Tensor]:
-        return self.derive_all([(self, layer)])[0]
-
     @classmethod
-    def derive_all(cls, pairs: Sequence[tuple["Adapter", Layer]]) -> list[dict[str, Tensor]]:
-        return base.alike(pairs, lambda pair: pair[0].likeness(), cls._derive_alike)
-
-    def likeness(self) -> Hashable:
-        """What adapters have in common that are derived together."""
-        return self.up.shape, self.down.shape, self.up_start.shape, self.kernel, self.up.device, self.up.dtype
-
-    @staticmethod
-    def _derive_alike(pairs: "list[tuple[Adapter, Layer]]") -> list[dict[str, Tensor]]:
+    def derive_alike(cls, pairs: Sequence[tuple["Adapter", Layer]]) -> list[dict[str, Tensor]]:
         adapters = [adapter for adapter, _ in pairs]
         up, down = pair(
             torch.stack([one.up for one in adapters]),

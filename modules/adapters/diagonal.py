@@ -5,7 +5,6 @@ magnitude `d ||diag(1/d) M||` along the output.
 """
 
 import math
-from collections.abc import Hashable
 from dataclasses import replace
 
 import torch
@@ -16,7 +15,7 @@ from modules.adapters.layers import Layer
 from modules.adapters.low_rank import LowRankConfig, low_rank_pair, set_pair
 
 
-class Diagonal(base.Adapter):
+class Diagonal(base.Together):
     """Parameters `up (out, r)`, `down (r, fan_in)`, `magnitude (out)`: the log-ratio l in units of the buffer
     `unit ()`. The buffer `factor ()` is that of `low_rank_pair`; `parts` as there.
 
@@ -42,10 +41,6 @@ class Diagonal(base.Adapter):
     def scaled(self, W: Tensor) -> Tensor:
         """`M`."""
         return self.log_ratio().exp().to(W).unsqueeze(1) * W + self.factor.to(W) * (self.up @ self.down)
-
-    def likeness(self) -> Hashable:
-        """What adapters have in common that are derived together."""
-        return tuple(parameter.shape for parameter in self.parameters()), self.kernel, self.up.device, self.up.dtype
 
     def forward(self, x: Tensor, layer: Layer, derived: dict[str, Tensor]) -> Tensor:
         excess, up, down = derived["excess"], derived["up"], derived.get("down", self.down)

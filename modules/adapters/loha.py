@@ -34,7 +34,7 @@ SLOWER = 4.0
 starts at zero, and without it the change of the weight would grow faster and faster."""
 
 
-class Adapter(base.Adapter):
+class Adapter(base.Together):
     """Parameters `up1`, `up2 (out, r)` and `down1`, `down2 (r, fan_in)`, with up2 zero at the start; buffer
     `factor ()`: c. Calibrated, c is in the weight's unit."""
 
@@ -55,17 +55,9 @@ class Adapter(base.Adapter):
     def weight(self, W: Tensor) -> Tensor:
         return W + self.factor.to(W) * (self.up1 @ self.down1) * (self.up2 @ self.down2)
 
-    def derive(self, layer: Layer) -> dict[str, Tensor]:
-        return self.derive_all([(self, layer)])[0]
-
     @classmethod
-    def derive_all(cls, pairs: Sequence[tuple["Adapter", Layer]]) -> list[dict[str, Tensor]]:
+    def derive_alike(cls, pairs: Sequence[tuple["Adapter", Layer]]) -> list[dict[str, Tensor]]:
         adapters = [adapter for adapter, _ in pairs]
-        return base.alike(adapters, lambda one: (one.up1.shape, one.down1.shape, one.up1.device, one.up1.dtype),
-                          cls._derive_alike)
-
-    @staticmethod
-    def _derive_alike(adapters: "list[Adapter]") -> list[dict[str, Tensor]]:
         if not adapters[0].is_low_rank:
             return [{} for _ in adapters]
         up1, up2, down1, down2, factor = (

@@ -6,7 +6,7 @@ Convolutions, which the paper does not have, are taken as `W (out, fan_in)` [inf
 """
 
 import math
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -37,7 +37,7 @@ SLOWER = 3
 together multiply what `up` learns."""
 
 
-class Adapter(base.Adapter):
+class Adapter(base.Together):
     """Parameters `mixing (out, r)`, `up (out, r)`, zero at the start, and depth times `(r, r)` in `encoders` and in
     `decoders`. Buffers: `unit ()` on mixing, `inner_unit ()` on encoders and decoders, `factor ()` on up; with raw
     steps all 1. Calibrated, all but `up` step by lr over `SLOWER (1 + 2 depth)`, so that all together step as LoRA's
@@ -79,19 +79,8 @@ class Adapter(base.Adapter):
     def weight(self, W: Tensor) -> Tensor:
         return W + (self.factor * self.up).to(W) @ self.down(W)
 
-    def derive(self, layer: Layer) -> dict[str, Tensor]:
-        return self.derive_all([(self, layer)])[0]
-
     @classmethod
-    def derive_all(cls, pairs: Sequence[tuple["Adapter", Layer]]) -> list[dict[str, Tensor]]:
-        return base.alike(pairs, lambda pair: pair[0].likeness(pair[1]), cls._derive_alike)
-
-    def likeness(self, layer: Layer) -> Hashable:
-        """What adapters have in common that are derived together."""
-        return self.up.shape, layer.fan_in, len(self.encoders), self.up.device, self.up.dtype
-
-    @staticmethod
-    def _derive_alike(pairs: "list[tuple[Adapter, Layer]]") -> list[dict[str, Tensor]]:
+    def derive_alike(cls, pairs: Sequence[tuple["Adapter", Layer]]) -> list[dict[str, Tensor]]:
         adapters, layers = zip(*pairs, strict=True)
         mixing = torch.stack([adapter.unit * adapter.mixing for adapter in adapters])
         encoders = [torch.stack(same) for same in zip(*(a.scaled(a.encoders) for a in adapters), strict=True)]

@@ -34,15 +34,9 @@ class Adapter(Diagonal):
     def weight(self, W: Tensor) -> Tensor:
         return self.scaled(W)
 
-    def derive(self, layer: Layer) -> dict[str, Tensor]:
-        return self.derive_all([(self, layer)])[0]
-
     @classmethod
-    def derive_all(cls, pairs: Sequence[tuple["Adapter", Layer]]) -> list[dict[str, Tensor]]:
-        return base.alike([adapter for adapter, _ in pairs], lambda one: one.likeness(), cls._derive_alike)
-
-    @staticmethod
-    def _derive_alike(adapters: "list[Adapter]") -> list[dict[str, Tensor]]:
+    def derive_alike(cls, pairs: Sequence[tuple["Adapter", Layer]]) -> list[dict[str, Tensor]]:
+        adapters = [adapter for adapter, _ in pairs]
         up = torch.stack([one.factor for one in adapters]).view(-1, 1, 1) * torch.stack([one.up for one in adapters])
         return base.rows_of(excess=torch.expm1(torch.stack([one.log_ratio() for one in adapters])), up=up)
 

@@ -66,18 +66,11 @@ class Adapter(Diagonal):
         first, second = (t.to(M) for t in self.turn())
         return M + first @ (second @ M)
 
-    def derive(self, layer: Layer) -> dict[str, Tensor]:
-        return self.derive_all([(self, layer)])[0]
+    def likeness(self, layer: Layer) -> Hashable:
+        return super().likeness(layer), self.config.exact
 
     @classmethod
-    def derive_all(cls, pairs: Sequence[tuple["Adapter", Layer]]) -> list[dict[str, Tensor]]:
-        return base.alike(pairs, lambda pair: pair[0].likeness(), cls._derive_alike)
-
-    def likeness(self) -> Hashable:
-        return super().likeness(), self.config.exact
-
-    @staticmethod
-    def _derive_alike(pairs: "list[tuple[Adapter, Layer]]") -> list[dict[str, Tensor]]:
+    def derive_alike(cls, pairs: Sequence[tuple["Adapter", Layer]]) -> list[dict[str, Tensor]]:
         adapters = [adapter for adapter, _ in pairs]
         units = torch.stack([one.turn_unit for one in adapters]).view(-1, 1, 1)
         source, target = torch.stack([one.source for one in adapters]), torch.stack([one.target for one in adapters])

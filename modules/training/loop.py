@@ -13,10 +13,9 @@ from accelerate.utils import gather_object
 from torch import Tensor
 from tqdm import tqdm
 
-from modules import objectives
 from modules.data.batches import Batch
-from modules.training import gradient_start, optimizers, schedules
-from modules.training.outputs import export_now, noise_errors, sample, save_adapter, validate
+from modules.training import feed, gradient_start, optimizers, schedules
+from modules.training.outputs import export_now, sample, save_adapter, validate
 from modules.training.run import REQUESTS
 from modules.training.session import Session, memory_mb, save
 
@@ -111,11 +110,12 @@ def take_step(session: Session, progress: Progress) -> tuple[float, float, dict[
     session.derived.begin()
     losses = []
     for micro in range(training.accumulation):
-        batch = session.batches.at(session.step, micro)
+        prepared = session.feed.at(session.step, micro)
         with accelerator.autocast():
-            loss = batch_loss(session, batch)
+            loss = feed.errors(session, prepared).mean()
         accelerator.backward(loss / training.accumulation)
         losses.append(loss.detach())
+        session.feed.look_ahead(session.step, micro)
     if (penalty := session.penalty()) is not None:
         accelerator.backward(penalty)
     session.derived.pull_back()
@@ -137,24 +137,8 @@ def take_step(session: Session, progress: Progress) -> tuple[float, float, dict[
 
 
 def batch_loss(session: Session, batch: Batch) -> Tensor:
-    """Mean weighted error of one micro-batch, with each sample's own noise and noise level."""
-    preset, process, device = session.preset, session.model.process, session.accelerator.device
-    seed, objective = preset.training.seed, preset.objective
-    pairs = list(zip(batch.pictures, batch.positions, batch.flips, strict=True))
-    latents = torch.stack([objectives.draw_latents(session.latents.get(p, f), seed, n) for p, n, f in pairs])
-    shape = tuple(latents.shape[1:])
-    noise = torch.stack([objectives.sample_noise(seed, n, shape, objective.noise_offset) for n in batch.positions])
-    density = session.density
-    levels = [objectives.sample_level(seed, n, process.count, density) for n in batch.positions]
-    times = process.times(torch.tensor(levels, dtype=torch.float64), shape[1] * shape[2])
-
-    errors = noise_errors(session, latents, noise, times, list(batch.captions), batch.sizes)
-    if objective.min_snr_gamma is not None:
-        weights = objectives.min_snr_weight(session.prediction, process.snr(times), objective.min_snr_gamma)
-        errors = errors * weights.to(device)
-    if objective.debiased:
-        errors = errors * objectives.debiased_weight(process.snr(times)).to(device)
-    return errors.mean()
+    """Mean weighted error of one micro-batch."""
+    return feed.errors(session, feed.prepare(session, batch)).mean()
 
 
 def average(session: Session, loss: Tensor, wanted: list[float]) -> Tensor:

@@ -8,7 +8,6 @@ from tempfile import TemporaryDirectory
 
 import torch
 from accelerate.utils import broadcast_object_list
-from torch import Tensor
 from tqdm import tqdm
 
 from modules import objectives
@@ -17,22 +16,9 @@ from modules.data.pictures import sizes_of
 from modules.export import native
 from modules.export.export import export
 from modules.export.metadata import Facts, facts_of
-from modules.training import samples
+from modules.training import feed, samples
 from modules.training.optimizers import averaged
 from modules.training.session import Session, sample_prompts, validation_captions
-
-
-def noise_errors(
-    session: Session, latents: Tensor, noise: Tensor, times: Tensor, captions: list[str], sizes: Tensor
-) -> Tensor:
-    """Error of each sample `(n)` at the given noise; all arguments on the CPU, `times` as the model's process has
-    them, the others float32."""
-    device, objective = session.accelerator.device, session.preset.objective
-    parts = session.model.process.parts(times)
-    noisy = objectives.add_noise(latents, noise, parts).to(device)
-    wanted = objectives.target(session.prediction, latents, noise, parts).to(device)
-    predicted = session.model.predict(noisy, times.to(device), session.encode(captions), sizes.to(device))
-    return objectives.errors(objective.loss, objective.loss_delta, predicted, wanted)
 
 
 @torch.no_grad()
@@ -52,7 +38,8 @@ def validate(session: Session) -> None:
                 latents = mean.expand_as(noise)
                 sizes = sizes_of(picture.width, picture.height, picture.bucket).expand(draws, -1)
                 times = process.times(levels, mean.shape[-2] * mean.shape[-1])
-                errors.append(noise_errors(session, latents, noise, times, [caption] * draws, sizes))
+                prepared = feed.noised(session, latents, noise, times, (caption,) * draws, sizes)
+                errors.append(feed.errors(session, prepared))
     loss = [float(torch.cat(errors).mean()) if errors else 0.0]
     broadcast_object_list(loss)
     if session.step == 0:

@@ -25,6 +25,7 @@ from modules.objectives import Density
 from modules.preset.schema import Preset, Training
 from modules.training import first_values, flat, gradient_start, memory, pool, setup, sharding, state
 from modules.training.events import Events
+from modules.training.feed import Feed
 from modules.training.flat import Flat
 from modules.training.run import Run
 
@@ -82,6 +83,9 @@ class Session:
     """Running average of the loss."""
     started: float = field(default_factory=time.time)
     """Unix time of the first start, s."""
+
+    def __post_init__(self) -> None:
+        self.feed = Feed(self)
 
     @property
     def prediction(self) -> str:

@@ -1,4 +1,4 @@
-"""What the tests of methods made of products and butterflies share: LyCORIS' own modules, and the size of steps."""
+"""What the tests of methods made of products and butterflies share: LyCORIS' own modules."""
 
 from typing import Any
 
@@ -8,8 +8,6 @@ from torch import Tensor, nn
 from modules import adapters
 from modules.adapters.base import Adapted, attach
 from tests.adapters.cases import close, probe, randomise
-
-LR = 1e-3
 
 BASES = {
     "linear": (lambda: nn.Linear(24, 32), (3, 5, 24)),
@@ -49,35 +47,3 @@ def assert_computes_like(adapted: Adapted, theirs: nn.Module, pairs: dict[str, s
     wanted = torch.autograd.grad(probe(expected), [*(parameters[name] for name in pairs.values()), x])
     for name, one, other in zip([*pairs, "x"], found, wanted, strict=True):
         close(one, other.reshape(one.shape), 1e-5, name)
-
-
-def isotropic(method: str, options: dict, out: int, fan_in: int) -> Adapted:
-    """A fresh adapter on a linear layer with isotropic weights."""
-    net = nn.ModuleDict({"layer": nn.Linear(fan_in, out).requires_grad_(False)})
-    nn.init.normal_(net["layer"].weight, std=0.02, generator=torch.Generator().manual_seed(0))  # pyright: ignore
-    return attach(net, "layer", adapters.methods()[method].Config(method=method, **options), seed=0)
-
-
-def first_step(adapted: Adapted) -> float:
-    """The relative change of the weight by a step of lr with random signs in every parameter, in units of lr."""
-    W, generator = adapted.layer.dense(), torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        before = adapted.adapter.weight(W)
-        for parameter in adapted.adapter.parameters():
-            parameter += LR * torch.randn(parameter.shape, generator=generator).sign()
-        return ((adapted.adapter.weight(W) - before).norm() / W.norm() / LR).item()
-
-
-def steps_of_adam(adapted: Adapted, count: int = 100) -> list[float]:
-    """The relative changes of the weight by Adam's steps on a fixed random linear loss, in units of lr."""
-    W, found = adapted.layer.dense(), []
-    direction = torch.randn(W.shape, generator=torch.Generator().manual_seed(2))
-    optimizer = torch.optim.Adam(adapted.adapter.parameters(), lr=LR)
-    weight = adapted.adapter.weight(W)
-    for _ in range(count):
-        optimizer.zero_grad()
-        (weight * direction).sum().backward()
-        optimizer.step()
-        before, weight = weight.detach(), adapted.adapter.weight(W)
-        found.append(((weight.detach() - before).norm() / W.norm() / LR).item())
-    return found

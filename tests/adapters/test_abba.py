@@ -7,7 +7,7 @@ from torch import nn
 from modules import adapters
 from modules.adapters.base import Adapted, attach
 from tests.adapters.cases import close, fast, randomise, through_weight
-from tests.adapters.isotropic import adam_steps, isotropic
+from tests.adapters.steps import adam_steps, isotropic
 from tests.adapters.test_rotation import noise, relative_step
 
 

@@ -14,7 +14,8 @@ from modules.adapters.boft import block_size
 from modules.adapters.layers import as_layer
 from modules.export import forms
 from tests.adapters.cases import close
-from tests.adapters.structured import adapted_layer, assert_computes_like, first_step, isotropic, lycoris, steps_of_adam
+from tests.adapters.steps import adam_steps, first_step, isotropic
+from tests.adapters.structured import adapted_layer, assert_computes_like, lycoris
 
 BASES = {
     "linear": (lambda: nn.Linear(24, 32), (3, 5, 24)),
@@ -74,7 +75,7 @@ def test_blocks_are_those_of_lycoris(largest):
 
 
 def test_all_outputs_are_mixed_and_stay_orthogonal():
-    adapted = isotropic("boft", {"block_size": 4, "step_size": "raw"}, 64, 64)
+    adapted = isotropic("boft", 64, 64, block_size=4, step_size="raw")
     with torch.no_grad():
         adapted.adapter.skew.normal_(std=1.0)
         R = adapted.adapter.weight(torch.eye(64))
@@ -105,13 +106,13 @@ def shared(adapted: Adapted) -> float:
 @pytest.mark.parametrize("size, out", [(10, 320), (80, 320), (320, 320), (10, 1280), (160, 1280)])
 def test_one_step_changes_the_weight_by_lr(size, out):
     """Of signs as gradients give them; random ones do not add up in pairs of outputs that stages share."""
-    adapted = isotropic("boft", {"block_size": size}, out, 320)
+    adapted = isotropic("boft", 320, out, block_size=size)
     assert first_step(adapted) * shared(adapted) == pytest.approx(1, abs=0.15)
 
 
 @pytest.mark.parametrize("size", [10, 40])
 def test_steps_of_adam_keep_their_size(size):
-    steps = steps_of_adam(isotropic("boft", {"block_size": size}, 160, 160))
+    steps = adam_steps(isotropic("boft", 160, 160, block_size=size))
     assert steps[0] == pytest.approx(1, rel=0.1)
     assert abs(math.log(steps[-1] / steps[0])) < math.log(1.25), (steps[0], steps[-1])
 

@@ -8,7 +8,7 @@ from torch import nn
 from modules import adapters
 from tests.adapters import dense
 from tests.adapters.cases import CASES, adapt, all_close, close, fast, gradients, inputs, probe, randomise, trained
-from tests.adapters.steps import adam_steps, square_layer
+from tests.adapters.steps import adam_steps, isotropic
 
 PEFT = {"form": "peft", "step_size": "raw"}
 KINDS = [case for case in CASES if case.name in ("linear", "conv2d", "embedding")]
@@ -41,9 +41,9 @@ def test_the_start_is_the_base_bit_for_bit(form):
 
 @pytest.mark.parametrize("lr", [1e-5, 1e-4, 1e-3])
 def test_only_the_original_form_leaves_the_base_smoothly(lr):
-    raw = adam_steps(square_layer("delora", {"step_size": "raw"}, 320), lr)[0]
+    raw = adam_steps(isotropic("delora", 320, 320, step_size="raw"), 1, lr)[0]
     assert 0.1 < raw < 30, "a step in the authors' units"
-    jump = lr * adam_steps(square_layer("delora", PEFT, 320), lr)[0]
+    jump = lr * adam_steps(isotropic("delora", 320, 320, **PEFT), 1, lr)[0]
     assert jump == pytest.approx(15 / (16 * 320) ** 0.5, rel=0.1), "a first step that no learning rate makes shorter"
 
 
@@ -92,7 +92,7 @@ def test_files_have_the_rank_once_or_twice(case, form):
 
 def test_small_changes_survive_half_precision():
     """Update and frozen start differ by less than half precision can tell; their difference is what is written."""
-    adapted = square_layer("delora", {}, 64)
+    adapted = isotropic("delora", 64, 64)
     randomise(adapted.adapter, scale=1e-4)
     with torch.no_grad():
         W = adapted.layer.dense()
@@ -117,14 +117,14 @@ def test_weight_decay_shortens_the_change_and_nothing_else():
 @pytest.mark.parametrize("options", [{"rank": 2}, {"rank": 64}, {"rank": 16, "bound": 4.0}], ids=str)
 @pytest.mark.parametrize("width", [320, 1280])
 def test_one_step_changes_the_weight_by_lr(options, width):
-    step = adam_steps(square_layer("delora", options, width), 1e-3)[0]
+    step = adam_steps(isotropic("delora", width, width, **options), 1)[0]
     assert 1 / 1.15 < step < 1.15, f"one step is {step:.3f} lr"
 
 
 def test_later_steps_are_as_large():
     """At lr 1e-3 the hundredth is 1.35 times the first: `up`, `down` and `strength` then all move one way, and near the
     bound it is less."""
-    first, last = adam_steps(square_layer("delora", {"rank": 4}, 320), 3e-4, 100)
+    first, *_, last = adam_steps(isotropic("delora", 320, 320, rank=4), lr=3e-4)
     assert 1 / 1.25 < last / first < 1.25, f"the steps grow from {first:.3f} to {last:.3f} lr"
 
 

@@ -8,15 +8,8 @@ from torch import nn
 from modules.adapters.base import Product, Terms
 from modules.export import forms
 from tests.adapters.cases import close
-from tests.adapters.structured import (
-    BASES,
-    adapted_layer,
-    assert_computes_like,
-    first_step,
-    isotropic,
-    lycoris,
-    steps_of_adam,
-)
+from tests.adapters.steps import adam_steps, first_step, isotropic
+from tests.adapters.structured import BASES, adapted_layer, assert_computes_like, lycoris
 
 NAMES = {"up1": "hada_w1_a", "down1": "hada_w1_b", "up2": "hada_w2_a", "down2": "hada_w2_b"}
 RAW = {"rank": 3, "alpha": 1.5, "step_size": "raw"}
@@ -46,7 +39,7 @@ def test_merging_of_lycoris_applies_the_scale_twice():
 
 
 def test_starts_as_published():
-    adapter = isotropic("loha", {"rank": 16, "step_size": "raw"}, 640, 640).adapter
+    adapter = isotropic("loha", 640, 640, rank=16, step_size="raw").adapter
     assert adapter.factor == 1 and not adapter.up2.any()
     for parameter, deviation in ((adapter.up1, 0.1), (adapter.down1, 1), (adapter.down2, 1)):
         assert parameter.std().item() == pytest.approx(deviation, rel=0.05)
@@ -54,26 +47,26 @@ def test_starts_as_published():
 
 @pytest.mark.parametrize("rank, size", [(1, 320), (8, 320), (64, 320), (8, 1280), (64, 1280)])
 def test_one_step_changes_the_weight_by_lr(rank, size):
-    assert first_step(isotropic("loha", {"rank": rank}, size, size)) == pytest.approx(1, abs=0.15)
+    assert first_step(isotropic("loha", size, size, rank=rank)) == pytest.approx(1, abs=0.15)
 
 
 @pytest.mark.parametrize("rank", [4, 32])
 def test_steps_of_adam_keep_their_size(rank):
     """On a loss that never turns, which all four factors follow."""
-    steps = steps_of_adam(isotropic("loha", {"rank": rank}, 320, 320))
+    steps = adam_steps(isotropic("loha", 320, 320, rank=rank))
     assert steps[0] == pytest.approx(1, abs=0.15) and 0.9 < steps[-1] / steps[0] < 1.3
 
 
 @pytest.mark.parametrize("step_size", ["raw", "calibrated"])
 def test_goes_on_from_a_product_and_from_a_pair(step_size):
-    adapted = isotropic("loha", {"rank": 4, "step_size": step_size}, 20, 12)
+    adapted = isotropic("loha", 12, 20, rank=4, step_size=step_size)
     pairs = [(torch.randn(20, 3), torch.randn(3, 12)) for _ in range(2)]
     W = adapted.layer.dense()
     for terms in (forms.expanded(Terms(product=Product("hadamard", *pairs))), Terms(up=pairs[0][0], down=pairs[0][1])):
         adapted.adapter.start_from(terms, adapted.layer)
         close(adapted.adapter.weight(W), forms.applied(terms, adapted.layer, W), 1e-5)
         close(adapted(torch.eye(12)), (adapted.adapter.weight(W) + adapted.base.bias.unsqueeze(1)).mT, 1e-5)
-    small = isotropic("loha", {"rank": 2}, 20, 12)
+    small = isotropic("loha", 12, 20, rank=2)
     with pytest.raises(ValueError, match="rank 3 and the run 2; set adapter.rank 3"):
         small.adapter.start_from(Terms(up=pairs[0][0], down=pairs[0][1]), small.layer)
     with pytest.raises(ValueError, match="magnitudes, which loha cannot hold"):

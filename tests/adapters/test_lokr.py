@@ -10,15 +10,8 @@ from modules.adapters.base import Product, Terms
 from modules.adapters.lokr import split
 from modules.export import forms
 from tests.adapters.cases import close
-from tests.adapters.structured import (
-    BASES,
-    adapted_layer,
-    assert_computes_like,
-    first_step,
-    isotropic,
-    lycoris,
-    steps_of_adam,
-)
+from tests.adapters.steps import adam_steps, first_step, isotropic
+from tests.adapters.structured import BASES, adapted_layer, assert_computes_like, lycoris
 
 NAMES = {"first": "lokr_w1", "second": "lokr_w2", "up": "lokr_w2_a", "down": "lokr_w2_b"}
 
@@ -74,20 +67,20 @@ def test_no_large_matrix_is_kept_for_the_backward_pass(options):
     (1, 8, 320), (16, 8, 320), (5000, 8, 320), (16, 2, 1280), (64, 8, 1280), (16, None, 1280), (4096, 16, 1280),
 ])
 def test_one_step_changes_the_weight_by_lr(rank, factor, size):
-    assert first_step(isotropic("lokr", {"rank": rank, "factor": factor}, size, size)) == pytest.approx(1, abs=0.15)
+    assert first_step(isotropic("lokr", size, size, rank=rank, factor=factor)) == pytest.approx(1, abs=0.15)
 
 
 @pytest.mark.parametrize("rank, growth", [(4, 1.75), (4096, 1.35)])
-def test_steps_of_adam_grow_as_the_factors_turn_to_one_direction(rank, growth):
+def test_adam_steps_grow_as_the_factors_turn_to_one_direction(rank, growth):
     """A calibrated LoRA's become 1.32 times as large on this loss, which never turns; so do those of two factors."""
-    steps = steps_of_adam(isotropic("lokr", {"rank": rank}, 320, 320))
+    steps = adam_steps(isotropic("lokr", 320, 320, rank=rank))
     assert steps[0] == pytest.approx(1, abs=0.15) and 1 < steps[-1] / steps[0] < growth
 
 
 @pytest.mark.parametrize("step_size", ["raw", "calibrated"])
 @pytest.mark.parametrize("rank", [3, 99])
 def test_goes_on_from_a_product(rank, step_size):
-    adapted = isotropic("lokr", {"rank": rank, "factor": 2, "step_size": step_size}, 20, 12)
+    adapted = isotropic("lokr", 12, 20, rank=rank, factor=2, step_size=step_size)
     first, second = torch.randn(2, 2), (torch.randn(10, 2), torch.randn(2, 6))
     terms, W = forms.expanded(Terms(product=Product("kronecker", (first,), second))), adapted.layer.dense()
     adapted.adapter.start_from(terms, adapted.layer)
@@ -100,7 +93,7 @@ def test_goes_on_from_a_product(rank, step_size):
     (((torch.ones(2, 2),), (torch.ones(10, 4), torch.ones(4, 6))), "set adapter.rank 4"),
 ])
 def test_refuses_other_sizes(product, words):
-    adapted = isotropic("lokr", {"rank": 3, "factor": 2}, 20, 12)
+    adapted = isotropic("lokr", 12, 20, rank=3, factor=2)
     with pytest.raises(ValueError, match=words):
         adapted.adapter.start_from(Terms(product=Product("kronecker", *product)), adapted.layer)
     with pytest.raises(ValueError, match="a low-rank pair, which lokr cannot hold"):

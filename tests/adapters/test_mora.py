@@ -8,7 +8,7 @@ from modules import adapters
 from modules.adapters.base import attach
 from tests.adapters import test_contract, test_life
 from tests.adapters.cases import Case, adapt, close, fast, inputs, randomise, through_weight
-from tests.adapters.isotropic import adam_steps, isotropic
+from tests.adapters.steps import adam_steps, isotropic
 from tests.adapters.test_rotation import noise, relative_step
 
 ROPE = {"rank": 2, "kind": "rope"}

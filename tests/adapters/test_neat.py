@@ -9,7 +9,7 @@ from torch import nn
 from modules import adapters
 from modules.adapters.base import attach
 from tests.adapters.cases import all_close, close, fast, randomise, through_weight
-from tests.adapters.isotropic import adam_steps, isotropic
+from tests.adapters.steps import adam_steps, isotropic
 
 
 @pytest.mark.parametrize("depth", [0, 1, 3])

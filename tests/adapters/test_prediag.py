@@ -8,7 +8,7 @@ import torch
 
 from modules.adapters.base import Terms
 from tests.adapters.cases import CASES, adapt, close, fast, inputs
-from tests.adapters.steps import adam_steps, square_layer
+from tests.adapters.steps import adam_steps, isotropic
 
 scaled_methods = pytest.mark.parametrize("method", ["prediag", "sora"])
 KINDS = [case for case in CASES if case.name in ("linear", "conv2d", "embedding")]
@@ -76,11 +76,11 @@ def test_the_bias_is_left_alone(method):
 @pytest.mark.parametrize("rank", [2, 64])
 @pytest.mark.parametrize("width", [320, 1280])
 def test_one_step_changes_the_weight_by_lr(rank, width):
-    step = adam_steps(square_layer("prediag", {"rank": rank}, width), 1e-3)[0]
+    step = adam_steps(isotropic("prediag", width, width, rank=rank), 1)[0]
     assert 1 / 1.15 < step < 1.15, f"one step is {step:.3f} lr"
 
 
 @pytest.mark.parametrize("rank", [2, 64])
 def test_later_steps_are_as_large(rank):
-    first, last = adam_steps(square_layer("prediag", {"rank": rank}, 320), 1e-3, 100)
+    first, *_, last = adam_steps(isotropic("prediag", 320, 320, rank=rank))
     assert 1 / 1.25 < last / first < 1.25, f"the steps grow from {first:.3f} to {last:.3f} lr"

@@ -5,7 +5,7 @@ import torch
 
 from modules.adapters.base import Terms
 from tests.adapters.cases import CASES, adapt, close, fast, oracle, randomise, through_weight
-from tests.adapters.isotropic import adam_steps, isotropic
+from tests.adapters.steps import adam_steps, isotropic
 from tests.adapters.test_rotation import noise, relative_step
 
 RANK = 3

@@ -5,7 +5,7 @@ import torch
 
 from tests.adapters.cases import CASES, adapt, close, fast, gradients, inputs, probe, randomise, through_weight, trained
 from tests.adapters.oracles.sora import turn
-from tests.adapters.steps import adam_steps, square_layer
+from tests.adapters.steps import adam_steps, isotropic
 
 NO_BIAS = next(case for case in CASES if case.name == "linear without bias")
 both_turns = pytest.mark.parametrize("exact", [False, True], ids=["first order", "exact"])
@@ -104,11 +104,11 @@ SIZES = [{"rank": 2, "planes": 1}, {"rank": 64, "planes": 16}, {"rank": 16, "pla
 @pytest.mark.parametrize("options", SIZES, ids=str)
 @pytest.mark.parametrize("width", [320, 1280])
 def test_one_step_changes_the_weight_by_lr(options, width):
-    step = adam_steps(square_layer("sora", options, width), 1e-3)[0]
+    step = adam_steps(isotropic("sora", width, width, **options), 1)[0]
     assert 1 / 1.15 < step < 1.15, f"one step is {step:.3f} lr"
 
 
 @pytest.mark.parametrize("options", SIZES, ids=str)
 def test_later_steps_are_as_large(options):
-    first, last = adam_steps(square_layer("sora", options, 320), 1e-3, 100)
+    first, *_, last = adam_steps(isotropic("sora", 320, 320, **options))
     assert 1 / 1.25 < last / first < 1.25, f"the steps grow from {first:.3f} to {last:.3f} lr"

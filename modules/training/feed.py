@@ -1,0 +1,116 @@
+"""Micro-batches with their noise, made ready while the device is still busy with the ones before."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from modules import objectives
+from modules.data.batches import Batch
+from modules.families.base import Texts
+
+if TYPE_CHECKING:
+    from modules.training.session import Session
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What the network is given and asked for `n` samples, on the CPU or on the device."""
+
+    noisy: Tensor
+    """`(n, c, h, w)` float32: noised latents."""
+    wanted: Tensor
+    """`(n, c, h, w)` float32: what is to be predicted."""
+    times: Tensor
+    """`(n)` float64, as the model's process has them."""
+    sizes: Tensor
+    """`(n, 6)` float32, see `pictures.sizes_of`."""
+    captions: tuple[str, ...]
+    texts: Texts | None
+    """Conditions of the captions from the cache; None where text encoders have to make them at the time."""
+    weights: Tensor | None = None
+    """`(n)` float64: of the samples' errors; None: all 1."""
+
+    def to(self, device: torch.device) -> "Prepared":
+        """The same on the device. The host goes on while the device fetches it."""
+
+        return self._map(partial(Tensor.to, device=device, non_blocking=True))
+
+    def pinned(self) -> "Prepared":
+        """The same where a GPU can fetch it by itself: from other memory a copy waits for everything before it."""
+        return self._map(Tensor.pin_memory)
+
+    def _map(self, change: Callable[[Tensor], Tensor]) -> "Prepared":
+        return replace(
+            self,
+            noisy=change(self.noisy),
+            wanted=change(self.wanted),
+            times=change(self.times),
+            sizes=change(self.sizes),
+            texts=None if self.texts is None else {name: change(tensor) for name, tensor in self.texts.items()},
+            weights=None if self.weights is None else change(self.weights),
+        )
+
+
+class Feed:
+    """The micro-batches of a training in their order, one of them ahead."""
+
+    def __init__(self, session: "Session"):
+        self.session = session
+        self.ahead: tuple[tuple[int, int], Prepared] | None = None
+
+    def at(self, step: int, micro: int) -> Prepared:
+        """The micro-batch, on the CPU."""
+        held, self.ahead = self.ahead, None
+        if held is not None and held[0] == (step, micro):
+            return held[1]
+        return prepare(self.session, self.session.batches.at(step, micro))
+
+    def look_ahead(self, step: int, micro: int) -> None:
+        """Make the one after this ready. Call when the device has its work and before waiting for it."""
+        accumulation = self.session.preset.training.accumulation
+        step, micro = divmod(step * accumulation + micro + 1, accumulation)
+        if step < self.session.steps:
+            self.ahead = (step, micro), prepare(self.session, self.session.batches.at(step, micro))
+
+
+def prepare(session: "Session", batch: Batch) -> Prepared:
+    """A micro-batch with each sample's own noise and noise level: functions of seed and position alone."""
+    seed, objective, process = session.preset.training.seed, session.preset.objective, session.model.process
+    pairs = list(zip(batch.pictures, batch.positions, batch.flips, strict=True))
+    latents = torch.stack([objectives.draw_latents(session.latents.get(p, f), seed, n) for p, n, f in pairs])
+    shape, density = tuple(latents.shape[1:]), session.density
+    noise = torch.stack([objectives.sample_noise(seed, n, shape, objective.noise_offset) for n in batch.positions])
+    levels = [objectives.sample_level(seed, n, process.count, density) for n in batch.positions]
+    times = process.times(torch.tensor(levels, dtype=torch.float64), shape[1] * shape[2])
+
+    weights = None
+    if objective.min_snr_gamma is not None:
+        weights = objectives.min_snr_weight(session.prediction, process.snr(times), objective.min_snr_gamma)
+    elif objective.debiased:  # there is one weight, see `noise.problems`
+        weights = objectives.debiased_weight(process.snr(times))
+    ready = replace(noised(session, latents, noise, times, batch.captions, batch.sizes), weights=weights)
+    return ready.pinned() if session.accelerator.device.type == "cuda" else ready
+
+
+def noised(
+    session: "Session", latents: Tensor, noise: Tensor, times: Tensor, captions: tuple[str, ...], sizes: Tensor
+) -> Prepared:
+    """Samples at the given noise, all of equal weight."""
+    parts = session.model.process.parts(times)
+    noisy = objectives.add_noise(latents, noise, parts)
+    wanted = objectives.target(session.prediction, latents, noise, parts)
+    texts = None if session.texts is None else session.texts.get(captions)
+    return Prepared(noisy, wanted, times, sizes, captions, texts)
+
+
+def errors(session: "Session", prepared: Prepared) -> Tensor:
+    """Weighted error of each sample `(n)`."""
+    given, objective = prepared.to(session.accelerator.device), session.preset.objective
+    texts = session.model.encode_texts(list(given.captions)) if given.texts is None else given.texts
+    predicted = session.model.predict(given.noisy, given.times, texts, given.sizes)
+    found = objectives.errors(objective.loss, objective.loss_delta, predicted, given.wanted)
+    return found if given.weights is None else found * given.weights
