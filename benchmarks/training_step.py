@@ -95,9 +95,10 @@ def measure(model: str, methods: list[str], key: Key, arguments: argparse.Namesp
     return {method: statistics.median(found) for method, found in seconds.items()}
 
 
-def table(model: str, found: dict[Key, dict[str, float]]) -> str:
+def table(model: str, found: dict[Key, dict[str, float]], resolution: int) -> str:
     """One Markdown table: rows are methods, columns kinds of steps."""
-    title = {"demo": "demo base", "quarter": "SDXL's UNet at a quarter of its width"}[model]
+    quarter = f"SDXL's UNet at a quarter of its width, {resolution} px, batch 1"
+    title = {"demo": "demo base", "quarter": quarter}[model]
     heads = [f"{count} x{', recomputing' if again else ''}" for count, again in found]
     reference = [row[REFERENCE] for row in found.values()]
     seconds = ", ".join(f"{head} {second:.2f} s" for head, second in zip(heads, reference, strict=True))
@@ -127,7 +128,8 @@ def main() -> None:
     how = f"medians of {arguments.rounds} interleaved rounds; times as multiples of LoRA's."
     pages = [f"{arguments.device}, 1 thread, torch {torch.__version__}, {how}"]
     for model in arguments.models:
-        pages.append(table(model, {key: measure(model, methods, key, arguments) for key in keys}))
+        found = {key: measure(model, methods, key, arguments) for key in keys}
+        pages.append(table(model, found, arguments.resolution))
         print(f"\n{pages[-1]}", flush=True)
     if arguments.write:
         full_size.write("\n\n".join(pages), BEGIN, END)
