@@ -231,12 +231,24 @@ def measure(layer: str, tokens: int, arguments: argparse.Namespace) -> dict[str,
     return {name: (statistics.median(found), saved[name]) for name, found in times.items()}
 
 
-def table(layer: str, tokens: int, found: dict[str, tuple[float, int]]) -> str:
-    """One Markdown table: time and saved bytes as multiples of our LoRA's."""
-    reference, bytes_ = found[REFERENCE]
-    lines = [f"{layer}, {tokens} tokens (LoRA: {reference * 1000:.1f} ms, {bytes_ / 1e6:.1f} MB saved)", "",
-             "| method | time | saved |", "|---|---|---|"]
-    lines += [f"| {name} | {time_ / reference:.2f} | {size / bytes_:.2f} |" for name, (time_, size) in found.items()]
+Cells = dict[int, dict[str, tuple[float, int]]]
+"""Median seconds and saved bytes by number of tokens and candidate."""
+
+
+def table(layer: str, cells: Cells) -> str:
+    """One Markdown table of a layer: time, and saved bytes, as multiples of our LoRA's at the same number of tokens."""
+    sizes = [f"{found[REFERENCE][0] * 1000:.1f} ms and {found[REFERENCE][1] / 1e6:.1f} MB with {tokens} tokens"
+             for tokens, found in cells.items()]
+    heads = [f"{what}, {tokens}" for what in ("time", "saved") for tokens in cells]
+    lines = [f"{layer} (LoRA: {', '.join(sizes)})", ""]
+    lines += [f"| method | {' | '.join(heads)} |", "|---" * (len(heads) + 1) + "|"]
+    for name in dict.fromkeys(name for found in cells.values() for name in found):
+        ratios = [
+            f"{found[name][part] / found[REFERENCE][part]:.2f}" if name in found else "-"
+            for part in (0, 1)
+            for found in cells.values()
+        ]
+        lines.append(f"| {name} | {' | '.join(ratios)} |")
     return "\n".join(lines)
 
 
@@ -265,9 +277,8 @@ def main() -> None:
     torch.set_num_threads(1)
     pages = [machine(arguments)]
     for layer in arguments.layers:
-        for tokens in arguments.tokens:
-            pages.append(table(layer, tokens, measure(layer, tokens, arguments)))
-            print(f"\n{pages[-1]}", flush=True)
+        pages.append(table(layer, {tokens: measure(layer, tokens, arguments) for tokens in arguments.tokens}))
+        print(f"\n{pages[-1]}", flush=True)
     if arguments.write:
         full_size.write("\n\n".join(pages), BEGIN, END)
 

@@ -1,12 +1,14 @@
 """The benchmarks that cannot show their numbers on every machine still run."""
 
+import argparse
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 
-from benchmarks import full_size, rotations
+from benchmarks import adapters, full_size, rotations
 
 ROOT = Path(__file__).parents[1]
 ROW = {"model": "a model", "preset": "a preset", "base": "nf4", "resolution": 64, "seconds": 0.25, "peak": 2048.0}
@@ -47,3 +49,27 @@ def test_rotations_are_measured_and_need_a_place(tmp_path, monkeypatch):
     page.write_text(f"before {rotations.BEGIN} old {rotations.END} behind", encoding="utf-8")
     rotations.write("text")
     assert page.read_text(encoding="utf-8") == f"before {rotations.BEGIN}\ntext\n{rotations.END} behind"
+
+
+def test_layers_of_all_programs_are_measured_side_by_side(monkeypatch, capsys):
+    monkeypatch.setitem(adapters.LAYERS, "linear-64", lambda: torch.nn.Linear(64, 64))
+    arguments = argparse.Namespace(dtype="float32", device="cpu", accumulation=2, rounds=1, only=None)
+    found = {tokens: adapters.measure("linear-64", tokens, arguments) for tokens in (4, 16)}
+    assert not capsys.readouterr().err, "all of them run on a linear layer"
+    assert set(found[4]) > {*adapters.OURS, "DoRA, output, peft", "DOFT, LyCORIS"}
+    head, blank, columns, rule, *rows = adapters.table("linear-64", found).splitlines()
+    assert head.startswith("linear-64 (LoRA: ") and "with 16 tokens" in head and not blank
+    assert columns == "| method | time, 4 | time, 16 | saved, 4 | saved, 16 |" and len(rows) == len(found[4])
+    assert rows[0] == "| LoRA | 1.00 | 1.00 | 1.00 | 1.00 |" and all(row.count("|") == rule.count("|") for row in rows)
+    del found[16]["DOFT"]
+    assert any(row.startswith("| DOFT | ") and row.count(" - ") == 2
+               for row in adapters.table("linear-64", found).splitlines())
+
+
+@pytest.mark.slow
+def test_whole_steps_are_measured_side_by_side():
+    command = [sys.executable, "benchmarks/training_step.py", "--models", "demo", "--methods", "wora", "--rounds", "1"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "| method | 1 x | 1 x, recomputing | 4 x | 4 x, recomputing |" in done.stdout
+    assert "| lora | 1.00 | 1.00 | 1.00 | 1.00 |" in done.stdout and "| wora | " in done.stdout
