@@ -217,6 +217,8 @@ def measure(layer: str, tokens: int, arguments: argparse.Namespace) -> dict[str,
                 saved[name] = saved_bytes(network, x)
                 step(x)
         except (RuntimeError, ValueError, TypeError, NotImplementedError) as error:
+            if name in OURS:
+                raise
             print(f"{layer}, {tokens} tokens: {name} does not run: {str(error).splitlines()[0]}", file=sys.stderr)
             continue
         steps[name] = (network, step, x)
@@ -236,7 +238,8 @@ Cells = dict[int, dict[str, tuple[float, int]]]
 
 
 def table(layer: str, cells: Cells) -> str:
-    """One Markdown table of a layer: time, and saved bytes, as multiples of our LoRA's at the same number of tokens."""
+    """One Markdown table of a layer: time, and saved bytes, as multiples of our LoRA's with as many tokens; "-" where
+    another program cannot adapt the layer."""
     sizes = [f"{found[REFERENCE][0] * 1000:.1f} ms and {found[REFERENCE][1] / 1e6:.1f} MB with {tokens} tokens"
              for tokens, found in cells.items()]
     heads = [f"{what}, {tokens}" for what in ("time", "saved") for tokens in cells]

@@ -171,7 +171,7 @@ class Layer:
 
     def dots(self, x: Tensor, grad: Tensor, offset: Tensor | None = None) -> Tensor:
         """`sums((x - offset) * grad)`, `offset` one number per feature."""
-        if linalg.one_pass_pays(x):
+        if self.kind == "linear" and linalg.one_pass_pays(x):
             return linalg.column_dots(x.flatten(0, -2), grad.flatten(0, -2), offset)
         found = self.sums(x * grad)
         return found if offset is None else found - offset.to(found.dtype) * self.sums(grad)

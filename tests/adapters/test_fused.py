@@ -59,9 +59,9 @@ def test_rotations_of_the_weight_or_of_what_goes_through_it(case, gained):
     all_close(gradients(probe(on_weight), wanted, x), gradients(probe(through_input), wanted, x), 1e-10)
 
 
+@pytest.mark.parametrize("case", FUSIBLE, ids=lambda case: case.name)
 @pytest.mark.parametrize("axis", ["input", "output"])
-def test_gains_of_large_layers_without_a_temporary(axis, monkeypatch):
-    case = CASES[0]
+def test_gains_of_large_layers_without_a_temporary(axis, case, monkeypatch):
     adapted, x = adapt("wora", {"rank": 4, "axis": axis}, case, DOUBLE), inputs(case, DOUBLE)
     plain = gradients(probe(fast(adapted, x)), trained(adapted.adapter), x)
     monkeypatch.setattr(linalg, "LARGE", 1)
