@@ -103,11 +103,10 @@ class _LowRank(torch.autograd.Function):
             grad_out = gain_gradient(layer, grad, y, grad_up, up, excess_out)
         if up is not None and (needs[0] or needs[2]):
             grad_h = layer.contract(grad, up.to(grad.dtype), scale)
-            grad_down = layer.project_gradient(grad_h, x, down) if needs[2] else None
         if needs[0] or (excess_in is not None and needs[3]):
             grad_x, grad_in = _through_base(ctx, grad, x, excess_in, excess_out)
-            if grad_h is not None:
-                layer.project_back_into(grad_x, grad_h, down.to(grad.dtype))
+        if grad_h is not None:
+            grad_down = layer.project_back(grad_h, x, down, grad_x, needs[2])
         grad_up = grad_up.to(up.dtype) if up is not None and grad_up is not None and needs[1] else None
         return grad_x if needs[0] else None, grad_up, grad_down, grad_in, grad_out, None, None
 

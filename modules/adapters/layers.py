@@ -152,13 +152,13 @@ class Layer:
         """The gradient of `h` in `expand_into`."""
         return grad @ (scale * up)
 
-    def project_gradient(self, grad: Tensor, x: Tensor, down: Tensor) -> Tensor:
-        """The gradient of `down (r, fan_in)` in `project`, in its dtype."""
-        return (grad.reshape(-1, grad.shape[-1]).mT @ x.reshape(-1, x.shape[-1])).to(down.dtype)
-
-    def project_back_into(self, grad_x: Tensor, grad: Tensor, down: Tensor) -> None:
-        """Add the gradient of `x` in `project` to `grad_x`."""
-        grad_x.view(-1, self.channels).addmm_(grad.view(-1, grad.shape[-1]), down)
+    def project_back(self, grad: Tensor, x: Tensor, down: Tensor, grad_x: Tensor | None, wanted: bool) -> Tensor | None:
+        """The gradient of `down (r, fan_in)` in `project`, in its dtype, if it is `wanted`; that of `x` is added to
+        `grad_x`."""
+        flat = grad.reshape(-1, grad.shape[-1])
+        if grad_x is not None:
+            grad_x.view(-1, self.channels).addmm_(flat, down.to(grad.dtype))
+        return (flat.mT @ x.reshape(-1, x.shape[-1])).to(down.dtype) if wanted else None
 
     def block_products(self, x: Tensor, grad: Tensor, size: int) -> Tensor:
         """`x_k^T grad_k (blocks, b, b)` of each block of `size` channels, summed over everything else."""
@@ -306,12 +306,12 @@ class ConvLayer(Layer):
     def contract(self, grad: Tensor, up: Tensor, scale: float) -> Tensor:
         return self.conv(grad, self.native_up((scale * up).mT))
 
-    def project_gradient(self, grad: Tensor, x: Tensor, down: Tensor) -> Tensor:
-        kernel = self.native(down).to(grad.dtype)
-        return self._backward(grad, x, kernel, (False, True, False))[1].flatten(1).to(down.dtype)
-
-    def project_back_into(self, grad_x: Tensor, grad: Tensor, down: Tensor) -> None:
-        grad_x.add_(self._backward(grad, grad_x, self.native(down), (True, False, False))[0])
+    def project_back(self, grad: Tensor, x: Tensor, down: Tensor, grad_x: Tensor | None, wanted: bool) -> Tensor | None:
+        # One call for both: what they share is made ready once.
+        found = self._backward(grad, x, self.native(down).to(grad.dtype), (grad_x is not None, wanted, False))
+        if grad_x is not None:
+            grad_x.add_(found[0])
+        return found[1].flatten(1).to(down.dtype) if wanted else None
 
     def block_products(self, x: Tensor, grad: Tensor, size: int) -> Tensor:
         x, grad = (t.reshape(len(t), -1, size, t[0, 0].numel()) for t in (x, grad))
