@@ -7,6 +7,7 @@ and have to agree with it. Merging, exporting and the fall-back forward use `wei
 import copy
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal
 
 import torch
@@ -199,9 +200,13 @@ class Together(Adapter):
 
     def likeness(self, layer: Layer) -> Hashable:
         """What those have in common that are derived together."""
-        shapes = tuple(tensor.shape for tensor in (*self.parameters(), *self.buffers()))
         first = next(self.parameters())
-        return shapes, layer.fan_in, self.kernel, first.device, first.dtype
+        return self.shapes, layer.fan_in, self.kernel, first.device, first.dtype
+
+    @cached_property
+    def shapes(self) -> tuple[torch.Size, ...]:
+        """Of all parameters and buffers. They stay, and are asked for of every layer in every step."""
+        return tuple(tensor.shape for tensor in (*self.parameters(), *self.buffers()))
 
     @classmethod
     def derive_alike(cls, pairs: Sequence[tuple[Any, Layer]]) -> list[dict[str, Tensor]]:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from modules.adapters import base
+from modules.adapters import base, linalg
 from modules.adapters.layers import Layer
 from modules.preset.section import option
 
@@ -100,7 +100,7 @@ def _repeated(rows: Tensor, length: int) -> Tensor:
 def _turned(groups: Tensor) -> Tensor:
     """`groups (..., g, n)`, group j turned by `j 10000^(-2k / n)` in the plane of the entries k and k + n / 2."""
     count, size = groups.shape[-2:]
-    exact = groups.dtype if groups.dtype == torch.float64 else torch.float32
+    exact = linalg.at_least_float32(groups.dtype)
     steps = torch.arange(0, size, 2, dtype=exact, device=groups.device) / size
     angles = torch.outer(torch.arange(count, dtype=exact, device=groups.device), ROPE_BASE**-steps)
     cosine, sine = angles.cos().to(groups.dtype), angles.sin().to(groups.dtype)

@@ -32,11 +32,10 @@ class Prepared:
     texts: Texts | None
     """Conditions of the captions from the cache; None where text encoders have to make them at the time."""
     weights: Tensor | None = None
-    """`(n)` float64: of the samples' errors; None: all 1."""
+    """`(n)` float32: of the samples' errors; None: all 1."""
 
     def to(self, device: torch.device) -> "Prepared":
         """The same on the device. The host goes on while the device fetches it."""
-
         return self._map(partial(Tensor.to, device=device, non_blocking=True))
 
     def pinned(self) -> "Prepared":
@@ -110,7 +109,7 @@ def noised(
 def errors(session: "Session", prepared: Prepared) -> Tensor:
     """Weighted error of each sample `(n)`."""
     given, objective = prepared.to(session.accelerator.device), session.preset.objective
-    texts = session.model.encode_texts(list(given.captions)) if given.texts is None else given.texts
+    texts = session.encode(list(given.captions)) if given.texts is None else given.texts
     predicted = session.model.predict(given.noisy, given.times, texts, given.sizes)
     found = objectives.errors(objective.loss, objective.loss_delta, predicted, given.wanted)
     return found if given.weights is None else found * given.weights
