@@ -1,0 +1,74 @@
+"""Files that are whole or not there: written under another name, flushed to the disk, renamed, and the folder flushed.
+
+Every file of a run, a cache or an export is written through here.
+"""
+
+import contextlib
+import errno
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+PARTIAL = ".partial"
+"""End of the names of files and folders that are being written or deleted. Left-overs of a crash have it too."""
+
+FULL = (errno.ENOSPC, errno.EDQUOT)
+"""What the system answers where there is no room."""
+
+
+class DiskFull(OSError):
+    """There is no room for a file. The sentence names the file, and how many bytes are free."""
+
+
+@contextmanager
+def whole(path: Path) -> Iterator[Path]:
+    """The name under which the file `path` is to be written. On leaving it is flushed and gets its own name, so that
+    a crash or a power cut leaves the old file or the new one.
+
+    Raises DiskFull where there is no room, and whatever the writer raises; what it wrote is removed at once.
+    """
+    partial = path.with_name(f"{path.name}.{os.getpid()}-{uuid.uuid4().hex[:12]}{PARTIAL}")
+    try:
+        yield partial
+        to_disk(partial)
+        partial.replace(path)
+        to_disk(path.parent)
+    except BaseException as error:
+        with contextlib.suppress(OSError):  # the first error is the one to tell
+            partial.unlink(missing_ok=True)
+        if is_full(error):
+            raise DiskFull(full_sentence(path)) from error
+        raise
+
+
+def write_whole(path: Path, content: bytes | str) -> None:
+    """Write a file whole; text in UTF-8. Raises as `whole` does."""
+    with whole(path) as partial:
+        partial.write_bytes(content.encode("utf-8") if isinstance(content, str) else content)
+
+
+def is_full(error: BaseException) -> bool:
+    """Whether an error says that there is no room. safetensors and Pillow wrap the system's own error in theirs."""
+    if isinstance(error, OSError) and error.errno in FULL:
+        return True
+    return any(f"os error {number}" in str(error) or os.strerror(number) in str(error) for number in FULL)
+
+
+def full_sentence(path: Path) -> str:
+    """What to say of a file for which there is no room."""
+    place = next(folder for folder in path.absolute().parents if folder.exists())
+    return f"{path}: no room on the disk ({shutil.disk_usage(place).free:,} bytes are free); make room and start again"
+
+
+def to_disk(path: Path) -> None:
+    """Make sure a file, or the names in a folder, survive a power cut. Windows has no such thing for folders."""
+    if os.name == "nt" and path.is_dir():
+        return
+    handle = os.open(path, os.O_RDWR if path.is_file() else os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
