@@ -1,41 +1,49 @@
 """Encoded pictures and captions, found again by content: a renamed file is a hit, a changed pixel or word a miss.
 
+Every item is encoded by itself: encoders round differently when other items are in the batch, and what is kept of a
+picture or caption must not depend on what else was missing. So a run with a warm cache, a cold one, none, or one that
+another run has filled is the same run, bit for bit.
+
 One .safetensors file per item, written under a temporary name and renamed, so that several processes and runs can
-share the folder. A broken file is encoded anew, with a warning.
+share the folder. It carries a checksum: a damaged file is encoded anew, with a warning, and never trained on.
 """
 
-import contextlib
 import hashlib
+import json
 import logging
 import os
+import time
 import uuid
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
+import PIL
 import safetensors.torch
 import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from modules.data.index import Picture, Progress, by_bucket
+from modules.data.index import Picture, Progress
+from modules.data.names import shown
 from modules.data.pictures import content_key, fit, open_picture
+from modules.disk import PARTIAL, whole
 from modules.families.base import Model, Texts
 from modules.preset.schema import Data
 
 log = logging.getLogger(__name__)
 
-FORMAT = 1
-"""Part of every key. Raise it when resizing, cropping or the meaning of the tensors changes."""
+FORMAT = 2
+"""Part of every key. Raise it when resizing, cropping, encoding or the meaning of the tensors changes."""
 
 MEMORY_BYTES = 2 * 2**30
 """What each cache keeps in memory of the items that are on disk, the most recently used ones."""
 
-ENCODED_PIXELS = 1024 * 1024
-"""Pictures are encoded together up to this many pixels, one picture at least: encoders need much memory for each."""
+CHECKSUM = "sha256"
+"""Name of the checksum in a file's metadata, see `checksum`."""
 
-ENCODED_AT_ONCE = 32
-"""At most so many pictures or captions are encoded together."""
+LEFT_OVER = 24 * 3600.0
+"""Age in seconds of a partial file that no living run is still writing: a killed one has left it."""
 
 
 class LatentCache:
@@ -54,41 +62,38 @@ class LatentCache:
     def get(self, picture: Picture, flip: bool) -> Tensor:
         """`(2 * channels, h, w)` float32 on the CPU: mean and standard deviation of the picture's latents."""
         key = self.key(picture, flip)
-        stored = self.store.get(key)
-        return self._encode([picture], flip)[0] if stored is None else stored["latents"]
+        stored = self.store.get(key, {"latents": self._shape(picture)})
+        if stored is None:
+            stored = self.store.put(key, {"latents": self._encode(picture, flip)})
+        return stored["latents"]
 
     def fill(self, pictures: Iterable[Picture], progress: Progress | None = None) -> None:
-        """Encode what is missing; with the option `flip`, mirrored too. Raises ValueError for pictures that the
-        encoder cannot encode or that have changed since the index was made."""
+        """Read and check what is there, and encode what is missing; with the option `flip`, mirrored too. Raises
+        ValueError for pictures that the encoder cannot encode or that have changed since the index was made."""
         items = {self.key(picture, flip): (picture, flip) for picture in pictures for flip in self.flips}
-        missing = [item for key, item in items.items() if not self.store.has(key)]
-        done = len(items) - len(missing)
-        for flip in self.flips:
-            for bucket, group in by_bucket(picture for picture, its_flip in missing if its_flip == flip).items():
-                together = max(1, min(ENCODED_AT_ONCE, ENCODED_PIXELS // (bucket[0] * bucket[1])))
-                for chunk in _chunks(group, together):
-                    _report(progress, done, len(items))
-                    self._encode(chunk, flip)
-                    done += len(chunk)
-        _report(progress, done, len(items))
+        for done, (picture, flip) in enumerate(items.values()):
+            _report(progress, done, len(items))
+            self.get(picture, flip)
+        _report(progress, len(items), len(items))
 
     def key(self, picture: Picture, flip: bool) -> str:
         """The name of an item: everything its latents depend on."""
-        return _key("latents", self.fingerprint, picture.key, picture.bucket, flip)
+        return _key("latents", self.fingerprint, PIL.__version__, picture.key, picture.bucket, flip)
 
-    def _encode(self, pictures: Sequence[Picture], flip: bool) -> list[Tensor]:
-        """Encode pictures of one bucket and keep them."""
-        pixels = torch.stack([_pixels(picture, flip) for picture in pictures])
+    def _shape(self, picture: Picture) -> tuple[int, ...]:
+        width, height = (side // self.model.latent_factor for side in picture.bucket)
+        return 2 * self.model.latent_channels, height, width
+
+    def _encode(self, picture: Picture, flip: bool) -> Tensor:
         with torch.no_grad():
-            encoded = self.model.encode_images(pixels).float().cpu()
-        for picture, latents in zip(pictures, encoded, strict=True):
-            if not torch.isfinite(latents).all():
-                raise ValueError(
-                    f"{picture.path}: the image encoder gives infinite or undefined latents for it, as some do in "
-                    "float16; set training.precision to bfloat16 or float32"
-                )
-            self.store.put(self.key(picture, flip), {"latents": latents})
-        return [latents.clone() for latents in encoded]
+            latents = self.model.encode_images(_pixels(picture, flip)[None])[0].float().cpu()
+        assert latents.shape == self._shape(picture), f"{picture.path}: {latents.shape} is not {self._shape(picture)}"
+        if not torch.isfinite(latents).all():
+            raise ValueError(
+                f"{shown(picture.path)}: the image encoder gives infinite or undefined latents for it, as some do in "
+                "float16; set training.precision to bfloat16 or float32"
+            )
+        return latents
 
 
 class TextCache:
@@ -101,40 +106,36 @@ class TextCache:
 
     def get(self, captions: Sequence[str]) -> Texts:
         """The captions' features on the CPU, each tensor with the captions along dimension 0."""
-        self.fill(captions)
-        items = [self.store.get(self.key(caption)) for caption in captions]
-        items = [self._encode([c])[0] if item is None else item for c, item in zip(captions, items, strict=True)]
+        items = [self._get(caption) for caption in captions]
         return {name: torch.cat([item[name] for item in items]) for name in items[0]}
 
     def fill(self, captions: Iterable[str], progress: Progress | None = None) -> None:
-        """Encode what is missing."""
-        # Sorted: which captions are encoded together may change last bits, and has to be the same in every run.
-        unique = sorted(set(captions))
-        missing = [caption for caption in unique if not self.store.has(self.key(caption))]
-        done = len(unique) - len(missing)
-        for chunk in _chunks(missing, ENCODED_AT_ONCE):
+        """Read and check what is there, and encode what is missing."""
+        unique = list(dict.fromkeys(captions))
+        for done, caption in enumerate(unique):
             _report(progress, done, len(unique))
-            self._encode(chunk)
-            done += len(chunk)
-        _report(progress, done, len(unique))
+            self._get(caption)
+        _report(progress, len(unique), len(unique))
 
     def key(self, caption: str) -> str:
         """The name of an item: everything its features depend on."""
         return _key("texts", self.fingerprint, caption)
 
-    def _encode(self, captions: Sequence[str]) -> list[Texts]:
-        """Encode captions and keep them."""
-        with torch.no_grad():
-            encoded = {name: features.cpu() for name, features in self.model.encode_texts(captions).items()}
-        items = [{name: f[at : at + 1].clone() for name, f in encoded.items()} for at in range(len(captions))]
-        for caption, item in zip(captions, items, strict=True):
-            if not all(torch.isfinite(features).all() for features in item.values()):
-                raise ValueError(
-                    f"the text encoders give infinite or undefined features for the caption {caption!r}, as some do "
-                    "in float16; set training.precision to bfloat16 or float32"
-                )
-            self.store.put(self.key(caption), item)
-        return items
+    def _get(self, caption: str) -> Texts:
+        key = self.key(caption)
+        stored = self.store.get(key)
+        return self.store.put(key, self._encode(caption)) if stored is None else stored
+
+    def _encode(self, caption: str) -> Texts:
+        # In a training step, where a damaged file may be noticed, autocast is on; while the cache is filled it is not.
+        with torch.no_grad(), torch.autocast(self.model.device.type, enabled=False):
+            encoded = {name: features.cpu() for name, features in self.model.encode_texts([caption]).items()}
+        if not all(torch.isfinite(features).all() for features in encoded.values()):
+            raise ValueError(
+                f"the text encoders give infinite or undefined features for the caption {caption!r}, as some do "
+                "in float16; set training.precision to bfloat16 or float32"
+            )
+        return encoded
 
 
 class Store:
@@ -149,23 +150,11 @@ class Store:
                 folder.mkdir(parents=True, exist_ok=True)
             except OSError as error:
                 raise ValueError(_unwritable(folder, error)) from error
+            remove_left_overs(folder)
 
-    def has(self, key: str) -> bool:
-        """Whether `get` will find it. Reads no tensors; a file that was cut off counts as missing."""
-        if key in self.recent or self.folder is None:
-            return key in self.recent
-        path = self._path(self.folder, key)
-        if not path.exists():
-            return False
-        try:
-            with safetensors.safe_open(path, "pt"):
-                return True
-        except (SafetensorError, OSError) as error:
-            _warn(path, error)
-            return False
-
-    def get(self, key: str) -> dict[str, Tensor] | None:
-        """The tensors, on the CPU; None when they are missing or their file is broken."""
+    def get(self, key: str, shapes: Mapping[str, tuple[int, ...]] | None = None) -> dict[str, Tensor] | None:
+        """The tensors, on the CPU; None when they are missing or their file is damaged. `shapes`: what they have to
+        have, as far as it is known."""
         if key in self.recent:
             self.recent.move_to_end(key)
             return self.recent[key]
@@ -173,35 +162,34 @@ class Store:
             return None
         path = self._path(self.folder, key)
         try:
-            # Not load_file: it maps the file, and a mapped file cannot be replaced on Windows.
-            tensors = safetensors.torch.load(path.read_bytes())
+            tensors = read_entry(path, key)
+            _check(tensors, shapes)
         except FileNotFoundError:
             return None
-        except (SafetensorError, OSError) as error:
-            _warn(path, error)
+        except (OSError, ValueError) as error:
+            log.warning("%s: the cache file is damaged (%s); it is encoded again", shown(path), error)
             return None
         self._remember(key, tensors)
         return tensors
 
-    def put(self, key: str, tensors: dict[str, Tensor]) -> None:
-        """Keep copies of tensors. Raises ValueError if the folder cannot be written."""
+    def put(self, key: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Keep copies of tensors; the copies. Raises ValueError if the folder cannot be written."""
         tensors = {name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()}
         self._remember(key, tensors)
         if self.folder is None:
-            return
+            return tensors
         path = self._path(self.folder, key)
-        temporary = path.with_name(f"{path.name}.{os.getpid()}-{uuid.uuid4().hex}.tmp")
+        content = safetensors.torch.save(tensors, {CHECKSUM: checksum(key, tensors)})
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            temporary.write_bytes(safetensors.torch.save(tensors))
-            temporary.replace(path)
+            _make_room(path)
+            # Not flushed: that costs more than encoding, and what a power cut spoils its checksum tells.
+            with whole(path, flush=False) as partial:
+                partial.write_bytes(content)
         except OSError as error:
             # On Windows a file that another process is reading cannot be replaced; it holds the same tensors.
-            if not (isinstance(error, PermissionError) and path.exists()):
+            if not (isinstance(error, PermissionError) and path.is_file()):
                 raise ValueError(_unwritable(self.folder, error)) from error
-        finally:
-            with contextlib.suppress(OSError):  # it is there only after an error, and a left-over does no harm
-                temporary.unlink()
+        return tensors
 
     def _remember(self, key: str, tensors: dict[str, Tensor]) -> None:
         self.size += _bytes(tensors) - _bytes(self.recent.pop(key, {}))
@@ -214,6 +202,63 @@ class Store:
         return folder / key[:2] / f"{key}.safetensors"
 
 
+# -- files ------------------------------------------------------------------------------------------------------------
+
+
+def read_entry(path: Path, key: str) -> dict[str, Tensor]:
+    """The tensors of the item `key`. Raises FileNotFoundError if there is no file, OSError if it cannot be read, and
+    ValueError if it is not what was written there."""
+    if not path.is_file() and os.path.lexists(path):  # reading a FIFO would wait for ever
+        raise ValueError("it is no file")
+    # Not load_file: it maps the file, and a mapped file cannot be replaced on Windows.
+    content = path.read_bytes()
+    try:
+        tensors = safetensors.torch.load(content)
+    except (SafetensorError, KeyError, RuntimeError, TypeError) as error:  # torch's own for dtypes it does not know
+        raise ValueError(str(error)) from error
+    end = 8 + int.from_bytes(content[:8], "little")
+    if json.loads(content[8:end]).get("__metadata__", {}).get(CHECKSUM) != checksum(key, tensors):
+        raise ValueError("its checksum is not that of its content")
+    return tensors
+
+
+def checksum(key: str, tensors: Mapping[str, Tensor]) -> str:
+    """sha256 of an item, hex: its key, and the names, dtypes, shapes and bytes of its tensors."""
+    total = hashlib.sha256(key.encode())
+    for name, tensor in sorted(tensors.items()):
+        total.update(repr((name, str(tensor.dtype), tuple(tensor.shape))).encode())
+        total.update(tensor.reshape(-1).view(torch.uint8).numpy())
+    return total.hexdigest()
+
+
+def remove_left_overs(folder: Path) -> None:
+    """Delete what killed runs were writing; younger files may be another run's that still lives."""
+    now = time.time()
+    for path in folder.glob(f"*/*{PARTIAL}"):
+        try:
+            if path.is_file() and now - path.stat().st_mtime > LEFT_OVER:
+                path.unlink()
+        except OSError as error:  # another run was faster, or has it open; it does no harm
+            log.info("%s: is left over and cannot be deleted (%s)", shown(path), error)
+
+
+def _make_room(path: Path) -> None:
+    """Let an item be written: what stands in the place of its folder or file and is something else is moved aside."""
+    for place, fits in ((path.parent, path.parent.is_dir()), (path, path.is_file())):
+        if not fits and os.path.lexists(place):
+            place.rename(place.with_name(f"{place.name}.{uuid.uuid4().hex[:12]}.aside"))
+    path.parent.mkdir(parents=True, exist_ok=True)
+
+
+def _check(tensors: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]] | None) -> None:
+    """Raise ValueError for tensors that cannot be trained on."""
+    found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    if shapes is not None and found != dict(shapes):
+        raise ValueError(f"it has {found} instead of {dict(shapes)}")
+    if not all(torch.isfinite(tensor).all() for tensor in tensors.values()):
+        raise ValueError("it has infinite or undefined values")
+
+
 def _key(*parts: object) -> str:
     return hashlib.sha256(repr((FORMAT, *parts)).encode()).hexdigest()
 
@@ -222,13 +267,10 @@ def _pixels(picture: Picture, flip: bool) -> Tensor:
     """`(3, h, w)` float32 in [-1, 1], mirrored if `flip`."""
     opened = open_picture(picture.path)
     if content_key(opened) != picture.key:
-        raise ValueError(f"{picture.path}: has changed since training started; start again with pictures that stay")
+        path = shown(picture.path)
+        raise ValueError(f"{path}: has changed since training started; start again with pictures that stay")
     pixels, _ = fit(opened, picture.bucket)
     return pixels.flip(-1) if flip else pixels
-
-
-def _chunks(items: Sequence, size: int) -> list[Sequence]:
-    return [items[at : at + size] for at in range(0, len(items), size)]
 
 
 def _report(progress: Progress | None, done: int, total: int) -> None:
@@ -238,10 +280,6 @@ def _report(progress: Progress | None, done: int, total: int) -> None:
 
 def _bytes(tensors: dict[str, Tensor]) -> int:
     return sum(tensor.nbytes for tensor in tensors.values())
-
-
-def _warn(path: Path, error: Exception) -> None:
-    log.warning("%s: the cache file is broken (%s); it is encoded again", path, error)
 
 
 def _unwritable(folder: Path, error: OSError) -> str:

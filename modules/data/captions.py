@@ -5,6 +5,7 @@ from pathlib import Path
 from random import Random
 
 from modules.adapters.base import seed_of
+from modules.data.names import shown
 from modules.preset.schema import Data
 
 CAPTION_KEYS = ("text", "caption")
@@ -54,14 +55,15 @@ def _glue(options: Data) -> str:
 
 def read_text(path: Path) -> str:
     """The text of a file without white space around it. Raises ValueError, naming the file, if it is not UTF-8."""
+    place = shown(path)
     try:
         text = path.read_bytes().decode("utf-8-sig")
     except OSError as error:
-        raise ValueError(f"{path}: cannot be read ({error.strerror}); check its permissions") from error
+        raise ValueError(f"{place}: cannot be read ({error.strerror}); check its permissions") from error
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: is not UTF-8 text (byte {error.start}); save it in the encoding UTF-8") from error
+        raise ValueError(f"{place}: is not UTF-8 text (byte {error.start}); save it in the encoding UTF-8") from error
     if "\0" in text:
-        raise ValueError(f"{path}: is not UTF-8 text (it has zero bytes); save it in the encoding UTF-8")
+        raise ValueError(f"{place}: is not UTF-8 text (it has zero bytes); save it in the encoding UTF-8")
     return text.strip()
 
 
@@ -74,6 +76,8 @@ def parse_metadata_line(line: str) -> tuple[str, str, set[str]]:
         entry = json.loads(line)
     except json.JSONDecodeError as error:
         raise ValueError(f"is not JSON ({error.msg}, column {error.colno})") from error
+    except RecursionError:
+        raise ValueError("is nested too deep") from None
     if not isinstance(entry, dict) or not isinstance(entry.get("file_name"), str):
         raise ValueError('has no "file_name"; write {"file_name": "a.png", "text": "the caption"}')
     texts = [entry[key] for key in CAPTION_KEYS if key in entry]
@@ -81,4 +85,8 @@ def parse_metadata_line(line: str) -> tuple[str, str, set[str]]:
         raise ValueError('has no caption; write {"file_name": "a.png", "text": "the caption"}')
     if len(set(texts)) > 1:
         raise ValueError('has a "text" and another "caption"; leave one of them')
+    try:
+        texts[0].encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"has half a character in its caption ({texts[0][error.start]!a}); write it whole") from error
     return entry["file_name"], texts[0].strip(), entry.keys() - {"file_name", *CAPTION_KEYS}

@@ -13,6 +13,8 @@ import torch
 from PIL import ExifTags, Image, ImageOps
 from torch import Tensor
 
+from modules.data.names import shown
+
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 """File names that are taken for pictures, in lower case."""
 
@@ -24,6 +26,10 @@ BROKEN = (
     *(OSError, SyntaxError, ValueError, EOFError, TypeError, LookupError, ArithmeticError, MemoryError),
     *(struct.error, zlib.error, Image.DecompressionBombError),
 )
+
+
+STRIP = 256
+"""Rows of a picture that are hashed at once."""
 
 
 class _Unusable(ValueError):
@@ -56,7 +62,11 @@ def read_size(path: Path) -> tuple[int, int]:
 
 def content_key(picture: Image.Image) -> str:
     """sha256 of size and pixels of an RGB picture, hex: the same for every file name and format."""
-    return hashlib.sha256(struct.pack("<II", *picture.size) + picture.tobytes()).hexdigest()
+    width, height = picture.size
+    total = hashlib.sha256(struct.pack("<II", width, height))
+    for top in range(0, height, STRIP):  # not at once: of a large picture there would be three copies in memory
+        total.update(picture.crop((0, top, width, min(height, top + STRIP))).tobytes())
+    return total.hexdigest()
 
 
 def fit(picture: Image.Image, bucket: tuple[int, int]) -> tuple[Tensor, Tensor]:
@@ -94,6 +104,8 @@ def placement(width: int, height: int, bucket: tuple[int, int]) -> tuple[int, in
 def _opened(path: Path) -> Iterator[Image.Image]:
     """A picture file with its head read. Raises ValueError, naming the file, for what is wrong with it, also later."""
     try:
+        if path.exists() and not path.is_file():  # opening a pipe would wait for ever
+            raise _Unusable("it is no file; put a picture in its place")
         with Image.open(path, formats=FORMATS) as file:
             frames = getattr(file, "n_frames", 1)
             # A camera's multi-picture JPEG holds the picture itself first and previews after it.
@@ -101,7 +113,7 @@ def _opened(path: Path) -> Iterator[Image.Image]:
                 raise _Unusable(f"it has {frames} frames; save the one that is meant as a picture")
             yield file
     except BROKEN as error:
-        raise ValueError(f"{path}: {_reason(path, error)}, or take it out of the folder") from error
+        raise ValueError(f"{shown(path)}: {_reason(path, error)}, or take it out of the folder") from error
 
 
 def _has_more_behind_pixels(path: Path) -> bool:
@@ -148,4 +160,8 @@ def _reason(path: Path, error: BaseException) -> str:
         return "its content is not a PNG, JPEG, WebP, BMP, GIF or TIFF picture; convert it"
     if isinstance(error, _Unusable):
         return str(error)
-    return f"the picture is broken ({error}); save it again"
+    if isinstance(error, Image.DecompressionBombError):
+        return f"it has more than {2 * (Image.MAX_IMAGE_PIXELS or 0):,} pixels; make it smaller"
+    if isinstance(error, OSError) and error.errno:
+        return f"the file cannot be read ({error.strerror}); check that it is there, and its permissions"
+    return f"the picture is broken ({shown(str(error))}); save it again"

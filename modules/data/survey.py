@@ -2,6 +2,7 @@
 
 import os
 import re
+import stat
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -9,6 +10,7 @@ from pathlib import Path
 
 from modules.data.buckets import buckets
 from modules.data.captions import parse_metadata_line, read_text
+from modules.data.names import shown
 from modules.data.pictures import SUFFIXES
 from modules.preset.schema import Data
 
@@ -42,7 +44,8 @@ class Item:
 
     path: Path
     name: str
-    """Path inside its data folder, with slashes; of several data folders, with the folder's name in front."""
+    """Path inside its data folder, with slashes; of several data folders, with the folder's name in front. As `shown`
+    writes it."""
     folder: str
     """The data folder, as the preset names it."""
     caption: Caption
@@ -150,17 +153,30 @@ def _roots(folders: Sequence[str], found: Survey) -> list[Root]:
         found.problems.append(f"{found.setting} is empty; give the folder with the pictures (--data FOLDER)")
     roots: list[Root] = []
     for folder, label in zip(folders, labels(folders), strict=True):
-        path, place = Path(folder), f"{found.setting} {folder}"
+        path, place = Path(folder), f"{found.setting} {shown(folder)}"
+        mode = _mode(path)
         if not folder:
             found.problem("one of the folders is the empty text; take it out")
-        elif not path.exists():
+        elif isinstance(mode, FileNotFoundError):
             how = f"give the folder with the pictures, as in --{found.setting} FOLDER"
             found.problems.append(f"{place}: there is no such folder; {how}")
-        elif not path.is_dir():
+        elif isinstance(mode, OSError):
+            found.problems.append(f"{place}: cannot be read ({mode.strerror}); give the folder with the pictures")
+        elif not stat.S_ISDIR(mode):
             found.problems.append(f"{place}: is a file; give the folder it is in")
         else:
             roots.append(Root(folder, path, f"{label}/" if len(folders) > 1 else ""))
     return [root for place, root in enumerate(roots) if not _is_read_already(root, place, roots, found)]
+
+
+def _mode(path: Path) -> int | OSError:
+    """What kind of thing is there, as `stat` has it, links followed; or why that cannot be told."""
+    try:
+        return path.stat().st_mode
+    except OSError as error:
+        return error
+    except ValueError:  # a zero byte, which no name has
+        return FileNotFoundError(0, "No such file or directory")
 
 
 def labels(folders: Sequence[str]) -> list[str]:
@@ -181,12 +197,12 @@ def _is_read_already(root: Root, place: int, roots: Sequence[Root], found: Surve
     for other_place, other in enumerate(roots):
         other_full = other.path.resolve()
         if full == other_full and other_place < place:
-            same = "is given twice" if root.given == other.given else f"is the same folder as {other.given}"
-            found.problems.append(f"{found.setting} {root.given}: {same}; take one of them out")
+            same = "is given twice" if root.given == other.given else f"is the same folder as {shown(other.given)}"
+            found.problems.append(f"{found.setting} {shown(root.given)}: {same}; take one of them out")
             return True
         if full != other_full and full.is_relative_to(other_full):
-            inside = f"lies inside {other.given}, whose sub-folders are read too"
-            found.problems.append(f"{found.setting} {root.given}: {inside}; take one of them out")
+            inside = f"lies inside {shown(other.given)}, whose sub-folders are read too"
+            found.problems.append(f"{found.setting} {shown(root.given)}: {inside}; take one of them out")
             return True
     return False
 
@@ -195,39 +211,51 @@ def _list_files(root: Root, found: Survey) -> list[Path]:
     """All visible files below the root, sorted by name the same way on every system."""
     files: list[Path] = []
     hidden: list[Path] = []
-    _walk(root, root.path, set(), files, hidden, found)
+    devices: list[Path] = []
+    seen: set[Path] = set()
+    waiting = [root.path]
+    while waiting:
+        folder = waiting.pop()
+        if folder.resolve() in seen:  # a link back to a folder above, or a second link to the same one
+            found.names[folder] = _name(root, folder)
+            found.note([folder], "a linked folder that was read already is not read again")
+            continue
+        seen.add(folder.resolve())
+        folders: list[Path] = []
+        for entry in _entries(folder, found):
+            found.names[entry] = _name(root, entry)
+            mode = _mode(entry)
+            if entry.name.startswith("."):
+                hidden.append(entry)
+            elif isinstance(mode, OSError) or stat.S_ISREG(mode):  # a link to nowhere is told of when it is opened
+                files.append(entry)
+            else:
+                (folders if stat.S_ISDIR(mode) else devices).append(entry)
+        waiting += reversed(folders)
     found.note(sorted(hidden), "hidden files and folders are not read")
+    found.note(sorted(devices), "pipes, sockets and devices are not read")
     return sorted(files, key=found.names.__getitem__)
 
 
-def _walk(root: Root, folder: Path, seen: set[Path], files: list[Path], hidden: list[Path], found: Survey) -> None:
-    found.names[folder] = root.prefix + folder.relative_to(root.path).as_posix()
-    if folder.resolve() in seen:  # a link back to a folder above, or a second link to the same one
-        found.note([folder], "a linked folder that was read already is not read again")
-        return
-    seen.add(folder.resolve())
+def _entries(folder: Path, found: Survey) -> list[Path]:
     try:
-        entries = sorted(folder.iterdir())
+        return sorted(folder.iterdir())
     except OSError as error:
-        found.problem(f"{folder}: cannot be read ({error.strerror}); check its permissions")
-        return
-    for entry in entries:
-        found.names[entry] = root.prefix + entry.relative_to(root.path).as_posix()
-        if entry.name.startswith("."):
-            hidden.append(entry)
-        elif entry.is_dir():
-            _walk(root, entry, seen, files, hidden, found)
-        else:
-            files.append(entry)
+        found.problem(f"{shown(folder)}: cannot be read ({error.strerror}); check its permissions")
+        return []
+
+
+def _name(root: Root, path: Path) -> str:
+    return shown(root.prefix + path.relative_to(root.path).as_posix())
 
 
 def _remark_on_root(root: Root, files: list[Path], found: Survey) -> None:
     """What a folder as a whole lacks."""
-    place = f"{found.setting} {root.given}"
+    place = f"{found.setting} {shown(root.given)}"
     if REPEATS.match(root.path.name):
         found.notes.append(f"{place}: only its sub-folders' names repeat pictures, not its own")
     if not any(file.suffix.lower() in SUFFIXES for file in files):
-        kinds = Counter(file.suffix.lower() or file.name for file in files)
+        kinds = Counter(shown(file.suffix.lower() or file.name) for file in files)
         there = "; it has " + ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items())) if kinds else ""
         found.problems.append(f"{place}: there are no pictures in it{there}; pictures are {' '.join(SUFFIXES)}")
 
@@ -245,7 +273,7 @@ def _repeats(paths: list[Path], found: Survey) -> dict[Path, int]:
             numbers[root / named[0]] = number
     for folder, number in numbers.items():
         if number == 0:
-            found.problem(f"{folder}: its name says 0 repeats; give 1 or more, or take the folder out")
+            found.problem(f"{shown(folder)}: its name says 0 repeats; give 1 or more, or take the folder out")
     many = [folder for folder, number in numbers.items() if number >= MANY_REPEATS]
     found.note(many, f"the folder's name says that pictures repeat {MANY_REPEATS} times or more in each epoch")
     return repeats
@@ -284,7 +312,8 @@ def _caption(options: Data, path: Path, file: Caption, listed: str) -> Caption:
     if listed:
         return replace(file, text=listed, source="metadata")
     if options.missing_captions == "filename":
-        return replace(file, text=path.stem, source="filename")
+        # No tokenizer takes bytes that are not UTF-8.
+        return replace(file, text=os.fsencode(path.stem).decode("utf-8", "replace"), source="filename")
     return replace(file, source="empty" if options.missing_captions == "empty" else "missing")
 
 
@@ -333,12 +362,13 @@ def _metadata(paths: set[Path], files: list[Path], found: Survey) -> dict[Path, 
                 name, caption, others = parse_metadata_line(line)
                 path = _picture_named(file.parent, name, paths)
                 if captions.setdefault(path, caption) != caption:
-                    raise ValueError(f"gives {name} a second caption; leave one of them")
+                    raise ValueError(f"gives {shown(name)} a second caption; leave one of them")
                 unused |= others
             except ValueError as error:
-                found.problem(f"{file} line {number}: {error}")
+                found.problem(f"{shown(file)} line {number}: {error}")
         if unused:
-            found.notes.append(f"{found.names[file]}: entries that are not used ({', '.join(sorted(unused))})")
+            entries = shown(", ".join(sorted(unused)))
+            found.notes.append(f"{found.names[file]}: entries that are not used ({entries})")
     return captions
 
 
@@ -347,6 +377,6 @@ def _picture_named(folder: Path, name: str, paths: set[Path]) -> Path:
     path = folder / os.path.normpath(name)
     if path in paths:
         return path
-    if path.exists():
-        raise ValueError(f"names {name}, which is not one of the pictures here; take the line out")
-    raise ValueError(f"names a missing file, {name}; take the line out or bring the picture back")
+    if isinstance(_mode(path), OSError):
+        raise ValueError(f"names a missing file, {shown(name)}; take the line out or bring the picture back")
+    raise ValueError(f"names {shown(name)}, which is not one of the pictures here; take the line out")

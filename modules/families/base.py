@@ -29,6 +29,9 @@ class Model(Protocol):
     networks: dict[str, nn.Module]
     """The networks that can be adapted, by the first part of their layers' full names; the denoiser comes first."""
 
+    device: torch.device
+    """Where it computes."""
+
     bucket_step: int
     """Width and height of training pictures are multiples of this, in pixels."""
 
@@ -85,7 +88,8 @@ class Model(Protocol):
         ...
 
     def fingerprint(self, part: str) -> str:
-        """A short hash of the weights of "images" or "texts" encoders, for cache keys."""
+        """A short hash of all that the results of "images" or "texts" encoders depend on besides the picture or
+        caption, for cache keys: weights, configuration, tokenizers, device, versions of the libraries."""
         ...
 
     def encode_images(self, pixels: Tensor) -> Tensor:

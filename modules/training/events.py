@@ -44,6 +44,9 @@ LEVELS = {"warning": logging.WARNING, "error": logging.ERROR}
 KEEP_TO_THEMSELVES = ("diffusers", "huggingface_hub", "transformers")
 """Libraries whose loggers do not pass records on, so that log.txt has to listen to them directly."""
 
+ESCAPED = "backslashreplace"
+"""What is done with characters that UTF-8 does not have."""
+
 log = logging.getLogger(__name__)
 
 
@@ -58,7 +61,8 @@ class Events:
             return
         folder.mkdir(parents=True, exist_ok=True)
         drop_unfinished_line(folder / "events.jsonl")
-        self._file: IO[str] = (folder / "events.jsonl").open("a", encoding="utf-8", newline="\n")
+        # Names of files may have bytes that are not UTF-8, as lone surrogates: these escapes are JSON's own.
+        self._file: IO[str] = (folder / "events.jsonl").open("a", encoding="utf-8", errors=ESCAPED, newline="\n")
         self._listen()
 
     def write(self, kind: str, facts: dict[str, Any]) -> None:
@@ -111,7 +115,7 @@ class Events:
 
     def _listen(self) -> None:
         """Let log.txt receive every record and Python warning; our own modules' warnings become events, too."""
-        text = logging.FileHandler(self.folder / "log.txt", encoding="utf-8")
+        text = logging.FileHandler(self.folder / "log.txt", encoding="utf-8", errors=ESCAPED)
         text.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
         self._handlers = [text, WarningEvents(self)]
         root = logging.getLogger()

@@ -8,8 +8,6 @@ from pathlib import Path
 
 from accelerate import Accelerator
 
-from modules.data.cache import ENCODED_AT_ONCE
-from modules.data.captions import whole_caption
 from modules.data.index import Index, Picture, by_bucket
 from modules.preset.schema import Preset
 from modules.training import loop, memory, setup
@@ -51,7 +49,7 @@ def probe(preset: Preset, found: Findings, accelerator: Accelerator) -> Probe:
     assert found.training is not None and found.model is not None
     device, bucket = accelerator.device, largest_bucket(found.training)
     pictures = probed_pictures(preset, found.training, bucket, accelerator.num_processes)
-    short = shortened(preset, found.training)
+    short = shortened(preset)
     memory.reset_peak(device)
     try:
         with tempfile.TemporaryDirectory() as folder, Events(Path(folder), accelerator.is_main_process) as events:
@@ -87,22 +85,21 @@ def largest_bucket(index: Index) -> tuple[int, int]:
 
 
 def probed_pictures(preset: Preset, index: Index, bucket: tuple[int, int], processes: int) -> tuple[Picture, ...]:
-    """Pictures of the bucket: those that the steps need, and as many as are encoded together."""
+    """Pictures of the bucket, as many as the steps need."""
     training = preset.training
     seen = (WARM_UP + MEASURED) * training.accumulation * training.batch_size * processes
     found = (picture for picture in index.pictures if picture.bucket == bucket)
-    return tuple(islice(found, max(seen, ENCODED_AT_ONCE)))
+    return tuple(islice(found, seen))
 
 
-def shortened(preset: Preset, index: Index) -> Preset:
-    """The preset with a few steps, nothing beside them, and nothing on disk. Its prompts are never drawn: they are
-    there so that as many captions are encoded together as before the whole training."""
-    captions = dict.fromkeys(whole_caption(preset.data, picture.caption) for picture in index.pictures)
+def shortened(preset: Preset) -> Preset:
+    """The preset with a few steps, nothing beside them, and nothing on disk. Pictures and captions are encoded one by
+    one, so a few of them need as much memory as all."""
     return replace_sections(
         preset,
         training={"steps": WARM_UP + MEASURED, "epochs": None},
         data={"cache": False, "validation_folder": ""},
-        samples={"enabled": True, "prompts": tuple(islice(captions, ENCODED_AT_ONCE))},
+        samples={"enabled": False},
     )
 
 

@@ -1,7 +1,9 @@
 """Single-file checkpoints and weights: what a file has and lacks, and hashes."""
 
 import hashlib
+import json
 from collections.abc import Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,12 @@ from modules.preset.schema import Base
 
 INDEX = "model_index.json"
 """Marks a folder in diffusers layout."""
+
+ABOUT_FILES = ("architectures", "dtype", "transformers_version")
+"""Entries of transformers' configurations that say how a file was written; those of diffusers begin with `_`."""
+
+COMPUTING = ("torch", "diffusers", "transformers")
+"""Libraries whose other versions may give other last bits."""
 
 
 def tensor_names(path: str) -> set[str] | None:
@@ -77,3 +85,28 @@ def weights_hash(*networks: nn.Module) -> str:
             total.update(name.replace(".base.", ".").encode())
             total.update(quant.whole(tensor.detach()).cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
     return total.hexdigest()
+
+
+def settings(config: Any) -> str:
+    """A network's configuration, without what says nothing about its results."""
+    entries = config if isinstance(config, dict) else config.to_dict()
+    kept = {name: value for name, value in entries.items() if name[0] != "_" and name not in ABOUT_FILES}
+    return json.dumps(kept, sort_keys=True, default=str)
+
+
+def tokenizing(tokenizer: Any) -> str:
+    """All that says how a tokenizer splits texts."""
+    rules = json.loads(tokenizer.backend_tokenizer.to_str())
+    del rules["padding"], rules["truncation"]  # those of the last call
+    limits = tokenizer.model_max_length, tokenizer.padding_side, tokenizer.truncation_side
+    return json.dumps([rules, limits, tokenizer.special_tokens_map], sort_keys=True, default=str)
+
+
+def computing(device: torch.device) -> str:
+    """What decides about the last bits of a result besides weights and input."""
+    machine = [device.type]
+    if device.type == "cuda":
+        machine.append(torch.cuda.get_device_name(device))
+    if device.type == "cpu":
+        machine.append(f"{torch.get_num_threads()} threads")
+    return json.dumps([machine, {name: version(name) for name in COMPUTING}])

@@ -7,6 +7,7 @@ step (in `__init__`), `encode_texts`, `predict`, `named_targets`, `names_of`, `o
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from pkgutil import resolve_name
@@ -308,9 +309,18 @@ class PipelineModel(Named):
     # -- hashes -------------------------------------------------------------------------------------------------------
 
     def fingerprint(self, part: str) -> str:
-        """A short hash of the weights of "images" or "texts" encoders."""
-        networks = [self.pipeline.vae] if part == "images" else [self.networks[name] for name in self.text_encoders]
-        return files.weights_hash(*networks)[:16]
+        """A short hash of all that the results of "images" or "texts" encoders depend on besides the item. The same
+        weights are not enough: variants of a family may share them and read captions to another length."""
+        facts = [self.PIPELINE, files.computing(self.device)]
+        if part == "images":
+            networks: list[Any] = [self.pipeline.vae]
+            facts.append(str(self.VAE_DTYPE))
+        else:
+            networks = [self.networks[name] for name in self.text_encoders]
+            tokenizers = [name.replace("text_encoder", "tokenizer") for name in self.text_encoders]
+            facts += [str(self.caption_tokens), *(files.tokenizing(self.pipeline.components[t]) for t in tokenizers)]
+        facts += [files.weights_hash(*networks), *(files.settings(network.config) for network in networks)]
+        return hashlib.sha256("\n".join(facts).encode()).hexdigest()[:16]
 
     def base_hash(self) -> str:
         """sha256 of the denoiser's weights."""
