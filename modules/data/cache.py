@@ -39,6 +39,9 @@ FORMAT = 2
 MEMORY_BYTES = 2 * 2**30
 """What each cache keeps in memory of the items that are on disk, the most recently used ones."""
 
+Layout = Mapping[str, tuple[torch.dtype, tuple[int, ...]]]
+"""What an item's tensors are."""
+
 CHECKSUM = "sha256"
 """Name of the checksum in a file's metadata, see `checksum`."""
 
@@ -62,7 +65,7 @@ class LatentCache:
     def get(self, picture: Picture, flip: bool) -> Tensor:
         """`(2 * channels, h, w)` float32 on the CPU: mean and standard deviation of the picture's latents."""
         key = self.key(picture, flip)
-        stored = self.store.get(key, {"latents": self._shape(picture)})
+        stored = self.store.get(key, {"latents": (torch.float32, self._shape(picture))})
         if stored is None:
             stored = self.store.put(key, {"latents": self._encode(picture, flip)})
         return stored["latents"]
@@ -152,9 +155,8 @@ class Store:
                 raise ValueError(_unwritable(folder, error)) from error
             remove_left_overs(folder)
 
-    def get(self, key: str, shapes: Mapping[str, tuple[int, ...]] | None = None) -> dict[str, Tensor] | None:
-        """The tensors, on the CPU; None when they are missing or their file is damaged. `shapes`: what they have to
-        have, as far as it is known."""
+    def get(self, key: str, layout: Layout | None = None) -> dict[str, Tensor] | None:
+        """The tensors, on the CPU; None when they are missing, or their file is damaged or has another layout."""
         if key in self.recent:
             self.recent.move_to_end(key)
             return self.recent[key]
@@ -163,7 +165,7 @@ class Store:
         path = self._path(self.folder, key)
         try:
             tensors = read_entry(path, key)
-            _check(tensors, shapes)
+            _check(tensors, layout)
         except FileNotFoundError:
             return None
         except (OSError, ValueError) as error:
@@ -217,7 +219,8 @@ def read_entry(path: Path, key: str) -> dict[str, Tensor]:
     except (SafetensorError, KeyError, RuntimeError, TypeError) as error:  # torch's own for dtypes it does not know
         raise ValueError(str(error)) from error
     end = 8 + int.from_bytes(content[:8], "little")
-    if json.loads(content[8:end]).get("__metadata__", {}).get(CHECKSUM) != checksum(key, tensors):
+    metadata = json.loads(content[8:end]).get("__metadata__") or {}
+    if metadata.get(CHECKSUM) != checksum(key, tensors):
         raise ValueError("its checksum is not that of its content")
     return tensors
 
@@ -250,11 +253,11 @@ def _make_room(path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
 
 
-def _check(tensors: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]] | None) -> None:
+def _check(tensors: Mapping[str, Tensor], layout: Layout | None) -> None:
     """Raise ValueError for tensors that cannot be trained on."""
-    found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-    if shapes is not None and found != dict(shapes):
-        raise ValueError(f"it has {found} instead of {dict(shapes)}")
+    found = {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()}
+    if layout is not None and found != dict(layout):
+        raise ValueError(f"it has {found} instead of {dict(layout)}")
     if not all(torch.isfinite(tensor).all() for tensor in tensors.values()):
         raise ValueError("it has infinite or undefined values")
 

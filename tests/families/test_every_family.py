@@ -9,13 +9,16 @@ import pytest
 import torch
 from torch import nn
 
-from modules.data.cache import TextCache
+from modules.data.cache import LatentCache, TextCache
+from modules.data.index import build_index
 from modules.families import names
+from modules.families.parts import files
 from modules.families.parts.files import INDEX
 from modules.preset.schema import Base, Data, Targets
 from modules.training.setup import in_denoiser, match_layers, whole
 from tests.families.rows import FAMILIES, SIZE
 from tests.families.using import CPU, SIZES, adapters_on, loaded, predicted
+from tests.training.runs import draw_pictures
 
 HOSTS = ("comfyui", "kohya", "diffusers")
 
@@ -36,7 +39,7 @@ def own(family, folder):
 
 
 def test_is_found_by_its_file_and_has_a_row():
-    assert {row.family for row in FAMILIES.values()} <= set(names())
+    assert {row.family for row in FAMILIES.values()} == set(names())
 
 
 def test_everything_is_frozen(model):
@@ -118,6 +121,47 @@ def test_texts_are_cached(model, tmp_path):
         for name, tensor in found.items():
             assert tensor.is_floating_point() and len(tensor) == 3
             torch.testing.assert_close(tensor, torch.cat([one[name] for one in expected]))
+
+
+def test_what_is_cached_of_an_item_depends_on_it_alone(model, tmp_path):
+    """Bit for bit: alone, among others, after others, without a cache."""
+    draw_pictures(tmp_path / "pictures", 6, 0)
+    data = Data(folders=(str(tmp_path / "pictures"),), resolution=32, flip=True)
+    (first, *others), caption = build_index(data, "training", model.bucket_step).pictures, "red apple"
+    ways = {"alone": ([first], [caption]), "among": ([*others, first], ["a", caption, "", "x " * 90])}
+    ways["after"] = (others, ["a face", "style"])
+    found = []
+    for way, (pictures, captions) in ways.items():
+        own = data.model_copy(update={"cache_folder": str(tmp_path / way), "cache": way != "after"})
+        latents, texts = LatentCache(own, model), TextCache(own, model)
+        latents.fill(pictures)
+        texts.fill(captions)
+        got = texts.get([caption, "blue", caption])
+        each = [latents.get(first, flip) for flip in (False, True)]
+        found.append([*each, *(tensor[place : place + 1] for tensor in got.values() for place in (0, 2))])
+    for one in found[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(found[0], one, strict=True))
+    written = [{path.name: path.read_bytes() for path in (tmp_path / way).rglob("*.safetensors")}
+               for way in ("alone", "among")]
+    assert len(written[0]) == 2 + 2 and written[0].items() <= written[1].items()
+
+
+def test_fingerprints_say_how_items_are_encoded(own, monkeypatch):
+    """The same weights with other settings, tokenizers or versions give other features; use alone changes nothing."""
+    def fingerprints():
+        return [own.fingerprint(part) for part in ("images", "texts")]
+
+    before = fingerprints()
+    own.encode_texts(["red apple, a face"])
+    assert fingerprints() == before
+    own.pipeline.vae.register_to_config(scaling_factor=0.5)
+    images, texts = fingerprints()
+    assert images != before[0] and texts == before[1]
+    own.tokenizer.add_tokens(["redapple"])
+    assert fingerprints()[1] != texts
+    now = fingerprints()
+    monkeypatch.setattr(files, "version", lambda name: "0")
+    assert not set(fingerprints()) & set(now)
 
 
 def test_what_captions_are_too_long_by(model):
