@@ -57,6 +57,8 @@ def read_text(path: Path) -> str:
     """The text of a file without white space around it. Raises ValueError, naming the file, if it is not UTF-8."""
     place = shown(path)
     try:
+        if path.exists() and not path.is_file():  # opening a pipe would wait for ever
+            raise ValueError(f"{place}: is no file; put a text in its place")
         text = path.read_bytes().decode("utf-8-sig")
     except OSError as error:
         raise ValueError(f"{place}: cannot be read ({error.strerror}); check its permissions") from error

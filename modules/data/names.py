@@ -16,7 +16,10 @@ def shown(name: str | PurePath) -> str:
 
     Two names are never shown alike: a backslash in a name becomes two (on Windows no name has one).
     """
-    return "".join(_shown(character) for character in str(name))
+    text = str(name)
+    if text.isprintable() and "\\" not in text:
+        return text
+    return "".join(_shown(character) for character in text)
 
 
 def _shown(character: str) -> str:

@@ -154,28 +154,28 @@ def _roots(folders: Sequence[str], found: Survey) -> list[Root]:
     roots: list[Root] = []
     for folder, label in zip(folders, labels(folders), strict=True):
         path, place = Path(folder), f"{found.setting} {shown(folder)}"
-        mode = _mode(path)
+        there = _looked_at(path)
         if not folder:
             found.problem("one of the folders is the empty text; take it out")
-        elif isinstance(mode, FileNotFoundError):
+        elif isinstance(there, FileNotFoundError):
             how = f"give the folder with the pictures, as in --{found.setting} FOLDER"
             found.problems.append(f"{place}: there is no such folder; {how}")
-        elif isinstance(mode, OSError):
-            found.problems.append(f"{place}: cannot be read ({mode.strerror}); give the folder with the pictures")
-        elif not stat.S_ISDIR(mode):
+        elif isinstance(there, OSError):
+            found.problems.append(f"{place}: cannot be read ({there.strerror}); give the folder with the pictures")
+        elif not stat.S_ISDIR(there.st_mode):
             found.problems.append(f"{place}: is a file; give the folder it is in")
         else:
             roots.append(Root(folder, path, f"{label}/" if len(folders) > 1 else ""))
     return [root for place, root in enumerate(roots) if not _is_read_already(root, place, roots, found)]
 
 
-def _mode(path: Path) -> int | OSError:
-    """What kind of thing is there, as `stat` has it, links followed; or why that cannot be told."""
+def _looked_at(path: Path) -> os.stat_result | OSError:
+    """What is there, links followed; or why that cannot be told."""
     try:
-        return path.stat().st_mode
+        return path.stat()
     except OSError as error:
         return error
-    except ValueError:  # a zero byte, which no name has
+    except ValueError:  # a zero byte, which no name has, or half a character
         return FileNotFoundError(0, "No such file or directory")
 
 
@@ -212,41 +212,38 @@ def _list_files(root: Root, found: Survey) -> list[Path]:
     files: list[Path] = []
     hidden: list[Path] = []
     devices: list[Path] = []
-    seen: set[Path] = set()
+    seen: set[tuple[int, int]] = set()
     waiting = [root.path]
     while waiting:
         folder = waiting.pop()
-        if folder.resolve() in seen:  # a link back to a folder above, or a second link to the same one
-            found.names[folder] = _name(root, folder)
-            found.note([folder], "a linked folder that was read already is not read again")
-            continue
-        seen.add(folder.resolve())
         folders: list[Path] = []
-        for entry in _entries(folder, found):
-            found.names[entry] = _name(root, entry)
-            mode = _mode(entry)
+        for entry in _entries(folder, seen, found):
+            found.names[entry] = shown(root.prefix + entry.relative_to(root.path).as_posix())
+            there = _looked_at(entry)
             if entry.name.startswith("."):
                 hidden.append(entry)
-            elif isinstance(mode, OSError) or stat.S_ISREG(mode):  # a link to nowhere is told of when it is opened
+            elif isinstance(there, OSError) or stat.S_ISREG(there.st_mode):  # a link to nowhere: told of when opened
                 files.append(entry)
             else:
-                (folders if stat.S_ISDIR(mode) else devices).append(entry)
+                (folders if stat.S_ISDIR(there.st_mode) else devices).append(entry)
         waiting += reversed(folders)
     found.note(sorted(hidden), "hidden files and folders are not read")
     found.note(sorted(devices), "pipes, sockets and devices are not read")
     return sorted(files, key=found.names.__getitem__)
 
 
-def _entries(folder: Path, found: Survey) -> list[Path]:
+def _entries(folder: Path, seen: set[tuple[int, int]], found: Survey) -> list[Path]:
+    """What is in a folder that is not among those `seen`, which it joins."""
     try:
+        there = folder.stat()
+        if (there.st_dev, there.st_ino) in seen:  # a link back to a folder above, or a second link to the same one
+            found.note([folder], "a linked folder that was read already is not read again")
+            return []
+        seen.add((there.st_dev, there.st_ino))
         return sorted(folder.iterdir())
     except OSError as error:
         found.problem(f"{shown(folder)}: cannot be read ({error.strerror}); check its permissions")
         return []
-
-
-def _name(root: Root, path: Path) -> str:
-    return shown(root.prefix + path.relative_to(root.path).as_posix())
 
 
 def _remark_on_root(root: Root, files: list[Path], found: Survey) -> None:
@@ -377,6 +374,6 @@ def _picture_named(folder: Path, name: str, paths: set[Path]) -> Path:
     path = folder / os.path.normpath(name)
     if path in paths:
         return path
-    if isinstance(_mode(path), OSError):
+    if isinstance(_looked_at(path), OSError):
         raise ValueError(f"names a missing file, {shown(name)}; take the line out or bring the picture back")
     raise ValueError(f"names {shown(name)}, which is not one of the pictures here; take the line out")

@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from modules.preset.schema import Data
+
 
 class Folder:
     """A data folder under construction; every picture has its own random pixels."""
@@ -38,3 +40,10 @@ class Folder:
 @pytest.fixture
 def folder(tmp_path) -> Folder:
     return Folder(tmp_path / "pictures")
+
+
+@pytest.fixture
+def options(tmp_path, folder):
+    for name, size in [("a.png", (64, 64)), ("b.png", (96, 96)), ("c.png", (160, 80)), ("d.png", (80, 160))]:
+        folder.picture(name, size)
+    return Data(folders=(str(folder.path),), resolution=128, cache_folder=str(tmp_path / "cache"))

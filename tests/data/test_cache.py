@@ -1,55 +1,16 @@
 """Caches: found again by content, exact, and safe against broken files and other processes."""
 
 import dataclasses
-import logging
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
-from torch.nn.functional import avg_pool2d
 
 from modules.data.cache import LatentCache, Store, TextCache
-from modules.data.index import build_index
 from modules.data.pictures import fit, open_picture
-from modules.preset.schema import Data
-
-
-class Encoder:
-    """Encoders of simple mathematics that count what they are asked for. Like real ones, they give other last bits to
-    items that are encoded together."""
-
-    device, latent_channels, latent_factor = torch.device("cpu"), 3, 8
-
-    def __init__(self, scale=1.0):
-        self.scale, self.images, self.texts, self.batches = scale, 0, 0, []
-
-    def fingerprint(self, part):
-        return f"{part} {self.scale}"
-
-    def encode_images(self, pixels):
-        self.images += len(pixels)
-        self.batches.append(tuple(pixels.shape))
-        mean = avg_pool2d(pixels, 8) * self.scale * (1 + 1e-6 * (len(pixels) - 1))
-        return torch.cat([mean, mean.abs()], 1)
-
-    def encode_texts(self, captions):
-        self.texts += len(captions)
-        codes = torch.tensor([[len(c), *map(ord, (c + " " * 4)[:4])] for c in captions])
-        pooled = codes.float() * (1 + 1e-6 * (len(captions) - 1))
-        return {"tokens": codes[:, None].to(torch.bfloat16) * self.scale, "pooled": pooled, "ids": codes}
-
-
-@pytest.fixture
-def options(tmp_path, folder):
-    for name, size in [("a.png", (64, 64)), ("b.png", (96, 96)), ("c.png", (160, 80)), ("d.png", (80, 160))]:
-        folder.picture(name, size)
-    return Data(folders=(str(folder.path),), resolution=128, cache_folder=str(tmp_path / "cache"))
-
-
-def pictures_of(options):
-    return build_index(options, "training", 32).pictures
+from tests.data.encoder import Encoder, pictures_of
 
 
 def expected(picture, flip):
@@ -133,25 +94,6 @@ def test_texts_are_found_by_content(options):
         return model.texts
 
     assert [encoded(["cat"]), encoded(["cat", "cats"]), encoded(["cat"]), encoded(["cat"], 2.0)] == [1, 1, 0, 1]
-
-
-@pytest.mark.parametrize("damage", [lambda whole: whole[: len(whole) // 2], lambda whole: b"", lambda whole: b"x" * 99])
-def test_broken_files_are_encoded_again(options, caplog, damage):
-    pictures = pictures_of(options)
-    LatentCache(options, Encoder()).fill(pictures)
-    files = sorted(Path(options.cache_folder).rglob("*.safetensors"))
-    for file in files:
-        file.write_bytes(damage(file.read_bytes()))
-    model = Encoder()
-    with caplog.at_level(logging.WARNING):
-        assert torch.allclose(LatentCache(options, model).get(pictures[0], False), expected(pictures[0], False))
-        assert model.images == 1 and len(caplog.records) == 1
-        LatentCache(options, model).fill(pictures)
-    assert model.images == len(pictures) and len(caplog.records) == len(pictures)
-    assert {Path(record.args[0]) for record in caplog.records} == set(files)
-    again = Encoder()
-    LatentCache(options, again).fill(pictures)
-    assert again.images == 0
 
 
 def test_undefined_values(options):

@@ -6,6 +6,7 @@ import torch
 from modules.adapters import methods
 from modules.adapters.base import attach, detach
 from modules.families.flux import Model
+from modules.families.parts import files
 from modules.families.parts.pipeline import ARGUMENTS
 from modules.objectives import Flow
 from modules.preset.schema import Base, Preset, Targets
@@ -102,6 +103,21 @@ def test_what_is_asked_of_a_model(models):
         assert model.text_length == (512 if dev else 256) == model.caption_tokens + 1
         assert model.encode_texts(["red"])["hidden"].shape == (1, model.text_length, 16)
         assert model.metadata()["modelspec.architecture"] == f"flux-1-{'dev' if dev else 'schnell'}/lora"
+
+
+def test_captions_read_to_different_lengths_are_cached_apart(models):
+    """The real dev and schnell have the same text encoders."""
+    dev, schnell = (models[dev] for dev in (True, False))
+    assert dev.text_length != schnell.text_length
+    kept = {name: schnell.pipeline.components[name] for name in schnell.text_encoders}
+    try:
+        for name in kept:
+            schnell.networks[name] = dev.networks[name]
+        assert schnell.fingerprint("texts") != dev.fingerprint("texts")
+        assert files.weights_hash(*(schnell.networks[n] for n in kept)) == files.weights_hash(
+            *(dev.networks[n] for n in kept))
+    finally:
+        schnell.networks.update(kept)
 
 
 # -- sampling ---------------------------------------------------------------------------------------------------------
