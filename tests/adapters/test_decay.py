@@ -1,5 +1,5 @@
-"""Weight decay without gradients leaves every adapter what it starts as: the identity, whatever the method, the start and
-the optimizer."""
+"""Weight decay without gradients leaves every adapter what it starts as, the identity: whatever the method, the start
+and the optimizer."""
 
 import typing
 from types import SimpleNamespace
