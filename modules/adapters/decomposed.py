@@ -23,7 +23,6 @@ from modules.adapters.low_rank import RawLowRankConfig, low_rank_pair, set_pair
 from modules.adapters.products import frozen_cols, frozen_rows
 from modules.preset.section import option
 
-
 FARTHEST = 64.0
 """A layer is near beta = 0 where `|c / beta|` is more than this times what it is with both weights at 1."""
 
@@ -169,7 +168,8 @@ def far_from_base(adapters: Sequence[Decomposed]) -> list[bool]:
     if not adapters[0].learns_weights or adapters[0].factor.is_meta:
         return [False] * len(adapters)
     with torch.no_grad():
-        update, base_weight = (_columns(list(weights)) for weights in zip(*(a.weights() for a in adapters), strict=True))
+        pairs = zip(*(adapter.weights() for adapter in adapters), strict=True)
+        update, base_weight = (_columns(list(weights)) for weights in pairs)
         limit = FARTHEST * _columns([adapter.factor for adapter in adapters])
         return (~(update.abs() < limit * base_weight.abs()).all(1)).tolist()
 

@@ -75,12 +75,12 @@ def safe_divide(numerator: Tensor, denominator: Tensor) -> Tensor:
 
 
 def proportions(first: Tensor, second: Tensor, first_length: Tensor, second_length: Tensor) -> tuple[Tensor, Tensor]:
-    """`p, q (n)` with `p a + q b` in the direction of `first a + second b`, of vectors a and b with these lengths `(n)`;
-    `first` and `second` are `()` or `(n)` and any numbers.
+    """`p, q (n)` with `p a + q b` in the direction of `first a + second b`, of vectors a and b with these lengths
+    `(n)`; `first` and `second` are `()` or `(n)`, and any numbers.
 
-    Of the longer part p or q is 1 or -1, of the other one it is their ratio. So the sum has the size of a or b, whatever
-    that of the two numbers, and the gradient of these is orthogonal to them by construction. Where a ratio would be
-    infinite, as the other part is zero, it is limited and has no gradient.
+    Of the longer part p or q is 1 or -1, of the other one it is their ratio. So the sum has the size of a or b,
+    whatever that of the two numbers, and the gradient of these is orthogonal to them by construction. Where a ratio
+    would be infinite, as the other part is zero, it is limited and has no gradient.
     """
     limit = torch.finfo(first.dtype).tiny ** -0.4
     with torch.no_grad():

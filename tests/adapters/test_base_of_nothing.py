@@ -1,4 +1,4 @@
-"""A learned weight of the base at zero and near it: every route finite, and right against a dense float64 definition."""
+"""A learned weight of the base at zero and near it: every route is finite and right, by a dense float64 definition."""
 
 import pytest
 import torch
