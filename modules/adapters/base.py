@@ -92,7 +92,8 @@ class Adapter(nn.Module):
     """The kinds of `Layer` the method makes sense for."""
 
     undecayed: tuple[str, ...] = ()
-    """Names of parameters that weight decay must leave alone."""
+    """Names of parameters that weight decay must leave alone: without gradients, an adapter stays the identity that it
+    starts as, whatever decays."""
 
     sets_parameters: bool = False
     """Whether `after_step` sets parameters anew, or reads gradients. An optimizer that averages weights itself cannot

@@ -1,9 +1,13 @@
 """A low-rank update with a magnitude: `W' = m * V / ||V||`, `V = beta W + c up down`, the norm along one axis.
 
 Only `rho = c / beta` and the sign of beta matter: `W' = sign(beta) m (W + rho D) / ||W + rho D||` with `D = up down`.
-The fast route computes with rho, so the gradient of `(c, beta)` is orthogonal to `(c, beta)` by construction. A
-magnitude along the output is a scaling of the layer's output, along the input a scaling of its input: no weight is
-formed. `m = ||W|| exp(l)`; the log-ratio `l` makes one optimizer step a relative change of lr in every layer.
+All is computed with rho, so the gradient of `(c, beta)` is orthogonal to `(c, beta)` by construction. A magnitude along
+the output is a scaling of the layer's output, along the input a scaling of its input: no weight is formed.
+`m = ||W|| exp(l)`; the log-ratio `l` makes one optimizer step a relative change of lr in every layer.
+
+Near beta = 0 there is no rho, and the base is a rounding error of the sum, from which its gradient cannot be told. A
+layer that comes there (see `FARTHEST`) has its weight formed, once a step, with `beta / c` in place of rho where the
+update is longer than the base; a file has its full difference. Where `V` is zero, so is `W'`.
 """
 
 import math
@@ -18,6 +22,9 @@ from modules.adapters.layers import Layer
 from modules.adapters.low_rank import RawLowRankConfig, low_rank_pair, set_pair
 from modules.adapters.products import frozen_cols, frozen_rows
 from modules.preset.section import option
+
+FARTHEST = 64.0
+"""A layer is near beta = 0 where `|c / beta|` is more than this times what it is with both weights at 1."""
 
 
 class DecomposedConfig(RawLowRankConfig):
@@ -43,6 +50,9 @@ class Decomposed(base.Together):
     undecayed = ("magnitude",)
     full_gradient = True
 
+    learns_weights = False
+    """Whether `weights` are learned; else they are 1 and `factor`."""
+
     def __init__(self, config: Any, layer: Layer):
         super().__init__(config, layer)
         self.axis: str = config.axis
@@ -63,10 +73,13 @@ class Decomposed(base.Together):
 
     def weight(self, W: Tensor) -> Tensor:
         update, base_weight = (w.to(W.dtype) for w in self.weights())
-        V = self._along_axis(W, base_weight) + self._along_axis(self.up @ self.down, update)
+        D = self.up @ self.down
+        own, moved = (linalg.axis_norm(matrix, self.axis, self.kernel) for matrix in (W, D.detach()))
+        base_part, update_part = linalg.proportions(base_weight, update, own, moved)
+        V = self._along_axis(W, base_part) + self._along_axis(D, update_part)
         norm = linalg.axis_norm(V, self.axis, self.kernel)
         norm = norm if self.full_gradient else norm.detach()
-        wanted = linalg.axis_norm(W, self.axis, self.kernel) * self.log_ratio().exp()
+        wanted = own * self.log_ratio().exp()
         return linalg.scale_axis(V, linalg.safe_divide(wanted, norm), self.axis, self.kernel)
 
     def likeness(self, layer: Layer) -> Hashable:
@@ -74,6 +87,15 @@ class Decomposed(base.Together):
 
     @classmethod
     def derive_alike(cls, pairs: Sequence[tuple["Decomposed", Layer]]) -> list[dict[str, Tensor]]:
+        far = far_from_base([adapter for adapter, _ in pairs])
+        return base.alike(
+            list(zip(pairs, far, strict=True)), lambda item: item[1],
+            lambda group: (_formed if group[0][1] else cls.derive_near)([pair for pair, _ in group]),
+        )
+
+    @classmethod
+    def derive_near(cls, pairs: Sequence[tuple["Decomposed", Layer]]) -> list[dict[str, Tensor]]:
+        """`derive_alike` of layers with a rho."""
         adapters, layers = [adapter for adapter, _ in pairs], [layer for _, layer in pairs]
         axis, kernel, full = adapters[0].axis, adapters[0].kernel, adapters[0].full_gradient
         up, down = torch.stack([a.up for a in adapters]), torch.stack([a.down for a in adapters])
@@ -93,6 +115,8 @@ class Decomposed(base.Together):
         return base.rows_of(excess=excess, up=linalg.scale_axis(up, gain, "output", kernel))
 
     def forward(self, x: Tensor, layer: Layer, derived: dict[str, Tensor]) -> Tensor:
+        if "weight" in derived:
+            return layer.add_bias(layer.with_weight(x, derived["weight"]))
         excess, up, down = derived["excess"], derived.get("up", self.up), derived.get("down", self.down)
         if layer.fusible:
             gains = (excess, None) if self.axis == "input" else (None, excess)
@@ -123,6 +147,8 @@ class Decomposed(base.Together):
             self.magnitude.copy_(ratio / self.unit)
 
     def export_terms(self, W: Tensor) -> base.Terms:
+        if far_from_base([self])[0]:
+            return base.Terms(difference=self.weight(W) - W)
         update, base_weight = (w.to(W.dtype) for w in self.weights())
         ratio = update / base_weight
         wanted = linalg.axis_norm(W, self.axis, self.kernel) * self.log_ratio().exp() * base_weight.sign()
@@ -135,6 +161,22 @@ class Decomposed(base.Together):
 
     def _along_axis(self, matrix: Tensor, factor: Tensor) -> Tensor:
         return matrix * factor if factor.dim() == 0 else linalg.scale_axis(matrix, factor, self.axis, self.kernel)
+
+
+def far_from_base(adapters: Sequence[Decomposed]) -> list[bool]:
+    """Which of adapters that are alike are near beta = 0, somewhere along their axis; none without values."""
+    if not adapters[0].learns_weights or adapters[0].factor.is_meta:
+        return [False] * len(adapters)
+    with torch.no_grad():
+        pairs = zip(*(adapter.weights() for adapter in adapters), strict=True)
+        update, base_weight = (_columns(list(weights)) for weights in pairs)
+        limit = FARTHEST * _columns([adapter.factor for adapter in adapters])
+        return (~(update.abs() < limit * base_weight.abs()).all(1)).tolist()
+
+
+def _formed(pairs: Sequence[tuple[Decomposed, Layer]]) -> list[dict[str, Tensor]]:
+    """The adapted weights `(out, fan_in)` themselves."""
+    return [{"weight": adapter.weight(layer.dense())} for adapter, layer in pairs]
 
 
 def _columns(weights: list[Tensor]) -> Tensor:

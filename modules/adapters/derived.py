@@ -61,6 +61,8 @@ class Derived:
         for method, members in self._methods.items():
             derived = method.derive_all([(module.adapter, module.layer) for module in members])
             for module, tensors in zip(members, derived, strict=True):
+                for gone in module.leaves.keys() - tensors.keys():
+                    del module.leaves[gone]
                 pairs += [(_leaf(module.leaves, key, tensor), tensor) for key, tensor in tensors.items()]
         if pairs:
             with torch.no_grad():

@@ -122,14 +122,15 @@ def _through_base(ctx: Any, grad: Tensor, x: Tensor, excess_in: Tensor | None, e
     if excess_in is not None and ctx.needs_input_grad[3]:
         grad_in = layer.dots(x, grad_x).to(excess_in.dtype)
         if ctx.by_weight:  # the gain is in grad_x already; a channel that it makes zero says nothing about it
-            grad_in = _over_gain(grad_in, excess_in)
+            grad_in = _over_gain(grad_in, excess_in, grad.dtype)
     if excess_in is not None and not ctx.by_weight:
         grad_x.addcmul_(grad_x, layer.spread_in(excess_in, grad_x))
     return grad_x, grad_in
 
 
-def _over_gain(sums: Tensor, excess: Tensor) -> Tensor:
-    gain = 1 + excess
+def _over_gain(sums: Tensor, excess: Tensor, dtype: torch.dtype) -> Tensor:
+    """`sums` over the gains, which were applied in `dtype`: a small one is another number there."""
+    gain = 1 + excess.to(dtype).to(excess.dtype)
     return torch.where(gain == 0, 0.0, sums / torch.where(gain == 0, 1.0, gain))
 
 
@@ -138,7 +139,7 @@ def gain_gradient(layer: Any, grad: Tensor, y: Tensor, grad_up: Tensor | None, u
     sums = layer.dots(y, grad, layer.base.bias).to(excess.dtype)
     if grad_up is not None and up is not None:
         sums = sums - (grad_up.to(excess.dtype) * up.to(excess.dtype)).sum(1)
-    return _over_gain(sums, excess)
+    return _over_gain(sums, excess, y.dtype)
 
 
 def rotated(x: Tensor, excess: Tensor, bias: Tensor | None = None) -> Tensor:

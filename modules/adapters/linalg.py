@@ -74,6 +74,23 @@ def safe_divide(numerator: Tensor, denominator: Tensor) -> Tensor:
     return torch.where(zero, 0.0, numerator / torch.where(zero, 1.0, denominator))
 
 
+def proportions(first: Tensor, second: Tensor, first_length: Tensor, second_length: Tensor) -> tuple[Tensor, Tensor]:
+    """`p, q (n)` with `p a + q b` in the direction of `first a + second b`, of vectors a and b with these lengths
+    `(n)`; `first` and `second` are `()` or `(n)`, and any numbers.
+
+    Of the longer part p or q is 1 or -1, of the other one it is their ratio. So the sum has the size of a or b,
+    whatever that of the two numbers, and the gradient of these is orthogonal to them by construction. Where a ratio
+    would be infinite, as the other part is zero, it is limited and has no gradient.
+    """
+    limit = torch.finfo(first.dtype).tiny ** -0.4
+    with torch.no_grad():
+        far = second.double().abs() * second_length > first.double().abs() * first_length
+        usable = ~far & (limit * first.abs() >= second.abs()) & (first != 0)
+    to_first = torch.where(usable, second / torch.where(usable, first, 1.0).abs(), limit * second.sign())
+    to_second = first / torch.where(far, second, 1.0).abs()
+    return torch.where(far, to_second, first.sign()), torch.where(far, second.sign(), to_first)
+
+
 def row_products(up: Tensor, down: Tensor, through: Tensor) -> tuple[Tensor, Tensor]:
     """`<W_i, D_i>` and `||D_i||^2` for rows of `D = up down`, from `through = W down^T (out, r)`; both `(out)`. All
     may have the same leading dimensions.

@@ -37,9 +37,9 @@ class Config(RawLowRankConfig):
     """How the pair starts. With up at zero, and down kaiming: uniform, as in the reference code; gaussian: normal with
     a deviation of 1 / rank, as in peft; orthogonal: rows of length 1 at right angles; gradient: the directions in which
     the loss of some of the pictures falls fastest, measured before the first step. Or with both away from zero, and
-    their product subtracted again, which makes the pair twice as wide in training and in files; pissa: the largest
-    singular values of the weight; inilora: a fit to the weight; inilora_alpha, inilora_beta: the same with random
-    values."""
+    their product subtracted again, which makes the pair twice as wide in training and in files, and keeps weight decay
+    off it; pissa: the largest singular values of the weight; inilora: a fit to the weight; inilora_alpha, inilora_beta:
+    the same with random values."""
 
 
 def principal_pair(W: Tensor, rank: int) -> tuple[Tensor, Tensor]:
@@ -91,6 +91,8 @@ class Adapter(base.Adapter):
         self.register_buffer("factor", factor)
         if config.init in PAIRS:
             self._begin_with(*PAIRS[config.init](layer.dense(), config.rank))
+            # What is subtracted stays, so a pair that decays would take it out of the base.
+            self.undecayed = ("up", "down")
         self.register_buffer("first_up", self.up.detach().clone() if config.init in PAIRS else None)
         self.register_buffer("first_down", self.down.detach().clone() if config.init in PAIRS else None)
 

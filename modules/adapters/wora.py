@@ -40,6 +40,7 @@ class Adapter(Decomposed):
 
     def __init__(self, config: Config, layer: Layer):
         super().__init__(config, layer)
+        self.learns_weights = config.learn_weights
         unit = WEIGHT_STEP if config.step_size == "calibrated" else 1.0
         self.weight_unit: Tensor
         self.register_buffer("weight_unit", torch.tensor(unit))
