@@ -31,7 +31,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from modules.answer import put
+from modules.answer import put, script
 from modules.preset import files
 from modules.preset.schema import Preset
 from modules.training.events import read_events
@@ -327,4 +327,4 @@ def side_by_side(rows: list[Row]) -> Any:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(script(main))
