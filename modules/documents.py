@@ -54,7 +54,7 @@ def check_file(path: Path, what: str = "a file") -> int:
     try:
         found = path.stat()
     except FileNotFoundError:
-        raise ValueError(f"{path}: no such file") from None
+        raise ValueError(f"{path}: no such file or folder") from None
     except OSError as error:
         raise ValueError(f"{path}: cannot be read ({error.strerror})") from None
     except ValueError:
@@ -73,6 +73,14 @@ def is_file(path: Path) -> bool:
         return False
 
 
+def is_folder(path: Path) -> bool:
+    """Whether a folder is there; likewise."""
+    try:
+        return path.is_dir()
+    except (OSError, ValueError):
+        return False
+
+
 def read_bytes(path: Path, largest: int = LARGEST, what: str = "a file") -> bytes:
     """What is in a file of at most `largest` bytes."""
     size = check_file(path, what)
@@ -82,7 +90,7 @@ def read_bytes(path: Path, largest: int = LARGEST, what: str = "a file") -> byte
     except OSError as error:
         raise ValueError(f"{path}: cannot be read ({error.strerror})") from None
     if len(content) > largest:
-        raise ValueError(f"{path}: is too large for {what} ({max(size, len(content)) / 2**20:.0f} MiB; at most "
+        raise ValueError(f"{path}: is too large for {what} ({max(size, len(content)) / 2**20:.1f} MiB; at most "
                          f"{largest / 2**20:.0f})")
     return content
 

@@ -189,10 +189,9 @@ def read(folder: Path) -> Row:
 
 def metadata_of(file: Path) -> dict[str, str]:
     """The metadata of a .safetensors file."""
-    from safetensors import safe_open
+    from modules.tensorfile import read_header
 
-    with safe_open(file, "np") as opened:
-        return opened.metadata() or {}
+    return read_header(file).metadata
 
 
 def parameters(path: Path) -> int:

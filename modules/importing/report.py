@@ -23,7 +23,8 @@ def text(imported: Imported) -> str:
         "dropped": imported.dropped,
     }
     for title, entries in parts.items():
-        lines += ["", f"{title}: {len(entries) or 'none'}", *(printable.shown(line) for entry in entries for line in _lines(entry))]
+        lines += ["", f"{title}: {len(entries) or 'none'}"]
+        lines += [printable.shown(line) for entry in entries for line in _lines(entry)]
     if imported.defaults:
         lines += ["", f"{imported.defaults} more keys have the value {imported.trainer} would have used without them."]
     return "\n".join(lines)
