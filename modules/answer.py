@@ -1,20 +1,74 @@
-"""What scripts that make one file or table have in common: the text they print, or the sentence about bad input, and
-its place in a page of docs/."""
+"""What all scripts have in common: how they end, whatever happens; the text they print, or the sentence about bad
+input; and a table's place in a page of docs/."""
 
+import contextlib
+import os
 import sys
+import traceback
 from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
+
+from modules import printable
+
+FAILED, REFUSED, STOPPED, UNREAD = 1, 2, 130, 141
+"""Exit codes: an error of ours, bad input, Ctrl-C, and, as shells have it, the reader of the output has gone."""
+
+DEBUG = "GIMBAL_DEBUG"
+"""Environment variable that asks for traces of errors."""
+
+
+def script(main: Callable[[], int | None]) -> int:
+    """Run a script's `main`; its exit code. What it prints cannot steer the terminal; see `guarded` for errors."""
+    with printable.screen():
+        return guarded(main)
+
+
+def guarded(main: Callable[[], int | None]) -> int:
+    """Run `main`; its exit code. An error becomes one sentence, with a trace only where `DEBUG` asks for it."""
+    try:
+        code = main() or 0
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:  # as in `... | head`: there is nobody to tell
+        _drop_output()
+        return UNREAD
+    except KeyboardInterrupt:
+        _tell("Stopped.")
+        return STOPPED
+    except (ValueError, OSError) as error:
+        _tell(sentence(error))
+        return REFUSED
+    except MemoryError:
+        _tell("There is not enough main memory for this input.")
+        return FAILED
+    except Exception as error:  # noqa: BLE001  nobody is above to handle it; said, and traced where that is asked for
+        again = "" if os.environ.get(DEBUG) else f" With {DEBUG}=1 in the environment the same command says where."
+        _tell(f"This is an error in Gimbal, not in your input: {type(error).__name__}: {first_line(error)}.{again}")
+        return FAILED
 
 
 def answer(run: Callable[[Namespace], str], arguments: Namespace) -> int:
     """Print what `run` returns, or what is wrong with the input; the exit code, 0 or 2."""
     try:
-        print(run(arguments))
+        text = run(arguments)
     except (ValueError, OSError) as error:
-        print(error, file=sys.stderr)
-        return 2
+        _tell(sentence(error))
+        return REFUSED
+    print(text)
     return 0
+
+
+def sentence(error: ValueError | OSError) -> str:
+    """What an expected error says. The system's own errors with the file first, as all sentences have it."""
+    if isinstance(error, OSError) and error.filename is not None and error.strerror:
+        return f"{error.filename}: {error.strerror}"
+    return str(error) or type(error).__name__
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of what an error says, or its kind where it says nothing."""
+    return next(iter(str(error).strip().splitlines()), "").rstrip(". ") or type(error).__name__
 
 
 def put(page: Path, text: str, begin: str, end: str) -> None:
@@ -24,3 +78,23 @@ def put(page: Path, text: str, begin: str, end: str) -> None:
     if not first or not last:
         raise ValueError(f"{page} has no {begin} with {end} behind it: there is no place for the table")
     page.write_text(f"{before}{begin}\n{text}\n{end}{after}", encoding="utf-8")
+
+
+def _tell(text: str) -> None:
+    """Say why the script ends. A stderr that nobody reads changes nothing."""
+    with contextlib.suppress(BrokenPipeError):
+        if os.environ.get(DEBUG) and sys.exc_info()[1] is not None:
+            traceback.print_exc()
+        print(text, file=sys.stderr, flush=True)
+
+
+def _drop_output() -> None:
+    """What is still in a buffer goes nowhere, or Python would say at its end that it cannot be written."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):
+            stream.flush()
+            continue
+        with contextlib.suppress(OSError, ValueError):  # a stream without a file of its own
+            os.dup2(nowhere, stream.fileno())
+    os.close(nowhere)

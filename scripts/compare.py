@@ -31,7 +31,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from modules.answer import put
+from modules.answer import put, script
 from modules.preset import files
 from modules.preset.schema import Preset
 from modules.training.events import read_events
@@ -189,10 +189,9 @@ def read(folder: Path) -> Row:
 
 def metadata_of(file: Path) -> dict[str, str]:
     """The metadata of a .safetensors file."""
-    from safetensors import safe_open
+    from modules.tensorfile import read_header
 
-    with safe_open(file, "np") as opened:
-        return opened.metadata() or {}
+    return read_header(file).metadata
 
 
 def parameters(path: Path) -> int:
@@ -327,4 +326,4 @@ def side_by_side(rows: list[Row]) -> Any:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(script(main))

@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from modules.answer import guarded
 from scripts.demo_data import GRID_PROMPTS, SHAPES, SIZE
 
 SAMPLES, BATCH, WANTED = 40, 8, 0.8
@@ -128,4 +129,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(guarded(main))

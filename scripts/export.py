@@ -14,6 +14,8 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from modules.answer import script
+
 
 def main() -> int:
     """Read the arguments, then load, attach, export and print the report."""
@@ -111,4 +113,4 @@ def chosen(arguments: argparse.Namespace) -> list[tuple[str, str]]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(script(main))

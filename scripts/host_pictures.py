@@ -21,6 +21,8 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from modules.answer import script
+
 TOLERANCE = 2
 """Of 255 steps of brightness: rounding of the merged products."""
 
@@ -115,4 +117,4 @@ def tokens(pipeline: Any, default: int) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(script(main))

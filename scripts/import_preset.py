@@ -15,6 +15,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from modules.answer import script
+
 
 def main(argv: list[str] | None = None) -> int:
     """Read the arguments, import, print the lists and write the preset."""
@@ -70,4 +72,4 @@ def run(arguments: argparse.Namespace) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(script(main))

@@ -15,6 +15,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import diffusers
 
+from modules.answer import guarded
 from scripts import demo_data, demo_training
 from scripts.demo_bases import kinds
 
@@ -56,4 +57,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(guarded(main))

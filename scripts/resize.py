@@ -13,7 +13,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from modules.answer import answer
+from modules.answer import answer, script
 
 MAGNITUDES = (
     "the magnitudes are kept: each output or input channel keeps the length it was trained to, and only directions are "
@@ -95,4 +95,4 @@ def table(path: Path, out: Path, found: Any) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(script(main))

@@ -17,6 +17,7 @@ from PIL import Image
 from PySide6.QtCore import QEventLoop, QStandardPaths, Qt, QTimer
 from PySide6.QtWidgets import QApplication
 
+from modules.answer import script
 from ui import places, theme
 from ui.app import make_window
 from ui.pages.pictures import PicturesPage
@@ -141,4 +142,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(script(main))

@@ -14,6 +14,8 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from modules.answer import script
+
 
 def main() -> int:
     """Read the arguments, compare, print the table."""
@@ -129,4 +131,4 @@ def name_notes(host: str, found: Any) -> list[str]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(script(main))

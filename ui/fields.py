@@ -156,13 +156,14 @@ class Line(QLineEdit):
 
     def offer(self, texts: list[str]) -> None:
         """Texts to complete from; the arrow keys show them all. Call it anew when there are others."""
-        if not texts and not self.completer():
-            return
-        completer = QCompleter(texts, self)
-        completer.setCaseSensitivity(Qt.CaseSensitivity.CaseInsensitive)
-        completer.setFilterMode(Qt.MatchFlag.MatchContains)
-        self.setCompleter(completer)
-        completer.activated.connect(self.textEdited)
+        if completer := self.completer():  # kept: it closes its popup, which comes here, while it is at work
+            completer.model().setStringList(texts)  # pyright: ignore[reportAttributeAccessIssue]
+        elif texts:
+            completer = QCompleter(texts, self)
+            completer.setCaseSensitivity(Qt.CaseSensitivity.CaseInsensitive)
+            completer.setFilterMode(Qt.MatchFlag.MatchContains)
+            self.setCompleter(completer)
+            completer.activated.connect(self.textEdited)
 
 
 class Text(Input):

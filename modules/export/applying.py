@@ -5,11 +5,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
 
 from modules import quant
 from modules.adapters.layers import KINDS
 from modules.export import fuse, hosts, verify
+from modules.tensorfile import read_header
 
 
 def apply_file(model: Any, path: Path, host: str, strength: float = 1.0) -> list[str]:
@@ -18,8 +18,7 @@ def apply_file(model: Any, path: Path, host: str, strength: float = 1.0) -> list
     Returns the full names of the layers in the file, with all those that it has as one matrix. Raises ValueError for
     keys that belong to no layer, and for quantised layers, which cannot take a merged weight.
     """
-    with safe_open(path, "pt") as file:
-        norm = (file.metadata() or {}).get("gimbal.comfyui_norm", "original")
+    norm = read_header(path).metadata.get("gimbal.comfyui_norm", "original")
     program, groups = hosts.load(host), {group.name: group for group in _groups(model, host)}
     found = verify.read(path, {name: group.key for name, group in groups.items()}, program.NAMES)
     how = hosts.How(norm, any(program.NAMES.magnitude in tensors for tensors in found.values()))

@@ -1,17 +1,18 @@
 """The base that a foreign file is for: found from the file's own names, loaded in the numbers it is stored in."""
 
-import json
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 
 from modules import families
+from modules.documents import read_object
 from modules.export.files import AdapterFile
 from modules.export.reading import families_of
 from modules.preset.schema import Base
+from modules.tensorfile import read_header
 
 SIZES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
@@ -46,7 +47,7 @@ def is_its(path: Path, family: str) -> bool:
     index = path / "model_index.json"
     if not index.is_file():
         return True
-    return json.loads(index.read_text(encoding="utf-8")).get("_class_name") == families.load_class(family).PIPELINE
+    return read_object(index).get("_class_name") == families.load_class(family).PIPELINE
 
 
 def stored_dtype(path: Path) -> torch.dtype:
@@ -58,9 +59,6 @@ def stored_dtype(path: Path) -> torch.dtype:
     found = [path] if path.is_file() else [one for folder in folders for one in sorted(folder.glob("*.safetensors"))]
     counts: Counter[str] = Counter()
     for one in found:
-        try:
-            with safe_open(one, "pt") as stored:
-                counts.update(stored.get_slice(key).get_dtype() for key in stored.keys())  # noqa: SIM118 - not a dict
-        except (SafetensorError, OSError):
-            continue
+        with suppress(ValueError):  # loading says what is wrong with it
+            counts.update(entry.dtype for entry in read_header(one).tensors.values())
     return SIZES.get(counts.most_common(1)[0][0], torch.float32) if counts else torch.float32

@@ -6,10 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from modules.export import stream
-from modules.export.stream import Header
 from modules.families.parts.names import DENOISER, Place, stored_names
 from modules.families.parts.original import PACKED
+from modules.tensorfile import Header, read_header
 
 Target = tuple[str, str]
 """Full name of a layer, and "weight" or "bias"."""
@@ -60,14 +59,14 @@ class Checkpoint:
 
 def _headers(model: Any, path: Path) -> list[Header]:
     if path.is_file():
-        return [_readable(stream.read_header(path))]
+        return [_readable(read_header(path))]
     found = []
     for part in model.networks:
         files = [file for file in sorted((path / part).glob("*.safetensors")) if _is_loaded(file.name)]
         if not files:
             raise ValueError(f"{path / part} has no weights as .safetensors that diffusers loads by itself; load the "
                              "base in diffusers and save it with save_pretrained first")
-        found += [_readable(stream.read_header(file)) for file in files]
+        found += [_readable(read_header(file)) for file in files]
     return found
 
 

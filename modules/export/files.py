@@ -1,20 +1,22 @@
 """Opening adapter files that others wrote: safetensors only, and one sentence for what is wrong with a file."""
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
+import psutil
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
+from modules import documents
 from modules.export.kinds.writer import PEFT_OPTIONS
+from modules.tensorfile import A_PICKLE, PICKLES, opened
 
-PICKLES = (".pt", ".pth", ".ckpt", ".bin", ".pkl")
-"""Endings of files that run code when they are read. They are never opened."""
+PROTOCOLS = (b"\1", b"\2", b"\3", b"\4", b"\5")
+"""The second bytes of pickles."""
 
-LONGEST_HEADER = 100_000_000
+LIKELY_HEADER = 100_000_000
 """Bytes. safetensors' own limit; a larger number is no header length."""
 
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
@@ -44,11 +46,11 @@ def read(path: Path) -> AdapterFile:
     """
     _check_bytes(path)
     try:
-        with safe_open(path, "pt") as file:
+        with opened(path) as file:
             metadata = file.metadata() or {}
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a dict
-    except (SafetensorError, KeyError, TypeError, RuntimeError) as error:
-        raise ValueError(f"{path} is damaged ({_first_line(error)}); copy or download it again") from error
+    except (KeyError, TypeError, RuntimeError, MemoryError) as error:
+        raise ValueError(f"{path} cannot be read ({_first_line(error)}); copy or download it again") from error
     if not tensors:
         raise ValueError(f"{path} holds no tensors; it is no adapter file")
     for key, tensor in tensors.items():
@@ -73,21 +75,23 @@ def _check_bytes(path: Path) -> None:
         inside = sorted(path.glob("*.safetensors"))
         example = f", such as {inside[0]}" if inside else ""
         raise ValueError(f"{path} is a folder; give a .safetensors file{example}")
-    if not path.exists():
-        raise ValueError(f"{path}: no such file")
+    size = documents.check_file(path, "a .safetensors file")
     if path.suffix.lower() in PICKLES:
-        raise ValueError(f"{path} is a pickle, which can run any program when it is opened, so it is not opened; save "
-                         "it as .safetensors with the program that wrote it")
-    size = path.stat().st_size
+        raise ValueError(f"{path} is {A_PICKLE}; save it "
+                         "as .safetensors with the program that wrote it")
+    room = psutil.virtual_memory().available
+    if size > room:
+        raise ValueError(f"{path} has {size / 2**30:.1f} GiB, and {room / 2**30:.1f} GiB of main memory are free; it "
+                         "is no adapter, or needs a larger machine")
     if size == 0:
         raise ValueError(f"{path} is empty; copy or download it again")
-    with path.open("rb") as file:
+    with path.open("rb") as file:  # an OSError names the file
         start = file.read(8)
-    if start[:4] == b"PK\x03\x04" or (start[:1] == b"\x80" and start[1] in range(1, 6) and any(start[2:])):
+    if start[:4] == b"PK\x03\x04" or (start[:1] == b"\x80" and start[1:2] in PROTOCOLS and any(start[2:])):
         raise ValueError(f"{path} is a pickle under the name of a safetensors file, and can run any program when it is "
                          "opened, so it is not opened; save it as .safetensors with the program that wrote it")
     length = int.from_bytes(start, "little")
-    if size < 8 or not 2 <= length <= LONGEST_HEADER:
+    if size < 8 or not 2 <= length <= LIKELY_HEADER:
         raise ValueError(f"{path} is no safetensors file: it does not begin with the length of a header")
     if length > size - 8:
         raise ValueError(f"{path} is damaged: its header should have {length} bytes and the file has {size}; copy or "
@@ -98,25 +102,16 @@ def _config(path: Path, metadata: dict[str, str]) -> dict[str, Any]:
     """peft's options. Raises ValueError where there are some that cannot be read."""
     beside = path.with_name(CONFIG)
     if path.name == WEIGHTS and beside.is_file():  # of other files there, such as converted ones, it does not tell
-        return _mapping(beside.read_text(encoding="utf-8"), str(beside))
+        return documents.read_object(beside)
     if PEFT_OPTIONS in metadata:
-        return _mapping(metadata[PEFT_OPTIONS], f"{path}: {PEFT_OPTIONS}")
+        place = f"{path}: {PEFT_OPTIONS}"
+        return documents.as_object(documents.parse_json(metadata[PEFT_OPTIONS], place), place)
     return {}
 
 
 def _wide(tensor: Tensor) -> Tensor:
     """In a number format that can be asked whether it is finite."""
     return tensor.float() if tensor.dtype.itemsize == 1 else tensor
-
-
-def _mapping(text: str, place: str) -> dict[str, Any]:
-    try:
-        values = json.loads(text)
-    except ValueError as error:
-        raise ValueError(f"{place} is not JSON ({error})") from error
-    if not isinstance(values, dict):
-        raise ValueError(f"{place} is not a mapping of options")
-    return values
 
 
 def _first_line(error: Exception) -> str:

@@ -18,9 +18,9 @@ from torch import Tensor
 
 from modules.export import stream
 from modules.export.checkpoint import Checkpoint, Target
-from modules.export.stream import DTYPES, Entry, Header
 from modules.families.parts.files import INDEX
 from modules.families.parts.names import Place
+from modules.tensorfile import DTYPES, Entry, Header
 
 HASHES = ("modelspec.hash_sha256", "sshs_model_hash", "sshs_legacy_hash")
 """Metadata that describe the tensors' bytes; not true any more of a merged file."""

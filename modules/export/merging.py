@@ -13,12 +13,13 @@ import torch
 from torch import Tensor
 
 from modules import families
+from modules.documents import read_object
 from modules.export import sources
 from modules.export.checkpoint import Checkpoint
 from modules.export.merge import Merged, Options, Source, merge_into, summed
-from modules.export.stream import read_header
 from modules.families.parts.files import INDEX
 from modules.preset.schema import Base
+from modules.tensorfile import read_header
 
 DTYPES = {
     "float32": torch.float32, "fp32": torch.float32,
@@ -104,7 +105,7 @@ def family_of(base: Base) -> str:
         if not (path / INDEX).is_file():
             raise ValueError(f"{path} has no {INDEX}, so it is no folder in diffusers layout; give one, or a "
                              ".safetensors checkpoint")
-        pipeline = json.loads((path / INDEX).read_text(encoding="utf-8")).get("_class_name")
+        pipeline = read_object(path / INDEX).get("_class_name")
         found = [name for name in kinds if pipeline == families.load_class(name).PIPELINE]
         if not found:
             raise ValueError(f"{path} is a {pipeline}, which no family here is; there is {', '.join(kinds)}")

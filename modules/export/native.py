@@ -2,11 +2,11 @@
 
 from pathlib import Path
 
-from safetensors import safe_open
 from safetensors.torch import save_file
 
 from modules.adapters.base import Adapted, adapter_state, load_adapter_state
 from modules.export.metadata import Facts
+from modules.tensorfile import opened
 
 
 def save(path: Path, layers: dict[str, Adapted], facts: Facts) -> None:
@@ -21,7 +21,7 @@ def load(path: Path, layers: dict[str, Adapted]) -> Facts:
 
     Raises ValueError if a tensor is missing, extra or misshapen: the file belongs to another preset.
     """
-    with safe_open(path, "pt") as file:
+    with opened(path) as file:
         tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a dict
         written = (file.metadata() or {}).get("facts")
     try:

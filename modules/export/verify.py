@@ -4,10 +4,10 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
-from safetensors import safe_open
 from torch import Tensor
 
 from modules.export import keys
+from modules.tensorfile import opened
 
 TOLERANCE = {"float32": 1e-5, "float16": 2e-3, "bfloat16": 8e-3}
 """Largest allowed error of a weight, as a part of the layer's largest weight. In half precision about four roundings
@@ -36,7 +36,7 @@ def read(path: Path, spelling: dict[str, str], names: keys.Names) -> dict[str, d
         raise ValueError(f"{path.name}: several layers share one name in the file: {', '.join(twice[:3])}")
     found: dict[str, dict[str, Tensor]] = {}
     unknown = []
-    with safe_open(path, "pt") as file:
+    with opened(path) as file:
         for key in file.keys():  # noqa: SIM118 - not a dict
             name, suffix = names.split(key)
             layer = layers.get(name) if suffix else None

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from modules.families.parts.names import Files, Place, Spelling
 from modules.objectives import Process
 from modules.preset.schema import Base
+from modules.tensorfile import A_PICKLE, PICKLES
 
 Texts = dict[str, Tensor]
 """Encoded captions: named tensors, each with the captions along dimension 0."""
@@ -193,6 +194,9 @@ def base_problems(base: Base, index: str, example: str) -> list[str]:
         return [] if (path / index).is_file() else [missing]
     if path.is_file():
         wrong = path.suffix != ".safetensors"
+        if path.suffix in PICKLES:
+            return [f"base.path: {path} is {A_PICKLE}; convert it where that does no harm, by saving the model as "
+                    f".safetensors in the program that opens it; or {how}"]
         return [f"base.path: {path} is not a .safetensors file; {how}"] if wrong else _config_problems(base, index)
     looks_local = path.suffix in (".safetensors", ".ckpt", ".pt", ".bin") or base.path.startswith((".", "/"))
     if base.path.count("/") != 1 or looks_local:

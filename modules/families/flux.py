@@ -4,7 +4,6 @@ Encoding and sampling are diffusers' own `FluxPipeline`. Latents are packed: the
 token. dev is distilled: it is told a strength of guidance instead of being run twice.
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from modules.documents import read_object
 from modules.families import base as protocol
 from modules.families.parts import files
 from modules.families.parts.flow import PATCH, FlowModel
@@ -158,9 +158,11 @@ class Model(FlowModel):
         """The file's transformer; the other parts from the file if it has them, else with their weights from
         `base.config` or the hub."""
         source = base.config or cls.hub_id(base.path)
+        cls.index(source)
         transformer = read_transformer(base.path, source, dtype)
         if _is_alone(files.tensor_names(base.path) or set()):
-            return cls.pipeline_class().from_pretrained(source, transformer=transformer, dtype=dtype)
+            whole = cls.pipeline_class().from_pretrained
+            return whole(source, transformer=transformer, dtype=dtype, use_safetensors=True)
         single = cls.pipeline_class().from_single_file
         pipeline = single(base.path, config=source, transformer=transformer, dtype=dtype)
         pipeline.text_encoder_2.tie_weights()  # the file has the embedding of the tokens once
@@ -351,7 +353,7 @@ def _rest_problems(base: Base, hub: str) -> list[str]:
 def _variant_problems(base: Base, guided: bool) -> list[str]:
     """dev's file with schnell's configuration, or the other way round."""
     path = Path(base.config, "transformer", "config.json")
-    if not base.config or json.loads(path.read_text(encoding="utf-8")).get("guidance_embeds", False) == guided:
+    if not base.config or read_object(path).get("guidance_embeds", False) == guided:
         return []
     has = "has a guidance embedding, as dev has" if guided else "has no guidance embedding, like schnell"
     return [f"base.config: {base.path} {has}, but {path} says the opposite; give the configuration of the same variant"]

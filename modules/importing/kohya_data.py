@@ -5,6 +5,7 @@ import shlex
 from pathlib import Path
 from typing import Any
 
+from modules.documents import is_file
 from modules.importing import base
 from modules.importing.documents import Document, read, read_text
 from modules.importing.ledger import Ledger, flat, same
@@ -61,6 +62,7 @@ def given(document: Document, known: dict[str, Any]) -> dict[str, Any]:
         path = _named_file(document.path, values.get(key))
         if path is not None:
             inner = read(path)
+            inner.values.pop("config_file", None)  # their program follows none of a settings file
             values = {**given(inner, {}), **values} if wanted == "settings" else {**inner.values, **values}
     for name in ARGS:
         words = values.get(name)
@@ -81,7 +83,7 @@ def _named_file(path: Path, name: Any) -> Path | None:
     if not isinstance(name, str) or not name:
         return None
     for place in (path.parent / name, Path(name), path.parent / f"{name}.toml"):
-        if place.is_file() and place.resolve() != path.resolve():
+        if is_file(place) and place.resolve() != path.resolve():
             return place
     return None
 
@@ -283,7 +285,7 @@ def _samples(ledger: Ledger) -> None:
 
 def _prompts(ledger: Ledger, key: str, text: str) -> None:
     """Prompts in a file, or in the setting itself as the window has them: `a cat --w 512 --d 1 --n ugly`."""
-    found = next((place for place in (ledger.path.parent / text, Path(text)) if _is_file(place)), None)
+    found = next((place for place in (ledger.path.parent / text, Path(text)) if is_file(place)), None)
     looks_like_file = "\n" not in text and re.search(r"\.(txt|toml|json)$", text.strip())
     if found is None and looks_like_file:
         ledger.change(key, "The prompts stand in this file, which was not found; set samples.prompts yourself.")
@@ -300,13 +302,6 @@ def _prompts(ledger: Ledger, key: str, text: str) -> None:
     base.sample_prompts(ledger, key, [prompt for prompt, _ in parsed], sentence)
     if shared:
         ledger.change(key, sentence, shared)
-
-
-def _is_file(place: Path) -> bool:
-    try:
-        return place.is_file()
-    except OSError:  # a text too long for a path
-        return False
 
 
 def _prompt(line: str) -> tuple[str, dict[str, Any]]:

@@ -1,9 +1,9 @@
 """OneTrainer's settings about noise, pictures, samples and saving; `onetrainer` has the others."""
 
-import json
 import re
 from pathlib import Path
 
+from modules.documents import is_file, parse_json
 from modules.importing import base
 from modules.importing.documents import read_text
 from modules.importing.ledger import Ledger, flat
@@ -238,15 +238,15 @@ def listed(ledger: Ledger, section: str, file_key: str) -> None:
     name = Path(ledger.text(file_key).replace("\\", "/"))
     folder = ledger.path.resolve().parent
     places = [name, *(parent / name for parent in (folder, *list(folder.parents)[:2]))]
-    found = next((place for place in places if place.is_file()), None)
+    found = next((place for place in places if is_file(place)), None)
     if found is None:
         what = "data.folders" if section == "concepts" else "samples.prompts"
         ledger.change(file_key, f"The {section} stand in this file, which was not found; set {what} yourself.")
         return
     try:
-        entries = json.loads(read_text(found))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{found}: is not JSON (line {error.lineno}: {error.msg}); {file_key} names it") from None
+        entries = parse_json(read_text(found), f"{found}")
+    except ValueError as error:
+        raise ValueError(f"{error}; {file_key} of {ledger.path} names this file") from None
     if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
         raise ValueError(f"{found}: is no list of {section}, but {file_key} names it; correct the name")
     ledger.given |= flat({section: entries}, ledger.known)

@@ -7,6 +7,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from modules import printable
 from modules.importing.ledger import Entry, Imported, nested
 from modules.preset import files, options
 from modules.preset.problems import dotted, sentences, shown
@@ -15,14 +16,15 @@ from modules.preset.schema import Preset
 
 def text(imported: Imported) -> str:
     """The lists for the screen."""
-    lines = [f"{imported.path}: settings of {imported.trainer}"]
+    lines = [f"{printable.shown(str(imported.path))}: settings of {imported.trainer}"]
     parts = {
         "mapped (theirs -> ours)": imported.mapped,
         "changed meaning": imported.changed,
         "dropped": imported.dropped,
     }
     for title, entries in parts.items():
-        lines += ["", f"{title}: {len(entries) or 'none'}", *(line for entry in entries for line in _lines(entry))]
+        lines += ["", f"{title}: {len(entries) or 'none'}"]
+        lines += [printable.shown(line) for entry in entries for line in _lines(entry)]
     if imported.defaults:
         lines += ["", f"{imported.defaults} more keys have the value {imported.trainer} would have used without them."]
     return "\n".join(lines)

@@ -16,6 +16,7 @@ from typing import Any, Literal, get_args, get_origin
 
 from pydantic import ValidationError
 
+from modules import documents
 from modules.preset import options
 from modules.preset.problems import LIST_PRESETS, PresetProblems, enumerated, sentences, shown, unknown
 from modules.preset.schema import Preset
@@ -83,13 +84,15 @@ def find(source: str, folder: Path | None = None) -> Path:
     if source in named():
         return named()[source]
     path = (folder or Path()) / source
-    if source and path.is_dir():
+    if source and documents.is_folder(path):
         if not (path / "preset.json").is_file():
             raise PresetProblems([f"{path}: not a run folder, because it has no preset.json"])
         return path / "preset.json"
     if path.suffix in (".json", ".safetensors") or len(Path(source).parts) > 1:
-        if not path.is_file():
-            raise PresetProblems([f"{path}: no such file or folder"])
+        try:
+            documents.check_file(path, "a preset")
+        except ValueError as error:
+            raise PresetProblems([str(error)]) from None
         if path.suffix not in (".json", ".safetensors"):
             raise PresetProblems([f"{path}: not a preset; presets are .json files, run folders or .safetensors files"])
         return path
@@ -115,42 +118,27 @@ def run_name(path: Path) -> str:
 def read(path: Path) -> Values:
     """The mapping in a .json file or in a .safetensors file's metadata. Raises PresetProblems."""
     try:
-        text = _from_metadata(path) if path.suffix == ".safetensors" else path.read_text(encoding="utf-8-sig")
-        values = json.loads(text, object_pairs_hook=_without_duplicates, parse_constant=_refused)
-    except json.JSONDecodeError as error:
-        raise PresetProblems([f"{path}: line {error.lineno}, column {error.colno}: {error.msg}"]) from None
-    except PresetProblems:
-        raise
+        if path.suffix == ".safetensors":
+            text = _from_metadata(path)
+        else:
+            text = documents.read_text(path, documents.LARGEST_SETTINGS, "a preset")
+        values = documents.parse_json(text, f"{path}", exact=True)
     except ValueError as error:
-        raise PresetProblems([f"{path}: {error}"]) from None
+        raise PresetProblems([str(error)]) from None
     if not isinstance(values, dict):
         raise PresetProblems([f"{path}: a preset is a mapping in braces, as in {{...}}"])
     return values
 
 
 def _from_metadata(path: Path) -> str:
-    from safetensors import SafetensorError, safe_open
+    from modules.tensorfile import read_header
 
-    try:
-        with safe_open(path, framework="np") as file:
-            metadata = file.metadata() or {}
-    except SafetensorError as error:
-        raise PresetProblems([f"{path}: not a safetensors file ({error})"]) from None
+    metadata = read_header(path).metadata
     if METADATA_KEY not in metadata:
-        raise PresetProblems([f"{path}: no preset inside; only files written by Gimbal have one ({METADATA_KEY})"])
+        raise ValueError(f"{path}: no preset inside; only files written by Gimbal have one ({METADATA_KEY})")
+    if len(metadata[METADATA_KEY]) > documents.LARGEST_SETTINGS:
+        raise ValueError(f"{path}: the preset inside is too large for one")
     return metadata[METADATA_KEY]
-
-
-def _without_duplicates(pairs: list[tuple[str, Any]]) -> Values:
-    names = [name for name, _ in pairs]
-    twice = [name for name in dict.fromkeys(names) if names.count(name) > 1]
-    if twice:
-        raise ValueError(f"{enumerated(twice, 'and')} stands there twice in one section; keep one")
-    return dict(pairs)
-
-
-def _refused(constant: str) -> None:
-    raise ValueError(f"{constant} is not a number")
 
 
 def _renamed(values: Values, path: Path, notes: list[str]) -> Values:
@@ -302,8 +290,8 @@ def parse(text: str, annotation: Any) -> Any:
 
 def _json(text: str) -> Any:
     try:
-        return json.loads(text)
-    except json.JSONDecodeError:
+        return documents.parse_json(text, "")
+    except ValueError:  # what is no JSON is a text; the option says whether it may be one
         return text
 
 

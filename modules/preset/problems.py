@@ -9,6 +9,9 @@ from modules.preset import options
 
 LIST_PRESETS = "python scripts/train.py --list shows all presets"
 
+MOST = 50
+"""Problems of a preset that are told one by one; looking for what each unknown name may mean takes time."""
+
 TYPES = {
     "int_": "{value} is not a whole number",
     "float_": "{value} is not a number",
@@ -36,7 +39,9 @@ class PresetProblems(ValueError):
 
 def sentences(error: ValidationError, model: type[BaseModel], values: Mapping[str, Any]) -> list[str]:
     """One line per error, with dotted names, in the order of the preset."""
-    return list(dict.fromkeys(_sentence(one, model, values) for one in error.errors()))
+    errors = error.errors()
+    found = list(dict.fromkeys(_sentence(one, model, values) for one in errors[:MOST]))
+    return found + ([f"and {len(errors) - MOST} more problems; correct these first"] if len(errors) > MOST else [])
 
 
 def _sentence(error: Any, model: type[BaseModel], values: Mapping[str, Any]) -> str:

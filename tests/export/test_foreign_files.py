@@ -96,7 +96,7 @@ def test_fp8_and_peft_folders_are_read(tmp_path):
     file = files.read(tmp_path / "adapter_model.safetensors")
     assert file.config["r"] == 4 and file.size == 4
     (tmp_path / "adapter_config.json").write_text("{")
-    with pytest.raises(ValueError, match="adapter_config.json is not JSON"):
+    with pytest.raises(ValueError, match="adapter_config.json: is not JSON"):
         files.read(tmp_path / "adapter_model.safetensors")
 
 

@@ -14,8 +14,9 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from modules import tensorfile
 from modules.adapters.base import Adapted, detach
-from modules.export import merging, stream
+from modules.export import merging
 from modules.export.checkpoint import Checkpoint
 from modules.export.export import export
 from modules.export.merge import Options, Source, merge_into, summed
@@ -131,8 +132,8 @@ def doubled(bases) -> tuple[Checkpoint, Source, str]:
 
 def test_only_the_changed_rows_change_and_only_they_are_read(doubled, tmp_path, monkeypatch):
     base, source, name = doubled
-    read, tensor = [], stream.Header.tensor
-    monkeypatch.setattr(stream.Header, "tensor", lambda self, name: (read.append(name), tensor(self, name))[1])
+    read, tensor = [], tensorfile.Header.tensor
+    monkeypatch.setattr(tensorfile.Header, "tensor", lambda self, name: (read.append(name), tensor(self, name))[1])
     merge_into(base, tmp_path / "x.safetensors", source, Options())
     before, after = load_file(base.path), load_file(tmp_path / "x.safetensors")
     assert read == [name] and before.keys() == after.keys()

@@ -12,8 +12,9 @@ from peft import DeloraConfig
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from modules import tensorfile
 from modules.adapters.layers import as_layer
-from modules.export import files, inspecting, kinds, merging, resizing, stream
+from modules.export import files, inspecting, kinds, merging, resizing
 from modules.export.kinds import writer
 from tests.export import foreign
 from tests.export.foreign import linear
@@ -132,7 +133,7 @@ def test_headers_that_cannot_be(tmp_path, entries):
     path = tmp_path / "a.safetensors"
     path.write_bytes(struct.pack("<Q", len(text)) + text + bytes(16))
     with pytest.raises(ValueError, match="a.safetensors is damaged"):
-        stream.read_header(path)
+        tensorfile.read_header(path)
 
 
 @pytest.mark.parametrize("strength", ["nan", "inf", "-inf", "much"])

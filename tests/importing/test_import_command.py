@@ -72,7 +72,7 @@ def test_a_file_of_ones_own_and_json(run, tmp_path):
         ("just words", "a.txt", "neither JSON nor a command"),
         ("", "a.json", "is empty"),
         ("{}", "a.json", "no settings in it"),
-        (b"\xff\xfe\x00\x01", "a.toml", "cannot be read as text"),
+        (b"\xff\xfe\x00\x01", "a.toml", "is not UTF-8 text"),
         ('{"colour": "blue"}', "a.json", "no settings of a trainer that is known here"),
         ('{"training_method": "LORA", "model_type": "WAN_2_2"}', "a.json", "none of Gimbal's families"),
         ('{"training_method": "LORA", "model_type": ["x"]}', "a.json", "model_type: .* is not a text"),

@@ -122,8 +122,8 @@ def test_the_values_in_a_message_are_those_of_the_chosen_method(saved, method):
 # -- files ------------------------------------------------------------------------------------------------------------
 
 BROKEN = [
-    ('{"family": "sdxl",\n  "adapter" {}}', "{path}: line 2, column 13: Expecting ':' delimiter"),
-    ("", "{path}: line 1, column 1: Expecting value"),
+    ('{"family": "sdxl",\n  "adapter" {}}', "{path}: is not JSON (line 2, column 13: Expecting ':' delimiter)"),
+    ("", "{path}: is not JSON (it is empty)"),
     ("[1]", "{path}: a preset is a mapping in braces, as in {{...}}"),
     ('{"family": "sdxl", "family": "sdxl"}', "{path}: family stands there twice in one section; keep one"),
     ('{"training": {"learning_rate": NaN}}', "{path}: NaN is not a number"),
@@ -139,7 +139,7 @@ def test_a_broken_file_is_named_with_line_and_column(saved, text, message):
 def test_a_file_that_is_not_text(tmp_path):
     path = tmp_path / "binary.json"
     path.write_bytes(b'{"name": "\xff"}')
-    assert problems(str(path))[0].startswith(f"{path}: 'utf-8' codec can't decode byte 0xff")
+    assert problems(str(path)) == [f"{path}: is not UTF-8 text (byte 11 is 0xff); save it as UTF-8"]
 
 
 def test_windows_notepad_puts_a_mark_in_front(tmp_path):
@@ -185,7 +185,7 @@ def test_exported_files_without_a_preset(tmp_path):
     assert problems(str(foreign)) == [
         f"{foreign}: no preset inside; only files written by Gimbal have one (gimbal.preset)"
     ]
-    assert problems(str(broken))[0].startswith(f"{broken}: not a safetensors file (")
+    assert problems(str(broken))[0].startswith(f"{broken} is damaged or no safetensors file at all")
 
 
 def test_the_name_is_the_preset_s_or_the_file_s(saved, tmp_path):

@@ -13,6 +13,7 @@ from torch import nn
 from modules import quant
 from modules.families import base as protocol
 from modules.preset.schema import Base
+from modules.tensorfile import read_header
 
 INDEX = "model_index.json"
 """Marks a folder in diffusers layout."""
@@ -26,12 +27,9 @@ COMPUTING = ("torch", "diffusers", "transformers")
 
 def tensor_names(path: str) -> set[str] | None:
     """Names of the tensors in a safetensors file; None if it is none."""
-    from safetensors import SafetensorError, safe_open
-
     try:
-        with safe_open(path, "pt") as file:
-            return set(file.keys())
-    except SafetensorError:
+        return set(read_header(Path(path)).tensors)
+    except ValueError:
         return None
 
 

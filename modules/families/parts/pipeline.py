@@ -20,8 +20,10 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from modules import quant
+from modules.documents import is_folder
 from modules.families import base as protocol
 from modules.families.parts import files
+from modules.families.parts.components import component_class, pickle_problems, read_index
 from modules.families.parts.names import Named
 from modules.preset.schema import Base
 
@@ -88,21 +90,22 @@ class PipelineModel(Named):
     def read_file(cls, base: Base, dtype: torch.dtype) -> Any:
         """The pipeline of a single checkpoint."""
         config = base.config or cls.hub_id(base.path)
+        cls.index(config)
         return cls.pipeline_class().from_single_file(base.path, config=config, dtype=dtype, **cls.OPTIONS)
 
     @classmethod
     def read_folder(cls, base: Base, dtype: torch.dtype) -> Any:
         """The pipeline of a folder or of the hub's model. Parts that its index says are not there stay away."""
-        index = cls.pipeline_class().load_config(base.path)
-        absent = {name: None for name, kind in index.items() if kind == [None, None]}
-        return cls.pipeline_class().from_pretrained(base.path, dtype=dtype, **{**absent, **cls.OPTIONS})
+        absent = {name: None for name, kind in cls.index(base.path).items() if kind == [None, None]}
+        given = {**absent, **cls.OPTIONS}
+        return cls.pipeline_class().from_pretrained(base.path, dtype=dtype, use_safetensors=True, **given)
 
     @classmethod
     def skeleton_pipeline(cls, source: str) -> Any:
         """The pipeline on the meta device, from the configuration in the folder, or of the hub's model, `source`."""
-        index = cls.pipeline_class().load_config(source)
-        components = {name: _component(kind, name, source) for name, kind in index.items() if isinstance(kind, list)
-                      and name not in cls.OPTIONS}
+        found = cls.index(source).items()
+        components = {name: _component(component_class(kind, name, source), name, source) for name, kind in found
+                      if isinstance(kind, list) and name not in cls.OPTIONS}
         return cls.pipeline_class()(**components, **cls.OPTIONS)
 
     @property
@@ -141,20 +144,32 @@ class PipelineModel(Named):
     @classmethod
     def problems(cls, base: Base) -> list[str]:
         """What keeps `load` from working, as sentences."""
-        found = protocol.base_problems(base, files.INDEX, cls.HUB_ID)
-        return found if found or not Path(base.path).is_file() else cls.file_problems(base)
+        if found := protocol.base_problems(base, files.INDEX, cls.HUB_ID):
+            return found
+        option, source = ("path", base.path) if is_folder(Path(base.path)) else ("config", base.config)
+        try:
+            if is_folder(Path(source)) and source:
+                cls.index(source)
+        except ValueError as error:
+            return [f"base.{option}: {error}; give a complete copy"]
+        if option == "path":
+            return pickle_problems(Path(base.path), (cls.DENOISER, *cls.TEXT_ENCODERS, "vae"))
+        return cls.file_problems(base) if Path(base.path).is_file() else []
+
+    @classmethod
+    def index(cls, source: str) -> dict[str, Any]:
+        """What the folder, or the hub's model, `source` says that its parts are; checked, or ValueError."""
+        return read_index(cls.pipeline_class(), source, cls.OPTIONS)
 
     @classmethod
     def load(cls, base: Base, device: torch.device, dtype: torch.dtype) -> Self:
         """The frozen pipeline in main memory. The VAE keeps its own number format."""
-        from diffusers.loaders.single_file_utils import SingleFileComponentError
-
         try:
             pipeline = cls.read_file(base, dtype) if Path(base.path).is_file() else cls.read_folder(base, dtype)
             model = cls(pipeline, device)
             files.refuse_gaps({**model.networks, "vae": pipeline.vae})
-        except (OSError, ValueError, KeyError, RuntimeError, SingleFileComponentError) as error:
-            raise ValueError(f"base.path: {base.path} could not be loaded as {cls.TITLE}: {error}") from error
+        except Exception as error:  # noqa: BLE001  diffusers raises anything for values of wrong kinds in its files
+            raise ValueError(f"base.path: {base.path} could not be loaded as {cls.TITLE}: {_said(error)}") from error
         pipeline.set_progress_bar_config(disable=True)
         for network in (*model.networks.values(), pipeline.vae):
             network.requires_grad_(False).eval()
@@ -191,7 +206,10 @@ class PipelineModel(Named):
     def skeleton(cls, base: Base) -> Self:
         """The networks on the meta device, from the configuration files alone."""
         source = base.config or cls.hub_id(base.path) if Path(base.path).is_file() else base.path
-        return cls(cls.skeleton_pipeline(source), torch.device("meta"))
+        try:
+            return cls(cls.skeleton_pipeline(source), torch.device("meta"))
+        except Exception as error:  # noqa: BLE001  as in `load`
+            raise ValueError(_said(error)) from error
 
     def enable_checkpointing(self) -> None:
         """Recompute activations in the backward pass of every network."""
@@ -340,15 +358,19 @@ def _computing_on(device: torch.device, pipeline: Any) -> Any:
     return pipeline
 
 
-def _component(kind: list[str | None], name: str, source: str) -> Any:
-    """Part `name` of a pipeline, its class as the index says it; networks without weights, on the meta device."""
+def _said(error: Exception) -> str:
+    """What an error of a library says, in one line that begins with its kind where it is no sentence."""
+    text = " ".join(str(error).split()) or "no reason given"
+    return text if isinstance(error, ValueError | OSError | RuntimeError) else f"{type(error).__name__}: {text}"
+
+
+def _component(found: Any, name: str, source: str) -> Any:
+    """Part `name` of a pipeline, of class `found` if any; networks without weights, on the meta device."""
     from diffusers import ModelMixin
     from transformers import PreTrainedModel
 
-    library, class_name = kind
-    if class_name is None:
+    if found is None:
         return None
-    found: Any = resolve_name(f"{library}:{class_name}")
     is_network, is_text = issubclass(found, ModelMixin), issubclass(found, PreTrainedModel)
     if not is_network and not is_text:
         return found.from_pretrained(source, subfolder=name)

@@ -1,0 +1,87 @@
+"""The parts of a pipeline as a folder's index names them. An index says which class of which installed package is to be
+imported, so that only networks, schedulers, tokenizers and processors of diffusers and transformers are looked up."""
+
+import inspect
+from collections.abc import Collection
+from pathlib import Path
+from pkgutil import resolve_name
+from typing import Any
+
+from modules.documents import is_folder, read_object
+from modules.families.parts.files import INDEX
+from modules.printable import shown
+from modules.tensorfile import A_PICKLE, PICKLES
+
+LIBRARIES = ("diffusers", "transformers")
+
+HOW_TO_CONVERT = "load it in diffusers and save it with save_pretrained(FOLDER, safe_serialization=True)"
+
+
+def read_index(pipeline: Any, source: str, given: Collection[str] = ()) -> dict[str, Any]:
+    """The index of the folder, or of the hub's model, `source`. Raises ValueError, naming the index and the entry,
+    unless all parts that diffusers' class `pipeline` needs are there and are what they may be. `given`: parts that the
+    caller passes and the index is not asked for."""
+    where = f"{Path(source) / INDEX}"
+    index = read_object(Path(where)) if is_folder(Path(source)) else pipeline.load_config(source)
+    kind = index.get("_class_name", pipeline.__name__)
+    if not isinstance(kind, str):
+        raise ValueError(f"{where}: _class_name is {_short(kind)}, where the name of a pipeline of diffusers should be")
+    for name, entry in index.items():
+        if isinstance(entry, list | tuple) and name not in given:
+            component_class(entry, name, where)
+    needed = [name for name, one in inspect.signature(pipeline.__init__).parameters.items()
+              if one.default is one.empty and name != "self" and name not in given]
+    for name in needed:
+        if not isinstance(index.get(name), list | tuple):
+            said = f"is {_short(index[name])}" if name in index else "is missing"
+            raise ValueError(f"{where}: {name} {said}; a {pipeline.__name__} has it as a list of library and class")
+    return index
+
+
+def component_class(entry: Any, name: str, where: str) -> Any:
+    """The class of part `name`, None where the index says that it is not there. Raises ValueError for all that is no
+    part of a pipeline in diffusers or transformers; nothing else is imported."""
+    match entry:
+        case [None, None]:
+            return None
+        case [str(library), str(word)] if library in LIBRARIES and word.isidentifier():
+            try:
+                found = resolve_name(f"{library}:{word}")
+            except (AttributeError, ImportError):  # ImportError: of a package that the class needs
+                raise ValueError(f"{where}: {name} is {_short(entry)}, which the installed {library} has not") from None
+            if isinstance(found, type) and issubclass(found, _kinds()):
+                return found
+    raise ValueError(f"{where}: {name} is {_short(entry)}; only networks, schedulers, tokenizers and processors of "
+                     'diffusers and transformers are loaded, as in ["diffusers", "AutoencoderKL"]')
+
+
+def pickle_problems(folder: Path, parts: Collection[str]) -> list[str]:
+    """A sentence for each part of a folder that has its weights as pickles only."""
+    found = []
+    for part in parts:
+        names = sorted(path.name for path in (folder / part).glob("*"))
+        pickles = [name for name in names if name.endswith(PICKLES)]
+        if pickles and not any(name.endswith(".safetensors") for name in names):
+            found.append(f"base.path: {folder / part} has its weights in {shown(pickles[0])} alone, {A_PICKLE}; "
+                         f"convert it where that does no harm: {HOW_TO_CONVERT}")
+    return found
+
+
+def _kinds() -> tuple[type, ...]:
+    """What a part of a pipeline may be."""
+    from diffusers import ModelMixin, SchedulerMixin
+    from transformers import (
+        FeatureExtractionMixin,
+        ImageProcessingMixin,
+        PreTrainedModel,
+        PreTrainedTokenizerBase,
+        ProcessorMixin,
+    )
+
+    return (ModelMixin, SchedulerMixin, PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin,
+            FeatureExtractionMixin, ImageProcessingMixin)
+
+
+def _short(value: Any) -> str:
+    text = shown(repr(value))
+    return text if len(text) <= 80 else text[:77] + "..."

@@ -1,0 +1,73 @@
+"""Texts of files on a terminal: control characters, which could move its cursor, recolour or reorder what it shows, are
+printed as escapes."""
+
+import io
+import json
+import re
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from typing import TextIO
+
+UNSEEN = (
+    "\u0000-\u001f\u007f-\u009f"  # control characters; ESC and CSI begin a terminal's commands
+    "\u061c\u200e\u200f\u202a-\u202e\u2066-\u206f"  # change the direction of what follows
+    "\u00ad\u180e\u200b\u2028\u2029\u2060-\u2065\ufeff\ufff9-\ufffb"  # end a line, or cannot be seen
+    "\ud800-\udfff"  # half a character, as bytes of file names that are not UTF-8 are read; no terminal takes them
+    "\U000e0000-\U000e007f"  # tags, which cannot be seen
+)
+"""Characters, as a range of a regular expression. Not among them: those that join and part letters in words."""
+
+IN_LINE = re.compile(f"[{UNSEEN}]")
+IN_TEXT = re.compile(f"(?![\n\t])[{UNSEEN}]")
+
+
+def shown(text: str) -> str:
+    """A name or value in a line: whatever does not print, line ends and tabs too, as JSON escapes it (`\\u001b`)."""
+    return IN_LINE.sub(_escape, text)
+
+
+def printed(text: str) -> str:
+    """A text of several lines: as `shown`, but for its own line ends and tabs."""
+    return IN_TEXT.sub(_escape, text)
+
+
+def _escape(found: re.Match[str]) -> str:
+    return json.dumps(found[0])[1:-1]
+
+
+@contextmanager
+def screen() -> Iterator[None]:
+    """Everything that is printed within, to stdout or stderr, goes through `printed`. Not for progress bars, which live
+    on control characters."""
+    with redirect_stdout(Printed(sys.stdout)), redirect_stderr(Printed(sys.stderr)):
+        yield
+
+
+class Printed(io.TextIOBase):
+    """Writes to `stream` what `printed` leaves of a text. What the stream's encoding lacks is escaped too."""
+
+    def __init__(self, stream: TextIO):
+        self.stream = stream
+
+    @property
+    def encoding(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """Of the stream."""
+        return self.stream.encoding or "utf-8"
+
+    def writable(self) -> bool:
+        return True
+
+    def isatty(self) -> bool:
+        return self.stream.isatty()
+
+    def fileno(self) -> int:
+        return self.stream.fileno()
+
+    def flush(self) -> None:
+        self.stream.flush()
+
+    def write(self, text: str, /) -> int:
+        encodable = printed(text).encode(self.encoding, "backslashreplace").decode(self.encoding)
+        self.stream.write(encodable)
+        return len(text)

@@ -1,0 +1,161 @@
+"""Safetensors files: a header that can be believed, and one sentence for every file that is damaged or worse.
+
+The format is simple (its README): 8 bytes with the header's length (little endian), the header as JSON (for each tensor
+its dtype, shape and the range of its bytes, and `__metadata__`, texts by name), then the bytes of all tensors without
+gaps. Whatever opens such a file that somebody else may have written goes through `read_header` or `opened`.
+"""
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from modules import documents
+from modules.printable import shown
+
+DTYPES = {
+    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2,
+}
+"""The format's words for the kinds of floating-point numbers that can be changed."""
+WORDS = {dtype: word for word, dtype in DTYPES.items()}
+
+
+BITS = {
+    "BOOL": 8, "U8": 8, "I8": 8, "F8_E5M2": 8, "F8_E4M3": 8, "F8_E8M0": 8, "F8_E4M3FNUZ": 8, "F8_E5M2FNUZ": 8,
+    "I16": 16, "U16": 16, "F16": 16, "BF16": 16, "I32": 32, "U32": 32, "F32": 32, "C64": 64, "F64": 64, "I64": 64,
+    "U64": 64, "F4": 4, "F6_E2M3": 6, "F6_E3M2": 6,
+}
+"""Bits of a number, by all the format's words."""
+
+PICKLES = (".pt", ".pth", ".ckpt", ".bin", ".pkl")
+"""Ends of names of files that run code when they are read. They are never opened."""
+A_PICKLE = "a pickle, which can run any program when it is opened, so it is not opened"
+
+LONGEST_HEADER = 20_000_000
+"""Bytes. The library takes five times as much; the longest that exist describe every caption of a data set."""
+MOST_AXES = 8
+"""Of a tensor. Weights of convolutions in three dimensions have five."""
+LONGEST_NAME = 500
+"""Characters of a tensor's name."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A tensor in a file."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    start: int
+    """Of its bytes, counted from the end of the header."""
+    size: int
+    """In bytes."""
+
+    @property
+    def numbers(self) -> int:
+        """How many it has."""
+        return math.prod(self.shape)
+
+    def cast(self, dtype: torch.dtype) -> "Entry":
+        """The same tensor in another dtype."""
+        return replace(self, dtype=WORDS[dtype], size=self.numbers * dtype.itemsize)
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a file has, and where."""
+
+    path: Path
+    metadata: dict[str, str]
+    tensors: dict[str, Entry]
+    """In the order of their bytes."""
+    data: int
+    """Where the bytes of the tensors begin."""
+
+    def tensor(self, name: str) -> Tensor:
+        """Read one tensor."""
+        entry = self.tensors[name]
+        content = torch.empty(entry.size, dtype=torch.uint8)
+        with self.path.open("rb") as file:
+            file.seek(self.data + entry.start)
+            if file.readinto(content.numpy().data) != entry.size:
+                raise OSError(f"{self.path} became shorter while it was read")
+        return content.view(DTYPES[entry.dtype]).reshape(entry.shape)
+
+
+def read_header(path: Path) -> Header:
+    """The header of a safetensors file. Raises ValueError, naming the file, for what is none or cannot be."""
+    size = documents.check_file(path, "a .safetensors file")
+    try:
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            if length > min(LONGEST_HEADER, size - 8):
+                raise ValueError(f"{_lies(path)}: its header is longer than the file, or than any header may be")
+            content = file.read(length)
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be read ({error.strerror})") from None
+    try:
+        text = content.decode("utf-8")
+    except UnicodeDecodeError:
+        raise ValueError(f"{_lies(path)}: its header is not UTF-8 text") from None
+    found = documents.as_object(documents.parse_json(text, f"{_lies(path)}: its header"), f"{_lies(path)}: its header")
+    metadata = found.pop("__metadata__", None) or {}
+    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+        raise ValueError(f"{_lies(path)}: its metadata are not texts by name")
+    entries = {name: _entry(path, name, told) for name, told in found.items()}
+    ordered = dict(sorted(entries.items(), key=lambda item: (item[1].start, item[1].size)))
+    end = _end(path, ordered)
+    if 8 + length + end != size:
+        raise ValueError(f"{path} is damaged: its header promises {8 + length + end} bytes, and it has {size}; "
+                         "download it again")
+    return Header(path, metadata, ordered, 8 + length)
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[Any]:
+    """safetensors' own reader of a file whose header can be believed. Raises ValueError as `read_header`, and for what
+    the library finds while it is used."""
+    read_header(path)
+    try:
+        with safe_open(path, "pt") as file:
+            yield file
+    except SafetensorError as error:
+        raise ValueError(f"{path} is damaged ({error}); copy or download it again") from error
+
+
+def _lies(path: Path) -> str:
+    return f"{path} is damaged or no safetensors file at all"
+
+
+def _entry(path: Path, name: str, told: Any) -> Entry:
+    """What the header says of a tensor. Raises ValueError, naming both, for what no tensor is."""
+    if len(name) > LONGEST_NAME or shown(name) != name:
+        raise ValueError(f"{_lies(path)}: {shown(name[:80])} is too long for a name or has control "
+                         "characters")
+    match told:
+        case {"dtype": str(dtype), "shape": [*shape], "data_offsets": [int(start), int(end)]}:
+            fits = len(shape) <= MOST_AXES and all(type(length) is int and 0 <= length < 2**62 for length in shape)
+            if fits and 0 <= start <= end and not isinstance(start, bool) and not isinstance(end, bool):
+                return Entry(dtype, tuple(shape), start, end - start)
+    raise ValueError(f"{path} is damaged: its header says of {name} what cannot be; download it again")
+
+
+def _end(path: Path, ordered: dict[str, Entry]) -> int:
+    """Where the tensors' bytes end. Raises ValueError, naming the first of `ordered` that is not where the one before
+    ends, or has not the bytes that its shape needs."""
+    end = 0
+    for name, entry in ordered.items():
+        bits = BITS.get(entry.dtype)
+        if bits is None:
+            raise ValueError(f"{path}: {name} has numbers of the unknown kind {shown(entry.dtype[:80])}; "
+                             "save them in another format")
+        if entry.start != end or entry.size * 8 != entry.numbers * bits:
+            raise ValueError(f"{path} is damaged: its header says of {name} what cannot be; download it again")
+        end += entry.size
+    return end
