@@ -177,7 +177,8 @@ def _fused_weight(layer: fuse.Fused, changes: dict[str, Change]) -> Tensor:
 def _tensors(changes: dict[str, Change], options: Export, report: Report) -> dict[str, dict[str, Tensor]]:
     """Each layer's tensors by suffix; fills in the report's forms and sizes."""
     names, written = hosts.load(options.host).NAMES, {}
-    kept = {name: change.given for name, change in changes.items() if _is_kept(change, changes, options)}
+    how = How(options.comfyui_norm, any(change.terms.magnitude is not None for change in changes.values()))
+    kept = {name: change.given for name, change in changes.items() if _is_kept(change, options, how)}
     sketches = {name: encodings.on_meta(change.seen()) for name, change in changes.items() if name not in kept}
     magnitudes = any(names.magnitude in (found or {}) for found in kept.values())
     plans = choosing.plans(sketches, options, magnitudes)
@@ -193,15 +194,15 @@ def _tensors(changes: dict[str, Change], options: Export, report: Report) -> dic
     return written
 
 
-def _is_kept(change: Change, changes: dict[str, Change], options: Export) -> bool:
-    """Whether a layer's given tensors do in the program what the change means."""
+def _is_kept(change: Change, options: Export, how: How) -> bool:
+    """Whether a layer's given tensors do in the program, which computes as `how` says, what the change means."""
     host = hosts.load(options.host)
     if change.given is None or options.form not in ("auto", "compact") or change.layer.kind not in host.KINDS:
         return False
     if not change.given.keys() <= host.NAMES.all():
         return False
-    how = How(options.comfyui_norm, any(other.terms.magnitude is not None for other in changes.values()))
-    W, given = change.base(), {suffix: tensor.to(change.base().device) for suffix, tensor in change.given.items()}
+    W = change.base()
+    given = {suffix: tensor.to(W.device) for suffix, tensor in change.given.items()}
     try:
         error = verify.compare(change.adapted(), host.effect(W, given, 1.0, how), W)
         if options.form == "auto":

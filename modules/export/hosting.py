@@ -3,7 +3,6 @@
 from collections import Counter
 from collections.abc import Collection
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,8 +22,8 @@ class View:
     how: How
     common_alpha: float | None = None
     """diffusers takes this for attention and text encoders, whatever their own alpha is."""
-    config: dict[str, Any] = field(default_factory=dict)
-    """peft's options in the file's metadata, which diffusers reads."""
+    about: writer.About = field(default_factory=writer.About)
+    """With peft's options in the file's metadata, which diffusers reads."""
 
     def tensors(self, name: str, parts: dict[str, Tensor], given: dict[str, Tensor]) -> dict[str, Tensor]:
         """One layer's tensors by the suffixes that the program looks for; `given`: those of the file."""
@@ -39,7 +38,7 @@ class View:
             is_known = keys.PEFT.up in given
             return given if is_known else others | {names.up: parts["up"], names.down: parts["down"]}
         if keys.PEFT.up in given:
-            scale = writer.About(name=name, config=self.config).scale(len(parts["down"]))
+            scale = self.about.of(name).scale(len(parts["down"]))
             return given | {names.up: given[names.up] * scale} if scale != 1 else given
         if "mid" in parts:
             return given
@@ -73,7 +72,7 @@ def view(file: AdapterFile, host: str, norm: str = "") -> View:
     )
     common = alphas.most_common(1)[0][0] if len(alphas) > 1 else None
     config = file.config if writer.PEFT_OPTIONS in file.metadata else {}
-    return View(host, How(norm or "original", magnitudes), common, config)
+    return View(host, How(norm or "original", magnitudes), common, writer.About(config=config))
 
 
 @dataclass(frozen=True)
@@ -131,6 +130,6 @@ def ranks(parts: dict[str, Tensor]) -> int | None:
     return None if kind is None else kind.rank(parts)
 
 
-def about(file: AdapterFile, name: str) -> writer.About:
-    """The facts that a layer's arithmetic may depend on."""
-    return writer.About(writer.writer(file.tensors, file.metadata, file.config), name, file.metadata, file.config)
+def about(file: AdapterFile) -> writer.About:
+    """The facts that the arithmetic of its layers may depend on; `of` gives those of one layer."""
+    return writer.About(writer.writer(file.tensors, file.metadata, file.config), "", file.metadata, file.config)

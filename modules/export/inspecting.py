@@ -197,7 +197,7 @@ def _hosts(
         sizes[sort] += 1
         if sort not in examples or _size(tensors) < _size(parts[examples[sort]]):
             examples[sort] = name
-    found = {}
+    found, about = {}, hosting.about(file)
     with torch.no_grad():
         layers = {sort: stand_in(parts[name]) for sort, name in examples.items()}
         for host in hosts.names():
@@ -208,7 +208,7 @@ def _hosts(
             if host == "diffusers" and hosting.scale_trouble(file):
                 troubles.append(hosting.scale_trouble(file))
             for sort, name in examples.items():
-                told = _told(file, seen, name, parts[name], given[name], layers[sort])
+                told = _told(about.of(name), seen, parts[name], given[name], layers[sort])
                 if told:
                     conv = ", convolutions" if sort[1] else ""
                     troubles.append(f"{counted(sizes[sort])} ({sort[0]}{conv}): {told}")
@@ -217,18 +217,18 @@ def _hosts(
 
 
 def _told(
-    file: AdapterFile, seen: hosting.View, name: str, parts: dict[str, Tensor], given: dict[str, Tensor], layer: Layer
+    about: writer.About, seen: hosting.View, parts: dict[str, Tensor], given: dict[str, Tensor], layer: Layer
 ) -> str:
     """What a program makes of one layer, empty if it is exact."""
     matrix = layer.dense()
-    meant = forms.applied(kinds.terms(parts, layer, matrix, hosting.about(file, name)), layer, matrix)
+    meant = forms.applied(kinds.terms(parts, layer, matrix, about), layer, matrix)
     W, meant = layer.native(matrix), layer.native(meant)
-    exact = hosting.judge(seen, name, parts, given, W, meant)
+    exact = hosting.judge(seen, about.name, parts, given, W, meant)
     if exact.error is None:
         return f"not read: {exact.reason}"
     if exact.error.change > NOTICED:
         return f"wrong by about {exact.error.change:.1%} of the change (on a random weight of this shape)"
-    half = hosting.judge(seen, name, parts, given, W, meant, dtype=torch.bfloat16)
+    half = hosting.judge(seen, about.name, parts, given, W, meant, dtype=torch.bfloat16)
     return f"exact in float32; {half.reason}" if half.error is None else ""
 
 

@@ -113,6 +113,7 @@ def place(file: AdapterFile, model: Any) -> Reading:
     is another family's."""
     writer.refuse_own(file.path, file.metadata)
     program = writer.writer(file.tensors, file.metadata, file.config)
+    about = writer.About(program, "", file.metadata, file.config)
     layers, unknown = kinds.grouped(file.tensors)
     found = Reading(file, program, unknown=unknown)
     index, norms = names.index(model), names.norm_index(model)
@@ -125,8 +126,7 @@ def place(file: AdapterFile, model: Any) -> Reading:
             continue
         tensors = {kinds.split(key)[1]: file.tensors[key] for key in keys.values()}  # pyright: ignore
         parts = {part: file.tensors[key] for part, key in keys.items()}
-        about = writer.About(program, name, file.metadata, file.config)
-        found.placed.append(Placed(name, parts, tensors, _seen(name, members), members, about))
+        found.placed.append(Placed(name, parts, tensors, _seen(name, members), members, about.of(name)))
     _refuse_strangers(found, model)
     _refuse_twins(found)
     return found

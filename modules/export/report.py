@@ -29,26 +29,32 @@ class Report:
 
     @property
     def approximate(self) -> dict[str, LayerError]:
-        """Errors of the layers that are approximated on purpose."""
-        return {name: error for name, error in self.errors.items() if "approximate" in self.forms[name]}
+        """Errors of the layers that are approximated on purpose. Made anew each time: ask once, not for every layer."""
+        return {name: error for name, error in self.errors.items() if self._is_approximate(name)}
 
     @property
     def exact(self) -> dict[str, LayerError]:
-        """Errors of all other layers."""
-        return {name: error for name, error in self.errors.items() if name not in self.approximate}
+        """Errors of all other layers, likewise."""
+        return {name: error for name, error in self.errors.items() if not self._is_approximate(name)}
+
+    def _is_approximate(self, name: str) -> bool:
+        return "approximate" in self.forms[name]
 
     def text(self) -> str:
         """The report in printable lines."""
         lines = [f"{self.path}: {megabytes(self.size)}, {len(self.forms)} layers"]
+        sizes: Counter[str] = Counter()
+        for name, form in self.forms.items():
+            sizes[form] += self.sizes[name]
         for form, count in Counter(self.forms.values()).most_common():
-            size = sum(self.sizes[name] for name, found in self.forms.items() if found == form)
-            lines.append(f"  {form}: {count} layers, {megabytes(size)}")
-        if self.exact:
-            worst = max(self.exact, key=lambda name: self.exact[name].weight)
-            lines.append(f"  largest error of an exact layer: {self.exact[worst].weight:.1e} of its largest weight "
+            lines.append(f"  {form}: {count} layers, {megabytes(sizes[form])}")
+        exact, approximate = self.exact, self.approximate
+        if exact:
+            worst = max(exact, key=lambda name: exact[name].weight)
+            lines.append(f"  largest error of an exact layer: {exact[worst].weight:.1e} of its largest weight "
                          f"({worst})")
-        if self.approximate:
-            found = sorted(self.approximate.items(), key=lambda item: -item[1].change)
+        if approximate:
+            found = sorted(approximate.items(), key=lambda item: -item[1].change)
             middle = found[len(found) // 2][1].change
             lines.append(f"  {len(found)} approximated layers; error as a part of the trained change: median "
                          f"{middle:.1%}, and the largest (in brackets: as a part of the largest weight)")

@@ -71,7 +71,7 @@ def resized(file: AdapterFile, choose: Choose) -> Resized:
     """
     writer.refuse_own(file.path, file.metadata)
     layers, _ = kinds.grouped(file.tensors)
-    program = writer.writer(file.tensors, file.metadata, file.config)
+    about = writer.About(writer.writer(file.tensors, file.metadata, file.config), "", file.metadata, file.config)
     found = Resized(dict(file.tensors), dict(file.metadata))
     for name, keys in layers.items():
         parts = {part: file.tensors[key] for part, key in keys.items()}
@@ -83,8 +83,7 @@ def resized(file: AdapterFile, choose: Choose) -> Resized:
             kinds.shape(parts)
         except ValueError as error:
             raise ValueError(f"{file.path}: {name}: {error}") from error
-        about = writer.About(program, name, file.metadata, file.config)
-        up, down, row = _pair(name, parts, about, choose)
+        up, down, row = _pair(name, parts, about.of(name), choose)
         found.tensors[keys["up"]], found.tensors[keys["down"]] = up, down
         found.rows.append(row)
     if not found.rows:

@@ -1,6 +1,7 @@
 """Reading a file back, and the distance of what a program computes from it from what was meant."""
 
 import math
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,7 +33,7 @@ def read(path: Path, spelling: dict[str, str], names: keys.Names) -> dict[str, d
     """
     layers = {key: layer for layer, key in spelling.items()}
     if len(layers) != len(spelling):
-        twice = [key for key in layers if list(spelling.values()).count(key) > 1]
+        twice = [key for key, count in Counter(spelling.values()).items() if count > 1]
         raise ValueError(f"{path.name}: several layers share one name in the file: {', '.join(twice[:3])}")
     found: dict[str, dict[str, Tensor]] = {}
     unknown = []

@@ -1,7 +1,6 @@
 """From a preset to a model with adapters: which layers are matched, and putting adapters on them."""
 
 import difflib
-import fnmatch
 from collections import Counter
 from collections.abc import Collection, Hashable, Iterable, Mapping
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from modules.adapters.base import Adapted, Adapter, AdapterConfig, adapted_layer
 from modules.adapters.layers import KINDS
 from modules.preset.schema import Base, Preset, Rule, Targets
 from modules.training import noise
+from modules.training.matching import Names, hint_for
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -46,27 +46,29 @@ def match_layers(model: Any, targets: Targets) -> tuple[list[str], list[str]]:
     Wrong are an unknown set, a pattern without a match, and no layer at all.
     """
     names, sets, problems = layer_names(model), model.named_targets(), []
-    known = targets.layers in sets
+    known, found = targets.layers in sets, Names(names)
     if not known:
         near = difflib.get_close_matches(targets.layers, sets, 1)
         hint = f"did you mean {near[0]}?" if near else f"there is {', '.join(sets)}"
         problems.append(f"targets.layers: {targets.layers!r} is no set of layers of this family; {hint}")
-    allowed = [name for name in names if targets.text_encoders or in_denoiser(model, name)]
-    chosen = {n for n in allowed if any(fnmatch.fnmatchcase(n, p) for p in sets.get(targets.layers, ()))}
+    chosen = set(found.matching(sets.get(targets.layers, ())))
+    if not targets.text_encoders:
+        chosen = {name for name in chosen if in_denoiser(model, name)}
+    misses = 0
     for field, patterns in (("include", targets.include), ("exclude", targets.exclude)):
         for pattern in patterns:
-            hits = fnmatch.filter(sorted(chosen) if field == "exclude" and known else names, pattern)
-            chosen = chosen.union(hits) if field == "include" else chosen.difference(hits)
+            hits = set(found.matching([pattern]))
+            if field == "include":
+                chosen |= hits
+            else:
+                hits = hits & chosen if known else hits
+                chosen -= hits
             if not hits:
-                problems.append(f"targets.{field}: {pattern!r} matches no layer; {_nearest_layer(pattern, names)}")
+                problems.append(f"targets.{field}: {pattern!r} matches no layer{hint_for(pattern, names, misses)}")
+                misses += 1
     if not chosen and not problems:
         problems.append("targets.exclude: no layer is left to adapt; take patterns out, or change targets.layers")
     return [name for name in names if name in chosen], problems
-
-
-def _nearest_layer(pattern: str, names: list[str]) -> str:
-    near = difflib.get_close_matches(pattern.strip("*"), names, 1, cutoff=0.3)
-    return f"layers are named like {near[0] if near else names[0]}"
 
 
 @dataclass(frozen=True)
@@ -86,16 +88,25 @@ class Own:
 
 def own_settings(model: Any, targets: Targets, names: Collection[str]) -> dict[str, Own]:
     """What each of the layers `names` has of its own. Of rules that give the same to one layer, the last one counts."""
-    sets, found = model.named_targets() if targets.rules else {}, {}
-    for name in names:
-        texts = {} if in_denoiser(model, name) else {"targets.text_encoder_lr_scale": targets.text_encoder_lr_scale}
-        rank, rate = None, {}
-        for number, rule in enumerate(targets.rules):
-            if _is_for(rule, name, sets):
-                rank = rank if rule.rank is None else rule.rank
-                rate = rate if rule.lr_scale is None else {f"targets.rules[{number}].lr_scale": rule.lr_scale}
-        found[name] = Own(rank, {**texts, **rate})
-    return found
+    ranks: dict[str, int] = {}
+    rates: dict[str, dict[str, float]] = {}
+    for number, (rule, hits) in enumerate(_hits(model, targets, names)):
+        for name in hits:
+            if rule.rank is not None:
+                ranks[name] = rule.rank
+            if rule.lr_scale is not None:
+                rates[name] = {f"targets.rules[{number}].lr_scale": rule.lr_scale}
+    texts = {"targets.text_encoder_lr_scale": targets.text_encoder_lr_scale}
+    return {name: Own(ranks.get(name), {**({} if in_denoiser(model, name) else texts), **rates.get(name, {})})
+            for name in names}
+
+
+def _hits(model: Any, targets: Targets, names: Iterable[str]) -> list[tuple[Rule, list[str]]]:
+    """The rules, each with those of `names` that it is for."""
+    if not targets.rules:
+        return []
+    found, sets = Names(names), model.named_targets()
+    return [(rule, found.matching(sets.get(rule.match, (rule.match,)))) for rule in targets.rules]
 
 
 def uneven_rates(own: Iterable[Own]) -> tuple[tuple[str, float], ...]:
@@ -139,14 +150,15 @@ def unmatched_rules(model: Any, targets: Targets, chosen: Collection[str]) -> li
     """Rules that are for none of the layers `chosen`, in sentences. Call it before adapters are attached."""
     names, sets, problems = layer_names(model), model.named_targets(), []
     expected = targets.layers in sets and chosen  # else that is what is wrong
-    for number, rule in enumerate(targets.rules):
-        hits = [name for name in names if _is_for(rule, name, sets)]
+    adapted, misses = set(chosen), 0
+    for number, (rule, hits) in enumerate(_hits(model, targets, names)):
         place = f"targets.rules[{number}].match: {rule.match!r}"
         if not hits:
             near = difflib.get_close_matches(rule.match, sets, 1)
-            hint = f"did you mean the set {near[0]}?" if near else _nearest_layer(rule.match, names)
-            problems.append(f"{place} matches no layer; {hint}")
-        elif expected and not set(hits).intersection(chosen):
+            hint = f"; did you mean the set {near[0]}?" if near else hint_for(rule.match, names, misses)
+            problems.append(f"{place} matches no layer{hint}")
+            misses += 1
+        elif expected and adapted.isdisjoint(hits):
             off = not targets.text_encoders and not any(in_denoiser(model, name) for name in hits)
             where = "targets.text_encoders" if off else "targets.layers or targets.include"
             problems.append(
@@ -154,10 +166,6 @@ def unmatched_rules(model: Any, targets: Targets, chosen: Collection[str]) -> li
                 "take the rule out"
             )
     return problems
-
-
-def _is_for(rule: Rule, name: str, sets: Mapping[str, list[str]]) -> bool:
-    return any(fnmatch.fnmatchcase(name, pattern) for pattern in sets.get(rule.match, (rule.match,)))
 
 
 def whole(model: Any) -> nn.ModuleDict:

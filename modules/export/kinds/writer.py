@@ -2,11 +2,12 @@
 
 import json
 import math
-import re
 from collections.abc import Collection
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
+
+from modules.export.kinds.patterns import Exceptions
 
 PEFT_OPTIONS = "lora_adapter_metadata"
 """The metadata key of peft's options in files that diffusers writes."""
@@ -34,11 +35,21 @@ class About:
     metadata: dict[str, str] = field(default_factory=dict)
     config: dict[str, Any] = field(default_factory=dict)
     """peft's options."""
+    exceptions: dict[str, Exceptions] = field(default_factory=dict, repr=False, compare=False)
+    """Those of the options, by option, once they have been asked for. Layers of one file share them."""
+
+    def of(self, name: str) -> "About":
+        """The same facts about another layer of the file."""
+        return replace(self, name=name)
 
     def option(self, key: str, default: Any) -> Any:
         """One of peft's options; diffusers writes them with the network's name in front."""
-        component = self.name.partition(".")[0]
-        return self.config.get(f"{component}.{key}", self.config.get(key, default))
+        return self.config.get(self._key(key), default)
+
+    def _key(self, key: str) -> str:
+        """The option `key` as it is called for this layer."""
+        own = f"{self.name.partition('.')[0]}.{key}"
+        return own if own in self.config else key
 
     def scale(self, rank: int) -> float:
         """`alpha / rank` from peft's options, 1 without them. For files without alphas among their tensors."""
@@ -54,10 +65,13 @@ class About:
 
     def _pattern(self, key: str, default: Any) -> Any:
         """peft's exceptions: the first pattern that the end of the layer's name matches."""
-        for pattern, value in (self.option(key, None) or {}).items():
-            if re.fullmatch(rf"(.*\.)?({pattern})", self.name):
-                return value
-        return default
+        values = self.option(key, None)
+        if not values:
+            return default
+        found = self._key(key)
+        if found not in self.exceptions:
+            self.exceptions[found] = Exceptions(values)
+        return self.exceptions[found].of(self.name, default)
 
 
 def writer(keys: Collection[str], metadata: dict[str, str], config: dict[str, Any]) -> str:
