@@ -5,8 +5,18 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from modules.answer import guarded
-from modules.training.command import main
+from modules import screen
+from modules.training import stopping
+
+
+def train() -> int:
+    """The command. Its imports take seconds, in which it can be stopped already."""
+    from modules.training.command import main
+
+    return main(sys.argv[1:])
+
 
 if __name__ == "__main__":
-    sys.exit(guarded(lambda: main(sys.argv[1:])))
+    screen.begin()
+    stopping.begin()
+    sys.exit(stopping.run(train))

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from modules import quant
+from modules import disk, quant
 from modules.adapters.base import Adapted, Terms
 from modules.adapters.layers import Layer
 from modules.export import arithmetic, choosing, encodings, files, forms, fuse, hosts, keys, metadata, verify
@@ -87,15 +87,13 @@ def write(
     The file appears under its name only when it is complete and right. `about` gives its metadata, beside that of the
     model, the outcome and hashes. Raises ValueError if the host cannot hold the changes, if values leave the file's
     range, or if the file's effect is not the meant one; in the last case the file is kept as
-    `<name>.rejected.safetensors`.
+    `<name>.rejected.safetensors`. Raises DiskFull as `disk.whole` does.
     """
     with torch.no_grad():
         changes, spelling = _named(model, changes, options)
     report = Report(path)
-    partial = path.with_name(f"{path.stem}.partial.safetensors")
     path.parent.mkdir(parents=True, exist_ok=True)
-
-    with torch.no_grad(), _exact_products():
+    with torch.no_grad(), _exact_products(), disk.whole(path) as partial:
         tensors = _tensors(changes, options, report)
         report.notes += _notes(changes, options, report)
         told = about(Written(report, _form(tensors, hosts.load(options.host).NAMES)))
@@ -106,13 +104,11 @@ def write(
         except ValueError as error:
             rejected = partial.replace(path.with_name(f"{path.stem}.rejected.safetensors"))
             raise ValueError(f"{error}. The file is kept as {rejected}") from error
-
-    content = metadata.tensors_hash(partial)
-    told = model.metadata() | told | metadata.file_hashes(partial) | report.outcome()
-    files.save(flat, partial, told)
-    if metadata.tensors_hash(partial) != content:
-        raise OSError(f"{partial}: the disk returned other bytes than were written; the file is not to be trusted")
-    partial.replace(path)
+        content = metadata.tensors_hash(partial)
+        told = model.metadata() | told | metadata.file_hashes(partial) | report.outcome()
+        files.save(flat, partial, told)
+        if metadata.tensors_hash(partial) != content:
+            raise OSError(f"{partial}: the disk returned other bytes than were written; the file is not to be trusted")
     report.size = path.stat().st_size
     return report
 

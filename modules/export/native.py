@@ -5,15 +5,18 @@ from pathlib import Path
 from safetensors.torch import save_file
 
 from modules.adapters.base import Adapted, adapter_state, load_adapter_state
+from modules.disk import whole
 from modules.export.metadata import Facts
 from modules.tensorfile import opened
 
 
 def save(path: Path, layers: dict[str, Adapted], facts: Facts) -> None:
-    """Write all adapters' state, `<full layer name>.<tensor>`, with the run's facts in the metadata; atomically."""
-    partial = path.with_name(f"{path.stem}.partial.safetensors")
-    save_file(adapter_state(layers), partial, {"facts": facts.json()})
-    partial.replace(path)
+    """Write all adapters' state, `<full layer name>.<tensor>`, with the run's facts in the metadata.
+
+    Raises DiskFull as `whole` does.
+    """
+    with whole(path) as partial:
+        save_file(adapter_state(layers), partial, {"facts": facts.json()})
 
 
 def load(path: Path, layers: dict[str, Adapted]) -> Facts:

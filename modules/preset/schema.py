@@ -305,8 +305,8 @@ class Saving(Section):
     """Each run gets a folder of its name in here."""
 
     state_every: int = option(250, why="at most some minutes are lost", unit="steps", ge=0)
-    """Steps between training states, from which the same command resumes. 0: only when stopped and at
-    the end."""
+    """Steps between training states, from which the same command resumes. 0: only with exported files, when stopped,
+    and at the end."""
 
     keep_states: int = option(2, why="one to resume from, one in reserve", ge=1, le=1000)
     """Older states are deleted."""

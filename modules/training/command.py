@@ -6,9 +6,11 @@
 import argparse
 import json
 import logging
+import shlex
 import sys
 import traceback
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +18,28 @@ from modules.preset import files
 from modules.preset.cli import options_help, parse_overrides
 from modules.preset.problems import PresetProblems
 from modules.preset.schema import Preset
+from modules.training import stopping
 from modules.training.processes import companions, is_main_process, missing_processes
+from modules.training.reasons import sentence
 
-DONE, FAILED, REFUSED, STOPPED = 0, 1, 2, 130
+DONE, FAILED, REFUSED, STOPPED = 0, 1, stopping.REFUSED, stopping.STOPPED
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run the command; its exit code."""
+    """Run the command; its exit code. Whatever goes wrong is a sentence."""
+    stopping.forget()
+    try:
+        return chosen(argv)
+    except KeyboardInterrupt:
+        stopping.end()
+        print("Stopped.", file=sys.stderr)
+        return STOPPED
+    except Exception as error:  # noqa: BLE001  what `trained` does not answer for has touched nothing
+        return refuse([sentence(error)], "--json" in argv)
+
+
+def chosen(argv: Sequence[str]) -> int:
+    """Do what the arguments say; the exit code."""
     parser = make_parser()
     arguments, rest = parser.parse_known_args(argv)
     if arguments.help:
@@ -190,54 +207,107 @@ def open_together(preset: Preset, accelerator):
 def trained(preset: Preset, found, opened, accelerator) -> int:
     """Train in an open run folder; every outcome ends in a `finished` event."""
     from modules.training.events import Events
-    from modules.training.loop import train
-    from modules.training.session import prepare
 
-    outcome, code, session, reason = "failed", FAILED, None, ""
     say_notes(found.notes)
     if accelerator.is_main_process:
         print(f"{preset.name}: loading {preset.base.path}; everything is kept in {opened.folder}", file=sys.stderr)
+    end = End()
     with Events(opened.folder, accelerator.is_main_process) as events:
         try:
-            for note in found.notes:
-                events.write("warning", {"message": note, "detail": ""})
-            session = prepare(preset, found.pictures, opened, events, accelerator)
-            done = train(session)
-            outcome, code = ("done", DONE) if done else ("stopped", STOPPED)
+            end.outcome = "done" if attempted(preset, found, opened, accelerator, events, end) else "stopped"
         except KeyboardInterrupt:
-            outcome, code = "stopped", STOPPED
+            end.outcome = "stopped"
         except Exception as error:  # noqa: BLE001  said, logged with its trace, and answered with exit code 1
-            reason = reason_of(error, preset, accelerator.device, found)
-            events.write("error", {"message": reason, "detail": traceback.format_exc()})
-        path = str(opened.folder / f"{opened.name}.safetensors") if outcome == "done" else None
-        facts = {"outcome": outcome, "exit_code": code, "step": session.step if session else 0, "path": path}
-        events.write("finished", facts)
+            if stopping.asked():  # the other processes have gone already, and what they were to send does not come
+                end.outcome = "stopped"
+            else:
+                end.reason = reason_of(error, preset, accelerator.device, found, opened.folder)
+                events.write("error", {"message": end.reason, "detail": traceback.format_exc()})
+        stopping.end()
+        if end.outcome == "done":
+            end.path = str(opened.folder / f"{opened.name}.safetensors")
+        events.write("finished", end.facts())
     if accelerator.is_main_process:
-        say_outcome(outcome, reason, opened.folder, path)
-    elif reason:
-        print(f"Process {accelerator.process_index} failed: {reason}", file=sys.stderr)
-    return code
+        say_outcome(end, opened.folder)
+    elif end.reason:
+        print(f"Process {accelerator.process_index} failed: {end.reason}", file=sys.stderr)
+    return end.code
 
 
-def reason_of(error: Exception, preset: Preset, device, found) -> str:
+@dataclass
+class End:
+    """How a training has ended, as far as it is known."""
+
+    outcome: str = "failed"
+    """`done`, `stopped` or `failed`."""
+    reason: str = ""
+    """Why it failed."""
+    session: Any = None
+    """None until it is ready."""
+    path: str | None = None
+    """The exported file."""
+
+    @property
+    def code(self) -> int:
+        """The exit code."""
+        return {"done": DONE, "stopped": STOPPED, "failed": FAILED}[self.outcome]
+
+    @property
+    def warning(self) -> str:
+        """What is wrong with an adapter that is done, or empty."""
+        return next(iter(self.session.collapsed.values()), "") if self.session is not None else ""
+
+    def facts(self) -> dict[str, Any]:
+        """Of the `finished` event."""
+        step = self.session.step if self.session is not None else 0
+        return {"outcome": self.outcome, "exit_code": self.code, "step": step, "path": self.path}
+
+
+def attempted(preset: Preset, found, opened, accelerator, events, end: End) -> bool:
+    """Whether the training was done to its end. Raises whatever goes wrong."""
+    from modules.training import outputs
+    from modules.training.loop import train
+    from modules.training.session import prepare
+
+    if accelerator.is_main_process:
+        outputs.tidy(opened.folder)
+    for note in found.notes:
+        events.write("warning", {"message": note, "detail": ""})
+    end.session = prepare(preset, found.pictures, opened, events, accelerator)
+    return train(end.session)
+
+
+def reason_of(error: Exception, preset: Preset, device, found, folder: Path) -> str:
     """What went wrong, in a sentence."""
     from modules.training import memory, setup
 
     if memory.ran_out(error):
         return memory.sentence(preset, device, setup.precision(preset, device), len(found.model.blocks()), in_run=True)
-    return str(error) if isinstance(error, (ValueError, FloatingPointError)) else repr(error)
+    return sentence(error, folder)
 
 
-def say_outcome(outcome: str, reason: str, folder: Path, path: str | None) -> None:
+def say_outcome(end: End, folder: Path) -> None:
     """The last words on the screen."""
+    if end.outcome == "done" and end.warning:
+        print(f"Done, with a warning: {end.path}\nThis adapter is likely of no use: {end.warning}.")
+        return
+    if end.outcome == "done":
+        print(f"Done: {end.path}")
+        return
+    state = found_state(folder)
+    again = f"goes on from {state}" if state else "starts anew, since there is no state yet"
+    if end.outcome == "failed":
+        print(f"Failed: {end.reason}\n{folder / 'log.txt'} says where. The same command {again}.", file=sys.stderr)
+        return
+    lora = f"\nA LoRA of this state: python scripts/export.py {shlex.quote(str(folder))}" if state else ""
+    print(f"Stopped. The same command {again}.{lora}", file=sys.stderr)
+
+
+def found_state(folder: Path) -> Path | None:
+    """The last whole state, if there is one and the disk lets it be read."""
     from modules.training.state import latest_state
 
-    if outcome == "done":
-        print(f"Done: {path}")
-        return
-    state = latest_state(folder)
-    again = f"goes on from {state}" if state else "starts anew, since there is no state yet"
-    if outcome == "stopped":
-        print(f"Stopped. The same command {again}.", file=sys.stderr)
-    else:
-        print(f"Failed: {reason}\n{folder / 'log.txt'} says where. The same command {again}.", file=sys.stderr)
+    try:
+        return latest_state(folder)
+    except (OSError, ValueError):
+        return None

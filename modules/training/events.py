@@ -1,15 +1,25 @@
 """What happens in a run, as one JSON object per line in `events.jsonl`. The format is described in docs/events.md.
 
-The same goes to `log.txt` together with what libraries log and warn of, and numbers go to TensorBoard.
+The same goes to `log.txt` together with what libraries log and warn of, and numbers go to TensorBoard. None of them
+stops a training: what the disk does not take now is written when it does, and curves are left out.
 """
 
 import json
 import logging
 import math
 import os
+import sys
+from collections.abc import Iterator
+from contextlib import suppress
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
+
+from tqdm import tqdm
+
+from modules.screen import plain
+from modules.training.lines import Lines
+from modules.training.reasons import sentence as reason_of
 
 KINDS: dict[str, tuple[str, ...]] = {
     "stage": ("name", "detail"),
@@ -39,6 +49,12 @@ KINDS: dict[str, tuple[str, ...]] = {
 CURVES = ("loss", "loss_average", "learning_rate", "grad_norm", "seconds_per_step", "memory_mb")
 """Fields of a step that TensorBoard draws."""
 
+TEXTS = ("name", "detail", "prompt", "what", "message", "outcome")
+"""Fields that are texts in every kind. `path` is a text or null, `adapter` an object, and all others are numbers."""
+
+COUNTS = ("step", "steps", "bytes", "exit_code")
+"""Fields that are never null."""
+
 LEVELS = {"warning": logging.WARNING, "error": logging.ERROR}
 
 KEEP_TO_THEMSELVES = ("diffusers", "huggingface_hub", "transformers")
@@ -56,13 +72,13 @@ class Events:
     def __init__(self, folder: Path, main: bool = True):
         self.folder, self.main = folder, main
         self._curves: Any = None
+        self._draws = True
         self._handlers: list[logging.Handler] = []
+        self._warned: set[str] = set()
         if not main:
             return
         folder.mkdir(parents=True, exist_ok=True)
-        drop_unfinished_line(folder / "events.jsonl")
-        # Names of files may have bytes that are not UTF-8, as lone surrogates: these escapes are JSON's own.
-        self._file: IO[str] = (folder / "events.jsonl").open("a", encoding="utf-8", errors=ESCAPED, newline="\n")
+        self._lines = Lines(folder / "events.jsonl")
         self._listen()
 
     def write(self, kind: str, facts: dict[str, Any]) -> None:
@@ -79,14 +95,21 @@ class Events:
         log.log(LEVELS.get(kind, logging.INFO), "%s", sentence(kind, facts))
         self._draw(kind, facts)
 
+    def warn_once(self, about: str, message: str, detail: str = "") -> None:
+        """A `warning` event, also on the screen; for one subject `about` only the first of this process is said."""
+        if not self.main or about in self._warned:
+            return
+        self._warned.add(about)
+        self.write("warning", {"message": message, "detail": detail})
+        tqdm.write(f"warning: {message}", file=sys.stderr)
+
     def close(self) -> None:
         """Finish the files and stop listening. Nothing is written afterwards."""
         if not self.main:
             return
         self.main = False
-        self._file.close()
-        if self._curves is not None:
-            self._curves.close()
+        self._close_curves()
+        self._lines.close()
         logging.captureWarnings(False)
         for name in ("", *KEEP_TO_THEMSELVES):
             for handler in self._handlers:
@@ -104,8 +127,9 @@ class Events:
     def _line(self, kind: str, facts: dict[str, Any]) -> None:
         time = datetime.now(timezone.utc).isoformat(timespec="milliseconds")
         line = json.dumps(legal({"time": time, "event": kind, **facts}), ensure_ascii=False, allow_nan=False)
-        self._file.write(line + "\n")
-        self._file.flush()
+        lost = self._lines.write(line)
+        if lost:
+            self._line("warning", {"message": f"{lost} events could not be written: the disk was full", "detail": ""})
 
     def _place(self, path: str | os.PathLike | None) -> str | None:
         if path is None:
@@ -115,8 +139,8 @@ class Events:
 
     def _listen(self) -> None:
         """Let log.txt receive every record and Python warning; our own modules' warnings become events, too."""
-        text = logging.FileHandler(self.folder / "log.txt", encoding="utf-8", errors=ESCAPED)
-        text.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+        text = LogFile(self.folder / "log.txt", encoding="utf-8", errors="backslashreplace", delay=True)
+        text.setFormatter(PlainLines("%(asctime)s %(levelname)s %(name)s: %(message)s"))
         self._handlers = [text, WarningEvents(self)]
         root = logging.getLogger()
         self._level_before = root.level
@@ -136,14 +160,56 @@ class Events:
             values = {"validation_loss": facts["loss"]}
         else:
             return
+        if not self._draws:
+            return
+        try:
+            self._draw_values(values, facts["step"])
+        except Exception as error:  # noqa: BLE001  curves are a by-product, and a library of its own writes them
+            self._draws = False
+            message = f"TensorBoard's curves end at step {facts['step']}: {reason_of(error, self.folder)}"
+            self.warn_once("tensorboard", message)
+
+    def _draw_values(self, values: dict[str, float | None], step: int) -> None:
         if self._curves is None:
             from torch.utils.tensorboard.writer import SummaryWriter
 
             # A run that resumes repeats the steps after its last state: what was drawn from here on is taken back.
-            self._curves = SummaryWriter(str(self.folder / "tensorboard"), purge_step=facts["step"], flush_secs=10)
+            self._curves = SummaryWriter(str(self.folder / "tensorboard"), purge_step=step, flush_secs=10)
         for name, value in values.items():
             if value is not None:
-                self._curves.add_scalar(name, value, facts["step"])
+                self._curves.add_scalar(name, value, step)
+
+    def _close_curves(self) -> None:
+        try:
+            if self._curves is not None:
+                self._curves.close()
+        except Exception as error:  # noqa: BLE001  as in `_draw`; there is nobody left to tell but the log
+            log.info("TensorBoard's curves are not complete: %s", reason_of(error, self.folder))
+
+
+class LogFile(logging.FileHandler):
+    """log.txt. A line that cannot be written is left out: logging itself would print a traceback."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        """Nothing to be done."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write a line, if the file can be opened: there may be a folder in its place, or no room for its name."""
+        with suppress(OSError):
+            super().emit(record)
+
+    def close(self) -> None:
+        """Close the file; what the disk has not taken until now is lost."""
+        with suppress(OSError):
+            super().close()
+
+
+class PlainLines(logging.Formatter):
+    """Lines without control characters: a log is read in a terminal."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The line, or several."""
+        return plain(super().format(record))
 
 
 class WarningEvents(logging.Handler):
@@ -163,8 +229,9 @@ def sentence(kind: str, facts: dict[str, Any]) -> str:
     """An event as a line of log.txt."""
     if kind == "step":
         own = "".join(f", {name} {value:.6g}" for name, value in facts["adapter"].items())
+        average = "unknown" if facts["loss_average"] is None else f"{facts['loss_average']:.6g}"
         return (
-            f"step {facts['step']} of {facts['steps']}: loss {facts['loss']:.6g}, average {facts['loss_average']:.6g}, "
+            f"step {facts['step']} of {facts['steps']}: loss {facts['loss']:.6g}, average {average}, "
             f"learning rate {facts['learning_rate']:.3g}, gradient norm {facts['grad_norm']:.4g}, "
             f"{facts['seconds_per_step']:.3g} s per step{own}"
         )
@@ -187,24 +254,50 @@ def legal(value: Any) -> Any:
 def read_events(path: Path) -> list[dict[str, Any]]:
     """All events of a file. A last line without its end is still being written and is left out.
 
-    Raises ValueError for any other line that is no JSON.
+    Other lines that are no events (after a power cut, or written by something else) are left out, and the log says how
+    many. Raises OSError where the file cannot be read.
     """
-    *lines, _unfinished = path.read_bytes().split(b"\n")
-    events = []
-    for number, line in enumerate(lines, 1):
-        try:
-            events.append(json.loads(line))
-        except ValueError as error:
-            raise ValueError(f"{path}, line {number} is no event ({error}): the file has been changed") from error
+    found = list(each_event(path))
+    events = [event for event in found if event is not None]
+    if len(events) < len(found):
+        log.warning("%s", skipped(path, len(found) - len(events)))
     return events
 
 
-def drop_unfinished_line(path: Path) -> None:
-    """Take back a line that a crash left half written, so that the next event begins a line."""
-    if not path.exists():
-        return
-    content = path.read_bytes()
-    whole = content.rfind(b"\n") + 1
-    if whole < len(content):
-        with path.open("r+b") as file:
-            file.truncate(whole)
+def each_event(path: Path) -> Iterator[dict[str, Any] | None]:
+    """The events of a file one after the other; None for a line that is none."""
+    with path.open("rb") as file:
+        for line in file:
+            if line.endswith(b"\n"):
+                yield event_of(line)
+
+
+def skipped(path: Path, damaged: int) -> str:
+    """What to say of lines that were left out."""
+    return f"{path}: {damaged} damaged {'line is' if damaged == 1 else 'lines are'} skipped"
+
+
+def event_of(line: bytes) -> dict[str, Any] | None:
+    """The event in a line; None if the line is no event, or not one as docs/events.md has it."""
+    try:
+        event = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(event, dict) or not isinstance(event.get("time"), str):
+        return None
+    kind = event.get("event")
+    if not isinstance(kind, str):
+        return None
+    return event if all(name in event and fits(name, event[name]) for name in KINDS.get(kind, ())) else None
+
+
+def fits(name: str, value: Any) -> bool:
+    """Whether the field `name` of an event may have this value."""
+    if name in TEXTS:
+        return isinstance(value, str)
+    if name == "path":
+        return value is None or isinstance(value, str)
+    if name == "adapter":
+        return isinstance(value, dict)
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return is_number if name in COUNTS else is_number or value is None

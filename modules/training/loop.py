@@ -1,12 +1,9 @@
 """The training loop. It reads from top to bottom; the same command on the same run folder goes on where it stopped."""
 
 import math
-import os
-import signal
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from accelerate.utils import gather_object
@@ -14,8 +11,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from modules.data.batches import Batch
-from modules.training import feed, gradient_start, optimizers, schedules
-from modules.training.outputs import export_now, sample, save_adapter, validate
+from modules.training import collapse, feed, gradient_start, optimizers, schedules, stopping
+from modules.training.beside import beside, interrupted, made, told
+from modules.training.outputs import check_parameters, export_now, sample, save_adapter, validate
 from modules.training.run import REQUESTS
 from modules.training.session import Session, memory_mb, save
 
@@ -26,20 +24,18 @@ SCALER_PATIENCE = 20
 """With float16, this many steps in a row may overflow while the loss scale is being found."""
 
 
-ONE_CTRL_C = 1.0
-"""Seconds within which signals are one Ctrl-C: a launcher passes it on to processes that the terminal told already."""
+STOPPING = {"name": "stopping", "detail": "asked to stop; the state is saved"}
+"""A `stage` event."""
 
 
 class NotFinite(FloatingPointError):
-    """The loss or a gradient is not a number; the step was not taken."""
+    """The loss or a gradient is non-finite; the step was not taken."""
 
 
 @dataclass
 class Progress:
     """What this process keeps between steps. All times are of `time.monotonic`, s."""
 
-    interrupted: float | None = None
-    """When Ctrl-C was pressed first."""
     overflows: int = 0
     started: float = field(default_factory=time.monotonic)
     steps_done: int = 0
@@ -50,54 +46,100 @@ class Progress:
 def train(session: Session) -> bool:
     """Train to the last step. True when done, False when stopped by the user (the state is saved).
 
-    Raises NotFinite before a step with a loss or gradient that is no number; the last good state is kept.
+    Raises NotFinite before a step with a non-finite loss or gradient; the last good state is kept.
     """
     progress, preset = Progress(), session.preset
     main = session.accelerator.is_main_process
 
-    # Before the first step: first values that come from the data, and what the base model does by itself.
+    # Before the first step: first values that come from the data, and what the base model does by itself. Or what was
+    # due at the step of the state that the run goes on from, and was not made before the run was killed.
     if session.step == 0:
         gradient_start.begin(session, batch_loss)
-        validate(session)
-        sample(session)
+        beside(session, "the loss before training", collapse.begin)
+        session.reference = told(session, session.reference)
+        make(session, ["validation", "sample"])
+    else:
+        make(session, lacking(session, due(session)))
 
     bar = tqdm(total=session.steps, initial=session.step, desc=session.run.name, unit="step", disable=not main)
     stopped = False
-    with bar, stop_on_interrupt(progress, main):
+    with bar, stopping.deferred(main):
         while session.step < session.steps and not stopped:
             schedules.apply(session.optimizer, schedules.factor(preset.training, session.steps, session.step))
             loss, norm, requests = take_step(session, progress)
             session.step += 1
             report(session, progress, bar, loss, norm)
-            stopped = requests["stop"]  # agreed by all processes, unlike progress.interrupted
-            if stopped and session.step < session.steps:
-                session.events.write("stage", {"name": "stopping", "detail": "asked to stop; the state is saved"})
+            stopped = requests["stop"]  # agreed by all processes, unlike stopping.asked
 
-            # After the step: whatever is due now, or was asked for by a file in the run folder.
-            if due(session, preset.validation.every):
-                validate(session)
-            if due(session, preset.samples.every) or requests["sample"]:
-                sample(session)
+            if stopped:
+                session.events.write("stage", STOPPING)
+
+            # The state comes first: from it the rest is made when the run is killed, or stopped, before it is there.
+            wanted = due(session) + ["sample"] * requests["sample"] + ["look"] * collapse.is_suspected(session, loss)
             last = session.step == session.steps  # saved too: should the export fail, no step is lost
-            if due(session, preset.saving.state_every) or requests["save"] or stopped or last:
+            saved = stopped or last or requests["save"] or state_is_due(session)
+            if saved:
                 save(session)
-            if due(session, preset.saving.export_every):
-                export_now(session, f"{session.run.name}-step-{session.step:06d}")
-    if session.step < session.steps:
+            if (wanted or last) and not stopped and interrupted(session, partial(make, session, wanted)):
+                stopped = True
+                session.events.write("stage", STOPPING)
+                if not saved:
+                    save(session)
+    if stopped:
         return False
 
     # After the last step.
-    validate(session)
-    sample(session)
+    make(session, [*lacking(session, ["validation", "sample"]), "look"])
     save_adapter(session)
     export_now(session, session.run.name)
     session.accelerator.wait_for_everyone()
     return True
 
 
-def due(session: Session, every: int) -> bool:
-    """Whether something that happens `every` steps happens now; at the last step it happens anyway, later."""
-    return every > 0 and session.step % every == 0 and session.step < session.steps
+def due(session: Session) -> list[str]:
+    """What is due at this step, in order; at the last one it comes anyway, later."""
+    preset = session.preset
+    steps = {
+        "validation": preset.validation.every,
+        "sample": preset.samples.every,
+        "export": preset.saving.export_every,
+    }
+    return [what for what, number in steps.items() if every(session, number)]
+
+
+def state_is_due(session: Session) -> bool:
+    """Whether a state is: with exported files too, which take long, so that they can be given up at any time."""
+    saving = session.preset.saving
+    return every(session, saving.state_every) or every(session, saving.export_every)
+
+
+def every(session: Session, number: int) -> bool:
+    """Whether something that happens every `number` steps happens now."""
+    return number > 0 and session.step % number == 0 and session.step < session.steps
+
+
+def lacking(session: Session, wanted: list[str]) -> list[str]:
+    """What of it the events do not have for this step."""
+    found = made(session) if wanted else set()
+    return [what for what in wanted if what not in found]
+
+
+def make(session: Session, wanted: list[str]) -> None:
+    """Make what is wanted of `validation`, `sample`, `look` (whether the training collapses) and `export`."""
+    if "validation" in wanted:
+        beside(session, "the validation", validate)
+    if "sample" in wanted:
+        beside(session, "the sample pictures", sample)
+    if "look" in wanted:
+        beside(session, "the loss on the samples of the first steps", collapse.look)
+    if "export" in wanted:
+        beside(session, "the exported file", export_step)
+
+
+def export_step(session: Session) -> None:
+    """The file of this step. The state is saved, so nothing is lost if it is given up in the middle."""
+    with stopping.at_once():
+        export_now(session, f"{session.run.name}-step-{session.step:06d}")
 
 
 # -- one step ---------------------------------------------------------------------------------------------------------
@@ -122,7 +164,7 @@ def take_step(session: Session, progress: Progress) -> tuple[float, float, dict[
     session.flat.collect()
 
     wanted = [float(accelerator.is_main_process and session.run.requested(name)) for name in REQUESTS]
-    wanted[0] += progress.interrupted is not None
+    wanted[0] += stopping.asked()
     shared = average(session, torch.stack(losses).mean(), wanted)
     accelerator.unscale_gradients(session.optimizer)
     norm = session.flat.clip(training.max_grad_norm)
@@ -156,7 +198,8 @@ def average(session: Session, loss: Tensor, wanted: list[float]) -> Tensor:
 
 
 def check_finite(session: Session, progress: Progress, loss: float, norm: float) -> None:
-    """Refuse to step on numbers that are none, naming the pictures. An overflow of float16's loss scale is no error."""
+    """Refuse a step with a non-finite loss or gradient, naming the pictures. An overflow of float16's loss scale is no
+    error."""
     if math.isfinite(loss) and math.isfinite(norm):
         progress.overflows = 0
         return
@@ -168,6 +211,7 @@ def check_finite(session: Session, progress: Progress, loss: float, norm: float)
     micros = range(session.preset.training.accumulation)
     own = [str(p.path) for micro in micros for p in session.batches.at(session.step, micro).pictures]
     files = sorted(set(gather_object(own)))  # all processes are here: they share loss and gradient
+    check_parameters(session)  # if a step before this one has made them non-finite, the pictures are not the cause
     raise NotFinite(
         f"The {what} is not a finite number at step {session.step + 1}; the step was not taken and the last saved "
         f"state is kept. Pictures of this batch: {', '.join(files)}. Lower training.learning_rate, or look at these "
@@ -181,6 +225,9 @@ def report(session: Session, progress: Progress, bar: tqdm, loss: float, norm: f
         session.average = loss if session.average is None else 0.95 * session.average + 0.05 * loss
     per_step = progress.step_seconds / progress.steps_done
     rate = session.optimizer.param_groups[0]["lr"]
+    own: dict[str, float] = {}
+    if session.step % CURVES_EVERY == 0 or session.step == session.steps:
+        beside(session, "the adapter's curves", lambda session: own.update(curves(session)))
     facts = {
         "step": session.step,
         "steps": session.steps,
@@ -193,10 +240,11 @@ def report(session: Session, progress: Progress, bar: tqdm, loss: float, norm: f
         "seconds_per_step": per_step,
         "seconds_left": per_step * (session.steps - session.step),
         "memory_mb": memory_mb(session.accelerator.device),
-        "adapter": curves(session) if session.step % CURVES_EVERY == 0 or session.step == session.steps else {},
+        "adapter": own,
     }
     session.events.write("step", facts)
-    bar.set_postfix(loss=f"{session.average:.4f}", lr=f"{rate:.1e}", refresh=False)
+    shown = "unknown" if session.average is None else f"{session.average:.4f}"
+    bar.set_postfix(loss=shown, lr=f"{rate:.1e}", refresh=False)
     bar.update()
 
 
@@ -207,26 +255,3 @@ def curves(session: Session) -> dict[str, float]:
         for name, value in layer.adapter.curves().items():
             values.setdefault(name, []).append(value)
     return {name: float(torch.stack(found).mean()) for name, found in values.items()}
-
-
-# -- beside the steps -------------------------------------------------------------------------------------------------
-
-
-@contextmanager
-def stop_on_interrupt(progress: Progress, main: bool) -> Iterator[None]:
-    """The first Ctrl-C (or SIGTERM) finishes the step and saves; a second Ctrl-C interrupts at once."""
-
-    def on_signal(number: int, frame: object) -> None:
-        if progress.interrupted is None:
-            progress.interrupted = time.monotonic()
-            if main:  # os.write: a signal may come in the middle of a print, which cannot be entered twice
-                os.write(2, b"\nStopping after this step; the state is saved. Press Ctrl-C again to stop at once.\n")
-        elif number == signal.SIGINT and time.monotonic() - progress.interrupted > ONE_CTRL_C:
-            raise KeyboardInterrupt
-
-    before = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

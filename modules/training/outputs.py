@@ -1,50 +1,52 @@
 """What a training shows and writes beside its steps: validation loss, sample pictures, adapter and exported file."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import psutil
 import torch
-from accelerate.utils import broadcast_object_list
 from tqdm import tqdm
 
 from modules import objectives
 from modules.adapters.base import seed_of
 from modules.data.pictures import sizes_of
+from modules.disk import PARTIAL, write_whole
 from modules.export import native
 from modules.export.export import export
 from modules.export.metadata import Facts, facts_of
-from modules.training import feed, samples
+from modules.export.report import Report
+from modules.training import collapse, feed, samples
 from modules.training.optimizers import averaged
+from modules.training.reasons import sentence
 from modules.training.session import Session, sample_prompts, validation_captions
 
 
 @torch.no_grad()
 def validate(session: Session) -> None:
     """Loss on the validation pictures, always with the same noise at the same evenly spread time steps."""
-    if session.validation is None:
+    if session.validation is None or not session.takes_part:
         return
     draws, process = session.preset.validation.draws, session.model.process
     levels = (torch.arange(draws, dtype=torch.float64) + 0.5) / draws
     captions, errors = validation_captions(session.preset, session.validation), []
-    if session.takes_part:
-        with averaged(session.optimizer), session.derived.frozen(), session.accelerator.autocast():
-            for picture, caption in zip(session.validation.pictures, captions, strict=True):
-                mean, _ = session.latents.get(picture, False).chunk(2)
-                seeds = [seed_of("validation", picture.key, draw) for draw in range(draws)]
-                noise = torch.stack([objectives.sample_noise(s, 0, tuple(mean.shape), 0.0) for s in seeds])
-                latents = mean.expand_as(noise)
-                sizes = sizes_of(picture.width, picture.height, picture.bucket).expand(draws, -1)
-                times = process.times(levels, mean.shape[-2] * mean.shape[-1])
-                prepared = feed.noised(session, latents, noise, times, (caption,) * draws, sizes)
-                errors.append(feed.errors(session, prepared))
-    loss = [float(torch.cat(errors).mean()) if errors else 0.0]
-    broadcast_object_list(loss)
+    with averaged(session.optimizer), session.derived.frozen(), session.accelerator.autocast():
+        for picture, caption in zip(session.validation.pictures, captions, strict=True):
+            mean, _ = session.latents.get(picture, False).chunk(2)
+            seeds = [seed_of("validation", picture.key, draw) for draw in range(draws)]
+            noise = torch.stack([objectives.sample_noise(s, 0, tuple(mean.shape), 0.0) for s in seeds])
+            latents = mean.expand_as(noise)
+            sizes = sizes_of(picture.width, picture.height, picture.bucket).expand(draws, -1)
+            times = process.times(levels, mean.shape[-2] * mean.shape[-1])
+            prepared = feed.noised(session, latents, noise, times, (caption,) * draws, sizes)
+            errors.append(feed.errors(session, prepared))
+    loss = float(torch.cat(errors).mean())
     if session.step == 0:
-        session.baseline = loss[0]
-    session.events.write("validation", {"step": session.step, "loss": loss[0], "baseline": session.baseline})
+        session.baseline = loss
+    session.events.write("validation", {"step": session.step, "loss": loss, "baseline": session.baseline})
+    collapse.judge(session, session.baseline, loss, "on the validation pictures")
 
 
 def sample(session: Session) -> None:
@@ -64,8 +66,7 @@ def sample(session: Session) -> None:
     folder = session.run.folder
     for path, prompt in zip(samples.save_samples(folder, session.step, pictures), prompts, strict=True):
         session.events.write("sample", {"step": session.step, "path": str(path), "prompt": prompt})
-    steps = samples.sampled_steps(folder, len(prompts))
-    samples.write_grid(folder, steps, prompts)
+    samples.write_grid(folder, samples.sampled_steps(folder, len(prompts)), prompts)
 
 
 def training_facts(session: Session) -> Facts:
@@ -77,7 +78,8 @@ def training_facts(session: Session) -> Facts:
 
 
 def save_adapter(session: Session) -> None:
-    """`adapter.safetensors`: the adapters as they are, for exporting again later."""
+    """`adapter.safetensors`: the adapters as they are, for exporting again later. Raises as `check_parameters` does."""
+    check_parameters(session)
     if not session.accelerator.is_main_process:
         return
     path = session.run.folder / "adapter.safetensors"
@@ -98,7 +100,8 @@ def place_of_files(session: Session) -> Iterator[Path]:
 
 
 def export_now(session: Session, name: str) -> Path | None:
-    """Write the file for other programs, checked against the host's arithmetic."""
+    """Write the file for other programs, checked against the host's arithmetic. Raises as `check_parameters` does."""
+    check_parameters(session)
     if not session.takes_part:
         return None
     with place_of_files(session) as folder, averaged(session.optimizer):
@@ -106,8 +109,45 @@ def export_now(session: Session, name: str) -> Path | None:
         result = export(session.model, session.adapted, session.preset, training_facts(session), path)
     if not session.accelerator.is_main_process:
         return None
-    errors = path.with_suffix(".errors.tsv")
-    errors.write_text(result.table(), encoding="utf-8")
-    tqdm.write(f"{result.text()}\n  every layer's error: {errors}")
     session.events.write("saved", {"what": "export", "path": str(path), "step": session.step, "bytes": result.size})
+    say_report(session, result, path)
     return path
+
+
+def say_report(session: Session, result: Report, path: Path) -> None:
+    """The report on an exported file, on the screen; beside the file, every layer's error. The file is right without
+    them."""
+    try:
+        errors = path.with_suffix(".errors.tsv")
+        write_whole(errors, result.table())
+        tqdm.write(f"{result.text()}\n  every layer's error: {errors}")
+    except Exception as error:  # noqa: BLE001  a by-product
+        session.events.warn_once("report", f"the table of errors of {path.name}: {sentence(error, path)}")
+
+
+def check_parameters(session: Session) -> None:
+    """Raise FloatingPointError where an accepted step has left non-finite numbers: no file may hold them."""
+    broken = [name for name, tensor in session.adapter_state().items() if not tensor.isfinite().all()]
+    if broken:
+        raise FloatingPointError(non_finite(session, broken))
+
+
+def non_finite(session: Session, names: Sequence[str]) -> str:
+    """What to say of adapter tensors with non-finite numbers, and what to do."""
+    training = session.preset.training
+    float16 = ", or training.precision bfloat16 or float32" if training.precision == "float16" else ""
+    return (
+        f"The adapter has non-finite numbers after step {session.step} ({len(names)} tensors, such as {names[0]}); "
+        f"nothing is written from it and the last saved state is kept. Try training.learning_rate "
+        f"{training.learning_rate / 10:g} in place of {training.learning_rate:g}{float16}, under another --name."
+    )
+
+
+def tidy(folder: Path) -> None:
+    """Remove what killed processes have left half written in a run folder. It is called with the run's lock held; what
+    another process on this machine writes right now (scripts/export.py) is left alone."""
+    for place in (folder, folder / "samples"):
+        for path in place.glob(f"*{PARTIAL}"):
+            process = path.name.removesuffix(PARTIAL).rpartition(".")[2].partition("-")[0]
+            if path.is_file() and not (process.isdecimal() and psutil.pid_exists(int(process))):
+                path.unlink()

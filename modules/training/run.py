@@ -174,7 +174,7 @@ def check_ours(place: Path) -> None:
 def finished_file(place: Path) -> Path | None:
     """The exported file of a run that is done; None if it is not done, or if the file is gone."""
     path = place / "events.jsonl"
-    if not path.exists():
+    if not path.is_file():
         return None
     ends = [event for event in read_events(path) if event["event"] == "finished"]
     if not ends or ends[-1]["outcome"] != "done" or not ends[-1]["path"]:

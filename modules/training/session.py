@@ -24,6 +24,7 @@ from modules.families.base import Texts
 from modules.objectives import Density
 from modules.preset.schema import Preset, Training
 from modules.training import first_values, flat, gradient_start, memory, pool, setup, sharding, state
+from modules.training.collapse import Watch
 from modules.training.events import Events
 from modules.training.feed import Feed
 from modules.training.flat import Flat
@@ -81,6 +82,11 @@ class Session:
     """Validation loss before training."""
     average: float | None = None
     """Running average of the loss."""
+    reference: float | None = None
+    """Loss before training on the samples of the first steps, see `collapse`."""
+    watch: Watch = field(default_factory=Watch)
+    collapsed: dict[str, str] = field(default_factory=dict)
+    """What is wrong with the loss at present, in sentences, by where it is."""
     started: float = field(default_factory=time.time)
     """Unix time of the first start, s."""
 
@@ -306,6 +312,7 @@ def resume(session: Session) -> None:
     state.restore_optimizer(session.optimizer, saved)
     session.step, session.started = saved.step, saved.facts["started"]
     session.baseline, session.average = saved.facts["baseline"], saved.facts["average"]
+    session.reference = saved.facts.get("reference")  # states of before it was measured have none
     before, now = saved.facts["processes"], session.accelerator.num_processes
     if before != now:
         message = f"this run had {before} processes and goes on with {now}: its steps see other pictures from here on"
@@ -320,6 +327,7 @@ def save(session: Session) -> None:
     facts = {
         "baseline": session.baseline,
         "average": session.average,
+        "reference": session.reference,
         "started": session.started,
         "processes": session.accelerator.num_processes,
     }

@@ -1,14 +1,19 @@
 """Events: every line is JSON with all fields of its kind, nothing is lost, and libraries are heard."""
 
+import errno
 import json
 import logging
+import os
 import re
+import subprocess
 import warnings
 from pathlib import Path
 
 import pytest
 
+from modules.training import lines
 from modules.training.events import KINDS, Events, read_events
+from modules.training.run import finished_file
 
 STEP = {
     "step": 1,
@@ -53,7 +58,7 @@ def test_unknown_kinds_and_fields_are_refused(kind, facts, events, tmp_path):
     assert written(tmp_path) == []
 
 
-def test_numbers_that_are_none_become_null(events, tmp_path):
+def test_non_finite_numbers_become_null(events, tmp_path):
     step = {**STEP, "loss": float("nan"), "grad_norm": float("inf"), "adapter": {"beta": -float("inf")}}
     events.write("step", step)
 
@@ -87,10 +92,146 @@ def test_resume_appends_after_a_half_written_line(tmp_path):
     assert len(written(tmp_path)) == 2
 
 
-def test_damage_in_the_middle_is_reported(tmp_path):
-    (tmp_path / "events.jsonl").write_text('{"event": "stage"}\n{"half\n{}\n')
-    with pytest.raises(ValueError, match=r"events\.jsonl, line 2"):
-        written(tmp_path)
+WHOLE = json.dumps({"time": "2026-11-29T00:00:00.000+00:00", "event": "stage", **STAGE})
+END = {"time": "now", "event": "finished", "outcome": "done", "exit_code": 0, "step": 1, "path": None}
+DAMAGE = {
+    "nothing": b"\n",
+    "zeros": b"\0" * 5000 + b"\n",
+    "null": b"null\n",
+    "empty": b"{}\n",
+    "a half": b'{"time": "x", "event": "sta\n',
+    "a list": b'["event", "stage"]\n',
+    "deep": b"[" * 100_000 + b"\n",
+    "deep and whole": b"[" * 100_000 + b"]" * 100_000 + b"\n",
+    "a deep field": b'{"time": "x", "event": "stage", "name": ' + b"[" * 50_000 + b"]" * 50_000 + b', "detail": ""}\n',
+    "no text": b"\xff\xfe\n",
+    "kind is a list": b'{"time": "x", "event": []}\n',
+    "no time": json.dumps({**END, "time": None}).encode() + b"\n",
+    "no outcome": json.dumps({key: value for key, value in END.items() if key != "outcome"}).encode() + b"\n",
+    "path is a list": json.dumps({**END, "path": ["a"]}).encode() + b"\n",
+    "step is a text": json.dumps({**END, "step": "1"}).encode() + b"\n",
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE.keys())
+def test_damaged_lines_are_skipped_and_counted(tmp_path, caplog, damage):
+    path = tmp_path / "events.jsonl"
+    path.write_bytes(WHOLE.encode() + b"\n" + damage + WHOLE.encode() + b"\n" + json.dumps(END).encode() + b"\n")
+    assert [event["event"] for event in written(tmp_path)] == ["stage", "stage", "finished"]
+    assert f"{path}: 1 damaged line is skipped" in caplog.text
+    assert finished_file(tmp_path) is None  # as the event says: there is no file
+
+
+def test_only_the_end_of_a_large_file_is_read_for_its_last_line(tmp_path, monkeypatch):
+    path = tmp_path / "events.jsonl"
+    for tail in (b"", b"x" * 10, b"\0" * 3 * lines.BLOCK):
+        path.write_bytes((WHOLE.encode() + b"\n") * 20_000 + tail)
+        whole = path.stat().st_size - len(tail)
+        monkeypatch.setattr(Path, "read_bytes", None)
+        lines.drop_unfinished_line(path)
+        monkeypatch.undo()
+        assert path.stat().st_size == whole
+    path.write_bytes(b"x" * 100_000)
+    lines.drop_unfinished_line(path)
+    assert path.read_bytes() == b""
+
+
+@pytest.fixture
+def full(monkeypatch):
+    """A disk that takes no more bytes than it is told to."""
+    write, room = os.write, [10**9]
+
+    def limited(file: int, data: bytes) -> int:
+        count = min(len(data), room[0])
+        if not count:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        room[0] -= count
+        return write(file, data[:count])
+
+    monkeypatch.setattr(os, "write", limited)
+    return room
+
+
+def test_events_wait_for_a_full_disk_and_none_is_cut(tmp_path, full):
+    with Events(tmp_path) as events:
+        events.write("stage", {**STAGE, "name": "first"})
+        full[0] = 30  # a part of the next line
+        for name in ("second", "third"):
+            events.write("stage", {**STAGE, "name": name})
+        assert [event["name"] for event in written(tmp_path)] == ["first"]
+        assert (tmp_path / "events.jsonl").read_bytes().endswith(b"}\n")
+        full[0] = 10**9
+        events.write("stage", {**STAGE, "name": "fourth"})
+        assert [event["name"] for event in written(tmp_path)] == ["first", "second", "third", "fourth"]
+
+
+def test_lines_that_wait_are_not_kept_for_ever(tmp_path, full, monkeypatch):
+    monkeypatch.setattr(lines, "KEPT", 3)
+    with Events(tmp_path) as events:
+        full[0] = 0
+        for number in range(5):
+            events.write("stage", {**STAGE, "name": str(number)})
+        full[0] = 10**9
+        events.write("stage", {**STAGE, "name": "5"})
+    *kept, warning = written(tmp_path)
+    assert [event["name"] for event in kept] == ["3", "4", "5"]
+    assert warning["event"] == "warning" and "3 events could not be written" in warning["message"]
+
+
+@pytest.mark.skipif(os.name == "nt" or os.geteuid() != 0, reason="mounts a small disk")
+def test_the_last_events_have_a_place_on_a_disk_that_is_full(tmp_path):
+    """A real one of 256 KiB, filled up by something else."""
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(tmp_path)], check=False).returncode:
+        pytest.skip("mount is not allowed here")
+    try:
+        with Events(tmp_path / "run") as events:
+            events.write("stage", STAGE)
+            with (tmp_path / "filler").open("wb", 0) as filler, pytest.raises(OSError):
+                while True:
+                    filler.write(b"x" * 512)
+            for step in range(1, 400):
+                events.write("step", {**STEP, "step": step})
+            events.write("error", {"message": "the disk is full", "detail": "x" * 8000})
+            events.write("finished", {"outcome": "failed", "exit_code": 1, "step": 399, "path": None})
+        *_, error, end = written(tmp_path / "run")
+        assert (error["event"], end["event"], end["step"]) == ("error", "finished", 399)
+        assert [path.name for path in (tmp_path / "run").iterdir() if "reserve" in path.name] == []
+    finally:
+        subprocess.run(["umount", str(tmp_path)], check=True)
+
+
+@pytest.mark.parametrize("name", ["events.jsonl", "log.txt", "tensorboard"])
+def test_something_else_in_a_file_s_place_stops_nothing(tmp_path, name, capsys):
+    place = tmp_path / name
+    place.write_text("a file") if name == "tensorboard" else place.mkdir()
+    with Events(tmp_path) as events:
+        for step in (1, 2):
+            events.write("step", {**STEP, "step": step})
+    said = capsys.readouterr().err
+    assert said.count("warning: TensorBoard's curves end at step 1") == (name == "tensorboard")
+    assert "Traceback" not in said and "Logging error" not in said
+    if name != "events.jsonl":
+        assert [e["step"] for e in written(tmp_path) if e["event"] == "step"] == [1, 2]
+
+
+def test_texts_that_utf8_lacks_come_back(events, tmp_path):
+    events.write("stage", {"name": "caf\udce9.png", "detail": "\x1b[31m"})
+    assert written(tmp_path)[0]["name"] == "caf\udce9.png"
+    log = (tmp_path / "log.txt").read_text(encoding="utf-8")
+    assert "caf\\udce9.png" in log and "\\x1b[31m" in log and "\x1b" not in log
+
+
+def test_a_warning_is_given_once_for_each_subject(events, tmp_path, capsys):
+    for message in ("first", "second"):
+        events.warn_once("grid", message)
+    events.warn_once("curves", "third")
+    assert [event["message"] for event in written(tmp_path)] == ["first", "third"]
+    assert capsys.readouterr().err.splitlines() == ["warning: first", "warning: third"]
+
+
+def test_a_step_before_any_finite_loss_is_logged(events, tmp_path):
+    events.write("step", {**STEP, "loss": float("inf"), "loss_average": None})
+    assert "average unknown" in (tmp_path / "log.txt").read_text()
 
 
 def test_other_processes_write_nothing(tmp_path):

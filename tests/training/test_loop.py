@@ -1,4 +1,4 @@
-"""Whole trainings: what is left behind, resuming bit for bit, requests, Ctrl-C, and numbers that are none."""
+"""Whole trainings: what is left behind, resuming bit for bit, requests, Ctrl-C, and non-finite numbers."""
 
 import json
 import signal
@@ -192,7 +192,7 @@ def test_a_failed_export_loses_no_step(place: Place, monkeypatch):
     assert [event["step"] for event in place.events("full", "step")] == [1, 2, 3, 4]
 
 
-# -- numbers that are none --------------------------------------------------------------------------------------------
+# -- non-finite numbers -----------------------------------------------------------------------------------------------
 
 
 def test_a_loss_that_is_no_number_stops_before_the_step(place: Place, monkeypatch, capsys):
@@ -203,17 +203,17 @@ def test_a_loss_that_is_no_number_stops_before_the_step(place: Place, monkeypatc
 
     def poisoned(self, picture, flip):
         seen.append(str(picture.path))
-        # 2 validation pictures, then two pictures a step: the third step meets it
-        return get(self, picture, flip) * (float("nan") if len(seen) == 7 else 1.0)
+        # 8 of the loss before training and 2 of validation, then two pictures a step: the third step meets it
+        return get(self, picture, flip) * (float("nan") if len(seen) == 15 else 1.0)
 
     capsys.readouterr()
     with monkeypatch.context() as patch:
         patch.setattr(LatentCache, "get", poisoned)
         assert place.train("poisoned", *more) == 1
     said = capsys.readouterr().err
-    assert "The loss is not a finite number at step 3" in said and seen[6] in said and "Traceback" not in said
+    assert "The loss is not a finite number at step 3" in said and seen[14] in said and "Traceback" not in said
     error, end = place.events("poisoned")[-2:]
-    assert error["event"] == "error" and seen[6] in error["message"] and seen[7] in error["message"]
+    assert error["event"] == "error" and seen[14] in error["message"] and seen[15] in error["message"]
     assert (end["outcome"], end["exit_code"], end["step"], end["path"]) == ("failed", 1, 2, None)
     assert load_state(latest_state(place.runs / "poisoned")).step == 2
     assert place.train("poisoned", *more) == 0

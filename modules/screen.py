@@ -1,0 +1,118 @@
+"""stdout and stderr of a program that must not fail because of them.
+
+What cannot be written is dropped: the reader of a pipe that went away, a terminal that is gone, a full disk behind
+`> log`, a closed descriptor. Characters that the encoding lacks are escaped, and so are control characters: file names,
+captions and the contents of files can hold commands to the terminal. Nothing heavy is imported here, since `begin` has
+to come before anything that could print.
+"""
+
+import io
+import os
+import re
+import select
+import sys
+import threading
+from typing import Any, TextIO
+
+PATIENCE = 1.0
+"""Seconds that a reader has who is slow, where the other side has made the pipe refuse instead of wait."""
+
+COMMANDS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ufeff]")
+"""Control characters but for line end and tab, and characters that change the direction or the lines of a text."""
+
+
+def plain(text: str) -> str:
+    """`text` with all control characters but line ends and tabs escaped: `\\x1b` in place of the character ESC.
+
+    Carriage returns at either end stay, as progress bars have them.
+    """
+    inside = text.strip("\r")
+    if not COMMANDS.search(inside):
+        return text
+    start = len(text) - len(text.lstrip("\r"))
+    escaped = COMMANDS.sub(lambda found: found[0].encode("unicode_escape").decode("ascii"), inside)
+    return text[:start] + escaped + text[start + len(inside) :]
+
+
+class Dropping(io.RawIOBase):
+    """Bytes for a stream; what it does not take is dropped without a word."""
+
+    def __init__(self, inner: io.RawIOBase):
+        self.inner = inner
+
+    def writable(self) -> bool:
+        """Always: see `write`."""
+        return True
+
+    def write(self, data: Any, /) -> int:
+        """Write all that can be written; how much was given, always."""
+        rest, size = memoryview(data).cast("B"), memoryview(data).nbytes
+        try:
+            while rest:
+                written = self.inner.write(rest)
+                if written is None and not select.select([], [self.inner], [], PATIENCE)[1]:
+                    break
+                rest = rest[written or 0 :]
+        except (OSError, ValueError):  # ValueError: it is closed
+            pass
+        return size
+
+    def fileno(self) -> int:
+        """The stream's own."""
+        return self.inner.fileno()
+
+    def isatty(self) -> bool:
+        """Whether the stream is a terminal that is still there."""
+        return self.inner.isatty()
+
+
+class Screen(io.TextIOWrapper):
+    """A stream of text, with control characters escaped."""
+
+    def write(self, text: str, /) -> int:
+        """Write `text`, see `plain`."""
+        super().write(plain(text))
+        return len(text)
+
+
+def begin() -> None:
+    """Replace stdout and stderr. Call once, first of all."""
+    for number in (0, 1, 2):
+        open_if_closed(number)
+    sys.stdout = sys.__stdout__ = screen(sys.stdout, 1)
+    sys.stderr = sys.__stderr__ = screen(sys.stderr, 2)
+    threading.excepthook = sys.unraisablehook = unseen
+
+
+def open_if_closed(number: int) -> None:
+    """A descriptor that was closed at the start (`2>&-`) would be given to the next file that is opened, and what is
+    printed would go into it."""
+    try:
+        os.fstat(number)
+    except OSError:
+        nowhere = os.open(os.devnull, os.O_RDWR)
+        if nowhere != number:
+            os.dup2(nowhere, number)
+            os.close(nowhere)
+
+
+def screen(stream: TextIO | None, number: int) -> Screen:
+    """`stream`, which is the descriptor `number`, as it is set up but for what it does with errors."""
+    if not isinstance(stream, io.TextIOWrapper):  # None where the descriptor was closed
+        raw = Dropping(io.FileIO(number, "w", closefd=False))
+        return Screen(io.BufferedWriter(raw), "utf-8", "backslashreplace", line_buffering=True)
+    encoding, by_line = stream.encoding, stream.line_buffering or stream.write_through
+    buffer: Any = stream.detach()  # or `stream` would close its parts when it goes away
+    raw = Dropping(buffer if isinstance(buffer, io.RawIOBase) else buffer.detach())  # raw with `python -u`
+    return Screen(io.BufferedWriter(raw), encoding, "backslashreplace", line_buffering=by_line)
+
+
+def unseen(failure: Any) -> None:
+    """What a thread, or an object that goes away, has failed with: for the log. It stops nothing, so it is not for the
+    screen, where it would be a traceback."""
+    import logging
+
+    if isinstance(failure.exc_value, Exception):
+        kind = type(failure.exc_value)
+        trace = (kind, failure.exc_value, failure.exc_traceback)
+        logging.getLogger(__name__).info("in the background: %r", failure.exc_value, exc_info=trace)

@@ -1,0 +1,131 @@
+"""What happens beside the steps, and must not end a training: its failures are warnings, and it can be stopped.
+
+What is due at a step follows from the step alone. What was made of it is read from the events, so that a run which was
+killed between a state and what is due at its step makes up for it when it resumes.
+"""
+
+import gc
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from accelerate.utils import gather_object
+
+from modules.training import memory, sharding, stopping
+from modules.training.events import each_event, skipped
+from modules.training.reasons import sentence
+from modules.training.session import Session, sample_prompts
+
+WITHOUT = {
+    "the sample pictures": "--samples.enabled false leaves them out",
+    "the validation": "another data.validation_folder or none helps",
+}
+"""What a user can do about a part that fails every time."""
+
+
+def beside(session: Session, what: str, make: Callable[[Session], object]) -> None:
+    """Make a by-product. A failure is a warning, once for each `what`, and the training goes on.
+
+    Not for numbers that say that the training itself is wrong (FloatingPointError). And not with a base in shares:
+    all processes read it together there, and one that has left in the middle cannot join the others again, who would
+    wait for it for hours. There the failure is raised, which ends all processes.
+    """
+    try:
+        make(session)
+    except FloatingPointError:
+        raise
+    except Exception as error:  # noqa: BLE001  said and logged; nothing that is missing here is worth the training
+        if sharding.is_wanted():
+            raise
+        reason = "the memory is full" if memory.ran_out(error) else sentence(error, session.run.folder)
+        more = f"; {WITHOUT[what]}" if what in WITHOUT else ""
+        session.events.warn_once(what, f"{what} of step {session.step} failed and the training goes on: {reason}{more}")
+        give_back(session)
+
+
+def give_back(session: Session) -> None:
+    """Free the memory that an unfinished by-product has left in use."""
+    session.model.release_encoders(texts=session.texts is not None)  # it may have brought them to the device
+    gc.collect()
+    if session.accelerator.device.type == "cuda":
+        torch.cuda.empty_cache()
+
+
+# -- stopping in the middle -------------------------------------------------------------------------------------------
+
+
+def interrupted(session: Session, make: Callable[[], object]) -> bool:
+    """Make by-products of a step; whether somebody asked to stop meanwhile, in any process.
+
+    They end early then, between two passes through the denoiser: everywhere else parameters may be others than those
+    of the training at the time (see `averaged`). A second Ctrl-C is raised.
+    """
+    try:
+        with watched(session):
+            make()
+    except KeyboardInterrupt:
+        if stopping.insisted() or not (stopping.asked() or sharding.is_wanted()):
+            raise
+        give_back(session)
+    return agreed(session, stopping.asked())
+
+
+@contextmanager
+def watched(session: Session) -> Iterator[None]:
+    """Inside, a pass through the denoiser raises KeyboardInterrupt when somebody has asked to stop."""
+
+    def look(network: Any, given: Any) -> None:
+        # In shares, all processes go through the denoiser together, and have to leave together.
+        if agreed(session, stopping.asked()) if sharding.is_wanted() else stopping.asked():
+            raise KeyboardInterrupt
+
+    denoiser = next(iter(session.model.networks.values()))
+    hook = denoiser.register_forward_pre_hook(look, prepend=True)  # before the shares are put together
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
+def agreed(session: Session, flag: bool) -> bool:
+    """Whether the flag is set in any process; all have to ask."""
+    return flag if session.accelerator.num_processes == 1 else any(gather_object([flag]))
+
+
+def told(session: Session, value: Any) -> Any:
+    """The main process' value, in all processes; all have to ask."""
+    return value if session.accelerator.num_processes == 1 else gather_object([value])[0]
+
+
+# -- what was made ----------------------------------------------------------------------------------------------------
+
+
+def made(session: Session) -> set[str]:
+    """What the events have of the step at which this process begins: `validation`, `sample` and `export`.
+
+    Only the main process reads them; the others are given its answer.
+    """
+    return told(session, _made(session) if session.accelerator.is_main_process else set())
+
+
+def _made(session: Session) -> set[str]:
+    path = session.run.folder / "events.jsonl"
+    found, pictures, damaged = set(), set(), 0
+    try:
+        for event in each_event(path):
+            if event is None:
+                damaged += 1
+            elif event["event"] == "validation" and event["step"] == session.step:
+                found.add("validation")
+            elif event["event"] == "sample" and event["step"] == session.step:
+                pictures.add(event["path"])
+            elif event["event"] == "saved" and (event["what"], event["step"]) == ("export", session.step):
+                found.add("export")
+    except OSError as error:
+        session.events.warn_once("events", f"events.jsonl cannot be read: {sentence(error, path)}")
+    if damaged:
+        session.events.warn_once("events", skipped(path, damaged))
+    if len(pictures) >= len(sample_prompts(session.preset, session.index)):
+        found.add("sample")
+    return found
