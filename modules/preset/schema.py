@@ -311,6 +311,12 @@ class Saving(Section):
     keep_states: int = option(2, why="one to resume from, one in reserve", ge=1, le=1000)
     """Older states are deleted."""
 
+    resume_changed: bool = option(
+        False, why="its first steps were trained on other files", group="Resuming", advanced=True
+    )
+    """Go on with a run although files that decide what is learned have other contents than when it began: the base,
+    or adapter.start_from. Changes of pictures, captions and program versions are said and do not need it."""
+
     export_every: int = option(0, why="off", unit="steps", ge=0)
     """Steps between exported files along the way. 0: only at the end."""
 

@@ -152,7 +152,7 @@ def run(preset: Preset) -> int:
     if found.problems or found.pictures is None:
         return refuse(found.problems)
     accelerator = start_accelerator(preset, machine)
-    opened, refusal = open_together(preset, accelerator)
+    opened, refusal = open_together(preset, found, accelerator)
     if opened is None:
         return refuse([refusal])
     with opened:
@@ -163,23 +163,28 @@ def run(preset: Preset) -> int:
         return DONE
 
 
-def open_together(preset: Preset, accelerator):
+def open_together(preset: Preset, found, accelerator):
     """The run folder, opened by the main process and joined by the others; or None and why not."""
     from accelerate.utils import broadcast_object_list
 
+    from modules.training.resuming import refuse_changed
     from modules.training.run import join_run, open_run
 
     folder, opened, outcome = Path(preset.saving.folder), None, ["", None]
     if accelerator.is_main_process:
         try:
-            opened = open_run(folder, preset, preset.name)
+            opened = open_run(folder, preset, preset.name, found.steps)
             outcome[1] = opened.finished
+            if opened.finished is None:
+                refuse_changed(opened, preset, found.pictures)
         except ValueError as error:
             outcome[0] = str(error)
         except OSError as error:
             outcome[0] = f"saving.folder {folder}: cannot be written ({error}); give another one with --saving.folder"
     broadcast_object_list(outcome)
     if outcome[0]:
+        if opened is not None:
+            opened.close()
         return None, outcome[0]
     if opened is None:
         opened = join_run(folder, preset.name)
@@ -230,13 +235,14 @@ def reason_of(error: Exception, preset: Preset, device, found) -> str:
 
 def say_outcome(outcome: str, reason: str, folder: Path, path: str | None) -> None:
     """The last words on the screen."""
-    from modules.training.state import latest_state
+    from modules.training.state import latest_state, states
 
     if outcome == "done":
         print(f"Done: {path}")
         return
     state = latest_state(folder)
-    again = f"goes on from {state}" if state else "starts anew, since there is no state yet"
+    none = "needs a whole training state" if states(folder) else "starts anew, since there is no state yet"
+    again = f"goes on from {state}" if state else none
     if outcome == "stopped":
         print(f"Stopped. The same command {again}.", file=sys.stderr)
     else:

@@ -1,6 +1,5 @@
 """What a training shows and writes beside its steps: validation loss, sample pictures, adapter and exported file."""
 
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,10 +14,9 @@ from modules.adapters.base import seed_of
 from modules.data.pictures import sizes_of
 from modules.export import native
 from modules.export.export import export
-from modules.export.metadata import Facts, facts_of
 from modules.training import feed, samples
 from modules.training.optimizers import averaged
-from modules.training.session import Session, sample_prompts, validation_captions
+from modules.training.session import Session, sample_prompts, training_facts, validation_captions
 
 
 @torch.no_grad()
@@ -66,14 +64,6 @@ def sample(session: Session) -> None:
         session.events.write("sample", {"step": session.step, "path": str(path), "prompt": prompt})
     steps = samples.sampled_steps(folder, len(prompts))
     samples.write_grid(folder, steps, prompts)
-
-
-def training_facts(session: Session) -> Facts:
-    """What the files say about this training."""
-    epoch = int(session.batches.epoch(session.step))
-    prompts = sample_prompts(session.preset, session.index)
-    pictures = session.index.pictures
-    return facts_of(pictures, session.preset, session.step, epoch, session.started, time.time(), prompts)
 
 
 def save_adapter(session: Session) -> None:
