@@ -164,10 +164,10 @@ class Training(Section):
     """The training itself."""
 
     steps: int = option(2000, why="enough for a style with 20 to 100 pictures", unit="steps", ge=1)
-    """Number of optimizer steps."""
+    """Number of optimizer steps. A run with more of them goes on from its last state."""
 
     epochs: int | None = option(None, why="steps are easier to compare between data sets", ge=1)
-    """Passes over all pictures. If given, it takes the place of steps."""
+    """Passes over all pictures. If given, it takes the place of steps, also when a run is made longer."""
 
     batch_size: int = option(1, why="fits small cards; raise it first when memory is left", unit="pictures", ge=1)
     """Pictures per forward pass and process."""

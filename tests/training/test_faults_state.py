@@ -206,7 +206,7 @@ def test_a_damaged_environment_is_begun_anew(place: Place, run, content, capsys)
     assert (run / "environment.json.damaged").stat().st_size == before
 
 
-DAMAGED_PRESETS = [b"", b"null", b"[]", b"\0" * 512, b'{"family": "sdxl"', b"{" * 100_000, b"\xff", None]
+DAMAGED_PRESETS = [b"", b"null", b"[]", b"\0" * 512, b'{"family": "sdxl"', b"[" * 100_000, b"\xff", None]
 
 
 @pytest.mark.parametrize("content", DAMAGED_PRESETS)
@@ -447,7 +447,7 @@ def test_the_file_that_a_run_began_with_is_guarded_too(place: Place, monkeypatch
     adapter = {"method": "lora", "rank": 2}
     assert place.train("first", "--training.steps", "1", adapter=adapter) == 0
     file = place.runs / "file.safetensors"
-    shutil.copy(place.runs / "first" / "adapter.safetensors", file)
+    shutil.copy(place.runs / "first" / "first.safetensors", file)
     adapter = {**adapter, "start_from": str(file)}
     with monkeypatch.context() as patch:
         ask(patch, place, "held", "stop", at=1)
