@@ -15,6 +15,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from modules.disk import PARTIAL, write_whole
+from modules.families.parts.files import tensor_names
 from modules.preset.files import differences, read, resolve, write
 from modules.preset.schema import Preset, Training
 from modules.training import state
@@ -293,7 +294,7 @@ def remove_leftovers(place: Path, name: str) -> None:
 
 def finished_file(place: Path, preset: Preset) -> Path | None:
     """The exported file of a run that is done; None if it is not done, if `preset` has another length, or if the file
-    is gone."""
+    is gone or damaged."""
     end = _last_end(place)
     if end is None or _length_differs(place, preset):
         return None
@@ -301,7 +302,7 @@ def finished_file(place: Path, preset: Preset) -> Path | None:
     if newest and state.steps_of(newest[0]) > end["step"]:
         return None  # it was lengthened since
     file = place / end["path"]
-    return file if file.is_file() else None
+    return file if file.is_file() and tensor_names(str(file)) is not None else None
 
 
 def _last_end(place: Path) -> dict[str, Any] | None:

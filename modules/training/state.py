@@ -133,12 +133,13 @@ def non_finite(adapter: Mapping[str, Tensor], optimizer_state: dict) -> str:
     """Names of the tensors with values that are not finite, and of other numbers that are NaN; empty: none."""
     named = [*adapter.items(), *_leaves(optimizer_state, "optimizer")]
     wrong = [name for name, value in named if isinstance(value, float) and math.isnan(value)]
-    tensors = [(name, value) for name, value in named if isinstance(value, Tensor) and value.is_floating_point()]
-    if tensors:  # one look for all: each would wait for the device
-        finite = torch.stack([value.isfinite().all().to("cpu", non_blocking=True) for _, value in tensors])
-        if tensors[0][1].is_cuda:
-            torch.cuda.synchronize()
-        wrong += [name for (name, _), good in zip(tensors, finite.tolist(), strict=True) if not good]
+    looks: dict[torch.device, list[tuple[str, Tensor]]] = {}
+    for name, value in named:
+        if isinstance(value, Tensor) and value.is_floating_point():
+            looks.setdefault(value.device, []).append((name, value.isfinite().all()))
+    for found in looks.values():  # together: each would wait for the device
+        finite = torch.stack([good for _, good in found]).tolist()
+        wrong += [name for (name, _), good in zip(found, finite, strict=True) if not good]
     return ", ".join(wrong[:3]) + (f" and {len(wrong) - 3} more" if len(wrong) > 3 else "")
 
 
