@@ -49,6 +49,14 @@ def whole(path: Path, flush: bool = True) -> Iterator[Path]:
         raise
 
 
+def is_being_written(partial: Path) -> bool:
+    """Whether a process on this machine that still lives gave a file its partial name (see `whole`)."""
+    import psutil
+
+    process = partial.name.removesuffix(PARTIAL).rpartition(".")[2].partition("-")[0]
+    return process.isdecimal() and int(process) != os.getpid() and psutil.pid_exists(int(process))
+
+
 def write_whole(path: Path, content: bytes | str) -> None:
     """Write a file whole; text in UTF-8, with escapes for lone surrogates, which stand for bytes of file names that are
     not UTF-8. Raises as `whole` does."""

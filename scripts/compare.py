@@ -151,7 +151,7 @@ def resolved(name: str, runs: Path, steps: int | None) -> Preset:
 def is_trained(preset: Preset, runs: Path) -> bool:
     """Whether there is a finished run, trained now unless it was there; scripts/train.py says why not."""
     folder = runs / preset.name
-    if finished_file(folder) is not None:
+    if finished_file(folder, preset) is not None:
         print(f"{preset.name}: {folder} is finished", file=sys.stderr)
         return True
     with tempfile.TemporaryDirectory() as place:
@@ -165,7 +165,8 @@ def is_trained(preset: Preset, runs: Path) -> bool:
 
 def read(folder: Path) -> Row:
     """What a finished run says of itself. Raises ValueError and OSError for folders that were changed."""
-    file, events = finished_file(folder), read_events(folder / "events.jsonl")
+    preset = files.resolve(str(folder)).preset
+    file, events = finished_file(folder, preset), read_events(folder / "events.jsonl")
     assert file is not None
     metadata = metadata_of(file)
     forms, errors = json.loads(metadata["gimbal.form"]), json.loads(metadata["gimbal.errors"])
@@ -173,7 +174,7 @@ def read(folder: Path) -> Row:
     step = next(event["step"] for event in reversed(events) if event["event"] == "finished")
     samples = {e["path"]: e["prompt"] for e in events if e["event"] == "sample" and e["step"] == step}
     return Row(
-        preset=files.resolve(str(folder)).preset,
+        preset=preset,
         folder=folder,
         step=step,
         parameters=parameters(folder / "layers.tsv"),

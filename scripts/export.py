@@ -1,8 +1,10 @@
-"""Write a finished run's adapter for another program, or any adapter file of any trainer.
+"""Write a run's adapter for another program, or any adapter file of any trainer.
 
     python scripts/export.py runs/NAME --host diffusers [--form compact --rank 64] [--dtype fp32] [--out FILE]
+    python scripts/export.py runs/NAME --state 1000
     python scripts/export.py FILE.safetensors --base MODEL --host diffusers
 
+A run that was stopped, has failed or is still training is exported from its last training state.
 A file is converted as scripts/convert.py does, which has more options for files that are hard to read.
 Exit codes: 0 done, 2 bad input.
 """
@@ -22,13 +24,16 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path, help="a run's folder, its adapter.safetensors or preset.json; or any adapter "
                         "file, with --base")
+    parser.add_argument("--state", type=int, metavar="STEP", help="the run's training state after this step; the last "
+                        "one if not given, or what the run has ended with")
     parser.add_argument("--base", help="for a file that is no run's: the model it was trained on")
     parser.add_argument("--host", help="comfyui, kohya, diffusers, lycoris ...; as in the run's preset if not given")
     parser.add_argument("--form", help="auto (exact), compact, full or svd; see docs/preset-reference.md")
     parser.add_argument("--rank", type=int, help="rank of approximations, with --form compact or svd; 64 if not given")
     parser.add_argument("--dtype", help="fp32, fp16 or bf16 (or float32, float16, bfloat16)")
     parser.add_argument("--comfyui-norm", help="original or adapted")
-    parser.add_argument("--out", type=Path, help="the file to write; runs/NAME/NAME_HOST.safetensors if not given")
+    parser.add_argument("--out", type=Path, help="the file to write; runs/NAME/NAME_HOST.safetensors if not given, "
+                        "and runs/NAME/NAME-step-STEP_HOST.safetensors from a state")
     parser.add_argument("--device", default="cpu", help="where to compute; cuda is faster for large models")
     arguments = parser.parse_args()
     try:
@@ -43,11 +48,9 @@ def run(arguments: argparse.Namespace) -> str:
     """Export and return the report's text."""
     import torch
 
-    from modules.export import native
     from modules.export.export import export
-    from modules.preset.files import resolve
+    from modules.training import stored
     from modules.training.command import quiet_libraries
-    from modules.training.setup import load_and_attach
 
     quiet_libraries()
     if is_file_of_others(arguments.run):
@@ -55,19 +58,25 @@ def run(arguments: argparse.Namespace) -> str:
     if arguments.base:
         raise ValueError(f"--base {arguments.base}: {arguments.run} is a run, whose preset says its base; leave --base "
                          "out")
-    folder = run_folder(arguments.run)
-    preset = resolve(str(folder / "preset.json"), chosen(arguments)).preset
-    model, layers = load_and_attach(preset, torch.device(arguments.device))
-    facts = native.load(folder / "adapter.safetensors", layers)
-    path = arguments.out or folder / f"{preset.name}_{preset.export.host}.safetensors"
-    report = export(model, layers, preset, facts, path)
-    return report.table() + report.text()
+    folder, step = run_folder(arguments.run, arguments.state)
+    found, notes = stored.source(folder, step)
+    for note in notes:
+        print(f"note: {note}", file=sys.stderr)
+    preset = stored.preset_of(folder, found, chosen(arguments))
+    with stored.loaded(found, preset, torch.device(arguments.device)) as (model, layers, facts):
+        of_step = "" if isinstance(found, Path) else f"-step-{found.step:06d}"
+        path = arguments.out or folder / f"{preset.name}{of_step}_{preset.export.host}.safetensors"
+        report = export(model, layers, preset, facts, path)
+    origin = found if isinstance(found, Path) else found.folder
+    return f"{report.table()}from {origin}, after step {facts.step}\n{report.text()}"
 
 
 def converted(arguments: argparse.Namespace) -> str:
     """The report on another program's file made from a file."""
     from modules.export import converting
 
+    if arguments.state is not None:
+        raise ValueError(f"--state {arguments.state}: {arguments.run} is no run; leave --state out")
     lacking = [f"--{name}, {what}" for name, what in (
         ("base", "the model it was trained on"), ("host", "the program to write for")) if not vars(arguments)[name]]
     if lacking:
@@ -82,15 +91,23 @@ def is_file_of_others(path: Path) -> bool:
     return path.is_file() and path.name not in ("adapter.safetensors", "preset.json")
 
 
-def run_folder(path: Path) -> Path:
-    """The folder of the run that `path` names. Raises ValueError for what is no run."""
-    folder = path if path.is_dir() else path.parent
+def run_folder(path: Path, step: int | None) -> tuple[Path, int | None]:
+    """The folder of the run that `path` names, or has a file or a state of, and the state's step. Raises ValueError for
+    what is no run."""
+    from modules.training import state
+
     if not path.exists():
         raise ValueError(f"{path}: no such file or folder; give a run's folder, such as runs/NAME, or an adapter file")
-    missing = [name for name in ("adapter.safetensors", "preset.json") if not (folder / name).is_file()]
-    if missing:
-        raise ValueError(f"{folder}: there is no {' and no '.join(missing)}, so it is not the folder of a finished run")
-    return folder
+    folder = path.resolve() if path.is_dir() else path.resolve().parent
+    if folder.parent.name == state.FOLDER and state.NAME.fullmatch(folder.name):
+        return folder.parents[1], state.steps_of(folder) if step is None else step
+    folder = path if path.is_dir() else path.parent
+    if not state.states(folder):
+        missing = [name for name in ("adapter.safetensors", "preset.json") if not (folder / name).is_file()]
+        if missing:
+            raise ValueError(f"{folder}: there is no {' and no '.join(missing)}, and no training state, so there is no "
+                             "run's adapter in it yet")
+    return folder, step
 
 
 def given(arguments: argparse.Namespace) -> dict[str, Any]:

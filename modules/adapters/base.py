@@ -148,6 +148,13 @@ class Adapter(nn.Module):
         """
         return []
 
+    @classmethod
+    def replanned(cls, adapters: Sequence[Any], step: int, before: int, now: int) -> str:
+        """Asked when a training that was planned for `before` steps has done `step` of them and goes on to `now`: what
+        the method would have done otherwise until here in a training of `now` steps, and how it goes on, in a clause;
+        empty where it would have done the same. Raises ValueError where it cannot go on."""
+        return ""
+
     def export_terms(self, W: Tensor) -> Terms:
         """The update of base weight `W (out, fan_in)` as exact terms."""
         raise NotImplementedError
@@ -337,13 +344,19 @@ def adapter_state(layers: Mapping[str, Adapted]) -> dict[str, Tensor]:
     }
 
 
-def load_adapter_state(layers: Mapping[str, Adapted], state: dict[str, Tensor]) -> None:
-    """Set all adapters from `adapter_state`. Raises ValueError if a layer or tensor is missing, extra or misshapen."""
-    expected = adapter_state(layers)
+def check_adapter_state(layers: Mapping[str, Adapted], state: dict[str, Tensor]) -> None:
+    """Raise ValueError if a layer or tensor of `adapter_state` is missing, extra or misshapen."""
+    named = [(name, adapted.adapter.state_dict()) for name, adapted in layers.items()]
+    expected = {f"{name}.{key}": value for name, values in named for key, value in values.items()}
     wrong = sorted(expected.keys() ^ state.keys())
     wrong += [k for k in expected.keys() & state.keys() if expected[k].shape != state[k].shape]
     if wrong:
         raise ValueError(f"the saved adapter belongs to other layers or options: {', '.join(wrong[:5])} ({len(wrong)})")
+
+
+def load_adapter_state(layers: Mapping[str, Adapted], state: dict[str, Tensor]) -> None:
+    """Set all adapters from `adapter_state`. Raises ValueError as `check_adapter_state` does."""
+    check_adapter_state(layers, state)
     for name, adapted in layers.items():
         adapted.adapter.load_state_dict({key: state[f"{name}.{key}"] for key in adapted.adapter.state_dict()})
 

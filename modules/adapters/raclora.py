@@ -70,15 +70,25 @@ class Adapter(base.Adapter):
     @classmethod
     def after_step(cls, adapters: Sequence["Adapter"], step: int, steps: int) -> list[nn.Parameter]:
         """Go on to the link of the next step, also where steps in between were skipped."""
-        links = adapters[0].config.links
-        wanted = min(step * links // steps, links - 1)
-        if adapters[0].link == wanted:
+        links, link = adapters[0].config.links, int(adapters[0].link)
+        wanted = max(link, link_after(step, steps, links))  # a longer training never goes back to a finished link
+        if link == wanted:
             return []
         for adapter in adapters:
             adapter.done.copy_(adapter.chain())
             adapter.up.zero_()
             adapter.link.fill_(wanted)
         return [adapter.up for adapter in adapters]
+
+    @classmethod
+    def replanned(cls, adapters: Sequence["Adapter"], step: int, before: int, now: int) -> str:
+        """A finished link stays as it is: the chain has room for `links` of them."""
+        links = adapters[0].config.links
+        if all(link_after(s, before, links) == link_after(s, now, links) for s in range(1, step + 1)):
+            return ""
+        link = link_after(step, before, links)
+        until = next((s for s in range(step + 1, now + 1) if link_after(s, now, links) > link), now)
+        return f"link {link + 1} of the chain of {links} is under way, and goes on until step {until}"
 
     def start_from(self, terms: base.Terms, layer: Layer) -> None:
         """As the first link, whose `down` is then the file's."""
@@ -90,3 +100,8 @@ class Adapter(base.Adapter):
 
     def curves(self) -> dict[str, Tensor]:
         return {"link": 1 + self.link}
+
+
+def link_after(step: int, steps: int, links: int) -> int:
+    """The link, from 0, that is under way after `step` of `steps` steps."""
+    return min(step * links // steps, links - 1)

@@ -58,6 +58,12 @@ class Model(Protocol):
         Raises ValueError with a sentence for bad files."""
         ...
 
+    @classmethod
+    def files_of(cls, base: Base) -> dict[str, Path]:
+        """The files here that `load` reads, by names that say the part and do not depend on where they lie. What still
+        has to come from the hub is left out."""
+        ...
+
     def place(self, base: Base, texts: bool) -> None:
         """Bring the denoiser to the device, packed and kept in main memory as `base` asks, and text encoders if
         `texts`. Encoders come by themselves when something is encoded, which is better done before."""

@@ -154,6 +154,11 @@ class Model(FlowModel):
         return found or _variant_problems(base, _is_guided(names))
 
     @classmethod
+    def beside(cls, base: Base) -> Sequence[str]:
+        """All other parts, where the file has the transformer alone."""
+        return ("vae", *cls.TEXT_ENCODERS) if _is_alone(files.tensor_names(base.path) or set()) else ()
+
+    @classmethod
     def read_file(cls, base: Base, dtype: torch.dtype) -> Any:
         """The file's transformer; the other parts from the file if it has them, else with their weights from
         `base.config` or the hub."""

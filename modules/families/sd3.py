@@ -162,6 +162,11 @@ class Model(FlowModel):
         return found or _lacking_problems(base, cls.hub_id(base.path))
 
     @classmethod
+    def beside(cls, base: Base) -> Sequence[str]:
+        """The parts that the checkpoint lacks."""
+        return _lacking(base)
+
+    @classmethod
     def read_file(cls, base: Base, dtype: torch.dtype) -> Any:
         """The pipeline of a checkpoint. The parts that it lacks come from the configuration's folder, or the hub; T5
         stays away if the index there says so."""

@@ -6,7 +6,6 @@ preset.json is complete, and so is the copy in the metadata of every exported fi
 
 import difflib
 import json
-import os
 from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from typing import Any, Literal, get_args, get_origin
 from pydantic import ValidationError
 
 from modules import documents
+from modules.disk import write_whole
 from modules.preset import options
 from modules.preset.problems import LIST_PRESETS, PresetProblems, enumerated, sentences, shown, unknown
 from modules.preset.schema import Preset
@@ -305,9 +305,7 @@ def to_json(preset: Preset) -> str:
 
 def write(preset: Preset, path: Path) -> None:
     """Write all options of a preset. A reader sees the old file or the new one, never a part."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(to_json(preset), encoding="utf-8")
-    temporary.replace(path)
+    write_whole(path, to_json(preset))
 
 
 def differences(a: Preset, b: Preset) -> list[tuple[str, Any, Any]]:

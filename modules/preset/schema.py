@@ -164,10 +164,10 @@ class Training(Section):
     """The training itself."""
 
     steps: int = option(2000, why="enough for a style with 20 to 100 pictures", unit="steps", ge=1)
-    """Number of optimizer steps."""
+    """Number of optimizer steps. A run with more of them goes on from its last state."""
 
     epochs: int | None = option(None, why="steps are easier to compare between data sets", ge=1)
-    """Passes over all pictures. If given, it takes the place of steps."""
+    """Passes over all pictures. If given, it takes the place of steps, also when a run is made longer."""
 
     batch_size: int = option(1, why="fits small cards; raise it first when memory is left", unit="pictures", ge=1)
     """Pictures per forward pass and process."""
@@ -310,6 +310,12 @@ class Saving(Section):
 
     keep_states: int = option(2, why="one to resume from, one in reserve", ge=1, le=1000)
     """Older states are deleted."""
+
+    resume_changed: bool = option(
+        False, why="its first steps were trained on other files", group="Resuming", advanced=True
+    )
+    """Go on with a run although files that decide what is learned have other contents than when it began: the base,
+    or adapter.start_from. Changes of pictures, captions and program versions are said and do not need it."""
 
     export_every: int = option(0, why="off", unit="steps", ge=0)
     """Steps between exported files along the way. 0: only at the end."""

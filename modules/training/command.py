@@ -169,7 +169,7 @@ def run(preset: Preset) -> int:
     if found.problems or found.pictures is None:
         return refuse(found.problems)
     accelerator = start_accelerator(preset, machine)
-    opened, refusal = open_together(preset, accelerator)
+    opened, refusal = open_together(preset, found, accelerator)
     if opened is None:
         return refuse([refusal])
     with opened:
@@ -180,23 +180,28 @@ def run(preset: Preset) -> int:
         return DONE
 
 
-def open_together(preset: Preset, accelerator):
+def open_together(preset: Preset, found, accelerator):
     """The run folder, opened by the main process and joined by the others; or None and why not."""
     from accelerate.utils import broadcast_object_list
 
+    from modules.training.resuming import refuse_changed
     from modules.training.run import join_run, open_run
 
     folder, opened, outcome = Path(preset.saving.folder), None, ["", None]
     if accelerator.is_main_process:
         try:
-            opened = open_run(folder, preset, preset.name)
+            opened = open_run(folder, preset, preset.name, found.steps)
             outcome[1] = opened.finished
+            if opened.finished is None:
+                refuse_changed(opened, preset, found.pictures)
         except ValueError as error:
             outcome[0] = str(error)
         except OSError as error:
             outcome[0] = f"saving.folder {folder}: cannot be written ({error}); give another one with --saving.folder"
     broadcast_object_list(outcome)
     if outcome[0]:
+        if opened is not None:
+            opened.close()
         return None, outcome[0]
     if opened is None:
         opened = join_run(folder, preset.name)
@@ -265,12 +270,9 @@ class End:
 
 def attempted(preset: Preset, found, opened, accelerator, events, end: End) -> bool:
     """Whether the training was done to its end. Raises whatever goes wrong."""
-    from modules.training import outputs
     from modules.training.loop import train
     from modules.training.session import prepare
 
-    if accelerator.is_main_process:
-        outputs.tidy(opened.folder)
     for note in found.notes:
         events.write("warning", {"message": note, "detail": ""})
     end.session = prepare(preset, found.pictures, opened, events, accelerator)
@@ -294,8 +296,9 @@ def say_outcome(end: End, folder: Path) -> None:
     if end.outcome == "done":
         print(f"Done: {end.path}")
         return
-    state = found_state(folder)
-    again = f"goes on from {state}" if state else "starts anew, since there is no state yet"
+    state, any_left = found_states(folder)
+    none = "needs a whole training state" if any_left else "starts anew, since there is no state yet"
+    again = f"goes on from {state}" if state else none
     if end.outcome == "failed":
         print(f"Failed: {end.reason}\n{folder / 'log.txt'} says where. The same command {again}.", file=sys.stderr)
         return
@@ -303,11 +306,11 @@ def say_outcome(end: End, folder: Path) -> None:
     print(f"Stopped. The same command {again}.{lora}", file=sys.stderr)
 
 
-def found_state(folder: Path) -> Path | None:
-    """The last whole state, if there is one and the disk lets it be read."""
-    from modules.training.state import latest_state
+def found_states(folder: Path) -> tuple[Path | None, bool]:
+    """The last whole state, if there is one and the disk lets it be read; and whether there are any."""
+    from modules.training.state import latest_state, states
 
     try:
-        return latest_state(folder)
+        return latest_state(folder), bool(states(folder))
     except (OSError, ValueError):
-        return None
+        return None, False

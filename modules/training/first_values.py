@@ -21,8 +21,9 @@ OPTION = "adapter.start_from"
 
 
 def is_begun(folder: Path) -> bool:
-    """Whether the run in `folder` goes on from a state of its own, and not from the file."""
-    return state.latest_state(folder) is not None
+    """Whether the run in `folder` goes on from a state of its own, and not from the file. Where it has states and none
+    can be used, it does not go on at all."""
+    return bool(state.states(folder))
 
 
 def look(preset: Preset, model: Any) -> tuple[Reading | None, list[str]]:

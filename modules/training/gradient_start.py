@@ -67,8 +67,22 @@ def begin(session: "Session", loss: Callable[["Session", Batch], Tensor]) -> Non
 def first_batches(session: "Session") -> list[Batch]:
     """The micro-batches of this process with which the training begins."""
     accumulation = session.preset.training.accumulation
-    count = min(math.ceil(PICTURES / session.batches.total), session.steps * accumulation)
+    count = batches_of(session, session.steps)
     return [session.batches.at(*divmod(number, accumulation)) for number in range(count)]
+
+
+def batches_of(session: "Session", steps: int) -> int:
+    """How many micro-batches the first values of a training of `steps` steps come from."""
+    return min(math.ceil(PICTURES / session.batches.total), steps * session.preset.training.accumulation)
+
+
+def replanned(session: "Session", before: int, now: int) -> str:
+    """Whether a training of `now` steps would have begun with other first values than one of `before`, in a clause."""
+    counts = batches_of(session, before), batches_of(session, now)
+    asked = any(layer.adapter.gradient_pair() is not None for layer in session.adapted.values())
+    if not asked or counts[0] == counts[1]:
+        return ""
+    return "the first values came from gradients of {} batches, and would have come from {}".format(*counts)
 
 
 def gradients(

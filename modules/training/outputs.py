@@ -1,27 +1,24 @@
 """What a training shows and writes beside its steps: validation loss, sample pictures, adapter and exported file."""
 
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-import psutil
 import torch
 from tqdm import tqdm
 
 from modules import objectives
 from modules.adapters.base import seed_of
 from modules.data.pictures import sizes_of
-from modules.disk import PARTIAL, write_whole
+from modules.disk import write_whole
 from modules.export import native
 from modules.export.export import export
-from modules.export.metadata import Facts, facts_of
 from modules.export.report import Report
 from modules.training import collapse, feed, samples
 from modules.training.optimizers import averaged
 from modules.training.reasons import sentence
-from modules.training.session import Session, sample_prompts, validation_captions
+from modules.training.session import Session, sample_prompts, training_facts, validation_captions
 
 
 @torch.no_grad()
@@ -67,14 +64,6 @@ def sample(session: Session) -> None:
     for path, prompt in zip(samples.save_samples(folder, session.step, pictures), prompts, strict=True):
         session.events.write("sample", {"step": session.step, "path": str(path), "prompt": prompt})
     samples.write_grid(folder, samples.sampled_steps(folder, len(prompts)), prompts)
-
-
-def training_facts(session: Session) -> Facts:
-    """What the files say about this training."""
-    epoch = int(session.batches.epoch(session.step))
-    prompts = sample_prompts(session.preset, session.index)
-    pictures = session.index.pictures
-    return facts_of(pictures, session.preset, session.step, epoch, session.started, time.time(), prompts)
 
 
 def save_adapter(session: Session) -> None:
@@ -141,13 +130,3 @@ def non_finite(session: Session, names: Sequence[str]) -> str:
         f"nothing is written from it and the last saved state is kept. Try training.learning_rate "
         f"{training.learning_rate / 10:g} in place of {training.learning_rate:g}{float16}, under another --name."
     )
-
-
-def tidy(folder: Path) -> None:
-    """Remove what killed processes have left half written in a run folder. It is called with the run's lock held; what
-    another process on this machine writes right now (scripts/export.py) is left alone."""
-    for place in (folder, folder / "samples"):
-        for path in place.glob(f"*{PARTIAL}"):
-            process = path.name.removesuffix(PARTIAL).rpartition(".")[2].partition("-")[0]
-            if path.is_file() and not (process.isdecimal() and psutil.pid_exists(int(process))):
-                path.unlink()

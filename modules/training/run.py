@@ -14,10 +14,12 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from modules.preset.files import differences, resolve, write
-from modules.preset.schema import Preset
+from modules.disk import PARTIAL, is_being_written, write_whole
+from modules.families.parts.files import tensor_names
+from modules.preset.files import differences, read, resolve, write
+from modules.preset.schema import Preset, Training
+from modules.training import state
 from modules.training.events import read_events
-from modules.training.state import tidy_states
 
 REQUESTS = ("stop", "save", "sample")
 """What can be asked of a running training, by an empty file of this name in `requests/`."""
@@ -28,10 +30,18 @@ MAY_CHANGE = (
     "saving",
     "samples",
     "base.offload_blocks",
+    "training.steps",
+    "training.epochs",
     "training.gradient_checkpointing",
     "training.compile",
 )
-"""Options and sections that may differ when a run is resumed: they do not change what is learned."""
+"""Options and sections that may differ when a run is resumed: they do not change what is learned in a step. What
+follows from the length of the training is planned anew when that differs (see `resuming`)."""
+
+FILES = ("preset.json", "environment.json", "events.jsonl", "log.txt", "layers.tsv", "pictures.tsv", "lock",
+         "adapter.safetensors")
+FOLDERS = (state.FOLDER, "requests")
+"""Names in a run folder that a training cannot do without."""
 
 PACKAGES = (
     "torch",
@@ -62,6 +72,16 @@ class Run:
 
     lock: FileLock | None = field(default=None, repr=False)
 
+    newest: Path | None = None
+    """The last whole state when the folder was opened."""
+    notes: list[str] = field(default_factory=list)
+    """What was damaged in the folder and is made anew, in sentences."""
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether this process writes to the folder; of several, the main one does."""
+        return self.lock is not None
+
     def requested(self, name: str) -> bool:
         """Whether `stop`, `save` or `sample` was asked for since the last look. Looking takes the request away."""
         assert name in REQUESTS, name
@@ -83,16 +103,18 @@ class Run:
         self.close()
 
 
-def open_run(folder: Path, preset: Preset, name: str) -> Run:
-    """Create `folder/name`, or open it again to resume; only the main process does this.
+def open_run(folder: Path, preset: Preset, name: str, steps: int | None = None) -> Run:
+    """Create `folder/name`, or open it again to resume; only the main process does this. `steps` are those of the whole
+    training; they need to be given where epochs decide.
 
-    Raises ValueError, before anything is changed, if the name cannot be a folder's, if the folder holds something else
-    or a run of another preset, or if another process is training there.
+    Raises ValueError, before anything of the run is changed, if the name cannot be a folder's, if the folder holds
+    something else or a run of another preset, if the run has done more steps already or has states and none of them
+    is whole, or if another process is training there.
     """
     check_name(name)
     place = folder / name
-    check_same(place, preset)
     check_ours(place)
+    check_kinds(place, name)
     (place / "requests").mkdir(parents=True, exist_ok=True)
     lock = FileLock(place / "lock", timeout=0)
     try:
@@ -102,12 +124,30 @@ def open_run(folder: Path, preset: Preset, name: str) -> Run:
             f"another process is training in {place}: wait for it, stop it (an empty file {place / 'requests' / 'stop'}"
             " does), or give this run another name with --name"
         ) from None
+    try:
+        return _opened(Run(place, name, lock=lock), preset, steps)
+    except BaseException:
+        lock.release()
+        raise
+
+
+def _opened(run: Run, preset: Preset, steps: int | None) -> Run:
+    """The run, checked and ready to be written to. The lock is held: nobody else changes what is looked at."""
+    place = run.folder
+    state.tidy_states(place)
+    remove_leftovers(place, run.name)
+    newest, damaged = state.newest(place)
+    run.newest = newest
+    run.notes = check_same(place, preset, newest)
+    run.finished = finished_file(place, preset)
+    if damaged and newest is None and run.finished is None:
+        raise ValueError(state.none_left(place, damaged))
+    check_length(place, preset, newest, steps)
     for request in REQUESTS:  # left over from a run that was killed before it could look
         (place / "requests" / request).unlink(missing_ok=True)
-    tidy_states(place)
     write(preset, place / "preset.json")
-    write_environment(place / "environment.json")
-    return Run(place, name, finished_file(place), lock)
+    run.notes += write_environment(place / "environment.json")
+    return run
 
 
 def join_run(folder: Path, name: str) -> Run:
@@ -133,24 +173,59 @@ def check_name(name: str) -> None:
         raise ValueError(f"the run's name {name!r} cannot be a folder's name: {reason}; give another one with --name")
 
 
-def check_same(place: Path, preset: Preset) -> None:
-    """Raise ValueError if a run of another preset is in the folder, listing what differs."""
+def check_same(place: Path, preset: Preset, newest: Path | None = None) -> list[str]:
+    """Raise ValueError if a run of another preset is in the folder, listing what differs.
+
+    A preset.json that is damaged, or was changed, counts for less than the preset in `newest`, the run's last whole
+    state. Returns sentences about one that has to be written anew.
+    """
     path = place / "preset.json"
+    stored, reason = stored_preset(path)
+    if stored is not None and not changes(stored, preset):
+        return []
+    inside = stored_preset(newest / "preset.json")[0] if newest is not None else None
+    if inside is not None and not changes(inside, preset):
+        said = f"is damaged ({reason})" if reason else "was changed" if stored else "is missing"
+        return [f"{path} {said}; it is written anew, as it is in {newest}"]
+    stored = stored or inside
+    if stored is not None:
+        listed = "\n".join(f"  {name}: {_shown(old)} -> {_shown(new)}" for name, old, new in changes(stored, preset))
+        raise ValueError(
+            f"{place} holds a run of another preset; these options differ:\n{listed}\n"
+            f"Train under another name (--name), or delete {place} to start anew."
+        )
+    if newest is None and not (place / "adapter.safetensors").exists() and not _is_preset(path):
+        return [f"{path} is damaged ({reason}); it is written anew"] if reason else []
+    why = reason or "it is missing"
+    raise ValueError(
+        f"{path} cannot be read by this version of Gimbal ({why}), so it is not known whether the run there is of this "
+        "preset. Put back a copy of the file, or train under another name (--name); nothing there was changed"
+    )
+
+
+def stored_preset(path: Path) -> tuple[Preset | None, str]:
+    """The preset in a file, and why it cannot be read. Neither where there is no file."""
     if not path.exists():
-        return
-    what_to_do = f"Train under another name (--name), or delete {place} to start anew."
+        return None, ""
     try:
-        stored = resolve(str(path)).preset
-    except ValueError as error:
-        raise ValueError(f"{path} cannot be read by this version of Gimbal ({error}). {what_to_do}") from error
-    changed = [
-        f"  {option}: {_shown(old)} -> {_shown(new)}"
-        for option, old, new in differences(stored, preset)
-        if not may_change(option)
-    ]
-    if changed:
-        listed = "\n".join(changed)
-        raise ValueError(f"{place} holds a run of another preset; these options differ:\n{listed}\n{what_to_do}")
+        return resolve(str(path)).preset, ""
+    except RecursionError:
+        return None, "it is nested too deeply"
+    except (ValueError, OSError) as error:
+        return None, str(error)
+
+
+def _is_preset(path: Path) -> bool:
+    """Whether there is a preset in the file, be it one that this version does not know."""
+    try:
+        return bool(read(path))
+    except (ValueError, OSError, RecursionError):
+        return False
+
+
+def changes(stored: Preset, preset: Preset) -> list[tuple[str, Any, Any]]:
+    """The options of a run that are others in `preset` and may not be: name and both values."""
+    return [change for change in differences(stored, preset) if not may_change(change[0])]
 
 
 def may_change(option: str) -> bool:
@@ -158,12 +233,41 @@ def may_change(option: str) -> bool:
     return option in MAY_CHANGE or option.split(".")[0] in MAY_CHANGE
 
 
+def check_length(place: Path, preset: Preset, newest: Path | None, steps: int | None) -> None:
+    """Raise ValueError if the run has done more steps than the `steps` of the whole training, or has nothing to go on
+    from to do more."""
+    training = preset.training
+    steps = training.steps if steps is None and training.epochs is None else steps
+    if newest is not None and steps is not None:
+        check_steps(training, steps, state.steps_of(newest), newest)
+    if newest is None and _last_end(place) is not None and _length_differs(place, preset):
+        raise ValueError(
+            f"training.{_length(preset)}: the run in {place} was finished with another length, and there is no state "
+            f"from which it could go on. Put back a copy of {place / state.FOLDER}, or train under another --name"
+        )
+
+
+def check_steps(training: Training, steps: int, done: int, newest: Path) -> None:
+    """Raise ValueError if `done` steps are more than the whole training has."""
+    if done <= steps:
+        return
+    given = f"training.steps: {steps}" if training.epochs is None else f"training.epochs: {training.epochs}"
+    what = "" if training.epochs is None else f", which are {steps} steps"
+    raise ValueError(
+        f"{given}{what}, but this run has done {done} steps already ({newest}); give more, or train under another name "
+        "(--name)"
+    )
+
+
 def check_ours(place: Path) -> None:
     """Raise ValueError if the folder holds other things than a run."""
-    if not place.exists() or (place / "preset.json").exists():
+    if place.exists() and not place.is_dir():
+        raise ValueError(f"{place} is a file, but a run needs a folder: give this run another name with --name, or "
+                         "move the file")
+    if not place.exists() or (place / "preset.json").exists() or state.states(place):
         return
     found = [path.name for path in place.iterdir() if path.name not in ("lock", "requests", "log.txt", "events.jsonl")]
-    strangers = sorted(name for name in found if not name.startswith(".preset.json"))
+    strangers = sorted(name for name in found if not name.startswith(".preset.json") and not name.endswith(PARTIAL))
     if strangers:
         raise ValueError(
             f"{place} is not a run folder (it has no preset.json but {strangers[0]}): give this run another name "
@@ -171,24 +275,73 @@ def check_ours(place: Path) -> None:
         )
 
 
-def finished_file(place: Path) -> Path | None:
-    """The exported file of a run that is done; None if it is not done, or if the file is gone."""
+def check_kinds(place: Path, name: str) -> None:
+    """Raise ValueError if there is a folder where the run has a file, or the reverse."""
+    for path in (place / file for file in (*FILES, f"{name}.safetensors", f"{name}.errors.tsv")):
+        if path.is_dir():
+            raise ValueError(f"{path} is a folder, but a run has a file of this name: move it away")
+    for path in (place / folder for folder in FOLDERS):
+        if path.exists() and not path.is_dir():
+            raise ValueError(f"{path} is a file, but a run has a folder of this name: move it away")
+
+
+def remove_leftovers(place: Path, name: str) -> None:
+    """Delete what a process that was killed was writing. Whatever the run is called, its own files stay, and so does
+    what another process on this machine writes right now (scripts/export.py)."""
+    for path in place.rglob(f"*{PARTIAL}*"):
+        if path.name.removeprefix(name).endswith((PARTIAL, f"{PARTIAL}.safetensors")) and not is_being_written(path):
+            state.remove(path)
+
+
+def finished_file(place: Path, preset: Preset) -> Path | None:
+    """The exported file of a run that is done; None if it is not done, if `preset` has another length, or if the file
+    is gone or damaged."""
+    end = _last_end(place)
+    if end is None or _length_differs(place, preset):
+        return None
+    newest = state.states(place)[-1:]
+    if newest and state.steps_of(newest[0]) > end["step"]:
+        return None  # it was lengthened since
+    file = place / end["path"]
+    return file if file.is_file() and tensor_names(str(file)) is not None else None
+
+
+def _last_end(place: Path) -> dict[str, Any] | None:
+    """The last event `finished`, if it says that the run was done, and what file and step it ended with."""
     path = place / "events.jsonl"
-    if not path.is_file():
-        return None
-    ends = [event for event in read_events(path) if event["event"] == "finished"]
-    if not ends or ends[-1]["outcome"] != "done" or not ends[-1]["path"]:
-        return None
-    file = place / ends[-1]["path"]
-    return file if file.exists() else None
+    events = [event for event in read_events(path) if isinstance(event, dict)] if path.exists() else []
+    end = next((event for event in reversed(events) if event.get("event") == "finished"), {})
+    whole = end.get("outcome") == "done" and isinstance(end.get("path"), str) and isinstance(end.get("step"), int)
+    return end if whole and end["path"] else None
 
 
-def write_environment(path: Path) -> None:
-    """Add this start to `environment.json`: machine, versions and command. A resumed run has several."""
-    starts = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
-    temporary = path.with_suffix(".part")
-    temporary.write_text(json.dumps([*starts, environment()], indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    temporary.replace(path)
+def _length_differs(place: Path, preset: Preset) -> bool:
+    """Whether the run in the folder, as far as that is known, has another length than `preset`."""
+    last = [folder / "preset.json" for folder in state.states(place)[-1:]]
+    known = [found for path in (*last, place / "preset.json") if (found := stored_preset(path)[0]) is not None]
+    return bool(known) and _length(known[0]) != _length(preset)
+
+
+def _length(preset: Preset) -> str:
+    training = preset.training
+    return f"steps {training.steps}" if training.epochs is None else f"epochs {training.epochs}"
+
+
+def write_environment(path: Path) -> list[str]:
+    """Add this start to `environment.json`: machine, versions and command. A resumed run has several. Sentences about a
+    file that is damaged: it is put aside, and a new one begun."""
+    starts, notes = [], []
+    try:
+        starts = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
+        if not isinstance(starts, list) or not all(isinstance(start, dict) for start in starts):
+            raise ValueError("it is no list of starts")
+    except (ValueError, RecursionError) as error:
+        aside = path.with_name(f"{path.name}.damaged")
+        path.replace(aside)
+        reason = "it is nested too deeply" if isinstance(error, RecursionError) else error
+        starts, notes = [], [f"{path} is damaged ({reason}); it is now {aside.name}, and a new one is begun"]
+    write_whole(path, json.dumps([*starts, environment()], indent=2, ensure_ascii=False) + "\n")
+    return notes
 
 
 def environment() -> dict[str, Any]:

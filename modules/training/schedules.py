@@ -31,6 +31,18 @@ def warmup_steps(options: Training, steps: int) -> int:
     return options.warmup if options.warmup < steps else steps // 10
 
 
+def replanned(options: Training, step: int, before: int, now: int) -> str:
+    """What was otherwise in the first `step` of `before` steps than in those of `now`, in a clause; empty: nothing."""
+    if all(factor(options, before, done) == factor(options, now, done) for done in range(step)):
+        return ""
+    last = f"it was {options.learning_rate * factor(options, before, step - 1):.3g} in step {step}"
+    if step == now:
+        return f"the learning rate has not come to its end; {last}"
+    following = options.learning_rate * factor(options, now, step)
+    return (f"the learning rate follows the schedule of {now} steps from here on; {last}, and is {following:.3g} in "
+            f"step {step + 1}")
+
+
 def apply(optimizer: Optimizer, value: float) -> None:
     """Set the learning rate of each group to `value` times its full one."""
     for group in optimizer.param_groups:

@@ -3,27 +3,43 @@
 import os
 import time
 from collections.abc import Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
+from functools import partial
 from typing import Any
 
 import torch
 from accelerate import Accelerator, PartialState
-from accelerate.utils import gather_object, parse_flag_from_env
+from accelerate.utils import parse_flag_from_env
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from modules.adapters.base import Adapted, adapter_state, load_adapter_state
+from modules.adapters.base import Adapted, adapter_state
 from modules.adapters.derived import Derived
 from modules.data.batches import Batches
 from modules.data.cache import LatentCache, TextCache
 from modules.data.captions import whole_caption
 from modules.data.index import Index, Progress
+from modules.disk import write_whole
+from modules.export.metadata import Facts, facts_of
 from modules.families.base import Texts
 from modules.objectives import Density
+from modules.preset.files import to_json
 from modules.preset.schema import Preset, Training
-from modules.training import first_values, flat, gradient_start, memory, pool, setup, sharding, state
+from modules.training import (
+    fingerprints,
+    first_values,
+    flat,
+    gradient_start,
+    memory,
+    pool,
+    resuming,
+    setup,
+    sharding,
+    state,
+)
 from modules.training.collapse import Watch
 from modules.training.events import Events
 from modules.training.feed import Feed
@@ -89,6 +105,8 @@ class Session:
     """What is wrong with the loss at present, in sentences, by where it is."""
     started: float = field(default_factory=time.time)
     """Unix time of the first start, s."""
+    made: Future[fingerprints.Made] | None = None
+    """What the run is made from; in the process that writes states."""
 
     def __post_init__(self) -> None:
         self.feed = Feed(self)
@@ -137,9 +155,13 @@ def prepare(preset: Preset, pictures: Pictures, run: Run, events: Events, accele
 
     Everything is encoded before the denoiser comes to the device: the two never have to fit at the same time.
     """
+    for note in run.notes:
+        resuming.warn(events, note)
     events.write("stage", {"name": "load", "detail": f"loading {preset.base.path}"})
     model = setup.load(preset, accelerator.device)
     index, validation, training = pictures.training, pictures.validation, preset.training
+    make = partial(fingerprints.make, preset, index, validation, run.folder)
+    made = fingerprints.in_background(make) if run.is_ours else None  # the base is here now, and so is what is encoded
     batches = make_batches(preset, index, accelerator)
     steps = total_steps(training, batches)
     write_pictures(preset, index, run, events, accelerator.num_processes)
@@ -170,9 +192,10 @@ def prepare(preset: Preset, pictures: Pictures, run: Run, events: Events, accele
         latents=caches.latents,
         texts=caches.texts,
         steps=steps,
+        made=made,
     )
     write_layers(session)
-    resume(session)
+    resuming.resume(session)
     return session
 
 
@@ -221,7 +244,7 @@ def total_steps(training: Training, batches: Batches) -> int:
 def write_pictures(preset: Preset, index: Index, run: Run, events: Events, processes: int) -> None:
     """`pictures.tsv` in the run folder."""
     if events.main:
-        (run.folder / "pictures.tsv").write_text(index.rows(), encoding="utf-8")
+        write_whole(run.folder / "pictures.tsv", index.rows())
     events.write("stage", {"name": "buckets", "detail": index.table(preset.training.batch_size * processes)})
 
 
@@ -229,7 +252,7 @@ def write_layers(session: Session) -> None:
     """`layers.tsv` in the run folder."""
     if session.events.main:
         layers = setup.layer_table(session.adapted, session.model, session.preset)
-        (session.run.folder / "layers.tsv").write_text(layers, encoding="utf-8")
+        write_whole(session.run.folder / "layers.tsv", layers)
     count = sum(p.numel() for p in session.flat.parameters)
     detail = f"{len(session.adapted)} layers, {count:,} trainable parameters, {session.steps} steps"
     session.events.write("stage", {"name": "adapters", "detail": detail})
@@ -298,30 +321,20 @@ def sample_prompts(preset: Preset, training: Index) -> list[str]:
     return list(preset.samples.prompts) or [picture.caption for picture in training.pictures[:4]]
 
 
-def resume(session: Session) -> None:
-    """Go on from the run folder's last whole state, if there is one."""
-    folder = state.latest_state(session.run.folder)
-    found = set(gather_object([folder.name if folder else "no state"]))
-    if len(found) > 1:
-        raise ValueError(f"saving.folder: processes see different states ({', '.join(sorted(found))}); on several "
-                         "machines, give a folder that all of them share")
-    if folder is None:
-        return
-    saved = state.load_state(folder)
-    load_adapter_state(session.adapted, saved.adapter)
-    state.restore_optimizer(session.optimizer, saved)
-    session.step, session.started = saved.step, saved.facts["started"]
-    session.baseline, session.average = saved.facts["baseline"], saved.facts["average"]
-    session.reference = saved.facts.get("reference")  # states of before it was measured have none
-    before, now = saved.facts["processes"], session.accelerator.num_processes
-    if before != now:
-        message = f"this run had {before} processes and goes on with {now}: its steps see other pictures from here on"
-        session.events.write("warning", {"message": message, "detail": ""})
-    session.events.write("stage", {"name": "resume", "detail": f"going on from step {session.step} ({folder})"})
+def training_facts(session: Session) -> Facts:
+    """What the files say about this training."""
+    epoch = int(session.batches.epoch(session.step))
+    prompts = sample_prompts(session.preset, session.index)
+    pictures = session.index.pictures
+    return facts_of(pictures, session.preset, session.step, epoch, session.started, time.time(), prompts)
 
 
 def save(session: Session) -> None:
-    """Write a training state; older ones are deleted."""
+    """Write a training state; older ones are deleted. Raises FloatingPointError, in all processes, rather than write
+    one with values that are not finite."""
+    named = [(name, layer.adapter.state_dict()) for name, layer in session.adapted.items()]
+    values = {f"{name}.{key}": value for name, tensors in named for key, value in tensors.items()}
+    state.check_finite(values, session.optimizer, session.step)
     if not session.accelerator.is_main_process:
         return
     facts = {
@@ -330,11 +343,26 @@ def save(session: Session) -> None:
         "reference": session.reference,
         "started": session.started,
         "processes": session.accelerator.num_processes,
+        "steps": session.steps,
+        "training": training_facts(session).json(),
     }
-    path = state.save_state(session.run.folder, session.step, session.adapter_state(), session.optimizer, facts)
-    state.prune_states(session.run.folder, session.preset.saving.keep_states)
+    texts = {"preset.json": to_json(session.preset), **made_from(session)}
+    folder, step = session.run.folder, session.step
+    path = state.save_state(folder, step, session.adapter_state(), session.optimizer, facts, texts)
+    state.prune_states(folder, session.preset.saving.keep_states, path)
     size = sum(file.stat().st_size for file in path.iterdir())
-    session.events.write("saved", {"what": "state", "path": os.fspath(path), "step": session.step, "bytes": size})
+    session.events.write("saved", {"what": "state", "path": os.fspath(path), "step": step, "bytes": size})
+
+
+def made_from(session: Session) -> dict[str, str]:
+    """The fingerprints for a state. It is written without them where files have become unreadable."""
+    if session.made is None:
+        return {}
+    try:
+        return {fingerprints.RECORD: fingerprints.as_text(session.made.result())}
+    except OSError as error:
+        resuming.warn(session.events, f"this state does not say what it was trained on: {error}")
+        return {}
 
 
 def memory_mb(device: torch.device) -> float:

@@ -2,108 +2,233 @@
 
     <run folder>/state/step-001000/adapter.safetensors
                                    optimizer.safetensors    the tensors of the optimizer's state
+                                   preset.json              and other texts that are given
                                    state.json               step, facts, the optimizer's other values, checksums
+                       step-001100.unusable                 was damaged, and the run went on from a state before it
 
 A state is written under another name and renamed when it is complete, so at any time the old or the new one is whole.
+Which one is the newest follows from the number of steps alone, never from a clock.
 """
 
 import copy
 import hashlib
 import json
-import logging
 import math
-import os
+import re
 import shutil
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.optim import Optimizer
 
+from modules.disk import PARTIAL, DiskFull, full_sentence, is_full, to_disk
 from modules.training.optimizers import unwrapped
+from modules.training.trees import flatten, plain, unflatten
 
 FOLDER = "state"
-PARTIAL = ".partial"  # being written or deleted
 REPLACED = ".replaced"  # the old state of the same step, until the new one has its name
+UNUSABLE = ".unusable"  # newer than the state from which the run went on
 
-log = logging.getLogger(__name__)
+NAME = re.compile("step-[0-9]{1,18}")
+
+TENSORS = ("adapter.safetensors", "optimizer.safetensors")
+
+DAMAGE = (OSError, ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError, SafetensorError)
+"""What reading a file that was changed in any way may raise."""
 
 
 @dataclass(frozen=True)
 class State:
     """A training state read from disk. Tensors are on the CPU."""
 
+    folder: Path
     step: int
     adapter: dict[str, Tensor]
     optimizer_state: dict
     facts: dict
+    texts: dict[str, str]
+    """The texts that were saved with it, by file name."""
 
 
-def save_state(folder: Path, step: int, adapter: dict[str, Tensor], optimizer: Optimizer, facts: dict) -> Path:
+def save_state(
+    folder: Path,
+    step: int,
+    adapter: dict[str, Tensor],
+    optimizer: Optimizer,
+    facts: dict,
+    texts: Mapping[str, str] | None = None,
+) -> Path:
     """Write `state/step-<step>/` into the run folder and return its path.
 
-    `step` is the number of finished steps. `facts` holds whatever else has to come back: numbers, texts, lists, dicts.
-    A state of the same step is replaced.
+    `step` is the number of finished steps. `facts` holds whatever else has to come back: numbers, texts, lists, dicts;
+    `texts` are files beside it, by name. A state of the same step is replaced. Raises DiskFull, and leaves nothing
+    behind then.
     """
     final = folder / FOLDER / f"step-{step:06d}"
     partial = final.with_name(final.name + PARTIAL)
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-
-    tensors: dict[str, Tensor] = {}
-    values = flatten(_optimizer_state(optimizer), "", tensors, {})
-    save_file({name: _plain(tensor) for name, tensor in adapter.items()}, partial / "adapter.safetensors")
-    save_file(tensors, partial / "optimizer.safetensors")
-    sums = {name: _checksum(partial / name) for name in ("adapter.safetensors", "optimizer.safetensors")}
-    nothing: dict[str, Tensor] = {}
-    contents = {"step": step, "facts": flatten(facts, "", nothing, {}), "optimizer": values, "sha256": sums}
-    assert not nothing, f"facts are no place for tensors: {list(nothing)}"
-    text = json.dumps({"contents": contents, "sha256": _text_checksum(contents)}, indent=1, allow_nan=False)
-    (partial / "state.json").write_text(text, encoding="utf-8")
-
-    for path in (*partial.iterdir(), partial):
-        _to_disk(path)
+    try:
+        remove(partial)
+        partial.mkdir(parents=True)
+        _write(partial, step, adapter, optimizer, facts, texts or {})
+        for path in (*partial.iterdir(), partial):
+            to_disk(path)
+    except Exception as error:
+        remove(partial)
+        if is_full(error):
+            raise DiskFull(full_sentence(final)) from error
+        raise
     if final.exists():
         replaced = final.with_name(final.name + REPLACED)
-        shutil.rmtree(replaced, ignore_errors=True)
+        remove(replaced)
         final.rename(replaced)
         partial.rename(final)
-        shutil.rmtree(replaced)
+        remove(replaced)
     else:
         partial.rename(final)
-    _to_disk(final.parent)
+    to_disk(final.parent)
     return final
+
+
+def _write(
+    folder: Path, step: int, adapter: dict[str, Tensor], optimizer: Optimizer, facts: dict, texts: Mapping[str, str]
+) -> None:
+    """The files of a state."""
+    tensors: dict[str, Tensor] = {}
+    values = flatten(_optimizer_state(optimizer), "", tensors, {})
+    save_file({name: plain(tensor) for name, tensor in adapter.items()}, folder / TENSORS[0])
+    save_file(tensors, folder / TENSORS[1])
+    for name, text in texts.items():
+        (folder / name).write_text(text, encoding="utf-8")
+    nothing: dict[str, Tensor] = {}
+    contents = {
+        "step": step,
+        "facts": flatten(facts, "", nothing, {}),
+        "optimizer": values,
+        "sha256": {name: checksum(folder / name) for name in (*TENSORS, *texts)},
+    }
+    assert not nothing, f"facts are no place for tensors: {list(nothing)}"
+    text = json.dumps({"contents": contents, "sha256": _text_checksum(contents)}, indent=1, allow_nan=False)
+    (folder / "state.json").write_text(text, encoding="utf-8")
+
+
+def check_finite(adapter: Mapping[str, Tensor], optimizer: Optimizer, step: int) -> None:
+    """Raise FloatingPointError, naming tensors, if parameters or the optimizer's state are not finite after `step`.
+    Call it in every process, so that all of them stop."""
+    found = non_finite(adapter, unwrapped(optimizer).state_dict())
+    if found:
+        raise FloatingPointError(
+            f"After step {step} these values are not finite: {found}. No state is written, and the last one is kept. "
+            "Lower training.learning_rate, or look at the pictures of the last steps; with float16, try "
+            "training.precision bfloat16 or float32."
+        )
+
+
+def non_finite(adapter: Mapping[str, Tensor], optimizer_state: dict) -> str:
+    """Names of the tensors with values that are not finite, and of other numbers that are NaN; empty: none."""
+    named = [*adapter.items(), *_leaves(optimizer_state, "optimizer")]
+    wrong = [name for name, value in named if isinstance(value, float) and math.isnan(value)]
+    looks: dict[torch.device, list[tuple[str, Tensor]]] = {}
+    for name, value in named:
+        if isinstance(value, Tensor) and value.is_floating_point():
+            looks.setdefault(value.device, []).append((name, value.isfinite().all()))
+    for found in looks.values():  # together: each would wait for the device
+        finite = torch.stack([good for _, good in found]).tolist()
+        wrong += [name for (name, _), good in zip(found, finite, strict=True) if not good]
+    return ", ".join(wrong[:3]) + (f" and {len(wrong) - 3} more" if len(wrong) > 3 else "")
+
+
+def _leaves(value: Any, name: str) -> Iterator[tuple[str, Any]]:
+    if isinstance(value, dict):
+        for key, item in value.items():
+            yield from _leaves(item, f"{name}.{key}")
+    elif isinstance(value, (list, tuple)):
+        for place, item in enumerate(value):
+            yield from _leaves(item, f"{name}.{place}")
+    else:
+        yield name, value
 
 
 def load_state(folder: Path) -> State:
     """Read a state from its folder, `state/step-<step>`. Raises ValueError if it is incomplete or damaged."""
+    contents = read_contents(folder)
+    try:
+        tensors = load_file(folder / TENSORS[1])
+        found = State(
+            folder=folder,
+            step=contents["step"],
+            adapter=load_file(folder / TENSORS[0]),
+            optimizer_state=unflatten(contents["optimizer"], tensors),
+            facts=unflatten(contents["facts"], {}),
+            texts=_texts(folder, contents),
+        )
+        wrong = non_finite(found.adapter, found.optimizer_state["state"])
+    except DAMAGE as error:
+        raise unreadable(folder, error) from error
+    if wrong:
+        raise ValueError(f"the training state {folder} cannot be used: these values in it are not finite: {wrong}")
+    return found
+
+
+def read_texts(folder: Path) -> tuple[dict, dict[str, str]]:
+    """The facts of a state and its texts by name, without its tensors. Raises ValueError as `load_state` does."""
+    contents = read_contents(folder, tensors=False)
+    try:
+        return unflatten(contents["facts"], {}), _texts(folder, contents)
+    except DAMAGE as error:
+        raise unreadable(folder, error) from error
+
+
+def _texts(folder: Path, contents: dict) -> dict[str, str]:
+    return {name: (folder / name).read_text(encoding="utf-8") for name in contents["sha256"] if name not in TENSORS}
+
+
+def read_contents(folder: Path, tensors: bool = True) -> dict:
+    """What `state.json` says, with its own checksum and those of the other files verified; of files with tensors only
+    if `tensors`. Raises ValueError."""
     try:
         document = json.loads((folder / "state.json").read_text(encoding="utf-8"))
         contents = document["contents"]
         whole = document["sha256"] == _text_checksum(contents)
-        whole = whole and all(_checksum(folder / name) == found for name, found in contents["sha256"].items())
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"the training state {folder} is incomplete or unreadable ({error}): delete it") from error
+        sums = contents["sha256"]
+        wanted = [name for name in (*TENSORS, *sums) if tensors or name not in TENSORS]
+        whole = whole and all(checksum(folder / name) == sums[name] for name in dict.fromkeys(wanted))
+        step = contents["step"]
+    except DAMAGE as error:
+        raise unreadable(folder, error) from error
     if not whole:
-        raise ValueError(f"the training state {folder} is damaged (a checksum differs): delete it")
-    tensors = load_file(folder / "optimizer.safetensors")
-    return State(
-        step=contents["step"],
-        adapter=load_file(folder / "adapter.safetensors"),
-        optimizer_state=unflatten(contents["optimizer"], tensors),
-        facts=unflatten(contents["facts"], {}),
-    )
+        raise ValueError(f"the training state {folder} is damaged: a checksum differs")
+    if step != steps_of(folder):
+        raise ValueError(f"the training state {folder} is in another one's folder: it is of step {step}")
+    return contents
+
+
+def unreadable(folder: Path, error: BaseException) -> ValueError:
+    """What to say of a state that cannot be read."""
+    reason = "it is nested too deeply" if isinstance(error, RecursionError) else str(error) or type(error).__name__
+    return ValueError(f"the training state {folder} is incomplete or unreadable ({reason})")
+
+
+def check_optimizer(optimizer: Optimizer, state: State) -> None:
+    """Raise ValueError if a state is of another optimizer, or of one over other parameters."""
+    inner, saved = unwrapped(optimizer), state.optimizer_state
+    if saved["class"] != type(inner).__name__:
+        raise ValueError(f"it is of optimizer {saved['class']}, not of {type(inner).__name__}")
+    before, now = saved["state"]["param_groups"], inner.param_groups
+    if [len(group["params"]) for group in before] != [len(group["params"]) for group in now]:
+        raise ValueError("its optimizer has other groups of parameters")
 
 
 def restore_optimizer(optimizer: Optimizer, state: State) -> None:
-    """Put a saved state into a freshly built optimizer over the same parameters, also one that accelerate prepared."""
-    inner = unwrapped(optimizer)
-    saved = state.optimizer_state
-    if saved["class"] != type(inner).__name__:
-        raise ValueError(f"the training state is of optimizer {saved['class']}, not of {type(inner).__name__}")
+    """Put a saved state into a freshly built optimizer over the same parameters, also one that accelerate prepared.
+    Raises ValueError as `check_optimizer` does."""
+    check_optimizer(optimizer, state)
+    inner, saved = unwrapped(optimizer), state.optimizer_state
     # torch's optimizers keep the very tensors they are given, and the next step would write into `state`.
     inner.load_state_dict(copy.deepcopy(saved["state"]))
     _page_again(inner)
@@ -111,91 +236,107 @@ def restore_optimizer(optimizer: Optimizer, state: State) -> None:
         optimizer.scaler.load_state_dict(saved["scaler"])  # pyright: ignore
 
 
-def latest_state(run_folder: Path) -> Path | None:
-    """Folder of the whole state with the most steps. Damaged ones are skipped with a warning."""
-    for folder in reversed(_states(run_folder)):
+def newest(run_folder: Path) -> tuple[Path | None, list[str]]:
+    """Folder of the whole state with the most steps; and why each with more steps is not whole, in sentences."""
+    reasons = []
+    for folder in reversed(states(run_folder)):
         try:
             load_state(folder)
         except ValueError as error:
-            log.warning("%s; the state before it is used", error)
+            reasons.append(str(error))
         else:
-            return folder
-    return None
+            return folder, reasons
+    return None, reasons
 
 
-def prune_states(run_folder: Path, keep: int) -> None:
-    """Delete all but the last `keep` states.
+def latest_state(run_folder: Path) -> Path | None:
+    """Folder of the whole state with the most steps."""
+    return newest(run_folder)[0]
 
-    States with more steps than the one written last go too: they were damaged, and the run went on from before them.
-    """
-    states = _states(run_folder)
-    if not states:
+
+def none_left(run_folder: Path, reasons: Sequence[str]) -> str:
+    """What to say where a run has states and none of them can be used."""
+    listed = "\n".join(f"  {reason}" for reason in reasons)
+    return (
+        f"{run_folder} has training states, but none from which the run can go on:\n{listed}\nPut back a copy of one "
+        f"of them, or train under another name (--name); to start at step 0 again, move {run_folder / FOLDER} away."
+    )
+
+
+def put_aside(folders: Sequence[Path]) -> None:
+    """Rename states that cannot be used, so that they are never counted or chosen again. The one with the most steps
+    of them is kept, those that were put aside before are deleted."""
+    if not folders:
         return
-    times = [folder.stat().st_mtime_ns for folder in states]
-    current = max(range(len(states)), key=lambda place: (times[place], place))
-    for folder in states[: max(0, current + 1 - keep)] + states[current + 1 :]:
-        dying = folder.with_name(folder.name + PARTIAL)  # if this is interrupted, half a state has no state's name
-        folder.rename(dying)
-        shutil.rmtree(dying)
+    *others, last = sorted(folders, key=steps_of)
+    for path in (*last.parent.glob(f"step-*{UNUSABLE}"), *others):
+        _delete(path)
+    last.rename(last.with_name(last.name + UNUSABLE))
+
+
+def prune_states(run_folder: Path, keep: int, written: Path) -> None:
+    """Delete the states before the last `keep` whole ones, of which `written`, just saved, is the last."""
+    older = [folder for folder in states(run_folder) if steps_of(folder) <= steps_of(written)]
+    if len(older) <= keep:
+        return
+    whole = 0
+    for folder in reversed(older):
+        if whole >= keep:
+            _delete(folder)
+        elif folder == written or is_whole(folder):
+            whole += 1
+
+
+def is_whole(folder: Path) -> bool:
+    """Whether a state's checksums are right."""
+    try:
+        read_contents(folder)
+    except ValueError:
+        return False
+    return True
 
 
 def tidy_states(run_folder: Path) -> None:
     """Clear up after a crash: called once when a run starts, before anything is read."""
-    for replaced in (run_folder / FOLDER).glob(f"step-*{REPLACED}"):
+    place = run_folder / FOLDER
+    if not place.is_dir():
+        return
+    for replaced in place.glob(f"step-*{REPLACED}"):
         final = replaced.with_name(replaced.name.removesuffix(REPLACED))
         if final.exists():
-            shutil.rmtree(replaced)
+            remove(replaced)
         else:
             replaced.rename(final)
-    for partial in (run_folder / FOLDER).glob(f"step-*{PARTIAL}"):
-        shutil.rmtree(partial)
+    for partial in place.glob(f"step-*{PARTIAL}"):
+        remove(partial)
 
 
-def flatten(value: Any, name: str, tensors: dict[str, Tensor], seen: dict[tuple, str]) -> Any:
-    """`value` as JSON, with its tensors moved into `tensors` under names that begin with `name`.
-
-    Anything but plain numbers, texts, booleans and None becomes a list `[kind, ...]`. A tensor that occurs several
-    times (`seen`, by memory, shape and stride) is stored once.
-    """
-    if value is None or isinstance(value, (bool, str)) or type(value) is int:
-        return value
-    if isinstance(value, float):
-        return value if math.isfinite(value) else ["float", repr(value)]
-    if isinstance(value, dict):
-        items = [[key, flatten(item, f"{name}.{key}", tensors, seen)] for key, item in value.items()]
-        assert all(type(key) in (str, int) for key in value), list(value)
-        return ["dict", items]
-    if isinstance(value, (list, tuple)):
-        kind = "list" if isinstance(value, list) else "tuple"
-        return [kind, [flatten(item, f"{name}.{place}", tensors, seen) for place, item in enumerate(value)]]
-    assert isinstance(value, Tensor), f"{name} is a {type(value).__name__}"
-    memory = (value.data_ptr() if value.numel() else id(value), value.dtype, value.shape, value.stride())
-    if memory not in seen:
-        seen[memory] = name.removeprefix(".")
-        tensors[seen[memory]] = _plain(value)
-    # Only dense tensors keep their stride; `empty_like` tells them apart.
-    dense = torch.empty_like(value).stride() == value.stride()
-    return ["tensor", seen[memory], list(value.stride()) if dense and not value.is_contiguous() else None]
+def states(run_folder: Path) -> list[Path]:
+    """All that has a state's name, whole or not, fewest steps first."""
+    place = run_folder / FOLDER
+    found = [path for path in place.iterdir() if NAME.fullmatch(path.name)] if place.is_dir() else []
+    return sorted(found, key=steps_of)
 
 
-def unflatten(value: Any, tensors: dict[str, Tensor]) -> Any:
-    """The inverse of `flatten`. A tensor that was stored once for several places is one tensor again."""
-    if not isinstance(value, list):
-        return value
-    kind, content = value[:2]
-    if kind == "float":
-        return float(content)
-    if kind == "dict":
-        return {key: unflatten(item, tensors) for key, item in content}
-    if kind == "list":
-        return [unflatten(item, tensors) for item in content]
-    if kind == "tuple":
-        return tuple(unflatten(item, tensors) for item in content)
-    assert kind == "tensor", kind
-    tensor, stride = tensors[content], value[2]
-    if stride is not None and tensor.stride() != tuple(stride):
-        tensors[content] = torch.empty_strided(tensor.shape, stride, dtype=tensor.dtype).copy_(tensor)
-    return tensors[content]
+def steps_of(folder: Path) -> int:
+    """The number of steps in a state's name."""
+    return int(folder.name.removeprefix("step-"))
+
+
+def remove(path: Path) -> None:
+    """Delete a file or a folder with all that is in it, if it is there."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _delete(folder: Path) -> None:
+    """Delete a state. If that is interrupted, half a state has no state's name."""
+    dying = folder.with_name(folder.name + PARTIAL)
+    remove(dying)
+    folder.rename(dying)
+    remove(dying)
 
 
 def _optimizer_state(optimizer: Optimizer) -> dict:
@@ -235,18 +376,8 @@ def _paged(tensor: Tensor, device: torch.device) -> Tensor:
     return paged
 
 
-def _states(run_folder: Path) -> list[Path]:
-    """The complete states of a run, fewest steps first."""
-    folders = [p for p in (run_folder / FOLDER).glob("step-*") if p.name.removeprefix("step-").isdigit()]
-    return sorted(folders, key=lambda p: int(p.name.removeprefix("step-")))
-
-
-def _plain(tensor: Tensor) -> Tensor:
-    """A copy that safetensors accepts: on the CPU, contiguous, sharing no memory."""
-    return tensor.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
-
-
-def _checksum(path: Path) -> str:
+def checksum(path: Path) -> str:
+    """sha256 of a file, hex."""
     with path.open("rb") as file:
         digest = hashlib.sha256()
         while block := file.read(1 << 20):
@@ -256,14 +387,3 @@ def _checksum(path: Path) -> str:
 
 def _text_checksum(contents: dict) -> str:
     return hashlib.sha256(json.dumps(contents).encode()).hexdigest()
-
-
-def _to_disk(path: Path) -> None:
-    """Make sure a file, or the names in a folder, survive a power cut. Windows has no such thing for folders."""
-    if os.name == "nt" and path.is_dir():
-        return
-    handle = os.open(path, os.O_RDWR if path.is_file() else os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

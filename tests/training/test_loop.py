@@ -99,8 +99,8 @@ def test_a_finished_run_says_so_and_a_changed_one_is_refused(place: Place, capsy
     before = len(place.events("once"))
     assert place.train("once", "--training.steps", "1") == 0
     assert "already finished" in capsys.readouterr().out
-    assert place.train("once", "--training.steps", "3") == 2
-    assert "training.steps: 1 -> 3" in capsys.readouterr().err
+    assert place.train("once", "--training.steps", "1", "--training.seed", "3") == 2
+    assert "training.seed: 0 -> 3" in capsys.readouterr().err
     assert len(place.events("once")) == before
 
 

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import psutil
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from modules.preset.schema import Preset
 from modules.training.events import Events
@@ -153,10 +155,13 @@ def test_a_finished_run_knows_its_file(tmp_path):
     finish(folder, "stopped", None)
     with open_run(tmp_path, preset(), "a") as run:
         assert run.finished is None
-    file.touch()
+    save_file({"x": torch.ones(3)}, file)
     finish(folder, "done", file)
     with open_run(tmp_path, preset(), "a") as run:
         assert run.finished == file
+    os.truncate(file, 40)  # a power cut
+    with open_run(tmp_path, preset(), "a") as run:
+        assert run.finished is None
     file.unlink()
     with open_run(tmp_path, preset(), "a") as run:
         assert run.finished is None

@@ -1,17 +1,27 @@
 """Half a run, a saved state and a fresh start give the same bits as the whole run, whatever the optimizer."""
 
 import json
-import logging
 import os
+import shutil
 import typing
 from pathlib import Path
 
 import pytest
 import torch
 
-from modules.training import state
+from modules.disk import DiskFull
+from modules.training import state, trees
 from modules.training.optimizers import AdamW, OptimizerOptions
-from modules.training.state import latest_state, load_state, prune_states, restore_optimizer, save_state, tidy_states
+from modules.training.state import (
+    latest_state,
+    load_state,
+    newest,
+    prune_states,
+    put_aside,
+    restore_optimizer,
+    save_state,
+    tidy_states,
+)
 
 CLASSES = typing.get_args(typing.get_args(OptimizerOptions)[0])
 ON_CPU = [options for options in CLASSES if not options().name.startswith("paged_")]
@@ -120,8 +130,8 @@ def test_tree_of_everything():
         "shared": [shared, shared],
     }
     tensors: dict[str, torch.Tensor] = {}
-    text = json.dumps(state.flatten(tree, "", tensors, {}), allow_nan=False)
-    back = state.unflatten(json.loads(text), tensors)
+    text = json.dumps(trees.flatten(tree, "", tensors, {}), allow_nan=False)
+    back = trees.unflatten(json.loads(text), tensors)
     assert repr(back) == repr(tree)
     assert list(back) == list(tree)
     assert back["bf16"].dtype == torch.bfloat16
@@ -161,48 +171,177 @@ def test_float16_loss_scale_comes_back(tmp_path):
     assert scaler.get_scale() == 512.0
 
 
-def test_latest_skips_damaged_states(tmp_path, caplog):
-    assert latest_state(tmp_path) is None
+def flip_a_bit(file: Path) -> None:
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+
+
+def names(run_folder: Path) -> list[str]:
+    return sorted(path.name for path in (run_folder / "state").iterdir())
+
+
+def test_the_last_whole_state_is_the_newest_whatever_the_clock_says(tmp_path):
+    assert newest(tmp_path) == (None, [])
     old, new = save(tmp_path, 2, small(2)), save(tmp_path, 10, small(3))
-    assert latest_state(tmp_path) == new
-    damaged = bytearray((new / "optimizer.safetensors").read_bytes())
-    damaged[-1] ^= 1
-    (new / "optimizer.safetensors").write_bytes(damaged)
-    os.utime(new, (0, 0))
-    with caplog.at_level(logging.WARNING):
-        assert latest_state(tmp_path) == old
-    assert "step-000010" in caplog.text
-    later = save(tmp_path, 6, small(1))  # the run goes on from step 2
-    prune_states(tmp_path, 2)
-    assert sorted((tmp_path / "state").iterdir()) == [old, later]
+    for place, hour in ((old, 3600), (new, -3600)):
+        os.utime(place, (place.stat().st_mtime + hour,) * 2)
+    assert newest(tmp_path) == (new, [])
+    flip_a_bit(new / "optimizer.safetensors")
+    found, (reason,) = newest(tmp_path)
+    assert found == latest_state(tmp_path) == old
+    assert f"{new} is damaged: a checksum differs" in reason
 
 
-@pytest.mark.parametrize("change", ["digit", "missing file", "cut", "not json"])
-def test_damage_of_any_file_is_found(change, tmp_path):
-    path = save(tmp_path, 2, small(2))
-    text = (path / "state.json").read_text()
-    if change == "digit":
-        (path / "state.json").write_text(text.replace("0.01", "0.02", 1))
-    if change == "missing file":
-        (path / "adapter.safetensors").unlink()
-    if change == "cut":
-        (path / "state.json").write_text(text[: len(text) // 2])
-    if change == "not json":
-        (path / "state.json").write_text("[1, 2]")
-    with pytest.raises(ValueError, match="delete it"):
+def rewritten(change):
+    """A state.json with the right checksums and other contents."""
+
+    def damage(path: Path) -> None:
+        document = json.loads((path / "state.json").read_text())
+        change(document["contents"])
+        document["sha256"] = state._text_checksum(document["contents"])
+        (path / "state.json").write_text(json.dumps(document))
+
+    return damage
+
+
+def not_finite(path: Path) -> None:
+    """As before there was a check: the parameters are NaN, and all checksums are right."""
+    step, run = state.steps_of(path), small(2)
+    run.parameters[2].detach()[0, 0] = float("nan")
+    shutil.rmtree(path)
+    save_state(path.parents[1], step, run.tensors(), run.optimizer, {})
+
+
+def infinite_moments(path: Path) -> None:
+    step, run = state.steps_of(path), small(2)
+    run.optimizer.state[run.parameters[1]]["exp_avg_sq"][0, 0] = float("inf")
+    shutil.rmtree(path)
+    save_state(path.parents[1], step, run.tensors(), run.optimizer, {})
+
+
+def a_file_for_a_folder(path: Path) -> None:
+    shutil.rmtree(path)
+    path.write_text("x")
+
+
+def a_folder_for_a_file(path: Path) -> None:
+    (path / "adapter.safetensors").unlink()
+    (path / "adapter.safetensors").mkdir()
+
+
+def text(content: str):
+    return lambda path: (path / "state.json").write_text(content)
+
+
+DAMAGES = {
+    "digit": lambda path: text((path / "state.json").read_text().replace("0.01", "0.02", 1))(path),
+    "cut": lambda path: text((path / "state.json").read_text()[:200])(path),
+    "list": text("[1, 2]"),
+    "null": text("null"),
+    "text for contents": text('{"contents": "x", "sha256": "y"}'),
+    "deep": text("[" * 100_000),
+    "empty": text(""),
+    "not UTF-8": lambda path: (path / "state.json").write_bytes(b"\xff\xfe"),
+    "no step": rewritten(lambda contents: contents.pop("step")),
+    "another step": rewritten(lambda contents: contents.update(step=3)),
+    "no checksum of a file": rewritten(lambda contents: contents["sha256"].pop("adapter.safetensors")),
+    "no checksums": rewritten(lambda contents: contents.pop("sha256")),
+    "optimizer is null": rewritten(lambda contents: contents.update(optimizer=None)),
+    "facts nested wrongly": rewritten(lambda contents: contents.update(facts=["dict", [1]])),
+    "missing file": lambda path: (path / "adapter.safetensors").unlink(),
+    "shorter file": lambda path: os.truncate(path / "optimizer.safetensors", 100),
+    "bit": lambda path: flip_a_bit(path / "adapter.safetensors"),
+    "no state.json": lambda path: (path / "state.json").unlink(),
+    "not finite": not_finite,
+    "infinite moments": infinite_moments,
+    "a file for a folder": a_file_for_a_folder,
+    "a folder for a file": a_folder_for_a_file,
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_damage_of_any_kind_is_found_and_the_state_before_it_used(damage, tmp_path):
+    old, path = save(tmp_path, 1, small(1)), save(tmp_path, 2, small(2))
+    DAMAGES[damage](path)
+    with pytest.raises(ValueError, match=r"state/step-000002 "):
         load_state(path)
+    found, (reason,) = newest(tmp_path)
+    assert found == old and str(path) in reason
 
 
-def test_prune_keeps_the_newest(tmp_path):
-    for step in (1, 2, 3):
-        save(tmp_path, step, small())
-    prune_states(tmp_path, 2)
-    assert sorted(p.name for p in (tmp_path / "state").iterdir()) == ["step-000002", "step-000003"]
-    prune_states(tmp_path, 5)
-    assert len(list((tmp_path / "state").iterdir())) == 2
+def test_a_state_with_values_that_are_not_finite_is_not_written(tmp_path):
+    run = small(2)
+    state.check_finite(run.tensors(), run.optimizer, 2)
+    run.parameters[2].detach()[0, 0] = float("nan")
+    with pytest.raises(FloatingPointError, match="After step 2 these values are not finite: 2. No state is written"):
+        state.check_finite(run.tensors(), run.optimizer, 2)
+    run = small(2)
+    run.optimizer.state[run.parameters[1]]["exp_avg_sq"][0, 0] = float("inf")
+    with pytest.raises(FloatingPointError, match="exp_avg_sq"):
+        state.check_finite(run.tensors(), run.optimizer, 2)
 
 
-class PowerCut(Exception):
+def test_texts_come_back_and_are_guarded(tmp_path):
+    run = small()
+    path = save_state(tmp_path, 0, run.tensors(), run.optimizer, {"a": 1}, {"note.json": "é"})
+    assert load_state(path).texts == {"note.json": "é"} and state.read_texts(path) == ({"a": 1}, {"note.json": "é"})
+    (path / "note.json").write_text("e")
+    for read in (load_state, state.read_texts):
+        with pytest.raises(ValueError, match="a checksum differs"):
+            read(path)
+
+
+def test_prune_keeps_the_last_whole_ones(tmp_path):
+    paths = [save(tmp_path, step, small()) for step in (1, 2, 3, 4)]
+    for place, path in enumerate(paths):  # each seems older than the one before
+        os.utime(path, (1000 - place,) * 2)
+    prune_states(tmp_path, 3, paths[-1])
+    assert names(tmp_path) == ["step-000002", "step-000003", "step-000004"]
+    flip_a_bit(paths[2] / "adapter.safetensors")
+    prune_states(tmp_path, 2, paths[-1])
+    assert names(tmp_path) == ["step-000002", "step-000003", "step-000004"]  # 3 does not count
+    prune_states(tmp_path, 1, paths[-1])
+    assert names(tmp_path) == ["step-000004"]
+    prune_states(tmp_path, 5, paths[-1])
+    assert names(tmp_path) == ["step-000004"]
+
+
+def test_what_is_put_aside_is_never_chosen_counted_or_deleted_again(tmp_path):
+    paths = [save(tmp_path, step, small()) for step in (1, 2, 3, 4)]
+    put_aside(paths[3:])
+    put_aside([paths[2], paths[1]])
+    assert names(tmp_path) == ["step-000001", "step-000003.unusable"]
+    assert newest(tmp_path) == (paths[0], [])
+    later = save(tmp_path, 5, small())
+    prune_states(tmp_path, 2, later)
+    tidy_states(tmp_path)
+    assert names(tmp_path) == ["step-000001", "step-000003.unusable", "step-000005"]
+
+
+def test_a_state_in_the_place_of_a_file_or_after_an_interrupted_one(tmp_path):
+    (tmp_path / "state").mkdir()
+    for name in ("step-000002", "step-000002.partial", "step-000002.replaced", "step-000003.partial"):
+        (tmp_path / "state" / name).write_text("a file")
+    path = save(tmp_path, 2, small())
+    tidy_states(tmp_path)
+    assert names(tmp_path) == ["step-000002"] and latest_state(tmp_path) == path
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), ValueError("broken")])
+def test_a_state_that_cannot_be_written_leaves_nothing_behind(error, tmp_path, monkeypatch):
+    def fail(*_):
+        raise error
+
+    old = save(tmp_path, 2, small())
+    with monkeypatch.context() as patch:
+        patch.setattr(state, "checksum", fail)
+        with pytest.raises(DiskFull if isinstance(error, OSError) else ValueError, match="no room|broken"):
+            save(tmp_path, 4, small())
+    assert names(tmp_path) == ["step-000002"] and latest_state(tmp_path) == old
+
+
+class PowerCut(BaseException):
     pass
 
 
@@ -225,7 +364,7 @@ def test_a_crash_leaves_the_old_or_the_new_state(moment, tmp_path, monkeypatch):
         patch.setattr(Path, "rename", cut_before(Path.rename))
         patch.setattr(Path, "write_text", cut_before(Path.write_text))
         patch.setattr(state, "save_file", cut_before(state.save_file))
-        patch.setattr(state, "_to_disk", cut_before(state._to_disk))
+        patch.setattr(state, "to_disk", cut_before(state.to_disk))
         patch.setattr(state.shutil, "rmtree", cut_before(state.shutil.rmtree))
         try:
             save(tmp_path, 5, small(2))

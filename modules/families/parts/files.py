@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,11 @@ ABOUT_FILES = ("architectures", "dtype", "transformers_version")
 
 COMPUTING = ("torch", "diffusers", "transformers")
 """Libraries whose other versions may give other last bits."""
+TEXTS = (".json", ".txt", ".model")
+"""Ends of the names of configurations and tokenizers."""
+
+PICKLES = (".bin", ".pt", ".ckpt")
+"""Ends of the names of weights that are read where there is no .safetensors file."""
 
 
 def tensor_names(path: str) -> set[str] | None:
@@ -31,6 +36,39 @@ def tensor_names(path: str) -> set[str] | None:
         return set(read_header(Path(path)).tensors)
     except ValueError:
         return None
+
+
+def files_of_parts(source: str, without: Collection[str], weights: Collection[str] | None = None) -> dict[str, Path]:
+    """The files of a folder in diffusers layout, or of the hub's model `source` as far as it is here, by `part/name`.
+    Parts in `without` are left out, and weights of parts that are not in `weights`; None: of none."""
+    from huggingface_hub import try_to_load_from_cache
+
+    here = Path(source) / INDEX if Path(source).is_dir() else try_to_load_from_cache(source, INDEX)
+    if not isinstance(here, str | Path):
+        return {}
+    here = Path(here)
+    try:
+        index = json.loads(here.read_text(encoding="utf-8"))
+        parts = [part for part, kind in index.items() if isinstance(kind, list) and kind[0] and part not in without]
+    except (OSError, ValueError, AttributeError, IndexError, RecursionError):
+        return {}  # loading says what is wrong with it
+    found = {INDEX: here}
+    for part in parts:
+        folder = here.parent / part
+        paths = sorted(folder.iterdir()) if folder.is_dir() else []
+        found |= {f"{part}/{path.name}": path for path in paths if path.suffix in TEXTS and path.is_file()}
+        if weights is None or part in weights:
+            found |= {f"{part}/{path.name}": path for path in _weights(paths)}
+    return found
+
+
+def _weights(paths: Sequence[Path]) -> Iterator[Path]:
+    """The files with weights that are read of a folder's: not pickles where there is a .safetensors file, and no
+    variant (`model.fp16.safetensors`) where there is the usual one."""
+    suffixes = (".safetensors",) if any(path.suffix == ".safetensors" for path in paths) else PICKLES
+    found = [path for path in paths if path.suffix in suffixes]
+    usual = [path for path in found if "." not in path.stem]
+    yield from usual or found
 
 
 def checkpoint_problems(path: str, title: str, parts: dict[str, str]) -> list[str]:

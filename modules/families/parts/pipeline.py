@@ -101,6 +101,11 @@ class PipelineModel(Named):
         return cls.pipeline_class().from_pretrained(base.path, dtype=dtype, use_safetensors=True, **given)
 
     @classmethod
+    def beside(cls, base: Base) -> Sequence[str]:
+        """Parts whose weights a single checkpoint lacks, so that they are read from its configuration's folder."""
+        return ()
+
+    @classmethod
     def skeleton_pipeline(cls, source: str) -> Any:
         """The pipeline on the meta device, from the configuration in the folder, or of the hub's model, `source`."""
         found = cls.index(source).items()
@@ -175,6 +180,15 @@ class PipelineModel(Named):
             network.requires_grad_(False).eval()
         pipeline.vae.to(cls.VAE_DTYPE)
         return model
+
+    @classmethod
+    def files_of(cls, base: Base) -> dict[str, Path]:
+        """The files that `load` reads, by part."""
+        path = Path(base.path)
+        if not path.is_file():
+            return files.files_of_parts(base.path, cls.OPTIONS)
+        source, others = base.config or cls.hub_id(base.path), cls.beside(base)
+        return {"checkpoint": path, **files.files_of_parts(source, cls.OPTIONS, others)}
 
     def place(self, base: Base, texts: bool) -> None:
         """Bring the denoiser, and text encoders if `texts`, to the device. Linear layers are packed there one by one.

@@ -1,0 +1,226 @@
+"""What a run was made from, as hashes of the contents: base, first values, pictures, captions, and program versions.
+
+A state keeps them, so that a run which goes on can tell what is not what it was. Hashes of large files are remembered
+in a record, and made anew where a file may have changed: where its size, times or place on the disk differ, and where
+it is as young as its hash (the clocks of file systems are coarse, so a later change may show the same time).
+"""
+
+import contextlib
+import hashlib
+import json
+import time
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from pathlib import Path
+from threading import Thread
+from typing import Any
+
+from modules import families
+from modules.data.index import Index
+from modules.disk import write_whole
+from modules.export.metadata import versions
+from modules.preset.schema import Base, Preset
+from modules.training.state import checksum
+
+RECORD = "fingerprints.json"
+"""Name of the record, in the cache's folder, or in the run's where nothing is cached; and of the fingerprints in a
+state."""
+
+MARGIN = 5_000_000_000
+"""ns by which a file has to be older than its hash for that to be trusted. FAT's clock has steps of 2 s, and a network
+drive's may be off."""
+
+LISTED = 10
+"""Names in a sentence; of more there is a count."""
+
+Made = dict[str, Any]
+"""Fingerprints, as JSON: "base", "start_from" and "pool" (sha256 by name of the file), "pictures" and "validation"
+(`[pixels, caption, repeats]` by name, the first two hashes), "versions" (by package)."""
+
+
+@dataclass
+class Record:
+    """Hashes of files that were made before, on disk."""
+
+    path: Path
+    known: dict[str, dict[str, Any]] = field(init=False)
+    made: set[Path] = field(default_factory=set)
+    """Files that were read by this very record."""
+
+    def __post_init__(self) -> None:
+        self.known = {}
+        try:
+            read = json.loads(self.path.read_text(encoding="utf-8"))
+            if read["sha256"] == _sum(read["files"]):
+                self.known = read["files"]
+        except (OSError, ValueError, TypeError, KeyError, RecursionError):
+            return  # it only saves time
+
+    def sha256(self, path: Path, anew: bool = False) -> str:
+        """Of a file's contents, hex. `anew`: whatever the record says, but not twice. Raises OSError."""
+        path, began = path.resolve(), time.time_ns()
+        stamp = stamp_of(path)
+        entry = self.known.get(str(path), {})
+        trusted = entry.get("stamp") == stamp and is_older(stamp, entry.get("began"))
+        if path in self.made or trusted and not anew:
+            return entry["sha256"]
+        found = checksum(path)
+        if stamp_of(path) != stamp:
+            raise OSError(f"{path} was changed while it was read; start again when that is done")
+        self.known[str(path)] = {"stamp": stamp, "began": began, "sha256": found}
+        self.made.add(path)
+        return found
+
+    def keep(self) -> None:
+        """Write the record, if there is something new. Of two processes the last one is right, and so is the other."""
+        if not self.made:
+            return
+        content = json.dumps({"files": self.known, "sha256": _sum(self.known)}, indent=1)
+        with contextlib.suppress(OSError):  # it only saves time
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            write_whole(self.path, content)
+
+
+def _sum(files: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(files).encode()).hexdigest()
+
+
+def stamp_of(path: Path) -> list[int]:
+    """What changes when a file changes: size, times in ns, number on the disk. The time of the last change of its entry
+    (ctime) cannot be set back as the time of its contents can."""
+    found = path.stat()
+    return [found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino]
+
+
+def is_older(stamp: list[int], began: Any) -> bool:
+    """Whether a file is so much older than the start of its hashing that a change since must show in its times."""
+    return isinstance(began, int) and max(stamp[1:3]) + MARGIN < began
+
+
+def make(preset: Preset, training: Index, validation: Index | None, run_folder: Path, anew: bool = False) -> Made:
+    """All fingerprints of a run. `anew`: whatever is remembered. Raises OSError for files that cannot be read."""
+    record = Record((Path(preset.data.cache_folder) if preset.data.cache else run_folder) / RECORD)
+    started = Path(preset.adapter.start_from) if preset.adapter.start_from else None
+    pool = sorted(Path(preset.adapter.pool).glob("*.safetensors")) if preset.adapter.pool else []
+    base = families.load_class(preset.family).files_of(preset.base)
+    made = {
+        "base": {name: record.sha256(path, anew) for name, path in base.items()},
+        "start_from": {started.name: record.sha256(started, anew)} if started and started.is_file() else {},
+        "pool": {path.name: record.sha256(path, anew) for path in pool},
+        "pictures": _pictures(training),
+        "validation": _pictures(validation) if validation else {},
+        "versions": versions(),
+    }
+    record.keep()
+    return made
+
+
+def _pictures(index: Index) -> dict[str, list]:
+    def short(text: str) -> str:
+        return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+
+    return {picture.name: [picture.key[:16], short(picture.caption), picture.repeats] for picture in index.pictures}
+
+
+def in_background(work: Callable[[], Made]) -> Future[Made]:
+    """Begin `work` in a thread that keeps no process from ending."""
+    done: Future[Made] = Future()
+
+    def run() -> None:
+        try:
+            done.set_result(work())
+        except Exception as error:  # noqa: BLE001  raised again where the result is asked for
+            done.set_exception(error)
+
+    Thread(target=run, daemon=True).start()
+    return done
+
+
+def is_made(made: Made) -> Future[Made]:
+    """What `in_background` gives, of fingerprints that are there."""
+    done: Future[Made] = Future()
+    done.set_result(made)
+    return done
+
+
+def is_here(base: Base) -> bool:
+    """Whether the base is a file or a folder here, and nothing of it comes from the hub."""
+    return Path(base.path).is_dir() or Path(base.path).is_file() and bool(base.config)
+
+
+# -- comparing --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Changes:
+    """What is not as it was when a state was written, in sentences."""
+
+    decisive: list[str]
+    """The steps before were made on another model."""
+    others: list[str]
+
+
+def compare(before: Made, now: Made, preset: Preset) -> Changes:
+    """What has changed from `before` to `now`."""
+    base = differing(before["base"], now["base"])
+    started = differing(before["start_from"], now["start_from"])
+    decisive, others = [], []
+    if base:
+        decisive.append(f"base.path {preset.base.path}: {base}")
+    if started and now["start_from"]:  # a run that goes on does not need the file, so it may be gone
+        decisive.append(f"adapter.start_from {preset.adapter.start_from}: {started}")
+    if pool := differing(before["pool"], now["pool"]):
+        others.append(f"adapter.folder {preset.adapter.pool}: {pool}; the run goes on from its own state")
+    others += _pictures_changed("pictures", before["pictures"], now["pictures"])
+    others += _pictures_changed("validation pictures", before["validation"], now["validation"])
+    if changed := versions_changed(before["versions"], now["versions"]):
+        others.append(f"versions differ from those with which the run went before: {changed}")
+    return Changes(decisive, others)
+
+
+def differing(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """What was changed, added and removed, by name; empty: nothing."""
+    changed = [name for name in before if name in now and before[name] != now[name]]
+    parts = {
+        "other contents than before": changed,
+        "new": [name for name in now if name not in before],
+        "no longer there": [name for name in before if name not in now],
+    }
+    return "; ".join(f"{what}: {listed(names)}" for what, names in parts.items() if names)
+
+
+def _pictures_changed(what: str, before: Mapping[str, list], now: Mapping[str, list]) -> list[str]:
+    both = [name for name in before if name in now]
+    parts = {
+        "added": [name for name in now if name not in before],
+        "removed": [name for name in before if name not in now],
+        "with other pixels": [name for name in both if before[name][0] != now[name][0]],
+        "with another caption": [name for name in both if before[name][1] != now[name][1]],
+        "repeated differently": [name for name in both if before[name][2] != now[name][2]],
+    }
+    found = "; ".join(f"{len(names)} {how} ({listed(names)})" for how, names in parts.items() if names)
+    return [f"{what} have changed since the run's last state: {found}"] if found else []
+
+
+def versions_changed(before: Mapping[str, str], now: Mapping[str, str]) -> str:
+    """Packages with both versions."""
+    names = [name for name in {**before, **now} if before.get(name) != now.get(name)]
+    return ", ".join(f"{name} {before.get(name, 'none')} -> {now.get(name, 'none')}" for name in names)
+
+
+def listed(names: Iterable[str]) -> str:
+    """The first names, and how many more there are."""
+    found = list(names)
+    more = f" and {len(found) - LISTED} more" if len(found) > LISTED else ""
+    return ", ".join(found[:LISTED]) + more
+
+
+def as_text(made: Made) -> str:
+    """Fingerprints as a state keeps them."""
+    return json.dumps(made, indent=1)
+
+
+def of_text(texts: Mapping[str, str]) -> Made | None:
+    """Those among the texts of a state; None in states of earlier versions, which have none."""
+    return json.loads(texts[RECORD]) if RECORD in texts else None

@@ -1,0 +1,94 @@
+"""The adapters that a run has on disk, finished or not: its adapter.safetensors, or one of its training states."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+
+from modules.adapters.base import Adapted, load_adapter_state
+from modules.export import native
+from modules.export.metadata import Facts
+from modules.preset.files import resolve
+from modules.preset.schema import Preset
+from modules.training import flat, setup, state
+from modules.training.optimizers import averaged
+from modules.training.state import State
+
+FILE = "adapter.safetensors"
+
+
+def source(folder: Path, step: int | None) -> tuple[Path | State, list[str]]:
+    """What the last adapters of the run in `folder` are read from, or those of `step`; and about newer ones that cannot
+    be read, in sentences. Raises ValueError where there is nothing."""
+    if step is not None:
+        return _of_step(folder, step), []
+    file, (newest, reasons) = folder / FILE, state.newest(folder)
+    if file.is_file():
+        try:
+            done = facts_in(file).step
+        except state.DAMAGE as error:
+            reasons = [f"{file} cannot be read ({error})", *reasons]
+        else:
+            if newest is None or state.steps_of(newest) <= done:
+                later = any(state.steps_of(path) > done for path in state.states(folder))
+                return file, reasons if later else []
+    if newest is None:
+        listed = "".join(f"\n  {reason}" for reason in reasons)
+        raise ValueError(f"{folder}: the run has no {FILE} and no training state that can be read; go on with the "
+                         f"training, or put back a copy{listed}")
+    return state.load_state(newest), reasons
+
+
+def _of_step(folder: Path, step: int) -> State:
+    found = {state.steps_of(path): path for path in state.states(folder)}
+    if step not in found:
+        there = f"there is {', '.join(map(str, found))}" if found else "the run has none"
+        raise ValueError(f"--state {step}: {folder} has no training state of this step; {there}")
+    return state.load_state(found[step])
+
+
+def facts_in(file: Path) -> Facts:
+    """What an adapter.safetensors says of its run."""
+    with safe_open(file, "pt") as opened:
+        written = (opened.metadata() or {}).get("facts")
+    return Facts.from_json(written) if written else Facts()
+
+
+def preset_of(folder: Path, found: Path | State, overrides: Sequence[tuple[str, str]] = ()) -> Preset:
+    """The run's preset with `overrides`; a state has its own. Raises ValueError."""
+    own = found.folder / "preset.json" if isinstance(found, State) else folder / "preset.json"
+    return resolve(str(own if own.exists() else folder / "preset.json"), overrides).preset
+
+
+@contextmanager
+def loaded(
+    found: Path | State, preset: Preset, device: torch.device
+) -> Iterator[tuple[Any, dict[str, Adapted], Facts]]:
+    """The model, the adapters by full layer name, as the run itself would export them now, and the run's facts. Raises
+    ValueError where they are not the preset's."""
+    model, layers = setup.load_and_attach(preset, device)
+    if isinstance(found, Path):
+        yield model, layers, native.load(found, layers)
+        return
+    written = found.facts.get("training")
+    facts = Facts.from_json(written) if written else Facts(step=found.step)
+    if not preset.optimizer.averages:
+        _load(layers, found)
+        yield model, layers, facts
+        return
+    groups = setup.parameter_groups(layers, model, preset.targets)
+    _, optimizer = flat.build(preset.optimizer, groups, preset.training.learning_rate)
+    state.restore_optimizer(optimizer, found)
+    _load(layers, found)
+    with averaged(optimizer):
+        yield model, layers, facts
+
+
+def _load(layers: dict[str, Adapted], found: State) -> None:
+    try:
+        load_adapter_state(layers, found.adapter)
+    except ValueError as error:
+        raise ValueError(f"{found.folder}: {error}") from error

@@ -1,0 +1,467 @@
+"""What power cuts, clocks and people do to a run folder: no step is lost, and nothing goes on in silence."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from modules.training import fingerprints, loop, state
+from modules.training.fingerprints import MARGIN, Record
+from modules.training.state import load_state, newest, save_state, states
+from tests.training.runs import Place, ask, draw_pictures, equal
+
+KEEP = {"state_every": 1, "keep_states": 3}
+
+
+@pytest.fixture(scope="module")
+def held(stage, tmp_path_factory) -> Place:
+    """A run `held` that was stopped after three of four steps, with a state of each; and `whole`, the same at once."""
+    place = Place(stage, tmp_path_factory.mktemp("held"))
+    with pytest.MonkeyPatch.context() as patch:
+        ask(patch, place, "held", "stop", at=3)
+        assert place.train("held", saving=KEEP) == 130
+    assert place.train("whole", saving=KEEP) == 0
+    return place
+
+
+@pytest.fixture
+def run(held: Place, place: Place) -> Path:
+    """A copy of `held`."""
+    return Path(shutil.copytree(held.runs / "held", place.runs / "held"))
+
+
+def goes_on(place: Place, held: Place, *more: str) -> bool:
+    """Whether the run ends with the very adapter of the uninterrupted one."""
+    assert place.train("held", *more, saving=KEEP) == 0
+    return equal(place.adapter("held"), held.adapter("whole"))
+
+
+def steps(place: Place) -> list[int]:
+    """Those that were done, in their order, of both starts."""
+    return [event["step"] for event in place.events("held", "step")]
+
+
+def warnings(place: Place, name: str = "held") -> str:
+    return "\n".join(event["message"] for event in place.events(name, "warning"))
+
+
+def names(run: Path) -> list[str]:
+    return sorted(path.name for path in (run / "state").iterdir())
+
+
+def flip_a_bit(file: Path) -> None:
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+
+
+# -- states -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_clock_that_was_set_back_loses_nothing(place: Place, held: Place, run):
+    later = (run / "state" / "step-000001").stat().st_mtime + 3600
+    os.utime(run / "state" / "step-000001", (later, later))
+    assert goes_on(place, held)
+    assert names(run) == ["step-000002", "step-000003", "step-000004"]
+
+
+def plant(monkeypatch, at: int) -> None:
+    """Make a parameter NaN when step `at` has been done."""
+    take_step = loop.take_step
+
+    def planted(session, progress):
+        found = take_step(session, progress)
+        if session.step + 1 == at:
+            session.flat.parameters[0].detach().view(-1)[0] = float("nan")
+        return found
+
+    monkeypatch.setattr(loop, "take_step", planted)
+
+
+@pytest.mark.parametrize("at", [2, 4])
+def test_a_parameter_that_is_not_finite_is_never_saved(place: Place, held: Place, at, monkeypatch, capsys):
+    """In the middle, and at the last step, where the adapter would be written next."""
+    with monkeypatch.context() as patch:
+        plant(patch, at)
+        assert place.train("held", saving=KEEP) == 1
+    said = capsys.readouterr().err
+    assert f"After step {at} these values are not finite: unet." in said and "Traceback" not in said
+    assert names(place.runs / "held") == [f"step-{step:06d}" for step in range(1, at)]
+    assert not (place.runs / "held" / "adapter.safetensors").exists()
+    assert goes_on(place, held)
+
+
+def with_nan(path: Path) -> None:
+    """As a version wrote it that did not look: NaN with the right checksums."""
+    saved = load_state(path)
+    name = min(saved.adapter)
+    saved.adapter[name].view(-1)[0] = float("nan")
+    _rewrite(path, saved.adapter)
+
+
+def _rewrite(path: Path, adapter) -> None:
+    save_file(adapter, path / "adapter.safetensors")
+    document = json.loads((path / "state.json").read_text())
+    document["contents"]["sha256"]["adapter.safetensors"] = state.checksum(path / "adapter.safetensors")
+    document["sha256"] = state._text_checksum(document["contents"])
+    (path / "state.json").write_text(json.dumps(document))
+
+
+def misshapen(path: Path) -> None:
+    saved = load_state(path)
+    name = min(saved.adapter)
+    _rewrite(path, {**saved.adapter, name: torch.zeros(3, 3)})
+
+
+def of_another_preset(path: Path) -> None:
+    text = (path / "preset.json").read_text().replace('"seed": 0', '"seed": 7', 1)
+    assert '"seed": 7' in text
+    (path / "preset.json").write_text(text)
+    document = json.loads((path / "state.json").read_text())
+    document["contents"]["sha256"]["preset.json"] = state.checksum(path / "preset.json")
+    document["sha256"] = state._text_checksum(document["contents"])
+    (path / "state.json").write_text(json.dumps(document))
+
+
+def of_another_optimizer(path: Path) -> None:
+    saved = load_state(path)
+    parameter = torch.nn.Parameter(torch.ones(2))
+    optimizer = torch.optim.SGD([parameter])
+    shutil.rmtree(path)
+    save_state(path.parents[1], saved.step, saved.adapter, optimizer, saved.facts, saved.texts)
+
+
+def a_file(path: Path) -> None:
+    shutil.rmtree(path)
+    path.write_text("x")
+
+
+UNUSABLE = [
+    (with_nan, "not finite"),
+    (misshapen, "other layers or options"),
+    (of_another_preset, "it is of another preset (training.seed"),
+    (of_another_optimizer, "of optimizer SGD, not of AdamW"),
+    (a_file, "incomplete or unreadable"),
+]
+
+
+@pytest.mark.parametrize("damage, reason", UNUSABLE, ids=lambda value: getattr(value, "__name__", ""))
+def test_a_state_that_cannot_be_used_is_said_and_put_aside(place: Place, held: Place, run, damage, reason, capsys):
+    damage(run / "state" / "step-000003")
+    capsys.readouterr()
+    assert goes_on(place, held)
+    said = capsys.readouterr().err
+    for words in (said, warnings(place)):
+        assert str(run / "state" / "step-000003") in words and reason in words
+        assert f"the run goes on from {run / 'state' / 'step-000002'}" in words
+    assert names(run) == ["step-000001", "step-000002", "step-000003", "step-000003.unusable", "step-000004"][1:]
+    assert steps(place) == [1, 2, 3, 3, 4]
+
+
+def test_of_several_that_cannot_be_used_one_is_kept(place: Place, held: Place, run):
+    for step in (2, 3):
+        flip_a_bit(run / "state" / f"step-{step:06d}" / "adapter.safetensors")
+    assert goes_on(place, held)
+    assert [name for name in names(run) if name.endswith(".unusable")] == ["step-000003.unusable"]
+    assert newest(run)[0] == run / "state" / "step-000004"
+
+
+def test_without_a_state_that_can_be_used_nothing_starts(place: Place, run, capsys):
+    for step, damage in ((1, flip_a_bit), (2, os.unlink), (3, lambda file: os.truncate(file, 3))):
+        damage(run / "state" / f"step-{step:06d}" / "adapter.safetensors")
+    before = names(run)
+    capsys.readouterr()
+    assert place.train("held", saving=KEEP) == 2
+    said = capsys.readouterr().err
+    assert all(f"step-{step:06d}" in said for step in (1, 2, 3)) and "--name" in said and "Traceback" not in said
+    assert names(run) == before and steps(place) == [1, 2, 3]
+
+
+def test_states_that_are_all_of_another_training_are_refused_too(place: Place, run, capsys):
+    for path in states(run):
+        of_another_optimizer(path)
+    capsys.readouterr()
+    assert place.train("held", saving=KEEP) == 1
+    said = capsys.readouterr().err
+    assert said.count("of optimizer SGD, not of AdamW") >= 3 and "step 0" in said and "Traceback" not in said
+    assert len(states(run)) == 3 and steps(place) == [1, 2, 3]
+
+
+# -- the run's own small files ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("content", [b"", b"{}", b"null", b"[1]", b"\0" * 512, b"[" * 100_000, b"\xff"])
+def test_a_damaged_environment_is_begun_anew(place: Place, run, content, capsys):
+    before = (run / "environment.json").write_bytes(content)
+    with place.session("held", saving=KEEP) as session:
+        assert session.step == 3
+    assert f"{run / 'environment.json'} is damaged" in capsys.readouterr().err
+    assert "environment.json is damaged" in warnings(place)
+    (start,) = json.loads((run / "environment.json").read_text())
+    assert start["process"]["pid"] == os.getpid()
+    assert (run / "environment.json.damaged").stat().st_size == before
+
+
+DAMAGED_PRESETS = [b"", b"null", b"[]", b"\0" * 512, b'{"family": "sdxl"', b"[" * 100_000, b"\xff", None]
+
+
+@pytest.mark.parametrize("content", DAMAGED_PRESETS)
+def test_a_damaged_preset_is_that_of_the_states(place: Place, run, content, capsys):
+    whole = (run / "preset.json").read_text()
+    if content is None:
+        (run / "preset.json").unlink()
+    else:
+        (run / "preset.json").write_bytes(content)
+    with place.session("held", saving=KEEP) as session:
+        assert session.step == 3
+    assert f"{run / 'preset.json'} is " in capsys.readouterr().err
+    assert "preset.json is " in warnings(place)
+    assert json.loads((run / "preset.json").read_text())["adapter"] == json.loads(whole)["adapter"]
+
+
+def test_a_preset_that_was_changed_on_the_disk_is_that_of_the_states(place: Place, run):
+    text = (run / "preset.json").read_text()
+    (run / "preset.json").write_text(text.replace('"seed": 0', '"seed": 4', 1))
+    with place.session("held", saving=KEEP) as session:
+        assert session.step == 3
+    assert "was changed; it is written anew" in warnings(place)
+    assert (run / "preset.json").read_text().count('"seed": 4') == 0
+
+
+def test_behind_a_damaged_preset_another_one_is_still_refused(place: Place, run, capsys):
+    (run / "preset.json").write_bytes(b"")
+    assert place.train("held", "--training.seed", "3", saving=KEEP) == 2
+    said = capsys.readouterr().err
+    assert "training.seed: 0 -> 3" in said and len(states(run)) == 3
+    for path in states(run):  # as earlier versions wrote them
+        (path / "preset.json").unlink()
+        document = json.loads((path / "state.json").read_text())
+        del document["contents"]["sha256"]["preset.json"]
+        document["sha256"] = state._text_checksum(document["contents"])
+        (path / "state.json").write_text(json.dumps(document))
+    assert place.train("held", saving=KEEP) == 2
+    said = capsys.readouterr().err
+    assert str(run / "preset.json") in said and "Put back a copy" in said and "delete" not in said
+    assert len(states(run)) == 3
+
+
+def test_what_was_being_written_goes(place: Place, run):
+    partial = f"{os.getpid()}-0123456789ab.partial"
+    left = [f"preset.json.{partial}", "held.partial.safetensors", "adapter.partial.safetensors",
+            f"samples/a.png.{partial}", "state/step-000009.partial"]
+    for name in left:
+        (run / name).parent.mkdir(exist_ok=True)
+        (run / name).write_text("x")
+    with place.session("held", saving=KEEP):
+        pass
+    assert not [name for name in left if (run / name).exists()]
+
+
+def test_a_run_whose_name_looks_like_a_leftover_keeps_its_files(place: Place):
+    name = "a.partial"
+    with place.session(name):
+        pass
+    for file in (f"{name}.safetensors", f"{name}-step-000001.safetensors", "a.partial.partial.safetensors"):
+        (place.runs / name / file).write_text("x")
+    with place.session(name):
+        pass
+    found = {path.name for path in (place.runs / name).glob("*.safetensors")}
+    assert found == {f"{name}.safetensors", f"{name}-step-000001.safetensors"}
+
+
+@pytest.mark.parametrize("name, is_file", [
+    ("state", False), ("requests", False), ("layers.tsv", True), ("pictures.tsv", True), ("adapter.safetensors", True),
+    ("preset.json", True), ("environment.json", True), ("held.safetensors", True),
+])  # fmt: skip
+def test_a_file_in_place_of_a_folder_and_the_reverse(place: Place, run, name, is_file, capsys):
+    state.remove(run / name)
+    if is_file:
+        (run / name).mkdir()
+    else:
+        (run / name).write_text("x")
+    assert place.train("held", saving=KEEP) == 2
+    said = capsys.readouterr().err
+    assert f"{run / name} is a {'folder' if is_file else 'file'}, but" in said and "Errno" not in said
+    assert "Traceback" not in said
+
+
+def test_a_file_in_place_of_the_run_folder(place: Place, capsys):
+    (place.runs / "held").write_text("x")
+    assert place.train("held") == 2
+    said = capsys.readouterr().err
+    assert f"{place.runs / 'held'} is a file" in said and "--name" in said
+
+
+@pytest.mark.parametrize("end", [
+    "null", "[]", "3", '{"event": "finished"}', '{"event": "finished", "outcome": "done", "path": ["x"], "step": 3}',
+    '{"event": "finished", "outcome": "done", "path": "held.safetensors", "step": "3"}',
+])  # fmt: skip
+def test_a_last_event_of_another_shape_is_no_end(place: Place, run, end):
+    with (run / "events.jsonl").open("a") as file:
+        file.write(end + "\n")
+    with place.session("held", saving=KEEP) as session:
+        assert session.step == 3 and session.run.finished is None
+
+
+# -- what it was made from --------------------------------------------------------------------------------------------
+
+
+def change_a_weight(file: Path) -> None:
+    """One bit of one weight; size and times as before."""
+    before = file.stat()
+    flip_a_bit(file)
+    os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
+    after = file.stat()
+    assert (after.st_size, after.st_mtime_ns) == (before.st_size, before.st_mtime_ns)
+
+
+def test_a_hash_is_remembered_and_made_anew_when_the_file_may_have_changed(tmp_path, monkeypatch):
+    file, record = tmp_path / "weights", tmp_path / "cache" / "record.json"
+    file.write_bytes(bytes(1000))
+    read: list[Path] = []
+    monkeypatch.setattr(fingerprints, "checksum", lambda path: read.append(path) or state.checksum(path))
+
+    def hashed() -> str:
+        found = Record(record)
+        sha = found.sha256(file)
+        assert found.sha256(file) == sha  # once
+        found.keep()
+        return sha
+
+    first = hashed()
+    assert first == state.checksum(file) and read == [file]
+    assert hashed() == first and len(read) == 2  # as young as its hash: not trusted
+    real = fingerprints.time.time_ns
+    monkeypatch.setattr(fingerprints.time, "time_ns", lambda: real() + MARGIN)
+    assert hashed() == first and len(read) == 3
+    assert hashed() == first and len(read) == 3  # remembered
+    change_a_weight(file)
+    monkeypatch.setattr(fingerprints.time, "time_ns", lambda: real() + 2 * MARGIN)
+    assert hashed() == state.checksum(file) != first and len(read) == 4
+    flipped = record.read_bytes().replace(b'sha256": "', b'sha256": "0')
+    for damage in (b"", b"[]", b'{"files": 3, "sha256": 4}', flipped):
+        record.write_bytes(damage)
+        assert hashed() == state.checksum(file)
+
+
+def test_a_file_that_is_swapped_for_another_of_its_size_and_times_is_noticed(tmp_path, monkeypatch):
+    one, other = tmp_path / "one", tmp_path / "other"
+    one.write_bytes(b"a" * 100)
+    other.write_bytes(b"b" * 100)
+    for path in (one, other):
+        os.utime(path, (1000, 1000))
+    real = fingerprints.time.time_ns
+    monkeypatch.setattr(fingerprints.time, "time_ns", lambda: real() + 2 * MARGIN)
+    record = Record(tmp_path / "record")
+    first = record.sha256(one)
+    record.keep()
+    other.replace(one)
+    assert Record(tmp_path / "record").sha256(one) == state.checksum(one) != first
+
+
+@pytest.fixture
+def own(stage: Path, tmp_path: Path) -> Place:
+    """A base and pictures that a test may change, and a run `held` on them that was stopped after two steps."""
+    place = Place(tmp_path / "stage", tmp_path / "runs")
+    for part in ("base", "validation"):
+        shutil.copytree(stage / part, place.stage / part)
+    draw_pictures(place.stage / "pictures", 5, 0)
+    place.runs.mkdir()
+    with pytest.MonkeyPatch.context() as patch:
+        ask(patch, place, "held", "stop", at=2)
+        assert place.train("held", saving=KEEP) == 130
+    return place
+
+
+@pytest.mark.parametrize("part", ["unet", "vae", "text_encoder_2"])
+def test_a_base_that_has_changed_is_refused(own: Place, part, capsys):
+    file = next((own.stage / "base" / part).glob("*.safetensors"))
+    change_a_weight(file)
+    capsys.readouterr()
+    assert own.train("held", saving=KEEP) == 2
+    said = capsys.readouterr().err
+    assert f"{part}/{file.name}" in said and "--saving.resume_changed" in said and "Traceback" not in said
+    assert len(states(own.runs / "held")) == 2
+    assert own.train("held", "--saving.resume_changed", "true", saving=KEEP) == 0
+    assert f"{part}/{file.name}" in capsys.readouterr().err and f"{part}/{file.name}" in warnings(own)
+    assert steps(own) == [1, 2, 3, 4]
+
+
+def test_other_files_beside_the_base_are_not_the_base(own: Place, capsys):
+    """Weights that are not read, and files that were only touched or copied."""
+    base = own.stage / "base"
+    unet = next((base / "unet").glob("*.safetensors"))
+    shutil.copy(unet, unet.with_name(f"{unet.stem}.fp16.safetensors"))
+    unet.with_suffix(".bin").write_bytes(b"x")
+    (base / "README.md").write_text("x")
+    shutil.copy(unet, base / "copy")
+    (base / "copy").replace(unet)
+    capsys.readouterr()
+    assert own.train("held", saving=KEEP) == 0
+    assert "warning" not in capsys.readouterr().err and warnings(own) == ""
+
+
+def test_pictures_and_captions_that_have_changed_are_listed(own: Place, capsys):
+    pictures = own.stage / "pictures"
+    (pictures / "0.png").unlink()
+    (pictures / "0.txt").unlink()
+    (pictures / "1.txt").write_text("blue heart")
+    shutil.copy(pictures / "3.png", pictures / "2.png")
+    draw_pictures(own.stage / "more", 1, 9)
+    for end in ("png", "txt"):
+        shutil.move(own.stage / "more" / f"0.{end}", pictures / f"new.{end}")
+    (own.stage / "validation" / "0.txt").write_text("red apple")
+    capsys.readouterr()
+    assert own.train("held", saving=KEEP) == 0
+    said = capsys.readouterr().err
+    for words in (said, warnings(own)):
+        for part in ("1 added (new.png)", "1 removed (0.png)", "1 with other pixels (2.png)",
+                     "1 with another caption (1.png)"):
+            assert part in words, part
+        assert "validation pictures have changed since the run's last state: 1 with another caption (0.png)" in words
+    assert steps(own) == [1, 2, 3, 4]
+    assert len(fingerprints.of_text(load_state(states(own.runs / "held")[-1]).texts)["pictures"]) == 5
+
+
+def test_many_changes_are_counted():
+    before = {f"{n}.png": ["a", "b", 1] for n in range(30)}
+    (said,) = fingerprints._pictures_changed("pictures", before, {})
+    assert "30 removed (0.png, 1.png" in said and said.endswith("9.png and 20 more)")
+
+
+def test_other_versions_are_said(held: Place, place: Place, run, monkeypatch, capsys):
+    found = fingerprints.versions()
+    monkeypatch.setattr(fingerprints, "versions", lambda: {**found, "torch": "9.9", "gimbal": "8.8"})
+    with place.session("held", saving=KEEP) as session:
+        assert session.step == 3
+    said = capsys.readouterr().err
+    assert f"torch {found['torch']} -> 9.9" in said and f"gimbal {found['gimbal']} -> 8.8" in said
+    assert "torch" in warnings(place)
+
+
+def test_the_file_that_a_run_began_with_is_guarded_too(place: Place, monkeypatch, capsys):
+    adapter = {"method": "lora", "rank": 2}
+    assert place.train("first", "--training.steps", "1", adapter=adapter) == 0
+    file = place.runs / "file.safetensors"
+    shutil.copy(place.runs / "first" / "first.safetensors", file)
+    adapter = {**adapter, "start_from": str(file)}
+    with monkeypatch.context() as patch:
+        ask(patch, place, "held", "stop", at=1)
+        assert place.train("held", adapter=adapter) == 130
+    tensors = load_file(file)
+    save_file({name: tensor + 1 for name, tensor in tensors.items()}, file)
+    capsys.readouterr()
+    assert place.train("held", adapter=adapter) == 2
+    assert "adapter.start_from" in (said := capsys.readouterr().err) and "--saving.resume_changed" in said
+
+
+def test_check_reads_no_weights(place: Place, monkeypatch):
+    def fail(*_):
+        raise AssertionError
+
+    monkeypatch.setattr(fingerprints, "checksum", fail)
+    assert place.train("held", "--check") == 0
