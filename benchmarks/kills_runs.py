@@ -40,8 +40,13 @@ NAME = "run"
 """Of every run, so that files of two runs can be compared."""
 
 STEPS = 6
+POOL = "pool"
+"""Folder of finished adapters, for methods that start from some."""
+
 LIMIT = 120.0
 """Seconds after which a run counts as hanging."""
+
+HUNG = -1000
 
 FAREWELL = 4.0
 """Seconds that a process has after the other one was killed, until it is killed too, as a launcher would."""
@@ -119,11 +124,11 @@ def rate(optimizer: str) -> float:
 def options(combination: Combination, stage: Path) -> dict[str, Any]:
     """The preset. Its folders for runs and cache are relative, so that nothing in two runs tells them apart."""
     config = adapters.methods()[combination.method].Config.model_fields
-    rank = {"rank": 2} if "rank" in config else {}
+    own = {name: value for name, value in {"rank": 2, "folder": str(stage / POOL)}.items() if name in config}
     preset: dict[str, dict[str, Any]] = {
         "base": {"path": str(stage / "base")},
         "targets": {"layers": "attention", "exclude": ["unet.up_*", "unet.mid_*", "unet.down_blocks.2.*"]},
-        "adapter": {"method": combination.method, **rank, **OWN.get(combination.method, {})},
+        "adapter": {"method": combination.method, **own, **OWN.get(combination.method, {})},
         "optimizer": {"name": combination.optimizer},
         "data": {
             "folders": [str(stage / "pictures")],
@@ -154,7 +159,7 @@ class Ended:
     """How a forked run ended."""
 
     code: int
-    """Exit code of the first process; negative: the signal that ended it; -1000: it hung."""
+    """Exit code of the first process; negative: the signal that ended it; or `HUNG`."""
     killed: bool = False
     point: Kill | None = None
     """The kill as it happened, in terms of operations, so that it can be repeated."""
@@ -192,7 +197,10 @@ class Place:
         self, case: Path, combination: Combination, kill: Kill | None = None, record: bool = False
     ) -> Ended:
         """Start the combination's command in `case`, or start it again, and wait until it has ended."""
-        (case / "preset.json").write_text(json.dumps(options(combination, self.stage)), encoding="utf-8")
+        preset = options(combination, self.stage)
+        if "folder" in preset["adapter"] and not (self.stage / POOL).exists():
+            self._fill_pool()
+        (case / "preset.json").write_text(json.dumps(preset), encoding="utf-8")
         port = free_port() if combination.processes > 1 else 0
         shared = Shared()
         pids = []
@@ -204,16 +212,24 @@ class Place:
             pids.append(pid)
         started = time.monotonic()
         codes = wait(pids, kill, started)
-        killed = any(code in (-signal.SIGKILL, -signal.SIGALRM) for code in codes) and -1000 not in codes
+        killed = kill is not None and any(code in (-signal.SIGKILL, -signal.SIGALRM) for code in codes)
         number, last = shared.get()
         point = kill
-        if killed and kill is not None and kill.operation is None and kill.seconds is not None and number:
+        if killed and kill is not None and kill.operation is None and kill.seconds and number and kill.who != "1":
             point = Kill(number - 1, False, max(1e-4, started + kill.seconds - last), kill.who)
         out = (case / "out.txt").read_text(encoding="utf-8", errors="replace")
         ended = Ended(codes[0] or max(codes), killed, point, out)
         if record and codes[0] == DONE:
             ended.record = record_of(case / "record")
         return ended
+
+    def _fill_pool(self) -> None:
+        """Train an adapter for methods that start from finished ones."""
+        case = self.case("pool")
+        ended = self.run(case, Combination("lora", "adamw", "end-only"))
+        assert ended.code == DONE, ended.out
+        (self.stage / POOL).mkdir()
+        shutil.copy(case / "work" / "runs" / NAME / f"{NAME}.safetensors", self.stage / POOL)
 
     def _train(
         self, case: Path, combination: Combination, rank: int, port: int, shared: Shared, kill: Kill | None, record: bool
@@ -276,7 +292,7 @@ def wait(pids: list[int], kill: Kill | None, started: float) -> list[int]:
         if ready:
             if handles and kill is not None and kill.who == "both":
                 moment = time.monotonic()  # the other one at once
-            elif handles and (codes.count(None) < len(pids)):
+            elif handles and any(codes):  # one has failed or was killed
                 moment = min(moment, time.monotonic() + FAREWELL)
             continue
         left = list(handles.values())
@@ -284,7 +300,7 @@ def wait(pids: list[int], kill: Kill | None, started: float) -> list[int]:
         for rank in [rank for rank in aims if rank in left] if timed and len(left) == len(pids) else left:
             os.kill(pids[rank], signal.SIGKILL)
         timed, moment = False, time.monotonic() + FAREWELL
-    return [-1000 if hung else code for code in codes if code is not None]
+    return [HUNG if hung else code for code in codes if code is not None]
 
 
 def make_stage(folder: Path) -> None:
