@@ -154,7 +154,8 @@ def said(tally: Tally, result: Result) -> None:
             print(f"    {finding.kind}: {finding.text}")
         if len(result.wrong) > 4:
             print(f"    and {len(result.wrong) - 4} more")
-    print(f"\r\033[K{tally.total()} kills, {cuts} power cuts, {wrong} of {len(tally.results)} runs wrong", end="", flush=True)
+    done = f"{tally.total()} kills, {cuts} power cuts, {wrong} of {len(tally.results)} runs wrong"
+    print(f"\r\033[K{done}", end="", flush=True)
 
 
 def table(tally: Tally, seconds: float, seed: int) -> str:
@@ -176,9 +177,8 @@ def table(tally: Tally, seconds: float, seed: int) -> str:
         "optimizer": min((tally.kills[one.combination.optimizer], one.combination.optimizer) for one in tally.results),
     }
     least = ", ".join(f"{kind} with the fewest kills: {name} ({count})" for kind, (count, name) in smallest.items())
-    return "\n".join(
-        [f"{when}, commit {commit.stdout.strip()}, seed {seed}, {seconds:.0f} s. Kills fell: {where}; {least}.", "", *lines]
-    )
+    facts = f"{when}, commit {commit.stdout.strip()}, seed {seed}, {seconds:.0f} s. Kills fell: {where}; {least}."
+    return "\n".join([facts, "", *lines])
 
 
 def written(path: Path, text: str) -> None:

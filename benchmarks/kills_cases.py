@@ -3,8 +3,9 @@ then resumed, and compared with the uninterrupted run of the same combination.
 
 A case is told by a text, and can be repeated from it (`Bench.repeat`):
 
-    COMBINATION [cold] KILL KILL ...            kills as in `kills_watch.Kill`; cold: nothing is in the cache at the start
-    COMBINATION cut:OPERATION:MODE[:SEED] ...   power cuts after an operation of the uninterrupted run, then of the resumed
+    COMBINATION [cold] KILL KILL ...            kills as in `kills_watch.Kill`; cold: with an empty cache
+    COMBINATION cut:OPERATION:MODE[:SEED] ...   power cuts after an operation of the uninterrupted run, then of the
+                                                resumed one
 """
 
 import random

@@ -16,9 +16,9 @@ from pathlib import Path
 from benchmarks.kills_watch import Operation
 
 MODES = ("names", "empty", "zeros", "half", "mixed")
-"""`names`: no change of names and no bytes survive without a flush. The others keep all names: `empty` without the bytes
-that were not flushed, `zeros` with zeros in their place, `half` with the first half of them. `mixed`: any of these per
-file, and any number of changes per folder, as drawn."""
+"""`names`: no change of names and no bytes survive without a flush. The others keep all names: `empty` without the
+bytes that were not flushed, `zeros` with zeros in their place, `half` with the first half of them. `mixed`: any of
+these per file, and any number of changes per folder, as drawn."""
 
 
 @dataclass

@@ -5,6 +5,7 @@ with one thread and computes nothing with torch: a forked process cannot use thr
 """
 
 import contextlib
+import importlib
 import json
 import os
 import select
@@ -35,6 +36,22 @@ from modules.training import optimizers
 from modules.training.command import DONE, main, quiet_libraries
 from modules.training.optimizer_options import Options
 from tests.tiny_sdxl import make_folder
+
+WARM = (
+    "bitsandbytes",
+    "diffusers.guiders",
+    "modules.export.export",
+    "modules.export.hosts.comfyui",
+    "modules.families.sdxl",
+    "modules.training.check",
+    "modules.training.loop",
+    "modules.training.run",
+    "prodigyopt",
+    "schedulefree",
+    "torch.utils.tensorboard.writer",
+    "PIL.PngImagePlugin",
+)
+"""What the command imports only when it is needed: a fork has it already."""
 
 NAME = "run"
 """Of every run, so that files of two runs can be compared."""
@@ -179,6 +196,8 @@ class Place:
         self.before = lambda: None
         """What a forked process does first; tests break the trainer here."""
         quiet_libraries()
+        for module in WARM:
+            importlib.import_module(module)
         if not self.stage.exists():
             pid = os.fork()
             if pid == 0:
@@ -232,7 +251,14 @@ class Place:
         shutil.copy(case / "work" / "runs" / NAME / f"{NAME}.safetensors", self.stage / POOL)
 
     def _train(
-        self, case: Path, combination: Combination, rank: int, port: int, shared: Shared, kill: Kill | None, record: bool
+        self,
+        case: Path,
+        combination: Combination,
+        rank: int,
+        port: int,
+        shared: Shared,
+        kill: Kill | None,
+        record: bool,
     ) -> int:
         """The training command, in a forked process; its exit code."""
         out = os.open(case / ("out.txt" if rank == 0 else "out1.txt"), os.O_CREAT | os.O_WRONLY | os.O_TRUNC)

@@ -118,7 +118,9 @@ class Watch:
                 watch.happens("truncate", watch.name_of(self.fileno()), offset=size)
                 return super().truncate(size)
 
-        def opened(file: Any, mode="r", buffering=-1, encoding=None, errors=None, newline=None, closefd=True, opener=None):
+        def opened(
+            file: Any, mode="r", buffering=-1, encoding=None, errors=None, newline=None, closefd=True, opener=None
+        ) -> Any:
             if isinstance(file, int) or not set(mode) & set("wax+") or watch.below(file) is None:
                 return shared_open(file, mode, buffering, encoding, errors, newline, closefd, opener)
             raw: Any = Written(file, mode.replace("t", "").replace("b", ""), closefd, opener)
@@ -136,11 +138,10 @@ class Watch:
             return watch.write(number, data, lambda content: shared_write(number, content), False)
 
         def serialized(tensors: Any, filename: Any, metadata: Any = None) -> None:
-            beside = f"{self.folder}.{self.pid}.serialized"
+            beside = Path(f"{self.folder}.{self.pid}.serialized")  # outside of what is watched
             serialize_file(tensors, beside, metadata=metadata)
-            with shared_open(beside, "rb") as file:
-                content = file.read()
-            os.unlink(beside)
+            content = beside.read_bytes()
+            beside.unlink()
             with opened(filename, "wb", 0) as file:
                 file.write(content)
 
@@ -197,14 +198,13 @@ class Watch:
 
     def below(self, path: Any, folder: int | None = None) -> str | None:
         """The path relative to the watched folder, or None where it is elsewhere."""
-        path = os.fsdecode(path)
-        if folder not in (None, -1) and not os.path.isabs(path):
-            path = os.path.join(os.readlink(f"/proc/self/fd/{folder}"), path)
-        return self._inside(os.path.abspath(path))
+        start = "" if folder in (None, -1) else os.readlink(f"/proc/self/fd/{folder}")  # noqa: PTH115  see `name_of`
+        return self._inside(os.path.abspath(os.path.join(start, os.fsdecode(path))))  # noqa: PTH100, PTH118
 
     def name_of(self, number: int) -> str | None:
         """The same of an open file, under the name that it has now."""
-        return self._inside(os.readlink(f"/proc/self/fd/{number}"))
+        # Texts, not paths: this stands in the way of every file that the process opens.
+        return self._inside(os.readlink(f"/proc/self/fd/{number}"))  # noqa: PTH115
 
     def _if(self, there: bool, path: str | None) -> str | None:
         """The path if something is there, or is not: else the operation fails and changes nothing."""
