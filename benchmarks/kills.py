@@ -27,7 +27,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.kills_cases import Bench, Result, drawn_cuts
+from benchmarks.kills_cases import PLACES, Bench, Result, drawn_cuts
 from benchmarks.kills_compare import KINDS
 from benchmarks.kills_power import MODES
 from benchmarks.kills_runs import VARIANTS, Combination, Place, adapters, optimizers_on_cpu, refused
@@ -92,14 +92,20 @@ def every_point(bench: Bench, pool: list[Combination], count: int) -> Iterator[t
             yield combination, points[int(place * stride)]
 
 
-def next_case(bench: Bench, tally: Tally, pool: list[Combination], points: Iterator, count: int, draw) -> str:
-    """Carry out the case that is most behind its share; the share's name."""
-    shares = [name for name in SHARES if name != "every operation" or points is not None]
-    share = max(shares, key=lambda name: SHARES[name] * count - tally.kills[name])
-    if share == "every operation":
-        combination, kill = next(points)
-        tally.add(bench.killed(combination, [kill], cold=True), share)
-        return share
+def next_case(
+    bench: Bench,
+    tally: Tally,
+    pool: list[Combination],
+    points: Iterator[tuple[Combination, Kill]],
+    count: int,
+    draw: random.Random,
+) -> None:
+    """Carry out a case of the share that is most behind."""
+    share = max(SHARES, key=lambda name: SHARES[name] * count - tally.kills[name])
+    point = next(points, None) if share == "every operation" else None
+    if point is not None:
+        tally.add(bench.killed(point[0], [point[1]], cold=True), share)
+        return
 
     def need(one: Combination) -> tuple[int, int]:
         return min(tally.kills[one.method], tally.kills[one.optimizer]), tally.kills[str(one)]
@@ -110,13 +116,13 @@ def next_case(bench: Bench, tally: Tally, pool: list[Combination], points: Itera
         combination = min(pairs, key=lambda one: tally.kills[str(one)])
     reference = bench.reference(combination)
     length = min(draw.randint(1, CHAIN), max(1, count - tally.total()))
-    kills = [reference.drawn(draw, part=0.7**number) for number in range(length)]
-    if share in ("encoding", "export", "state", "sampling"):
-        kills[0] = reference.drawn(draw, share)
+    cold = share == "encoding"
+    kills = [reference.drawn(draw, cold, part=0.7**number) for number in range(length)]
+    if share in PLACES:
+        kills[0] = reference.drawn(draw, cold, share)
     if share == "two processes":
         kills = [whom(kill, draw.choice(["0", "1", "both"]), draw, reference.seconds) for kill in kills]
-    tally.add(bench.killed(combination, kills, cold=share == "encoding"), share)
-    return share
+    tally.add(bench.killed(combination, kills, cold), share)
 
 
 def whom(kill: Kill, who: str, draw: random.Random, seconds: float) -> Kill:
@@ -126,7 +132,7 @@ def whom(kill: Kill, who: str, draw: random.Random, seconds: float) -> Kill:
     return Kill(kill.operation, kill.torn, kill.seconds, who)
 
 
-def cut_power(bench: Bench, tally: Tally, pool: list[Combination], count: int, draw, late) -> None:
+def cut_power(bench: Bench, tally: Tally, pool: list[Combination], count: int, draw: random.Random, late) -> None:
     """Power cuts at evenly spread operations of the first combinations of the pool, in each mode in turn."""
     chosen = pool[: max(1, min(len(pool), count // 100))]
     done = 0

@@ -36,7 +36,7 @@ PLACES = {
     "encoding": lambda path: path.startswith("cache/"),
     "state": lambda path: path.startswith("runs/run/state/"),
     "sampling": lambda path: path.startswith("runs/run/samples/"),
-    "export": lambda path: path.count("/") == 2 and path.endswith((".safetensors", ".partial", ".errors.tsv")),
+    "export": lambda path: path.count("/") == 2 and (".safetensors" in path or ".errors.tsv" in path),
 }
 """What a run is doing when it writes to a path."""
 
@@ -69,9 +69,13 @@ class Reference:
     cache: Path
     wrong: list[Finding]
 
-    def during(self, place: str) -> list[int]:
-        """The operations of a part of the run (`PLACES`)."""
-        return [number for number, one in enumerate(self.record) if PLACES[place](one.path)]
+    def operations(self, cold: bool) -> list[Operation]:
+        """The operations of a run with an empty cache, or with a full one, to which nothing is written."""
+        return [one for one in self.record if cold or not PLACES["encoding"](one.path)]
+
+    def during(self, place: str, cold: bool = True) -> list[int]:
+        """The numbers of the operations of a part of the run (`PLACES`)."""
+        return [number for number, one in enumerate(self.operations(cold)) if PLACES[place](one.path)]
 
     def points(self) -> list[Kill]:
         """Every point at which a kill leaves other files: before each operation, and in the middle of each write."""
@@ -79,16 +83,17 @@ class Reference:
         torn = [Kill(number, True) for number, one in enumerate(self.record) if one.kind == "write"]
         return sorted([*before, *torn], key=lambda kill: (kill.operation or 0, kill.torn))
 
-    def drawn(self, draw: random.Random, place: str = "", part: float = 1.0) -> Kill:
+    def drawn(self, draw: random.Random, cold: bool, place: str = "", part: float = 1.0) -> Kill:
         """A kill somewhere, or while something is being made and written; among the first `part` of the run."""
-        numbers = self.during(place) if place else range(1, max(2, int(len(self.record) * part)))
+        operations = self.operations(cold)
+        numbers = self.during(place, cold) if place else range(1, max(2, int(len(operations) * part)))
         if not numbers or not place and draw.random() < 0.5:
             return Kill(seconds=draw.uniform(0.05, 0.05 + self.seconds * part))
         number, kind = draw.choice(list(numbers)), draw.randrange(3)
         if kind == 0 and number:
-            pause = self.record[number].seconds - self.record[number - 1].seconds
+            pause = operations[number].seconds - operations[number - 1].seconds
             return Kill(number - 1, seconds=max(1e-4, pause * draw.random()))
-        return Kill(number, kind == 1 and self.record[number].kind == "write")
+        return Kill(number, kind == 1 and operations[number].kind == "write")
 
 
 @dataclass
