@@ -8,8 +8,19 @@ from modules import adapters
 from modules.adapters.base import attach
 from modules.adapters.layers import as_layer
 from modules.training import setup
-from tests.adapters.cases import CASES, adapt, adapter_class, every_variant, fast, gradients, inputs, probe, trained
-from tests.adapters.cases import through_weight as dense_route
+from tests.adapters.cases import (
+    CASES,
+    adapt,
+    adapter_class,
+    all_close,
+    every_variant,
+    fast,
+    gradients,
+    inputs,
+    probe,
+    through_weight,
+    trained,
+)
 
 LINEAR, CONV = CASES[0], CASES[3]
 
@@ -55,7 +66,7 @@ def test_training_on_zeros_is_finite_and_learns_where_it_can(method, options, ca
     parameters = trained(adapted.adapter)
     optimizer = torch.optim.Adam(parameters.values(), lr=0.05)
     for _ in range(4):
-        for route in (fast, dense_route):
+        for route in (fast, through_weight):
             y = route(adapted, x)
             found = gradients(probe(y), parameters, x)
             assert y.isfinite().all() and all(gradient.isfinite().all() for gradient in found.values()), route.__name__
@@ -63,6 +74,26 @@ def test_training_on_zeros_is_finite_and_learns_where_it_can(method, options, ca
             parameter.grad = found[name]
         optimizer.step()
     assert bool(adapted.adapted_weight().any()) == adapted.adapter.moves_zero
+
+
+@pytest.mark.parametrize("case", [LINEAR, CONV], ids=lambda case: case.name)
+@every_variant
+def test_parameters_of_zeros_are_finite_too(method, options, case):
+    """Nothing that has a length is divided by it where it has none."""
+    if case.kind not in adapter_class(method).kinds:
+        pytest.skip(f"{method} does not adapt {case.kind} layers")
+    adapted, x = adapt(method, options, case, start=True), inputs(case)
+    parameters = trained(adapted.adapter)
+    with torch.no_grad():
+        for parameter in parameters.values():
+            parameter.zero_()
+    found = []
+    for route in (fast, through_weight):
+        y = route(adapted, x)
+        found.append({"y": y, **gradients(probe(y), parameters, x)})
+        assert all(tensor.isfinite().all() for tensor in found[-1].values()), route.__name__
+    all_close(found[0], found[1], 1e-5, floor=1e-5)
+    assert adapted.adapted_weight().isfinite().all()
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
