@@ -95,6 +95,10 @@ class Adapter(nn.Module):
     """Names of parameters that weight decay must leave alone: without gradients, an adapter stays the identity that it
     starts as, whatever decays."""
 
+    moves_zero: bool = True
+    """Whether the method can change a weight that is zero everywhere. Not where it multiplies the weight, or takes from
+    it how long its own update is."""
+
     sets_parameters: bool = False
     """Whether `after_step` sets parameters anew, or reads gradients. An optimizer that averages weights itself cannot
     follow: the old values come back with its averages."""

@@ -46,6 +46,7 @@ class Adapter(base.Together):
     of the buffer `factor ()`."""
 
     kinds = ("linear", "conv")
+    moves_zero = False
 
     def __init__(self, config: Config, layer: Layer):
         super().__init__(config, layer)

@@ -48,6 +48,7 @@ class Decomposed(base.Together):
 
     pairs = (("up", "down"),)
     undecayed = ("magnitude",)
+    moves_zero = False
     full_gradient = True
 
     learns_weights = False

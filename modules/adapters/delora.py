@@ -67,6 +67,7 @@ class Adapter(base.Together):
     """
 
     undecayed = ("up", "down")
+    moves_zero = False
 
     def __init__(self, config: Config, layer: Layer):
         super().__init__(config, layer)

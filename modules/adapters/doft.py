@@ -32,6 +32,7 @@ class Adapter(base.Adapter):
 
     kinds = ("linear", "conv")
     undecayed = ("magnitude",)
+    moves_zero = False
 
     def __init__(self, config: Config, layer: Layer):
         super().__init__(config, layer)

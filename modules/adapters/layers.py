@@ -210,6 +210,11 @@ class Layer:
         found = 0.0 if norms.is_meta else norms.norm().item() / math.sqrt(self.out_features * self.fan_in)
         return found or 1 / math.sqrt(3 * self.fan_in)
 
+    def is_zero(self) -> bool:
+        """Whether all of the weight's entries are zero; not of a weight without values."""
+        weight = quant.dense_weight(self.base)
+        return not weight.is_meta and not weight.any()
+
     def anywhere(self, flag: Tensor) -> bool:
         """Whether `flag ()` is true, here or in another process that has to take part in reading the weight."""
         return quant.anywhere(self.base, flag)

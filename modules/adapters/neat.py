@@ -43,6 +43,8 @@ class Adapter(base.Together):
     steps all 1. Calibrated, all but `up` step by lr over `SLOWER (1 + 2 depth)`, so that all together step as LoRA's
     down does; the network is the same as published."""
 
+    moves_zero = False
+
     def __init__(self, config: Config, layer: Layer):
         super().__init__(config, layer)
         norms = layer.row_norms()

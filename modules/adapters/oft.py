@@ -22,6 +22,7 @@ class Adapter(base.Adapter):
     """`y = base(x R)`, or `y = base(x) R^T` with the bias left out of it."""
 
     kinds = ("linear", "conv")
+    moves_zero = False
 
     def __init__(self, config: Config, layer: Layer):
         super().__init__(config, layer)

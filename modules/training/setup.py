@@ -14,6 +14,7 @@ from modules import families
 from modules.adapters import methods
 from modules.adapters.base import Adapted, Adapter, AdapterConfig, adapted_layers, attach
 from modules.adapters.layers import KINDS
+from modules.export.reading import listed
 from modules.preset.schema import Base, Preset, Rule, Targets
 from modules.training import noise
 from modules.training.matching import Names, hint_for
@@ -220,6 +221,18 @@ def attach_ready(model: Any, preset: Preset) -> dict[str, Adapted]:
     if preset.training.compile:
         model.compile_blocks(preset.training.gradient_checkpointing)
     return adapted
+
+
+def unmoved(adapted: dict[str, Adapted]) -> list[str]:
+    """The layers that the method can never change, as their weights are zero, in a sentence; nothing where there are
+    none. Reads weights, in every process."""
+    found = [name for name, one in adapted.items() if not one.adapter.moves_zero and one.layer.is_zero()]
+    if not found:
+        return []
+    method = adapted[found[0]].adapter.config.method
+    return [f"{method} cannot change {len(found)} of {len(adapted)} layers, because their weights are all zero "
+            f"({listed(found)}); exclude them with targets.exclude, or choose a method that adds to the weight, such "
+            "as LoRA"]
 
 
 def block_problems(model: Any, base: Base) -> list[str]:

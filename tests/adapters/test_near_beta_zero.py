@@ -140,6 +140,30 @@ def test_a_training_goes_through_zero_and_back(axis):
             all_close(found, {name: adapted.wanted[name] for name in found}, 1e-9)
 
 
+@each_beta
+@per_channel
+@both_axes
+@pytest.mark.parametrize("dead", ["one", "all"])
+def test_dead_rows_and_channels_of_the_base_stay_finite_and_dead(axis, channel, beta, dead):
+    adapted, x = made(axis, channel, LINEAR, beta), inputs(LINEAR)
+    with torch.no_grad():
+        adapted.base.weight[0 if dead == "one" else slice(None)] = 0
+        adapted.base.weight[:, 3] = 0
+    adapted.layer.forget()
+    routes = []
+    for route in (fast, through_weight):
+        y = route(adapted, x)
+        found = gradients(probe(y), trained(adapted.adapter), x)
+        assert y.isfinite().all() and all(gradient.isfinite().all() for gradient in found.values()), route.__name__
+        routes.append({"y": y, **found})
+    all_close(routes[0], routes[1], 2e-5, floor=1e-5)
+    W = adapted.layer.dense()
+    changed = adapted.adapter.weight(W)
+    assert not (changed[:, 3] if axis == "input" else changed[0]).any()
+    with torch.no_grad():
+        close(forms.applied(adapted.adapter.export_terms(W), adapted.layer, W), changed, 3e-6)
+
+
 @per_channel
 @both_axes
 @on_each_case
