@@ -13,6 +13,7 @@ from modules.data.batches import Batches
 from modules.data.buckets import GUESSED_STEP
 from modules.data.captions import whole_caption
 from modules.data.index import DataProblems, Index, build_index, overlap
+from modules.data.names import shown
 from modules.data.survey import listing
 from modules.preset.schema import Preset
 from modules.training import first_values, noise, pool, schedules, setup, sharding
@@ -70,6 +71,14 @@ def _examine_folders(preset: Preset, found: Findings) -> None:
     if preset.data.cache:
         folders["data.cache_folder"] = preset.data.cache_folder
     for option, folder in folders.items():
+        try:
+            Path(folder).stat()
+        except (FileNotFoundError, NotADirectoryError):
+            pass
+        except (OSError, ValueError) as error:  # a name that is too long, a loop of links; a zero byte
+            why = error.strerror if isinstance(error, OSError) else error
+            found.problems.append(f"{option} {shown(folder)}: {why}; give another folder with --{option}")
+            continue
         exists = next(place for place in (Path(folder).absolute(), *Path(folder).absolute().parents) if place.exists())
         if not exists.is_dir() or not os.access(exists, os.W_OK):
             what = "cannot be written" if exists.is_dir() else "is a file, not a folder"

@@ -70,6 +70,7 @@ BAD = [
     (["--data.folders", "[]", "--data.resolution", "16", "--data.separator=", "--data.shuffle"], {},
      ["data.folders", "data.separator"]),
     (["--saving.folder", f"{FILE}/x", "--data.cache_folder", FILE], {}, ["saving.folder", "data.cache_folder"]),
+    (["--saving.folder", "x" * 300, "--data.cache_folder", "a\0b"], {}, ["saving.folder", "data.cache_folder"]),
     (["--training.precision", "float16", "--training.learning_rate", "5"], {},
      ["training.precision", "training.learning_rate"]),
     (["--targets.text_encoders", "--training.learning_rate", "0.01"], {"optimizer": {"name": "prodigy"}},
