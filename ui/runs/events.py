@@ -5,14 +5,14 @@ from typing import Any
 
 Event = dict[str, Any]
 
-MOST_WHOLE, MOST = 2**53, 1e300
-"""No count and no number of a run is larger. Beyond the first, a whole number is none to a curve."""
+MOST_STEPS, MOST = 2**31 - 1, 1e300
+"""No step and no number of a run is larger. Beyond the first, Qt has no progress bar."""
 
 MOST_CURVES = 500
 """What the adapters show of themselves, in one event."""
 
-COUNTS, NUMBERS, PERHAPS, TEXTS, PERHAPS_TEXTS = range(5)
-"""Places in an entry of `FIELDS`: whole numbers from 0, finite numbers, such or null, texts, texts or null."""
+STEPS, NUMBERS, PERHAPS, TEXTS, PERHAPS_TEXTS = range(5)
+"""Places in an entry of `FIELDS`: steps, finite numbers, such or null, texts, texts or null."""
 
 FIELDS: dict[str, tuple[tuple[str, ...], ...]] = {
     "stage": ((), (), (), ("name", "detail"), ()),
@@ -24,7 +24,7 @@ FIELDS: dict[str, tuple[tuple[str, ...], ...]] = {
         (),
     ),
     "sample": (("step",), (), (), ("path", "prompt"), ()),
-    "saved": (("step", "bytes"), (), (), ("what", "path"), ()),
+    "saved": (("step",), ("bytes",), (), ("what", "path"), ()),
     "validation": (("step",), (), ("loss", "baseline"), (), ()),
     "warning": ((), (), (), ("message", "detail"), ()),
     "error": ((), (), (), ("message", "detail"), ()),
@@ -41,8 +41,8 @@ def check(event: Event) -> None:
     fields = FIELDS.get(kind)
     if fields is None:
         return
-    for name in fields[COUNTS]:  # spelled out: this runs a million times for a long run
-        if type(value := event[name]) is not int or not 0 <= value <= MOST_WHOLE:
+    for name in fields[STEPS]:  # spelled out: this runs a million times for a long run
+        if type(value := event[name]) is not int or not 0 <= value <= MOST_STEPS:
             raise ValueError(name)
     for name in fields[NUMBERS]:
         if not ((kind_of := type(value := event[name])) is float or kind_of is int) or not -MOST < value < MOST:
