@@ -9,7 +9,7 @@ from pathlib import Path
 from PySide6.QtCore import QEvent, QObject
 from PySide6.QtWidgets import QApplication
 
-from ui import icons, places, theme
+from ui import icons, places, reading, theme
 from ui.preset import files
 from ui.preset.document import Document
 from ui.preset.files import Opened
@@ -53,13 +53,13 @@ def open_first(window: Window, preset: str) -> None:
     named = places.PRESETS / f"{preset}.json"
     last = Path(window.settings.last_preset) if window.settings.last_preset else None
     if preset:
-        wanted = named if named.is_file() else Path(preset).absolute()
+        wanted = named if reading.is_file(named) else Path(preset).absolute()
         if window.opening.take(wanted):
             return
-    if last is not None and last.exists() and window.opening.take(last):
+    if last is not None and reading.is_there(last) and window.opening.take(last):
         return
     opened = [one for one in readable(window.document.schema) if not one.problems]
-    ready = [one for one in opened if places.full(one.values["base"]["path"]).exists()]
+    ready = [one for one in opened if reading.is_there(places.full(one.values["base"]["path"]))]
     for one in [*ready, *opened][:1]:
         window.document.open(one)
 

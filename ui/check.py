@@ -10,7 +10,7 @@ from typing import Any
 
 from PySide6.QtCore import QObject, QProcess, QTemporaryDir, QTimer, Signal
 
-from ui import places
+from ui import places, reading
 from ui.preset.sentences import numbered
 
 DELAY = 1200
@@ -140,8 +140,8 @@ def understood(output: str, errors: str) -> Findings:
     """The findings in what `--check --json` printed."""
     lines = output.strip().splitlines()
     try:
-        answer = json.loads(lines[-1])
-    except (IndexError, ValueError):
+        answer = dict(reading.parse(lines[-1]))
+    except (IndexError, ValueError, TypeError):
         last = (errors.strip().splitlines() or ["it printed nothing"])[-1]
         return Findings(failed=f"the trainer's check ended without an answer: {last}")
     known = {one.name for one in fields(Findings)}

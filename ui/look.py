@@ -7,7 +7,7 @@ from typing import Any
 
 from PySide6.QtCore import QObject, QProcess, Signal
 
-from ui import places
+from ui import places, reading
 
 
 class Look(QObject):
@@ -107,7 +107,7 @@ class Look(QObject):
     def _take(self, line: bytes) -> None:
         """One line of output: progress, or the end of a question."""
         try:
-            answer = json.loads(line)
+            answer = reading.parse(line)
             number = answer["id"]
         except (ValueError, TypeError, KeyError):
             self._errors += f"not an answer: {line[:200].decode(errors='replace')}\n"

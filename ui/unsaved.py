@@ -6,6 +6,7 @@ from pathlib import Path
 import psutil
 from PySide6.QtCore import QObject, QTimer, Signal
 
+from ui import reading
 from ui.preset.document import Document
 
 DELAY = 700
@@ -32,8 +33,8 @@ class Unsaved(QObject):
         left = [file for file in self.folder.glob("*.json") if not _alive(file.stem)] if self.folder.is_dir() else []
         for file in sorted(left, key=lambda file: file.stat().st_mtime, reverse=True):
             try:
-                self.document.restore(json.loads(file.read_text(encoding="utf-8")))
-            except (OSError, ValueError, KeyError, TypeError):
+                self.document.restore(reading.read_json(file))
+            except (OSError, ValueError, KeyError, TypeError, AttributeError):
                 broken = file.replace(file.with_suffix(".broken"))
                 self.failed.emit(f"Edits that a crash has left are damaged; what is left of them is kept in {broken}.")
                 continue

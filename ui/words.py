@@ -49,10 +49,12 @@ def number(value: float) -> str:
 
 def when(moment: datetime | str, now: datetime | None = None) -> str:
     """A time in this machine's zone: `today 13:05`, `2026-11-21 09:30`."""
-    if isinstance(moment, str):
-        moment = datetime.fromisoformat(moment)
     now = now or datetime.now(timezone.utc)
-    local, today = moment.astimezone(), now.astimezone().date()
+    try:
+        local = (datetime.fromisoformat(moment) if isinstance(moment, str) else moment).astimezone()
+    except (ValueError, OverflowError):  # of a damaged file: no time, or one before all others in this zone
+        return shortened(f"{moment}", 40)
+    today = now.astimezone().date()
     return f"today {local:%H:%M}" if local.date() == today else f"{local:%Y-%m-%d %H:%M}"
 
 

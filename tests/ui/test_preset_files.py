@@ -170,14 +170,14 @@ def test_paths_that_lead_nowhere(tmp_path, written):
         "short.safetensors": "not a safetensors file",
         "foreign.safetensors": "no preset inside; only files written by Gimbal have one (gimbal.preset)",
         **{f"{name}.safetensors": "no preset inside" for name in ("null", "list", "number")},
-        "latin.json": "'utf-8' codec can't decode byte 0xff",
+        "latin.json": "is not UTF-8 text (byte 11 is 0xff)",
     }
     for name, message in wanted.items():
         with pytest.raises(ValueError) as caught:
             files.read(tmp_path / name, schema())
         assert f"{caught.value}".startswith(f"{tmp_path / name}: {message}")
     written("[" * 100_000, "deep.json")
-    with pytest.raises(ValueError, match="deep.json: not a preset"):
+    with pytest.raises(ValueError, match="deep.json: .* levels deep"):
         files.read(tmp_path / "deep.json", schema())
 
 

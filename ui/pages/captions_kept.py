@@ -7,6 +7,7 @@ from pathlib import Path
 import psutil
 from PySide6.QtCore import QObject, QTimer
 
+from ui import reading
 from ui.pages.captions import Captions
 from ui.runs import launch
 
@@ -32,7 +33,7 @@ class KeptCaptions(QObject):
             if _alive(file.stem):
                 continue
             try:
-                left = json.loads(file.read_text(encoding="utf-8"))
+                left = reading.read_json(file)
                 edits = {str(path): (str(text), str(known)) for path, (text, known) in left.items()}
             except (OSError, ValueError, TypeError, AttributeError) as error:
                 aside = file.replace(file.with_suffix(".broken"))

@@ -1,6 +1,5 @@
 """What can be done with the run that is shown: the actions, and a row of buttons for them."""
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +8,7 @@ from PySide6.QtCore import Qt, QUrl, Signal
 from PySide6.QtGui import QAction, QDesktopServices, QGuiApplication, QKeySequence
 from PySide6.QtWidgets import QHBoxLayout, QMessageBox, QPushButton, QWidget
 
-from ui import theme, words
+from ui import reading, theme, words
 from ui.pages.tensorboard import TensorBoard
 from ui.runs import launch
 from ui.runs.history import History
@@ -228,6 +227,6 @@ class Controls(QWidget):
 def makes_samples(preset: Path) -> bool:
     """Whether a run's preset lets it make sample pictures; a run without a readable preset is taken to do so."""
     try:
-        return bool(json.loads(preset.read_text(encoding="utf-8"))["samples"]["enabled"])
+        return bool(reading.read_json(preset)["samples"]["enabled"])
     except (OSError, ValueError, KeyError, TypeError):
         return True

@@ -13,7 +13,7 @@ from ui.pages.gallery import Gallery
 from ui.pages.log import Log
 from ui.pages.looks import Elided, state_color, state_icon, state_role
 from ui.pages.messages import Messages
-from ui.runs.history import History
+from ui.runs.history import Curve, History
 from ui.runs.jobs import Job
 from ui.runs.library import Library
 from ui.runs.queue import Queue
@@ -258,8 +258,8 @@ def _facts(history: History, state: State | None) -> dict[str, str]:
         facts["Time left"] = words.duration(left) if state and state.alive else "–"
         facts["Memory"] = words.size(float(last["memory_mb"]) * 2**20)
         facts["Loss"] = _number(last["loss_average"])
-    if "validation" in history.curves:
-        value = history.curves["validation"].values[-1]
+    if values := history.curves.get("validation", Curve()).values:  # none after a resume from before the first
+        value = values[-1]
         base = history.baseline
         facts["Validation"] = _number(value) + (f" ({value / base - 1:+.1%})" if base and value == value else "")
     return facts

@@ -17,7 +17,7 @@ from PySide6.QtWidgets import (
     QWidget,
 )
 
-from ui import dialogs, icons, places, theme, workers
+from ui import dialogs, icons, places, reading, theme, workers
 from ui.pages.looks import Elided
 from ui.pages.preset_details import Looked, PresetDetails, look
 from ui.pages.preset_keeper import PresetKeeper
@@ -187,9 +187,9 @@ class PresetsPage(QWidget):
             dialogs.say_error(self, "Open preset", f"{len(paths)} files were dropped; only one preset can be open.")
 
     def _request(self, path: Path) -> None:
-        if path.is_dir() and not (path / "preset.json").is_file():
+        if reading.is_folder(path) and not reading.is_file(path / "preset.json"):
             dialogs.say_error(self, "Open preset", f"{path} is not a run folder, because it has no preset.json.")
-        elif path.is_file() and path.suffix not in (".json", ".safetensors"):
+        elif reading.is_file(path) and path.suffix not in (".json", ".safetensors"):
             sentence = f"{path.name} is not a preset; presets are .json files, run folders and .safetensors files."
             dialogs.say_error(self, "Open preset", sentence)
         else:

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ui import places
+from ui import places, reading
 from ui.preset.schema import Schema, Values, at, holds, with_value, without
-from ui.preset.sentences import enumerated, shown
+from ui.preset.sentences import shown
 
 METADATA_KEY = "gimbal.preset"
 """Where an exported .safetensors file keeps its preset."""
@@ -26,8 +26,8 @@ RUN_COPY = "preset.json"
 NOT_INHERITED = ("based_on", "name", "description")
 """What a preset does not take over from the one it is based on."""
 
-LARGEST_HEADER = 100_000_000
-"""Bytes; that of the safetensors format."""
+LARGEST, LARGEST_HEADER = 2**20, 20_000_000
+"""Bytes of a preset, and of the header of a .safetensors file."""
 
 RESERVED = re.compile(r"(con|prn|aux|nul|com[0-9]|lpt[0-9])(\..*)?", re.IGNORECASE)
 """Names that Windows keeps for devices."""
@@ -105,7 +105,7 @@ def read(path: Path, schema: Schema) -> Opened:
 
     Raises ValueError with a sentence when it cannot be read at all.
     """
-    path = path / RUN_COPY if path.is_dir() else path
+    path = path / RUN_COPY if reading.is_folder(path) else path
     notes: list[str] = []
     values = _inherited(_renamed(_values(path), path, schema, notes), path, schema, notes)
     values = _implied(values, path, schema, notes)
@@ -131,18 +131,13 @@ def _values(path: Path) -> Values:
     if path.suffix not in (".json", ".safetensors"):
         raise ValueError(f"{where}: not a preset; presets are .json files, run folders or .safetensors files")
     try:
-        text = _from_metadata(path) if path.suffix == ".safetensors" else path.read_text(encoding="utf-8-sig")
-        values = json.loads(text, object_pairs_hook=_without_duplicates, parse_constant=_refused)
+        values = reading.parse(_from_metadata(path) if path.suffix == ".safetensors" else _text(path), exact=True)
     except FileNotFoundError:
         run = path.name == RUN_COPY and path.parent.is_dir()
         missing = "not a run folder, because it has no preset.json" if run else "no such file or folder"
         raise ValueError(f"{places.shown(path.parent) if run else where}: {missing}") from None
     except OSError as error:
         raise ValueError(f"{where}: cannot be read ({error.strerror})") from None
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{where}: line {error.lineno}, column {error.colno}: {error.msg}") from None
-    except RecursionError:
-        raise ValueError(f"{where}: not a preset; its braces are too deep") from None
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from None
     if not isinstance(values, dict):
@@ -150,33 +145,29 @@ def _values(path: Path) -> Values:
     return values
 
 
+def _text(path: Path) -> str:
+    with reading.opened(path) as file:
+        content = file.read(LARGEST + 1)
+    if len(content) > LARGEST:
+        raise ValueError(f"too large for a preset, which has at most {LARGEST / 2**20:.0f} MiB")
+    return reading.decoded(content)
+
+
 def _from_metadata(path: Path) -> str:
     """The preset in a safetensors header: 8 bytes with its length, then JSON."""
-    with path.open("rb") as file:
+    with reading.opened(path) as file:
         length = int.from_bytes(file.read(8), "little")
         if not 2 <= length <= LARGEST_HEADER:
             raise ValueError("not a safetensors file")
         header = file.read(length)
     try:
-        metadata = json.loads(header).get("__metadata__")
+        metadata = reading.parse(header).get("__metadata__")
     except (ValueError, AttributeError):
         raise ValueError("not a safetensors file") from None
     text = metadata.get(METADATA_KEY) if isinstance(metadata, dict) else None
     if not isinstance(text, str):
         raise ValueError(f"no preset inside; only files written by Gimbal have one ({METADATA_KEY})")
     return text
-
-
-def _without_duplicates(pairs: list[tuple[str, Any]]) -> Values:
-    names = [name for name, _ in pairs]
-    twice = [name for name in dict.fromkeys(names) if names.count(name) > 1]
-    if twice:
-        raise ValueError(f"{enumerated(twice, 'and')} stands there twice in one section; keep one")
-    return dict(pairs)
-
-
-def _refused(constant: str) -> None:
-    raise ValueError(f"{constant} is not a number")
 
 
 def _renamed(values: Values, path: Path, schema: Schema, notes: list[str]) -> Values:
@@ -226,10 +217,10 @@ def _base_path(source: Any, path: Path) -> Path:
         raise ValueError(f"{places.shown(path)}: based_on: {shown(source)} is not a preset's name")
     if Path(source).name == source:
         for folder in (places.PRESETS, places.OWN_PRESETS):
-            if (folder / f"{source}.json").is_file():
+            if reading.is_file(folder / f"{source}.json"):
                 return folder / f"{source}.json"
     found = path.parent / source
-    return found / RUN_COPY if found.is_dir() else found
+    return found / RUN_COPY if reading.is_folder(found) else found
 
 
 def _merged(base: Mapping[str, Any], own: Mapping[str, Any], schema: Schema, path: str = "") -> Values:

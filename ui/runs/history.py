@@ -6,15 +6,11 @@ from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Any
+
+from ui.runs.events import Event, check
 
 STEP_CURVES = ("loss", "loss_average", "learning_rate", "grad_norm", "seconds_per_step", "memory_mb")
 """Fields of a `step` event that become curves of the same name."""
-
-STEP_FIELDS = {"step", "steps", "epoch", "seconds_left", "adapter", *STEP_CURVES}
-"""What is read of a `step` event."""
-
-Event = dict[str, Any]
 
 
 @dataclass
@@ -119,17 +115,16 @@ class History:
         takers = self._takers
         for event in events:
             try:
-                kind, time = event["event"], event["time"]
-                if not isinstance(time, str):
-                    raise TypeError("a time is a text")
-                taker = takers.get(kind)
-                if taker is not None:
-                    taker(event)
-                else:
-                    self.unknown[kind] += 1
-            except (KeyError, TypeError, ValueError, AttributeError):
+                check(event)
+            except (KeyError, ValueError):
                 self.broken_lines += 1
                 continue
+            kind, time = event["event"], event["time"]
+            taker = takers.get(kind)
+            if taker is not None:
+                taker(event)
+            else:
+                self.unknown[kind[:80]] += 1
             self.first_time = self.first_time or time
             self.last_time = time
             if kind != "finished":
@@ -146,8 +141,6 @@ class History:
         self.stage, self.stage_detail = event["name"], event["detail"]
 
     def _step(self, event: Event) -> None:
-        if not event.keys() >= STEP_FIELDS:
-            raise KeyError("half a step is none")
         step = event["step"]
         if step <= self.step:
             self._turn_back(step)

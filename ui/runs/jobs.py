@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ui import places
+from ui import places, reading
 from ui.runs.launch import Process
 from ui.runs.states import Glance, State, Status
 
@@ -16,6 +16,15 @@ ANY, ALL = "any", "all"
 
 REFUSAL = "Nothing was started, because:"
 """How the trainer begins to say no; the reasons follow, indented."""
+
+
+KINDS: dict[str, type] = {
+    **dict.fromkeys(("id", "name", "preset", "folder", "output", "device", "added", "cwd"), str),
+    **dict.fromkeys(("resume", "stop_asked"), bool),
+    "starts": int,
+    "places": list,
+}
+"""What a job's values are in the file."""
 
 
 @dataclass(frozen=True)
@@ -151,11 +160,11 @@ def write_whole(path: Path, text: str) -> None:
 def read(path: Path) -> tuple[list[Job], bool]:
     """The jobs in a queue's file, and whether the queue is paused. Raises OSError; ValueError if it is no such file."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = reading.read_json(path)
         return [from_json(values) for values in content["jobs"]], bool(content["paused"])
     except FileNotFoundError:
         return [], False
-    except (KeyError, TypeError, AttributeError) as error:
+    except (KeyError, TypeError, AttributeError, OverflowError, IndexError) as error:
         raise ValueError(f"something is missing or of the wrong kind: {error}") from error
 
 
@@ -168,6 +177,9 @@ def to_json(job: Job) -> dict[str, Any]:
 def from_json(values: dict[str, Any]) -> Job:
     """The job that `to_json` was given. Raises KeyError, TypeError, ValueError."""
     process, ended = values["process"], values["ended"]
+    for name, kind in KINDS.items():
+        if type(values[name]) is not kind:
+            raise TypeError(f"{name} is {str(values[name])[:80]!r}")
     return Job(
         id=values["id"],
         name=values["name"],
@@ -178,9 +190,9 @@ def from_json(values: dict[str, Any]) -> Job:
         resume=values["resume"],
         added=values["added"],
         cwd=Path(values["cwd"]),
-        process=Process(process["pid"], process["created"], process["host"]) if process else None,
-        places=tuple(values["places"]),
+        process=Process(int(process["pid"]), float(process["created"]), str(process["host"])) if process else None,
+        places=tuple(str(place) for place in values["places"]),
         starts=values["starts"],
         stop_asked=values["stop_asked"],
-        ended=Status(State[ended[0]], ended[1]) if ended else None,
+        ended=Status(State[ended[0]], str(ended[1])) if ended else None,
     )

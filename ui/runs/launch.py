@@ -78,7 +78,7 @@ def alive(process: Process) -> bool:
     try:
         found = psutil.Process(process.pid)
         return abs(found.create_time() - process.created) < SAME_TIME and found.status() != psutil.STATUS_ZOMBIE
-    except psutil.Error:
+    except (psutil.Error, ValueError, OverflowError):  # the last two of a number that no process has
         return False
 
 

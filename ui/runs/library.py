@@ -1,13 +1,12 @@
 """All runs in the runs folders, kept up to date by a worker, joined with the queue's jobs."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from PySide6.QtCore import QObject, QTimer, Signal
 
-from ui import places, workers
+from ui import places, reading, workers
 from ui.runs import launch
 from ui.runs.jobs import Job
 from ui.runs.queue import Queue
@@ -97,7 +96,7 @@ def scan(folders: Sequence[Path], jobs: Sequence[Job], known: Known) -> tuple[li
     problems, found = [], {}
     for folder in folders:
         try:
-            runs = [place for place in folder.iterdir() if (place / "preset.json").is_file()]
+            runs = [place for place in folder.iterdir() if reading.is_file(place / "preset.json")]
         except OSError as error:
             if folder != places.RUNS or not isinstance(error, FileNotFoundError):  # made by the first run
                 problems.append(f"The runs folder {folder} cannot be read: {error.strerror}.")
@@ -119,7 +118,7 @@ def looked_at(folder: Path, known: Known) -> Glance:
     stamp = tuple(_stamp(folder / name) for name in WATCHED)
     if folder in known:
         old, seen = known[folder]
-        gone = seen.exported is not None and not seen.exported.exists()
+        gone = seen.exported is not None and not reading.is_there(seen.exported)
         if old == stamp and not seen.status.state.alive and not gone:
             return seen
     known[folder] = stamp, glance(folder)
@@ -146,8 +145,9 @@ def joined(seen: Glance, job: Job) -> Glance:
 def of_job(job: Job) -> Glance:
     """A glance at a job that has no run folder yet."""
     try:
-        preset = json.loads(job.preset.read_text(encoding="utf-8"))
-        family, method, description = preset["family"], preset["adapter"]["method"], preset["description"]
+        preset = reading.read_json(job.preset)
+        told = preset["family"], preset["adapter"]["method"], preset["description"]
+        family, method, description = (str(value) for value in told)
     except (OSError, ValueError, KeyError, TypeError):  # the queue says what is wrong with it when it starts
         family = method = description = ""
     gone = Status(State.VANISHED, "The trainer is gone before the run began.")

@@ -10,7 +10,7 @@ from typing import Any
 
 from PySide6.QtCore import QLockFile, QObject, QTimer, Signal
 
-from ui import places, words
+from ui import places, reading, words
 from ui.runs import jobs as making
 from ui.runs import launch
 from ui.runs.devices import Devices
@@ -143,7 +143,7 @@ class Queue(QObject):
         if not (run_folder / "preset.json").exists():
             raise ValueError(f"{shown} cannot be resumed: it has no preset.json.")
         cwd = seen.cwd or places.ROOT
-        if not cwd.is_dir():
+        if not reading.is_folder(cwd):
             raise ValueError(f"{seen.name} cannot be resumed: it was started in {cwd}, which is no longer there.")
         self._jobs = [job for job in self._jobs if job.folder != run_folder]
         job = replace(self._made(new_id(), seen.name, run_folder, run_folder, device, cwd), resume=True)

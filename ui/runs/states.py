@@ -1,15 +1,14 @@
 """The state of a run, told honestly, from a quick look into its folder."""
 
-import json
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta, timezone
 from enum import Enum
 from pathlib import Path
 from typing import Any
 
-from ui import words
+from ui import reading, words
 from ui.runs import launch
-from ui.runs.history import Event
+from ui.runs.events import Event, is_sound
 from ui.runs.launch import Process
 from ui.runs.tail import last_events
 
@@ -184,10 +183,10 @@ def _last_words(seen: Glance) -> str:
     try:
         if not seen.started or path.stat().st_mtime < datetime.fromisoformat(seen.started).timestamp():
             return ""
-        with path.open("rb") as file:
+        with reading.opened(path) as file:
             file.seek(max(0, path.stat().st_size - 4096))
             text = file.read().decode("utf-8", "replace")
-    except (OSError, ValueError):
+    except (OSError, ValueError, OverflowError):
         return ""
     lines = [line.strip() for line in text.replace("\r", "\n").split("\n") if line.strip()]
     lines = [line for line in lines if not any(word in line for word in USUAL)]
@@ -206,8 +205,8 @@ def _resumable(seen: Glance, status: Status) -> bool:
 
 def _moment(time: str) -> datetime | None:
     try:
-        return datetime.fromisoformat(time)
-    except ValueError:
+        return datetime.fromisoformat(time).astimezone(timezone.utc)
+    except (ValueError, OverflowError):
         return None
 
 
@@ -216,7 +215,7 @@ def _exported(folder: Path, events: list[Event]) -> Path | None:
     for event in reversed(events):
         what = event.get("what") if event.get("event") == "saved" else "export"
         path = event.get("path") if event.get("event") in ("saved", "finished") else None
-        if what == "export" and isinstance(path, str) and (folder / path).exists():
+        if what == "export" and isinstance(path, str) and reading.is_there(folder / path):
             return folder / path
     return None
 
@@ -226,7 +225,8 @@ def _events(path: Path, problems: list[str]) -> list[Event]:
     events: list[Event] = []
     try:
         for size in LOOKS:
-            events, whole = last_events(path, size)
+            found, whole = last_events(path, size)
+            events = [event for event in found if is_sound(event)]
             if whole or any(event.get("event") == "step" for event in events):
                 break
     except OSError as error:
@@ -237,7 +237,7 @@ def _events(path: Path, problems: list[str]) -> list[Event]:
 def _read(path: Path, empty: Any, problems: list[str]) -> Any:
     """A JSON file's content; `empty`, with a problem, if there is something else than should be."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = reading.read_json(path)
     except FileNotFoundError:
         return empty
     except OSError as error:
@@ -264,7 +264,9 @@ def _method(preset: dict[str, Any]) -> str:
 def _process(start: dict[str, Any]) -> Process | None:
     """The process of a start; runs of old have none."""
     match start.get("process"):
-        case {"pid": int(pid), "created": int() | float() as created, "host": str(host)}:
+        case {"pid": int(pid), "created": int() | float() as created, "host": str(host)} if (
+            type(pid) is int and 0 < pid < 2**31 and 0 <= created < 2**53
+        ):
             return Process(pid, created, host)
     return None
 

@@ -1,13 +1,12 @@
 """Reading files that grow: a run's events and its log."""
 
-import json
 import os
 from pathlib import Path
 from typing import Any
 
 from PySide6.QtCore import QElapsedTimer, QObject, QTimer, Signal
 
-from ui import workers
+from ui import reading, workers
 from ui.runs.history import History
 
 SLICE = 1 << 19
@@ -18,6 +17,9 @@ EVERY = 500
 
 SHOW_EVERY = 300
 """Milliseconds between signals while a long file is loaded."""
+
+LONGEST = 1 << 24
+"""Bytes of a line; a longer one is none, such as a hole that a power cut has left."""
 
 HEAD = 64
 """Bytes at a file's beginning by which it is known again; they hold the first event's time."""
@@ -47,6 +49,9 @@ class Tail:
         except FileNotFoundError:
             self.restarted, self._place, self._head = self._place > 0, 0, b""
             return []
+        if data and not data.endswith(b"\n"):
+            self.broken = 1
+            return []
         lines = [line for line in data.decode("utf-8", "replace").split("\n") if line.strip()]
         found = read_lines(lines)
         events = [event for event in found if event is not None]
@@ -54,16 +59,17 @@ class Tail:
         return events
 
     def _next(self, limit_bytes: int) -> bytes:
-        """Whole lines of about this many bytes."""
-        with self.path.open("rb") as file:
+        """Whole lines of about this many bytes; a line without an end if it is longer than any."""
+        with reading.opened(self.path) as file:
             head, size = file.read(HEAD), os.fstat(file.fileno()).st_size
             if size < self._place or not head.startswith(self._head):
                 self.restarted, self._place = True, 0
             file.seek(self._place)
             data = file.read(limit_bytes)
             if data and not data.endswith(b"\n"):
-                data += file.readline()
-            data = data[: data.rfind(b"\n") + 1]
+                data += file.readline(LONGEST)
+            if len(data) < LONGEST:
+                data = data[: data.rfind(b"\n") + 1]
             self._place += len(data)
             self._head = head[: self._place]
             self.more = bool(data) and self._place < size
@@ -150,7 +156,7 @@ class LogTail:
         """Whole lines that are new since the last call; "" if there is no file. Blocking. Raises OSError."""
         self.restarted = False
         try:
-            file = self.path.open("rb")
+            file = reading.opened(self.path)
         except FileNotFoundError:
             self.restarted, self._place, self._head = self._place > 0, 0, b""
             return ""
@@ -173,7 +179,7 @@ class LogTail:
 def read_lines(lines: list[str]) -> list[dict[str, Any] | None]:
     """The event on each line; None where there is none."""
     try:  # all at once, which takes two thirds of the time
-        events = json.loads(f"[{','.join(lines)}]")
+        events = reading.parse(f"[{','.join(lines)}]")
     except ValueError:
         events = []
     if len(events) != len(lines):  # a broken line, or one that holds several values
@@ -184,7 +190,7 @@ def read_lines(lines: list[str]) -> list[dict[str, Any] | None]:
 def read_line(line: str) -> dict[str, Any] | None:
     """The event on a line; None if it is none."""
     try:
-        event = json.loads(line)
+        event = reading.parse(line)
     except ValueError:
         return None
     return event if isinstance(event, dict) else None
@@ -193,7 +199,7 @@ def read_line(line: str) -> dict[str, Any] | None:
 def last_events(path: Path, last_bytes: int) -> tuple[list[dict[str, Any]], bool]:
     """The events on the complete lines of a file's last part, and whether that is the whole file. Raises OSError."""
     try:
-        file = path.open("rb")
+        file = reading.opened(path)
     except FileNotFoundError:
         return [], True
     with file:
