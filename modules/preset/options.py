@@ -16,6 +16,9 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import to_jsonable_python
 
+LONGEST_NAME = 200
+"""Nothing is suggested for longer ones."""
+
 
 @dataclass(frozen=True)
 class Group:
@@ -201,7 +204,10 @@ def flatten(values: Mapping[str, Any], path: str = "") -> dict[str, Any]:
 
 
 def nearest(name: str, known: list[str]) -> list[str]:
-    """The names in `known` (dotted) that somebody who wrote `name` may have meant, best first."""
+    """The names in `known` (dotted) that somebody who wrote `name` may have meant, best first; none for a text that no
+    name is as long as: comparing takes the square of the length."""
+    if len(name) > LONGEST_NAME:
+        return []
     section, _, last = name.rpartition(".")
     lasts = {other: other.rpartition(".")[2] for other in known}
     siblings = [other for other in known if other.rpartition(".")[0] == section]
