@@ -177,7 +177,7 @@ def test_the_report_of_an_export(form):
     def prepared(count: int) -> Callable[[], Any]:
         names = [f"unet.{number}" for number in range(count)]
         errors = {name: verify.LayerError(1e-6 * place, 1e-3 * place) for place, name in enumerate(names)}
-        found = Report(Path("x"), 1, Read.fromkeys(names, form), dict.fromkeys(names, 10), errors)
+        found = Report(Path("x"), 1, Read((name, form) for name in names), dict.fromkeys(names, 10), errors)
         return lambda: (found.text(), found.table(), found.outcome())
 
     assert growth(prepared) < 1.5
@@ -198,8 +198,8 @@ def test_writing_tensors_as_they_were(tmp_path):
         model, report = exported(count, tmp_path)
         changes = {}
         for name, found in verify.read(report.path, spelled(model), hosts.load("comfyui").NAMES).items():
-            layer = as_layer(model.networks["unet"][int(name.rpartition(".")[2])].base, name)
-            changes[name] = Change(layer, terms(found), given=found)
+            base: Any = model.networks["unet"].get_submodule(name.removeprefix("unet.")).base
+            changes[name] = Change(as_layer(base, name), terms(found), given=found)
         path = tmp_path / "again.safetensors"
         return lambda: write(path, model, changes, Export(dtype="float16"), lambda written: {})
 
