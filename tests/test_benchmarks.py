@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import adapters, full_size, rotations
+from benchmarks import adapters, full_size, rotations, scale
 
 ROOT = Path(__file__).parents[1]
 ROW = {"model": "a model", "preset": "a preset", "base": "nf4", "resolution": 64, "seconds": 0.25, "peak": 2048.0}
@@ -73,3 +73,27 @@ def test_whole_steps_are_measured_side_by_side():
     assert done.returncode == 0, done.stderr
     assert "| method | 1 x | 1 x, recomputing | 4 x | 4 x, recomputing |" in done.stdout
     assert "| lora | 1.00 | 1.00 | 1.00 | 1.00 |" in done.stdout and "| wora | " in done.stdout
+
+
+def test_everything_that_goes_through_all_layers_is_measured(monkeypatch):
+    monkeypatch.setattr(scale, "SHARES", (0.01, 0.05))
+    found = list(scale.rows("flux_dev", "lora", scale.WORKS, 1))
+    assert [row.work for row in found] == [work for work, _, _ in scale.WORKS]
+    for row in found:
+        assert 20 < row.layers[0] < row.layers[1] and all(second > 0 for size in row.seconds for second in size)
+        assert row.line().startswith(f"| flux_dev | lora | {row.work} | 1.00 | ")
+
+
+@pytest.mark.parametrize("last, word", [(0.7e-3, "nothing"), (1.3e-3, "nothing"), (4e-3, "attach")])
+def test_what_takes_longer_per_layer_the_more_there_are_is_an_error(monkeypatch, capsys, last, word):
+    """Three rounds, in one of which the machine was busy with something else."""
+    row = scale.Row("a model", "a method", "attach", [10, 20, 40], [[1e-3] * 3, [1e-3] * 3, [last, 9e-3, last]])
+    monkeypatch.setattr(scale, "rows", lambda *_: iter([row]))
+    monkeypatch.setattr(sys, "argv", ["scale.py", "--models", "sdxl", "--methods", "lora"])
+    assert scale.main() == (word != "nothing")
+    assert f"faster than the number of layers: {word}" in capsys.readouterr().out
+
+
+def test_a_hardly_measurable_time_does_not_grow():
+    assert not scale.Row("m", "m", "report", [10, 40], [[1e-6], [4e-6]]).grows
+    assert scale.Row("m", "m", "report", [10, 40], [[1e-4], [4e-4]]).grows

@@ -5,6 +5,9 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+LONGEST_PATH = 200
+"""Nothing is suggested for longer ones."""
+
 
 def shown(value: Any) -> str:
     """A value in a sentence: as in JSON, but texts in single quotes, and never long."""
@@ -60,7 +63,10 @@ def numbered(text: str) -> str:
 
 
 def nearest(path: str, known: Sequence[str]) -> list[str]:
-    """The paths in `known` that somebody who wrote `path` may have meant, best first."""
+    """The paths in `known` that somebody who wrote `path` may have meant, best first; none for a text that no path is
+    as long as: comparing takes the square of the length."""
+    if len(path) > LONGEST_PATH:
+        return []
     section, _, last = path.rpartition(".")
     lasts = {other: other.rpartition(".")[2] for other in known}
     siblings = [other for other in known if other.rpartition(".")[0] == section]
