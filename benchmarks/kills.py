@@ -27,8 +27,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.kills_cases import PLACES, Bench, Result, drawn_cuts
-from benchmarks.kills_compare import KINDS
+from benchmarks.kills_cases import PLACES, Bench, Result, Unfinished, drawn_cuts
+from benchmarks.kills_compare import KINDS, LOST, Finding
 from benchmarks.kills_power import MODES
 from benchmarks.kills_runs import VARIANTS, Combination, Place, adapters, optimizers_on_cpu, refused
 from benchmarks.kills_watch import Kill
@@ -220,8 +220,13 @@ def carried_out(bench: Bench, arguments: argparse.Namespace) -> Tally:
         return arguments.seconds is not None and time.monotonic() - started > arguments.seconds
 
     points = every_point(bench, pool, round(arguments.kills * SHARES["every operation"]))
-    while tally.total() < arguments.kills and not late():
-        next_case(bench, tally, pool, points, arguments.kills, draw)
+    while pool and tally.total() < arguments.kills and not late():
+        try:
+            next_case(bench, tally, pool, points, arguments.kills, draw)
+        except Unfinished as error:
+            tally.add(Result(error.combination, str(error.combination), wrong=[Finding(LOST, str(error))]), "anywhere")
+            one = error.combination
+            pool = [other for other in pool if (other.method, other.variant) != (one.method, one.variant)]
         said(tally, tally.results[-1])
     cut_power(bench, tally, pool, arguments.power_cuts, draw, late)
     print()
