@@ -137,6 +137,12 @@ def cut_power(bench: Bench, tally: Tally, pool: list[Combination], count: int, d
     chosen = pool[: max(1, min(len(pool), count // 100))]
     done = 0
     for number, combination in enumerate(chosen):
+        try:
+            bench.reference(combination)
+        except Unfinished as error:
+            tally.add(failed(error), "anywhere")
+            said(tally, tally.results[-1])
+            continue
         share = count // len(chosen) + (number < count % len(chosen))
         operations = len(bench.reference(combination).record)
         for place in range(share):
@@ -148,6 +154,11 @@ def cut_power(bench: Bench, tally: Tally, pool: list[Combination], count: int, d
             tally.results.append(result)
             done += result.cuts
             said(tally, result)
+
+
+def failed(error: Unfinished) -> Result:
+    """The result of a combination that does not even run without being interrupted."""
+    return Result(error.combination, str(error.combination), wrong=[Finding(LOST, str(error))])
 
 
 def said(tally: Tally, result: Result) -> None:
@@ -224,7 +235,7 @@ def carried_out(bench: Bench, arguments: argparse.Namespace) -> Tally:
         try:
             next_case(bench, tally, pool, points, arguments.kills, draw)
         except Unfinished as error:
-            tally.add(Result(error.combination, str(error.combination), wrong=[Finding(LOST, str(error))]), "anywhere")
+            tally.add(failed(error), "anywhere")
             one = error.combination
             pool = [other for other in pool if (other.method, other.variant) != (one.method, one.variant)]
         said(tally, tally.results[-1])
