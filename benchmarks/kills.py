@@ -27,8 +27,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.kills_cases import PLACES, Bench, Result, drawn_cuts
-from benchmarks.kills_compare import KINDS
+from benchmarks.kills_cases import PLACES, Bench, Result, Unfinished, drawn_cuts
+from benchmarks.kills_compare import KINDS, LOST, Finding
 from benchmarks.kills_power import MODES
 from benchmarks.kills_runs import VARIANTS, Combination, Place, adapters, optimizers_on_cpu, refused
 from benchmarks.kills_watch import Kill
@@ -137,6 +137,12 @@ def cut_power(bench: Bench, tally: Tally, pool: list[Combination], count: int, d
     chosen = pool[: max(1, min(len(pool), count // 100))]
     done = 0
     for number, combination in enumerate(chosen):
+        try:
+            bench.reference(combination)
+        except Unfinished as error:
+            tally.add(failed(error), "anywhere")
+            said(tally, tally.results[-1])
+            continue
         share = count // len(chosen) + (number < count % len(chosen))
         operations = len(bench.reference(combination).record)
         for place in range(share):
@@ -148,6 +154,11 @@ def cut_power(bench: Bench, tally: Tally, pool: list[Combination], count: int, d
             tally.results.append(result)
             done += result.cuts
             said(tally, result)
+
+
+def failed(error: Unfinished) -> Result:
+    """The result of a combination that does not even run without being interrupted."""
+    return Result(error.combination, str(error.combination), wrong=[Finding(LOST, str(error))])
 
 
 def said(tally: Tally, result: Result) -> None:
@@ -220,8 +231,13 @@ def carried_out(bench: Bench, arguments: argparse.Namespace) -> Tally:
         return arguments.seconds is not None and time.monotonic() - started > arguments.seconds
 
     points = every_point(bench, pool, round(arguments.kills * SHARES["every operation"]))
-    while tally.total() < arguments.kills and not late():
-        next_case(bench, tally, pool, points, arguments.kills, draw)
+    while pool and tally.total() < arguments.kills and not late():
+        try:
+            next_case(bench, tally, pool, points, arguments.kills, draw)
+        except Unfinished as error:
+            tally.add(failed(error), "anywhere")
+            one = error.combination
+            pool = [other for other in pool if (other.method, other.variant) != (one.method, one.variant)]
         said(tally, tally.results[-1])
     cut_power(bench, tally, pool, arguments.power_cuts, draw, late)
     print()

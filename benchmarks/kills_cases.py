@@ -59,6 +59,14 @@ class Cut:
         return cls(int(operation), mode, int(seed[0]) if seed else 0)
 
 
+class Unfinished(RuntimeError):
+    """An uninterrupted run failed, so there is nothing to compare with."""
+
+    def __init__(self, combination: Combination, ended: Ended):
+        super().__init__(f"{combination}: the uninterrupted run failed ({ended.code}): {last_words(ended.out)}")
+        self.combination = combination
+
+
 @dataclass
 class Reference:
     """An uninterrupted run that began with an empty cache."""
@@ -119,12 +127,12 @@ class Bench:
         self.references: dict[Combination, Reference] = {}
 
     def reference(self, combination: Combination) -> Reference:
-        """The uninterrupted run, made when it is first wanted. Raises RuntimeError if it fails."""
+        """The uninterrupted run, made when it is first wanted. Raises Unfinished."""
         if combination not in self.references:
             case = self.place.case(f"reference-{combination}")
             ended = self.place.run(case, combination, record=True)
             if ended.code != DONE:
-                raise RuntimeError(f"{combination}: the uninterrupted run failed ({ended.code}): {ended.out[-2000:]}")
+                raise Unfinished(combination, ended)
             outcome, record = Outcome.of(case), ended.record
             due = sorted(due_files(combination, self.place.stage) - outcome.files.keys())
             wrong = [Finding(MISSING, f"{name}, also without a kill") for name in due]

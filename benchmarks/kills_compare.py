@@ -8,6 +8,7 @@ has to be the same. That a state was saved may be told by the event of the resum
 
 import hashlib
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -127,8 +128,8 @@ def last_events(events: list[dict[str, Any]]) -> dict[tuple, Any]:
         elif kind == "saved":
             found[kind, event["what"], event["step"]] = event["path"]
         elif kind == "stage" and event["name"] == "resume":
-            place = event["detail"].rpartition("(")[2].rstrip(")")
-            found.setdefault(("saved", "state", int(place[-6:])), f"state/{Path(place).name}")
+            for state in re.findall(r"step-\d{6}", event["detail"]):
+                found.setdefault(("saved", "state", int(state[5:])), f"state/{state}")
         elif kind == "finished" and event["outcome"] == "done":
             found[(kind,)] = event["step"], event["path"]
     return found

@@ -168,6 +168,8 @@ def options(combination: Combination, stage: Path) -> dict[str, Any]:
     }
     for section, changed in VARIANTS[combination.variant].items():
         preset[section] = {**preset[section], **changed}
+    if optimizers_on_cpu()[combination.optimizer].averages:  # it takes the place of a schedule
+        preset["training"]["schedule"] = "constant"
     return {"family": "sdxl", **preset}
 
 
