@@ -1,6 +1,7 @@
 """The screen: what cannot be written is dropped, what could harm a terminal is escaped."""
 
 import io
+import json
 import os
 import subprocess
 import sys
@@ -91,7 +92,8 @@ def test_a_screen_that_is_gone_changes_nothing(words, code):
 @pytest.mark.parametrize("setting", [{"PYTHONIOENCODING": "ascii"}, {"LANG": "C", "LC_ALL": "C", "PYTHONUTF8": "0"}])
 def test_words_from_outside_are_plain_and_never_an_error(setting, tmp_path):
     preset = tmp_path / "odd.json"
-    preset.write_text('{"family": "\\u001b[31mroter Äpfel\\u202e", "adapter": {"method": "漢\\u0007"}}', encoding="utf-8")
+    values = {"family": "\x1b[31mroter Äpfel\u202e", "adapter": {"method": "漢\x07"}}
+    preset.write_text(json.dumps(values), encoding="utf-8")
     seed = b"--training.seed=\x1b\xe9".decode("utf-8", "surrogateescape")
     command = [*TRAIN, "--preset", str(preset), seed]
     environment = {**os.environ, **setting}
