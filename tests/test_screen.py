@@ -85,7 +85,7 @@ def test_no_character_is_an_error(encoding):
 def test_a_screen_that_is_gone_changes_nothing(words, code):
     """No trace, and the exit code of a screen that is there."""
     script = f"{sys.executable} scripts/train.py {words}; echo code ${{PIPESTATUS[0]}}"
-    done = subprocess.run(["bash", "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=200, check=False)
+    done = subprocess.run(["bash", "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=400, check=False)
     assert done.stderr == "" and f"code {code}\n" in done.stdout, (done.stdout, done.stderr)
 
 
@@ -97,7 +97,7 @@ def test_words_from_outside_are_plain_and_never_an_error(setting, tmp_path):
     seed = b"--training.seed=\x1b\xe9".decode("utf-8", "surrogateescape")
     command = [*TRAIN, "--preset", str(preset), seed]
     environment = {**os.environ, **setting}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, timeout=200, check=False)
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, timeout=400, check=False)
     assert done.returncode == 2 and b"Traceback" not in done.stderr
     assert b"\x1b" not in done.stderr and b"\x07" not in done.stderr, done.stderr
     assert b"\\x1b[31mroter" in done.stderr and b"\\udce9" in done.stderr, done.stderr

@@ -51,7 +51,7 @@ def test_a_start_is_stopped_at_once(place: Place, number, seconds):
     process = place.start("early", *check)
     wait_for(process, listening(process), lambda: time.sleep(seconds))
     process.send_signal(number)
-    out, err = process.communicate(timeout=100)
+    out, err = process.communicate(timeout=400)
     assert process.returncode == 130, err
     assert "Traceback" not in err and "Exception ignored" not in err and "Stopped" in err
     for event in place.events("early")[-1:] if (place.runs / "early" / "events.jsonl").exists() else ():
@@ -89,7 +89,7 @@ def stopped_behind_tee(place: Place, name: str, at: int, *more: str) -> None:
     log = shlex.quote(str(place.runs / f"{name}.log"))
     process = launch(["bash", "-c", f"trap : INT; {command} 2>&1 | tee {log}; exit ${{PIPESTATUS[0]}}"])
     wait_for(process, lambda: steps_done(place, name) >= at, lambda: os.killpg(process.pid, signal.SIGINT))
-    _, err = process.communicate(timeout=300)
+    _, err = process.communicate(timeout=500)
     assert process.returncode == 130, err
     end = place.events(name)[-1]
     assert (end["outcome"], end["exit_code"]) == ("stopped", 130) and end["step"] >= at
@@ -121,14 +121,14 @@ def test_a_terminal_that_is_closed_saves_and_nohup_goes_on(place: Place, twelve)
     for pipe in (process.stdout, process.stderr):  # the terminal is gone too
         assert pipe is not None
         pipe.close()
-    assert process.wait(timeout=200) == 130
+    assert process.wait(timeout=500) == 130
     state = latest_state(place.runs / "hung")
     assert state and 1 <= load_state(state).step == place.events("hung")[-1]["step"] < 12
     words = ["nohup", sys.executable, "scripts/train.py", *place.command("hung", *STEPS)]
     process = launch(words)
     done = steps_done(place, "hung")
     wait_for(process, lambda: steps_done(place, "hung") > done, lambda: process.send_signal(signal.SIGHUP))
-    assert process.wait(timeout=200) == 0
+    assert process.wait(timeout=500) == 0
     assert equal(place.adapter("hung"), twelve)
 
 
