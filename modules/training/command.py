@@ -302,8 +302,8 @@ def say_outcome(end: End, folder: Path) -> None:
     if end.outcome == "failed":
         print(f"Failed: {end.reason}\n{folder / 'log.txt'} says where. The same command {again}.", file=sys.stderr)
         return
-    lora = f"\nA LoRA of this state: python scripts/export.py {shlex.quote(str(folder))}" if state else ""
-    print(f"Stopped. The same command {again}.{lora}", file=sys.stderr)
+    file = f"\nA LoRA of this state: python scripts/export.py {shlex.quote(str(folder))}" if state else ""
+    print(f"Stopped. The same command {again}.{file}", file=sys.stderr)
 
 
 def found_state(folder: Path) -> Path | None:

@@ -2,12 +2,14 @@
 
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import psutil
 import torch
+from PIL.Image import Image
 from tqdm import tqdm
 
 from modules import objectives
@@ -19,8 +21,8 @@ from modules.export.export import export
 from modules.export.metadata import Facts, facts_of
 from modules.export.report import Report
 from modules.training import collapse, feed, samples
+from modules.training.beside import beside
 from modules.training.optimizers import averaged
-from modules.training.reasons import sentence
 from modules.training.session import Session, sample_prompts, validation_captions
 
 
@@ -63,6 +65,12 @@ def sample(session: Session) -> None:
         )
     if not session.accelerator.is_main_process:
         return
+    written = partial(write_samples, pictures=pictures, prompts=prompts)
+    beside(session, "the sample pictures", written, together=False)
+
+
+def write_samples(session: Session, pictures: Sequence[Image], prompts: Sequence[str]) -> None:
+    """Write the pictures of this step, one per prompt, and the grid."""
     folder = session.run.folder
     for path, prompt in zip(samples.save_samples(folder, session.step, pictures), prompts, strict=True):
         session.events.write("sample", {"step": session.step, "path": str(path), "prompt": prompt})
@@ -110,19 +118,15 @@ def export_now(session: Session, name: str) -> Path | None:
     if not session.accelerator.is_main_process:
         return None
     session.events.write("saved", {"what": "export", "path": str(path), "step": session.step, "bytes": result.size})
-    say_report(session, result, path)
+    beside(session, "the table of errors", partial(say_report, result=result, path=path), together=False)
     return path
 
 
 def say_report(session: Session, result: Report, path: Path) -> None:
-    """The report on an exported file, on the screen; beside the file, every layer's error. The file is right without
-    them."""
-    try:
-        errors = path.with_suffix(".errors.tsv")
-        write_whole(errors, result.table())
-        tqdm.write(f"{result.text()}\n  every layer's error: {errors}")
-    except Exception as error:  # noqa: BLE001  a by-product
-        session.events.warn_once("report", f"the table of errors of {path.name}: {sentence(error, path)}")
+    """The report on an exported file, on the screen; beside the file, every layer's error."""
+    errors = path.with_suffix(".errors.tsv")
+    write_whole(errors, result.table())
+    tqdm.write(f"{result.text()}\n  every layer's error: {errors}")
 
 
 def check_parameters(session: Session) -> None:
@@ -149,5 +153,7 @@ def tidy(folder: Path) -> None:
     for place in (folder, folder / "samples"):
         for path in place.glob(f"*{PARTIAL}"):
             process = path.name.removesuffix(PARTIAL).rpartition(".")[2].partition("-")[0]
-            if path.is_file() and not (process.isdecimal() and psutil.pid_exists(int(process))):
-                path.unlink()
+            alive = process.isdecimal() and len(process) < 10 and psutil.pid_exists(int(process))
+            with suppress(OSError):  # it is in nobody's way
+                if path.is_file() and not alive:
+                    path.unlink()

@@ -293,7 +293,7 @@ def test_room_is_looked_at_before_a_run(place: Place, monkeypatch, capsys):
 # -- collapse ---------------------------------------------------------------------------------------------------------
 
 LONG = ("--training.steps", "30", "--training.max_grad_norm", "0")
-WIDE = {"targets": {"layers": "all", "include": ["unet.conv_out"]}}
+WIDE = {"targets": {"layers": "all", "include": ["unet.conv_out"]}, "adapter": {"method": "lora", "rank": 2}}
 
 
 def ruin(monkeypatch) -> None:
@@ -306,7 +306,7 @@ def ruin(monkeypatch) -> None:
         if session.step == 3:
             torch.manual_seed(0)
             for parameter in session.flat.parameters:
-                parameter.data.normal_(0, 10)
+                parameter.data.normal_(0, 1)
 
     monkeypatch.setattr(loop, "report", ruined)
 
@@ -376,7 +376,11 @@ def test_nothing_is_written_from_a_non_finite_adapter(place: Place, monkeypatch,
 
 
 def test_with_a_base_in_shares_a_failure_stays_one(place: Place, monkeypatch):
+    """All processes read the base together; what the main one alone does is a by-product there too."""
     with place.session("shared") as session:
         monkeypatch.setattr(beside.sharding, "is_wanted", lambda: True)
         with pytest.raises(RuntimeError, match="it is broken"):
             beside.beside(session, "the validation", fails)
+        beside.beside(session, "the sample pictures", fails, together=False)
+    (warning,) = place.events("shared", "warning")
+    assert "it is broken" in warning["message"] and "in fails" in warning["detail"]
