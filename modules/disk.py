@@ -54,7 +54,7 @@ def is_being_written(partial: Path) -> bool:
     import psutil
 
     process = partial.name.removesuffix(PARTIAL).rpartition(".")[2].partition("-")[0]
-    return process.isdecimal() and int(process) != os.getpid() and psutil.pid_exists(int(process))
+    return process.isdecimal() and len(process) < 10 and int(process) != os.getpid() and psutil.pid_exists(int(process))
 
 
 def write_whole(path: Path, content: bytes | str) -> None:

@@ -5,6 +5,7 @@ killed between a state and what is due at its step makes up for it when it resum
 """
 
 import gc
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -24,24 +25,27 @@ WITHOUT = {
 """What a user can do about a part that fails every time."""
 
 
-def beside(session: Session, what: str, make: Callable[[Session], object]) -> None:
+def beside(session: Session, what: str, make: Callable[[Session], object], together: bool = True) -> None:
     """Make a by-product. A failure is a warning, once for each `what`, and the training goes on.
 
     Not for numbers that say that the training itself is wrong (FloatingPointError). And not with a base in shares:
     all processes read it together there, and one that has left in the middle cannot join the others again, who would
-    wait for it for hours. There the failure is raised, which ends all processes.
+    wait for it for hours. There the failure is raised, which ends all processes. `together`: whether the base may be
+    read.
     """
     try:
         make(session)
+        return
     except FloatingPointError:
         raise
     except Exception as error:  # noqa: BLE001  said and logged; nothing that is missing here is worth the training
-        if sharding.is_wanted():
+        if together and sharding.is_wanted():
             raise
         reason = "the memory is full" if memory.ran_out(error) else sentence(error, session.run.folder)
         more = f"; {WITHOUT[what]}" if what in WITHOUT else ""
-        session.events.warn_once(what, f"{what} of step {session.step} failed and the training goes on: {reason}{more}")
-        give_back(session)
+        message = f"{what} of step {session.step} failed and the training goes on: {reason}{more}"
+        session.events.warn_once(what, message, traceback.format_exc())
+    give_back(session)  # not above: the error holds on to everything that its frames have
 
 
 def give_back(session: Session) -> None:

@@ -83,6 +83,42 @@ def _examine_folders(preset: Preset, found: Findings) -> None:
         if not exists.is_dir() or not os.access(exists, os.W_OK):
             what = "cannot be written" if exists.is_dir() else "is a file, not a folder"
             found.problems.append(f"{option} {folder}: {exists} {what}; give another folder with --{option}")
+        elif option == "saving.folder" and found.adapted:
+            _examine_room(preset, exists, found)
+
+
+def _examine_room(preset: Preset, place: Path, found: Findings) -> None:
+    """Whether the disk of the run folder has room for what will be written. A problem where not even one state and
+    the exported file fit; a note where all together do not, since sizes of pictures are guessed."""
+    begun = (Path(preset.saving.folder) / preset.name).exists()  # it has some of these files already
+    free, (least, most) = shutil.disk_usage(place).free, expected_bytes(preset, found)
+    where = f"saving.folder {preset.saving.folder}: {free:,} bytes are free on its disk"
+    if free < least and not begun:
+        found.problems.append(
+            f"{where}, and one training state and the exported file take about {least:,}; make room, or give another "
+            "folder with --saving.folder"
+        )
+    elif free < most:
+        found.notes.append(
+            f"{where}, and the whole run may take {most:,} (states, exported files, sample pictures): make room, or "
+            "lower saving.keep_states, or raise samples.every and saving.export_every"
+        )
+
+
+def expected_bytes(preset: Preset, found: Findings) -> tuple[int, int]:
+    """What a run writes into its folder: one state and the exported file; and all of it, about."""
+    saving, samples, steps = preset.saving, preset.samples, found.steps
+    tensors = (tensor for layer in found.adapted.values() for tensor in layer.adapter.state_dict().values())
+    adapter = sum(tensor.nbytes for tensor in tensors)
+    state = 3 * adapter  # two averages per parameter, as Adam has them
+    files = 1 + (steps // saving.export_every if saving.export_every else 0)
+    side = preset.data.resolution
+    picture = 2 * (samples.width or side) * (samples.height or side)  # PNG of a photograph: 2 of 3 bytes per pixel
+    times = 2 + (steps // samples.every if samples.every else 0)
+    pictures = times * (len(samples.prompts) or 4) * picture if samples.enabled else 0
+    lines = 2000 * steps  # of events, log and curves
+    most = (saving.keep_states + 1) * state + adapter + files * found.file_bytes + pictures + lines
+    return state + adapter + found.file_bytes, most
 
 
 def _examine_training(preset: Preset, device_type: str, processes: int, found: Findings) -> None:

@@ -19,7 +19,7 @@ from modules.preset.cli import options_help, parse_overrides
 from modules.preset.problems import PresetProblems
 from modules.preset.schema import Preset
 from modules.training import stopping
-from modules.training.processes import companions, is_main_process, missing_processes
+from modules.training.processes import PARTING, companions, farewell, is_main_process, missing_processes
 from modules.training.reasons import sentence
 
 DONE, FAILED, REFUSED, STOPPED = 0, 1, stopping.REFUSED, stopping.STOPPED
@@ -68,8 +68,11 @@ def chosen(argv: Sequence[str]) -> int:
     quiet_libraries()
     if arguments.check:
         return check_only(resolved.preset, arguments.json, arguments.probe)
-    with companions(missing):
-        return run(resolved.preset)
+    with companions(missing) as others:
+        code = run(resolved.preset)
+        if code != DONE:
+            farewell(others, PARTING)
+    return code
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -302,8 +305,8 @@ def say_outcome(end: End, folder: Path) -> None:
     if end.outcome == "failed":
         print(f"Failed: {end.reason}\n{folder / 'log.txt'} says where. The same command {again}.", file=sys.stderr)
         return
-    lora = f"\nA LoRA of this state: python scripts/export.py {shlex.quote(str(folder))}" if state else ""
-    print(f"Stopped. The same command {again}.{lora}", file=sys.stderr)
+    file = f"\nA LoRA of this state: python scripts/export.py {shlex.quote(str(folder))}" if state else ""
+    print(f"Stopped. The same command {again}.{file}", file=sys.stderr)
 
 
 def found_states(folder: Path) -> tuple[Path | None, bool]:

@@ -51,16 +51,7 @@ def train(session: Session) -> bool:
     progress, preset = Progress(), session.preset
     main = session.accelerator.is_main_process
 
-    # Before the first step: first values that come from the data, and what the base model does by itself. Or what was
-    # due at the step of the state that the run goes on from, and was not made before the run was killed.
-    if session.step == 0:
-        gradient_start.begin(session, batch_loss)
-        beside(session, "the loss before training", collapse.begin)
-        session.reference = told(session, session.reference)
-        make(session, ["validation", "sample"])
-    else:
-        make(session, lacking(session, due(session)))
-
+    before_steps(session)
     bar = tqdm(total=session.steps, initial=session.step, desc=session.run.name, unit="step", disable=not main)
     stopped = False
     with bar, stopping.deferred(main):
@@ -94,6 +85,18 @@ def train(session: Session) -> bool:
     export_now(session, session.run.name)
     session.accelerator.wait_for_everyone()
     return True
+
+
+def before_steps(session: Session) -> None:
+    """First values that come from the data, and what the base model does by itself. Or, where a run goes on, what was
+    due at the step of its state and was not made before it was killed or stopped."""
+    if session.step > 0:
+        make(session, lacking(session, due(session)))
+        return
+    gradient_start.begin(session, batch_loss)
+    beside(session, "the loss before training", collapse.begin)
+    session.reference = told(session, session.reference)
+    make(session, ["validation", "sample"])
 
 
 def due(session: Session) -> list[str]:

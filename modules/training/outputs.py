@@ -2,10 +2,12 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import torch
+from PIL.Image import Image
 from tqdm import tqdm
 
 from modules import objectives
@@ -16,8 +18,8 @@ from modules.export import native
 from modules.export.export import export
 from modules.export.report import Report
 from modules.training import collapse, feed, samples
+from modules.training.beside import beside
 from modules.training.optimizers import averaged
-from modules.training.reasons import sentence
 from modules.training.session import Session, sample_prompts, training_facts, validation_captions
 
 
@@ -60,6 +62,12 @@ def sample(session: Session) -> None:
         )
     if not session.accelerator.is_main_process:
         return
+    written = partial(write_samples, pictures=pictures, prompts=prompts)
+    beside(session, "the sample pictures", written, together=False)
+
+
+def write_samples(session: Session, pictures: Sequence[Image], prompts: Sequence[str]) -> None:
+    """Write the pictures of this step, one per prompt, and the grid."""
     folder = session.run.folder
     for path, prompt in zip(samples.save_samples(folder, session.step, pictures), prompts, strict=True):
         session.events.write("sample", {"step": session.step, "path": str(path), "prompt": prompt})
@@ -99,19 +107,15 @@ def export_now(session: Session, name: str) -> Path | None:
     if not session.accelerator.is_main_process:
         return None
     session.events.write("saved", {"what": "export", "path": str(path), "step": session.step, "bytes": result.size})
-    say_report(session, result, path)
+    beside(session, "the table of errors", partial(say_report, result=result, path=path), together=False)
     return path
 
 
 def say_report(session: Session, result: Report, path: Path) -> None:
-    """The report on an exported file, on the screen; beside the file, every layer's error. The file is right without
-    them."""
-    try:
-        errors = path.with_suffix(".errors.tsv")
-        write_whole(errors, result.table())
-        tqdm.write(f"{result.text()}\n  every layer's error: {errors}")
-    except Exception as error:  # noqa: BLE001  a by-product
-        session.events.warn_once("report", f"the table of errors of {path.name}: {sentence(error, path)}")
+    """The report on an exported file, on the screen; beside the file, every layer's error."""
+    errors = path.with_suffix(".errors.tsv")
+    write_whole(errors, result.table())
+    tqdm.write(f"{result.text()}\n  every layer's error: {errors}")
 
 
 def check_parameters(session: Session) -> None:

@@ -20,6 +20,10 @@ FLAGS = ("--num_processes", "--num-processes")
 FAREWELL = 60
 """Seconds that the other processes have to end after the first one."""
 
+PARTING = 10
+"""The same after a failure, or a stop before the first step: they may be waiting for what the first one does not send
+any more. Nothing is lost with them: the first process alone writes."""
+
 HOW = (
     "accelerate launch --cpu starts one process only, and how many were meant could not be found out: give "
     "--num_processes N on its command line, or use ACCELERATE_USE_CPU=1 accelerate launch --config_file "
@@ -68,10 +72,11 @@ def asked_for(command: Sequence[str]) -> int | None:
 
 
 @contextmanager
-def companions(count: int) -> Iterator[None]:
-    """Start `count` more processes of this very command on the CPU, which find each other through the environment."""
+def companions(count: int) -> Iterator[list[subprocess.Popen]]:
+    """Start `count` more processes of this very command on the CPU, which find each other through the environment.
+    Afterwards they are waited for (see `farewell`)."""
     if not count:
-        yield
+        yield []
         return
     os.environ.update(
         MASTER_ADDR="127.0.0.1",
@@ -88,13 +93,19 @@ def companions(count: int) -> Iterator[None]:
     ]
     print(f"accelerate has started one process on the CPU; started {count} more here", file=sys.stderr)
     try:
-        yield
+        yield others
     finally:
+        farewell(others, FAREWELL)
+
+
+def farewell(others: Sequence[subprocess.Popen], seconds: float) -> None:
+    """Wait for the other processes; end those that do not."""
+    try:
         for other in others:
-            try:
-                other.wait(FAREWELL)
-            except subprocess.TimeoutExpired:
-                other.kill()
+            other.wait(seconds)
+    except (subprocess.TimeoutExpired, KeyboardInterrupt):
+        for other in others:
+            other.kill()
 
 
 def free_port() -> int:

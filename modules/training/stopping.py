@@ -58,7 +58,7 @@ def begin() -> None:
 def listen() -> dict[int, Any]:
     """Answer signals by `on_signal`; what answered them before. One that was ignored when the program started
     (`nohup`, a shell's background job) stays so."""
-    numbers = [signal.Signals[name] for name in NAMES if name in signal.Signals.__members__]
+    numbers = [int(signal.Signals[name]) for name in NAMES if name in signal.Signals.__members__]
     before = {number: signal.getsignal(number) for number in numbers}
     heard = {number: handler for number, handler in before.items() if handler is not signal.SIG_IGN}
     for number in heard:
