@@ -191,6 +191,22 @@ def test_states_that_are_all_of_another_training_are_refused_too(place: Place, r
     assert len(states(run)) == 3 and steps(place) == [1, 2, 3]
 
 
+def test_states_that_cannot_be_renamed_or_deleted_do_not_end_the_run(place: Place, held: Place, run, monkeypatch):
+    flip_a_bit(run / "state" / "step-000003" / "adapter.safetensors")
+    rename = Path.rename
+
+    def refusing(self, target):
+        if self.suffix != ".partial" and self.parent.name == "state":
+            raise PermissionError(13, "Permission denied", str(self))
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", refusing)
+    assert place.train("held", "--saving.keep_states", "1", saving={"state_every": 0}) == 0
+    assert equal(place.adapter("held"), held.adapter("whole"))
+    assert "cannot be renamed either" in warnings(place) and "cannot be deleted" in warnings(place)
+    assert newest(run)[0] == run / "state" / "step-000004"
+
+
 # -- the run's own small files ----------------------------------------------------------------------------------------
 
 
