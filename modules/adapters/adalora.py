@@ -171,13 +171,13 @@ class Adapter(base.Adapter):
     def replanned(cls, adapters: Sequence["Adapter"], step: int, before: int, now: int) -> str:
         """Up to the first component that would have been dropped at another step, both plans are one."""
         config = adapters[0].config
+        (begin, end), (later, last) = config.phases(before), config.phases(now)
+        if step >= end:
+            return f"the ranks of the layers were settled after step {end}, and stay as they are"
         most, least = sum(a.config.rank for a in adapters), sum(a.config.target for a in adapters)
-        plans = [[budget(s, *config.phases(n), most, least) for s in range(1, step + 1)] for n in (before, now)]
-        settled = step >= config.phases(before)[1]
-        if plans[0] == plans[1] and not settled:
+        steps = range(1, step + 1)
+        if all(budget(s, begin, end, most, least) == budget(s, later, last, most, least) for s in steps):
             return ""
-        if settled:
-            return f"the ranks of the layers were settled after step {config.phases(before)[1]}, and stay as they are"
         return f"the budget of ranks fell as in {before} steps until now, and falls as in {now} from here on"
 
     def score(self) -> Tensor:

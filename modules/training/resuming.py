@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from accelerate.utils import broadcast_object_list, gather_object
@@ -49,12 +50,21 @@ def resume(session: "Session") -> None:
     session.baseline, session.average = saved.facts["baseline"], saved.facts["average"]
     session.reference = saved.facts.get("reference")  # states of before it was measured have none
     if session.run.is_ours:
-        state.put_aside([path for path in state.states(session.run.folder) if state.steps_of(path) > saved.step])
+        notes += put_aside(session.run.folder, saved.step)
     back = f"the run goes on from {saved.folder}, the one before"
     for message in [*(f"{reason}; {back}" for reason in reasons), *notes, *moved(session, saved)]:
         warn(session.events, message)
     detail = f"going on from step {session.step} ({saved.folder})"
     session.events.write("stage", {"name": "resume", "detail": detail})
+
+
+def put_aside(folder: Path, step: int) -> list[str]:
+    """Rename the states after `step`, which cannot be used. Sentences about what cannot be renamed."""
+    try:
+        state.put_aside([path for path in state.states(folder) if state.steps_of(path) > step])
+    except OSError as error:
+        return [f"a training state that cannot be used cannot be renamed either ({error})"]
+    return []
 
 
 def usable(session: "Session") -> tuple[State | None, list[str]]:

@@ -21,7 +21,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from modules.preset.files import resolve
-from modules.training import session
+from modules.training import resuming
 from modules.training.command import FAILED, REFUSED
 from modules.training.sharding import SETTINGS, problems
 from tests import tiny_flux
@@ -199,7 +199,7 @@ def test_processes_read_a_weight_together_even_if_one_alone_needs_it(shared: Sha
 
 def test_processes_that_see_different_states_are_refused(place: Place, monkeypatch, capsys):
     """As on several machines whose run folders are not one."""
-    monkeypatch.setattr(session, "gather_object", lambda own: [*own, "step-000002"])
+    monkeypatch.setattr(resuming, "gather_object", lambda own: [*own, "step-000002"])
     assert place.train("split") == FAILED
     assert "saving.folder: processes see different states (no state, step-000002)" in capsys.readouterr().err
 
