@@ -33,7 +33,8 @@ def printed(text: str) -> str:
 
 
 def _escape(found: re.Match[str]) -> str:
-    return json.dumps(found[0])[1:-1]
+    escaped = json.dumps(found[0])[1:-1]
+    return escaped if escaped != found[0] else f"\\u{ord(found[0]):04x}"  # JSON leaves DEL as it is
 
 
 @contextmanager

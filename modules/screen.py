@@ -8,30 +8,25 @@ to come before anything that could print.
 
 import io
 import os
-import re
 import select
 import sys
 import threading
 from typing import Any, TextIO
 
+from modules.printable import printed
+
 PATIENCE = 1.0
 """Seconds that a reader has who is slow, where the other side has made the pipe refuse instead of wait."""
 
-COMMANDS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ufeff]")
-"""Control characters but for line end and tab, and characters that change the direction or the lines of a text."""
-
 
 def plain(text: str) -> str:
-    """`text` with all control characters but line ends and tabs escaped: `\\x1b` in place of the character ESC.
+    """`text` as `printed` has it, with no control characters but its line ends and tabs.
 
     Carriage returns at either end stay, as progress bars have them.
     """
     inside = text.strip("\r")
-    if not COMMANDS.search(inside):
-        return text
     start = len(text) - len(text.lstrip("\r"))
-    escaped = COMMANDS.sub(lambda found: found[0].encode("unicode_escape").decode("ascii"), inside)
-    return text[:start] + escaped + text[start + len(inside) :]
+    return text[:start] + printed(inside) + text[start + len(inside) :]
 
 
 class Dropping(io.RawIOBase):

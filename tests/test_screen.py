@@ -53,7 +53,7 @@ def test_a_stream_that_takes_little_at_a_time_gets_everything():
 
 
 def test_commands_to_the_terminal_are_escaped():
-    assert plain("a\x1b]0;title\x07b\x9b1m\x7f\u202e") == r"a\x1b]0;title\x07b\x9b1m\x7f\u202e"
+    assert plain("a\x1b]0;title\x07b\x9b1m\x7f\u202e") == r"a\u001b]0;title\u0007b\u009b1m\u007f\u202e"
     assert plain("\r step 3 \r") == "\r step 3 \r" and plain("a\tb\nc äß 漢") == "a\tb\nc äß 漢"
     assert plain("fine\rNot so\r") == "fine\\rNot so\r"
 

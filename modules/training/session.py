@@ -1,7 +1,6 @@
 """Everything a training needs, made ready in order: model, pictures, caches, adapters, optimizer, state."""
 
 import os
-import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future
@@ -221,11 +220,10 @@ def attach(model: Any, preset: Preset, run: Run, events: Events) -> dict[str, Ad
     if not begun:
         given, beside = first_values.read(preset, model), pool.read(preset, model)
     adapted = setup.attach_ready(model, preset)
-    stuck = setup.unmoved(adapted)
-    for note in [*first_values.apply(given, adapted), *pool.apply(beside, adapted), *stuck]:
+    for note in [*first_values.apply(given, adapted), *pool.apply(beside, adapted)]:
         events.write("warning", {"message": note, "detail": ""})
-    for note in stuck if events.main else ():  # `check`, which reads no weights, cannot say it
-        tqdm.write(f"warning: {note}", file=sys.stderr)
+    for note in setup.unmoved(adapted):  # `check`, which reads no weights, cannot say it
+        resuming.warn(events, note)
     if not begun:  # values that were computed, not drawn, need not be the same on every device
         values = [tensor for layer in adapted.values() for tensor in layer.adapter.state_dict().values()]
         gradient_start.share([tensor for tensor in values if tensor.is_floating_point()])
