@@ -64,11 +64,7 @@ class LatentCache:
 
     def get(self, picture: Picture, flip: bool) -> Tensor:
         """`(2 * channels, h, w)` float32 on the CPU: mean and standard deviation of the picture's latents."""
-        key = self.key(picture, flip)
-        stored = self.store.get(key, {"latents": (torch.float32, self._shape(picture))})
-        if stored is None:
-            stored = self.store.put(key, {"latents": self._encode(picture, flip)})
-        return stored["latents"]
+        return self._get(picture, flip)
 
     def fill(self, pictures: Iterable[Picture], progress: Progress | None = None) -> None:
         """Read and check what is there, and encode what is missing; with the option `flip`, mirrored too. Raises
@@ -76,12 +72,19 @@ class LatentCache:
         items = {self.key(picture, flip): (picture, flip) for picture in pictures for flip in self.flips}
         for done, (picture, flip) in enumerate(items.values()):
             _report(progress, done, len(items))
-            self.get(picture, flip)
+            self._get(picture, flip)
         _report(progress, len(items), len(items))
 
     def key(self, picture: Picture, flip: bool) -> str:
         """The name of an item: everything its latents depend on."""
         return _key("latents", self.fingerprint, PIL.__version__, picture.key, picture.bucket, flip)
+
+    def _get(self, picture: Picture, flip: bool) -> Tensor:
+        key = self.key(picture, flip)
+        stored = self.store.get(key, {"latents": (torch.float32, self._shape(picture))})
+        if stored is None:
+            stored = self.store.put(key, {"latents": self._encode(picture, flip)})
+        return stored["latents"]
 
     def _shape(self, picture: Picture) -> tuple[int, ...]:
         width, height = (side // self.model.latent_factor for side in picture.bucket)
@@ -230,7 +233,7 @@ def checksum(key: str, tensors: Mapping[str, Tensor]) -> str:
     total = hashlib.sha256(key.encode())
     for name, tensor in sorted(tensors.items()):
         total.update(repr((name, str(tensor.dtype), tuple(tensor.shape))).encode())
-        total.update(tensor.reshape(-1).view(torch.uint8).numpy())
+        total.update(memoryview(tensor.reshape(-1).view(torch.uint8).numpy()))
     return total.hexdigest()
 
 

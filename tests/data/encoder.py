@@ -3,7 +3,7 @@
 import torch
 from torch.nn.functional import avg_pool2d
 
-from modules.data.index import build_index
+from modules.data.index import Picture, build_index
 
 
 class Encoder:
@@ -31,5 +31,5 @@ class Encoder:
         return {"tokens": codes[:, None].to(torch.bfloat16) * self.scale, "pooled": pooled, "ids": codes}
 
 
-def pictures_of(options):
+def pictures_of(options) -> tuple[Picture, ...]:
     return build_index(options, "training", 32).pictures
