@@ -5,7 +5,9 @@ Every file of a run, a cache or an export is written through here.
 
 import contextlib
 import errno
+import hashlib
 import os
+import platform
 import shutil
 import uuid
 from collections.abc import Iterator
@@ -14,6 +16,9 @@ from pathlib import Path
 
 PARTIAL = ".partial"
 """End of the names of files and folders that are being written or deleted. Left-overs of a crash have it too."""
+
+MACHINE = hashlib.sha256(platform.node().encode()).hexdigest()[:8]
+"""Part of partial names: whether a process lives can be told on its own machine only, and folders may be shared."""
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
 """What the system answers where there is no room."""
@@ -33,7 +38,7 @@ def whole(path: Path, flush: bool = True) -> Iterator[Path]:
 
     Raises DiskFull where there is no room, and whatever the writer raises; what it wrote is removed at once.
     """
-    partial = path.with_name(f"{path.name}.{os.getpid()}-{uuid.uuid4().hex[:12]}{PARTIAL}")
+    partial = path.with_name(f"{path.name}.{MACHINE}-{os.getpid()}-{uuid.uuid4().hex[:12]}{PARTIAL}")
     try:
         yield partial
         if flush:
@@ -49,12 +54,24 @@ def whole(path: Path, flush: bool = True) -> Iterator[Path]:
         raise
 
 
-def is_being_written(partial: Path) -> bool:
-    """Whether a process on this machine that still lives gave a file its partial name (see `whole`)."""
+def writer_lives(partial: Path) -> bool | None:
+    """Whether the process that gave a partial name (see `whole`) is another one that still runs; None where that cannot
+    be told, of other machines and of other kinds of names."""
     import psutil
 
-    process = partial.name.removesuffix(PARTIAL).rpartition(".")[2].partition("-")[0]
-    return process.isdecimal() and len(process) < 10 and int(process) != os.getpid() and psutil.pid_exists(int(process))
+    machine, *process = partial.name.removesuffix(PARTIAL).rpartition(".")[2].split("-")
+    if machine != MACHINE or not process or not process[0].isdecimal() or len(process[0]) > 9:
+        return None
+    return int(process[0]) != os.getpid() and psutil.pid_exists(int(process[0]))
+
+
+def make_folder(path: Path) -> None:
+    """Create a folder, and those above it, so that they survive a power cut. One that is there already is left alone.
+    Raises OSError."""
+    missing = [folder for folder in (path, *path.parents) if not folder.exists()]
+    path.mkdir(parents=True, exist_ok=True)
+    for folder in missing:
+        to_disk(folder.parent)
 
 
 def write_whole(path: Path, content: bytes | str) -> None:

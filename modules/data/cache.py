@@ -27,7 +27,7 @@ from torch import Tensor
 from modules.data.index import Picture, Progress
 from modules.data.names import shown
 from modules.data.pictures import content_key, fit, open_picture
-from modules.disk import PARTIAL, whole
+from modules.disk import PARTIAL, whole, writer_lives
 from modules.families.base import Model, Texts
 from modules.preset.schema import Data
 
@@ -46,7 +46,7 @@ CHECKSUM = "sha256"
 """Name of the checksum in a file's metadata, see `checksum`."""
 
 LEFT_OVER = 24 * 3600.0
-"""Age in seconds of a partial file that no living run is still writing: a killed one has left it."""
+"""Age in seconds of a partial file that no run on another machine is still writing."""
 
 
 class LatentCache:
@@ -238,11 +238,12 @@ def checksum(key: str, tensors: Mapping[str, Tensor]) -> str:
 
 
 def remove_left_overs(folder: Path) -> None:
-    """Delete what killed runs were writing; younger files may be another run's that still lives."""
-    now = time.time()
+    """Delete what killed runs were writing, and nothing that another run may be writing now."""
     for path in folder.glob(f"*/*{PARTIAL}"):
         try:
-            if path.is_file() and now - path.stat().st_mtime > LEFT_OVER:
+            lives = writer_lives(path)
+            old = lives is None and time.time() - path.stat().st_mtime > LEFT_OVER
+            if path.is_file() and (lives is False or old):
                 path.unlink()
         except OSError as error:  # another run was faster, or has it open; it does no harm
             log.info("%s: is left over and cannot be deleted (%s)", shown(path), error)

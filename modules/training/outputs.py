@@ -106,8 +106,9 @@ def export_now(session: Session, name: str) -> Path | None:
         result = export(session.model, session.adapted, session.preset, training_facts(session), path)
     if not session.accelerator.is_main_process:
         return None
-    session.events.write("saved", {"what": "export", "path": str(path), "step": session.step, "bytes": result.size})
+    # The event comes last: of what has none, all is made again when a killed run goes on.
     beside(session, "the table of errors", partial(say_report, result=result, path=path), together=False)
+    session.events.write("saved", {"what": "export", "path": str(path), "step": session.step, "bytes": result.size})
     return path
 
 

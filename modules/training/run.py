@@ -14,7 +14,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from modules.disk import PARTIAL, is_being_written, write_whole
+from modules.disk import PARTIAL, make_folder, write_whole, writer_lives
 from modules.families.parts.files import tensor_names
 from modules.preset.files import differences, read, resolve, write
 from modules.preset.schema import Preset, Training
@@ -115,7 +115,7 @@ def open_run(folder: Path, preset: Preset, name: str, steps: int | None = None) 
     place = folder / name
     check_ours(place)
     check_kinds(place, name)
-    (place / "requests").mkdir(parents=True, exist_ok=True)
+    make_folder(place / "requests")
     lock = FileLock(place / "lock", timeout=0)
     try:
         lock.acquire()
@@ -289,7 +289,7 @@ def remove_leftovers(place: Path, name: str) -> None:
     """Delete what a process that was killed was writing. Whatever the run is called, its own files stay, and so does
     what another process on this machine writes right now (scripts/export.py)."""
     for path in place.rglob(f"*{PARTIAL}*"):
-        if path.name.removeprefix(name).endswith((PARTIAL, f"{PARTIAL}.safetensors")) and not is_being_written(path):
+        if path.name.removeprefix(name).endswith((PARTIAL, f"{PARTIAL}.safetensors")) and not writer_lives(path):
             state.remove(path)
 
 

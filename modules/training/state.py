@@ -27,7 +27,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.optim import Optimizer
 
-from modules.disk import PARTIAL, DiskFull, full_sentence, is_full, to_disk
+from modules.disk import PARTIAL, DiskFull, full_sentence, is_full, make_folder, to_disk
 from modules.training.optimizers import unwrapped
 from modules.training.trees import flatten, plain, unflatten
 
@@ -74,7 +74,8 @@ def save_state(
     partial = final.with_name(final.name + PARTIAL)
     try:
         remove(partial)
-        partial.mkdir(parents=True)
+        make_folder(final.parent)
+        partial.mkdir()
         _write(partial, step, adapter, optimizer, facts, texts or {})
         for path in (*partial.iterdir(), partial):
             to_disk(path)
