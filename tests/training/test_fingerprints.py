@@ -10,8 +10,9 @@ from safetensors.torch import load_file, save_file
 from modules.training import fingerprints, state
 from modules.training.fingerprints import MARGIN, Record
 from modules.training.state import load_state, states
-from tests.training.runs import Place, ask, draw_pictures
+from tests.training.runs import Place, ask, draw_pictures, launch
 from tests.training.test_faults_state import KEEP, flip_a_bit, steps, warnings
+from tests.training.test_processes import LAUNCHER
 
 
 def change_a_weight(file: Path) -> None:
@@ -169,3 +170,21 @@ def test_check_reads_no_weights(place: Place, monkeypatch):
 
     monkeypatch.setattr(fingerprints, "checksum", fail)
     assert place.train("held", "--check") == 0
+
+
+@pytest.mark.slow
+def test_two_processes_refuse_together_and_go_back_together(own: Place):
+    def go_on(*more: str) -> tuple[int, str]:
+        command = own.command("held", *more, saving=KEEP)
+        process = launch([*LAUNCHER, "--num_processes", "2", "--cpu", "scripts/train.py", *command])
+        _, err = process.communicate(timeout=500)
+        return process.returncode, err
+
+    change_a_weight(next((own.stage / "base" / "unet").glob("*.safetensors")))
+    code, said = go_on()
+    assert code == 2 and said.count("--saving.resume_changed") == 1 and "Traceback" not in said
+    flip_a_bit(own.runs / "held" / "state" / "step-000002" / "adapter.safetensors")
+    code, said = go_on("--saving.resume_changed", "true")
+    assert code == 0 and said.count("step-000002 is damaged") == 1, said
+    assert steps(own) == [1, 2, 2, 3, 4]
+    assert (own.runs / "held" / "state" / "step-000002.unusable").is_dir()
