@@ -182,7 +182,8 @@ def test_two_processes_refuse_together_and_go_back_together(own: Place):
 
     change_a_weight(next((own.stage / "base" / "unet").glob("*.safetensors")))
     code, said = go_on()
-    assert code == 2 and said.count("--saving.resume_changed") == 1 and "Traceback" not in said
+    assert code and said.count("Nothing was started") == said.count("--saving.resume_changed") == 1, said
+    assert steps(own) == [1, 2] and "modules/" not in said  # the launcher has a traceback of its own
     flip_a_bit(own.runs / "held" / "state" / "step-000002" / "adapter.safetensors")
     code, said = go_on("--saving.resume_changed", "true")
     assert code == 0 and said.count("step-000002 is damaged") == 1, said
