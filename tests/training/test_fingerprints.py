@@ -129,7 +129,8 @@ def test_pictures_and_captions_that_have_changed_are_listed(own: Place, capsys):
             assert part in words, part
         assert "validation pictures have changed since the run's last state: 1 with another caption (0.png)" in words
     assert steps(own) == [1, 2, 3, 4]
-    assert len(fingerprints.of_text(load_state(states(own.runs / "held")[-1]).texts)["pictures"]) == 5
+    made = fingerprints.of_text(load_state(states(own.runs / "held")[-1]).texts)
+    assert made is not None and len(made["pictures"]) == 5
 
 
 def test_many_changes_are_counted():
