@@ -10,8 +10,9 @@ from safetensors.torch import load_file, save_file
 from modules.training import fingerprints, state
 from modules.training.fingerprints import MARGIN, Record
 from modules.training.state import load_state, states
-from tests.training.runs import Place, ask, draw_pictures
+from tests.training.runs import Place, ask, draw_pictures, launch
 from tests.training.test_faults_state import KEEP, flip_a_bit, steps, warnings
+from tests.training.test_processes import LAUNCHER
 
 
 def change_a_weight(file: Path) -> None:
@@ -128,7 +129,8 @@ def test_pictures_and_captions_that_have_changed_are_listed(own: Place, capsys):
             assert part in words, part
         assert "validation pictures have changed since the run's last state: 1 with another caption (0.png)" in words
     assert steps(own) == [1, 2, 3, 4]
-    assert len(fingerprints.of_text(load_state(states(own.runs / "held")[-1]).texts)["pictures"]) == 5
+    made = fingerprints.of_text(load_state(states(own.runs / "held")[-1]).texts)
+    assert made is not None and len(made["pictures"]) == 5
 
 
 def test_many_changes_are_counted():
@@ -169,3 +171,22 @@ def test_check_reads_no_weights(place: Place, monkeypatch):
 
     monkeypatch.setattr(fingerprints, "checksum", fail)
     assert place.train("held", "--check") == 0
+
+
+@pytest.mark.slow
+def test_two_processes_refuse_together_and_go_back_together(own: Place):
+    def go_on(*more: str) -> tuple[int, str]:
+        command = own.command("held", *more, saving=KEEP)
+        process = launch([*LAUNCHER, "--num_processes", "2", "--cpu", "scripts/train.py", *command])
+        _, err = process.communicate(timeout=500)
+        return process.returncode, err
+
+    change_a_weight(next((own.stage / "base" / "unet").glob("*.safetensors")))
+    code, said = go_on()
+    assert code and said.count("Nothing was started") == said.count("--saving.resume_changed") == 1, said
+    assert steps(own) == [1, 2] and "modules/" not in said  # the launcher has a traceback of its own
+    flip_a_bit(own.runs / "held" / "state" / "step-000002" / "adapter.safetensors")
+    code, said = go_on("--saving.resume_changed", "true")
+    assert code == 0 and said.count("step-000002 is damaged") == 1, said
+    assert steps(own) == [1, 2, 2, 3, 4]
+    assert (own.runs / "held" / "state" / "step-000002.unusable").is_dir()

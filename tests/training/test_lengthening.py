@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from typing import Any
 
 import pytest
 import torch
@@ -143,7 +144,7 @@ def test_before_a_method_has_decided_anything_it_is_the_longer_run(place: Place,
 
 
 def test_a_finished_link_is_never_begun_again():
-    adapter = layer(rank=2, links=4).adapter
+    adapter: Any = layer(rank=2, links=4).adapter
     with torch.no_grad():
         for step in range(1, 11):
             adapter.up.fill_(step)
