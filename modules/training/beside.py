@@ -113,6 +113,11 @@ def made(session: Session) -> set[str]:
     return told(session, _made(session) if session.accelerator.is_main_process else set())
 
 
+def step_name(session: Session) -> str:
+    """The exported file of this step, without its ending. (The last step's has the run's own name.)"""
+    return f"{session.run.name}-step-{session.step:06d}"
+
+
 def _made(session: Session) -> set[str]:
     path = session.run.folder / "events.jsonl"
     found, pictures, damaged = set(), set(), 0
@@ -124,7 +129,7 @@ def _made(session: Session) -> set[str]:
                 found.add("validation")
             elif event["event"] == "sample" and event["step"] == session.step:
                 pictures.add(event["path"])
-            elif event["event"] == "saved" and (event["what"], event["step"]) == ("export", session.step):
+            elif event["event"] == "saved" and event["path"] == f"{step_name(session)}.safetensors":
                 found.add("export")
     except OSError as error:
         session.events.warn_once("events", f"events.jsonl cannot be read: {sentence(error, path)}")

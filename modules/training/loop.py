@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from modules.data.batches import Batch
 from modules.training import collapse, feed, gradient_start, optimizers, schedules, stopping
-from modules.training.beside import beside, interrupted, made, told
+from modules.training.beside import beside, interrupted, made, step_name, told
 from modules.training.outputs import check_parameters, export_now, sample, save_adapter, validate
 from modules.training.run import REQUESTS
 from modules.training.session import Session, memory_mb, save
@@ -142,7 +142,7 @@ def make(session: Session, wanted: list[str]) -> None:
 def export_step(session: Session) -> None:
     """The file of this step. The state is saved, so nothing is lost if it is given up in the middle."""
     with stopping.at_once():
-        export_now(session, f"{session.run.name}-step-{session.step:06d}")
+        export_now(session, step_name(session))
 
 
 # -- one step ---------------------------------------------------------------------------------------------------------

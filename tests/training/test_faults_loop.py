@@ -163,10 +163,10 @@ def kill(monkeypatch, owner, name: str, before: bool, step: int = 2) -> None:
     """Kill the process before or after the function `owner.name` at a step."""
     inside = getattr(owner, name)
 
-    def killing(session, *given):
+    def killing(session, *given, **named):
         if session.step == step and before:
             raise Killed
-        result = inside(session, *given)
+        result = inside(session, *given, **named)
         if session.step == step:
             raise Killed
         return result
