@@ -83,6 +83,7 @@ class Ledger:
         self.idle: dict[str, Any] = {}
         """Keys that their program does not pass on, because they are switched off."""
         self.entries: dict[str, Entry] = {}
+        self._by_name: dict[str, Entry] = {}
         self.values: dict[str, Any] = {}
         self.origin: dict[str, str] = {}
 
@@ -173,10 +174,10 @@ class Ledger:
 
     def _note(self, key: str, part: str, ours: dict[str, Any], sentence: str) -> None:
         name = self.names.get(key, key)
-        twins = (entry for other, entry in self.entries.items() if entry.key == name and other != key)
-        before = self.entries.get(key) or next(twins, None)  # two keys of today for one of theirs
+        before = self.entries.get(key) or self._by_name.get(name)  # two keys of today for one of theirs
         if before is None:
-            self.entries[key] = Entry(part, name, self._shown(key), ours, sentence, self.written(key))
+            before = Entry(part, name, self._shown(key), ours, sentence, self.written(key))
+            self.entries[key] = self._by_name[name] = before
             return
         self.entries[key] = before
         before.part = part if part == before.part else CHANGED

@@ -1,12 +1,13 @@
 """Who wrote a file, and the facts about it that its tensors do not hold."""
 
-import json
 import math
 import re
 from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from modules.documents import parse_json
 
 PEFT_OPTIONS = "lora_adapter_metadata"
 """The metadata key of peft's options in files that diffusers writes."""
@@ -96,7 +97,7 @@ def network(extended: bool) -> str:
 
 def _software(metadata: dict[str, str]) -> str:
     try:
-        found = json.loads(metadata.get("software", "{}"))
+        found = parse_json(metadata.get("software", "{}"), "software")
     except ValueError:
         return metadata["software"]
     return str(found.get("name", "")) if isinstance(found, dict) else str(found)
