@@ -46,7 +46,8 @@ class Tally:
     outcomes: Counter[str] = field(default_factory=Counter)
     bad: list[str] = field(default_factory=list)
     """Number, damage and error of each."""
-    slowest: float = 0.0
+    slowest: tuple[float, str] = (0.0, "")
+    """Seconds of the file that took longest, and which it was."""
 
 
 def run(readers: Sequence[Reader], count: int, seed: int, seconds: float) -> list[Tally]:
@@ -81,7 +82,7 @@ def read_some(tally: Tally, numbers: range, seed: int, limit: float) -> int:
             damage = rest
             continue
         taken, _, outcome = rest.partition("\t")
-        tally.slowest = max(tally.slowest, float(taken))
+        tally.slowest = max(tally.slowest, (float(taken), f"{number} ({damage})"))
         count(tally, number, damage, outcome)
         number, damage = number + 1, ""
         if time.monotonic() > limit:
@@ -202,7 +203,7 @@ def table(tallies: Sequence[Tally]) -> str:
     lines = [f"{'reader':24} {'same':>6} {'other':>6} {'sentence':>9} {'BAD':>5} {'slowest':>8}"]
     for tally in tallies:
         kinds = [tally.outcomes[kind] for kind in (*GOOD, "BAD")]
-        columns = f"{kinds[0]:6} {kinds[1]:6} {kinds[2]:9} {kinds[3]:5} {tally.slowest:7.1f}s"
+        columns = f"{kinds[0]:6} {kinds[1]:6} {kinds[2]:9} {kinds[3]:5} {tally.slowest[0]:7.1f}s {tally.slowest[1]}"
         lines.append(f"{tally.reader.name:24} {columns}")
     lines += [f"{tally.reader.name}: {entry}" for tally in tallies for entry in tally.bad]
     return "\n".join(lines)

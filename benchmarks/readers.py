@@ -110,8 +110,16 @@ def placed(folder: Path) -> Any:
     """What adapter.start_from, convert and verify make of a file, on layers with random weights."""
     found = reading.place(adapter_files.read(folder / "x.safetensors"), model())
     with torch.no_grad():
-        changes = [on_random_layers(one).changes() for one in found.placed]
+        changes = [named(folder, on_random_layers(one).changes) for one in found.placed]
     return [sorted(change) for change in changes], found.left_out()
+
+
+def named(path: Path, read: Callable[[], Any]) -> Any:
+    """What a reader answers whose callers say which file it was."""
+    try:
+        return read()
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path}: {error}") from error
 
 
 def resized(folder: Path) -> Any:
@@ -186,14 +194,6 @@ def make_queue(folder: Path) -> None:
     jobs.write(folder / "queue.json", [waiting, replace(waiting, id="y", process=process, places=("0",))], False)
 
 
-def read_queue(folder: Path) -> Any:
-    """The queue, or what the window says of it."""
-    try:
-        return jobs.read(folder / "queue.json")
-    except (OSError, ValueError) as error:
-        raise ValueError(f"The queue {folder / 'queue.json'} cannot be read ({error}).") from error
-
-
 def make_state(folder: Path) -> None:
     """A training state."""
     layer = torch.nn.Linear(3, 2)
@@ -225,14 +225,14 @@ def all_readers() -> list[Reader]:
         Reader("preset", text_file("x.json", preset), lambda folder: presets.resolve(str(folder / "x.json"))),
         Reader("preset of a run", text_file("preset.json", complete), lambda folder: presets.resolve(str(folder))),
         Reader("preset in the window", text_file("x.json", preset),
-               lambda folder: window_presets.read(folder / "x.json", schema)),
+               lambda folder: named(folder, lambda: window_presets.read(folder / "x.json", schema))),
         *(Reader(f"import {name}", text_file(file, text), imported(file)) for name, (file, text) in texts.items()),
         *(Reader(f"inspect {kind}", adapter(kind), inspected)
           for kind in ("lora", "dora", "loha", "lokr", "oft", "full")),
         *(Reader(f"place {kind}", adapter(kind), placed) for kind in ("lora", "dora", "lokr", "oft")),
         Reader("resize", adapter("dora"), resized),
         Reader("run in the window", make_run, seen_by_the_window, tells=False),
-        Reader("queue", make_queue, read_queue),
+        Reader("queue", make_queue, lambda folder: named(folder, lambda: jobs.read(folder / "queue.json"))),
         Reader("data", make_data, read_data),
         Reader("state", make_state, state.load_state),
         Reader("events", text_file("events.jsonl", recorded), lambda folder: read_events(folder / "events.jsonl")),

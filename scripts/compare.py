@@ -32,6 +32,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from modules.answer import put, script
+from modules.documents import parse_json, read_object, read_text
 from modules.preset import files
 from modules.preset.schema import Preset
 from modules.training.events import read_events
@@ -169,7 +170,10 @@ def read(folder: Path) -> Row:
     file, events = finished_file(folder, preset), read_events(folder / "events.jsonl")
     assert file is not None
     metadata = metadata_of(file)
-    forms, errors = json.loads(metadata["gimbal.form"]), json.loads(metadata["gimbal.errors"])
+    forms, errors, approximations = (
+        parse_json(metadata.get(f"gimbal.{name}", ""), f"{file}: gimbal.{name}")
+        for name in ("form", "errors", "approximations")
+    )
     losses = {event["step"]: event["loss"] for event in events if event["event"] == "validation"}
     step = next(event["step"] for event in reversed(events) if event["event"] == "finished")
     samples = {e["path"]: e["prompt"] for e in events if e["event"] == "sample" and e["step"] == step}
@@ -181,7 +185,7 @@ def read(folder: Path) -> Row:
         bytes=file.stat().st_size,
         forms=Counter(forms.values()),
         error=max(errors.values()),
-        approximated=len(json.loads(metadata["gimbal.approximations"])),
+        approximated=len(approximations),
         before=losses.get(0),
         after=losses.get(step),
         prompts=tuple(samples[path] for path in sorted(samples)),
@@ -197,7 +201,7 @@ def metadata_of(file: Path) -> dict[str, str]:
 
 def parameters(path: Path) -> int:
     """Trainable parameters of all layers in a run's table of them."""
-    head, *rows = [line.split("\t") for line in path.read_text(encoding="utf-8").splitlines()]
+    head, *rows = [line.split("\t") for line in read_text(path).splitlines()]
     return sum(int(row[head.index("parameters")]) for row in rows)
 
 
@@ -227,7 +231,7 @@ def looks(preset: Preset) -> dict[str, Any]:
 def timed(presets: list[Preset], arguments: argparse.Namespace, runs: Path) -> Timing | None:
     """What is measured now, if that is wanted, with what was kept of the same reference; None if there is neither."""
     path = runs / "timing.json"
-    kept = Timing(**json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else None
+    kept = Timing(**read_object(path)) if path.is_file() else None
     if arguments.timing is None:
         return kept
     reference = resolved(arguments.timing, runs, arguments.steps)

@@ -115,7 +115,11 @@ def main() -> None:
     import diffusers
     import torch
 
-    pipeline = diffusers.DiffusionPipeline.from_pretrained(arguments.base, torch_dtype=torch.float32)
+    from modules.families.parts.components import read_index
+
+    read_index(diffusers.DiffusionPipeline, str(arguments.base))
+    load = diffusers.DiffusionPipeline.from_pretrained
+    pipeline = load(arguments.base, torch_dtype=torch.float32, use_safetensors=True)
     pipeline.set_progress_bar_config(disable=True)
     arguments.grid.parent.mkdir(parents=True, exist_ok=True)
     make_grid(generate(pipeline, list(GRID_PROMPTS), arguments, "grid")).save(arguments.grid)

@@ -11,7 +11,6 @@ Exit codes: 0 all pictures are the trainer's to within 2/255, 1 some are not, 2 
 
 import argparse
 import inspect
-import json
 import subprocess
 import sys
 import tempfile
@@ -66,17 +65,20 @@ def differences(run: Path, file: Path) -> list[int]:
     import numpy
     from diffusers import DiffusionPipeline
     from PIL import Image
-    from safetensors import safe_open
 
+    from modules import families
+    from modules.documents import read_object
+    from modules.export.metadata import Facts
+    from modules.tensorfile import read_header
     from modules.training.samples import sample_path
 
-    preset = json.loads((run / "preset.json").read_text(encoding="utf-8"))
-    with safe_open(run / "adapter.safetensors", "pt") as adapter:
-        facts = json.loads(adapter.metadata()["facts"])
+    preset = read_object(run / "preset.json")
+    facts = vars(Facts.from_json(read_header(run / "adapter.safetensors").metadata.get("facts", "")))
     drawn = [sample_path(run, facts["step"], number) for number in range(len(facts["prompts"]))]
     if not drawn or not all(path.is_file() for path in drawn):
         raise ValueError(f"there are no sample pictures of step {facts['step']}; train with samples.enabled true")
-    pipeline = DiffusionPipeline.from_pretrained(preset["base"]["path"])
+    families.load_class(preset["family"]).index(preset["base"]["path"])
+    pipeline = DiffusionPipeline.from_pretrained(preset["base"]["path"], use_safetensors=True)
     pipeline.set_progress_bar_config(disable=True)
     pipeline.load_lora_weights(str(file))
     found = []

@@ -49,7 +49,7 @@ def main() -> None:
         print(f"{len(twitter)} Twemoji and {len(google)} Noto pictures for the VAE")
         vae = demo_training.train_vae(demo_training.as_tensor(twitter + google), arguments)
     else:
-        vae = diffusers.AutoencoderKL.from_pretrained(arguments.vae).requires_grad_(False).eval()
+        vae = diffusers.AutoencoderKL.from_pretrained(arguments.vae, use_safetensors=True).requires_grad_(False).eval()
     print(f"{len(learned)} Twemoji pictures for the denoiser")
     captions = demo_training.Captions(learned)
     tokenizer = demo_training.make_tokenizer(captions.every_text, arguments.work / "tokenizer")

@@ -1,6 +1,5 @@
 """What a program does with a file, layer by layer, against what the file means or what its run trained."""
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,6 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from modules.documents import parse_json
 from modules.export import forms, hosting, hosts, installed_comfyui, kinds
 from modules.export.reading import Placed, Reading
 from modules.export.verify import TOLERANCE, LayerError, compare
@@ -122,9 +122,10 @@ def _with_bias(verdict: hosting.Verdict, placed: Placed, seen: hosting.View) -> 
 def _approximate(reading: Reading) -> set[str]:
     """Layers that the file's own metadata calls approximated."""
     try:
-        return set(json.loads(reading.file.metadata.get("gimbal.approximations", "{}")))
+        found = parse_json(reading.file.metadata.get("gimbal.approximations", "{}"), "")
     except ValueError:
         return set()
+    return set(found) if isinstance(found, dict) else set()
 
 
 def text(rows: list[Row], host: str, half: torch.dtype, judged: bool, tolerance: float, advice: str = "") -> str:

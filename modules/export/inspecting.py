@@ -10,11 +10,13 @@ from torch import Tensor, nn
 
 from modules import families
 from modules.adapters.layers import Layer, as_layer
+from modules.documents import parse_json
 from modules.export import forms, hosting, hosts, kinds
 from modules.export.files import AdapterFile
 from modules.export.hosting import counted
 from modules.export.kinds import magnitude, places, writer
 from modules.export.reading import families_of, listed
+from modules.printable import shown
 
 UNKNOWN_SIZE = 16
 """Outputs or inputs of the stand-in where the tensors do not tell."""
@@ -143,7 +145,7 @@ def trained_on(file: AdapterFile) -> dict[str, str]:
         tags.update({tag: n for tag, n in folder.items() if isinstance(n, int)} if isinstance(folder, dict) else {})
     found["triggers"] = next((facts[key] for key in TRIGGERS if facts.get(key) not in (None, "", "None")), "")
     found["most frequent tags"] = ", ".join(tag for tag, _ in tags.most_common(8))
-    return {what: str(value) for what, value in found.items() if value and value != "None"}
+    return {what: shown(str(value)) for what, value in found.items() if value and value != "None"}
 
 
 def stand_in(parts: dict[str, Tensor]) -> Layer:
@@ -240,7 +242,7 @@ def _size(parts: dict[str, Tensor]) -> int:
 def _values(metadata: dict[str, str], key: str) -> dict[str, Any]:
     """A mapping in the metadata, empty if it is none."""
     try:
-        found = json.loads(metadata.get(key, "{}"))
+        found = parse_json(metadata.get(key, "{}"), key)
     except ValueError:
         return {}
     return found if isinstance(found, dict) else {}

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from modules.documents import as_object, read_object
 from modules.export import stream
 from modules.export.checkpoint import Checkpoint, Target
 from modules.families.parts.files import INDEX
@@ -183,7 +184,7 @@ def _copies(base: Checkpoint, rewrites: list[Rewrite]) -> dict[Path, Path]:
     """Files of a folder that are copied, and their paths below the result: what the index names, without weights that
     are written anew, and without variants of weights of which some are."""
     folder = base.path
-    index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
+    index = [part for part in read_object(folder / INDEX) if Path(part).name == part != ".."]
     anew = {rewrite.path.parts[0] for rewrite in rewrites}
     shards = base.headers.keys() - {rewrite.source.path for rewrite in rewrites}
     found = [path for path in folder.iterdir() if path.is_file() and path.suffix not in WEIGHTS]
@@ -206,10 +207,10 @@ def _copy_file(old: Path, new: Path, rewrites: list[Rewrite], options: Options) 
     if options.dtype is None or part not in anew or not name.endswith((".index.json", "config.json")):
         shutil.copyfile(old, new)
         return
-    content = json.loads(old.read_text(encoding="utf-8"))
+    content = read_object(old)
     if name.endswith(".index.json"):
         size = sum(e.size for r in rewrites if r.path.parent == part for e in r.entries.values())
-        content["metadata"] = {**content.get("metadata", {}), "total_size": size}
+        content["metadata"] = {**as_object(content.get("metadata", {}), f"{old}: metadata"), "total_size": size}
     for key in ("dtype", "torch_dtype"):
         if key in content:
             content[key] = str(options.dtype).removeprefix("torch.")

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 from pydantic import BaseModel
 from pydantic_core import to_jsonable_python
 
+from modules.documents import parse_json
 from modules.preset.files import METADATA_KEY
 from modules.preset.schema import Preset
 from modules.preset.section import LOCAL_KINDS
@@ -63,9 +64,15 @@ class Facts:
 
     @classmethod
     def from_json(cls, text: str) -> "Facts":
-        """Back from `json`."""
-        values = json.loads(text)
-        return cls(**{**values, "prompts": tuple(values["prompts"])})
+        """Back from `json`. Raises ValueError for what is not from there."""
+        values, usual = parse_json(text, "the facts of its run"), json.loads(cls().json())
+        if not isinstance(values, dict) or values.keys() - usual.keys():
+            raise ValueError("the facts of its run are damaged")
+        kinds = {name: (int, float) if type(value) is float else type(value) for name, value in usual.items()}
+        wrong = [name for name, value in values.items() if not isinstance(value, kinds[name])]
+        if wrong:
+            raise ValueError(f"the facts of its run are damaged: {wrong[0]} is {str(values[wrong[0]])[:80]!r}")
+        return cls(**{**values, "prompts": tuple(values.get("prompts", ()))})
 
 
 def facts_of(

@@ -31,4 +31,7 @@ def load(path: Path, layers: dict[str, Adapted]) -> Facts:
         load_adapter_state(layers, tensors)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
-    return Facts.from_json(written) if written else Facts()
+    try:
+        return Facts.from_json(written) if written else Facts()
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error

@@ -201,8 +201,8 @@ def base_problems(base: Base, index: str, example: str) -> list[str]:
     if path.is_file():
         wrong = path.suffix != ".safetensors"
         if path.suffix in PICKLES:
-            return [f"base.path: {path} is {A_PICKLE}; convert it where that does no harm, by saving the model as "
-                    f".safetensors in the program that opens it; or {how}"]
+            how = f"convert it where that does no harm, with a program that saves .safetensors, or {how}"
+            return [f"base.path: {path} is not a .safetensors file but {A_PICKLE}; {how}"]
         return [f"base.path: {path} is not a .safetensors file; {how}"] if wrong else _config_problems(base, index)
     looks_local = path.suffix in (".safetensors", ".ckpt", ".pt", ".bin") or base.path.startswith((".", "/"))
     if base.path.count("/") != 1 or looks_local:

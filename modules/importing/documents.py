@@ -125,6 +125,6 @@ def _plain(path: Path, name: str, given: list[str]) -> Any:
     if name in LIST_FLAGS:
         return given
     if len(given) > 1:
-        more = " ".join(given[1:])
+        more = " ".join(given[1:])[:80]
         raise ValueError(f"{path}: --{name} has more than one value ({more}); put texts with spaces in quotes")
     return given[0] if given else True

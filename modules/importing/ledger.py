@@ -13,6 +13,9 @@ from modules.preset.schema import Preset
 
 MAPPED, CHANGED, DROPPED = "mapped", "changed", "dropped"
 
+MOST_KEYS, MOST_ENTRIES = 20_000, 1_000
+"""Settings in a file, and entries of one of its lists."""
+
 SECRET = re.compile(r"token$|(^|_)api_key|secret|password|^cloud", re.IGNORECASE)
 """Keys whose values are not printed."""
 
@@ -76,6 +79,7 @@ class Ledger:
     ):
         self.trainer, self.path = trainer, path
         self.given, self.known = dict(given), dict(known)
+        self.check_size()
         self.names = dict(names or {})
         """What the file calls keys that have another name today."""
         self.originals: dict[str, Any] = {}
@@ -83,8 +87,16 @@ class Ledger:
         self.idle: dict[str, Any] = {}
         """Keys that their program does not pass on, because they are switched off."""
         self.entries: dict[str, Entry] = {}
+        self._by_name: dict[str, Entry] = {}
         self.values: dict[str, Any] = {}
         self.origin: dict[str, str] = {}
+
+    def check_size(self) -> None:
+        """Raise ValueError for more than any training has: each entry of a list is told with all others."""
+        most = max((int(number) for key in self.given for number in re.findall(r"\[(\d+)\]", key[:200])), default=0)
+        if len(self.given) > MOST_KEYS or most >= MOST_ENTRIES:
+            raise ValueError(f"{self.path}: has {len(self.given)} settings, with {most + 1} entries in one list; at "
+                             f"most {MOST_KEYS} and {MOST_ENTRIES} are read")
 
     # -- reading ------------------------------------------------------------------------------------------------------
 
@@ -173,10 +185,10 @@ class Ledger:
 
     def _note(self, key: str, part: str, ours: dict[str, Any], sentence: str) -> None:
         name = self.names.get(key, key)
-        twins = (entry for other, entry in self.entries.items() if entry.key == name and other != key)
-        before = self.entries.get(key) or next(twins, None)  # two keys of today for one of theirs
+        before = self.entries.get(key) or self._by_name.get(name)  # two keys of today for one of theirs
         if before is None:
-            self.entries[key] = Entry(part, name, self._shown(key), ours, sentence, self.written(key))
+            before = Entry(part, name, self._shown(key), ours, sentence, self.written(key))
+            self.entries[key] = self._by_name[name] = before
             return
         self.entries[key] = before
         before.part = part if part == before.part else CHANGED
@@ -203,14 +215,13 @@ class Ledger:
             if key in self.entries:
                 continue
             plain = re.sub(r"\[\d+\]", "[]", key)
-            found = [reason for pattern, reason in reasons.items() if fnmatch.fnmatchcase(plain, pattern)]
             if plain not in self.known:
-                reason = found[0] if found and plain.startswith(OPEN) else f"unknown: {self.trainer} has no such key"
-                self._note(key, DROPPED, {}, reason)
+                unknown = f"unknown: {self.trainer} has no such key"
+                self._note(key, DROPPED, {}, _reason(plain, reasons, unknown) if plain.startswith(OPEN) else unknown)
             elif not self.differs(key):
                 defaults += 1
             else:
-                self._note(key, DROPPED, {}, found[0] if found else "no counterpart")
+                self._note(key, DROPPED, {}, _reason(plain, reasons, "no counterpart"))
         ours = {name: options.default_of(field) for name, field in options.options(Preset).items()}
         listed = [
             entry
@@ -221,6 +232,11 @@ class Ledger:
         return Imported(
             self.trainer, self.path, name, nested(self.values), *parts.values(), defaults=defaults, origin=self.origin
         )
+
+
+def _reason(key: str, reasons: Mapping[str, str], usual: str) -> str:
+    """The first reason whose pattern a key has."""
+    return next((reason for pattern, reason in reasons.items() if fnmatch.fnmatchcase(key, pattern)), usual)
 
 
 def as_number(value: Any) -> float | None:

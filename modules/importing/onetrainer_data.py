@@ -250,6 +250,7 @@ def listed(ledger: Ledger, section: str, file_key: str) -> None:
     if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
         raise ValueError(f"{found}: is no list of {section}, but {file_key} names it; correct the name")
     ledger.given |= flat({section: entries}, ledger.known)
+    ledger.check_size()
     ledger.change(file_key, f"Its {len(entries)} {section} were read from {found}.")
 
 

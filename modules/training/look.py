@@ -3,7 +3,6 @@
 What is asked and answered is described in docs/look.md. `scripts/look.py` is the process.
 """
 
-import json
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field
@@ -19,6 +18,7 @@ from modules.data.captions import caption_for, whole_caption
 from modules.data.index import Picture, Progress, as_picture, bucket_numbers, look_at, remark_on_sizes
 from modules.data.pictures import enlargement, placement, read_size
 from modules.data.survey import SETTINGS, Item, Survey, bucket_sizes, survey
+from modules.documents import parse_json
 from modules.preset.problems import sentences
 from modules.preset.schema import Base, Data, Training
 from modules.preset.section import Section
@@ -209,10 +209,7 @@ ASKS: dict[str, Callable[[dict[str, Any], Bases, Progress], dict[str, Any]]] = {
 
 
 def _request(line: str) -> dict[str, Any]:
-    try:
-        request = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"a request is one line of JSON ({error})") from error
+    request = parse_json(line, "a request, which is one line of JSON")
     if not isinstance(request, dict):
         raise ValueError("a request is a JSON object, in braces")
     return request

@@ -1,12 +1,12 @@
 """Who wrote a file, and the facts about it that its tensors do not hold."""
 
-import json
 import math
 from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from modules.documents import parse_json
 from modules.export.kinds.patterns import Exceptions
 
 PEFT_OPTIONS = "lora_adapter_metadata"
@@ -110,7 +110,7 @@ def network(extended: bool) -> str:
 
 def _software(metadata: dict[str, str]) -> str:
     try:
-        found = json.loads(metadata.get("software", "{}"))
+        found = parse_json(metadata.get("software", "{}"), "software")
     except ValueError:
         return metadata["software"]
     return str(found.get("name", "")) if isinstance(found, dict) else str(found)

@@ -30,7 +30,7 @@ def read_index(pipeline: Any, source: str, given: Collection[str] = ()) -> dict[
         if isinstance(entry, list | tuple) and name not in given:
             component_class(entry, name, where)
     needed = [name for name, one in inspect.signature(pipeline.__init__).parameters.items()
-              if one.default is one.empty and name != "self" and name not in given]
+              if one.default is one.empty and one.kind is one.POSITIONAL_OR_KEYWORD and name not in ("self", *given)]
     for name in needed:
         if not isinstance(index.get(name), list | tuple):
             said = f"is {_short(index[name])}" if name in index else "is missing"

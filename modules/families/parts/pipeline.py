@@ -151,15 +151,21 @@ class PipelineModel(Named):
         """What keeps `load` from working, as sentences."""
         if found := protocol.base_problems(base, files.INDEX, cls.HUB_ID):
             return found
-        option, source = ("path", base.path) if is_folder(Path(base.path)) else ("config", base.config)
+        if is_folder(Path(base.path)):
+            parts = (cls.DENOISER, *cls.TEXT_ENCODERS, "vae")
+            return cls._index_problems("base.path", base.path) or pickle_problems(Path(base.path), parts)
+        if not Path(base.path).is_file():
+            return []
+        found = cls.file_problems(base)
+        return found or (cls._index_problems("base.config", base.config) if base.config else [])
+
+    @classmethod
+    def _index_problems(cls, option: str, source: str) -> list[str]:
         try:
-            if is_folder(Path(source)) and source:
-                cls.index(source)
+            cls.index(source)
         except ValueError as error:
-            return [f"base.{option}: {error}; give a complete copy"]
-        if option == "path":
-            return pickle_problems(Path(base.path), (cls.DENOISER, *cls.TEXT_ENCODERS, "vae"))
-        return cls.file_problems(base) if Path(base.path).is_file() else []
+            return [f"{option}: {error}; give a complete copy"]
+        return []
 
     @classmethod
     def index(cls, source: str) -> dict[str, Any]:

@@ -1,0 +1,84 @@
+"""Headers of safetensors files that say what cannot be: one sentence, before the library sees them."""
+
+import json
+import struct
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from modules.export import files
+from modules.tensorfile import LONGEST_HEADER, opened, read_header
+
+SOUND = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
+
+
+def written(path, header, data: bytes = bytes(8), length: int | None = None):
+    """A file with this header, an object or bytes."""
+    text = header if isinstance(header, bytes) else json.dumps(header).encode("utf-8", "surrogatepass")
+    path.write_bytes(struct.pack("<Q", len(text) if length is None else length) + text + data)
+    return path
+
+
+ENTRIES = [
+    {"shape": [1] * 200}, {"shape": [2**40, 2**40]}, {"shape": [-2]}, {"shape": [True, 2]}, {"shape": ["2"]},
+    {"shape": 2}, {"shape": None}, {"shape": [2.0]}, {"shape": [10**400]}, {"dtype": "F33"}, {"dtype": None},
+    {"dtype": ["F32"]},
+    {"dtype": "F64"}, {"dtype": "\x1b[2J"}, {"data_offsets": [0]}, {"data_offsets": [0, 8, 9]},
+    {"data_offsets": [8, 0]},
+    {"data_offsets": [-8, 0]}, {"data_offsets": [0.0, 8.0]}, {"data_offsets": [0, 10**30]}, {"data_offsets": None},
+    {"data_offsets": [False, 8]},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("change", ENTRIES, ids=repr)
+def test_entries_that_cannot_be(tmp_path, change):
+    refused(written(tmp_path / "x.safetensors", {"a": {**SOUND, **change}}))
+
+
+@pytest.mark.parametrize(
+    "header",
+    [b"null", b"[]", b"{", b"", b"[" * 100_000, b"\xff\xfe{\0}\0", b'{"a": 1, "a": 2}', {"a": None}, {"a": [SOUND]},
+     {"a": SOUND, "__metadata__": {"x": 1}}, {"a": SOUND, "__metadata__": ["x"]}, {"a": SOUND, "__metadata__": "x"},
+     {"a": SOUND, "b": SOUND}, {"a\x1b[2J": SOUND}, {"a\nb": SOUND}, {"\u202ea": SOUND}, {"\ud800": SOUND},
+     {"x" * 1000: SOUND}, {}],
+    ids=lambda header: repr(header)[:40],
+)  # fmt: skip
+def test_headers_that_cannot_be(tmp_path, header):
+    refused(written(tmp_path / "x.safetensors", header))
+
+
+@pytest.mark.parametrize("length", [0, 1, 7, 2**63, 2**31, LONGEST_HEADER + 1])
+def test_lengths_that_cannot_be(tmp_path, length):
+    refused(written(tmp_path / "x.safetensors", {"a": SOUND}, length=length))
+
+
+@pytest.mark.parametrize("content", [b"", b"\0", bytes(8), bytes(100), b"\x02" + bytes(7) + b"{}"])
+def test_files_that_are_none(tmp_path, content):
+    (tmp_path / "x.safetensors").write_bytes(content)
+    if content != b"\x02" + bytes(7) + b"{}":  # a file without tensors, which is one
+        refused(tmp_path / "x.safetensors")
+
+
+def refused(path) -> None:
+    """Every way in says so, in one line without control characters."""
+    for read in (read_header, files.read):
+        with pytest.raises(ValueError) as caught:
+            read(path)
+        said = str(caught.value)
+        assert str(path) in said and said.isprintable() and len(said) < 600
+    with pytest.raises(ValueError), opened(path):
+        pytest.fail("it was opened")
+
+
+def test_what_the_library_writes_is_read(tmp_path):
+    kinds = (torch.float32, torch.bfloat16, torch.float16, torch.int8, torch.int64, torch.bool, torch.float8_e4m3fn)
+    tensors = {f"t{n}": torch.zeros(n, 3, dtype=dtype) for n, dtype in enumerate(kinds)}
+    tensors["scalar"] = torch.tensor(1.0)
+    save_file(tensors, tmp_path / "x.safetensors", {"a": "b"})
+    header = read_header(tmp_path / "x.safetensors")
+    assert header.metadata == {"a": "b"}
+    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    assert {name: entry.shape for name, entry in header.tensors.items()} == shapes
+    with opened(tmp_path / "x.safetensors") as file:
+        assert set(file.keys()) == set(tensors)
