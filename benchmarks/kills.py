@@ -1,7 +1,7 @@
 """No run is lost: trainings that are killed, or whose machine loses its power, and then resumed, against uninterrupted
 ones.
 
-    python benchmarks/kills.py --kills 1000 --power-cuts 300 --table docs/reliability.md      # about an hour, one core
+    python benchmarks/kills.py --kills 1000 --power-cuts 300 --table docs/reliability.md      # three quarters of an hour, one core
     python benchmarks/kills.py --kills 100 --only lora --keep failing --seconds 600
     python benchmarks/kills.py --repeat "lora+adamw+plain cold 57/ 102"                       # one case alone
 
