@@ -1,9 +1,11 @@
 """No run is lost: trainings that are killed, or whose machine loses its power, and then resumed, against uninterrupted
 ones.
 
-    python benchmarks/kills.py --kills 1000 --power-cuts 300 --table docs/reliability.md      # about an hour, one core
+    python benchmarks/kills.py --kills 1000 --power-cuts 300 --table docs/reliability.md
     python benchmarks/kills.py --kills 100 --only lora --keep failing --seconds 600
-    python benchmarks/kills.py --repeat "lora+adamw+plain cold 57/ 102"                       # one case alone
+    python benchmarks/kills.py --repeat "lora+adamw+plain cold 57/ 102"
+
+The first takes three quarters of an hour on one core; the last repeats one case alone.
 
 Every method with several optimizers and kinds of runs, every optimizer. Part of the kills fall on every file operation
 of a run in turn, part into encoding, sampling, saving and exporting, part on runs of two processes, the rest at random
