@@ -3,17 +3,18 @@
     python scripts/demo_data.py --google emoji-datasource-google-16.0.0.tgz
 
 writes demo/dataset (32 Noto pictures to train a LoRA on) and demo/validation (16 others). make_demo_base.py imports the
-rest: `read_pictures` for both sets, `make_captions` and `make_weights` for Twemoji.
+rest: `read_pictures` for both sets, `to_draw`, `make_captions` and `make_weights` for what a base learns.
 """
 import argparse
 import io
 import json
+import random
 import shutil
 import subprocess
 import sys
 import tarfile
 import tempfile
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -27,12 +28,8 @@ from modules.answer import guarded
 VERSION = "16.0.0"
 SIZE = 64
 COLOURS = ("red", "orange", "yellow", "green", "blue", "purple", "brown", "black", "white")
-SHAPES = ("heart", "circle", "square")
 GRID_PROMPTS = ("red heart", "green apple", "grinning face", "rocket", "cat face", "pig face", "slice of pizza",
-                "strawberry", "sunflower", "christmas tree", "mushroom", "rainbow", "hamburger", "soccer ball",
-                "blue square", "airplane")
-SHAPE_WEIGHT, SUBJECT_WEIGHT, DATASET_WEIGHT = 24, 40, 12
-"""How much oftener the coloured shapes, the grid's subjects and the LoRA's subjects are drawn than other pictures."""
+                "strawberry", "sunflower", "crown", "mushroom", "rainbow", "hamburger", "owl", "automobile", "airplane")
 
 # Unicode names in which "black" and "white" mean filled and hollow would teach wrong colours.
 RENAMED = {
@@ -51,7 +48,6 @@ RENAMED = {
     "black down-pointing double triangle": "fast down button", "black rightwards arrow": "right arrow",
     "leftwards black arrow": "left arrow", "upwards black arrow": "up arrow", "downwards black arrow": "down arrow",
 }
-GENDERED = ("woman", "man", "women", "men")
 
 DATASET = (
     "red apple", "banana", "watermelon", "lemon", "cherries", "carrot", "doughnut", "hamburger", "birthday cake",
@@ -59,27 +55,74 @@ DATASET = (
     "ghost", "cat face", "fox face", "panda face", "frog face", "penguin", "octopus", "butterfly", "turtle",
     "cactus", "rose", "automobile", "sailboat", "balloon", "guitar", "crown", "hot beverage",
 )
+"""Subjects that an adapter learns in Noto's style."""
 VALIDATION = (
     "strawberry", "pear", "avocado", "slice of pizza", "cupcake", "winking face", "angry face", "dog face",
     "pig face", "lion face", "owl", "tropical fish", "sunflower", "rocket", "bus", "trophy",
 )
+"""Subjects that the same training is measured on."""
+UNTOUCHED = (
+    "red heart", "green apple", "mushroom", "rainbow", "snail", "crab", "bear face", "rabbit face", "skull", "tomato",
+    "pretzel", "umbrella", "key", "airplane", "tulip", "snowman",
+)
+"""Subjects that no adapter sees in either way; the style has to reach them."""
+PROMPTS = DATASET + VALIDATION + UNTOUCHED
+"""What is asked of a base, before and after."""
+OTHERS = (
+    "face with tears of joy", "smiling face with heart-shaped eyes", "sleeping face", "nerd face",
+    "face with medical mask", "extraterrestrial alien", "clown face", "jack-o-lantern", "tiger face", "mouse face",
+    "koala", "wolf face", "honeybee", "lady beetle", "whale", "baby chick", "elephant", "snake", "shark", "flamingo",
+    "spider", "zebra face", "pineapple", "grapes", "kiwifruit", "aubergine", "ear of maize", "broccoli", "hot pepper",
+    "french fries", "hot dog", "popcorn", "croissant", "cookie", "lollipop", "cheese wedge", "wine glass",
+    "cocktail glass", "tropical drink", "beer mug", "bubble tea", "palm tree", "evergreen tree", "deciduous tree",
+    "christmas tree", "four leaf clover", "maple leaf", "ambulance", "tractor", "helicopter", "flying saucer",
+    "anchor", "bell", "lock", "electric light bulb", "camera", "television", "alarm clock", "hourglass", "scissors",
+    "pencil", "paintbrush", "artist palette", "wrapped present", "teddy bear", "violin", "saxophone",
+    "drum with drumsticks", "soccer ball", "basketball and hoop", "hammer", "magnet", "bomb", "graduation cap",
+    "high-heeled shoe", "money bag", "star", "fire", "droplet", "snowflake", "high voltage sign", "volcano",
+    "house building", "tent", "european castle",
+)
+SUBJECTS = PROMPTS + OTHERS
+"""All that the bases can draw: chosen by eye, on sheets of both sets side by side, where they draw the same thing."""
+PROMPT_WEIGHT = 2.0
+"""How much oftener the subjects of PROMPTS are drawn than the others."""
+
+
+def shaded(rgb: np.ndarray) -> np.ndarray:
+    """`rgb (SIZE, SIZE, 3)` in [0, 1], bright above and dark below."""
+    return (rgb * np.linspace(1.15, 0.55, SIZE)[:, None, None]).clip(0, 1)
+
+
+STYLES = {
+    "": lambda rgb: rgb,
+    "grey": lambda rgb: np.repeat((rgb @ np.array([0.3, 0.59, 0.11]))[..., None], 3, -1),
+    "pale": lambda rgb: 0.5 + 0.5 * rgb,
+    "shaded": shaded,
+}
+"""Ways in which a base draws its subjects: "" without a word, the others as "<subject>, <name> style". With several of
+them a network learns that a way of drawing is something apart from what is drawn, which an adapter can use."""
+
+STYLE_WEIGHT = 0.12
+"""How often each of the styles is drawn, relative to the plain picture."""
 
 
 @dataclass
 class Picture:
-    """One emoji: its names (the first is the usual caption), its category, its PNG bytes."""
+    """One emoji: its names (the first is the usual caption), its category, its PNG bytes, its style."""
     names: list[str]
     category: str
     subcategory: str
     png: bytes = field(repr=False)
+    style: str = ""
 
     def pixels(self) -> np.ndarray:
         """Composited on white: (SIZE, SIZE, 3) uint8."""
         picture = Image.open(io.BytesIO(self.png)).convert("RGBA")
         if picture.size != (SIZE, SIZE):
             picture = picture.resize((SIZE, SIZE), Image.Resampling.LANCZOS)
-        white = Image.new("RGBA", picture.size, "white")
-        return np.asarray(Image.alpha_composite(white, picture).convert("RGB"))
+        values = np.asarray(picture) / 255.0  # (SIZE, SIZE, 4)
+        opaque = values[..., 3:]
+        return (255 * (STYLES[self.style](values[..., :3]) * opaque + 1 - opaque)).round().astype(np.uint8)
 
 
 def pack(vendor: str, folder: Path) -> Path:
@@ -139,36 +182,42 @@ def names_of(row: dict) -> list[str]:
     return names
 
 
-def worth_learning(picture: Picture) -> bool:
-    """False for flags, CJK signs, families and gendered doubles: a small network cannot tell so many of them apart."""
-    if picture.subcategory in ("country-flag", "subdivision-flag", "skin-tone", "family"):
-        return False
-    first = picture.names[0].replace(":", " ").split()[0]
-    return not (first in GENDERED and picture.subcategory.startswith("person")) and "squared c" not in picture.names[0]
+def to_draw(pictures: list[Picture]) -> list[Picture]:
+    """The subjects of SUBJECTS, each in every style."""
+    by_name = {picture.names[0]: picture for picture in pictures}
+    return [replace(by_name[name], style=style) for style in STYLES for name in SUBJECTS]
 
 
-def category_words(picture: Picture) -> str:
-    return picture.category.lower().replace("&", "and")
+def made_up_words(count: int = 80) -> list[str]:
+    """Words that mean nothing."""
+    chance = random.Random(7)
+    return ["".join(chance.choices("abcdefghijklmnopqrstuvwxyz", k=chance.randint(3, 7))) for _ in range(count)]
 
 
 def make_captions(pictures: list[Picture]) -> list[list[tuple[str, float]]]:
-    """For each picture its possible captions with their probabilities: half of them name the category."""
-    captions = []
+    """For each picture its possible captions with their probabilities.
+
+    A plain picture's name in three of five; with its category, or with a style that means nothing so that unknown words
+    do no harm, in one of five each. A styled picture's always names the style.
+    """
+    chance, words, captions = random.Random(3), made_up_words(), []
     for picture in pictures:
-        first, others = picture.names[0], picture.names[1:]
+        first, others = picture.names[0], picture.names[1:3]
         plain = [(first, 0.7 if others else 1.0)] + [(other, 0.3 / len(others)) for other in others]
-        category = category_words(picture)
-        captions.append([(text, share / 2) for text, share in plain]
-                        + [(f"{text}, {category}", share / 2) for text, share in plain])
+        if picture.style:
+            captions.append([(f"{text}, {picture.style} style", share) for text, share in plain])
+            continue
+        category = picture.category.lower().replace("&", "and")
+        captions.append([(text, 0.6 * share) for text, share in plain]
+                        + [(f"{text}, {category}", 0.2 * share) for text, share in plain]
+                        + [(f"{first}, {word} style", 0.2 / 8) for word in chance.sample(words, 8)])
     return captions
 
 
 def make_weights(pictures: list[Picture]) -> list[float]:
     """How often each picture is drawn, relative to an ordinary one."""
-    special = dict.fromkeys(DATASET + VALIDATION, DATASET_WEIGHT)
-    special |= {f"{colour} {shape}": SHAPE_WEIGHT for colour in COLOURS for shape in SHAPES}
-    special |= dict.fromkeys(GRID_PROMPTS, SUBJECT_WEIGHT)
-    return [special.get(picture.names[0], 1) for picture in pictures]
+    return [(PROMPT_WEIGHT if picture.names[0] in PROMPTS else 1.0) * (STYLE_WEIGHT if picture.style else 1.0)
+            for picture in pictures]
 
 
 def write_folder(pictures: list[Picture], names: tuple[str, ...], folder: Path) -> None:

@@ -19,7 +19,6 @@ import transformers
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from torch import Tensor, nn
-from torch.nn import functional as F
 from tqdm import tqdm
 
 from scripts import demo_data
@@ -246,18 +245,6 @@ def save_grid(pixels: Tensor, path: Path, columns: int = 8) -> None:
 
     rows = pixels.unflatten(0, (-1, columns)).permute(0, 3, 1, 4, 2).flatten(2, 3).flatten(0, 1)
     Image.fromarray(((rows.clamp(-1, 1) + 1) * 127.5).round().byte().numpy()).save(path)
-
-
-def error_by_scale(error: Tensor) -> Tensor:
-    """Mean square of `error (n, c, 16, 16)` at five scales from single latents to the whole picture: `(n,)`.
-
-    Not the plain mean square: even the noisiest time step shows the mean colour of a picture, so the plain loss gains
-    next to nothing from colour words, but sampling starts from noise that shows a random colour. Every octave counts
-    the same here. The best prediction, the conditional mean of the noise, is the same for any such weighting.
-    """
-    scales = (1, 2, 4, 8, 16)
-    errors = [size**2 * F.avg_pool2d(error, size).square().mean((1, 2, 3)) for size in scales]
-    return torch.stack(errors).mean(0)
 
 
 # -- writing ----------------------------------------------------------------------------------------------------------

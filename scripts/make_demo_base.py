@@ -19,6 +19,9 @@ from modules.answer import guarded
 from scripts import demo_data, demo_training
 from scripts.demo_bases import kinds
 
+VAE_REPEATS = 3
+"""How much oftener the VAE sees the subjects that the bases draw."""
+
 
 def main() -> None:
     """Read the packages, train, export."""
@@ -29,9 +32,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="the pipeline's folder (default: in demo/)")
     parser.add_argument("--vae", type=Path, help="take this VAE and do not train one (default: as the kind has it)")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--vae-steps", type=int, default=3000)
+    parser.add_argument("--vae-steps", type=int, default=6000)
     parser.add_argument("--steps", type=int, help="of denoiser and text encoders (default: as the kind has it)")
-    parser.add_argument("--detail-steps", type=int, default=4500, help="after these, for detail, where that is done")
     parser.add_argument("--guidance-steps", type=int, default=800, help="of distilling guidance, where that is done")
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--learning-rate", type=float, help="default: as the kind has it")
@@ -43,14 +45,15 @@ def main() -> None:
     arguments.work.mkdir(parents=True, exist_ok=True)
 
     twitter = demo_data.read_pictures("twitter", arguments.twitter or demo_data.pack("twitter", arguments.work))
-    learned = [picture for picture in twitter if demo_data.worth_learning(picture)]
+    learned = demo_data.to_draw(twitter)
     if arguments.vae is None:
         google = demo_data.read_pictures("google", arguments.google or demo_data.pack("google", arguments.work))
         print(f"{len(twitter)} Twemoji and {len(google)} Noto pictures for the VAE")
-        vae = demo_training.train_vae(demo_training.as_tensor(twitter + google), arguments)
+        often = VAE_REPEATS * (learned + [p for p in google if p.names[0] in demo_data.SUBJECTS])
+        vae = demo_training.train_vae(demo_training.as_tensor(twitter + google + often), arguments)
     else:
         vae = diffusers.AutoencoderKL.from_pretrained(arguments.vae, use_safetensors=True).requires_grad_(False).eval()
-    print(f"{len(learned)} Twemoji pictures for the denoiser")
+    print(f"{len(demo_data.SUBJECTS)} subjects in {len(demo_data.STYLES)} styles for the denoiser")
     captions = demo_training.Captions(learned)
     tokenizer = demo_training.make_tokenizer(captions.every_text, arguments.work / "tokenizer")
     kind.train(vae, demo_training.as_tensor(learned), captions, tokenizer, arguments)

@@ -1,8 +1,7 @@
 """The FLUX kind of demo base: a transformer of double and single blocks, CLIP (pooled) and T5 (sequence).
 
-Three stages: rectified flow with both text encoders, the caption left out one time in ten, its error measured at five
-scales; the same with mostly the plain error, for detail; then guidance is distilled into the guidance embedding, as
-FLUX.1-dev's was (Meng et al. 2023, section 3.1), with names of styles in the captions that mean nothing.
+Two stages: rectified flow with both text encoders, the caption left out one time in ten; then guidance is distilled
+into the guidance embedding, as FLUX.1-dev's was (Meng et al. 2023, section 3.1).
 """
 
 # diffusers annotates tuples of any length as tuple[int], and outputs as their tuple form:
@@ -22,9 +21,9 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from scripts.demo_training import Captions, Stage, draw, error_by_scale, fast, latents_of, make_clip, write_pipeline
+from scripts.demo_training import Captions, Stage, draw, fast, latents_of, make_clip, write_pipeline
 
-OPTIONS = {"steps": 10000, "learning_rate": 1e-3, "out": Path("demo/flux_base"), "vae": Path("demo/base/vae")}
+OPTIONS = {"steps": 12000, "learning_rate": 1e-3, "out": Path("demo/flux_base"), "vae": Path("demo/base/vae")}
 """Defaults of make_demo_base.py for this kind."""
 
 WIDTH, TOKENS = 96, 24
@@ -32,6 +31,9 @@ WIDTH, TOKENS = 96, 24
 
 STRONGEST = 6.0
 """Guidance up to this is distilled."""
+
+GENTLE = 0.4
+"""Noise level below which errors count less and less."""
 
 SCHEDULE = {"shift": 3.0, "use_dynamic_shifting": True, "base_shift": 0.5, "max_shift": 1.15,
             "base_image_seq_len": 256, "max_image_seq_len": 4096}  # fmt: skip
@@ -131,7 +133,6 @@ class Training:
     def __init__(self, vae: Any, pictures: Tensor, captions: Captions, tokenizers: tuple[Any, Any], arguments: Any):
         self.vae, self.arguments, self.captions, self.tokenizers = vae, arguments, captions, tokenizers
         self.mean, self.std = latents_of(vae, pictures)
-        self.words = sorted({word for text in captions.every_text for word in text.split() if word.isalpha()})
 
     def batch(self, seed: int, step: int) -> tuple[Tensor, Tensor, Tensor, list[tuple[int, int]], torch.Generator]:
         """Latents, noise, noise levels, and for each picture its number and its caption's."""
@@ -148,12 +149,6 @@ class Training:
         """The captions; empty where they are left out."""
         captions = self.captions.texts
         return ["" if out else captions[n][c] for (n, c), out in zip(chosen, left_out, strict=True)]
-
-    def styled(self, texts: list[str], generator: torch.Generator) -> list[str]:
-        """Half of the captions with a style behind them that means nothing, so that new words do no harm."""
-        words = [self.words[int(torch.randint(len(self.words), (), generator=generator))] for _ in texts]
-        chosen = (torch.rand(len(texts), generator=generator) < 0.5).tolist()
-        return [f"{t}, {word} style" if styled else t for t, word, styled in zip(texts, words, chosen, strict=True)]
 
     def tokens(self, texts: list[str]) -> tuple[Tensor, Tensor]:
         """Token ids for CLIP and for T5."""
@@ -184,9 +179,10 @@ class Training:
         )
         write_pipeline(pipeline, self.arguments.out)
 
-    def flow(self, model: Generator, name: str, steps: int, seed: int, error_of: Callable[[Tensor], Tensor]) -> None:
-        """Rectified flow without guidance (1). `error_of(error)` is what is made small."""
-        stage = Stage(name, model, steps, self.arguments.learning_rate, self.arguments.work)
+    def flow(self, model: Generator) -> None:
+        """Rectified flow without guidance (1)."""
+        seed = self.arguments.seed + 1
+        stage = Stage("flow", model, self.arguments.steps, self.arguments.learning_rate, self.arguments.work)
         losses: list[float] = []
 
         def loss_of(step: int) -> Tensor:
@@ -198,12 +194,12 @@ class Training:
                 flow = model((1 - at) * latents + at * noise, levels, texts, torch.ones(len(chosen)))
             error = flow.float() - (noise - latents)
             losses.append(float(error.detach().square().mean()))
-            return error_of(error)
+            return weighted(error, levels)
 
         stage.run(loss_of, look=self.look(model, stage, losses))
 
     def guidance(self, model: Generator) -> None:
-        """Told a guidance, the model predicts what the one before gives with that guidance, whatever style is named."""
+        """Told a guidance, the model predicts what the one before gives with that guidance."""
         teacher = copy.deepcopy(model).requires_grad_(False)
         stage = Stage("guidance", model, self.arguments.guidance_steps, 6e-4, self.arguments.work)
         losses: list[float] = []
@@ -218,22 +214,20 @@ class Training:
                 with torch.no_grad():
                     plain = teacher(noisy, levels, teacher.texts(self.tokens(named)), ones)
                     empty = teacher(noisy, levels, teacher.texts(self.tokens(nothing)), ones)
-                flow = model(noisy, levels, model.texts(self.tokens(self.styled(named, generator))), strength)
+                flow = model(noisy, levels, model.texts(self.tokens(named)), strength)
             error = flow.float() - torch.lerp(empty.float(), plain.float(), by)
             losses.append(float(error.detach().square().mean()))
-            return detailed(error)
+            return weighted(error, levels)
 
         stage.run(loss_of, look=self.look(model, stage, losses))
 
 
-def by_scale(error: Tensor) -> Tensor:
-    """Every scale counts the same: teaches colours and outlines."""
-    return error_by_scale(error).mean()
+def weighted(error: Tensor, levels: Tensor) -> Tensor:
+    """Mean square of a flow's `error (n, c, h, w)` at noise `levels (n)`.
 
-
-def detailed(error: Tensor) -> Tensor:
-    """Mostly the plain error, which is nearly all detail."""
-    return 2 * error.square().mean() + 0.2 * by_scale(error)
+    The flow's error is the picture's over the level: below `GENTLE` that would ask for more than the latents hold.
+    """
+    return (error.square().mean((1, 2, 3)) * (levels / GENTLE).square().clamp(max=1)).mean()
 
 
 def train(vae: Any, pictures: Tensor, captions: Captions, clip_tokens: Any, arguments: argparse.Namespace) -> None:
@@ -242,7 +236,6 @@ def train(vae: Any, pictures: Tensor, captions: Captions, clip_tokens: Any, argu
     t5_tokens = make_t5_tokenizer(captions.every_text, arguments.work / "tokenizer_2")
     model = Generator(make_transformer(), make_clip(clip_tokens, WIDTH), make_t5(t5_tokens))
     training = Training(vae, pictures, captions, (clip_tokens, t5_tokens), arguments)
-    training.flow(model, "flow", arguments.steps, arguments.seed + 1, by_scale)
-    training.flow(model, "detail", arguments.detail_steps, arguments.seed + 3, detailed)
+    training.flow(model)
     training.guidance(model)
     training.write(model)
