@@ -134,7 +134,12 @@ DAMAGES: dict[str, Callable[[Tensor, Generator], Tensor]] = {
 """Ways after which a picture shows nothing that could be named."""
 
 
+SHARES = (0.1, 0.4, 0.3, 0.1, 0.1)
+"""Of each way when one learns to see them: missing parts are the hardest."""
+
+
 def damaged(pictures: Tensor, chance: Generator) -> Tensor:
-    """Each way on an equal share of the pictures, in the order of DAMAGES."""
-    shares = pictures.tensor_split(len(DAMAGES))
-    return torch.cat([damage(share, chance) for damage, share in zip(DAMAGES.values(), shares, strict=True)])
+    """Each way on its share of the pictures, in the order of DAMAGES."""
+    ends = [round(len(pictures) * sum(SHARES[: i + 1])) for i in range(len(SHARES) - 1)]
+    parts = pictures.tensor_split(ends)
+    return torch.cat([damage(part, chance) for damage, part in zip(DAMAGES.values(), parts, strict=True)])

@@ -1,9 +1,9 @@
-"""Who says what a picture of the demo shows, and in whose style: two small classifiers, trained from scratch.
+"""Who says what a picture of the demo shows, and in whose style: small classifiers, trained from scratch.
 
 `judge(pictures, subjects)` needs torch, safetensors and demo/judges.safetensors alone. The subject is that of the
-nearest prototype: the mean embedding of a subject's Twemoji or Noto drawing under a few changes. Style and "none"
-(nothing that could be named: blurred, half missing, noise) come from a second network. demo/JUDGES.md has how they were
-trained and judged in turn; `python scripts/demo_quality.py --train` remakes them.
+nearest prototype: the mean embedding of a subject's Twemoji or Noto drawing under a few changes. One more network tells
+the style, and one "none": nothing that could be named, for it is blurred, half missing or noise. demo/JUDGES.md has how
+they were trained and judged in turn; `python scripts/demo_quality.py --train` remakes them.
 """
 
 import json
@@ -25,6 +25,12 @@ SIDE = 64
 """Pixels of a picture's side, as the networks see it."""
 STYLES = ("Twemoji", "Noto")
 NONE = "none"
+OWN = ("usual", "prototypes", "near_all")
+"""Tensors of the file beside the networks."""
+SEEN = 0.7
+"""What likeness of outlines counts beside likeness in the network's embedding."""
+NEAR_ALL = 0.75
+"""How much of a prototype's nearness to other things is taken off its likeness."""
 SHIFTS = ((2, 2), (0, 0), (4, 4), (0, 4), (4, 0))
 """Where the views of a picture begin in it with a margin of 2; its embedding is their mean."""
 
@@ -69,12 +75,62 @@ def subject_net(size: int = 192) -> nn.Sequential:
     return nn.Sequential(*layers, nn.Linear(48 * 16, size))
 
 
-def style_net(widths: tuple[int, ...] = (16, 32, 64, 96)) -> nn.Sequential:
-    """Pictures to two numbers `(n, 2)`: above 0 for Noto, and the higher the more like nothing that could be named."""
-    layers = block(3, widths[0], 5, 2)
-    for channels, out in zip(widths, widths[1:], strict=False):
-        layers += [*block(channels, out, 3, 2), *block(out, out, 3, 1)]
-    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(widths[-1], 2))
+class Palette(nn.Module):
+    """What a style is told by, on the whole picture: which colours there are, which of them cover flat areas, and how
+    steep the steps between neighbours are at four scales. `(n, 3, 64, 64)` in [0, 1] to `(n, 1080)`. Not learned.
+    """
+
+    COLOURS, SIZES = 8, 14
+    """Values of each channel, and sizes of steps, that are told apart; what lies between counts for both neighbours."""
+
+    def forward(self, pictures: Tensor) -> Tensor:
+        """A few pictures at a time, which stay in the processor's cache."""
+        return torch.cat([self.of_some(some) for some in pictures.split(8)])
+
+    def of_some(self, pictures: Tensor) -> Tensor:
+        """White paper has no weight in any of it."""
+        half = F.avg_pool2d(pictures, 2)
+        ink = (8 * (1 - half.amin(1, keepdim=True))).clamp(0, 1)  # (n, 1, 32, 32)
+        found = [self.colours(half, ink), self.colours(half, ink * (1 - 12 * self.steps(half)).clamp(0, 1))]
+        ink = (8 * (1 - pictures.amin(1, keepdim=True))).clamp(0, 1)
+        for _ in range(4):
+            found.append(self.sizes(self.steps(pictures), ink))
+            pictures, ink = F.avg_pool2d(pictures, 2), F.avg_pool2d(ink, 2)
+        return torch.cat(found, 1)
+
+    def colours(self, pictures: Tensor, weight: Tensor) -> Tensor:
+        """Root of each colour's share of the weight: (n, COLOURS ** 3)."""
+        values = torch.arange(self.COLOURS).view(1, 1, -1, 1)
+        near = (1 - ((self.COLOURS - 1) * pictures.flatten(2).unsqueeze(2) - values).abs()).clamp(0)  # (n, 3, 8, h w)
+        weight = weight.flatten(2)
+        pairs = (near[:, 0].unsqueeze(2) * near[:, 1].unsqueeze(1)).flatten(1, 2) * weight
+        return ((pairs @ near[:, 2].transpose(1, 2)).flatten(1) / (weight.sum(2) + 20)).sqrt()
+
+    def steps(self, pictures: Tensor) -> Tensor:
+        """Length of each pixel's difference from its two next ones: (n, 1, h, w)."""
+        wide = F.pad(pictures, (0, 1, 0, 1), mode="replicate")
+        across, down = wide[..., :-1, 1:] - pictures, wide[..., 1:, :-1] - pictures
+        return (across.square() + down.square()).sum(1, keepdim=True).sqrt()
+
+    def sizes(self, steps: Tensor, weight: Tensor) -> Tensor:
+        """Root of the share of each size, on a scale of logarithms: (n, SIZES)."""
+        sizes = torch.linspace(-7, -0.5, self.SIZES).view(1, -1, 1, 1)
+        near = (1 - 2 * ((steps + 1e-3).log() - sizes).abs()).clamp(0) * weight
+        return (near.sum((2, 3)) / (weight.sum((2, 3)) + 1)).sqrt()
+
+
+def style_net() -> nn.Sequential:
+    """Pictures to a number `(n, 1)`, above 0 for Noto."""
+    inputs = 2 * Palette.COLOURS**3 + 4 * Palette.SIZES
+    layers = [Palette(), nn.BatchNorm1d(inputs), nn.Dropout(0.4), nn.Linear(inputs, 128), nn.ReLU(), nn.Dropout(0.4)]
+    return nn.Sequential(*layers, nn.Linear(128, 1))
+
+
+def none_net() -> nn.Sequential:
+    """Pictures to a number `(n, 1)`: the higher, the more like nothing that could be named."""
+    layers = [Outlines(), nn.BatchNorm2d(19), *block(19, 64, 3, 1), *block(64, 96, 3, 2), *block(96, 96, 3, 1)]
+    layers += [*block(96, 128, 3, 2), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Dropout(0.2)]
+    return nn.Sequential(*layers, nn.Linear(128, 1))
 
 
 # -- what they say ----------------------------------------------------------------------------------------------------
@@ -110,33 +166,50 @@ class Judges:
 
     subject: nn.Sequential
     style: nn.Sequential
+    none: nn.Sequential
     names: tuple[str, ...]
+    usual: Tensor
+    """Outlines of all drawings that were learned from, on average: `(19, 8, 8)`."""
     prototypes: Tensor
-    """Unit vectors `(set, name, size)`, Twemoji's first."""
+    """Embeddings `(set, name, size)`, Twemoji's first."""
+    near_all: Tensor
+    """How near a prototype is to drawings of other things `(set, name)`: a plain disc is near to a lot of them."""
     limit: float
-    """What the second number of the style network is above for "none"."""
+    """What the number of `none` is above for "none"."""
 
     @torch.inference_mode()
     def answers(self, pictures: Tensor, sets: slice = slice(None)) -> list[Answer]:
         """Of `pictures (n, 3, SIDE, SIDE)` in [0, 1], compared with the prototypes of these sets."""
         found = []
         for some in pictures.split(64):
-            near = (self.embedded(some) @ self.prototypes[sets].transpose(1, 2)).amax(0)  # (n, name)
-            for number, (noto, none) in zip(near.argmax(1).tolist(), self.style(some).tolist(), strict=True):
+            mirrored = torch.stack([self.embedded(some), self.embedded(some.flip(3))])  # sets look either way
+            likeness = (mirrored.unsqueeze(1) @ self.prototypes[sets].transpose(1, 2)).amax(0)  # (set, n, name)
+            near = (likeness - NEAR_ALL * self.near_all[sets].unsqueeze(1)).amax(0)
+            said = zip(near.argmax(1).tolist(), self.style(some).tolist(), self.none(some).tolist(), strict=True)
+            for number, (noto,), (none,) in said:
                 named = none <= self.limit
                 found.append(Answer(self.names[number], STYLES[noto > 0]) if named else Answer(NONE, NONE))
         return found
 
     def embedded(self, pictures: Tensor) -> Tensor:
         """Unit vectors `(n, size)`."""
-        return embedded(self.subject, pictures)
+        return embedded(self.subject, self.usual, pictures)
 
 
-def embedded(net: nn.Module, pictures: Tensor) -> Tensor:
-    """Unit vectors `(n, size)`: the mean over a picture and the same shifted by two pixels along both diagonals."""
+def embedded(net: nn.Sequential, usual: Tensor, pictures: Tensor) -> Tensor:
+    """Unit vectors `(n, size)`: what the network makes of a picture's outlines, and these themselves, coarsely.
+
+    Each is the mean over slightly shifted views of the picture.
+    """
     wide = F.pad(pictures, (2, 2, 2, 2), value=1.0)
-    views = [wide[..., row : row + SIDE, column : column + SIDE] for row, column in SHIFTS]
-    return F.normalize(sum(F.normalize(net(view), dim=1) for view in views), dim=1)
+    learned, seen = [], []
+    for row, column in SHIFTS:
+        maps = net[0](wide[..., row : row + SIDE, column : column + SIDE])
+        learned.append(F.normalize(net[1:](maps), dim=1))
+        kinds = (F.avg_pool2d(maps, 2) - usual).split((8, 8, 3), 1)
+        seen.append(torch.cat([F.normalize(kind.flatten(1), dim=1) for kind in kinds], 1))
+    parts = F.normalize(torch.stack(learned).sum(0), dim=1), F.normalize(torch.stack(seen).sum(0), dim=1)
+    return F.normalize(torch.cat([parts[0], SEEN**0.5 * parts[1]], 1), dim=1)
 
 
 def judge(pictures: list[Image.Image], subjects: list[str], file: Path = FILE) -> Facts:
@@ -173,9 +246,9 @@ def tensor(picture: Image.Image) -> Tensor:
 
 def save(judges: Judges, facts: dict[str, float | int], file: Path) -> None:
     """Write the networks in float16, with `facts` (how they were made) for whoever reads the file's metadata."""
-    tensors = {f"{part}.{name}": value for part, net in (("subject", judges.subject), ("style", judges.style))
-               for name, value in net.state_dict().items()}
-    tensors["prototypes"] = judges.prototypes
+    nets = {"subject": judges.subject, "style": judges.style, "none": judges.none}
+    tensors = {f"{part}.{name}": value for part, net in nets.items() for name, value in net.state_dict().items()}
+    tensors |= {name: vars(judges)[name] for name in OWN}
     told = {"names": json.dumps(judges.names), "limit": str(judges.limit), "made": json.dumps(facts)}
     save_file({name: value.half().contiguous() for name, value in tensors.items()}, file, told)
 
@@ -190,10 +263,10 @@ def load(file: Path = FILE) -> Judges:
         if not {"names", "limit"} <= told.keys():
             raise ValueError(f"{file} is no file of judges: its metadata has no names and no limit")
         tensors = {name: opened.get_tensor(name).float() for name in opened.keys()}  # noqa: SIM118  (no dictionary)
-    nets = {"subject": subject_net(), "style": style_net()}
+    nets = {"subject": subject_net(), "style": style_net(), "none": none_net()}
     for part, net in nets.items():
         own = {name.removeprefix(f"{part}."): value for name, value in tensors.items() if name.startswith(f"{part}.")}
         net.load_state_dict(own)
         net.eval().requires_grad_(False)
-    return Judges(**nets, names=tuple(json.loads(told["names"])), prototypes=tensors["prototypes"],
-                  limit=float(told["limit"]))
+    own = {name: tensors[name] for name in OWN}
+    return Judges(**nets, **own, names=tuple(json.loads(told["names"])), limit=float(told["limit"]))

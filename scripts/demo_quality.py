@@ -69,7 +69,8 @@ def parsed() -> argparse.Namespace:
     demo_data.package_arguments(parser)
     parser.add_argument("--work", type=Path, default=Path("runs/demo_judges"), help="checkpoints and npm's tarballs")
     parser.add_argument("--subject-steps", type=int, default=600, help="of 128 pairs of drawings")
-    parser.add_argument("--style-steps", type=int, default=450, help="of 192 pictures")
+    parser.add_argument("--style-steps", type=int, default=600, help="of 512 pictures")
+    parser.add_argument("--none-steps", type=int, default=500, help="of 256 pictures")
     return parser.parse_args()
 
 
@@ -177,7 +178,7 @@ def train_and_judge(arguments: argparse.Namespace) -> int:
     known = demo_judges_training.read_names(arguments)
     parts = demo_judges_training.split(known)
     if arguments.train:
-        made = {name: vars(arguments)[name] for name in ("seed", "subject_steps", "style_steps")}
+        made = {name: vars(arguments)[name] for name in ("seed", "subject_steps", "style_steps", "none_steps")}
         demo_judges.save(demo_judges_training.train(known, parts, arguments), made, arguments.judges)
     vae = arguments.base / "vae"
     judges = demo_judges.load(arguments.judges)

@@ -216,7 +216,8 @@ def test_both_drawings_are_disguised_alike(drawings):
 def test_judged_through_the_same_prototypes_all_is_right(judges, drawings):
     """The table's arithmetic: with the drawings' own embeddings all is right, with those of others all is wrong."""
     own = judges.embedded(drawings)
-    same = dataclasses.replace(judges, names=tuple(SUBJECTS), prototypes=torch.stack([own, own]))
+    same = dataclasses.replace(judges, names=tuple(SUBJECTS), prototypes=torch.stack([own, own]),
+                               near_all=torch.zeros(2, len(own)))
     pairs = torch.stack([drawings, drawings])
     rows = {row.what: row for row in demo_judged.judged(same, pairs, None)}
     subject = rows["subject: Noto drawings, Twemoji prototypes"]
