@@ -59,6 +59,9 @@ def drawings(judges: Judges, pairs: Tensor, kind: str) -> Iterator[Row]:
         what = f"subject: {STYLES[own]} {kind}, {STYLES[other]} prototypes"
         yield row(what, subjects, list(judges.names), judges.names, 0.97)
     answers = [judges.answers(half) for half in pairs]
+    in_use = [answer.subject for half in answers for answer in half]
+    yield row(f"subject, as in use: {kind} of both, prototypes of both", in_use, list(judges.names) * 2,
+              judges.names * 2, 0.97)
     for style, half in zip(STYLES, answers, strict=True):
         styles = [answer.style for answer in half]
         yield row(f"style: {style} {kind}", styles, [style] * len(styles), judges.names, 0.97)
