@@ -1,61 +1,114 @@
-"""Is a demo base good enough to look at? A grid of 16 plain prompts, and the share of right colours.
+"""Does a demo base draw what it is asked for, and does an adapter bring Noto's style? 64 pictures, judged.
 
     python scripts/demo_quality.py demo/base
-    python scripts/demo_quality.py demo/flux_base --grid docs/images/demo_flux_base.png
+    python scripts/demo_quality.py demo/flux_base --guidance 3.5 --grid docs/images/demo_flux_base.png
+    python scripts/demo_quality.py demo/base --adapter runs/wora_demo --suffix ", noto style"
 
-writes the grid, prints the colour of 40 samples of "<colour> heart", "<colour> circle" and "<colour>
-square", and exits with 1 when fewer than 80 % of them have the colour that was asked for.
+draws all of PROMPTS with the pipeline alone (an adapter is a file for diffusers, or a run folder that is exported for
+it), writes a labelled grid, and prints how many show their subject, how many are in Noto's style, how many show nothing
+that could be named, and each that shows something else. demo/JUDGES.md says who judges.
+
+    python scripts/demo_quality.py --train   # remakes demo/judges.safetensors; goes on where it was stopped
+    python scripts/demo_quality.py --judge   # what the judges get right of drawings that they never saw
+
+Exit codes: 0 the wanted shares are reached, 1 they are not, 2 bad input.
 """
 
 import argparse
 import inspect
 import sys
-from collections import Counter
-from itertools import cycle
+import tempfile
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-import numpy as np
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from modules.answer import guarded
-from scripts.demo_data import GRID_PROMPTS, SHAPES, SIZE
+from modules.training.samples import shortened
+from scripts import demo_data, demo_judges, host_pictures
+from scripts.demo_data import DATASET, PROMPTS, SIZE, UNTOUCHED, VALIDATION
 
-SAMPLES, BATCH, WANTED = 40, 8, 0.8
-
-# Twemoji's flat colours. White is not asked for: on a white background it cannot be told from nothing.
-PALETTE = {
-    "red": (221, 46, 68),
-    "orange": (244, 144, 12),
-    "yellow": (253, 203, 88),
-    "green": (120, 177, 89),
-    "blue": (85, 172, 238),
-    "purple": (170, 142, 214),
-    "brown": (193, 105, 79),
-    "black": (49, 55, 61),
-}
-OTHERS = {"grey": (153, 170, 181), "pink": (244, 171, 186)}  # may be answered, are never right
+BATCH = 8
+SUBJECT_BEFORE = 0.95
+"""Least share of right subjects without an adapter."""
+SUBJECT_AFTER, NOTO_AFTER = 0.9, 0.8
+"""Least shares of right subjects and of Noto's style with one."""
+GROUPS = {"all": PROMPTS, "dataset": DATASET, "validation": VALIDATION, "untouched": UNTOUCHED}
+LINE = 12
+"""Pixels for a line of a label below a picture; there are two."""
 
 
-def dominant_colour(pixels: np.ndarray) -> str:
-    """The palette's name that most foreground pixels of `pixels (h, w, 3)` are nearest to; "nothing" without any."""
-    foreground = pixels[pixels.min(-1) < 215].astype(float)  # (n, 3); paper and its faint noise are brighter
-    if len(foreground) < 0.05 * pixels.shape[0] * pixels.shape[1]:
-        return "nothing"
-    named = PALETTE | OTHERS
-    distances = np.linalg.norm(foreground[:, None] - np.array(list(named.values())), axis=-1)  # (n, colours)
-    return list(named)[Counter(distances.argmin(1).tolist()).most_common(1)[0][0]]
+def main() -> int:
+    """Read the arguments and do what they say."""
+    arguments = parsed()
+    try:
+        if arguments.train or arguments.judge:
+            return train_and_judge(arguments)
+        return draw_and_judge(arguments)
+    except (ValueError, OSError) as error:
+        print(error, file=sys.stderr)
+        return 2
 
 
-def colour_prompts() -> list[tuple[str, str]]:
-    """(colour, prompt) of each sample: 8 colours and 3 shapes in turn, so that 24 samples meet every pair once."""
-    pairs = zip(cycle(PALETTE), cycle(SHAPES), range(SAMPLES), strict=False)
-    return [(colour, f"{colour} {shape}") for colour, shape, _ in pairs]
+def parsed() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("base", type=Path, nargs="?", default=Path("demo/base"), help="a diffusers folder")
+    parser.add_argument("--adapter", type=Path, metavar="FILE", help="a file for diffusers, or the folder of a run")
+    parser.add_argument("--suffix", default="", help='what follows each subject in its prompt, as ", noto style"')
+    parser.add_argument("--grid", type=Path, default=Path("runs/demo_quality.png"), help="where the grid goes")
+    parser.add_argument("--steps", type=int, default=25, help="sampling steps")
+    parser.add_argument("--guidance", type=float, default=4.0, help="strength of guidance")
+    parser.add_argument("--seed", type=int, default=0, help="of the first picture, or of the training")
+    parser.add_argument("--judges", type=Path, default=demo_judges.FILE, help="the judges' file")
+    parser.add_argument("--train", action="store_true", help="make the judges' file, then judge it")
+    parser.add_argument("--judge", action="store_true", help="judge the judges")
+    demo_data.package_arguments(parser)
+    parser.add_argument("--work", type=Path, default=Path("runs/demo_judges"), help="checkpoints and npm's tarballs")
+    parser.add_argument("--subject-steps", type=int, default=600, help="of 128 pairs of drawings")
+    parser.add_argument("--style-steps", type=int, default=600, help="of 512 pictures")
+    parser.add_argument("--none-steps", type=int, default=500, help="of 256 pictures")
+    return parser.parse_args()
 
 
-def generate(pipeline, prompts: list[str], arguments: argparse.Namespace, label: str) -> list[Image.Image]:
+# -- a base and its pictures ------------------------------------------------------------------------------------------
+
+
+def draw_and_judge(arguments: argparse.Namespace) -> int:
+    """Draw the 64 pictures, write the grid, print the table; the exit code. Raises ValueError and OSError."""
+    judges = demo_judges.load(arguments.judges)
+    pipeline = loaded(arguments.base, arguments.adapter)
+    prompts = [subject + arguments.suffix for subject in PROMPTS]
+    pictures = generate(pipeline, prompts, arguments, "pictures")
+    facts = demo_judges.judge(pictures, list(PROMPTS), arguments.judges)
+    arguments.grid.parent.mkdir(parents=True, exist_ok=True)
+    make_grid(pictures, columns=8, labels=labels(facts)).save(arguments.grid)
+    print(f"{arguments.grid}: {len(pictures)} pictures by {arguments.base}, judged as {len(judges.names)} subjects\n")
+    print(table(facts))
+    if arguments.adapter is None:
+        print(f"\nwanted: subject {SUBJECT_BEFORE:.0%}")
+        return int(facts.subject < SUBJECT_BEFORE)
+    print(f"\nwanted: subject {SUBJECT_AFTER:.0%}, Noto {NOTO_AFTER:.0%}")
+    return int(facts.subject < SUBJECT_AFTER or facts.noto < NOTO_AFTER)
+
+
+def loaded(base: Path, adapter: Path | None) -> Any:
+    """The base's pipeline, perhaps with an adapter. Raises ValueError for a folder that is no base or no run."""
+    if not (base / "model_index.json").is_file():
+        raise ValueError(f"{base} is not a diffusers folder: it has no model_index.json")
+    if adapter is None or not adapter.is_dir():
+        return host_pictures.pipeline_with(base, adapter)
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "diffusers.safetensors"
+        host_pictures.export(adapter, file)
+        return host_pictures.pipeline_with(base, file)
+
+
+def generate(pipeline: Any, prompts: list[str], arguments: argparse.Namespace, label: str) -> list[Image.Image]:
     """One picture per prompt; each has its own seed, so that the batch size does not matter."""
     import torch
 
@@ -70,7 +123,7 @@ def generate(pipeline, prompts: list[str], arguments: argparse.Namespace, label:
     return pictures
 
 
-def own_options(pipeline) -> dict:
+def own_options(pipeline: Any) -> dict:
     """What only some kinds of pipelines want to be told: sizes, and how many tokens a caption has."""
     options = {"original_size": (SIZE, SIZE), "target_size": (SIZE, SIZE)}
     if "tokenizer_2" in pipeline.components:
@@ -79,57 +132,63 @@ def own_options(pipeline) -> dict:
     return {name: value for name, value in options.items() if name in taken}
 
 
-def make_grid(pictures: list[Image.Image], columns: int = 4, zoom: int = 2) -> Image.Image:
-    """Pictures side by side with a narrow margin, enlarged without smoothing."""
-    cell = SIZE * zoom + 8
+def make_grid(pictures: list[Image.Image], columns: int = 4, zoom: int = 2, labels: Sequence[str] = ()) -> Image.Image:
+    """Pictures side by side with a narrow margin, enlarged without smoothing, each above its label."""
+    width, height = SIZE * zoom + 8, SIZE * zoom + 8 + (2 * LINE if labels else 0)
     rows = -(-len(pictures) // columns)
-    sheet = Image.new("RGB", (columns * cell + 8, rows * cell + 8), "white")
+    sheet = Image.new("RGB", (columns * width + 8, rows * height + 8), "white")
     for i, picture in enumerate(pictures):
         large = picture.resize((SIZE * zoom, SIZE * zoom), Image.Resampling.NEAREST)
-        sheet.paste(large, (8 + i % columns * cell, 8 + i // columns * cell))
+        sheet.paste(large, (8 + i % columns * width, 8 + i // columns * height))
+    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(10)
+    for i, label in enumerate(labels):
+        for number, line in enumerate(label.split("\n")):
+            place = (8 + i % columns * width, 8 + i // columns * height + SIZE * zoom + number * LINE)
+            draw.text(place, shortened(line, SIZE * zoom, font), "red" if number else "black", font)
     return sheet
 
 
-def colour_score(pictures: list[Image.Image]) -> float:
-    """Print what was asked and seen for every sample, and return the share that agrees."""
-    seen = [dominant_colour(np.asarray(picture.convert("RGB"))) for picture in pictures]
-    right = 0
-    for (colour, prompt), answer in zip(colour_prompts(), seen, strict=True):
-        right += answer == colour
-        print(f"{prompt:16} {answer:8} {'right' if answer == colour else 'WRONG'}")
-    return right / SAMPLES
+def table(facts: demo_judges.Facts) -> str:
+    """Shares for all prompts and for each group, and below them every picture that does not show its subject."""
+    answers = dict(zip(PROMPTS, facts.answers, strict=True))
+    lines = ["| prompts | subject right | Noto | none |", "|---|---|---|---|"]
+    for group, names in GROUPS.items():
+        found = [(answers[name].subject == name, answers[name].style == demo_judges.STYLES[1],
+                  answers[name].subject == demo_judges.NONE) for name in names]
+        shares = " | ".join(f"{sum(kind)} of {len(names)} ({sum(kind) / len(names):.1%})"
+                            for kind in zip(*found, strict=True))
+        lines.append(f"| {group} | {shares} |")
+    wrong = [f"{name}: taken for {answer.subject}" for name, answer in answers.items() if answer.subject != name]
+    return "\n".join([*lines, "", *(wrong or ["every picture shows its subject"])])
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("base", type=Path, nargs="?", default=Path("demo/base"), help="a diffusers folder")
-    parser.add_argument("--grid", type=Path, default=Path("docs/images/demo_base.png"), help="where the grid goes")
-    parser.add_argument("--colours", type=Path, help="also write the 40 colour samples as a picture")
-    parser.add_argument("--steps", type=int, default=25, help="sampling steps")
-    parser.add_argument("--guidance", type=float, default=4.0, help="strength of guidance")
-    parser.add_argument("--seed", type=int, default=0)
-    arguments = parser.parse_args()
-    if not (arguments.base / "model_index.json").exists():
-        raise SystemExit(f"{arguments.base} is not a diffusers folder: it has no model_index.json")
+def labels(facts: demo_judges.Facts) -> list[str]:
+    """The subject of each picture, and on a second line what it was taken for instead."""
+    said = zip(PROMPTS, facts.answers, strict=True)
+    return [name if name == answer.subject else f"{name}\n{answer.subject}?" for name, answer in said]
 
-    import diffusers
-    import torch
 
-    from modules.families.parts.components import read_index
+# -- the judges -------------------------------------------------------------------------------------------------------
 
-    read_index(diffusers.DiffusionPipeline, str(arguments.base))
-    load = diffusers.DiffusionPipeline.from_pretrained
-    pipeline = load(arguments.base, torch_dtype=torch.float32, use_safetensors=True)
-    pipeline.set_progress_bar_config(disable=True)
-    arguments.grid.parent.mkdir(parents=True, exist_ok=True)
-    make_grid(generate(pipeline, list(GRID_PROMPTS), arguments, "grid")).save(arguments.grid)
-    print(f"{arguments.grid}: " + ", ".join(GRID_PROMPTS))
-    samples = generate(pipeline, [prompt for _, prompt in colour_prompts()], arguments, "colours")
-    if arguments.colours is not None:
-        make_grid(samples, columns=8, zoom=1).save(arguments.colours)
-    score = colour_score(samples)
-    print(f"right colour: {score:.1%} of {SAMPLES} (at least {WANTED:.0%} wanted)")
-    raise SystemExit(score < WANTED)
+
+def train_and_judge(arguments: argparse.Namespace) -> int:
+    """Perhaps make the judges' file, then print what they get right; the exit code."""
+    from scripts import demo_judged, demo_judges_training
+
+    arguments.work.mkdir(parents=True, exist_ok=True)
+    known = demo_judges_training.read_names(arguments)
+    parts = demo_judges_training.split(known)
+    if arguments.train:
+        made = {name: vars(arguments)[name] for name in ("seed", "subject_steps", "style_steps", "none_steps")}
+        demo_judges.save(demo_judges_training.train(known, parts, arguments), made, arguments.judges)
+    vae = arguments.base / "vae"
+    judges = demo_judges.load(arguments.judges)
+    rows = demo_judged.judged(judges, known.floats(parts.judged), vae if vae.is_dir() else None)
+    print(demo_judged.table(rows))
+    for row in rows:
+        if row.wrong:
+            print(f"{row.what}: {', '.join(row.wrong)}")
+    return int(not all(row.reached for row in rows))
 
 
 if __name__ == "__main__":

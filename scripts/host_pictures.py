@@ -63,10 +63,8 @@ def differences(run: Path, file: Path) -> list[int]:
     Raises ValueError for a run without samples of its last step.
     """
     import numpy
-    from diffusers import DiffusionPipeline
     from PIL import Image
 
-    from modules import families
     from modules.documents import read_object
     from modules.export.metadata import Facts
     from modules.tensorfile import read_header
@@ -77,16 +75,27 @@ def differences(run: Path, file: Path) -> list[int]:
     drawn = [sample_path(run, facts["step"], number) for number in range(len(facts["prompts"]))]
     if not drawn or not all(path.is_file() for path in drawn):
         raise ValueError(f"there are no sample pictures of step {facts['step']}; train with samples.enabled true")
-    families.load_class(preset["family"]).index(preset["base"]["path"])
-    pipeline = DiffusionPipeline.from_pretrained(preset["base"]["path"], use_safetensors=True)
-    pipeline.set_progress_bar_config(disable=True)
-    pipeline.load_lora_weights(str(file))
+    pipeline = pipeline_with(preset["base"]["path"], file)
     found = []
     for number, (path, prompt) in enumerate(zip(drawn, facts["prompts"], strict=True)):
         wanted = numpy.asarray(Image.open(path).convert("RGB")).astype(int)
         picture = draw(pipeline, prompt, number, preset["samples"], wanted.shape[:2])
         found.append(int(abs(numpy.asarray(picture).astype(int) - wanted).max()))
     return found
+
+
+def pipeline_with(base: Path | str, file: Path | None) -> Any:
+    """The base's own pipeline, with the adapter that a file for diffusers has."""
+    from diffusers import DiffusionPipeline
+
+    from modules.families.parts.components import read_index
+
+    read_index(DiffusionPipeline, str(base))  # only classes of diffusers and transformers
+    pipeline = DiffusionPipeline.from_pretrained(base, use_safetensors=True)
+    pipeline.set_progress_bar_config(disable=True)
+    if file is not None:
+        pipeline.load_lora_weights(str(file))
+    return pipeline
 
 
 def draw(pipeline: Any, prompt: str, number: int, samples: dict[str, Any], size: tuple[int, int]) -> Any:

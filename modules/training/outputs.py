@@ -69,9 +69,10 @@ def sample(session: Session) -> None:
 def write_samples(session: Session, pictures: Sequence[Image], prompts: Sequence[str]) -> None:
     """Write the pictures of this step, one per prompt, and the grid."""
     folder = session.run.folder
-    for path, prompt in zip(samples.save_samples(folder, session.step, pictures), prompts, strict=True):
-        session.events.write("sample", {"step": session.step, "path": str(path), "prompt": prompt})
+    paths = samples.save_samples(folder, session.step, pictures)
     samples.write_grid(folder, samples.sampled_steps(folder, len(prompts)), prompts)
+    for path, prompt in zip(paths, prompts, strict=True):  # last: where events are missing, all is made again
+        session.events.write("sample", {"step": session.step, "path": str(path), "prompt": prompt})
 
 
 def save_adapter(session: Session) -> None:

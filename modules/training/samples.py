@@ -92,7 +92,7 @@ def draw_grid(
     draw, font = ImageDraw.Draw(grid), ImageFont.load_default(12)
     for column, head in enumerate(heads):
         x = left + column * (cell[0] + MARGIN)
-        draw.text((x, 2), _shortened(head, cell[0], font), "black", font)
+        draw.text((x, 2), shortened(head, cell[0], font), "black", font)
     for row, (label, pictures) in enumerate(zip(labels, rows, strict=True)):
         y = LABEL + row * (cell[1] + MARGIN)
         draw.text((MARGIN, y + cell[1] // 2), label, "black", font)
@@ -103,8 +103,9 @@ def draw_grid(
     return grid
 
 
-def _shortened(text: str, width: int, font) -> str:
-    text = " ".join(text.encode("utf-8", "replace").decode("utf-8").split())  # one line, of characters
+def shortened(text: str, width: int, font) -> str:
+    """As much of a text as `width` pixels have room for, on one line."""
+    text = " ".join(text.encode("utf-8", "replace").decode("utf-8").split())
     while text and font.getlength(text) > width:
         text = text[:-2].rstrip() + "…" if not text.endswith("…") else text[:-2].rstrip() + "…"
     return text

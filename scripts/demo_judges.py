@@ -1,0 +1,272 @@
+"""Who says what a picture of the demo shows, and in whose style: small classifiers, trained from scratch.
+
+`judge(pictures, subjects)` needs torch, safetensors and demo/judges.safetensors alone. The subject is that of the
+nearest prototype: the mean embedding of a subject's Twemoji or Noto drawing under a few changes. One more network tells
+the style, and one "none": nothing that could be named, for it is blurred, half missing or noise. demo/JUDGES.md has how
+they were trained and judged in turn; `python scripts/demo_quality.py --train` remakes them.
+"""
+
+import json
+import math
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+FILE = Path(__file__).resolve().parents[1] / "demo" / "judges.safetensors"
+SIDE = 64
+"""Pixels of a picture's side, as the networks see it."""
+STYLES = ("Twemoji", "Noto")
+NONE = "none"
+OWN = ("usual", "prototypes", "near_all")
+"""Tensors of the file beside the networks."""
+SEEN = 0.7
+"""What likeness of outlines counts beside likeness in the network's embedding."""
+NEAR_ALL = 0.75
+"""How much of a prototype's nearness to other things is taken off its likeness."""
+SHIFTS = ((2, 2), (0, 0), (4, 4), (0, 4), (4, 0))
+"""Where the views of a picture begin in it with a margin of 2; its embedding is their mean."""
+
+
+def block(channels: int, out: int, size: int, stride: int) -> list[nn.Module]:
+    """A convolution with its normalization and rectifier."""
+    return [nn.Conv2d(channels, out, size, stride, size // 2, bias=False), nn.BatchNorm2d(out), nn.ReLU()]
+
+
+class Outlines(nn.Module):
+    """What is looked at in place of colours of pixels: which way edges run and what colour is around, on a grid of 16.
+
+    Not learned: that takes a network longer than all else, and more drawings than there are. `(n, 3, 64, 64)` in [0, 1]
+    to `(n, 19, 16, 16)`: 8 directions in cells of 4 and of 12 pixels (of all edges there, as in a histogram of
+    gradients), and the mean colour.
+    """
+
+    def forward(self, pictures: Tensor) -> Tensor:
+        """A few pictures at a time, which stay in the processor's cache."""
+        return torch.cat([self.of_some(some) for some in pictures.split(8)])
+
+    def of_some(self, pictures: Tensor) -> Tensor:
+        """Directions as twice the angle, so that light to dark and dark to light are one, summed over the colours."""
+        margin = F.pad(pictures, (1, 1, 1, 1), value=1.0)
+        one, other = margin[..., 1:, 1:] - margin[..., :-1, :-1], margin[..., :-1, 1:] - margin[..., 1:, :-1]
+        double = torch.stack([(2 * one * other).sum(1), (one.square() - other.square()).sum(1)], 1)  # (n, 2, 65, 65)
+        size = (one.square() + other.square()).sum(1, keepdim=True).clamp(1e-9)
+        double, size = F.avg_pool2d(double, 2, 1), F.avg_pool2d(size, 2, 1)  # (n, 2, 64, 64)
+        double = double / size.pow(0.75)
+        twice = torch.arange(8).view(8, 1, 1) * (math.pi / 4)
+        edges = (double[:, :1] * twice.cos() + double[:, 1:] * twice.sin()).clamp_(0).square_()  # (n, 8, 64, 64)
+        fine = F.avg_pool2d(edges, 4)
+        coarse = F.avg_pool2d(F.pad(fine, (1, 1, 1, 1)), 3, 1)
+        colour = 2 * F.avg_pool2d(pictures - 0.8, 8, 4, 2)
+        return torch.cat([*((m / (m.sum(1, keepdim=True) + 0.1)).sqrt() for m in (fine, coarse)), colour], 1)
+
+
+def subject_net(size: int = 192) -> nn.Sequential:
+    """Pictures to embeddings `(n, size)` in which drawings of one thing are near. Keeps a coarse sense of place."""
+    layers = [Outlines(), nn.BatchNorm2d(19), *block(19, 64, 3, 1), *block(64, 128, 3, 2), nn.Dropout2d(0.1)]
+    layers += [*block(128, 128, 3, 1), *block(128, 192, 3, 2), *block(192, 48, 1, 1), nn.Flatten(), nn.Dropout(0.2)]
+    return nn.Sequential(*layers, nn.Linear(48 * 16, size))
+
+
+class Palette(nn.Module):
+    """What a style is told by, on the whole picture: which colours there are, which of them cover flat areas, and how
+    steep the steps between neighbours are at four scales. `(n, 3, 64, 64)` in [0, 1] to `(n, 1080)`. Not learned.
+    """
+
+    COLOURS, SIZES = 8, 14
+    """Values of each channel, and sizes of steps, that are told apart; what lies between counts for both neighbours."""
+
+    def forward(self, pictures: Tensor) -> Tensor:
+        """A few pictures at a time, which stay in the processor's cache."""
+        return torch.cat([self.of_some(some) for some in pictures.split(8)])
+
+    def of_some(self, pictures: Tensor) -> Tensor:
+        """White paper has no weight in any of it."""
+        half = F.avg_pool2d(pictures, 2)
+        ink = (8 * (1 - half.amin(1, keepdim=True))).clamp(0, 1)  # (n, 1, 32, 32)
+        found = [self.colours(half, ink), self.colours(half, ink * (1 - 12 * self.steps(half)).clamp(0, 1))]
+        ink = (8 * (1 - pictures.amin(1, keepdim=True))).clamp(0, 1)
+        for _ in range(4):
+            found.append(self.sizes(self.steps(pictures), ink))
+            pictures, ink = F.avg_pool2d(pictures, 2), F.avg_pool2d(ink, 2)
+        return torch.cat(found, 1)
+
+    def colours(self, pictures: Tensor, weight: Tensor) -> Tensor:
+        """Root of each colour's share of the weight: (n, COLOURS ** 3)."""
+        values = torch.arange(self.COLOURS).view(1, 1, -1, 1)
+        near = (1 - ((self.COLOURS - 1) * pictures.flatten(2).unsqueeze(2) - values).abs()).clamp(0)  # (n, 3, 8, h w)
+        weight = weight.flatten(2)
+        pairs = (near[:, 0].unsqueeze(2) * near[:, 1].unsqueeze(1)).flatten(1, 2) * weight
+        return ((pairs @ near[:, 2].transpose(1, 2)).flatten(1) / (weight.sum(2) + 20)).sqrt()
+
+    def steps(self, pictures: Tensor) -> Tensor:
+        """Length of each pixel's difference from its two next ones: (n, 1, h, w)."""
+        wide = F.pad(pictures, (0, 1, 0, 1), mode="replicate")
+        across, down = wide[..., :-1, 1:] - pictures, wide[..., 1:, :-1] - pictures
+        return (across.square() + down.square()).sum(1, keepdim=True).sqrt()
+
+    def sizes(self, steps: Tensor, weight: Tensor) -> Tensor:
+        """Root of the share of each size, on a scale of logarithms: (n, SIZES)."""
+        sizes = torch.linspace(-7, -0.5, self.SIZES).view(1, -1, 1, 1)
+        near = (1 - 2 * ((steps + 1e-3).log() - sizes).abs()).clamp(0) * weight
+        return (near.sum((2, 3)) / (weight.sum((2, 3)) + 1)).sqrt()
+
+
+def style_net() -> nn.Sequential:
+    """Pictures to a number `(n, 1)`, above 0 for Noto."""
+    inputs = 2 * Palette.COLOURS**3 + 4 * Palette.SIZES
+    layers = [Palette(), nn.BatchNorm1d(inputs), nn.Dropout(0.4), nn.Linear(inputs, 128), nn.ReLU(), nn.Dropout(0.4)]
+    return nn.Sequential(*layers, nn.Linear(128, 1))
+
+
+def none_net() -> nn.Sequential:
+    """Pictures to a number `(n, 1)`: the higher, the more like nothing that could be named."""
+    layers = [Outlines(), nn.BatchNorm2d(19), *block(19, 64, 3, 1), *block(64, 96, 3, 2), *block(96, 96, 3, 1)]
+    layers += [*block(96, 128, 3, 2), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Dropout(0.2)]
+    return nn.Sequential(*layers, nn.Linear(128, 1))
+
+
+# -- what they say ----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What one picture was taken for."""
+
+    subject: str
+    """A name, or "none"."""
+    style: str
+    """"Twemoji" or "Noto", or "none"."""
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What all pictures were taken for; shares are of all pictures."""
+
+    subject: float
+    """Show what was asked for."""
+    noto: float
+    """Are drawn in Noto's style."""
+    none: float
+    """Show nothing that could be named."""
+    answers: tuple[Answer, ...]
+    """One for each picture."""
+
+
+@dataclass(frozen=True)
+class Judges:
+    """The networks with what they compare with."""
+
+    subject: nn.Sequential
+    style: nn.Sequential
+    none: nn.Sequential
+    names: tuple[str, ...]
+    usual: Tensor
+    """Outlines of all drawings that were learned from, on average: `(19, 8, 8)`."""
+    prototypes: Tensor
+    """Embeddings `(set, name, size)`, Twemoji's first."""
+    near_all: Tensor
+    """How near a prototype is to drawings of other things `(set, name)`: a plain disc is near to a lot of them."""
+    limit: float
+    """What the number of `none` is above for "none"."""
+
+    @torch.inference_mode()
+    def answers(self, pictures: Tensor, sets: slice = slice(None)) -> list[Answer]:
+        """Of `pictures (n, 3, SIDE, SIDE)` in [0, 1], compared with the prototypes of these sets."""
+        found = []
+        for some in pictures.split(64):
+            mirrored = torch.stack([self.embedded(some), self.embedded(some.flip(3))])  # sets look either way
+            likeness = (mirrored.unsqueeze(1) @ self.prototypes[sets].transpose(1, 2)).amax(0)  # (set, n, name)
+            near = (likeness - NEAR_ALL * self.near_all[sets].unsqueeze(1)).amax(0)
+            said = zip(near.argmax(1).tolist(), self.style(some).tolist(), self.none(some).tolist(), strict=True)
+            for number, (noto,), (none,) in said:
+                named = none <= self.limit
+                found.append(Answer(self.names[number], STYLES[noto > 0]) if named else Answer(NONE, NONE))
+        return found
+
+    def embedded(self, pictures: Tensor) -> Tensor:
+        """Unit vectors `(n, size)`."""
+        return embedded(self.subject, self.usual, pictures)
+
+
+def embedded(net: nn.Sequential, usual: Tensor, pictures: Tensor) -> Tensor:
+    """Unit vectors `(n, size)`: what the network makes of a picture's outlines, and these themselves, coarsely.
+
+    Each is the mean over slightly shifted views of the picture.
+    """
+    wide = F.pad(pictures, (2, 2, 2, 2), value=1.0)
+    learned, seen = [], []
+    for row, column in SHIFTS:
+        maps = net[0](wide[..., row : row + SIDE, column : column + SIDE])
+        learned.append(F.normalize(net[1:](maps), dim=1))
+        kinds = (F.avg_pool2d(maps, 2) - usual).split((8, 8, 3), 1)
+        seen.append(torch.cat([F.normalize(kind.flatten(1), dim=1) for kind in kinds], 1))
+    parts = F.normalize(torch.stack(learned).sum(0), dim=1), F.normalize(torch.stack(seen).sum(0), dim=1)
+    return F.normalize(torch.cat([parts[0], SEEN**0.5 * parts[1]], 1), dim=1)
+
+
+def judge(pictures: list[Image.Image], subjects: list[str], file: Path = FILE) -> Facts:
+    """What the judges say of `pictures`, each drawn for the subject beside it (a name, without words of style).
+
+    Raises ValueError for a subject that they do not know and for no pictures.
+    """
+    judges = load(file)
+    unknown = sorted(set(subjects) - set(judges.names))
+    if unknown:
+        raise ValueError(f"{unknown[0]!r} is no subject that {file.name} knows; its subjects are those of SUBJECTS in "
+                         "scripts/demo_data.py")
+    if not pictures:
+        raise ValueError("there are no pictures to judge")
+    answers = judges.answers(torch.stack([tensor(picture) for picture in pictures]))
+    right = [answer.subject == subject for answer, subject in zip(answers, subjects, strict=True)]
+    styles = [answer.style for answer in answers]
+    count = len(answers)
+    return Facts(sum(right) / count, styles.count(STYLES[1]) / count, styles.count(NONE) / count, tuple(answers))
+
+
+def tensor(picture: Image.Image) -> Tensor:
+    """`(3, SIDE, SIDE)` in [0, 1], on white."""
+    on_white = Image.new("RGBA", picture.size, "white")
+    on_white.alpha_composite(picture.convert("RGBA"))
+    small = on_white.convert("RGB")
+    if small.size != (SIDE, SIDE):
+        small = small.resize((SIDE, SIDE), Image.Resampling.LANCZOS)
+    return torch.from_numpy(np.array(small)).permute(2, 0, 1).float() / 255
+
+
+# -- their file -------------------------------------------------------------------------------------------------------
+
+
+def save(judges: Judges, facts: dict[str, float | int], file: Path) -> None:
+    """Write the networks in float16, with `facts` (how they were made) for whoever reads the file's metadata."""
+    nets = {"subject": judges.subject, "style": judges.style, "none": judges.none}
+    tensors = {f"{part}.{name}": value for part, net in nets.items() for name, value in net.state_dict().items()}
+    tensors |= {name: vars(judges)[name] for name in OWN}
+    told = {"names": json.dumps(judges.names), "limit": str(judges.limit), "made": json.dumps(facts)}
+    save_file({name: value.half().contiguous() for name, value in tensors.items()}, file, told)
+
+
+@cache
+def load(file: Path = FILE) -> Judges:
+    """The judges in `file`. Raises ValueError if there is none, or if it is not theirs."""
+    if not file.is_file():
+        raise ValueError(f"{file} is not there; `python scripts/demo_quality.py --train` makes it")
+    with safe_open(file, "pt") as opened:
+        told = opened.metadata() or {}
+        if not {"names", "limit"} <= told.keys():
+            raise ValueError(f"{file} is no file of judges: its metadata has no names and no limit")
+        tensors = {name: opened.get_tensor(name).float() for name in opened.keys()}  # noqa: SIM118  (no dictionary)
+    nets = {"subject": subject_net(), "style": style_net(), "none": none_net()}
+    for part, net in nets.items():
+        own = {name.removeprefix(f"{part}."): value for name, value in tensors.items() if name.startswith(f"{part}.")}
+        net.load_state_dict(own)
+        net.eval().requires_grad_(False)
+    own = {name: tensors[name] for name in OWN}
+    return Judges(**nets, **own, names=tuple(json.loads(told["names"])), limit=float(told["limit"]))

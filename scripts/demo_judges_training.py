@@ -1,0 +1,249 @@
+"""How the demo's judges learn: from the names outside of SUBJECTS that both emoji sets draw, on one CPU core.
+
+`train(arguments)` goes on from the checkpoints in `arguments.work` and gives the judges. 150 of the names take no part
+in learning: all choices (steps, augmentation, the limit of "none") were made on them, none on the subjects.
+"""
+
+# diffusers annotates tuples of any length as tuple[int]:
+# pyright: reportArgumentType=false
+import argparse
+from dataclasses import dataclass
+from functools import cache
+
+import numpy as np
+import torch
+from torch import Generator, Tensor, nn
+from torch.nn import functional as F
+
+from scripts import demo_augment, demo_data, demo_judges
+from scripts.demo_training import Stage, draw, fast
+
+PAIRS = 128
+"""Names in a batch; both drawings of each."""
+TEMPERATURE = 0.07
+HELD = ("Smileys & Emotion", "Animals & Nature", "Food & Drink", "Travel & Places", "Activities", "Objects")
+"""Categories that the 150 names are taken from: those of the subjects."""
+OFTEN = {"Flags": 0.15, "People & Body": 0.3, "Symbols": 0.5, "Component": 0.1}
+"""How often a category is drawn relative to the others: its pictures are nearly alike, and unlike the subjects."""
+COPY = 0.95
+"""Correlation from which a drawing counts as a subject's in other colours."""
+COPIES = 7
+"""Changed copies of a picture, beside itself, that a prototype is the mean of."""
+VARIANTS = 16
+"""Changed copies of each pair that are learned from. Made once: making them takes longer than learning from them."""
+CHANGES = ((0.0, 0.0), (0.0, 0.3), (0.0, 0.6), (1.0, 0.0), (1.0, 0.3), (1.0, 0.6), (1.0, 0.3), (1.0, 0.6))
+"""How far each copy of a picture that a style is learned from is moved, and how far it is smeared."""
+RECOLOURED = torch.tensor([[0, 1, 2], [0, 2, 1], [1, 0, 2], [1, 2, 0], [2, 0, 1], [2, 1, 0]])
+"""Orders of the channels."""
+
+
+@dataclass
+class Names:
+    """What both sets draw: names, categories, and pictures `(set, name, 3, SIZE, SIZE)` uint8, Twemoji's first."""
+
+    names: list[str]
+    categories: list[str]
+    pictures: Tensor
+
+    def floats(self, numbers: Tensor) -> Tensor:
+        """Both drawings of some names: (set, n, 3, SIZE, SIZE) in [0, 1]."""
+        return self.pictures[:, numbers].float() / 255
+
+
+@dataclass
+class Parts:
+    """Numbers of names: to learn from, held back for choices, and the subjects, which are judged."""
+
+    learned: Tensor
+    held: Tensor
+    judged: Tensor
+
+
+def read_names(arguments: argparse.Namespace) -> Names:
+    """All names that both packages draw."""
+    sets = []
+    for vendor in ("twitter", "google"):
+        source = vars(arguments)[vendor] or demo_data.pack(vendor, arguments.work)
+        sets.append({picture.names[0]: picture for picture in demo_data.read_pictures(vendor, source)})
+    names = [name for name in sets[0] if name in sets[1]]
+    pixels = np.stack([[pictures[name].pixels() for name in names] for pictures in sets])
+    categories = [sets[0][name].category for name in names]
+    return Names(names, categories, torch.from_numpy(pixels).permute(0, 1, 4, 2, 3).contiguous())
+
+
+def split(known: Names) -> Parts:
+    """Names with a drawing that is a subject's in other colours (hearts, an open lock) are in no part."""
+    judged = torch.tensor([known.names.index(name) for name in demo_data.SUBJECTS])
+    outlines = F.avg_pool2d(known.pictures.float().mean(2), 2).flatten(2)  # (set, name, SIZE * SIZE / 4)
+    outlines = F.normalize(outlines - outlines.mean(2, keepdim=True), dim=2)
+    copies = (outlines @ outlines[:, judged].transpose(1, 2)).amax((0, 2)) > COPY  # the subjects themselves, too
+    free = [number for number in range(len(known.names)) if not copies[number]]
+    alike = torch.tensor([number for number in free if known.categories[number] in HELD])
+    held = alike[torch.randperm(len(alike), generator=draw(0, 0))[:150]]
+    return Parts(torch.tensor(sorted(set(free) - set(held.tolist()))), held, judged)
+
+
+# -- the subject ------------------------------------------------------------------------------------------------------
+
+
+def frequencies(known: Names, numbers: Tensor) -> Tensor:
+    """How often each name is drawn."""
+    often = [0.1 if known.names[n].startswith("clock face") else OFTEN.get(known.categories[n], 1.0) for n in numbers]
+    return torch.tensor(often)
+
+
+def disguised(pictures: Tensor, chance: Generator) -> Tensor:
+    """Of pairs `(set, n, 3, SIZE, SIZE)` some in other colours, some turned or mirrored, both drawings alike: new
+    things to tell apart, by colour and by shape."""
+    n = pictures.shape[1]
+    order = torch.where(torch.rand(n, generator=chance) < 0.4, torch.randint(6, (n,), generator=chance), 0)
+    pictures = pictures.gather(2, RECOLOURED[order][None, :, :, None, None].expand_as(pictures))
+    turn = torch.where(torch.rand(n, generator=chance) < 0.3, torch.randint(8, (n,), generator=chance), 0)
+    for way in range(1, 8):
+        turned = torch.rot90(pictures[:, turn == way], way % 4, (3, 4))
+        pictures[:, turn == way] = turned.flip(4) if way >= 4 else turned
+    return pictures
+
+
+def contrast(embeddings: Tensor) -> Tensor:
+    """InfoNCE of `embeddings (set, n, size)`: each finds its partner among all others of both sets."""
+    one, other = F.normalize(embeddings.float(), dim=2)
+    partners, alone = torch.arange(len(one)), torch.eye(len(one), dtype=torch.bool)
+    across = one @ other.T
+    losses = [
+        F.cross_entropy(torch.cat([near, (own @ own.T).masked_fill(alone, -9)], 1) / TEMPERATURE, partners)
+        for near, own in ((across, one), (across.T, other))
+    ]
+    return torch.stack(losses).sum()
+
+
+def train_subject(known: Names, parts: Parts, arguments: argparse.Namespace) -> nn.Sequential:
+    """The network in whose embedding both drawings of a thing are near."""
+    torch.manual_seed(arguments.seed)
+    net = demo_judges.subject_net()
+    stage = Stage("subject", net, arguments.subject_steps, 2e-3, arguments.work)
+    often = frequencies(known, parts.learned)
+
+    @cache  # made when the first step asks for them: a training that is finished needs none
+    def variants() -> list[Tensor]:
+        pairs = known.floats(parts.learned)
+        return [maps_of(net[0], pairs, draw(arguments.seed, -1 - variant)) for variant in range(VARIANTS)]
+
+    def loss_of(step: int) -> Tensor:
+        chance = draw(arguments.seed, step)
+        chosen = torch.multinomial(often, PAIRS, generator=chance)
+        which = torch.randint(VARIANTS, (PAIRS,), generator=chance).tolist()
+        maps = torch.stack([variants()[v][:, n] for v, n in zip(which, chosen.tolist(), strict=True)], 1)
+        with fast():
+            return contrast(net[1:](maps.flatten(0, 1).float()).unflatten(0, (2, PAIRS)))
+
+    def look(step: int) -> None:
+        print(f"step {step}: found among {len(parts.held)} held names: {found(net.eval(), known.floats(parts.held))}")
+        net.train()
+
+    stage.run(loss_of, every=100, look=look)
+    return net.eval()
+
+
+def maps_of(front: nn.Module, pairs: Tensor, chance: Generator) -> Tensor:
+    """The front's maps of pairs of pictures `(set, n, 3, SIZE, SIZE)`, changed: (set, n, channels, 16, 16) float16."""
+    pictures = disguised(pairs, chance).flatten(0, 1)
+    changed = [front(demo_augment.varied(some, 1.0, chance)).half() for some in pictures.split(64)]
+    return torch.cat(changed).unflatten(0, (2, -1))
+
+
+@torch.no_grad()
+def found(net: nn.Module, pairs: Tensor) -> tuple[float, float]:
+    """Share of drawings nearest to their partner's: Noto's by Twemoji's, and the reverse."""
+    one, other = (F.normalize(torch.cat([net(some) for some in half.split(64)]), dim=1) for half in pairs)
+    near, right = one @ other.T, torch.arange(len(one))
+    return float((near.argmax(0) == right).float().mean()), float((near.argmax(1) == right).float().mean())
+
+
+# -- style and "none" -------------------------------------------------------------------------------------------------
+
+
+def train_style(known: Names, parts: Parts, arguments: argparse.Namespace) -> nn.Sequential:
+    """The network that tells Noto from Twemoji. Colours change little: each set has its own."""
+    torch.manual_seed(arguments.seed)
+    net = demo_judges.style_net()
+    stage = Stage("style", net, arguments.style_steps, 2e-3, arguments.work)
+    often, noto = frequencies(known, parts.learned), torch.arange(2).repeat_interleave(2 * PAIRS).float()
+
+    @cache
+    def seen() -> Tensor:
+        drawn = known.floats(parts.learned).flatten(0, 1)
+        copies = [(change, draw(arguments.seed, -1 - number)) for number, change in enumerate(CHANGES)]
+        return torch.stack([seen_by(net[0], drawn, *change, chance) for change, chance in copies])
+
+    def loss_of(step: int) -> Tensor:
+        chance = draw(arguments.seed, step)
+        chosen = torch.multinomial(often, 2 * PAIRS, generator=chance)
+        variants = torch.randint(len(CHANGES), (4 * PAIRS,), generator=chance)
+        said = net[1:](seen()[variants, torch.cat([chosen, chosen + len(often)])].float())
+        return F.binary_cross_entropy_with_logits(said[:, 0], noto)
+
+    stage.run(loss_of, every=100)
+    return net.eval()
+
+
+def seen_by(front: nn.Module, pictures: Tensor, move: float, smear: float, chance: Generator) -> Tensor:
+    """What the style is told by, of changed pictures: (n, 1080) float16."""
+    found = []
+    for some in pictures.split(64):
+        changed = demo_augment.tinted(demo_augment.moved(some, move, chance), 0.15 * move, chance)
+        found.append(front(demo_augment.smeared(changed, smear, chance) if smear else changed).half())
+    return torch.cat(found)
+
+
+def train_none(known: Names, parts: Parts, arguments: argparse.Namespace) -> nn.Sequential:
+    """The network that tells what nobody could name from drawings."""
+    torch.manual_seed(arguments.seed)
+    net = demo_judges.none_net()
+    stage = Stage("none", net, arguments.none_steps, 2e-3, arguments.work)
+    often, none = frequencies(known, parts.learned), torch.arange(2).repeat_interleave(PAIRS).float()
+
+    def loss_of(step: int) -> Tensor:
+        chance = draw(arguments.seed, step)
+        pairs = known.floats(parts.learned[torch.multinomial(often, PAIRS, generator=chance)])
+        drawn = demo_augment.tinted(demo_augment.moved(pairs.flatten(0, 1), 0.7, chance), 0.7, chance)
+        pictures = torch.cat([drawn[::2], demo_augment.damaged(drawn[1::2], chance)])
+        soft = torch.rand(len(pictures), generator=chance) < 0.6
+        pictures[soft] = demo_augment.smeared(pictures[soft], 0.7, chance)
+        maps = net[0](pictures)
+        with fast():
+            said = net[1:](maps).float()
+        return F.binary_cross_entropy_with_logits(said[:, 0], none)
+
+    stage.run(loss_of, every=100)
+    return net.eval()
+
+
+# -- the judges -------------------------------------------------------------------------------------------------------
+
+
+def train(known: Names, parts: Parts, arguments: argparse.Namespace) -> demo_judges.Judges:
+    """All networks, prototypes of the subjects in both sets, and the limit for "none"."""
+    subject = train_subject(known, parts, arguments)
+    style, none = train_style(known, parts, arguments), train_none(known, parts, arguments)
+    learned, pairs = known.floats(parts.learned).flatten(0, 1), known.floats(parts.judged)
+    chance = draw(arguments.seed, 0)
+    with torch.inference_mode():
+        usual = F.avg_pool2d(subject[0](learned), 2).mean(0)
+        prototypes = torch.stack([prototypes_of(subject, usual, half, chance) for half in pairs])
+        others = torch.cat([demo_judges.embedded(subject, usual, some) for some in learned.split(64)])
+        near_all = (prototypes @ others.T).topk(10).values.mean(2)
+        limit = limit_for(none, known.floats(parts.held).flatten(0, 1), chance)
+    return demo_judges.Judges(subject, style, none, demo_data.SUBJECTS, usual, prototypes, near_all, limit)
+
+
+def prototypes_of(net: nn.Sequential, usual: Tensor, pictures: Tensor, chance: Generator) -> Tensor:
+    """Unit vectors `(n, size)`: the mean embedding of each picture as it is and under small changes."""
+    kinds = [pictures, *(demo_augment.varied(pictures, 0.5, chance) for _ in range(COPIES))]
+    return F.normalize(torch.stack([demo_judges.embedded(net, usual, kind) for kind in kinds]).sum(0), dim=1)
+
+
+def limit_for(net: nn.Module, pictures: Tensor, chance: Generator) -> float:
+    """What the number for "none" is above for 1 % of real drawings, as they are and slightly changed."""
+    kinds = [pictures, *(demo_augment.varied(pictures, 0.5, chance) for _ in range(COPIES))]
+    return float(torch.cat([net(kind)[:, 0] for kind in kinds]).quantile(0.99))

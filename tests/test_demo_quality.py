@@ -1,0 +1,248 @@
+"""scripts/demo_quality.py and the judges behind it, on the Noto drawings of demo/dataset and demo/validation.
+
+The judges have seen none of them. Twemoji's drawings are not in the repository; demo/JUDGES.md has what was judged on
+both.
+"""
+
+import dataclasses
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+
+from scripts import demo_augment, demo_data, demo_judged, demo_judges, demo_judges_training, demo_quality
+
+ROOT = Path(__file__).parents[1]
+DRAWN = sorted(path for folder in ("dataset", "validation") for path in (ROOT / "demo" / folder).glob("*.png"))
+SUBJECTS = [path.with_suffix(".txt").read_text().strip().removesuffix(", noto style") for path in DRAWN]
+TWEMOJI = slice(0, 1)
+
+
+@pytest.fixture(scope="module")
+def judges():
+    return demo_judges.load()
+
+
+@pytest.fixture(scope="module")
+def pictures():
+    return [Image.open(path) for path in DRAWN]
+
+
+@pytest.fixture(scope="module")
+def drawings(pictures):
+    return torch.stack([demo_judges.tensor(picture) for picture in pictures])
+
+
+# -- the judges' file -------------------------------------------------------------------------------------------------
+
+
+def test_the_file_is_small_and_knows_the_subjects(judges):
+    assert demo_judges.FILE.stat().st_size < 3e6
+    assert judges.names == demo_data.SUBJECTS
+    lengths = judges.prototypes.norm(dim=2)
+    assert lengths.shape == (2, len(judges.names)) and torch.allclose(lengths, torch.ones(()), atol=1e-2)
+
+
+def test_noto_drawings_are_known_by_twemoji_prototypes_alone(judges, drawings):
+    said = [answer.subject for answer in judges.answers(drawings, TWEMOJI)]
+    right = sum(answer == subject for answer, subject in zip(said, SUBJECTS, strict=True))
+    assert right >= 0.7 * len(SUBJECTS), [pair for pair in zip(SUBJECTS, said, strict=True) if pair[0] != pair[1]]
+
+
+def test_noto_drawings_are_in_notos_style_and_none_is_none(judges, drawings):
+    styles = [answer.style for answer in judges.answers(drawings)]
+    assert styles.count("Noto") >= 0.97 * len(styles) and styles.count("none") <= 0.02 * len(styles), styles
+
+
+@pytest.mark.parametrize("name", demo_augment.DAMAGES)
+def test_what_nobody_could_name_is_none(name, judges, drawings):
+    chance = torch.Generator().manual_seed(1)
+    answers = judges.answers(torch.cat([demo_augment.DAMAGES[name](drawings, chance) for _ in range(4)]))
+    none = [answer.subject == answer.style == "none" for answer in answers]
+    assert sum(none) >= 0.9 * len(none)
+
+
+# -- judge ------------------------------------------------------------------------------------------------------------
+
+
+def test_judge_counts_what_is_right(pictures, judges):
+    facts = demo_judges.judge(pictures, SUBJECTS)
+    assert facts.subject >= 0.97 and facts.noto >= 0.97 and facts.none <= 0.02
+    assert len(facts.answers) == len(pictures)
+    others = SUBJECTS[1:] + SUBJECTS[:1]
+    assert demo_judges.judge(pictures, others).subject == 0, "each is compared with the subject beside it"
+    half = demo_judges.judge(pictures + pictures, SUBJECTS + others)
+    assert half.subject == facts.subject / 2 and half.noto == facts.noto
+
+
+def test_judge_takes_pictures_of_other_sizes_and_modes(pictures):
+    large = [picture.convert("RGBA").resize((160, 160), Image.Resampling.LANCZOS) for picture in pictures]
+    assert demo_judges.judge(large, SUBJECTS).subject >= 0.97
+
+
+def test_white_paper_is_none():
+    facts = demo_judges.judge([Image.new("RGB", (64, 64), "white")] * 2, ["owl", "bus"])
+    assert facts.none == 1 and facts.subject == 0 and facts.noto == 0
+
+
+def test_judge_is_cheap(pictures):
+    demo_judges.judge(pictures[:1], SUBJECTS[:1])  # loaded
+    since = time.process_time()
+    demo_judges.judge(pictures, SUBJECTS)
+    assert time.process_time() - since < 4, "about 0.3 s where nothing else runs"
+
+
+def test_judge_refuses_what_it_does_not_know(pictures, tmp_path):
+    with pytest.raises(ValueError, match="'unicorn'.*demo_data"):
+        demo_judges.judge(pictures[:1], ["unicorn"])
+    with pytest.raises(ValueError, match="no pictures"):
+        demo_judges.judge([], [])
+    with pytest.raises(ValueError, match=r"nowhere.safetensors.*--train"):
+        demo_judges.judge(pictures[:1], SUBJECTS[:1], tmp_path / "nowhere.safetensors")
+    save_file({"x": torch.zeros(1)}, tmp_path / "other.safetensors")
+    with pytest.raises(ValueError, match="no file of judges"):
+        demo_judges.judge(pictures[:1], SUBJECTS[:1], tmp_path / "other.safetensors")
+
+
+def test_judge_needs_torch_and_pillow_alone():
+    heavy = ["diffusers", "transformers", "accelerate", "modules", "scripts.demo_data"]
+    code = f"import sys; from scripts.demo_judges import judge; print([m for m in {heavy} if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_a_written_file_is_read_as_it_was(judges, drawings, tmp_path):
+    demo_judges.save(judges, {"seed": 0}, tmp_path / "again.safetensors")
+    again = demo_judges.load(tmp_path / "again.safetensors")
+    assert again.answers(drawings[:8]) == judges.answers(drawings[:8]) and again.limit == judges.limit
+    strict = dataclasses.replace(judges, limit=-1e9)
+    assert {answer.subject for answer in strict.answers(drawings[:8])} == {"none"}, "the limit decides"
+
+
+# -- the script -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def known_prompts(monkeypatch, pictures):
+    """The script draws the Noto pictures, for prompts that name them; what it was asked to load is returned."""
+    asked = []
+    monkeypatch.setattr(demo_quality, "PROMPTS", tuple(SUBJECTS))
+    monkeypatch.setattr(demo_quality, "GROUPS", {"all": SUBJECTS, "some": SUBJECTS[:8]})
+    monkeypatch.setattr(demo_quality, "loaded", lambda base, adapter: asked.append((base, adapter)))
+    monkeypatch.setattr(demo_quality, "generate", lambda _, prompts, *rest: asked.append(prompts) or list(pictures))
+    return asked
+
+
+def run(monkeypatch, tmp_path, *more) -> int:
+    monkeypatch.setattr("sys.argv", ["demo_quality.py", "demo/base", "--grid", str(tmp_path / "grid.png"), *more])
+    return demo_quality.main()
+
+
+def test_the_script_draws_every_prompt_and_counts(known_prompts, monkeypatch, tmp_path, capsys):
+    assert run(monkeypatch, tmp_path, "--suffix", ", noto style") == 0
+    assert known_prompts == [(Path("demo/base"), None), [f"{name}, noto style" for name in SUBJECTS]]
+    out = capsys.readouterr().out
+    assert "| some | 8 of 8 (100.0%) | 8 of 8 (100.0%) | 0 of 8 (0.0%) |" in out
+    assert Image.open(tmp_path / "grid.png").size == (8 * 136 + 8, 6 * 160 + 8)
+
+
+def test_a_wrong_picture_is_named(known_prompts, monkeypatch, tmp_path, capsys, pictures):
+    swapped = [pictures[1], pictures[0], *pictures[2:]]
+    monkeypatch.setattr(demo_quality, "generate", lambda *_: swapped)
+    assert run(monkeypatch, tmp_path) == 0, "46 of 48 is above 95 %"
+    assert f"{SUBJECTS[0]}: taken for {SUBJECTS[1]}" in capsys.readouterr().out
+    monkeypatch.setattr(demo_quality, "generate", lambda *_: pictures[3:] + pictures[:3])
+    assert run(monkeypatch, tmp_path) == 1
+
+
+@pytest.mark.parametrize("subject, noto, adapter, code", [
+    (0.95, 0.0, None, 0), (0.94, 0.0, None, 1), (0.9, 0.8, "file", 0), (0.89, 1.0, "file", 1), (1.0, 0.79, "file", 1),
+])
+def test_the_wanted_shares_decide(subject, noto, adapter, code, known_prompts, monkeypatch, tmp_path, capsys):
+    answers = (demo_judges.Answer("owl", "Noto"),) * len(SUBJECTS)
+    monkeypatch.setattr(demo_judges, "judge", lambda *_: demo_judges.Facts(subject, noto, 0.0, answers))
+    assert run(monkeypatch, tmp_path, *(["--adapter", adapter] if adapter else [])) == code
+
+
+def test_bad_input_is_a_sentence(monkeypatch, tmp_path, capsys):
+    for arguments in ([str(tmp_path)], ["--judges", str(tmp_path / "none")], ["--adapter", str(tmp_path)]):
+        monkeypatch.setattr("sys.argv", ["demo_quality.py", *arguments])
+        assert demo_quality.main() == 2
+        assert str(tmp_path) in capsys.readouterr().err
+
+
+# -- training ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def known(drawings):
+    """The subjects, 40 other names, and one that is a subject's drawing in other colours; all made of noise."""
+    names = [*demo_data.SUBJECTS, "blue owl", *(f"other {number}" for number in range(40))]
+    chance = torch.Generator().manual_seed(0)
+    pictures = (255 * torch.rand(2, len(names), 3, 64, 64, generator=chance)).to(torch.uint8)
+    owl = names.index("owl")
+    pictures[:, names.index("blue owl")] = pictures[:, owl].flip(1)
+    categories = ["Objects"] * len(demo_data.SUBJECTS) + ["Objects"] + ["Activities", "Flags"] * 20
+    return demo_judges_training.Names(names, categories, pictures)
+
+
+def test_no_subject_and_no_copy_of_one_is_learned_from(known):
+    parts = demo_judges_training.split(known)
+    assert [known.names[n] for n in parts.judged] == list(demo_data.SUBJECTS)
+    others = {known.names[n] for n in (*parts.learned, *parts.held)}
+    assert others == {name for name in known.names if name.startswith("other")}
+    assert len(parts.learned) + len(parts.held) == len(others), "none is in both"
+
+
+def test_partners_that_agree_cost_less():
+    drawn = torch.randn(2, 6, 8, generator=torch.Generator().manual_seed(0))
+    alike = drawn[:1].expand(2, -1, -1)
+    assert demo_judges_training.contrast(alike) < demo_judges_training.contrast(drawn)
+    assert demo_judges_training.contrast(drawn) < demo_judges_training.contrast(torch.cat([alike[:1], -alike[:1]]))
+
+
+def test_both_drawings_are_disguised_alike(drawings):
+    pairs = drawings[None].expand(2, -1, -1, -1, -1).clone()
+    one, other = demo_judges_training.disguised(pairs.clone(), torch.Generator().manual_seed(0))
+    changed = (one != pairs[0]).flatten(1).any(1)
+    assert torch.equal(one, other) and 0.3 < changed.float().mean() < 0.8
+
+
+def test_judged_through_the_same_prototypes_all_is_right(judges, drawings):
+    """The table's arithmetic: with the drawings' own embeddings all is right, with those of others all is wrong."""
+    drawings, names = drawings[:8], tuple(SUBJECTS[:8])
+    own = judges.embedded(drawings)
+    same = dataclasses.replace(judges, names=names, prototypes=torch.stack([own, own]),
+                               near_all=torch.zeros(2, len(own)))
+    pairs = torch.stack([drawings, drawings])
+    rows = {row.what: row for row in demo_judged.judged(same, pairs, None)}
+    subject = rows["subject: Noto drawings, Twemoji prototypes"]
+    assert subject.right == subject.count == 8 and subject.reached
+    assert not rows["style: Twemoji drawings"].reached, "they are Noto's"
+    turned = dataclasses.replace(same, prototypes=same.prototypes.roll(1, 1))
+    assert demo_judged.judged(turned, pairs, None)[0].right == 0
+
+
+# -- damage -----------------------------------------------------------------------------------------------------------
+
+
+def test_half_of_a_drawing_goes(drawings):
+    chance = torch.Generator().manual_seed(0)
+    drawn = (drawings.amin(1) < 0.9).flatten(1).sum(1)
+    for name in ("half erased", "patches erased"):
+        left = demo_augment.DAMAGES[name](drawings, chance)
+        share = (left.amin(1) < 0.9).flatten(1).sum(1) / drawn
+        assert share.min() > 0.2 and share.max() < 0.65, name
+        assert ((left == drawings) | (left == 1)).all(), "what is left is untouched"
+
+
+def test_blur_keeps_the_mean_and_takes_detail(drawings):
+    inner = torch.nn.functional.pad(drawings[:, :, 16:48, 16:48], (16, 16, 16, 16), value=1.0)
+    soft = demo_augment.blur(inner, torch.full((len(inner),), 3.0))
+    assert torch.allclose(soft.mean((2, 3)), inner.mean((2, 3)), atol=1e-3)
+    assert soft.diff(dim=3).abs().amax() < 0.5 * inner.diff(dim=3).abs().amax()
