@@ -132,7 +132,11 @@ def resized(folder: Path) -> Any:
 
 def text_file(name: str, text: str) -> Callable[[Path], None]:
     """What writes a text."""
-    return lambda folder: (folder / name).write_text(text, encoding="utf-8") and None
+
+    def make(folder: Path) -> None:
+        (folder / name).write_text(text, encoding="utf-8")
+
+    return make
 
 
 def imported(name: str) -> Callable[[Path], Any]:

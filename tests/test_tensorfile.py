@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from modules.export import files
+from modules.export import files, inspecting
 from modules.tensorfile import LONGEST_HEADER, opened, read_header
 
 SOUND = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
@@ -82,3 +82,20 @@ def test_what_the_library_writes_is_read(tmp_path):
     assert {name: entry.shape for name, entry in header.tensors.items()} == shapes
     with opened(tmp_path / "x.safetensors") as file:
         assert set(file.keys()) == set(tensors)
+
+
+@pytest.mark.parametrize("steers", ["\x1b[2J", "a\nowned", "\u202e", "\x07", "\x9b2J"])
+def test_metadata_do_not_steer_the_terminal(tmp_path, steers):
+    """Every text that inspecting prints of a file, in the place where it prints it."""
+    keys = ("gimbal.method", "gimbal.base", "ss_sd_model_name", "gimbal.step", "gimbal.trigger", "software", "format",
+            "ss_training_comment", "ss_network_module", "modelspec.title")  # fmt: skip
+    metadata = dict.fromkeys(keys, f"x{steers}y") | {
+        "ss_tag_frequency": json.dumps({steers: {steers: 3}}),
+        "ss_dataset_dirs": json.dumps({steers: {"img_count": 2}}),
+        "ot_config": json.dumps({"base_model_name": steers}),
+    }  # fmt: skip
+    tensors = {"lora_unet_x.lora_up.weight": torch.ones(4, 1), "lora_unet_x.lora_down.weight": torch.ones(1, 4)}
+    save_file(tensors, tmp_path / "x.safetensors", metadata)
+    text = inspecting.inspect(files.read(tmp_path / "x.safetensors")).text()
+    assert steers not in text and "x" + json.dumps(steers)[1:-1] + "y" in text
+    assert all(line.isprintable() for line in text.splitlines())

@@ -119,7 +119,7 @@ def inspect(file: AdapterFile) -> Inspection:
     for tensor in file.tensors.values():
         dtypes[str(tensor.dtype).removeprefix("torch.")] += tensor.nbytes
     return Inspection(
-        str(file.path), file.path.stat().st_size, writer.writer(file.tensors, file.metadata, file.config), like,
+        str(file.path), file.path.stat().st_size, shown(writer.writer(file.tensors, file.metadata, file.config)), like,
         _groups(sound), dict(dtypes.most_common()), trained_on(file), _hosts(file, sound, given, like), damaged,
         unknown,
     )

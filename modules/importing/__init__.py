@@ -26,7 +26,7 @@ def import_file(path: Path, wishes: Wishes | None = None) -> Imported:
     trainer = trainer_of(document)
     try:
         return trainer.convert(document, wishes or Wishes())
-    except (TypeError, AttributeError, OverflowError) as error:
+    except (TypeError, AttributeError, LookupError, ArithmeticError) as error:
         reason = f"{path}: a setting of {trainer.NAME} has a value of an unexpected kind ({error}); save the file anew"
         raise ValueError(reason) from error
 

@@ -1,6 +1,7 @@
 """What becomes of another trainer's settings, key by key: mapped, changed in meaning, or dropped. Nothing is lost."""
 
 import fnmatch
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -240,13 +241,14 @@ def _reason(key: str, reasons: Mapping[str, str], usual: str) -> str:
 
 
 def as_number(value: Any) -> float | None:
-    """A number, also one written as a text; None if it is none."""
+    """A finite number, also one written as a text; None if it is none."""
     if isinstance(value, bool):
         return None
     try:
-        return float(value)
-    except (TypeError, ValueError):
+        number = float(value)
+    except (TypeError, ValueError, OverflowError):
         return None
+    return number if math.isfinite(number) else None
 
 
 def same(a: Any, b: Any) -> bool:
