@@ -28,8 +28,6 @@ from modules.answer import guarded
 VERSION = "16.0.0"
 SIZE = 64
 COLOURS = ("red", "orange", "yellow", "green", "blue", "purple", "brown", "black", "white")
-GRID_PROMPTS = ("red heart", "green apple", "grinning face", "rocket", "cat face", "pig face", "slice of pizza",
-                "strawberry", "sunflower", "crown", "mushroom", "rainbow", "hamburger", "owl", "automobile", "airplane")
 
 # Unicode names in which "black" and "white" mean filled and hollow would teach wrong colours.
 RENAMED = {
