@@ -188,7 +188,7 @@ def seen_by_the_window(folder: Path) -> Any:
     except OSError as error:  # the window says so and tries again
         return glance, f"{folder}: {error}"
     assert all(len(curve.steps) == len(curve.values) for curve in history.curves.values())
-    return replace(glance, folder=Path()), vars(history)
+    return replace(glance, folder=Path()), {name: value for name, value in vars(history).items() if name[0] != "_"}
 
 
 def make_queue(folder: Path) -> None:

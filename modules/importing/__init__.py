@@ -29,6 +29,8 @@ def import_file(path: Path, wishes: Wishes | None = None) -> Imported:
     except (TypeError, AttributeError, LookupError, ArithmeticError) as error:
         reason = f"{path}: a setting of {trainer.NAME} has a value of an unexpected kind ({error}); save the file anew"
         raise ValueError(reason) from error
+    except ValueError as error:
+        raise ValueError(str(error) if str(path) in str(error) else f"{path}: {error}") from error
 
 
 def trainer_of(document: Document) -> ModuleType:

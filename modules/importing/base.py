@@ -142,6 +142,8 @@ def resolution(ledger: Ledger, key: str, value: Any) -> None:
         if not sides or any(side is None or side <= 0 for side in sides):
             raise ledger.wrong(key, "a resolution")
         sizes.append([side or 0 for side in sides])
+    if not sizes:
+        raise ledger.wrong(key, "a resolution")
     if all(len(size) == 1 for size in sizes) and len({size[0] for size in sizes}) == 1:
         ledger.to(key, "data.resolution", int(sizes[0][0]))
         return

@@ -131,7 +131,7 @@ class Ledger:
     def whole(self, key: str) -> int:
         """A whole number. Raises ValueError."""
         value = self.number(key)
-        if value != int(value):
+        if math.isinf(value) or value != int(value):
             raise self.wrong(key, "a whole number")
         return int(value)
 
@@ -241,14 +241,14 @@ def _reason(key: str, reasons: Mapping[str, str], usual: str) -> str:
 
 
 def as_number(value: Any) -> float | None:
-    """A finite number, also one written as a text; None if it is none."""
+    """A number, also one written as a text; None if it is none. Infinity is one, which some optimizers have."""
     if isinstance(value, bool):
         return None
     try:
         number = float(value)
     except (TypeError, ValueError, OverflowError):
         return None
-    return number if math.isfinite(number) else None
+    return None if math.isnan(number) else number
 
 
 def same(a: Any, b: Any) -> bool:

@@ -28,6 +28,10 @@ FILES = {
     "many.txt": FLUX.format(more=" ".join(f"--key{n} {n}" for n in range(30_000))),
     "concepts.json": json.dumps({**SDXL, "concepts": [{"path": f"/{n}"} for n in range(20_000)]}),
     "nul.json": "{\0}",
+    "no_size.json": json.dumps({**SDXL, "resolution": []}),
+    "nan.json": json.dumps({**GUI, "network_dim": float("nan")}),
+    "infinite.json": json.dumps({**GUI, "network_dim": float("inf")}),
+    "huge.json": json.dumps({**GUI, "network_dim": 10**400}),
 }
 
 

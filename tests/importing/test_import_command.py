@@ -104,7 +104,8 @@ def test_bad_arguments(run, arguments, words):
 def test_the_script_itself(tmp_path):
     words = [sys.executable, str(ROOT / "scripts/import_preset.py"), str(tmp_path / "nothing.json")]
     done = subprocess.run(words, capture_output=True, text=True, env={**os.environ, "HF_HUB_OFFLINE": "1"})
-    assert done.returncode == 2 and done.stderr.strip().endswith("no such file") and "Traceback" not in done.stderr
+    assert done.returncode == 2 and done.stderr.strip().endswith("no such file or folder")
+    assert "Traceback" not in done.stderr
 
 
 # -- tables -----------------------------------------------------------------------------------------------------------
