@@ -1,12 +1,29 @@
 """Settings of the machine for all tests: one thread, no window, no network."""
 
 import os
+from typing import Any
 
 import pytest
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("QT_QPA_PLATFORM", "offscreen")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_report_to_serializable():
+    """Tests of file names that are not UTF-8 log them; a worker process could not send such a report, and the whole
+    session would end."""
+    return encodable((yield))
+
+
+def encodable(value: Any) -> Any:
+    """A report, with what UTF-8 lacks escaped."""
+    if isinstance(value, str):
+        return value.encode("utf-8", "backslashreplace").decode("utf-8")
+    if isinstance(value, dict):
+        return {encodable(key): encodable(inner) for key, inner in value.items()}
+    return type(value)(map(encodable, value)) if isinstance(value, list | tuple) else value
 
 
 @pytest.fixture
