@@ -78,7 +78,7 @@ VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
     },
     "captions": {
         "data": {"shuffle": True, "part_dropout": 0.3},
-        "targets": {"text_encoders": True},
+        "targets": {"text_encoders": True, "text_encoder_lr_scale": 1.0},  # some optimizers take one rate only
         "saving": {"state_every": 2, "keep_states": 3, "export_every": 2},
     },
     "every-step": {

@@ -233,7 +233,7 @@ def checksum(key: str, tensors: Mapping[str, Tensor]) -> str:
     total = hashlib.sha256(key.encode())
     for name, tensor in sorted(tensors.items()):
         total.update(repr((name, str(tensor.dtype), tuple(tensor.shape))).encode())
-        total.update(memoryview(tensor.reshape(-1).view(torch.uint8).numpy()))
+        total.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return total.hexdigest()
 
 

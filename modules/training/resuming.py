@@ -51,6 +51,8 @@ def resume(session: "Session") -> None:
     session.reference = saved.facts.get("reference")  # states of before it was measured have none
     if session.run.is_ours:
         notes += put_aside(session.run.folder, saved.step)
+        # A process that was killed between saving and this has left one state too many.
+        state.prune_states(session.run.folder, session.preset.saving.keep_states, saved.folder)
     back = f"the run goes on from {saved.folder}, the one before"
     for message in [*(f"{reason}; {back}" for reason in reasons), *notes, *moved(session, saved)]:
         warn(session.events, message)

@@ -320,3 +320,18 @@ def test_a_last_event_of_another_shape_is_no_end(place: Place, run, end):
         file.write(end + "\n")
     with place.session("held", saving=KEEP) as session:
         assert session.step == 3 and session.run.finished is None
+
+
+def test_a_state_too_many_goes_when_the_run_goes_on(place, monkeypatch):
+    """Killed between saving the last state and deleting the ones before."""
+
+    def stop(_session):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(state, "prune_states", lambda *_: None)
+        patch.setattr(loop, "save_adapter", stop)
+        assert place.train("late", saving={"state_every": 1, "keep_states": 1}) == 130
+    assert names(place.runs / "late")[1:]
+    assert place.train("late", saving={"state_every": 1, "keep_states": 1}) == 0
+    assert names(place.runs / "late") == ["step-000004"]
