@@ -8,12 +8,9 @@ import pytest
 from benchmarks import mutating, mutations
 from benchmarks.readers import Reader, all_readers
 
-ELSEWHERE = ("state", "events", "data")
-"""Readers that are looked after in tests of their own (tests/training, tests/data)."""
-
 
 def test_every_reader_answers_or_refuses_in_a_sentence():
-    readers = [reader for reader in all_readers() if reader.name not in ELSEWHERE]
+    readers = all_readers()
     tallies = mutations.run(readers, 5 * len(readers), seed=7, seconds=60)
     assert not [entry for tally in tallies for entry in tally.bad], mutations.table(tallies)
     assert all(sum(tally.outcomes.values()) for tally in tallies)

@@ -131,7 +131,7 @@ def _made(session: Session) -> set[str]:
                 pictures.add(event["path"])
             elif event["event"] == "saved" and event["path"] == f"{step_name(session)}.safetensors":
                 found.add("export")
-    except OSError as error:
+    except (OSError, ValueError) as error:
         session.events.warn_once("events", f"events.jsonl cannot be read: {sentence(error, path)}")
     if damaged:
         session.events.warn_once("events", skipped(path, damaged))

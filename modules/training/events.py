@@ -17,6 +17,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from modules.documents import check_file
 from modules.screen import plain
 from modules.training.lines import Lines
 from modules.training.reasons import sentence as reason_of
@@ -56,6 +57,9 @@ COUNTS = ("step", "steps", "bytes", "exit_code")
 """Fields that are never null."""
 
 LEVELS = {"warning": logging.WARNING, "error": logging.ERROR}
+
+LARGEST, LONGEST = 2**31, 2**22
+"""Bytes of an event file and of a line in it, at most. A step's line has some hundred."""
 
 KEEP_TO_THEMSELVES = ("diffusers", "huggingface_hub", "transformers")
 """Libraries whose loggers do not pass records on, so that log.txt has to listen to them directly."""
@@ -255,7 +259,7 @@ def read_events(path: Path) -> list[dict[str, Any]]:
     """All events of a file. A last line without its end is still being written and is left out.
 
     Other lines that are no events (after a power cut, or written by something else) are left out, and the log says how
-    many. Raises OSError where the file cannot be read.
+    many. Raises ValueError for what is no regular file or too large, OSError where it cannot be read.
     """
     found = list(each_event(path))
     events = [event for event in found if event is not None]
@@ -265,11 +269,15 @@ def read_events(path: Path) -> list[dict[str, Any]]:
 
 
 def each_event(path: Path) -> Iterator[dict[str, Any] | None]:
-    """The events of a file one after the other; None for a line that is none."""
+    """The events of a file one after the other; None for a line that is none. Raises as `read_events` does."""
+    if check_file(path) > LARGEST:
+        raise ValueError(f"{path}: has more than {LARGEST >> 30} GiB, which no run writes: move it away")
     with path.open("rb") as file:
-        for line in file:
+        while line := file.readline(LONGEST):
             if line.endswith(b"\n"):
                 yield event_of(line)
+            elif len(line) == LONGEST:
+                yield None
 
 
 def skipped(path: Path, damaged: int) -> str:

@@ -51,13 +51,20 @@ def resume(session: "Session") -> None:
     session.reference = saved.facts.get("reference")  # states of before it was measured have none
     if session.run.is_ours:
         notes += put_aside(session.run.folder, saved.step)
-        # A process that was killed between saving and this has left one state too many.
-        state.prune_states(session.run.folder, session.preset.saving.keep_states, saved.folder)
+        prune(session, saved.folder)  # one that was killed between saving and this has left a state too many
     back = f"the run goes on from {saved.folder}, the one before"
     for message in [*(f"{reason}; {back}" for reason in reasons), *notes, *moved(session, saved)]:
         warn(session.events, message)
     detail = f"going on from step {session.step} ({saved.folder})"
     session.events.write("stage", {"name": "resume", "detail": detail})
+
+
+def prune(session: "Session", newest: Path) -> None:
+    """Delete the states that saving.keep_states does not keep."""
+    try:
+        state.prune_states(session.run.folder, session.preset.saving.keep_states, newest)
+    except OSError as error:
+        warn(session.events, f"saving.keep_states: an older training state cannot be deleted ({error})")
 
 
 def put_aside(folder: Path, step: int) -> list[str]:

@@ -276,10 +276,12 @@ def check_ours(place: Path) -> None:
 
 
 def check_kinds(place: Path, name: str) -> None:
-    """Raise ValueError if there is a folder where the run has a file, or the reverse."""
+    """Raise ValueError if there is a folder, a pipe or a device where the run has a file, or a file in place of a
+    folder."""
     for path in (place / file for file in (*FILES, f"{name}.safetensors", f"{name}.errors.tsv")):
-        if path.is_dir():
-            raise ValueError(f"{path} is a folder, but a run has a file of this name: move it away")
+        if os.path.lexists(path) and not path.is_file():
+            what = "a folder" if path.is_dir() else "no regular file"
+            raise ValueError(f"{path} is {what}, but a run has a file of this name: move it away")
     for path in (place / folder for folder in FOLDERS):
         if path.exists() and not path.is_dir():
             raise ValueError(f"{path} is a file, but a run has a folder of this name: move it away")
@@ -309,7 +311,7 @@ def finished_file(place: Path, preset: Preset) -> Path | None:
 def _last_end(place: Path) -> dict[str, Any] | None:
     """The last event `finished`, if it says that the run was done, and what file and step it ended with."""
     path = place / "events.jsonl"
-    events = [event for event in read_events(path) if isinstance(event, dict)] if path.exists() else []
+    events = read_events(path) if path.is_file() else []
     end = next((event for event in reversed(events) if event.get("event") == "finished"), {})
     whole = end.get("outcome") == "done" and isinstance(end.get("path"), str) and isinstance(end.get("step"), int)
     return end if whole and end["path"] else None

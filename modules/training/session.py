@@ -351,10 +351,7 @@ def save(session: Session) -> None:
     texts = {"preset.json": to_json(session.preset), **made_from(session)}
     folder, step = session.run.folder, session.step
     path = state.save_state(folder, step, session.adapter_state(), session.optimizer, facts, texts)
-    try:
-        state.prune_states(folder, session.preset.saving.keep_states, path)
-    except OSError as error:
-        resuming.warn(session.events, f"saving.keep_states: an older training state cannot be deleted ({error})")
+    resuming.prune(session, path)
     size = sum(file.stat().st_size for file in path.iterdir())
     session.events.write("saved", {"what": "state", "path": os.fspath(path), "step": step, "bytes": size})
 

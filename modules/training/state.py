@@ -28,11 +28,14 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from modules.disk import PARTIAL, DiskFull, full_sentence, is_full, make_folder, to_disk
+from modules.documents import check_file, read_text
+from modules.tensorfile import read_header
 from modules.training.optimizers import unwrapped
 from modules.training.trees import flatten, plain, unflatten
 
 FOLDER = "state"
 REPLACED = ".replaced"  # the old state of the same step, until the new one has its name
+LARGEST = 2**28  # bytes of state.json: what an optimizer keeps beside its tensors
 UNUSABLE = ".unusable"  # newer than the state from which the run went on
 
 NAME = re.compile("step-[0-9]{1,18}")
@@ -193,11 +196,13 @@ def read_contents(folder: Path, tensors: bool = True) -> dict:
     """What `state.json` says, with its own checksum and those of the other files verified; of files with tensors only
     if `tensors`. Raises ValueError."""
     try:
-        document = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+        document = json.loads(read_text(folder / "state.json", LARGEST))
         contents = document["contents"]
         whole = document["sha256"] == _text_checksum(contents)
         sums = contents["sha256"]
         wanted = [name for name in (*TENSORS, *sums) if tensors or name not in TENSORS]
+        for name in wanted:  # before they are read: a pipe would wait for ever, and a hole may have a terabyte
+            read_header(folder / name) if name in TENSORS else check_file(folder / name)
         whole = whole and all(checksum(folder / name) == sums[name] for name in dict.fromkeys(wanted))
         step = contents["step"]
     except DAMAGE as error:
