@@ -9,6 +9,7 @@ import hashlib
 import os
 import platform
 import shutil
+import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,6 +20,9 @@ PARTIAL = ".partial"
 
 MACHINE = hashlib.sha256(platform.node().encode()).hexdigest()[:8]
 """Part of partial names: whether a process lives can be told on its own machine only, and folders may be shared."""
+
+LEFT_OVER = 24 * 3600.0
+"""Age in seconds from which a partial file whose process cannot be known is a left-over."""
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
 """What the system answers where there is no room."""
@@ -63,6 +67,17 @@ def writer_lives(partial: Path) -> bool | None:
     if machine != MACHINE or not process or not process[0].isdecimal() or len(process[0]) > 9:
         return None
     return int(process[0]) != os.getpid() and psutil.pid_exists(int(process[0]))
+
+
+def remove_left_overs(folder: Path, pattern: str) -> None:
+    """Delete the partial files below `folder` that match `pattern` without their end and that killed processes have
+    left, but nothing that another process may be writing now."""
+    for path in folder.glob(pattern + PARTIAL):
+        with contextlib.suppress(OSError):  # another process was faster, or has it open: it does no harm
+            lives = writer_lives(path)
+            old = lives is None and time.time() - path.stat().st_mtime > LEFT_OVER
+            if path.is_file() and (lives is False or old):
+                path.unlink()
 
 
 def make_folder(path: Path) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from modules import disk
-from modules.disk import MACHINE, PARTIAL, make_folder, whole, write_whole, writer_lives
+from modules.disk import LEFT_OVER, MACHINE, PARTIAL, make_folder, remove_left_overs, whole, write_whole, writer_lives
 
 
 def partial_name(process: int, machine: str = MACHINE) -> Path:
@@ -55,3 +55,15 @@ def test_a_writer_that_fails_leaves_what_was_there(tmp_path, old):
         raise KeyboardInterrupt
     assert [p.name for p in tmp_path.iterdir()] == (["a.txt"] if old else [])
     assert old is None or path.read_text() == old
+
+
+def test_left_overs_go_and_what_is_being_written_stays(tmp_path):
+    with subprocess.Popen([sys.executable, "-c", "pass"]) as gone:
+        pass
+    stays = [partial_name(os.getppid()), partial_name(gone.pid, "other"), Path("a.txt"), Path("b.partial")]
+    goes = [partial_name(gone.pid), partial_name(os.getppid(), "old")]
+    for name in [*stays, *goes]:
+        (tmp_path / name).write_text("x")
+    os.utime(tmp_path / goes[1], (0, (tmp_path / goes[1]).stat().st_mtime - LEFT_OVER - 1))
+    remove_left_overs(tmp_path, "*")
+    assert {Path(path.name) for path in tmp_path.iterdir()} == set(stays)

@@ -12,7 +12,6 @@ import hashlib
 import json
 import logging
 import os
-import time
 import uuid
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
@@ -27,7 +26,7 @@ from torch import Tensor
 from modules.data.index import Picture, Progress
 from modules.data.names import shown
 from modules.data.pictures import content_key, fit, open_picture
-from modules.disk import PARTIAL, whole, writer_lives
+from modules.disk import remove_left_overs, whole
 from modules.families.base import Model, Texts
 from modules.preset.schema import Data
 
@@ -44,9 +43,6 @@ Layout = Mapping[str, tuple[torch.dtype, tuple[int, ...]]]
 
 CHECKSUM = "sha256"
 """Name of the checksum in a file's metadata, see `checksum`."""
-
-LEFT_OVER = 24 * 3600.0
-"""Age in seconds of a partial file that no run on another machine is still writing."""
 
 
 class LatentCache:
@@ -156,7 +152,7 @@ class Store:
                 folder.mkdir(parents=True, exist_ok=True)
             except OSError as error:
                 raise ValueError(_unwritable(folder, error)) from error
-            remove_left_overs(folder)
+            remove_left_overs(folder, "*/*")
 
     def get(self, key: str, layout: Layout | None = None) -> dict[str, Tensor] | None:
         """The tensors, on the CPU; None when they are missing, or their file is damaged or has another layout."""
@@ -235,18 +231,6 @@ def checksum(key: str, tensors: Mapping[str, Tensor]) -> str:
         total.update(repr((name, str(tensor.dtype), tuple(tensor.shape))).encode())
         total.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return total.hexdigest()
-
-
-def remove_left_overs(folder: Path) -> None:
-    """Delete what killed runs were writing, and nothing that another run may be writing now."""
-    for path in folder.glob(f"*/*{PARTIAL}"):
-        try:
-            lives = writer_lives(path)
-            old = lives is None and time.time() - path.stat().st_mtime > LEFT_OVER
-            if path.is_file() and (lives is False or old):
-                path.unlink()
-        except OSError as error:  # another run was faster, or has it open; it does no harm
-            log.info("%s: is left over and cannot be deleted (%s)", shown(path), error)
 
 
 def _make_room(path: Path) -> None:

@@ -18,7 +18,7 @@ from typing import Any
 
 from modules import families
 from modules.data.index import Index
-from modules.disk import write_whole
+from modules.disk import remove_left_overs, write_whole
 from modules.export.metadata import versions
 from modules.preset.schema import Base, Preset
 from modules.training.state import checksum
@@ -50,6 +50,7 @@ class Record:
 
     def __post_init__(self) -> None:
         self.known = {}
+        remove_left_overs(self.path.parent, f"{self.path.name}.*")
         try:
             read = json.loads(self.path.read_text(encoding="utf-8"))
             if read["sha256"] == _sum(read["files"]):
