@@ -21,6 +21,9 @@ PARTIAL = ".partial"
 MACHINE = hashlib.sha256(platform.node().encode()).hexdigest()[:8]
 """Part of partial names: whether a process lives can be told on its own machine only, and folders may be shared."""
 
+LIFE = uuid.uuid4().hex[:8]
+"""Part of them too: a process number is given again, in a container even to the next start of the same program."""
+
 LEFT_OVER = 24 * 3600.0
 """Age in seconds from which a partial file whose process cannot be known is a left-over."""
 
@@ -42,7 +45,7 @@ def whole(path: Path, flush: bool = True) -> Iterator[Path]:
 
     Raises DiskFull where there is no room, and whatever the writer raises; what it wrote is removed at once.
     """
-    partial = path.with_name(f"{path.name}.{MACHINE}-{os.getpid()}-{uuid.uuid4().hex[:12]}{PARTIAL}")
+    partial = path.with_name(f"{path.name}.{MACHINE}-{os.getpid()}-{LIFE}-{uuid.uuid4().hex[:8]}{PARTIAL}")
     try:
         yield partial
         if flush:
@@ -59,14 +62,15 @@ def whole(path: Path, flush: bool = True) -> Iterator[Path]:
 
 
 def writer_lives(partial: Path) -> bool | None:
-    """Whether the process that gave a partial name (see `whole`) is another one that still runs; None where that cannot
-    be told, of other machines and of other kinds of names."""
+    """Whether the process that gave a partial name (see `whole`) still runs; None where that cannot be told, of other
+    machines and of other kinds of names."""
     import psutil
 
     machine, *process = partial.name.removesuffix(PARTIAL).rpartition(".")[2].split("-")
-    if machine != MACHINE or not process or not process[0].isdecimal() or len(process[0]) > 9:
+    if machine != MACHINE or len(process) != 3 or not process[0].isdecimal() or len(process[0]) > 9:
         return None
-    return int(process[0]) != os.getpid() and psutil.pid_exists(int(process[0]))
+    number = int(process[0])
+    return process[1] == LIFE if number == os.getpid() else psutil.pid_exists(number)
 
 
 def remove_left_overs(folder: Path, pattern: str) -> None:

@@ -8,18 +8,29 @@ from pathlib import Path
 import pytest
 
 from modules import disk
-from modules.disk import LEFT_OVER, MACHINE, PARTIAL, make_folder, remove_left_overs, whole, write_whole, writer_lives
+from modules.disk import (
+    LEFT_OVER,
+    LIFE,
+    MACHINE,
+    PARTIAL,
+    make_folder,
+    remove_left_overs,
+    whole,
+    write_whole,
+    writer_lives,
+)
 
 
-def partial_name(process: int, machine: str = MACHINE) -> Path:
-    return Path(f"a.txt.{machine}-{process}-0123456789ab{PARTIAL}")
+def partial_name(process: int, machine: str = MACHINE, life: str = "0") -> Path:
+    return Path(f"a.txt.{machine}-{process}-{life}-01234567{PARTIAL}")
 
 
 def test_a_writer_that_is_gone_is_told_from_one_that_lives():
     with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as other:
         assert writer_lives(partial_name(other.pid)) is True
     assert writer_lives(partial_name(other.pid)) is False
-    assert writer_lives(partial_name(os.getpid())) is False  # what this process has left in an earlier life
+    assert writer_lives(partial_name(os.getpid())) is False  # of another process that had this number
+    assert writer_lives(partial_name(os.getpid(), life=LIFE)) is True
 
 
 @pytest.mark.parametrize("name", ["step-000001.partial", "a.txt.partial", f"a.{MACHINE}-x-0{PARTIAL}"])
@@ -31,7 +42,7 @@ def test_of_other_names_nothing_is_known(name):
 def test_the_name_that_is_written_to_is_known(tmp_path):
     with whole(tmp_path / "a.txt") as partial:
         partial.write_text("x")
-        assert writer_lives(partial) is False and partial.name.endswith(PARTIAL)
+        assert writer_lives(partial) and partial.name.endswith(PARTIAL)
     assert (tmp_path / "a.txt").read_text() == "x"
 
 

@@ -94,7 +94,7 @@ def test_a_power_cut_loses_nothing(name, cases):
 @pytest.mark.parametrize(
     "kind, text",
     [
-        ("lost", "began at step 1 although the state of step 2 had been announced"),
+        ("lost", "none from which the run can go on"),
         ("different", "adapter.safetensors"),
         ("missing", "samples/step-000004_00.png"),
         ("missing", "event sample 4 samples/step-000004_00.png"),
@@ -102,7 +102,7 @@ def test_a_power_cut_loses_nothing(name, cases):
 )
 def test_a_fault_of_the_trainer_is_seen(kind, text, cases):
     """A save that deletes the old state first, a resume without the optimizer's averages, samples that are left out."""
-    assert [kind, text] in cases[kind][-1], cases[kind]
+    assert any(found == kind and text in said for found, said in cases[kind][-1]), cases[kind]
 
 
 def test_texts_come_back():

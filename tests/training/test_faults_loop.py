@@ -12,9 +12,10 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
+from modules.disk import MACHINE
 from modules.training import beside, check, collapse, loop, outputs, samples
 from modules.training import session as sessions
-from modules.training.run import finished_file
+from modules.training.run import remove_leftovers
 from tests.training.runs import Place, ask, equal
 
 DRAWN = ("--samples.enabled", "--samples.every", "1")
@@ -22,6 +23,12 @@ DRAWN = ("--samples.enabled", "--samples.every", "1")
 
 def fails(*_, **__):
     raise RuntimeError("it is broken")
+
+
+def exported(place: Place, name: str) -> bool:
+    """Whether the run has ended with its file."""
+    (end,) = place.events(name, "finished")[-1:]
+    return end["outcome"] == "done" and (place.runs / name / end["path"]).is_file()
 
 
 def messages(place: Place, name: str) -> list[str]:
@@ -45,7 +52,6 @@ def test_no_by_product_ends_a_training(place: Place, monkeypatch, capsys):
         monkeypatch.setattr(owner, name, fails)
     monkeypatch.setattr(loop, "CURVES_EVERY", 1)
     monkeypatch.setattr("torch.utils.tensorboard.writer.SummaryWriter.add_scalar", fails)
-    monkeypatch.setattr(outputs, "training_facts", lambda _: outputs.Facts())
     capsys.readouterr()
     assert place.train("bare", *DRAWN, "--validation.every", "1", "--saving.export_every", "2") == 0
     said = messages(place, "bare")
@@ -54,7 +60,7 @@ def test_no_by_product_ends_a_training(place: Place, monkeypatch, capsys):
         assert sum(what in message for message in said) == 1, (what, said)
     assert all("it is broken" in message for message in said)
     assert equal(place.adapter("bare"), place.adapter("whole"))
-    assert finished_file(place.runs / "bare") and (place.runs / "bare" / "bare-step-000002.safetensors").exists()
+    assert exported(place, "bare") and (place.runs / "bare" / "bare-step-000002.safetensors").exists()
     screen = capsys.readouterr()
     assert "Traceback" not in screen.err and screen.err.count("warning: the validation of step 0 failed") == 1
 
@@ -148,7 +154,7 @@ def test_damaged_samples_do_not_keep_a_run_from_its_export(place: Place, monkeyp
     (folder / "step-abc_01.png").write_text("")
     (folder / "step-000003_00.png").mkdir()  # in the way of a picture
     assert place.train("drawn", *DRAWN) == 0
-    assert finished_file(place.runs / "drawn")
+    assert exported(place, "drawn")
     assert len(messages(place, "drawn")) == 1 and "step-000003_00.png" in messages(place, "drawn")[0]
 
 
@@ -208,12 +214,12 @@ def test_left_overs_of_killed_processes_go_and_others_stay(place: Place):
     folder = place.runs / "tidied"
     ended = subprocess.Popen(["true"])
     ended.wait()
-    gone = folder / f"tidied-step-000002.safetensors.{ended.pid}-0123456789ab.partial"
-    alive = folder / f"tidied_kohya.safetensors.{os.getppid()}-0123456789ab.partial"
+    gone = folder / f"tidied-step-000002.safetensors.{MACHINE}-{ended.pid}-0-01234567.partial"
+    alive = folder / f"tidied_kohya.safetensors.{MACHINE}-{os.getppid()}-0-01234567.partial"
     (folder / "samples").mkdir(parents=True)
     for path in (gone, alive, folder / "samples" / "grid.png.partial"):
         path.write_text("")
-    outputs.tidy(folder)
+    remove_leftovers(folder, folder.name)
     assert not gone.exists() and alive.exists() and not list((folder / "samples").iterdir())
 
 
@@ -226,7 +232,7 @@ def test_a_damaged_event_file_keeps_no_run_from_going_on(place: Place, monkeypat
     path.write_bytes(b"".join([*content, b"null\n", b"[" * 50_000 + b"\n", b'{"event": "finished"}\n']))
     assert place.train("torn", "--validation.every", "1") == 0
     assert sum("4 damaged lines are skipped" in message for message in messages(place, "torn")) == 1
-    assert finished_file(place.runs / "torn")
+    assert (place.runs / "torn" / "torn.safetensors").is_file()
 
 
 # -- disks that are full ----------------------------------------------------------------------------------------------
