@@ -45,7 +45,7 @@ def source(folder: Path, step: int | None) -> tuple[Path | State, list[str]]:
 def _of_step(folder: Path, step: int) -> State:
     found = {state.steps_of(path): path for path in state.states(folder)}
     if step not in found:
-        there = f"there is {', '.join(map(str, found))}" if found else "the run has none"
+        there = f"it has {', '.join(map(str, found))}" if found else "it has none"
         raise ValueError(f"--state {step}: {folder} has no training state of this step; {there}")
     return state.load_state(found[step])
 
