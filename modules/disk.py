@@ -13,6 +13,7 @@ import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 
 PARTIAL = ".partial"
@@ -21,8 +22,8 @@ PARTIAL = ".partial"
 MACHINE = hashlib.sha256(platform.node().encode()).hexdigest()[:8]
 """Part of partial names: whether a process lives can be told on its own machine only, and folders may be shared."""
 
-LIFE = uuid.uuid4().hex[:8]
-"""Part of them too: a process number is given again, in a container even to the next start of the same program."""
+CLOCK = 2.0
+"""Seconds by which the start of a process may be told otherwise later: the system's clock is set meanwhile."""
 
 LEFT_OVER = 24 * 3600.0
 """Age in seconds from which a partial file whose process cannot be known is a left-over."""
@@ -45,7 +46,8 @@ def whole(path: Path, flush: bool = True) -> Iterator[Path]:
 
     Raises DiskFull where there is no room, and whatever the writer raises; what it wrote is removed at once.
     """
-    partial = path.with_name(f"{path.name}.{MACHINE}-{os.getpid()}-{LIFE}-{uuid.uuid4().hex[:8]}{PARTIAL}")
+    writer = f"{MACHINE}-{os.getpid()}-{started(os.getpid())}-{uuid.uuid4().hex[:8]}"
+    partial = path.with_name(f"{path.name}.{writer}{PARTIAL}")
     try:
         yield partial
         if flush:
@@ -61,16 +63,25 @@ def whole(path: Path, flush: bool = True) -> Iterator[Path]:
         raise
 
 
+@cache
+def started(process: int) -> int:
+    """When a process was started, in 1/100 s of Unix time; 0 if there is none. Its number alone does not tell it from a
+    later one, in a container not even from the next start of the same program."""
+    import psutil
+
+    try:
+        return round(100 * psutil.Process(process).create_time())
+    except psutil.Error:
+        return 0
+
+
 def writer_lives(partial: Path) -> bool | None:
     """Whether the process that gave a partial name (see `whole`) still runs; None where that cannot be told, of other
     machines and of other kinds of names."""
-    import psutil
-
     machine, *process = partial.name.removesuffix(PARTIAL).rpartition(".")[2].split("-")
-    if machine != MACHINE or len(process) != 3 or not process[0].isdecimal() or len(process[0]) > 9:
+    if machine != MACHINE or len(process) != 3 or not all(part.isdecimal() and len(part) < 16 for part in process[:2]):
         return None
-    number = int(process[0])
-    return process[1] == LIFE if number == os.getpid() else psutil.pid_exists(number)
+    return abs(started.__wrapped__(int(process[0])) - int(process[1])) <= 100 * CLOCK
 
 
 def remove_left_overs(folder: Path, pattern: str) -> None:

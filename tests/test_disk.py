@@ -10,30 +10,31 @@ import pytest
 from modules import disk
 from modules.disk import (
     LEFT_OVER,
-    LIFE,
     MACHINE,
     PARTIAL,
     make_folder,
     remove_left_overs,
+    started,
     whole,
     write_whole,
     writer_lives,
 )
 
 
-def partial_name(process: int, machine: str = MACHINE, life: str = "0") -> Path:
-    return Path(f"a.txt.{machine}-{process}-{life}-01234567{PARTIAL}")
+def partial_name(process: int, machine: str = MACHINE, begun: int | None = None) -> Path:
+    return Path(f"a.txt.{machine}-{process}-{started(process) if begun is None else begun}-01234567{PARTIAL}")
 
 
 def test_a_writer_that_is_gone_is_told_from_one_that_lives():
     with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as other:
-        assert writer_lives(partial_name(other.pid)) is True
-    assert writer_lives(partial_name(other.pid)) is False
-    assert writer_lives(partial_name(os.getpid())) is False  # of another process that had this number
-    assert writer_lives(partial_name(os.getpid(), life=LIFE)) is True
+        name = partial_name(other.pid)
+        assert writer_lives(name) is True
+    assert writer_lives(name) is False
+    assert writer_lives(partial_name(os.getpid())) is True
+    assert writer_lives(partial_name(os.getpid(), begun=12345)) is False  # of another process that had this number
 
 
-@pytest.mark.parametrize("name", ["step-000001.partial", "a.txt.partial", f"a.{MACHINE}-x-0{PARTIAL}"])
+@pytest.mark.parametrize("name", ["step-000001.partial", "a.txt.partial", f"a.{MACHINE}-x-0-0{PARTIAL}", MACHINE])
 def test_of_other_names_nothing_is_known(name):
     assert writer_lives(Path(name)) is None
     assert writer_lives(partial_name(os.getppid(), "other")) is None
@@ -70,7 +71,7 @@ def test_a_writer_that_fails_leaves_what_was_there(tmp_path, old):
 
 def test_left_overs_go_and_what_is_being_written_stays(tmp_path):
     with subprocess.Popen([sys.executable, "-c", "pass"]) as gone:
-        pass
+        started(gone.pid)  # remembered
     stays = [partial_name(os.getppid()), partial_name(gone.pid, "other"), Path("a.txt"), Path("b.partial")]
     goes = [partial_name(gone.pid), partial_name(os.getppid(), "old")]
     for name in [*stays, *goes]:

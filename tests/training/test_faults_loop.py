@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from modules.disk import MACHINE
+from modules.disk import MACHINE, started
 from modules.training import beside, check, collapse, loop, outputs, samples
 from modules.training import session as sessions
 from modules.training.run import remove_leftovers
@@ -214,8 +214,8 @@ def test_left_overs_of_killed_processes_go_and_others_stay(place: Place):
     folder = place.runs / "tidied"
     ended = subprocess.Popen(["true"])
     ended.wait()
-    gone = folder / f"tidied-step-000002.safetensors.{MACHINE}-{ended.pid}-0-01234567.partial"
-    alive = folder / f"tidied_kohya.safetensors.{MACHINE}-{os.getppid()}-0-01234567.partial"
+    gone = folder / f"tidied-step-000002.safetensors.{MACHINE}-{ended.pid}-12345-01234567.partial"
+    alive = folder / f"tidied_kohya.safetensors.{MACHINE}-{os.getppid()}-{started(os.getppid())}-01234567.partial"
     (folder / "samples").mkdir(parents=True)
     for path in (gone, alive, folder / "samples" / "grid.png.partial"):
         path.write_text("")
