@@ -10,6 +10,7 @@ Exit codes: 0 done, 2 bad input.
 """
 
 import argparse
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -53,6 +54,8 @@ def run(arguments: argparse.Namespace) -> str:
     from modules.training.command import quiet_libraries
 
     quiet_libraries()
+    if arguments.out is not None and os.path.lexists(arguments.out):
+        raise ValueError(f"--out {arguments.out}: exists already; give another name, or delete it first")
     if is_file_of_others(arguments.run):
         return converted(arguments)
     if arguments.base:

@@ -85,11 +85,11 @@ class Run:
     def requested(self, name: str) -> bool:
         """Whether `stop`, `save` or `sample` was asked for since the last look. Looking takes the request away."""
         assert name in REQUESTS, name
-        try:
-            (self.folder / "requests" / name).unlink()
-        except FileNotFoundError:
-            return False
-        return True
+        path = self.folder / "requests" / name
+        asked = os.path.lexists(path)
+        if asked:
+            state.remove(path)  # a folder, too: nobody can have meant anything else
+        return asked
 
     def close(self) -> None:
         """Let other processes have the folder."""
@@ -144,7 +144,7 @@ def _opened(run: Run, preset: Preset, steps: int | None) -> Run:
         raise ValueError(state.none_left(place, damaged))
     check_length(place, preset, newest, steps)
     for request in REQUESTS:  # left over from a run that was killed before it could look
-        (place / "requests" / request).unlink(missing_ok=True)
+        state.remove(place / "requests" / request)
     write(preset, place / "preset.json")
     run.notes += write_environment(place / "environment.json")
     return run
@@ -283,8 +283,9 @@ def check_kinds(place: Path, name: str) -> None:
             what = "a folder" if path.is_dir() else "no regular file"
             raise ValueError(f"{path} is {what}, but a run has a file of this name: move it away")
     for path in (place / folder for folder in FOLDERS):
-        if path.exists() and not path.is_dir():
-            raise ValueError(f"{path} is a file, but a run has a folder of this name: move it away")
+        if os.path.lexists(path) and not path.is_dir():
+            what = "a link to what is not there" if path.is_symlink() else "a file"
+            raise ValueError(f"{path} is {what}, but a run has a folder of this name: move it away")
 
 
 def remove_leftovers(place: Path, name: str) -> None:

@@ -335,3 +335,14 @@ def test_a_state_too_many_goes_when_the_run_goes_on(place, monkeypatch):
     assert names(place.runs / "late")[1:]
     assert place.train("late", saving={"state_every": 1, "keep_states": 1}) == 0
     assert names(place.runs / "late") == ["step-000004"]
+
+
+def test_odd_things_in_a_run_folder_are_refused_or_taken_as_meant(place: Place, held: Place, run, capsys):
+    (run / "state").rename(run / "elsewhere")
+    (run / "state").symlink_to(place.runs / "nowhere")
+    assert place.train("held", saving=KEEP) == 2
+    assert "is a link to what is not there" in capsys.readouterr().err
+    (run / "state").unlink()
+    (run / "elsewhere").rename(run / "state")
+    (run / "requests" / "stop").mkdir(parents=True)  # of an earlier start
+    assert goes_on(place, held)

@@ -125,3 +125,14 @@ def test_without_anything_there_is_a_sentence(place: Place, monkeypatch, capsys)
     assert run(monkeypatch, folder) == 2
     assert "no adapter.safetensors, and no training state" in (said := capsys.readouterr().err)
     assert "Traceback" not in said
+
+
+def test_nothing_that_exists_is_overwritten(place: Place, monkeypatch, capsys):
+    from scripts import export
+
+    assert place.train("kept", "--training.steps", "1") == 0
+    file = place.runs / "kept" / "adapter.safetensors"
+    before = file.read_bytes()
+    monkeypatch.setattr("sys.argv", ["export.py", str(place.runs / "kept"), "--out", str(file)])
+    assert export.main() == 2
+    assert "exists already" in capsys.readouterr().err and file.read_bytes() == before
