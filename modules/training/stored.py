@@ -39,7 +39,12 @@ def source(folder: Path, step: int | None) -> tuple[Path | State, list[str]]:
         listed = "".join(f"\n  {reason}" for reason in reasons)
         raise ValueError(f"{folder}: the run has no {FILE} and no training state that can be read; go on with the "
                          f"training, or put back a copy{listed}")
-    return state.load_state(newest), reasons
+    try:
+        return state.load_state(newest), reasons
+    except ValueError:
+        if newest.exists():
+            raise
+        return source(folder, step)  # the run is under way, and has deleted it for a newer one meanwhile
 
 
 def _of_step(folder: Path, step: int) -> State:

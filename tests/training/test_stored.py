@@ -9,7 +9,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from modules import adapters
-from modules.training import loop
+from modules.training import loop, state, stored
 from modules.training.state import states
 from scripts import export
 from tests.training.runs import Place, ask, equal
@@ -128,11 +128,28 @@ def test_without_anything_there_is_a_sentence(place: Place, monkeypatch, capsys)
 
 
 def test_nothing_that_exists_is_overwritten(place: Place, monkeypatch, capsys):
-    from scripts import export
-
     assert place.train("kept", "--training.steps", "1") == 0
     file = place.runs / "kept" / "adapter.safetensors"
     before = file.read_bytes()
     monkeypatch.setattr("sys.argv", ["export.py", str(place.runs / "kept"), "--out", str(file)])
     assert export.main() == 2
     assert "exists already" in capsys.readouterr().err and file.read_bytes() == before
+
+
+def test_a_state_that_a_running_training_deletes_meanwhile(place: Place, monkeypatch):
+    with monkeypatch.context() as patch:
+        ask(patch, place, "busy", "stop", at=2)
+        assert place.train("busy", saving={"state_every": 1, "keep_states": 2}) == 130
+    load, folder = state.load_state, place.runs / "busy"
+
+    def pruned(path):
+        """The first reading of the newest state finds it gone; it was whole a moment ago."""
+        monkeypatch.setattr(state, "load_state", load)
+        shutil.rmtree(path)
+        return load(path)
+
+    newest = state.newest(folder)
+    monkeypatch.setattr(state, "newest", lambda _: newest if newest[0].exists() else (folder / "state/step-000001", []))
+    monkeypatch.setattr(state, "load_state", pruned)
+    found, _ = stored.source(folder, None)
+    assert found.step == 1
