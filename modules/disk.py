@@ -46,7 +46,7 @@ def whole(path: Path, flush: bool = True) -> Iterator[Path]:
 
     Raises DiskFull where there is no room, and whatever the writer raises; what it wrote is removed at once.
     """
-    writer = f"{MACHINE}-{os.getpid()}-{started(os.getpid())}-{uuid.uuid4().hex[:8]}"
+    writer = f"{MACHINE}-{os.getpid()}-{own_start(os.getpid())}-{uuid.uuid4().hex[:8]}"
     partial = path.with_name(f"{path.name}.{writer}{PARTIAL}")
     try:
         yield partial
@@ -64,6 +64,11 @@ def whole(path: Path, flush: bool = True) -> Iterator[Path]:
 
 
 @cache
+def own_start(process: int) -> int:
+    """`started` of this process, asked for once: every file that is written has it in its partial name."""
+    return started(process)
+
+
 def started(process: int) -> int:
     """When a process was started, in 1/100 s of Unix time; 0 if there is none. Its number alone does not tell it from a
     later one, in a container not even from the next start of the same program."""
@@ -81,7 +86,7 @@ def writer_lives(partial: Path) -> bool | None:
     machine, *process = partial.name.removesuffix(PARTIAL).rpartition(".")[2].split("-")
     if machine != MACHINE or len(process) != 3 or not all(part.isdecimal() and len(part) < 16 for part in process[:2]):
         return None
-    return abs(started.__wrapped__(int(process[0])) - int(process[1])) <= 100 * CLOCK
+    return abs(started(int(process[0])) - int(process[1])) <= 100 * CLOCK
 
 
 def remove_left_overs(folder: Path, pattern: str) -> None:

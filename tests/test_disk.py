@@ -71,9 +71,9 @@ def test_a_writer_that_fails_leaves_what_was_there(tmp_path, old):
 
 def test_left_overs_go_and_what_is_being_written_stays(tmp_path):
     with subprocess.Popen([sys.executable, "-c", "pass"]) as gone:
-        started(gone.pid)  # remembered
+        pass
     stays = [partial_name(os.getppid()), partial_name(gone.pid, "other"), Path("a.txt"), Path("b.partial")]
-    goes = [partial_name(gone.pid), partial_name(os.getppid(), "old")]
+    goes = [partial_name(gone.pid, begun=12345), partial_name(os.getppid(), "old")]
     for name in [*stays, *goes]:
         (tmp_path / name).write_text("x")
     os.utime(tmp_path / goes[1], (0, (tmp_path / goes[1]).stat().st_mtime - LEFT_OVER - 1))

@@ -36,7 +36,7 @@ def path_of(error: BaseException) -> Path | None:
 
 def first_line(error: BaseException) -> str:
     """The error's own words, shortened."""
-    return (str(error).strip().splitlines() or ["without a word"])[0][:300]
+    return (str(error).strip().splitlines() or ["no message"])[0][:300]
 
 
 def place(error: BaseException) -> str:
