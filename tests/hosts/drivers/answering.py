@@ -1,0 +1,154 @@
+"""What the drivers share. A driver runs inside a program's own code, in a process of its own, and imports nothing of ours.
+
+    python <driver>.py FOLDER-OF-THE-PROGRAM
+
+It reads one request per line from standard input, as JSON, and answers each with a line on what was standard output.
+Whatever the program prints goes to standard error. Requests:
+
+    file      the adapter file
+    base      safetensors file with the base's tensors, in the layout that the driver's program has
+    folder    the base as a diffusers folder
+    family    sd15, sdxl, sd3 or flux
+    dtype     float32, float16 or bfloat16: the numbers in which the program has the base
+    strength  as the user gives it
+    way       which of the program's ways to apply a file, where it has several
+    out       where the changed tensors go, as safetensors
+
+Answers: `version`, `errors` (what the program raised or logged), `unread` (keys of the file that it did not use) and
+`failed`, the exception that ended it.
+"""
+
+import importlib.abc
+import importlib.machinery
+import importlib.util
+import json
+import logging
+import os
+import sys
+import traceback
+import types
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+
+class Anything:
+    """Stands for whatever a missing package has: a class, a decorator, a base class, a context."""
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        pass
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        plain = len(args) == 1 and not kwargs and (isinstance(args[0], type) or callable(args[0]))
+        return args[0] if plain else Anything()
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return Anything()
+
+    def __enter__(self) -> Any:
+        return self
+
+    def __exit__(self, *reason: Any) -> None:
+        return None
+
+    def __iter__(self) -> Any:
+        return iter(())
+
+    def __or__(self, other: Any) -> Any:
+        return self
+
+    __ror__ = __or__
+
+
+class Stub(types.ModuleType):
+    """A module that has everything, and nothing of it does anything."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        found = type(name, (Anything,), {"__module__": self.__name__}) if name[:1].isupper() else Anything()
+        setattr(self, name, found)
+        return found
+
+
+class Stubs(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+    """Finds modules that are not installed: those of the named packages, with all that is inside of them."""
+
+    def __init__(self, *packages: str):
+        self.packages = packages
+
+    def find_spec(self, name: str, path: Any = None, target: Any = None) -> Any:
+        if not any(name == package or name.startswith(package + ".") for package in self.packages):
+            return None
+        spec = importlib.machinery.ModuleSpec(name, self, is_package=True)
+        spec.submodule_search_locations = []
+        return spec
+
+    def create_module(self, spec: Any) -> Any:
+        return Stub(spec.name)
+
+    def exec_module(self, module: Any) -> None:
+        return None
+
+
+def stub(*packages: str) -> None:
+    """Let `import` find these where they are not installed, or where the program's own are not wanted."""
+    sys.meta_path.append(Stubs(*packages))
+
+
+def stub_first(*packages: str) -> None:
+    """The same, also where they could be imported."""
+    sys.meta_path.insert(0, Stubs(*packages))
+
+
+class Log(logging.Handler):
+    """Keeps the lines of the log."""
+
+    def __init__(self, level: int = logging.WARNING):
+        super().__init__(level)
+        self.lines: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.lines.append(record.getMessage())
+
+    def taken(self) -> list[str]:
+        """The lines since the last call."""
+        found, self.lines = self.lines, []
+        return found
+
+
+def serve(answer: Callable[[dict], dict]) -> None:
+    """Answer requests until standard input ends."""
+    channel = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+    sys.stdout = sys.stderr
+    channel.write(json.dumps({"ready": True}) + "\n")
+    channel.flush()
+    for line in sys.stdin:
+        try:
+            found = answer(json.loads(line))
+        except Exception as error:  # whatever the program raises is what the user would see
+            traceback.print_exc()
+            found = {"failed": f"{type(error).__name__}: {error}"}
+        channel.write(json.dumps({"version": "", "errors": [], "unread": [], "failed": "", **found}) + "\n")
+        channel.flush()
+
+
+def folder() -> Path:
+    """The program's folder, in place of this file's on the path."""
+    found = Path(sys.argv[1]).resolve()
+    sys.path[0] = str(found)
+    os.chdir(found)
+    return found
+
+
+def changed(before: dict[str, Any], after: dict[str, Any], path: str) -> None:
+    """Save the tensors that are not as they were."""
+    import torch
+    from safetensors.torch import save_file
+
+    moved = {name: tensor.detach().to("cpu").contiguous().clone() for name, tensor in after.items()
+             if not torch.equal(tensor.detach().to(before[name]), before[name]) or tensor.isnan().any()}
+    save_file(moved, path)
