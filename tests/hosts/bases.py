@@ -168,12 +168,20 @@ def open_clip(base: Base, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return found | {f"{second}.{name}": tensor for name, tensor in single_file.open_clip(filled)}
 
 
+def kohya(base: Base, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """As `original`, but Stable Diffusion 1's UNet, which sd-scripts keeps under diffusers' names."""
+    if base.family != "sd15":
+        return original(base, tensors)
+    parts = _parts(tensors)
+    return _texts(parts) | {f"unet.{name}": tensor for name, tensor in parts["unet"].items()}
+
+
 def diffusers(base: Base, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """Our own names, which are diffusers' and transformers'."""
     return dict(tensors)
 
 
-LAYOUTS = {"original": original, "open_clip": open_clip, "diffusers": diffusers}
+LAYOUTS = {"original": original, "open_clip": open_clip, "kohya": kohya, "diffusers": diffusers}
 
 
 @cache

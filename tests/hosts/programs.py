@@ -50,6 +50,9 @@ DRIVER = {
     "comfyui": Driver("comfyui.py", "original", COMFYUI, ("comfy/lora.py",), ("on the fly", "loaded"), "comfyui"),
     "comfyui_node": Driver("comfyui.py", "original", COMFYUI, ("comfy/lora.py",), ("on the fly", "loaded"),
                            "comfyui_node", (NODE,)),
+    "a1111": Driver("a1111.py", "open_clip", ("stable-diffusion-webui",),
+                    ("extensions-builtin/Lora/networks.py", "extensions-builtin/Lora/network_oft.py"), file="kohya"),
+    "sd-scripts": Driver("sd_scripts.py", "kohya", ("sd-scripts",), ("networks/lora.py",), file="kohya"),
 }
 OTHERS = {"stable-diffusion-webui": "stable-diffusion-webui-forge"}
 """Beginnings that are also those of another program's folder."""
@@ -69,6 +72,8 @@ class Effect:
     """What the program logged as a warning or an error."""
     failed: str = ""
     """The exception that ended it; there are no weights then."""
+    absent: str = ""
+    """Why nothing could be tried: the program has not this family or these numbers."""
 
 
 class Program:
@@ -94,8 +99,8 @@ class Program:
         })
         self.version = said.get("version") or self.version
         about = {name: tuple(said.get(name, ())) for name in ("unread", "errors")}
-        if said.get("failed"):
-            return Effect(failed=said["failed"], **about)
+        if said.get("failed") or said.get("absent"):
+            return Effect(failed=said["failed"], absent=said.get("absent", ""), **about)
         moved = load_file(out)
         places = found.places(self.driver.layout)
         layout = {**_layout(family, self.driver.layout), **moved}

@@ -14,7 +14,7 @@ Whatever the program prints goes to standard error. Requests:
     way       which of the program's ways to apply a file, where it has several
     out       where the changed tensors go, as safetensors
 
-Answers: `version`, `errors` (what the program raised or logged), `unread` (keys of the file that it did not use) and
+Answers: `absent` (why there is nothing to be tried: the program has not this family or these numbers), `version`, `errors` (what the program raised or logged), `unread` (keys of the file that it did not use) and
 `failed`, the exception that ended it.
 """
 
@@ -27,7 +27,7 @@ import os
 import sys
 import traceback
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -74,16 +74,18 @@ class Stub(types.ModuleType):
 
 
 class Stubs(importlib.abc.MetaPathFinder, importlib.abc.Loader):
-    """Finds modules that are not installed: those of the named packages, with all that is inside of them."""
+    """Finds modules that are not installed: those of the named packages, with all that is inside of them but for the
+    modules `real`, which are in `folder`."""
 
-    def __init__(self, *packages: str):
-        self.packages = packages
+    def __init__(self, packages: tuple[str, ...], real: Collection[str] = (), folder: Path = Path()):
+        self.packages, self.real, self.folder = packages, set(real), folder
 
     def find_spec(self, name: str, path: Any = None, target: Any = None) -> Any:
-        if not any(name == package or name.startswith(package + ".") for package in self.packages):
+        is_inside = any(name == package or name.startswith(package + ".") for package in self.packages)
+        if not is_inside or name in self.real:
             return None
         spec = importlib.machinery.ModuleSpec(name, self, is_package=True)
-        spec.submodule_search_locations = []
+        spec.submodule_search_locations = [str(self.folder.joinpath(*name.split(".")))]
         return spec
 
     def create_module(self, spec: Any) -> Any:
@@ -95,12 +97,12 @@ class Stubs(importlib.abc.MetaPathFinder, importlib.abc.Loader):
 
 def stub(*packages: str) -> None:
     """Let `import` find these where they are not installed, or where the program's own are not wanted."""
-    sys.meta_path.append(Stubs(*packages))
+    sys.meta_path.append(Stubs(packages))
 
 
-def stub_first(*packages: str) -> None:
-    """The same, also where they could be imported."""
-    sys.meta_path.insert(0, Stubs(*packages))
+def stub_first(*packages: str, real: Collection[str] = (), folder: Path = Path()) -> None:
+    """The same, also where they could be imported; but for the modules `real`, which are in `folder`."""
+    sys.meta_path.insert(0, Stubs(packages, real, folder))
 
 
 class Log(logging.Handler):
