@@ -52,6 +52,8 @@ DRIVER = {
                            "comfyui_node", (NODE,)),
     "a1111": Driver("a1111.py", "open_clip", ("stable-diffusion-webui",),
                     ("extensions-builtin/Lora/networks.py", "extensions-builtin/Lora/network_oft.py"), file="kohya"),
+    "forge": Driver("forge.py", "original", ("stable-diffusion-webui-forge",), ("backend/patcher/lora.py",),
+                    file="kohya"),
     "sd-scripts": Driver("sd_scripts.py", "kohya", ("sd-scripts",), ("networks/lora.py",), file="kohya"),
 }
 OTHERS = {"stable-diffusion-webui": "stable-diffusion-webui-forge"}

@@ -31,6 +31,11 @@ from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
+CHANNEL = os.fdopen(os.dup(1), "w", encoding="utf-8")
+"""What was standard output, before the program is imported and may print."""
+os.dup2(2, 1)
+sys.stdout = sys.stderr
+
 
 class Anything:
     """Stands for whatever a missing package has: a class, a decorator, a base class, a context."""
@@ -123,9 +128,7 @@ class Log(logging.Handler):
 
 def serve(answer: Callable[[dict], dict]) -> None:
     """Answer requests until standard input ends."""
-    channel = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)
-    sys.stdout = sys.stderr
+    channel = CHANNEL
     channel.write(json.dumps({"ready": True}) + "\n")
     channel.flush()
     for line in sys.stdin:
