@@ -54,7 +54,11 @@ DRIVER = {
                     ("extensions-builtin/Lora/networks.py", "extensions-builtin/Lora/network_oft.py"), file="kohya"),
     "forge": Driver("forge.py", "original", ("stable-diffusion-webui-forge",), ("backend/patcher/lora.py",),
                     file="kohya"),
+    "forge, file for ComfyUI": Driver("forge.py", "original", ("stable-diffusion-webui-forge",),
+                                      ("backend/patcher/lora.py",), file="comfyui"),
     "sd-scripts": Driver("sd_scripts.py", "kohya", ("sd-scripts",), ("networks/lora.py",), file="kohya"),
+    "diffusers": Driver("of_diffusers.py", "diffusers", file="diffusers"),
+    "lycoris": Driver("of_lycoris.py", "diffusers", file="lycoris"),
 }
 OTHERS = {"stable-diffusion-webui": "stable-diffusion-webui-forge"}
 """Beginnings that are also those of another program's folder."""

@@ -1,0 +1,73 @@
+"""LyCORIS: `create_lycoris_from_weights` and `merge_to`, one network at a time. See answering.py."""
+
+import answering
+
+answering.folder()
+
+import logging  # noqa: E402
+from importlib.metadata import version  # noqa: E402
+
+import diffusers  # noqa: E402
+import lycoris  # noqa: E402
+import lycoris.config  # noqa: E402
+import torch  # noqa: E402
+from lycoris.modules import get_module  # noqa: E402
+from safetensors.torch import load_file  # noqa: E402
+
+LOG = answering.Log()
+for name in ("", "LyCORIS"):
+    logging.getLogger(name).addHandler(LOG)
+PREFIXES = {
+    "sd15": {"text_encoder": "lora_te"},
+    "sdxl": {"text_encoder": "lora_te1", "text_encoder_2": "lora_te2"},
+    "sd3": {"text_encoder": "lora_te1", "text_encoder_2": "lora_te2"},
+    "flux": {"text_encoder": "lora_te1"},
+}
+"""What users tell LyCORIS of text encoders (its option `lora_prefix`); denoisers have its own prefix."""
+
+
+class Clip(torch.nn.Module):
+    """A text encoder whose layers are called as transformers 4 calls them."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.text_model = model
+
+
+def answer(request):
+    """Load and merge one file."""
+    pipeline = diffusers.DiffusionPipeline.from_pretrained(
+        request["folder"], torch_dtype=getattr(torch, request["dtype"]), local_files_only=True)
+    parts = {name: part for name, part in pipeline.components.items()
+             if name in ("unet", "transformer") or name.startswith("text_encoder") and part is not None}
+    before = state(parts)
+    LOG.taken()
+    weights, taken = load_file(request["file"]), set()
+    for name, part in parts.items():
+        prefix = PREFIXES[request["family"]].get(name, "" if name.startswith("text") else "lycoris")
+        if not prefix:
+            continue
+        is_bare = prefix != "lycoris" and not any(key.startswith("text_model.") for key in part.state_dict())
+        lycoris.LycorisNetwork.LORA_PREFIX = prefix
+        with torch.no_grad():
+            own = {key: tensor for key, tensor in weights.items() if key.startswith(prefix + "_")}
+            if not own:
+                continue
+            network, _ = lycoris.create_lycoris_from_weights(1.0, "", Clip(part) if is_bare else part, own)
+            network.merge_to(request["strength"])
+        for one in network.loras:
+            kind, _ = get_module(weights, one.lora_name)
+            suffixes = lycoris.modules.__dict__.get("MODULE_LIST") and type(one).weight_list
+            taken |= {f"{one.lora_name}.{suffix}" for suffix in suffixes or ()} if kind else set()
+    answering.changed(before, state(parts), request["out"])
+    return {"version": version("lycoris-lora"), "unread": sorted(set(weights) - taken), "errors": LOG.taken()}
+
+
+def state(parts):
+    """All tensors by our networks' names."""
+    return {f"{part}.{name}": tensor.detach().clone() for part, found in parts.items()
+            for name, tensor in found.state_dict().items()}
+
+
+if __name__ == "__main__":
+    answering.serve(answer)
