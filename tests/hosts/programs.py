@@ -132,15 +132,21 @@ class Program:
             save_file(_layout(family, self.driver.layout), self._bases[family])
         return self._bases[family]
 
+    def start(self) -> None:
+        """Start its process. Raises RuntimeError with its last words."""
+        if self._process is None or self._process.poll() is not None:
+            self._start()
+
     def _ask(self, request: dict[str, Any]) -> dict[str, Any]:
-        process = self._process if self._process and self._process.poll() is None else self._start()
-        assert process.stdin and process.stdout
+        self.start()
+        process = self._process
+        assert process and process.stdin and process.stdout
         process.stdin.write(json.dumps(request) + "\n")
         process.stdin.flush()
         line = process.stdout.readline()
         return json.loads(line) if line else {"failed": f"its process ended: {self.last_words()}"}
 
-    def _start(self) -> subprocess.Popen:
+    def _start(self) -> None:
         script = DRIVERS / self.driver.script
         log = (self._place / "log.txt").open("w", encoding="utf-8")
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1", "HF_HUB_OFFLINE": "1"}
@@ -153,7 +159,6 @@ class Program:
         assert self._process.stdout
         if not self._process.stdout.readline():
             raise RuntimeError(f"{self.name} does not start: {self.last_words()}")
-        return self._process
 
     def last_words(self) -> str:
         """The last line of its process's log."""

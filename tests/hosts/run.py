@@ -83,33 +83,55 @@ def short(text: str) -> str:
 def notes(got: Figures) -> dict[str, Any]:
     """What else is to be known of a file in a program."""
     kinds = sorted({name.split(".", 1)[-1] for name in got.unread})
-    said = {"worst": got.layer, "unread": len(got.unread), "unread kinds": kinds, "errors": len(got.errors),
+    said = {"unread": len(got.unread), "unread kinds": kinds, "errors": len(got.errors),
             "first error": short(got.errors[0]) if got.errors else "", "also changed": list(got.stray[:3])}
     return {name: value for name, value in said.items() if value}
 
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
     """Measure, print, and give what the record has of the programs."""
-    strengths = tuple(float(one) for one in options.strengths.split(","))
     record: dict[str, Any] = {}
     for program in found(options.only):
-        started, cells, about = time.monotonic(), {}, {}
-        for family in options.families.split(","):
-            for label in chosen(options.methods):
-                for cell in measuring.cells(program, family, label, strengths, tuple(options.dtypes.split(","))):
-                    try:
-                        got = measuring.measure(program, cell)
-                    except RuntimeError as error:
-                        got = Figures(reason=f"not run: {error}")
-                    print(row(program, cell, got, options.layers), flush=True)
-                    cells.setdefault(family, {}).setdefault(label, {})[cell.key] = kept(got)
-                    about.setdefault(family, {}).setdefault(label, {}).update(
-                        {cell.key: notes(got)} if notes(got) and not got.reason else {})
+        started = time.monotonic()
+        try:
+            program.start()
+        except RuntimeError as error:
+            print(f"not run: {error}", file=sys.stderr)
+            record[program.name] = {**program.about(), "kind": program.kind, "not run": short(str(error))}
+            continue
+        cells, about = one_program(program, options)
         program.close()
-        took = time.monotonic() - started
-        print(f"{program.name}: {took:.0f} s", file=sys.stderr)
+        print(f"{program.name}: {time.monotonic() - started:.0f} s", file=sys.stderr)
         record[program.name] = {**program.about(), "kind": program.kind, "cells": cells, "notes": about}
     return record
+
+
+def one_program(program: programs.Program, options: argparse.Namespace) -> tuple[dict[str, Any], dict[str, Any]]:
+    """By family, method and cell: what was measured, and what else is to be known."""
+    strengths, dtypes = tuple(map(float, options.strengths.split(","))), tuple(options.dtypes.split(","))
+    cells: dict[str, Any] = {}
+    about: dict[str, Any] = {}
+    for family in options.families.split(","):
+        for label in chosen(options.methods):
+            done, said = cells.setdefault(family, {}).setdefault(label, {}), {}
+            for cell in measuring.cells(program, family, label, strengths, dtypes):
+                got = measuring.measure(program, cell)
+                print(row(program, cell, got, options.layers), flush=True)
+                done[cell.key] = kept(got)
+                if notes(got):
+                    said[cell.key] = notes(got)
+            about.setdefault(family, {})[label] = together(said)
+    return cells, about
+
+
+def together(said: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """The notes of all cells of a file: once where they are the same everywhere, else by cell."""
+    alike: dict[str, Any] = {}
+    for kind in sorted({kind for one in said.values() for kind in one}):
+        found = {key: one[kind] for key, one in said.items() if kind in one}
+        values = list(found.values())
+        alike[kind] = values[0] if all(value == values[0] for value in values) else found
+    return alike
 
 
 def written() -> dict[str, str]:

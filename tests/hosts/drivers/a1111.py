@@ -20,8 +20,9 @@ from functools import cache  # noqa: E402
 from types import SimpleNamespace  # noqa: E402
 
 import torch  # noqa: E402
-from modules import devices, sd_models, shared  # noqa: E402
 from safetensors.torch import load_file  # noqa: E402
+
+from modules import devices, sd_models, shared  # noqa: E402
 
 FILE, USED = {}, set()
 """The tensors of the file that is being read, and the identities of those that a module has taken."""

@@ -1,4 +1,4 @@
-"""What the drivers share. A driver runs inside a program's own code, in a process of its own, and imports nothing of ours.
+"""What the drivers share. A driver runs inside a program's own code, in its own process, and imports nothing of ours.
 
     python <driver>.py FOLDER-OF-THE-PROGRAM
 
@@ -14,8 +14,9 @@ Whatever the program prints goes to standard error. Requests:
     way       which of the program's ways to apply a file, where it has several
     out       where the changed tensors go, as safetensors
 
-Answers: `absent` (why there is nothing to be tried: the program has not this family or these numbers), `version`, `errors` (what the program raised or logged), `unread` (keys of the file that it did not use) and
-`failed`, the exception that ended it.
+Answers: `absent` (why there is nothing to be tried: the program has not this family or these numbers), `version`,
+`errors` (what the program raised or logged), `unread` (keys of the file that it did not use) and `failed`, the
+exception that ended it.
 """
 
 import importlib.abc
@@ -157,3 +158,12 @@ def changed(before: dict[str, Any], after: dict[str, Any], path: str) -> None:
     moved = {name: tensor.detach().to("cpu").contiguous().clone() for name, tensor in after.items()
              if not torch.equal(tensor.detach().to(before[name]), before[name]) or tensor.isnan().any()}
     save_file(moved, path)
+
+
+def restore(before: dict[str, Any], now: dict[str, Any]) -> None:
+    """Give tensors their old values."""
+    import torch
+
+    with torch.no_grad():
+        for name, tensor in now.items():
+            tensor.copy_(before[name])

@@ -23,6 +23,7 @@ import contextlib  # noqa: E402
 import io  # noqa: E402
 import os  # noqa: E402
 import tempfile  # noqa: E402
+from functools import cache  # noqa: E402
 from types import SimpleNamespace  # noqa: E402
 
 import torch  # noqa: E402
@@ -100,8 +101,9 @@ def config(family, tensors):
     return {"depth": len(blocks), "depth_single_blocks": len(singles), "hidden_size": width}
 
 
+@cache
 def models(base, family, dtype):
-    """The denoiser and the text encoders as Forge has them, and the denoiser's name."""
+    """The denoiser's name, denoiser and text encoders as Forge has them, and all tensors as they are before."""
     parts = {}
     for name, tensor in load_file(base).items():
         part, _, rest = name.partition(".")
@@ -112,21 +114,25 @@ def models(base, family, dtype):
     denoiser.config = SimpleNamespace(huggingface_repo=REPOSITORY[family])
     texts = {f"{theirs}.transformer.{key}": tensor for ours, theirs in ENCODERS[family].items()
              for key, tensor in parts.get(ours, {}).items() if tensor.is_floating_point()}
-    return name, denoiser, KModel(texts)
+    texts = KModel(texts)
+    return name, denoiser, texts, state(name, family, denoiser, texts)
 
 
 def answer(request):
-    """Load and apply one file."""
+    """Load and apply one file, and take it off again as Forge does."""
     family = request["family"]
-    name, denoiser, texts = models(request["base"], family, vars(torch)[request["dtype"]])
-    before = state(name, family, denoiser, texts)
+    name, denoiser, texts, before = models(request["base"], family, vars(torch)[request["dtype"]])
     file, strength, said = load_file(request["file"]), request["strength"], io.StringIO()
     with contextlib.redirect_stdout(said):
         unet, clip = networks.load_lora_for_models(
             ModelPatcher(denoiser, CPU, CPU), Clip(texts), file, strength, strength, filename="file")
-        unet.refresh_loras()
-        clip.patcher.refresh_loras()
-    answering.changed(before, state(name, family, denoiser, texts), request["out"])
+        try:
+            unet.refresh_loras()
+            clip.patcher.refresh_loras()
+            answering.changed(before, state(name, family, denoiser, texts), request["out"])
+        finally:
+            for model in (denoiser, texts):
+                model.lora_loader.refresh({}, CPU, force_refresh=True)
     lines = [line for line in said.getvalue().splitlines() if "[LORA] Loaded" not in line or "(skipped 0 keys)" not in
              line]
     return {"unread": unread(file, denoiser, texts), "errors": lines}

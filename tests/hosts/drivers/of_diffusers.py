@@ -42,9 +42,7 @@ def answer(request):
         answering.changed(before, state(parts), request["out"])
     finally:
         found.unload_lora_weights()
-        with torch.no_grad():
-            for name, tensor in state(parts, copied=False).items():
-                tensor.copy_(before[name])
+        answering.restore(before, state(parts, copied=False))
     lines = LOG.taken() + [str(one.message) for one in said if "peft" in str(one.message).lower()]
     return {"version": f"{version('diffusers')}, peft {version('peft')}", "errors": lines}
 

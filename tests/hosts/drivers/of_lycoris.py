@@ -5,11 +5,11 @@ import answering
 answering.folder()
 
 import logging  # noqa: E402
+from functools import cache  # noqa: E402
 from importlib.metadata import version  # noqa: E402
 
 import diffusers  # noqa: E402
 import lycoris  # noqa: E402
-import lycoris.config  # noqa: E402
 import torch  # noqa: E402
 from lycoris.modules import get_module  # noqa: E402
 from safetensors.torch import load_file  # noqa: E402
@@ -34,14 +34,30 @@ class Clip(torch.nn.Module):
         self.text_model = model
 
 
-def answer(request):
-    """Load and merge one file."""
-    pipeline = diffusers.DiffusionPipeline.from_pretrained(
-        request["folder"], torch_dtype=getattr(torch, request["dtype"]), local_files_only=True)
+@cache
+def base(folder, dtype):
+    """The base's networks by name, and their tensors as they are before."""
+    pipeline = diffusers.DiffusionPipeline.from_pretrained(folder, torch_dtype=getattr(torch, dtype),
+                                                           local_files_only=True)
     parts = {name: part for name, part in pipeline.components.items()
              if name in ("unet", "transformer") or name.startswith("text_encoder") and part is not None}
-    before = state(parts)
+    return parts, state(parts)
+
+
+def answer(request):
+    """Load and merge one file, and put everything back."""
+    parts, before = base(request["folder"], request["dtype"])
     LOG.taken()
+    try:
+        unread = merged(request, parts)
+        answering.changed(before, state(parts), request["out"])
+    finally:
+        answering.restore(before, state(parts, copied=False))
+    return {"version": version("lycoris-lora"), "unread": unread, "errors": LOG.taken()}
+
+
+def merged(request, parts):
+    """Merge, and give the keys that were not used."""
     weights, taken = load_file(request["file"]), set()
     for name, part in parts.items():
         prefix = PREFIXES[request["family"]].get(name, "" if name.startswith("text") else "lycoris")
@@ -57,15 +73,13 @@ def answer(request):
             network.merge_to(request["strength"])
         for one in network.loras:
             kind, _ = get_module(weights, one.lora_name)
-            suffixes = lycoris.modules.__dict__.get("MODULE_LIST") and type(one).weight_list
-            taken |= {f"{one.lora_name}.{suffix}" for suffix in suffixes or ()} if kind else set()
-    answering.changed(before, state(parts), request["out"])
-    return {"version": version("lycoris-lora"), "unread": sorted(set(weights) - taken), "errors": LOG.taken()}
+            taken |= {f"{one.lora_name}.{suffix}" for suffix in type(one).weight_list} if kind else set()
+    return sorted(set(weights) - taken)
 
 
-def state(parts):
+def state(parts, copied=True):
     """All tensors by our networks' names."""
-    return {f"{part}.{name}": tensor.detach().clone() for part, found in parts.items()
+    return {f"{part}.{name}": tensor.detach().clone() if copied else tensor for part, found in parts.items()
             for name, tensor in found.state_dict().items()}
 
 

@@ -14,6 +14,7 @@ import transformers  # noqa: E402
 answering.stub("torchvision", "cv2", "imagesize", "toml", "voluptuous", "ftfy", "open_clip", "altair", "easygui")
 
 import logging  # noqa: E402
+from functools import cache  # noqa: E402
 
 import torch  # noqa: E402
 from safetensors.torch import load_file  # noqa: E402
@@ -55,9 +56,9 @@ def fitted(model, tensors):
         sized(module)
     for path, module in reversed(list(model.named_modules())):
         parent, _, last = path.rpartition(".")
-        if path and not module._modules and all(one is None for one in module._parameters.values()):
-            if isinstance(module, (torch.nn.Linear, torch.nn.Conv2d)):
-                del model.get_submodule(parent)._modules[last]
+        is_layer = isinstance(module, (torch.nn.Linear, torch.nn.Conv2d))
+        if is_layer and all(one is None for one in module._parameters.values()):
+            del model.get_submodule(parent)._modules[last]
     buffers = {name for name, _ in model.named_buffers()}
     unknown = {name for name in left if name not in buffers and left[name].dim()}
     assert not unknown, f"sd-scripts' model has no {sorted(unknown)[:5]}"
@@ -100,8 +101,9 @@ def denoiser(family):
         return sd3_models.create_sd3_mmdit(params), lora_sd3
 
 
+@cache
 def model(base, folder, family, dtype):
-    """Denoiser, text encoders and module, fresh: merging is in place."""
+    """Denoiser and text encoders by name, the module for adapters, and all tensors as they are before."""
     tensors = {}
     for name, tensor in load_file(base).items():
         part, _, rest = name.partition(".")
@@ -109,30 +111,39 @@ def model(base, folder, family, dtype):
     network, module = denoiser(family)
     name = next(part for part in tensors if part not in ENCODERS)
     texts = {part: text_encoder(folder, part, tensors[part]) for part in ENCODERS if part in tensors}
-    return {name: fitted(network, tensors[name]), **texts}, module
+    parts = {name: fitted(network, tensors[name]), **texts}
+    return parts, module, state(parts)
 
 
 def answer(request):
-    """Load and merge one file."""
+    """Load and merge one file, and put everything back."""
     dtype, family = vars(torch)[request["dtype"]], request["family"]
-    parts, module = model(request["base"], request["folder"], family, dtype)
-    before = state(parts)
+    parts, module, before = model(request["base"], request["folder"], family, dtype)
     LOG.taken()
+    try:
+        unread = merged(request, parts, module, dtype)
+        answering.changed(before, state(parts), request["out"])
+    finally:
+        answering.restore(before, state(parts, copied=False))
+    return {"unread": unread, "errors": LOG.taken()}
+
+
+def merged(request, parts, module, dtype):
+    """Merge, and give the keys that were not used."""
     encoders = [part for name, part in parts.items() if name in ENCODERS]
     texts = encoders if len(encoders) > 1 else encoders[0]
     denoising = next(part for name, part in parts.items() if name not in ENCODERS)
     network, weights = module.create_network_from_weights(
         request["strength"], request["file"], None, texts, denoising, for_inference=True)
     network.merge_to(texts, denoising, weights, dtype, torch.device("cpu"))
-    answering.changed(before, state(parts), request["out"])
     taken = {f"{one.lora_name}.{key}" for one in network.text_encoder_loras + network.unet_loras
              for key in ("lora_up.weight", "lora_down.weight", "alpha")}
-    return {"unread": sorted(set(weights) - taken), "errors": LOG.taken()}
+    return sorted(set(weights) - taken)
 
 
-def state(parts):
+def state(parts, copied=True):
     """All tensors by our networks' names."""
-    return {f"{part}.{name}": tensor.clone() for part, found in parts.items()
+    return {f"{part}.{name}": tensor.clone() if copied else tensor for part, found in parts.items()
             for name, tensor in found.state_dict().items() if not tensor.is_meta}
 
 
