@@ -4,7 +4,8 @@
 
 `GIMBAL_HOSTS` names a folder with checkouts: ComfyUI, sd-scripts, stable-diffusion-webui, stable-diffusion-webui-forge,
 OneTrainer, each optional, and several versions of a program side by side (`stable-diffusion-webui-1.9.4`). Their code
-is run, never copied. diffusers and LyCORIS are packages and always there.
+is run, never copied. Packages that they need and this Python lacks may lie in its folder `packages` (OneTrainer needs
+`parse`); what has nothing to do with adapter files is stubbed. diffusers and LyCORIS are packages and always there.
 """
 
 import atexit
@@ -57,6 +58,8 @@ DRIVER = {
     "forge, file for ComfyUI": Driver("forge.py", "original", ("stable-diffusion-webui-forge",),
                                       ("backend/patcher/lora.py",), file="comfyui"),
     "sd-scripts": Driver("sd_scripts.py", "kohya", ("sd-scripts",), ("networks/lora.py",), file="kohya"),
+    "onetrainer": Driver("one_trainer.py", "diffusers", ("OneTrainer",), ("modules/module/LoRAModule.py",),
+                         file="kohya"),
     "diffusers": Driver("of_diffusers.py", "diffusers", file="diffusers"),
     "lycoris": Driver("of_lycoris.py", "diffusers", file="lycoris"),
 }
@@ -150,7 +153,7 @@ class Program:
         script = DRIVERS / self.driver.script
         log = (self._place / "log.txt").open("w", encoding="utf-8")
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1", "HF_HUB_OFFLINE": "1"}
-        environment.pop("PYTHONPATH", None)
+        environment["PYTHONPATH"] = str((checkouts() or DRIVERS) / "packages")
         self._process = subprocess.Popen(
             [sys.executable, str(script), str(self.folder or DRIVERS)], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
             stderr=log, text=True, env=environment,

@@ -51,7 +51,7 @@ class Anything:
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
             raise AttributeError(name)
-        return Anything()
+        return type(name, (Anything,), {}) if name[:1].isupper() else Anything()
 
     def __enter__(self) -> Any:
         return self
@@ -137,7 +137,8 @@ def serve(answer: Callable[[dict], dict]) -> None:
             found = answer(json.loads(line))
         except Exception as error:  # whatever the program raises is what the user would see
             traceback.print_exc()
-            found = {"failed": f"{type(error).__name__}: {error}"}
+            because = f" ({error.__cause__})" if error.__cause__ else ""
+            found = {"failed": f"{type(error).__name__}: {error}{because}"}
         channel.write(json.dumps({"version": "", "errors": [], "unread": [], "failed": "", **found}) + "\n")
         channel.flush()
 
