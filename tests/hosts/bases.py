@@ -79,7 +79,7 @@ class Base:
 
     def places(self, name: str) -> dict[str, Place]:
         """Where each adapted layer is in a layout, found by sending numbers of tensors and rows through it."""
-        return _places(self, name)
+        return _places(self.family, name)
 
 
 @cache
@@ -184,7 +184,6 @@ def diffusers(base: Base, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 LAYOUTS = {"original": original, "open_clip": open_clip, "kohya": kohya, "diffusers": diffusers}
 
 
-@cache
 def _numbered(family: str, layout: str) -> dict[str, Tensor]:
     """The layout of tensors in which each row has a number of its own instead of its weights."""
     found = base(family)
@@ -198,8 +197,10 @@ def _numbered(family: str, layout: str) -> dict[str, Tensor]:
     return LAYOUTS[layout](found, numbers)
 
 
-def _places(found: Base, layout: str) -> dict[str, Place]:
-    tensors = {name: tensor for name, tensor in _numbered(found.family, layout).items() if tensor.dim() > 1}
+@cache
+def _places(family: str, layout: str) -> dict[str, Place]:
+    found = base(family)
+    tensors = {name: tensor for name, tensor in _numbered(family, layout).items() if tensor.dim() > 1}
     firsts = {name: tensor.flatten(1)[:, 0].long() for name, tensor in tensors.items()}
     index = {name: number for number, name in enumerate(found.weights)}
     places = {}

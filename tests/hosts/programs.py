@@ -60,6 +60,8 @@ DRIVER = {
     "sd-scripts": Driver("sd_scripts.py", "kohya", ("sd-scripts",), ("networks/lora.py",), file="kohya"),
     "onetrainer": Driver("one_trainer.py", "diffusers", ("OneTrainer",), ("modules/module/LoRAModule.py",),
                          file="kohya"),
+    "onetrainer, file for diffusers": Driver("one_trainer.py", "diffusers", ("OneTrainer",),
+                                             ("modules/module/LoRAModule.py",), file="diffusers"),
     "diffusers": Driver("of_diffusers.py", "diffusers", file="diffusers"),
     "lycoris": Driver("of_lycoris.py", "diffusers", file="lycoris"),
 }

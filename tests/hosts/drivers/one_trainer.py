@@ -119,12 +119,12 @@ def answer(request):
     for part, network in parts.items():
         before |= {f"{part}.{key}": tensor for key, tensor in network.state_dict().items()}
         fusion = found.fusion_groups() if part == "transformer" else None
-        paths = layers(part, network, tensors, fusion)
+        paths, fused = layers(part, network, tensors, fusion)
         if not paths:
             continue
         config.layer_filter_regex = True
         filters = [f"^{re.escape(path)}$" for path in paths]
-        wrapper = LoRAModuleWrapper(network, part, config, filters, fusion_spec=fusion, fuse=fusion is not None)
+        wrapper = LoRAModuleWrapper(network, part, config, filters, fusion_spec=fusion, fuse=fused)
         wrapper.load_state_dict(tensors)
         wrapper.hook_to_module()
         taken |= set(wrapper.state_dict())
@@ -138,15 +138,15 @@ def answer(request):
 
 
 def layers(part, network, tensors, fusion):
-    """The layers of a network that the file has something for, by themselves or in one with others."""
+    """The layers of a network that the file has something for, and whether it has query, key and value as one."""
     found = {path: module for path, module in network.named_modules()
              if isinstance(module, (torch.nn.Linear, torch.nn.Conv2d))}
     there = {key.rpartition(".lora_")[0].removeprefix(f"{part}.") for key in tensors if key.startswith(f"{part}.")}
     there |= {re.sub(r"\.(alpha|dora_scale|(hada|lokr|oft)_.*)$", "", key).removeprefix(f"{part}.") for key in tensors}
     paths = set(found) & there
-    for name, leaves, _ in discover_fused_groups(fusion, found, True) if fusion else ():
-        paths |= set(leaves) if name in there else set()
-    return sorted(paths)
+    groups = discover_fused_groups(fusion, found, True) if fusion else ()
+    together = {leaf for name, leaves, _ in groups if name in there for leaf in leaves}
+    return sorted(paths | together), bool(together)
 
 
 if __name__ == "__main__":
