@@ -136,15 +136,19 @@ def together(said: dict[str, dict[str, Any]]) -> dict[str, Any]:
 
 def written() -> dict[str, str]:
     """The fingerprint of every file that we write, or that there is none."""
-    record = {}
-    for family in bases.MAKE:
-        for label in files.methods():
-            for host in sorted({driver.file for driver in programs.DRIVER.values()}):
-                for dtype in ("float32", "float16"):
-                    file = files.written(family, label, host, dtype)
-                    name = " / ".join((family, label, host, dtype))
-                    record[name] = measuring.fingerprint(str(file.path)) if file.path else "refused"
-    return record
+    return {name: one for family in bases.MAKE for label in files.methods()
+            for name, one in files_of(family, label).items()}
+
+
+def files_of(family: str, label: str) -> dict[str, str]:
+    """The same of one method on one base."""
+    found = {}
+    for host in sorted({driver.file for driver in programs.DRIVER.values()}):
+        for dtype in ("float32", "float16"):
+            file = files.written(family, label, host, dtype)
+            name = " / ".join((family, label, host, dtype))
+            found[name] = measuring.fingerprint(file.path) if file.path else "refused"
+    return found
 
 
 def main() -> int:

@@ -9,19 +9,18 @@ from collections.abc import Iterator
 from typing import Any
 
 from tests import export_matrix
-from tests.export_matrix import table
 from tests.hosts import bases
 from tests.hosts.measuring import EXACT
 from tests.hosts.run import RECORD
 
-START, END = "<!-- measured: python -m tests.hosts.table -->", "<!-- end of what was measured -->"
+HEAD = "## Measured in the real programs"
 TITLES = {
     "comfyui": "ComfyUI", "comfyui_node": "ComfyUI with our node", "a1111": "A1111", "forge": "Forge",
     "forge, file for ComfyUI": "Forge, with the file for ComfyUI", "sd-scripts": "sd-scripts",
     "onetrainer": "OneTrainer", "onetrainer, file for diffusers": "OneTrainer, with the file for diffusers",
     "diffusers": "diffusers", "lycoris": "LyCORIS",
 }
-INTRODUCTION = """## Measured in the real programs
+INTRODUCTION = f"""{HEAD}
 
 Each default file was loaded by the program's own code on a tiny base of each family, and the weights that the program
 then has were compared with the trained ones. Errors are parts of the trained change (Frobenius, whole file / worst
@@ -121,20 +120,18 @@ def section() -> str:
     """All of it."""
     programs = record()["programs"]
     text = INTRODUCTION + versions(programs)
-    text += "\n### Not exact in float32\n\n" + table(["program", "method", "family", "error", "what it says"],
+    text += "\n### Not exact in float32\n\n" + export_matrix.table(["program", "method", "family", "error", "what it says"],
                                                      wrong(programs))
     for name, found in programs.items():
         if "cells" in found:
             head = ["method", "families", *(heading for _, heading in keys(found))]
-            text += f"\n### {title(name, found)}\n\n" + table(head, rows(found))
+            text += f"\n### {title(name, found)}\n\n" + export_matrix.table(head, rows(found))
     return text
 
 
 def page(text: str) -> str:
-    """docs/exports.md with the section of today."""
-    before, _, rest = text.partition(START)
-    _, _, after = rest.partition(END)
-    return f"{before.rstrip()}\n\n{START}\n\n{section()}\n{END}\n{after.lstrip()}"
+    """docs/exports.md with the section of today; it is the last one."""
+    return f"{text.partition(HEAD)[0].rstrip()}\n\n{section()}"
 
 
 def main() -> int:
