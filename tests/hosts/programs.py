@@ -119,6 +119,19 @@ class Program:
         stray = set(moved) - {place.name for place in places.values()}
         return Effect(weights, tuple(sorted(stray)), **about)
 
+    def layers(self, weights: dict[str, Tensor], tensors: dict[str, Tensor], strength: float) -> tuple[
+            dict[str, Tensor], dict[str, str]]:
+        """What the program makes of single layers in float32: the changed weights by name, and what it said of them.
+        For programs whose driver has it: ComfyUI, A1111, Forge, LyCORIS."""
+        base, file, out = (self._place / f"{name}.safetensors" for name in ("layers", "file", "out"))
+        save_file(weights, base)
+        save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, file)
+        said = self._ask({"layers": True, "base": str(base), "file": str(file), "strength": strength, "out": str(out),
+                          "nodes": [str(path) for path in self.driver.nodes]})
+        if said["failed"]:
+            raise RuntimeError(f"{self.name}: {said['failed']}")
+        return load_file(out), said["layers"]
+
     def about(self) -> dict[str, str]:
         """Which version this is, as far as the checkout says."""
         if self.folder is None:
@@ -141,6 +154,14 @@ class Program:
         """Start its process. Raises RuntimeError with its last words."""
         if self._process is None or self._process.poll() is not None:
             self._start()
+
+    def starts(self) -> bool:
+        """Whether it can be run here."""
+        try:
+            self.start()
+        except RuntimeError:
+            return False
+        return True
 
     def _ask(self, request: dict[str, Any]) -> dict[str, Any]:
         self.start()

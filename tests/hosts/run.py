@@ -32,8 +32,12 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--strengths", default=",".join(f"{one:g}" for one in measuring.STRENGTHS))
     parser.add_argument("--dtypes", default=",".join(measuring.DTYPES))
     parser.add_argument("--layers", action="store_true", help="print the error of every layer")
-    parser.add_argument("--write", action="store_true", help="write tests/data/hosts.json")
-    return parser.parse_args()
+    parser.add_argument("--write", action="store_true", help="write tests/data/hosts.json; of the programs in --only")
+    options = parser.parse_args()
+    parts = ("methods", "families", "strengths", "dtypes")
+    if options.write and any(getattr(options, part) != parser.get_default(part) for part in parts):
+        parser.error("--write needs all methods, families, strengths and dtypes: a part of a record is none")
+    return options
 
 
 def chosen(named: str) -> list[str]:

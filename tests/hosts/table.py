@@ -24,8 +24,8 @@ INTRODUCTION = f"""{HEAD}
 
 Each default file was loaded by the program's own code on a tiny base of each family, and the weights that the program
 then has were compared with the trained ones. Errors are parts of the trained change (Frobenius, whole file / worst
-layer), whose size is some per cent of the weight; what is at most 1e-5 in float32 is called exact. In float32 the file's
-factors are float32 too; in 16 bits it is the default file. "rounding" is what rounding the exact weight costs, which no
+layer), whose size is some per cent of the weight; what is at most {EXACT:g} in float32 is called exact. In float32 the
+file's factors are float32 too; in 16 bits it is the default file. "rounding" is what rounding the exact weight costs, which no
 file can avoid. Written from `tests/data/hosts.json`, which `python -m tests.hosts.run --write` measures; a test fails
 when a file that is written today is not the one that was measured.
 
@@ -120,8 +120,8 @@ def section() -> str:
     """All of it."""
     programs = record()["programs"]
     text = INTRODUCTION + versions(programs)
-    text += "\n### Not exact in float32\n\n" + export_matrix.table(["program", "method", "family", "error", "what it says"],
-                                                     wrong(programs))
+    head = ["program", "method", "family", "error", "what it says"]
+    text += "\n### Not exact in float32\n\n" + export_matrix.table(head, wrong(programs))
     for name, found in programs.items():
         if "cells" in found:
             head = ["method", "families", *(heading for _, heading in keys(found))]

@@ -1,4 +1,4 @@
-"""The real programs do what tests/data/hosts.json says: diffusers and LyCORIS always, others where GIMBAL_HOSTS has them.
+"""The real programs do what tests/data/hosts.json says: diffusers and LyCORIS always, others if GIMBAL_HOSTS has them.
 
 A few files of each; `python -m tests.hosts.run` gives them all.
 """
@@ -13,7 +13,7 @@ PACKAGES = [kind for kind, driver in programs.DRIVER.items() if not driver.check
 THERE = [one for kind in programs.DRIVER for one in programs.programs(kind)]
 METHODS = ["LoRA", "DoRA, output axis", "WoRA, input axis", "OFT in blocks", "LoKr"]
 needs_hosts = pytest.mark.skipif(not os.environ.get("GIMBAL_HOSTS"), reason=(
-    "GIMBAL_HOSTS is not set: ComfyUI, A1111, Forge, sd-scripts and OneTrainer are not run (see tests/hosts/programs.py)"
+    "GIMBAL_HOSTS is not set: ComfyUI, A1111, Forge, sd-scripts, OneTrainer are not run (see tests/hosts/programs.py)"
 ))
 
 

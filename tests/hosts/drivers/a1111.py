@@ -28,6 +28,16 @@ FILE, USED = {}, set()
 """The tensors of the file that is being read, and the identities of those that a module has taken."""
 
 
+def read(path):
+    """The file's tensors, remembered."""
+    FILE.clear()
+    FILE.update(load_file(path))
+    return dict(FILE)
+
+
+sd_models.read_state_dict = read
+
+
 class Watched(dict):
     """A layer's tensors, which notes what the extension takes of them."""
 
@@ -37,11 +47,12 @@ class Watched(dict):
         return found
 
     def get(self, key, default=None):
-        return self[key] if key in self else default
+        if key not in self:
+            return default
+        return self[key]
 
 
 sys.path.insert(0, str(FOLDER / "extensions-builtin/Lora"))
-sd_models.read_state_dict = lambda file: FILE.update(load_file(file)) or dict(FILE)
 NOWHERE = tempfile.mkdtemp(prefix="gimbal_a1111_")  # where it looks for files
 shared.cmd_opts = SimpleNamespace(lora_dir=NOWHERE, lyco_dir_backcompat=NOWHERE)
 shared.walk_files = lambda *_, **__: []
@@ -165,7 +176,6 @@ def answer(request):
     before = state(trees)
     networks.assign_network_names_to_compvis_modules(shared.sd_model)
     LOG.taken()
-    FILE.clear()
     USED.clear()
     net = networks.load_network("file", SimpleNamespace(filename=request["file"], name="file"))
     net.te_multiplier = net.unet_multiplier = request["strength"]
@@ -178,6 +188,33 @@ def answer(request):
     answering.changed(before, state(trees), request["out"])
     return {"version": version(), "errors": LOG.taken(),
             "unread": sorted(key for key, tensor in FILE.items() if id(tensor) not in USED)}
+
+
+def layers(request):
+    """Apply a file to single layers by their names: the weights, and what was said of each."""
+    weights, file = load_file(request["base"]), load_file(request["file"])
+    devices.dtype = torch.float32
+    after, said = {}, {}
+    for name, weight in weights.items():
+        module = leaf(name, {"weight": weight})
+        module.network_layer_name = name
+        shared.sd_model = SimpleNamespace(network_layer_mapping={name: module}, is_sdxl=False)
+        sd_models.read_state_dict = lambda _, name=name: {
+            key: tensor for key, tensor in file.items() if key.startswith(f"{name}.")}
+        LOG.taken()
+        networks.loaded_networks.clear()
+        try:
+            net = networks.load_network("file", SimpleNamespace(filename=request["file"], name="file"))
+            net.te_multiplier = net.unet_multiplier = request["strength"]
+            networks.loaded_networks.append(net)
+            networks.network_apply_weights(module)
+            after[name] = module.weight
+        except Exception as error:  # what ends the loading of the file
+            said[name] = f"{type(error).__name__}: {error}"
+        said.setdefault(name, "; ".join(LOG.taken()))
+    sd_models.read_state_dict = read
+    answering.changed(weights, after, request["out"])
+    return {"layers": said}
 
 
 def state(trees):
@@ -194,4 +231,4 @@ def version():
 
 
 if __name__ == "__main__":
-    answering.serve(answer)
+    answering.serve(answer, layers)

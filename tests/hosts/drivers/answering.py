@@ -127,14 +127,16 @@ class Log(logging.Handler):
         return found
 
 
-def serve(answer: Callable[[dict], dict]) -> None:
-    """Answer requests until standard input ends."""
+def serve(answer: Callable[[dict], dict], layers: Callable[[dict], dict] | None = None) -> None:
+    """Answer requests until standard input ends; those with `layers` are about single layers, whose weights are `base`
+    and whose names are those of the file, and are answered with what was said of each (`layers`)."""
     channel = CHANNEL
     channel.write(json.dumps({"ready": True}) + "\n")
     channel.flush()
     for line in sys.stdin:
         try:
-            found = answer(json.loads(line))
+            request = json.loads(line)
+            found = layers(request) if layers and request.get("layers") else answer(request)
         except Exception as error:  # whatever the program raises is what the user would see
             traceback.print_exc()
             because = f" ({error.__cause__})" if error.__cause__ else ""

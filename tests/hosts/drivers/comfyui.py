@@ -155,6 +155,26 @@ def answer(request):
     return {"version": version(), "unread": unread, "errors": errors}
 
 
+def layers(request):
+    """Apply a file to single layers by their names: the weights, and what was said of each."""
+    for number, path in enumerate(request.get("nodes", [])):
+        load_node(Path(path), number)
+    weights, file = load_file(request["base"]), load_file(request["file"])
+    after, said = {}, {}
+    for name, weight in weights.items():
+        LOG.taken()
+        own = {key: tensor for key, tensor in file.items() if key.startswith(f"{name}.")}
+        try:
+            patches = comfy.lora.load_lora(own, {name: f"{name}.weight"})
+            given = [(request["strength"], patch, 1.0, None, None) for patch in patches.values()]
+            after[name] = comfy.lora.calculate_weight(given, weight.clone(), name) if given else weight
+        except Exception as error:  # what stops a picture
+            said[name] = f"{type(error).__name__}: {error}"
+        said.setdefault(name, "; ".join(LOG.taken()))
+    answering.changed(weights, after, request["out"])
+    return {"layers": said}
+
+
 @cache
 def load_node(path, number):
     """Import a custom node as a package of its own."""
@@ -174,4 +194,4 @@ def version():
 
 if __name__ == "__main__":
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    answering.serve(answer)
+    answering.serve(answer, layers)

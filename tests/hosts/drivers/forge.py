@@ -39,6 +39,7 @@ sys.path.insert(0, str(FOLDER / "extensions-builtin/sd_forge_lora"))
 
 import networks  # noqa: E402
 from backend.patcher.base import ModelPatcher  # noqa: E402
+from backend.patcher.lora import merge_lora_to_weight  # noqa: E402
 
 CPU = torch.device("cpu")
 ENCODERS = {
@@ -138,6 +139,21 @@ def answer(request):
     return {"unread": unread(file, denoiser, texts), "errors": lines}
 
 
+def layers(request):
+    """Apply a file to single layers by their names: the weights, and what was said of each."""
+    weights, file = load_file(request["base"]), load_file(request["file"])
+    after, said = {}, {}
+    for name, weight in weights.items():
+        try:
+            patches, _ = networks.load_lora(file, {name: f"{name}.weight"})
+            given = [[request["strength"], patch, 1.0, None, None] for patch in patches.values()]
+            after[name] = merge_lora_to_weight(given, weight.clone(), name) if given else weight
+        except Exception as error:  # what ends the loading of the file
+            said[name] = f"{type(error).__name__}: {error}"
+    answering.changed(weights, after, request["out"])
+    return {"layers": said}
+
+
 def unread(file, denoiser, texts):
     """The keys that neither map of names takes."""
     _, left = networks.load_lora(file, networks.model_lora_keys_unet(denoiser, {}))
@@ -158,4 +174,4 @@ def state(name, family, denoiser, texts):
 
 if __name__ == "__main__":
     os.chdir(FOLDER)
-    answering.serve(answer)
+    answering.serve(answer, layers)

@@ -77,6 +77,29 @@ def merged(request, parts):
     return sorted(set(weights) - taken)
 
 
+def layers(request):
+    """Apply a file to single layers by their names: the weights, and what was said of each."""
+    weights, file = load_file(request["base"]), load_file(request["file"])
+    lycoris.LycorisNetwork.LORA_PREFIX = "lycoris"
+    after, said = {}, {}
+    for name, weight in weights.items():
+        layer = torch.nn.Conv2d(*weight.shape[1::-1], weight.shape[2], padding=weight.shape[2] // 2, bias=False) \
+            if weight.dim() == 4 else torch.nn.Linear(*weight.shape[::-1], bias=False)
+        layer.weight = torch.nn.Parameter(weight.clone(), requires_grad=False)
+        whole = torch.nn.Module()
+        whole.add_module(name.removeprefix("lycoris_"), layer)
+        own = {key: tensor for key, tensor in file.items() if key.startswith(f"{name}.")}
+        try:
+            with torch.no_grad():
+                network, _ = lycoris.create_lycoris_from_weights(1.0, "", whole, own)
+                network.merge_to(request["strength"])
+            after[name] = layer.weight
+        except Exception as error:  # what ends the loading of the file
+            said[name] = f"{type(error).__name__}: {error}"
+    answering.changed(weights, after, request["out"])
+    return {"layers": said}
+
+
 def state(parts, copied=True):
     """All tensors by our networks' names."""
     return {f"{part}.{name}": tensor.detach().clone() if copied else tensor for part, found in parts.items()
@@ -84,4 +107,4 @@ def state(parts, copied=True):
 
 
 if __name__ == "__main__":
-    answering.serve(answer)
+    answering.serve(answer, layers)

@@ -25,7 +25,6 @@ from modules.module.LoRAModule import LoRAModuleWrapper  # noqa: E402
 from modules.util.config.TrainConfig import TrainConfig  # noqa: E402
 from modules.util.enum.ModelType import ModelType, PeftType  # noqa: E402
 from modules.util.ModelNames import ModelNames  # noqa: E402
-from safetensors.torch import load_file  # noqa: E402
 
 assert transformers  # imported before anything is stubbed: it looks for packages itself
 FAMILIES = {
