@@ -138,8 +138,9 @@ def under(name, module):
     return found
 
 
+@cache
 def model(base, family, dtype):
-    """A1111's `shared.sd_model`, fresh: A1111 changes weights in place. And its modules by our networks' names."""
+    """A1111's `shared.sd_model`, its modules by our networks' names, and all tensors as they are before."""
     tensors = {}
     for name, tensor in load_file(base).items():
         part, _, rest = name.partition(".")
@@ -160,11 +161,13 @@ def model(base, family, dtype):
         whole.diffusers_weight_mapping = lambda: SD3Inferencer.diffusers_weight_mapping(deep)
     else:
         whole.cond_stage_model = SimpleNamespace(wrapped=under("transformer", trees["text_encoder"]))
-    return whole, trees
+    shared.sd_model = whole
+    networks.assign_network_names_to_compvis_modules(whole)
+    return whole, trees, state(trees)
 
 
 def answer(request):
-    """Load the file, and apply it to every module as the first forward pass does."""
+    """Load the file, apply it to every module as the first forward pass does, and take it off again."""
     absent = missing(request["family"], request["dtype"])
     if absent:
         return {"version": version(), "absent": absent}
@@ -172,20 +175,25 @@ def answer(request):
     devices.dtype = devices.dtype_unet = dtype
     networks.loaded_networks.clear()
     networks.extra_network_lora.errors.clear()
-    shared.sd_model, trees = model(request["base"], request["family"], dtype)
-    before = state(trees)
-    networks.assign_network_names_to_compvis_modules(shared.sd_model)
+    shared.sd_model, trees, before = model(request["base"], request["family"], dtype)
     LOG.taken()
     USED.clear()
     net = networks.load_network("file", SimpleNamespace(filename=request["file"], name="file"))
     net.te_multiplier = net.unet_multiplier = request["strength"]
     net.dyn_dim = None
     networks.loaded_networks.append(net)
-    for found in trees.values():
-        for module in found.modules():
-            if type(module) in PATCHED or isinstance(module, QKV):
-                networks.network_apply_weights(module)
-    answering.changed(before, state(trees), request["out"])
+    modules = [module for found in trees.values() for module in found.modules()
+               if type(module) in PATCHED or isinstance(module, QKV)]
+    try:
+        for module in modules:
+            networks.network_apply_weights(module)
+        answering.changed(before, state(trees), request["out"])
+    finally:
+        networks.loaded_networks.clear()
+        for module in modules:
+            networks.network_apply_weights(module)  # puts the weights back
+        now = state(trees)
+        assert all(torch.equal(now[name], tensor) for name, tensor in before.items()), "A1111 has not put all back"
     return {"version": version(), "errors": LOG.taken(),
             "unread": sorted(key for key, tensor in FILE.items() if id(tensor) not in USED)}
 
