@@ -132,6 +132,14 @@ class Program:
             raise RuntimeError(f"{self.name}: {said['failed']}")
         return load_file(out), said["layers"]
 
+    def known(self, family: str, shapes: dict[str, list[int]]) -> dict[str, list[int]]:
+        """The names of layers that the program reads in files, for a model of any size, with the layers' shapes; only
+        ComfyUI's driver can tell. `shapes` are those of the model's tensors in the layout of the program."""
+        said = self._ask({"shapes": shapes, "family": family})
+        if said["failed"]:
+            raise RuntimeError(f"{self.name}: {said['failed']}")
+        return said["known"]
+
     def about(self) -> dict[str, str]:
         """Which version this is, as far as the checkout says."""
         if self.folder is None:

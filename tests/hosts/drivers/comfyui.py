@@ -80,22 +80,24 @@ class Clip:
         return self.patcher.add_patches(patches, strength_patch, strength_model)
 
 
-def denoiser(family, tensors):
-    """ComfyUI's own model of the family, in the sizes of the tensors."""
+def denoiser(family, tensors, tiny=True):
+    """ComfyUI's own model of the family, in the sizes of the tensors; with their weights if it is tiny."""
     state = {f"diffusion_model.{name}": tensor for name, tensor in tensors.items()}
     config = comfy.model_detection.detect_unet_config(state, "diffusion_model.")
     dtype = next(iter(tensors.values())).dtype
-    if family == "flux":
+    if family == "flux" and tiny:
         width = config["hidden_size"] // 2
         config |= {"num_heads": 2, "axes_dim": [width - 2 * (width // 4), width // 4, width // 4]}
         config["out_channels"] = len(tensors["final_layer.linear.weight"]) // config["patch_size"] ** 2
-    if family in ("sd15", "sdxl"):
+    if family in ("sd15", "sdxl") and tiny:
         config |= {"num_heads": 1, "num_head_channels": -1}
     chosen = vars(comfy.supported_models)[CLASSES[family]](config)
     chosen.unet_config |= config
     chosen.unet_config["dtype"] = dtype
     chosen.custom_operations = Operations
-    model = chosen.get_model(state, "diffusion_model.", device=CPU)
+    model = chosen.get_model(state, "diffusion_model.", device=CPU if tiny else "meta")
+    if not tiny:
+        return model
     LOG.taken()
     model.load_model_weights(dict(state), "diffusion_model.")
     assert not LOG.lines, LOG.lines
@@ -134,7 +136,9 @@ def patched(patcher, way, dtype):
 
 
 def answer(request):
-    """Load and apply one file."""
+    """Load and apply one file; or, for a request with shapes, the names that a model has."""
+    if "shapes" in request:
+        return names(request)
     found = model(request["base"], request["family"], request["dtype"])
     for number, path in enumerate(request.get("nodes", [])):
         load_node(Path(path), number)
@@ -153,6 +157,31 @@ def answer(request):
     unread = [line.partition("not loaded: ")[2] for line in said if "lora key not loaded" in line]
     errors = [line for line in said if "lora key not loaded" not in line] + LOG.taken()
     return {"version": version(), "unread": unread, "errors": errors}
+
+
+def names(request):
+    """The names that ComfyUI knows for a model of these shapes, each with the shape of what it stands for."""
+    tensors = {}
+    for name, shape in request["shapes"].items():
+        part, _, rest = name.partition(".")
+        tensors.setdefault(part, {})[rest] = torch.empty(shape, device="meta")
+    part = next(one for one in tensors if one in ("unet", "transformer"))
+    model = denoiser(request["family"], tensors[part], tiny=False)
+    context = [tensor.shape[1] for key, tensor in tensors[part].items() if key.endswith("attn2.to_k.weight")]
+    encoders = {"text_encoder": "clip_h"} if context[:1] == [1024] else ENCODERS[request["family"]]
+    texts = Tree({f"{theirs}.transformer.{key}": tensor for ours, theirs in encoders.items()
+                  for key, tensor in tensors.get(ours, {}).items()})
+    found = comfy.lora.model_lora_keys_clip(texts, comfy.lora.model_lora_keys_unet(model, {}))
+    shapes = {key: list(tensor.shape) for one in (model, texts) for key, tensor in one.state_dict().items()}
+    known = {}
+    for name, target in found.items():
+        key, part = (target, None) if isinstance(target, str) else (target[0], target[1])
+        if key in shapes:
+            shape = list(shapes[key])
+            if part is not None:
+                shape[part[0]] = part[2]
+            known[name] = shape
+    return {"known": known}
 
 
 def layers(request):
