@@ -76,7 +76,7 @@ def run(arguments: argparse.Namespace) -> str:
 
 def converted(arguments: argparse.Namespace) -> str:
     """The report on another program's file made from a file."""
-    from modules.export import converting
+    from modules.tools import convert
 
     if arguments.state is not None:
         raise ValueError(f"--state {arguments.state}: {arguments.run} is no run; leave --state out")
@@ -85,8 +85,8 @@ def converted(arguments: argparse.Namespace) -> str:
     if lacking:
         raise ValueError(f"{arguments.run} is a finished adapter file and no run; to write it for another program, "
                          f"give {' and '.join(lacking)}")
-    source = converting.Source(arguments.run, arguments.base, device=arguments.device)
-    return converting.convert(source, converting.options_of(given(arguments)), arguments.out)
+    source = convert.Source(arguments.run, arguments.base, device=arguments.device)
+    return convert.convert(source, convert.options_of(given(arguments)), arguments.out)
 
 
 def is_file_of_others(path: Path) -> bool:
@@ -120,7 +120,7 @@ def given(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def chosen(arguments: argparse.Namespace) -> list[tuple[str, str]]:
     """Those that are given, by dotted name. What the run's preset has for another host or form is unset by them."""
-    from modules.export.converting import DTYPES
+    from modules.tools.convert import DTYPES
 
     values = given(arguments)
     values["dtype"] = DTYPES.get(values["dtype"], values["dtype"])

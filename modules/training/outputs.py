@@ -14,9 +14,9 @@ from modules import objectives
 from modules.adapters.base import seed_of
 from modules.data.pictures import sizes_of
 from modules.disk import write_whole
-from modules.export import native
 from modules.export.export import export
 from modules.export.report import Report
+from modules.files import run_file
 from modules.training import collapse, feed, samples
 from modules.training.beside import beside
 from modules.training.optimizers import averaged
@@ -82,7 +82,7 @@ def save_adapter(session: Session) -> None:
         return
     path = session.run.folder / "adapter.safetensors"
     with averaged(session.optimizer):
-        native.save(path, session.adapted, training_facts(session))
+        run_file.save(path, session.adapted, training_facts(session))
     facts = {"what": "adapter", "path": str(path), "step": session.step, "bytes": path.stat().st_size}
     session.events.write("saved", facts)
 

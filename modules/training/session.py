@@ -23,8 +23,8 @@ from modules.data.cache import LatentCache, TextCache
 from modules.data.captions import whole_caption
 from modules.data.index import Index, Progress
 from modules.disk import write_whole
-from modules.export.metadata import Facts, facts_of
 from modules.families.base import Texts
+from modules.files.facts import Facts, facts_of
 from modules.objectives import Density
 from modules.preset.files import to_json
 from modules.preset.schema import Preset, Training

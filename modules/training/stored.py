@@ -9,8 +9,8 @@ import torch
 from safetensors import safe_open
 
 from modules.adapters.base import Adapted, load_adapter_state
-from modules.export import native
-from modules.export.metadata import Facts
+from modules.files import run_file
+from modules.files.facts import Facts
 from modules.preset.files import resolve
 from modules.preset.schema import Preset
 from modules.training import flat, setup, state
@@ -76,7 +76,7 @@ def loaded(
     ValueError where they are not the preset's."""
     model, layers = setup.load_and_attach(preset, device)
     if isinstance(found, Path):
-        yield model, layers, native.load(found, layers)
+        yield model, layers, run_file.load(found, layers)
         return
     written = found.facts.get("training")
     facts = Facts.from_json(written) if written else Facts(step=found.step)
