@@ -69,7 +69,7 @@ def _sort(placed: Placed, adapted: dict[str, Adapted]) -> Any:
 
 
 def _try(placed: Placed, adapted: dict[str, Adapted]) -> None:
-    """Start adapters on random layers of the same sizes. Raises ValueError as `starting.start` does."""
+    """Start adapters on random layers of the same sizes. Raises ValueError as `start_from.start` does."""
     trial, trials = on_random_layers(placed), {}
     for layer, _ in trial.members:
         config = adapted[layer.name].adapter.config
