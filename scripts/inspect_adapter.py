@@ -40,4 +40,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(script(main))
+    sys.exit(script(main, prints=True))
