@@ -23,6 +23,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
+from modules import tensorfile
 from modules.data.index import Picture, Progress
 from modules.data.names import shown
 from modules.data.pictures import content_key, fit, open_picture
@@ -226,11 +227,7 @@ def read_entry(path: Path, key: str) -> dict[str, Tensor]:
 
 def checksum(key: str, tensors: Mapping[str, Tensor]) -> str:
     """sha256 of an item, hex: its key, and the names, dtypes, shapes and bytes of its tensors."""
-    total = hashlib.sha256(key.encode())
-    for name, tensor in sorted(tensors.items()):
-        total.update(repr((name, str(tensor.dtype), tuple(tensor.shape))).encode())
-        total.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
-    return total.hexdigest()
+    return tensorfile.checksum(sorted(tensors.items()), key)
 
 
 def _make_room(path: Path) -> None:

@@ -21,9 +21,9 @@ from modules.export import stream
 from modules.export.checkpoint import Checkpoint, Target
 from modules.families.parts.files import INDEX
 from modules.families.parts.names import Place
-from modules.tensorfile import DTYPES, Entry, Header
+from modules.tensorfile import CHECKSUM, DTYPES, Entry, Header
 
-HASHES = ("modelspec.hash_sha256", "sshs_model_hash", "sshs_legacy_hash")
+HASHES = ("modelspec.hash_sha256", "sshs_model_hash", "sshs_legacy_hash", CHECKSUM)
 """Metadata that describe the tensors' bytes; not true any more of a merged file."""
 WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".msgpack", ".onnx", ".h5", ".gguf")
 """Ends of the names of files with weights."""

@@ -176,11 +176,22 @@ def run(preset: Preset) -> int:
     if opened is None:
         return refuse([refusal])
     with opened:
-        if opened.finished is None:
+        if opened.finished is opened.again is None:
             return trained(preset, found, opened, accelerator)
         if accelerator.is_main_process:
-            print(f"{preset.name} is already finished: {opened.finished}. Another --name starts a new run.")
+            print(done_before(opened, preset, accelerator.device))
         return DONE
+
+
+def done_before(opened, preset: Preset, device) -> str:
+    """What to say of a run that was done already, once its file is there."""
+    if opened.finished is None:
+        from modules.training.stored import export_again
+
+        return f"Done: {export_again(opened, opened.again, preset, device)}"
+    for note in opened.notes:
+        print(f"warning: {note}", file=sys.stderr)
+    return f"{preset.name} is already finished: {opened.finished}. Another --name starts a new run."
 
 
 def open_together(preset: Preset, found, accelerator):
@@ -190,17 +201,18 @@ def open_together(preset: Preset, found, accelerator):
     from modules.training.resuming import refuse_changed
     from modules.training.run import join_run, open_run
 
-    folder, opened, outcome = Path(preset.saving.folder), None, ["", None]
+    folder, opened, outcome = Path(preset.saving.folder), None, ["", None, None]
     if accelerator.is_main_process:
         try:
             opened = open_run(folder, preset, preset.name, found.steps)
-            outcome[1] = opened.finished
-            if opened.finished is None:
+            outcome[1:] = [opened.finished, opened.again]
+            if opened.finished is opened.again is None:
                 refuse_changed(opened, preset, found.pictures)
         except ValueError as error:
             outcome[0] = str(error)
         except OSError as error:
-            outcome[0] = f"saving.folder {folder}: cannot be written ({error}); give another one with --saving.folder"
+            outcome[0] = (f"saving.folder {folder}: {sentence(error)}; make it writable, or give another folder with "
+                          "--saving.folder")
     broadcast_object_list(outcome)
     if outcome[0]:
         if opened is not None:
@@ -208,7 +220,7 @@ def open_together(preset: Preset, found, accelerator):
         return None, outcome[0]
     if opened is None:
         opened = join_run(folder, preset.name)
-        opened.finished = outcome[1]
+        opened.finished, opened.again = outcome[1:]
     return opened, ""
 
 
