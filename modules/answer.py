@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from modules import screen
+from modules.printable import LONGEST, short
 
 FAILED, REFUSED, STOPPED, UNREAD = 1, 2, 130, 141
 """Exit codes: an error of ours, bad input, Ctrl-C, and, as shells have it, the reader of the output has gone."""
@@ -91,4 +92,4 @@ def _tell(text: str) -> None:
     """Say why the script ends."""
     if os.environ.get(DEBUG) and sys.exc_info()[1] is not None:
         traceback.print_exc()
-    print(text, file=sys.stderr, flush=True)
+    print(short(text, LONGEST), file=sys.stderr, flush=True)

@@ -13,6 +13,9 @@ UNSEEN = (
 )
 """Characters, as a range of a regular expression. Not among them: those that join and part letters in words."""
 
+LONGEST = 4000
+"""Characters of a sentence on the screen, all that it lists taken together."""
+
 IN_LINE = re.compile(f"[{UNSEEN}]")
 IN_TEXT = re.compile(f"(?![\n\t])[{UNSEEN}]")
 
@@ -25,6 +28,14 @@ def shown(text: str) -> str:
 def printed(text: str) -> str:
     """A text of several lines: as `shown`, but for its own line ends and tabs."""
     return IN_TEXT.sub(_escape, text)
+
+
+def short(text: str, most: int = 200) -> str:
+    """A text whose length others decide, as a sentence may have it: its begin and its end, of about `most` characters,
+    and how many it has."""
+    if len(text) <= most:
+        return text
+    return f"{text[: 2 * most // 3]} [... {len(text):,} characters ...] {text[-(most // 3) :]}"
 
 
 def _escape(found: re.Match[str]) -> str:

@@ -18,6 +18,7 @@ from modules.preset import files
 from modules.preset.cli import options_help, parse_overrides
 from modules.preset.problems import PresetProblems
 from modules.preset.schema import Preset
+from modules.printable import LONGEST, short
 from modules.training import stopping
 from modules.training.processes import PARTING, companions, farewell, is_main_process, missing_processes
 from modules.training.reasons import sentence
@@ -99,14 +100,14 @@ def refuse(problems: Sequence[str], as_json: bool = False) -> int:
         return REFUSED
     print("Nothing was started, because:", file=sys.stderr)
     for problem in problems:
-        print("  - " + problem.replace("\n", "\n    "), file=sys.stderr)
+        print("  - " + short(problem, LONGEST).replace("\n", "\n    "), file=sys.stderr)
     return REFUSED
 
 
 def say_notes(notes: Sequence[str]) -> None:
     """What is worth knowing, but keeps nothing from working."""
     for note in notes if is_main_process() else ():
-        print(f"note: {note}", file=sys.stderr)
+        print(f"note: {short(note, LONGEST)}", file=sys.stderr)
 
 
 def quiet_libraries() -> None:
@@ -315,7 +316,8 @@ def say_outcome(end: End, folder: Path) -> None:
     none = "needs a whole training state" if any_left else "starts anew, since there is no state yet"
     again = f"goes on from {state}" if state else none
     if end.outcome == "failed":
-        print(f"Failed: {end.reason}\n{folder / 'log.txt'} says where. The same command {again}.", file=sys.stderr)
+        where = f"{folder / 'log.txt'} says where. " if (folder / "log.txt").exists() else ""
+        print(f"Failed: {end.reason}\n{where}The same command {again}.", file=sys.stderr)
         return
     file = f"\nA LoRA of this state: python scripts/export.py {shlex.quote(str(folder))}" if state else ""
     print(f"Stopped. The same command {again}.{file}", file=sys.stderr)

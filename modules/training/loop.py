@@ -56,6 +56,7 @@ def train(session: Session) -> bool:
     stopped = False
     with bar, stopping.deferred(main):
         while session.step < session.steps and not stopped:
+            session.check_folder()
             schedules.apply(session.optimizer, schedules.factor(preset.training, session.steps, session.step))
             loss, norm, requests = take_step(session, progress)
             session.step += 1

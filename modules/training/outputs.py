@@ -19,6 +19,7 @@ from modules.export.export import export
 from modules.export.report import Report
 from modules.training import collapse, feed, samples
 from modules.training.beside import beside
+from modules.training.ended import ADAPTER
 from modules.training.optimizers import averaged
 from modules.training.session import Session, sample_prompts, training_facts, validation_captions
 
@@ -80,7 +81,8 @@ def save_adapter(session: Session) -> None:
     check_parameters(session)
     if not session.accelerator.is_main_process:
         return
-    path = session.run.folder / "adapter.safetensors"
+    session.check_folder()
+    path = session.run.folder / ADAPTER
     with averaged(session.optimizer):
         native.save(path, session.adapted, training_facts(session))
     facts = {"what": "adapter", "path": str(path), "step": session.step, "bytes": path.stat().st_size}
@@ -102,6 +104,7 @@ def export_now(session: Session, name: str) -> Path | None:
     check_parameters(session)
     if not session.takes_part:
         return None
+    session.check_folder()
     with place_of_files(session) as folder, averaged(session.optimizer):
         path = folder / f"{name}.safetensors"
         result = export(session.model, session.adapted, session.preset, training_facts(session), path)

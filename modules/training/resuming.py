@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from modules.adapters.base import check_adapter_state, load_adapter_state
 from modules.preset.schema import Preset
+from modules.printable import LONGEST, short
 from modules.training import ended, fingerprints, gradient_start, run, schedules, state
 from modules.training.events import Events
 from modules.training.fingerprints import Changes, Made
@@ -27,7 +28,7 @@ def warn(events: Events, message: str) -> None:
     """Say something on the screen and in the events: the run goes on, but not quite as it would have."""
     events.write("warning", {"message": message, "detail": ""})
     if events.main:
-        tqdm.write(f"warning: {message}", file=sys.stderr)
+        tqdm.write(f"warning: {short(message, LONGEST)}", file=sys.stderr)
 
 
 def resume(session: "Session") -> None:

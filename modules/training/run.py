@@ -1,5 +1,6 @@
 """The run folder: a run's identity. The same command opens the same folder and goes on there."""
 
+import errno
 import json
 import os
 import platform
@@ -17,6 +18,7 @@ from filelock import FileLock, Timeout
 from modules.disk import PARTIAL, check_writable, make_folder, write_whole, writer_lives
 from modules.preset.files import differences, read, write
 from modules.preset.schema import Preset
+from modules.printable import short
 from modules.training import ended, state
 
 REQUESTS = ("stop", "save", "sample")
@@ -92,6 +94,17 @@ class Run:
         if asked:
             state.remove(path)  # a folder, too: nobody can have meant anything else
         return asked
+
+    def check_there(self) -> None:
+        """Raise FileNotFoundError where the folder was deleted since it was opened. Whatever is written there then
+        would be in a new folder that has nothing of the run."""
+        try:
+            (self.folder / "preset.json").stat()
+        except (FileNotFoundError, NotADirectoryError) as error:
+            said = "was deleted or moved away while it was trained there, so the training has ended"
+            raise FileNotFoundError(errno.ENOENT, said, str(self.folder)) from error
+        except OSError:  # a disk that does not answer now: the next one who writes there says so
+            return
 
     def close(self) -> None:
         """Let other processes have the folder."""
@@ -337,4 +350,4 @@ def _version(package: str) -> str | None:
 
 
 def _shown(value: Any) -> str:
-    return value if value == "(absent)" else json.dumps(value, ensure_ascii=False)
+    return value if value == "(absent)" else short(json.dumps(value, ensure_ascii=False))

@@ -134,6 +134,11 @@ class Session:
             return self.model.encode_texts(captions)
         return {name: value.to(self.accelerator.device) for name, value in self.texts.get(captions).items()}
 
+    def check_folder(self) -> None:
+        """Raise FileNotFoundError where the run folder was deleted meanwhile; in the process that writes there."""
+        if self.run.is_ours:
+            self.run.check_there()
+
     def adapter_state(self) -> dict[str, Tensor]:
         """Parameters and buffers of all adapters by full layer name."""
         return adapter_state(self.adapted)
@@ -339,6 +344,7 @@ def save(session: Session) -> None:
     state.check_finite(values, session.optimizer, session.step)
     if not session.accelerator.is_main_process:
         return
+    session.check_folder()
     facts = {
         "baseline": session.baseline,
         "average": session.average,
