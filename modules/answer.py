@@ -10,6 +10,7 @@ from pathlib import Path
 
 from modules import screen
 from modules.printable import LONGEST, short
+from modules.reasons import first_line, sentence
 
 FAILED, REFUSED, STOPPED, UNREAD = 1, 2, 130, 141
 """Exit codes: an error of ours, bad input, Ctrl-C, and, as shells have it, the reader of the output has gone."""
@@ -47,7 +48,8 @@ def guarded(main: Callable[[], int | None]) -> int:
         return FAILED
     except Exception as error:  # noqa: BLE001  nobody is above to handle it; said, and traced where that is asked for
         again = "" if os.environ.get(DEBUG) else f" With {DEBUG}=1 in the environment the same command says where."
-        _tell(f"This is an error in Gimbal, not in your input: {type(error).__name__}: {first_line(error)}.{again}")
+        said = first_line(error).rstrip(". ")
+        _tell(f"This is an error in Gimbal, not in your input: {type(error).__name__}: {said}.{again}")
         return FAILED
 
 
@@ -62,21 +64,9 @@ def answer(run: Callable[[Namespace], str], arguments: Namespace) -> int:
     return 0
 
 
-def sentence(error: ValueError | OSError) -> str:
-    """What an expected error says. The system's own errors with the file first, as all sentences have it."""
-    if isinstance(error, OSError) and error.filename is not None and error.strerror:
-        return f"{error.filename}: {error.strerror}"
-    return str(error) or type(error).__name__
-
-
 def reason(error: Exception) -> str:
     """What the system says of an error, without numbers and names."""
     return error.strerror if isinstance(error, OSError) and error.strerror else first_line(error)
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of what an error says, or its kind where it says nothing."""
-    return next(iter(str(error).strip().splitlines()), "").rstrip(". ") or type(error).__name__
 
 
 def put(page: Path, text: str, begin: str, end: str) -> None:

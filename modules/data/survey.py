@@ -104,7 +104,7 @@ def survey(options: Data, which: str, bucket_step: int) -> Survey:
     paths = [file for file in files if file.suffix.lower() in SUFFIXES]
     captions = _captions(options, paths, files, found)
     repeats = _repeats(paths, found)
-    others = [f for f in files if f.suffix.lower() not in SUFFIXES and not _is_text(f)]
+    others = [f for f in files if f.suffix.lower() not in (*SUFFIXES, ".txt") and f.name != METADATA]
     found.note(others, f"files of other kinds are not read; pictures are {' '.join(SUFFIXES)}")
     found.items = [
         Item(path, found.names[path], found.roots[path].given, captions[path], repeats[path]) for path in paths
@@ -224,7 +224,7 @@ def _list_files(root: Root, found: Survey) -> list[Path]:
                 hidden.append(entry)
             elif not isinstance(there, OSError) and stat.S_ISDIR(there.st_mode):
                 folders.append(entry)
-            elif isinstance(there, OSError) or stat.S_ISREG(there.st_mode) or _is_text(entry):
+            elif isinstance(there, OSError) or stat.S_ISREG(there.st_mode) or entry.suffix.lower() == ".txt":
                 files.append(entry)  # a link to nowhere, or a pipe for a caption: told of when opened
             else:
                 devices.append(entry)
@@ -232,11 +232,6 @@ def _list_files(root: Root, found: Survey) -> list[Path]:
     found.note(sorted(hidden), "hidden files and folders are not read")
     found.note(sorted(devices), "pipes, sockets and devices are not read")
     return sorted(files, key=found.names.__getitem__)
-
-
-def _is_text(path: Path) -> bool:
-    """Whether a file of this name has captions."""
-    return path.suffix.lower() == ".txt" or path.name == METADATA
 
 
 def _entries(folder: Path, seen: set[tuple[int, int]], found: Survey) -> list[Path]:

@@ -19,9 +19,9 @@ from modules.preset.cli import options_help, parse_overrides
 from modules.preset.problems import PresetProblems
 from modules.preset.schema import Preset
 from modules.printable import LONGEST, short
+from modules.reasons import sentence
 from modules.training import stopping
 from modules.training.processes import PARTING, companions, farewell, is_main_process, missing_processes
-from modules.training.reasons import sentence
 
 DONE, FAILED, REFUSED, STOPPED = 0, 1, stopping.REFUSED, stopping.STOPPED
 

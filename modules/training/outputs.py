@@ -77,8 +77,8 @@ def write_samples(session: Session, pictures: Sequence[Image], prompts: Sequence
 
 
 def save_adapter(session: Session) -> None:
-    """`adapter.safetensors`: the adapters as they are, for exporting again later. Raises as `check_parameters` does."""
-    check_parameters(session)
+    """`adapter.safetensors`: the adapters as they are, for exporting again later. Raises as `Session.check_finite` does."""
+    session.check_finite()
     if not session.accelerator.is_main_process:
         return
     session.check_folder()
@@ -100,8 +100,8 @@ def place_of_files(session: Session) -> Iterator[Path]:
 
 
 def export_now(session: Session, name: str) -> Path | None:
-    """Write the file for other programs, checked against the host's arithmetic. Raises as `check_parameters` does."""
-    check_parameters(session)
+    """Write the file for other programs, checked against the host's arithmetic. Raises as `Session.check_finite` does."""
+    session.check_finite()
     if not session.takes_part:
         return None
     session.check_folder()
@@ -121,21 +121,3 @@ def say_report(session: Session, result: Report, path: Path) -> None:
     errors = path.with_suffix(".errors.tsv")
     write_whole(errors, result.table())
     tqdm.write(f"{result.text()}\n  every layer's error: {errors}")
-
-
-def check_parameters(session: Session) -> None:
-    """Raise FloatingPointError where an accepted step has left non-finite numbers: no file may hold them."""
-    broken = [name for name, tensor in session.adapter_state().items() if not tensor.isfinite().all()]
-    if broken:
-        raise FloatingPointError(non_finite(session, broken))
-
-
-def non_finite(session: Session, names: Sequence[str]) -> str:
-    """What to say of adapter tensors with non-finite numbers, and what to do."""
-    training = session.preset.training
-    float16 = ", or training.precision bfloat16 or float32" if training.precision == "float16" else ""
-    return (
-        f"The adapter has non-finite numbers after step {session.step} ({len(names)} tensors, such as {names[0]}); "
-        f"nothing is written from it and the last saved state is kept. Try training.learning_rate "
-        f"{training.learning_rate / 10:g} in place of {training.learning_rate:g}{float16}, under another --name."
-    )

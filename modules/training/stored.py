@@ -23,6 +23,7 @@ from modules.training.optimizers import averaged
 from modules.training.run import Run
 from modules.training.state import State
 
+
 def source(folder: Path, step: int | None) -> tuple[Path | State, list[str]]:
     """What the last adapters of the run in `folder` are read from, or those of `step`; and about newer ones that cannot
     be read, in sentences. Raises ValueError where there is nothing."""

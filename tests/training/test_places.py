@@ -7,6 +7,7 @@ import shutil
 import pytest
 import torch
 
+from modules.answer import sentence
 from modules.disk import whole
 from modules.export import files
 from modules.printable import LONGEST, short
@@ -120,7 +121,7 @@ def test_a_caption_that_is_a_pipe_is_called_one(place: Place, tmp_path, capsys):
     os.mkfifo(pictures / "0.txt")
     assert place.train("a", **SHORT, data={"resolution": 16, "folders": str(pictures)}) == 2
     said = capsys.readouterr().err
-    assert "0.txt: is a pipe" in said and "without a caption" not in said
+    assert "0.txt: is no file but a pipe" in said and "without a caption" not in said
 
 
 def exported(monkeypatch, *words: object) -> int:
@@ -153,7 +154,7 @@ def test_a_folder_that_cannot_be_written_is_named_as_it_was_given(tmp_path):
 
     with read_only(folder), pytest.raises(OSError) as error, whole(folder / "x.safetensors") as partial:
         files.save({"x": torch.ones(2)}, partial, {})
-    said = str(error.value)
-    assert "x.safetensors cannot be written" in said and "give a file" in said and "partial" not in said
+    said = sentence(error.value)
+    assert said.startswith(f"{folder / 'x.safetensors'}") and "cannot be written (" in said and "give a file" in said and "partial" not in said
     with pytest.raises(IsADirectoryError, match="give the name of a file"), whole(folder):
         pass
