@@ -20,8 +20,8 @@ DEBUG = "GIMBAL_DEBUG"
 
 
 def script(main: Callable[[], int | None], prints: bool = False) -> int:
-    """Run a script's `main`; its exit code. What it prints cannot steer the terminal, and a screen that does not take it
-    ends nothing; see `guarded` for errors. `prints`: what is printed is the result, and without it the script has
+    """Run a script's `main`; its exit code. What it prints cannot steer the terminal, and a screen that does not take
+    it ends nothing; see `guarded` for errors. `prints`: what is printed is the result, and without it the script has
     failed."""
     out = screen.begin()
     code = guarded(main)

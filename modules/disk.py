@@ -48,11 +48,12 @@ def whole(path: Path, flush: bool = True) -> Iterator[Path]:
     Without `flush` a killed process still leaves one of them, but a power cut may leave anything: for files whose
     readers tell by a checksum, and which can be made again. Flushing takes about 10 ms a file, on turning disks more.
 
-    Raises DiskFull where there is no room, OSError with a sentence about `path` where it cannot be written, and whatever
-    else the writer raises; what it wrote is removed at once.
+    Raises DiskFull where there is no room, OSError with a sentence about `path` where it cannot be written, and
+    whatever else the writer raises; what it wrote is removed at once.
     """
     if path.is_dir():
-        raise IsADirectoryError(errno.EISDIR, "is a folder; give the name of a file, or move the folder away", str(path))
+        said = "is a folder; give the name of a file, or move the folder away"
+        raise IsADirectoryError(errno.EISDIR, said, str(path))
     writer = f"{MACHINE}-{os.getpid()}-{own_start(os.getpid())}-{uuid.uuid4().hex[:8]}"
     partial = path.with_name(f"{path.name}.{writer}{PARTIAL}")
     try:

@@ -218,7 +218,8 @@ def _examine_pictures(preset: Preset, found: Findings) -> None:
         captions = sorted({whole_caption(preset.data, picture.caption) for picture in pictures})
         long = [caption for caption in captions if found.model.cut_off(caption)]
         if long:
-            found.notes.append(f"{len(long)} captions are longer than the text encoder reads and are cut: {short(long[0])!r}")
+            first = short(long[0])
+            found.notes.append(f"{len(long)} captions are longer than the text encoder reads and are cut: {first!r}")
 
 
 def _too_large(preset: Preset, index: Index | None, longest: int | None) -> list[str]:

@@ -1,4 +1,4 @@
-"""Whether the run in a folder is done, whether what it has written is whole, and whether it may go on to another length."""
+"""Whether the run in a folder is done and what it has written is whole; whether it may go on to another length."""
 
 from dataclasses import dataclass
 from pathlib import Path

@@ -77,7 +77,7 @@ def write_samples(session: Session, pictures: Sequence[Image], prompts: Sequence
 
 
 def save_adapter(session: Session) -> None:
-    """`adapter.safetensors`: the adapters as they are, for exporting again later. Raises as `Session.check_finite` does."""
+    """`adapter.safetensors`: the adapters as they are, for exporting again later. Raises as `Session.check_finite`."""
     session.check_finite()
     if not session.accelerator.is_main_process:
         return
@@ -100,7 +100,7 @@ def place_of_files(session: Session) -> Iterator[Path]:
 
 
 def export_now(session: Session, name: str) -> Path | None:
-    """Write the file for other programs, checked against the host's arithmetic. Raises as `Session.check_finite` does."""
+    """Write the file for other programs, checked against the host's arithmetic. Raises as `Session.check_finite`."""
     session.check_finite()
     if not session.takes_part:
         return None
