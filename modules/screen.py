@@ -91,6 +91,10 @@ def begin() -> Screen:
     """Replace stdout and stderr; stdout. Call once, first of all."""
     for number in (0, 1, 2):
         open_if_closed(number)
+    is_program = sys.stdout is sys.__stdout__ and sys.stderr is sys.__stderr__
+    if not is_program:  # this runs within another program, which goes on with its streams
+        sys.stdout, sys.stderr = out, _ = within(sys.stdout), within(sys.stderr)
+        return out
     sys.stdout = sys.__stdout__ = out = screen(sys.stdout, 1)
     sys.stderr = sys.__stderr__ = screen(sys.stderr, 2)
     threading.excepthook = sys.unraisablehook = unseen
@@ -117,6 +121,11 @@ def screen(stream: TextIO | None, number: int) -> Screen:
     buffer: Any = stream.detach()  # or `stream` would close its parts when it goes away
     raw = Dropping(buffer if isinstance(buffer, io.RawIOBase) else buffer.detach())  # raw with `python -u`
     return Screen(raw, encoding, by_line)
+
+
+def within(stream: Any) -> Screen:
+    """A screen that writes into `stream`, which stays as it is."""
+    return Screen(Dropping(stream.buffer), stream.encoding, line_buffering=True)
 
 
 def unseen(failure: Any) -> None:
