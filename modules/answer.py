@@ -23,8 +23,15 @@ def script(main: Callable[[], int | None], prints: bool = False) -> int:
     """Run a script's `main`; its exit code. What it prints cannot steer the terminal, and a screen that does not take
     it ends nothing; see `guarded` for errors. `prints`: what is printed is the result, and without it the script has
     failed."""
+    before = sys.stdout, sys.stderr
     out = screen.begin()
-    code = guarded(main)
+    try:
+        code = guarded(main)
+    finally:
+        out.flush()
+        if sys.__stdout__ is not out:  # within another program
+            sys.stderr.flush()
+            sys.stdout, sys.stderr = before
     if out.error is None:
         return code
     if isinstance(out.error, BrokenPipeError):  # as in `... | head`: there is nobody to tell
