@@ -55,7 +55,8 @@ def run(arguments: argparse.Namespace) -> str:
 
     quiet_libraries()
     if arguments.out is not None and os.path.lexists(arguments.out):
-        raise ValueError(f"--out {arguments.out}: exists already; give another name, or delete it first")
+        how = "is a folder; give a file in it" if arguments.out.is_dir() else "exists already; delete it first"
+        raise ValueError(f"--out {arguments.out}: {how}, or give another name")
     if is_file_of_others(arguments.run):
         return converted(arguments)
     if arguments.base:
@@ -76,6 +77,7 @@ def run(arguments: argparse.Namespace) -> str:
 
 def converted(arguments: argparse.Namespace) -> str:
     """The report on another program's file made from a file."""
+    from modules.tensorfile import read_header
     from modules.tools import convert
 
     if arguments.state is not None:
@@ -83,6 +85,7 @@ def converted(arguments: argparse.Namespace) -> str:
     lacking = [f"--{name}, {what}" for name, what in (
         ("base", "the model it was trained on"), ("host", "the program to write for")) if not vars(arguments)[name]]
     if lacking:
+        read_header(arguments.run)  # a file of another kind is told what it is, not what else to give
         raise ValueError(f"{arguments.run} is a finished adapter file and no run; to write it for another program, "
                          f"give {' and '.join(lacking)}")
     source = convert.Source(arguments.run, arguments.base, device=arguments.device)

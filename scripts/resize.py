@@ -39,6 +39,7 @@ def main() -> int:
 
 def run(arguments: argparse.Namespace) -> str:
     """Resize and return the table."""
+    from modules import disk
     from modules.export import metadata
     from modules.files import opening
     from modules.tools import resize
@@ -50,13 +51,12 @@ def run(arguments: argparse.Namespace) -> str:
     if out.exists() and out.samefile(path):
         raise ValueError(f"--out {out} is the file itself; give another name")
     found = resize.resized(file, choose)
-    partial = out.with_name(f"{out.stem}.partial.safetensors")
     out.parent.mkdir(parents=True, exist_ok=True)
-    if "sshs_model_hash" in found.metadata:  # kohya's hashes are those of a file with ss_ keys alone
-        opening.save(found.tensors, partial, {k: v for k, v in found.metadata.items() if k.startswith("ss_")})
-        found.metadata |= metadata.file_hashes(partial)
-    opening.save(found.tensors, partial, found.metadata or None)
-    partial.replace(out)
+    with disk.whole(out) as partial:
+        if "sshs_model_hash" in found.metadata:
+            opening.save_for_hashes(found.tensors, partial, found.metadata)
+            found.metadata |= metadata.file_hashes(partial)
+        opening.save(found.tensors, partial, found.metadata)
     return table(path, out, found)
 
 

@@ -134,4 +134,4 @@ def name_notes(host: str, found: Any) -> list[str]:
 
 
 if __name__ == "__main__":
-    sys.exit(script(main))
+    sys.exit(script(main, prints=True))

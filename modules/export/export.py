@@ -68,7 +68,7 @@ def write(
         report.notes += _notes(changes, options, report)
         told = about(Written(report, _form(tensors, hosts.load(options.host).NAMES)))
         flat = {spelling[name] + suffix: t for name, found in tensors.items() for suffix, t in found.items()}
-        opening.save(flat, partial, {key: value for key, value in told.items() if key.startswith("ss_")})
+        opening.save_for_hashes(flat, partial, told)
         try:
             _check(changes, spelling, options, partial, report)
         except ValueError as error:

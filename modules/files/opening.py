@@ -5,11 +5,9 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-from safetensors import SafetensorError
-from safetensors.torch import save_file
 from torch import Tensor
 
-from modules import documents
+from modules import documents, tensorfile
 from modules.files.writer import PEFT_OPTIONS
 from modules.tensorfile import A_PICKLE, PICKLES, opened
 
@@ -54,19 +52,21 @@ def read(path: Path) -> AdapterFile:
     if not tensors:
         raise ValueError(f"{path} holds no tensors; it is no adapter file")
     for key, tensor in tensors.items():
-        if tensor.is_floating_point() and not _wide(tensor).isfinite().all():
+        if not tensorfile.is_finite(tensor):
             raise ValueError(f"{path}: {key} has values that are not finite numbers; the training that wrote the file "
                              "has diverged, so take an earlier save")
     return AdapterFile(path, metadata, tensors, _config(path, metadata))
 
 
 def save(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str] | None) -> None:
-    """Write a file. Raises OSError with a sentence, and leaves nothing, where the disk does not take it."""
-    try:
-        save_file(tensors, path, metadata)
-    except SafetensorError as error:
-        path.unlink(missing_ok=True)
-        raise OSError(f"{path} cannot be written ({_first_line(error)})") from error
+    """Write a file, with a checksum of these tensors. Raises OSError with a sentence, and leaves nothing, where the
+    disk does not take it."""
+    tensorfile.save(tensors, path, metadata)
+
+
+def save_for_hashes(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str]) -> None:
+    """Write the file that kohya's hashes are made of, with the keys `ss_*` of `metadata` alone; raises as `save`."""
+    tensorfile.write(tensors, path, {key: value for key, value in metadata.items() if key.startswith("ss_")})
 
 
 def _check_bytes(path: Path) -> None:
@@ -107,11 +107,6 @@ def _config(path: Path, metadata: dict[str, str]) -> dict[str, Any]:
         place = f"{path}: {PEFT_OPTIONS}"
         return documents.as_object(documents.parse_json(metadata[PEFT_OPTIONS], place), place)
     return {}
-
-
-def _wide(tensor: Tensor) -> Tensor:
-    """In a number format that can be asked whether it is finite."""
-    return tensor.float() if tensor.dtype.itemsize == 1 else tensor
 
 
 def _first_line(error: Exception) -> str:

@@ -2,29 +2,29 @@
 
 from pathlib import Path
 
-from safetensors.torch import save_file
-
+from modules import tensorfile
 from modules.adapters.base import Adapted, adapter_state, load_adapter_state
 from modules.disk import whole
 from modules.files.facts import Facts
-from modules.tensorfile import opened
 
 
 def save(path: Path, layers: dict[str, Adapted], facts: Facts) -> None:
-    """Write all adapters' state, `<full layer name>.<tensor>`, with the run's facts in the metadata.
+    """Write all adapters' state, `<full layer name>.<tensor>`, with the run's facts and a checksum in the metadata.
 
     Raises DiskFull as `whole` does.
     """
     with whole(path) as partial:
-        save_file(adapter_state(layers), partial, {"facts": facts.json()})
+        tensorfile.save(adapter_state(layers), partial, {"facts": facts.json()})
 
 
 def load(path: Path, layers: dict[str, Adapted]) -> Facts:
     """Set all adapters from a file of `save`; the facts of its run.
 
-    Raises ValueError if a tensor is missing, extra or misshapen: the file belongs to another preset.
+    Raises ValueError if the file is damaged, or if a tensor is missing, extra or misshapen: it belongs to another
+    preset then.
     """
-    with opened(path) as file:
+    tensorfile.check_content(path)
+    with tensorfile.opened(path) as file:
         tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a dict
         written = (file.metadata() or {}).get("facts")
     try:

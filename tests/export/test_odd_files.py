@@ -109,7 +109,7 @@ def test_a_full_disk_is_a_sentence_and_leaves_nothing(tmp_path, monkeypatch):
         Path(path).write_bytes(b"half")
         raise SafetensorError("I/O error: No space left on device")
 
-    monkeypatch.setattr(opening, "save_file", full)
+    monkeypatch.setattr(tensorfile, "save_file", full)
     with pytest.raises(OSError, match=r"a.safetensors cannot be written \(I/O error: No space left"):
         opening.save({}, tmp_path / "a.safetensors", None)
     assert not list(tmp_path.iterdir())

@@ -19,11 +19,11 @@ from torch import Tensor
 from modules.documents import as_object, read_object
 from modules.families.parts.files import INDEX
 from modules.families.parts.names import Place
-from modules.tensorfile import DTYPES, Entry, Header
+from modules.tensorfile import CHECKSUM, DTYPES, Entry, Header
 from modules.tools.merge import stream
 from modules.tools.merge.checkpoint import Checkpoint, Target
 
-HASHES = ("modelspec.hash_sha256", "sshs_model_hash", "sshs_legacy_hash")
+HASHES = ("modelspec.hash_sha256", "sshs_model_hash", "sshs_legacy_hash", CHECKSUM)
 """Metadata that describe the tensors' bytes; not true any more of a merged file."""
 WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".msgpack", ".onnx", ".h5", ".gguf")
 """Ends of the names of files with weights."""

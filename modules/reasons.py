@@ -5,7 +5,7 @@ from pathlib import Path
 
 from modules.disk import DiskFull, full_sentence, is_full
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[1]
 
 
 def sentence(error: BaseException, folder: Path | None = None) -> str:
@@ -21,7 +21,7 @@ def sentence(error: BaseException, folder: Path | None = None) -> str:
     if isinstance(error, OSError) and error.strerror:
         name = path_of(error)
         return f"{name}: {error.strerror}" if name else f"{error.strerror}{place(error)}"
-    if isinstance(error, (ValueError, FloatingPointError)) and str(error):
+    if isinstance(error, (ValueError, FloatingPointError, OSError)) and str(error):
         return str(error)
     return f"{type(error).__name__}: {first_line(error)}{place(error)}"
 
