@@ -1,8 +1,10 @@
 """What all scripts have in common: how they end, whatever happens; the text they print, or the sentence about bad
 input; and a table's place in a page of docs/."""
 
+import logging
 import os
 import sys
+import threading
 import traceback
 from argparse import Namespace
 from collections.abc import Callable
@@ -11,6 +13,8 @@ from pathlib import Path
 from modules import screen
 from modules.printable import LONGEST, short
 from modules.reasons import first_line, sentence
+
+log = logging.getLogger(__name__)
 
 FAILED, REFUSED, STOPPED, UNREAD = 1, 2, 130, 141
 """Exit codes: an error of ours, bad input, Ctrl-C, and, as shells have it, the reader of the output has gone."""
@@ -23,8 +27,8 @@ def script(main: Callable[[], int | None], prints: bool = False) -> int:
     """Run a script's `main`; its exit code. What it prints cannot steer the terminal, and a screen that does not take
     it ends nothing; see `guarded` for errors. `prints`: what is printed is the result, and without it the script has
     failed."""
-    before = sys.stdout, sys.stderr
-    out = screen.begin()
+    before, hook = (sys.stdout, sys.stderr), threading.excepthook
+    out, threading.excepthook = screen.begin(), in_a_thread
     try:
         code = guarded(main)
     finally:
@@ -32,6 +36,7 @@ def script(main: Callable[[], int | None], prints: bool = False) -> int:
         if sys.__stdout__ is not out:  # within another program
             sys.stderr.flush()
             sys.stdout, sys.stderr = before
+            threading.excepthook = hook
     if out.error is None:
         return code
     if isinstance(out.error, BrokenPipeError):  # as in `... | head`: there is nobody to tell
@@ -58,6 +63,15 @@ def guarded(main: Callable[[], int | None]) -> int:
         said = first_line(error).rstrip(". ")
         _tell(f"This is an error in Gimbal, not in your input: {type(error).__name__}: {said}.{again}")
         return FAILED
+
+
+def in_a_thread(ended: threading.ExceptHookArgs) -> None:
+    """A thread of a library has ended by an error (TensorBoard's, when its file cannot be written). Whoever waits for
+    the thread says so; a trace on the screen would say it to the user, and in words that are not meant for them."""
+    name = ended.thread.name if ended.thread is not None else "a thread"
+    log.info("%s ended: %s", name, first_line(ended.exc_value) if ended.exc_value is not None else ended.exc_type)
+    if os.environ.get(DEBUG):
+        traceback.print_exception(ended.exc_value)
 
 
 def answer(run: Callable[[Namespace], str], arguments: Namespace) -> int:

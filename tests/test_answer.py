@@ -71,6 +71,13 @@ def test_a_trace_is_there_for_who_asks(tmp_path):
     assert "Traceback" in done.stderr and "script.py" in done.stderr and "\x1b" not in done.stderr
 
 
+def test_a_thread_that_ends_by_an_error_leaves_no_trace_on_the_screen(tmp_path):
+    body = "import threading; thread = threading.Thread(target=lambda: 1 / 0); thread.start(); thread.join()"
+    quiet, asked = shell(tmp_path, body), shell(tmp_path, body, GIMBAL_DEBUG="1")
+    assert (quiet.stdout, quiet.stderr) == ("code 0\n", "")
+    assert "ZeroDivisionError" in asked.stderr
+
+
 def test_what_is_printed_of_a_file_cannot_steer_the_terminal(tmp_path):
     done = shell(tmp_path, r'print("layer \x1b[31m\u202e"); raise ValueError("bad \x1b]0;owned\x07")')
     assert done.stdout == "layer \\u001b[31m\\u202e\ncode 2\n" and done.stderr == "bad \\u001b]0;owned\\u0007\n"
