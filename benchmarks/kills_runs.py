@@ -41,7 +41,7 @@ WARM = (
     "bitsandbytes",
     "diffusers.guiders",
     "modules.export.export",
-    "modules.export.hosts.comfyui",
+    "modules.hosts.comfyui",
     "modules.families.sdxl",
     "modules.training.check",
     "modules.training.loop",

@@ -15,12 +15,13 @@ from safetensors.torch import save_file
 from benchmarks.mutating import Bytes, json_bytes, json_header, json_lines
 from modules import families
 from modules.data.index import build_index
-from modules.export import files as adapter_files
-from modules.export import inspecting, reading, resizing
+from modules.files import opening as adapter_files
+from modules.files import reading
 from modules.importing import import_file, report
 from modules.importing.base import Wishes
 from modules.preset import files as presets
 from modules.preset.schema import Base, Data
+from modules.tools import inspect_file, resize
 from modules.training import state
 from modules.training.events import read_events
 from modules.training.first_values import on_random_layers
@@ -102,7 +103,7 @@ def adapter(kind: str) -> Callable[[Path], None]:
 
 def inspected(folder: Path) -> Any:
     """What scripts/inspect_adapter.py prints."""
-    found = inspecting.inspect(adapter_files.read(folder / "x.safetensors"))
+    found = inspect_file.inspect(adapter_files.read(folder / "x.safetensors"))
     return found.text(), found.json()
 
 
@@ -124,7 +125,7 @@ def named(path: Path, read: Callable[[], Any]) -> Any:
 
 def resized(folder: Path) -> Any:
     """What scripts/resize.py computes."""
-    return resizing.resized(adapter_files.read(folder / "x.safetensors"), resizing.to_rank(1)).rows
+    return resize.resized(adapter_files.read(folder / "x.safetensors"), resize.to_rank(1)).rows
 
 
 # -- presets, imports, data -------------------------------------------------------------------------------------------

@@ -35,23 +35,15 @@ from torch import nn
 from benchmarks import full_size
 from modules import adapters, families
 from modules.adapters.base import Adapted, detach
-from modules.export import (
-    checking,
-    converting,
-    export,
-    files,
-    hosting,
-    inspecting,
-    merge,
-    native,
-    reading,
-    resizing,
-    sources,
-)
-from modules.export.checkpoint import Checkpoint
-from modules.export.metadata import Facts
+from modules.export import export
 from modules.export.report import Report
+from modules.files import opening, reading, run_file
+from modules.files.facts import Facts
+from modules.hosts.parts import effect_of_file
 from modules.preset.schema import Base, Export, Preset
+from modules.tools import convert, inspect_file, resize, verify
+from modules.tools.merge import into_base, sources
+from modules.tools.merge.checkpoint import Checkpoint
 from modules.training import check, setup
 from tests.full_size import MODELS, make_folder
 
@@ -90,9 +82,9 @@ class Case:
     """Of the last export."""
 
     @property
-    def file(self) -> files.AdapterFile:
+    def file(self) -> opening.AdapterFile:
         """The exported file."""
-        return files.read(self.folder / "file.safetensors")
+        return opening.read(self.folder / "file.safetensors")
 
 
 # -- what is measured -------------------------------------------------------------------------------------------------
@@ -138,8 +130,8 @@ def lists(case: Case) -> None:
 
 def saves(case: Case) -> None:
     """The adapters into a run's own file, and back."""
-    native.save(case.folder / "adapter.safetensors", case.adapted, Facts())
-    native.load(case.folder / "adapter.safetensors", case.adapted)
+    run_file.save(case.folder / "adapter.safetensors", case.adapted, Facts())
+    run_file.load(case.folder / "adapter.safetensors", case.adapted)
 
 
 def exports(case: Case) -> None:
@@ -155,13 +147,13 @@ def reports(case: Case) -> None:
 
 def inspects(case: Case) -> None:
     """`scripts/inspect_adapter.py`."""
-    inspecting.inspect(case.file).text()
+    inspect_file.inspect(case.file).text()
 
 
 def resizes(case: Case) -> None:
     """`scripts/resize.py`; of a file without pairs, what it refuses it for."""
     try:
-        resizing.resized(case.file, resizing.to_rank(1))
+        resize.resized(case.file, resize.to_rank(1))
     except ValueError as error:
         assert "no low-rank pairs" in str(error), error
 
@@ -172,7 +164,7 @@ def converts(case: Case) -> None:
     found = reading.place(file, case.model)
 
     def about(written: export.Written) -> dict[str, str]:
-        return converting.about(file, found.writer, options, written, case.model)
+        return convert.about(file, found.writer, options, written, case.model)
 
     changes = reading.changes(file, case.model)
     export.write(case.folder / "converted.safetensors", case.model, changes, options, about)
@@ -181,9 +173,9 @@ def converts(case: Case) -> None:
 def verifies(case: Case) -> None:
     """`scripts/verify.py`."""
     found = reading.place(case.file, case.model)
-    rows = checking.check(found, checking.by_arithmetic(found, "comfyui"))
-    checking.text(rows, "comfyui", torch.float16, True, checking.tolerance(found, False))
-    hosting.name_troubles("comfyui", "", [placed.name for placed in found.placed])
+    rows = verify.check(found, verify.by_arithmetic(found, "comfyui"))
+    verify.text(rows, "comfyui", torch.float16, True, verify.tolerance(found, False))
+    effect_of_file.name_troubles("comfyui", "", [placed.name for placed in found.placed])
 
 
 def merges(case: Case) -> None:
@@ -192,7 +184,7 @@ def merges(case: Case) -> None:
     base = Checkpoint(families.load_class(case.preset.family).skeleton(Base(path=str(place))), place)
     source, _ = sources.of_file(case.folder / "file.safetensors", base)
     with tempfile.TemporaryDirectory() as folder:
-        merge.merge_into(base, Path(folder) / "merged", source, merge.Options()).text()
+        into_base.merge_into(base, Path(folder) / "merged", source, into_base.Options()).text()
 
 
 # -- what has to be there before, and takes no part in the time -------------------------------------------------------

@@ -32,6 +32,10 @@ FULL = (errno.ENOSPC, errno.EDQUOT)
 """What the system answers where there is no room."""
 
 
+ELSEWHERE = "give a file in another folder, or make this one writable"
+"""What to do where a file cannot be written."""
+
+
 class DiskFull(OSError):
     """There is no room for a file. The sentence names the file, and how many bytes are free."""
 
@@ -44,8 +48,12 @@ def whole(path: Path, flush: bool = True) -> Iterator[Path]:
     Without `flush` a killed process still leaves one of them, but a power cut may leave anything: for files whose
     readers tell by a checksum, and which can be made again. Flushing takes about 10 ms a file, on turning disks more.
 
-    Raises DiskFull where there is no room, and whatever the writer raises; what it wrote is removed at once.
+    Raises DiskFull where there is no room, OSError with a sentence about `path` where it cannot be written, and
+    whatever else the writer raises; what it wrote is removed at once.
     """
+    if path.is_dir():
+        said = "is a folder; give the name of a file, or move the folder away"
+        raise IsADirectoryError(errno.EISDIR, said, str(path))
     writer = f"{MACHINE}-{os.getpid()}-{own_start(os.getpid())}-{uuid.uuid4().hex[:8]}"
     partial = path.with_name(f"{path.name}.{writer}{PARTIAL}")
     try:
@@ -60,7 +68,24 @@ def whole(path: Path, flush: bool = True) -> Iterator[Path]:
             partial.unlink(missing_ok=True)
         if is_full(error):
             raise DiskFull(full_sentence(path)) from error
+        if isinstance(error, OSError) and str(partial) in (error.filename, *map(str, error.args)):
+            raise OSError(error.errno, f"cannot be written ({error.strerror}); {ELSEWHERE}", str(path)) from error
+        if isinstance(error, OSError) and str(partial) in str(error):
+            raise OSError(f"{str(error).replace(str(partial), str(path))}; {ELSEWHERE}") from error
         raise
+
+
+def check_writable(folder: Path) -> None:
+    """Raise OSError that names the folder, or DiskFull, unless a file can be made in it. Tried: what access rights say
+    is not true for the administrator, nor of folders of other machines."""
+    try:
+        probe = folder / f"{uuid.uuid4().hex}{PARTIAL}"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        if is_full(error):
+            raise DiskFull(full_sentence(folder / "x")) from error
+        raise OSError(error.errno, f"cannot be written ({error.strerror})", str(folder)) from error
 
 
 @cache

@@ -1,13 +1,8 @@
 """Texts of files on a terminal: control characters, which could move its cursor, recolour or reorder what it shows, are
 printed as escapes."""
 
-import io
 import json
 import re
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
-from typing import TextIO
 
 UNSEEN = (
     "\u0000-\u001f\u007f-\u009f"  # control characters; ESC and CSI begin a terminal's commands
@@ -17,6 +12,9 @@ UNSEEN = (
     "\U000e0000-\U000e007f"  # tags, which cannot be seen
 )
 """Characters, as a range of a regular expression. Not among them: those that join and part letters in words."""
+
+LONGEST = 4000
+"""Characters of a sentence on the screen, all that it lists taken together."""
 
 IN_LINE = re.compile(f"[{UNSEEN}]")
 IN_TEXT = re.compile(f"(?![\n\t])[{UNSEEN}]")
@@ -32,43 +30,14 @@ def printed(text: str) -> str:
     return IN_TEXT.sub(_escape, text)
 
 
+def short(text: str, most: int = 200) -> str:
+    """A text whose length others decide, as a sentence may have it: its begin and its end, of about `most` characters,
+    and how many it has."""
+    if len(text) <= most:
+        return text
+    return f"{text[: 2 * most // 3]} [... {len(text):,} characters ...] {text[-(most // 3) :]}"
+
+
 def _escape(found: re.Match[str]) -> str:
     escaped = json.dumps(found[0])[1:-1]
     return escaped if escaped != found[0] else f"\\u{ord(found[0]):04x}"  # JSON leaves DEL as it is
-
-
-@contextmanager
-def screen() -> Iterator[None]:
-    """Everything that is printed within, to stdout or stderr, goes through `printed`. Not for progress bars, which live
-    on control characters."""
-    with redirect_stdout(Printed(sys.stdout)), redirect_stderr(Printed(sys.stderr)):
-        yield
-
-
-class Printed(io.TextIOBase):
-    """Writes to `stream` what `printed` leaves of a text. What the stream's encoding lacks is escaped too."""
-
-    def __init__(self, stream: TextIO):
-        self.stream = stream
-
-    @property
-    def encoding(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """Of the stream."""
-        return self.stream.encoding or "utf-8"
-
-    def writable(self) -> bool:
-        return True
-
-    def isatty(self) -> bool:
-        return self.stream.isatty()
-
-    def fileno(self) -> int:
-        return self.stream.fileno()
-
-    def flush(self) -> None:
-        self.stream.flush()
-
-    def write(self, text: str, /) -> int:
-        encodable = printed(text).encode(self.encoding, "backslashreplace").decode(self.encoding)
-        self.stream.write(encodable)
-        return len(text)

@@ -6,6 +6,7 @@ captions and the contents of files can hold commands to the terminal. Nothing he
 to come before anything that could print.
 """
 
+import errno
 import io
 import os
 import select
@@ -32,8 +33,12 @@ def plain(text: str) -> str:
 class Dropping(io.RawIOBase):
     """Bytes for a stream; what it does not take is dropped without a word."""
 
-    def __init__(self, inner: io.RawIOBase):
+    def __init__(self, inner: io.RawIOBase, closed: bool = False):
         self.inner = inner
+        self.was_closed = closed
+        """Whether there is no stream: `inner` goes nowhere."""
+        self.error: Exception | None = None
+        """Why something was dropped."""
 
     def writable(self) -> bool:
         """Always: see `write`."""
@@ -43,13 +48,15 @@ class Dropping(io.RawIOBase):
         """Write all that can be written; how much was given, always."""
         rest, size = memoryview(data).cast("B"), memoryview(data).nbytes
         try:
+            if self.was_closed and size:
+                raise OSError(errno.EBADF, "it is closed")
             while rest:
                 written = self.inner.write(rest)
                 if written is None and not select.select([], [self.inner], [], PATIENCE)[1]:
-                    break
+                    raise OSError(errno.EAGAIN, f"its reader takes nothing for {PATIENCE:g} s")
                 rest = rest[written or 0 :]
-        except (OSError, ValueError):  # ValueError: it is closed
-            pass
+        except (OSError, ValueError) as error:  # ValueError: it is closed
+            self.error = error
         return size
 
     def fileno(self) -> int:
@@ -64,19 +71,34 @@ class Dropping(io.RawIOBase):
 class Screen(io.TextIOWrapper):
     """A stream of text, with control characters escaped."""
 
+    def __init__(self, raw: Dropping, encoding: str, line_buffering: bool):
+        super().__init__(io.BufferedWriter(raw), encoding, "backslashreplace", line_buffering=line_buffering)
+        self.raw = raw
+
+    @property
+    def error(self) -> Exception | None:
+        """Why something that was printed is lost; None if nothing is."""
+        self.flush()
+        return self.raw.error
+
     def write(self, text: str, /) -> int:
         """Write `text`, see `plain`."""
         super().write(plain(text))
         return len(text)
 
 
-def begin() -> None:
-    """Replace stdout and stderr. Call once, first of all."""
+def begin() -> Screen:
+    """Replace stdout and stderr; stdout. Call once, first of all."""
     for number in (0, 1, 2):
         open_if_closed(number)
-    sys.stdout = sys.__stdout__ = screen(sys.stdout, 1)
+    is_program = sys.stdout is sys.__stdout__ and sys.stderr is sys.__stderr__
+    if not is_program:  # this runs within another program, which goes on with its streams
+        sys.stdout, sys.stderr = out, _ = within(sys.stdout), within(sys.stderr)
+        return out
+    sys.stdout = sys.__stdout__ = out = screen(sys.stdout, 1)
     sys.stderr = sys.__stderr__ = screen(sys.stderr, 2)
     threading.excepthook = sys.unraisablehook = unseen
+    return out
 
 
 def open_if_closed(number: int) -> None:
@@ -94,12 +116,16 @@ def open_if_closed(number: int) -> None:
 def screen(stream: TextIO | None, number: int) -> Screen:
     """`stream`, which is the descriptor `number`, as it is set up but for what it does with errors."""
     if not isinstance(stream, io.TextIOWrapper):  # None where the descriptor was closed
-        raw = Dropping(io.FileIO(number, "w", closefd=False))
-        return Screen(io.BufferedWriter(raw), "utf-8", "backslashreplace", line_buffering=True)
+        return Screen(Dropping(io.FileIO(number, "w", closefd=False), stream is None), "utf-8", line_buffering=True)
     encoding, by_line = stream.encoding, stream.line_buffering or stream.write_through
     buffer: Any = stream.detach()  # or `stream` would close its parts when it goes away
     raw = Dropping(buffer if isinstance(buffer, io.RawIOBase) else buffer.detach())  # raw with `python -u`
-    return Screen(io.BufferedWriter(raw), encoding, "backslashreplace", line_buffering=by_line)
+    return Screen(raw, encoding, by_line)
+
+
+def within(stream: Any) -> Screen:
+    """A screen that writes into `stream`, which stays as it is."""
+    return Screen(Dropping(stream.buffer), stream.encoding, line_buffering=True)
 
 
 def unseen(failure: Any) -> None:

@@ -5,8 +5,9 @@ its dtype, shape and the range of its bytes, and `__metadata__`, texts by name),
 gaps. Whatever opens such a file that somebody else may have written goes through `read_header` or `opened`.
 """
 
+import hashlib
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
 from modules import documents
@@ -44,6 +46,10 @@ MOST_AXES = 8
 """Of a tensor. Weights of convolutions in three dimensions have five."""
 LONGEST_NAME = 500
 """Characters of a tensor's name."""
+
+CHECKSUM = "sha256_of_tensors"
+"""Key in the metadata of files that we write: `checksum` of their tensors. A program that only edits metadata leaves it
+right. Not one of our keys `gimbal.`, from which it is told who has trained a file."""
 
 
 @dataclass(frozen=True)
@@ -127,6 +133,63 @@ def opened(path: Path) -> Iterator[Any]:
             yield file
     except SafetensorError as error:
         raise ValueError(f"{path} is damaged ({error}); copy or download it again") from error
+
+
+# -- whether the content is what was written --------------------------------------------------------------------------
+
+
+def save(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str] | None = None) -> None:
+    """Write a file with the checksum of what is written, whatever `metadata`, which may be that of another file, says
+    of it. Raises OSError as `write` does."""
+    write(tensors, path, {**(metadata or {}), CHECKSUM: checksum(sorted(tensors.items()))})
+
+
+def write(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str]) -> None:
+    """Write a file as it is given. Raises OSError with a sentence, and leaves nothing, where the disk does not take
+    it."""
+    try:
+        save_file(dict(tensors), path, dict(metadata))
+    except SafetensorError as error:
+        path.unlink(missing_ok=True)
+        raise OSError(f"{path} cannot be written ({error})") from error
+
+
+def checksum(tensors: Iterable[tuple[str, Tensor]], start: str = "") -> str:
+    """sha256, hex, of `start` and of the names, dtypes, shapes and bytes of tensors, which are sorted by name. Of one
+    after the other: there is never a copy of more than one."""
+    total = hashlib.sha256(start.encode())
+    for name, tensor in tensors:
+        total.update(repr((name, str(tensor.dtype), tuple(tensor.shape))).encode())
+        total.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return total.hexdigest()
+
+
+def check_content(path: Path) -> None:
+    """Raise ValueError, naming the file, unless it is whole, finite, and has what was written into it. Files without a
+    checksum, as others and older versions write them, are believed."""
+    try:
+        with opened(path) as file:
+            written = (file.metadata() or {}).get(CHECKSUM)
+            found = checksum(_finite(path, ((name, file.get_tensor(name)) for name in sorted(file.keys()))))
+    except (KeyError, TypeError, RuntimeError) as error:  # of numbers that torch does not know
+        raise ValueError(f"{path} cannot be read ({error}); copy it again") from error
+    if written not in (None, found):
+        raise ValueError(f"{path} is damaged: its checksum is not that of its content")
+
+
+def is_finite(tensor: Tensor) -> bool:
+    """Whether all numbers are finite, of every format that can have others."""
+    if not tensor.is_floating_point() and not tensor.is_complex():
+        return True
+    wide = tensor.float() if tensor.dtype.itemsize == 1 else tensor  # torch cannot ask numbers of 8 bits
+    return bool(wide.isfinite().all())
+
+
+def _finite(path: Path, tensors: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
+    for name, tensor in tensors:
+        if not is_finite(tensor):
+            raise ValueError(f"{path} is damaged: {name} has non-finite values")
+        yield name, tensor
 
 
 def _lies(path: Path) -> str:

@@ -35,8 +35,9 @@ from modules.answer import put, script
 from modules.documents import parse_json, read_object, read_text
 from modules.preset import files
 from modules.preset.schema import Preset
+from modules.training.ended import finished_file
 from modules.training.events import read_events
-from modules.training.run import check_same, finished_file
+from modules.training.run import check_same
 from modules.training.samples import draw_grid, pictures_of
 
 PAGE, PICTURE = ROOT / "docs/methods.md", ROOT / "docs/images/methods.png"
@@ -331,4 +332,4 @@ def side_by_side(rows: list[Row]) -> Any:
 
 
 if __name__ == "__main__":
-    sys.exit(script(main))
+    sys.exit(script(main, prints=True))

@@ -37,18 +37,18 @@ def main() -> int:
 
 def run(arguments: argparse.Namespace) -> str:
     """Convert and return the report's text."""
-    from modules.export import converting
+    from modules.tools import convert
     from modules.training.command import quiet_libraries
 
     quiet_libraries()
-    options = converting.options_of({
+    options = convert.options_of({
         name: vars(arguments)[name] for name in ("host", "dtype", "form", "rank", "comfyui_norm")
     })
-    source = converting.Source(
+    source = convert.Source(
         arguments.file, arguments.base, config=arguments.config, family=arguments.family, device=arguments.device,
         skip_unknown=arguments.skip_unknown, early_scaling=arguments.early_scaling,
     )
-    return converting.convert(source, options, arguments.out)
+    return convert.convert(source, options, arguments.out)
 
 
 if __name__ == "__main__":

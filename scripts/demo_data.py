@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from modules.answer import guarded
+from modules.answer import script
 
 VERSION = "16.0.0"
 SIZE = 64
@@ -247,4 +247,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(guarded(main))
+    sys.exit(script(main))

@@ -27,7 +27,7 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from modules.answer import guarded
+from modules.answer import script
 from modules.training.samples import shortened
 from scripts import demo_data, demo_judges, host_pictures
 from scripts.demo_data import DATASET, PROMPTS, SIZE, UNTOUCHED, VALIDATION
@@ -192,4 +192,4 @@ def train_and_judge(arguments: argparse.Namespace) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(guarded(main))
+    sys.exit(script(main))

@@ -55,7 +55,8 @@ def run(arguments: argparse.Namespace) -> str:
 
     quiet_libraries()
     if arguments.out is not None and os.path.lexists(arguments.out):
-        raise ValueError(f"--out {arguments.out}: exists already; give another name, or delete it first")
+        how = "is a folder; give a file in it" if arguments.out.is_dir() else "exists already; delete it first"
+        raise ValueError(f"--out {arguments.out}: {how}, or give another name")
     if is_file_of_others(arguments.run):
         return converted(arguments)
     if arguments.base:
@@ -76,17 +77,19 @@ def run(arguments: argparse.Namespace) -> str:
 
 def converted(arguments: argparse.Namespace) -> str:
     """The report on another program's file made from a file."""
-    from modules.export import converting
+    from modules.tensorfile import read_header
+    from modules.tools import convert
 
     if arguments.state is not None:
         raise ValueError(f"--state {arguments.state}: {arguments.run} is no run; leave --state out")
     lacking = [f"--{name}, {what}" for name, what in (
         ("base", "the model it was trained on"), ("host", "the program to write for")) if not vars(arguments)[name]]
     if lacking:
+        read_header(arguments.run)  # a file of another kind is told what it is, not what else to give
         raise ValueError(f"{arguments.run} is a finished adapter file and no run; to write it for another program, "
                          f"give {' and '.join(lacking)}")
-    source = converting.Source(arguments.run, arguments.base, device=arguments.device)
-    return converting.convert(source, converting.options_of(given(arguments)), arguments.out)
+    source = convert.Source(arguments.run, arguments.base, device=arguments.device)
+    return convert.convert(source, convert.options_of(given(arguments)), arguments.out)
 
 
 def is_file_of_others(path: Path) -> bool:
@@ -120,7 +123,7 @@ def given(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def chosen(arguments: argparse.Namespace) -> list[tuple[str, str]]:
     """Those that are given, by dotted name. What the run's preset has for another host or form is unset by them."""
-    from modules.export.converting import DTYPES
+    from modules.tools.convert import DTYPES
 
     values = given(arguments)
     values["dtype"] = DTYPES.get(values["dtype"], values["dtype"])

@@ -66,7 +66,7 @@ def differences(run: Path, file: Path) -> list[int]:
     from PIL import Image
 
     from modules.documents import read_object
-    from modules.export.metadata import Facts
+    from modules.files.facts import Facts
     from modules.tensorfile import read_header
     from modules.training.samples import sample_path
 

@@ -72,4 +72,4 @@ def run(arguments: argparse.Namespace) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(script(main))
+    sys.exit(script(main, prints=True))

@@ -23,15 +23,16 @@ def main() -> int:
                         help="the file is of OneTrainer's first scaled rotations: factor 1 / sqrt(numbers per block)")
     arguments = parser.parse_args()
     try:
-        from modules.export import files, inspecting
-        from modules.export.kinds.writer import EARLY
+        from modules.files import opening
+        from modules.files.writer import EARLY
+        from modules.tools import inspect_file
         from modules.training.command import quiet_libraries
 
         quiet_libraries()
-        file = files.read(arguments.file)
+        file = opening.read(arguments.file)
         if arguments.early_scaling:
             file.metadata[EARLY] = "elements"
-        found = inspecting.inspect(file)
+        found = inspect_file.inspect(file)
     except (ValueError, OSError) as error:
         print(error, file=sys.stderr)
         return 2
@@ -40,4 +41,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(script(main))
+    sys.exit(script(main, prints=True))

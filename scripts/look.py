@@ -26,4 +26,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(script(main))
+    sys.exit(script(main, prints=True))

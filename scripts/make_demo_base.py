@@ -15,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import diffusers
 
-from modules.answer import guarded
+from modules.answer import script
 from scripts import demo_data, demo_training
 from scripts.demo_bases import kinds
 
@@ -60,4 +60,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(guarded(main))
+    sys.exit(script(main))

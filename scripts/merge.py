@@ -40,16 +40,16 @@ def main() -> int:
 
 def run(arguments: argparse.Namespace) -> str:
     """Merge and return the report's text."""
-    from modules.export import merging
+    from modules.tools.merge import command
     from modules.training.command import quiet_libraries
 
     quiet_libraries()
-    adapters = [merging.parse(text) for text in arguments.adapter]
-    choice = merging.Choice(
+    adapters = [command.parse(text) for text in arguments.adapter]
+    choice = command.Choice(
         dtype=arguments.dtype, family=arguments.family, config=arguments.config, device=arguments.device,
         skip_absent=arguments.skip_absent, skip_unknown=arguments.skip_unknown,
     )
-    return merging.merge(arguments.base, adapters, arguments.out, choice).text()
+    return command.merge(arguments.base, adapters, arguments.out, choice).text()
 
 
 if __name__ == "__main__":

@@ -39,40 +39,42 @@ def main() -> int:
 
 def run(arguments: argparse.Namespace) -> str:
     """Resize and return the table."""
-    from modules.export import files, metadata, resizing
+    from modules import disk
+    from modules.export import metadata
+    from modules.files import opening
+    from modules.tools import resize
 
     choose = chosen(arguments)
     path: Path = arguments.file
     out = arguments.out or path.with_name(f"{path.stem}_resized.safetensors")
-    file = files.read(path)
+    file = opening.read(path)
     if out.exists() and out.samefile(path):
         raise ValueError(f"--out {out} is the file itself; give another name")
-    found = resizing.resized(file, choose)
-    partial = out.with_name(f"{out.stem}.partial.safetensors")
+    found = resize.resized(file, choose)
     out.parent.mkdir(parents=True, exist_ok=True)
-    if "sshs_model_hash" in found.metadata:  # kohya's hashes are those of a file with ss_ keys alone
-        files.save(found.tensors, partial, {k: v for k, v in found.metadata.items() if k.startswith("ss_")})
-        found.metadata |= metadata.file_hashes(partial)
-    files.save(found.tensors, partial, found.metadata or None)
-    partial.replace(out)
+    with disk.whole(out) as partial:
+        if "sshs_model_hash" in found.metadata:
+            opening.save_for_hashes(found.tensors, partial, found.metadata)
+            found.metadata |= metadata.file_hashes(partial)
+        opening.save(found.tensors, partial, found.metadata)
     return table(path, out, found)
 
 
 def chosen(arguments: argparse.Namespace) -> Any:
     """How many values to keep. Raises ValueError for numbers out of range."""
-    from modules.export import resizing
+    from modules.tools import resize
 
     if arguments.rank is not None:
         if arguments.rank < 1:
             raise ValueError(f"--rank {arguments.rank}: a rank is at least 1")
-        return resizing.to_rank(arguments.rank)
+        return resize.to_rank(arguments.rank)
     for name, value in (("energy", arguments.energy), ("error", arguments.error)):
         if value is not None and not 0 < value < 1:
             raise ValueError(f"--{name} {value}: give a part between 0 and 1, such as 0.95 for energy or 0.05 for "
                              "error")
     if arguments.energy is not None:
-        return resizing.to_energy(arguments.energy)
-    return resizing.to_error(arguments.error)
+        return resize.to_energy(arguments.energy)
+    return resize.to_error(arguments.error)
 
 
 def table(path: Path, out: Path, found: Any) -> str:

@@ -15,9 +15,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import torch
 from torch import Tensor
 
+from modules import hosts
 from modules.answer import script
-from modules.export import arithmetic, hosts, keys
-from modules.export.hosts import How, Unread
+from modules.files import keys
+from modules.hosts import How, Unread
+from modules.hosts.parts import arithmetic
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "strength.md"
 
@@ -30,7 +32,7 @@ the weight at strength 1, `D` the added update, `V = W + D` the weight before a 
 `c` the factors of the rows beside it; `B(s)` is a butterfly of several stages with `s R + 1 - s` in the place of each
 stage's `R`. The number is the size of the change at strength 0.5, as a part of that at strength 1, of a random layer.
 All of it is computed by `scripts/strength_table.py` from the same arithmetic that checks every exported file
-(`modules/export/hosts`); a test runs it again.
+(`modules/hosts`); a test runs it again.
 
 At strength 1 every form that is read gives `W'`. At other strengths the programs differ, and only a plain LoRA and a
 full difference are linear in all that read them. `kohya` is A1111. ComfyUI ignores the factors beside a stored

@@ -48,8 +48,10 @@ def run(arguments: argparse.Namespace) -> tuple[bool, str]:
     """Whether the file does what it means, and the table."""
     import torch
 
-    from modules.export import bases, checking, files, hosts, reading
-    from modules.export.kinds.writer import EARLY
+    from modules import hosts
+    from modules.files import opening, reading
+    from modules.files.writer import EARLY
+    from modules.tools import base_of_file, verify
     from modules.training.command import quiet_libraries
 
     quiet_libraries()
@@ -59,23 +61,23 @@ def run(arguments: argparse.Namespace) -> tuple[bool, str]:
         raise ValueError(f"--comfyui asks ComfyUI, and --host is {arguments.host}; give --host comfyui")
     if arguments.comfyui_norm not in ("original", "adapted"):
         raise ValueError(f"--comfyui-norm {arguments.comfyui_norm}: give original or adapted")
-    file = files.read(arguments.file)
+    file = opening.read(arguments.file)
     if arguments.early_scaling:
         file.metadata[EARLY] = "elements"
     folder: Path | None = arguments.run or own_run(arguments.file)
     model, meanings = trained(folder, arguments) if folder else (
-        bases.load(file, arguments.base, arguments.config, arguments.family, arguments.device), None
+        base_of_file.load(file, arguments.base, arguments.config, arguments.family, arguments.device), None
     )
     found = reading.place(file, model)
     usual = torch.bfloat16 if "transformer" in model.networks else torch.float16
     half = {"fp16": torch.float16, "bf16": torch.bfloat16, None: usual}[arguments.half]
     if arguments.comfyui:
-        judge = checking.by_comfyui(found, arguments.comfyui, arguments.comfyui_python, arguments.strength, half)
+        judge = verify.by_comfyui(found, arguments.comfyui, arguments.comfyui_python, arguments.strength, half)
     else:
-        judge = checking.by_arithmetic(found, arguments.host, arguments.strength, arguments.comfyui_norm, half)
-    rows = checking.check(found, judge, arguments.strength, meanings)
-    tolerance, judged = checking.tolerance(found, meanings is not None), arguments.strength == 1
-    lines = [checking.text(rows, arguments.host, half, judged, tolerance, advice(arguments))]
+        judge = verify.by_arithmetic(found, arguments.host, arguments.strength, arguments.comfyui_norm, half)
+    rows = verify.check(found, judge, arguments.strength, meanings)
+    tolerance, judged = verify.tolerance(found, meanings is not None), arguments.strength == 1
+    lines = [verify.text(rows, arguments.host, half, judged, tolerance, advice(arguments))]
     lines += [f"not read: {sentence}" for sentence in found.left_out()]
     lines += name_notes(arguments.host, found)
     if meanings is not None:
@@ -107,14 +109,14 @@ def trained(folder: Path, arguments: argparse.Namespace) -> tuple[Any, Any]:
     import torch
 
     from modules.adapters.base import detach
-    from modules.export import native
+    from modules.files import run_file
     from modules.preset.files import resolve
     from modules.training.setup import load_and_attach
 
     overrides = [("base.path", arguments.base)] + ([("base.config", arguments.config)] if arguments.config else [])
     preset = resolve(str(folder / "preset.json"), overrides).preset
     model, layers = load_and_attach(preset, torch.device(arguments.device))
-    native.load(folder / "adapter.safetensors", layers)
+    run_file.load(folder / "adapter.safetensors", layers)
     for network in model.networks.values():
         detach(network)
     return model, {name: adapted.adapted_weight for name, adapted in layers.items()}
@@ -122,13 +124,14 @@ def trained(folder: Path, arguments: argparse.Namespace) -> tuple[Any, Any]:
 
 def name_notes(host: str, found: Any) -> list[str]:
     """Names that the program does not find, whatever it would compute."""
-    from modules.export import hosting, reading
+    from modules.files import reading
+    from modules.hosts.parts import effect_of_file
 
     like = reading.families_of(found.file.tensors)
     family = like[0] if len(like) == 1 else ""
-    troubles = hosting.name_troubles(host, family, [placed.name for placed in found.placed])
-    return [f"note: {hosting.counted(len(names))} with {reason}" for reason, names in troubles.items()]
+    troubles = effect_of_file.name_troubles(host, family, [placed.name for placed in found.placed])
+    return [f"note: {effect_of_file.counted(len(names))} with {reason}" for reason, names in troubles.items()]
 
 
 if __name__ == "__main__":
-    sys.exit(script(main))
+    sys.exit(script(main, prints=True))

@@ -15,12 +15,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from modules import hosts
 from modules.adapters import methods
 from modules.adapters.base import Adapted, adapted_layers, attach, detach
-from modules.export import hosts, verify
+from modules.export import read_back
 from modules.export.export import expected_size, export
-from modules.export.hosts import How
-from modules.export.metadata import Facts
+from modules.files import distance
+from modules.files.facts import Facts
+from modules.hosts import How
 from tests.export import every
 from tests.export.setup import Model, preset, trained
 
@@ -245,10 +247,11 @@ def half_errors(label: str) -> dict[str, float]:
         how = {short: How(dtype=dtype) for short, dtype in (("fp16", torch.float16), ("bf16", torch.bfloat16))}
         for short, one in how.items():
             with torch.no_grad():
-                found[f"{host} {short}"] = verify.compare(wanted, program.effect(W, tensors[name], 1.0, one), W).change
+                effect = program.effect(W, tensors[name], 1.0, one)
+                found[f"{host} {short}"] = distance.compare(wanted, effect, W).change
     found["svd"] = written(model, layers, preset(*every.CHOICES[label], form="svd", rank=RANK))[1]
     for short, dtype in (("fp16", torch.float16), ("bf16", torch.bfloat16)):
-        found[f"rounding {short}"] = verify.compare(wanted, wanted.to(dtype).float(), W).change
+        found[f"rounding {short}"] = distance.compare(wanted, wanted.to(dtype).float(), W).change
     return found
 
 
@@ -257,7 +260,7 @@ def written(model: Any, layers: dict[str, Adapted], chosen: Any) -> tuple[dict[s
     with tempfile.TemporaryDirectory() as folder:
         report = export(model, layers, chosen, Facts(), Path(folder) / "test.safetensors")
         spelling = {name: model.export_key(name, chosen.export.host) for name in layers}
-        found = verify.read(report.path, spelling, hosts.load(chosen.export.host).NAMES)
+        found = read_back.read(report.path, spelling, hosts.load(chosen.export.host).NAMES)
     return found, max(error.change for error in report.errors.values())
 
 

@@ -1,8 +1,6 @@
 """Nothing that a file says reaches a terminal as a command."""
 
-import io
 import json
-import sys
 import unicodedata
 
 import pytest
@@ -35,15 +33,3 @@ def test_every_character_without_a_shape_is_covered():
     kinds = ("Cc", "Cs", "Zl", "Zp")
     left = [n for n in range(0x10000) if unicodedata.category(chr(n)) in kinds and printable.shown(chr(n)) == chr(n)]
     assert not left
-
-
-def test_the_screen_escapes_whatever_is_printed(monkeypatch):
-    out, ascii_only = io.StringIO(), io.TextIOWrapper(io.BytesIO(), encoding="ascii", write_through=True)
-    monkeypatch.setattr(sys, "stdout", out)
-    monkeypatch.setattr(sys, "stderr", ascii_only)
-    with printable.screen():
-        print("layer \x1b]0;owned\x07")
-        print("猫 \x1b[0m", file=sys.stderr)
-    assert out.getvalue() == "layer \\u001b]0;owned\\u0007\n"
-    assert ascii_only.buffer.getvalue() == b"\\u732b \\u001b[0m\n"  # pyright: ignore
-    assert sys.stdout is out and sys.stderr is ascii_only

@@ -12,17 +12,21 @@ from typing import Any
 import pytest
 from torch import Tensor, nn
 
+from modules import hosts
 from modules.adapters.base import Terms, adapter_state, load_adapter_state
 from modules.adapters.layers import as_layer
-from modules.export import files, hosts, inspecting, resizing, verify
-from modules.export.export import Change, export, write
-from modules.export.kinds.writer import About
-from modules.export.metadata import Facts
+from modules.export import read_back
+from modules.export.export import export, write
 from modules.export.report import Report
 from modules.families import load_class
+from modules.files import distance, opening
+from modules.files.change import Change
+from modules.files.facts import Facts
+from modules.files.writer import About
 from modules.preset.files import resolve
 from modules.preset.options import nearest
 from modules.preset.schema import Base, Export, Preset, Targets
+from modules.tools import inspect_file, resize
 from modules.training import check, setup
 from modules.training.matching import HINTS
 from tests.export.setup import Model, preset, trained
@@ -176,7 +180,7 @@ def test_the_report_of_an_export(form):
 
     def prepared(count: int) -> Callable[[], Any]:
         names = [f"unet.{number}" for number in range(count)]
-        errors = {name: verify.LayerError(1e-6 * place, 1e-3 * place) for place, name in enumerate(names)}
+        errors = {name: distance.LayerError(1e-6 * place, 1e-3 * place) for place, name in enumerate(names)}
         found = Report(Path("x"), 1, Read((name, form) for name in names), dict.fromkeys(names, 10), errors)
         return lambda: (found.text(), found.table(), found.outcome())
 
@@ -185,8 +189,8 @@ def test_the_report_of_an_export(form):
 
 def test_inspecting_and_resizing(tmp_path):
     def prepared(count: int) -> Callable[[], Any]:
-        file = files.read(exported(count, tmp_path)[1].path)
-        return lambda: (inspecting.inspect(file).text(), resizing.resized(file, resizing.to_rank(1)))
+        file = opening.read(exported(count, tmp_path)[1].path)
+        return lambda: (inspect_file.inspect(file).text(), resize.resized(file, resize.to_rank(1)))
 
     assert growth(prepared) < 1.5
 
@@ -197,7 +201,7 @@ def test_writing_tensors_as_they_were(tmp_path):
     def prepared(count: int) -> Callable[[], Any]:
         model, report = exported(count, tmp_path)
         changes = {}
-        for name, found in verify.read(report.path, spelled(model), hosts.load("comfyui").NAMES).items():
+        for name, found in read_back.read(report.path, spelled(model), hosts.load("comfyui").NAMES).items():
             base: Any = model.networks["unet"].get_submodule(name.removeprefix("unet.")).base
             changes[name] = Change(as_layer(base, name), terms(found), given=found)
         path = tmp_path / "again.safetensors"

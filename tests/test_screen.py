@@ -33,7 +33,7 @@ class Broken(io.RawIOBase):
 @pytest.mark.parametrize("error", [BrokenPipeError(), OSError(5, "EIO"), OSError(28, "ENOSPC"), ValueError("closed")])
 def test_what_cannot_be_written_is_dropped(error):
     inner = Broken(error, room=5)
-    screen = Screen(io.BufferedWriter(Dropping(inner)), "utf-8", "backslashreplace", line_buffering=True)
+    screen = Screen(Dropping(inner), "utf-8", line_buffering=True)
     for _ in range(3):
         print("hello", "world", file=screen)
     screen.flush()
@@ -61,7 +61,7 @@ def test_commands_to_the_terminal_are_escaped():
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
 def test_no_character_is_an_error(encoding):
     inner = Broken(OSError(), room=10**6)
-    with Screen(io.BufferedWriter(Dropping(inner)), encoding, "backslashreplace") as screen:
+    with Screen(Dropping(inner), encoding, line_buffering=False) as screen:
         print("caf\udce9 漢", file=screen)
     assert inner.taken.startswith(b"caf\\udce9 ")
 

@@ -7,8 +7,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from modules.export import files, inspecting
+from modules.files import opening
 from modules.tensorfile import LONGEST_HEADER, opened, read_header
+from modules.tools import inspect_file
 
 SOUND = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
 
@@ -62,7 +63,7 @@ def test_files_that_are_none(tmp_path, content):
 
 def refused(path) -> None:
     """Every way in says so, in one line without control characters."""
-    for read in (read_header, files.read):
+    for read in (read_header, opening.read):
         with pytest.raises(ValueError) as caught:
             read(path)
         said = str(caught.value)
@@ -96,6 +97,6 @@ def test_metadata_do_not_steer_the_terminal(tmp_path, steers):
     }  # fmt: skip
     tensors = {"lora_unet_x.lora_up.weight": torch.ones(4, 1), "lora_unet_x.lora_down.weight": torch.ones(1, 4)}
     save_file(tensors, tmp_path / "x.safetensors", metadata)
-    text = inspecting.inspect(files.read(tmp_path / "x.safetensors")).text()
+    text = inspect_file.inspect(opening.read(tmp_path / "x.safetensors")).text()
     assert steers not in text and "x" + json.dumps(steers)[1:-1] + "y" in text
     assert all(line.isprintable() for line in text.splitlines())

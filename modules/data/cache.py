@@ -23,12 +23,14 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
+from modules import tensorfile
 from modules.data.index import Picture, Progress
 from modules.data.names import shown
 from modules.data.pictures import content_key, fit, open_picture
-from modules.disk import remove_left_overs, whole
+from modules.disk import DiskFull, remove_left_overs, whole
 from modules.families.base import Model, Texts
 from modules.preset.schema import Data
+from modules.printable import short
 
 log = logging.getLogger(__name__)
 
@@ -134,7 +136,7 @@ class TextCache:
             encoded = {name: features.cpu() for name, features in self.model.encode_texts([caption]).items()}
         if not all(torch.isfinite(features).all() for features in encoded.values()):
             raise ValueError(
-                f"the text encoders give infinite or undefined features for the caption {caption!r}, as some do "
+                f"the text encoders give infinite or undefined features for the caption {short(caption)!r}, as some do "
                 "in float16; set training.precision to bfloat16 or float32"
             )
         return encoded
@@ -226,11 +228,7 @@ def read_entry(path: Path, key: str) -> dict[str, Tensor]:
 
 def checksum(key: str, tensors: Mapping[str, Tensor]) -> str:
     """sha256 of an item, hex: its key, and the names, dtypes, shapes and bytes of its tensors."""
-    total = hashlib.sha256(key.encode())
-    for name, tensor in sorted(tensors.items()):
-        total.update(repr((name, str(tensor.dtype), tuple(tensor.shape))).encode())
-        total.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
-    return total.hexdigest()
+    return tensorfile.checksum(sorted(tensors.items()), key)
 
 
 def _make_room(path: Path) -> None:
@@ -274,4 +272,14 @@ def _bytes(tensors: dict[str, Tensor]) -> int:
 
 
 def _unwritable(folder: Path, error: OSError) -> str:
-    return f"data.cache_folder {folder.parent}: cannot be written ({error}); give another folder, or make space there"
+    cause = error.__cause__ if isinstance(error.__cause__, OSError) else error
+    why = error if isinstance(error, DiskFull) else cause.strerror or cause
+    return (
+        f"data.cache_folder {folder.parent}: cannot be written ({why}), and not all that this run needs is in it; give "
+        "another folder with --data.cache_folder, or make this one writable"
+    )
+
+
+def has_entries(folder: Path) -> bool:
+    """Whether a cache folder has anything in it."""
+    return any(next(folder.glob(f"{kind}/*/*.safetensors"), None) for kind in ("latents", "texts"))

@@ -58,7 +58,7 @@ def read_text(path: Path) -> str:
     place = shown(path)
     try:
         if path.exists() and not path.is_file():  # opening a pipe would wait for ever
-            raise ValueError(f"{place}: is no file; put a text in its place")
+            raise ValueError(f"{place}: is no file but a pipe, a folder or a device; put a text file in its place")
         text = path.read_bytes().decode("utf-8-sig")
     except OSError as error:
         raise ValueError(f"{place}: cannot be read ({error.strerror}); check its permissions") from error

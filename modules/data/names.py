@@ -2,12 +2,10 @@
 shown as they are."""
 
 import os
+import re
 from pathlib import PurePath
-from unicodedata import category
 
-UNSEEN = ("Cc", "Cf", "Cs", "Zl", "Zp")
-"""Unicode's categories of characters that break a line, steer a terminal, are invisible, or stand for bytes that are
-not UTF-8."""
+from modules.printable import IN_LINE
 
 
 def shown(name: str | PurePath) -> str:
@@ -17,19 +15,13 @@ def shown(name: str | PurePath) -> str:
     Two names are never shown alike: a backslash in a name becomes two (on Windows no name has one).
     """
     text = str(name)
-    if text.isprintable() and "\\" not in text:
-        return text
-    return "".join(_shown(character) for character in text)
+    return IN_LINE.sub(_escaped, text if os.name == "nt" else text.replace("\\", 2 * "\\"))
 
 
-def _shown(character: str) -> str:
-    code = ord(character)
-    if character == "\\":
-        return character if os.name == "nt" else 2 * character
-    if category(character) not in UNSEEN:
-        return character
+def _escaped(found: re.Match[str]) -> str:
+    code = ord(found[0])
     if 0xDC80 <= code <= 0xDCFF:  # how Python has a byte of a name that is not UTF-8
         return f"\\x{code - 0xDC00:02x}"
-    if code < 0x80 and (known := ascii(character)[1:-1]) != character:
-        return known
+    if code < 0x80:
+        return ascii(found[0])[1:-1]
     return f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"

@@ -222,10 +222,12 @@ def _list_files(root: Root, found: Survey) -> list[Path]:
             there = _looked_at(entry)
             if entry.name.startswith("."):
                 hidden.append(entry)
-            elif isinstance(there, OSError) or stat.S_ISREG(there.st_mode):  # a link to nowhere: told of when opened
-                files.append(entry)
+            elif not isinstance(there, OSError) and stat.S_ISDIR(there.st_mode):
+                folders.append(entry)
+            elif isinstance(there, OSError) or stat.S_ISREG(there.st_mode) or entry.suffix.lower() == ".txt":
+                files.append(entry)  # a link to nowhere, or a pipe for a caption: told of when opened
             else:
-                (folders if stat.S_ISDIR(there.st_mode) else devices).append(entry)
+                devices.append(entry)
         waiting += reversed(folders)
     found.note(sorted(hidden), "hidden files and folders are not read")
     found.note(sorted(devices), "pipes, sockets and devices are not read")

@@ -11,12 +11,14 @@ from functools import cache
 import torch
 from torch import Tensor, nn
 
+from modules import hosts
 from modules.adapters.base import Product, Terms
 from modules.adapters.layers import as_layer
-from modules.export import encodings, forms, hosts
-from modules.export.forms import Encoding, Seen
-from modules.export.hosts import How
-from modules.export.keys import Names
+from modules.export import encodings
+from modules.files import forms
+from modules.files.forms import Encoding, Seen
+from modules.files.keys import Names
+from modules.hosts import How
 from modules.preset.schema import Export
 
 RANK = 64

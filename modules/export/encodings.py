@@ -9,9 +9,9 @@ from torch import Tensor
 
 from modules.adapters import linalg
 from modules.adapters.base import Product, Terms, matrix
-from modules.export import forms, keys
-from modules.export.forms import Encoding, Seen
-from modules.export.keys import Names
+from modules.files import forms, keys
+from modules.files.forms import Encoding, Seen
+from modules.files.keys import Names
 
 Part = Callable[[Seen], tuple[Tensor, ...] | None]
 

@@ -11,48 +11,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from modules import disk, quant
+from modules import disk, hosts, quant
 from modules.adapters.base import Adapted, Terms
-from modules.adapters.layers import Layer
-from modules.export import arithmetic, choosing, encodings, files, forms, fuse, hosts, keys, metadata, verify
-from modules.export.forms import Seen
-from modules.export.hosts import How
-from modules.export.metadata import Facts
+from modules.export import choosing, encodings, fuse, metadata, read_back
 from modules.export.report import Report, megabytes
+from modules.files import distance, forms, keys, opening
+from modules.files.change import Change
+from modules.files.facts import Facts
+from modules.hosts import How
+from modules.hosts.parts import arithmetic
 from modules.preset.schema import Export, Preset
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
-
-
-@dataclass
-class Change:
-    """What is done to one layer."""
-
-    layer: Layer
-    """Its `dense()` is the base weight."""
-    terms: Terms
-    given: dict[str, Tensor] | None = None
-    """A file's tensors by suffix with the same meaning; written as they are where the program reads them exactly."""
-    weight: Callable[[], Tensor] | None = None
-    """The adapted weight in the layer's own shape, where something else than the terms defines it."""
-
-    def adapted(self) -> Tensor:
-        """The adapted weight in the layer's own shape, float32 or float64."""
-        if self.weight is not None:
-            return self.weight()
-        return self.layer.native(forms.applied(self.terms, self.layer, self.layer.dense()))
-
-    def base(self) -> Tensor:
-        """The base weight in the layer's own shape, float32."""
-        return self.layer.native(self.layer.dense()).float()
-
-    def seen(self) -> Seen:
-        """The layer as programs see it; a change that does nothing is no change."""
-        W = self.layer.dense()
-        view = forms.seen(self.layer, W, self.terms)
-        if not W.is_meta and torch.equal(view.adapted(), view.W):
-            return replace(view, terms=Terms(bias=self.terms.bias))
-        return view
 
 
 @dataclass(frozen=True)
@@ -98,7 +68,7 @@ def write(
         report.notes += _notes(changes, options, report)
         told = about(Written(report, _form(tensors, hosts.load(options.host).NAMES)))
         flat = {spelling[name] + suffix: t for name, found in tensors.items() for suffix, t in found.items()}
-        files.save(flat, partial, {key: value for key, value in told.items() if key.startswith("ss_")})
+        opening.save_for_hashes(flat, partial, told)
         try:
             _check(changes, spelling, options, partial, report)
         except ValueError as error:
@@ -106,7 +76,7 @@ def write(
             raise ValueError(f"{error}. The file is kept as {rejected}") from error
         content = metadata.tensors_hash(partial)
         told = model.metadata() | told | metadata.file_hashes(partial) | report.outcome()
-        files.save(flat, partial, told)
+        opening.save(flat, partial, told)
         if metadata.tensors_hash(partial) != content:
             raise OSError(f"{partial}: the disk returned other bytes than were written; the file is not to be trusted")
     report.size = path.stat().st_size
@@ -200,12 +170,12 @@ def _is_kept(change: Change, options: Export, how: How) -> bool:
     W = change.base()
     given = {suffix: tensor.to(W.device) for suffix, tensor in change.given.items()}
     try:
-        error = verify.compare(change.adapted(), host.effect(W, given, 1.0, how), W)
+        error = distance.compare(change.adapted(), host.effect(W, given, 1.0, how), W)
         if options.form == "auto":
             host.effect(W, given, 1.0, replace(how, dtype=torch.bfloat16))
     except hosts.Unread:
         return False
-    return not verify.is_too_large(error, "float32") and _same_bias(change, host.bias_change(given, 1.0), 1e-5)
+    return not distance.is_too_large(error, "float32") and _same_bias(change, host.bias_change(given, 1.0), 1e-5)
 
 
 def _same_bias(change: Change, found: Tensor | None, tolerance: float) -> bool:
@@ -222,15 +192,15 @@ def _check(
 ) -> None:
     """Read the file back and compare what the host computes from it with the meant weights."""
     host = hosts.load(options.host)
-    found = verify.read(partial, spelling, host.NAMES)
+    found = read_back.read(partial, spelling, host.NAMES)
     how = How(options.comfyui_norm, any(host.NAMES.magnitude in tensors for tensors in found.values()))
     for name, change in changes.items():
         W = change.base()
-        report.errors[name] = verify.compare(change.adapted(), host.effect(W, found[name], 1.0, how), W)
+        report.errors[name] = distance.compare(change.adapted(), host.effect(W, found[name], 1.0, how), W)
     report.notes += _other_notes(changes, found, options, how, report)
     report.notes += _fallback_notes(changes, found, options, how)
-    tolerance = verify.TOLERANCE[options.dtype]
-    wrong = {n: e.weight for n, e in report.exact.items() if verify.is_too_large(e, options.dtype)}
+    tolerance = distance.TOLERANCE[options.dtype]
+    wrong = {n: e.weight for n, e in report.exact.items() if distance.is_too_large(e, options.dtype)}
     if wrong:
         worst = sorted(wrong, key=lambda name: -wrong[name])[:3]
         raise ValueError(
@@ -256,8 +226,8 @@ def _other_notes(
         errors = []
         for name in names:
             W = changes[name].base()
-            errors.append(verify.compare(changes[name].adapted(), host.effect(W, found[name], 1.0, other), W))
-        if any(verify.is_too_large(error, options.dtype) for error in errors):
+            errors.append(distance.compare(changes[name].adapted(), host.effect(W, found[name], 1.0, other), W))
+        if any(distance.is_too_large(error, options.dtype) for error in errors):
             change = max(error.change for error in errors)
             notes.append(f"this file is for ComfyUI with export.comfyui_norm {options.comfyui_norm}; in ComfyUI "
                          f"{which} up to {change:.1%} of a layer's change would be wrong")
@@ -278,7 +248,7 @@ def _fallback_notes(
         weight = host.effect(W, found[name], 1.0, how)
         instead = host.effect(W, found[name], 1.0, without)
         if not torch.equal(weight, instead):
-            errors[name] = verify.compare(weight, instead, W).change
+            errors[name] = distance.compare(weight, instead, W).change
     if not errors:
         return ["export.node_fallback changed nothing: no layer of this file needs the node"]
     worst, middle = max(errors, key=lambda name: errors[name]), sorted(errors.values())[len(errors) // 2]

@@ -15,9 +15,9 @@ from torch import Tensor
 
 from modules.adapters.base import Adapted, Terms
 from modules.adapters.layers import Layer, as_layer
-from modules.export import forms, names
-from modules.export.names import Part
 from modules.families.parts.names import exchange_halves
+from modules.files import forms, layers_by_name
+from modules.files.layers_by_name import Part
 
 SHOWN = 3
 
@@ -74,7 +74,7 @@ def groups(model: Any, layers: Iterable[str], host: str) -> list[Group]:
     """
     keys = {layer: model.export_key(layer, host) for layer in layers}
     spelled = {layer: next(s for s in model.spellings(layer) if s.name == key) for layer, key in keys.items()}
-    index = names.index(model) if any(spelling.rows for spelling in spelled.values()) else {}
+    index = layers_by_name.index(model) if any(spelling.rows for spelling in spelled.values()) else {}
     found: dict[str, Group] = {}
     for layer, spelling in spelled.items():
         own = Part(layer, spelling.row, spelling.rows, spelling.exchanged)

@@ -3,111 +3,18 @@
 import hashlib
 import json
 import re
-from collections import Counter
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from datetime import datetime, timezone
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from pydantic import BaseModel
 from pydantic_core import to_jsonable_python
 
-from modules.documents import parse_json
+from modules.files.facts import Facts
 from modules.preset.files import METADATA_KEY
 from modules.preset.schema import Preset
 from modules.preset.section import LOCAL_KINDS
-
-PACKAGES = ("torch", "diffusers", "transformers", "accelerate", "safetensors")
-
-
-class Shown(Protocol):
-    """A picture that was trained on, as `modules.data.index.Picture`."""
-
-    @property
-    def path(self) -> Path: ...
-    @property
-    def caption(self) -> str: ...
-    @property
-    def bucket(self) -> tuple[int, int]: ...
-    @property
-    def repeats(self) -> int: ...
-
-
-@dataclass(frozen=True)
-class Facts:
-    """What a run knows beyond its preset. All parts may be empty. JSON-able, so that an export can be repeated."""
-
-    step: int = 0
-    epoch: int = 0
-    started: float = 0.0
-    """Unix time, s."""
-    finished: float = 0.0
-    """Unix time, s."""
-    prompts: tuple[str, ...] = ()
-    """The prompts of the sample pictures; may be captions of the data set."""
-    pictures: dict[str, int] = field(default_factory=dict)
-    """Pictures per folder name."""
-    repeats: dict[str, int] = field(default_factory=dict)
-    """Repeats per epoch, per folder name."""
-    tags: dict[str, dict[str, int]] = field(default_factory=dict)
-    """How often each part of a caption occurs, per folder name."""
-    buckets: dict[str, int] = field(default_factory=dict)
-    """Pictures per bucket "512x768"."""
-    versions: dict[str, str] = field(default_factory=lambda: versions())
-    """Versions of this program and of the packages it stands on."""
-
-    def json(self) -> str:
-        """All facts as JSON text."""
-        return json.dumps(asdict(self))
-
-    @classmethod
-    def from_json(cls, text: str) -> "Facts":
-        """Back from `json`. Raises ValueError for what is not from there."""
-        values, usual = parse_json(text, "the facts of its run"), json.loads(cls().json())
-        if not isinstance(values, dict) or values.keys() - usual.keys():
-            raise ValueError("the facts of its run are damaged")
-        kinds = {name: (int, float) if type(value) is float else type(value) for name, value in usual.items()}
-        wrong = [name for name, value in values.items() if not isinstance(value, kinds[name])]
-        if wrong:
-            raise ValueError(f"the facts of its run are damaged: {wrong[0]} is {str(values[wrong[0]])[:80]!r}")
-        return cls(**{**values, "prompts": tuple(values.get("prompts", ()))})
-
-
-def facts_of(
-    pictures: Iterable[Shown], preset: Preset, step: int, epoch: int, started: float, finished: float,
-    prompts: Iterable[str],
-) -> Facts:
-    """The facts of a run on `pictures`; times are Unix times in s."""
-    tags: dict[str, Counter[str]] = {}
-    counts: Counter[str] = Counter()
-    buckets: Counter[str] = Counter()
-    repeats: dict[str, int] = {}
-    for picture in pictures:
-        folder = picture.path.parent.name
-        parts = (part.strip() for part in picture.caption.split(preset.data.separator))
-        tags.setdefault(folder, Counter()).update(part for part in parts if part)
-        counts[folder] += 1
-        repeats[folder] = picture.repeats
-        buckets["x".join(map(str, picture.bucket))] += 1
-    return Facts(
-        step=step, epoch=epoch, started=started, finished=finished, prompts=tuple(prompts), pictures=dict(counts),
-        repeats=repeats, tags={folder: dict(found) for folder, found in tags.items()}, buckets=dict(buckets),
-    )
-
-
-def versions() -> dict[str, str]:
-    """Versions of this program and of the packages it stands on, those that are installed."""
-    project = (Path(__file__).parents[2] / "pyproject.toml").read_text(encoding="utf-8")
-    own = re.search(r'^version = "(.*)"$', project, re.MULTILINE)
-    found = {"gimbal": own.group(1)} if own else {}
-    for name in PACKAGES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found
 
 
 def without_paths(section: BaseModel) -> dict[str, Any]:

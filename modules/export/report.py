@@ -5,7 +5,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from modules.export.verify import LayerError
+from modules.files.distance import LayerError
 
 SHOWN = 8
 """This many approximated layers are named in a report's text."""

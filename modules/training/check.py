@@ -11,11 +11,13 @@ from modules import adapters, families
 from modules.adapters.base import Adapted
 from modules.data.batches import Batches
 from modules.data.buckets import GUESSED_STEP
+from modules.data.cache import has_entries
 from modules.data.captions import whole_caption
 from modules.data.index import DataProblems, Index, build_index, overlap
 from modules.data.names import shown
 from modules.data.survey import listing
 from modules.preset.schema import Preset
+from modules.printable import LONGEST, short
 from modules.training import first_values, noise, pool, schedules, setup, sharding
 from modules.training.session import Pictures, total_steps
 
@@ -61,8 +63,13 @@ def examine(preset: Preset, device_type: str, processes: int = 1) -> Findings:
     _examine_training(preset, device_type, processes, found)
     _examine_folders(preset, found)
     # Pictures for training and for validation share options, and so may problems.
-    found.problems, found.notes = list(dict.fromkeys(found.problems)), list(dict.fromkeys(found.notes))
+    found.problems, found.notes = _said(found.problems), _said(found.notes)
     return found
+
+
+def _said(sentences: list[str]) -> list[str]:
+    """Each sentence once, and none so long that the others are not seen."""
+    return [short(sentence, LONGEST) for sentence in dict.fromkeys(sentences)]
 
 
 def _examine_folders(preset: Preset, found: Findings) -> None:
@@ -80,7 +87,10 @@ def _examine_folders(preset: Preset, found: Findings) -> None:
             found.problems.append(f"{option} {shown(folder)}: {why}; give another folder with --{option}")
             continue
         exists = next(place for place in (Path(folder).absolute(), *Path(folder).absolute().parents) if place.exists())
-        if not exists.is_dir() or not os.access(exists, os.W_OK):
+        writable = exists.is_dir() and os.access(exists, os.W_OK)
+        if not writable and option == "data.cache_folder" and has_entries(Path(folder)):
+            found.notes.append(f"{option} {folder}: cannot be written, which does where all is in it that is needed")
+        elif not writable:
             what = "cannot be written" if exists.is_dir() else "is a file, not a folder"
             found.problems.append(f"{option} {folder}: {exists} {what}; give another folder with --{option}")
         elif option == "saving.folder" and found.adapted:
@@ -208,7 +218,8 @@ def _examine_pictures(preset: Preset, found: Findings) -> None:
         captions = sorted({whole_caption(preset.data, picture.caption) for picture in pictures})
         long = [caption for caption in captions if found.model.cut_off(caption)]
         if long:
-            found.notes.append(f"{len(long)} captions are longer than the text encoder reads and are cut: {long[0]!r}")
+            first = short(long[0])
+            found.notes.append(f"{len(long)} captions are longer than the text encoder reads and are cut: {first!r}")
 
 
 def _too_large(preset: Preset, index: Index | None, longest: int | None) -> list[str]:

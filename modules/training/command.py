@@ -18,9 +18,10 @@ from modules.preset import files
 from modules.preset.cli import options_help, parse_overrides
 from modules.preset.problems import PresetProblems
 from modules.preset.schema import Preset
+from modules.printable import LONGEST, short
+from modules.reasons import sentence
 from modules.training import stopping
 from modules.training.processes import PARTING, companions, farewell, is_main_process, missing_processes
-from modules.training.reasons import sentence
 
 DONE, FAILED, REFUSED, STOPPED = 0, 1, stopping.REFUSED, stopping.STOPPED
 
@@ -99,14 +100,14 @@ def refuse(problems: Sequence[str], as_json: bool = False) -> int:
         return REFUSED
     print("Nothing was started, because:", file=sys.stderr)
     for problem in problems:
-        print("  - " + problem.replace("\n", "\n    "), file=sys.stderr)
+        print("  - " + short(problem, LONGEST).replace("\n", "\n    "), file=sys.stderr)
     return REFUSED
 
 
 def say_notes(notes: Sequence[str]) -> None:
     """What is worth knowing, but keeps nothing from working."""
     for note in notes if is_main_process() else ():
-        print(f"note: {note}", file=sys.stderr)
+        print(f"note: {short(note, LONGEST)}", file=sys.stderr)
 
 
 def quiet_libraries() -> None:
@@ -176,11 +177,22 @@ def run(preset: Preset) -> int:
     if opened is None:
         return refuse([refusal])
     with opened:
-        if opened.finished is None:
+        if opened.finished is opened.again is None:
             return trained(preset, found, opened, accelerator)
         if accelerator.is_main_process:
-            print(f"{preset.name} is already finished: {opened.finished}. Another --name starts a new run.")
+            print(done_before(opened, preset, accelerator.device))
         return DONE
+
+
+def done_before(opened, preset: Preset, device) -> str:
+    """What to say of a run that was done already, once its file is there."""
+    if opened.finished is None:
+        from modules.training.stored import export_again
+
+        return f"Done: {export_again(opened, opened.again, preset, device)}"
+    for note in opened.notes:
+        print(f"warning: {note}", file=sys.stderr)
+    return f"{preset.name} is already finished: {opened.finished}. Another --name starts a new run."
 
 
 def open_together(preset: Preset, found, accelerator):
@@ -190,17 +202,18 @@ def open_together(preset: Preset, found, accelerator):
     from modules.training.resuming import refuse_changed
     from modules.training.run import join_run, open_run
 
-    folder, opened, outcome = Path(preset.saving.folder), None, ["", None]
+    folder, opened, outcome = Path(preset.saving.folder), None, ["", None, None]
     if accelerator.is_main_process:
         try:
             opened = open_run(folder, preset, preset.name, found.steps)
-            outcome[1] = opened.finished
-            if opened.finished is None:
+            outcome[1:] = [opened.finished, opened.again]
+            if opened.finished is opened.again is None:
                 refuse_changed(opened, preset, found.pictures)
         except ValueError as error:
             outcome[0] = str(error)
         except OSError as error:
-            outcome[0] = f"saving.folder {folder}: cannot be written ({error}); give another one with --saving.folder"
+            outcome[0] = (f"saving.folder {folder}: {sentence(error)}; make it writable, or give another folder with "
+                          "--saving.folder")
     broadcast_object_list(outcome)
     if outcome[0]:
         if opened is not None:
@@ -208,7 +221,7 @@ def open_together(preset: Preset, found, accelerator):
         return None, outcome[0]
     if opened is None:
         opened = join_run(folder, preset.name)
-        opened.finished = outcome[1]
+        opened.finished, opened.again = outcome[1:]
     return opened, ""
 
 
@@ -303,7 +316,8 @@ def say_outcome(end: End, folder: Path) -> None:
     none = "needs a whole training state" if any_left else "starts anew, since there is no state yet"
     again = f"goes on from {state}" if state else none
     if end.outcome == "failed":
-        print(f"Failed: {end.reason}\n{folder / 'log.txt'} says where. The same command {again}.", file=sys.stderr)
+        where = f"{folder / 'log.txt'} says where. " if (folder / "log.txt").exists() else ""
+        print(f"Failed: {end.reason}\n{where}The same command {again}.", file=sys.stderr)
         return
     file = f"\nA LoRA of this state: python scripts/export.py {shlex.quote(str(folder))}" if state else ""
     print(f"Stopped. The same command {again}.{file}", file=sys.stderr)

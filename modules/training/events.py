@@ -18,9 +18,9 @@ from typing import Any
 from tqdm import tqdm
 
 from modules.documents import check_file
+from modules.reasons import sentence as reason_of
 from modules.screen import plain
 from modules.training.lines import Lines
-from modules.training.reasons import sentence as reason_of
 
 KINDS: dict[str, tuple[str, ...]] = {
     "stage": ("name", "detail"),

@@ -19,7 +19,7 @@ from typing import Any
 from modules import families
 from modules.data.index import Index
 from modules.disk import remove_left_overs, write_whole
-from modules.export.metadata import versions
+from modules.files.facts import versions
 from modules.preset.schema import Base, Preset
 from modules.training.state import checksum
 

@@ -11,9 +11,9 @@ from torch import nn
 from modules.adapters import methods
 from modules.adapters.base import Adapted
 from modules.adapters.layers import Layer, as_layer
-from modules.export import files, kinds, reading, starting
-from modules.export.export import Change
-from modules.export.reading import Placed, Reading
+from modules.files import kinds, opening, reading, start_from
+from modules.files.change import Change
+from modules.files.reading import Placed, Reading
 from modules.preset.schema import Preset
 from modules.training import state
 
@@ -33,7 +33,7 @@ def look(preset: Preset, model: Any) -> tuple[Reading | None, list[str]]:
     if not preset.adapter.start_from or is_begun(run) or (preset.name and (run / "adapter.safetensors").is_file()):
         return None, []
     try:
-        found = reading.place(files.read(Path(preset.adapter.start_from)), model)
+        found = reading.place(opening.read(Path(preset.adapter.start_from)), model)
     except (ValueError, OSError) as error:
         return None, [f"{OPTION}: {error}"]
     return found, [f"{OPTION}: {found.file.path}: {sentence}" for sentence in found.left_out()]
@@ -69,13 +69,13 @@ def _sort(placed: Placed, adapted: dict[str, Adapted]) -> Any:
 
 
 def _try(placed: Placed, adapted: dict[str, Adapted]) -> None:
-    """Start adapters on random layers of the same sizes. Raises ValueError as `starting.start` does."""
+    """Start adapters on random layers of the same sizes. Raises ValueError as `start_from.start` does."""
     trial, trials = on_random_layers(placed), {}
     for layer, _ in trial.members:
         config = adapted[layer.name].adapter.config
         trials[layer.name] = Adapted(layer.base, methods()[config.method].Adapter(config, layer), layer)  # pyright: ignore
     with torch.no_grad():
-        starting.start(trial.changes(), trials)
+        start_from.start(trial.changes(), trials)
 
 
 def on_random_layers(placed: Placed) -> Placed:
@@ -99,7 +99,7 @@ def read(preset: Preset, model: Any) -> dict[str, Change]:
     if not preset.adapter.start_from:
         return {}
     try:
-        return reading.changes(files.read(Path(preset.adapter.start_from)), model)
+        return reading.changes(opening.read(Path(preset.adapter.start_from)), model)
     except (ValueError, OSError) as error:
         raise ValueError(f"{OPTION}: {error}") from error
 
@@ -109,6 +109,6 @@ def apply(changes: dict[str, Change], adapted: dict[str, Adapted]) -> list[str]:
     if not changes:
         return []
     try:
-        return starting.start(changes, adapted)
+        return start_from.start(changes, adapted)
     except ValueError as error:
         raise ValueError(f"{OPTION}: {error}") from error

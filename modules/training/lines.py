@@ -63,6 +63,9 @@ class Lines:
             self._file = None
 
     def _open(self) -> int:
+        if self._file is not None and not os.fstat(self._file).st_nlink:  # deleted: what is written would be nowhere
+            os.close(self._file)
+            self._file = None
         if self._file is None:
             drop_unfinished_line(self.path)
             self._file = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | NO_TRANSLATION, 0o666)

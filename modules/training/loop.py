@@ -13,7 +13,7 @@ from tqdm import tqdm
 from modules.data.batches import Batch
 from modules.training import collapse, feed, gradient_start, optimizers, schedules, stopping
 from modules.training.beside import beside, interrupted, made, step_name, told
-from modules.training.outputs import check_parameters, export_now, sample, save_adapter, validate
+from modules.training.outputs import export_now, sample, save_adapter, validate
 from modules.training.run import REQUESTS
 from modules.training.session import Session, memory_mb, save
 
@@ -56,6 +56,7 @@ def train(session: Session) -> bool:
     stopped = False
     with bar, stopping.deferred(main):
         while session.step < session.steps and not stopped:
+            session.check_folder()
             schedules.apply(session.optimizer, schedules.factor(preset.training, session.steps, session.step))
             loss, norm, requests = take_step(session, progress)
             session.step += 1
@@ -214,7 +215,7 @@ def check_finite(session: Session, progress: Progress, loss: float, norm: float)
     micros = range(session.preset.training.accumulation)
     own = [str(p.path) for micro in micros for p in session.batches.at(session.step, micro).pictures]
     files = sorted(set(gather_object(own)))  # all processes are here: they share loss and gradient
-    check_parameters(session)  # if a step before this one has made them non-finite, the pictures are not the cause
+    session.check_finite()  # if a step before this one has made them non-finite, the pictures are not the cause
     raise NotFinite(
         f"The {what} is not a finite number at step {session.step + 1}; the step was not taken and the last saved "
         f"state is kept. Pictures of this batch: {', '.join(files)}. Lower training.learning_rate, or look at these "

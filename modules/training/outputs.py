@@ -14,11 +14,12 @@ from modules import objectives
 from modules.adapters.base import seed_of
 from modules.data.pictures import sizes_of
 from modules.disk import write_whole
-from modules.export import native
 from modules.export.export import export
 from modules.export.report import Report
+from modules.files import run_file
 from modules.training import collapse, feed, samples
 from modules.training.beside import beside
+from modules.training.ended import ADAPTER
 from modules.training.optimizers import averaged
 from modules.training.session import Session, sample_prompts, training_facts, validation_captions
 
@@ -76,13 +77,14 @@ def write_samples(session: Session, pictures: Sequence[Image], prompts: Sequence
 
 
 def save_adapter(session: Session) -> None:
-    """`adapter.safetensors`: the adapters as they are, for exporting again later. Raises as `check_parameters` does."""
-    check_parameters(session)
+    """`adapter.safetensors`: the adapters as they are, for exporting again later. Raises as `Session.check_finite`."""
+    session.check_finite()
     if not session.accelerator.is_main_process:
         return
-    path = session.run.folder / "adapter.safetensors"
+    session.check_folder()
+    path = session.run.folder / ADAPTER
     with averaged(session.optimizer):
-        native.save(path, session.adapted, training_facts(session))
+        run_file.save(path, session.adapted, training_facts(session))
     facts = {"what": "adapter", "path": str(path), "step": session.step, "bytes": path.stat().st_size}
     session.events.write("saved", facts)
 
@@ -98,10 +100,11 @@ def place_of_files(session: Session) -> Iterator[Path]:
 
 
 def export_now(session: Session, name: str) -> Path | None:
-    """Write the file for other programs, checked against the host's arithmetic. Raises as `check_parameters` does."""
-    check_parameters(session)
+    """Write the file for other programs, checked against the host's arithmetic. Raises as `Session.check_finite`."""
+    session.check_finite()
     if not session.takes_part:
         return None
+    session.check_folder()
     with place_of_files(session) as folder, averaged(session.optimizer):
         path = folder / f"{name}.safetensors"
         result = export(session.model, session.adapted, session.preset, training_facts(session), path)
@@ -118,21 +121,3 @@ def say_report(session: Session, result: Report, path: Path) -> None:
     errors = path.with_suffix(".errors.tsv")
     write_whole(errors, result.table())
     tqdm.write(f"{result.text()}\n  every layer's error: {errors}")
-
-
-def check_parameters(session: Session) -> None:
-    """Raise FloatingPointError where an accepted step has left non-finite numbers: no file may hold them."""
-    broken = [name for name, tensor in session.adapter_state().items() if not tensor.isfinite().all()]
-    if broken:
-        raise FloatingPointError(non_finite(session, broken))
-
-
-def non_finite(session: Session, names: Sequence[str]) -> str:
-    """What to say of adapter tensors with non-finite numbers, and what to do."""
-    training = session.preset.training
-    float16 = ", or training.precision bfloat16 or float32" if training.precision == "float16" else ""
-    return (
-        f"The adapter has non-finite numbers after step {session.step} ({len(names)} tensors, such as {names[0]}); "
-        f"nothing is written from it and the last saved state is kept. Try training.learning_rate "
-        f"{training.learning_rate / 10:g} in place of {training.learning_rate:g}{float16}, under another --name."
-    )

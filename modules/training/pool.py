@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from modules.adapters.base import Adapted
-from modules.export import files, forms, kinds, reading
-from modules.export.export import Change
-from modules.export.reading import Placed, Reading, listed
+from modules.files import forms, kinds, opening, reading
+from modules.files.change import Change
+from modules.files.reading import Placed, Reading, listed
 from modules.preset.schema import Preset
 from modules.training import first_values, setup
 
@@ -42,7 +42,7 @@ def look(preset: Preset, model: Any) -> tuple[list[str], list[str]]:
     try:
         for path in _paths(preset):
             try:
-                useful += bool(trained & _tried(reading.place(files.read(path), model)))
+                useful += bool(trained & _tried(reading.place(opening.read(path), model)))
             except (ValueError, OSError) as error:
                 notes.append(_left_out(path, error))
     except ValueError as error:
@@ -58,7 +58,7 @@ def read(preset: Preset, model: Any) -> Pool | None:
     found = Pool()
     for path in _paths(preset):
         try:
-            changes = reading.changes(files.read(path), model, skip=True)
+            changes = reading.changes(opening.read(path), model, skip=True)
         except (ValueError, OSError) as error:
             found.notes.append(_left_out(path, error))
             continue

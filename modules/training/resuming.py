@@ -11,7 +11,8 @@ from tqdm import tqdm
 
 from modules.adapters.base import check_adapter_state, load_adapter_state
 from modules.preset.schema import Preset
-from modules.training import fingerprints, gradient_start, run, schedules, state
+from modules.printable import LONGEST, short
+from modules.training import ended, fingerprints, gradient_start, run, schedules, state
 from modules.training.events import Events
 from modules.training.fingerprints import Changes, Made
 from modules.training.state import State
@@ -27,7 +28,7 @@ def warn(events: Events, message: str) -> None:
     """Say something on the screen and in the events: the run goes on, but not quite as it would have."""
     events.write("warning", {"message": message, "detail": ""})
     if events.main:
-        tqdm.write(f"warning: {message}", file=sys.stderr)
+        tqdm.write(f"warning: {short(message, LONGEST)}", file=sys.stderr)
 
 
 def resume(session: "Session") -> None:
@@ -42,7 +43,7 @@ def resume(session: "Session") -> None:
         if reasons:
             raise ValueError(state.none_left(session.run.folder, reasons))
         return
-    run.check_steps(session.preset.training, session.steps, saved.step, saved.folder)
+    ended.check_steps(session.preset.training, session.steps, saved.step, saved.folder)
     notes = unchanged(session, saved)
     state.restore_optimizer(session.optimizer, saved)
     load_adapter_state(session.adapted, saved.adapter)
@@ -98,7 +99,7 @@ def check_fits(session: "Session", saved: State) -> None:
         lacking = [name for name in FACTS if name not in saved.facts]
         if lacking:
             raise ValueError(f"it does not say {', '.join(lacking)}")
-        stored, reason = run.stored_preset(saved.folder / "preset.json")
+        stored, reason = ended.stored_preset(saved.folder / "preset.json")
         changed = run.changes(stored, session.preset) if stored is not None else []
         if reason or changed:
             raise ValueError(reason or f"it is of another preset ({', '.join(name for name, _, _ in changed)})")

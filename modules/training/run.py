@@ -1,5 +1,6 @@
 """The run folder: a run's identity. The same command opens the same folder and goes on there."""
 
+import errno
 import json
 import os
 import platform
@@ -14,12 +15,11 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from modules.disk import PARTIAL, make_folder, write_whole, writer_lives
-from modules.families.parts.files import tensor_names
-from modules.preset.files import differences, read, resolve, write
-from modules.preset.schema import Preset, Training
-from modules.training import state
-from modules.training.events import read_events
+from modules.disk import PARTIAL, check_writable, make_folder, write_whole, writer_lives
+from modules.preset.files import differences, read, write
+from modules.preset.schema import Preset
+from modules.printable import short
+from modules.training import ended, state
 
 REQUESTS = ("stop", "save", "sample")
 """What can be asked of a running training, by an empty file of this name in `requests/`."""
@@ -42,6 +42,8 @@ FILES = ("preset.json", "environment.json", "events.jsonl", "log.txt", "layers.t
          "adapter.safetensors")
 FOLDERS = (state.FOLDER, "requests")
 """Names in a run folder that a training cannot do without."""
+BESIDE = ("samples", "tensorboard")
+"""Folders of by-products."""
 
 PACKAGES = (
     "torch",
@@ -68,7 +70,9 @@ class Run:
     folder: Path
     name: str
     finished: Path | None = None
-    """The exported file, if the run is done and the file still exists."""
+    """The exported file, if the run is done and what it has written is whole."""
+    again: Path | None = None
+    """The adapters of a run that is done, if its exported file is not whole and has to be made again from them."""
 
     lock: FileLock | None = field(default=None, repr=False)
 
@@ -91,6 +95,17 @@ class Run:
             state.remove(path)  # a folder, too: nobody can have meant anything else
         return asked
 
+    def check_there(self) -> None:
+        """Raise FileNotFoundError where the folder was deleted since it was opened. Whatever is written there then
+        would be in a new folder that has nothing of the run."""
+        try:
+            (self.folder / "preset.json").stat()
+        except (FileNotFoundError, NotADirectoryError) as error:
+            said = "was deleted or moved away while it was trained there, so the training has ended"
+            raise FileNotFoundError(errno.ENOENT, said, str(self.folder)) from error
+        except OSError:  # a disk that does not answer now: the next one who writes there says so
+            return
+
     def close(self) -> None:
         """Let other processes have the folder."""
         if self.lock is not None:
@@ -109,13 +124,14 @@ def open_run(folder: Path, preset: Preset, name: str, steps: int | None = None) 
 
     Raises ValueError, before anything of the run is changed, if the name cannot be a folder's, if the folder holds
     something else or a run of another preset, if the run has done more steps already or has states and none of them
-    is whole, or if another process is training there.
+    is whole, or if another process is training there; OSError if it cannot be written.
     """
     check_name(name)
     place = folder / name
     check_ours(place)
     check_kinds(place, name)
     make_folder(place / "requests")
+    check_places(place)
     lock = FileLock(place / "lock", timeout=0)
     try:
         lock.acquire()
@@ -139,10 +155,11 @@ def _opened(run: Run, preset: Preset, steps: int | None) -> Run:
     newest, damaged = state.newest(place)
     run.newest = newest
     run.notes = check_same(place, preset, newest)
-    run.finished = finished_file(place, preset)
-    if damaged and newest is None and run.finished is None:
+    found = ended.look(place, preset, newest)
+    run.finished, run.again, run.notes = found.file, found.adapter, [*run.notes, *found.notes]
+    if damaged and newest is None and found.file is found.adapter is None:
         raise ValueError(state.none_left(place, damaged))
-    check_length(place, preset, newest, steps)
+    ended.check_length(place, preset, newest, steps)
     for request in REQUESTS:  # left over from a run that was killed before it could look
         state.remove(place / "requests" / request)
     write(preset, place / "preset.json")
@@ -180,10 +197,10 @@ def check_same(place: Path, preset: Preset, newest: Path | None = None) -> list[
     state. Returns sentences about one that has to be written anew.
     """
     path = place / "preset.json"
-    stored, reason = stored_preset(path)
+    stored, reason = ended.stored_preset(path)
     if stored is not None and not changes(stored, preset):
         return []
-    inside = stored_preset(newest / "preset.json")[0] if newest is not None else None
+    inside = ended.stored_preset(newest / "preset.json")[0] if newest is not None else None
     if inside is not None and not changes(inside, preset):
         said = f"is damaged ({reason})" if reason else "was changed" if stored else "is missing"
         return [f"{path} {said}; it is written anew, as it is in {newest}"]
@@ -203,18 +220,6 @@ def check_same(place: Path, preset: Preset, newest: Path | None = None) -> list[
     )
 
 
-def stored_preset(path: Path) -> tuple[Preset | None, str]:
-    """The preset in a file, and why it cannot be read. Neither where there is no file."""
-    if not path.exists():
-        return None, ""
-    try:
-        return resolve(str(path)).preset, ""
-    except RecursionError:
-        return None, "it is nested too deeply"
-    except (ValueError, OSError) as error:
-        return None, str(error)
-
-
 def _is_preset(path: Path) -> bool:
     """Whether there is a preset in the file, be it one that this version does not know."""
     try:
@@ -231,32 +236,6 @@ def changes(stored: Preset, preset: Preset) -> list[tuple[str, Any, Any]]:
 def may_change(option: str) -> bool:
     """Whether a run may go on with another value of the option `section.name`."""
     return option in MAY_CHANGE or option.split(".")[0] in MAY_CHANGE
-
-
-def check_length(place: Path, preset: Preset, newest: Path | None, steps: int | None) -> None:
-    """Raise ValueError if the run has done more steps than the `steps` of the whole training, or has nothing to go on
-    from to do more."""
-    training = preset.training
-    steps = training.steps if steps is None and training.epochs is None else steps
-    if newest is not None and steps is not None:
-        check_steps(training, steps, state.steps_of(newest), newest)
-    if newest is None and _last_end(place) is not None and _length_differs(place, preset):
-        raise ValueError(
-            f"training.{_length(preset)}: the run in {place} was finished with another length, and there is no state "
-            f"from which it could go on. Put back a copy of {place / state.FOLDER}, or train under another --name"
-        )
-
-
-def check_steps(training: Training, steps: int, done: int, newest: Path) -> None:
-    """Raise ValueError if `done` steps are more than the whole training has."""
-    if done <= steps:
-        return
-    given = f"training.steps: {steps}" if training.epochs is None else f"training.epochs: {training.epochs}"
-    what = "" if training.epochs is None else f", which are {steps} steps"
-    raise ValueError(
-        f"{given}{what}, but this run has done {done} steps already ({newest}); give more, or train under another name "
-        "(--name)"
-    )
 
 
 def check_ours(place: Path) -> None:
@@ -288,46 +267,23 @@ def check_kinds(place: Path, name: str) -> None:
             raise ValueError(f"{path} is {what}, but a run has a folder of this name: move it away")
 
 
+def check_places(place: Path) -> None:
+    """Raise OSError unless the run can write where it will: said before the first step, not at the first save."""
+    for folder in (place, *(place / name for name in (*FOLDERS, *BESIDE))):
+        if folder.is_dir():
+            check_writable(folder)
+    for path in (place / name for name in ("events.jsonl", "lock")):  # the others are replaced
+        if path.exists():
+            with path.open("ab"):
+                pass
+
+
 def remove_leftovers(place: Path, name: str) -> None:
     """Delete what a process that was killed was writing. Whatever the run is called, its own files stay, and so does
     what another process on this machine writes right now (scripts/export.py)."""
     for path in place.rglob(f"*{PARTIAL}*"):
         if path.name.removeprefix(name).endswith((PARTIAL, f"{PARTIAL}.safetensors")) and not writer_lives(path):
             state.remove(path)
-
-
-def finished_file(place: Path, preset: Preset) -> Path | None:
-    """The exported file of a run that is done; None if it is not done, if `preset` has another length, or if the file
-    is gone or damaged."""
-    end = _last_end(place)
-    if end is None or _length_differs(place, preset):
-        return None
-    newest = state.states(place)[-1:]
-    if newest and state.steps_of(newest[0]) > end["step"]:
-        return None  # it was lengthened since
-    file = place / end["path"]
-    return file if file.is_file() and tensor_names(str(file)) is not None else None
-
-
-def _last_end(place: Path) -> dict[str, Any] | None:
-    """The last event `finished`, if it says that the run was done, and what file and step it ended with."""
-    path = place / "events.jsonl"
-    events = read_events(path) if path.is_file() else []
-    end = next((event for event in reversed(events) if event.get("event") == "finished"), {})
-    whole = end.get("outcome") == "done" and isinstance(end.get("path"), str) and isinstance(end.get("step"), int)
-    return end if whole and end["path"] else None
-
-
-def _length_differs(place: Path, preset: Preset) -> bool:
-    """Whether the run in the folder, as far as that is known, has another length than `preset`."""
-    last = [folder / "preset.json" for folder in state.states(place)[-1:]]
-    known = [found for path in (*last, place / "preset.json") if (found := stored_preset(path)[0]) is not None]
-    return bool(known) and _length(known[0]) != _length(preset)
-
-
-def _length(preset: Preset) -> str:
-    training = preset.training
-    return f"steps {training.steps}" if training.epochs is None else f"epochs {training.epochs}"
 
 
 def write_environment(path: Path) -> list[str]:
@@ -394,4 +350,4 @@ def _version(package: str) -> str | None:
 
 
 def _shown(value: Any) -> str:
-    return value if value == "(absent)" else json.dumps(value, ensure_ascii=False)
+    return value if value == "(absent)" else short(json.dumps(value, ensure_ascii=False))

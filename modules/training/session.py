@@ -16,20 +16,21 @@ from accelerate.utils import parse_flag_from_env
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from modules.adapters.base import Adapted, adapter_state
+from modules.adapters.base import Adapted
 from modules.adapters.derived import Derived
 from modules.data.batches import Batches
 from modules.data.cache import LatentCache, TextCache
 from modules.data.captions import whole_caption
 from modules.data.index import Index, Progress
 from modules.disk import write_whole
-from modules.export.metadata import Facts, facts_of
 from modules.families.base import Texts
+from modules.files.facts import Facts, facts_of
 from modules.objectives import Density
 from modules.preset.files import to_json
 from modules.preset.schema import Preset, Training
 from modules.training import (
     fingerprints,
+    finite,
     first_values,
     flat,
     gradient_start,
@@ -134,9 +135,22 @@ class Session:
             return self.model.encode_texts(captions)
         return {name: value.to(self.accelerator.device) for name, value in self.texts.get(captions).items()}
 
-    def adapter_state(self) -> dict[str, Tensor]:
-        """Parameters and buffers of all adapters by full layer name."""
-        return adapter_state(self.adapted)
+    def check_folder(self) -> None:
+        """Raise FileNotFoundError where the run folder was deleted meanwhile; in the process that writes there."""
+        if self.run.is_ours:
+            self.run.check_there()
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Parameters and buffers of all adapters, `<full layer name>.<tensor>`; themselves, no copies."""
+        named = [(name, layer.adapter.state_dict()) for name, layer in self.adapted.items()]
+        return {f"{name}.{key}": value for name, tensors in named for key, value in tensors.items()}
+
+    def check_finite(self) -> dict[str, Tensor]:
+        """`tensors`. Raises FloatingPointError where they or the optimizer's state are non-finite: no file may have
+        such values. Call it in every process, so that all of them stop."""
+        tensors = self.tensors()
+        finite.check_finite(tensors, self.optimizer, self.step, self.preset.training)
+        return tensors
 
     def penalty(self) -> Tensor | None:
         """What the method adds to the loss of each step, or None."""
@@ -334,11 +348,10 @@ def training_facts(session: Session) -> Facts:
 def save(session: Session) -> None:
     """Write a training state; older ones are deleted. Raises FloatingPointError, in all processes, rather than write
     one with values that are not finite."""
-    named = [(name, layer.adapter.state_dict()) for name, layer in session.adapted.items()]
-    values = {f"{name}.{key}": value for name, tensors in named for key, value in tensors.items()}
-    state.check_finite(values, session.optimizer, session.step)
+    tensors = session.check_finite()
     if not session.accelerator.is_main_process:
         return
+    session.check_folder()
     facts = {
         "baseline": session.baseline,
         "average": session.average,
@@ -350,7 +363,7 @@ def save(session: Session) -> None:
     }
     texts = {"preset.json": to_json(session.preset), **made_from(session)}
     folder, step = session.run.folder, session.step
-    path = state.save_state(folder, step, session.adapter_state(), session.optimizer, facts, texts)
+    path = state.save_state(folder, step, tensors, session.optimizer, facts, texts)
     resuming.prune(session, path)
     size = sum(file.stat().st_size for file in path.iterdir())
     session.events.write("saved", {"what": "state", "path": os.fspath(path), "step": step, "bytes": size})

@@ -14,7 +14,7 @@ from modules import families
 from modules.adapters import methods
 from modules.adapters.base import Adapted, Adapter, AdapterConfig, adapted_layers, attach
 from modules.adapters.layers import KINDS
-from modules.export.reading import listed
+from modules.files.reading import listed
 from modules.preset.schema import Base, Preset, Rule, Targets
 from modules.training import noise
 from modules.training.matching import Names, hint_for

@@ -13,13 +13,11 @@ Which one is the newest follows from the number of steps alone, never from a clo
 import copy
 import hashlib
 import json
-import math
 import re
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -30,6 +28,7 @@ from torch.optim import Optimizer
 from modules.disk import PARTIAL, DiskFull, full_sentence, is_full, make_folder, to_disk
 from modules.documents import check_file, read_text
 from modules.tensorfile import read_header
+from modules.training.finite import non_finite
 from modules.training.optimizers import unwrapped
 from modules.training.trees import flatten, plain, unflatten
 
@@ -119,43 +118,6 @@ def _write(
     assert not nothing, f"facts are no place for tensors: {list(nothing)}"
     text = json.dumps({"contents": contents, "sha256": _text_checksum(contents)}, indent=1, allow_nan=False)
     (folder / "state.json").write_text(text, encoding="utf-8")
-
-
-def check_finite(adapter: Mapping[str, Tensor], optimizer: Optimizer, step: int) -> None:
-    """Raise FloatingPointError, naming tensors, if parameters or the optimizer's state are not finite after `step`.
-    Call it in every process, so that all of them stop."""
-    found = non_finite(adapter, unwrapped(optimizer).state_dict())
-    if found:
-        raise FloatingPointError(
-            f"After step {step} these values are not finite: {found}. No state is written, and the last one is kept. "
-            "Lower training.learning_rate, or look at the pictures of the last steps; with float16, try "
-            "training.precision bfloat16 or float32."
-        )
-
-
-def non_finite(adapter: Mapping[str, Tensor], optimizer_state: dict) -> str:
-    """Names of the tensors with values that are not finite, and of other numbers that are NaN; empty: none."""
-    named = [*adapter.items(), *_leaves(optimizer_state, "optimizer")]
-    wrong = [name for name, value in named if isinstance(value, float) and math.isnan(value)]
-    looks: dict[torch.device, list[tuple[str, Tensor]]] = {}
-    for name, value in named:
-        if isinstance(value, Tensor) and value.is_floating_point():
-            looks.setdefault(value.device, []).append((name, value.isfinite().all()))
-    for found in looks.values():  # together: each would wait for the device
-        finite = torch.stack([good for _, good in found]).tolist()
-        wrong += [name for (name, _), good in zip(found, finite, strict=True) if not good]
-    return ", ".join(wrong[:3]) + (f" and {len(wrong) - 3} more" if len(wrong) > 3 else "")
-
-
-def _leaves(value: Any, name: str) -> Iterator[tuple[str, Any]]:
-    if isinstance(value, dict):
-        for key, item in value.items():
-            yield from _leaves(item, f"{name}.{key}")
-    elif isinstance(value, (list, tuple)):
-        for place, item in enumerate(value):
-            yield from _leaves(item, f"{name}.{place}")
-    else:
-        yield name, value
 
 
 def load_state(folder: Path) -> State:

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from modules.training.reasons import sentence
+from modules.reasons import sentence
 
 REFUSED, STOPPED = 2, 130
 """Exit codes."""

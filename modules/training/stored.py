@@ -9,15 +9,19 @@ import torch
 from safetensors import safe_open
 
 from modules.adapters.base import Adapted, load_adapter_state
-from modules.export import native
-from modules.export.metadata import Facts
+from modules.disk import write_whole
+from modules.export.export import export
+from modules.files import run_file
+from modules.files.facts import Facts
 from modules.preset.files import resolve
 from modules.preset.schema import Preset
-from modules.training import flat, setup, state
+from modules.tensorfile import check_content
+from modules.training import flat, resuming, setup, state
+from modules.training.ended import ADAPTER
+from modules.training.events import Events
 from modules.training.optimizers import averaged
+from modules.training.run import Run
 from modules.training.state import State
-
-FILE = "adapter.safetensors"
 
 
 def source(folder: Path, step: int | None) -> tuple[Path | State, list[str]]:
@@ -25,26 +29,42 @@ def source(folder: Path, step: int | None) -> tuple[Path | State, list[str]]:
     be read, in sentences. Raises ValueError where there is nothing."""
     if step is not None:
         return _of_step(folder, step), []
-    file, (newest, reasons) = folder / FILE, state.newest(folder)
+    file, (newest, reasons) = folder / ADAPTER, state.newest(folder)
     if file.is_file():
         try:
+            check_content(file)
             done = facts_in(file).step
         except state.DAMAGE as error:
-            reasons = [f"{file} cannot be read ({error})", *reasons]
+            reasons = [f"{file} cannot be used ({error})", *reasons]
         else:
             if newest is None or state.steps_of(newest) <= done:
                 later = any(state.steps_of(path) > done for path in state.states(folder))
                 return file, reasons if later else []
     if newest is None:
         listed = "".join(f"\n  {reason}" for reason in reasons)
-        raise ValueError(f"{folder}: the run has no {FILE} and no training state that can be read; go on with the "
-                         f"training, or put back a copy{listed}")
+        then = "put back a copy, or train under another name" if reasons else "go on with the training"
+        raise ValueError(f"{folder}: the run has no {ADAPTER} and no training state that can be read; {then}{listed}")
     try:
         return state.load_state(newest), reasons
     except ValueError:
         if newest.exists():
             raise
         return source(folder, step)  # the run is under way, and has deleted it for a newer one meanwhile
+
+
+def export_again(run: Run, adapter: Path, preset: Preset, device: torch.device) -> Path:
+    """Write the exported file of a run that is done once more, from its adapters. Events are written last: until then
+    the run is as it was. Raises ValueError, and OSError as `export`."""
+    path = run.folder / f"{run.name}.safetensors"
+    with loaded(adapter, preset, device) as (model, layers, facts):
+        report = export(model, layers, preset, facts, path)
+    write_whole(path.with_suffix(".errors.tsv"), report.table())
+    with Events(run.folder) as events:
+        for note in run.notes:
+            resuming.warn(events, note)
+        events.write("saved", {"what": "export", "path": path, "step": facts.step, "bytes": report.size})
+        events.write("finished", {"outcome": "done", "exit_code": 0, "step": facts.step, "path": path})
+    return path
 
 
 def _of_step(folder: Path, step: int) -> State:
@@ -76,7 +96,7 @@ def loaded(
     ValueError where they are not the preset's."""
     model, layers = setup.load_and_attach(preset, device)
     if isinstance(found, Path):
-        yield model, layers, native.load(found, layers)
+        yield model, layers, run_file.load(found, layers)
         return
     written = found.facts.get("training")
     facts = Facts.from_json(written) if written else Facts(step=found.step)

@@ -12,7 +12,7 @@ from modules.adapters import linalg
 from modules.adapters.base import Adapted, Terms
 from modules.adapters.boft import block_size
 from modules.adapters.layers import as_layer
-from modules.export import forms
+from modules.files import forms
 from tests.adapters.cases import close
 from tests.adapters.steps import adam_steps, first_step, isotropic
 from tests.adapters.structured import adapted_layer, assert_computes_like, lycoris

@@ -6,7 +6,7 @@ from lycoris.modules.loha import LohaModule
 from torch import nn
 
 from modules.adapters.base import Product, Terms
-from modules.export import forms
+from modules.files import forms
 from tests.adapters.cases import close
 from tests.adapters.steps import adam_steps, first_step, isotropic
 from tests.adapters.structured import BASES, adapted_layer, assert_computes_like, lycoris

@@ -7,7 +7,7 @@ from torch import Tensor
 from modules.adapters.base import Adapted
 from modules.adapters.decomposed import FARTHEST
 from modules.adapters.derived import Derived
-from modules.export import forms
+from modules.files import forms
 from tests.adapters.cases import (
     CASES,
     adapt,

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from modules import adapters
 from modules.adapters import linalg, rotation
 from modules.adapters.base import Adapted, Terms, attach
-from modules.export import forms
+from modules.files import forms
 from tests.adapters.cases import CASES, adapt, close, inputs, randomise, through_weight
 from tests.adapters.test_rotation import LR, noise, relative_step
 from tests.export import every, setup

@@ -10,12 +10,11 @@ from typing import Any
 
 import torch
 
-from modules import adapters
+from modules import adapters, hosts
 from modules.adapters.base import Adapted, detach
-from modules.export import hosts
 from modules.export.export import export
-from modules.export.metadata import Facts
 from modules.families import load_class
+from modules.files.facts import Facts
 from modules.preset.schema import Preset, Targets
 from modules.training.setup import match_layers
 from tests import tiny_flux, tiny_sd3, tiny_sd15, tiny_sdxl

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from modules import adapters
 from modules.adapters.base import Adapted, adapted_layers, attach, detach
 from modules.export.export import Report, export
-from modules.export.metadata import Facts
 from modules.families.parts.names import Spelling
+from modules.files.facts import Facts
 from modules.preset.schema import Preset
 
 SMALL = {"rank": 3, "alpha": 2.0}

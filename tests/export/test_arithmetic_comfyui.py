@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from modules.export.hosts import How, Unread, comfyui, diffusers, kohya
+from modules.hosts import How, Unread, comfyui, diffusers, kohya
 
 HERE, LATER = How("original"), How("adapted")
 STRENGTHS = (0.0, 0.5, 1.0, -0.7)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from modules.export.hosts import How, comfyui, kohya
+from modules.hosts import How, comfyui, kohya
 from tests.export.test_arithmetic_comfyui import alpha, normal
 
 HERE = How("original")

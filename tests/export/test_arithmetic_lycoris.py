@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from modules.export.hosts import How, Unread, lycoris
+from modules.hosts import How, Unread, lycoris
 
 LINEAR, CONV = (24, 16), (12, 8, 3, 3)
 STRENGTHS = (0.0, 0.5, 1.0, 1.3)

@@ -6,10 +6,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from modules import hosts
 from modules.adapters.base import Terms
 from modules.adapters.layers import as_layer
-from modules.export import choosing, encodings, forms, hosts
-from modules.export.hosts import How
+from modules.export import choosing, encodings
+from modules.files import forms
+from modules.hosts import How
 from modules.preset.schema import Export
 
 LAYERS = {

@@ -9,8 +9,10 @@ from types import ModuleType
 import pytest
 import torch
 
-from modules.export import hosts, keys
-from modules.export.hosts import How, comfyui, comfyui_node
+from modules import hosts
+from modules.files import keys
+from modules.files.kinds import gimbal_node
+from modules.hosts import How, comfyui, comfyui_node
 from tests.export.setup import Model, label, variants, write
 
 ROOT = Path(__file__).parents[2]
@@ -173,7 +175,7 @@ def test_effect_is_what_the_node_computes(tmp_path, node, variant):
     patches = loaded(layers, tensors)
     for name, adapted in layers.items():
         own = of_layer(name, tensors)
-        if comfyui_node.FORMAT not in own:
+        if gimbal_node.FORMAT not in own:
             continue
         W = adapted.layer.native(adapted.layer.dense())
         for dtype in DTYPES:

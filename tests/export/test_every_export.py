@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from modules.export.verify import TOLERANCE
+from modules.files.distance import TOLERANCE
 from tests import export_matrix
 from tests.export import every
 

@@ -10,12 +10,13 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from modules import adapters, quant
+from modules import adapters, hosts, quant
 from modules.adapters.base import Terms, adapted_layers, attach, detach
-from modules.export import choosing, forms, hosts, keys, native, verify
-from modules.export.applying import apply_file
+from modules.export import choosing, read_back
 from modules.export.export import expected_size, export
-from modules.export.metadata import Facts
+from modules.files import distance, forms, keys, run_file
+from modules.files.facts import Facts
+from modules.tools.apply import apply_file
 from modules.training import setup
 from tests.export.setup import Model, label, preset, randomise, trained, variants, write
 
@@ -39,16 +40,16 @@ def is_refused_by_diffusers(method: str, options: dict) -> bool:
 def test_comfyui(tmp_path, variant, norm, dtype):
     model, layers, report, _ = write(tmp_path, variant, dtype=dtype, comfyui_norm=norm)
     assert set(report.errors) == set(layers)
-    assert max(error.weight for error in report.errors.values()) <= verify.TOLERANCE[dtype]
-    assert_merges_to_trained(layers, report.path, "comfyui", verify.TOLERANCE[dtype])
+    assert max(error.weight for error in report.errors.values()) <= distance.TOLERANCE[dtype]
+    assert_merges_to_trained(layers, report.path, "comfyui", distance.TOLERANCE[dtype])
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
 @pytest.mark.parametrize("variant", variants(), ids=label)
 def test_kohya(tmp_path, variant, dtype):
     _, layers, report, _ = write(tmp_path, variant, LINEAR_AND_CONV + ["unet.single"], host="kohya", dtype=dtype)
-    assert max(error.weight for error in report.errors.values()) <= verify.TOLERANCE[dtype]
-    assert_merges_to_trained(layers, report.path, "kohya", verify.TOLERANCE[dtype])
+    assert max(error.weight for error in report.errors.values()) <= distance.TOLERANCE[dtype]
+    assert_merges_to_trained(layers, report.path, "kohya", distance.TOLERANCE[dtype])
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
@@ -64,8 +65,8 @@ def test_diffusers(tmp_path, variant, dtype):
         tmp_path, variant, LINEAR_AND_CONV + ["unet.single"], host="diffusers", dtype=dtype
     )
     assert not any("alpha" in key for key in tensors)
-    assert max(error.weight for error in report.errors.values()) <= verify.TOLERANCE[dtype]
-    assert_merges_to_trained(layers, report.path, "diffusers", verify.TOLERANCE[dtype])
+    assert max(error.weight for error in report.errors.values()) <= distance.TOLERANCE[dtype]
+    assert_merges_to_trained(layers, report.path, "diffusers", distance.TOLERANCE[dtype])
 
 
 def assert_merges_to_trained(layers, path, host, tolerance):
@@ -285,22 +286,22 @@ def test_comfyui_reads_every_layer_in_16_bits_too(tmp_path, variant):
     the weight's own rounding there is lost in that."""
     model, layers, report, _ = write(tmp_path, variant, dtype="float32")
     program = hosts.load("comfyui")
-    found = verify.read(report.path, {name: model.export_key(name, "comfyui") for name in layers}, program.NAMES)
+    found = read_back.read(report.path, {name: model.export_key(name, "comfyui") for name in layers}, program.NAMES)
     for dtype, limit in ((torch.float16, 0.02), (torch.bfloat16, 0.15)):
         for name, adapted in layers.items():
             W = adapted.layer.native(adapted.layer.dense())
             effect = program.effect(W, found[name], 1.0, hosts.How(dtype=dtype))
-            error = verify.compare(adapted.adapted_weight(), effect, W)
+            error = distance.compare(adapted.adapted_weight(), effect, W)
             assert error.change < limit or error.weight < 5 * torch.finfo(dtype).eps, (name, report.forms[name])
 
 
 def test_the_wrong_norm_is_noticed(tmp_path):
     model, layers, report, _ = write(tmp_path, OUTPUT, ["unet.wide"], comfyui_norm="adapted", dtype="float32")
-    fresh = verify.read(report.path, {"unet.wide": "lora_unet_wide"}, keys.KOHYA)["unet.wide"]
+    fresh = read_back.read(report.path, {"unet.wide": "lora_unet_wide"}, keys.KOHYA)["unet.wide"]
     W, wanted = layers["unet.wide"].layer.dense(), layers["unet.wide"].adapted_weight()
     effect = hosts.load("comfyui").effect
-    assert verify.compare(wanted, effect(W, fresh, 1.0, hosts.How("adapted")), W).weight < 1e-5
-    assert verify.compare(wanted, effect(W, fresh, 1.0, hosts.How("original")), W).weight > 1e-2
+    assert distance.compare(wanted, effect(W, fresh, 1.0, hosts.How("adapted")), W).weight < 1e-5
+    assert distance.compare(wanted, effect(W, fresh, 1.0, hosts.How("original")), W).weight > 1e-2
 
 
 # -- the run's own file -----------------------------------------------------------------------------------------------
@@ -312,13 +313,13 @@ def test_native_round_trip(tmp_path, variant):
     layers = trained(model, *variant)
     wanted = {name: adapted.adapted_weight() for name, adapted in layers.items()}
     facts = Facts(step=7, prompts=("a cat",), tags={"d": {"cat": 2}})
-    native.save(tmp_path / "adapter.safetensors", layers, facts)
+    run_file.save(tmp_path / "adapter.safetensors", layers, facts)
     for adapted in layers.values():
         randomise(adapted, 99)
-    assert native.load(tmp_path / "adapter.safetensors", layers) == facts
+    assert run_file.load(tmp_path / "adapter.safetensors", layers) == facts
     assert all(torch.equal(adapted.adapted_weight(), wanted[name]) for name, adapted in layers.items())
     with pytest.raises(ValueError, match="other layers or options"):
-        native.load(tmp_path / "adapter.safetensors", dict(list(layers.items())[1:]))
+        run_file.load(tmp_path / "adapter.safetensors", dict(list(layers.items())[1:]))
 
 
 def test_report_text_and_errors_in_the_file(tmp_path):
@@ -358,7 +359,7 @@ def test_script_exports_a_finished_run(tmp_path, monkeypatch, capsys):
     folder.mkdir()
     model = Model()
     layers = trained(model, *LORA, LINEAR_AND_CONV)
-    native.save(folder / "adapter.safetensors", layers, Facts(step=5))
+    run_file.save(folder / "adapter.safetensors", layers, Facts(step=5))
     (folder / "preset.json").write_text(preset(*LORA).model_dump_json())
     for adapted in layers.values():
         randomise(adapted, 99)

@@ -11,9 +11,9 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from modules.export import files
-from modules.export.kinds import places
+from modules import hosts
 from modules.families import load_class
+from modules.files import opening, spellings
 from modules.preset.schema import Base
 from tests import tiny_sd15
 from tests.export import foreign
@@ -93,11 +93,11 @@ def test_damaged_files_are_one_sentence(tmp_path, monkeypatch, capsys, script):
 def test_fp8_and_peft_folders_are_read(tmp_path):
     save_file({"a.diff": torch.ones(2, 2).to(torch.float8_e4m3fn)}, tmp_path / "adapter_model.safetensors")
     (tmp_path / "adapter_config.json").write_text('{"peft_type": "LORA", "r": 4}')
-    file = files.read(tmp_path / "adapter_model.safetensors")
+    file = opening.read(tmp_path / "adapter_model.safetensors")
     assert file.config["r"] == 4 and file.size == 4
     (tmp_path / "adapter_config.json").write_text("{")
     with pytest.raises(ValueError, match="adapter_config.json: is not JSON"):
-        files.read(tmp_path / "adapter_model.safetensors")
+        opening.read(tmp_path / "adapter_model.safetensors")
 
 
 # -- inspect ----------------------------------------------------------------------------------------------------------
@@ -287,8 +287,8 @@ def test_strength_is_a_blend(base, tmp_path, monkeypatch, capsys):
 
 def test_a_runs_own_meaning(base, tmp_path, monkeypatch, capsys):
     """A file in its run's folder is compared with what was trained; the run's own file is for export.py."""
-    from modules.export import native
-    from modules.export.metadata import Facts
+    from modules.files import run_file
+    from modules.files.facts import Facts
     from modules.preset.schema import Preset
     from modules.training.setup import load_and_attach
 
@@ -297,7 +297,7 @@ def test_a_runs_own_meaning(base, tmp_path, monkeypatch, capsys):
     _, layers = load_and_attach(preset, torch.device("cpu"))
     for number, adapted in enumerate(layers.values()):
         randomise(adapted, number)
-    native.save(tmp_path / "adapter.safetensors", layers, Facts())
+    run_file.save(tmp_path / "adapter.safetensors", layers, Facts())
     (tmp_path / "preset.json").write_text(preset.model_dump_json(), encoding="utf-8")
     code, text, complaint = run(monkeypatch, capsys, "export.py", tmp_path, "--host", "diffusers")
     assert code == 0, complaint
@@ -317,7 +317,7 @@ def test_a_runs_own_meaning(base, tmp_path, monkeypatch, capsys):
 
 def test_the_users_own_comfyui_is_asked(base, tmp_path, monkeypatch, capsys):
     """What it returns is compared; what it leaves out is not read."""
-    from modules.export import installed_comfyui
+    from modules.hosts.parts import installed_comfyui
 
     path, wanted = foreign_file(base, tmp_path / "a.safetensors")
     by_name = {"lora_unet_" + name.replace(".", "_"): weight for name, weight in wanted.items()}
@@ -333,31 +333,31 @@ def test_the_users_own_comfyui_is_asked(base, tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize("name, spelling, part", [
-    ("lora_unet_down_blocks_1_attentions_0_transformer_blocks_0_attn1_to_q", places.KOHYA_PATH, "attention"),
-    ("lora_unet_input_blocks_4_1_transformer_blocks_0_ff_net_2", places.KOHYA_ORIGINAL, "mlp"),
-    ("lora_unet_double_blocks_0_img_attn_qkv", places.KOHYA_ORIGINAL, "attention"),
-    ("lora_te1_text_model_encoder_layers_0_mlp_fc1", places.KOHYA_TEXT, "text encoders"),
-    ("transformer.single_transformer_blocks.3.proj_mlp", places.PEFT, "mlp"),
-    ("text_encoder_2.text_model.encoder.layers.0.mlp.fc1", places.PEFT_TEXT, "text encoders"),
-    ("diffusion_model.input_blocks.1.0.in_layers.2", places.GENERIC, "conv"),
-    ("lycoris_conv_in", places.LYCORIS, "conv"),
-    ("oft_unet_mid_block_attentions_0_proj_in", places.KOHYA_OFT, "mlp"),
-    ("conv_in", places.BARE, "conv"),
+    ("lora_unet_down_blocks_1_attentions_0_transformer_blocks_0_attn1_to_q", spellings.KOHYA_PATH, "attention"),
+    ("lora_unet_input_blocks_4_1_transformer_blocks_0_ff_net_2", spellings.KOHYA_ORIGINAL, "mlp"),
+    ("lora_unet_double_blocks_0_img_attn_qkv", spellings.KOHYA_ORIGINAL, "attention"),
+    ("lora_te1_text_model_encoder_layers_0_mlp_fc1", spellings.KOHYA_TEXT, "text encoders"),
+    ("transformer.single_transformer_blocks.3.proj_mlp", spellings.PEFT, "mlp"),
+    ("text_encoder_2.text_model.encoder.layers.0.mlp.fc1", spellings.PEFT_TEXT, "text encoders"),
+    ("diffusion_model.input_blocks.1.0.in_layers.2", spellings.GENERIC, "conv"),
+    ("lycoris_conv_in", spellings.LYCORIS, "conv"),
+    ("oft_unet_mid_block_attentions_0_proj_in", spellings.KOHYA_OFT, "mlp"),
+    ("conv_in", spellings.BARE, "conv"),
 ])
 def test_names_tell_their_spelling_and_part(name, spelling, part):
-    assert places.spelling(name) == spelling
-    assert places.part(name, 2) == part
+    assert spellings.spelling(name) == spelling
+    assert spellings.part(name, 2) == part
 
 
 @pytest.mark.parametrize("host, spelling, family, is_read", [
-    ("comfyui", places.PEFT, "sdxl", False), ("comfyui", places.PEFT, "flux", True),
-    ("comfyui", places.KOHYA_PATH, "sd15", True), ("comfyui", places.KOHYA_PATH, "sd3", False),
-    ("comfyui", places.LEGACY, "flux", True), ("comfyui", places.LEGACY, "sd15", False),
-    ("diffusers", places.PEFT, "sd3", True), ("diffusers", places.KOHYA_ORIGINAL, "sdxl", True),
-    ("diffusers", places.KOHYA_ORIGINAL, "sd15", False), ("diffusers", places.GENERIC, "flux", False),
-    ("kohya", places.KOHYA_ORIGINAL, "flux", True), ("kohya", places.GENERIC, "sdxl", False),
-    ("lycoris", places.LYCORIS, "sd15", True), ("lycoris", places.KOHYA_PATH, "sd15", False),
+    ("comfyui", spellings.PEFT, "sdxl", False), ("comfyui", spellings.PEFT, "flux", True),
+    ("comfyui", spellings.KOHYA_PATH, "sd15", True), ("comfyui", spellings.KOHYA_PATH, "sd3", False),
+    ("comfyui", spellings.LEGACY, "flux", True), ("comfyui", spellings.LEGACY, "sd15", False),
+    ("diffusers", spellings.PEFT, "sd3", True), ("diffusers", spellings.KOHYA_ORIGINAL, "sdxl", True),
+    ("diffusers", spellings.KOHYA_ORIGINAL, "sd15", False), ("diffusers", spellings.GENERIC, "flux", False),
+    ("kohya", spellings.KOHYA_ORIGINAL, "flux", True), ("kohya", spellings.GENERIC, "sdxl", False),
+    ("lycoris", spellings.LYCORIS, "sd15", True), ("lycoris", spellings.KOHYA_PATH, "sd15", False),
 ])
 def test_who_reads_which_names(host, spelling, family, is_read):
     """The tables of export.md 1.2 to 1.4."""
-    assert (places.trouble(host, spelling, family, ["a.text_model.b"]) == "") == is_read
+    assert (hosts.load(host).trouble(spelling, family, ["a.text_model.b"]) == "") == is_read

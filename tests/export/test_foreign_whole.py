@@ -7,9 +7,9 @@ import pytest
 import torch
 from peft import LoraConfig
 
-from modules.export.applying import apply_file
 from modules.families import load_class
 from modules.preset.schema import Base
+from modules.tools.apply import apply_file
 from tests import tiny_sd15
 from tests.export import foreign
 from tests.export.test_foreign_files import BLOCK, run, save

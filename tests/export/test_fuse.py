@@ -9,12 +9,13 @@ from safetensors.torch import load_file
 
 from modules.adapters.base import Terms
 from modules.adapters.layers import as_layer
-from modules.export import forms, fuse
-from modules.export.applying import apply_file
+from modules.export import fuse
 from modules.export.export import export
-from modules.export.metadata import Facts
 from modules.families import load_class
+from modules.files import forms
+from modules.files.facts import Facts
 from modules.preset.schema import Base
+from modules.tools.apply import apply_file
 from tests import tiny_flux, tiny_sd3
 from tests.export.setup import preset, trained
 

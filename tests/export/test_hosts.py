@@ -7,8 +7,8 @@ from torch import nn
 
 from modules.adapters.base import detach
 from modules.export.export import export
-from modules.export.metadata import Facts
 from modules.families import load_class
+from modules.files.facts import Facts
 from modules.training.setup import whole
 from tests.export.setup import Model, assert_diffusers_computes, preset, trained
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from modules.export import installed_comfyui
+from modules.hosts.parts import installed_comfyui
 from tests.export.setup import write
 
 ROOT = Path(__file__).parents[2]

@@ -4,8 +4,7 @@ import pytest
 import torch
 
 from modules.adapters.layers import as_layer
-from modules.export import forms, kinds
-from modules.export.kinds import writer
+from modules.files import forms, kinds, writer
 from tests.export import foreign
 from tests.export.foreign import conv, linear
 

@@ -16,14 +16,14 @@ from safetensors.torch import load_file, save_file
 
 from modules import tensorfile
 from modules.adapters.base import Adapted, detach
-from modules.export import merging
-from modules.export.checkpoint import Checkpoint
 from modules.export.export import export
-from modules.export.merge import Options, Source, merge_into, summed
-from modules.export.metadata import Facts
 from modules.families import load_class
 from modules.families.parts.names import DENOISER
+from modules.files.facts import Facts
 from modules.preset.schema import Base
+from modules.tools.merge import command
+from modules.tools.merge.checkpoint import Checkpoint
+from modules.tools.merge.into_base import Options, Source, merge_into, summed
 from tests.export.setup import preset, randomise, trained
 from tests.families.rows import FAMILIES
 
@@ -258,23 +258,23 @@ def test_layers_of_a_text_encoder_that_the_file_lacks_are_named(bases, tmp_path,
     text = {f"lora_te1_text_model_encoder_layers_0_mlp_fc1.{key}": tensor for key, tensor in pair.items()}
     block = {f"transformer.x_embedder.{key}": tensor.clone() for key, tensor in pair.items()}
     save_file(text | block, tmp_path / "a.safetensors")
-    command = [tmp_path / "alone.safetensors", "--adapter", tmp_path / "a.safetensors", "--config", folder, "--out"]
-    assert run(*command, tmp_path / "x.safetensors") == 2
+    words = [tmp_path / "alone.safetensors", "--adapter", tmp_path / "a.safetensors", "--config", folder, "--out"]
+    assert run(*words, tmp_path / "x.safetensors") == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1 and TEXT in error and "1 of the adapted layers" in error and "--skip-absent" in error
-    assert run(*command, tmp_path / "x.safetensors", "--skip-absent") == 0
+    assert run(*words, tmp_path / "x.safetensors", "--skip-absent") == 0
     assert TEXT in capsys.readouterr().out
     after = load_file(tmp_path / "x.safetensors")
     assert [name for name in alone if not torch.equal(alone[name], after[name])] == ["img_in.weight"]
     save_file(text, tmp_path / "a.safetensors")
-    assert run(*command, tmp_path / "y.safetensors", "--skip-absent") == 2 and TEXT in capsys.readouterr().err
+    assert run(*words, tmp_path / "y.safetensors", "--skip-absent") == 2 and TEXT in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("row", FAMILIES)
 def test_the_family_is_found_out(row, tmp_path):
     folder, file = FAMILIES[row].make_pair(tmp_path)
     for base in (Base(path=str(folder)), Base(path=str(file), config=str(folder))):
-        assert merging.family_of(base) == FAMILIES[row].family
+        assert command.family_of(base) == FAMILIES[row].family
 
 
 @pytest.mark.parametrize("text, path, strength", [
@@ -282,7 +282,7 @@ def test_the_family_is_found_out(row, tmp_path):
     ("C:/a.safetensors", "C:/a.safetensors", 1.0), ("C:/a.safetensors:-1", "C:/a.safetensors", -1.0),
 ])
 def test_strengths(text, path, strength):
-    assert merging.parse(text) == merging.Adapter(Path(path), strength)
+    assert command.parse(text) == command.Adapter(Path(path), strength)
 
 
 def test_bad_input_is_one_sentence(bases, tmp_path, capsys):
@@ -321,7 +321,7 @@ def test_a_base_stays_as_it_is(bases, tmp_path, place):
     make_file(loaded("sdxl", folder), "sdxl", "comfyui", LORA, 0, tmp_path / "a.safetensors")
     before = sorted(folder.rglob("*"))
     with pytest.raises(ValueError, match="is inside the base"):
-        merging.merge(str(folder), [merging.parse(str(tmp_path / "a.safetensors"))], folder / place, merging.Choice())
+        command.merge(str(folder), [command.parse(str(tmp_path / "a.safetensors"))], folder / place, command.Choice())
     assert sorted(folder.rglob("*")) == before
 
 

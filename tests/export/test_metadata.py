@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save
 
 from modules.export import metadata
 from modules.export.export import export
-from modules.export.metadata import Facts, facts_of
+from modules.files.facts import Facts, facts_of
 from modules.preset import files
 from modules.preset.schema import Preset
 from tests.export.setup import Model, preset, trained

@@ -5,9 +5,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from modules.adapters.base import attach, detach
-from modules.export import files, forms, inspecting, reading
-from modules.export.starting import start
+from modules.files import forms, opening, reading
+from modules.files.start_from import start
 from modules.preset.schema import Export
+from modules.tools import inspect_file
 from tests.export.setup import label, preset, variants, write
 
 BLOCKS = ("doft", {"rotation": {"kind": "blocks", "block_size": 4}})
@@ -22,7 +23,7 @@ def read_back(folder, variant, layers=None, **options):
     wanted = {name: adapted.adapted_weight().detach() for name, adapted in trained.items()}
     for network in model.networks.values():
         detach(network)
-    file = files.read(report.path)
+    file = opening.read(report.path)
     return file, model, reading.changes(file, model), wanted
 
 
@@ -52,7 +53,7 @@ def test_the_public_nodes_spelling_is_read_as_it_was_trained(tmp_path, variant, 
 @pytest.mark.parametrize("options", [{}, {"node_fallback": 2}, {"node_spelling": "oftv2"}], ids=str)
 def test_inspecting_says_what_it_is_and_who_reads_it(tmp_path, options):
     file, *_ = read_back(tmp_path, BLOCKS, LINEAR, **options)
-    found = inspecting.inspect(file)
+    found = inspect_file.inspect(file)
     text = found.text()
     what = "OFT with output magnitude (DOFT)" if "node_spelling" in options else (
         "rotation of the input with output magnitude for Gimbal's ComfyUI node")
@@ -67,7 +68,7 @@ def test_inspecting_says_what_it_is_and_who_reads_it(tmp_path, options):
 @pytest.mark.parametrize("variant", variants(), ids=label)
 def test_the_node_is_said_to_read_all_of_every_method(tmp_path, variant):
     file, *_ = read_back(tmp_path, variant)
-    troubles = [text for text in inspecting.inspect(file).hosts["comfyui_node"] if "spelling" not in text]
+    troubles = [text for text in inspect_file.inspect(file).hosts["comfyui_node"] if "spelling" not in text]
     assert not troubles
 
 
@@ -113,4 +114,4 @@ def test_damaged_files_are_sentences(tmp_path, change, words):
     change(tensors)
     save_file(tensors, tmp_path / "damaged.safetensors", file.metadata)
     with pytest.raises(ValueError, match=f"unet.wide.*{words}"):
-        reading.changes(files.read(tmp_path / "damaged.safetensors"), model)
+        reading.changes(opening.read(tmp_path / "damaged.safetensors"), model)

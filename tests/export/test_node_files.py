@@ -5,8 +5,8 @@ import torch
 
 from modules.adapters.base import Terms
 from modules.adapters.layers import as_layer
-from modules.export import forms, keys, verify
-from modules.export.hosts import How, comfyui_node
+from modules.files import distance, forms, keys
+from modules.hosts import How, comfyui_node
 from modules.preset.schema import Export
 from tests.export.setup import label, preset, write
 
@@ -64,7 +64,7 @@ def test_spelling_of_the_public_node(tmp_path, variant):
     assert tensors["lora_unet_wide.oft_R.weight"].shape == (6, 6)
     assert "lora_unet_wide.oft_R.cans_oft" in tensors
     assert ("lora_unet_wide.dora_log_multiplier" in tensors) == (variant == BLOCKS)
-    assert max(error.weight for error in report.errors.values()) <= verify.TOLERANCE["float32"]
+    assert max(error.weight for error in report.errors.values()) <= distance.TOLERANCE["float32"]
     for name, adapted in layers.items():
         own = {k.partition(".")[2]: t for k, t in tensors.items() if k.startswith(f"lora_unet_{name[5:]}.")}
         W = adapted.layer.native(adapted.layer.dense())

@@ -14,8 +14,9 @@ from safetensors.torch import load_file, save_file
 
 from modules import tensorfile
 from modules.adapters.layers import as_layer
-from modules.export import files, inspecting, kinds, merging, resizing
-from modules.export.kinds import writer
+from modules.files import kinds, opening, writer
+from modules.tools import inspect_file, resize
+from modules.tools.merge import command
 from tests.export import foreign
 from tests.export.foreign import linear
 
@@ -61,21 +62,21 @@ def test_the_scripts_without_a_base_say_it_too(tmp_path):
     tensors = foreign.named({"lora_unet_a": foreign.lora_of_kohya(linear())})
     tensors["lora_unet_a.lora_up.weight"] = torch.ones(12, 3, dtype=torch.int8)
     save_file(tensors, tmp_path / "a.safetensors")
-    file = files.read(tmp_path / "a.safetensors")
-    assert "its up is stored as int8" in inspecting.inspect(file).damaged[0]
+    file = opening.read(tmp_path / "a.safetensors")
+    assert "its up is stored as int8" in inspect_file.inspect(file).damaged[0]
     with pytest.raises(ValueError, match="lora_unet_a: its up is stored as int8"):
-        resizing.resized(file, resizing.to_rank(2))
+        resize.resized(file, resize.to_rank(2))
 
 
 def test_rotations_with_a_magnitude_of_the_input_are_described(tmp_path):
     tensors = foreign.named({"lora_unet_a": foreign.oft_of_kohya(linear(), 3, 0.5)})
     save_file({**tensors, "lora_unet_a.dora_scale": torch.ones(1, 24)}, tmp_path / "a.safetensors")
-    assert "with input magnitude" in inspecting.inspect(files.read(tmp_path / "a.safetensors")).text()
+    assert "with input magnitude" in inspect_file.inspect(opening.read(tmp_path / "a.safetensors")).text()
 
 
 def test_numbers_beyond_float32_are_finite(tmp_path):
     save_file({"lora_unet_a.diff": torch.full((2, 2), 1e300, dtype=torch.float64)}, tmp_path / "a.safetensors")
-    assert files.read(tmp_path / "a.safetensors").tensors["lora_unet_a.diff"].dtype == torch.float64
+    assert opening.read(tmp_path / "a.safetensors").tensors["lora_unet_a.diff"].dtype == torch.float64
 
 
 def test_peft_s_options_are_for_peft_s_file_alone(tmp_path):
@@ -83,10 +84,10 @@ def test_peft_s_options_are_for_peft_s_file_alone(tmp_path):
                (("A", (4, 8)), ("B", (6, 4)))}
     save_file(tensors, tmp_path / "adapter_model.safetensors")
     (tmp_path / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": 4, "lora_alpha": 12}))
-    file = files.read(tmp_path / "adapter_model.safetensors")
-    found = resizing.resized(file, resizing.to_rank(2))
+    file = opening.read(tmp_path / "adapter_model.safetensors")
+    found = resize.resized(file, resize.to_rank(2))
     save_file(found.tensors, tmp_path / "adapter_model_resized.safetensors", found.metadata or None)
-    again = files.read(tmp_path / "adapter_model_resized.safetensors")
+    again = opening.read(tmp_path / "adapter_model_resized.safetensors")
     assert file.config and not again.config  # its factors have the scale in them
     up, down = (again.tensors[f"base_model.model.a.lora_{letter}.weight"] for letter in "BA")
     whole = 3 * tensors["base_model.model.a.lora_B.weight"] @ tensors["base_model.model.a.lora_A.weight"]
@@ -108,9 +109,9 @@ def test_a_full_disk_is_a_sentence_and_leaves_nothing(tmp_path, monkeypatch):
         Path(path).write_bytes(b"half")
         raise SafetensorError("I/O error: No space left on device")
 
-    monkeypatch.setattr(files, "save_file", full)
+    monkeypatch.setattr(tensorfile, "save_file", full)
     with pytest.raises(OSError, match=r"a.safetensors cannot be written \(I/O error: No space left"):
-        files.save({}, tmp_path / "a.safetensors", None)
+        opening.save({}, tmp_path / "a.safetensors", None)
     assert not list(tmp_path.iterdir())
 
 
@@ -141,4 +142,4 @@ def test_strengths_that_are_none(tmp_path, strength):
     path = tmp_path / "a.safetensors"
     path.touch()
     with pytest.raises(ValueError, match=f"{strength} is no strength; give a number"):
-        merging.parse(f"{path}:{strength}")
+        command.parse(f"{path}:{strength}")

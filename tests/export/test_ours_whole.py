@@ -7,11 +7,11 @@ import pytest
 import torch
 
 from modules.adapters.base import detach
-from modules.export.applying import apply_file
 from modules.export.export import export
-from modules.export.metadata import Facts
 from modules.families import load_class
+from modules.files.facts import Facts
 from modules.preset.schema import Base
+from modules.tools.apply import apply_file
 from tests import tiny_sd15
 from tests.export.setup import preset, trained
 from tests.export.test_foreign_files import BLOCK, run

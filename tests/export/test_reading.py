@@ -4,9 +4,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from modules.export import files, forms, reading
-from modules.export.kinds import writer
 from modules.families import load_class
+from modules.files import forms, opening, reading, writer
 from modules.preset.schema import Base
 from tests import tiny_sd15
 from tests.export import foreign
@@ -34,7 +33,7 @@ def module_of(model, name):
 
 def written(path, cases, metadata=None):
     save_file(foreign.named(cases), path, metadata)
-    return files.read(path)
+    return opening.read(path)
 
 
 def assert_changes(found, wanted):

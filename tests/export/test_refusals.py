@@ -4,9 +4,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from modules.export import keys, verify
+from modules.export import read_back
 from modules.export.export import export
-from modules.export.metadata import Facts
+from modules.files import keys
+from modules.files.facts import Facts
 from tests.export.setup import Model, preset, trained
 
 LORA = ("lora", {"rank": 3, "alpha": 2.0})
@@ -19,15 +20,15 @@ def test_unknown_and_missing_keys(tmp_path):
     pair = {"lora_unet_a.lora_up.weight": up, "lora_unet_a.lora_down.weight": down}
     save_file({**pair, "lora_unet_b.diff": up + 1}, path)
     with pytest.raises(ValueError, match="lora_unet_b.diff"):
-        verify.read(path, spelling, keys.KOHYA)
+        read_back.read(path, spelling, keys.KOHYA)
     save_file({"lora_unet_a.lora_up.weight": up, "lora_unet_a.lora_magnitude_vector.weight": down}, path)
     with pytest.raises(ValueError, match="lora_magnitude_vector"):
-        verify.read(path, spelling, keys.KOHYA)
+        read_back.read(path, spelling, keys.KOHYA)
     save_file({"lora_unet_a.lora_up.weight": up}, path)
     with pytest.raises(ValueError, match="unet.a is incomplete"):
-        verify.read(path, spelling, keys.KOHYA)
+        read_back.read(path, spelling, keys.KOHYA)
     with pytest.raises(ValueError, match="share one name"):
-        verify.read(path, {"unet.a": "lora_unet_a", "unet.b": "lora_unet_a"}, keys.KOHYA)
+        read_back.read(path, {"unet.a": "lora_unet_a", "unet.b": "lora_unet_a"}, keys.KOHYA)
 
 
 def test_overflow_is_refused_with_advice(tmp_path):

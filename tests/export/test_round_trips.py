@@ -5,7 +5,7 @@ import torch
 
 from modules.adapters.base import detach
 from modules.export.export import export
-from modules.export.metadata import Facts
+from modules.files.facts import Facts
 from tests.export import every
 from tests.export.setup import assert_diffusers_computes, preset, trained
 

@@ -6,10 +6,9 @@ from torch import nn
 
 from modules.adapters.base import Terms, attach
 from modules.adapters.layers import as_layer
-from modules.export import forms, kinds
-from modules.export.export import Change
-from modules.export.kinds import writer
-from modules.export.starting import start
+from modules.files import forms, kinds, writer
+from modules.files.change import Change
+from modules.files.start_from import start
 from tests.export import foreign
 from tests.export.foreign import conv, linear
 from tests.export.setup import preset

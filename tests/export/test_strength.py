@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from modules.export import hosts
-from modules.export.hosts import How, diffusers
+from modules import hosts
+from modules.hosts import How, diffusers
 from scripts import strength_table
 
 LINEAR, SQUARED, IGNORED, PEFT, LYCORIS, ROWS, TWICE, STAGES, STAGES_TWICE = strength_table.RULES

@@ -3,9 +3,10 @@
 import pytest
 import torch
 
-from modules.export import hosts, verify
+from modules import hosts
 from modules.export.export import export
-from modules.export.metadata import Facts
+from modules.files import distance
+from modules.files.facts import Facts
 from tests.export.setup import Model, preset, trained
 
 LAYERS = ["unet.wide", "unet.conv"]
@@ -36,6 +37,6 @@ def test_every_program(tmp_path, host, axis, channel, beta):
     layers = LAYERS if reads(host, axis) else LAYERS[:1]
     for dtype in ("float32", "float16"):
         report = write(tmp_path, options, beta, layers, host=host, dtype=dtype)
-        assert max(error.weight for error in report.errors.values()) <= verify.TOLERANCE[dtype]
+        assert max(error.weight for error in report.errors.values()) <= distance.TOLERANCE[dtype]
         assert ("full" in report.forms[LAYERS[0]]) == vanished, report.forms
         assert all("full" not in report.forms[name] for name in layers[1:]), "the others are as small as ever"

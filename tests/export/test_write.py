@@ -9,12 +9,15 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
+from modules import hosts
 from modules.adapters.base import Terms
 from modules.adapters.layers import as_layer
-from modules.export import forms, hosts, verify
-from modules.export.export import Change, Written, write
-from modules.export.hosts import How
+from modules.export import read_back
+from modules.export.export import Written, write
 from modules.export.report import Report
+from modules.files import distance, forms
+from modules.files.change import Change
+from modules.hosts import How
 from modules.preset.schema import Export
 from tests.export.setup import Model
 
@@ -47,7 +50,7 @@ def assert_does_what_is_meant(changes, report, host, tolerance=1e-5, norm="origi
     """Read independently, and compared with the terms in float64."""
     program = hosts.load(host)
     spelling = {name: Model().export_key(name, host) for name in changes}
-    found = verify.read(report.path, spelling, program.NAMES)
+    found = read_back.read(report.path, spelling, program.NAMES)
     how = How(norm, any(program.NAMES.magnitude in tensors for tensors in found.values()))
     for name, change in changes.items():
         W = change.layer.dense().double()
@@ -134,7 +137,7 @@ def test_given_tensors_are_not_kept_where_another_form_is_asked_for(tmp_path, fo
     changes = {"unet.wide": hadamard(layer_of(model, "wide"), 2.0)}
     report, _ = written(tmp_path, changes, model, form=form)
     assert set(report.forms.values()) == {{"full": "full difference", "svd": "LoRA"}[form]}
-    assert max(error.weight for error in report.errors.values()) <= verify.TOLERANCE["float16"]
+    assert max(error.weight for error in report.errors.values()) <= distance.TOLERANCE["float16"]
 
 
 def test_given_rotations_are_not_kept_for_comfyui_s_16_bits(tmp_path):

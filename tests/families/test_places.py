@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from modules.adapters.layers import KINDS
-from modules.export import names
-from modules.export.checkpoint import Checkpoint
-from modules.export.merge import Options, Source, merge_into
+from modules.files import layers_by_name
 from modules.preset.schema import Base
+from modules.tools.merge.checkpoint import Checkpoint
+from modules.tools.merge.into_base import Options, Source, merge_into
 from modules.training.setup import layer_names
 from tests.families.using import CPU
 
@@ -60,7 +60,7 @@ def test_a_merged_checkpoint_is_the_merged_folder(family, pair, tmp_path):
 
 def test_every_name_means_one_layer_or_rows_that_lie_side_by_side(family, folder):
     model = family.skeleton(Base(path=str(folder)))
-    found = names.index(model)
+    found = layers_by_name.index(model)
     for name, parts in found.items():
         rows = [(part.row, part.row + part.rows) for part in parts]
         assert len(parts) == 1 or all(part.rows for part in parts), name
@@ -69,7 +69,7 @@ def test_every_name_means_one_layer_or_rows_that_lie_side_by_side(family, folder
     assert named == {name for name, module in layers_of(model).items() if isinstance(module, tuple(KINDS))} | {
         name for name in named if name.endswith((*TWICE, "text_encoder.text_projection"))
     }
-    assert not found.keys() & names.norm_index(model).keys()
+    assert not found.keys() & layers_by_name.norm_index(model).keys()
 
 
 @pytest.mark.parametrize("host", ["comfyui", "kohya", "diffusers", "lycoris"])

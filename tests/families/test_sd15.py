@@ -7,8 +7,8 @@ from torch import nn
 
 from modules.adapters.base import detach
 from modules.export.export import export
-from modules.export.metadata import Facts
 from modules.families.sd15 import HUB_ID_2, TEXT_ENCODER_2, V_MARK, Model
+from modules.files.facts import Facts
 from modules.preset.schema import Base, Objective, Targets
 from modules.training import noise
 from modules.training.setup import match_layers

@@ -9,12 +9,12 @@ import pytest
 import torch
 
 from modules.adapters.base import Adapted
-from modules.export import native
-from modules.export.applying import apply_file
 from modules.export.export import export
 from modules.families import load_class
+from modules.files import run_file
 from modules.preset.files import resolve
 from modules.preset.schema import Preset
+from modules.tools.apply import apply_file
 from modules.training.setup import load_and_attach, whole
 from tests import tiny_flux, tiny_sd3
 from tests.training.runs import Place, draw_pictures
@@ -72,7 +72,7 @@ def assert_read_back(place: Place, preset: Preset, host: str, layers: dict[str, 
     """Export for `host`, put the file into a fresh base, and compare with the trained weights."""
     options = preset.export.model_copy(update={"host": host, "dtype": "float32"})
     model, fresh = load_and_attach(preset, CPU)
-    facts = native.load(place.runs / "run" / "adapter.safetensors", fresh)
+    facts = run_file.load(place.runs / "run" / "adapter.safetensors", fresh)
     path = place.runs / f"{host}.safetensors"
     report = export(model, fresh, preset.model_copy(update={"export": options}), facts, path)
     assert not report.approximate
@@ -100,7 +100,7 @@ def test_trains_samples_and_exports(tmp_path, forget_accelerate, name, method):
     samples = place.events("run", "sample")
     assert len(samples) == 2 and all((place.runs / "run" / event["path"]).is_file() for event in samples)
     _, layers = load_and_attach(preset, CPU)
-    native.load(place.runs / "run" / "adapter.safetensors", layers)
+    run_file.load(place.runs / "run" / "adapter.safetensors", layers)
     parts = {layer.partition(".")[0] for layer in layers}
     assert len(parts) >= 2
     moved = [layer for layer, adapted in layers.items() if not torch.equal(adapted.adapted_weight(), dense(adapted))]

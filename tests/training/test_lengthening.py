@@ -176,7 +176,7 @@ def test_the_old_file_stays_until_the_new_one_is_whole(place: Place, monkeypatch
         raise OSError("broken")
 
     with monkeypatch.context() as patch:
-        patch.setattr("modules.export.export.files.save", broken)
+        patch.setattr("modules.export.export.opening.save", broken)
         assert place.train("run", *FOUR) == 1
     assert file.read_bytes() == before[0] and adapter.read_bytes() != before[1]
     assert place.train("run", *FOUR) == 0

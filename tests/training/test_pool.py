@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from modules.adapters.base import Terms, detach
-from modules.export import files, reading
+from modules.files import opening, reading
 from modules.training import pool
 from tests.training.runs import OPTIONS, ask
 
@@ -50,7 +50,7 @@ def test_up_spans_what_the_files_change_most(place, pooled):
     with place.session("plain", adapter={"method": "lora"}) as session:
         for network in session.model.networks.values():
             detach(network)
-        found = [reading.changes(files.read(pooled / f"{name}.safetensors"), session.model)
+        found = [reading.changes(opening.read(pooled / f"{name}.safetensors"), session.model)
                  for name in ("first", "second")]
     assert found[0].keys() == found[1].keys() == ups.keys()
     for name, up in ups.items():

@@ -8,7 +8,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from modules.export.hosts import comfyui, diffusers, kohya
+from modules.hosts import comfyui, diffusers, kohya
 from modules.preset.files import resolve
 from modules.preset.schema import Preset, Targets
 from modules.training import check, setup

@@ -9,7 +9,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from modules.adapters.base import detach
-from modules.export import native
+from modules.files import run_file
 from modules.preset.files import resolve
 from modules.training.setup import layer_names, load_and_attach, match_layers
 from tests.training.runs import OPTIONS, ask
@@ -31,7 +31,7 @@ def trained(place, name):
     """The adapted weights of a finished run, by full layer name."""
     folder = place.runs / name
     _, layers = load_and_attach(resolve(str(folder / "preset.json")).preset, torch.device("cpu"))
-    native.load(folder / "adapter.safetensors", layers)
+    run_file.load(folder / "adapter.safetensors", layers)
     return {layer: adapted.adapted_weight() for layer, adapted in layers.items()}
 
 

@@ -10,7 +10,9 @@ import pytest
 import torch
 
 from modules.disk import DiskFull
+from modules.preset.schema import Training
 from modules.training import state, trees
+from modules.training.finite import check_finite
 from modules.training.optimizers import AdamW, OptimizerOptions
 from modules.training.state import (
     latest_state,
@@ -272,14 +274,14 @@ def test_damage_of_any_kind_is_found_and_the_state_before_it_used(damage, tmp_pa
 
 def test_a_state_with_values_that_are_not_finite_is_not_written(tmp_path):
     run = small(2)
-    state.check_finite(run.tensors(), run.optimizer, 2)
+    check_finite(run.tensors(), run.optimizer, 2, Training())
     run.parameters[2].detach()[0, 0] = float("nan")
-    with pytest.raises(FloatingPointError, match="After step 2 these values are not finite: 2. No state is written"):
-        state.check_finite(run.tensors(), run.optimizer, 2)
+    with pytest.raises(FloatingPointError, match="After step 2 these values are not finite: 2. No state or other"):
+        check_finite(run.tensors(), run.optimizer, 2, Training())
     run = small(2)
     run.optimizer.state[run.parameters[1]]["exp_avg_sq"][0, 0] = float("inf")
     with pytest.raises(FloatingPointError, match="exp_avg_sq"):
-        state.check_finite(run.tensors(), run.optimizer, 2)
+        check_finite(run.tensors(), run.optimizer, 2, Training())
 
 
 def test_texts_come_back_and_are_guarded(tmp_path):

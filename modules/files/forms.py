@@ -1,0 +1,206 @@
+"""A layer's exact terms, as a program sees the layer, and the ways a file can hold them."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from modules.adapters import linalg
+from modules.adapters.base import Product, Terms, matrix
+from modules.adapters.layers import Layer
+from modules.files.keys import Names
+
+ORTHOGONAL = 1e-5
+"""Largest entry of `R R^T - I` of a rotation; of float32 it is about 1e-6."""
+
+
+@dataclass(frozen=True)
+class Seen:
+    """A layer's weight and terms as programs see them: an embedding's table is not turned.
+
+    Its rows are then the tokens, and an axis or side of the terms is the other one.
+    """
+
+    layer: Layer
+    W: Tensor
+    """`(rows, columns)`"""
+    terms: Terms
+    orthogonal: bool = True
+    """Whether the rotation, if there is one, is one; so it stays known of a layer without values."""
+    positive: bool = True
+    """Whether no magnitude is negative."""
+
+    @property
+    def kernel(self) -> int:
+        """Columns per channel."""
+        return 1 if self.layer.kind == "embedding" else self.layer.kernel
+
+    @property
+    def dimensions(self) -> int:
+        """Those of the layer's own weight."""
+        return self.layer.base.weight.dim() if self.layer.kind == "conv" else 2
+
+    def native(self, matrix: Tensor) -> Tensor:
+        """`matrix (rows, columns)` in the shape of files."""
+        return self.layer.native(matrix) if self.layer.kind == "conv" else matrix
+
+    def spread(self, matrix: Tensor) -> Tensor:
+        """`matrix (m, n)` as a convolution with a kernel of one position, if the layer is one."""
+        return matrix.view(*matrix.shape, *[1] * (self.dimensions - 2))
+
+    def unscaled(self) -> Tensor:
+        """`V`, before the magnitude."""
+        return unscaled(self.terms, self.W, self.kernel)
+
+    def adapted(self) -> Tensor:
+        """`W'`."""
+        return scaled(self.unscaled(), self.terms.magnitude, self.terms.axis, self.kernel)
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """One way of writing terms into a file."""
+
+    words: Callable[[Terms], str]
+    """For reports and metadata, of terms as seen by programs."""
+    tensors: Callable[[Seen, Names], dict[str, Tensor] | None]
+    """The layer's tensors by suffix, float32 or float64; None if such terms cannot be written so. Works on meta."""
+    size: str = "compact"
+    """"compact", or "full" where the size is that of the layer."""
+
+
+def seen(layer: Layer, W: Tensor, terms: Terms) -> Seen:
+    """From `W (out, fan_in)` and terms in the adapters' orientation to the programs'."""
+    orthogonal = terms.rotation is None or is_orthogonal(terms.rotation)
+    positive = terms.magnitude is None or terms.magnitude.is_meta or bool((terms.magnitude >= 0).all())
+    terms = expanded(terms)
+    if layer.kind == "embedding":
+        return Seen(layer, W.mT, turned(terms), orthogonal, positive)
+    return Seen(layer, W, terms, orthogonal, positive)
+
+
+def is_orthogonal(R: Tensor) -> bool:
+    """Whether the blocks `R (n, b, b)` are rotations, to float32's accuracy; assumed of tensors without values."""
+    eye = torch.eye(R.shape[-1], dtype=R.dtype, device=R.device)
+    return R.is_meta or bool((R @ R.mT - eye).abs().max() <= ORTHOGONAL)
+
+
+def applied(terms: Terms, layer: Layer, W: Tensor) -> Tensor:
+    """The adapted weight `(out, fan_in)` of `W (out, fan_in)`, in W's dtype."""
+    return scaled(unscaled(terms, W, layer.kernel), terms.magnitude, terms.axis, layer.kernel)
+
+
+def unscaled(terms: Terms, W: Tensor, kernel: int) -> Tensor:
+    """`V = W R^T + up down + difference`, or with `R W`; `(out, fan_in)`, in W's dtype."""
+    terms = expanded(terms)
+    V = W if terms.rotation is None else rotated(W, terms.rotation.to(W), terms.side, kernel)
+    if terms.up is not None and terms.down is not None:
+        V = V + terms.up.to(W) @ terms.down.to(W)
+    return V if terms.difference is None else V + terms.difference.to(W)
+
+
+def rotated(W: Tensor, R: Tensor, side: str, kernel: int) -> Tensor:
+    """`blockdiag(R) W` (side "output") or `W blockdiag(R)^T` on the channels ("input"), `R (blocks, b, b)`; or a
+    butterfly, `R (stages, blocks, b, b)`, of rows, or of columns without a kernel."""
+    if R.dim() == 4:
+        rows = W if side == "output" else W.mT
+        turned_rows = linalg.butterfly(rows.unsqueeze(0), R - torch.eye(R.shape[-1], dtype=R.dtype, device=R.device))
+        return turned_rows[0] if side == "output" else turned_rows[0].mT
+    if side == "output":
+        return torch.einsum("kij,kjf->kif", R, W.unflatten(0, R.shape[:2])).flatten(0, 1)
+    return torch.einsum("okcs,kbc->okbs", W.unflatten(1, (*R.shape[:2], kernel)), R).flatten(1)
+
+
+def scaled(V: Tensor, magnitude: Tensor | None, axis: str, kernel: int) -> Tensor:
+    """`V magnitude / norm(V)` along `axis`; `V (out, fan_in)` itself without magnitude."""
+    if magnitude is None:
+        return V
+    if axis == "output":
+        return V * ratio(magnitude.to(V), V.norm(dim=1)).unsqueeze(1)
+    channels = V.unflatten(1, (-1, kernel))
+    return (channels * ratio(magnitude.to(V), channels.norm(dim=(0, 2))).unsqueeze(1)).flatten(1)
+
+
+def ratio(above: Tensor, below: Tensor) -> Tensor:
+    """`above / below`, 0 where `below` is 0: a weight that is zero stays zero."""
+    return torch.where(below == 0, 0.0, above / below)
+
+
+def expanded(terms: Terms) -> Terms:
+    """With a pair in place of a product that stands alone, or the whole difference where that is smaller; the product
+    stays beside it."""
+    product = terms.product
+    if product is None or terms.up is not None or terms.difference is not None:
+        return terms
+    ups, downs = zip(_as_pair(product.first), _as_pair(product.second), strict=True)
+    out, fan_in = (len(ups[0]), downs[0].shape[1])
+    rank = ups[0].shape[1] * ups[1].shape[1]
+    if product.kind == "kronecker":
+        out, fan_in = out * len(ups[1]), fan_in * downs[1].shape[1]
+    if rank * (out + fan_in) >= out * fan_in:
+        return replace(terms, difference=multiplied(product))
+    if product.kind == "kronecker":
+        return replace(terms, up=torch.kron(*ups), down=torch.kron(*downs))
+    up = torch.einsum("oi,oj->oij", *ups).flatten(1)
+    return replace(terms, up=up, down=torch.einsum("ik,jk->ijk", *downs).flatten(0, 1))
+
+
+def multiplied(product: Product) -> Tensor:
+    """The whole matrix `(out, fan_in)`."""
+    first, second = matrix(product.first), matrix(product.second)
+    return torch.kron(first, second) if product.kind == "kronecker" else first * second
+
+
+def _as_pair(factor: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """A whole matrix as itself and an identity, with the smaller inner size."""
+    if len(factor) == 2:
+        return factor
+    rows, columns = factor[0].shape
+    eye = torch.eye(min(rows, columns), dtype=factor[0].dtype, device=factor[0].device)
+    return (factor[0], eye) if columns <= rows else (eye, factor[0])
+
+
+def turned(terms: Terms) -> Terms:
+    """The terms of the transposed weight: `(W R^T)^T = R W^T`."""
+    other = {"input": "output", "output": "input", "": ""}
+    product = terms.product
+    if product is not None:
+        first, second = (tuple(t.mT for t in factor[::-1]) for factor in (product.first, product.second))
+        product = Product(product.kind, first, second)
+    return replace(
+        terms,
+        up=None if terms.down is None else terms.down.mT,
+        down=None if terms.up is None else terms.up.mT,
+        difference=None if terms.difference is None else terms.difference.mT,
+        product=product,
+        axis=other[terms.axis],
+        side=other[terms.side],
+    )
+
+
+def truncated(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+    """The best `up (out, r)`, `down (r, fan_in)` for `matrix (out, fan_in)`, r = rank or less (Eckart-Young).
+
+    Through the eigenvectors of the smaller Gram matrix in float64: far cheaper than an SVD of a 10240 x 1280 layer,
+    and projecting on them is optimal whatever the accuracy of the singular values.
+    """
+    wide = matrix.shape[1] > matrix.shape[0]
+    tall = (matrix.mT if wide else matrix).double()
+    if matrix.is_meta:
+        vectors = tall.new_empty(tall.shape[1], min(rank, tall.shape[1]))
+    else:
+        vectors = torch.linalg.eigh(tall.mT @ tall).eigenvectors[:, -rank:]
+    left, right = (tall @ vectors).to(matrix.dtype), vectors.mT.to(matrix.dtype)
+    return (right.mT, left.mT) if wide else (left, right)
+
+
+def approximated(view: Seen, rank: int, keep_magnitude: bool) -> Seen:
+    """The layer with a pair of `rank` in place of its terms, or beside its magnitude, which stays exact."""
+    terms = view.terms
+    goal = view.unscaled() if keep_magnitude else view.adapted()
+    up, down = truncated(goal - view.W, rank)
+    kept = Terms(up=up, down=down, bias=terms.bias)
+    if keep_magnitude:
+        kept = replace(kept, magnitude=terms.magnitude, axis=terms.axis)
+    return replace(view, terms=kept)

@@ -1,0 +1,177 @@
+"""What other programs' tensors mean: the kinds of adapters, told apart by the ends of their keys.
+
+A key is a layer's name and a suffix. Each kind has one module here with
+  WORDS     its name for people,
+  SUFFIXES  its suffixes and the part that each one is,
+  MARKS     sets of parts; a layer that has all of one set is of this kind,
+  shape     `(parts) -> (out, fan_in)` of the layer, None where the tensors do not say; ValueError if they disagree,
+  rank      `(parts) -> int | None`,
+  terms     `(parts, layer, W, about) -> Terms`: what the writer's forward pass computed, exactly; `W (out, fan_in)`.
+The arithmetic is that of methods.md and export.md, section 2; every kind is tested against its writer's own code.
+"""
+
+from collections.abc import Collection, Iterable
+from dataclasses import replace
+from types import ModuleType
+
+from torch import Tensor
+
+from modules.adapters.base import Terms
+from modules.adapters.layers import Layer
+from modules.files.kinds import (
+    delora,
+    gimbal_node,
+    glora,
+    hadamard,
+    input_rotation,
+    kronecker,
+    low_rank,
+    magnitude,
+    output_rotation,
+    plain,
+    sound,
+)
+from modules.files.writer import About
+
+Parts = dict[str, Tensor]
+
+KINDS: tuple[ModuleType, ...] = (
+    low_rank, hadamard, kronecker, glora, delora, output_rotation, input_rotation, plain,
+    gimbal_node,
+)
+"""In ComfyUI's order of reading: where a layer has several, the last one counts."""
+
+SHARED = {".alpha": "alpha", ".diff_b": "bias", ".b_norm": "bias", **magnitude.SUFFIXES}
+"""Suffixes that go with several kinds."""
+
+SUFFIXES: dict[str, str] = SHARED | {suffix: part for kind in KINDS for suffix, part in kind.SUFFIXES.items()}
+
+STACKS = ("oft_blocks", "gimbal_turn_in", "gimbal_turn_out")
+"""Parts that have more than two dimensions in linear layers too."""
+
+BY_LENGTH = sorted(SUFFIXES, key=len, reverse=True)
+
+
+def split(key: str) -> tuple[str, str, str] | None:
+    """`(layer's name, suffix, part)` of a key, None if no kind knows the suffix. peft's first words are left out."""
+    suffix = next((s for s in BY_LENGTH if key.endswith(s)), None)
+    if suffix is None or key == suffix:
+        return None
+    name = key.removesuffix(suffix).removeprefix("base_model.model.")
+    return name, suffix, SUFFIXES[suffix]
+
+
+def grouped(keys: Iterable[str]) -> tuple[dict[str, dict[str, str]], list[str]]:
+    """Keys by layer's name and part, and those keys that no kind knows."""
+    layers: dict[str, dict[str, str]] = {}
+    unknown = []
+    for key in keys:
+        found = split(key)
+        if found is None or found[2] in layers.get(found[0], {}):
+            unknown.append(key)
+        else:
+            layers.setdefault(found[0], {})[found[2]] = key
+    return layers, unknown
+
+
+def kind_of(parts: Collection[str]) -> ModuleType | None:
+    """The kind of a layer with these parts; None if they make none."""
+    found = [kind for kind in KINDS if any(mark <= set(parts) for mark in kind.MARKS)]
+    return found[-1] if found else None
+
+
+def words(parts: Parts) -> str:
+    """The kind of a layer in words, with what stands on top of it."""
+    kind = kind_of(parts)
+    if kind is None:
+        return "bias alone" if "bias" in parts else "incomplete"
+    what = kind.words(parts) if kind in (output_rotation, gimbal_node) else kind.WORDS
+    what = magnitude.words(parts, what) + (" and bias" if "bias" in parts else "")
+    return f"{what}, and a LoRA for others" if has_fallback(parts) else what
+
+
+def has_fallback(parts: Collection[str]) -> bool:
+    """Whether a LoRA stands beside tensors for a node of ComfyUI, for those who have not the node."""
+    return kind_of(parts) in (gimbal_node, input_rotation) and {"up", "down"} <= set(parts)
+
+
+def shape(parts: Parts) -> tuple[int | None, int | None]:
+    """`(out, fan_in)` as far as the tensors say. Raises ValueError where they disagree or are incomplete."""
+    kind = kind_of(parts)
+    known = set(SHARED.values()) | set(kind.SUFFIXES.values() if kind else ())
+    if kind is None and "bias" not in parts:
+        raise ValueError(f"incomplete: it has only {', '.join(sorted(parts))}")
+    whole = [set(one.SUFFIXES.values()) for one in KINDS if any(mark <= parts.keys() for mark in one.MARKS)]
+    sound.refuse_rests(parts, known, whole)
+    sound.check(parts)
+    if kind is None:
+        return parts["bias"].numel(), None
+    with sound.as_sentence():
+        out, fan_in = kind.shape(parts)
+    if kind is not input_rotation:  # has more than one meaning of these
+        sound.check_magnitude(magnitude.axis(parts), parts.get("magnitude", parts.get("row_magnitude")), out, fan_in)
+    return out or magnitude.outputs(parts), fan_in
+
+
+def sizes(parts: Parts, unknown: int) -> tuple[int, int]:
+    """`(out, fan_in)` of some layer that the tensors fit, with `unknown` for what they do not tell."""
+    out, fan_in = shape(parts)
+    kind = kind_of(parts)
+    if fan_in is None and kind is input_rotation:  # one block for all
+        fan_in = 2 * input_rotation.block_size(parts)
+    if fan_in is None and kind is gimbal_node:
+        fan_in = gimbal_node.channels(parts)
+    if fan_in is None and magnitude.axis(parts) == "input":
+        fan_in = parts["magnitude"].numel()
+    return out or unknown, fan_in or unknown
+
+
+def channels(parts: Parts) -> int | None:
+    """The input channels, where the tensors tell them apart from the kernel's positions."""
+    return gimbal_node.channels(parts) if kind_of(parts) is gimbal_node else None
+
+
+def lengths(parts: Parts) -> tuple[str, Tensor | None]:
+    """The axis and the lengths of a layer's magnitude, where it says them; None where there are none or only ratios."""
+    own = next((part for part in ("magnitude_in", "magnitude_out") if gimbal_node.NAME + part in parts), "")
+    if own:
+        return gimbal_node.LENGTHS[own], parts[gimbal_node.NAME + own]
+    return magnitude.axis(parts), parts.get("magnitude", parts.get("row_magnitude"))
+
+
+def is_conv(parts: Parts) -> bool:
+    """Whether the tensors are a convolution's, as far as they tell."""
+    return any(tensor.dim() > 2 for part, tensor in parts.items() if part not in STACKS)
+
+
+def rank_words(parts: Parts) -> tuple[str, str]:
+    """What the rank and alpha of a layer are, in words."""
+    if kind_of(parts) in (output_rotation, input_rotation) or (
+        kind_of(parts) is gimbal_node and "gimbal_down" not in parts
+    ):
+        return "block size", "bound of the rotation (alpha)"
+    return "rank", "alpha"
+
+
+def terms(parts: Parts, layer: Layer, W: Tensor, about: About) -> Terms:
+    """What one layer's tensors do to `W (out, fan_in)`, in W's dtype. Raises ValueError, naming the layer, for tensors
+    that do not fit it."""
+    try:
+        out, fan_in = shape(parts)
+        if out not in (None, layer.out_features) or fan_in not in (None, layer.fan_in):
+            raise ValueError(f"its tensors are for a weight of {out or '?'} x {fan_in or '?'}, and this base has "
+                             f"{layer.out_features} x {layer.fan_in}; the file is for another model")
+        parts = {part: tensor.to(W.device) for part, tensor in parts.items()}
+        kind = kind_of(parts)
+        with sound.as_sentence():
+            found = Terms() if kind is None else kind.terms(parts, layer, W, about)
+            sound.check_terms(found, W)
+            if kind not in (input_rotation, gimbal_node):
+                found = magnitude.on_top(found, parts, layer, W, about)
+    except ValueError as error:
+        raise ValueError(f"{layer.name}: {error}") from error
+    if "bias" in parts:
+        if parts["bias"].numel() != layer.out_features:
+            raise ValueError(f"{layer.name}: its bias has {parts['bias'].numel()} values, not {layer.out_features}")
+        found = replace(found, bias=parts["bias"].flatten().to(W.dtype))
+    return found

@@ -1,0 +1,73 @@
+"""Magnitudes on top of an update: `m V / norm(V)` along the outputs or the inputs."""
+
+from dataclasses import replace
+
+from torch import Tensor
+
+from modules.adapters.base import Terms
+from modules.adapters.layers import Layer
+from modules.files import forms
+from modules.files.writer import OURS, About
+
+ROWS = ".lora_magnitude_vector"
+SUFFIXES = {
+    ".dora_scale": "magnitude",
+    **dict.fromkeys((ROWS, f"{ROWS}.weight", f"{ROWS}.default.weight", f"{ROWS}.default"), "row_magnitude"),
+    ".magnitude": "row_magnitude",
+    ".dora_log_multiplier": "log_multiplier",
+    ".dora_multiplier": "multiplier",
+    ".initial_norm": "initial_norm",
+}
+
+ANY = ("magnitude", "row_magnitude", "log_multiplier", "multiplier")
+COMMON = {"LoRA": "DoRA", "OFT": "DOFT", "LoHa": "DoHa", "LoKr": "DoKr"}
+"""What kinds are called with a magnitude."""
+
+
+def axis(parts: dict[str, Tensor]) -> str:
+    """The axis of a layer's magnitude, from its shape; empty without one."""
+    found = parts.get("magnitude")
+    if found is None:
+        return "output" if any(part in parts for part in ANY) else ""
+    return "input" if found.dim() > 1 and found.shape[0] == 1 and found.numel() > 1 else "output"
+
+
+def outputs(parts: dict[str, Tensor]) -> int | None:
+    """The number of outputs that a magnitude tells, for kinds whose other tensors do not."""
+    found = next((parts[part] for part in ANY if part in parts), None)
+    return None if found is None or axis(parts) == "input" else found.numel()
+
+
+def words(parts: dict[str, Tensor], what: str) -> str:
+    """`what` with its magnitude."""
+    along = axis(parts)
+    if not along:
+        return what
+    common = next((f" ({name})" for kind, name in COMMON.items() if what.startswith(kind)), "")
+    return f"{what} with {along} magnitude{common}"
+
+
+def on_top(terms: Terms, parts: dict[str, Tensor], layer: Layer, W: Tensor, about: About) -> Terms:
+    """`terms` with the layer's magnitude. Raises ValueError for one that does not fit."""
+    along = axis(parts)
+    if not along:
+        return terms
+    given = parts.get("magnitude", parts.get("row_magnitude"))
+    if given is None:
+        raise ValueError("it has a multiplier and no rotation; the file is damaged")
+    expected = layer.out_features if along == "output" else layer.channels
+    if given.numel() != expected:
+        raise ValueError(f"its magnitude has {given.numel()} values along the {along}, and the layer has {expected}")
+    found = given.flatten().to(W.dtype)
+    original = about.writer == OURS and about.metadata.get("gimbal.host", "comfyui").startswith("comfyui")
+    original = original and about.metadata.get("gimbal.comfyui_norm", "original") == "original"
+    if along == "output" and original and "magnitude" in parts:  # our exporter wrote it for the base's norm
+        found = found * forms.ratio(norm(forms.applied(terms, layer, W), along, layer), W.norm(dim=1))
+    return replace(terms, magnitude=found, axis=along)
+
+
+def norm(V: Tensor, along: str, layer: Layer) -> Tensor:
+    """`(out)` or `(channels)` of `V (out, fan_in)`."""
+    if along == "output":
+        return V.norm(dim=1)
+    return V.unflatten(1, (layer.channels, layer.kernel)).norm(dim=(0, 2))

@@ -1,0 +1,248 @@
+"""From a foreign file to what it does to the layers of a model: one `Change` per layer.
+
+A name in a file may mean one layer, several that its writer had fused (query, key and value as one matrix), or a layer
+with the halves of its outputs exchanged. Its tensors are read on the matrix they were trained on, and what they mean is
+then taken apart for the layers.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from modules import families
+from modules.adapters.base import Terms
+from modules.adapters.layers import Layer, as_layer
+from modules.files import forms, kinds, layers_by_name, writer
+from modules.files.change import Change
+from modules.files.layers_by_name import Part
+from modules.files.opening import AdapterFile
+
+SHOWN = 3
+"""So many names are given of a longer list."""
+
+
+@dataclass(frozen=True)
+class Placed:
+    """One name of a file, and the layers it means."""
+
+    name: str
+    parts: dict[str, Tensor]
+    """Its tensors by what they are (`kinds`)."""
+    tensors: dict[str, Tensor]
+    """The same by suffix, as they are in the file."""
+    layer: Layer
+    """As the file's writer saw it: perhaps fused, an embedding's table not turned."""
+    members: tuple[tuple[Layer, Part], ...]
+    """The model's layers, in the order of the rows."""
+    about: writer.About
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether the name means one layer, as it is."""
+        part = self.members[0][1]
+        return not part.rows and not part.exchanged and self.members[0][0].kind != "embedding"
+
+    def dense(self) -> Tensor:
+        """`W (out, fan_in)` as the writer saw it, in float32 or float64."""
+        return self.stacked([_native(layer) for layer, _ in self.members])
+
+    def stacked(self, weights: list[Tensor]) -> Tensor:
+        """The members' weights `(rows, columns)`, none turned, as the one that the writer saw."""
+        return torch.cat([_exchanged(W, part) for W, (_, part) in zip(weights, self.members, strict=True)])
+
+    def terms(self) -> Terms:
+        """What the tensors do to `dense()`. Raises ValueError for tensors that do not fit."""
+        return kinds.terms(self.parts, self.layer, self.dense(), self.about)
+
+    def changes(self) -> dict[str, Change]:
+        """What they do to each of the layers."""
+        W = self.dense()
+        terms = kinds.terms(self.parts, self.layer, W, self.about)
+        if self.is_whole:
+            layer = self.members[0][0]
+            return {layer.name: Change(layer, terms, given=self.tensors)}
+        found = {}
+        for (layer, _), rows in zip(self.members, self._rows(), strict=True):
+            own = taken(terms, W, self.layer, rows)
+            found[layer.name] = Change(layer, forms.turned(own) if layer.kind == "embedding" else own)
+        return found
+
+    def _rows(self) -> list[list[tuple[int, int]]]:
+        """The ranges of rows of each member, in the member's own order."""
+        found, start = [], 0
+        for layer, part in self.members:
+            stop = start + _outputs(layer)
+            middle = (start + stop + 1) // 2
+            found.append([(middle, stop), (start, middle)] if part.exchanged else [(start, stop)])
+            start = stop
+        return found
+
+
+@dataclass
+class Reading:
+    """A file on a model."""
+
+    file: AdapterFile
+    writer: str
+    placed: list[Placed] = field(default_factory=list)
+    unknown: list[str] = field(default_factory=list)
+    """Keys that no kind knows."""
+    homeless: list[str] = field(default_factory=list)
+    """Names that are none of the model's."""
+    norms: list[str] = field(default_factory=list)
+    """Names of norm layers, which are no layers that an adapter changes."""
+
+    def left_out(self) -> list[str]:
+        """One sentence for each sort of things that are not read."""
+        found = []
+        if self.unknown:
+            found.append(f"{listed(self.unknown)}: no known kind of adapter has such keys")
+        if self.homeless:
+            found.append(f"{listed(self.homeless)}: the model has no layers of these names")
+        if self.norms:
+            found.append(f"{listed(self.norms)}: changes of norm layers can only be merged, not converted")
+        return found
+
+
+def place(file: AdapterFile, model: Any) -> Reading:
+    """Which layers of `model` the file's names mean. Raises ValueError if two names mean the same layer, or if the file
+    is another family's."""
+    writer.refuse_own(file.path, file.metadata)
+    program = writer.writer(file.tensors, file.metadata, file.config)
+    about = writer.About(program, "", file.metadata, file.config)
+    layers, unknown = kinds.grouped(file.tensors)
+    found = Reading(file, program, unknown=unknown)
+    index, norms = layers_by_name.index(model), layers_by_name.norm_index(model)
+    modules = {f"{prefix}.{path}": module for prefix, network in model.networks.items()
+               for path, module in network.named_modules()}
+    for name, keys in layers.items():
+        members = tuple((as_layer(modules[part.layer], part.layer), part) for part in _meant(index.get(name, [])))
+        if not members:
+            (found.norms if name in norms else found.homeless).append(name)
+            continue
+        tensors = {kinds.split(key)[1]: file.tensors[key] for key in keys.values()}  # pyright: ignore
+        parts = {part: file.tensors[key] for part, key in keys.items()}
+        found.placed.append(Placed(name, parts, tensors, _seen(name, members), members, about.of(name)))
+    _refuse_strangers(found, model)
+    _refuse_twins(found)
+    return found
+
+
+def changes(file: AdapterFile, model: Any, skip: bool = False) -> dict[str, Change]:
+    """What the file does to the layers of `model`, by full name.
+
+    Raises ValueError with one sentence for files of another family, for tensors that do not fit their layers, and,
+    unless `skip`, for everything that cannot be read.
+    """
+    found = place(file, model)
+    left_out = found.left_out()
+    if left_out and not skip:
+        raise ValueError(f"{file.path}: {'; '.join(left_out)}; --skip-unknown reads the rest")
+    if not found.placed:
+        raise ValueError(f"{file.path}: there is nothing in it for this model")
+    try:
+        with torch.no_grad():
+            return {name: change for placed in found.placed for name, change in placed.changes().items()}
+    except ValueError as error:
+        raise ValueError(f"{file.path}: {error}") from error
+
+
+def families_of(keys: Iterable[str]) -> list[str]:
+    """The families that keys look like those of."""
+    listed = list(keys)
+    return [name for name in families.names() if families.load_class(name).recognises(listed)]
+
+
+def taken(terms: Terms, W: Tensor, layer: Layer, rows: list[tuple[int, int]]) -> Terms:
+    """The terms of some rows of `W (out, fan_in)`, in the order of the ranges `rows`."""
+
+    def take(tensor: Tensor | None) -> Tensor | None:
+        return None if tensor is None else torch.cat([tensor[start:stop] for start, stop in rows])
+
+    terms = replace(forms.expanded(terms), product=None)
+    found = replace(terms, bias=take(terms.bias))
+    if terms.rotation is not None and terms.side == "output":
+        size = terms.rotation.shape[1]
+        fits = terms.rotation.dim() == 3 and all(edge % size == 0 for row in rows for edge in row)
+        if fits:
+            blocks = [terms.rotation[start // size : stop // size] for start, stop in rows]
+            found = replace(found, rotation=torch.cat(blocks))
+        else:  # a block, or a butterfly, goes over the edge
+            change = forms.applied(Terms(rotation=terms.rotation, side="output"), layer, W) - W
+            before = 0 if terms.difference is None else terms.difference
+            found = replace(found, rotation=None, side="input", difference=change + before)
+    found = replace(found, up=take(found.up), difference=take(found.difference))
+    if terms.magnitude is None:
+        return found
+    if terms.axis == "output":
+        return replace(found, magnitude=take(terms.magnitude))
+    V = forms.applied(replace(terms, magnitude=None, axis=""), layer, W)
+    own = torch.cat([V[start:stop] for start, stop in rows])
+    share = forms.ratio(_column_norm(own, layer), _column_norm(V, layer))
+    return replace(found, magnitude=terms.magnitude * share)
+
+
+def listed(found: list[str]) -> str:
+    """The first few, and how many more."""
+    more = f" and {len(found) - SHOWN} more" if len(found) > SHOWN else ""
+    return ", ".join(found[:SHOWN]) + more
+
+
+def _column_norm(V: Tensor, layer: Layer) -> Tensor:
+    return V.unflatten(1, (layer.channels, layer.kernel)).norm(dim=(0, 2))
+
+
+def _meant(parts: list[Part]) -> list[Part]:
+    """The layers of one name: those of a fused matrix, or the one that has the name for itself."""
+    whole = [part for part in parts if not part.rows]
+    return whole[:1] or parts
+
+
+def _seen(name: str, members: tuple[tuple[Layer, Part], ...]) -> Layer:
+    """The layer that the writer saw, with the file's name where it is none of the model's."""
+    first = members[0][0]
+    if len(members) == 1 and first.kind != "embedding":
+        return first
+    outputs = sum(_outputs(layer) for layer, _ in members)
+    inputs = first.out_features if first.kind == "embedding" else first.fan_in
+    return as_layer(nn.Linear(inputs, outputs, bias=False, device="meta"), name)
+
+
+def _outputs(layer: Layer) -> int:
+    return layer.fan_in if layer.kind == "embedding" else layer.out_features
+
+
+def _native(layer: Layer) -> Tensor:
+    W = layer.dense()
+    return W.mT if layer.kind == "embedding" else W
+
+
+def _exchanged(W: Tensor, part: Part) -> Tensor:
+    return torch.cat(W.chunk(2)[::-1]) if part.exchanged else W
+
+
+def _refuse_strangers(found: Reading, model: Any) -> None:
+    """ValueError if none of the names is the model's."""
+    if found.placed or not found.homeless:
+        return
+    like = [name for name in families_of(found.file.tensors) if not isinstance(model, families.load_class(name))]
+    if like:
+        what = " or ".join(families.load_class(name).TITLE for name in like)
+        raise ValueError(f"{found.file.path} is for {what}, and the base is {type(model).TITLE}; give the base that "
+                         "the file was trained on")
+    raise ValueError(f"{found.file.path}: none of its layers is in the base, which is {type(model).TITLE} "
+                     f"({listed(found.homeless)}); give the base that the file was trained on")
+
+
+def _refuse_twins(found: Reading) -> None:
+    """ValueError if two names mean the same layer."""
+    seen: dict[str, str] = {}
+    for placed in found.placed:
+        for layer, _ in placed.members:
+            if layer.name in seen:
+                raise ValueError(f"{found.file.path}: {seen[layer.name]} and {placed.name} are both the layer "
+                                 f"{layer.name}; the file is two files in one, so split it")
+            seen[layer.name] = placed.name

@@ -1,0 +1,70 @@
+"""Files for diffusers: peft's names, without alpha (diffusers refuses it there)."""
+
+from collections.abc import Collection
+
+from torch import Tensor
+
+from modules.files import keys, spellings
+from modules.files.forms import Encoding
+from modules.hosts import TRANSFORMERS, How
+from modules.hosts.parts import arithmetic
+from modules.hosts.parts.arithmetic import Unread
+from modules.preset.schema import Export
+
+NAMES = keys.PEFT
+KINDS = ("linear", "conv")
+
+
+def notes(forms: Collection[str]) -> list[str]:
+    """Nothing: what is written is exact."""
+    return []
+
+
+def others(how: How) -> dict[str, How]:
+    """None."""
+    return {}
+
+
+def own(options: Export) -> tuple[Encoding, ...]:
+    """None."""
+    return ()
+
+
+def trouble(spelling: str, family: str, names: Collection[str]) -> str:
+    """Other names than its own are refused, or converted, as the family's loader does."""
+    if spelling == spellings.GENERIC and family in TRANSFORMERS:
+        return "it loads nothing and says so in its log only"
+    if spelling in (spellings.GENERIC, spellings.LEGACY, spellings.LYCORIS, spellings.KOHYA_OFT):
+        return "it refuses such names"
+    if spelling == spellings.BARE:
+        return "peft reads such files, not load_lora_weights"
+    if spelling == spellings.KOHYA_ORIGINAL and family == "sd15":
+        return "it refuses the original checkpoint's paths for this kind of model"
+    if spelling in (spellings.KOHYA_ORIGINAL, spellings.KOHYA_PATH) and family == "sd3":
+        return "it loads nothing and says so in its log only"
+    return "it refuses such names" if spelling == spellings.KOHYA_PATH and family == "flux" else ""
+
+
+def bias_change(tensors: dict[str, Tensor], strength: float) -> Tensor | None:
+    """Never read."""
+    return None
+
+
+def effect(W: Tensor, tensors: dict[str, Tensor], strength: float, how: How) -> Tensor:
+    """The strength scales the pair and not the magnitude. With `how.magnitudes` a layer without one is given the norm
+    of the base weight, so that it is normalised all the same."""
+    if keys.KOHYA.alpha in tensors:
+        raise Unread("diffusers refuses peft's names with alpha")
+    if NAMES.up not in tensors:
+        raise Unread(f"diffusers reads no update from {', '.join(sorted(tensors)) or 'nothing'}")
+    V = W + strength * arithmetic.low_rank(W, {s: tensors[s] for s in tensors if s in NAMES.all()}, None).matrix
+    given = tensors.get(NAMES.magnitude)
+    if not how.magnitudes and given is None:
+        return V
+    if given is None:
+        length = arithmetic.row_norm(W)
+    elif given.numel() == W.shape[0]:
+        length = given.to(W).view(-1, *[1] * (W.dim() - 1))
+    else:
+        raise Unread(f"peft's magnitudes are one per output; here are {given.numel()} for {W.shape[0]} outputs")
+    return V * (length / arithmetic.row_norm(V))

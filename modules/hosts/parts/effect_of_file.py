@@ -1,0 +1,136 @@
+"""What programs make of a file: which tensors they see, what they compute, and how far that is from what is meant."""
+
+from collections import Counter
+from collections.abc import Collection
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from modules import hosts
+from modules.files import keys, kinds, spellings, writer
+from modules.files.distance import LayerError, compare
+from modules.files.opening import AdapterFile
+from modules.hosts import How
+from modules.hosts.parts import arithmetic
+
+
+@dataclass(frozen=True)
+class View:
+    """A whole file as one program reads it."""
+
+    host: str
+    how: How
+    common_alpha: float | None = None
+    """diffusers takes this for attention and text encoders, whatever their own alpha is."""
+    about: writer.About = field(default_factory=writer.About)
+    """With peft's options in the file's metadata, which diffusers reads."""
+
+    def tensors(self, name: str, parts: dict[str, Tensor], given: dict[str, Tensor]) -> dict[str, Tensor]:
+        """One layer's tensors by the suffixes that the program looks for; `given`: those of the file."""
+        names = hosts.load(self.host).NAMES
+        pair = {"up", "down"} <= parts.keys()
+        if self.host == "diffusers" and not pair:
+            return {suffix: t for suffix, t in given.items() if suffix != keys.KOHYA.alpha}
+        if not pair or (names.up in given and self.host != "diffusers"):
+            return given
+        if self.host != "diffusers":  # old spellings of the pair
+            others = {suffix: t for suffix, t in given.items() if kinds.SUFFIXES[suffix] not in ("up", "down")}
+            is_known = keys.PEFT.up in given
+            return given if is_known else others | {names.up: parts["up"], names.down: parts["down"]}
+        if keys.PEFT.up in given:
+            scale = self.about.of(name).scale(len(parts["down"]))
+            return given | {names.up: given[names.up] * scale} if scale != 1 else given
+        if "mid" in parts:
+            return given
+        return {names.up: parts["up"].float() * self._scale(name, parts), names.down: parts["down"]}
+
+    def _scale(self, name: str, parts: dict[str, Tensor]) -> float:
+        """diffusers' factor for a pair in kohya's names."""
+        if "alpha" not in parts:
+            return 1.0
+        guessed = self.common_alpha is not None and spellings.part(name, parts["down"].dim()) in (
+            "attention", "text encoders"
+        )
+        alpha = self.common_alpha if guessed and self.common_alpha is not None else parts["alpha"].item()
+        return alpha / parts["down"].shape[0]
+
+    def effect(
+        self, W: Tensor, tensors: dict[str, Tensor], strength: float, dtype: torch.dtype | None = None
+    ) -> Tensor:
+        """The program's weight from `W` in the layer's own shape. Raises `arithmetic.Unread` with the reason."""
+        how = How(self.how.norm, self.how.magnitudes, dtype)
+        return hosts.load(self.host).effect(W, tensors, strength, how)
+
+
+def view(file: AdapterFile, host: str, norm: str = "") -> View:
+    """The file at `host`; `norm`: whose norm ComfyUI divides by, that of today if empty."""
+    layers, _ = kinds.grouped(file.tensors)
+    magnitudes = any(key.endswith(keys.PEFT.magnitude) for key in file.tensors)
+    alphas = Counter(
+        file.tensors[found["alpha"]].item() for found in layers.values()
+        if "alpha" in found and "down" in found and file.tensors[found["alpha"]].numel() == 1
+    )
+    common = alphas.most_common(1)[0][0] if len(alphas) > 1 else None
+    config = file.config if writer.PEFT_OPTIONS in file.metadata else {}
+    return View(host, How(norm or "original", magnitudes), common, writer.About(config=config))
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a program makes of one layer."""
+
+    error: LayerError | None
+    """None where it reads nothing."""
+    reason: str = ""
+    """Why it reads nothing."""
+
+
+def judge(
+    found: View, name: str, parts: dict[str, Tensor], given: dict[str, Tensor], W: Tensor, meant: Tensor,
+    strength: float = 1.0, dtype: torch.dtype | None = None,
+) -> Verdict:
+    """The distance of the program's weight from `meant`; `W` and `meant` in the layer's own shape."""
+    try:
+        weight = found.effect(W, found.tensors(name, parts, given), strength, dtype)
+    except arithmetic.Unread as error:
+        return Verdict(None, str(error))
+    return Verdict(compare(meant, weight, W))
+
+
+def name_troubles(host: str, family: str, names: Collection[str]) -> dict[str, list[str]]:
+    """Why `host` does not find layers, by reason, with their names."""
+    found: dict[str, list[str]] = {}
+    by_spelling: dict[str, list[str]] = {}
+    for name in names:
+        by_spelling.setdefault(spellings.spelling(name), []).append(name)
+    for how, listed in by_spelling.items():
+        reason = hosts.load(host).trouble(how, family, listed)
+        if reason:
+            found.setdefault(f"names in the spelling of {how}: {reason}", []).extend(listed)
+    return found
+
+
+def scale_trouble(file: AdapterFile) -> str:
+    """What diffusers makes of several alphas, empty if the file has one or none."""
+    found = view(file, "diffusers")
+    if found.common_alpha is None:
+        return ""
+    return (f"its alphas differ between layers, and diffusers takes {found.common_alpha:g} for attention and text "
+            "encoders whatever theirs is, without a word")
+
+
+def counted(number: int, word: str = "layer") -> str:
+    """ "1 layer", "2 layers"."""
+    return f"{number} {word}" + ("" if number == 1 else "s")
+
+
+def ranks(parts: dict[str, Tensor]) -> int | None:
+    """The layer's rank, or block size."""
+    kind = kinds.kind_of(parts)
+    return None if kind is None else kind.rank(parts)
+
+
+def about(file: AdapterFile) -> writer.About:
+    """The facts that the arithmetic of its layers may depend on; `of` gives those of one layer."""
+    return writer.About(writer.writer(file.tensors, file.metadata, file.config), "", file.metadata, file.config)

@@ -1,0 +1,51 @@
+"""Putting an exported file into the base networks in memory, with the arithmetic of the program it was made for."""
+
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from modules import hosts, quant
+from modules.adapters.layers import KINDS
+from modules.export import fuse, read_back
+from modules.tensorfile import read_header
+
+
+def apply_file(model: Any, path: Path, host: str, strength: float = 1.0) -> list[str]:
+    """Merge `path`, written for `host` (a value of export.host), into `model.networks` in place.
+
+    Returns the full names of the layers in the file, with all those that it has as one matrix. Raises ValueError for
+    keys that belong to no layer, and for quantised layers, which cannot take a merged weight.
+    """
+    norm = read_header(path).metadata.get("gimbal.comfyui_norm", "original")
+    program, groups = hosts.load(host), {group.name: group for group in _groups(model, host)}
+    found = read_back.read(path, {name: group.key for name, group in groups.items()}, program.NAMES)
+    how = hosts.How(norm, any(program.NAMES.magnitude in tensors for tensors in found.values()))
+    layers = {name: fuse.layer_of(model, groups[name], {}) for name in found}
+    single = {name: layer.layers if isinstance(layer, fuse.Fused) else [layer] for name, layer in layers.items()}
+    packed = [layer.name for each in single.values() for layer in each if quant.is_rounded(layer.base)]
+    if packed:
+        raise ValueError(f"{packed[0]} is quantised and cannot take a merged weight; load the base with "
+                         "base.quantization none")
+    with torch.no_grad():
+        for name, tensors in found.items():
+            layer = layers[name]
+            result = program.effect(layer.native(layer.dense()).float(), tensors, strength, how)
+            parts = layer.split(result) if isinstance(layer, fuse.Fused) else [result]
+            for one, part in zip(single[name], parts, strict=True):
+                weight: Any = one.base.weight
+                weight.copy_(part)
+    return [layer.name for each in single.values() for layer in each]
+
+
+def _groups(model: Any, host: str) -> list[fuse.Group]:
+    """The names in the host's files of those layers that have one there."""
+    found = []
+    for prefix, network in model.networks.items():
+        for path, module in network.named_modules():
+            if isinstance(module, tuple(KINDS)):
+                with suppress(ValueError):
+                    model.export_key(f"{prefix}.{path}", host)
+                    found.append(f"{prefix}.{path}")
+    return fuse.groups(model, found, host)

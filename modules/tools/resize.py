@@ -1,0 +1,136 @@
+"""Low-rank pairs at a smaller rank: truncated SVD of `up down` through QR of the factors, without a dense matrix."""
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from modules.adapters.linalg import product_svd
+from modules.files import kinds, writer
+from modules.files.kinds import low_rank, magnitude
+from modules.files.opening import AdapterFile
+
+Choose = Callable[[Tensor], int]
+"""From singular values, descending, to how many are kept."""
+
+
+OUTDATED = ("gimbal.errors", "gimbal.form", "gimbal.approximations")
+"""What our own files say about pairs that are no longer there."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One pair before and after."""
+
+    name: str
+    before: int
+    after: int
+    error: float
+    """||D - D_kept|| / ||D||, Frobenius, with D the pair's product; 0 for a pair that does nothing."""
+    axis: str
+    """Of the magnitude beside the pair; empty without one."""
+
+
+@dataclass
+class Resized:
+    """A file's new content."""
+
+    tensors: dict[str, Tensor]
+    metadata: dict[str, str]
+    rows: list[Row] = field(default_factory=list)
+    kept: dict[str, int] = field(default_factory=dict)
+    """How many layers of other kinds stay as they are, by kind."""
+
+
+def to_rank(rank: int) -> Choose:
+    """Keep `rank` values."""
+    return lambda values: min(rank, len(values))
+
+
+def to_error(error: float) -> Choose:
+    """Keep as few values as leave out at most the part `error` of the norm."""
+    def choose(values: Tensor) -> int:
+        square = values.double().square()
+        lost = square.flip(0).cumsum(0).flip(0)  # what is left out when cut before each value
+        return max(1, int((lost > error**2 * square.sum()).sum().item()))
+
+    return choose
+
+
+def to_energy(energy: float) -> Choose:
+    """Keep as few values as hold the part `energy` of the squared norm."""
+    return to_error(math.sqrt(max(0.0, 1 - energy)))
+
+
+def resized(file: AdapterFile, choose: Choose) -> Resized:
+    """Every low-rank pair of the file at the rank that `choose` gives; keys and dtypes stay, and all other tensors.
+
+    The file's alphas stay as they are and the factors take what changes in alpha / rank, so that a file with one alpha
+    for all keeps it with mixed ranks. Raises ValueError if there is no pair in the file, or one that is damaged.
+    """
+    writer.refuse_own(file.path, file.metadata)
+    layers, _ = kinds.grouped(file.tensors)
+    about = writer.About(writer.writer(file.tensors, file.metadata, file.config), "", file.metadata, file.config)
+    found = Resized(dict(file.tensors), dict(file.metadata))
+    for name, keys in layers.items():
+        parts = {part: file.tensors[key] for part, key in keys.items()}
+        if kinds.kind_of(parts) is not low_rank or "mid" in parts:
+            what = "Tucker convolution" if "mid" in parts else kinds.words(parts)
+            found.kept[what] = found.kept.get(what, 0) + 1
+            continue
+        try:
+            kinds.shape(parts)
+        except ValueError as error:
+            raise ValueError(f"{file.path}: {name}: {error}") from error
+        up, down, row = _pair(name, parts, about.of(name), choose)
+        found.tensors[keys["up"]], found.tensors[keys["down"]] = up, down
+        found.rows.append(row)
+    if not found.rows:
+        kept = ", ".join(f"{count} {what}" for what, count in found.kept.items())
+        raise ValueError(f"{file.path} has no low-rank pairs to resize ({kept or 'nothing known'}); convert.py writes "
+                         "any file as one, with its base")
+    _tell(found)
+    return found
+
+
+def _pair(name: str, parts: dict[str, Tensor], about: writer.About, choose: Choose) -> tuple[Tensor, Tensor, Row]:
+    """The new factors in the old shapes and dtypes."""
+    up, down = parts["up"], parts["down"]
+    U, values, V = product_svd(up.flatten(1), down.flatten(1))
+    scale = low_rank.scale(parts, about)
+    count = max(1, choose(values))
+    after = parts["alpha"].item() / count if "alpha" in parts and parts["alpha"].numel() else 1.0
+    root = (values[:count] * abs(scale / after)).sqrt() if after else values[:count].sqrt()
+    sign = math.copysign(1.0, scale * after)
+    new_up = (sign * U[:, :count] * root).reshape(len(up), count, *up.shape[2:]).to(up.dtype)
+    new_down = (root[:, None] * V[:count]).reshape(count, *down.shape[1:]).to(down.dtype)
+    whole = values.norm().item()
+    error = values[count:].norm().item() / whole if whole else 0.0
+    return new_up.contiguous(), new_down.contiguous(), Row(name, len(down), count, error, magnitude.axis(parts))
+
+
+def _tell(found: Resized) -> None:
+    """Bring the metadata up to date."""
+    ranks = {row.after for row in found.rows}
+    if "ss_network_dim" in found.metadata:
+        found.metadata["ss_network_dim"] = str(ranks.pop()) if len(ranks) == 1 else "Dynamic"
+    # peft's options would scale the new factors; without them alpha is the rank, which is what the factors are for.
+    found.metadata.pop(writer.PEFT_OPTIONS, None)
+    for key in OUTDATED:
+        found.metadata.pop(key, None)
+
+
+def curve(values: Iterable[Tensor], ranks: Iterable[int]) -> dict[int, float]:
+    """The error of all layers together at each rank, as a part of their change, from each layer's singular values."""
+    squares = [layer.double().square() for layer in values]
+    whole = sum(square.sum().item() for square in squares)
+    return {
+        rank: math.sqrt(sum(square[rank:].sum().item() for square in squares) / whole) if whole else 0.0
+        for rank in ranks
+    }
+
+
+def powers(largest: int) -> list[int]:
+    """1, 2, 4 ... up to `largest`, which is the last."""
+    return [2**n for n in range(max(0, largest - 1).bit_length())] + [largest]

@@ -1,0 +1,185 @@
+"""What a program does with a file, layer by layer, against what the file means or what its run trained."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from modules import hosts
+from modules.documents import parse_json
+from modules.files import forms, kinds
+from modules.files.distance import TOLERANCE, LayerError, compare
+from modules.files.reading import Placed, Reading
+from modules.hosts.parts import effect_of_file, installed_comfyui
+
+Meanings = Mapping[str, Callable[[], Tensor]]
+"""Adapted weights in the layers' own shapes, by full name, where a run says what was trained."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One name of the file."""
+
+    name: str
+    layers: tuple[str, ...]
+    kind: str
+    exact: effect_of_file.Verdict
+    """In the base's own numbers (float32)."""
+    half: effect_of_file.Verdict
+    """In the program's 16-bit path."""
+    approximate: bool
+    """Whether the file says that this layer is an approximation."""
+
+    @property
+    def worst(self) -> float:
+        """For sorting: layers that are not read come first."""
+        return float("inf") if self.exact.error is None else self.exact.error.weight
+
+    def misses(self, tolerance: float) -> bool:
+        """Whether an exact layer is not what was meant."""
+        return not self.approximate and not self.worst <= tolerance
+
+
+Judge = Callable[[Placed, Tensor, Tensor], tuple[effect_of_file.Verdict, effect_of_file.Verdict]]
+"""`(name of the file, W, meant) ->` the verdicts in float32 and in 16 bits."""
+
+
+def check(reading: Reading, judge: Judge, strength: float = 1.0, meanings: Meanings | None = None) -> list[Row]:
+    """All names of the file, worst first. The reference at another strength than 1 is the straight blend
+    `W + strength (W' - W)`."""
+    approximate, rows = _approximate(reading), []
+    with torch.no_grad():
+        for placed in reading.placed:
+            W, meant = _meant(placed, meanings)
+            exact, half = judge(placed, W, W + strength * (meant - W))
+            layers = tuple(layer.name for layer, _ in placed.members)
+            is_approximate = any(layer in approximate for layer in layers)
+            rows.append(Row(placed.name, layers, kinds.words(placed.parts), exact, half, is_approximate))
+    return sorted(rows, key=lambda row: -row.worst)
+
+
+def by_arithmetic(
+    reading: Reading, host: str, strength: float = 1.0, norm: str = "", half: torch.dtype = torch.float16
+) -> Judge:
+    """What `host` computes, by our copy of its arithmetic."""
+    seen = effect_of_file.view(reading.file, host, norm)
+
+    def judge(placed: Placed, W: Tensor, meant: Tensor) -> tuple[effect_of_file.Verdict, effect_of_file.Verdict]:
+        exact, rounded = (
+            effect_of_file.judge(seen, placed.name, placed.parts, placed.tensors, W, meant, strength, dtype)
+            for dtype in (None, half)
+        )
+        return _with_bias(exact, placed, seen), rounded
+
+    return judge
+
+
+def by_comfyui(
+    reading: Reading, folder: Path, python: Path | None, strength: float = 1.0, half: torch.dtype = torch.float16
+) -> Judge:
+    """What the ComfyUI in `folder` computes, by its own code. Raises ValueError if it fails."""
+    weights = {placed.name: placed.layer.native(placed.dense()) for placed in reading.placed}
+    found = [installed_comfyui.effects(folder, reading.file.path, weights, strength, dtype, python)
+             for dtype in (torch.float32, half)]
+
+    def judge(placed: Placed, W: Tensor, meant: Tensor) -> tuple[effect_of_file.Verdict, effect_of_file.Verdict]:
+        exact, rounded = (
+            effect_of_file.Verdict(compare(meant, effects[placed.name].to(W), W)) if placed.name in effects
+            else effect_of_file.Verdict(None, "ComfyUI changed nothing")
+            for effects in found
+        )
+        return exact, rounded
+
+    return judge
+
+
+def _meant(placed: Placed, meanings: Meanings | None) -> tuple[Tensor, Tensor]:
+    """`W` and the meant weight, in the shape that programs see."""
+    W = placed.dense()
+    if meanings is None:
+        terms = kinds.terms(placed.parts, placed.layer, W, placed.about)
+        meant = forms.applied(terms, placed.layer, W)
+    else:
+        meant = placed.stacked([_trained(meanings, layer.name, placed).flatten(1) for layer, _ in placed.members])
+    return placed.layer.native(W), placed.layer.native(meant)
+
+
+def _trained(meanings: Meanings, layer: str, placed: Placed) -> Tensor:
+    """The layer's adapted weight. Raises ValueError if the run has none."""
+    if layer not in meanings:
+        raise ValueError(f"{placed.name} is the layer {layer}, which the run did not train; give the file's own run")
+    return meanings[layer]()
+
+
+def _with_bias(verdict: effect_of_file.Verdict, placed: Placed, seen: effect_of_file.View) -> effect_of_file.Verdict:
+    """Unread where the program leaves out a bias."""
+    if "bias" not in placed.parts:
+        return verdict
+    found = hosts.load(seen.host).bias_change(placed.tensors, 1.0)
+    return verdict if found is not None else effect_of_file.Verdict(None, "the change of its bias is not read")
+
+
+def _approximate(reading: Reading) -> set[str]:
+    """Layers that the file's own metadata calls approximated."""
+    try:
+        found = parse_json(reading.file.metadata.get("gimbal.approximations", "{}"), "")
+    except ValueError:
+        return set()
+    return set(found) if isinstance(found, dict) else set()
+
+
+def text(rows: list[Row], host: str, half: torch.dtype, judged: bool, tolerance: float, advice: str = "") -> str:
+    """The table, and what it comes to; `advice`: what to do about a wrong file."""
+    words = str(half).removeprefix("torch.")
+    lines = [f"layer\tform\terror of the weight\tof the change\tin {words}: of the weight\tof the change\tnote"]
+    for row in rows:
+        notes = [row.exact.reason or (row.half.reason and f"in {words}: {row.half.reason}")]
+        notes.append("approximate on purpose" if row.approximate else "")
+        cells = [row.name, row.kind, *_cells(row.exact.error), *_cells(row.half.error)]
+        lines.append("\t".join([*cells, "; ".join(note for note in notes if note)]))
+    missing = [row for row in rows if row.misses(tolerance)]
+    lines += _rounded(rows, host, words)
+    unread = [row for row in missing if row.exact.error is None]
+    if not judged:
+        lines.append("at a strength other than 1 the programs blend differently; nothing is judged")
+    elif missing:
+        of_them = f" ({len(unread)} not read at all)" if unread else ""
+        lines.append(f"WRONG: {host} does not do what the file means: {len(missing)} of "
+                     f"{effect_of_file.counted(len(rows))} off by more than {tolerance:g} of their largest "
+                     f"weight{of_them}; the worst is {missing[0].name}{advice}")
+    else:
+        apart = ", approximations apart" if any(row.approximate for row in rows) else ""
+        lines.append(f"RIGHT: {host} does what the file means: all of {effect_of_file.counted(len(rows))} within "
+                     f"{tolerance:g} of their largest weight{apart}")
+    return "\n".join(lines)
+
+
+def _rounded(rows: list[Row], host: str, words: str) -> list[str]:
+    """What becomes of the file where the program computes in 16 bits, as sentences."""
+    found = []
+    skipped = [row for row in rows if row.half.error is None and row.exact.error is not None]
+    if skipped:
+        found.append(f"where {host} computes in {words}, {effect_of_file.counted(len(skipped))} are not read; a "
+                     "file of form svd is read there too, and approximates")
+    errors = {row.name: row.half.error.change for row in rows
+              if row.half.error is not None and row.exact.error is not None and row.half.error != row.exact.error}
+    if errors:
+        worst = max(errors, key=lambda name: errors[name])
+        found.append(f"where {host} computes in {words}, rounding adds errors of up to {errors[worst]:.2%} of a "
+                     f"layer's change ({worst})")
+    return found
+
+
+def tolerance(reading: Reading, trained: bool) -> float:
+    """The largest error of an exact layer: float32's against the file's own numbers, its format's against a run's."""
+    stored = {tensor.dtype for tensor in reading.file.tensors.values() if tensor.dim() > 1}
+    for dtype, name in ((torch.bfloat16, "bfloat16"), (torch.float16, "float16")):
+        if trained and dtype in stored:
+            return TOLERANCE[name]
+    return TOLERANCE["float32"]
+
+
+def _cells(error: LayerError | None) -> list[str]:
+    return ["not read", ""] if error is None else [f"{error.weight:.1e}", f"{error.change:.2%}"]
