@@ -9,8 +9,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from modules.export import hosts
-from modules.export.hosts import How, Unread
+from modules import hosts
+from modules.hosts import How, Unread
 from tests.hosts import layers, programs
 
 PROGRAM = {"comfyui": "comfyui", "comfyui_node": "comfyui_node", "kohya": "a1111", "a1111": "a1111", "forge": "forge",

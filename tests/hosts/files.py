@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from modules import adapters
 from modules.adapters.base import adapted_layers, attach, detach
 from modules.export.export import export
-from modules.export.metadata import Facts
+from modules.files.facts import Facts
 from tests.export import every
 from tests.export.setup import preset, randomise
 from tests.hosts import bases
