@@ -203,7 +203,10 @@ class Program:
         """End the process."""
         if self._process and self._process.stdin:
             self._process.stdin.close()
-            self._process.wait(10)
+            try:
+                self._process.wait(10)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
             self._process = None
 
 

@@ -93,9 +93,11 @@ def notes(got: Figures) -> dict[str, Any]:
 
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
-    """Measure, print, and give what the record has of the programs."""
+    """Measure, print, and give what the record has of the programs; it is written after each."""
     record: dict[str, Any] = {}
     for program in found(options.only):
+        if record and options.write:
+            write(record, False)
         started = time.monotonic()
         try:
             program.start()
@@ -160,11 +162,19 @@ def main() -> int:
     options = arguments()
     record = run(options)
     if options.write:
-        old = json.loads(RECORD.read_text(encoding="utf-8")) if RECORD.exists() and options.only else {}
-        whole = {"torch": version("torch"), "files": written(), "programs": {**old.get("programs", {}), **record}}
-        RECORD.write_text(packed(whole), encoding="utf-8")
+        write(record, True)
         print(f"wrote {RECORD}", file=sys.stderr)
     return 0
+
+
+def write(record: dict[str, Any], with_files: bool) -> None:
+    """Put the programs into the record, the others stay; and the files' fingerprints."""
+    old = json.loads(RECORD.read_text(encoding="utf-8")) if RECORD.exists() else {}
+    files_now = written() if with_files else old.get("files", {})
+    there = {**old.get("programs", {}), **record}
+    order = list(programs.DRIVER)
+    ordered = dict(sorted(there.items(), key=lambda item: (order.index(item[1]["kind"]), item[0])))
+    RECORD.write_text(packed({"torch": version("torch"), "files": files_now, "programs": ordered}), encoding="utf-8")
 
 
 def packed(record: dict[str, Any]) -> str:

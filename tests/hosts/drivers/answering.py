@@ -143,6 +143,7 @@ def serve(answer: Callable[[dict], dict], layers: Callable[[dict], dict] | None 
             found = {"failed": f"{type(error).__name__}: {error}{because}"}
         channel.write(json.dumps({"version": "", "errors": [], "unread": [], "failed": "", **found}) + "\n")
         channel.flush()
+    os._exit(0)  # Forge has threads that would not let it end
 
 
 def folder() -> Path:
