@@ -16,8 +16,8 @@ from tests.hosts.run import RECORD
 HEAD = "## Measured in the real programs"
 TITLES = {
     "comfyui": "ComfyUI", "comfyui_node": "ComfyUI with our node", "a1111": "A1111", "forge": "Forge",
-    "forge, file for ComfyUI": "Forge, with the file for ComfyUI", "sd-scripts": "sd-scripts",
-    "onetrainer": "OneTrainer", "onetrainer, file for diffusers": "OneTrainer, with the file for diffusers",
+    "forge_comfyui": "Forge, with the file for ComfyUI", "sd-scripts": "sd-scripts",
+    "onetrainer": "OneTrainer", "onetrainer_diffusers": "OneTrainer, with the file for diffusers",
     "diffusers": "diffusers", "lycoris": "LyCORIS",
 }
 INTRODUCTION = f"""{HEAD}
