@@ -169,8 +169,9 @@ def main() -> int:
 
 def write(record: dict[str, Any], with_files: bool) -> None:
     """Put the programs into the record, the others stay; and the files' fingerprints."""
+    fresh = written() if with_files else None
     old = json.loads(RECORD.read_text(encoding="utf-8")) if RECORD.exists() else {}
-    files_now = written() if with_files else old.get("files", {})
+    files_now = old.get("files", {}) if fresh is None else fresh
     there = {**old.get("programs", {}), **record}
     order = list(programs.DRIVER)
     ordered = dict(sorted(there.items(), key=lambda item: (order.index(item[1]["kind"]), item[0])))
