@@ -24,7 +24,7 @@ INTRODUCTION = f"""{HEAD}
 
 Each default file was loaded by the program's own code on a tiny base of each family, and the weights that the program
 then has were compared with the trained ones. Errors are parts of the trained change (Frobenius, whole file / worst
-layer), whose size is some per cent of the weight; what is at most {EXACT:g} in float32 is called exact. In float32 the
+layer), whose size is some per cent of the weight; what is at most 1e-5 in float32 is called exact. In float32 the
 file's factors are float32 too; in 16 bits it is the default file, and what is more than twice as wrong as rounding the
 exact weight is bold. "on the fly" is ComfyUI's default on NVIDIA cards, "loaded" its other way. Written from
 `tests/data/hosts.json`, which `python -m tests.hosts.run --write` measures; a test fails when a file that is written
@@ -84,7 +84,7 @@ def keys(found: dict[str, Any]) -> Iterator[tuple[str, str]]:
     for column in COLUMNS:
         for key in there:
             if key == column or key.startswith(f"{column},") and not key.endswith("default file"):
-                yield key, key.replace("x 1, ", ", ").replace(" x 1", "")
+                yield key, key.replace(" x 1, ", ", ").removesuffix(" x 1")
 
 
 def rows(found: dict[str, Any]) -> Iterator[list[str]]:
