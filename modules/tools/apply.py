@@ -9,6 +9,7 @@ import torch
 from modules import hosts, quant
 from modules.adapters.layers import KINDS
 from modules.export import fuse, read_back
+from modules.families.parts.names import is_unused
 from modules.tensorfile import read_header
 
 
@@ -44,7 +45,7 @@ def _groups(model: Any, host: str) -> list[fuse.Group]:
     found = []
     for prefix, network in model.networks.items():
         for path, module in network.named_modules():
-            if isinstance(module, tuple(KINDS)):
+            if isinstance(module, tuple(KINDS)) and not is_unused(f"{prefix}.{path}"):
                 with suppress(ValueError):
                     model.export_key(f"{prefix}.{path}", host)
                     found.append(f"{prefix}.{path}")

@@ -102,6 +102,18 @@ def test_convolutions():
     assert torch.allclose(comfyui.effect(CONV, general, 1.0, HERE), CONV + turned)
 
 
+def test_general_of_a_square_convolution_is_lost_unless_its_kernel_is_flat():
+    """ComfyUI compares the shapes before it flattens them: run with its own code, 0.28.0 and 0.12.1."""
+    square, a1, a2 = normal(4, 4, 3, 3), normal(4, 4, 1, 1), normal(4, 4, 1, 1, seed=1)
+    general = {".a1.weight": a1, ".a2.weight": a2, ".b1.weight": normal(4, 1, 1, 1), ".b2.weight": normal(1, 4, 3, 3)}
+    with pytest.raises(Unread, match="do not fit together"):
+        comfyui.effect(square, general, 1.0, HERE)
+    flat = general | {".b2.weight": general[".b2.weight"].flatten(1)}
+    turned = torch.einsum("oixy,ij->ojxy", square, a1[..., 0, 0] @ a2[..., 0, 0])
+    added = torch.einsum("or,rixy->oixy", general[".b1.weight"][..., 0, 0], general[".b2.weight"])
+    assert torch.allclose(comfyui.effect(square, flat, 1.0, HERE), square + turned + added)
+
+
 def test_a_whole_weight_ignores_the_strength():
     for strength in STRENGTHS:
         assert torch.equal(comfyui.effect(W, {".set_weight": 2 * W}, strength, HERE), 2 * W)

@@ -126,6 +126,21 @@ def test_input_rotation_of_a_tall_layer_is_smaller_than_its_difference():
     assert plan.carry_out(view, names, "tall")[1] == "GLoRA"
 
 
+@pytest.mark.parametrize("host", ["comfyui", "lycoris"])
+@pytest.mark.parametrize("outputs", [16, 32])
+def test_input_rotations_of_convolutions(host, outputs):
+    """ComfyUI takes a square convolution's GLoRA for the older layout by the second dimension of b2."""
+    layer = as_layer(nn.Conv2d(16, outputs, 3).double().requires_grad_(False), "convolution")
+    terms = terms_of(layer, "input, 2", False, False, "")
+    assert terms is not None
+    _, tensors, words, found = planned(layer, terms, Export(host=host))  # pyright: ignore
+    assert words == "GLoRA" and tensors is not None and found is not None
+    b1, b2 = tensors[".b1.weight"], tensors[".b2.weight"]
+    assert host != "comfyui" or b2.shape[1] != b1.shape[0], "the older layout"
+    wanted = layer.native(forms.applied(terms, layer, layer.dense()))
+    assert (found - wanted).abs().max() <= 1e-12
+
+
 @pytest.mark.parametrize("axis", ["output", "input"])
 def test_a_rotation_with_a_magnitude_is_a_full_difference(axis):
     """A magnitude beside GLoRA would be exact in float32, but not where ComfyUI computes in 16 bits."""
