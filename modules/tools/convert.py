@@ -20,7 +20,6 @@ from modules.preset.problems import sentences
 from modules.preset.schema import Export
 from modules.tools import base_of_file, resize
 
-DTYPES = {"fp16": "float16", "bf16": "bfloat16", "fp32": "float32"}
 """Short words for the number formats of `export.dtype`."""
 
 
@@ -67,8 +66,7 @@ def convert(source: Source, options: Export, out: Path | None = None) -> str:
 def options_of(given: dict[str, Any]) -> Export:
     """The options of the section `export` that are given, None for those that are not. Raises ValueError with
     sentences."""
-    values = {name: DTYPES.get(value, value) if name == "dtype" else value for name, value in given.items()
-              if value is not None}
+    values = {name: value for name, value in given.items() if value is not None}
     try:
         return Export.model_validate(values)
     except ValidationError as error:
