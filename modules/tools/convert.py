@@ -9,6 +9,7 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
+from modules import hosts
 from modules.adapters import linalg
 from modules.adapters.base import Terms
 from modules.export import metadata
@@ -87,6 +88,7 @@ def about(file: AdapterFile, program: str, options: Export, written: Written, mo
         "ss_network_args": form.arguments,
         "gimbal.host": options.host,
         "gimbal.comfyui_norm": options.comfyui_norm,
+        "gimbal.magnitude_norm": hosts.magnitude_norm(options),
         "gimbal.base_hash": model.base_hash(),
         "gimbal.converted": json.dumps({"from": file.path.name, "writer": program or "unknown"}),
     }

@@ -334,33 +334,6 @@ def test_16_bit_path_skips_rotations(dtype):
 
 
 @pytest.mark.parametrize("strength", STRENGTHS)
-def test_a1111(strength):
-    R = torch.block_diag(*(cayley(block) for block in BLOCKS))
-    V = W + UP @ DOWN
-    cases = [
-        ({".oft_blocks": BLOCKS, ".rescale": ROWS}, ROWS * (R.mT @ W)),
-        ({".oft_blocks": BLOCKS} | alpha(0.0), R.mT @ W),
-        ({".oft_blocks": BLOCKS.unsqueeze(0), ".rescale": ROWS}, ROWS * (R @ W)),  # blocks of two keep their order
-        (PAIR | {".dora_scale": COLUMNS}, V * COLUMNS / columns(V)),
-        (PAIR | {".dora_scale": ROWS}, V * ROWS / rows(V)),  # LyCORIS
-        ({".a1.weight": A2, ".a2.weight": A1, ".b1.weight": B2, ".b2.weight": B1} | alpha(3.0),
-         W + W @ A1 @ A2 + B1 @ B2),
-        (HADA | alpha(2.0), W + 2 / 3 * PRODUCT),
-        ({".diff": normal(6, 8)}, W + normal(6, 8)),
-    ]
-    for tensors, wanted in cases:
-        found = kohya.effect(W, tensors, strength, HERE)
-        assert torch.allclose(found, W + strength * (wanted - W), atol=1e-10)
-
-
-def test_a1111_skips():
-    for tensors in (GENERAL | alpha(3.0), {".set_weight": W}, {".oft_blocks": BLOCKS} | alpha(1.0), {},
-                    {".oft_blocks": torch.zeros(2, 3, 2, 2)}, PAIR | {".dora_scale": torch.ones(8)}):
-        with pytest.raises(Unread):
-            kohya.effect(W, tensors, 1.0, HERE)
-
-
-@pytest.mark.parametrize("strength", STRENGTHS)
 def test_peft_scales_the_pair_and_not_the_magnitude(strength):
     pair = {".lora_B.weight": UP, ".lora_A.weight": DOWN}
     V = W + strength * UP @ DOWN

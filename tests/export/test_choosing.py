@@ -98,13 +98,13 @@ def is_refused(host: str, form: str, name: str, turned: str, difference: bool, a
 
 
 def test_forms_of_output_rotations():
-    """ComfyUI skips stored rotations in 16 bits, so they are for export.form compact there."""
+    """ComfyUI skips stored rotations in 16 bits, so they are for export.form compact there. Forge has none."""
     layer = layer_of("convolution")
     expected = {
         ("comfyui", "auto", ""): "full difference", ("comfyui", "compact", ""): "stored rotation",
         ("comfyui", "auto", "output"): "full difference",
         ("comfyui", "compact", "output"): "stored butterfly with output magnitude",
-        ("kohya", "auto", ""): "stored rotation", ("lycoris", "auto", ""): "stored rotation",
+        ("kohya", "auto", ""): "full difference", ("lycoris", "auto", ""): "stored rotation",
         ("lycoris", "auto", "output"): "stored rotation with output magnitude",
     }
     for (host, form, axis), words in expected.items():
