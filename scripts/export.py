@@ -123,10 +123,7 @@ def given(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def chosen(arguments: argparse.Namespace) -> list[tuple[str, str]]:
     """Those that are given, by dotted name. What the run's preset has for another host or form is unset by them."""
-    from modules.tools.convert import DTYPES
-
     values = given(arguments)
-    values["dtype"] = DTYPES.get(values["dtype"], values["dtype"])
     found = {f"export.{name}": str(value) for name, value in values.items() if value is not None}
     if values["form"] in ("auto", "full") and values["rank"] is None:
         found["export.rank"] = "null"

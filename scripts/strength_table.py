@@ -25,6 +25,8 @@ PAGE = Path(__file__).resolve().parents[1] / "docs" / "strength.md"
 
 STRENGTHS = (0.0, 0.25, 0.5, 1.0, 1.5)
 
+COLUMNS = hosts.programs()
+
 INTRODUCTION = """# Strength
 
 What the strength `s` of a program's adapter loader does, for each form a file can have. `W` is the base weight, `W'`
@@ -34,9 +36,10 @@ stage's `R`. The number is the size of the change at strength 0.5, as a part of 
 All of it is computed by `scripts/strength_table.py` from the same arithmetic that checks every exported file
 (`modules/hosts`); a test runs it again.
 
-At strength 1 every form that is read gives `W'`. At other strengths the programs differ, and only a plain LoRA and a
-full difference are linear in all that read them. `kohya` is A1111. ComfyUI ignores the factors beside a stored
-rotation, and skips both kinds of stored rotations where it computes in 16 bits.
+At strength 1 every form that is read gives `W'`, with two exceptions: A1111 computes another weight from an output
+magnitude than was meant (so no file of `export.host kohya` has one for it), and sd-scripts ignores magnitudes. At other
+strengths the programs differ, and only a plain LoRA and a full difference are linear in all that read them. ComfyUI
+ignores the factors beside a stored rotation, and skips both kinds of stored rotations where it computes in 16 bits.
 
 If you want to use an adapter at strength 0.5, and half of what was trained: in ComfyUI, A1111 and Forge every file that
 Gimbal writes with `export.form auto` or `svd` is half there at 0.5, whatever the method; so is everything written for
@@ -46,8 +49,8 @@ and LyCORIS scale only one of the two parts and still make most of the change, s
 `--form svd` for them, or put the adapter at its strength into the weights with `scripts/merge.py`, which is linear for
 all. And ComfyUI squares the strength of stored rotations (the orthogonal adapters of LyCORIS and others): 0.5 does a
 quarter, and half the change needs 0.71; of a butterfly of several stages about as much. For
-ComfyUI Gimbal stores rotations so only with `export.form compact`. For A1111 and LyCORIS `auto` does, where the output
-is rotated: half there in A1111, while LyCORIS makes most of the change of those with factors.
+ComfyUI Gimbal stores rotations so only with `export.form compact`. For LyCORIS `auto` does, where the output is
+rotated, and LyCORIS makes most of the change of those with factors at 0.5.
 
 """
 
@@ -175,7 +178,7 @@ def rule(host: str, form: str) -> tuple[str, float] | None:
 
 def page() -> str:
     """docs/strength.md."""
-    names = hosts.names()
+    names = COLUMNS
     lines = ["| form | " + " | ".join(names) + " |", "|---" * (len(names) + 1) + "|"]
     for form in samples():
         cells = []

@@ -26,7 +26,7 @@ def main() -> int:
     parser.add_argument("--host", required=True, help="the program, as in export.host")
     parser.add_argument("--run", type=Path, help="the run that trained it: a folder with preset.json")
     parser.add_argument("--strength", type=float, default=1.0)
-    parser.add_argument("--half", choices=("fp16", "bf16"), help="the program's 16-bit format; the model's usual one")
+    parser.add_argument("--half", help="the program's 16-bit format, fp16 or bf16; the model's usual one if not given")
     parser.add_argument("--comfyui-norm", default="original", help="original: ComfyUI of today; adapted: as corrected")
     parser.add_argument("--comfyui", type=Path, metavar="DIR", help="ask the ComfyUI installed here, not our copy")
     parser.add_argument("--comfyui-python", type=Path, metavar="FILE", help="the Python that this ComfyUI runs with")
@@ -51,6 +51,7 @@ def run(arguments: argparse.Namespace) -> tuple[bool, str]:
     from modules import hosts
     from modules.files import opening, reading
     from modules.files.writer import EARLY
+    from modules.preset.section import long_form
     from modules.tools import base_of_file, verify
     from modules.training.command import quiet_libraries
 
@@ -61,6 +62,9 @@ def run(arguments: argparse.Namespace) -> tuple[bool, str]:
         raise ValueError(f"--comfyui asks ComfyUI, and --host is {arguments.host}; give --host comfyui")
     if arguments.comfyui_norm not in ("original", "adapted"):
         raise ValueError(f"--comfyui-norm {arguments.comfyui_norm}: give original or adapted")
+    halves = {"float16": torch.float16, "bfloat16": torch.bfloat16}
+    if arguments.half and long_form(arguments.half) not in halves:
+        raise ValueError(f"--half {arguments.half}: give fp16 or bf16")
     file = opening.read(arguments.file)
     if arguments.early_scaling:
         file.metadata[EARLY] = "elements"
@@ -70,7 +74,7 @@ def run(arguments: argparse.Namespace) -> tuple[bool, str]:
     )
     found = reading.place(file, model)
     usual = torch.bfloat16 if "transformer" in model.networks else torch.float16
-    half = {"fp16": torch.float16, "bf16": torch.bfloat16, None: usual}[arguments.half]
+    half = halves[long_form(arguments.half)] if arguments.half else usual
     if arguments.comfyui:
         judge = verify.by_comfyui(found, arguments.comfyui, arguments.comfyui_python, arguments.strength, half)
     else:

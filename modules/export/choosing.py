@@ -228,20 +228,21 @@ def _distance(view: Seen, other: Seen) -> float:
     return (other.adapted() - goal).norm().item() / moved if moved else 0.0
 
 
-def plans(sketches: dict[str, Seen], options: Export, magnitudes: bool) -> dict[str, Plan]:
-    """How each layer is written, by name; `magnitudes`: whether other layers of the file have any.
+def plans(sketches: dict[str, Seen], options: Export, magnitudes: bool, family: str = "") -> dict[str, Plan]:
+    """How each layer is written, by name; `magnitudes`: whether other layers of the file have any; `family`: the kind
+    of model, where it is known.
 
     Raises ValueError with one line per reason why the host cannot hold these changes, naming layers.
     """
     names = hosts.load(options.host).NAMES
-    how = How(options.comfyui_norm, magnitudes)
+    how = How(options.comfyui_norm, magnitudes, family=family)
     found = {name: plan(view, options, how) for name, view in sketches.items()}
     refused = {name: sketches[name] for name, chosen in found.items() if chosen is None}
     if refused:
         raise ValueError(refusals(refused, options))
     chosen = {name: way for name, way in found.items() if way is not None}
     if not magnitudes and any(_has_magnitude(way, sketches[name], names) for name, way in chosen.items()):
-        return plans(sketches, options, True)
+        return plans(sketches, options, True, family)
     return chosen
 
 

@@ -80,7 +80,9 @@ def _pair_encoding(pair: Part, magnitude: Part, size: str) -> Encoding:
         factors, scale = pair(view), magnitude(view)
         if factors is None or scale is None:
             return None
-        found = keys.factor_tensors(names, view.layer, *factors)
+        # A1111 until 1.9 multiplies by alpha / rank after the magnitude, so that both have to be alike there.
+        alpha = float(factors[1].shape[0]) if scale else keys.ALPHA
+        found = keys.factor_tensors(names, view.layer, *factors, alpha)
         return found | _magnitude(view, names, scale)
 
     beside = _beside if magnitude is not _nothing else lambda terms: ""
@@ -100,14 +102,20 @@ def _beside(terms: Terms) -> str:
 # -- rotations --------------------------------------------------------------------------------------------------------
 
 
-def _general_encoding(with_alpha: bool) -> Encoding:
-    """GLoRA, `W + W a1 a2 + b1 b2`, with `a1 = R^T - I` and `a2 = I` (export.md 3.4)."""
+def _general_encoding(with_alpha: bool, flat: bool = False) -> Encoding:
+    """GLoRA, `W + W a1 a2 + b1 b2`, with `a1 = R^T - I` and `a2 = I` (export.md 3.4).
+
+    `flat`: with the kernel of `b2` in one dimension. ComfyUI tells two layouts of GLoRA apart by the second dimension
+    of `b2`, and as `[1, in, k, k]` takes that of a convolution with as many inputs as outputs for the other one.
+    """
 
     def tensors(view: Seen, names: Names) -> dict[str, Tensor] | None:
         terms, W = view.terms, view.W
         if terms.rotation is None or terms.side != "input" or terms.difference is not None:
             return None
         if terms.rotation.dim() != 3 or not names.difference or terms.magnitude is not None:
+            return None
+        if flat and view.kernel == 1:
             return None
         R = terms.rotation.to(W)
         eye = torch.eye(R.shape[-1], dtype=R.dtype, device=R.device)
@@ -117,7 +125,7 @@ def _general_encoding(with_alpha: bool) -> Encoding:
         up, down = W.new_zeros(W.shape[0], 1), W.new_zeros(1, W.shape[1])
         if terms.up is not None and terms.down is not None:
             up, down = keys.balanced(terms.up, terms.down)
-        down = view.native(down)
+        down = down if flat else view.native(down)
         if not with_alpha:
             factors = (view.spread(turn), view.spread(identity), view.spread(up), down)
             return dict(zip(keys.GENERAL, factors, strict=True))
@@ -257,7 +265,7 @@ ENCODINGS = (
     *PRODUCTS,
     DIFFERENCE,
     # Not with a magnitude: in 16 bits ComfyUI's norm makes it several times less exact than the full difference.
-    *(_general_encoding(alpha) for alpha in (False, True)),
+    *(_general_encoding(alpha, flat) for flat in (False, True) for alpha in (False, True)),
     *(_rotation_encoding(0, scale, alpha) for scale in (False, True) for alpha in (False, True)),
     *(_rotation_encoding(1, scale, True) for scale in (False, True)),
     Encoding(lambda terms: "stored butterfly", _butterfly),

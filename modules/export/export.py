@@ -13,11 +13,12 @@ from torch import Tensor
 
 from modules import disk, hosts, quant
 from modules.adapters.base import Adapted, Terms
-from modules.export import choosing, encodings, fuse, metadata, read_back
+from modules.export import choosing, encodings, fuse, metadata, partly, read_back
 from modules.export.report import Report, megabytes
 from modules.files import distance, forms, keys, opening
 from modules.files.change import Change
 from modules.files.facts import Facts
+from modules.files.reading import families_of
 from modules.hosts import How
 from modules.hosts.parts import arithmetic
 from modules.preset.schema import Export, Preset
@@ -64,13 +65,14 @@ def write(
     report = Report(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with torch.no_grad(), _exact_products(), disk.whole(path) as partial:
-        tensors = _tensors(changes, options, report)
+        how = _how(options, spelling)
+        tensors = _tensors(changes, options, how, report)
         report.notes += _notes(changes, options, report)
         told = about(Written(report, _form(tensors, hosts.load(options.host).NAMES)))
         flat = {spelling[name] + suffix: t for name, found in tensors.items() for suffix, t in found.items()}
         opening.save_for_hashes(flat, partial, told)
         try:
-            _check(changes, spelling, options, partial, report)
+            _check(changes, spelling, options, how, partial, report)
         except ValueError as error:
             rejected = partial.replace(path.with_name(f"{path.stem}.rejected.safetensors"))
             raise ValueError(f"{error}. The file is kept as {rejected}") from error
@@ -88,14 +90,21 @@ def expected_size(model: Any, layers: dict[str, Adapted], options: Export) -> tu
     networks may be on the meta device. Raises ValueError like `export` for updates that the host cannot hold."""
     names, sketches = hosts.load(options.host).NAMES, {}
     with torch.no_grad():
-        for name, change in _named(model, _changes(layers), options)[0].items():
+        changes, spelling = _named(model, _changes(layers), options)
+        for name, change in changes.items():
             sketches[name] = encodings.on_meta(forms.seen(change.layer, change.layer.dense(), change.terms))
-        plans = choosing.plans(sketches, options, False)
+        plans = choosing.plans(sketches, options, False, _how(options, spelling).family)
         size, counts = 0, Counter()
         for name, plan in plans.items():
             size += encodings.size(plan.encodings[0], plan.view(sketches[name]), names, options.dtype)
             counts[plan.words(sketches[name], plan.encodings[0], True)] += 1
     return size, dict(counts)
+
+
+def _how(options: Export, spelling: dict[str, str]) -> How:
+    """Under which conditions the file will be read, as far as options and names in the file tell."""
+    like = families_of(spelling.values())
+    return How(options.comfyui_norm, family=like[0] if len(like) == 1 else "")
 
 
 def _changes(layers: dict[str, Adapted]) -> dict[str, Change]:
@@ -140,14 +149,16 @@ def _fused_weight(layer: fuse.Fused, changes: dict[str, Change]) -> Tensor:
     return layer.join([changes[one.name].adapted() if one.name in changes else one.dense() for one in layer.layers])
 
 
-def _tensors(changes: dict[str, Change], options: Export, report: Report) -> dict[str, dict[str, Tensor]]:
+def _tensors(
+    changes: dict[str, Change], options: Export, how: How, report: Report
+) -> dict[str, dict[str, Tensor]]:
     """Each layer's tensors by suffix; fills in the report's forms and sizes."""
     names, written = hosts.load(options.host).NAMES, {}
-    how = How(options.comfyui_norm, any(change.terms.magnitude is not None for change in changes.values()))
+    how = replace(how, magnitudes=any(change.terms.magnitude is not None for change in changes.values()))
     kept = {name: change.given for name, change in changes.items() if _is_kept(change, options, how)}
     sketches = {name: encodings.on_meta(change.seen()) for name, change in changes.items() if name not in kept}
     magnitudes = any(names.magnitude in (found or {}) for found in kept.values())
-    plans = choosing.plans(sketches, options, magnitudes)
+    plans = choosing.plans(sketches, options, magnitudes, how.family)
     for name, change in changes.items():
         found = kept.get(name)
         if found is not None:
@@ -188,17 +199,18 @@ def _same_bias(change: Change, found: Tensor | None, tolerance: float) -> bool:
 
 
 def _check(
-    changes: dict[str, Change], spelling: dict[str, str], options: Export, partial: Path, report: Report
+    changes: dict[str, Change], spelling: dict[str, str], options: Export, how: How, partial: Path, report: Report
 ) -> None:
     """Read the file back and compare what the host computes from it with the meant weights."""
     host = hosts.load(options.host)
     found = read_back.read(partial, spelling, host.NAMES)
-    how = How(options.comfyui_norm, any(host.NAMES.magnitude in tensors for tensors in found.values()))
+    how = replace(how, magnitudes=any(host.NAMES.magnitude in tensors for tensors in found.values()))
     for name, change in changes.items():
         W = change.base()
         report.errors[name] = distance.compare(change.adapted(), host.effect(W, found[name], 1.0, how), W)
     report.notes += _other_notes(changes, found, options, how, report)
     report.notes += _fallback_notes(changes, found, options, how)
+    report.notes += partly.notes(changes, found, spelling, options, how)
     tolerance = distance.TOLERANCE[options.dtype]
     wrong = {n: e.weight for n, e in report.exact.items() if distance.is_too_large(e, options.dtype)}
     if wrong:

@@ -11,6 +11,7 @@ from typing import Any
 from pydantic import BaseModel
 from pydantic_core import to_jsonable_python
 
+from modules import hosts
 from modules.files.facts import Facts
 from modules.preset.files import METADATA_KEY
 from modules.preset.schema import Preset
@@ -111,6 +112,7 @@ def own(preset: Preset, facts: Facts, base_hash: str) -> dict[str, str]:
         "gimbal.seed": preset.training.seed,
         "gimbal.step": facts.step,
         "gimbal.comfyui_norm": preset.export.comfyui_norm,
+        "gimbal.magnitude_norm": hosts.magnitude_norm(preset.export),
         "gimbal.export_form": preset.export.form,
     }
     return {key: text(value) for key, value in found.items()}

@@ -12,8 +12,9 @@ from torch import Tensor
 from modules.adapters.layers import Layer
 
 ALPHA = 1.0
-"""The one alpha of every file. diffusers mis-scales files whose alphas differ (export.md 1.5), so all other scales
-are folded into the factors; 1 keeps the factors of small updates well inside half precision's range."""
+"""The one alpha of every file; a pair with a magnitude has its rank instead. diffusers mis-scales files whose alphas
+differ (export.md 1.5), so all other scales are folded into the factors; 1 keeps those of small updates well inside half
+precision's range."""
 
 MIDDLE = ".lora_mid.weight"
 """The core of a convolution's pair in Tucker form, `(r, r, *kernel)`."""
@@ -103,15 +104,16 @@ KOHYA = Names(
 """kohya's and LyCORIS' names, which ComfyUI and A1111 read; and peft's pair, which they take in the same place."""
 
 
-def factor_tensors(names: Names, layer: Layer, up: Tensor, down: Tensor) -> dict[str, Tensor]:
-    """`up (out, r)` and `down (r, fan_in)` in the shapes of files, with alpha where the format has it."""
+def factor_tensors(
+    names: Names, layer: Layer, up: Tensor, down: Tensor, alpha: float = ALPHA
+) -> dict[str, Tensor]:
+    """`up (out, r)` and `down (r, fan_in)` in the shapes of files, with `alpha` where the format has it."""
     rank = down.shape[0]
-    scale = ALPHA / rank if names.alpha else 1.0
+    scale = alpha / rank if names.alpha else 1.0
     up, down = balanced(up / scale, down)
     if layer.kind == "conv":
         up, down = layer.native_up(up), layer.native(down)
-    alpha = {names.alpha: torch.tensor(ALPHA)} if names.alpha else {}
-    return {names.up: up, names.down: down, **alpha}
+    return {names.up: up, names.down: down} | ({names.alpha: torch.tensor(alpha)} if names.alpha else {})
 
 
 def balanced(up: Tensor, down: Tensor) -> tuple[Tensor, Tensor]:

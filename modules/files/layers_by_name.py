@@ -8,6 +8,7 @@ from torch import nn
 
 from modules.adapters.base import Adapted
 from modules.adapters.layers import KINDS
+from modules.families.parts.names import is_unused
 
 
 @dataclass(frozen=True)
@@ -37,8 +38,9 @@ def norm_index(model: Any) -> dict[str, list[Part]]:
 
 
 def _names(model: Any, wanted: Callable[[nn.Module], bool]) -> list[str]:
-    return [f"{network}.{path}" for network, whole in model.networks.items() for path, module in whole.named_modules()
-            if wanted(module) and not path.endswith((".base", ".merged"))]
+    found = [f"{network}.{path}" for network, whole in model.networks.items() for path, module in whole.named_modules()
+             if wanted(module) and not path.endswith((".base", ".merged"))]
+    return [name for name in found if not is_unused(name)]
 
 
 def _index(model: Any, layers: Iterable[str]) -> dict[str, list[Part]]:

@@ -1,21 +1,23 @@
 """What a program finds in a file and computes from it, bugs included: the second of four rooms, files < hosts <
 export < tools. A program is one file here, and this folder is the registry.
 
-    comfyui comfyui_node diffusers kohya lycoris      one program each, as `Host` describes; every other module of this
-                folder would be taken for a program too. A quirk of ComfyUI goes into comfyui.py: `effect` what it
-                computes, `trouble` the names that it does not find, `bias_change`, and `notes` what the user is told
+    a1111 comfyui comfyui_node diffusers forge lycoris sd_scripts      one program each, as `Host` describes; every
+                other module of this folder would be taken for a program too. A quirk of ComfyUI goes into comfyui.py:
+                `effect` what it computes, `trouble` the names that it does not find, `bias_change`, and `notes` what
+                the user is told; versions that differ are `others`
+    kohya       a value of export.host that is several programs: what they have in common
     parts/      no programs: what several compute alike, what a program makes of a whole file, the user's own ComfyUI
 
 The exporter has no table of what a program can hold: it asks `effect`. May import modules/files and what is below it,
 never modules/export or modules/tools.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
 from pkgutil import iter_modules
-from typing import Protocol, cast
+from typing import Protocol, cast, get_args
 
 import torch
 from torch import Tensor
@@ -25,10 +27,16 @@ from modules.files.keys import Names
 from modules.hosts.parts.arithmetic import Unread
 from modules.preset.schema import Export
 
-__all__ = ["TRANSFORMERS", "UNETS", "Host", "How", "Unread", "load", "names"]
+__all__ = [
+    "SEVERAL", "TRANSFORMERS", "UNETS", "Host", "How", "Member", "Several", "Unread", "load", "magnitude_norm", "names",
+    "programs", "several",
+]
 
 UNETS, TRANSFORMERS = ("sd15", "sdxl"), ("sd3", "flux")
 """Families, by what the names that programs know depend on."""
+
+SEVERAL = ("kohya",)
+"""Modules of this folder that are several programs at once."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +51,10 @@ class How:
     """In which numbers the program computes; None: in those of the weight."""
     node: bool = True
     """Whether ComfyUI has the custom node that a file is for."""
+    generation: str = ""
+    """Which generation of A1111; its newest if empty."""
+    family: str = ""
+    """The kind of model, where it is known: not every program has each."""
 
 
 class Host(Protocol):
@@ -82,14 +94,54 @@ class Host(Protocol):
         ...
 
 
+class Member(Host, Protocol):
+    """A program that is one of several that a file is for."""
+
+    WORDS: str
+    """Its name."""
+
+    def unfound(self, family: str, names: Collection[str]) -> dict[str, str]:
+        """Those of these names, all as the file spells them, under which it finds no layer, and why."""
+        ...
+
+
+class Several(Host, Protocol):
+    """What a module of `SEVERAL` defines. Its `effect` is what most of its programs compute alike."""
+
+    def unfound(self, family: str, layers: Mapping[str, str]) -> list[tuple[str, str, list[str]]]:
+        """By program and reason: those of the `layers` (full name by the file's) under whose names it finds nothing."""
+        ...
+
+    def apart(self) -> tuple[Member, ...]:
+        """The programs that `effect` does not ask."""
+        ...
+
+
 def names() -> list[str]:
-    """All programs, values of export.host. Imports none of them."""
-    return [info.name for info in iter_modules(__path__) if not info.ispkg]
+    """What files can be written for: all values of export.host. One that is no program is several. Imports none."""
+    return sorted(get_args(Export.model_fields["host"].annotation))
+
+
+def programs() -> list[str]:
+    """All programs. Imports none of them."""
+    return [info.name for info in iter_modules(__path__) if not info.ispkg and info.name not in SEVERAL]
 
 
 @cache
 def load(name: str) -> Host:
-    """The program `name`. Raises ValueError for a name that is none."""
-    if name not in names():
+    """A program, or what several have in common. Raises ValueError for a name that is none."""
+    if name not in (*programs(), *SEVERAL):
         raise ValueError(f"export.host {name}: there is no such program; there is {', '.join(names())}")
     return cast(Host, import_module(f"{__name__}.{name}"))
+
+
+def several(name: str) -> Several | None:
+    """What is several programs; None for one program."""
+    return cast(Several, load(name)) if name in SEVERAL else None
+
+
+def magnitude_norm(options: Export) -> str:
+    """Whose norm the program divides output magnitudes by, as `How.norm`; a file says so in its metadata."""
+    if options.host.startswith("comfyui"):
+        return options.comfyui_norm
+    return "original" if options.host in SEVERAL else "adapted"  # Forge alone of kohya's programs reads any

@@ -120,8 +120,12 @@ def _kronecker(W: Tensor, tensors: dict[str, Tensor], alpha: float | None) -> De
 
 def _general(W: Tensor, tensors: dict[str, Tensor], alpha: float | None) -> Delta:
     """`W a1 a2 + b1 b2`; or the older `W a2 a1 + b2 b1`, where the shapes allow it and not the newer, or where all
-    four matrices are square."""
-    a1, a2, b1, b2 = (tensor.to(W).flatten(1) for tensor in arithmetic.need(tensors, *keys.GENERAL))
+    four matrices are square.
+
+    The shapes are compared as the file has them, before kernels are flattened: a convolution with as many inputs as
+    outputs and `b2 [r, in, k, k]` counts as the older, whose product then fails.
+    """
+    a1, a2, b1, b2 = (tensor.to(W) for tensor in arithmetic.need(tensors, *keys.GENERAL))
     older = b2.shape[1] == b1.shape[0] == a1.shape[0] == a2.shape[1]
     newer = b2.shape[0] == b1.shape[1] == a1.shape[1] == a2.shape[0]
     both_square = older and a2.shape[0] == W.shape[0] and W.shape[0] == W.shape[1]
@@ -133,6 +137,7 @@ def _general(W: Tensor, tensors: dict[str, Tensor], alpha: float | None) -> Delt
     if alpha is not None and rank is None:
         raise Unread("a general update (GLoRA) with alpha, whose shapes have no common rank")
     scale = 1.0 if alpha is None or rank is None else alpha / rank
+    a1, a2, b1, b2 = (tensor.flatten(1) for tensor in (a1, a2, b1, b2))
     if not older:
         turned = arithmetic.through(arithmetic.through(W, a1), a2)
         return Delta(turned + arithmetic.shaped(arithmetic.product(b1, b2), W), scale)

@@ -1,43 +1,48 @@
-"""Files in kohya's names with the textbook norm, that of the adapted weight: for A1111, Forge and sd-scripts.
+"""Files in kohya's names, for three programs at once: A1111, Forge and sd-scripts. Not a program, but a value of
+export.host.
 
-No program reads all of it. `effect` is that of the program that reads a layer exactly: A1111, and for output magnitudes
-LyCORIS (export.md 2.3); `notes` says which program reads which form.
+`effect` is what A1111 (both generations) and Forge compute alike, and `Unread` where they do not: so the exporter
+writes what is right in both. sd-scripts reads so little that files are not fitted to it: it is `apart`, and the
+exporter tells what it makes of a file. Of a family that A1111 does not have only Forge is asked.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
+from typing import cast
 
 import torch
 from torch import Tensor
 
 from modules.files import keys, spellings
 from modules.files.forms import Encoding
-from modules.hosts import TRANSFORMERS, How
-from modules.hosts.parts import arithmetic
-from modules.hosts.parts.arithmetic import Delta, Unread
+from modules.hosts import TRANSFORMERS, How, Member, a1111, forge, sd_scripts
+from modules.hosts.parts.arithmetic import Unread
 from modules.preset.schema import Export
 
 NAMES = keys.KOHYA
 KINDS = ("linear", "conv")
+PROGRAMS = tuple(cast(Member, program) for program in (a1111, forge, sd_scripts))
+
+ALIKE = 1e3
+"""Weights that differ by less than this many rounding units of the largest are the same: Forge adds one to norms."""
 
 
 def notes(forms: Collection[str]) -> list[str]:
-    """Which of the programs read the file."""
+    """Which of the programs read the file, by form. The exporter tells which layers one of them loses (`unfound`)."""
     found = []
     if any("input magnitude" in form for form in forms):
-        found.append("A1111, Forge and ComfyUI read the input magnitudes exactly; LyCORIS refuses such a file, and "
-                     "sd-scripts ignores the magnitudes")
+        found.append("A1111 since 1.9, Forge and ComfyUI read the input magnitudes exactly; LyCORIS refuses such a "
+                     "file, and older versions of A1111 and sd-scripts ignore the magnitudes")
     if any("output magnitude" in form for form in forms):
-        found.append("LyCORIS reads the output magnitudes exactly; A1111 and ComfyUI compute them with another norm "
-                     "(for ComfyUI use export.host comfyui), and sd-scripts ignores them")
-    if any("difference" in form for form in forms):
-        found.append("A1111 and LyCORIS read the full differences; sd-scripts does not")
-    if any("rotation" in form or "butterfly" in form for form in forms):
-        found.append("A1111 reads the stored rotations; Forge and sd-scripts do not")
+        found.append("Forge and ComfyUI of today read the output magnitudes exactly; sd-scripts ignores them")
+    if any("full difference" in form for form in forms):
+        found.append("A1111, Forge and ComfyUI read the full differences, with which a file for all of them holds what "
+                     "A1111 has no form for, as output magnitudes and rotations; sd-scripts does not. Forge reads the "
+                     "smaller files of export.host comfyui too")
     return found
 
 
 def others(how: How) -> dict[str, How]:
-    """None: what differs is the program, not its version."""
+    """None: what differs is the program, and `effect` asks all."""
     return {}
 
 
@@ -62,64 +67,40 @@ def trouble(spelling: str, family: str, names: Collection[str]) -> str:
 
 
 def bias_change(tensors: dict[str, Tensor], strength: float) -> Tensor | None:
-    """Read beside full differences only."""
-    if NAMES.difference in tensors and NAMES.bias in tensors:
-        return strength * tensors[NAMES.bias]
-    if keys.NORM in tensors and keys.NORM_BIAS in tensors:
-        return strength * tensors[keys.NORM_BIAS]
-    return None
+    """As A1111, which reads less than Forge."""
+    return a1111.bias_change(tensors, strength)
 
 
 def effect(W: Tensor, tensors: dict[str, Tensor], strength: float, how: How) -> Tensor:
-    """A1111's linear strength, also where the exact program has another one."""
-    found = arithmetic.kinds(tensors)
-    if not found:
-        raise Unread(f"A1111 reads no update from {', '.join(sorted(tensors)) or 'nothing'}")
-    kind = found[-1]
-    if kind == "whole weight":
-        raise Unread("A1111 reads no whole weights")
-    if kind in ("norm", "difference"):
-        difference = tensors[NAMES.difference if kind == "difference" else keys.NORM]
-        return W + strength * arithmetic.same_shape(difference, W).to(W)
-    if kind in ("rotation", "butterfly"):
-        return W + strength * (_turned(W, tensors) - W)
-    delta = _delta(kind, W, tensors)
-    magnitude = tensors.get(NAMES.magnitude)
-    V = W + delta.scale * delta.matrix
-    return W + strength * ((V if magnitude is None else _decomposed(V, magnitude)) - W)
+    """What the programs compute, where all compute the same. Raises `Unread`, naming the programs, where not."""
+    (name, first), *others = _weights(W, tensors, strength, how)
+    allowed = ALIKE * torch.finfo(W.dtype).eps * first.abs().max()
+    for other, weight in others:
+        if not (weight - first).abs().max() <= allowed:
+            raise Unread(f"{name} and {other} compute different weights from it")
+    return first
 
 
-def _delta(kind: str, W: Tensor, tensors: dict[str, Tensor]) -> Delta:
-    alpha = arithmetic.alpha_of(tensors)
-    if kind == "LoRA":
-        return arithmetic.low_rank(W, tensors, alpha)
-    if kind == "LoHa":
-        return arithmetic.hadamard(W, tensors, alpha)
-    if kind == "LoKr":
-        return arithmetic.kronecker(W, tensors, alpha)
-    if alpha is None or W.dim() > 2:
-        raise Unread("A1111 reads a general update (GLoRA) of linear layers only, and only with alpha")
-    a1, a2, b1, b2 = (tensor.to(W) for tensor in arithmetic.need(tensors, *keys.GENERAL))
-    turned = arithmetic.product(arithmetic.product(W, a2), a1)
-    added = arithmetic.product(b2, b1)
-    return Delta(arithmetic.shaped(turned, W) + arithmetic.shaped(added, W), alpha / a1.shape[0])
+def _weights(W: Tensor, tensors: dict[str, Tensor], strength: float, how: How) -> list[tuple[str, Tensor]]:
+    """The weight in each program, in words."""
+    found = [(forge.WORDS, forge.effect(W, tensors, strength, how))]
+    if a1111.has(how.family):
+        readers = a1111.generations(how) if NAMES.magnitude in tensors else [(a1111.WORDS, how)]
+        found += [(words, a1111.effect(W, tensors, strength, reader)) for words, reader in readers]
+    return found
 
 
-def _turned(W: Tensor, tensors: dict[str, Tensor]) -> Tensor:
-    """`rescale R^T W`, or `rescale R W` for a butterfly of one factor."""
-    if (arithmetic.alpha_of(tensors) or 0.0) > 0:
-        raise Unread("how A1111 bounds a rotation by its alpha is not known here")
-    R = arithmetic.cayley(tensors[keys.BLOCKS].to(W), 0.0)
-    if R.dim() == 3:
-        return arithmetic.rescaled(arithmetic.turned_rows(W, R.mT), tensors)
-    if len(R) > 1:
-        raise Unread("only butterfly rotations with one factor are known to be read by A1111")
-    return arithmetic.rescaled(arithmetic.butterfly(W, R), tensors)
+def unfound(family: str, layers: Mapping[str, str]) -> list[tuple[str, str, list[str]]]:
+    """By program and reason: those of the `layers` (full name by the file's) under whose names it finds nothing."""
+    found = []
+    for program in PROGRAMS:
+        reasons: dict[str, list[str]] = {}
+        for key, reason in program.unfound(family, layers).items():
+            reasons.setdefault(reason, []).append(layers[key])
+        found += [(program.WORDS, reason, names) for reason, names in reasons.items()]
+    return found
 
 
-def _decomposed(V: Tensor, magnitude: Tensor) -> Tensor:
-    if magnitude.dim() != V.dim():
-        raise Unread(f"a dora_scale of the shape {tuple(magnitude.shape)} does not fit the layer")
-    if magnitude.shape[0] == V.shape[0]:
-        return V * (magnitude.to(V) / (arithmetic.row_norm(V) + torch.finfo(V.dtype).eps))
-    return V * (magnitude.to(V) / arithmetic.column_norm(V))
+def apart() -> tuple[Member, ...]:
+    """The programs that `effect` does not ask."""
+    return (cast(Member, sd_scripts),)

@@ -11,6 +11,7 @@ from typing import Any
 from modules.importing import base, optimizers
 from modules.importing.documents import Document
 from modules.importing.ledger import Imported, Ledger, flat
+from modules.preset.section import NUMBER_FORMATS
 
 NAME = "ai-toolkit"
 
@@ -21,15 +22,7 @@ FOREIGN_FLAGS = ("is_pixart", "is_pixart_sigma", "is_auraflow", "is_lumina2", "i
 
 TRAINERS = ("sd_trainer", "diffusion_trainer", "ui_trainer", "internal_trainer", "")
 METHODS = {"lora": "lora", "locon": "lora", "dora": "dora"}
-DTYPES = {
-    "bf16": "bfloat16",
-    "bfloat16": "bfloat16",
-    "fp16": "float16",
-    "float16": "float16",
-    "fp32": "float32",
-    "float32": "float32",
-    "float": "float32",
-}
+DTYPES = NUMBER_FORMATS | {long: long for long in NUMBER_FORMATS.values()} | {"float": "float32"}
 LOSSES = {"mse": "mse", "l2": "mse"}
 
 

@@ -1,8 +1,18 @@
 """What every section of a preset is made of: a frozen model that refuses unknown keys, and described fields."""
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, get_args
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic.fields import FieldInfo
+
+NUMBER_FORMATS = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
+"""Short spellings of number formats. Every option and every flag that takes the long one takes the short one too."""
+
+
+def long_form(word: str) -> str:
+    """A number format's long spelling; any other word as it is."""
+    return NUMBER_FORMATS.get(word, word)
 
 
 class Section(BaseModel):
@@ -16,6 +26,20 @@ class Section(BaseModel):
         validate_default=True,
         field_title_generator=lambda name, _: name.replace("_", " ").capitalize(),
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def number_formats(cls, values: Any) -> Any:
+        """With the long spelling, where an option is a choice that has it."""
+        if not isinstance(values, Mapping):
+            return values
+        return {name: _long_form(cls.model_fields.get(name), value) for name, value in values.items()}
+
+
+def _long_form(field: FieldInfo | None, value: Any) -> Any:
+    if field is None or not isinstance(value, str) or value not in NUMBER_FORMATS:
+        return value
+    return long_form(value) if long_form(value) in get_args(field.annotation) else value
 
 
 LOCAL_KINDS = ("file", "folder", "folders", "model")

@@ -9,6 +9,8 @@ import torch
 from modules import hosts, quant
 from modules.adapters.layers import KINDS
 from modules.export import fuse, read_back
+from modules.families.parts.names import is_unused
+from modules.files.reading import families_of
 from modules.tensorfile import read_header
 
 
@@ -21,7 +23,9 @@ def apply_file(model: Any, path: Path, host: str, strength: float = 1.0) -> list
     norm = read_header(path).metadata.get("gimbal.comfyui_norm", "original")
     program, groups = hosts.load(host), {group.name: group for group in _groups(model, host)}
     found = read_back.read(path, {name: group.key for name, group in groups.items()}, program.NAMES)
-    how = hosts.How(norm, any(program.NAMES.magnitude in tensors for tensors in found.values()))
+    like = families_of(groups[name].key for name in found)
+    how = hosts.How(norm, any(program.NAMES.magnitude in tensors for tensors in found.values()),
+                    family=like[0] if len(like) == 1 else "")
     layers = {name: fuse.layer_of(model, groups[name], {}) for name in found}
     single = {name: layer.layers if isinstance(layer, fuse.Fused) else [layer] for name, layer in layers.items()}
     packed = [layer.name for each in single.values() for layer in each if quant.is_rounded(layer.base)]
@@ -44,7 +48,7 @@ def _groups(model: Any, host: str) -> list[fuse.Group]:
     found = []
     for prefix, network in model.networks.items():
         for path, module in network.named_modules():
-            if isinstance(module, tuple(KINDS)):
+            if isinstance(module, tuple(KINDS)) and not is_unused(f"{prefix}.{path}"):
                 with suppress(ValueError):
                     model.export_key(f"{prefix}.{path}", host)
                     found.append(f"{prefix}.{path}")

@@ -9,6 +9,7 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
+from modules import hosts
 from modules.adapters import linalg
 from modules.adapters.base import Terms
 from modules.export import metadata
@@ -20,7 +21,6 @@ from modules.preset.problems import sentences
 from modules.preset.schema import Export
 from modules.tools import base_of_file, resize
 
-DTYPES = {"fp16": "float16", "bf16": "bfloat16", "fp32": "float32"}
 """Short words for the number formats of `export.dtype`."""
 
 
@@ -67,8 +67,7 @@ def convert(source: Source, options: Export, out: Path | None = None) -> str:
 def options_of(given: dict[str, Any]) -> Export:
     """The options of the section `export` that are given, None for those that are not. Raises ValueError with
     sentences."""
-    values = {name: DTYPES.get(value, value) if name == "dtype" else value for name, value in given.items()
-              if value is not None}
+    values = {name: value for name, value in given.items() if value is not None}
     try:
         return Export.model_validate(values)
     except ValidationError as error:
@@ -89,6 +88,7 @@ def about(file: AdapterFile, program: str, options: Export, written: Written, mo
         "ss_network_args": form.arguments,
         "gimbal.host": options.host,
         "gimbal.comfyui_norm": options.comfyui_norm,
+        "gimbal.magnitude_norm": hosts.magnitude_norm(options),
         "gimbal.base_hash": model.base_hash(),
         "gimbal.converted": json.dumps({"from": file.path.name, "writer": program or "unknown"}),
     }

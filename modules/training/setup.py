@@ -14,6 +14,7 @@ from modules import families
 from modules.adapters import methods
 from modules.adapters.base import Adapted, Adapter, AdapterConfig, adapted_layers, attach
 from modules.adapters.layers import KINDS
+from modules.families.parts.names import is_unused
 from modules.files.reading import listed
 from modules.preset.schema import Base, Preset, Rule, Targets
 from modules.training import noise
@@ -38,7 +39,8 @@ def base_dtype(preset: Preset, device: torch.device) -> torch.dtype:
 
 def layer_names(model: Any) -> list[str]:
     """Full names of all layers that could be adapted, in the model's order."""
-    return [name for name, module in whole(model).named_modules() if isinstance(module, tuple(KINDS))]
+    return [name for name, module in whole(model).named_modules()
+            if isinstance(module, tuple(KINDS)) and not is_unused(name)]
 
 
 def match_layers(model: Any, targets: Targets) -> tuple[list[str], list[str]]:

@@ -102,6 +102,18 @@ def test_convolutions():
     assert torch.allclose(comfyui.effect(CONV, general, 1.0, HERE), CONV + turned)
 
 
+def test_general_of_a_square_convolution_is_lost_unless_its_kernel_is_flat():
+    """ComfyUI compares the shapes before it flattens them: run with its own code, 0.28.0 and 0.12.1."""
+    square, a1, a2 = normal(4, 4, 3, 3), normal(4, 4, 1, 1), normal(4, 4, 1, 1, seed=1)
+    general = {".a1.weight": a1, ".a2.weight": a2, ".b1.weight": normal(4, 1, 1, 1), ".b2.weight": normal(1, 4, 3, 3)}
+    with pytest.raises(Unread, match="do not fit together"):
+        comfyui.effect(square, general, 1.0, HERE)
+    flat = general | {".b2.weight": general[".b2.weight"].flatten(1)}
+    turned = torch.einsum("oixy,ij->ojxy", square, a1[..., 0, 0] @ a2[..., 0, 0])
+    added = torch.einsum("or,rixy->oixy", general[".b1.weight"][..., 0, 0], general[".b2.weight"])
+    assert torch.allclose(comfyui.effect(square, flat, 1.0, HERE), square + turned + added)
+
+
 def test_a_whole_weight_ignores_the_strength():
     for strength in STRENGTHS:
         assert torch.equal(comfyui.effect(W, {".set_weight": 2 * W}, strength, HERE), 2 * W)
@@ -319,33 +331,6 @@ def test_16_bit_path_skips_rotations(dtype):
 
 
 # -- A1111 and peft ---------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("strength", STRENGTHS)
-def test_a1111(strength):
-    R = torch.block_diag(*(cayley(block) for block in BLOCKS))
-    V = W + UP @ DOWN
-    cases = [
-        ({".oft_blocks": BLOCKS, ".rescale": ROWS}, ROWS * (R.mT @ W)),
-        ({".oft_blocks": BLOCKS} | alpha(0.0), R.mT @ W),
-        ({".oft_blocks": BLOCKS.unsqueeze(0), ".rescale": ROWS}, ROWS * (R @ W)),  # blocks of two keep their order
-        (PAIR | {".dora_scale": COLUMNS}, V * COLUMNS / columns(V)),
-        (PAIR | {".dora_scale": ROWS}, V * ROWS / rows(V)),  # LyCORIS
-        ({".a1.weight": A2, ".a2.weight": A1, ".b1.weight": B2, ".b2.weight": B1} | alpha(3.0),
-         W + W @ A1 @ A2 + B1 @ B2),
-        (HADA | alpha(2.0), W + 2 / 3 * PRODUCT),
-        ({".diff": normal(6, 8)}, W + normal(6, 8)),
-    ]
-    for tensors, wanted in cases:
-        found = kohya.effect(W, tensors, strength, HERE)
-        assert torch.allclose(found, W + strength * (wanted - W), atol=1e-10)
-
-
-def test_a1111_skips():
-    for tensors in (GENERAL | alpha(3.0), {".set_weight": W}, {".oft_blocks": BLOCKS} | alpha(1.0), {},
-                    {".oft_blocks": torch.zeros(2, 3, 2, 2)}, PAIR | {".dora_scale": torch.ones(8)}):
-        with pytest.raises(Unread):
-            kohya.effect(W, tensors, 1.0, HERE)
 
 
 @pytest.mark.parametrize("strength", STRENGTHS)

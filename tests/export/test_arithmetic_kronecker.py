@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from modules.hosts import How, comfyui, kohya
+from modules.hosts import How, a1111, comfyui, lycoris
 from tests.export.test_arithmetic_comfyui import alpha, normal
 
 HERE = How("original")
@@ -28,7 +28,7 @@ def test_tucker_core_of_a_kronecker_product(size):
     w2 = torch.stack([left.mT @ core[:, :, x, y] @ right for x in range(size[0]) for y in range(size[1])], -1)
     tensors = {".lokr_w1": w1, ".lokr_t2": core, ".lokr_w2_a": left, ".lokr_w2_b": right} | alpha(6.0)
     wanted = weight + 0.5 * entries(w1, w2.view(3, 2, *size), weight.shape, 2.0)
-    assert torch.allclose(kohya.effect(weight, tensors, 0.5, HERE), wanted, atol=1e-10)
+    assert torch.allclose(a1111.effect(weight, tensors, 0.5, HERE), wanted, atol=1e-10)
 
 
 def test_whole_kronecker_factors_go_together_for_kernels_of_two_dimensions_only():
@@ -46,5 +46,5 @@ def test_whole_kronecker_factors_go_together_for_kernels_of_two_dimensions_only(
     found = comfyui.effect(thin, {".lokr_w1": w1, ".lokr_w2": w2}, 1.0, HERE)
     assert torch.allclose(found, thin + mixed.reshape(thin.shape), atol=1e-10)
     assert not torch.allclose(found, thin + entries(w1, w2, thin.shape))
-    right = kohya.effect(thin, {".lokr_w1": w1, ".lokr_w2": w2}, 1.0, HERE)
+    right = lycoris.effect(thin, {".lokr_w1": w1, ".lokr_w2": w2} | alpha(1.0), 1.0, HERE)
     assert torch.allclose(right, thin + entries(w1, w2, thin.shape), atol=1e-10)

@@ -98,13 +98,13 @@ def is_refused(host: str, form: str, name: str, turned: str, difference: bool, a
 
 
 def test_forms_of_output_rotations():
-    """ComfyUI skips stored rotations in 16 bits, so they are for export.form compact there."""
+    """ComfyUI skips stored rotations in 16 bits, so they are for export.form compact there. Forge has none."""
     layer = layer_of("convolution")
     expected = {
         ("comfyui", "auto", ""): "full difference", ("comfyui", "compact", ""): "stored rotation",
         ("comfyui", "auto", "output"): "full difference",
         ("comfyui", "compact", "output"): "stored butterfly with output magnitude",
-        ("kohya", "auto", ""): "stored rotation", ("lycoris", "auto", ""): "stored rotation",
+        ("kohya", "auto", ""): "full difference", ("lycoris", "auto", ""): "stored rotation",
         ("lycoris", "auto", "output"): "stored rotation with output magnitude",
     }
     for (host, form, axis), words in expected.items():
@@ -124,6 +124,21 @@ def test_input_rotation_of_a_tall_layer_is_smaller_than_its_difference():
     sizes = [encodings.size(encoding, view, names, "float16") for encoding in plan.encodings]
     assert sizes == sorted(sizes) and sizes[0] < 2 * 16 * 64
     assert plan.carry_out(view, names, "tall")[1] == "GLoRA"
+
+
+@pytest.mark.parametrize("host", ["comfyui", "lycoris"])
+@pytest.mark.parametrize("outputs", [16, 32])
+def test_input_rotations_of_convolutions(host, outputs):
+    """ComfyUI takes a square convolution's GLoRA for the older layout by the second dimension of b2."""
+    layer = as_layer(nn.Conv2d(16, outputs, 3).double().requires_grad_(False), "convolution")
+    terms = terms_of(layer, "input, 2", False, False, "")
+    assert terms is not None
+    _, tensors, words, found = planned(layer, terms, Export(host=host))  # pyright: ignore
+    assert words == "GLoRA" and tensors is not None and found is not None
+    b1, b2 = tensors[".b1.weight"], tensors[".b2.weight"]
+    assert host != "comfyui" or b2.shape[1] != b1.shape[0], "the older layout"
+    wanted = layer.native(forms.applied(terms, layer, layer.dense()))
+    assert (found - wanted).abs().max() <= 1e-12
 
 
 @pytest.mark.parametrize("axis", ["output", "input"])

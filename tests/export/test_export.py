@@ -188,7 +188,10 @@ def test_negative_magnitudes(tmp_path, host, axis):
     export(model, layers, preset(*variant, host=host, dtype="float32"), Facts(), path)
     assert_merges_to_trained(layers, path, host, 1e-5)
     with safe_open(path, "pt") as file:
-        assert (file.get_tensor("lora_unet_wide.dora_scale") < 0).any()
+        if (host, axis) == ("kohya", "output"):  # A1111 has no output magnitudes
+            assert "lora_unet_wide.diff" in file.keys()  # noqa: SIM118 - not a dict
+        else:
+            assert (file.get_tensor("lora_unet_wide.dora_scale") < 0).any()
 
 
 def test_untrained_adapter_changes_nothing(tmp_path):

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from modules.hosts.parts import installed_comfyui
 from tests.export.setup import write
@@ -81,6 +81,18 @@ def test_installed_comfyui(tmp_path, folder):
                 bound = rounding * wanted.abs().max()
                 assert found[spelled(name)].dtype == dtype
                 assert (found[spelled(name)].float() - wanted).abs().max() <= bound
+
+
+def test_comfyui_in_a_python_without_packages_for_pictures(tmp_path, folder):
+    """It imports them on the way to its loader, as 0.28.0 does (run in a Python that lacks them)."""
+    (folder / "comfy/utils.py").write_text(
+        "import torchvision, comfy_aimdo.host_buffer, comfy_kitchen.registry as registry\n"
+        "from comfy_kitchen.tensor import QuantizedTensor\n\nclass Layout(QuantizedTensor):\n    pass\n\n"
+        "layouts = [registry.known(Layout), *comfy_aimdo.host_buffer.all()]\n\n"
+        "@registry.register\ndef ours():\n    return 3\n\nassert ours() == 3\n" + STAND_IN["comfy/utils.py"])
+    save_file({"x.diff": torch.ones(2, 2)}, tmp_path / "a.safetensors")
+    found = installed_comfyui.run(folder, tmp_path / "a.safetensors", {"x": torch.ones(2, 2)}, 1.0, torch.float32)
+    assert found.version == "9.9" and found.said == ["lora key not loaded: x.diff"]
 
 
 def test_installed_comfyui_says_what_is_wrong(tmp_path, folder):

@@ -4,7 +4,6 @@ import pytest
 import torch
 from torch import nn
 
-from modules import hosts
 from modules.hosts import How, diffusers
 from scripts import strength_table
 
@@ -17,8 +16,10 @@ EXPECTED = {
     ("comfyui", "full difference"): LINEAR, ("comfyui", "whole weight"): IGNORED,
     ("diffusers", "LoRA"): LINEAR, ("diffusers", "LoRA with output magnitude"): PEFT,
     ("diffusers", "LoRA with input magnitude"): None, ("diffusers", "full difference"): None,
-    ("kohya", "stored rotation"): LINEAR, ("kohya", "stored butterfly with factors"): LINEAR,
-    ("kohya", "LoRA with input magnitude"): LINEAR, ("kohya", "GLoRA"): None,
+    ("kohya", "stored rotation"): None, ("kohya", "LoRA with output magnitude"): None,
+    ("a1111", "stored rotation"): LINEAR, ("a1111", "stored butterfly with factors"): LINEAR,
+    ("forge", "stored rotation"): None, ("forge", "LoRA with output magnitude"): LINEAR,
+    ("kohya", "LoRA with input magnitude"): LINEAR, ("kohya", "GLoRA"): None, ("sd_scripts", "GLoRA"): None,
     ("lycoris", "LoRA with output magnitude"): LYCORIS, ("lycoris", "stored rotation with factors"): ROWS,
     ("lycoris", "LoRA with input magnitude"): None, ("lycoris", "stored butterfly with factors"): None,
     ("comfyui", "stored butterfly of several stages"): STAGES_TWICE,
@@ -37,7 +38,7 @@ def test_formulas(host, form):
     assert (found and found[0]) == EXPECTED[host, form]
 
 
-@pytest.mark.parametrize("host", hosts.names())
+@pytest.mark.parametrize("host", strength_table.COLUMNS)
 def test_every_form_has_a_formula_and_is_whole_at_strength_1(host):
     """`rule` raises where no formula of the page fits at all of its strengths."""
     for form in strength_table.samples():

@@ -8,10 +8,11 @@ from modules.adapters.base import attach, detach
 from modules.families.flux import Model
 from modules.families.parts import files
 from modules.families.parts.pipeline import ARGUMENTS
+from modules.files import layers_by_name
 from modules.objectives import Flow
 from modules.preset.schema import Base, Preset, Targets
 from modules.training.check import examine
-from modules.training.setup import match_layers, whole
+from modules.training.setup import layer_names, match_layers, whole
 from tests.export.test_hosts import LORA, OUTPUT, PLANES, WORA_OUTPUT, assert_diffusers_computes
 from tests.tiny_flux import make_folder
 
@@ -194,7 +195,7 @@ KEYS = {
         "text_encoders.clip_l.transformer.text_model.embeddings.token_embedding",
     (T5, "comfyui"): "lora_te3_encoder_block_0_layer_0_SelfAttention_q",
     (T5, "kohya"): "lora_te3_encoder_block_0_layer_0_SelfAttention_q",
-    ("text_encoder_2.shared", "comfyui"): "text_encoders.t5xxl.transformer.shared",
+    ("text_encoder_2.encoder.embed_tokens", "comfyui"): "text_encoders.t5xxl.transformer.shared",
 }
 
 
@@ -206,6 +207,15 @@ def test_keys(model, layer, host, key):
 def test_t5_has_no_name_for_diffusers(model):
     with pytest.raises(ValueError, match=r"SelfAttention\.q: diffusers reads no adapters of T5; set targets\.exclude"):
         model.export_key(T5, "diffusers")
+
+
+def test_t5_s_table_of_tokens_is_one_layer(model):
+    """transformers has it under two names, looks tokens up by the second, and files have the first: an adapter on the
+    first would learn nothing."""
+    tables = [name for name in layer_names(model) if name.endswith(("shared", "embed_tokens"))]
+    assert tables == ["text_encoder_2.encoder.embed_tokens"]
+    found = {name for name, parts in layers_by_name.index(model).items() for part in parts if part.layer == tables[0]}
+    assert {"text_encoders.t5xxl.transformer.shared", "lora_te3_shared", "lora_te3_encoder_embed_tokens"} <= found
 
 
 # -- files in diffusers -----------------------------------------------------------------------------------------------

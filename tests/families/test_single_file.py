@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from diffusers import EulerAncestralDiscreteScheduler, EulerDiscreteScheduler, PNDMScheduler
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -171,3 +172,19 @@ def test_marks_of_v_prediction_are_followed(pair, tmp_path, single, marks, zero_
     assert single.process.prediction == "epsilon" and model.process.prediction == "v_prediction"
     assert model.pipeline.scheduler.config.rescale_betas_zero_snr == zero_snr
     assert (model.process.alphas_cumprod[-1] < 1e-6) == zero_snr
+
+
+@pytest.mark.parametrize("scheduler", [EulerDiscreteScheduler, EulerAncestralDiscreteScheduler, PNDMScheduler])
+def test_samples_of_bases_with_zero_terminal_snr_begin_in_pure_noise(pair, tmp_path, scheduler):
+    """Whatever spacing the configuration has (SDXL's is "leading"), and with a scheduler that knows no such thing."""
+    file = changed(pair, tmp_path / "x.safetensors", lambda t: t.update(v_pred=torch.zeros(0), ztsnr=torch.zeros(0)))
+    folder = Path(shutil.copytree(pair[0], tmp_path / "base"))
+    noise = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012, "timestep_spacing": "leading"}
+    scheduler(**noise).save_pretrained(folder / "scheduler")
+    model = Model.load(Base(path=str(file), config=str(folder)), CPU, torch.float32)
+    seen = []
+    model.pipeline.unet.register_forward_pre_hook(lambda module, given: seen.append(float(given[1])))
+    model.sample(["red"], "", 16, 16, 25, 1.0, 0)
+    assert len(seen) == 25 and seen[0] == 999
+    model.pipeline.scheduler.set_timesteps(25)
+    assert (model.pipeline.scheduler.alphas_cumprod[-1] < 1e-6) and model.process.alphas_cumprod[-1] < 1e-6

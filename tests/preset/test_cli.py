@@ -1,10 +1,11 @@
 """A preset's options on the command line."""
 
 from itertools import groupby
+from typing import get_args
 
 import pytest
 
-from modules.preset import cli, files, options
+from modules.preset import cli, files, options, section
 from modules.preset.files import PresetProblems
 from modules.preset.schema import Preset
 
@@ -75,6 +76,20 @@ def test_what_is_parsed_is_what_is_resolved():
     preset = resolved.preset
     assert (preset.adapter.rotation.block_size, preset.training.learning_rate, preset.data.shuffle) == (8, 2e-3, True)
     assert resolved.name == "7"
+
+
+@pytest.mark.parametrize("long", ["float32", "float16", "bfloat16"])
+def test_number_formats_have_one_list_of_spellings(long):
+    """Wherever an option is a choice of number formats, and nowhere else."""
+    short = {long: short for short, long in section.NUMBER_FORMATS.items()}[long]
+    takers = [name for name, field in options.options(Preset).items() if long in get_args(field.annotation)]
+    assert {"export.dtype", "base.dtype", "training.precision"} <= set(takers)
+    line = [word for name in takers for word in (f"--{name}", short)]
+    preset = files.resolve("lora_demo", cli.parse_overrides([*line, "--export.title", short])).preset
+    assert all(options.at(preset.model_dump(), name) == long for name in takers)
+    assert preset.export.title == short
+    with pytest.raises(PresetProblems, match=f"'{short}' is not one of mse"):
+        files.resolve("lora_demo", [("objective.loss", short)])
 
 
 def test_aliases_lead_to_options_and_hide_none():

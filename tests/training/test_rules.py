@@ -255,7 +255,7 @@ def test_the_check_tells_ranks_and_rates_apart(place: Place, capsys):
 @pytest.mark.parametrize("host", [comfyui, kohya, diffusers], ids=lambda host: host.__name__.rpartition(".")[2])
 def test_the_file_has_each_layer_s_rank_and_tells_the_truth(place: Place, host, method):
     name = host.__name__.rpartition(".")[2]
-    axis = {"axis": "output"} if method != "lora" else {}
+    axis = {"axis": "input" if host is kohya else "output"} if method != "lora" else {}
     sections = ruled({"match": FIRST, "rank": 5}, {"match": KEYS, "rank": 1})
     adapter = {"method": method, "rank": 2, "alpha": 3.0, **axis}
     words = ["--training.steps", "2", "--export.host", name, "--export.dtype", "float32"]

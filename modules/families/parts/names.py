@@ -173,6 +173,8 @@ class Named:
         if files.is_clip:
             found += [Spelling(start + path.removeprefix("text_model.")) for start in files.dotted]
         found += [Spelling(start + joined(path)) for start in files.joined]
+        if path == TOKENS:
+            found += [Spelling(start + STORED_TOKENS) for start in (*files.dotted, *files.joined)]
         place = self.original(network, path, "weight")
         name, where = layer_name(place), (place.row, place.rows, place.exchanged)
         found += [Spelling(start + name, *where) for start in files.original]
@@ -195,7 +197,7 @@ class Named:
         if host == "lycoris" and "lycoris_" in files.joined:
             return "lycoris_" + joined(path)
         if host != "kohya" and files.comfyui and path.endswith(EMBEDDINGS):  # ComfyUI has no kohya spelling for it
-            return files.comfyui + path
+            return files.comfyui + t5_path(path)
         if files.kohya_original:
             path = layer_name(self.original(network, path, "weight"))
         return files.kohya + joined(path)
@@ -220,12 +222,27 @@ def stored_names(name: str) -> list[str]:
     """What the weights in a diffusers folder may call a tensor that the loaded network calls `name`: CLIP has the
     `text_model` level or not, T5's table is stored under the name of its other use."""
     short = name.removeprefix("text_model.")
-    return [name, short, f"text_model.{short}", name.replace("encoder.embed_tokens.", "shared.")]
+    return [name, short, f"text_model.{short}", name.replace(f"{TOKENS}.", f"{STORED_TOKENS}.")]
+
+
+TOKENS, STORED_TOKENS = "encoder.embed_tokens", "shared"
+"""T5's table of tokens, by the module that looks tokens up in it, and as files and other programs name it."""
 
 
 def t5_place(path: str, kind: str) -> Place:
     """Where checkpoints have a tensor of T5: they have the table of tokens once."""
-    return Place(f"{path}.{kind}".replace("encoder.embed_tokens.", "shared."))
+    return Place(f"{t5_path(path)}.{kind}")
+
+
+def t5_path(path: str) -> str:
+    """A layer of T5 as files name it."""
+    return STORED_TOKENS if path == TOKENS else path
+
+
+def is_unused(layer: str) -> bool:
+    """Whether a full layer name is that of T5's table where no tokens are looked up: an adapter there does nothing."""
+    network, _, path = layer.partition(".")
+    return network.startswith("text_encoder") and path == STORED_TOKENS
 
 
 IN_RESBLOCK = {

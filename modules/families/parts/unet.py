@@ -1,5 +1,6 @@
 """UNets of the Stable Diffusion kind: noise in discrete steps, sets of layers, names in original checkpoints."""
 
+import inspect
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -31,6 +32,8 @@ class UNetModel(PipelineModel):
 
         super().__init__(pipeline, device)
         self.bucket_step = self.latent_factor * 2 ** (len(pipeline.unet.config.block_out_channels) - 1)
+        if pipeline.scheduler.config.get("rescale_betas_zero_snr"):
+            pipeline.scheduler = from_pure_noise(pipeline.scheduler)
         schedule: Any = DDPMScheduler.from_config(pipeline.scheduler.config)
         self.process = Diffusion(schedule.alphas_cumprod, pipeline.scheduler.config.prediction_type)
 
@@ -61,9 +64,8 @@ class UNetModel(PipelineModel):
         self.process = replace(self.process, prediction=prediction)
 
     def use_zero_terminal_snr(self) -> None:
-        """Pure noise in the last step; sampling then has to begin there."""
-        scheduler, changes = self.pipeline.scheduler, {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
-        self.pipeline.scheduler = type(scheduler).from_config(scheduler.config, **changes)
+        """Pure noise in the last step, in training and in samples."""
+        self.pipeline.scheduler = from_pure_noise(self.pipeline.scheduler)
         self.process = self.process.with_zero_terminal_snr()
 
     def unet_place(self, path: str, kind: str) -> Place:
@@ -78,6 +80,19 @@ class UNetModel(PipelineModel):
         if attention and layer.startswith(f"{self.DENOISER}."):
             found.append(Spelling(f"{parent}{attention}{part[0]}.processor{part[1:].removesuffix('.0')}"))
         return found
+
+
+def from_pure_noise(scheduler: Any) -> Any:
+    """The scheduler with zero terminal SNR: its last step is pure noise, and sampling begins there. Configurations of
+    such bases often keep SDXL's "leading" spacing, which begins some steps later, in pictures that are not all noise.
+
+    A scheduler that has no such step, as PNDM, gives way to Euler's.
+    """
+    from diffusers import EulerDiscreteScheduler
+
+    has_it = "rescale_betas_zero_snr" in inspect.signature(type(scheduler).__init__).parameters
+    kind: Any = type(scheduler) if has_it else EulerDiscreteScheduler
+    return kind.from_config(scheduler.config, rescale_betas_zero_snr=True, timestep_spacing="trailing")
 
 
 def prediction_word(prediction: str) -> str:

@@ -59,11 +59,18 @@ def on_top(terms: Terms, parts: dict[str, Tensor], layer: Layer, W: Tensor, abou
     if given.numel() != expected:
         raise ValueError(f"its magnitude has {given.numel()} values along the {along}, and the layer has {expected}")
     found = given.flatten().to(W.dtype)
-    original = about.writer == OURS and about.metadata.get("gimbal.host", "comfyui").startswith("comfyui")
-    original = original and about.metadata.get("gimbal.comfyui_norm", "original") == "original"
-    if along == "output" and original and "magnitude" in parts:  # our exporter wrote it for the base's norm
+    if along == "output" and _for_original_norm(about) and "magnitude" in parts:
         found = found * forms.ratio(norm(forms.applied(terms, layer, W), along, layer), W.norm(dim=1))
     return replace(terms, magnitude=found, axis=along)
+
+
+def _for_original_norm(about: About) -> bool:
+    """Whether our exporter wrote output magnitudes for the base's norm; files of before 2026-11-30 do not say so."""
+    if about.writer != OURS:
+        return False
+    for_comfyui = about.metadata.get("gimbal.host", "comfyui").startswith("comfyui")
+    before = about.metadata.get("gimbal.comfyui_norm", "original") if for_comfyui else "adapted"
+    return about.metadata.get("gimbal.magnitude_norm", before) == "original"
 
 
 def norm(V: Tensor, along: str, layer: Layer) -> Tensor:

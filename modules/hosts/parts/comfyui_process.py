@@ -6,12 +6,63 @@
 Leaves `JOB/effects.safetensors` and `JOB/said.json`: ComfyUI's version and what it logged.
 """
 
+import importlib.abc
+import importlib.machinery
 import importlib.util
 import json
 import logging
 import sys
+import types
 from pathlib import Path
 from typing import Any
+
+UNNEEDED = (
+    "torchvision", "torchaudio", "torchsde", "kornia", "spandrel", "av", "scipy", "aiohttp", "comfy_aimdo",
+    "comfy_kitchen",
+)
+"""Packages that ComfyUI imports on the way to its LoRA loader, for pictures, sound, samplers, its server and graphics
+memory. What they hold has no part in patching a weight on the CPU, so a Python without them will do."""
+
+
+class Unneeded:
+    """Stands for whatever an unneeded package would hold: a class, a base class, a decorator, a value."""
+
+    def __init__(self, *_: Any, **__: Any):
+        pass
+
+    def __call__(self, *given: Any, **_: Any) -> Any:
+        return given[0] if len(given) == 1 and callable(given[0]) else Unneeded()  # a decorator leaves a function alone
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return Unneeded()
+
+    def __iter__(self) -> Any:
+        return iter(())
+
+
+class UnneededModule(types.ModuleType):
+    """A package of `UNNEEDED` that is not installed."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return type(name, (Unneeded,), {}) if name[0].isupper() else Unneeded()
+
+
+class Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+    """Finds `UNNEEDED` packages where no other finder does."""
+
+    def find_spec(self, fullname: str, path: Any = None, target: Any = None) -> Any:
+        found = fullname.partition(".")[0] in UNNEEDED
+        return importlib.machinery.ModuleSpec(fullname, self, is_package=True) if found else None
+
+    def create_module(self, spec: Any) -> Any:
+        return UnneededModule(spec.name)
+
+    def exec_module(self, module: Any) -> None:
+        pass
 
 
 class Log(logging.Handler):
@@ -27,6 +78,7 @@ class Log(logging.Handler):
 
 def main(folder: Path, job: Path) -> None:
     """Load the file as ComfyUI's LoRA loaders do, and patch each weight as its model patcher does."""
+    sys.meta_path.append(Finder())
     import comfy.cli_args  # pyright: ignore[reportMissingImports]
 
     comfy.cli_args.args.cpu = True  # before the device is chosen

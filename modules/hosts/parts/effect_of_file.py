@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Collection
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -11,6 +11,7 @@ from modules import hosts
 from modules.files import keys, kinds, spellings, writer
 from modules.files.distance import LayerError, compare
 from modules.files.opening import AdapterFile
+from modules.files.reading import families_of
 from modules.hosts import How
 from modules.hosts.parts import arithmetic
 
@@ -59,8 +60,7 @@ class View:
         self, W: Tensor, tensors: dict[str, Tensor], strength: float, dtype: torch.dtype | None = None
     ) -> Tensor:
         """The program's weight from `W` in the layer's own shape. Raises `arithmetic.Unread` with the reason."""
-        how = How(self.how.norm, self.how.magnitudes, dtype)
-        return hosts.load(self.host).effect(W, tensors, strength, how)
+        return hosts.load(self.host).effect(W, tensors, strength, replace(self.how, dtype=dtype))
 
 
 def view(file: AdapterFile, host: str, norm: str = "") -> View:
@@ -73,7 +73,9 @@ def view(file: AdapterFile, host: str, norm: str = "") -> View:
     )
     common = alphas.most_common(1)[0][0] if len(alphas) > 1 else None
     config = file.config if writer.PEFT_OPTIONS in file.metadata else {}
-    return View(host, How(norm or "original", magnitudes), common, writer.About(config=config))
+    like = families_of(file.tensors)
+    how = How(norm or "original", magnitudes, family=like[0] if len(like) == 1 else "")
+    return View(host, how, common, writer.About(config=config))
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """What the user's own ComfyUI computes from a file: its loading code, run by its Python in a process of its own.
 
-Weights go there and back in safetensors files. Checked with ComfyUI 0.3.64 and 0.20.1.
+Weights go there and back in safetensors files. Checked with ComfyUI 0.3.64, 0.20.1 and 0.28.0, the last in a Python
+that lacks torchvision.
 """
 
 import json

@@ -16,16 +16,13 @@ from modules import families
 from modules.documents import read_object
 from modules.families.parts.files import INDEX
 from modules.preset.schema import Base
+from modules.preset.section import NUMBER_FORMATS, long_form
 from modules.tensorfile import read_header
 from modules.tools.merge import sources
 from modules.tools.merge.checkpoint import Checkpoint
 from modules.tools.merge.into_base import Merged, Options, Source, merge_into, summed
 
-DTYPES = {
-    "float32": torch.float32, "fp32": torch.float32,
-    "float16": torch.float16, "fp16": torch.float16,
-    "bfloat16": torch.bfloat16, "bf16": torch.bfloat16,
-}
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
 @dataclass(frozen=True)
@@ -70,14 +67,14 @@ def merge(base: str, adapters: Sequence[Adapter], out: Path, choice: Choice) -> 
     if not path.exists():
         raise ValueError(f"{base} does not exist; give a folder in diffusers layout or a .safetensors checkpoint (a "
                          "model of the hub has to be downloaded first)")
-    if choice.dtype is not None and choice.dtype not in DTYPES:
-        raise ValueError(f"--dtype {choice.dtype}: there is {', '.join(DTYPES)}")
+    if choice.dtype is not None and long_form(choice.dtype) not in DTYPES:
+        raise ValueError(f"--dtype {choice.dtype}: there is {', '.join([*DTYPES, *NUMBER_FORMATS])}")
     stored = Checkpoint(skeleton(base, choice), path)
     read = [sources.of_file(adapter.path, stored, choice.skip_unknown) for adapter in adapters]
     strengths = [adapter.strength for adapter in adapters]
     total = summed([(source, strength) for (source, _), strength in zip(read, strengths, strict=True)])
     options = Options(
-        None if choice.dtype is None else DTYPES[choice.dtype], choice.skip_absent, facts(stored, adapters)
+        None if choice.dtype is None else DTYPES[long_form(choice.dtype)], choice.skip_absent, facts(stored, adapters)
     )
     report = merge_into(stored, out, computed_on(choice.device, total), options)
     for adapter, (_, left_out) in zip(adapters, read, strict=True):

@@ -1,0 +1,71 @@
+"""Forge (stable-diffusion-webui-forge): ComfyUI's reader of 2024, in float32 always. Run: June 2025.
+
+It has no rotations. An output magnitude is divided by the norm of the original weight, as in ComfyUI of today. Of a
+file with more than twelve keys that it does not know it loads nothing.
+"""
+
+from collections.abc import Collection
+
+from torch import Tensor
+
+from modules.files import keys, spellings
+from modules.files.forms import Encoding
+from modules.hosts import TRANSFORMERS, How, comfyui
+from modules.hosts.parts import arithmetic
+from modules.hosts.parts.arithmetic import Unread
+from modules.preset.schema import Export
+
+NAMES = keys.KOHYA
+KINDS = ("linear", "conv")
+WORDS = "Forge"
+ROTATIONS = (keys.BLOCKS, keys.RESCALE)
+
+
+def notes(forms: Collection[str]) -> list[str]:
+    """What it does not read."""
+    if any("stored" in form for form in forms):
+        return ["Forge reads no stored rotations, and nothing of a file with more than twelve tensors of them"]
+    return []
+
+
+def others(how: How) -> dict[str, How]:
+    """None."""
+    return {}
+
+
+def own(options: Export) -> tuple[Encoding, ...]:
+    """None."""
+    return ()
+
+
+def trouble(spelling: str, family: str, names: Collection[str]) -> str:
+    """It knows most programs' names, of transformers diffusers' for FLUX only."""
+    if spelling == spellings.KOHYA_OFT:
+        return "only sd-scripts itself and A1111 read them"
+    if family in TRANSFORMERS and spelling == spellings.KOHYA_PATH:
+        return "it does not know these names for this kind of model"
+    if family == "sd3" and spelling in (spellings.PEFT, spellings.LEGACY, spellings.LYCORIS):
+        return "it does not know these names for this kind of model"
+    return ""
+
+
+def unfound(family: str, names: Collection[str]) -> dict[str, str]:
+    """Those of these names, all in kohya's spelling, under which it finds no layer, and why: none."""
+    return {}
+
+
+def bias_change(tensors: dict[str, Tensor], strength: float) -> Tensor | None:
+    """As ComfyUI."""
+    return comfyui.bias_change(tensors, strength)
+
+
+def effect(W: Tensor, tensors: dict[str, Tensor], strength: float, how: How) -> Tensor:
+    """As ComfyUI without rotations, and with the original norm."""
+    known = {suffix: tensor for suffix, tensor in tensors.items() if suffix not in ROTATIONS}
+    if not arithmetic.kinds(known) and bias_change(known, strength) is None:
+        what = "stored rotations" if keys.BLOCKS in tensors else ", ".join(sorted(tensors)) or "nothing"
+        raise Unread(f"Forge reads no update from {what}")
+    try:
+        return comfyui.effect(W, known, strength, How())
+    except Unread as reason:
+        raise Unread(str(reason).replace("ComfyUI", "Forge")) from None
