@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
@@ -18,6 +19,9 @@ PROTOCOLS = (b"\1", b"\2", b"\3", b"\4", b"\5")
 
 LIKELY_HEADER = 100_000_000
 """Bytes. safetensors' own limit; a larger number is no header length."""
+
+LOOKED_AT = 1 << 20
+"""Numbers of eight bits that are made wider at once."""
 
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 """peft's file, and its options beside it."""
@@ -39,10 +43,11 @@ class AdapterFile:
         return sum(tensor.nbytes for tensor in self.tensors.values())
 
 
-def read(path: Path) -> AdapterFile:
+def read(path: Path, values: bool = True) -> AdapterFile:
     """The file at `path`. Raises ValueError with one sentence if it is not a whole safetensors file of finite numbers.
 
-    Nothing is ever unpickled.
+    Tensors are mapped, not read: their bytes take no memory of the process' own. Without `values` none is looked at
+    either, and whoever uses one asks `refuse_not_finite`. Nothing is ever unpickled.
     """
     _check_bytes(path)
     try:
@@ -53,11 +58,24 @@ def read(path: Path) -> AdapterFile:
         raise ValueError(f"{path} cannot be read ({_first_line(error)}); copy or download it again") from error
     if not tensors:
         raise ValueError(f"{path} holds no tensors; it is no adapter file")
+    if values:
+        refuse_not_finite(path, tensors)
+    return AdapterFile(path, metadata, tensors, _config(path, metadata))
+
+
+def refuse_not_finite(path: Path, tensors: dict[str, Tensor]) -> None:
+    """ValueError, naming the file and the tensor, where one of `tensors` (by key) has a number that is not finite."""
     for key, tensor in tensors.items():
-        if tensor.is_floating_point() and not _wide(tensor).isfinite().all():
+        if tensor.is_floating_point() and not is_finite(tensor):
             raise ValueError(f"{path}: {key} has values that are not finite numbers; the training that wrote the file "
                              "has diverged, so take an earlier save")
-    return AdapterFile(path, metadata, tensors, _config(path, metadata))
+
+
+def is_finite(tensor: Tensor) -> bool:
+    """Whether all numbers are finite. In one pass without a temporary: infinity and NaN show in the extremes."""
+    flat = tensor.reshape(-1)
+    wide = (part.float() for part in flat.split(LOOKED_AT)) if tensor.dtype.itemsize == 1 else (flat,)
+    return all(bool(torch.stack(part.aminmax()).isfinite().all()) for part in wide if part.numel())
 
 
 def save(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str] | None) -> None:
@@ -107,11 +125,6 @@ def _config(path: Path, metadata: dict[str, str]) -> dict[str, Any]:
         place = f"{path}: {PEFT_OPTIONS}"
         return documents.as_object(documents.parse_json(metadata[PEFT_OPTIONS], place), place)
     return {}
-
-
-def _wide(tensor: Tensor) -> Tensor:
-    """In a number format that can be asked whether it is finite."""
-    return tensor.float() if tensor.dtype.itemsize == 1 else tensor
 
 
 def _first_line(error: Exception) -> str:
