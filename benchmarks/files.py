@@ -1,13 +1,13 @@
-"""Time and memory of the tools for files on files of real size: a rank-64 SDXL file (457 MB), a rank-16 FLUX one (172 MB).
+"""Time and memory of the tools on files of real size: a rank-64 SDXL file (456 MB), a rank-16 FLUX one (172 MB).
 
     python benchmarks/files.py                                # all tools; some minutes, 20 GB of disk in --folder
     python benchmarks/files.py --models sdxl --tools inspect convert --keep --write
     python benchmarks/files.py --narrow                       # networks of a sixteenth of the width: seconds
 
-Names and shapes are those of the published configurations (tests/data/full_size), values are random. The base is written
-too, for the tools that need one: SDXL's denoiser and text encoders whole; of FLUX.1-dev's denoiser a quarter of the
-blocks, with small text encoders, and a file for just these. Every tool is a process of its own. Memory is the peak of the
-process' anonymous pages (RssAnon) above what there is when everything is imported; mapped pages of files do not count.
+Names and shapes are those of the published configurations (tests/data/full_size), values are random. The base is
+written too, for the tools that need one: SDXL's denoiser and text encoders whole; of FLUX.1-dev's denoiser a quarter of
+the blocks, with small text encoders, and a file for just these. Every tool is a process of its own. Memory is the peak
+of its anonymous pages (RssAnon) above what there is when everything is imported; mapped pages of files do not count.
 Exit code 1 if a tool needs more than twice its file and one layer of the base, or fails. --write puts the table into
 docs/performance.md.
 """
@@ -16,6 +16,7 @@ import argparse
 import json
 import math
 import os
+import resource
 import runpy
 import shutil
 import subprocess
@@ -44,7 +45,7 @@ from modules.tools.merge.stream import header_bytes
 from tests.full_size import MODELS, make_folder
 
 BEGIN, END = "<!-- files: begin -->", "<!-- files: end -->"
-HEAD = "| file | tool | seconds | peak memory | times the file | allowed |\n|---|---|---|---|---|---|"
+HEAD = "| file | tool | seconds | CPU seconds | peak memory | times the file | allowed |\n|---|---|---|---|---|---|---|"
 
 SMALL_WORDS = 4096
 """Words and tokens of a narrow model; and of FLUX.1-dev's text encoders, which its files do not have."""
@@ -160,9 +161,9 @@ def adapted(kind: Kind, model: Any) -> Iterator[tuple[str, nn.Linear]]:
     for prefix, network in model.networks.items():
         is_encoder = prefix.startswith("text_encoder")
         for path, module in network.named_modules():
-            if type(module) is nn.Linear and any(word in path for word in kind.wanted):
-                if not is_encoder or not kind.peft:
-                    yield model.export_key(f"{prefix}.{path}", "diffusers" if kind.peft else "comfyui"), module
+            wanted = type(module) is nn.Linear and any(word in path for word in kind.wanted)
+            if wanted and not (is_encoder and kind.peft):
+                yield model.export_key(f"{prefix}.{path}", "diffusers" if kind.peft else "comfyui"), module
 
 
 def make(kind: Kind, folder: Path, narrow: bool, share: float, with_base: bool) -> Case:
@@ -203,7 +204,7 @@ def command(tool: str, case: Case, out: Path) -> list[str]:
 
 def anonymous() -> int:
     """Bytes of this process' anonymous pages that are in memory."""
-    with open("/proc/self/status", encoding="ascii") as file:
+    with Path("/proc/self/status").open(encoding="ascii") as file:
         line = next(line for line in file if line.startswith("RssAnon"))
     return 1024 * int(line.split()[1])
 
@@ -254,6 +255,8 @@ class Row:
     title: str
     tool: str
     seconds: float
+    processor: float
+    """Seconds of the processor's time, all threads together."""
     peak: int
     file: int
     """Bytes."""
@@ -266,26 +269,27 @@ class Row:
 
     def line(self) -> str:
         """Of the table."""
-        return (f"| {self.title}, {self.file / 1e6:.0f} MB | {self.tool} | {self.seconds:.1f} | {self.peak / 1e6:.0f} MB "
-                f"| {self.peak / self.file:.2f} | {self.allowed / self.file:.2f} |")
+        return (f"| {self.title}, {self.file / 1e6:.0f} MB | {self.tool} | {self.seconds:.1f} | {self.processor:.1f} "
+                f"| {self.peak / 1e6:.0f} MB | {self.peak / self.file:.2f} | {self.allowed / self.file:.2f} |")
 
 
 def measure(tool: str, case: Case, folder: Path, limit: float) -> Row:
     """Run a tool as a process. Raises ValueError with what it said if it fails."""
     out, result = folder / "out", folder / "result.json"
     script, *arguments = command(tool, case, out)
-    start = time.perf_counter()
+    start, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
     done = subprocess.run(
         [sys.executable, __file__, "--one", script, str(result), *arguments], capture_output=True, text=True,
         timeout=limit, check=False, env={**os.environ, "HF_HUB_OFFLINE": "1"},
     )
-    seconds = time.perf_counter() - start
+    seconds, after = time.perf_counter() - start, resource.getrusage(resource.RUSAGE_CHILDREN)
+    processor = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     for left in (out, Path(f"{out}.safetensors")):
         shutil.rmtree(left) if left.is_dir() else left.unlink(missing_ok=True)
     if done.returncode:
         raise ValueError(f"{case.kind.title}: {tool} failed: {(done.stderr or done.stdout).strip()[-2000:]}")
     found, size = json.loads(result.read_text(encoding="utf-8")), case.path.stat().st_size
-    return Row(case.kind.title, tool, seconds, found["peak"], size, 2 * size + case.layer)
+    return Row(case.kind.title, tool, seconds, processor, found["peak"], size, 2 * size + case.layer)
 
 
 def rows(kind: Kind, tools: list[str], folder: Path, narrow: bool, limit: float) -> Iterator[Row]:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
@@ -79,14 +80,15 @@ class Header:
     """Where the bytes of the tensors begin."""
 
     def tensor(self, name: str) -> Tensor:
-        """Read one tensor."""
+        """One tensor, mapped: its bytes are read when they are used and take no memory of the process' own."""
         entry = self.tensors[name]
-        content = torch.empty(entry.size, dtype=torch.uint8)
-        with self.path.open("rb") as file:
-            file.seek(self.data + entry.start)
-            if file.readinto(content.numpy().data) != entry.size:
-                raise OSError(f"{self.path} became shorter while it was read")
-        return content.view(DTYPES[entry.dtype]).reshape(entry.shape)
+        if self.path.stat().st_size < self.data + entry.start + entry.size:
+            raise OSError(f"{self.path} became shorter while it was read")
+        dtype = DTYPES[entry.dtype]
+        if not entry.size:
+            return torch.empty(entry.shape, dtype=dtype)
+        content = np.memmap(self.path, np.uint8, "c", self.data + entry.start, entry.size)  # what is written is a copy
+        return torch.from_numpy(content).view(dtype).reshape(entry.shape)
 
 
 def read_header(path: Path) -> Header:

@@ -128,6 +128,20 @@ def sizes(parts: Parts, unknown: int) -> tuple[int, int]:
     return out or unknown, fan_in or unknown
 
 
+def is_pair(tensors: Collection[str]) -> bool:
+    """Whether a layer's tensors, by part or suffix, are a low-rank pair and nothing beside it but alpha, a core or a
+    bias: what it does to a row of the weight depends on that row, its row of `up`, and `down`."""
+    parts = {SUFFIXES.get(name, name) for name in tensors}
+    return kind_of(parts) is low_rank and parts <= {"up", "down", "mid", "alpha", "bias"}
+
+
+def of_rows(tensors: Parts, start: int, stop: int) -> Parts:
+    """A pair's tensors, by part or suffix, for some rows of the weight, without its bias."""
+    parts = {name: SUFFIXES.get(name, name) for name in tensors}
+    return {name: tensor[start:stop] if parts[name] == "up" else tensor
+            for name, tensor in tensors.items() if parts[name] != "bias"}
+
+
 def corner(parts: Parts, most: int) -> Parts:
     """The tensors of a smaller layer of the same sort: of a pair, with a magnitude or without, those of the first rows
     and channels, so many that the layer is square only if it was. Other kinds, and what is small, as they are."""
