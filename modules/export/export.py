@@ -184,7 +184,7 @@ def _error(change: Change, tensors: dict[str, Tensor], host: hosts.Host, how: Ho
 
 def _blocks(change: Change, tensors: dict[str, Tensor]) -> Iterator[tuple[Block, dict[str, Tensor]]]:
     """A layer's weights and a file's tensors for them (by suffix), in blocks of rows where both are plain pairs."""
-    if not kinds.is_pair(tensors):
+    if not kinds.is_pair(tensors) or change.layer.kind == "embedding":  # whose rows are the tokens
         yield Block(0, change.layer.out_features, change.base(), change.adapted()), tensors
         return
     wide = {suffix: keys.precise(tensor) for suffix, tensor in tensors.items()}  # once, not for each block

@@ -14,7 +14,7 @@ from modules.files.forms import Seen
 
 @dataclass(frozen=True)
 class Block:
-    """Some rows of a layer, as files have them: before and after, in the layer's own shape, float32 or float64."""
+    """Some rows of a layer, or all: before and after, in the layer's own shape, float32 or float64."""
 
     start: int
     stop: int
