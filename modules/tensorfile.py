@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -47,6 +48,8 @@ MOST_AXES = 8
 LONGEST_NAME = 500
 """Characters of a tensor's name."""
 
+LOOKED_AT = 1 << 20
+"""Numbers of eight bits that are made wider at once."""
 CHECKSUM = "sha256_of_tensors"
 """Key in the metadata of files that we write: `checksum` of their tensors. A program that only edits metadata leaves it
 right. Not one of our keys `gimbal.`, from which it is told who has trained a file."""
@@ -85,14 +88,15 @@ class Header:
     """Where the bytes of the tensors begin."""
 
     def tensor(self, name: str) -> Tensor:
-        """Read one tensor."""
+        """One tensor, mapped: its bytes are read when they are used and take no memory of the process' own."""
         entry = self.tensors[name]
-        content = torch.empty(entry.size, dtype=torch.uint8)
-        with self.path.open("rb") as file:
-            file.seek(self.data + entry.start)
-            if file.readinto(content.numpy().data) != entry.size:
-                raise OSError(f"{self.path} became shorter while it was read")
-        return content.view(DTYPES[entry.dtype]).reshape(entry.shape)
+        if self.path.stat().st_size < self.data + entry.start + entry.size:
+            raise OSError(f"{self.path} became shorter while it was read")
+        dtype = DTYPES[entry.dtype]
+        if not entry.size:
+            return torch.empty(entry.shape, dtype=dtype)
+        content = np.memmap(self.path, np.uint8, "c", self.data + entry.start, entry.size)  # what is written is a copy
+        return torch.from_numpy(content).view(dtype).reshape(entry.shape)
 
 
 def read_header(path: Path) -> Header:
@@ -178,11 +182,15 @@ def check_content(path: Path) -> None:
 
 
 def is_finite(tensor: Tensor) -> bool:
-    """Whether all numbers are finite, of every format that can have others."""
-    if not tensor.is_floating_point() and not tensor.is_complex():
+    """Whether all numbers are finite, of every format that can have others. In one pass without a temporary: infinity
+    and NaN show in the extremes."""
+    if tensor.is_complex():
+        return is_finite(torch.view_as_real(tensor))
+    if not tensor.is_floating_point():
         return True
-    wide = tensor.float() if tensor.dtype.itemsize == 1 else tensor  # torch cannot ask numbers of 8 bits
-    return bool(wide.isfinite().all())
+    flat = tensor.reshape(-1)  # torch cannot ask numbers of 8 bits
+    parts = (part.float() for part in flat.split(LOOKED_AT)) if tensor.dtype.itemsize == 1 else (flat,)
+    return all(bool(torch.stack(part.aminmax()).isfinite().all()) for part in parts if part.numel())
 
 
 def _finite(path: Path, tensors: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:

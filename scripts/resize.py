@@ -2,7 +2,8 @@
 
     python scripts/resize.py FILE.safetensors (--rank 16 | --energy 0.95 | --error 0.05) [--out FILE]
 
-Each layer's pair is replaced by the best one of a smaller rank (truncated SVD). Names and number formats stay.
+Each layer's pair is replaced by the best one of a smaller rank (truncated SVD). Names and number formats stay, but new
+factors of a file in eight bits are float16. Errors are those of the numbers that are written.
 Exit codes: 0 done, 2 bad input.
 """
 
@@ -77,10 +78,15 @@ def chosen(arguments: argparse.Namespace) -> Any:
     return resize.to_error(arguments.error)
 
 
+def percent(part: float) -> str:
+    """Two decimals, and below one percent three digits, for what rounding alone does."""
+    return f"{part:.2%}" if part >= 0.01 or part < 1e-7 else f"{100 * part:.3g}%"
+
+
 def table(path: Path, out: Path, found: Any) -> str:
     """Worst layers first."""
     lines = ["layer\trank before\trank after\terror of the pair"]
-    lines += [f"{row.name}\t{row.before}\t{row.after}\t{row.error:.2%}"
+    lines += [f"{row.name}\t{row.before}\t{row.after}\t{percent(row.error)}"
               for row in sorted(found.rows, key=lambda row: -row.error)]
     axes = {row.axis for row in found.rows} - {""}
     if axes:
@@ -91,8 +97,8 @@ def table(path: Path, out: Path, found: Any) -> str:
               for what, count in found.kept.items()]
     before, after = (file.stat().st_size / 1e6 for file in (path, out))
     middle = sorted(row.error for row in found.rows)[len(found.rows) // 2]
-    lines.append(f"{out}: {after:.1f} MB of {before:.1f} MB; error of the pairs: median {middle:.2%}, largest "
-                 f"{max(row.error for row in found.rows):.2%}")
+    lines.append(f"{out}: {after:.1f} MB of {before:.1f} MB; error of the pairs: median {percent(middle)}, largest "
+                 f"{percent(max(row.error for row in found.rows))}")
     return "\n".join(lines)
 
 

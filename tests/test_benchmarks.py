@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import adapters, full_size, rotations, scale
+from benchmarks import adapters, files, full_size, rotations, scale
 
 ROOT = Path(__file__).parents[1]
 ROW = {"model": "a model", "preset": "a preset", "base": "nf4", "resolution": 64, "seconds": 0.25, "peak": 2048.0}
@@ -82,6 +82,27 @@ def test_everything_that_goes_through_all_layers_is_measured(monkeypatch):
     for row in found:
         assert 20 < row.layers[0] < row.layers[1] and all(second > 0 for size in row.seconds for second in size)
         assert row.line().startswith(f"| flux_dev | lora | {row.work} | 1.00 | ")
+
+
+def test_every_tool_for_files_is_measured_as_a_process(tmp_path):
+    """At a sixteenth of the width, where what a tool needs by itself is more than the file."""
+    found = list(files.rows(files.KINDS["flux_dev"], ["inspect", "merge"], tmp_path, True, 280))
+    assert [row.tool for row in found] == ["inspect", "merge"]
+    for row in found:
+        assert row.seconds > 0 and row.processor > 0 and row.file > 1e5 and not row.is_too_large, row.line()
+        assert row.line().count("|") == files.HEAD.splitlines()[0].count("|")
+    assert list(tmp_path.rglob("out*")) == [], "what tools write is removed"
+
+
+def test_a_tool_for_files_that_needs_more_or_fails_is_an_error(monkeypatch, capsys, tmp_path):
+    row = files.Row("a file", "convert", 1.0, 2.0, 700_000_000, 100_000_000, 230_000_000)
+    monkeypatch.setattr(files, "rows", lambda *_: iter([row]))
+    monkeypatch.setattr(sys, "argv", ["files.py", "--models", "sdxl", "--narrow"])
+    assert files.main() == 1 and "a layer: convert" in capsys.readouterr().out
+    monkeypatch.setattr(files, "command", lambda *_: ["inspect_adapter.py", str(tmp_path / "absent")])
+    case = files.Case(files.KINDS["sdxl"], tmp_path / "absent", tmp_path, 1)
+    with pytest.raises(ValueError, match="inspect failed: .*absent"):
+        files.measure("inspect", case, tmp_path, 200)
 
 
 @pytest.mark.parametrize("last, word", [(0.7e-3, "nothing"), (1.3e-3, "nothing"), (4e-3, "attach")])

@@ -198,6 +198,11 @@ class Plan:
     keep_magnitude: bool = False
     """Whether the magnitude stays beside that pair."""
 
+    @property
+    def needs_values(self) -> bool:
+        """Whether the base's weight takes part in what is written, and not only in what it is compared with."""
+        return self.encodings[0] is not encodings.PLAIN[0]
+
     def view(self, view: Seen) -> Seen:
         """What is written of a layer."""
         return forms.approximated(view, self.rank, self.keep_magnitude) if self.rank else view
@@ -223,6 +228,8 @@ def _distance(view: Seen, other: Seen) -> float:
     """Of two adapted weights, as a part of the change."""
     if view is other:
         return 0.0
+    if forms.is_pair(view.terms) and forms.is_pair(other.terms):
+        return forms.pair_distance(view.terms, other.terms)
     goal = view.adapted()
     moved = (goal - view.W).norm().item()
     return (other.adapted() - goal).norm().item() / moved if moved else 0.0

@@ -1,6 +1,5 @@
 """Writing changes of layers for another program: forms, file, check of what was written, metadata."""
 
-import functools
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
@@ -15,8 +14,8 @@ from modules import disk, hosts, quant
 from modules.adapters.base import Adapted, Terms
 from modules.export import choosing, encodings, fuse, metadata, partly, read_back
 from modules.export.report import Report, megabytes
-from modules.files import distance, forms, keys, opening
-from modules.files.change import Change
+from modules.files import distance, forms, keys, kinds, opening
+from modules.files.change import Block, Change
 from modules.files.facts import Facts
 from modules.files.reading import families_of
 from modules.hosts import How
@@ -131,22 +130,17 @@ def _likeness(adapted: Adapted) -> Hashable:
 
 def _named(model: Any, changes: dict[str, Change], options: Export) -> tuple[dict[str, Change], dict[str, str]]:
     """The changes of the layers that the host's files have, some fused of several of the model's; and their names
-    there. Raises ValueError where they cannot be fused."""
-    terms = {name: change.terms for name, change in changes.items()}
+    there. Raises ValueError where they cannot be fused, unless the form is not exact anyway."""
     layers = {name: change.layer for name, change in changes.items()}
-    found, spelling = {}, {}
-    for name, (key, layer, joined) in fuse.fused(model, terms, layers, options.host, options.form).items():
-        if isinstance(layer, fuse.Fused):
-            found[name] = Change(layer, joined, weight=functools.partial(_fused_weight, layer, changes))
-        else:
-            found[name] = changes[name]
-        spelling[name] = key
-    return found, spelling
-
-
-def _fused_weight(layer: fuse.Fused, changes: dict[str, Change]) -> Tensor:
-    """The adapted weights of the layers that are fused, those without a change as they are."""
-    return layer.join([changes[one.name].adapted() if one.name in changes else one.dense() for one in layer.layers])
+    groups = fuse.groups(model, changes, options.host)
+    if options.form == "auto" and (reason := fuse.refusal(fuse.Asked(changes), groups, options.host)):
+        raise ValueError(reason)
+    found: dict[str, Change] = {}
+    for group in groups:
+        layer = fuse.layer_of(model, group, layers)
+        fused = isinstance(layer, fuse.Fused)
+        found[group.name] = fuse.FusedChange(layer, changes) if fused else changes[group.name]
+    return found, {group.name: group.key for group in groups}
 
 
 def _tensors(
@@ -156,7 +150,8 @@ def _tensors(
     names, written = hosts.load(options.host).NAMES, {}
     how = replace(how, magnitudes=any(change.terms.magnitude is not None for change in changes.values()))
     kept = {name: change.given for name, change in changes.items() if _is_kept(change, options, how)}
-    sketches = {name: encodings.on_meta(change.seen()) for name, change in changes.items() if name not in kept}
+    sketches = {name: encodings.on_meta(change.seen(values=False)) for name, change in changes.items()
+                if name not in kept}
     magnitudes = any(names.magnitude in (found or {}) for found in kept.values())
     plans = choosing.plans(sketches, options, magnitudes, how.family)
     for name, change in changes.items():
@@ -164,7 +159,7 @@ def _tensors(
         if found is not None:
             report.forms[name] = f"{(arithmetic.kinds(found) or ['difference of the bias'])[-1]}, as it was"
         else:
-            found, report.forms[name] = plans[name].carry_out(change.seen(), names, name)
+            found, report.forms[name] = plans[name].carry_out(change.seen(plans[name].needs_values), names, name)
         found = keys.stored(found, names, DTYPES[options.dtype], name)
         report.sizes[name] = sum(tensor.nbytes for tensor in found.values())
         written[name] = found
@@ -178,15 +173,34 @@ def _is_kept(change: Change, options: Export, how: How) -> bool:
         return False
     if not change.given.keys() <= host.NAMES.all():
         return False
-    W = change.base()
-    given = {suffix: tensor.to(W.device) for suffix, tensor in change.given.items()}
+    device = quant.device_of(change.layer.base)
+    given = {suffix: tensor.to(device) for suffix, tensor in change.given.items()}
     try:
-        error = distance.compare(change.adapted(), host.effect(W, given, 1.0, how), W)
-        if options.form == "auto":
-            host.effect(W, given, 1.0, replace(how, dtype=torch.bfloat16))
+        error = _error(change, given, host, how)
+        if options.form == "auto":  # whether it is read does not depend on the rows
+            block, own = next(_blocks(change, given))
+            host.effect(block.W, own, 1.0, replace(how, dtype=torch.bfloat16))
     except hosts.Unread:
         return False
     return not distance.is_too_large(error, "float32") and _same_bias(change, host.bias_change(given, 1.0), 1e-5)
+
+
+def _error(change: Change, tensors: dict[str, Tensor], host: hosts.Host, how: How) -> distance.LayerError:
+    """How far from the change the program's weight is. Raises `hosts.Unread` where it has none."""
+    found = distance.Comparison()
+    for block, own in _blocks(change, tensors):
+        found.add(block.adapted, host.effect(block.W, own, 1.0, how), block.W)
+    return found.error()
+
+
+def _blocks(change: Change, tensors: dict[str, Tensor]) -> Iterator[tuple[Block, dict[str, Tensor]]]:
+    """A layer's weights and a file's tensors for them (by suffix), in blocks of rows where both are plain pairs."""
+    if not kinds.is_pair(tensors) or change.layer.kind == "embedding":  # whose rows are the tokens
+        yield Block(0, change.layer.out_features, change.base(), change.adapted()), tensors
+        return
+    wide = {suffix: keys.precise(tensor) for suffix, tensor in tensors.items()}  # once, not for each block
+    for block in change.blocks():
+        yield block, kinds.of_rows(wide, block.start, block.stop)
 
 
 def _same_bias(change: Change, found: Tensor | None, tolerance: float) -> bool:
@@ -206,8 +220,7 @@ def _check(
     found = read_back.read(partial, spelling, host.NAMES)
     how = replace(how, magnitudes=any(host.NAMES.magnitude in tensors for tensors in found.values()))
     for name, change in changes.items():
-        W = change.base()
-        report.errors[name] = distance.compare(change.adapted(), host.effect(W, found[name], 1.0, how), W)
+        report.errors[name] = _error(change, found[name], host, how)
     report.notes += _other_notes(changes, found, options, how, report)
     report.notes += _fallback_notes(changes, found, options, how)
     report.notes += partly.notes(changes, found, spelling, options, how)

@@ -5,7 +5,7 @@ That is exact, and stays so with a magnitude for each output. A magnitude along 
 would be taken over all the rows (export.md 1.6).
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from os.path import commonprefix
 from typing import Any
@@ -17,6 +17,7 @@ from modules.adapters.base import Adapted, Terms
 from modules.adapters.layers import Layer, as_layer
 from modules.families.parts.names import exchange_halves
 from modules.files import forms, layers_by_name
+from modules.files.change import Block, Change
 from modules.files.layers_by_name import Part
 
 SHOWN = 3
@@ -35,6 +36,23 @@ class Fused(Layer):
     def dense(self) -> Tensor:
         """The weights `(out, fan_in)`, put together anew each time."""
         return self.join([layer.dense() for layer in self.layers])
+
+    def dense_rows(self, start: int, stop: int) -> Tensor:
+        """Some rows of it, of those layers that they are in."""
+        return torch.cat([self.layers[number].dense_rows(first, last)
+                          for number, first, last in self.segments(start, stop)])
+
+    def segments(self, start: int, stop: int) -> Iterator[tuple[int, int, int]]:
+        """Where the rows from `start` to `stop` come from, in order: number of the layer, its first and last row."""
+        place = 0
+        for number, (layer, turned) in enumerate(zip(self.layers, self.exchanged, strict=True)):
+            middle = (layer.out_features + 1) // 2
+            halves = [(middle, layer.out_features), (0, middle)] if turned else [(0, layer.out_features)]
+            for first, last in halves:
+                lower, upper = max(start, place), min(stop, place + last - first)
+                if lower < upper:
+                    yield number, first + lower - place, first + upper - place
+                place += last - first
 
     def join(self, tensors: list[Tensor]) -> Tensor:
         """Each layer's tensor `(out)` or `(out, n)` below the one before."""
@@ -120,7 +138,7 @@ def joined(layer: Fused, terms: list[Terms | None]) -> Terms:
         return Terms(difference=layer.join(changes), bias=bias)
     fused = Terms(rotation=given[0].rotation, bias=bias)
     downs = [found.down for found in given if found.down is not None]
-    if downs and len(downs) == len(given) and all(down is downs[0] for down in downs):  # from a file that fused them
+    if downs and len(downs) == len(given) and _are_one(downs):  # from a file that fused them
         fused.up, fused.down = layer.join([found.up for found in given if found.up is not None]), downs[0]
     elif downs:
         fused.up, fused.down = layer.join(_blocks([found.up for found in given], layer.layers)), torch.cat(downs)
@@ -133,6 +151,12 @@ def joined(layer: Fused, terms: list[Terms | None]) -> Terms:
         lengths = [_lengths(part, found) for part, found in zip(layer.layers, given, strict=True)]
         fused.magnitude, fused.axis = layer.join(lengths), axis
     return fused
+
+
+def _are_one(downs: list[Tensor]) -> bool:
+    """Whether all are the same matrix."""
+    first = downs[0]
+    return all(down is first or (not down.is_meta and torch.equal(down, first)) for down in downs)
 
 
 def _layer(model: Any, name: str) -> Layer:
@@ -174,20 +198,48 @@ def _blocks(ups: list[Tensor | None], layers: list[Layer]) -> list[Tensor]:
     return found
 
 
-def fused(
-    model: Any, terms: Mapping[str, Terms], layers: Mapping[str, Layer], host: str, form: str
-) -> dict[str, tuple[str, Layer, Terms]]:
-    """By the names of `Group`: name in the file, layer and terms, as `host`'s files have the layers of `terms`.
+class Asked(Mapping[str, Terms]):
+    """The terms of changes by full layer name, each made when it is asked for."""
 
-    `form` is export.form. Raises ValueError with the `refusal`, unless the form is not exact anyway.
-    """
-    found, all_groups = {}, groups(model, terms, host)
-    if form == "auto" and (reason := refusal(terms, all_groups, host)):
-        raise ValueError(reason)
-    for group in all_groups:
-        layer = layer_of(model, group, layers)
-        if isinstance(layer, Fused):
-            found[group.name] = (group.key, layer, joined(layer, [terms.get(part.layer) for part in group.parts]))
-        else:
-            found[group.name] = (group.key, layer, terms[group.name])
-    return found
+    def __init__(self, changes: Mapping[str, Change]):
+        self.changes = changes
+
+    def __getitem__(self, name: str) -> Terms:
+        return self.changes[name].terms
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.changes)
+
+    def __len__(self) -> int:
+        return len(self.changes)
+
+
+class FusedChange(Change):
+    """What is done to a fused layer by the changes of its layers, by full name; those without one stay as they are."""
+
+    def __init__(self, layer: Fused, changes: Mapping[str, Change]):
+        self.fused, self.own = layer, [changes.get(one.name) for one in layer.layers]
+        super().__init__(layer, self._joined, weight=self._weight)
+
+    def _joined(self) -> Terms:
+        return joined(self.fused, [None if change is None else change.terms for change in self.own])
+
+    def _weight(self) -> Tensor:
+        return self.fused.join([layer.dense() if change is None else change.adapted()
+                                for layer, change in zip(self.fused.layers, self.own, strict=True)])
+
+    def blocks(self) -> Iterator[Block]:
+        """Rows of one layer after the other where all are plain pairs, so that what is fused is compared with them."""
+        terms = [Terms() if change is None else change.terms for change in self.own]
+        pairs = [change is None or change.is_pair(found) for change, found in zip(self.own, terms, strict=True)]
+        if not all(pairs):
+            yield from super().blocks()
+            return
+        for start, stop in self.fused.blocks():
+            place = start
+            for number, first, last in self.fused.segments(start, stop):
+                layer = self.fused.layers[number]
+                W = layer.dense_rows(first, last)
+                adapted = forms.applied(forms.of_rows(terms[number], first, last), layer, W)
+                yield Block(place, place + len(W), W, adapted)
+                place += len(W)

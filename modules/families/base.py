@@ -53,9 +53,9 @@ class Model(Protocol):
         ...
 
     @classmethod
-    def load(cls, base: Base, device: torch.device, dtype: torch.dtype) -> "Model":
-        """The model with all networks frozen, in eval mode, in main memory; `device` is where it is to compute.
-        Raises ValueError with a sentence for bad files."""
+    def load(cls, base: Base, device: torch.device, dtype: torch.dtype, pictures: bool = True) -> "Model":
+        """The model with all networks frozen, in eval mode, in main memory; `device` is where it is to compute. Without
+        `pictures` none will be made or encoded. Raises ValueError with a sentence for bad files."""
         ...
 
     @classmethod

@@ -1,6 +1,6 @@
 """What is done to one layer, of whoever's file or training: the terms, and the weight that they make."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 import torch
@@ -12,17 +12,33 @@ from modules.files import forms
 from modules.files.forms import Seen
 
 
-@dataclass
+@dataclass(frozen=True)
+class Block:
+    """Some rows of a layer, or all: before and after, in the layer's own shape, float32 or float64."""
+
+    start: int
+    stop: int
+    W: Tensor
+    adapted: Tensor
+
+
 class Change:
     """What is done to one layer."""
 
-    layer: Layer
-    """Its `dense()` is the base weight."""
-    terms: Terms
-    given: dict[str, Tensor] | None = None
-    """A file's tensors by suffix with the same meaning; written as they are where the program reads them exactly."""
-    weight: Callable[[], Tensor] | None = None
-    """The adapted weight in the layer's own shape, where something else than the terms defines it."""
+    def __init__(
+        self, layer: Layer, terms: Terms | Callable[[], Terms], given: dict[str, Tensor] | None = None,
+        weight: Callable[[], Tensor] | None = None,
+    ):
+        """`layer`: its `dense()` is the base weight. `terms`, or what makes them. `given`: a file's tensors by suffix
+        with the same meaning; written as they are where the program reads them exactly. `weight`: the adapted weight in
+        the layer's own shape, where something else than the terms defines it."""
+        self.layer, self.given, self.weight = layer, given, weight
+        self._terms = terms
+
+    @property
+    def terms(self) -> Terms:
+        """Perhaps made anew: ask once."""
+        return self._terms() if callable(self._terms) else self._terms
 
     def adapted(self) -> Tensor:
         """The adapted weight in the layer's own shape, float32 or float64."""
@@ -34,10 +50,39 @@ class Change:
         """The base weight in the layer's own shape, float32."""
         return self.layer.native(self.layer.dense()).float()
 
-    def seen(self) -> Seen:
-        """The layer as programs see it; a change that does nothing is no change."""
+    def blocks(self) -> Iterator[Block]:
+        """The layer in blocks of rows, where each can be computed by itself; else one with all of them."""
+        terms = self.terms
+        if not self.is_pair(terms):
+            yield Block(0, self.layer.out_features, self.base(), self.adapted())
+            return
+        for start, stop in self.layer.blocks():
+            W = self.layer.dense_rows(start, stop)
+            adapted = forms.applied(forms.of_rows(terms, start, stop), self.layer, W)
+            yield Block(start, stop, self.layer.native(W).float(), self.layer.native(adapted))
+
+    def seen(self, values: bool = True) -> Seen:
+        """The layer as programs see it; a change that does nothing is no change. Without `values` the weight of a plain
+        pair, which the pair does not depend on, is left on the meta device."""
+        terms = self.terms
+        if not values and self._pair(terms) and not _does_nothing(terms):
+            return forms.seen(self.layer, torch.empty(self.layer.out_features, self.layer.fan_in, device="meta"), terms)
         W = self.layer.dense()
-        view = forms.seen(self.layer, W, self.terms)
+        view = forms.seen(self.layer, W, terms)
         if not W.is_meta and torch.equal(view.adapted(), view.W):
-            return replace(view, terms=Terms(bias=self.terms.bias))
+            return replace(view, terms=Terms(bias=terms.bias))
         return view
+
+    def is_pair(self, terms: Terms) -> bool:
+        """Whether its `terms` are a plain pair and say all of it, so that each row can be computed by itself."""
+        return self.weight is None and self._pair(terms)
+
+    def _pair(self, terms: Terms) -> bool:
+        return self.layer.kind != "embedding" and forms.is_pair(terms)
+
+
+def _does_nothing(terms: Terms) -> bool:
+    """Whether a plain pair has no component that is another than zero."""
+    if terms.up is None or terms.down is None or terms.up.is_meta:
+        return False
+    return not bool((terms.up.any(0) & terms.down.any(1)).any())

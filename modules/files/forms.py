@@ -70,6 +70,27 @@ class Encoding:
     """"compact", or "full" where the size is that of the layer."""
 
 
+def is_pair(terms: Terms) -> bool:
+    """Whether they are a low-rank pair, perhaps with a bias, and nothing else: what it does to a row of the weight
+    depends on that row alone."""
+    others = (terms.rotation, terms.difference, terms.product, terms.magnitude)
+    return terms.up is not None and terms.down is not None and all(part is None for part in others)
+
+
+def of_rows(terms: Terms, start: int, stop: int) -> Terms:
+    """A pair's terms for some rows of the weight."""
+    return Terms(up=None if terms.up is None else terms.up[start:stop], down=terms.down)
+
+
+def pair_distance(first: Terms, second: Terms) -> float:
+    """How far the second pair is from the first, as a part of it; from the factors alone."""
+    factors = (first.up, first.down, second.up, second.down)
+    up, down, other_up, other_down = (t.double() for t in factors if t is not None)
+    own = linalg.product_svd(up, down)[1].norm().item()
+    apart = linalg.product_svd(torch.cat([up, -other_up], 1), torch.cat([down, other_down]))[1].norm().item()
+    return apart / own if own else 0.0
+
+
 def seen(layer: Layer, W: Tensor, terms: Terms) -> Seen:
     """From `W (out, fan_in)` and terms in the adapters' orientation to the programs'."""
     orthogonal = terms.rotation is None or is_orthogonal(terms.rotation)
@@ -96,7 +117,7 @@ def unscaled(terms: Terms, W: Tensor, kernel: int) -> Tensor:
     terms = expanded(terms)
     V = W if terms.rotation is None else rotated(W, terms.rotation.to(W), terms.side, kernel)
     if terms.up is not None and terms.down is not None:
-        V = V + terms.up.to(W) @ terms.down.to(W)
+        V = (terms.up.to(W) @ terms.down.to(W)).add_(V)
     return V if terms.difference is None else V + terms.difference.to(W)
 
 
@@ -195,11 +216,20 @@ def truncated(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     return (right.mT, left.mT) if wide else (left, right)
 
 
+def shortened(up: Tensor, down: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+    """The same for the product of `up (out, r)` and `down (r, fan_in)`, from the factors alone."""
+    U, values, V = linalg.product_svd(up, down)
+    return (U[:, :rank] * values[:rank]).to(up.dtype), V[:rank].to(down.dtype)
+
+
 def approximated(view: Seen, rank: int, keep_magnitude: bool) -> Seen:
     """The layer with a pair of `rank` in place of its terms, or beside its magnitude, which stays exact."""
     terms = view.terms
-    goal = view.unscaled() if keep_magnitude else view.adapted()
-    up, down = truncated(goal - view.W, rank)
+    if is_pair(terms) and terms.up is not None and terms.down is not None and not terms.up.is_meta:
+        up, down = shortened(terms.up, terms.down, rank)
+    else:
+        goal = view.unscaled() if keep_magnitude else view.adapted()
+        up, down = truncated(goal - view.W, rank)
     kept = Terms(up=up, down=down, bias=terms.bias)
     if keep_magnitude:
         kept = replace(kept, magnitude=terms.magnitude, axis=terms.axis)

@@ -37,10 +37,11 @@ class AdapterFile:
         return sum(tensor.nbytes for tensor in self.tensors.values())
 
 
-def read(path: Path) -> AdapterFile:
+def read(path: Path, values: bool = True) -> AdapterFile:
     """The file at `path`. Raises ValueError with one sentence if it is not a whole safetensors file of finite numbers.
 
-    Nothing is ever unpickled.
+    Tensors are mapped, not read: their bytes take no memory of the process' own. Without `values` none is looked at
+    either, and whoever uses one asks `refuse_not_finite`. Nothing is ever unpickled.
     """
     _check_bytes(path)
     try:
@@ -51,11 +52,17 @@ def read(path: Path) -> AdapterFile:
         raise ValueError(f"{path} cannot be read ({_first_line(error)}); copy or download it again") from error
     if not tensors:
         raise ValueError(f"{path} holds no tensors; it is no adapter file")
+    if values:
+        refuse_not_finite(path, tensors)
+    return AdapterFile(path, metadata, tensors, _config(path, metadata))
+
+
+def refuse_not_finite(path: Path, tensors: dict[str, Tensor]) -> None:
+    """ValueError, naming the file and the tensor, where one of `tensors` (by key) has a number that is not finite."""
     for key, tensor in tensors.items():
         if not tensorfile.is_finite(tensor):
             raise ValueError(f"{path}: {key} has values that are not finite numbers; the training that wrote the file "
                              "has diverged, so take an earlier save")
-    return AdapterFile(path, metadata, tensors, _config(path, metadata))
 
 
 def save(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str] | None) -> None:

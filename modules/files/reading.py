@@ -5,14 +5,15 @@ with the halves of its outputs exchanged. Its tensors are read on the matrix the
 then taken apart for the layers.
 """
 
-from collections.abc import Iterable
+import functools
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from modules import families
+from modules import families, quant
 from modules.adapters.base import Terms
 from modules.adapters.layers import Layer, as_layer
 from modules.files import forms, kinds, layers_by_name, writer
@@ -45,9 +46,26 @@ class Placed:
         part = self.members[0][1]
         return not part.rows and not part.exchanged and self.members[0][0].kind != "embedding"
 
+    @property
+    def is_pair(self) -> bool:
+        """Whether the tensors act on each row of the weight by itself, and no row is elsewhere than it seems."""
+        return kinds.is_pair(self.parts) and all(
+            layer.kind != "embedding" and not part.exchanged for layer, part in self.members
+        )
+
     def dense(self) -> Tensor:
         """`W (out, fan_in)` as the writer saw it, in float32 or float64."""
+        if self.is_whole:
+            return self.members[0][0].dense()
         return self.stacked([_native(layer) for layer, _ in self.members])
+
+    def blocks(self) -> Iterator[tuple[int, int, Tensor]]:
+        """First row, last row and `W (rows, fan_in)` of parts of `dense()`, one after the other; for pairs."""
+        start = 0
+        for layer, _ in self.members:
+            for first, last in layer.blocks():
+                yield start + first, start + last, layer.dense_rows(first, last)
+            start += layer.out_features
 
     def stacked(self, weights: list[Tensor]) -> Tensor:
         """The members' weights `(rows, columns)`, none turned, as the one that the writer saw."""
@@ -55,11 +73,42 @@ class Placed:
 
     def terms(self) -> Terms:
         """What the tensors do to `dense()`. Raises ValueError for tensors that do not fit."""
-        return kinds.terms(self.parts, self.layer, self.dense(), self.about)
+        return kinds.terms(self.parts, self.layer, self._values(), self.about)
+
+    def member(self, name: str) -> tuple[Layer, int]:
+        """A layer by its full name, and the first of its rows in the matrix that the writer saw."""
+        start = 0
+        for layer, _ in self.members:
+            if layer.name == name:
+                return layer, start
+            start += _outputs(layer)
+        raise ValueError(f"{self.name} is not {name}")
+
+    def terms_for(self, W: Tensor) -> Terms:
+        """A pair's terms in the numbers and on the device of `W`, whatever the layers have."""
+        shape = (self.layer.out_features, self.layer.fan_in)
+        return kinds.terms(self.parts, self.layer, W.new_zeros(1).expand(shape), self.about)
+
+    def later(self) -> dict[str, Change]:
+        """The same as `changes`, with terms that are made whenever they are asked for and not kept."""
+        def of(name: str) -> Terms:
+            return self.changes()[name].terms
+
+        given = self.tensors if self.is_whole else None
+        return {layer.name: Change(layer, functools.partial(of, layer.name), given) for layer, _ in self.members}
+
+    def _values(self) -> Tensor:
+        """`dense()`; for a pair, whose terms do not depend on the values, a number in its place that has the shape."""
+        if not kinds.is_pair(self.parts):
+            return self.dense()
+        base: Any = self.members[0][0].base
+        dtype = torch.float64 if base.weight.dtype == torch.float64 else torch.float32
+        values = torch.zeros(1, dtype=dtype, device=quant.device_of(base))
+        return values.expand(self.layer.out_features, self.layer.fan_in)
 
     def changes(self) -> dict[str, Change]:
         """What they do to each of the layers."""
-        W = self.dense()
+        W = self._values()
         terms = kinds.terms(self.parts, self.layer, W, self.about)
         if self.is_whole:
             layer = self.members[0][0]
@@ -131,8 +180,9 @@ def place(file: AdapterFile, model: Any) -> Reading:
     return found
 
 
-def changes(file: AdapterFile, model: Any, skip: bool = False) -> dict[str, Change]:
-    """What the file does to the layers of `model`, by full name.
+def changes(file: AdapterFile, model: Any, skip: bool = False, kept: bool = True) -> dict[str, Change]:
+    """What the file does to the layers of `model`, by full name. Unless `kept` their terms are made anew whenever they
+    are asked for, so that never all of them are in memory; the model has to stay as it is.
 
     Raises ValueError with one sentence for files of another family, for tensors that do not fit their layers, and,
     unless `skip`, for everything that cannot be read.
@@ -145,7 +195,11 @@ def changes(file: AdapterFile, model: Any, skip: bool = False) -> dict[str, Chan
         raise ValueError(f"{file.path}: there is nothing in it for this model")
     try:
         with torch.no_grad():
-            return {name: change for placed in found.placed for name, change in placed.changes().items()}
+            made: dict[str, Change] = {}
+            for placed in found.placed:  # those that are not kept are tried all the same: they may not fit
+                own = placed.changes()
+                made |= own if kept else placed.later()
+            return made
     except ValueError as error:
         raise ValueError(f"{file.path}: {error}") from error
 

@@ -35,7 +35,7 @@ def load(file: AdapterFile, path: str, config: str = "", family: str = "", devic
     if len(readable) > 1:
         raise ValueError(f"{file.path}: its names and the base fit {' and '.join(readable)}; say which with --family")
     try:
-        model = families.load_class(readable[0]).load(base, torch.device(device), stored_dtype(Path(path)))
+        model = families.load_class(readable[0]).load(base, torch.device(device), stored_dtype(Path(path)), False)
     except (OSError, KeyError) as error:
         raise ValueError(f"base.path: {path} cannot be read: {error}") from error
     model.place(base, texts=True)

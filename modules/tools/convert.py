@@ -53,7 +53,7 @@ def convert(source: Source, options: Export, out: Path | None = None) -> str:
     if out.exists() and out.samefile(file.path):
         raise ValueError(f"--out {out} is the file itself; give another name")
     model = base_of_file.load(file, source.base, source.config, source.family, source.device)
-    changes = reading.changes(file, model, source.skip_unknown)
+    changes = reading.changes(file, model, source.skip_unknown, kept=False)
     found = reading.place(file, model)
     report = write(out, model, changes, options, lambda written: about(file, found.writer, options, written, model))
     lines = [report.table() + report.text()]

@@ -11,13 +11,16 @@ from torch import Tensor, nn
 from modules import families, hosts
 from modules.adapters.layers import Layer, as_layer
 from modules.documents import parse_json
-from modules.files import forms, kinds, spellings, writer
+from modules.files import forms, kinds, opening, spellings, writer
 from modules.files.kinds import magnitude
 from modules.files.opening import AdapterFile
 from modules.files.reading import families_of, listed
 from modules.hosts.parts import effect_of_file
 from modules.hosts.parts.effect_of_file import counted
 from modules.printable import shown
+
+EXAMPLE = 256
+"""Rows, and about so many channels, of an example of a sort of layers, where a part shows what the whole does."""
 
 UNKNOWN_SIZE = 16
 """Outputs or inputs of the stand-in where the tensors do not tell."""
@@ -201,8 +204,12 @@ def _hosts(
         if sort not in examples or _size(tensors) < _size(parts[examples[sort]]):
             examples[sort] = name
     found, about = {}, effect_of_file.about(file)
+    cut = {name: kinds.corner(parts[name], EXAMPLE) for name in examples.values()}
+    for name in examples.values():
+        opening.refuse_not_finite(file.path, {f"{name}{suffix}": tensor for suffix, tensor in given[name].items()})
+    seen_of = {name: {suffix: cut[name][kinds.SUFFIXES[suffix]] for suffix in given[name]} for name in cut}
     with torch.no_grad():
-        layers = {sort: stand_in(parts[name]) for sort, name in examples.items()}
+        layers = {sort: stand_in(cut[name]) for sort, name in examples.items()}
         for host in hosts.names():
             family = like[0] if len(like) == 1 else ""
             troubles = [f"{counted(len(names))} with {reason}"
@@ -211,7 +218,7 @@ def _hosts(
             if host == "diffusers" and effect_of_file.scale_trouble(file):
                 troubles.append(effect_of_file.scale_trouble(file))
             for sort, name in examples.items():
-                told = _told(about.of(name), seen, parts[name], given[name], layers[sort])
+                told = _told(about.of(name), seen, cut[name], seen_of[name], layers[sort])
                 if told:
                     conv = ", convolutions" if sort[1] else ""
                     troubles.append(f"{counted(sizes[sort])} ({sort[0]}{conv}): {told}")

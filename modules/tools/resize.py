@@ -4,12 +4,17 @@ import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor
 
 from modules.adapters.linalg import product_svd
 from modules.files import kinds, writer
 from modules.files.kinds import low_rank, magnitude
 from modules.files.opening import AdapterFile
+from modules.tensorfile import is_finite
+
+Pair = tuple[Tensor, Tensor]
+"""`up` and `down` as files have them."""
 
 Choose = Callable[[Tensor], int]
 """From singular values, descending, to how many are kept."""
@@ -27,7 +32,8 @@ class Row:
     before: int
     after: int
     error: float
-    """||D - D_kept|| / ||D||, Frobenius, with D the pair's product; 0 for a pair that does nothing."""
+    """||D - D_written|| / ||D||, Frobenius, with D the pair's product and D_written that of the stored numbers; 0 for a
+    pair that does nothing."""
     axis: str
     """Of the magnitude beside the pair; empty without one."""
 
@@ -64,7 +70,9 @@ def to_energy(energy: float) -> Choose:
 
 
 def resized(file: AdapterFile, choose: Choose) -> Resized:
-    """Every low-rank pair of the file at the rank that `choose` gives; keys and dtypes stay, and all other tensors.
+    """Every low-rank pair of the file at the rank that `choose` gives; keys and dtypes stay, and all other tensors. A
+    pair that keeps its rank stays as it is. New factors of a file in eight bits are float16: rounded once more to eight
+    they would be off by several percent.
 
     The file's alphas stay as they are and the factors take what changes in alpha / rank, so that a file with one alpha
     for all keeps it with mixed ranks. Raises ValueError if there is no pair in the file, or one that is damaged.
@@ -83,7 +91,10 @@ def resized(file: AdapterFile, choose: Choose) -> Resized:
             kinds.shape(parts)
         except ValueError as error:
             raise ValueError(f"{file.path}: {name}: {error}") from error
-        up, down, row = _pair(name, parts, about.of(name), choose)
+        try:
+            up, down, row = _pair(name, parts, about.of(name), choose)
+        except ValueError as error:
+            raise ValueError(f"{file.path}: {name}: {error}") from error
         found.tensors[keys["up"]], found.tensors[keys["down"]] = up, down
         found.rows.append(row)
     if not found.rows:
@@ -95,19 +106,35 @@ def resized(file: AdapterFile, choose: Choose) -> Resized:
 
 
 def _pair(name: str, parts: dict[str, Tensor], about: writer.About, choose: Choose) -> tuple[Tensor, Tensor, Row]:
-    """The new factors in the old shapes and dtypes."""
+    """The new factors in the old shapes and dtypes. Raises ValueError where these cannot hold them."""
     up, down = parts["up"], parts["down"]
+    axis = magnitude.axis(parts)
     U, values, V = product_svd(up.flatten(1), down.flatten(1))
     scale = low_rank.scale(parts, about)
     count = max(1, choose(values))
     after = parts["alpha"].item() / count if "alpha" in parts and parts["alpha"].numel() else 1.0
+    if count == len(down) and scale == after:
+        return up, down, Row(name, count, count, 0.0, axis)
     root = (values[:count] * abs(scale / after)).sqrt() if after else values[:count].sqrt()
     sign = math.copysign(1.0, scale * after)
-    new_up = (sign * U[:, :count] * root).reshape(len(up), count, *up.shape[2:]).to(up.dtype)
-    new_down = (root[:, None] * V[:count]).reshape(count, *down.shape[1:]).to(down.dtype)
-    whole = values.norm().item()
-    error = values[count:].norm().item() / whole if whole else 0.0
-    return new_up.contiguous(), new_down.contiguous(), Row(name, len(down), count, error, magnitude.axis(parts))
+    up_dtype, down_dtype = (torch.float16 if old.dtype.itemsize == 1 else old.dtype for old in (up, down))
+    new_up = (sign * U[:, :count] * root).reshape(len(up), count, *up.shape[2:]).to(up_dtype).contiguous()
+    new_down = (root[:, None] * V[:count]).reshape(count, *down.shape[1:]).to(down_dtype).contiguous()
+    if not (is_finite(new_up) and is_finite(new_down)):
+        raise ValueError(f"its new factors are beyond the range of {str(up_dtype).removeprefix('torch.')}; save the "
+                         "file in bf16 or fp32 first")
+    error = _distance((up, down), scale, (new_up, new_down), after) if after else 0.0
+    return new_up, new_down, Row(name, len(down), count, error, axis)
+
+
+def _distance(old: Pair, scale: float, new: Pair, after: float) -> float:
+    """||scale up down - after new_up new_down|| / ||scale up down||, in float64 from the factors: with Gram matrices
+    alone, which leave 1e-8 of digits where the two are equal."""
+    (up, down), (new_up, new_down) = ((u.flatten(1).double(), d.flatten(1).double()) for u, d in (old, new))
+    left, right = torch.cat([scale * up, -after * new_up], 1), torch.cat([down, new_down])
+    products, count = (left.mT @ left) * (right @ right.mT), len(down)
+    apart, whole = (found.sum().clamp_min(0).sqrt().item() for found in (products, products[:count, :count]))
+    return apart / whole if whole else 0.0
 
 
 def _tell(found: Resized) -> None:

@@ -1,6 +1,7 @@
 """What a program does with a file, layer by layer, against what the file means or what its run trained."""
 
-from collections.abc import Callable, Mapping
+import functools
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,7 +10,7 @@ from torch import Tensor
 
 from modules import hosts
 from modules.documents import parse_json
-from modules.files import forms, kinds
+from modules.files import forms, keys, kinds
 from modules.files.distance import TOLERANCE, LayerError, compare
 from modules.files.reading import Placed, Reading
 from modules.hosts.parts import effect_of_file, installed_comfyui
@@ -42,8 +43,24 @@ class Row:
         return not self.approximate and not self.worst <= tolerance
 
 
-Judge = Callable[[Placed, Tensor, Tensor], tuple[effect_of_file.Verdict, effect_of_file.Verdict]]
-"""`(name of the file, W, meant) ->` the verdicts in float32 and in 16 bits."""
+@dataclass(frozen=True)
+class Block:
+    """Some rows of a layer, or all."""
+
+    parts: dict[str, Tensor]
+    """The file's tensors for these rows."""
+    given: dict[str, Tensor]
+    """The same by suffix."""
+    W: Tensor
+    """In the shape that programs see."""
+    meant: Tensor
+
+
+Blocks = Callable[[bool], Iterator[Block]]
+"""All of a layer, in blocks of rows where that can be; in one if the argument is true."""
+
+Judge = Callable[[Placed, Blocks], tuple[effect_of_file.Verdict, effect_of_file.Verdict]]
+"""The verdicts of a name of the file in float32 and in 16 bits."""
 
 
 def check(reading: Reading, judge: Judge, strength: float = 1.0, meanings: Meanings | None = None) -> list[Row]:
@@ -52,8 +69,7 @@ def check(reading: Reading, judge: Judge, strength: float = 1.0, meanings: Meani
     approximate, rows = _approximate(reading), []
     with torch.no_grad():
         for placed in reading.placed:
-            W, meant = _meant(placed, meanings)
-            exact, half = judge(placed, W, W + strength * (meant - W))
+            exact, half = judge(placed, functools.partial(_blocks, placed, meanings, strength))
             layers = tuple(layer.name for layer, _ in placed.members)
             is_approximate = any(layer in approximate for layer in layers)
             rows.append(Row(placed.name, layers, kinds.words(placed.parts), exact, half, is_approximate))
@@ -66,11 +82,9 @@ def by_arithmetic(
     """What `host` computes, by our copy of its arithmetic."""
     seen = effect_of_file.view(reading.file, host, norm)
 
-    def judge(placed: Placed, W: Tensor, meant: Tensor) -> tuple[effect_of_file.Verdict, effect_of_file.Verdict]:
-        exact, rounded = (
-            effect_of_file.judge(seen, placed.name, placed.parts, placed.tensors, W, meant, strength, dtype)
-            for dtype in (None, half)
-        )
+    def judge(placed: Placed, blocks: Blocks) -> tuple[effect_of_file.Verdict, effect_of_file.Verdict]:
+        found = ((block.parts, block.given, block.W, block.meant) for block in blocks(False))
+        exact, rounded = effect_of_file.judge_blocks(seen, placed.name, found, strength, (None, half))
         return _with_bias(exact, placed, seen), rounded
 
     return judge
@@ -84,15 +98,36 @@ def by_comfyui(
     found = [installed_comfyui.effects(folder, reading.file.path, weights, strength, dtype, python)
              for dtype in (torch.float32, half)]
 
-    def judge(placed: Placed, W: Tensor, meant: Tensor) -> tuple[effect_of_file.Verdict, effect_of_file.Verdict]:
+    def judge(placed: Placed, blocks: Blocks) -> tuple[effect_of_file.Verdict, effect_of_file.Verdict]:
+        whole = next(blocks(True))
+        W = whole.W
         exact, rounded = (
-            effect_of_file.Verdict(compare(meant, effects[placed.name].to(W), W)) if placed.name in effects
+            effect_of_file.Verdict(compare(whole.meant, effects[placed.name].to(W), W)) if placed.name in effects
             else effect_of_file.Verdict(None, "ComfyUI changed nothing")
             for effects in found
         )
         return exact, rounded
 
     return judge
+
+
+def _blocks(placed: Placed, meanings: Meanings | None, strength: float, whole: bool) -> Iterator[Block]:
+    """A name's weights, and what is meant at a strength: a straight blend."""
+    if whole or meanings is not None or not placed.is_pair:
+        W, meant = _meant(placed, meanings)
+        yield Block(placed.parts, placed.tensors, W, _blended(W, meant, strength))
+        return
+    terms, native = placed.terms(), placed.layer.native
+    parts, given = ({name: keys.precise(tensor) if tensor.is_floating_point() else tensor
+                     for name, tensor in found.items()} for found in (placed.parts, placed.tensors))
+    for start, stop, W in placed.blocks():
+        meant = forms.applied(forms.of_rows(terms, start, stop), placed.layer, W)
+        own, same = (kinds.of_rows(found, start, stop) for found in (parts, given))
+        yield Block(own, same, native(W), native(_blended(W, meant, strength)))
+
+
+def _blended(W: Tensor, meant: Tensor, strength: float) -> Tensor:
+    return meant if strength == 1 else W + strength * (meant - W)
 
 
 def _meant(placed: Placed, meanings: Meanings | None) -> tuple[Tensor, Tensor]:

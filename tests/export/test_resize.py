@@ -129,3 +129,51 @@ def test_curve_and_powers():
     values = [torch.tensor([4.0, 3.0, 0.0]), torch.tensor([0.0, 0.0, 0.0])]
     assert resize.curve(values, [0, 1, 2]) == {0: 1.0, 1: 0.6, 2: 0.0}
     assert resize.powers(1) == [1] and resize.powers(12) == [1, 2, 4, 8, 12] and resize.powers(8) == [1, 2, 4, 8]
+
+
+DTYPES = {"fp8": torch.float8_e4m3fn, "fp8 e5m2": torch.float8_e5m2, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@pytest.mark.parametrize("kind", ["linear", "convolution", "beside a magnitude", "scaled by peft"])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_the_printed_error_is_that_of_what_is_written(tmp_path, monkeypatch, capsys, dtype, kind):
+    """files.md 12: the errors of singular values alone were printed, and factors then cast to eight bits."""
+    from modules.files.opening import read
+
+    base = conv() if kind == "convolution" else linear()
+    decomposed = kind == "beside a magnitude"
+    case = foreign.dora_of_onetrainer(base, "input") if decomposed else foreign.lora_of_kohya(base, 6, 3.0)
+    if kind == "scaled by peft":
+        case.tensors.pop(".alpha")
+    options = {"lora_adapter_metadata": '{"a.r": 6, "a.lora_alpha": 12}'} if kind == "scaled by peft" else None
+    before = write(tmp_path / "a.safetensors", {"a.b": case}, options, DTYPES[dtype])
+    rank = len(before["a.b.lora_down.weight"])
+    kept = {rank - 1, rank} if kind == "scaled by peft" else {1, rank - 1}
+    for count in kept:
+        assert run(monkeypatch, tmp_path / "a.safetensors", "--rank", count) == 0
+        printed = float(capsys.readouterr().out.splitlines()[1].split("\t")[3].rstrip("%")) / 100
+        after = read(tmp_path / "a_resized.safetensors").tensors
+        whole = change(before, "a.b") * (2 if kind == "scaled by peft" else 1)
+        measured = ((change(after, "a.b") - whole).norm() / whole.norm()).item()
+        assert measured > 1e-5 and abs(printed - measured) <= 0.1 * measured
+        best = torch.linalg.svdvals(whole)[count:].norm() / whole.norm()
+        assert measured <= 1.05 * best + 0.01, "no more is lost than the rank and 16 bits cost"
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_pair_that_keeps_its_rank_keeps_its_bytes(tmp_path, monkeypatch, capsys, dtype):
+    before = write(tmp_path / "a.safetensors", {"a": foreign.lora_of_kohya(linear(), 4, 2.0)}, None, DTYPES[dtype])
+    assert run(monkeypatch, tmp_path / "a.safetensors", "--rank", 9) == 0
+    after = load_file(tmp_path / "a_resized.safetensors")
+    assert all(after[key].dtype == tensor.dtype and torch.equal(after[key].view(torch.uint8), tensor.view(torch.uint8))
+               for key, tensor in before.items() if tensor.dim() > 1)
+    assert "a\t4\t4\t0.00%" in capsys.readouterr().out
+
+
+def test_factors_beyond_the_numbers_of_the_file_are_refused(tmp_path, monkeypatch, capsys):
+    case = foreign.lora_of_kohya(linear(), 4, None)
+    for suffix in (".lora_up.weight", ".lora_down.weight"):
+        case.tensors[suffix] = torch.full_like(case.tensors[suffix], 60000.0)
+    write(tmp_path / "a.safetensors", {"a": case}, None, torch.float16)
+    assert run(monkeypatch, tmp_path / "a.safetensors", "--rank", 1) == 2
+    assert "a: its new factors are beyond the range of float16" in capsys.readouterr().err

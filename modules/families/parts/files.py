@@ -119,7 +119,7 @@ def weights_hash(*networks: nn.Module) -> str:
             if ".adapter." in name:
                 continue
             total.update(name.replace(".base.", ".").encode())
-            total.update(quant.whole(tensor.detach()).cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
+            total.update(quant.whole(tensor.detach()).cpu().reshape(-1).view(torch.uint8).numpy().data)
     return total.hexdigest()
 
 

@@ -173,8 +173,9 @@ class PipelineModel(Named):
         return read_index(cls.pipeline_class(), source, cls.OPTIONS)
 
     @classmethod
-    def load(cls, base: Base, device: torch.device, dtype: torch.dtype) -> Self:
-        """The frozen pipeline in main memory. The VAE keeps its own number format."""
+    def load(cls, base: Base, device: torch.device, dtype: torch.dtype, pictures: bool = True) -> Self:
+        """The frozen pipeline in main memory. The VAE keeps its own number format; without `pictures` it stays as it is
+        stored, so that it takes no memory."""
         try:
             pipeline = cls.read_file(base, dtype) if Path(base.path).is_file() else cls.read_folder(base, dtype)
             model = cls(pipeline, device)
@@ -184,7 +185,8 @@ class PipelineModel(Named):
         pipeline.set_progress_bar_config(disable=True)
         for network in (*model.networks.values(), pipeline.vae):
             network.requires_grad_(False).eval()
-        pipeline.vae.to(cls.VAE_DTYPE)
+        if pictures:
+            pipeline.vae.to(cls.VAE_DTYPE)
         return model
 
     @classmethod

@@ -12,6 +12,7 @@ The arithmetic is that of methods.md and export.md, section 2; every kind is tes
 
 from collections.abc import Collection, Iterable
 from dataclasses import replace
+from functools import lru_cache
 from types import ModuleType
 
 from torch import Tensor
@@ -52,6 +53,7 @@ STACKS = ("oft_blocks", "gimbal_turn_in", "gimbal_turn_out")
 BY_LENGTH = sorted(SUFFIXES, key=len, reverse=True)
 
 
+@lru_cache(1 << 16)  # every tool asks several times for each key of a file
 def split(key: str) -> tuple[str, str, str] | None:
     """`(layer's name, suffix, part)` of a key, None if no kind knows the suffix. peft's first words are left out."""
     suffix = next((s for s in BY_LENGTH if key.endswith(s)), None)
@@ -124,6 +126,40 @@ def sizes(parts: Parts, unknown: int) -> tuple[int, int]:
     if fan_in is None and magnitude.axis(parts) == "input":
         fan_in = parts["magnitude"].numel()
     return out or unknown, fan_in or unknown
+
+
+def is_pair(tensors: Collection[str]) -> bool:
+    """Whether a layer's tensors, by part or suffix, are a low-rank pair and nothing beside it but alpha, a core or a
+    bias: what it does to a row of the weight depends on that row, its row of `up`, and `down`."""
+    parts = {SUFFIXES.get(name, name) for name in tensors}
+    return kind_of(parts) is low_rank and parts <= {"up", "down", "mid", "alpha", "bias"}
+
+
+def of_rows(tensors: Parts, start: int, stop: int) -> Parts:
+    """A pair's tensors, by part or suffix, for some rows of the weight, without its bias."""
+    parts = {name: SUFFIXES.get(name, name) for name in tensors}
+    return {name: tensor[start:stop] if parts[name] == "up" else tensor
+            for name, tensor in tensors.items() if parts[name] != "bias"}
+
+
+def corner(parts: Parts, most: int) -> Parts:
+    """The tensors of a smaller layer of the same sort: of a pair, with a magnitude or without, those of the first rows
+    and channels, so many that the layer is square only if it was. Other kinds, and what is small, as they are."""
+    if kind_of(parts) is not low_rank or not parts.keys() <= {"up", "down", "alpha", "magnitude", "bias"}:
+        return parts
+    rows, columns = len(parts["up"]), parts["down"].shape[1]
+    first = most if rows > most else rows
+    second = first if rows == columns else min(columns, most + 1 if columns > most else columns)
+    if (first == second) != (rows == columns):
+        return parts
+    cut = {part: tensor[:first] if part in ("up", "bias") else tensor for part, tensor in parts.items()}
+    cut["down"] = cut["down"][:, :second]
+    along = magnitude.axis(parts)
+    if along and "magnitude" in parts:
+        given = parts["magnitude"]
+        place = given.shape.index(max(given.shape)) if given.dim() else 0
+        cut["magnitude"] = given.narrow(place, 0, first if along == "output" else second) if given.dim() else given
+    return cut
 
 
 def channels(parts: Parts) -> int | None:

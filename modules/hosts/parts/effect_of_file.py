@@ -1,7 +1,7 @@
 """What programs make of a file: which tensors they see, what they compute, and how far that is from what is meant."""
 
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -9,7 +9,7 @@ from torch import Tensor
 
 from modules import hosts
 from modules.files import keys, kinds, spellings, writer
-from modules.files.distance import LayerError, compare
+from modules.files.distance import Comparison, LayerError
 from modules.files.opening import AdapterFile
 from modules.files.reading import families_of
 from modules.hosts import How
@@ -93,11 +93,24 @@ def judge(
     strength: float = 1.0, dtype: torch.dtype | None = None,
 ) -> Verdict:
     """The distance of the program's weight from `meant`; `W` and `meant` in the layer's own shape."""
-    try:
-        weight = found.effect(W, found.tensors(name, parts, given), strength, dtype)
-    except arithmetic.Unread as error:
-        return Verdict(None, str(error))
-    return Verdict(compare(meant, weight, W))
+    return judge_blocks(found, name, [(parts, given, W, meant)], strength, (dtype,))[0]
+
+
+def judge_blocks(
+    found: View, name: str, blocks: Iterable[tuple[dict[str, Tensor], dict[str, Tensor], Tensor, Tensor]],
+    strength: float, dtypes: Sequence[torch.dtype | None],
+) -> list[Verdict]:
+    """The same of a layer that comes in blocks of rows, each with its tensors, `W` and what is meant; by dtype."""
+    sums, unread = [Comparison() for _ in dtypes], {}
+    for parts, given, W, meant in blocks:
+        tensors = found.tensors(name, parts, given)
+        for place, dtype in enumerate(dtypes):
+            if place not in unread:
+                try:
+                    sums[place].add(meant, found.effect(W, tensors, strength, dtype), W)
+                except arithmetic.Unread as error:
+                    unread[place] = str(error)
+    return [Verdict(None, unread[place]) if place in unread else Verdict(one.error()) for place, one in enumerate(sums)]
 
 
 def name_troubles(host: str, family: str, names: Collection[str]) -> dict[str, list[str]]:

@@ -123,7 +123,8 @@ def facts(base: Checkpoint, adapters: Sequence[Adapter]) -> dict[str, str]:
     made = []
     for adapter in adapters:
         titles.append(_title(read_header(adapter.path).metadata, adapter.path))
-        digest = hashlib.sha256(adapter.path.read_bytes()).hexdigest()
+        with adapter.path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
         made.append({"file": adapter.path.name, "strength": adapter.strength, "sha256": digest})
     return {
         "modelspec.merged_from": ", ".join(titles),
@@ -137,10 +138,10 @@ def computed_on(device: str, source: Source) -> Source:
     if device == "cpu":
         return source
 
-    def changed(layer: str, kind: str, W: Tensor) -> Tensor:
-        return source.changed(layer, kind, W.to(device)).cpu()
+    def changed(layer: str, kind: str, W: Tensor, *row: int) -> Tensor:
+        return source.changed(layer, kind, W.to(device), *row).cpu()
 
-    return Source(source.targets, changed)
+    return Source(source.targets, changed, source.by_rows)
 
 
 def _title(metadata: dict[str, str], path: Path) -> str:

@@ -16,10 +16,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from modules.adapters.layers import BLOCK
 from modules.documents import as_object, read_object
 from modules.families.parts.files import INDEX
 from modules.families.parts.names import Place
-from modules.tensorfile import CHECKSUM, DTYPES, Entry, Header
+from modules.tensorfile import CHECKSUM, DTYPES, Entry, Header, is_finite
 from modules.tools.merge import stream
 from modules.tools.merge.checkpoint import Checkpoint, Target
 
@@ -35,9 +36,12 @@ class Source:
     """What an adapter, or several, change."""
 
     targets: frozenset[Target]
-    changed: Callable[[str, str, Tensor], Tensor]
+    changed: Callable[..., Tensor]
     """`(layer, kind, W) -> W'` for a target and the base's tensor in the layer's own shape, float32 (float64 where the
     base is); W' in the same shape."""
+    by_rows: frozenset[Target] = frozenset()
+    """Targets of which each row can be changed by itself: `changed` takes the first row's number as another argument,
+    and any rows from there on."""
 
 
 @dataclass
@@ -84,14 +88,16 @@ class Rewrite:
 def summed(sources: Sequence[tuple[Source, float]]) -> Source:
     """All changes together, each times its strength and made to the original weight."""
 
-    def changed(layer: str, kind: str, W: Tensor) -> Tensor:
+    def changed(layer: str, kind: str, W: Tensor, *row: int) -> Tensor:
         result = W
         for source, strength in sources:
             if (layer, kind) in source.targets:
-                result = result + strength * (source.changed(layer, kind, W) - W)
+                result = result + strength * (source.changed(layer, kind, W, *row) - W)
         return result
 
-    return Source(frozenset().union(*(source.targets for source, _ in sources)), changed)
+    whole = frozenset().union(*(source.targets - source.by_rows for source, _ in sources))
+    targets = frozenset().union(*(source.targets for source, _ in sources))
+    return Source(targets, changed, targets - whole)
 
 
 def merge_into(base: Checkpoint, out: Path, source: Source, options: Options) -> Merged:
@@ -226,14 +232,15 @@ def _write(model: Any, rewrite: Rewrite, path: Path, source: Source, options: Op
         if targets is None and entry == old.tensors[name]:
             return None
         stored = old.tensor(name)
-        stored = stored if stored.dtype == torch.float64 else stored.float()
+        new = rounded(stored, DTYPES[entry.dtype], name)
+        new = new.clone() if new.data_ptr() == stored.data_ptr() else new
         for (layer, kind), place in (targets or {}).items():
-            before = place.get(stored).clone()
-            after = _changed(model, source, layer, kind, before)
-            place.put(stored, after)
-            if not torch.equal(before, after):
-                layers.add(layer)
-        return rounded(stored, DTYPES[entry.dtype], name)
+            W = place.get(stored)
+            _check_shape(model, layer, kind, W)
+            with torch.no_grad():
+                if _change(source, (layer, kind), place, W, new, name):
+                    layers.add(layer)
+        return new
 
     path.parent.mkdir(parents=True, exist_ok=True)
     metadata = {key: value for key, value in old.metadata.items() if key not in HASHES}
@@ -241,22 +248,40 @@ def _write(model: Any, rewrite: Rewrite, path: Path, source: Source, options: Op
     return layers
 
 
-def _changed(model: Any, source: Source, layer: str, kind: str, W: Tensor) -> Tensor:
+def _change(source: Source, target: Target, place: Place, W: Tensor, new: Tensor, name: str) -> bool:
+    """Put a target's changed weight into the file's tensor `new`; whether it is another one than `W`. In blocks of rows
+    where that can be."""
+    def wide(tensor: Tensor) -> Tensor:
+        return tensor if tensor.dtype == torch.float64 else tensor.float()
+
+    if target not in source.by_rows or place.exchanged or place.transposed:
+        before = wide(W)
+        after = source.changed(*target, before)
+        place.put(new, rounded(after, new.dtype, name))
+        return not torch.equal(before, after)
+    is_other, part, step = False, place.get(new), max(1, BLOCK // W[0].numel())
+    for start in range(0, len(W), step):
+        before = wide(W[start : start + step])
+        after = source.changed(*target, before, start)
+        part[start : start + step] = rounded(after, new.dtype, name)
+        is_other = is_other or not torch.equal(before, after)
+    return is_other
+
+
+def _check_shape(model: Any, layer: str, kind: str, W: Tensor) -> None:
+    """ValueError for a tensor of the base that has not the shape that its configuration says."""
     network, _, path = layer.partition(".")
     expected: Any = dict(model.networks[network].get_submodule(path).named_parameters(recurse=False))[kind]
     if W.shape != expected.shape:
         raise ValueError(f"{layer}: the base's {kind} is {tuple(W.shape)}, and {tuple(expected.shape)} going by its "
                          "configuration; give --config with the folder that belongs to this checkpoint")
-    with torch.no_grad():
-        return source.changed(layer, kind, W)
 
 
 def rounded(tensor: Tensor, dtype: torch.dtype, name: str) -> Tensor:
     """`tensor` in `dtype`. Raises ValueError, naming it, where a number is not finite there."""
     result = tensor.to(dtype)
-    small = result.dtype.itemsize == 1  # torch cannot ask those
-    if not (result.float() if small else result).isfinite().all():
-        reason = "has numbers beyond the range of" if tensor.isfinite().all() else "has numbers that are not finite in"
+    if not is_finite(result):
+        reason = "has numbers beyond the range of" if is_finite(tensor) else "has numbers that are not finite in"
         raise ValueError(f"{name} {reason} {str(dtype).removeprefix('torch.')}; give a smaller strength, or --dtype "
                          "float32")
     return result

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from modules.adapters.base import Terms
 from modules.files import forms, kinds, layers_by_name, opening, reading
 from modules.files.reading import Placed
 from modules.tools.merge.checkpoint import Checkpoint, Target
@@ -32,10 +33,20 @@ def of_file(path: Path, base: Checkpoint, skip_unknown: bool = False) -> tuple[S
     if not targets and not norms:
         raise ValueError(f"{path}: there is nothing in it for this model")
 
-    def changed(layer: str, kind: str, W: Tensor) -> Tensor:
+    pairs = {name: placed for name, placed in layers.items() if placed.is_pair}
+    last: dict[str, Terms] = {}
+
+    def changed(layer: str, kind: str, W: Tensor, row: int = 0) -> Tensor:
         if layer not in layers:
             return norms[layer, kind](W)
         placed = layers[layer]
+        if kind == "weight" and layer in pairs:
+            if layer not in last:  # its blocks come one after the other
+                last.clear()
+                last[layer] = placed.terms_for(W)
+            member, start = placed.member(layer)
+            own = forms.of_rows(last[layer], start + row, start + row + len(W))
+            return member.native(forms.applied(own, member, member.matrix(W)))
         with _weights(base, placed):
             change = placed.changes()[layer]
             if kind == "bias":
@@ -43,7 +54,8 @@ def of_file(path: Path, base: Checkpoint, skip_unknown: bool = False) -> tuple[S
             dense = change.layer.matrix(W)
             return change.layer.native(forms.applied(change.terms, change.layer, dense))
 
-    return Source(frozenset(targets | norms.keys()), changed), left_out
+    by_rows = frozenset((name, "weight") for name in pairs) & targets
+    return Source(frozenset(targets | norms.keys()), changed, by_rows), left_out
 
 
 @contextmanager
