@@ -6,10 +6,10 @@ of the tiny model `making.TINY[family]`, and the words of the sentence where it 
 
 from collections.abc import Callable
 
-from tests.files import transformers, unets, unreadable
+from tests.files import flows, unets, unreadable
 from tests.files.making import Sample
 
-READ: dict[str, Callable[[], Sample]] = unets.SAMPLES | transformers.SAMPLES
+READ: dict[str, Callable[[], Sample]] = unets.SAMPLES | flows.SAMPLES
 """Files with a meaning, some beside extras that are refused unless they are left out."""
 
 UNREADABLE: dict[str, Callable[[], Sample]] = unreadable.SAMPLES

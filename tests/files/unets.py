@@ -273,7 +273,6 @@ SAMPLES: dict[str, Callable[[], Sample]] = {
         "lokr", (CONV,), lora_dim=2, alpha=1, factor=2, use_tucker=True, weight_decompose=True),
     "LyCORIS LoKr both Tucker": of_lycoris(
         "lokr", (CONV,), lora_dim=1, alpha=2, factor=2, use_tucker=True, decompose_both=True),
-    "LyCORIS DyLoRA": of_lycoris("dylora", (Q,), lora_dim=4, alpha=2),
     "LyCORIS full": of_lycoris("full"),
     "LyCORIS Diag-OFT": of_lycoris("diag-oft", lora_dim=4, constraint=0.02),
     "LyCORIS Diag-OFT rescaled": of_lycoris("diag-oft", lora_dim=4, constraint=0, rescaled=True),

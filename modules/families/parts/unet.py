@@ -76,7 +76,8 @@ class UNetModel(PipelineModel):
         found = super().spellings(layer)
         parent, attention, part = layer.partition(".attn")
         if attention and layer.startswith(f"{self.DENOISER}."):
-            found.append(Spelling(f"{parent}{attention}{part[0]}.processor{part[1:].removesuffix('.0')}"))
+            name = f"{parent}{attention}{part[0]}.processor{part[1:].removesuffix('.0')}"
+            found += [Spelling(name), Spelling(name.removeprefix(f"{self.DENOISER}."))]
         return found
 
 
