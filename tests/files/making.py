@@ -20,7 +20,7 @@ TINY = {"sd15": tiny_sd15, "sdxl": tiny_sdxl, "sd3": tiny_sd3, "flux": tiny_flux
 
 
 @functools.cache
-def networks(family: str) -> dict[str, nn.Module]:
+def networks(family: str) -> dict[str, Any]:
     """The networks of `tests.tiny_<family>.make_folder`, by the name that full layer names begin with."""
     with tempfile.TemporaryDirectory() as folder:
         pipeline = TINY[family].make_pipeline(Path(folder))
@@ -59,7 +59,7 @@ class Sample:
         case = make(module(self.family, layer))
         self.weights[layer] = case.weight
         if ".diff_b" in case.tensors:
-            self.biases[layer] = case.base.bias.detach() + case.tensors[".diff_b"]
+            self.biases[layer] = module(self.family, layer).bias + case.tensors[".diff_b"]
         return self.add(name, case.tensors)
 
     def fused(self, layers: list[str], name: str, make: Callable[[Any], foreign.Case]) -> "Sample":

@@ -1,12 +1,15 @@
 """Files that people have: read with the right meaning, or refused in one sentence that says what to do."""
 
+from typing import Any
+
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from modules.families import load_class
 from modules.files import opening, reading
 from modules.preset.schema import Base
-from modules.tools import convert, inspect_file
+from modules.tools import convert, inspect_file, resize
 from modules.tools.merge import command
 from tests.files.corpus import READ, UNREADABLE
 from tests.files.making import TINY, Sample
@@ -24,15 +27,15 @@ def models(bases):
     return {family: load_class(family).load(Base(path=str(path)), cpu, torch.float32) for family, path in bases.items()}
 
 
-def same(found: torch.Tensor, wanted: torch.Tensor) -> bool:
+def same(found: torch.Tensor, wanted: Any) -> bool:
     return found.shape == wanted.shape and bool((found - wanted).abs().max() <= 2e-5 * wanted.abs().max())
 
 
 def assert_meant(sample: Sample, changes: dict, model) -> None:
     """Exactly the layers of the sample change, and become what its own program makes of them."""
     assert changes.keys() == sample.weights.keys() | sample.biases.keys()
-    modules = {f"{name}.{path}": module for name, network in model.networks.items()
-               for path, module in network.named_modules()}
+    modules: dict[str, Any] = {f"{name}.{path}": module for name, network in model.networks.items()
+                               for path, module in network.named_modules()}
     for name, change in changes.items():
         wanted = sample.weights.get(name, modules[name].weight)
         assert same(change.adapted(), wanted), name
@@ -127,6 +130,15 @@ def test_converted_for_programs_that_can_hold_it(bases, models, tmp_path, name, 
     assert_meant(sample, changes, models[sample.family])
     has_norms = name in ("LyCORIS norms", "ComfyUI saved", "FLUX BFL", "FLUX BFL control")
     assert ("sd-scripts leaves it out" in text) == has_norms
+
+
+def test_resized_with_a_bias_in_the_pair(models, tmp_path):
+    """At full rank everything stays, also where the scale was in peft's options."""
+    sample = READ["peft lora_bias"]()
+    found = resize.resized(opening.read(sample.save(tmp_path)), resize.to_rank(3))
+    save_file(found.tensors, tmp_path / "out.safetensors", found.metadata or None)
+    changes = reading.changes(opening.read(tmp_path / "out.safetensors"), models["sd15"])
+    assert_meant(sample, changes, models["sd15"])
 
 
 def test_norms_are_refused_where_no_program_reads_them(bases, tmp_path):

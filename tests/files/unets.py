@@ -1,6 +1,7 @@
 """Files that people have for Stable Diffusion 1 and SDXL, by what writes them: public key names on the tiny models."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 
@@ -12,7 +13,7 @@ Q, K, OUT, FF = f"{BLOCK}.attn1.to_q", f"{BLOCK}.attn2.to_k", f"{BLOCK}.attn1.to
 CONV, NORM, GROUP = "down_blocks.0.resnets.0.conv1", f"{BLOCK}.norm1", "down_blocks.0.resnets.0.norm1"
 TEXT = "encoder.layers.0.self_attn.q_proj"
 FC = "encoder.layers.1.mlp.fc1"
-AB = {"up": ".lora_B.weight", "down": ".lora_A.weight"}
+AB: Any = {"up": ".lora_B.weight", "down": ".lora_A.weight"}
 
 
 def kohya(path: str, start: str = "lora_unet_") -> str:
@@ -94,13 +95,13 @@ def comfyui_saved() -> Sample:
     return sample.put(f"text_encoder.{FC}", f"text_encoders.clip_l.transformer.text_model.{FC}", low_rank(alpha=None))
 
 
-def diffusers_processors(start: str) -> Callable[[], Sample]:
+def diffusers_processors(start: str, middle: str = ".processor") -> Callable[[], Sample]:
     """diffusers before 0.18: attention processors, with or without the network's name."""
 
     def make() -> Sample:
         sample = Sample("sd15")
         for path, part in ((Q, "to_q"), (OUT, "to_out")):
-            name = f"{start}{BLOCK}.attn1.processor.{part}"
+            name = f"{start}{BLOCK}.attn1{middle}.{part}"
             sample.put(f"unet.{path}", name, low_rank(alpha=None, up="_lora.up.weight", down="_lora.down.weight"))
         return sample
 
@@ -285,6 +286,7 @@ SAMPLES: dict[str, Callable[[], Sample]] = {
     "ComfyUI saved": comfyui_saved,
     "diffusers processors": diffusers_processors("unet."),
     "diffusers processors, bare": diffusers_processors(""),
+    "diffusers layers of processors": diffusers_processors("unet.", ""),
     "diffusers 0.20": diffusers_layers,
     "diffusers 0.17 text encoder": diffusers_old_text,
     "diffusers peft": diffusers_peft(),

@@ -77,7 +77,8 @@ class UNetModel(PipelineModel):
         parent, attention, part = layer.partition(".attn")
         if attention and layer.startswith(f"{self.DENOISER}."):
             name = f"{parent}{attention}{part[0]}.processor{part[1:].removesuffix('.0')}"
-            found += [Spelling(name), Spelling(name.removeprefix(f"{self.DENOISER}."))]
+            names = [name] + ([name.replace(".processor", "")] if part.endswith(".0") else [])
+            found += [Spelling(start) for name in names for start in (name, name.removeprefix(f"{self.DENOISER}."))]
         return found
 
 
