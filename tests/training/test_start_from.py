@@ -95,7 +95,8 @@ def test_what_is_no_layer_is_refused_unless_it_is_left_out(place, capfd, tmp_pat
     """Embeddings and norms beside the layers: a sentence with the option, and with it the rest counts."""
     file = first(place)
     wanted, path = trained(place, "first"), tmp_path / "bundled.safetensors"
-    extras = {"bundle_emb.cat.clip_l": torch.ones(1, 16), "lora_unet_input_blocks_1_0_in_layers_0.w_norm": torch.ones(8)}
+    norm = "lora_unet_input_blocks_1_0_in_layers_0.w_norm"
+    extras = {"bundle_emb.cat.clip_l": torch.ones(1, 16), norm: torch.ones(8)}
     save_file(load_file(file) | extras, path)
     capfd.readouterr()
     assert place.train("second", "--check", adapter={**LORA, "start_from": str(path)}) == 2
