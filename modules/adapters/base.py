@@ -25,6 +25,10 @@ class AdapterConfig(Section):
     """Train on from this adapter file, of any trainer, where method and options can hold it. Only for the start: a run
     that is resumed goes on from its own state."""
 
+    skip_unknown: bool = option(False, why="nothing of the file is lost without a word", group="Start", advanced=True)
+    """Leave out what of the file in start_from is no change of a layer of this model that can be trained: embeddings
+    that came with it, norms, layers of another model."""
+
     step_size: Literal["calibrated", "raw"] = option(
         "calibrated", why="a learning rate then means the same for every method, rank and block size", advanced=True
     )

@@ -18,6 +18,7 @@ from modules.export import encodings
 from modules.files import forms
 from modules.files.forms import Encoding, Seen
 from modules.files.keys import Names
+from modules.files.norms import NormLayer
 from modules.hosts import How
 from modules.preset.schema import Export
 
@@ -101,7 +102,9 @@ def stand_in(like: Structure) -> Seen:
         rows = 8 if like.rotation[1] else 24
         channels = rows if like.square else 18
     kernel = tuple(2 if wide else 1 for wide in like.kernel)
-    if like.kind == "conv":
+    if like.kind == "norm":
+        channels, layer = 1, NormLayer(nn.LayerNorm(rows), "stand-in")
+    elif like.kind == "conv":
         conv = (nn.Conv1d, nn.Conv2d, nn.Conv3d)[len(kernel) - 1]
         layer = as_layer(conv(channels, rows, kernel), "stand-in")  # pyright: ignore
     else:
@@ -259,7 +262,7 @@ def _has_magnitude(way: Plan, sketch: Seen, names: Names) -> bool:
 
 def plan(view: Seen, options: Export, how: How) -> Plan | None:
     """How export.form writes a layer; None if the program cannot hold it so."""
-    if view.layer.kind not in hosts.load(options.host).KINDS:
+    if not may_hold(options.host, view.layer.kind):
         return None
     found = exact_encodings(view, options, how)
     if found:
@@ -275,6 +278,11 @@ def plan(view: Seen, options: Export, how: How) -> Plan | None:
     return None
 
 
+def may_hold(host: str, kind: str) -> bool:
+    """Whether files for `host` may have layers of this kind; of norms its arithmetic alone says so."""
+    return kind == "norm" or kind in hosts.load(host).KINDS
+
+
 def exact_encodings(view: Seen, options: Export, how: How) -> tuple[Encoding, ...]:
     """The encodings of `options.form` that are exact for a layer: pairs and products first, of each the smallest."""
     like, names = structure(view), hosts.load(options.host).NAMES
@@ -287,6 +295,8 @@ def exact_encodings(view: Seen, options: Export, how: How) -> tuple[Encoding, ..
 
 
 def _allowed(view: Seen, options: Export) -> tuple[Encoding, ...]:
+    if view.layer.kind == "norm":
+        return (encodings.NORM,)
     every = (*encodings.ENCODINGS, *hosts.load(options.host).own(options))
     if options.form == "auto":
         return every
@@ -315,6 +325,9 @@ def refusals(views: dict[str, Seen], options: Export) -> str:
 
 def _reason(view: Seen, options: Export) -> str:
     host, terms = options.host, view.terms
+    if view.layer.kind == "norm":
+        return (f"files for {host} cannot hold changes of norms; use export.host comfyui, or leave them out with "
+                "--skip-unknown")
     if view.layer.kind not in hosts.load(host).KINDS:
         return (f"files for {host} cannot hold {view.layer.kind} layers; use export.host comfyui, or leave such layers "
                 "out of the training (targets.exclude)")

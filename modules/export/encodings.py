@@ -244,8 +244,19 @@ def _difference(view: Seen, names: Names) -> dict[str, Tensor] | None:
     return {names.difference: view.native(view.adapted() - view.W)}
 
 
+def _norm(view: Seen, names: Names) -> dict[str, Tensor] | None:
+    """Differences of a norm's weight and bias under the names that LyCORIS has for them."""
+    if view.layer.kind != "norm" or keys.NORM not in names.all():
+        return None
+    bias = {} if view.terms.bias is None else {keys.NORM_BIAS: view.terms.bias}
+    return {keys.NORM: view.native(view.adapted() - view.W), **bias}
+
+
 FULL = "full difference"
 DIFFERENCE = Encoding(lambda terms: FULL, _difference, "full")
+
+NORM = Encoding(lambda terms: "norm", _norm, "full")
+"""The one form of norms."""
 
 WHOLE = (DIFFERENCE, _pair_encoding(_whole_pair, _nothing, "full"))
 """What export.form full may take: a full difference, or where the program has none a LoRA of full rank."""
@@ -277,7 +288,7 @@ ENCODINGS = (
 def encode(encoding: Encoding, view: Seen, names: Names) -> dict[str, Tensor] | None:
     """The layer's tensors by suffix, with the change of its bias; None if it cannot be written so."""
     found = encoding.tensors(view, names)
-    if found is None or view.terms.bias is None:
+    if found is None or view.terms.bias is None or keys.NORM_BIAS in found:
         return found
     return found | {names.bias: view.terms.bias} if names.bias else None
 

@@ -169,7 +169,9 @@ def _tensors(
 def _is_kept(change: Change, options: Export, how: How) -> bool:
     """Whether a layer's given tensors do in the program, which computes as `how` says, what the change means."""
     host = hosts.load(options.host)
-    if change.given is None or options.form not in ("auto", "compact") or change.layer.kind not in host.KINDS:
+    if change.given is None or options.form not in ("auto", "compact"):
+        return False
+    if not choosing.may_hold(options.host, change.layer.kind):
         return False
     if not change.given.keys() <= host.NAMES.all():
         return False
@@ -288,6 +290,10 @@ def _notes(changes: dict[str, Change], options: Export, report: Report) -> list[
         size = sum(report.sizes[name] for name in full)
         found.append(f"{len(full)} layers have no compact exact form and are stored as full differences, "
                      f"{megabytes(size)} in all; export.form compact writes an approximation instead")
+    norms = sum(change.layer.kind == "norm" for change in changes.values())
+    if norms:
+        found.append(f"{norms} norms are changed: ComfyUI, A1111, Forge and LyCORIS read that, sd-scripts leaves it "
+                     "out")
     if options.rank is not None and not any("approximate" in form for form in report.forms.values()):
         found.append("export.rank changed nothing: every layer has an exact form for this host")
     if any(quant.is_rounded(change.layer.base) for change in changes.values()):

@@ -4,6 +4,7 @@ Encoding and sampling are diffusers' own `FluxPipeline`. Latents are packed: the
 token. dev is distilled: it is told a strength of guidance instead of being run twice.
 """
 
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -76,6 +77,13 @@ IN_SINGLE = {
     "attn.norm_k": "norm.key_norm",
     "proj_out": "linear2",
 }
+PROCESSORS = {
+    "img_attn.qkv": "qkv_lora1", "img_attn.proj": "proj_lora1",
+    "txt_attn.qkv": "qkv_lora2", "txt_attn.proj": "proj_lora2",
+    "linear1": "qkv", "linear2": "proj",
+}
+"""What XLabs calls a block's layers, those of single blocks without the `_lora` that other programs' keys have there
+too; of linear1 it is the query, key and value alone."""
 ROWS = {
     "to_q": (0, 1), "to_k": (1, 1), "to_v": (2, 1),
     "add_q_proj": (0, 1), "add_k_proj": (1, 1), "add_v_proj": (2, 1),
@@ -258,7 +266,7 @@ class Model(FlowModel):
         OneTrainer `te2`."""
         names = {
             "transformer": transformer(),
-            "text_encoder": clip(network, "lora_te1_", "clip_l"),
+            "text_encoder": clip(network, "lora_te1_", "clip_l", alone=True),
             "text_encoder_2": t5(network, "lora_te3_", "lora_te2_"),
         }
         return names[network]
@@ -270,10 +278,13 @@ class Model(FlowModel):
         return t5_place(path, kind) if network == "text_encoder_2" else Place(f"{path}.{kind}")
 
     def spellings(self, layer: str) -> list[Spelling]:
-        """With ComfyUI's name for query, key and value of a single block without the rest of their matrix."""
+        """With ComfyUI's name for query, key and value of a single block without the rest of their matrix, and with
+        those of XLabs' processors."""
         found = super().spellings(layer)
         fused = [s for s in found if s.rows and s.name.endswith("linear1") and not layer.endswith("proj_mlp")]
-        return found + [replace(spelling, name=f"{spelling.name}_qkv") for spelling in fused]
+        processors = [replace(s, name=f"{block}.processor.{PROCESSORS[part]}") for s in found
+                      for block, part in [split_block(s.name)] if part in PROCESSORS and not layer.endswith("proj_mlp")]
+        return found + [replace(spelling, name=f"{spelling.name}_qkv") for spelling in fused] + processors
 
     def metadata(self) -> dict[str, str]:
         """What model managers read about the architecture."""
@@ -287,6 +298,12 @@ class Model(FlowModel):
 
 
 # -- the original transformer -----------------------------------------------------------------------------------------
+
+
+def split_block(name: str) -> tuple[str, str]:
+    """A name such as `diffusion_model.double_blocks.0.img_attn.qkv` behind the block's number."""
+    found = re.fullmatch(r"(.*(?:double|single)_blocks\.\d+)\.(.+)", name)
+    return (found[1], found[2]) if found else ("", name)
 
 
 def transformer_place(path: str, kind: str, width: int) -> Place:

@@ -91,8 +91,8 @@ class Model(UNetModel):
         if network == self.DENOISER:
             return unet(kohya_original=False)
         if self.second:
-            return clip(network, "lora_te_", "clip_h", "cond_stage_model.model.")
-        return clip(network, "lora_te_", "clip_l", "cond_stage_model.transformer.")
+            return clip(network, "lora_te_", "clip_h", "cond_stage_model.model.", alone=True)
+        return clip(network, "lora_te_", "clip_l", "cond_stage_model.transformer.", alone=True)
 
     def original(self, network: str, path: str, kind: str) -> Place:
         """Where original checkpoints have a tensor; the second generation's text encoder is OpenCLIP's."""

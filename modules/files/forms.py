@@ -43,7 +43,7 @@ class Seen:
 
     def native(self, matrix: Tensor) -> Tensor:
         """`matrix (rows, columns)` in the shape of files."""
-        return self.layer.native(matrix) if self.layer.kind == "conv" else matrix
+        return self.layer.native(matrix) if self.layer.kind in ("conv", "norm") else matrix
 
     def spread(self, matrix: Tensor) -> Tensor:
         """`matrix (m, n)` as a convolution with a kernel of one position, if the layer is one."""
@@ -162,7 +162,7 @@ def expanded(terms: Terms) -> Terms:
     if rank * (out + fan_in) >= out * fan_in:
         return replace(terms, difference=multiplied(product))
     if product.kind == "kronecker":
-        return replace(terms, up=torch.kron(*ups), down=torch.kron(*downs))
+        return replace(terms, up=kron(*ups), down=kron(*downs))
     up = torch.einsum("oi,oj->oij", *ups).flatten(1)
     return replace(terms, up=up, down=torch.einsum("ik,jk->ijk", *downs).flatten(0, 1))
 
@@ -170,7 +170,15 @@ def expanded(terms: Terms) -> Terms:
 def multiplied(product: Product) -> Tensor:
     """The whole matrix `(out, fan_in)`."""
     first, second = matrix(product.first), matrix(product.second)
-    return torch.kron(first, second) if product.kind == "kronecker" else first * second
+    return kron(first, second) if product.kind == "kronecker" else first * second
+
+
+def kron(first: Tensor, second: Tensor) -> Tensor:
+    """The Kronecker product of two tensors of as many dimensions. torch's own fails on some views, and on some that
+    are contiguous as well."""
+    outer = first.reshape([n for size in first.shape for n in (size, 1)])
+    inner = second.reshape([n for size in second.shape for n in (1, size)])
+    return (outer * inner).reshape([a * b for a, b in zip(first.shape, second.shape, strict=True)])
 
 
 def _as_pair(factor: tuple[Tensor, ...]) -> tuple[Tensor, ...]:

@@ -16,13 +16,18 @@ from torch import Tensor, nn
 from modules import families, quant
 from modules.adapters.base import Terms
 from modules.adapters.layers import Layer, as_layer
-from modules.files import forms, kinds, layers_by_name, writer
+from modules.files import forms, kinds, layers_by_name, strangers, writer
 from modules.files.change import Change
 from modules.files.layers_by_name import Part
+from modules.files.norms import NormLayer
 from modules.files.opening import AdapterFile
+from modules.files.strangers import listed
 
-SHOWN = 3
-"""So many names are given of a longer list."""
+SKIP = "--skip-unknown"
+"""The scripts' option to leave out what cannot be read."""
+
+INPUTS = ("x_embedder", "conv_in", "pos_embed.proj")
+"""Ends of the names of layers that see the latents themselves."""
 
 
 @dataclass(frozen=True)
@@ -71,9 +76,14 @@ class Placed:
         """The members' weights `(rows, columns)`, none turned, as the one that the writer saw."""
         return torch.cat([_exchanged(W, part) for W, (_, part) in zip(weights, self.members, strict=True)])
 
+    def bias(self) -> Tensor | None:
+        """The members' biases `(out)` as the writer saw them; None where one has none."""
+        found = [_bias(layer) for layer, _ in self.members]
+        return None if any(bias is None for bias in found) else self.stacked([b for b in found if b is not None])
+
     def terms(self) -> Terms:
         """What the tensors do to `dense()`. Raises ValueError for tensors that do not fit."""
-        return kinds.terms(self.parts, self.layer, self._values(), self.about)
+        return kinds.terms(self.parts, self.layer, self._values(), self.about, self.bias())
 
     def member(self, name: str) -> tuple[Layer, int]:
         """A layer by its full name, and the first of its rows in the matrix that the writer saw."""
@@ -108,8 +118,10 @@ class Placed:
 
     def changes(self) -> dict[str, Change]:
         """What they do to each of the layers."""
-        W = self._values()
-        terms = kinds.terms(self.parts, self.layer, W, self.about)
+        W, bias = self._values(), self.bias()
+        terms = kinds.terms(self.parts, self.layer, W, self.about, bias)
+        if self.layer.kind == "norm" and bias is not None and terms.bias is None:
+            terms = replace(terms, bias=torch.zeros_like(bias))  # A1111 reads both or none
         if self.is_whole:
             layer = self.members[0][0]
             return {layer.name: Change(layer, terms, given=self.tensors)}
@@ -141,18 +153,24 @@ class Reading:
     """Keys that no kind knows."""
     homeless: list[str] = field(default_factory=list)
     """Names that are none of the model's."""
-    norms: list[str] = field(default_factory=list)
-    """Names of norm layers, which are no layers that an adapter changes."""
+    wider: dict[str, tuple[int, int]] = field(default_factory=dict)
+    """Names of input layers that the file makes wider, and the inputs there and in the model."""
+
+    @property
+    def norms(self) -> list[str]:
+        """Names of norms, which no method trains."""
+        return [placed.name for placed in self.placed if placed.layer.kind == "norm"]
 
     def left_out(self) -> list[str]:
         """One sentence for each sort of things that are not read."""
         found = []
-        if self.unknown:
-            found.append(f"{listed(self.unknown)}: no known kind of adapter has such keys")
+        found += strangers.sentences(self.unknown)
         if self.homeless:
             found.append(f"{listed(self.homeless)}: the model has no layers of these names")
-        if self.norms:
-            found.append(f"{listed(self.norms)}: changes of norm layers can only be merged, not converted")
+        for name, (inputs, own) in self.wider.items():
+            found.append(f"{name}: it has {inputs} inputs and the model {own}; this is a control LoRA (canny, depth or "
+                         "the like), which widens the model for a control picture, so this layer can neither be merged "
+                         "nor converted")
         return found
 
 
@@ -160,6 +178,7 @@ def place(file: AdapterFile, model: Any) -> Reading:
     """Which layers of `model` the file's names mean. Raises ValueError if two names mean the same layer, or if the file
     is another family's."""
     writer.refuse_own(file.path, file.metadata)
+    strangers.refuse(file.path, file.tensors)
     program = writer.writer(file.tensors, file.metadata, file.config)
     about = writer.About(program, "", file.metadata, file.config)
     layers, unknown = kinds.grouped(file.tensors)
@@ -169,20 +188,28 @@ def place(file: AdapterFile, model: Any) -> Reading:
                for path, module in network.named_modules()}
     for name, keys in layers.items():
         members = tuple((as_layer(modules[part.layer], part.layer), part) for part in _meant(index.get(name, [])))
+        members = members or tuple(
+            (NormLayer(modules[part.layer], part.layer), part) for part in _meant(norms.get(name, [])))
         if not members:
-            (found.norms if name in norms else found.homeless).append(name)
+            found.homeless.append(name)
             continue
         tensors = {kinds.split(key)[1]: file.tensors[key] for key in keys.values()}  # pyright: ignore
         parts = {part: file.tensors[key] for part, key in keys.items()}
+        if inputs := _wider(parts, members[0][0]):
+            found.wider[name] = inputs, members[0][0].channels
+            continue
         found.placed.append(Placed(name, parts, tensors, _seen(name, members), members, about.of(name)))
     _refuse_strangers(found, model)
     _refuse_twins(found)
     return found
 
 
-def changes(file: AdapterFile, model: Any, skip: bool = False, kept: bool = True) -> dict[str, Change]:
-    """What the file does to the layers of `model`, by full name. Unless `kept` their terms are made anew whenever they
-    are asked for, so that never all of them are in memory; the model has to stay as it is.
+def changes(
+    file: AdapterFile, model: Any, skip: bool = False, option: str = SKIP, kept: bool = True
+) -> dict[str, Change]:
+    """What the file does to the layers of `model`, by full name. `option` is what sets `skip`. Unless `kept` their terms
+    are made anew whenever they are asked for, so that never all of them are in memory; the model has to stay as it
+    is.
 
     Raises ValueError with one sentence for files of another family, for tensors that do not fit their layers, and,
     unless `skip`, for everything that cannot be read.
@@ -190,7 +217,7 @@ def changes(file: AdapterFile, model: Any, skip: bool = False, kept: bool = True
     found = place(file, model)
     left_out = found.left_out()
     if left_out and not skip:
-        raise ValueError(f"{file.path}: {'; '.join(left_out)}; --skip-unknown reads the rest")
+        raise ValueError(f"{file.path}: {'; '.join(left_out)}; {option} reads the rest")
     if not found.placed:
         raise ValueError(f"{file.path}: there is nothing in it for this model")
     try:
@@ -239,12 +266,6 @@ def taken(terms: Terms, W: Tensor, layer: Layer, rows: list[tuple[int, int]]) ->
     return replace(found, magnitude=terms.magnitude * share)
 
 
-def listed(found: list[str]) -> str:
-    """The first few, and how many more."""
-    more = f" and {len(found) - SHOWN} more" if len(found) > SHOWN else ""
-    return ", ".join(found[:SHOWN]) + more
-
-
 def _column_norm(V: Tensor, layer: Layer) -> Tensor:
     return V.unflatten(1, (layer.channels, layer.kernel)).norm(dim=(0, 2))
 
@@ -283,12 +304,26 @@ def _refuse_strangers(found: Reading, model: Any) -> None:
     if found.placed or not found.homeless:
         return
     like = [name for name in families_of(found.file.tensors) if not isinstance(model, families.load_class(name))]
+    like = [] if type(model).recognises(list(found.file.tensors)) else like
     if like:
         what = " or ".join(families.load_class(name).TITLE for name in like)
         raise ValueError(f"{found.file.path} is for {what}, and the base is {type(model).TITLE}; give the base that "
                          "the file was trained on")
     raise ValueError(f"{found.file.path}: none of its layers is in the base, which is {type(model).TITLE} "
                      f"({listed(found.homeless)}); give the base that the file was trained on")
+
+
+def _bias(layer: Layer) -> Tensor | None:
+    bias = layer.base.bias if layer.kind in ("linear", "conv") else dict(layer.base.named_parameters()).get("bias")
+    return None if bias is None else quant.whole(bias.detach())
+
+
+def _wider(parts: dict[str, Tensor], layer: Layer) -> int:
+    """How many input channels a file gives to an input layer that has fewer; else 0."""
+    if "down" not in parts or not layer.name.endswith(INPUTS) or parts["down"].dim() < 2:
+        return 0
+    channels = parts["down"].shape[1]
+    return channels if channels > layer.channels else 0
 
 
 def _refuse_twins(found: Reading) -> None:

@@ -14,7 +14,7 @@ from modules.adapters import linalg
 from modules.adapters.base import Terms
 from modules.export import metadata
 from modules.export.export import Written, write
-from modules.files import forms, opening, reading, writer
+from modules.files import forms, keys, opening, reading, writer
 from modules.files.change import Change
 from modules.files.opening import AdapterFile
 from modules.preset.problems import sentences
@@ -55,10 +55,14 @@ def convert(source: Source, options: Export, out: Path | None = None) -> str:
     model = base_of_file.load(file, source.base, source.config, source.family, source.device)
     changes = reading.changes(file, model, source.skip_unknown, kept=False)
     found = reading.place(file, model)
+    left_out = found.left_out()
+    if source.skip_unknown and keys.NORM not in hosts.load(options.host).NAMES.all():
+        left_out += [f"{reading.listed(found.norms)}: {options.host} reads no norms"] if found.norms else []
+        changes = {name: change for name, change in changes.items() if change.layer.kind != "norm"}
     report = write(out, model, changes, options, lambda written: about(file, found.writer, options, written, model))
     lines = [report.table() + report.text()]
     if source.skip_unknown:
-        lines += [f"  left out: {sentence}" for sentence in found.left_out()]
+        lines += [f"  left out: {sentence}" for sentence in left_out]
     if options.form == "svd":
         lines.append(curve_text(curve(changes)))
     return "\n".join(lines)

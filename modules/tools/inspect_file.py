@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from modules import families, hosts
 from modules.adapters.layers import Layer, as_layer
 from modules.documents import parse_json
-from modules.files import forms, kinds, opening, spellings, writer
+from modules.files import forms, kinds, opening, spellings, strangers, writer
 from modules.files.kinds import magnitude
+from modules.files.norms import NormLayer
 from modules.files.opening import AdapterFile
 from modules.files.reading import families_of, listed
 from modules.hosts.parts import effect_of_file
@@ -97,17 +98,15 @@ class Inspection:
             lines.append(f"  {host}: {'reads all of it exactly' if not troubles else ''}".rstrip())
             lines += [f"    {trouble}" for trouble in troubles]
         lines += [f"  damaged: {sentence}" for sentence in self.damaged]
-        if self.unknown:
-            lines.append(f"  unknown keys: {listed(self.unknown)}")
+        lines += [f"  unknown keys: {sentence}" for sentence in strangers.sentences(self.unknown)]
         return "\n".join(lines)
 
 
 def inspect(file: AdapterFile) -> Inspection:
     """All of it. Raises ValueError for a run's own file, which is not for other programs, and if nothing is known."""
-    layers, unknown = kinds.grouped(file.tensors)
     writer.refuse_own(file.path, file.metadata)
-    if not layers:
-        raise ValueError(f"{file.path} is no adapter: no known kind has keys like {listed(unknown)}")
+    strangers.refuse(file.path, file.tensors)
+    layers, unknown = kinds.grouped(file.tensors)
     parts = {name: {part: file.tensors[key] for part, key in keys.items()} for name, keys in layers.items()}
     given = {name: {kinds.split(key)[1]: file.tensors[key] for key in keys.values()}  # pyright: ignore
              for name, keys in layers.items()}
@@ -162,12 +161,15 @@ def stand_in(parts: dict[str, Tensor]) -> Layer:
         fan_in = count * kernel.numel()
     elif count and fan_in != count:
         kernel = torch.Size((fan_in // count,))
-    if kernel is None:
+    if kinds.is_norm(parts):
+        base: Any = nn.LayerNorm(out, dtype=torch.float64)
+    elif kernel is None:
         base: Any = nn.Linear(fan_in, out, bias=False, dtype=torch.float64)
     else:
         kind = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}[len(kernel)]
         base = kind(fan_in // kernel.numel(), out, tuple(kernel), bias=False, dtype=torch.float64)
-    layer, (along, given) = as_layer(base, "stand-in"), kinds.lengths(parts)
+    layer = NormLayer(base, "stand-in") if kinds.is_norm(parts) else as_layer(base, "stand-in")
+    along, given = kinds.lengths(parts)
     generator = torch.Generator().manual_seed(0)
     W = torch.randn(out, fan_in, generator=generator, dtype=torch.float64) / fan_in**0.5
     if given is not None:
@@ -231,7 +233,10 @@ def _told(
 ) -> str:
     """What a program makes of one layer, empty if it is exact."""
     matrix = layer.dense()
-    meant = forms.applied(kinds.terms(parts, layer, matrix, about), layer, matrix)
+    try:
+        meant = forms.applied(kinds.terms(parts, layer, matrix, about), layer, matrix)
+    except ValueError as error:
+        return f"not judged: {str(error).removeprefix(f'{layer.name}: ')}"
     W, meant = layer.native(matrix), layer.native(meant)
     exact = effect_of_file.judge(seen, about.name, parts, given, W, meant)
     if exact.error is None:

@@ -96,6 +96,9 @@ def resized(file: AdapterFile, choose: Choose) -> Resized:
         except ValueError as error:
             raise ValueError(f"{file.path}: {name}: {error}") from error
         found.tensors[keys["up"]], found.tensors[keys["down"]] = up, down
+        if "up_bias" in parts:  # it has the pair's scale, which is another one now
+            ratio = low_rank.scale(parts, about.of(name)) / low_rank.scale(parts | {"down": down}, writer.About())
+            found.tensors[keys["up_bias"]] = parts["up_bias"] * ratio
         found.rows.append(row)
     if not found.rows:
         kept = ", ".join(f"{count} {what}" for what, count in found.kept.items())

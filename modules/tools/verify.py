@@ -134,8 +134,7 @@ def _meant(placed: Placed, meanings: Meanings | None) -> tuple[Tensor, Tensor]:
     """`W` and the meant weight, in the shape that programs see."""
     W = placed.dense()
     if meanings is None:
-        terms = kinds.terms(placed.parts, placed.layer, W, placed.about)
-        meant = forms.applied(terms, placed.layer, W)
+        meant = forms.applied(placed.terms(), placed.layer, W)
     else:
         meant = placed.stacked([_trained(meanings, layer.name, placed).flatten(1) for layer, _ in placed.members])
     return placed.layer.native(W), placed.layer.native(meant)
@@ -150,7 +149,7 @@ def _trained(meanings: Meanings, layer: str, placed: Placed) -> Tensor:
 
 def _with_bias(verdict: effect_of_file.Verdict, placed: Placed, seen: effect_of_file.View) -> effect_of_file.Verdict:
     """Unread where the program leaves out a bias."""
-    if "bias" not in placed.parts:
+    if not kinds.may_change_bias(placed.parts) or placed.terms().bias is None:
         return verdict
     found = hosts.load(seen.host).bias_change(placed.tensors, 1.0)
     return verdict if found is not None else effect_of_file.Verdict(None, "the change of its bias is not read")

@@ -18,6 +18,7 @@ from modules.preset.schema import Preset
 from modules.training import state
 
 OPTION = "adapter.start_from"
+SKIP = "adapter.skip_unknown true"
 
 
 def is_begun(folder: Path) -> bool:
@@ -36,7 +37,19 @@ def look(preset: Preset, model: Any) -> tuple[Reading | None, list[str]]:
         found = reading.place(opening.read(Path(preset.adapter.start_from)), model)
     except (ValueError, OSError) as error:
         return None, [f"{OPTION}: {error}"]
-    return found, [f"{OPTION}: {found.file.path}: {sentence}" for sentence in found.left_out()]
+    left_out = [*found.left_out(), *_norms(found)]
+    found.placed = _trainable(found)
+    if preset.adapter.skip_unknown:
+        return found, []
+    return found, [f"{OPTION}: {found.file.path}: {sentence}; {SKIP} reads the rest" for sentence in left_out]
+
+
+def _norms(found: Reading) -> list[str]:
+    return [f"{reading.listed(found.norms)}: no method trains norms"] if found.norms else []
+
+
+def _trainable(found: Reading) -> list[Placed]:
+    return [placed for placed in found.placed if placed.layer.kind != "norm"]
 
 
 def misfits(found: Reading, adapted: dict[str, Adapted]) -> list[str]:
@@ -90,6 +103,9 @@ def _random(layer: Layer) -> Layer:
     base: Any = copy.deepcopy(layer.base).to_empty(device="cpu").float()
     generator = torch.Generator().manual_seed(0)
     nn.init.normal_(base.weight, std=0.02, generator=generator)
+    for name, parameter in base.named_parameters():
+        if name == "bias":
+            nn.init.zeros_(parameter)
     return as_layer(base, layer.name)
 
 
@@ -99,7 +115,12 @@ def read(preset: Preset, model: Any) -> dict[str, Change]:
     if not preset.adapter.start_from:
         return {}
     try:
-        return reading.changes(opening.read(Path(preset.adapter.start_from)), model)
+        file = opening.read(Path(preset.adapter.start_from))
+        found = reading.changes(file, model, preset.adapter.skip_unknown, SKIP)
+        norms = [name for name, change in found.items() if change.layer.kind == "norm"]
+        if norms and not preset.adapter.skip_unknown:
+            raise ValueError(f"{file.path}: {reading.listed(norms)}: no method trains norms; {SKIP} reads the rest")
+        return {name: change for name, change in found.items() if name not in norms}
     except (ValueError, OSError) as error:
         raise ValueError(f"{OPTION}: {error}") from error
 

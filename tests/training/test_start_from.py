@@ -91,6 +91,23 @@ def test_what_does_not_fit_is_said_before_anything_is_done(place, capfd, adapter
     assert not (place.runs / "second").exists()
 
 
+def test_what_is_no_layer_is_refused_unless_it_is_left_out(place, capfd, tmp_path):
+    """Embeddings and norms beside the layers: a sentence with the option, and with it the rest counts."""
+    file = first(place)
+    wanted, path = trained(place, "first"), tmp_path / "bundled.safetensors"
+    norm = "lora_unet_input_blocks_1_0_in_layers_0.w_norm"
+    extras = {"bundle_emb.cat.clip_l": torch.ones(1, 16), norm: torch.ones(8)}
+    save_file(load_file(file) | extras, path)
+    capfd.readouterr()
+    assert place.train("second", "--check", adapter={**LORA, "start_from": str(path)}) == 2
+    said = capfd.readouterr().err
+    assert "bundle_emb.cat.clip_l: an embedding that OneTrainer put into the file; adapter.skip_unknown true" in said
+    assert "no method trains norms; adapter.skip_unknown true reads the rest" in said and "Traceback" not in said
+    with place.session("second", adapter={**LORA, "start_from": str(path), "skip_unknown": True}) as session:
+        for name, adapted in session.adapted.items():
+            assert torch.allclose(adapted.adapted_weight(), wanted[name], rtol=0, atol=1e-5), name
+
+
 def test_sizes_of_another_model_are_said_before_too(place, capfd, tmp_path):
     tensors = load_file(first(place))
     key = next(key for key in tensors if "down" in key or "lora_A" in key)

@@ -21,6 +21,10 @@ EMBEDDINGS = ("token_embedding", "position_embedding", "shared", "embed_tokens",
 """Tables of text encoders. ComfyUI knows them by its own names only."""
 
 
+NORMS = ("layer_norm", "layer_norm1", "layer_norm2")
+"""Ends of the names of text encoders' norms, of which the same is true."""
+
+
 @dataclass(frozen=True)
 class Spelling:
     """A name that adapter files have for a layer, without the tensors' suffixes."""
@@ -96,9 +100,9 @@ def unet(kohya_original: bool) -> Files:
     """A UNet's names."""
     return Files(
         DENOISER, "lora_unet_", kohya_original,
-        dotted=("unet.", "", "base_model.model.", "diffusion_model."),
+        dotted=("unet.", "", "base_model.model.", "diffusion_model.", "unet.base_model.model."),
         joined=("lora_unet_", "lycoris_", "oft_unet_"),
-        original=("diffusion_model.", DENOISER, ""),
+        original=("diffusion_model.", DENOISER, "", "unet."),
         original_joined=("lora_unet_", "oft_unet_"),
     )
 
@@ -107,18 +111,20 @@ def transformer() -> Files:
     """A transformer's names. kohya's are the original ones, with query, key and value as one layer."""
     return Files(
         DENOISER, "lora_unet_", True,
-        dotted=("transformer.", "", "base_model.model.", "diffusion_model."),
+        dotted=("transformer.", "", "base_model.model.", "diffusion_model.", "transformer.base_model.model."),
         joined=("lora_transformer_", "lycoris_"),
-        original=("diffusion_model.", DENOISER, ""),
+        original=("diffusion_model.", DENOISER, "", "transformer."),
         original_joined=("lora_unet_", "oft_unet_"),
         comfyui_reads_paths=True,
     )
 
 
-def clip(network: str, kohya: str, comfyui: str, checkpoint: str = "") -> Files:
-    """A CLIP text encoder's names; `comfyui` is ComfyUI's word for it, which some checkpoints have too."""
+def clip(network: str, kohya: str, comfyui: str, checkpoint: str = "", alone: bool = False) -> Files:
+    """A CLIP text encoder's names; `comfyui` is ComfyUI's word for it, which some checkpoints have too. ai-toolkit has
+    kohya's word with a dot, and peft no word at all, which says enough where the encoder is `alone`."""
     generic = f"text_encoders.{comfyui}.transformer."
-    dotted = (f"{network}.", generic, f"{comfyui}.transformer.")
+    dotted = (f"{network}.", generic, f"{comfyui}.transformer.", f"{network}.base_model.model.",
+              kohya.removesuffix("_") + ".", *([""] if alone else []))
     return Files(checkpoint or generic, kohya, dotted=dotted, joined=(kohya,), comfyui=generic, is_clip=True)
 
 
@@ -172,6 +178,7 @@ class Named:
         found = [Spelling(start + path) for start in files.dotted]
         if files.is_clip:
             found += [Spelling(start + path.removeprefix("text_model.")) for start in files.dotted]
+            found += [Spelling(f"{network}.{old}") for old in before_peft(path)]
         found += [Spelling(start + joined(path)) for start in files.joined]
         if path == TOKENS:
             found += [Spelling(start + STORED_TOKENS) for start in (*files.dotted, *files.joined)]
@@ -196,7 +203,7 @@ class Named:
             return f"{network}.{path}"
         if host == "lycoris" and "lycoris_" in files.joined:
             return "lycoris_" + joined(path)
-        if host != "kohya" and files.comfyui and path.endswith(EMBEDDINGS):  # ComfyUI has no kohya spelling for it
+        if host != "kohya" and files.comfyui and path.endswith((*EMBEDDINGS, *NORMS)):  # ComfyUI has no kohya spelling
             return files.comfyui + t5_path(path)
         if files.kohya_original:
             path = layer_name(self.original(network, path, "weight"))
@@ -211,6 +218,14 @@ def layer_name(place: Place) -> str:
 def joined(name: str) -> str:
     """Underscores for dots."""
     return name.replace(".", "_")
+
+
+def before_peft(path: str) -> list[str]:
+    """What diffusers 0.17 called a layer of a CLIP text encoder, `self_attn.to_q` for `self_attn.q_proj`."""
+    parent, _, part = path.rpartition(".")
+    if not parent.endswith("self_attn"):
+        return []
+    return [f"{start}.to_{part.removesuffix('_proj')}" for start in (parent, parent.removeprefix("text_model."))]
 
 
 def text_model_path(path: str) -> str:

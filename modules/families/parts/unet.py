@@ -78,7 +78,9 @@ class UNetModel(PipelineModel):
         found = super().spellings(layer)
         parent, attention, part = layer.partition(".attn")
         if attention and layer.startswith(f"{self.DENOISER}."):
-            found.append(Spelling(f"{parent}{attention}{part[0]}.processor{part[1:].removesuffix('.0')}"))
+            name = f"{parent}{attention}{part[0]}.processor{part[1:].removesuffix('.0')}"
+            names = [name] + ([name.replace(".processor", "")] if part.endswith(".0") else [])
+            found += [Spelling(start) for name in names for start in (name, name.removeprefix(f"{self.DENOISER}."))]
         return found
 
 

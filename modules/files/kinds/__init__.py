@@ -10,17 +10,21 @@ A key is a layer's name and a suffix. Each kind has one module here with
 The arithmetic is that of methods.md and export.md, section 2; every kind is tested against its writer's own code.
 """
 
+import re
 from collections.abc import Collection, Iterable
 from dataclasses import replace
 from functools import lru_cache
 from types import ModuleType
 
+import torch
 from torch import Tensor
 
 from modules.adapters.base import Terms
 from modules.adapters.layers import Layer
 from modules.files.kinds import (
+    chosen_ranks,
     delora,
+    gains,
     gimbal_node,
     glora,
     hadamard,
@@ -30,7 +34,9 @@ from modules.files.kinds import (
     magnitude,
     output_rotation,
     plain,
+    shared_factors,
     sound,
+    token_table,
 )
 from modules.files.writer import About
 
@@ -38,42 +44,104 @@ Parts = dict[str, Tensor]
 
 KINDS: tuple[ModuleType, ...] = (
     low_rank, hadamard, kronecker, glora, delora, output_rotation, input_rotation, plain,
-    gimbal_node,
+    chosen_ranks, token_table, shared_factors, gains, gimbal_node,
 )
 """In ComfyUI's order of reading: where a layer has several, the last one counts."""
 
 SHARED = {".alpha": "alpha", ".diff_b": "bias", ".b_norm": "bias", **magnitude.SUFFIXES}
 """Suffixes that go with several kinds."""
 
-SUFFIXES: dict[str, str] = SHARED | {suffix: part for kind in KINDS for suffix, part in kind.SUFFIXES.items()}
+SUFFIXES: dict[str, str] = SHARED | shared_factors.SHARED | {
+    suffix: part for kind in KINDS for suffix, part in kind.SUFFIXES.items()
+}
 
 STACKS = ("oft_blocks", "gimbal_turn_in", "gimbal_turn_out")
 """Parts that have more than two dimensions in linear layers too."""
 
 BY_LENGTH = sorted(SUFFIXES, key=len, reverse=True)
 
+BIASES = ("bias", "set_bias", "up_bias")
+"""Parts that change the layer's bias: added, in its place, added with the scale of the pair."""
+
+NAMED = re.compile(r"(\.\w*(?:lora|oft|hada|lokr|ia3|vera)_\w+)\.([^.]+)((?:\.weight|\.bias)?)")
+"""The end of a key in which peft has the name of an adapter, "default" by itself."""
+
+WHOLE = re.compile(r"((?:\.modules_to_save\.[^.]+|\.base_layer)?\.(weight|bias))|(?<=_norm)(\.scale)")
+"""The end of a key of a layer that is stored whole: with peft's `modules_to_save` and `bias`, or a norm of BFL's."""
+
+LONGEST = 1000
+"""No key of a program is longer."""
+
+WHOLE_PARTS = {"weight": "whole_weight", "bias": "whole_bias"}
+
 
 @lru_cache(1 << 16)  # every tool asks several times for each key of a file
 def split(key: str) -> tuple[str, str, str] | None:
     """`(layer's name, suffix, part)` of a key, None if no kind knows the suffix. peft's first words are left out."""
     suffix = next((s for s in BY_LENGTH if key.endswith(s)), None)
+    part = SUFFIXES[suffix] if suffix is not None else ""
+    if suffix is None and (named := _at_end(NAMED, key)) and named[1] + named[3] in SUFFIXES:
+        suffix, part = named[0], SUFFIXES[named[1] + named[3]]
+    elif suffix is None and (whole := _at_end(WHOLE, key)):
+        suffix, part = whole[0], WHOLE_PARTS[whole[2] or "weight"]
     if suffix is None or key == suffix:
         return None
-    name = key.removesuffix(suffix).removeprefix("base_model.model.")
-    return name, suffix, SUFFIXES[suffix]
+    return key.removesuffix(suffix).removeprefix("base_model.model."), suffix, part
+
+
+def _at_end(pattern: re.Pattern[str], key: str) -> re.Match[str] | None:
+    """The match that ends where the key does, of those the one that begins first."""
+    if len(key) > LONGEST:
+        return None
+    dots = [place for place, sign in enumerate(key) if sign == "."][-4:]
+    return next((found for place in dots if (found := pattern.fullmatch(key, place))), None)
+
+
+def adapters(keys: Iterable[str]) -> list[str]:
+    """The names of peft's adapters in the keys."""
+    found = {named[2] for key in keys if (named := _at_end(NAMED, key)) and named[1] + named[3] in SUFFIXES
+             and named[0] not in SUFFIXES}
+    return sorted(found)
+
+
+def part_of(suffix: str) -> str:
+    """The part that a suffix stands for, empty if no kind knows it."""
+    found = split(f"x{suffix}")
+    return found[2] if found else ""
 
 
 def grouped(keys: Iterable[str]) -> tuple[dict[str, dict[str, str]], list[str]]:
     """Keys by layer's name and part, and those keys that no kind knows."""
     layers: dict[str, dict[str, str]] = {}
-    unknown = []
+    unknown, whole = [], []
     for key in keys:
         found = split(key)
-        if found is None or found[2] in layers.get(found[0], {}):
+        if found is not None and found[2] in WHOLE_PARTS.values():
+            whole.append((key, *found))
+        elif found is None or found[2] in layers.get(found[0], {}):
             unknown.append(key)
         else:
             layers.setdefault(found[0], {})[found[2]] = key
+    _share(layers)
+    is_adapter = any(kind_of(parts) is not None or "on_input" in parts for parts in layers.values())
+    for key, name, _, part in whole:
+        own = layers.get(name, {})
+        part = "gain" if "on_input" in own and part == "whole_weight" else part.replace("whole", "set")
+        if not is_adapter or part in own:  # every model has keys like these
+            unknown.append(key)
+        else:
+            layers.setdefault(name, {})[part] = key
     return layers, unknown
+
+
+def _share(layers: dict[str, dict[str, str]]) -> None:
+    """Give every layer that uses them the tensors that belong to none."""
+    shared = set(shared_factors.SHARED.values())
+    owners = [name for name, parts in layers.items() if parts.keys() <= shared]
+    found = {part: key for name in owners for part, key in layers.pop(name).items()}
+    for parts in layers.values():
+        if "vera_rows" in parts:
+            parts |= {part: key for part, key in found.items() if part not in parts}
 
 
 def kind_of(parts: Collection[str]) -> ModuleType | None:
@@ -86,10 +154,26 @@ def words(parts: Parts) -> str:
     """The kind of a layer in words, with what stands on top of it."""
     kind = kind_of(parts)
     if kind is None:
-        return "bias alone" if "bias" in parts else "incomplete"
+        return "bias alone" if has_bias(parts) else "incomplete"
     what = kind.words(parts) if kind in (output_rotation, gimbal_node) else kind.WORDS
-    what = magnitude.words(parts, what) + (" and bias" if "bias" in parts else "")
+    what = "norm" if kind is plain and is_norm(parts) else what
+    what = magnitude.words(parts, what) + (" and bias" if has_bias(parts) else "")
     return f"{what}, and a LoRA for others" if has_fallback(parts) else what
+
+
+def has_bias(parts: Collection[str]) -> bool:
+    """Whether the layer's bias is changed by tensors of its own."""
+    return any(part in parts for part in BIASES)
+
+
+def may_change_bias(parts: Collection[str]) -> bool:
+    """Whether the layer's bias may be changed, by such tensors or by factors of the outputs."""
+    return has_bias(parts) or "factors" in parts
+
+
+def is_norm(parts: Parts) -> bool:
+    """Whether the tensors are a norm's, as far as they tell."""
+    return any(parts[part].dim() == 1 for part in ("diff", "set_weight") if part in parts)
 
 
 def has_fallback(parts: Collection[str]) -> bool:
@@ -100,19 +184,25 @@ def has_fallback(parts: Collection[str]) -> bool:
 def shape(parts: Parts) -> tuple[int | None, int | None]:
     """`(out, fan_in)` as far as the tensors say. Raises ValueError where they disagree or are incomplete."""
     kind = kind_of(parts)
-    known = set(SHARED.values()) | set(kind.SUFFIXES.values() if kind else ())
-    if kind is None and "bias" not in parts:
+    known = set(SHARED.values()) | {"set_bias"} | (_parts_of(kind) if kind else set())
+    if kind is None and not has_bias(parts):
         raise ValueError(f"incomplete: it has only {', '.join(sorted(parts))}")
-    whole = [set(one.SUFFIXES.values()) for one in KINDS if any(mark <= parts.keys() for mark in one.MARKS)]
+    whole = [_parts_of(one) for one in KINDS if any(mark <= parts.keys() for mark in one.MARKS)]
     sound.refuse_rests(parts, known, whole)
     sound.check(parts)
     if kind is None:
-        return parts["bias"].numel(), None
+        return next(parts[part].numel() for part in BIASES if part in parts), None
     with sound.as_sentence():
         out, fan_in = kind.shape(parts)
     if kind is not input_rotation:  # has more than one meaning of these
         sound.check_magnitude(magnitude.axis(parts), parts.get("magnitude", parts.get("row_magnitude")), out, fan_in)
     return out or magnitude.outputs(parts), fan_in
+
+
+def _parts_of(kind: ModuleType) -> set[str]:
+    """All that a layer of this kind may have."""
+    shared = shared_factors.SHARED.values() if kind is shared_factors else ()
+    return set(kind.SUFFIXES.values()).union(*kind.MARKS, shared)
 
 
 def sizes(parts: Parts, unknown: int) -> tuple[int, int]:
@@ -125,6 +215,10 @@ def sizes(parts: Parts, unknown: int) -> tuple[int, int]:
         fan_in = gimbal_node.channels(parts)
     if fan_in is None and magnitude.axis(parts) == "input":
         fan_in = parts["magnitude"].numel()
+    if kind is gains:  # of a convolution they do not tell which side they are for
+        unknown = parts["gain" if "gain" in parts else "factors"].numel() if out is fan_in else unknown
+    if kind is shared_factors:  # any number of inputs that the shared matrix has
+        unknown = min(unknown, parts["vera_A"].shape[1])
     return out or unknown, fan_in or unknown
 
 
@@ -189,9 +283,9 @@ def rank_words(parts: Parts) -> tuple[str, str]:
     return "rank", "alpha"
 
 
-def terms(parts: Parts, layer: Layer, W: Tensor, about: About) -> Terms:
-    """What one layer's tensors do to `W (out, fan_in)`, in W's dtype. Raises ValueError, naming the layer, for tensors
-    that do not fit it."""
+def terms(parts: Parts, layer: Layer, W: Tensor, about: About, bias: Tensor | None = None) -> Terms:
+    """What one layer's tensors do to `W (out, fan_in)` and to the layer's own `bias (out)`, in W's dtype. Raises
+    ValueError, naming the layer, for tensors that do not fit it."""
     try:
         out, fan_in = shape(parts)
         if out not in (None, layer.out_features) or fan_in not in (None, layer.fan_in):
@@ -202,12 +296,23 @@ def terms(parts: Parts, layer: Layer, W: Tensor, about: About) -> Terms:
         with sound.as_sentence():
             found = Terms() if kind is None else kind.terms(parts, layer, W, about)
             sound.check_terms(found, W)
-            if kind not in (input_rotation, gimbal_node):
-                found = magnitude.on_top(found, parts, layer, W, about)
+            if kind not in (input_rotation, gimbal_node, gains):
+                found = magnitude.on_top(magnitude.weighted(found, parts, W), parts, layer, W, about)
+        return replace(found, bias=_of_bias(parts, layer, W, about, bias))
     except ValueError as error:
         raise ValueError(f"{layer.name}: {error}") from error
-    if "bias" in parts:
-        if parts["bias"].numel() != layer.out_features:
-            raise ValueError(f"{layer.name}: its bias has {parts['bias'].numel()} values, not {layer.out_features}")
-        found = replace(found, bias=parts["bias"].flatten().to(W.dtype))
-    return found
+
+
+def _of_bias(parts: Parts, layer: Layer, W: Tensor, about: About, base: Tensor | None) -> Tensor | None:
+    """What is added to the layer's own bias `base (out)`; None if nothing."""
+    for part in BIASES:
+        if part in parts and parts[part].numel() != layer.out_features:
+            raise ValueError(f"its bias has {parts[part].numel()} values, not {layer.out_features}")
+    given = {part: parts[part].flatten().to(W.dtype) for part in BIASES if part in parts}
+    if "up_bias" in given:
+        given["up_bias"] = low_rank.scale(parts, about) * given["up_bias"]
+    if "set_bias" in given and base is not None:
+        given["set_bias"] = given["set_bias"] - base.to(W)
+    scaled = gains.of_bias(parts, layer, base, about)
+    found = [*given.values(), *([] if scaled is None else [scaled.to(W)])]
+    return torch.stack(found).sum(0) if found else None

@@ -9,7 +9,7 @@ from modules.files.writer import About
 WORDS = "DeLoRA"
 
 NAMES = ("delora_A", "delora_B", "delora_lambda", "delora_w_norm")
-SUFFIXES = {f".{name}": name for name in NAMES} | {f".{name}.default": name for name in NAMES}
+SUFFIXES = {f".{name}": name for name in NAMES}
 MARKS = (frozenset(NAMES[:3]),)
 
 SHORTEST = 1e-4

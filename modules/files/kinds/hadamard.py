@@ -14,7 +14,7 @@ from modules.files.writer import About
 WORDS = "LoHa"
 
 NAMES = ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b", "hada_t1", "hada_t2")
-SUFFIXES = {f".{name}": name for name in NAMES} | {f".{name}.default": name for name in NAMES}
+SUFFIXES = {f".{name}": name for name in NAMES}
 MARKS = (frozenset(NAMES[:4]),)
 
 

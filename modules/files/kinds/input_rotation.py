@@ -20,7 +20,6 @@ WORDS = "OFT"
 
 SUFFIXES = {
     ".oft_R.weight": "oft_R",
-    ".oft_R.default.weight": "oft_R",
     ".oft_R.scaled_oft": "scaled",
     ".oft_R.cans_oft": "cans",
     ".oft_R.cans_exp": "exponential",

@@ -10,7 +10,7 @@ from modules.files.writer import About
 WORDS = "LoKr"
 
 NAMES = ("lokr_w1", "lokr_w1_a", "lokr_w1_b", "lokr_w2", "lokr_w2_a", "lokr_w2_b", "lokr_t2")
-SUFFIXES = {f".{name}": name for name in NAMES} | {f".{name}.default": name for name in NAMES}
+SUFFIXES = {f".{name}": name for name in NAMES}
 ONE, TWO = ({"lokr_w1"}, {"lokr_w1_a", "lokr_w1_b"}), ({"lokr_w2"}, {"lokr_w2_a", "lokr_w2_b"})
 MARKS = tuple(frozenset(one | two) for one in ONE for two in TWO)
 
@@ -57,5 +57,5 @@ def _second(parts: dict[str, Tensor]) -> tuple[Tensor, ...]:
         return (parts["lokr_w2"].flatten(1),)
     up, down = parts["lokr_w2_a"], parts["lokr_w2_b"]
     if "lokr_t2" in parts:
-        return up.mT, torch.einsum("ij...,jc->ic...", parts["lokr_t2"], down).flatten(1)
+        return up.mT.contiguous(), torch.einsum("ij...,jc->ic...", parts["lokr_t2"], down).flatten(1)
     return up.flatten(1), down.flatten(1)

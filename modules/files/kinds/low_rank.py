@@ -8,11 +8,15 @@ from modules.files.writer import About
 
 WORDS = "LoRA"
 
-UPS = (".lora_up.weight", ".lora_B.weight", ".lora_B.default.weight", ".lora.up.weight", "_lora.up.weight", ".lora_B")
+UPS = (".lora_up.weight", ".lora_B.weight", ".lora.up.weight", "_lora.up.weight", ".lora_linear_layer.up.weight",
+       ".lora_B", ".up.weight")
+"""The last are XLabs'."""
 SUFFIXES = {
     **dict.fromkeys(UPS, "up"),
     **{s.replace("up", "down").replace("lora_B", "lora_A"): "down" for s in UPS},
     ".lora_mid.weight": "mid",
+    ".lora_B.bias": "up_bias",
+    ".reshape_weight": "reshape",
 }
 MARKS = (frozenset({"up", "down"}),)
 

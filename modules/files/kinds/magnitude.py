@@ -12,11 +12,13 @@ from modules.files.writer import OURS, About
 ROWS = ".lora_magnitude_vector"
 SUFFIXES = {
     ".dora_scale": "magnitude",
-    **dict.fromkeys((ROWS, f"{ROWS}.weight", f"{ROWS}.default.weight", f"{ROWS}.default"), "row_magnitude"),
+    **dict.fromkeys((ROWS, f"{ROWS}.weight"), "row_magnitude"),
     ".magnitude": "row_magnitude",
     ".dora_log_multiplier": "log_multiplier",
     ".dora_multiplier": "multiplier",
     ".initial_norm": "initial_norm",
+    ".lora_wora_alpha": "wora_alpha",
+    ".lora_wora_beta": "wora_beta",
 }
 
 ANY = ("magnitude", "row_magnitude", "log_multiplier", "multiplier")
@@ -44,7 +46,24 @@ def words(parts: dict[str, Tensor], what: str) -> str:
     if not along:
         return what
     common = next((f" ({name})" for kind, name in COMMON.items() if what.startswith(kind)), "")
+    common = " (WoRA)" if "wora_alpha" in parts else common
     return f"{what} with {along} magnitude{common}"
+
+
+def weighted(terms: Terms, parts: dict[str, Tensor], W: Tensor) -> Terms:
+    """With the weights of peft's WoRA, `m V / norm(V)` of `V = beta W + alpha up down`: that of `W + alpha / beta
+    up down`, and the sign of beta goes to the magnitude. Raises ValueError for one weight without the other."""
+    given = [parts[part] for part in ("wora_alpha", "wora_beta") if part in parts]
+    if not given:
+        return terms
+    if len(given) < 2 or "row_magnitude" not in parts or terms.up is None:
+        raise ValueError("its WoRA lacks alpha, beta, the magnitude or the pair; the file is damaged")
+    if any(tensor.numel() != 1 for tensor in given):
+        raise ValueError("alpha and beta of its WoRA should be one number each; the file is damaged")
+    alpha, beta = (tensor.item() for tensor in given)
+    if beta == 0:
+        return replace(terms, up=alpha * terms.up, difference=-W)
+    return replace(terms, up=alpha / beta * terms.up)
 
 
 def on_top(terms: Terms, parts: dict[str, Tensor], layer: Layer, W: Tensor, about: About) -> Terms:
@@ -59,6 +78,8 @@ def on_top(terms: Terms, parts: dict[str, Tensor], layer: Layer, W: Tensor, abou
     if given.numel() != expected:
         raise ValueError(f"its magnitude has {given.numel()} values along the {along}, and the layer has {expected}")
     found = given.flatten().to(W.dtype)
+    if "wora_beta" in parts and parts["wora_beta"].item() < 0:
+        found = -found
     if along == "output" and _for_original_norm(about) and "magnitude" in parts:
         found = found * forms.ratio(norm(forms.applied(terms, layer, W), along, layer), W.norm(dim=1))
     return replace(terms, magnitude=found, axis=along)

@@ -9,14 +9,15 @@ from modules.files.writer import About
 WORDS = "full difference"
 
 SUFFIXES = {".diff": "diff", ".w_norm": "diff", ".set_weight": "set_weight"}
+WEIGHT = ".weight"
+"""The suffix of layers that peft saves whole; see `kinds.grouped`."""
 MARKS = (frozenset({"diff"}), frozenset({"set_weight"}))
 
 
 def shape(parts: dict[str, Tensor]) -> tuple[int | None, int | None]:
     """`(out, fan_in)`; a norm layer's vector is `(out, 1)`."""
-    tensor = parts.get("set_weight", parts.get("diff"))
-    assert tensor is not None
-    return tensor.shape[0], tensor[0].numel()
+    tensor = matrix(parts)
+    return tensor.shape[0], tensor.shape[1]
 
 
 def rank(parts: dict[str, Tensor]) -> int | None:
@@ -26,6 +27,11 @@ def rank(parts: dict[str, Tensor]) -> int | None:
 
 def terms(parts: dict[str, Tensor], layer: Layer, W: Tensor, about: About) -> Terms:
     """A full difference."""
-    if "set_weight" in parts:
-        return Terms(difference=parts["set_weight"].flatten(1).to(W.dtype) - W)
-    return Terms(difference=parts["diff"].flatten(1).to(W.dtype))
+    given = matrix(parts).to(W.dtype)
+    return Terms(difference=given - W if "set_weight" in parts else given)
+
+
+def matrix(parts: dict[str, Tensor]) -> Tensor:
+    """What is given, as `(out, fan_in)`."""
+    tensor = parts["set_weight"] if "set_weight" in parts else parts["diff"]
+    return tensor.flatten(1) if tensor.dim() > 1 else tensor.unsqueeze(1)

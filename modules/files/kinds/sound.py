@@ -8,8 +8,12 @@ from torch import Tensor
 
 from modules.adapters.base import Terms
 
-FLAGS = ("scaled", "cans", "exponential", "clipped", "block_size", "block_share", "coft", "scaled_flag")
+FLAGS = ("scaled", "cans", "exponential", "clipped", "block_size", "block_share", "coft", "scaled_flag", "on_input",
+         "reshape")
 """Parts that are marks or counts: of any number format, empty or not."""
+
+NUMBERS = ("magnitude", "delora_lambda", "bias", "set_bias", "wora_alpha", "wora_beta")
+"""Parts that may have no dimension."""
 
 
 def check(parts: dict[str, Tensor]) -> None:
@@ -23,7 +27,7 @@ def check(parts: dict[str, Tensor]) -> None:
         if not tensor.is_floating_point():
             raise ValueError(f"its {part} is stored as {str(tensor.dtype).removeprefix('torch.')}, which holds no "
                              "weights; the file is damaged, or packed in a way that is not known here")
-        if tensor.dim() == 0 and part not in ("magnitude", "delora_lambda", "bias"):
+        if tensor.dim() == 0 and part not in NUMBERS:
             raise ValueError(f"its {part} is a single number; the file is damaged")
         if tensor.numel() == 0 and not (part == "oft_blocks" and tensor.dim() == 4):  # BOFT without factors
             raise ValueError(f"its {part} is empty; the file is damaged")

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from modules.files import keys
+from modules.files import forms, keys
 
 
 class Unread(ValueError):
@@ -131,7 +131,8 @@ def kronecker(
     if second.dim() in paired:
         first = first.reshape(*first.shape, *[1] * (second.dim() - 2))
     scale = 1.0 if alpha is None or rank is None else alpha / rank
-    return Delta(shaped(torch.kron(first, second.contiguous()), W), scale)
+    first = first.reshape(*[1] * (second.dim() - first.dim()), *first.shape)
+    return Delta(shaped(forms.kron(first, second), W), scale)
 
 
 def through(W: Tensor, matrix: Tensor) -> Tensor:

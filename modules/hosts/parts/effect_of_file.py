@@ -30,13 +30,13 @@ class View:
     def tensors(self, name: str, parts: dict[str, Tensor], given: dict[str, Tensor]) -> dict[str, Tensor]:
         """One layer's tensors by the suffixes that the program looks for; `given`: those of the file."""
         names = hosts.load(self.host).NAMES
-        pair = {"up", "down"} <= parts.keys()
+        pair = kinds.kind_of(parts) is kinds.low_rank
         if self.host == "diffusers" and not pair:
             return {suffix: t for suffix, t in given.items() if suffix != keys.KOHYA.alpha}
         if not pair or (names.up in given and self.host != "diffusers"):
             return given
         if self.host != "diffusers":  # old spellings of the pair
-            others = {suffix: t for suffix, t in given.items() if kinds.SUFFIXES[suffix] not in ("up", "down")}
+            others = {suffix: t for suffix, t in given.items() if kinds.part_of(suffix) not in ("up", "down")}
             is_known = keys.PEFT.up in given
             return given if is_known else others | {names.up: parts["up"], names.down: parts["down"]}
         if keys.PEFT.up in given:
