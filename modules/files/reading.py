@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from modules import families, quant
 from modules.adapters.base import Terms
 from modules.adapters.layers import Layer, as_layer
-from modules.files import forms, kinds, layers_by_name, writer
+from modules.files import forms, kinds, layers_by_name, rows, writer
 from modules.files.change import Change
 from modules.files.layers_by_name import Part
 from modules.files.opening import AdapterFile
@@ -63,8 +63,8 @@ class Placed:
         """First row, last row and `W (rows, fan_in)` of parts of `dense()`, one after the other; for pairs."""
         start = 0
         for layer, _ in self.members:
-            for first, last in layer.blocks():
-                yield start + first, start + last, layer.dense_rows(first, last)
+            for first, last in rows.blocks(layer):
+                yield start + first, start + last, rows.dense(layer, first, last)
             start += layer.out_features
 
     def stacked(self, weights: list[Tensor]) -> Tensor:
@@ -114,8 +114,8 @@ class Placed:
             layer = self.members[0][0]
             return {layer.name: Change(layer, terms, given=self.tensors)}
         found = {}
-        for (layer, _), rows in zip(self.members, self._rows(), strict=True):
-            own = taken(terms, W, self.layer, rows)
+        for (layer, _), ranges in zip(self.members, self._rows(), strict=True):
+            own = taken(terms, W, self.layer, ranges)
             found[layer.name] = Change(layer, forms.turned(own) if layer.kind == "embedding" else own)
         return found
 
