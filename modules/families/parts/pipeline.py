@@ -174,7 +174,7 @@ class PipelineModel(Named):
 
     @classmethod
     def load(cls, base: Base, device: torch.device, dtype: torch.dtype, pictures: bool = True) -> Self:
-        """The frozen pipeline in main memory. The VAE gets its own number format if `pictures`, else as it is stored."""
+        """The frozen pipeline in main memory. The VAE gets its own number format if `pictures`, else the stored one."""
         try:
             pipeline = cls.read_file(base, dtype) if Path(base.path).is_file() else cls.read_folder(base, dtype)
             model = cls(pipeline, device)
