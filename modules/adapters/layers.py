@@ -6,7 +6,6 @@ layer, the input channels of a convolution, the tokens of an embedding. Weights 
 """
 
 import math
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -15,9 +14,6 @@ from torch.nn import functional as F
 
 from modules import quant
 from modules.adapters import fused, linalg
-
-BLOCK = 1 << 20
-"""Numbers in a block of rows."""
 
 
 class Layer:
@@ -185,17 +181,6 @@ class Layer:
     def dense(self) -> Tensor:
         """The frozen weight `(out, fan_in)` in float32 (float64 if the layer is)."""
         weight = quant.dense_weight(self.base)
-        return self.matrix(weight if weight.dtype == torch.float64 else weight.float())
-
-    def blocks(self) -> Iterator[tuple[int, int]]:
-        """First and last row of parts of the weight that are small enough to compute with beside a lot else."""
-        step = max(1, BLOCK // self.fan_in)
-        for start in range(0, self.out_features, step):
-            yield start, min(start + step, self.out_features)
-
-    def dense_rows(self, start: int, stop: int) -> Tensor:
-        """Some rows of `dense`, without all the others in that format."""
-        weight = quant.dense_weight(self.base)[start:stop]
         return self.matrix(weight if weight.dtype == torch.float64 else weight.float())
 
     def matrix(self, weight: Tensor) -> Tensor:
@@ -384,9 +369,6 @@ class EmbeddingLayer(Layer):
 
     def scale_in(self, x: Tensor, excess: Tensor) -> Any:
         return x, excess[x].unsqueeze(-1)
-
-    def dense_rows(self, start: int, stop: int) -> Tensor:
-        return self.dense()[start:stop]
 
     def matrix(self, weight: Tensor) -> Tensor:
         return weight.mT

@@ -16,7 +16,7 @@ from torch import Tensor
 from modules.adapters.base import Adapted, Terms
 from modules.adapters.layers import Layer, as_layer
 from modules.families.parts.names import exchange_halves
-from modules.files import forms, layers_by_name
+from modules.files import forms, layers_by_name, rows
 from modules.files.change import Block, Change
 from modules.files.layers_by_name import Part
 
@@ -36,11 +36,6 @@ class Fused(Layer):
     def dense(self) -> Tensor:
         """The weights `(out, fan_in)`, put together anew each time."""
         return self.join([layer.dense() for layer in self.layers])
-
-    def dense_rows(self, start: int, stop: int) -> Tensor:
-        """Some rows of it, of those layers that they are in."""
-        return torch.cat([self.layers[number].dense_rows(first, last)
-                          for number, first, last in self.segments(start, stop)])
 
     def segments(self, start: int, stop: int) -> Iterator[tuple[int, int, int]]:
         """Where the rows from `start` to `stop` come from, in order: number of the layer, its first and last row."""
@@ -235,11 +230,11 @@ class FusedChange(Change):
         if not all(pairs):
             yield from super().blocks()
             return
-        for start, stop in self.fused.blocks():
+        for start, stop in rows.blocks(self.fused):
             place = start
             for number, first, last in self.fused.segments(start, stop):
                 layer = self.fused.layers[number]
-                W = layer.dense_rows(first, last)
+                W = rows.dense(layer, first, last)
                 adapted = forms.applied(forms.of_rows(terms[number], first, last), layer, W)
                 yield Block(place, place + len(W), W, adapted)
                 place += len(W)

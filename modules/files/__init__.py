@@ -4,6 +4,7 @@
     keys kinds/ strangers       names and shapes of tensors; one kind of adapter, one file in kinds/; what is no adapter
     spellings layers_by_name    what a layer's name tells without the model, and which layers of a model it means
     reading change forms norms  a file on a model: what is done to each layer, and how programs see it
+    rows                        a layer's weight in blocks of rows
     distance                    how far one weight is from another
     run_file facts start_from   a run's own file and what it tells of the run; a file as first values of a training
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from modules.adapters.base import Terms
 from modules.adapters.layers import Layer
-from modules.files import forms
+from modules.files import forms, rows
 from modules.files.forms import Seen
 
 
@@ -56,8 +56,8 @@ class Change:
         if not self.is_pair(terms):
             yield Block(0, self.layer.out_features, self.base(), self.adapted())
             return
-        for start, stop in self.layer.blocks():
-            W = self.layer.dense_rows(start, stop)
+        for start, stop in rows.blocks(self.layer):
+            W = rows.dense(self.layer, start, stop)
             adapted = forms.applied(forms.of_rows(terms, start, stop), self.layer, W)
             yield Block(start, stop, self.layer.native(W).float(), self.layer.native(adapted))
 

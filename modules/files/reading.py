@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from modules import families, quant
 from modules.adapters.base import Terms
 from modules.adapters.layers import Layer, as_layer
-from modules.files import forms, kinds, layers_by_name, strangers, writer
+from modules.files import forms, kinds, layers_by_name, rows, strangers, writer
 from modules.files.change import Change
 from modules.files.layers_by_name import Part
 from modules.files.norms import NormLayer
@@ -68,8 +68,8 @@ class Placed:
         """First row, last row and `W (rows, fan_in)` of parts of `dense()`, one after the other; for pairs."""
         start = 0
         for layer, _ in self.members:
-            for first, last in layer.blocks():
-                yield start + first, start + last, layer.dense_rows(first, last)
+            for first, last in rows.blocks(layer):
+                yield start + first, start + last, rows.dense(layer, first, last)
             start += layer.out_features
 
     def stacked(self, weights: list[Tensor]) -> Tensor:
@@ -126,8 +126,8 @@ class Placed:
             layer = self.members[0][0]
             return {layer.name: Change(layer, terms, given=self.tensors)}
         found = {}
-        for (layer, _), rows in zip(self.members, self._rows(), strict=True):
-            own = taken(terms, W, self.layer, rows)
+        for (layer, _), ranges in zip(self.members, self._rows(), strict=True):
+            own = taken(terms, W, self.layer, ranges)
             found[layer.name] = Change(layer, forms.turned(own) if layer.kind == "embedding" else own)
         return found
 
@@ -207,9 +207,9 @@ def place(file: AdapterFile, model: Any) -> Reading:
 def changes(
     file: AdapterFile, model: Any, skip: bool = False, option: str = SKIP, kept: bool = True
 ) -> dict[str, Change]:
-    """What the file does to the layers of `model`, by full name. `option` is what sets `skip`. Unless `kept` their terms
-    are made anew whenever they are asked for, so that never all of them are in memory; the model has to stay as it
-    is.
+    """What the file does to the layers of `model`, by full name. `option` is what sets `skip`. Unless `kept` their
+    terms are made anew whenever they are asked for, so that never all of them are in memory; the model has to stay as
+    it is.
 
     Raises ValueError with one sentence for files of another family, for tensors that do not fit their layers, and,
     unless `skip`, for everything that cannot be read.

@@ -5,12 +5,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from modules.adapters import layers
 from modules.adapters.base import Terms
 from modules.adapters.layers import as_layer
 from modules.export import export, fuse
 from modules.families.parts.names import Place
-from modules.files import distance, opening, reading
+from modules.files import distance, opening, reading, rows
 from modules.files.change import Change
 from modules.preset.schema import Export
 from modules.tools import inspect_file, resize, verify
@@ -67,7 +66,7 @@ def test_of_many_layers_one_at_a_time_is_computed(tmp_path, host):
 @pytest.fixture
 def blocks(monkeypatch):
     """Small blocks of rows, so that a layer has many."""
-    for room in (layers, into_base):
+    for room in (rows, into_base):
         monkeypatch.setattr(room, "BLOCK", 1 << 14)
 
 
@@ -88,7 +87,7 @@ def test_a_large_layer_is_verified_in_blocks(tmp_path, blocks, monkeypatch, host
     with Live() as live:
         (row,) = verify.check(found, verify.by_arithmetic(found, host))
     assert live.peak < 2 * WIDE * WIDE
-    monkeypatch.setattr(layers, "BLOCK", 1 << 30)
+    monkeypatch.setattr(rows, "BLOCK", 1 << 30)
     (whole,) = verify.check(found, verify.by_arithmetic(found, host))
     for one, other in ((row.exact.error, whole.exact.error), (row.half.error, whole.half.error)):
         assert one is not None and other is not None

@@ -174,8 +174,7 @@ class PipelineModel(Named):
 
     @classmethod
     def load(cls, base: Base, device: torch.device, dtype: torch.dtype, pictures: bool = True) -> Self:
-        """The frozen pipeline in main memory. The VAE keeps its own number format; without `pictures` it stays as it is
-        stored, so that it takes no memory."""
+        """The frozen pipeline in main memory. The VAE gets its own number format if `pictures`, else the stored one."""
         try:
             pipeline = cls.read_file(base, dtype) if Path(base.path).is_file() else cls.read_folder(base, dtype)
             model = cls(pipeline, device)
@@ -183,10 +182,8 @@ class PipelineModel(Named):
         except Exception as error:  # noqa: BLE001  diffusers raises anything for values of wrong kinds in its files
             raise ValueError(f"base.path: {base.path} could not be loaded as {cls.TITLE}: {_said(error)}") from error
         pipeline.set_progress_bar_config(disable=True)
-        for network in (*model.networks.values(), pipeline.vae):
+        for network in (*model.networks.values(), pipeline.vae.to(cls.VAE_DTYPE) if pictures else pipeline.vae):
             network.requires_grad_(False).eval()
-        if pictures:
-            pipeline.vae.to(cls.VAE_DTYPE)
         return model
 
     @classmethod

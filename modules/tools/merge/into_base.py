@@ -16,10 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from modules.adapters.layers import BLOCK
 from modules.documents import as_object, read_object
 from modules.families.parts.files import INDEX
 from modules.families.parts.names import Place
+from modules.files.rows import BLOCK
 from modules.tensorfile import CHECKSUM, DTYPES, Entry, Header, is_finite
 from modules.tools.merge import stream
 from modules.tools.merge.checkpoint import Checkpoint, Target
