@@ -126,7 +126,9 @@ def forms_section() -> str:
 def kohya_words() -> str:
     """Which program reads what of the files that several are for; the host's own notes."""
     notes = hosts.load("kohya").notes(["input magnitude", "output magnitude", "full difference"])
-    return "\nOf files for `kohya`, \"exact\" is in the program that reads the form: " + "; ".join(notes) + ".\n"
+    text = "Files for `kohya` are for three programs. What is called exact is so in A1111 (1.9 and newer; it has no "
+    text += "FLUX and loads no SD 3 file) and in Forge. sd-scripts reads low-rank pairs alone: the export names the "
+    return "\n" + text + "layers that it loses. By form: " + "; ".join(notes) + ".\n"
 
 
 def t5_words() -> str:
@@ -294,6 +296,9 @@ is itself computed in 16 bits, by a norm with the numbers' own rounding unit add
 factor for whole rows or columns. Such files are still read, but small changes drown. Stored rotations are not read
 there at all, so `export.form auto` never writes them for ComfyUI. Our node (`comfyui_node/`) computes in float32 and
 loses only the last line's rounding, whatever the method.
+
+ComfyUI's loader "Load LoRA (Bypass)" ignores magnitudes without a warning: most of what such a file was trained for is
+missing there. Load files with magnitudes with "Load LoRA"; the export says so too.
 
 Who cannot use the node and wants a file that survives 16 bits everywhere takes `--form svd`: a plain LoRA that every
 host reads. What it leaves out is in the last column and is printed for every layer. The weights here are random, which

@@ -82,7 +82,7 @@ def _pair_encoding(pair: Part, magnitude: Part, size: str) -> Encoding:
             return None
         # A1111 until 1.9 multiplies by alpha / rank after the magnitude, so that both have to be alike there.
         alpha = float(factors[1].shape[0]) if scale else keys.ALPHA
-        found = keys.factor_tensors(names, view.layer, *factors, alpha)
+        found = keys.factor_tensors(names, view.layer, *factors, alpha=alpha)
         return found | _magnitude(view, names, scale)
 
     beside = _beside if magnitude is not _nothing else lambda terms: ""

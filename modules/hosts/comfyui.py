@@ -22,10 +22,15 @@ KINDS = ("linear", "conv", "embedding")
 
 def notes(forms: Collection[str]) -> list[str]:
     """Forms that are not read everywhere; what depends on the norm is measured, see `others`."""
-    if not any("rotation" in form or "butterfly" in form for form in forms):
-        return []
-    return ["ComfyUI skips stored rotations wherever it computes in 16 bits (low memory; on NVIDIA cards by default "
-            "since 2026), and such layers then do nothing; export.form auto writes what it always reads"]
+    found = []
+    if any("magnitude" in form for form in forms):
+        found.append('ComfyUI\'s loader "Load LoRA (Bypass)" ignores the magnitudes without a warning; load this file '
+                     'with "Load LoRA"')
+    if any("rotation" in form or "butterfly" in form for form in forms):
+        found.append("ComfyUI skips stored rotations wherever it computes in 16 bits (low memory; on NVIDIA cards by "
+                     "default since 2026), and such layers then do nothing; export.form auto writes what it always "
+                     "reads")
+    return found
 
 
 def others(how: How) -> dict[str, How]:
