@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from modules import hosts
-from modules.files import distance
+from modules.files import distance, kinds
 from modules.files.change import Change
 from modules.files.reading import listed
 from modules.hosts import How
@@ -49,9 +49,9 @@ def _reason(
     program: hosts.Member, group: hosts.Several, change: Change, tensors: dict[str, Tensor], options: Export, how: How
 ) -> str:
     """Why the program does with a layer what the others do not, empty if it does the same."""
-    W = change.base()
+    W, own = _small(change, tensors)
     try:
-        weight = program.effect(W, tensors, 1.0, how)
+        weight = program.effect(W, own, 1.0, how)
     except hosts.Unread as error:
         return str(error)
     if group.NAMES.magnitude in tensors:
@@ -60,6 +60,14 @@ def _reason(
             return "it ignores their magnitudes and computes other weights"
     lacks_bias = group.bias_change(tensors, 1.0) is not None and program.bias_change(tensors, 1.0) is None
     return "it does not read the change of their bias" if lacks_bias else ""
+
+
+def _small(change: Change, tensors: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+    """A layer's weight and its tensors; of plain pairs some rows, since whether they are read depends on no value."""
+    if not kinds.is_pair(tensors) or change.layer.kind == "embedding":
+        return change.base(), tensors
+    block = next(change.blocks())
+    return block.W, kinds.of_rows(tensors, block.start, block.stop)
 
 
 def _sentence(program: str, reason: str, names: list[str], advice: str) -> str:

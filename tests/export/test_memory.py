@@ -5,6 +5,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from modules import tensorfile
 from modules.adapters.base import Terms
 from modules.adapters.layers import as_layer
 from modules.export import export, fuse
@@ -112,7 +113,7 @@ def test_a_large_tensor_is_merged_in_blocks(blocks):
 def test_inspecting_reads_headers_and_a_corner(tmp_path, monkeypatch):
     file = pairs(tmp_path / "a.safetensors", 3, WIDE)
     looked = []
-    monkeypatch.setattr(opening, "is_finite", lambda tensor: looked.append(tensor.numel()) or True)
+    monkeypatch.setattr(tensorfile, "is_finite", lambda tensor: looked.append(tensor.numel()) or True)
     file = opening.read(file.path, values=False)
     assert not looked
     with Live() as live:
@@ -134,10 +135,10 @@ def test_what_inspecting_uses_has_to_be_finite(tmp_path):
 def test_a_number_that_is_not_finite_is_found_wherever_it_is(dtype, value):
     for place in (0, 5, 5000, 9998):
         tensor = torch.randn(9999).to(dtype)
-        assert opening.is_finite(tensor)
+        assert tensorfile.is_finite(tensor)
         tensor = tensor.float()
         tensor[place] = value
-        assert not opening.is_finite(tensor.to(dtype))
+        assert not tensorfile.is_finite(tensor.to(dtype))
 
 
 def test_resizing_keeps_no_more_than_the_new_tensors(tmp_path):
