@@ -40,9 +40,17 @@ class How:
     magnitudes: bool = False
     """Whether any layer of the file has a magnitude; peft then gives one to all."""
     dtype: torch.dtype | None = None
-    """In which numbers the program computes; None: in those of the weight."""
+    """In which numbers the program computes the weight; None: in those of the weight."""
+    update: torch.dtype | None = None
+    """In which it computes what is added, and the ratio of a magnitude; None: in `dtype`."""
+    model: torch.dtype | None = None
+    """In which it has the base, and keeps the result; None: in `dtype`."""
     node: bool = True
     """Whether ComfyUI has the custom node that a file is for."""
+
+    def base(self, W: Tensor) -> Tensor:
+        """The weight as the program has it before it computes."""
+        return W.to(self.model or self.dtype or W.dtype).to(self.dtype or W.dtype)
 
 
 class Host(Protocol):
