@@ -237,6 +237,8 @@ def _difference(view: Seen, names: Names) -> dict[str, Tensor] | None:
 
 
 FULL = "full difference"
+FULL_HERE = "full difference, for 16 bits"
+"""Of a layer that has a smaller form, which the program's numbers do not allow."""
 DIFFERENCE = Encoding(lambda terms: FULL, _difference, "full")
 
 WHOLE = (DIFFERENCE, _pair_encoding(_whole_pair, _nothing, "full"))

@@ -11,18 +11,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from modules import disk, hosts, quant
+from modules import disk, families, hosts, quant
 from modules.adapters.base import Adapted, Terms
-from modules.export import choosing, encodings, fuse, metadata, read_back
-from modules.export.report import Report, megabytes
+from modules.export import choosing, encodings, fuse, metadata, read_back, rounding
+from modules.export.report import KEPT, Report, megabytes
+from modules.export.rounding import DTYPES, Numbers
 from modules.files import distance, forms, keys, opening
 from modules.files.change import Change
 from modules.files.facts import Facts
 from modules.hosts import How
 from modules.hosts.parts import arithmetic
 from modules.preset.schema import Export, Preset
-
-DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
 @dataclass(frozen=True)
@@ -41,6 +40,8 @@ def export(model: Any, layers: dict[str, Adapted], preset: Preset, facts: Facts,
     """
     with torch.no_grad():
         changes = _changes(layers)
+    usual = families.load_class(preset.family).computed_in
+    preset = preset.model_copy(update={"export": rounding.resolved(preset.export, usual)})
 
     def about(written: Written) -> dict[str, str]:
         found = metadata.training(preset, facts, written.form) | metadata.described(preset, facts)
@@ -61,16 +62,17 @@ def write(
     """
     with torch.no_grad():
         changes, spelling = _named(model, changes, options)
+    numbers = Numbers(rounding.resolved(options, "float16"), next(iter(model.networks)))
     report = Report(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with torch.no_grad(), _exact_products(), disk.whole(path) as partial:
-        tensors = _tensors(changes, options, report)
-        report.notes += _notes(changes, options, report)
+        tensors = _tensors(changes, numbers, report)
+        report.notes += _notes(changes, numbers.options, report)
         told = about(Written(report, _form(tensors, hosts.load(options.host).NAMES)))
         flat = {spelling[name] + suffix: t for name, found in tensors.items() for suffix, t in found.items()}
         opening.save(flat, partial, {key: value for key, value in told.items() if key.startswith("ss_")})
         try:
-            _check(changes, spelling, options, partial, report)
+            _check(changes, spelling, numbers, partial, report)
         except ValueError as error:
             rejected = partial.replace(path.with_name(f"{path.stem}.rejected.safetensors"))
             raise ValueError(f"{error}. The file is kept as {rejected}") from error
@@ -140,9 +142,10 @@ def _fused_weight(layer: fuse.Fused, changes: dict[str, Change]) -> Tensor:
     return layer.join([changes[one.name].adapted() if one.name in changes else one.dense() for one in layer.layers])
 
 
-def _tensors(changes: dict[str, Change], options: Export, report: Report) -> dict[str, dict[str, Tensor]]:
+def _tensors(changes: dict[str, Change], numbers: Numbers, report: Report) -> dict[str, dict[str, Tensor]]:
     """Each layer's tensors by suffix; fills in the report's forms and sizes."""
-    names, written = hosts.load(options.host).NAMES, {}
+    options = numbers.options
+    host, names, written = hosts.load(options.host), hosts.load(options.host).NAMES, {}
     how = How(options.comfyui_norm, any(change.terms.magnitude is not None for change in changes.values()))
     kept = {name: change.given for name, change in changes.items() if _is_kept(change, options, how)}
     sketches = {name: encodings.on_meta(change.seen()) for name, change in changes.items() if name not in kept}
@@ -151,12 +154,17 @@ def _tensors(changes: dict[str, Change], options: Export, report: Report) -> dic
     for name, change in changes.items():
         found = kept.get(name)
         if found is not None:
-            report.forms[name] = f"{(arithmetic.kinds(found) or ['difference of the bias'])[-1]}, as it was"
+            report.forms[name] = f"{(arithmetic.kinds(found) or ['difference of the bias'])[-1]}, {KEPT}"
         else:
             found, report.forms[name] = plans[name].carry_out(change.seen(), names, name)
         found = keys.stored(found, names, DTYPES[options.dtype], name)
-        report.sizes[name] = sum(tensor.nbytes for tensor in found.values())
-        written[name] = found
+        exact = numbers.how(how, name)
+        written[name] = found if exact is how or name in kept else host.fitted(change.base(), found, exact)
+    if options.form == "auto":
+        full = rounding.in_full(changes, written, numbers, how)
+        written |= full
+        report.forms |= dict.fromkeys(full, encodings.FULL_HERE)
+    report.sizes |= {name: sum(tensor.nbytes for tensor in found.values()) for name, found in written.items()}
     return written
 
 
@@ -188,19 +196,24 @@ def _same_bias(change: Change, found: Tensor | None, tolerance: float) -> bool:
 
 
 def _check(
-    changes: dict[str, Change], spelling: dict[str, str], options: Export, partial: Path, report: Report
+    changes: dict[str, Change], spelling: dict[str, str], numbers: Numbers, partial: Path, report: Report
 ) -> None:
     """Read the file back and compare what the host computes from it with the meant weights."""
-    host = hosts.load(options.host)
+    options, host = numbers.options, hosts.load(numbers.options.host)
     found = read_back.read(partial, spelling, host.NAMES)
     how = How(options.comfyui_norm, any(host.NAMES.magnitude in tensors for tensors in found.values()))
+    tolerance = distance.TOLERANCE[options.dtype]
+    hows = {name: numbers.how(how, name) if host.NAMES.magnitude in found[name] and not report.is_kept(name) else how
+            for name in changes}
     for name, change in changes.items():
         W = change.base()
-        report.errors[name] = distance.compare(change.adapted(), host.effect(W, found[name], 1.0, how), W)
-    report.notes += _other_notes(changes, found, options, how, report)
+        report.errors[name] = distance.compare(change.adapted(), host.effect(W, found[name], 1.0, hows[name]), W)
+    wrong = {name: error.weight for name, error in report.exact.items()
+             if distance.is_too_large(error, options.dtype if hows[name] is how else numbers.coarser)}
+    report.rounded = rounding.measured(changes, found, numbers, how)
+    report.notes += rounding.notes(report, options)
+    report.notes += _other_notes(changes, found, numbers, how, report)
     report.notes += _fallback_notes(changes, found, options, how)
-    tolerance = distance.TOLERANCE[options.dtype]
-    wrong = {n: e.weight for n, e in report.exact.items() if distance.is_too_large(e, options.dtype)}
     if wrong:
         worst = sorted(wrong, key=lambda name: -wrong[name])[:3]
         raise ValueError(
@@ -215,19 +228,20 @@ def _check(
 
 
 def _other_notes(
-    changes: dict[str, Change], found: dict[str, dict[str, Tensor]], options: Export, how: How, report: Report
+    changes: dict[str, Change], found: dict[str, dict[str, Tensor]], numbers: Numbers, how: How, report: Report
 ) -> list[str]:
     """What the program makes of output magnitudes under other conditions than the file was written for."""
-    host = hosts.load(options.host)
+    options, host = numbers.options, hosts.load(numbers.options.host)
     names = [name for name, form in report.forms.items() if host.NAMES.magnitude in found[name]]
-    names = [name for name in names if "output magnitude" in report.forms[name] or "as it was" in report.forms[name]]
+    names = [name for name in names if "output magnitude" in report.forms[name] or report.is_kept(name)]
     notes = []
     for which, other in host.others(how).items() if names else ():
         errors = []
         for name in names:
             W = changes[name].base()
-            errors.append(distance.compare(changes[name].adapted(), host.effect(W, found[name], 1.0, other), W))
-        if any(distance.is_too_large(error, options.dtype) for error in errors):
+            effect = host.effect(W, found[name], 1.0, numbers.how(other, name))
+            errors.append(distance.compare(changes[name].adapted(), effect, W))
+        if any(distance.is_too_large(error, numbers.coarser) for error in errors):
             change = max(error.change for error in errors)
             notes.append(f"this file is for ComfyUI with export.comfyui_norm {options.comfyui_norm}; in ComfyUI "
                          f"{which} up to {change:.1%} of a layer's change would be wrong")
@@ -263,6 +277,11 @@ def _notes(changes: dict[str, Change], options: Export, report: Report) -> list[
         size = sum(report.sizes[name] for name in full)
         found.append(f"{len(full)} layers have no compact exact form and are stored as full differences, "
                      f"{megabytes(size)} in all; export.form compact writes an approximation instead")
+    small = [name for name, form in report.forms.items() if form == encodings.FULL_HERE]
+    if small:
+        size = sum(report.sizes[name] for name in small)
+        found.append(f"{len(small)} layers would lose too much where {options.host} computes in {options.computes_in}, "
+                     f"and are stored as full differences, {megabytes(size)} in all")
     if options.rank is not None and not any("approximate" in form for form in report.forms.values()):
         found.append("export.rank changed nothing: every layer has an exact form for this host")
     if any(quant.is_rounded(change.layer.base) for change in changes.values()):

@@ -11,11 +11,11 @@ never modules/export or modules/tools.
 """
 
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from importlib import import_module
 from pkgutil import iter_modules
-from typing import Protocol, cast
+from typing import NamedTuple, Protocol, cast
 
 import torch
 from torch import Tensor
@@ -25,7 +25,7 @@ from modules.files.keys import Names
 from modules.hosts.parts.arithmetic import Unread
 from modules.preset.schema import Export
 
-__all__ = ["TRANSFORMERS", "UNETS", "Host", "How", "Unread", "load", "names"]
+__all__ = ["TRANSFORMERS", "UNETS", "Host", "How", "Unread", "Way", "load", "names"]
 
 UNETS, TRANSFORMERS = ("sd15", "sdxl"), ("sd3", "flux")
 """Families, by what the names that programs know depend on."""
@@ -53,6 +53,18 @@ class How:
         return W.to(self.model or self.dtype or W.dtype).to(self.dtype or W.dtype)
 
 
+class Way(NamedTuple):
+    """In which numbers a program computes a layer; see `How`."""
+
+    dtype: torch.dtype
+    update: torch.dtype
+    model: torch.dtype
+
+    def of(self, how: How) -> How:
+        """The same conditions in these numbers."""
+        return replace(how, dtype=self.dtype, update=self.update, model=self.model)
+
+
 class Host(Protocol):
     """What each file of this folder defines."""
 
@@ -60,12 +72,20 @@ class Host(Protocol):
     """Suffixes of its tensors."""
     KINDS: tuple[str, ...]
     """Kinds of `Layer` it reads updates of."""
+    WAYS: dict[str, Way]
+    """In which numbers it may compute, by what a user knows of that; those of `export.computes_in` are among them.
+    Empty where nobody has read it."""
 
     def effect(self, W: Tensor, tensors: dict[str, Tensor], strength: float, how: How) -> Tensor:
         """The weight in the program, from `W` in the layer's own shape and the layer's tensors by suffix.
 
         Raises `Unread`, with the reason, where the program would refuse the tensors or skip the layer.
         """
+        ...
+
+    def fitted(self, W: Tensor, tensors: dict[str, Tensor], how: How) -> dict[str, Tensor]:
+        """The tensors changed so that the program, in the numbers of `how`, computes from them what it computes from
+        the given ones in those of `W`, as nearly as it can. Raises `Unread` as `effect` does."""
         ...
 
     def own(self, options: Export) -> tuple[Encoding, ...]:

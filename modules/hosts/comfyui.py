@@ -11,13 +11,25 @@ from torch import Tensor
 
 from modules.files import keys, spellings
 from modules.files.forms import Encoding
-from modules.hosts import TRANSFORMERS, UNETS, How
+from modules.hosts import TRANSFORMERS, UNETS, How, Way
 from modules.hosts.parts import arithmetic
 from modules.hosts.parts.arithmetic import Delta, Unread
 from modules.preset.schema import Export
 
 NAMES = keys.KOHYA
 KINDS = ("linear", "conv", "embedding")
+
+WAYS = {
+    "float32": Way(torch.float32, torch.float32, torch.float32),
+    "float16": Way(torch.float16, torch.float32, torch.float16),
+    "bfloat16": Way(torch.bfloat16, torch.bfloat16, torch.bfloat16),
+    "a bfloat16 model in float16": Way(torch.float16, torch.float32, torch.bfloat16),
+}
+"""Read and run in version 0.28.0, and the same since December 2025. Weights that are patched when they are used, which
+is the default on NVIDIA cards (dynamic VRAM) and is done everywhere when memory is short, are patched in the numbers of
+the layer's input: float16, for FLUX bfloat16, for text encoders float32. Those that are patched when the model is loaded
+are patched in float16 on a GPU, whatever the model's numbers are, the update in float32, and in float32 on a CPU. Of a
+float16 model both are alike but for the update's last digit."""
 
 SIXTEEN = (torch.float16, torch.bfloat16)
 STEPS = 2
@@ -115,8 +127,9 @@ def fitted(W: Tensor, tensors: dict[str, Tensor], how: How) -> dict[str, Tensor]
     """The tensors with another magnitude, for which ComfyUI, computing in the 16 bits of `how`, comes nearest to what
     it computes from them in the numbers of `W`.
 
-    It divides by the norm plus the numbers' own rounding unit, and rounds norm, sum and ratio. The stored number that
-    makes up for all of it is a number of these 16 bits, so that nothing is lost where ComfyUI rounds it to them first.
+    It divides by the norm plus the numbers' own rounding unit, and rounds norm, sum and ratio. Where another ratio than
+    the nearest makes a smaller error, the magnitude is the number of these 16 bits that leads to it: one that is no such
+    number is rounded to one first where updates are computed in 16 bits.
     """
     magnitude, kind = tensors.get(NAMES.magnitude), (arithmetic.kinds(tensors) or [""])[-1]
     base = how.base(W)
@@ -125,7 +138,8 @@ def fitted(W: Tensor, tensors: dict[str, Tensor], how: How) -> dict[str, Tensor]
     wanted = effect(W, tensors, 1.0, replace(how, dtype=None, update=None, model=None)).float()
     plain = _measured(W, _change(kind, W, tensors, 1.0, replace(how, update=None)), magnitude, how.norm)[1]
     V, length = _measured(base, _change(kind, base, tensors, 1.0, how), magnitude, how.norm)
-    nearest = (magnitude.to(W) / plain * length.to(W)).to(base.dtype)
+    goal = magnitude.to(W) / plain * length.to(W)
+    nearest = goal.to(base.dtype)
     step = torch.finfo(base.dtype).eps * 2.0 ** torch.frexp(nearest.float())[1].sub(1)
     others = [dim for dim in range(W.dim()) if length.shape[dim] == 1]
     errors, found = [], []
@@ -134,7 +148,8 @@ def fitted(W: Tensor, tensors: dict[str, Tensor], how: How) -> dict[str, Tensor]
         adapted = (V * _ratio(found[-1], length, V)).to(how.model or base.dtype).float()
         errors.append((adapted - wanted).square().sum(others, keepdim=True))
     best = torch.stack(errors).argmin(0, keepdim=True)
-    chosen = torch.stack(found).gather(0, best)[0].to(magnitude)
+    chosen = torch.stack(found).gather(0, best)[0].to(goal)
+    chosen = torch.where(chosen == nearest, goal, chosen).to(magnitude)
     return tensors | {NAMES.magnitude: torch.where(chosen.isfinite(), chosen, magnitude)}
 
 

@@ -37,6 +37,15 @@ class Export(Section):
     """For output-axis magnitudes: the norm ComfyUI divides by. Today it is the norm of the original weight; after
     ComfyUI's pull request 15458 it is the norm of the adapted weight."""
 
+    computes_in: Literal["auto", "float32", "float16", "bfloat16"] = option(
+        "auto", why="what the program does by default", group="Compatibility", advanced=True
+    )
+    """For ComfyUI: the numbers it computes magnitudes in. It adds their rounding unit to every norm (0.001 in float16,
+    0.008 in bfloat16), and the file makes up for that, so it is exact to rounding in these numbers only; the errors in
+    all others are printed and written into the file. auto: what ComfyUI does by default on a GPU, float16, for FLUX
+    bfloat16; and float32, which is what a CPU computes in, for a file with dtype float32. Text encoders are always
+    written for float32, in which ComfyUI computes them by default."""
+
     node_fallback: int | None = option(None, why="the file is for the node", ge=1, group="Compatibility", advanced=True)
     """With host comfyui_node: rank of a LoRA in the same file for those who have not the node; its error is printed."""
 

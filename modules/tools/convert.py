@@ -11,7 +11,7 @@ from torch import Tensor
 
 from modules.adapters import linalg
 from modules.adapters.base import Terms
-from modules.export import metadata
+from modules.export import metadata, rounding
 from modules.export.export import Written, write
 from modules.files import forms, opening, reading, writer
 from modules.files.change import Change
@@ -53,6 +53,7 @@ def convert(source: Source, options: Export, out: Path | None = None) -> str:
     if out.exists() and out.samefile(file.path):
         raise ValueError(f"--out {out} is the file itself; give another name")
     model = base_of_file.load(file, source.base, source.config, source.family, source.device)
+    options = rounding.resolved(options, model.computed_in)
     changes = reading.changes(file, model, source.skip_unknown)
     found = reading.place(file, model)
     report = write(out, model, changes, options, lambda written: about(file, found.writer, options, written, model))
@@ -89,6 +90,7 @@ def about(file: AdapterFile, program: str, options: Export, written: Written, mo
         "ss_network_args": form.arguments,
         "gimbal.host": options.host,
         "gimbal.comfyui_norm": options.comfyui_norm,
+        "gimbal.computes_in": options.computes_in,
         "gimbal.base_hash": model.base_hash(),
         "gimbal.converted": json.dumps({"from": file.path.name, "writer": program or "unknown"}),
     }
