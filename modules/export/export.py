@@ -209,7 +209,7 @@ def _check(
         W = change.base()
         report.errors[name] = distance.compare(change.adapted(), host.effect(W, found[name], 1.0, hows[name]), W)
     wrong = {name: error.weight for name, error in report.exact.items()
-             if distance.is_too_large(error, options.dtype if hows[name] is how else numbers.coarser)}
+             if numbers.is_too_large(error, hows[name])}
     report.rounded = rounding.measured(changes, found, numbers, how)
     report.notes += rounding.notes(report, options)
     report.notes += _other_notes(changes, found, numbers, how, report)
@@ -238,10 +238,9 @@ def _other_notes(
     for which, other in host.others(how).items() if names else ():
         errors = []
         for name in names:
-            W = changes[name].base()
-            effect = host.effect(W, found[name], 1.0, numbers.how(other, name))
-            errors.append(distance.compare(changes[name].adapted(), effect, W))
-        if any(distance.is_too_large(error, numbers.coarser) for error in errors):
+            W, there = changes[name].base(), numbers.how(other, name)
+            errors.append(distance.compare(changes[name].adapted(), host.effect(W, found[name], 1.0, there), W))
+        if any(numbers.is_too_large(error, numbers.how(other, name)) for name, error in zip(names, errors, strict=True)):
             change = max(error.change for error in errors)
             notes.append(f"this file is for ComfyUI with export.comfyui_norm {options.comfyui_norm}; in ComfyUI "
                          f"{which} up to {change:.1%} of a layer's change would be wrong")

@@ -12,6 +12,7 @@ from modules.export import encodings
 from modules.export.report import Report, Rounded
 from modules.files import distance, keys
 from modules.files.change import Change
+from modules.files.distance import LayerError
 from modules.hosts import How
 from modules.preset.schema import Export
 
@@ -47,10 +48,11 @@ class Numbers:
             return how
         return way.of(how)
 
-    @property
-    def coarser(self) -> str:
-        """The format that allows larger errors, that of the file or that of the host."""
-        return max(self.options.dtype, self.options.computes_in, key=lambda number: distance.TOLERANCE[number])
+    def is_too_large(self, error: LayerError, how: How) -> bool:
+        """Whether a layer, computed as `how` says, misses the tolerance of the file's numbers and that of the host's,
+        which rounds base, update, ratio and product besides."""
+        host = {torch.float16: 4e-3, torch.bfloat16: 1.6e-2}.get(how.dtype or torch.float32, 0.0)
+        return distance.is_too_large(error, self.options.dtype) and not error.weight <= host
 
     def is_denoiser(self, layer: str) -> bool:
         """Whether a layer, by full name, is of the denoiser."""
@@ -105,23 +107,32 @@ def measured(
 def in_full(
     changes: Mapping[str, Change], written: Mapping[str, dict[str, Tensor]], numbers: Numbers, how: How
 ) -> dict[str, dict[str, Tensor]]:
-    """Full differences in place of those tensors from which the host computes too large an error in the numbers that
-    the file is for; the smallest first, as long as the file grows by no more than `GROWTH`."""
-    host, options = hosts.load(numbers.options.host), numbers.options
-    poor = {}
+    """Full differences in place of magnitudes from which the host computes too large an error in the numbers that the
+    file is for: of the layers whose own error is, and of others while that of the whole file is. The smallest first, as
+    long as the file grows by no more than `GROWTH`."""
+    host, layers = hosts.load(numbers.options.host), {}
     for name, tensors in written.items():
-        if host.NAMES.magnitude in tensors and squares(changes[name], tensors, options.host, numbers.how(how, name)
-                                                       ).is_beyond:
-            found = encodings.encode(encodings.DIFFERENCE, changes[name].seen(), host.NAMES)
-            if found is not None:
-                poor[name] = keys.stored(found, host.NAMES, DTYPES[options.dtype], name)
+        if numbers.how(how, name) is not how:
+            layers[name] = squares(changes[name], tensors, numbers.options.host, numbers.how(how, name))
     size = {name: sum(tensor.nbytes for tensor in tensors.values()) for name, tensors in written.items()}
     left, chosen = GROWTH * sum(size.values()), {}
-    for name in sorted(poor, key=lambda name: sum(tensor.nbytes for tensor in poor[name].values())):
-        left -= sum(tensor.nbytes for tensor in poor[name].values()) - size[name]
-        if left >= 0:
-            chosen[name] = poor[name]
+    able = [name for name in layers if host.NAMES.magnitude in written[name]]
+    for name in sorted(able, key=lambda name: (not layers[name].is_beyond, changes[name].layer.base.weight.numel())):
+        if not layers[name].is_beyond and together(layers).is_good:
+            break
+        full = _difference(changes[name], numbers.options, name)
+        found = squares(changes[name], full, numbers.options.host, numbers.how(how, name))
+        grown = sum(tensor.nbytes for tensor in full.values()) - size[name]
+        if grown <= left and found.error < layers[name].error:
+            left, layers[name], chosen[name] = left - grown, found, full
     return chosen
+
+
+def _difference(change: Change, options: Export, name: str) -> dict[str, Tensor]:
+    """The layer's tensors as a full difference."""
+    names = hosts.load(options.host).NAMES
+    found = encodings.encode(encodings.DIFFERENCE, change.seen(), names)
+    return keys.stored(found or {}, names, DTYPES[options.dtype], name)
 
 
 def together(layers: Mapping[str, Squares]) -> Rounded:

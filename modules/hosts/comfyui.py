@@ -148,9 +148,19 @@ def fitted(W: Tensor, tensors: dict[str, Tensor], how: How) -> dict[str, Tensor]
         adapted = (V * _ratio(found[-1], length, V)).to(how.model or base.dtype).float()
         errors.append((adapted - wanted).square().sum(others, keepdim=True))
     best = torch.stack(errors).argmin(0, keepdim=True)
-    chosen = torch.stack(found).gather(0, best)[0].to(goal)
-    chosen = torch.where(chosen == nearest, goal, chosen).to(magnitude)
+    chosen = torch.stack(found).gather(0, best)[0]
+    if how.update == base.dtype:
+        chosen = _as_near(magnitude.to(W), chosen, step).to(magnitude)
+    else:
+        chosen = torch.where(chosen == nearest, goal, chosen.to(goal)).to(magnitude)
     return tensors | {NAMES.magnitude: torch.where(chosen.isfinite(), chosen, magnitude)}
+
+
+def _as_near(goal: Tensor, numbers: Tensor, step: Tensor) -> Tensor:
+    """Of what is rounded to `numbers`, the nearest to `goal`; `step`: the distance between such numbers."""
+    within = torch.where(torch.frexp(numbers.float())[0].abs() == 0.5, 0.24, 0.49) * step  # half of the smaller of the distances to both neighbours, and a little less
+    found = numbers.to(goal)
+    return torch.minimum(torch.maximum(goal, found - within), found + within)
 
 
 def _delta(kind: str, W: Tensor, tensors: dict[str, Tensor]) -> Delta:
