@@ -40,14 +40,13 @@ def export(model: Any, layers: dict[str, Adapted], preset: Preset, facts: Facts,
     """
     with torch.no_grad():
         changes = _changes(layers)
-    usual = families.load_class(preset.family).computed_in
-    preset = preset.model_copy(update={"export": rounding.resolved(preset.export, usual)})
+    options = rounding.resolved(preset.export, families.load_class(preset.family).computed_in)
 
     def about(written: Written) -> dict[str, str]:
         found = metadata.training(preset, facts, written.form) | metadata.described(preset, facts)
         return found | metadata.own(preset, facts, model.base_hash())
 
-    return write(path, model, changes, preset.export, about)
+    return write(path, model, changes, options, about)
 
 
 def write(
@@ -158,11 +157,14 @@ def _tensors(changes: dict[str, Change], numbers: Numbers, report: Report) -> di
         else:
             found, report.forms[name] = plans[name].carry_out(change.seen(), names, name)
         found = keys.stored(found, names, DTYPES[options.dtype], name)
-        exact = numbers.how(how, name)
-        written[name] = found if exact is how or name in kept else host.fitted(change.base(), found, exact)
+        there = numbers.how(how, name)
+        written[name] = found if there is how or name in kept else host.fitted(change.base(), found, there)
+        if written[name] is not found:
+            report.fitted[name] = options.computes_in
     if options.form == "auto":
-        full = rounding.in_full(changes, written, numbers, how)
+        full = rounding.in_full(changes, {name: written[name] for name in report.fitted}, numbers, how)
         written |= full
+        report.fitted = {name: number for name, number in report.fitted.items() if name not in full}
         report.forms |= dict.fromkeys(full, encodings.FULL_HERE)
     report.sizes |= {name: sum(tensor.nbytes for tensor in found.values()) for name, found in written.items()}
     return written
@@ -203,8 +205,7 @@ def _check(
     found = read_back.read(partial, spelling, host.NAMES)
     how = How(options.comfyui_norm, any(host.NAMES.magnitude in tensors for tensors in found.values()))
     tolerance = distance.TOLERANCE[options.dtype]
-    hows = {name: numbers.how(how, name) if host.NAMES.magnitude in found[name] and not report.is_kept(name) else how
-            for name in changes}
+    hows = {name: numbers.how(how, name) if name in report.fitted else how for name in changes}
     for name, change in changes.items():
         W = change.base()
         report.errors[name] = distance.compare(change.adapted(), host.effect(W, found[name], 1.0, hows[name]), W)

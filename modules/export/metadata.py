@@ -111,7 +111,6 @@ def own(preset: Preset, facts: Facts, base_hash: str) -> dict[str, str]:
         "gimbal.seed": preset.training.seed,
         "gimbal.step": facts.step,
         "gimbal.comfyui_norm": preset.export.comfyui_norm,
-        "gimbal.computes_in": preset.export.computes_in,
         "gimbal.export_form": preset.export.form,
     }
     return {key: text(value) for key, value in found.items()}

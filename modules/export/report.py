@@ -47,6 +47,8 @@ class Report:
     """Bytes of each layer's tensors."""
     errors: dict[str, LayerError] = field(default_factory=dict)
     """Distance of each layer's effect in the host from the trained weight."""
+    fitted: dict[str, str] = field(default_factory=dict)
+    """The layers whose magnitudes are made for the numbers that the program computes in, and these (`computes_in`)."""
     rounded: dict[str, Rounded] = field(default_factory=dict)
     """By the numbers in which the program may compute (`Host.WAYS`)."""
     notes: list[str] = field(default_factory=list)
@@ -106,6 +108,7 @@ class Report:
                          for key, value in vars(found).items()} for way, found in self.rounded.items()}
         return {
             "gimbal.computed": json.dumps(rounded),
+            "gimbal.fitted": json.dumps(self.fitted),
             "gimbal.form": json.dumps(self.forms),
             "gimbal.errors": json.dumps({name: float(f"{e.weight:.2e}") for name, e in self.errors.items()}),
             "gimbal.approximations": json.dumps({n: float(f"{e.change:.3e}") for n, e in self.approximate.items()}),

@@ -70,6 +70,8 @@ class Export(Section):
         node = self.node_fallback is not None or self.node_spelling != "gimbal"
         if node and (self.host != "comfyui_node" or self.form in ("full", "svd")):
             raise ValueError("node_fallback and node_spelling need host comfyui_node and form auto or compact")
+        if self.computes_in != "auto" and self.host != "comfyui":
+            raise ValueError(f"computes_in {self.computes_in} does nothing with host {self.host}; leave it out")
         if self.rank is not None and self.form not in ("compact", "svd"):
             raise ValueError(f"rank {self.rank} does nothing with form {self.form}; use export.form compact for a LoRA "
                              "of this rank where no compact form is exact")

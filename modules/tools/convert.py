@@ -90,7 +90,6 @@ def about(file: AdapterFile, program: str, options: Export, written: Written, mo
         "ss_network_args": form.arguments,
         "gimbal.host": options.host,
         "gimbal.comfyui_norm": options.comfyui_norm,
-        "gimbal.computes_in": options.computes_in,
         "gimbal.base_hash": model.base_hash(),
         "gimbal.converted": json.dumps({"from": file.path.name, "writer": program or "unknown"}),
     }

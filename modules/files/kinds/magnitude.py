@@ -1,11 +1,14 @@
 """Magnitudes on top of an update: `m V / norm(V)` along the outputs or the inputs."""
 
 from dataclasses import replace
+from functools import lru_cache
+from typing import Any
 
 from torch import Tensor
 
 from modules.adapters.base import Terms
 from modules.adapters.layers import Layer
+from modules.documents import parse_json
 from modules.files import forms
 from modules.files.writer import OURS, About
 
@@ -63,7 +66,29 @@ def on_top(terms: Terms, parts: dict[str, Tensor], layer: Layer, W: Tensor, abou
     original = original and about.metadata.get("gimbal.comfyui_norm", "original") == "original"
     if along == "output" and original and "magnitude" in parts:  # our exporter wrote it for the base's norm
         found = found * forms.ratio(norm(forms.applied(terms, layer, W), along, layer), W.norm(dim=1))
+    unit = _unit(about, layer.name)
+    if unit and "magnitude" in parts:  # it wrote it for a ComfyUI that adds this to the norm
+        length = norm(W if along == "output" and original else forms.applied(terms, layer, W), along, layer)
+        found = found * length / (length + unit)
     return replace(terms, magnitude=found, axis=along)
+
+
+def _unit(about: About, name: str) -> float:
+    """What our exporter has allowed for in a layer's magnitude (`export.computes_in`): the numbers' rounding unit."""
+    if about.writer != OURS:
+        return 0.0
+    number = _fitted(about.metadata.get("gimbal.fitted", "{}")).get(name)
+    return {"float16": 2.0**-10, "bfloat16": 2.0**-7}.get(str(number), 0.0)
+
+
+@lru_cache(1)
+def _fitted(text: str) -> dict[str, Any]:
+    """The layers whose magnitudes our exporter has fitted, with the numbers that it has fitted them to."""
+    try:
+        found = parse_json(text, "gimbal.fitted")
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def norm(V: Tensor, along: str, layer: Layer) -> Tensor:
