@@ -86,7 +86,8 @@ def write(
 
 def expected_size(model: Any, layers: dict[str, Adapted], options: Export) -> tuple[int, dict[str, int]]:
     """Bytes of the tensors that `export` will write, and how many layers take which form; from shapes alone, so the
-    networks may be on the meta device. Raises ValueError like `export` for updates that the host cannot hold."""
+    networks may be on the meta device. Layers that are too inexact in 16 bits, which only their values tell, may add a
+    quarter (`rounding.in_full`). Raises ValueError like `export` for updates that the host cannot hold."""
     names, sketches = hosts.load(options.host).NAMES, {}
     with torch.no_grad():
         for name, change in _named(model, _changes(layers), options)[0].items():
@@ -162,7 +163,8 @@ def _tensors(changes: dict[str, Change], numbers: Numbers, report: Report) -> di
         if written[name] is not found:
             report.fitted[name] = options.computes_in
     if options.form == "auto":
-        full = rounding.in_full(changes, {name: written[name] for name in report.fitted}, numbers, how)
+        size = sum(tensor.nbytes for found in written.values() for tensor in found.values())
+        full = rounding.in_full(changes, {name: written[name] for name in report.fitted}, numbers, how, size)
         written |= full
         report.fitted = {name: number for name, number in report.fitted.items() if name not in full}
         report.forms |= dict.fromkeys(full, encodings.FULL_HERE)

@@ -105,27 +105,25 @@ def measured(
 
 
 def in_full(
-    changes: Mapping[str, Change], written: Mapping[str, dict[str, Tensor]], numbers: Numbers, how: How
+    changes: Mapping[str, Change], written: Mapping[str, dict[str, Tensor]], numbers: Numbers, how: How, size: int
 ) -> dict[str, dict[str, Tensor]]:
-    """Full differences in place of magnitudes from which the host computes too large an error in the numbers that the
-    file is for: of the layers whose own error is, and of others while that of the whole file is. The smallest first, as
-    long as the file grows by no more than `GROWTH`."""
-    host, layers = hosts.load(numbers.options.host), {}
-    for name, tensors in written.items():
-        if numbers.how(how, name) is not how:
-            layers[name] = squares(changes[name], tensors, numbers.options.host, numbers.how(how, name))
-    size = {name: sum(tensor.nbytes for tensor in tensors.values()) for name, tensors in written.items()}
-    left, chosen = GROWTH * sum(size.values()), {}
-    able = [name for name in layers if host.NAMES.magnitude in written[name]]
-    for name in sorted(able, key=lambda name: (not layers[name].is_beyond, changes[name].layer.base.weight.numel())):
-        if not layers[name].is_beyond and together(layers).is_good:
-            break
+    """Full differences in place of the tensors, of those layers from which the host computes too large an error in the
+    numbers that the file is for; the smallest first, as long as a file of `size` bytes grows by `GROWTH` at most."""
+    host, left, chosen = numbers.options.host, GROWTH * size, {}
+    for name in sorted(written, key=lambda name: changes[name].layer.out_features * changes[name].layer.fan_in):
+        there = numbers.how(how, name)
+        now = squares(changes[name], written[name], host, there)
+        if not now.is_beyond:
+            continue
         full = _difference(changes[name], numbers.options, name)
-        found = squares(changes[name], full, numbers.options.host, numbers.how(how, name))
-        grown = sum(tensor.nbytes for tensor in full.values()) - size[name]
-        if grown <= left and found.error < layers[name].error:
-            left, layers[name], chosen[name] = left - grown, found, full
+        grown = _bytes(full) - _bytes(written[name])
+        if grown <= left and squares(changes[name], full, host, there).error < now.error:
+            left, chosen[name] = left - grown, full
     return chosen
+
+
+def _bytes(tensors: dict[str, Tensor]) -> int:
+    return sum(tensor.nbytes for tensor in tensors.values())
 
 
 def _difference(change: Change, options: Export, name: str) -> dict[str, Tensor]:
