@@ -289,33 +289,35 @@ def half_section() -> str:
 
 HALF = f"""## Where ComfyUI computes in 16 bits
 
-On a GPU ComfyUI computes adapted weights in 16 bits (read and run in its version 0.28.0). With dynamic VRAM, the default on
-NVIDIA cards, and wherever memory is short, it patches a weight when it is used, in the numbers of the layer's input:
-float16, for FLUX bfloat16, for text encoders float32. Without dynamic VRAM it patches when the model is loaded, in
-float16, whatever the model's numbers are. On a CPU it computes in float32.
+On a GPU ComfyUI computes adapted weights in 16 bits (read and run in its version 0.28.0). With dynamic VRAM, the
+default on NVIDIA cards, and wherever memory is short, it patches a weight when it is used, in the numbers of the
+layer's input: float16, for FLUX bfloat16, for text encoders float32. Without dynamic VRAM it patches when the model
+is loaded, in float16, whatever the model's numbers are. On a CPU it computes in float32.
 
-The numbers are errors as a part of the trained change (Frobenius), of a layer of 1280 x 1280 with rows of length 1 whose
-change is {CHANGE:.0%} of its weight, in a float16 file. The smaller the change, the larger they are: of a change of 1 %
-they are five times as large. The last line is what rounding the adapted weight costs. No method can do better, but for
-those that leave most of a weight's numbers as they were (SBoRA, MoRA's rope), which are not rounded again.
+The numbers are errors as a part of the trained change (Frobenius), of a layer of 1280 x 1280 with rows of length 1
+whose change is {CHANGE:.0%} of its weight, in a float16 file. The smaller the change, the larger they are: of a
+change of 1 % they are five times as large. The last line is what rounding the adapted weight costs. No method can do
+better, but for those that leave most of a weight's numbers as they were (SBoRA, MoRA's rope), which are not rounded
+again.
 
-A plain LoRA, a rotation in planes without a magnitude (which is written as a plain LoRA), the products of LoHa and LoKr,
-full differences and GLoRA lose what rounding costs and nothing else, in all numbers. A magnitude, of DoRA, WoRA, Pre-Diag,
-SORA or of DOFT in planes, multiplies the whole weight by a ratio that is itself computed in 16 bits, by a norm with the
-numbers' own rounding unit added to it. The exporter makes up for both, by choosing for each row or column that stored
-number from which ComfyUI computes the best ratio (`export.computes_in`); about twice the error of rounding is left, which
-is that of three roundings for one: of the sum, of the ratio and of the product. It can do so for one kind of numbers only.
-Unless told otherwise a file is for float16, for FLUX for bfloat16, and a file with `--dtype fp32` for float32; columns
-"file for" show what is lost with a file for others. The export prints the errors in all of them, and writes them into the
-file (`gimbal.computed`). A layer whose error would be more than a tenth of its change and twice that of rounding is
-written as a full difference, as long as the file grows by a quarter at most. Stored rotations are not read at all where
-updates are computed in 16 bits, so `export.form auto` never writes them for ComfyUI. Our node (`comfyui_node/`) computes
-in float32 and loses only the last line's rounding, whatever the method.
+A plain LoRA, a rotation in planes without a magnitude (which is written as a plain LoRA), the products of LoHa and
+LoKr, full differences and GLoRA lose what rounding costs and nothing else, in all numbers. A magnitude, of DoRA,
+WoRA, Pre-Diag, SORA or of DOFT in planes, multiplies the whole weight by a ratio that is itself computed in 16 bits,
+by a norm with the numbers' own rounding unit added to it. The exporter makes up for both, by choosing for each row or
+column that stored number from which ComfyUI computes the best ratio (`export.computes_in`); about twice the error of
+rounding is left, which is that of three roundings for one: of the sum, of the ratio and of the product. It can do so
+for one kind of numbers only. Unless told otherwise a file is for float16, for FLUX for bfloat16, and a file with
+`--dtype fp32` for float32; columns "file for" show what is lost with a file for others. The export prints the errors
+in all of them, and writes them into the file (`gimbal.computed`). A layer whose error would be more than a tenth of
+its change and twice that of rounding is written as a full difference, as long as the file grows by a quarter at most.
+Stored rotations are not read at all where updates are computed in 16 bits, so `export.form auto` never writes them
+for ComfyUI. Our node (`comfyui_node/`) computes in float32 and loses only the last line's rounding, whatever the
+method.
 
 Who cannot use the node and wants a file that survives 16 bits everywhere takes `--form svd`: a plain LoRA that every
-host reads. What it leaves out is in the last column and is printed for every layer. The weights here are random, which
-is the worst case: their changes have no small rank. Trained layers of real models lose less, and only the printed error
-tells how much.
+host reads. What it leaves out is in the last column and is printed for every layer. The weights here are random,
+which is the worst case: their changes have no small rank. Trained layers of real models lose less, and only the
+printed error tells how much.
 
 """
 

@@ -3,6 +3,7 @@
     export              write, read back, compare with what was trained
     choosing encodings  the smallest form that the program computes exactly, and all forms that there are
     fuse                layers that a program's files have as one
+    rounding            what 16 bits do to a file, in which numbers it is written for
     metadata report     what is told in the file, and on screen
     read_back           the written file's tensors, with nothing left over
 

@@ -243,7 +243,7 @@ def _other_notes(
         for name in names:
             W, there = changes[name].base(), numbers.how(other, name)
             errors.append(distance.compare(changes[name].adapted(), host.effect(W, found[name], 1.0, there), W))
-        if any(numbers.is_too_large(error, numbers.how(other, name)) for name, error in zip(names, errors, strict=True)):
+        if any(numbers.is_too_large(error, numbers.how(how, name)) for error, name in zip(errors, names, strict=True)):
             change = max(error.change for error in errors)
             notes.append(f"this file is for ComfyUI with export.comfyui_norm {options.comfyui_norm}; in ComfyUI "
                          f"{which} up to {change:.1%} of a layer's change would be wrong")

@@ -27,9 +27,9 @@ WAYS = {
 }
 """Read and run in version 0.28.0, and the same since December 2025. Weights that are patched when they are used, which
 is the default on NVIDIA cards (dynamic VRAM) and is done everywhere when memory is short, are patched in the numbers of
-the layer's input: float16, for FLUX bfloat16, for text encoders float32. Those that are patched when the model is loaded
-are patched in float16 on a GPU, whatever the model's numbers are, the update in float32, and in float32 on a CPU. Of a
-float16 model both are alike but for the update's last digit."""
+the layer's input: float16, of large transformers bfloat16, of text encoders float32. Those that are patched when the
+model is loaded are patched in float16 on a GPU, whatever the model's numbers are, the update in float32, and in float32
+on a CPU. Of a float16 model both are alike but for the update's last digit."""
 
 SIXTEEN = (torch.float16, torch.bfloat16)
 STEPS = 2
@@ -127,9 +127,9 @@ def fitted(W: Tensor, tensors: dict[str, Tensor], how: How) -> dict[str, Tensor]
     """The tensors with another magnitude, for which ComfyUI, computing in the 16 bits of `how`, comes nearest to what
     it computes from them in the numbers of `W`.
 
-    It divides by the norm plus the numbers' own rounding unit, and rounds norm, sum and ratio. Where another ratio than
-    the nearest makes a smaller error, the magnitude is the number of these 16 bits that leads to it: one that is no such
-    number is rounded to one first where updates are computed in 16 bits.
+    It divides by the norm plus the numbers' own rounding unit, and rounds norm, sum and ratio; where it computes updates
+    in 16 bits, the magnitude first. So some of these 16-bit numbers are tried for each channel. Of all that are rounded
+    to the best, the one nearest to the given magnitude is stored, which is the best in other numbers.
     """
     magnitude, kind = tensors.get(NAMES.magnitude), (arithmetic.kinds(tensors) or [""])[-1]
     base = how.base(W)
@@ -158,8 +158,8 @@ def fitted(W: Tensor, tensors: dict[str, Tensor], how: How) -> dict[str, Tensor]
 
 def _as_near(goal: Tensor, numbers: Tensor, step: Tensor) -> Tensor:
     """Of what is rounded to `numbers`, the nearest to `goal`; `step`: the distance between such numbers."""
-    within = torch.where(torch.frexp(numbers.float())[0].abs() == 0.5, 0.24, 0.49) * step  # half of the smaller of the distances to both neighbours, and a little less
-    found = numbers.to(goal)
+    is_power = torch.frexp(numbers.float())[0].abs() == 0.5  # the number below is nearer then
+    within, found = torch.where(is_power, 0.24, 0.49) * step, numbers.to(goal)
     return torch.minimum(torch.maximum(goal, found - within), found + within)
 
 

@@ -7,7 +7,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from modules import families, hosts
+from modules import families
 from modules.adapters import methods
 from modules.adapters.base import Adapted, adapted_layers, attach
 from modules.export import rounding
@@ -91,8 +91,8 @@ def in_comfyui(W: Tensor, tensors: dict[str, Tensor], number: torch.dtype, updat
 
 def parts(wanted: Tensor, found: Tensor, W: Tensor, number: torch.dtype) -> tuple[float, float]:
     """The error, and that of plain rounding, as parts of the change."""
-    change = (wanted - W).norm()
-    return ((found.float() - wanted).norm() / change).item(), ((wanted.to(number).float() - wanted).norm() / change).item()
+    change, rounded = (wanted - W).norm(), wanted.to(number).float()
+    return ((found.float() - wanted).norm() / change).item(), ((rounded - wanted).norm() / change).item()
 
 
 @pytest.mark.parametrize("number", NUMBERS)
