@@ -42,8 +42,6 @@ ARGUMENTS = {"hidden": "prompt_embeds", "pooled": "pooled_prompt_embeds"}
 class PipelineModel(Named):
     """A loaded base; see `families.base.Model` for what each part answers."""
 
-    computed_in = "float16"
-
     TITLE: ClassVar[str]
     """In sentences: "an SDXL model"."""
     HUB_ID: ClassVar[str]
