@@ -127,7 +127,7 @@ def fitted(W: Tensor, tensors: dict[str, Tensor], how: How) -> dict[str, Tensor]
     """The tensors with another magnitude, for which ComfyUI, computing in the 16 bits of `how`, comes nearest to what
     it computes from them in the numbers of `W`.
 
-    It divides by the norm plus the numbers' own rounding unit, and rounds norm, sum and ratio; where it computes updates
+    It divides by the norm plus the numbers' rounding unit, and rounds norm, sum and ratio; where it computes updates
     in 16 bits, the magnitude first. So some of these 16-bit numbers are tried for each channel. Of all numbers that are
     rounded to the best, the one nearest to the given magnitude is stored, which is the best elsewhere.
     """
