@@ -26,6 +26,7 @@ def main() -> int:
     parser.add_argument("--form", default="auto", help="auto, compact, full or svd, as in export.form")
     parser.add_argument("--rank", type=int, help="of approximations, with --form compact or svd")
     parser.add_argument("--comfyui-norm", default="original", help="original or adapted, as in export.comfyui_norm")
+    parser.add_argument("--computes-in", help="for ComfyUI: float16, bfloat16 or float32, as in export.computes_in")
     parser.add_argument("--family", default="", help="the kind of model, where the names of the file leave it open")
     parser.add_argument("--skip-unknown", action="store_true", help="leave out what cannot be read, and say so")
     parser.add_argument("--early-scaling", action="store_true",
@@ -42,7 +43,7 @@ def run(arguments: argparse.Namespace) -> str:
 
     quiet_libraries()
     options = convert.options_of({
-        name: vars(arguments)[name] for name in ("host", "dtype", "form", "rank", "comfyui_norm")
+        name: vars(arguments)[name] for name in ("host", "dtype", "form", "rank", "comfyui_norm", "computes_in")
     })
     source = convert.Source(
         arguments.file, arguments.base, config=arguments.config, family=arguments.family, device=arguments.device,

@@ -33,6 +33,7 @@ def main() -> int:
     parser.add_argument("--rank", type=int, help="rank of approximations, with --form compact or svd; 64 if not given")
     parser.add_argument("--dtype", help="fp32, fp16 or bf16 (or float32, float16, bfloat16)")
     parser.add_argument("--comfyui-norm", help="original or adapted")
+    parser.add_argument("--computes-in", help="for ComfyUI: float16, bfloat16 or float32; see docs/preset-reference.md")
     parser.add_argument("--out", type=Path, help="the file to write; runs/NAME/NAME_HOST.safetensors if not given, "
                         "and runs/NAME/NAME-step-STEP_HOST.safetensors from a state")
     parser.add_argument("--device", default="cpu", help="where to compute; cuda is faster for large models")
@@ -118,7 +119,7 @@ def run_folder(path: Path, step: int | None) -> tuple[Path, int | None]:
 
 def given(arguments: argparse.Namespace) -> dict[str, Any]:
     """The options of the preset's section `export`, None where they are not given."""
-    return {name: vars(arguments)[name] for name in ("host", "form", "rank", "dtype", "comfyui_norm")}
+    return {name: vars(arguments)[name] for name in ("host", "form", "rank", "dtype", "comfyui_norm", "computes_in")}
 
 
 def chosen(arguments: argparse.Namespace) -> list[tuple[str, str]]:
@@ -129,6 +130,8 @@ def chosen(arguments: argparse.Namespace) -> list[tuple[str, str]]:
         found["export.rank"] = "null"
     if values["host"] not in (None, "comfyui_node") or values["form"] in ("full", "svd"):
         found |= {"export.node_fallback": "null", "export.node_spelling": "gimbal"}
+    if values["host"] not in (None, "comfyui") and values["computes_in"] is None:
+        found["export.computes_in"] = "auto"
     return list(found.items())
 
 

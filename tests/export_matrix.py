@@ -23,6 +23,7 @@ from modules.export.export import expected_size, export
 from modules.files import distance
 from modules.files.facts import Facts
 from modules.hosts import How
+from modules.hosts.comfyui import WAYS
 from tests.export import every
 from tests.export.setup import Model, preset, trained
 from tests.hosts import table as measured
@@ -36,6 +37,17 @@ T5 = {"SD 3": "text_encoder_3", "FLUX": "text_encoder_2"}
 CHANGE = 0.05
 """Size of the change in the table about 16 bits, as a part of the weight."""
 RANK = 64
+NUMBERS = {"float16": torch.float16, "bfloat16": torch.bfloat16}
+COLUMNS = {
+    "fp16": ("comfyui", "float16", "float16"),
+    "bf16": ("comfyui", "bfloat16", "bfloat16"),
+    "bf16 model in fp16": ("comfyui", "float16", "a bfloat16 model in float16"),
+    "fp16, file for fp32": ("comfyui", "float32", "float16"),
+    "bf16, file for fp16": ("comfyui", "float16", "bfloat16"),
+    "node, fp16": ("comfyui_node", "auto", "float16"),
+    "node, bf16": ("comfyui_node", "auto", "bfloat16"),
+}
+"""Host, `export.computes_in`, and in which numbers the host computes."""
 SHAPES = {
     "attention 1280 x 1280": lambda: nn.Linear(1280, 1280),
     "feed-forward 10240 x 1280": lambda: nn.Linear(1280, 10240),
@@ -232,8 +244,8 @@ def moved(adapted: Adapted) -> None:
 
 
 def half_errors(label: str) -> dict[str, float]:
-    """Errors as parts of the change on a layer of 1280 x 1280: by host in fp16 and bf16, of form svd, and of rounding
-    the exact weight alone."""
+    """Errors as parts of the change on a layer of 1280 x 1280: by the columns of `COLUMNS`, of form svd, and of
+    rounding the exact weight alone."""
     torch.manual_seed(0)
     layer = nn.Linear(1280, 1280)
     with torch.no_grad():
@@ -244,17 +256,15 @@ def half_errors(label: str) -> dict[str, float]:
         moved(adapted)
         W, wanted = adapted.layer.native(adapted.layer.dense()), adapted.adapted_weight()
     found: dict[str, float] = {}
-    for host in ("comfyui", "comfyui_node"):
-        tensors, _ = written(model, layers, preset(*every.CHOICES[label], host=host))
-        program = hosts.load(host)
-        how = {short: How(dtype=dtype) for short, dtype in (("fp16", torch.float16), ("bf16", torch.bfloat16))}
-        for short, one in how.items():
-            with torch.no_grad():
-                effect = program.effect(W, tensors[name], 1.0, one)
-                found[f"{host} {short}"] = distance.compare(wanted, effect, W).change
+    for column, (host, number, way) in COLUMNS.items():
+        chosen = preset(*every.CHOICES[label], host=host, computes_in=number)
+        tensors, _ = written(model, layers, chosen)
+        with torch.no_grad():
+            effect = hosts.load(host).effect(W, tensors[name], 1.0, WAYS[way].of(How()))
+            found[column] = distance.compare(wanted, effect, W).change
     found["svd"] = written(model, layers, preset(*every.CHOICES[label], form="svd", rank=RANK))[1]
-    for short, dtype in (("fp16", torch.float16), ("bf16", torch.bfloat16)):
-        found[f"rounding {short}"] = distance.compare(wanted, wanted.to(dtype).float(), W).change
+    for number, dtype in NUMBERS.items():
+        found[f"rounding {number}"] = distance.compare(wanted, wanted.to(dtype).float(), W).change
     return found
 
 
@@ -269,41 +279,51 @@ def written(model: Any, layers: dict[str, Adapted], chosen: Any) -> tuple[dict[s
 
 def half_section() -> str:
     """Where ComfyUI computes in 16 bits, and form svd."""
-    columns = ["comfyui fp16", "comfyui bf16", "comfyui_node fp16", "comfyui_node bf16", "svd"]
+    columns = [*COLUMNS, "svd"]
     found = {label: half_errors(label) for label in every.VARIANTS}
     rows = [[label, *("exact" if column == "svd" and errors[column] < 1e-3 else f"{errors[column]:.1%}"
                       for column in columns)] for label, errors in found.items()]
-    least = [max(errors[f"rounding {short}"] for errors in found.values()) for short in ("fp16", "bf16")]
-    rows.append(["the exact weight, rounded", *(f"{error:.1%}" for error in least * 2), ""])
-    head = ["method", "ComfyUI, fp16", "ComfyUI, bf16", "with our node, fp16", "with our node, bf16",
-            f"`--form svd --rank {RANK}`, any host"]
+    least = {number: max(errors[f"rounding {number}"] for errors in found.values()) for number in NUMBERS}
+    rows.append(["the exact weight, rounded",
+                 *(f"{least[str(WAYS[way].model).removeprefix('torch.')]:.1%}" for _, _, way in COLUMNS.values()), ""])
+    head = ["method", *COLUMNS, f"`--form svd --rank {RANK}`, any host"]
     return HALF + table(head, rows)
 
 
 HALF = f"""## Where ComfyUI computes in 16 bits
 
-With little memory, and on NVIDIA cards by default since 2026, ComfyUI computes the adapted weight in the model's own
-numbers: float16, or bfloat16 for FLUX. The numbers are errors as a part of the trained change (Frobenius), of a layer
-of 1280 x 1280 with rows of length 1 whose change is {CHANGE:.0%} of its weight, in a float16 file. The smaller the
-change, the larger they are: of a change of 1 % they are five times as large. The last line is what rounding the adapted
-weight costs. No method can do better, but for those that leave most of a weight's numbers as they were (SBoRA, MoRA's
-rope), which are not rounded again.
+On a GPU ComfyUI computes adapted weights in 16 bits (read and run in its version 0.28.0). With dynamic VRAM, the
+default on NVIDIA cards, and wherever memory is short, it patches a weight when it is used, in the numbers of the
+layer's input: float16, for FLUX bfloat16, for text encoders float32. Without dynamic VRAM it patches when the model
+is loaded, in float16, whatever the model's numbers are. On a CPU it computes in float32.
 
-A plain LoRA and a rotation in planes without a magnitude (which is written as a plain LoRA) are safest: they lose what
-rounding costs and nothing else. So do the products of LoHa and LoKr, and full differences and GLoRA, which blocks are
-written as. A magnitude, of DoRA, WoRA, Pre-Diag, SORA or of DOFT in planes, multiplies the whole weight by a ratio that
-is itself computed in 16 bits, by a norm with the numbers' own rounding unit added to it; in bfloat16 that is a wrong
-factor for whole rows or columns. Such files are still read, but small changes drown. Stored rotations are not read
-there at all, so `export.form auto` never writes them for ComfyUI. Our node (`comfyui_node/`) computes in float32 and
-loses only the last line's rounding, whatever the method.
+The numbers are errors as a part of the trained change (Frobenius), of a layer of 1280 x 1280 with rows of length 1
+whose change is {CHANGE:.0%} of its weight, in a float16 file. The smaller the change, the larger they are: of a
+change of 1 % they are five times as large. The last line is what rounding the adapted weight costs. No method can do
+better, but for those that leave most of a weight's numbers as they were (SBoRA, MoRA's rope), which are not rounded
+again.
+
+A plain LoRA, a rotation in planes without a magnitude (which is written as a plain LoRA), the products of LoHa and
+LoKr, full differences and GLoRA lose what rounding costs and nothing else, in all numbers. A magnitude, of DoRA,
+WoRA, Pre-Diag, SORA or of DOFT in planes, multiplies the whole weight by a ratio that is itself computed in 16 bits,
+by a norm with the numbers' own rounding unit added to it. The exporter makes up for both, by choosing for each row or
+column that stored number from which ComfyUI computes the best ratio (`export.computes_in`); about twice the error of
+rounding is left, which is that of three roundings for one: of the sum, of the ratio and of the product. It can do so
+for one kind of numbers only. Unless told otherwise a file is for float16, for FLUX for bfloat16, and a file with
+`--dtype fp32` for float32; columns "file for" show what is lost with a file for others. The export prints the errors
+in all of them, and writes them into the file (`gimbal.computed`). A layer whose error would be more than a tenth of
+its change and twice that of rounding is written as a full difference, as long as the file grows by a quarter at most.
+Stored rotations are not read at all where updates are computed in 16 bits, so `export.form auto` never writes them
+for ComfyUI. Our node (`comfyui_node/`) computes in float32 and loses only the last line's rounding, whatever the
+method.
 
 ComfyUI's loader "Load LoRA (Bypass)" ignores magnitudes without a warning: most of what such a file was trained for is
 missing there. Load files with magnitudes with "Load LoRA"; the export says so too.
 
 Who cannot use the node and wants a file that survives 16 bits everywhere takes `--form svd`: a plain LoRA that every
-host reads. What it leaves out is in the last column and is printed for every layer. The weights here are random, which
-is the worst case: their changes have no small rank. Trained layers of real models lose less, and only the printed error
-tells how much.
+host reads. What it leaves out is in the last column and is printed for every layer. The weights here are random,
+which is the worst case: their changes have no small rank. Trained layers of real models lose less, and only the
+printed error tells how much.
 
 """
 

@@ -253,6 +253,8 @@ def _norm(view: Seen, names: Names) -> dict[str, Tensor] | None:
 
 
 FULL = "full difference"
+FULL_HERE = "full difference, for 16 bits"
+"""Of a layer that has a smaller form, which the program's numbers do not allow."""
 DIFFERENCE = Encoding(lambda terms: FULL, _difference, "full")
 
 NORM = Encoding(lambda terms: "norm", _norm, "full")

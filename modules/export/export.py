@@ -10,19 +10,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from modules import disk, hosts, quant
+from modules import disk, families, hosts, quant
 from modules.adapters.base import Adapted, Terms
-from modules.export import choosing, encodings, fuse, metadata, partly, read_back
-from modules.export.report import Report, megabytes
-from modules.files import distance, forms, keys, kinds, opening
-from modules.files.change import Block, Change
+from modules.export import choosing, encodings, fuse, metadata, proof, rounding
+from modules.export.report import KEPT, Report, megabytes
+from modules.export.rounding import DTYPES, Numbers
+from modules.files import distance, forms, keys, opening
+from modules.files.change import Change, parts
 from modules.files.facts import Facts
 from modules.files.reading import families_of
 from modules.hosts import How
 from modules.hosts.parts import arithmetic
 from modules.preset.schema import Export, Preset
-
-DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
 @dataclass(frozen=True)
@@ -41,12 +40,13 @@ def export(model: Any, layers: dict[str, Adapted], preset: Preset, facts: Facts,
     """
     with torch.no_grad():
         changes = _changes(layers)
+    options = rounding.resolved(preset.export, families.load_class(preset.family).computed_in)
 
     def about(written: Written) -> dict[str, str]:
         found = metadata.training(preset, facts, written.form) | metadata.described(preset, facts)
         return found | metadata.own(preset, facts, model.base_hash())
 
-    return write(path, model, changes, preset.export, about)
+    return write(path, model, changes, options, about)
 
 
 def write(
@@ -61,17 +61,18 @@ def write(
     """
     with torch.no_grad():
         changes, spelling = _named(model, changes, options)
+    numbers = Numbers(rounding.resolved(options, "float16"), next(iter(model.networks)))
     report = Report(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with torch.no_grad(), _exact_products(), disk.whole(path) as partial:
         how = _how(options, spelling)
-        tensors = _tensors(changes, options, how, report)
-        report.notes += _notes(changes, options, report)
+        tensors = _tensors(changes, numbers, how, report)
+        report.notes += _notes(changes, numbers.options, report)
         told = about(Written(report, _form(tensors, hosts.load(options.host).NAMES)))
         flat = {spelling[name] + suffix: t for name, found in tensors.items() for suffix, t in found.items()}
         opening.save_for_hashes(flat, partial, told)
         try:
-            _check(changes, spelling, options, how, partial, report)
+            proof.check(changes, spelling, numbers, how, partial, report)
         except ValueError as error:
             rejected = partial.replace(path.with_name(f"{path.stem}.rejected.safetensors"))
             raise ValueError(f"{error}. The file is kept as {rejected}") from error
@@ -86,7 +87,8 @@ def write(
 
 def expected_size(model: Any, layers: dict[str, Adapted], options: Export) -> tuple[int, dict[str, int]]:
     """Bytes of the tensors that `export` will write, and how many layers take which form; from shapes alone, so the
-    networks may be on the meta device. Raises ValueError like `export` for updates that the host cannot hold."""
+    networks may be on the meta device. Layers that are too inexact in 16 bits, which only their values tell, may add a
+    quarter (`rounding.in_full`). Raises ValueError like `export` for updates that the host cannot hold."""
     names, sketches = hosts.load(options.host).NAMES, {}
     with torch.no_grad():
         changes, spelling = _named(model, _changes(layers), options)
@@ -144,10 +146,11 @@ def _named(model: Any, changes: dict[str, Change], options: Export) -> tuple[dic
 
 
 def _tensors(
-    changes: dict[str, Change], options: Export, how: How, report: Report
+    changes: dict[str, Change], numbers: Numbers, how: How, report: Report
 ) -> dict[str, dict[str, Tensor]]:
     """Each layer's tensors by suffix; fills in the report's forms and sizes."""
-    names, written = hosts.load(options.host).NAMES, {}
+    options = numbers.options
+    host, names, written = hosts.load(options.host), hosts.load(options.host).NAMES, {}
     how = replace(how, magnitudes=any(change.terms.magnitude is not None for change in changes.values()))
     kept = {name: change.given for name, change in changes.items() if _is_kept(change, options, how)}
     sketches = {name: encodings.on_meta(change.seen(values=False)) for name, change in changes.items()
@@ -157,12 +160,22 @@ def _tensors(
     for name, change in changes.items():
         found = kept.get(name)
         if found is not None:
-            report.forms[name] = f"{(arithmetic.kinds(found) or ['difference of the bias'])[-1]}, as it was"
+            report.forms[name] = f"{(arithmetic.kinds(found) or ['difference of the bias'])[-1]}, {KEPT}"
         else:
             found, report.forms[name] = plans[name].carry_out(change.seen(plans[name].needs_values), names, name)
         found = keys.stored(found, names, DTYPES[options.dtype], name)
-        report.sizes[name] = sum(tensor.nbytes for tensor in found.values())
-        written[name] = found
+        there = numbers.how(how, name)
+        fits = there is how or name in kept or names.magnitude not in found
+        written[name] = found if fits else host.fitted(change.base(), found, there)
+        if written[name] is not found:
+            report.fitted[name] = options.computes_in
+    if options.form == "auto":
+        size = sum(tensor.nbytes for found in written.values() for tensor in found.values())
+        full = rounding.in_full(changes, {name: written[name] for name in report.fitted}, numbers, how, size)
+        written |= full
+        report.fitted = {name: number for name, number in report.fitted.items() if name not in full}
+        report.forms |= dict.fromkeys(full, encodings.FULL_HERE)
+    report.sizes |= {name: sum(tensor.nbytes for tensor in found.values()) for name, found in written.items()}
     return written
 
 
@@ -178,109 +191,13 @@ def _is_kept(change: Change, options: Export, how: How) -> bool:
     device = quant.device_of(change.layer.base)
     given = {suffix: tensor.to(device) for suffix, tensor in change.given.items()}
     try:
-        error = _error(change, given, host, how)
+        error = proof.error_of(change, given, host, how)
         if options.form == "auto":  # whether it is read does not depend on the rows
-            block, own = next(_blocks(change, given))
+            block, own = next(parts(change, given))
             host.effect(block.W, own, 1.0, replace(how, dtype=torch.bfloat16))
     except hosts.Unread:
         return False
-    return not distance.is_too_large(error, "float32") and _same_bias(change, host.bias_change(given, 1.0), 1e-5)
-
-
-def _error(change: Change, tensors: dict[str, Tensor], host: hosts.Host, how: How) -> distance.LayerError:
-    """How far from the change the program's weight is. Raises `hosts.Unread` where it has none."""
-    found = distance.Comparison()
-    for block, own in _blocks(change, tensors):
-        found.add(block.adapted, host.effect(block.W, own, 1.0, how), block.W)
-    return found.error()
-
-
-def _blocks(change: Change, tensors: dict[str, Tensor]) -> Iterator[tuple[Block, dict[str, Tensor]]]:
-    """A layer's weights and a file's tensors for them (by suffix), in blocks of rows where both are plain pairs."""
-    if not kinds.is_pair(tensors) or change.layer.kind == "embedding":  # whose rows are the tokens
-        yield Block(0, change.layer.out_features, change.base(), change.adapted()), tensors
-        return
-    wide = {suffix: keys.precise(tensor) for suffix, tensor in tensors.items()}  # once, not for each block
-    for block in change.blocks():
-        yield block, kinds.of_rows(wide, block.start, block.stop)
-
-
-def _same_bias(change: Change, found: Tensor | None, tolerance: float) -> bool:
-    """Whether the program adds the meant change to the bias, to a part of its largest value."""
-    wanted = change.terms.bias
-    if wanted is None or found is None:
-        return (wanted is None or not wanted.any()) and (found is None or not found.any())
-    found = found.to(wanted)
-    return found.shape == wanted.shape and bool((found - wanted).abs().max() <= tolerance * wanted.abs().max())
-
-
-def _check(
-    changes: dict[str, Change], spelling: dict[str, str], options: Export, how: How, partial: Path, report: Report
-) -> None:
-    """Read the file back and compare what the host computes from it with the meant weights."""
-    host = hosts.load(options.host)
-    found = read_back.read(partial, spelling, host.NAMES)
-    how = replace(how, magnitudes=any(host.NAMES.magnitude in tensors for tensors in found.values()))
-    for name, change in changes.items():
-        report.errors[name] = _error(change, found[name], host, how)
-    report.notes += _other_notes(changes, found, options, how, report)
-    report.notes += _fallback_notes(changes, found, options, how)
-    report.notes += partly.notes(changes, found, spelling, options, how)
-    tolerance = distance.TOLERANCE[options.dtype]
-    wrong = {n: e.weight for n, e in report.exact.items() if distance.is_too_large(e, options.dtype)}
-    if wrong:
-        worst = sorted(wrong, key=lambda name: -wrong[name])[:3]
-        raise ValueError(
-            f"the exported file would not do what was trained: {len(wrong)} of {len(changes)} layers are off by more "
-            f"than {tolerance:g} of their largest weight ("
-            + ", ".join(f"{name}: {wrong[name]:.1e}" for name in worst)
-            + "); try export.dtype float32"
-        )
-    for name, change in changes.items():
-        if not _same_bias(change, host.bias_change(found[name], 1.0), tolerance):
-            raise ValueError(f"the exported file would not change the bias of {name} as was trained")
-
-
-def _other_notes(
-    changes: dict[str, Change], found: dict[str, dict[str, Tensor]], options: Export, how: How, report: Report
-) -> list[str]:
-    """What the program makes of output magnitudes under other conditions than the file was written for."""
-    host = hosts.load(options.host)
-    names = [name for name, form in report.forms.items() if host.NAMES.magnitude in found[name]]
-    names = [name for name in names if "output magnitude" in report.forms[name] or "as it was" in report.forms[name]]
-    notes = []
-    for which, other in host.others(how).items() if names else ():
-        errors = []
-        for name in names:
-            W = changes[name].base()
-            errors.append(distance.compare(changes[name].adapted(), host.effect(W, found[name], 1.0, other), W))
-        if any(distance.is_too_large(error, options.dtype) for error in errors):
-            change = max(error.change for error in errors)
-            notes.append(f"this file is for ComfyUI with export.comfyui_norm {options.comfyui_norm}; in ComfyUI "
-                         f"{which} up to {change:.1%} of a layer's change would be wrong")
-        else:
-            notes.append(f"the output magnitudes are exact in ComfyUI {which} too")
-    return notes
-
-
-def _fallback_notes(
-    changes: dict[str, Change], found: dict[str, dict[str, Tensor]], options: Export, how: How
-) -> list[str]:
-    """How far from the training the LoRA is that ComfyUI reads without the node."""
-    if options.node_fallback is None:
-        return []
-    host, errors = hosts.load(options.host), {}
-    for name, change in changes.items():
-        W, without = change.base(), replace(how, node=False)
-        weight = host.effect(W, found[name], 1.0, how)
-        instead = host.effect(W, found[name], 1.0, without)
-        if not torch.equal(weight, instead):
-            errors[name] = distance.compare(weight, instead, W).change
-    if not errors:
-        return ["export.node_fallback changed nothing: no layer of this file needs the node"]
-    worst, middle = max(errors, key=lambda name: errors[name]), sorted(errors.values())[len(errors) // 2]
-    return [f"without the node ComfyUI reads a LoRA of rank {options.node_fallback} for {len(errors)} layers; error as "
-            f"a part of the trained change: median {middle:.1%}, largest {errors[worst]:.1%} ({worst})"]
+    return not distance.is_too_large(error, "float32") and proof.same_bias(change, host.bias_change(given, 1.0), 1e-5)
 
 
 def _notes(changes: dict[str, Change], options: Export, report: Report) -> list[str]:
@@ -290,6 +207,11 @@ def _notes(changes: dict[str, Change], options: Export, report: Report) -> list[
         size = sum(report.sizes[name] for name in full)
         found.append(f"{len(full)} layers have no compact exact form and are stored as full differences, "
                      f"{megabytes(size)} in all; export.form compact writes an approximation instead")
+    small = [name for name, form in report.forms.items() if form == encodings.FULL_HERE]
+    if small:
+        size = sum(report.sizes[name] for name in small)
+        found.append(f"{len(small)} layers would lose too much where {options.host} computes in {options.computes_in}, "
+                     f"and are stored as full differences, {megabytes(size)} in all")
     norms = sum(change.layer.kind == "norm" for change in changes.values())
     if norms:
         found.append(f"{norms} norms are changed: ComfyUI, A1111, Forge and LyCORIS read that, sd-scripts leaves it "

@@ -10,6 +10,29 @@ from modules.files.distance import LayerError
 SHOWN = 8
 """This many approximated layers are named in a report's text."""
 
+KEPT = "as it was"
+"""The end of the form of a layer whose tensors are those of another file."""
+
+
+@dataclass(frozen=True)
+class Rounded:
+    """What a program computes of a file's layers in some numbers, errors as parts of the trained change (Frobenius)."""
+
+    error: float
+    """Of all layers together."""
+    rounding: float
+    """What rounding the trained weights alone costs; no file can do better."""
+    worst: float
+    """Of the layer whose error is the largest."""
+    layer: str
+    beyond: int
+    """How many layers have an error of more than a tenth of their change and twice that of rounding."""
+
+    @property
+    def is_good(self) -> bool:
+        """Whether the file loses little more than rounding does."""
+        return self.beyond == 0 and self.error <= max(2 * self.rounding, 0.001)
+
 
 @dataclass
 class Report:
@@ -24,6 +47,10 @@ class Report:
     """Bytes of each layer's tensors."""
     errors: dict[str, LayerError] = field(default_factory=dict)
     """Distance of each layer's effect in the host from the trained weight."""
+    fitted: dict[str, str] = field(default_factory=dict)
+    """The layers whose magnitudes are made for the numbers that the program computes in, and these (`computes_in`)."""
+    rounded: dict[str, Rounded] = field(default_factory=dict)
+    """By the numbers in which the program may compute (`Host.WAYS`)."""
     notes: list[str] = field(default_factory=list)
     """What the user should know, as sentences."""
 
@@ -36,6 +63,10 @@ class Report:
     def exact(self) -> dict[str, LayerError]:
         """Errors of all other layers, likewise."""
         return {name: error for name, error in self.errors.items() if not self._is_approximate(name)}
+
+    def is_kept(self, name: str) -> bool:
+        """Whether the layer's tensors are those of another file, as they were."""
+        return self.forms[name].endswith(KEPT)
 
     def _is_approximate(self, name: str) -> bool:
         return "approximate" in self.forms[name]
@@ -59,6 +90,9 @@ class Report:
             lines.append(f"  {len(found)} approximated layers; error as a part of the trained change: median "
                          f"{middle:.1%}, and the largest (in brackets: as a part of the largest weight)")
             lines += [f"    {name}: {e.change:.1%} ({e.weight:.1e})" for name, e in found[:SHOWN]]
+        lines += [f"  error as a part of the trained change, computed in {way}: {found.error:.2%} (rounding alone: "
+                  f"{found.rounding:.2%}), largest of a layer {found.worst:.1%} ({found.layer})"
+                  for way, found in self.rounded.items()]
         return "\n".join(lines + [f"  note: {note}" for note in self.notes])
 
     def table(self) -> str:
@@ -70,7 +104,11 @@ class Report:
 
     def outcome(self) -> dict[str, str]:
         """Forms and errors, for the file's metadata."""
+        rounded = {way: {key: value if isinstance(value, str | int) else float(f"{value:.3e}")
+                         for key, value in vars(found).items()} for way, found in self.rounded.items()}
         return {
+            "gimbal.computed": json.dumps(rounded),
+            "gimbal.fitted": json.dumps(self.fitted),
             "gimbal.form": json.dumps(self.forms),
             "gimbal.errors": json.dumps({name: float(f"{e.weight:.2e}") for name, e in self.errors.items()}),
             "gimbal.approximations": json.dumps({n: float(f"{e.change:.3e}") for n, e in self.approximate.items()}),

@@ -44,6 +44,9 @@ class Model(Protocol):
     latent_factor: int
     """Pixels per latent, along each side."""
 
+    computed_in: str
+    """Number format in which programs compute the denoiser on a GPU unless told otherwise; one of `export.dtype`."""
+
     process: Process
     """How this family turns pictures into noise."""
 

@@ -111,6 +111,7 @@ class Model(FlowModel):
     below. schnell has no embedding, so without a negative prompt guidance changes nothing there.
     """
 
+    computed_in = "bfloat16"
     TITLE = "a FLUX.1 model"
     HUB_ID = DEV
     PIPELINE = "FluxPipeline"

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from modules.adapters.base import Terms
 from modules.adapters.layers import Layer
-from modules.files import forms, rows
+from modules.files import forms, keys, kinds, rows
 from modules.files.forms import Seen
 
 
@@ -79,6 +79,16 @@ class Change:
 
     def _pair(self, terms: Terms) -> bool:
         return self.layer.kind != "embedding" and forms.is_pair(terms)
+
+
+def parts(change: Change, tensors: dict[str, Tensor]) -> Iterator[tuple[Block, dict[str, Tensor]]]:
+    """A layer's weights and a file's tensors for them (by suffix), in blocks of rows where both are plain pairs."""
+    if not kinds.is_pair(tensors) or change.layer.kind == "embedding":  # whose rows are the tokens
+        yield Block(0, change.layer.out_features, change.base(), change.adapted()), tensors
+        return
+    wide = {suffix: keys.precise(tensor) for suffix, tensor in tensors.items()}  # once, not for each block
+    for block in change.blocks():
+        yield block, kinds.of_rows(wide, block.start, block.stop)
 
 
 def _does_nothing(terms: Terms) -> bool:

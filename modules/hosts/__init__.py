@@ -13,11 +13,11 @@ never modules/export or modules/tools.
 """
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from importlib import import_module
 from pkgutil import iter_modules
-from typing import Protocol, cast, get_args
+from typing import NamedTuple, Protocol, cast, get_args
 
 import torch
 from torch import Tensor
@@ -28,8 +28,8 @@ from modules.hosts.parts.arithmetic import Unread
 from modules.preset.schema import Export
 
 __all__ = [
-    "SEVERAL", "TRANSFORMERS", "UNETS", "Host", "How", "Member", "Several", "Unread", "load", "magnitude_norm", "names",
-    "programs", "several",
+    "SEVERAL", "TRANSFORMERS", "UNETS", "Host", "How", "Member", "Several", "Unread", "Way", "load", "magnitude_norm",
+    "names", "programs", "several",
 ]
 
 UNETS, TRANSFORMERS = ("sd15", "sdxl"), ("sd3", "flux")
@@ -48,13 +48,33 @@ class How:
     magnitudes: bool = False
     """Whether any layer of the file has a magnitude; peft then gives one to all."""
     dtype: torch.dtype | None = None
-    """In which numbers the program computes; None: in those of the weight."""
+    """In which numbers the program computes the weight; None: in those of the weight."""
+    update: torch.dtype | None = None
+    """In which it computes what is added, and the ratio of a magnitude; None: in `dtype`."""
+    model: torch.dtype | None = None
+    """In which it has the base, and keeps the result; None: in `dtype`."""
     node: bool = True
     """Whether ComfyUI has the custom node that a file is for."""
     generation: str = ""
     """Which generation of A1111; its newest if empty."""
     family: str = ""
     """The kind of model, where it is known: not every program has each."""
+
+    def base(self, W: Tensor) -> Tensor:
+        """The weight as the program has it before it computes."""
+        return W.to(self.model or self.dtype or W.dtype).to(self.dtype or W.dtype)
+
+
+class Way(NamedTuple):
+    """In which numbers a program computes a layer; see `How`."""
+
+    dtype: torch.dtype
+    update: torch.dtype
+    model: torch.dtype
+
+    def of(self, how: How) -> How:
+        """The same conditions in these numbers."""
+        return replace(how, dtype=self.dtype, update=self.update, model=self.model)
 
 
 class Host(Protocol):
@@ -64,12 +84,20 @@ class Host(Protocol):
     """Suffixes of its tensors."""
     KINDS: tuple[str, ...]
     """Kinds of `Layer` it reads updates of."""
+    WAYS: dict[str, Way]
+    """In which numbers it may compute, by what a user knows of that; those of `export.computes_in` are among them.
+    Empty where nobody has read it."""
 
     def effect(self, W: Tensor, tensors: dict[str, Tensor], strength: float, how: How) -> Tensor:
         """The weight in the program, from `W` in the layer's own shape and the layer's tensors by suffix.
 
         Raises `Unread`, with the reason, where the program would refuse the tensors or skip the layer.
         """
+        ...
+
+    def fitted(self, W: Tensor, tensors: dict[str, Tensor], how: How) -> dict[str, Tensor]:
+        """The tensors changed so that the program, in the numbers of `how`, computes from them what it computes from
+        the given ones in those of `W`, as nearly as it can. Raises `Unread` as `effect` does."""
         ...
 
     def own(self, options: Export) -> tuple[Encoding, ...]:

@@ -11,13 +11,29 @@ from torch import Tensor
 
 from modules.files import keys, spellings
 from modules.files.forms import Encoding
-from modules.hosts import TRANSFORMERS, UNETS, How
+from modules.hosts import TRANSFORMERS, UNETS, How, Way
 from modules.hosts.parts import arithmetic
 from modules.hosts.parts.arithmetic import Delta, Unread
 from modules.preset.schema import Export
 
 NAMES = keys.KOHYA
 KINDS = ("linear", "conv", "embedding")
+
+WAYS = {
+    "float32": Way(torch.float32, torch.float32, torch.float32),
+    "float16": Way(torch.float16, torch.float32, torch.float16),
+    "bfloat16": Way(torch.bfloat16, torch.bfloat16, torch.bfloat16),
+    "a bfloat16 model in float16": Way(torch.float16, torch.float32, torch.bfloat16),
+}
+"""Read and run in version 0.28.0, and the same since December 2025. Weights that are patched when they are used, which
+is the default on NVIDIA cards (dynamic VRAM) and is done everywhere when memory is short, are patched in the numbers of
+the layer's input: float16, of large transformers bfloat16, of text encoders float32. Those that are patched when the
+model is loaded are patched in float16 on a GPU, whatever the model's numbers are, the update in float32, and in float32
+on a CPU. Of a float16 model both are alike but for the update's last digit."""
+
+SIXTEEN = (torch.float16, torch.bfloat16)
+STEPS = 2
+"""How many numbers of the format `fitted` tries on either side of the nearest."""
 
 
 def notes(forms: Collection[str]) -> list[str]:
@@ -71,32 +87,85 @@ def bias_change(tensors: dict[str, Tensor], strength: float) -> Tensor | None:
 def effect(W: Tensor, tensors: dict[str, Tensor], strength: float, how: How) -> Tensor:
     """Of several kinds the last in `arithmetic.KINDS` wins, and only that one is read.
 
-    With `how.dtype` everything is computed in it, as ComfyUI does where it patches weights on the fly.
+    In 16 bits every step is rounded as ComfyUI rounds it: one of weight_adapter/base.py's lines is one line here.
     """
     found = arithmetic.kinds(tensors)
     if not found:
         if bias_change(tensors, strength) is not None:
             return W
         raise Unread(f"ComfyUI reads no update from {', '.join(sorted(tensors)) or 'nothing'}")
-    kind, base = found[-1], W.to(how.dtype or W.dtype)
+    base = how.base(W)
+    return _patched(found[-1], base, tensors, strength, how).to(how.model or base.dtype).to(W.dtype)
+
+
+def _patched(kind: str, base: Tensor, tensors: dict[str, Tensor], strength: float, how: How) -> Tensor:
+    """The weight, in the numbers of `base`."""
     if kind == "whole weight":
-        return arithmetic.same_shape(tensors[keys.SET], W).to(base).to(W.dtype)
+        return arithmetic.same_shape(tensors[keys.SET], base).to(base)
     if kind in ("norm", "difference"):
         difference = tensors[NAMES.difference if kind == "difference" else keys.NORM]
-        return (base + strength * arithmetic.same_shape(difference, W).to(base)).to(W.dtype)
+        return base + strength * arithmetic.same_shape(difference, base).to(base)
     magnitude = tensors.get(NAMES.magnitude)
-    if kind in ("rotation", "butterfly"):
-        if base.dtype in (torch.float16, torch.bfloat16) and len(tensors[keys.BLOCKS]):
-            raise Unread("ComfyUI cannot apply stored rotations where it computes in 16 bits: it logs an error and "
-                         "keeps the layer as it was")
-        turned = _rotation(base, tensors, strength) if kind == "rotation" else _butterfly(base, tensors, strength)
-        # Their alpha bounds the rotation; for a magnitude ComfyUI takes it as the scale all the same.
-        delta = Delta(turned.matrix, 1.0 if magnitude is None else turned.scale)
-    else:
-        delta = _delta(kind, base, tensors)
+    delta = _change(kind, base, tensors, strength, how)
     if magnitude is None:
-        return (base + strength * delta.scale * delta.matrix).to(W.dtype)
-    return (base + strength * (_decomposed(base, delta, magnitude, how.norm) - base)).to(W.dtype)
+        return base + ((strength * delta.scale) * delta.matrix).to(base)
+    V, length = _measured(base, delta, magnitude, how.norm)
+    adapted = V * _ratio(magnitude.to(delta.matrix), length, V)
+    return adapted if strength == 1 else base + strength * (adapted - base)
+
+
+def _change(kind: str, base: Tensor, tensors: dict[str, Tensor], strength: float, how: How) -> Delta:
+    """What is added before the magnitude, in the numbers in which updates are computed."""
+    update = how.update or base.dtype
+    if kind not in ("rotation", "butterfly"):
+        return _delta(kind, base.to(update), tensors)
+    if update in SIXTEEN and len(tensors[keys.BLOCKS]):
+        raise Unread("ComfyUI cannot apply stored rotations where it computes in 16 bits: it logs an error and "
+                     "keeps the layer as it was")
+    turn = _rotation if kind == "rotation" else _butterfly
+    turned = turn(base, tensors, strength, update)
+    # Their alpha bounds the rotation; for a magnitude ComfyUI takes it as the scale all the same.
+    return Delta(turned.matrix.to(update), 1.0 if NAMES.magnitude not in tensors else turned.scale)
+
+
+def fitted(W: Tensor, tensors: dict[str, Tensor], how: How) -> dict[str, Tensor]:
+    """The tensors with another magnitude, for which ComfyUI, computing in the 16 bits of `how`, comes nearest to what
+    it computes from them in the numbers of `W`.
+
+    It divides by the norm plus the numbers' rounding unit, and rounds norm, sum and ratio; where it computes updates
+    in 16 bits, the magnitude first. So some of these 16-bit numbers are tried for each channel. Of all numbers that are
+    rounded to the best, the one nearest to the given magnitude is stored, which is the best elsewhere.
+    """
+    magnitude, kind = tensors.get(NAMES.magnitude), (arithmetic.kinds(tensors) or [""])[-1]
+    base = how.base(W)
+    if magnitude is None or base.dtype not in SIXTEEN or kind in ("", "norm", "difference", "whole weight"):
+        return tensors
+    wanted = effect(W, tensors, 1.0, replace(how, dtype=None, update=None, model=None)).float()
+    plain = _measured(W, _change(kind, W, tensors, 1.0, replace(how, update=None)), magnitude, how.norm)[1]
+    V, length = _measured(base, _change(kind, base, tensors, 1.0, how), magnitude, how.norm)
+    goal = magnitude.to(W) / plain * length.to(W)
+    nearest = goal.to(base.dtype)
+    step = torch.finfo(base.dtype).eps * 2.0 ** torch.frexp(nearest.float())[1].sub(1)
+    others = [dim for dim in range(W.dim()) if length.shape[dim] == 1]
+    errors, found = [], []
+    for number in range(-STEPS, STEPS + 1):
+        found.append((nearest.float() + number * step).to(base.dtype))
+        adapted = (V * _ratio(found[-1], length, V)).to(how.model or base.dtype).float()
+        errors.append((adapted - wanted).square().sum(others, keepdim=True))
+    best = torch.stack(errors).argmin(0, keepdim=True)
+    chosen = torch.stack(found).gather(0, best)[0]
+    if how.update == base.dtype:
+        chosen = _as_near(magnitude.to(W), chosen, step).to(magnitude)
+    else:
+        chosen = torch.where(chosen == nearest, goal, chosen.to(goal)).to(magnitude)
+    return tensors | {NAMES.magnitude: torch.where(chosen.isfinite(), chosen, magnitude)}
+
+
+def _as_near(goal: Tensor, numbers: Tensor, step: Tensor) -> Tensor:
+    """Of what is rounded to `numbers`, the nearest to `goal`; `step`: the distance between such numbers."""
+    is_power = torch.frexp(numbers.float())[0].abs() == 0.5  # the number below is nearer then
+    within, found = torch.where(is_power, 0.24, 0.49) * step, numbers.to(goal)
+    return torch.minimum(torch.maximum(goal, found - within), found + within)
 
 
 def _delta(kind: str, W: Tensor, tensors: dict[str, Tensor]) -> Delta:
@@ -153,39 +222,48 @@ def _general(W: Tensor, tensors: dict[str, Tensor], alpha: float | None) -> Delt
     return Delta(arithmetic.shaped(turned, W) + arithmetic.shaped(added, W), scale)
 
 
-def _rotation(W: Tensor, tensors: dict[str, Tensor], strength: float) -> Delta:
+def _rotation(W: Tensor, tensors: dict[str, Tensor], strength: float, update: torch.dtype) -> Delta:
     """`strength (R^T W - W)`, so that the strength counts twice; `rescale` is ignored."""
     alpha = arithmetic.alpha_of(tensors) or 0.0
-    R = arithmetic.cayley(tensors[keys.BLOCKS].to(W), alpha)
-    return Delta(strength * (arithmetic.turned_rows(W, R.mT) - W), alpha)
+    R = arithmetic.cayley(tensors[keys.BLOCKS].to(W.device, update), alpha).mT.to(W)
+    eye = torch.eye(R.shape[-1], dtype=R.dtype, device=R.device)
+    return Delta(arithmetic.turned_rows(W, strength * R - strength * eye), alpha)
 
 
-def _butterfly(W: Tensor, tensors: dict[str, Tensor], strength: float) -> Delta:
+def _butterfly(W: Tensor, tensors: dict[str, Tensor], strength: float, update: torch.dtype) -> Delta:
     """`rescale prod(strength R + (1 - strength) I) W - W`; without factors only the rescale."""
     alpha = arithmetic.alpha_of(tensors)
     if alpha is None:
         raise Unread("ComfyUI fails on a butterfly rotation without alpha and keeps the layer as it was")
-    turned, blocks, factors = W, tensors[keys.BLOCKS].to(W), tensors.get(keys.RESCALE)
+    turned, blocks, factors = W, tensors[keys.BLOCKS].to(W.device, update), tensors.get(keys.RESCALE)
     if len(blocks):
-        R = arithmetic.cayley(blocks, alpha)
+        if strength != 1 and update != W.dtype:
+            raise Unread("ComfyUI fails on a butterfly rotation at another strength than 1 where it computes in 16 "
+                         "bits, and keeps the layer as it was")
+        R = arithmetic.cayley(blocks, alpha).to(W)
         eye = torch.eye(R.shape[-1], dtype=R.dtype, device=R.device)
         turned = arithmetic.butterfly(W, strength * R + (1 - strength) * eye)
     if factors is not None:
-        turned = arithmetic.multiplied(turned, factors, keys.RESCALE.strip("."))
+        turned = arithmetic.multiplied(turned.to(update), factors, keys.RESCALE.strip("."))
     return Delta(turned - W, alpha)
 
 
-def _decomposed(W: Tensor, delta: Delta, magnitude: Tensor, norm: str) -> Tensor:
-    """`V magnitude / norm` of `V = W + delta`, at full strength. A magnitude per output with one dimension goes along
-    the last one of the layer where that is as long (export.md 2.1)."""
+def _measured(W: Tensor, delta: Delta, magnitude: Tensor, norm: str) -> tuple[Tensor, Tensor]:
+    """`V = W + delta` at full strength, and what its magnitude is divided by. A magnitude per output with one dimension
+    goes along the last one of the layer where that is as long (export.md 2.1)."""
     if magnitude.dim() == 0:
         raise Unread("ComfyUI cannot apply a dora_scale that is a single number")
-    V = W + delta.scale * delta.matrix
+    V = W + (delta.scale * delta.matrix).to(W)
     measured = W if norm == "original" else V
     along_output = magnitude.shape[0] == W.shape[0]  # a guess: with one output [1, in] is taken for it too
     length = arithmetic.row_norm(measured) if along_output else arithmetic.column_norm(V)
+    return V, length + torch.finfo(W.dtype).eps
+
+
+def _ratio(magnitude: Tensor, length: Tensor, V: Tensor) -> Tensor:
+    """What `V` is multiplied by, in its numbers and shape."""
     try:
-        ratio = magnitude.to(W) / (length + torch.finfo(W.dtype).eps)
+        return (magnitude / length).to(V).expand(V.shape)
     except RuntimeError:
-        raise Unread(f"a dora_scale of the shape {tuple(magnitude.shape)} does not fit the layer") from None
-    return arithmetic.multiplied(V, ratio, "dora_scale")
+        raise Unread(f"a dora_scale of the shape {tuple(magnitude.shape)} does not fit the layer {tuple(V.shape)}"
+                     ) from None

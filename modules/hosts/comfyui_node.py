@@ -49,7 +49,7 @@ NAMES = replace(
     wholes=(*keys.KOHYA.wholes, (FORMAT,), (FOREIGN,)),
     exact=(keys.KOHYA.magnitude, FORMAT, *(f".gimbal_{part}" for part in PARTS if part not in FACTORS), *FOREIGN_NAMES),
 )
-KINDS = comfyui.KINDS
+KINDS, WAYS = comfyui.KINDS, comfyui.WAYS
 
 ROUNDING = 2e-6
 """Largest departure of R from the Cayley transform of its Q in float32; beyond it R is kept whole."""
@@ -75,6 +75,11 @@ def trouble(spelling: str, family: str, names: Collection[str]) -> str:
     return comfyui.trouble(spelling, family, names)
 
 
+def fitted(W: Tensor, tensors: dict[str, Tensor], how: How) -> dict[str, Tensor]:
+    """As they are: the node computes in float32."""
+    return tensors
+
+
 def bias_change(tensors: dict[str, Tensor], strength: float) -> Tensor | None:
     """ComfyUI's own."""
     return comfyui.bias_change(tensors, strength)
@@ -88,15 +93,15 @@ def effect(W: Tensor, tensors: dict[str, Tensor], strength: float, how: How) -> 
     unknown = tensors.keys() - NAMES.all()
     if unknown:
         raise Unread(f"neither ComfyUI nor the node knows {', '.join(sorted(unknown))}")
+    base = how.base(W)
     if how.node and FORMAT in tensors:
-        base = W.to(how.dtype or W.dtype)
         precise = keys.precise(base)
         with _refusing():
             parts = gimbal_node.read(tensors)
         change = _of_node(precise, parts) - precise
-        return (precise + strength * change).to(base.dtype).to(W.dtype)
+        return (precise + strength * change).to(base.dtype).to(how.model or base.dtype).to(W.dtype)
     if how.node and FOREIGN in tensors:
-        return _of_other_node(W.to(how.dtype or W.dtype), tensors, strength).to(W.dtype)
+        return _of_other_node(base, tensors, strength).to(how.model or base.dtype).to(W.dtype)
     return comfyui.effect(W, {suffix: t for suffix, t in tensors.items() if suffix in keys.KOHYA.all()}, strength, how)
 
 

@@ -6,13 +6,14 @@ from torch import Tensor
 
 from modules.files import keys, spellings
 from modules.files.forms import Encoding
-from modules.hosts import TRANSFORMERS, How
+from modules.hosts import TRANSFORMERS, How, Way
 from modules.hosts.parts import arithmetic
 from modules.hosts.parts.arithmetic import Unread
 from modules.preset.schema import Export
 
 NAMES = keys.PEFT
 KINDS = ("linear", "conv")
+WAYS: dict[str, Way] = {}
 
 
 def notes(forms: Collection[str]) -> list[str]:
@@ -23,6 +24,11 @@ def notes(forms: Collection[str]) -> list[str]:
 def others(how: How) -> dict[str, How]:
     """None."""
     return {}
+
+
+def fitted(W: Tensor, tensors: dict[str, Tensor], how: How) -> dict[str, Tensor]:
+    """As they are."""
+    return tensors
 
 
 def own(options: Export) -> tuple[Encoding, ...]:

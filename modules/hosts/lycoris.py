@@ -10,13 +10,14 @@ from torch import Tensor
 
 from modules.files import keys, spellings
 from modules.files.forms import Encoding
-from modules.hosts import How
+from modules.hosts import How, Way
 from modules.hosts.parts import arithmetic
 from modules.hosts.parts.arithmetic import Unread
 from modules.preset.schema import Export
 
 NAMES = keys.KOHYA
 KINDS = ("linear", "conv")
+WAYS: dict[str, Way] = {}
 
 ORDER = ("LoRA", "LoHa", "LoKr", "difference", "norm", "rotation", "butterfly", "GLoRA")
 """Of several kinds the first is read."""
@@ -33,6 +34,11 @@ def notes(forms: Collection[str]) -> list[str]:
 def others(how: How) -> dict[str, How]:
     """None."""
     return {}
+
+
+def fitted(W: Tensor, tensors: dict[str, Tensor], how: How) -> dict[str, Tensor]:
+    """As they are."""
+    return tensors
 
 
 def own(options: Export) -> tuple[Encoding, ...]:

@@ -37,6 +37,15 @@ class Export(Section):
     """For output-axis magnitudes: the norm ComfyUI divides by. Today it is the norm of the original weight; after
     ComfyUI's pull request 15458 it is the norm of the adapted weight."""
 
+    computes_in: Literal["auto", "float32", "float16", "bfloat16"] = option(
+        "auto", why="what the program does by default", group="Compatibility", advanced=True
+    )
+    """For ComfyUI: the numbers it computes magnitudes in. It adds their rounding unit to every norm (0.001 in float16,
+    0.008 in bfloat16), and the file makes up for that, so it is exact to rounding in these numbers only; the errors in
+    all others are printed and written into the file. auto: what ComfyUI does by default on a GPU, float16, for FLUX
+    bfloat16; and float32, which is what a CPU computes in, for a file with dtype float32. Text encoders are always
+    written for float32, in which ComfyUI computes them by default."""
+
     node_fallback: int | None = option(None, why="the file is for the node", ge=1, group="Compatibility", advanced=True)
     """With host comfyui_node: rank of a LoRA in the same file for those who have not the node; its error is printed."""
 
@@ -61,6 +70,8 @@ class Export(Section):
         node = self.node_fallback is not None or self.node_spelling != "gimbal"
         if node and (self.host != "comfyui_node" or self.form in ("full", "svd")):
             raise ValueError("node_fallback and node_spelling need host comfyui_node and form auto or compact")
+        if self.computes_in != "auto" and self.host != "comfyui":
+            raise ValueError(f"computes_in {self.computes_in} does nothing with host {self.host}; leave it out")
         if self.rank is not None and self.form not in ("compact", "svd"):
             raise ValueError(f"rank {self.rank} does nothing with form {self.form}; use export.form compact for a LoRA "
                              "of this rank where no compact form is exact")

@@ -1,5 +1,6 @@
 """Putting an exported file into the base networks in memory, with the arithmetic of the program it was made for."""
 
+import json
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -15,12 +16,14 @@ from modules.tensorfile import read_header
 
 
 def apply_file(model: Any, path: Path, host: str, strength: float = 1.0) -> list[str]:
-    """Merge `path`, written for `host` (a value of export.host), into `model.networks` in place.
+    """Merge `path`, written for `host` (a value of export.host), into `model.networks` in place, in the numbers that it
+    is written for.
 
     Returns the full names of the layers in the file, with all those that it has as one matrix. Raises ValueError for
     keys that belong to no layer, and for quantised layers, which cannot take a merged weight.
     """
-    norm = read_header(path).metadata.get("gimbal.comfyui_norm", "original")
+    told = read_header(path).metadata
+    norm, fitted = told.get("gimbal.comfyui_norm", "original"), json.loads(told.get("gimbal.fitted", "{}"))
     program, groups = hosts.load(host), {group.name: group for group in _groups(model, host)}
     found = read_back.read(path, {name: group.key for name, group in groups.items()}, program.NAMES)
     like = families_of(groups[name].key for name in found)
@@ -35,7 +38,8 @@ def apply_file(model: Any, path: Path, host: str, strength: float = 1.0) -> list
     with torch.no_grad():
         for name, tensors in found.items():
             layer = layers[name]
-            result = program.effect(layer.native(layer.dense()).float(), tensors, strength, how)
+            there = program.WAYS[fitted[name]].of(how) if name in fitted else how
+            result = program.effect(layer.native(layer.dense()).float(), tensors, strength, there)
             parts = layer.split(result) if isinstance(layer, fuse.Fused) else [result]
             for one, part in zip(single[name], parts, strict=True):
                 weight: Any = one.base.weight

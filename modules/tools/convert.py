@@ -12,7 +12,7 @@ from torch import Tensor
 from modules import hosts
 from modules.adapters import linalg
 from modules.adapters.base import Terms
-from modules.export import metadata
+from modules.export import metadata, rounding
 from modules.export.export import Written, write
 from modules.files import forms, keys, opening, reading, writer
 from modules.files.change import Change
@@ -53,6 +53,7 @@ def convert(source: Source, options: Export, out: Path | None = None) -> str:
     if out.exists() and out.samefile(file.path):
         raise ValueError(f"--out {out} is the file itself; give another name")
     model = base_of_file.load(file, source.base, source.config, source.family, source.device)
+    options = rounding.resolved(options, model.computed_in)
     changes = reading.changes(file, model, source.skip_unknown, kept=False)
     found = reading.place(file, model)
     left_out = found.left_out()

@@ -16,6 +16,7 @@ class FlowModel(PipelineModel):
     """A pipeline around a transformer that undoes a rectified flow; the scheduler's shift is the process' too."""
 
     DENOISER = "transformer"
+    computed_in = "float16"
 
     def __init__(self, pipeline: Any, device: torch.device):
         super().__init__(pipeline, device)

@@ -26,6 +26,7 @@ class UNetModel(PipelineModel):
     """A pipeline around a UNet that undoes diffusion in discrete steps."""
 
     DENOISER = "unet"
+    computed_in = "float16"
 
     def __init__(self, pipeline: Any, device: torch.device):
         from diffusers import DDPMScheduler

@@ -1,11 +1,14 @@
 """Magnitudes on top of an update: `m V / norm(V)` along the outputs or the inputs."""
 
 from dataclasses import replace
+from functools import lru_cache
+from typing import Any
 
 from torch import Tensor
 
 from modules.adapters.base import Terms
 from modules.adapters.layers import Layer
+from modules.documents import parse_json
 from modules.files import forms
 from modules.files.writer import OURS, About
 
@@ -82,6 +85,11 @@ def on_top(terms: Terms, parts: dict[str, Tensor], layer: Layer, W: Tensor, abou
         found = -found
     if along == "output" and _for_original_norm(about) and "magnitude" in parts:
         found = found * forms.ratio(norm(forms.applied(terms, layer, W), along, layer), W.norm(dim=1))
+    unit = _unit(about, layer.name)
+    if unit and "magnitude" in parts:  # it wrote it for a ComfyUI that adds this to the norm
+        original = along == "output" and _for_original_norm(about)
+        length = norm(W if original else forms.applied(terms, layer, W), along, layer)
+        found = found * length / (length + unit)
     return replace(terms, magnitude=found, axis=along)
 
 
@@ -92,6 +100,24 @@ def _for_original_norm(about: About) -> bool:
     for_comfyui = about.metadata.get("gimbal.host", "comfyui").startswith("comfyui")
     before = about.metadata.get("gimbal.comfyui_norm", "original") if for_comfyui else "adapted"
     return about.metadata.get("gimbal.magnitude_norm", before) == "original"
+
+
+def _unit(about: About, name: str) -> float:
+    """What our exporter has allowed for in a layer's magnitude (`export.computes_in`): the numbers' rounding unit."""
+    if about.writer != OURS:
+        return 0.0
+    number = _fitted(about.metadata.get("gimbal.fitted", "{}")).get(name)
+    return {"float16": 2.0**-10, "bfloat16": 2.0**-7}.get(str(number), 0.0)
+
+
+@lru_cache(1)
+def _fitted(text: str) -> dict[str, Any]:
+    """The layers whose magnitudes our exporter has fitted, with the numbers that it has fitted them to."""
+    try:
+        found = parse_json(text, "gimbal.fitted")
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def norm(V: Tensor, along: str, layer: Layer) -> Tensor:

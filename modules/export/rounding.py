@@ -1,0 +1,157 @@
+"""What a program's own numbers, of 16 bits or not, do to a file; and files that are made for them."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from modules import hosts
+from modules.export import encodings
+from modules.export.report import Report, Rounded
+from modules.files import distance, keys
+from modules.files.change import Change, parts
+from modules.files.distance import LayerError
+from modules.hosts import How
+from modules.preset.schema import Export
+
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+
+GROWTH = 0.25
+"""By which part of its size a file may grow for layers that are exact in full only."""
+
+TENTH = 0.1
+"""An error of a layer that is smaller than this, as a part of its change, is small."""
+
+
+def resolved(options: Export, usual: str) -> Export:
+    """The options with `computes_in` decided; `usual`: in which numbers programs compute this kind of model."""
+    if options.computes_in != "auto":
+        return options
+    return options.model_copy(update={"computes_in": "float32" if options.dtype == "float32" else usual})
+
+
+@dataclass(frozen=True)
+class Numbers:
+    """In which numbers the host computes the layers of a file."""
+
+    options: Export
+    """Resolved."""
+    denoiser: str
+    """The first part of its layers' names."""
+
+    def how(self, how: How, layer: str) -> How:
+        """Those in which it computes a layer."""
+        way = hosts.load(self.options.host).WAYS.get(self.options.computes_in)
+        if way is None or self.options.computes_in == "float32" or not self.is_denoiser(layer):
+            return how
+        return way.of(how)
+
+    def is_too_large(self, error: LayerError, how: How) -> bool:
+        """Whether a layer, computed as `how` says, misses the tolerance of the file's numbers and that of the host's,
+        which rounds base, update, ratio and product besides."""
+        host = {torch.float16: 4e-3, torch.bfloat16: 1.6e-2}.get(how.dtype or torch.float32, 0.0)
+        return distance.is_too_large(error, self.options.dtype) and not error.weight <= host
+
+    def is_denoiser(self, layer: str) -> bool:
+        """Whether a layer, by full name, is of the denoiser."""
+        return layer.partition(".")[0] == self.denoiser
+
+
+@dataclass(frozen=True)
+class Squares:
+    """Of a layer: squared Frobenius norms."""
+
+    error: float
+    rounding: float
+    change: float
+
+    @property
+    def part(self) -> float:
+        """The error as a part of the change; infinite where it is not a number."""
+        found = self.error / self.change if self.change else 0.0
+        return math.sqrt(found) if math.isfinite(found) else math.inf
+
+    @property
+    def is_beyond(self) -> bool:
+        """Whether it is more than a tenth of the change, and than twice the error of rounding."""
+        return not self.part <= max(TENTH, 2 * math.sqrt(self.rounding / self.change) if self.change else 0.0)
+
+
+def squares(change: Change, tensors: dict[str, Tensor], host: str, how: How) -> Squares:
+    """Of one layer in the numbers of `how`."""
+    sums = [0.0, 0.0, 0.0]
+    for block, own in parts(change, tensors):
+        W, wanted = block.W, block.adapted
+        try:
+            found = hosts.load(host).effect(W, own, 1.0, how)
+        except hosts.Unread:
+            found = W
+        number = how.model or how.dtype or W.dtype
+        errors = (found - wanted, wanted.to(number).to(wanted) - wanted, wanted - W)
+        sums = [total + error.double().square().sum().item() for total, error in zip(sums, errors, strict=True)]
+    return Squares(*sums)
+
+
+def measured(
+    changes: Mapping[str, Change], found: Mapping[str, dict[str, Tensor]], numbers: Numbers, how: How
+) -> dict[str, Rounded]:
+    """What the host computes of the denoiser's layers in each of the numbers that it may compute in."""
+    rounded = {}
+    for words, way in hosts.load(numbers.options.host).WAYS.items():
+        layers = {name: squares(changes[name], tensors, numbers.options.host, way.of(how))
+                  for name, tensors in found.items() if numbers.is_denoiser(name)}
+        if layers:
+            rounded[words] = together(layers)
+    return rounded
+
+
+def in_full(
+    changes: Mapping[str, Change], written: Mapping[str, dict[str, Tensor]], numbers: Numbers, how: How, size: int
+) -> dict[str, dict[str, Tensor]]:
+    """Full differences in place of the tensors, of those layers from which the host computes too large an error in the
+    numbers that the file is for; the smallest first, as long as a file of `size` bytes grows by `GROWTH` at most."""
+    host, left, chosen = numbers.options.host, GROWTH * size, {}
+    for name in sorted(written, key=lambda name: changes[name].layer.out_features * changes[name].layer.fan_in):
+        there = numbers.how(how, name)
+        now = squares(changes[name], written[name], host, there)
+        if not now.is_beyond:
+            continue
+        full = _difference(changes[name], numbers.options, name)
+        grown = _bytes(full) - _bytes(written[name])
+        if grown <= left and squares(changes[name], full, host, there).error < now.error:
+            left, chosen[name] = left - grown, full
+    return chosen
+
+
+def _bytes(tensors: dict[str, Tensor]) -> int:
+    return sum(tensor.nbytes for tensor in tensors.values())
+
+
+def _difference(change: Change, options: Export, name: str) -> dict[str, Tensor]:
+    """The layer's tensors as a full difference."""
+    names = hosts.load(options.host).NAMES
+    found = encodings.encode(encodings.DIFFERENCE, change.seen(), names)
+    return keys.stored(found or {}, names, DTYPES[options.dtype], name)
+
+
+def together(layers: Mapping[str, Squares]) -> Rounded:
+    """All layers of a file."""
+    error, rounding, change = (sum(vars(one)[key] for one in layers.values())
+                               for key in ("error", "rounding", "change"))
+    worst = max(layers, key=lambda name: layers[name].part)
+    return Rounded(math.sqrt(error / change) if change else 0.0, math.sqrt(rounding / change) if change else 0.0,
+                   layers[worst].part, worst, sum(one.is_beyond for one in layers.values()))
+
+
+def notes(report: Report, options: Export) -> list[str]:
+    """In which numbers the file does less well than rounding would, and what to do there."""
+    poor = {words: found for words, found in report.rounded.items() if not found.is_good}
+    if not poor:
+        return []
+    listed = "; ".join(f"in {words} {found.error:.1%} of the change is wrong (rounding alone: {found.rounding:.1%})"
+                       for words, found in poor.items())
+    return [f"the magnitudes of this file are written for a ComfyUI that computes in {options.computes_in} "
+            f"(export.computes_in), and elsewhere they are less exact: {listed}. With our node (export.host "
+            "comfyui_node) a file is as exact as rounding allows in all of them"]
