@@ -22,7 +22,7 @@ def written(path, header, data: bytes = bytes(8), length: int | None = None):
 
 
 ENTRIES = [
-    {"shape": [1] * 200}, {"shape": [2**40, 2**40]}, {"shape": [-2]}, {"shape": [True, 2]}, {"shape": ["2"]},
+    {"shape": [2] + [1] * 199}, {"shape": [2**40, 2**40]}, {"shape": [-2]}, {"shape": [True, 2]}, {"shape": ["2"]},
     {"shape": 2}, {"shape": None}, {"shape": [2.0]}, {"shape": [10**400]}, {"dtype": "F33"}, {"dtype": None},
     {"dtype": ["F32"]},
     {"dtype": "F64"}, {"dtype": "\x1b[2J"}, {"data_offsets": [0]}, {"data_offsets": [0, 8, 9]},

@@ -159,6 +159,18 @@ def test_whatever_the_file_system_holds_is_trained_on(place, odd, tmp_path):
         assert said in messages
 
 
+def test_a_name_that_is_not_utf8_is_trained_on(place, tmp_path):
+    """Alone: nothing else in the folder is odd."""
+    folder = tmp_path / "odd"
+    draw_pictures(folder, 1, 3)
+    draw_one(folder / "caf\udce9.png")
+    (folder / "caf\udce9.txt").write_text("red apple", encoding="utf-8")
+    data = {"resolution": 16, "folders": [str(folder)], "cache_folder": str(tmp_path), "validation_folder": ""}
+    for more in (["--check"], ["--training.steps", "1"]):
+        assert main(place.command("run", *more, data=data)) == 0
+    assert "\ncaf\\xe9.png\t" in (place.runs / "run" / "pictures.tsv").read_text(encoding="utf-8")
+
+
 def within(seconds: float, work):
     """What `work` returns or raises, unless it takes longer."""
     found: list = []

@@ -4,9 +4,11 @@ import json
 import time
 
 import pytest
+import yaml
 
 from modules.importing import import_file, report
 from modules.importing.base import Wishes
+from tests.importing.test_import_aitoolkit import FLUX as JOB
 from tests.importing.test_import_kohya import FLUX, GUI, toml
 from tests.importing.test_import_onetrainer import SDXL
 
@@ -18,7 +20,7 @@ FILES = {
     "deep.toml": "network_args = " + "[" * DEEP,
     "keys.toml": "network_dim" + ".a" * DEEP + " = 1",
     "deep.yaml": "job: " + "[" * DEEP,
-    "bomb.yaml": f"job: extension\n{BOMB}",
+    "bomb.yaml": f"{yaml.safe_dump(JOB)}\n{BOMB}",
     "self.yaml": "job: &a\n  config: *a",
     "digits.yaml": "job: " + ":".join(["10"] * DEEP),
     "object.yaml": "job: !!python/object/apply:os.system [ls]",

@@ -58,6 +58,18 @@ def test_a_start_is_stopped_at_once(place: Place, number, seconds):
         assert (event["event"], event["outcome"]) == ("finished", "stopped")
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_start_is_stopped_while_torch_is_imported(place: Place, number):
+    """Whatever of the program listens by then: the library is in the process's memory, and nothing is trained yet."""
+    process = place.start("early")
+    maps = Path(f"/proc/{process.pid}/maps")
+    wait_for(process, lambda: "libtorch_python" in maps.read_text(), lambda: process.send_signal(number))
+    out, err = process.communicate(timeout=400)
+    assert process.returncode == 130, err
+    assert "Traceback" not in err and "Stopped" in err
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
 def test_what_was_ignored_at_the_start_stays_so(number, monkeypatch):
     """As with nohup, and in the background of a shell."""
