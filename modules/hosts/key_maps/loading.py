@@ -18,8 +18,10 @@ class Loading:
     """The exception that ends the program's loading, in words: nothing is read then."""
     refuses: str = ""
     """Why it reads nothing although it goes on."""
-    remarks: tuple[str, ...] = ()
-    """What else the user should know of what it reads."""
+    own_alphas: bool = False
+    """Whether diffusers takes each layer's own alpha, whatever the others are."""
+    unjudged: str = ""
+    """Why nothing can be said."""
 
     def under(self, names: Mapping[str, str]) -> "Loading":
         """The same with the keys that `names` has for the keys here."""
