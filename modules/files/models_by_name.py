@@ -58,6 +58,7 @@ IN_METADATA: tuple[tuple[str, str], ...] = (
 """The same for what a file's metadata calls its base's architecture."""
 ARCHITECTURE = ("modelspec.architecture", "ss_base_model_version")
 
+BLOCK = re.compile(r"(double_blocks|single_blocks)[._]\d+")
 WIDE = (4096, 6144)
 """Widths of FLUX.2's larger models, whose layers are called as the older model's."""
 OLD_ONLY = r"(img|txt)_mod|modulation[._]lin|norm1(_context)?[._]linear|(?<!final_)norm[._]linear|vector_in|text_embedder|" \
@@ -114,16 +115,14 @@ def _by_keys(tensors: Mapping[str, Tensor]) -> str:
 
 def _has_other_shapes(tensors: Mapping[str, Tensor]) -> bool:
     """Whether layers that are called as FLUX.1's have FLUX.2's sizes."""
-    for up, tensor in tensors.items():
-        if not re.search(r"(double_blocks|single_blocks|single_transformer_blocks)[._]\d+", up) or tensor.dim() != 2:
+    layers, _ = kinds.grouped(tensors)
+    for name, parts in layers.items():
+        if not BLOCK.search(name) or not {"up", "down"} <= parts.keys():
             continue
-        down = tensors.get(up.replace("lora_up", "lora_down").replace("lora_B", "lora_A"))
-        if down is None or down is tensor or down.dim() != 2:
-            continue
-        out, width = len(tensor), down.shape[1]
-        ratio = {"linear1.": 9, "linear1_qkv": 0, "mlp.0": 6, "mlp_0": 6}
-        wanted = next((value for part, value in ratio.items() if part in up), 0)
-        if wanted and out == wanted * width or width in WIDE and re.search("attn.proj|attn.qkv|linear1", up):
+        up, down = tensors[parts["up"]], tensors[parts["down"]]
+        width = down[0].numel() if down.dim() > 1 else 0
+        times = 9 if name.endswith("linear1") else 6 if re.search(r"mlp[._]0$", name) else 0
+        if times and len(up) == times * width or width in WIDE and re.search("attn.proj|attn.qkv|linear1", name):
             return True
     return False
 

@@ -4,6 +4,7 @@ export < tools. A program is one file here, and this folder is the registry.
     comfyui comfyui_node diffusers kohya lycoris      one program each, as `Host` describes; every other module of this
                 folder would be taken for a program too. A quirk of ComfyUI goes into comfyui.py: `effect` what it
                 computes, `trouble` the names that it does not find, `bias_change`, and `notes` what the user is told
+    key_maps/   which keys of a file each program reads at all; OneTrainer's way is not modelled
     parts/      no programs: what several compute alike, what a program makes of a whole file, the user's own ComfyUI
 
 The exporter has no table of what a program can hold: it asks `effect`. May import modules/files and what is below it,

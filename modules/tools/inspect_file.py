@@ -72,13 +72,13 @@ class Statement:
     """Layers in the file."""
     troubles: list[str] = field(default_factory=list)
     """What it computes of the rest that is not exactly what was trained, as sentences."""
-    arithmetic: bool = True
+    arithmetic: bool = False
     """Whether what it computes was compared."""
 
     def lines(self) -> list[str]:
         """For people; the first line goes behind the program's name."""
         if self.loads == UNJUDGED:
-            return [f"not judged: {self.why}"]
+            return [f"not judged: {self.why}", *(f"where it finds them, {trouble}" for trouble in self.troubles)]
         if self.loads == NOTHING:
             return [f"loads nothing and stops with {self.raises}" if self.raises else
                     f"loads nothing and goes on{f': {self.why}' if self.why else ''}"]
@@ -89,9 +89,10 @@ class Statement:
         found = [f"loads a part{exact}: {self.layers - len(self.dropped_layers)} of {counted(self.layers)}"]
         if self.dropped_layers:
             found.append(f"drops {counted(len(self.dropped_layers))}: {listed(self.dropped_layers)}")
-        rest = [key for key in self.dropped if not key.startswith(tuple(f"{name}." for name in self.dropped_layers))]
+        rest = [key for key in self.dropped if not any(f"{name}." in key for name in self.dropped_layers)]
         if rest:
-            found.append(f"drops {counted(len(rest), 'key')}{' besides' if self.dropped_layers else ''}: {listed(rest)}")
+            besides = " besides" if self.dropped_layers else ""
+            found.append(f"drops {counted(len(rest), 'key')}{besides}: {listed(rest)}")
         return [*found, *computed]
 
 
@@ -241,21 +242,23 @@ def _hosts(
     file: AdapterFile, parts: dict[str, dict[str, Tensor]], layers: dict[str, dict[str, str]], like: Whose
 ) -> dict[str, Statement]:
     """What each program does: by names and suffixes, and by arithmetic from one layer of each sort."""
-    if not like.families:
-        why = f"a file for {like.title}, which is not modelled" if like.title else "nothing tells which model it is for"
-        return {host: Statement(UNJUDGED, why=why) for host in key_maps.names()}
     found, stand_ins = {}, {}
     with torch.no_grad():
         for host in key_maps.names():
-            loadings = [key_maps.load(host).loading(file.tensors, family) for family in like.families]
-            if any(loading != loadings[0] for loading in loadings):
-                found[host] = Statement(UNJUDGED, why=f"it may be for {like.title}, which this program reads differently")
+            if like.others and not like.families:
+                found[host] = Statement(UNJUDGED, why=f"a file for {like.title}, which is not modelled")
                 continue
-            found[host] = _statement(file, loadings[0], layers)
-            if found[host].loads in (ALL, PART):
-                found[host].arithmetic = host in hosts.names()
-                if found[host].arithmetic:
-                    found[host].troubles = _troubles(file, host, parts, layers, loadings[0], stand_ins)
+            loadings = [key_maps.load(host).loading(file.tensors, family) for family in like.families]
+            loading = loadings[0] if loadings else key_maps.Loading(
+                frozenset(file.tensors), unjudged="nothing tells which model it is for")
+            if any(other != loading for other in loadings):
+                why = f"it may be for {like.title}, which this program reads differently"
+                found[host] = Statement(UNJUDGED, why=why)
+                continue
+            found[host] = _statement(file, loading, layers)
+            if loading.read and host in hosts.names():
+                found[host].arithmetic = True
+                found[host].troubles = _troubles(file, host, parts, layers, loading, stand_ins)
     return found
 
 

@@ -65,7 +65,7 @@ def _without_last_number(layer: Published) -> tuple[Published, int | None]:
         number = found and (found[1] or found[2])
         texts = [re.sub(rf"(blocks|block|layers)\.{number}\.(?!.*(blocks|block|layers)\.{number}\.)", r"\1.{}.", text)
                  for text in (layer.path, layer.original)] if found else []
-        if texts and all(text.count("{}") == 1 for text in texts):
+        if number and all(text.count("{}") == 1 for text in texts):
             return Published(layer.kind, layer.network, *texts), int(number)
     return layer, None
 

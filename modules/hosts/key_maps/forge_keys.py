@@ -1,5 +1,5 @@
-"""What Forge (stable-diffusion-webui-forge, June 2025) reads of a file. Its reader is an older ComfyUI's: fewer names and
-no rotations. It refuses a file with more than 12 keys that it does not know, in a line of its log.
+"""What Forge (stable-diffusion-webui-forge, June 2025) reads of a file. Its reader is an older ComfyUI's: fewer names and no
+rotations. It refuses a file with more than 12 keys that it does not know, in a line of its log.
 """
 
 from collections.abc import Mapping
@@ -30,8 +30,8 @@ def loading(tensors: Mapping[str, Tensor], family: str) -> Loading:
     strangers = len(tensors) - len(found.read)
     if found.raises or strangers <= PATIENCE:
         return found
-    return Loading(refuses=f"it does not know {strangers} of {len(tensors)} keys, and with more than {PATIENCE} it takes "
-                           "nothing of a file and says so in its log only")
+    return Loading(refuses=f"it does not know {strangers} of {len(tensors)} keys, and with more than {PATIENCE} it "
+                           "takes nothing of a file and says so in its log only")
 
 
 @cache
