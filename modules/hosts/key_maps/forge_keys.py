@@ -26,12 +26,20 @@ PATIENCE = 12
 
 def loading(tensors: Mapping[str, Tensor], family: str) -> Loading:
     """What it reads of the file in a model of the family."""
-    found = read(tensors, names(family), SUFFIXES)
+    renamed = {key: key for key in tensors}
+    if all(key in tensors for key in comfyui_keys.CONTROL):
+        renamed = {f"diffusion_model.{_controlled(key)}": key for key in tensors}
+    found = read({new: tensors[old] for new, old in renamed.items()}, names(family), SUFFIXES).under(renamed)
     strangers = len(tensors) - len(found.read)
     if found.raises or strangers <= PATIENCE:
         return found
     return Loading(refuses=f"it does not know {strangers} of {len(tensors)} keys, and with more than {PATIENCE} it "
                            "takes nothing of a file and says so in its log only")
+
+
+def _controlled(key: str) -> str:
+    """A key of Black Forest Labs' control adapters as Forge calls it."""
+    return key.replace(".lora_B.bias", ".diff_b").replace("_norm.scale", "_norm.scale.set_weight")
 
 
 @cache

@@ -34,7 +34,8 @@ class Patcher:
 
     def add_patches(self, filename, patches, **options):
         """The names of the tensors that are there, as Forge's own."""
-        there = {name: patch for name, patch in patches.items() if name in self.tensors}
+        there = {name: patch for name, patch in patches.items()
+                 if (name if isinstance(name, str) else name[0]) in self.tensors}
         self.patches |= there
         return list(there)
 
@@ -46,11 +47,16 @@ def tensors(family, model, layers):
     encoders = {"text_encoder": "clip_h"} if model == "sd21" else forge.ENCODERS[family]
     for kind, network, path, original, shape in json.loads(open(layers, encoding="utf-8").read()):
         if network not in encoders:
-            denoiser[f"diffusion_model.{original}"] = None
+            denoiser |= dict.fromkeys((f"diffusion_model.{original}", f"diffusion_model.{bias(original)}"))
         elif path != "encoder.embed_tokens":
             texts[f"{encoders[network]}.transformer.{path}.weight"] = None
     texts |= {f"{clip}.transformer.text_projection.weight": None for clip in encoders.values() if "clip" in clip}
     return denoiser, texts
+
+
+def bias(weight):
+    """The name of a layer's bias."""
+    return f"{weight.removesuffix('.weight')}.bias"
 
 
 def answer(request):
@@ -58,6 +64,8 @@ def answer(request):
     family = request["family"]
     denoiser, texts = (Patcher(found, family) for found in tensors(family, request["model"], request["layers"]))
     file = load_file(request["file"])
+    for function in (forge.networks.model_lora_keys_unet, forge.networks.model_lora_keys_clip):
+        function.__defaults__[0].clear()  # Forge adds to them: after another model it would know that one's names too
     forge.networks.load_lora_for_models(denoiser, texts, dict(file), 1.0, 1.0, filename="file")
     taken = {id(tensor) for patch in (*denoiser.patches.values(), *texts.patches.values()) for tensor in patch[1]
              if isinstance(tensor, torch.Tensor)}

@@ -28,16 +28,27 @@ def pipeline(folder, family):
         for name in mixin._lora_loadable_modules:
             library, kind = index[name]
             if library == "diffusers":
-                config = vars(diffusers)[kind].load_config(folder, subfolder=name)
-                parts[name] = vars(diffusers)[kind].from_config(config)
+                config = getattr(diffusers, kind).load_config(folder, subfolder=name)
+                parts[name] = getattr(diffusers, kind).from_config(config)
             else:
                 config = transformers.AutoConfig.from_pretrained(f"{folder}/{name}")
-                parts[name] = vars(transformers)[kind](config)
+                parts[name] = getattr(transformers, kind)(config)
     found = type("Pipeline", (mixin,), {"components": parts, "hf_device_map": None})()
     for name, part in parts.items():
-        part.requires_grad_(False)
-        vars(found)[name] = part
+        vars(found)[name] = emptied(part)
     return found
+
+
+def emptied(network):
+    """The network with one number for all of each weight: adapters on no device would have no numbers either."""
+    for module in network.modules():
+        for name, weight in module._parameters.items():
+            if weight is not None:
+                module._parameters[name] = torch.nn.Parameter(torch.zeros(()).expand(weight.shape), requires_grad=False)
+        for name, buffer in module._buffers.items():
+            if buffer is not None:
+                module._buffers[name] = torch.zeros((), dtype=buffer.dtype).expand(buffer.shape)
+    return network
 
 
 def answer(request):

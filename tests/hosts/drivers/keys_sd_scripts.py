@@ -19,7 +19,7 @@ def model(family, folder):
         for part in sd_scripts.ENCODERS:
             if (Path(folder) / part).exists():
                 config = transformers.AutoConfig.from_pretrained(f"{folder}/{part}")
-                found = vars(transformers)[config.architectures[0]](config)
+                found = getattr(transformers, config.architectures[0])(config)
                 is_bare = type(found).__name__ == "CLIPTextModel" and "text_model" not in found._modules
                 texts.append(sd_scripts.Clip(found) if is_bare else found)
     return network, texts, module
