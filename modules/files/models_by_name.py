@@ -16,7 +16,7 @@ from modules.files import kinds
 
 OTHERS: tuple[tuple[str, str], ...] = (
     ("Stable Cascade", r"prior_unet[._]|lora_prior_"),
-    ("Stable Video Diffusion or AnimateDiff", r"motion_modules|temporal_transformer_blocks|time_stack|temporal_res_block"),
+    ("Stable Video Diffusion or AnimateDiff", r"motion_modules|temporal_(transformer_blocks|res_block)|time_stack"),
     ("Kolors", r"encoder_hid_proj|chatglm"),
     ("FLUX.2", r"(double|single)_stream_modulation|to_qkv_mlp_proj|transformer_blocks[._]\d+[._]ff(_context)?[._]"
                r"linear_(in|out)|single_transformer_blocks[._]\d+[._]attn[._]to_out[._]"),
@@ -61,8 +61,10 @@ ARCHITECTURE = ("modelspec.architecture", "ss_base_model_version")
 BLOCK = re.compile(r"(double_blocks|single_blocks)[._]\d+")
 WIDE = (4096, 6144)
 """Widths of FLUX.2's larger models, whose layers are called as the older model's."""
-OLD_ONLY = r"(img|txt)_mod|modulation[._]lin|norm1(_context)?[._]linear|(?<!final_)norm[._]linear|vector_in|text_embedder|" \
-           r"clip_l|te1?[._]text_model|text_encoder\.(text_model|encoder\.layers)"
+OLD_ONLY = (
+    r"(img|txt)_mod|modulation[._]lin|norm1(_context)?[._]linear|(?<!final_)norm[._]linear|vector_in|text_embedder|"
+    r"clip_l|te1?[._]text_model|text_encoder\.(text_model|encoder\.layers)"
+)
 """Parts of keys that only FLUX.1 has, of those models that call attention alike."""
 
 

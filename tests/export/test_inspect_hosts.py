@@ -93,7 +93,7 @@ def test_keys_of_nobody_are_a_part_that_is_not_read(tmp_path):
 
 def test_a_pair_without_its_half_stops_comfyui(tmp_path):
     whole, half = (pair(f"lora_unet_{path.replace('.', '_')}") for path in sdxl())
-    half = {key: tensor for key, tensor in half.items() if "down" not in key}
+    half = {key: tensor for key, tensor in half.items() if "lora_down" not in key}
     assert "KeyError" in inspected(tmp_path, whole, half).hosts["comfyui"].raises
 
 
@@ -115,8 +115,10 @@ def test_first_adapters_of_diffusers_are_read_by_comfyui(tmp_path):
 
 
 def test_onetrainers_names_of_flux_are_read_by_diffusers(tmp_path):
-    names = [f"lora_transformer_{path.replace('.', '_')}" for path in FLUX]
+    names = [f"lora_transformer_{blocks}_0_attn_to_q" for blocks in ("transformer_blocks", "single_transformer_blocks")]
     assert loads(inspected(tmp_path, *map(pair, names)))["diffusers"] == ALL
+    rest = "lora_transformer_single_transformer_blocks_0_proj_out"  # its conversion knows attention alone there
+    assert inspected(tmp_path, *map(pair, (*names, rest))).hosts["diffusers"].dropped_layers == [rest]
 
 
 # -- files.md 15: models that are none of ours are named, and not judged --------------------------------------------

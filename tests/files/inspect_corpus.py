@@ -1,4 +1,4 @@
-"""Files as people have them, by names and shapes of the published models: what inspect is held against real loaders with.
+"""Files as people have them, by names and shapes of the published models: for inspect and the real loaders.
 
     for case in inspect_corpus.cases(): case.write(folder)
 
@@ -10,8 +10,9 @@ import re
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
@@ -141,8 +142,8 @@ def pairs(
 
 
 def original(row: Row) -> str:
-    """A denoiser's layer in its original checkpoint. Query, key and value in one are whole only there, so the sample's
-    three layers of one matrix have its height together."""
+    """A denoiser's layer in its original checkpoint, which may have query, key and value as one: the sample has all
+    three, which together have the height of that matrix."""
     return row.original.removesuffix(".weight")
 
 
@@ -184,18 +185,21 @@ def _ours() -> Iterator[Made]:
     for family, name in MODELS.items():
         with tempfile.TemporaryDirectory() as place:
             model = full_size.skeleton(name, Path(place))
+        known = {f"{part}.{path}" for part, network in model.networks.items() for path, _ in network.named_modules()}
         for host in ("comfyui", "comfyui_node", "kohya", "diffusers", "lycoris"):
-            def named(row: Row, model=model, host=host) -> str:
-                bare = row.path if f"{row.network}.{row.path}" in known else row.path.removeprefix("text_model.")
-                try:
-                    return model.export_key(f"{row.network}.{bare}", host)
-                except ValueError:
-                    return ""
-
-            known = {f"{part}.{path}" for part, network in model.networks.items() for path, _ in network.named_modules()}
             ends = PEFT if host == "diffusers" else KOHYA
+            named = partial(_exported, model, host, known)
             yield (f"ours, {family}, {host}", family, pairs(family, named, ends, host != "diffusers", texts=True),
                    {"gimbal.method": "lora", "gimbal.host": host})
+
+
+def _exported(model: Any, host: str, known: set[str], row: Row) -> str:
+    """Our name of a layer, empty where the host has none."""
+    bare = row.path if f"{row.network}.{row.path}" in known else row.path.removeprefix("text_model.")
+    try:
+        return model.export_key(f"{row.network}.{bare}", host)
+    except ValueError:
+        return ""
 
 
 def _spelled() -> Iterator[Made]:
@@ -240,8 +244,8 @@ def _extras() -> Iterator[Made]:
         yield f"{family}, kohya and one key of nobody", family, kohyas | {"some.key": (3,)}, {}
         up = next(key for key in kohyas if key.endswith(KOHYA[0]))
         yield f"{family}, kohya without an up", family, {key: kohyas[key] for key in kohyas if key != up}, {}
-        head = {key.replace("lora_down.weight", "dora_scale"): (shape[1],) if False else (1, *shape[1:2], *(
-            (1,) * (len(shape) - 2))) for key, shape in kohyas.items() if KOHYA[1] in key}
+        head = {key.replace("lora_down.weight", "dora_scale"): (1, shape[1], *(1,) * (len(shape) - 2))
+                for key, shape in kohyas.items() if KOHYA[1] in key}
         yield f"{family}, kohya with dora_scale", family, kohyas | head, {}
     peft = pairs("sdxl", lambda row: f"{row.network}.{row.path}", PEFT, False, texts=True)
     yield "sdxl, text encoders without text_model", "sdxl", {key.replace("text_model.", ""): shape

@@ -107,7 +107,8 @@ class Line:
         statement = self.inspection.hosts[self.host]
         real = self.outcome.failed and "stops" or self.outcome.absent and "absent" or f"{len(self.outcome.read)} read"
         return (f"{'FALSE' if self.false else 'ok':5} {self.case.name:45} {self.host:10} {statement.loads}"
-                f"{' and stops' if statement.raises else ''}; {len(statement.dropped)} dropped; really {real} {self.false}")
+                f"{' and stops' if statement.raises else ''}; {len(statement.dropped)} dropped; really {real} "
+                f"{self.false}")
 
 
 def measured(hosts: tuple[str, ...] = tuple(HOSTS), cases: list[Case] | None = None) -> Iterator[Line]:

@@ -1,7 +1,7 @@
 """What diffusers (0.42.1, with peft) reads of a file: `load_lora_weights`.
 
-The installed diffusers itself turns the file's names into its own, on stand-ins for the tensors that remember which keys
-of the file they were made from. What it then finds in the pipeline's networks follows from the published layers.
+The installed diffusers itself turns the file's names into its own, on stand-ins for the tensors that remember which
+keys of the file they were made from. What it then finds in the pipeline's networks follows from the published layers.
 """
 
 import logging

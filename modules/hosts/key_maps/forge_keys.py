@@ -1,5 +1,7 @@
-"""What Forge (stable-diffusion-webui-forge, June 2025) reads of a file. Its reader is an older ComfyUI's: fewer names and no
-rotations. It refuses a file with more than 12 keys that it does not know, in a line of its log.
+"""What Forge (stable-diffusion-webui-forge, June 2025) reads of a file.
+
+Its reader is an older ComfyUI's: fewer names and no rotations. It refuses a file with more than 12 keys that it does
+not know, in a line of its log.
 """
 
 from collections.abc import Mapping

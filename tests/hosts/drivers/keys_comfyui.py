@@ -36,7 +36,7 @@ def names(model, layers):
     """ComfyUI's map of names to tensors, without those whose tensors the model has not."""
     rows = json.loads(open(layers, encoding="utf-8").read())
     denoiser = {f"diffusion_model.{original}": torch.empty(shape, device=META)
-                for kind, network, path, original, shape in fused(rows) if not network.startswith("text")}
+                for _, network, _, original, shape in fused(rows) if not network.startswith("text")}
     config = comfy.model_detection.detect_unet_config(dict(denoiser), "diffusion_model.")
     chosen = vars(comfy.supported_models)[CLASSES[model]](config)
     chosen.unet_config |= config | {"dtype": torch.float32}
@@ -45,7 +45,7 @@ def names(model, layers):
     known = comfy.lora.model_lora_keys_unet(found, {})
     clips = CLIPS.get(model, ("clip_l", "clip_g", "t5xxl"))
     texts = {}
-    for kind, network, path, original, shape in rows:
+    for _, network, path, *_ in rows:
         if network.startswith("text") and path != "encoder.embed_tokens":
             number = int(network.removeprefix("text_encoder").lstrip("_") or 1)
             texts[f"{clips[number - 1]}.transformer.{path}.weight"] = None
