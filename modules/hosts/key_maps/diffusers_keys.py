@@ -128,10 +128,11 @@ def _in_denoiser(
         return []
     kinds = _kinds(family, network)
     if is_flux:  # its shapes are compared before
-        for key in state:
-            partner = key.replace(".lora_A.weight", keys.PEFT.up)
-            if key.endswith(keys.PEFT.down) and key.removesuffix(keys.PEFT.down) in kinds and partner not in state:
-                raise KeyError(partner)
+        for name in (key.removesuffix(keys.PEFT.down) for key in state if key.endswith(keys.PEFT.down)):
+            if name in kinds and name + keys.PEFT.up not in state:
+                raise KeyError(name + keys.PEFT.up)
+            if name not in kinds and any(path.startswith(f"{name}.") for path in kinds):  # a block is no layer
+                raise KeyError(f"{name}.weight")
     if "lora_A" not in next(iter(state)):
         state = convert_unet_state_dict_to_peft(state)
     if not any("lora_B" in key and tensor.ndim > 1 for key, tensor in state.items()):
