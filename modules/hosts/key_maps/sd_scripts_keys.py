@@ -1,6 +1,6 @@
 """What sd-scripts (February 2026) reads of a file: `create_network_from_weights`, then `merge_to`.
 
-It makes modules for those of kohya's names that are layers of its blocks; all else in a file it passes over in silence.
+It makes modules for those of kohya's names that are layers it adapts; all else in a file it passes over in silence.
 """
 
 from collections.abc import Mapping
@@ -18,7 +18,10 @@ from modules.hosts.key_maps.loading import Loading
 TITLE = "sd-scripts"
 
 NAMES = keys.KOHYA
-BLOCKS = ("double_blocks.", "single_blocks.", "joint_blocks.")
+BLOCKS = ("double_blocks.", "single_blocks.", "joint_blocks.", "img_in.", "txt_in.", "time_in.", "vector_in.",
+          "guidance_in.", "context_embedder.", "t_embedder.", "x_embedder.", "y_embedder.")
+LAST = "final_layer."
+"""Of transformers with three text encoders it adapts this as well."""
 UNET_BLOCKS = (".attentions.", ".resnets.", ".downsamplers.", ".upsamplers.")
 T5_LAYERS = ("SelfAttention.q", "SelfAttention.k", "SelfAttention.v", "SelfAttention.o", "wi_0", "wi_1", "wo")
 
@@ -52,7 +55,7 @@ def names(family: str) -> frozenset[str]:
 def _denoiser(layer: Published, encoders: int) -> list[str]:
     original = f"lora_unet_{joined(layer.original.removesuffix('.weight'))}"
     if layer.network != "unet":
-        return [original] if layer.original.startswith(BLOCKS) else []
+        return [original] if layer.original.startswith((*BLOCKS, *((LAST,) if encoders == 3 else ()))) else []
     if not any(block in f".{layer.path}" for block in UNET_BLOCKS):
         return []
     path = f"lora_unet_{joined(layer.path)}"
