@@ -1,7 +1,8 @@
 """Models in their real sizes, without weights: the published configurations in tests/data/full_size.
 
-`python -m tests.full_size` writes docs/families.md from them (what each shipped preset adapts, and its file size), and
-tests/data/keys (how each host spells the layers), which a person has to compare with docs of the hosts when it changes.
+`python -m tests.full_size` writes docs/families.md from them (what each shipped preset adapts, and its file size),
+modules/families/layers (all their layers), and tests/data/keys (how each host spells the layers), which a person has to
+compare with docs of the hosts when it changes.
 """
 
 import json
@@ -15,6 +16,7 @@ from typing import Any
 from modules import families
 from modules.adapters.base import detach
 from modules.export.export import expected_size
+from modules.families.parts import published
 from modules.preset.files import FOLDER, resolve
 from modules.preset.schema import Base, Preset
 from modules.training import setup
@@ -97,6 +99,20 @@ def key_list(model: Any, host: str) -> str:
     return "\n".join(lines) + "\n"
 
 
+def layer_table(family: str) -> str:
+    """All layers with weights of the family's models, as `published.layers` reads them."""
+    found = []
+    with tempfile.TemporaryDirectory() as place:
+        for model in (skeleton(name, Path(place)) for name, row in MODELS.items() if row[0] == family):
+            for network, whole in model.networks.items():
+                for path, module in whole.named_modules():
+                    if "weight" in dict(module.named_parameters(recurse=False)):
+                        own = model.split(f"{network}.{path}")[1]
+                        original = model.original(network, own, "weight").name
+                        found.append(published.Published(type(module).__name__, network, own, original))
+    return published.table(found)
+
+
 def numberless(name: str) -> str:
     """A name with # for each number that stands alone: `down_blocks.#.attn1`, `lora_unet_input_blocks_#_#_proj_in`."""
     return re.sub(r"(?<=[._])\d+(?=[._]|$)", "#", name)
@@ -151,5 +167,7 @@ def write_keys() -> None:
 
 if __name__ == "__main__":
     write_keys()
+    for family in families.names():
+        (published.FOLDER / f"{family}.txt").write_text(layer_table(family), encoding="utf-8")
     PAGE.write_text(page(), encoding="utf-8")
     print(f"wrote {PAGE.relative_to(ROOT)}", file=sys.stderr)

@@ -38,7 +38,7 @@ PASSED_ON = {
 PRODUCT, KIND = "name of a tensor in LyCORIS' files", "LyCORIS' word for a kind of file"
 KOHYA, PEFT, LYCORIS = "name of a tensor in kohya's files", "name of a tensor in peft's files", "LyCORIS' argument"
 
-FORMATS = ("modules/hosts", "modules/files/kinds", "modules/importing")
+FORMATS = ("modules/hosts", "modules/hosts/key_maps", "modules/files/kinds", "modules/importing")
 """Folders about other programs' formats, whose names for things are often those of our methods and families."""
 
 HOST_WORDS: dict[tuple[str, str], str] = {
@@ -51,6 +51,11 @@ HOST_WORDS: dict[tuple[str, str], str] = {
     ("modules/files/spellings.py", "(lora|oft)_te"): KOHYA,
     ("modules/files/spellings.py", "lora_unet_"): KOHYA,
     ("modules/files/spellings.py", "lora_transformer_"): "name of a tensor in OneTrainer's files",
+    ("modules/files/models_by_name.py", "lora_prior_"): KOHYA,
+    ("modules/files/models_by_name.py", "lora_unet_"): KOHYA,
+    ("modules/files/models_by_name.py", "(lora|lycoris|oft)"): KOHYA,
+    ("modules/files/models_by_name.py", "(_lora)"): "name of a tensor in diffusers' first files",
+    ("modules/files/models_by_name.py", "lora_transformer_"): "name of a tensor in OneTrainer's files",
     ("modules/files/writer.py", "lora_adapter_metadata"): "diffusers' key in the metadata",
     ("modules/files/writer.py", "lora_alpha"): "peft's option",
     ("modules/files/writer.py", "networks.lora"): "kohya's module",
@@ -119,7 +124,10 @@ HEAVY_IMPORTS: dict[tuple[str, str], str] = {
 }
 """(file, package) that a file imports although its folder may not: why."""
 
-FAMILY_WORDS: dict[tuple[str, str], str] = {}
+FAMILY_WORDS: dict[tuple[str, str], str] = {
+    ("modules/files/models_by_name.py", "FLUX.2"): "another model",
+    ("modules/files/models_by_name.py", "flux[-_. ]?2"): "another model",
+}
 """(file, words in it) of other programs that contain a family's name: whose words they are."""
 
 

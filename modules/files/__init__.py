@@ -2,7 +2,8 @@
 
     opening writer patterns     a file as it is, who wrote it, peft's options in it
     keys kinds/ strangers       names and shapes of tensors; one kind of adapter, one file in kinds/; what is no adapter
-    spellings layers_by_name    what a layer's name tells without the model, and which layers of a model it means
+    spellings layers_by_name models_by_name
+                                what a name tells: the part of a model, its layers, which model it is
     reading change forms norms  a file on a model: what is done to each layer, and how programs see it
     rows                        a layer's weight in blocks of rows
     distance                    how far one weight is from another

@@ -6,6 +6,7 @@ export < tools. A program is one file here, and this folder is the registry.
                 `effect` what it computes, `trouble` the names that it does not find, `bias_change`, and `notes` what
                 the user is told; versions that differ are `others`
     kohya       a value of export.host that is several programs: what they have in common
+    key_maps/   which keys of a file each program reads at all; OneTrainer's way is not modelled
     parts/      no programs: what several compute alike, what a program makes of a whole file, the user's own ComfyUI
 
 The exporter has no table of what a program can hold: it asks `effect`. May import modules/files and what is below it,

@@ -2,20 +2,22 @@
 
 import json
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from modules import families, hosts
+from modules import hosts
 from modules.adapters.layers import Layer, as_layer
 from modules.documents import parse_json
-from modules.files import forms, kinds, opening, spellings, strangers, writer
+from modules.files import forms, kinds, models_by_name, opening, spellings, strangers, writer
 from modules.files.kinds import magnitude
+from modules.files.models_by_name import Whose
 from modules.files.norms import NormLayer
 from modules.files.opening import AdapterFile
-from modules.files.reading import families_of, listed
+from modules.files.reading import listed
+from modules.hosts import key_maps
 from modules.hosts.parts import effect_of_file
 from modules.hosts.parts.effect_of_file import counted
 from modules.printable import shown
@@ -53,6 +55,51 @@ class Group:
     """Layers per part of the model."""
 
 
+ALL, PART, NOTHING, UNJUDGED = "all", "part", "nothing", "not judged"
+
+
+@dataclass
+class Statement:
+    """What one program does with the file."""
+
+    loads: str
+    """`ALL`, `PART`, `NOTHING` or `UNJUDGED`: of the file's keys."""
+    raises: str = ""
+    """The exception with which it stops, where it loads nothing."""
+    why: str = ""
+    """Why it loads nothing, or why that is not judged."""
+    dropped: list[str] = field(default_factory=list)
+    """Keys that it does not read."""
+    dropped_layers: list[str] = field(default_factory=list)
+    """Layers of which it reads nothing."""
+    layers: int = 0
+    """Layers in the file."""
+    troubles: list[str] = field(default_factory=list)
+    """What it computes of the rest that is not exactly what was trained, as sentences."""
+    arithmetic: bool = False
+    """Whether what it computes was compared."""
+
+    def lines(self) -> list[str]:
+        """For people; the first line goes behind the program's name."""
+        if self.loads == UNJUDGED:
+            return [f"not judged: {self.why}", *(f"where it finds them, {trouble}" for trouble in self.troubles)]
+        if self.loads == NOTHING:
+            return [f"loads nothing and stops with {self.raises}" if self.raises else
+                    f"loads nothing and goes on{f': {self.why}' if self.why else ''}"]
+        computed = self.troubles if self.arithmetic else ["whether it computes exactly what was trained is not judged"]
+        exact = "" if computed else ", exactly"
+        if self.loads == ALL:
+            return [f"loads all of it{exact}", *computed]
+        found = [f"loads a part{exact}: {self.layers - len(self.dropped_layers)} of {counted(self.layers)}"]
+        if self.dropped_layers:
+            found.append(f"drops {counted(len(self.dropped_layers))}: {listed(self.dropped_layers)}")
+        rest = [key for key in self.dropped if not any(f"{name}." in key for name in self.dropped_layers)]
+        if rest:
+            besides = " besides" if self.dropped_layers else ""
+            found.append(f"drops {counted(len(rest), 'key')}{besides}: {listed(rest)}")
+        return [*found, *computed]
+
+
 @dataclass
 class Inspection:
     """All that can be told."""
@@ -62,12 +109,14 @@ class Inspection:
     writer: str
     families: list[str]
     """Names of the families whose layers the file names."""
+    model: str
+    """The model that it was trained for, in words; empty if nothing tells."""
     groups: list[Group]
     dtypes: dict[str, int]
     """Bytes per number format."""
     trained_on: dict[str, str]
-    hosts: dict[str, list[str]]
-    """What each program gets wrong or leaves out; empty where it reads all of it exactly."""
+    hosts: dict[str, Statement]
+    """What each program does with it."""
     damaged: list[str]
     """Layers whose tensors do not fit together, as sentences."""
     unknown: list[str]
@@ -75,15 +124,17 @@ class Inspection:
 
     def json(self) -> str:
         """Everything."""
-        return json.dumps({**vars(self), "groups": [vars(group) for group in self.groups]}, indent=2)
+        return json.dumps({
+            **vars(self), "groups": [vars(group) for group in self.groups],
+            "hosts": {host: vars(statement) for host, statement in self.hosts.items()},
+        }, indent=2)
 
     def text(self) -> str:
         """For people."""
-        titles = [families.load_class(name).TITLE for name in self.families]
         lines = [f"{self.path}: {self.bytes / 1e6:.1f} MB, "
                  f"{counted(sum(group.layers for group in self.groups))}",
                  f"  written by: {self.writer or 'unknown; nothing in the file tells'}",
-                 f"  for: {' or '.join(titles) or 'no known kind of model'}"]
+                 f"  for: {self.model or 'no known kind of model'}"]
         for group in self.groups:
             parts = ", ".join(f"{count} {part}" for part, count in group.parts.most_common())
             lines.append(f"  {group.kind}: {counted(group.layers)} ({parts})")
@@ -94,9 +145,9 @@ class Inspection:
         formats = ", ".join(f"{name} {size / 1e6:.1f} MB" for name, size in self.dtypes.items())
         lines.append(f"  number formats: {formats}")
         lines += [f"  {what}: {value}" for what, value in self.trained_on.items()]
-        for host, troubles in self.hosts.items():
-            lines.append(f"  {host}: {'reads all of it exactly' if not troubles else ''}".rstrip())
-            lines += [f"    {trouble}" for trouble in troubles]
+        for host, statement in self.hosts.items():
+            first, *others = statement.lines()
+            lines += [f"  {host}: {first}", *(f"    {line}" for line in others)]
         lines += [f"  damaged: {sentence}" for sentence in self.damaged]
         lines += [f"  unknown keys: {sentence}" for sentence in strangers.sentences(self.unknown)]
         return "\n".join(lines)
@@ -108,8 +159,6 @@ def inspect(file: AdapterFile) -> Inspection:
     strangers.refuse(file.path, file.tensors)
     layers, unknown = kinds.grouped(file.tensors)
     parts = {name: {part: file.tensors[key] for part, key in keys.items()} for name, keys in layers.items()}
-    given = {name: {kinds.split(key)[1]: file.tensors[key] for key in keys.values()}  # pyright: ignore
-             for name, keys in layers.items()}
     damaged, sound = [], {}
     for name, found in parts.items():
         try:
@@ -117,14 +166,14 @@ def inspect(file: AdapterFile) -> Inspection:
             sound[name] = found
         except ValueError as error:
             damaged.append(f"{name}: {error}")
-    like = families_of(file.tensors)
+    like = models_by_name.whose(file.tensors, file.metadata)
     dtypes = Counter()
     for tensor in file.tensors.values():
         dtypes[str(tensor.dtype).removeprefix("torch.")] += tensor.nbytes
     return Inspection(
-        str(file.path), file.path.stat().st_size, shown(writer.writer(file.tensors, file.metadata, file.config)), like,
-        _groups(sound), dict(dtypes.most_common()), trained_on(file), _hosts(file, sound, given, like), damaged,
-        unknown,
+        str(file.path), file.path.stat().st_size, shown(writer.writer(file.tensors, file.metadata, file.config)),
+        like.families, like.title, _groups(sound), dict(dtypes.most_common()), trained_on(file),
+        _hosts(file, sound, layers, like), damaged, unknown,
     )
 
 
@@ -195,36 +244,81 @@ def _groups(parts: dict[str, dict[str, Tensor]]) -> list[Group]:
 
 
 def _hosts(
-    file: AdapterFile, parts: dict[str, dict[str, Tensor]], given: dict[str, dict[str, Tensor]], like: list[str]
-) -> dict[str, list[str]]:
-    """What each program gets wrong: by names from tables, by arithmetic from one layer of each sort."""
+    file: AdapterFile, parts: dict[str, dict[str, Tensor]], layers: dict[str, dict[str, str]], like: Whose
+) -> dict[str, Statement]:
+    """What each program does: by names and suffixes, and by arithmetic from one layer of each sort."""
+    found, stand_ins = {}, {}
+    with torch.no_grad():
+        for host in key_maps.names():
+            if like.others and not like.families:
+                found[host] = Statement(UNJUDGED, why=f"a file for {like.title}, which is not modelled")
+                continue
+            loadings = [key_maps.load(host).loading(file.tensors, family) for family in like.families]
+            loading = loadings[0] if loadings else key_maps.Loading(
+                frozenset(file.tensors), unjudged="nothing tells which model it is for")
+            if any(other != loading for other in loadings):
+                why = f"it may be for {like.title}, which this program reads differently"
+                found[host] = Statement(UNJUDGED, why=why)
+                continue
+            found[host] = _statement(file, loading, layers)
+            if loading.read and host in hosts.programs():
+                found[host].arithmetic = True
+                found[host].troubles = _troubles(file, host, parts, layers, loading, stand_ins)
+    return found
+
+
+def _statement(file: AdapterFile, loading: key_maps.Loading, layers: dict[str, dict[str, str]]) -> Statement:
+    """What the program loads, without its arithmetic."""
+    if loading.unjudged:
+        return Statement(UNJUDGED, why=loading.unjudged)
+    read = {name for name, keys in layers.items() if loading.read & set(keys.values())}
+    dropped = [key for key in file.tensors if key not in loading.read]
+    left = [name for name in layers if name not in read]
+    loads = ALL if not dropped else PART if loading.read else NOTHING
+    return Statement(loads, loading.raises, loading.refuses, dropped, left, len(layers))
+
+
+def _read(
+    file: AdapterFile, layers: dict[str, dict[str, str]], loading: key_maps.Loading
+) -> dict[str, dict[str, Tensor]]:
+    """The tensors by suffix that a program reads of each layer of which it reads any."""
+    found = {name: {kinds.split(key)[1]: file.tensors[key] for key in keys.values()  # pyright: ignore
+                    if key in loading.read} for name, keys in layers.items()}
+    return {name: tensors for name, tensors in found.items() if tensors}
+
+
+def _troubles(
+    file: AdapterFile, host: str, parts: dict[str, dict[str, Tensor]], layers: dict[str, dict[str, str]],
+    loading: key_maps.Loading, stand_ins: dict[str, Layer],
+) -> list[str]:
+    """What the program gets wrong of the layers that it reads: it is asked for one layer of each sort."""
+    given = _read(file, layers, loading)
     examples: dict[tuple, str] = {}
     sizes: Counter[tuple] = Counter()
     for name, tensors in parts.items():
+        if name not in given:
+            continue
         sort = (kinds.words(tensors), kinds.is_conv(tensors), frozenset(given[name]))
         sizes[sort] += 1
         if sort not in examples or _size(tensors) < _size(parts[examples[sort]]):
             examples[sort] = name
-    found, about = {}, effect_of_file.about(file)
-    cut = {name: kinds.corner(parts[name], EXAMPLE) for name in examples.values()}
-    for name in examples.values():
-        opening.refuse_not_finite(file.path, {f"{name}{suffix}": tensor for suffix, tensor in given[name].items()})
-    seen_of = {name: {suffix: cut[name][kinds.SUFFIXES[suffix]] for suffix in given[name]} for name in cut}
-    with torch.no_grad():
-        layers = {sort: stand_in(cut[name]) for sort, name in examples.items()}
-        for host in hosts.names():
-            family = like[0] if len(like) == 1 else ""
-            troubles = [f"{counted(len(names))} with {reason}"
-                        for reason, names in effect_of_file.name_troubles(host, family, list(parts)).items()]
-            seen = effect_of_file.view(file, host, file.metadata.get("gimbal.comfyui_norm", ""))
-            if host == "diffusers" and effect_of_file.scale_trouble(file):
-                troubles.append(effect_of_file.scale_trouble(file))
-            for sort, name in examples.items():
-                told = _told(about.of(name), seen, cut[name], seen_of[name], layers[sort])
-                if told:
-                    conv = ", convolutions" if sort[1] else ""
-                    troubles.append(f"{counted(sizes[sort])} ({sort[0]}{conv}): {told}")
-            found[host] = troubles
+    found, about = [], effect_of_file.about(file)
+    seen = replace(effect_of_file.view(file, host, file.metadata.get("gimbal.comfyui_norm", "")), reads_alphas=True)
+    if loading.own_alphas:
+        seen = replace(seen, common_alpha=None)
+    elif host == "diffusers" and effect_of_file.scale_trouble(file):
+        found.append(effect_of_file.scale_trouble(file))
+    for sort, name in examples.items():
+        cut = kinds.corner(parts[name], EXAMPLE)
+        if name not in stand_ins:
+            told_of = {f"{name}{suffix}": tensor for suffix, tensor in given[name].items()}
+            opening.refuse_not_finite(file.path, told_of)
+            stand_ins[name] = stand_in(cut)
+        read = {suffix: cut[kinds.SUFFIXES[suffix]] for suffix in given[name]}
+        told = _told(about.of(name), seen, cut, read, stand_ins[name])
+        if told:
+            conv = ", convolutions" if sort[1] else ""
+            found.append(f"{counted(sizes[sort])} ({sort[0]}{conv}): {told}")
     return found
 
 

@@ -3,6 +3,7 @@
 import pytest
 
 from modules import families
+from modules.families.parts import published
 from modules.training import setup
 from tests import full_size
 from tests.families.test_every_family import own_place
@@ -34,6 +35,13 @@ def test_the_denoiser_has_its_published_size(named):
 def test_hosts_spell_the_layers_as_listed(named, host):
     name, model = named
     assert full_size.key_list(model, host) == (full_size.KEYS / f"{name}_{host}.txt").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("family", families.names())
+def test_the_published_layers_are_listed(family):
+    listed = (published.FOLDER / f"{family}.txt").read_text(encoding="utf-8")
+    assert full_size.layer_table(family) == listed
+    assert published.table(list(published.layers(family))) == listed
 
 
 @pytest.mark.parametrize("host", full_size.HOSTS)

@@ -25,7 +25,7 @@ NEARLY = 2e-6
 def pairs() -> list[tuple[str, programs.Program]]:
     """Each copy that we have with the newest version that is here of its program."""
     found = []
-    for name in hosts.names():
+    for name in hosts.programs():
         there = [one for one in programs.programs(PROGRAM[name]) if one.starts()] if name in PROGRAM else []
         if there:
             found.append((name, newest(there)))

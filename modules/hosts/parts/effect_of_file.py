@@ -26,6 +26,8 @@ class View:
     """diffusers takes this for attention and text encoders, whatever their own alpha is."""
     about: writer.About = field(default_factory=writer.About)
     """With peft's options in the file's metadata, which diffusers reads."""
+    reads_alphas: bool = False
+    """Whether diffusers reads alpha beside peft's names, as FLUX's loader does."""
 
     def tensors(self, name: str, parts: dict[str, Tensor], given: dict[str, Tensor]) -> dict[str, Tensor]:
         """One layer's tensors by the suffixes that the program looks for; `given`: those of the file."""
@@ -39,12 +41,16 @@ class View:
             others = {suffix: t for suffix, t in given.items() if kinds.part_of(suffix) not in ("up", "down")}
             is_known = keys.PEFT.up in given
             return given if is_known else others | {names.up: parts["up"], names.down: parts["down"]}
+        if keys.PEFT.up in given and keys.KOHYA.alpha in given and self.reads_alphas:
+            scale = self._scale(name, parts)
+            return {s: t for s, t in given.items() if s != keys.KOHYA.alpha} | {names.up: given[names.up] * scale}
         if keys.PEFT.up in given:
             scale = self.about.of(name).scale(len(parts["down"]))
             return given | {names.up: given[names.up] * scale} if scale != 1 else given
         if "mid" in parts:
             return given
-        return {names.up: parts["up"].float() * self._scale(name, parts), names.down: parts["down"]}
+        scale = self._scale(name, parts if keys.KOHYA.alpha in given else {"down": parts["down"]})
+        return {names.up: parts["up"].float() * scale, names.down: parts["down"]}
 
     def _scale(self, name: str, parts: dict[str, Tensor]) -> float:
         """diffusers' factor for a pair in kohya's names."""

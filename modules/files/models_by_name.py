@@ -1,0 +1,156 @@
+"""Which model a file was trained for, from its keys and shapes alone: one of our families, or another that is named.
+
+Layers of one model may be called as those of another. What tells them apart is asked first; what nothing tells apart is
+said to be either.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from modules import families
+from modules.families.parts import published
+from modules.files import kinds
+
+OTHERS: tuple[tuple[str, str], ...] = (
+    ("Stable Cascade", r"prior_unet[._]|lora_prior_"),
+    ("Stable Video Diffusion or AnimateDiff", r"motion_modules|temporal_(transformer_blocks|res_block)|time_stack"),
+    ("Kolors", r"encoder_hid_proj|chatglm"),
+    ("FLUX.2", r"(double|single)_stream_modulation|to_qkv_mlp_proj|transformer_blocks[._]\d+[._]ff(_context)?[._]"
+               r"linear_(in|out)|single_transformer_blocks[._]\d+[._]attn[._]to_out[._]"),
+    ("Chroma", r"distilled_guidance_layer"),
+    ("HunyuanVideo", r"token_refiner|(img|txt)_mod[._]linear|(img|txt)_mlp[._]fc[12]|single_blocks[._]\d+[._]modulation"
+                     r"[._]linear|\.double_blocks\.\d+\.(img|txt)_attn_|double_blocks[._](19|[2-5]\d)[._]|"
+                     r"single_transformer_blocks[._]3[89][._]"),
+    ("Cosmos 1", r"blocks[._]block\d+[._]"),
+    ("Anima", r"llm_adapter"),
+    ("Anima or Cosmos-Predict2", r"(?<!_)blocks[._]\d+[._](self|cross)_attn[._](q|k|v|output)_proj|"
+                                 r"unet_blocks[._]\d+[._](self|cross)_attn[._](q|k|v|output)_proj|"
+                                 r"adaln_modulation_(self_attn|cross_attn|mlp)|blocks[._]\d+[._]mlp[._]layer[12]"),
+    ("Wan 2.1 or 2.2", r"blocks[._]\d+[._](self|cross)_attn[._][qkvo](_img)?[._]|blocks[._]\d+[._]ffn[._]"
+                       r"(0|2|net)|(^|transformer\.|model\.|unet_|lora_transformer_|lycoris_)blocks[._]\d+[._]attn[12][._]to_"),
+    ("Krea 2", r"blocks[._]\d+[._]attn[._](w[qkvo]|gate|to_gate)[._]|blocks[._]\d+[._](mlp|ff)[._](gate|up|down)[._]|"
+               r"txtfusion|text_fusion"),
+    ("Qwen-Image", r"transformer_blocks[._]\d+[._](img|txt)_(mlp|mod)|(?<!single_)transformer_blocks[._](3[89]|[45]\d)"
+                   r"[._]attn[._]"),
+    ("AuraFlow", r"joint_transformer_blocks|(double|single)_layers[._]\d+[._]"),
+    ("HiDream", r"(double|single)_stream_blocks"),
+    ("Lumina 2", r"layers[._]\d+[._]attn[._]to_[qkv]|(noise|context)_refiner[._]\d+[._]attn[._]"),
+    ("Z-Image or Lumina 2", r"layers[._]\d+[._](attention[._](qkv|to_|out)|feed_forward[._]w[123]|adaLN_modulation)|"
+                            r"(noise|context)_refiner"),
+    ("HunyuanDiT", r"Wqkv|unet_blocks[._]\d+[._]attn[12][._]|blocks[._]\d+[._]attn[12][._](q_proj|kv_proj|out_proj)"),
+    ("Mochi", r"blocks[._]\d+[._]attn[._](qkv|proj)_[xy]"),
+    ("Kandinsky 5", r"(visual|text)_transformer_blocks"),
+    ("PixArt, LTX-Video or CogVideoX", r"(^|^transformer[._]|model\.|lora_transformer_|lycoris_|lora_unet_)"
+                                       r"transformer_blocks[._]\d+[._](attn1[._]to_|audio_|scale_shift)"),
+)
+"""Models that are none of our families, and what is in some of their adapter files' keys and in none of ours. The first
+that fits counts."""
+
+IN_METADATA: tuple[tuple[str, str], ...] = (
+    ("Chroma", "chroma"), ("FLUX.2", r"flux[-_. ]?2|klein"), ("Kolors", "kolors"), ("Stable Cascade", "cascade"),
+    ("Z-Image", r"z[-_ ]?image"), ("Qwen-Image", "qwen"), ("Krea 2", r"krea[-_ ]?2"), ("Anima", r"\banima\b"),
+    ("HunyuanVideo", r"hunyuan[-_ ]?video"), ("Wan 2.1 or 2.2", r"\bwan[-_ ]?(video|2)"), ("HiDream", "hidream"),
+    ("Lumina 2", "lumina"), ("AuraFlow", "auraflow"), ("PixArt", "pixart"), ("LTX-Video", r"\bltx"),
+)
+"""The same for what a file's metadata calls its base's architecture."""
+ARCHITECTURE = ("modelspec.architecture", "ss_base_model_version")
+
+BLOCK = re.compile(r"(double_blocks|single_blocks)[._]\d+")
+WIDE = (4096, 6144)
+"""Widths of FLUX.2's larger models, whose layers are called as the older model's."""
+OLD_ONLY = (
+    r"(img|txt)_mod|modulation[._]lin|norm1(_context)?[._]linear|(?<!final_)norm[._]linear|vector_in|text_embedder|"
+    r"clip_l|te1?[._]text_model|text_encoder\.(text_model|encoder\.layers)"
+)
+"""Parts of keys that only FLUX.1 has, of those models that call attention alike."""
+
+
+@dataclass(frozen=True)
+class Whose:
+    """What a file can be for."""
+
+    families: list[str] = field(default_factory=list)
+    """Names of ours. More than one: nothing in the file tells which."""
+    others: list[str] = field(default_factory=list)
+    """Titles of models that are none of ours."""
+
+    @property
+    def title(self) -> str:
+        """In words, empty if nobody knows."""
+        return " or ".join((*(families.load_class(name).TITLE for name in self.families), *self.others))
+
+
+def whose(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> Whose:
+    """The models that the file's keys fit."""
+    if not any(key.startswith("gimbal.") for key in metadata):
+        named = _in_metadata(metadata) or _by_keys(tensors)
+        if named:
+            return Whose(others=[named])
+    names = {found[0] for key in tensors if (found := kinds.split(key))}
+    scores = {family: sum(_body(name) in bodies for name in names) for family, bodies in _denoisers().items()}
+    best, denoising = max(scores.values()), [name for name in names if not TEXT.search(name)]
+    if denoising and 2 * best < len(denoising):
+        return Whose()
+    if best:
+        found = [family for family, score in scores.items() if score == best]
+    else:
+        found = [family for family in families.names() if families.load_class(family).recognises(list(tensors))]
+    return Whose(found, ["Chroma"] if _is_either(tensors, found, metadata) else [])
+
+
+TEXT = re.compile(r"(^|[._])(te\d?|text_encoder(_\d)?|text_encoders|clip_[lgh]|t5xxl|text_model)[._]|bundle_emb")
+
+
+def _in_metadata(metadata: Mapping[str, str]) -> str:
+    text = " ".join(metadata.get(key, "") for key in ARCHITECTURE).lower()
+    return next((title for title, pattern in IN_METADATA if re.search(pattern, text)), "")
+
+
+def _by_keys(tensors: Mapping[str, Tensor]) -> str:
+    text = "\n".join(tensors)
+    title = next((title for title, pattern in OTHERS if re.search(pattern, text, re.MULTILINE)), "")
+    return title or ("FLUX.2" if _has_other_shapes(tensors) else "")
+
+
+def _has_other_shapes(tensors: Mapping[str, Tensor]) -> bool:
+    """Whether layers that are called as FLUX.1's have FLUX.2's sizes."""
+    layers, _ = kinds.grouped(tensors)
+    for name, parts in layers.items():
+        if not BLOCK.search(name) or not {"up", "down"} <= parts.keys():
+            continue
+        up, down = tensors[parts["up"]], tensors[parts["down"]]
+        width = down[0].numel() if down.dim() > 1 else 0
+        times = 9 if name.endswith("linear1") else 6 if re.search(r"mlp[._]0$", name) else 0
+        if times and len(up) == times * width or width in WIDE and re.search("attn.proj|attn.qkv|linear1", name):
+            return True
+    return False
+
+
+def _is_either(tensors: Mapping[str, Tensor], found: list[str], metadata: Mapping[str, str]) -> bool:
+    """Whether nothing tells FLUX.1 from Chroma, whose blocks have its names without modulations."""
+    blocks = any("double" in layer.original for name in found for layer in published.layers(name))
+    return blocks and not any(metadata.get(key) for key in (*ARCHITECTURE, "gimbal.method")) and not any(
+        re.search(OLD_ONLY, key) for key in tensors)
+
+
+def _denoisers() -> dict[str, frozenset[str]]:
+    """Paths of each family's denoiser without dots, as `_body` gives them."""
+    return {family: frozenset(_joined(text) for layer in published.layers(family) if not layer.is_text
+                              for text in (layer.path, re.sub(r"\.(weight|scale)$", "", layer.original)))
+            for family in families.names()}
+
+
+def _body(name: str) -> str:
+    """A name without what programs put in front of paths, and without dots."""
+    name = re.sub(r"^(base_model\.model\.|diffusion_model\.|unet\.|transformer\.|model\.)+", "", name)
+    name = re.sub(r"^(lora|lycoris|oft)_(unet_|transformer_(?=transformer|single|[xcptn]))?", "", name)
+    name = re.sub(r"\.processor\.(to_[a-z]+)(_lora)?$", r".\1", name)
+    name = re.sub(r"\.to_out$", ".to_out.0", name)
+    return _joined(name.removesuffix("_qkv") if "linear1" in name else name)
+
+
+def _joined(name: str) -> str:
+    return name.replace(".", "_")

@@ -1,0 +1,131 @@
+"""What A1111 (stable-diffusion-webui 1.10.1, its extension Lora) reads of a file.
+
+It looks for kohya's names among its own modules, whose paths are the original checkpoint's. Names that it does not find
+it passes over, in its log at most; a layer that it finds with tensors that make no kind it knows ends the whole file.
+"""
+
+import re
+from collections.abc import Mapping
+from functools import cache
+
+from torch import Tensor
+
+from modules.families.parts import published
+from modules.families.parts.names import joined
+from modules.families.parts.published import Published
+from modules.files import keys
+from modules.hosts.key_maps.loading import Loading
+
+TITLE = "A1111"
+
+EMBEDDINGS = "bundle_emb"
+"""What names of embeddings begin with."""
+
+UNET = ("conv_in", "conv_out", "time_embedding", "down_blocks", "mid_block", "up_blocks")
+"""Beginnings of diffusers' paths that it turns into original ones."""
+QKV = re.compile(r"(.*)[._](to_[qkv])")
+
+KINDS: tuple[tuple[tuple[str, ...], ...], ...] = (
+    ((keys.KOHYA.up, keys.KOHYA.down),), ((keys.PEFT.up, keys.PEFT.down),), (keys.HADAMARD,), ((".weight",),),
+    tuple((*first, *second) for first in ((".lokr_w1",), (".lokr_w1_a", ".lokr_w1_b"))
+          for second in ((".lokr_w2",), (".lokr_w2_a", ".lokr_w2_b"))),
+    ((keys.KOHYA.difference,),), ((keys.NORM, keys.NORM_BIAS),), ((*keys.GENERAL, keys.KOHYA.alpha),),
+    ((keys.BLOCKS,), (".oft_diag",)),
+)
+"""The kinds in its order, each with the sets of suffixes that make it. The first that a layer has is read."""
+
+BESIDE = (
+    (keys.MIDDLE,), (), keys.HADAMARD_CORES, (".on_input",), keys.KRONECKER, (keys.KOHYA.bias,), (), (), (keys.RESCALE,)
+)
+"""What it reads with each kind; beside peft's names not even alpha."""
+ALWAYS = (keys.KOHYA.alpha, keys.KOHYA.magnitude, ".scale")
+
+ON_LAYERS = (0, 1)
+"""Kinds that only linear layers and convolutions can take."""
+
+
+def loading(tensors: Mapping[str, Tensor], family: str) -> Loading:
+    """What it reads of the file in a model of the family."""
+    kinds = names(family)
+    if not kinds:
+        return Loading(unjudged="this program has no such models")
+    is_flow = any("joint_blocks" in layer.original for layer in published.layers(family))
+    layers: dict[str, dict[str, str]] = {}
+    read = {key for key in tensors if key.partition(".")[0] == EMBEDDINGS and key.count(".") > 1}
+    for key in tensors:
+        if is_flow and key.count(".") < 2:
+            return Loading(raises=f"ValueError for {key}: in this kind of model it takes every name apart at two dots")
+        name, dot, suffix = _split_at_the_last(key) if is_flow else key.partition(".")
+        layers.setdefault(name, {})[dot + suffix] = key
+    for name, parts in layers.items():
+        kind = kinds.get(name)
+        if kind is None:
+            continue
+        number = next((number for number, wholes in enumerate(KINDS) if any(set(whole) <= parts.keys()
+                                                                             for whole in wholes)), None)
+        if number is None:
+            return Loading(raises=f"AssertionError: {name} has no tensors of a kind that it knows, but "
+                                  f"{', '.join(sorted(parts))}")
+        if number in ON_LAYERS and kind not in ("Linear", "Conv2d"):
+            return Loading(raises=f"AssertionError: {name} is a layer of a type that it cannot change so")
+        wanted = {suffix for whole in KINDS[number] for suffix in whole} | set(BESIDE[number])
+        read |= {parts[suffix] for suffix in (wanted | (set() if number == 1 else set(ALWAYS))) & parts.keys()}
+    return Loading(frozenset(read))
+
+
+def _split_at_the_last(key: str) -> tuple[str, str, str]:
+    name, second, last = key.rsplit(".", 2)
+    return name, ".", f"{second}.{last}"
+
+
+@cache
+def names(family: str) -> dict[str, str]:
+    """The names, without suffixes, that it finds in models of the family, and the classes of these modules."""
+    layers = published.layers(family)
+    paths = {layer.original for layer in layers}
+    if any("double_blocks" in path for path in paths):
+        return {}
+    is_flow = any("joint_blocks" in path for path in paths)
+    # The roots of its models are modules too, under names that other programs' keys begin with.
+    roots = ["diffusion_model"] if is_flow else ["diffusion_model", *([] if _has_second(layers) else ["transformer"])]
+    found = dict.fromkeys(roots, "")
+    for layer in layers:
+        if not layer.is_text:
+            found |= dict.fromkeys(_flow_names(layer) if is_flow else _unet_names(layer), layer.kind)
+        elif not is_flow:
+            found |= dict.fromkeys(_text_names(layer, _has_second(layers)), layer.kind)
+    return found
+
+
+def _has_second(layers: tuple[Published, ...]) -> bool:
+    return any(layer.network.endswith("_2") for layer in layers)
+
+
+def _original(layer: Published) -> list[str]:
+    name = joined(layer.original.removesuffix(".weight"))
+    return [f"lora_unet_{name}", f"oft_unet_{name}"]
+
+
+def _unet_names(layer: Published) -> list[str]:
+    found = _original(layer)
+    # It takes the first upsampler for one behind no attention.
+    is_lost = "upsamplers" in layer.path and layer.path.startswith("up_blocks.0.") and ".2.conv" in layer.original
+    if layer.path.startswith(UNET) and not is_lost:
+        found.append(f"lora_unet_{joined(layer.path)}")
+    return found
+
+
+def _flow_names(layer: Published) -> list[str]:
+    """diffusers' names of the attention to pictures only, of those that it has a table for."""
+    if layer.path.endswith((".attn.to_q", ".attn.to_k", ".attn.to_v", ".attn.to_out.0")):
+        return [*_original(layer), f"transformer.{layer.path}"]
+    return _original(layer)
+
+
+def _text_names(layer: Published, is_two: bool) -> list[str]:
+    path = joined(layer.path)
+    if layer.network.endswith("_2"):
+        return [f"lora_te2_{path}"] if ".encoder.layers." in layer.path and "layer_norm" not in layer.path else []
+    if is_two:
+        return [f"lora_te1_{path}"]
+    return [f"lora_te1_{path}"] + ([f"lora_te_{path}"] if ".encoder.layers." in layer.path else [])

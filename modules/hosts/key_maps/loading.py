@@ -1,0 +1,108 @@
+"""What a program reads of a whole file, key by key, before any arithmetic."""
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field, replace
+
+from torch import Tensor
+
+from modules.files import keys
+
+
+@dataclass(frozen=True)
+class Loading:
+    """The outcome."""
+
+    read: frozenset[str] = frozenset()
+    """Keys of the file that come to be part of the model."""
+    raises: str = ""
+    """The exception that ends the program's loading, in words: nothing is read then."""
+    refuses: str = ""
+    """Why it reads nothing although it goes on."""
+    own_alphas: bool = False
+    """Whether diffusers takes each layer's own alpha, whatever the others are."""
+    unjudged: str = ""
+    """Why nothing can be said."""
+
+    def under(self, names: Mapping[str, str]) -> "Loading":
+        """The same with the keys that `names` has for the keys here."""
+        return replace(self, read=frozenset(names[key] for key in self.read))
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Suffixes of a low-rank pair."""
+
+    up: str
+    down: str
+    middle: str = ""
+
+
+@dataclass(frozen=True)
+class Suffixes:
+    """What a program of ComfyUI's kind looks for behind a name."""
+
+    pairs: tuple[Pair, ...]
+    """The first that is there is read, others of the same layer are not."""
+    rotations: bool
+    reshapes: bool
+    parts: frozenset[str] = field(init=False)
+    """All of them."""
+
+    def __post_init__(self):
+        pairs = (part for pair in self.pairs for part in (pair.up, pair.down, pair.middle) if part)
+        others = (keys.KOHYA.alpha, keys.KOHYA.magnitude, *keys.HADAMARD, *keys.HADAMARD_CORES, *keys.KRONECKER,
+                  *keys.GENERAL, keys.NORM, keys.NORM_BIAS, keys.KOHYA.difference, keys.KOHYA.bias, keys.SET)
+        more = (keys.BLOCKS, keys.RESCALE) if self.rotations else ()
+        object.__setattr__(self, "parts", frozenset((*pairs, *others, *more, *((RESHAPE,) if self.reshapes else ()))))
+
+
+RESHAPE = ".reshape_weight"
+"""The shape that a layer is to be given."""
+
+KRONECKER_MARKS = (".lokr_w1", ".lokr_w2", ".lokr_w1_a", ".lokr_w2_a")
+
+
+def read(tensors: Mapping[str, Tensor], names: Collection[str], suffixes: Suffixes) -> Loading:
+    """What a program of ComfyUI's kind reads, which knows layers by `names`."""
+    layers: dict[str, dict[str, Tensor]] = {}
+    for key, tensor in tensors.items():
+        for suffix in suffixes.parts:
+            if key.endswith(suffix) and key.removesuffix(suffix) in names:
+                layers.setdefault(key.removesuffix(suffix), {})[suffix] = tensor
+    found: set[str] = set()
+    for name, parts in layers.items():
+        taken, missing = _taken(parts, suffixes)
+        if missing:
+            return Loading(raises=f"KeyError: {name}{missing}")
+        found |= {name + suffix for suffix in taken}
+    return Loading(frozenset(found))
+
+
+def _taken(parts: dict[str, Tensor], suffixes: Suffixes) -> tuple[set[str], str]:
+    """Of one layer the suffixes that are read, and one that is missing and stops the program."""
+    updates = set()
+    pair = next((pair for pair in suffixes.pairs if pair.up in parts), None)
+    wanted: list[tuple[str, ...]] = []
+    if pair is not None:
+        wanted.append((pair.up, pair.down))
+        updates |= {pair.middle, RESHAPE} & parts.keys()
+    if keys.HADAMARD[0] in parts:
+        wanted.append(keys.HADAMARD)
+        wanted += [keys.HADAMARD_CORES] if keys.HADAMARD_CORES[0] in parts else []
+    if keys.GENERAL[0] in parts:
+        wanted.append(keys.GENERAL)
+    for whole in wanted:
+        missing = next((suffix for suffix in whole if suffix not in parts), "")
+        if missing:
+            return set(), missing
+        updates |= set(whole)
+    if any(suffix in parts for suffix in KRONECKER_MARKS):
+        updates |= set(keys.KRONECKER) & parts.keys()
+    if keys.BLOCKS in parts and parts[keys.BLOCKS].dim() in (3, 4):
+        updates |= {keys.BLOCKS, keys.RESCALE} & parts.keys()
+    if keys.NORM in parts:
+        updates |= {keys.NORM, keys.NORM_BIAS} & parts.keys()
+    updates |= {keys.KOHYA.difference, keys.KOHYA.bias, keys.SET} & parts.keys()
+    if updates:  # beside nothing they do nothing
+        updates |= {keys.KOHYA.alpha, keys.KOHYA.magnitude} & parts.keys()
+    return updates, ""

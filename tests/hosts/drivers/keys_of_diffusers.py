@@ -1,0 +1,68 @@
+"""diffusers with peft: `load_lora_weights` on networks in full size and without weights. See keys_comfyui.py.
+
+Answers `layers`, those that were given values, as "network.path".
+"""
+
+import answering
+
+answering.folder()
+
+import json  # noqa: E402
+from pathlib import Path  # noqa: E402
+
+import diffusers  # noqa: E402
+import torch  # noqa: E402
+import transformers  # noqa: E402
+from diffusers.loaders import lora_pipeline  # noqa: E402
+
+MIXINS = {"sd15": "StableDiffusionLoraLoaderMixin", "sdxl": "StableDiffusionXLLoraLoaderMixin",
+          "sd3": "SD3LoraLoaderMixin", "flux": "FluxLoraLoaderMixin"}
+
+
+def pipeline(folder, family):
+    """An object with the networks and the family's loader."""
+    index = json.loads((Path(folder) / "model_index.json").read_text(encoding="utf-8"))
+    mixin = vars(lora_pipeline)[MIXINS[family]]
+    parts = {}
+    with torch.device("meta"):
+        for name in mixin._lora_loadable_modules:
+            library, kind = index[name]
+            if library == "diffusers":
+                config = getattr(diffusers, kind).load_config(folder, subfolder=name)
+                parts[name] = getattr(diffusers, kind).from_config(config)
+            else:
+                config = transformers.AutoConfig.from_pretrained(f"{folder}/{name}")
+                parts[name] = getattr(transformers, kind)(config)
+    found = type("Pipeline", (mixin,), {"components": parts, "hf_device_map": None})()
+    for name, part in parts.items():
+        vars(found)[name] = emptied(part)
+    return found
+
+
+def emptied(network):
+    """The network with one number for all of each weight: adapters on no device would have no numbers either."""
+    for module in network.modules():
+        for name, weight in module._parameters.items():
+            if weight is not None:
+                module._parameters[name] = torch.nn.Parameter(torch.zeros(()).expand(weight.shape), requires_grad=False)
+        for name, buffer in module._buffers.items():
+            if buffer is not None:
+                module._buffers[name] = torch.zeros((), dtype=buffer.dtype).expand(buffer.shape)
+    return network
+
+
+def answer(request):
+    """Load one file."""
+    found = pipeline(request["folder"], request["family"])
+    found.load_lora_weights(request["file"])
+    layers = set()
+    for part, network in found.components.items():
+        for name, tensor in network.named_parameters():
+            path, mark, _ = name.partition(".lora_B.")
+            if mark and not tensor.is_meta and tensor.abs().max() > 0:
+                layers.add(f"{part}.{path}")
+    return {"version": diffusers.__version__, "layers": sorted(layers)}
+
+
+if __name__ == "__main__":
+    answering.serve(answer)

@@ -1,0 +1,44 @@
+"""sd-scripts: which keys of a file `create_network_from_weights` and `merge_to` take. See keys_comfyui.py."""
+
+from functools import cache
+from pathlib import Path
+
+import answering
+import sd_scripts
+import torch
+import transformers
+from safetensors.torch import load_file
+
+
+@cache
+def model(family, folder):
+    """Its networks in full size, without weights."""
+    network, module = sd_scripts.denoiser(family)
+    texts = []
+    with torch.device("meta"):
+        for part in sd_scripts.ENCODERS:
+            if (Path(folder) / part).exists():
+                config = transformers.AutoConfig.from_pretrained(f"{folder}/{part}")
+                found = getattr(transformers, config.architectures[0])(config)
+                is_bare = type(found).__name__ == "CLIPTextModel" and "text_model" not in found._modules
+                texts.append(sd_scripts.Clip(found) if is_bare else found)
+    return network, texts, module
+
+
+def answer(request):
+    """Load one file. Merging asks for every layer's tensors, so it is done as well, on no device."""
+    network, texts, module = model(request["family"], request["folder"])
+    file = load_file(request["file"])
+    given = texts if len(texts) > 1 else texts[0]
+    renamed = dict(file)  # it may rename keys
+    found, weights = module.create_network_from_weights(1.0, "", None, given, network, weights_sd=renamed,
+                                                        for_inference=True)
+    found.merge_to(given, network, weights, torch.float32, torch.device("meta"))
+    taken = {f"{one.lora_name}.{key}" for one in found.text_encoder_loras + found.unet_loras
+             for key in ("lora_up.weight", "lora_down.weight", "alpha")}
+    ids = {id(tensor) for key, tensor in weights.items() if key in taken}
+    return {"read": sorted(key for key, tensor in file.items() if id(tensor) in ids)}
+
+
+if __name__ == "__main__":
+    answering.serve(answer)
