@@ -2,6 +2,7 @@
 
 import json
 from functools import cache
+from pathlib import Path
 from types import SimpleNamespace
 
 import a1111
@@ -13,7 +14,7 @@ import torch
 def model(family, layers):
     """A1111's `shared.sd_model` in full size, without weights."""
     parts = {}
-    for _, network, path, original, shape in json.loads(open(layers, encoding="utf-8").read()):
+    for _, network, path, original, shape in json.loads(Path(layers).read_text(encoding="utf-8")):
         is_second = family == "sdxl" and network == "text_encoder_2"
         name = f"{path}.weight" if network.startswith("text") and not is_second else original
         size = [3 * shape[0], *shape[1:]] if name.endswith("in_proj_weight") or name.endswith("qkv.weight") else shape
