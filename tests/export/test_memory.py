@@ -113,9 +113,9 @@ def test_a_large_tensor_is_merged_in_blocks(blocks):
 def test_inspecting_reads_headers_and_a_corner(tmp_path, monkeypatch):
     side, start = 1280, "lora_unet_down_blocks_2_attentions_0_transformer_blocks_9_attn1_to_"  # of SDXL alone
     tensors = {}
-    for name in "qkv":
-        tensors |= {f"{start}{name}.lora_up.weight": torch.randn(side, RANK).half(), f"{start}{name}.alpha": torch.ones(()),
-                    f"{start}{name}.lora_down.weight": torch.randn(RANK, side).half()}
+    for name in (f"{start}{letter}" for letter in "qkv"):
+        tensors |= {f"{name}.lora_up.weight": torch.randn(side, RANK).half(), f"{name}.alpha": torch.ones(()),
+                    f"{name}.lora_down.weight": torch.randn(RANK, side).half()}
     save_file(tensors, tmp_path / "a.safetensors")
     looked = []
     monkeypatch.setattr(tensorfile, "is_finite", lambda tensor: looked.append(tensor.numel()) or True)

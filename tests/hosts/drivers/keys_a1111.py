@@ -17,7 +17,7 @@ def model(family, layers):
     for _, network, path, original, shape in json.loads(Path(layers).read_text(encoding="utf-8")):
         is_second = family == "sdxl" and network == "text_encoder_2"
         name = f"{path}.weight" if network.startswith("text") and not is_second else original
-        size = [3 * shape[0], *shape[1:]] if name.endswith("in_proj_weight") or name.endswith("qkv.weight") else shape
+        size = [3 * shape[0], *shape[1:]] if name.endswith(("in_proj_weight", "qkv.weight")) else shape
         parts.setdefault(network, {})[name] = torch.empty(size, device="meta")
     trees = {part: a1111.tree(found) for part, found in parts.items()}
     denoiser = next(part for part in trees if not part.startswith("text"))

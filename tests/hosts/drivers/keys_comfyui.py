@@ -15,6 +15,7 @@ comfy.cli_args.args.cpu = True  # before the device is chosen
 
 import json  # noqa: E402
 from functools import cache  # noqa: E402
+from pathlib import Path  # noqa: E402
 from types import SimpleNamespace  # noqa: E402
 
 import comfy.lora  # noqa: E402
@@ -34,7 +35,7 @@ META = torch.device("meta")
 @cache
 def names(model, layers):
     """ComfyUI's map of names to tensors, without those whose tensors the model has not."""
-    rows = json.loads(open(layers, encoding="utf-8").read())
+    rows = json.loads(Path(layers).read_text(encoding="utf-8"))
     denoiser = {f"diffusion_model.{original}": torch.empty(shape, device=META)
                 for _, network, _, original, shape in fused(rows) if not network.startswith("text")}
     config = comfy.model_detection.detect_unet_config(dict(denoiser), "diffusion_model.")

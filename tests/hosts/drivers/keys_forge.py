@@ -2,6 +2,7 @@
 
 import json
 from functools import cache
+from pathlib import Path
 from types import SimpleNamespace
 
 import answering
@@ -45,7 +46,7 @@ def tensors(family, model, layers):
     """Names of the denoiser's and of the text encoders' tensors."""
     denoiser, texts = {}, {}
     encoders = {"text_encoder": "clip_h"} if model == "sd21" else forge.ENCODERS[family]
-    for _, network, path, original, _ in json.loads(open(layers, encoding="utf-8").read()):
+    for _, network, path, original, _ in json.loads(Path(layers).read_text(encoding="utf-8")):
         if network not in encoders:
             denoiser |= dict.fromkeys((f"diffusion_model.{original}", f"diffusion_model.{bias(original)}"))
         elif path != "encoder.embed_tokens":
