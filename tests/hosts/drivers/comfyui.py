@@ -120,14 +120,16 @@ def model(base, family, dtype):
     return SimpleNamespace(name=name, patcher=patcher, clip=Clip(Tree(texts)), tensors=tensors)
 
 
-def patched(patcher, way, dtype):
+def patched(patcher, way, dtype, texts):
     """All patched tensors. Ways: "loaded" as when a model is moved to the device for good, where a GPU computes in
-    float16; "on the fly" as in the default dynamic VRAM mode on NVIDIA, in the model's own numbers."""
+    float16; "on the fly" as in the default dynamic VRAM mode on NVIDIA, in the numbers of a layer's input: those of the
+    model, and float32 in text encoders (`SDClipModel.forward` embeds tokens so, whatever the weights are)."""
     found = {}
     for key in patcher.patches:
         weight, _, _ = comfy.model_patcher.get_key_weight(patcher.model, key)
         if way == "on the fly":
-            found[key] = comfy.model_patcher.LowVramPatch(key, patcher.patches)(weight.detach().clone())
+            seen = weight.detach().to(torch.float32 if texts else weight.dtype, copy=True)
+            found[key] = comfy.model_patcher.LowVramPatch(key, patcher.patches)(seen)
             continue
         computed = torch.float32 if dtype == "float32" else torch.float16
         comfy.model_management.LORA_COMPUTE_DTYPES[CPU] = computed
@@ -148,9 +150,9 @@ def answer(request):
     patcher, clip = comfy.sd.load_lora_for_models(found.patcher, found.clip, file, strength, strength)
     said = LOG.taken()
     after = {f"{found.name}.{key.removeprefix('diffusion_model.')}": tensor
-             for key, tensor in patched(patcher, request["way"], request["dtype"]).items()}
+             for key, tensor in patched(patcher, request["way"], request["dtype"], False).items()}
     back = {theirs: ours for ours, theirs in ENCODERS[request["family"]].items()}
-    for key, tensor in patched(clip.patcher, request["way"], request["dtype"]).items():
+    for key, tensor in patched(clip.patcher, request["way"], request["dtype"], True).items():
         part, _, rest = key.partition(".transformer.")
         after[f"{back[part]}.{rest}"] = tensor
     answering.changed(found.tensors, after, request["out"])
