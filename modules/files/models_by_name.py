@@ -94,10 +94,9 @@ def whose(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> Whose:
     best, denoising = max(scores.values()), [name for name in names if not TEXT.search(name)]
     if denoising and 2 * best < len(denoising):
         return Whose()
-    if best:
-        found = [family for family, score in scores.items() if score == best]
-    else:
-        found = [family for family in families.names() if families.load_class(family).recognises(list(tensors))]
+    found = [family for family, score in scores.items() if score == best or not best]
+    known = [family for family in found if families.load_class(family).recognises(list(tensors))]
+    found = known or (found if best else [])  # text encoders tell what denoisers leave open
     return Whose(found, ["Chroma"] if _is_either(tensors, found, metadata) else [])
 
 

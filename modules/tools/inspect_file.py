@@ -314,7 +314,8 @@ def _troubles(
             told_of = {f"{name}{suffix}": tensor for suffix, tensor in given[name].items()}
             opening.refuse_not_finite(file.path, told_of)
             stand_ins[name] = stand_in(cut)
-        read = {suffix: cut[kinds.part_of(suffix)] for suffix in given[name]}
+        part_of = {kinds.split(key)[1]: part for part, key in layers[name].items()}  # pyright: ignore
+        read = {suffix: cut[part_of[suffix]] for suffix in given[name]}
         told = _told(about.of(name), seen, cut, read, stand_ins[name])
         if told:
             conv = ", convolutions" if sort[1] else ""

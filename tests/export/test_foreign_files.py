@@ -124,13 +124,13 @@ def test_inspect_tells_what_it_is(tmp_path, monkeypatch, capsys):
         "OFT with output magnitude (DOFT): 1 layer (1 text encoders)", "block size 4", "base: painter.safetensors",
         "steps: 1200", "triggers: zxc", "12 pictures in cats", "most frequent tags: cat, dog",
         "number formats: float32",
-        "its alphas differ between layers", "ComfyUI cannot apply stored rotations where it computes in 16 bits",
+        "ComfyUI cannot apply stored rotations where it computes in 16 bits",
     ):
         assert words in text, words
     code, text, _ = run(monkeypatch, capsys, "inspect_adapter.py", path, "--json")
     found = json.loads(text)
     assert code == 0 and found["families"] == ["sd15"] and found["groups"][0]["layers"] == 2
-    comfyui = "\n".join(found["hosts"]["comfyui"])
+    comfyui = "\n".join(found["hosts"]["comfyui"]["troubles"])
     assert "LoRA with output magnitude (DoRA)): wrong by" in comfyui and "(LoRA)" not in comfyui
     assert "input magnitude" not in comfyui
 

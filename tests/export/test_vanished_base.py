@@ -23,7 +23,7 @@ def write(folder, options, beta, layers, **more):
 
 def reads(host, axis):
     """Whether the program reads magnitudes along the axis."""
-    return host not in ("diffusers", "lycoris") or axis == "output"
+    return axis == ("output" if host in ("diffusers", "lycoris") else "input") or host.startswith("comfyui")
 
 
 @pytest.mark.parametrize("host", hosts.names())

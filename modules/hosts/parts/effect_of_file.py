@@ -33,6 +33,7 @@ class View:
         """One layer's tensors by the suffixes that the program looks for; `given`: those of the file."""
         names = hosts.load(self.host).NAMES
         pair = kinds.kind_of(parts) is kinds.low_rank
+        pair |= self.host == "diffusers" and {"up", "down"} <= parts.keys()  # whatever stands beside it
         if self.host == "diffusers" and not pair:
             return {suffix: t for suffix, t in given.items() if suffix != keys.KOHYA.alpha}
         if not pair or (names.up in given and self.host != "diffusers"):
