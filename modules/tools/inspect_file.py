@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from modules import hosts
 from modules.adapters.layers import Layer, as_layer
 from modules.documents import parse_json
-from modules.files import forms, kinds, models_by_name, opening, spellings, strangers, writer
+from modules.files import forms, keys, kinds, models_by_name, opening, spellings, strangers, writer
 from modules.files.kinds import magnitude
 from modules.files.models_by_name import Whose
 from modules.files.norms import NormLayer
@@ -264,7 +264,21 @@ def _hosts(
             if loading.read and host in hosts.programs():
                 found[host].arithmetic = True
                 found[host].troubles = _troubles(file, host, parts, layers, loading, stand_ins)
+                found[host].troubles += _fitted(file, loading)
     return found
+
+
+def _fitted(file: AdapterFile, loading: key_maps.Loading) -> list[str]:
+    """What a file of ours says of the numbers that its magnitudes are written for, where the program reads them."""
+    numbers = sorted({str(number) for number in _values(file.metadata, "gimbal.fitted").values()})
+    measured = {way: one for way, one in _values(file.metadata, "gimbal.computed").items() if isinstance(one, dict)}
+    if not numbers or not any(key.endswith(keys.KOHYA.magnitude) for key in loading.read):
+        return []
+    errors = [f"{one['error']:.1%} of the change in {way} (rounding alone: {one['rounding']:.1%})"
+              for way, one in measured.items()
+              if all(isinstance(one.get(what), int | float) for what in ("error", "rounding"))]
+    return [f"its magnitudes are written for a program that computes in {' and '.join(numbers)} (export.computes_in)"
+            + (f"; measured when it was written, wrong are {', '.join(errors)}" if errors else "")]
 
 
 def _statement(file: AdapterFile, loading: key_maps.Loading, layers: dict[str, dict[str, str]]) -> Statement:
