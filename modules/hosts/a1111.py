@@ -110,7 +110,7 @@ def _delta(kind: str, W: Tensor, tensors: dict[str, Tensor]) -> Delta:
     alpha = arithmetic.alpha_of(tensors)
     if kind in ("norm", "difference"):
         difference = tensors[NAMES.difference if kind == "difference" else keys.NORM]
-        return Delta(arithmetic.same_shape(difference, W).to(W), 1.0)
+        return Delta(arithmetic.shaped(difference, W).to(W), 1.0)
     if kind in ("rotation", "butterfly"):
         return Delta(_turned(W, tensors) - W, 1.0)
     if kind == "LoRA":
