@@ -212,7 +212,7 @@ def open_together(preset: Preset, found, accelerator):
         except ValueError as error:
             outcome[0] = str(error)
         except OSError as error:
-            outcome[0] = (f"saving.folder {folder}: {sentence(error)}; make it writable, or give another folder with "
+            outcome[0] = (f"saving.folder {folder}: {sentence(error)}; make that possible, or give another folder with "
                           "--saving.folder")
     broadcast_object_list(outcome)
     if outcome[0]:

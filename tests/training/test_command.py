@@ -116,7 +116,7 @@ def test_a_run_folder_that_cannot_be_made(place: Place, monkeypatch, capsys):
     monkeypatch.setattr("modules.training.run.open_run", full)
     assert place.train("full") == 2
     said = capsys.readouterr().err
-    assert "No space left on device" in said and "give another one with --saving.folder" in said
+    assert "bytes are free" in said and "give another folder with --saving.folder" in said
 
 
 def test_list_and_help(capsys):
