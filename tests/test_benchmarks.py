@@ -101,7 +101,7 @@ def test_a_tool_for_files_that_needs_more_or_fails_is_an_error(monkeypatch, caps
     assert files.main() == 1 and "a layer: convert" in capsys.readouterr().out
     monkeypatch.setattr(files, "command", lambda *_: ["inspect_adapter.py", str(tmp_path / "absent")])
     case = files.Case(files.KINDS["sdxl"], tmp_path / "absent", tmp_path, 1)
-    with pytest.raises(ValueError, match="inspect failed: .*absent"):
+    with pytest.raises(ValueError, match="(?s)inspect failed: .*absent"):
         files.measure("inspect", case, tmp_path, 200)
 
 
