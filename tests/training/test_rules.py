@@ -269,9 +269,10 @@ def test_the_file_has_each_layer_s_rank_and_tells_the_truth(place: Place, host, 
     for key, rank in seen.items():
         stem = key.removesuffix(names.down)
         assert tensors[stem + names.up].shape[1] == rank
-        assert not names.alpha or tensors[stem + names.alpha] == 1
+        alpha = rank if method == "wora" else 1  # A1111 applies alpha / rank behind a magnitude
+        assert not names.alpha or tensors[stem + names.alpha] == alpha
     assert metadata["ss_network_dim"] == "Dynamic"
-    assert metadata["ss_network_alpha"] == ("1.0" if names.alpha else "Dynamic")
+    assert metadata["ss_network_alpha"] == ("1.0" if names.alpha and method == "lora" else "Dynamic")
     errors = json.loads(metadata["gimbal.errors"])
     assert len(errors) == len(seen) and max(errors.values()) < 1e-5
     assert resolve(str(path)).preset.targets.rules == resolve(str(place.runs / name)).preset.targets.rules != ()
