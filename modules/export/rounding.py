@@ -1,7 +1,7 @@
 """What a program's own numbers, of 16 bits or not, do to a file; and files that are made for them."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -79,32 +79,34 @@ class Squares:
         return not self.part <= max(TENTH, 2 * math.sqrt(self.rounding / self.change) if self.change else 0.0)
 
 
-def squares(change: Change, tensors: dict[str, Tensor], host: str, how: How) -> Squares:
-    """Of one layer in the numbers of `how`."""
-    sums = [0.0, 0.0, 0.0]
+def squares(change: Change, tensors: dict[str, Tensor], host: str, hows: Sequence[How]) -> list[Squares]:
+    """Of one layer in the numbers of each of `hows`."""
+    sums = [[0.0, 0.0, 0.0] for _ in hows]
     for block, own in parts(change, tensors):
         W, wanted = block.W, block.adapted
-        try:
-            found = hosts.load(host).effect(W, own, 1.0, how)
-        except hosts.Unread:
-            found = W
-        number = how.model or how.dtype or W.dtype
-        errors = (found - wanted, wanted.to(number).to(wanted) - wanted, wanted - W)
-        sums = [total + error.double().square().sum().item() for total, error in zip(sums, errors, strict=True)]
-    return Squares(*sums)
+        for number, how in enumerate(hows):
+            try:
+                found = hosts.load(host).effect(W, own, 1.0, how)
+            except hosts.Unread:
+                found = W
+            kept = how.model or how.dtype or W.dtype
+            errors = (found - wanted, wanted.to(kept).to(wanted) - wanted, wanted - W)
+            sums[number] = [total + error.double().square().sum().item()
+                            for total, error in zip(sums[number], errors, strict=True)]
+    return [Squares(*found) for found in sums]
 
 
 def measured(
     changes: Mapping[str, Change], found: Mapping[str, dict[str, Tensor]], numbers: Numbers, how: How
 ) -> dict[str, Rounded]:
     """What the host computes of the denoiser's layers in each of the numbers that it may compute in."""
-    rounded = {}
-    for words, way in hosts.load(numbers.options.host).WAYS.items():
-        layers = {name: squares(changes[name], tensors, numbers.options.host, way.of(how))
-                  for name, tensors in found.items() if numbers.is_denoiser(name)}
-        if layers:
-            rounded[words] = together(layers)
-    return rounded
+    host = numbers.options.host
+    ways = hosts.load(host).WAYS
+    hows = [way.of(how) for way in ways.values()]
+    layers = {name: squares(changes[name], tensors, host, hows)
+              for name, tensors in found.items() if ways and numbers.is_denoiser(name)}
+    return {words: together({name: errors[number] for name, errors in layers.items()})
+            for number, words in enumerate(ways) if layers}
 
 
 def in_full(
@@ -115,12 +117,12 @@ def in_full(
     host, left, chosen = numbers.options.host, GROWTH * size, {}
     for name in sorted(written, key=lambda name: changes[name].layer.out_features * changes[name].layer.fan_in):
         there = numbers.how(how, name)
-        now = squares(changes[name], written[name], host, there)
+        (now,) = squares(changes[name], written[name], host, [there])
         if not now.is_beyond:
             continue
         full = _difference(changes[name], numbers.options, name)
         grown = _bytes(full) - _bytes(written[name])
-        if grown <= left and squares(changes[name], full, host, there).error < now.error:
+        if grown <= left and squares(changes[name], full, host, [there])[0].error < now.error:
             left, chosen[name] = left - grown, full
     return chosen
 

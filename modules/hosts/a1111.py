@@ -11,14 +11,15 @@ from dataclasses import replace
 from torch import Tensor
 
 from modules.files import keys, spellings
-from modules.files.forms import Encoding
 from modules.hosts import TRANSFORMERS, How
-from modules.hosts.parts import arithmetic
+from modules.hosts.parts import arithmetic, usual
 from modules.hosts.parts.arithmetic import Delta, Unread
-from modules.preset.schema import Export
 
 NAMES = keys.KOHYA
 KINDS = ("linear", "conv")
+WAYS = usual.WAYS
+fitted = usual.fitted
+own = usual.own
 WORDS = "A1111"
 
 GENERATIONS = ("", "1.9")
@@ -46,11 +47,6 @@ def notes(forms: Collection[str]) -> list[str]:
 def others(how: How) -> dict[str, How]:
     """The older generation."""
     return {"version 1.9": replace(how, generation="1.9")} if not how.generation else {}
-
-
-def own(options: Export) -> tuple[Encoding, ...]:
-    """None."""
-    return ()
 
 
 def trouble(spelling: str, family: str, names: Collection[str]) -> str:
@@ -83,9 +79,7 @@ def unfound(family: str, names: Collection[str]) -> dict[str, str]:
 
 def bias_change(tensors: dict[str, Tensor], strength: float) -> Tensor | None:
     """Read beside full differences only."""
-    kind = _kind(tensors)
-    found = tensors.get({"difference": NAMES.bias, "norm": keys.NORM_BIAS}.get(kind, ""))
-    return None if found is None else strength * found
+    return arithmetic.bias_beside(_kind(tensors), tensors, strength)
 
 
 def effect(W: Tensor, tensors: dict[str, Tensor], strength: float, how: How) -> Tensor:

@@ -10,14 +10,13 @@ import torch
 from torch import Tensor
 
 from modules.files import keys, spellings
-from modules.files.forms import Encoding
 from modules.hosts import TRANSFORMERS, UNETS, How, Way
-from modules.hosts.parts import arithmetic
+from modules.hosts.parts import arithmetic, usual
 from modules.hosts.parts.arithmetic import Delta, Unread
-from modules.preset.schema import Export
 
 NAMES = keys.KOHYA
 KINDS = ("linear", "conv", "embedding")
+own = usual.own
 
 WAYS = {
     "float32": Way(torch.float32, torch.float32, torch.float32),
@@ -53,11 +52,6 @@ def others(how: How) -> dict[str, How]:
     """The norm that the file was not written for, and which ComfyUI has it."""
     which = {"original": "as it is today", "adapted": "after its pull request 15458"}
     return {words: replace(how, norm=norm) for norm, words in which.items() if norm != how.norm}
-
-
-def own(options: Export) -> tuple[Encoding, ...]:
-    """None."""
-    return ()
 
 
 def trouble(spelling: str, family: str, names: Collection[str]) -> str:

@@ -5,35 +5,21 @@ from collections.abc import Collection
 from torch import Tensor
 
 from modules.files import keys, spellings
-from modules.files.forms import Encoding
-from modules.hosts import TRANSFORMERS, How, Way
-from modules.hosts.parts import arithmetic
+from modules.hosts import TRANSFORMERS, How
+from modules.hosts.parts import arithmetic, usual
 from modules.hosts.parts.arithmetic import Unread
-from modules.preset.schema import Export
 
 NAMES = keys.PEFT
 KINDS = ("linear", "conv")
-WAYS: dict[str, Way] = {}
+WAYS = usual.WAYS
+fitted = usual.fitted
+others = usual.others
+own = usual.own
 
 
 def notes(forms: Collection[str]) -> list[str]:
     """Nothing: what is written is exact."""
     return []
-
-
-def others(how: How) -> dict[str, How]:
-    """None."""
-    return {}
-
-
-def fitted(W: Tensor, tensors: dict[str, Tensor], how: How) -> dict[str, Tensor]:
-    """As they are."""
-    return tensors
-
-
-def own(options: Export) -> tuple[Encoding, ...]:
-    """None."""
-    return ()
 
 
 def trouble(spelling: str, family: str, names: Collection[str]) -> str:

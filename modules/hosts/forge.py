@@ -9,14 +9,16 @@ from collections.abc import Collection
 from torch import Tensor
 
 from modules.files import keys, spellings
-from modules.files.forms import Encoding
 from modules.hosts import TRANSFORMERS, How, comfyui
-from modules.hosts.parts import arithmetic
+from modules.hosts.parts import arithmetic, usual
 from modules.hosts.parts.arithmetic import Unread
-from modules.preset.schema import Export
 
 NAMES = keys.KOHYA
 KINDS = ("linear", "conv")
+WAYS = usual.WAYS
+fitted = usual.fitted
+others = usual.others
+own = usual.own
 WORDS = "Forge"
 ROTATIONS = (keys.BLOCKS, keys.RESCALE)
 
@@ -26,16 +28,6 @@ def notes(forms: Collection[str]) -> list[str]:
     if any("stored" in form for form in forms):
         return ["Forge reads no stored rotations, and nothing of a file with more than twelve tensors of them"]
     return []
-
-
-def others(how: How) -> dict[str, How]:
-    """None."""
-    return {}
-
-
-def own(options: Export) -> tuple[Encoding, ...]:
-    """None."""
-    return ()
 
 
 def trouble(spelling: str, family: str, names: Collection[str]) -> str:

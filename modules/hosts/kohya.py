@@ -13,19 +13,20 @@ import torch
 from torch import Tensor
 
 from modules.files import keys, spellings
-from modules.files.forms import Encoding
-from modules.hosts import TRANSFORMERS, How, Member, Way, a1111, forge, sd_scripts
+from modules.hosts import TRANSFORMERS, How, Member, a1111, forge, sd_scripts
+from modules.hosts.parts import usual
 from modules.hosts.parts.arithmetic import Unread
-from modules.preset.schema import Export
 
 NAMES = keys.KOHYA
 KINDS = ("linear", "conv")
+WAYS = usual.WAYS
+fitted = usual.fitted
+others = usual.others
+own = usual.own
 PROGRAMS = tuple(cast(Member, program) for program in (a1111, forge, sd_scripts))
 
 ALIKE = 1e3
 """Weights that differ by less than this many rounding units of the largest are the same: Forge adds one to norms."""
-
-WAYS: dict[str, Way] = {}
 
 
 def notes(forms: Collection[str]) -> list[str]:
@@ -41,21 +42,6 @@ def notes(forms: Collection[str]) -> list[str]:
                      "A1111 has no form for, as output magnitudes and rotations; sd-scripts does not. Forge reads the "
                      "smaller files of export.host comfyui too")
     return found
-
-
-def others(how: How) -> dict[str, How]:
-    """None: what differs is the program, and `effect` asks all."""
-    return {}
-
-
-def fitted(W: Tensor, tensors: dict[str, Tensor], how: How) -> dict[str, Tensor]:
-    """As they are."""
-    return tensors
-
-
-def own(options: Export) -> tuple[Encoding, ...]:
-    """None."""
-    return ()
 
 
 def trouble(spelling: str, family: str, names: Collection[str]) -> str:

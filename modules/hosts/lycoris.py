@@ -9,15 +9,16 @@ import torch
 from torch import Tensor
 
 from modules.files import keys, spellings
-from modules.files.forms import Encoding
-from modules.hosts import How, Way
-from modules.hosts.parts import arithmetic
+from modules.hosts import How
+from modules.hosts.parts import arithmetic, usual
 from modules.hosts.parts.arithmetic import Unread
-from modules.preset.schema import Export
 
 NAMES = keys.KOHYA
 KINDS = ("linear", "conv")
-WAYS: dict[str, Way] = {}
+WAYS = usual.WAYS
+fitted = usual.fitted
+others = usual.others
+own = usual.own
 
 ORDER = ("LoRA", "LoHa", "LoKr", "difference", "norm", "rotation", "butterfly", "GLoRA")
 """Of several kinds the first is read."""
@@ -31,21 +32,6 @@ def notes(forms: Collection[str]) -> list[str]:
     return []
 
 
-def others(how: How) -> dict[str, How]:
-    """None."""
-    return {}
-
-
-def fitted(W: Tensor, tensors: dict[str, Tensor], how: How) -> dict[str, Tensor]:
-    """As they are."""
-    return tensors
-
-
-def own(options: Export) -> tuple[Encoding, ...]:
-    """None."""
-    return ()
-
-
 def trouble(spelling: str, family: str, names: Collection[str]) -> str:
     """Only names with its own prefix are found."""
     if spelling != spellings.LYCORIS:
@@ -55,9 +41,7 @@ def trouble(spelling: str, family: str, names: Collection[str]) -> str:
 
 def bias_change(tensors: dict[str, Tensor], strength: float) -> Tensor | None:
     """Read beside full differences only."""
-    kind = _kind(tensors)
-    found = tensors.get({"difference": NAMES.bias, "norm": keys.NORM_BIAS}.get(kind, ""))
-    return None if found is None else strength * found
+    return arithmetic.bias_beside(_kind(tensors), tensors, strength)
 
 
 def effect(W: Tensor, tensors: dict[str, Tensor], strength: float, how: How) -> Tensor:

@@ -10,14 +10,16 @@ from collections.abc import Collection
 from torch import Tensor
 
 from modules.files import keys, spellings
-from modules.files.forms import Encoding
 from modules.hosts import TRANSFORMERS, How
-from modules.hosts.parts import arithmetic
+from modules.hosts.parts import arithmetic, usual
 from modules.hosts.parts.arithmetic import Unread
-from modules.preset.schema import Export
 
 NAMES = keys.KOHYA
 KINDS = ("linear", "conv")
+WAYS = usual.WAYS
+fitted = usual.fitted
+others = usual.others
+own = usual.own
 WORDS = "sd-scripts"
 
 PAIR = (NAMES.up, NAMES.down, NAMES.alpha)
@@ -34,16 +36,6 @@ OUTSIDE = re.compile(
 def notes(forms: Collection[str]) -> list[str]:
     """The exporter tells what it leaves out, by layer."""
     return []
-
-
-def others(how: How) -> dict[str, How]:
-    """None."""
-    return {}
-
-
-def own(options: Export) -> tuple[Encoding, ...]:
-    """None."""
-    return ()
 
 
 def trouble(spelling: str, family: str, names: Collection[str]) -> str:

@@ -238,7 +238,9 @@ def test_the_choice_asks_the_program(monkeypatch):
 
 def test_hosts_are_the_files_of_the_folder():
     assert {"comfyui", "kohya", "diffusers", "lycoris"} <= set(hosts.names())
-    for name in hosts.names():
+    asked = {name for name, value in vars(hosts.Host).items() if callable(value) and not name.startswith("_")}
+    for name in {*hosts.names(), *hosts.programs()}:
         assert callable(hosts.load(name).effect)
+        assert {*asked, *hosts.Host.__annotations__} <= vars(hosts.load(name)).keys(), name
     with pytest.raises(ValueError, match="export.host webui.*comfyui"):
         hosts.load("webui")

@@ -61,6 +61,12 @@ def alpha_of(tensors: dict[str, Tensor]) -> float | None:
     return None if alpha is None else alpha.item()
 
 
+def bias_beside(kind: str, tensors: dict[str, Tensor], strength: float) -> Tensor | None:
+    """What is added to a bias that is read beside full differences and norms only."""
+    found = tensors.get({"difference": keys.KOHYA.bias, "norm": keys.NORM_BIAS}.get(kind, ""))
+    return None if found is None else strength * found
+
+
 def shaped(matrix: Tensor, W: Tensor) -> Tensor:
     """`matrix` in the shape of `W`. Raises `Unread` if it has another size."""
     if matrix.numel() != W.numel():

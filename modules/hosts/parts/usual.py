@@ -1,0 +1,24 @@
+"""What most programs answer: nothing of their own, no other conditions, and numbers that nobody has read."""
+
+from torch import Tensor
+
+from modules.files.forms import Encoding
+from modules.hosts import How, Way
+from modules.preset.schema import Export
+
+WAYS: dict[str, Way] = {}
+
+
+def others(how: How) -> dict[str, How]:
+    """None."""
+    return {}
+
+
+def fitted(W: Tensor, tensors: dict[str, Tensor], how: How) -> dict[str, Tensor]:
+    """As they are."""
+    return tensors
+
+
+def own(options: Export) -> tuple[Encoding, ...]:
+    """None."""
+    return ()
