@@ -137,8 +137,9 @@ def compare(arguments: argparse.Namespace) -> tuple[str, bool]:
 
 
 def demos(base: str) -> list[str]:
-    """Names of the shipped demo presets on `base`. Raises ValueError if there is none."""
-    found = [name for name in files.named() if name.endswith(ENDING) and files.resolve(name).preset.base.path == base]
+    """Names of the demo presets on `base`. Raises ValueError if there is none."""
+    names = sorted({*files.named(), *(one.name for one in files.every())})
+    found = [name for name in names if name.endswith(ENDING) and files.resolve(name).preset.base.path == base]
     if not found:
         raise ValueError(f"--base {base}: no preset that ends in {ENDING} trains on it")
     return found

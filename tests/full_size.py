@@ -17,7 +17,7 @@ from modules import families
 from modules.adapters.base import detach
 from modules.export.export import expected_size
 from modules.families.parts import published
-from modules.preset.files import FOLDER, resolve
+from modules.preset.files import every, resolve
 from modules.preset.schema import Base, Preset
 from modules.training import setup
 from tests.tiny_sdxl import tokenizer as clip_tokenizer
@@ -120,8 +120,8 @@ def numberless(name: str) -> str:
 
 def presets(family: str) -> list[Preset]:
     """The shipped presets of a family, without those for the demo's small models."""
-    found = [resolve(path.stem).preset for path in sorted(FOLDER.glob("*.json"))]
-    return [preset for preset in found if preset.family == family and not preset.name.endswith("_demo")]
+    names = sorted(one.name for one in every() if one.family == family and not one.purpose)
+    return [resolve(name).preset for name in names]
 
 
 def row(preset: Preset, model: Any) -> str:

@@ -14,7 +14,7 @@ import pytest
 from modules import adapters, families
 
 ROOT = Path(__file__).parent.parent
-PROGRAM = ("modules", "ui", "scripts")
+PROGRAM = ("modules", "ui", "scripts", "training_presets")
 EVERYTHING = (*PROGRAM, "comfyui_node", "tests")
 
 LONG_FILES: dict[str, str] = {}
@@ -262,6 +262,7 @@ def test_linear_algebra_knows_torch_only():
         ("modules", ("ui", "PySide6", "PyQt6", "PyQt5", "scripts", "tests")),
         ("ui", ("modules", "torch", "diffusers", "transformers", "safetensors", "numpy", "scripts", "tests")),
         ("modules/preset", ("PySide6", "accelerate", "diffusers", "transformers")),
+        ("training_presets", ("modules", "ui", "PySide6", "torch", "pydantic", "scripts", "tests")),
     ],
 )
 def test_imports_stay_on_their_side(folder, forbidden):

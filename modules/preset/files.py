@@ -1,11 +1,13 @@
 """Presets as files: find, read, build on another, override, check, write, compare.
 
 A preset file is JSON and names only what it changes; `based_on` names another preset that it changes. A run folder's
-preset.json is complete, and so is the copy in the metadata of every exported file.
+preset.json is complete, and so is the copy in the metadata of every exported file. The presets that come with Gimbal
+are put together from parts (`training_presets/composing.py`); the path of one is that which a file of it would have.
 """
 
 import difflib
 import json
+import os
 from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import dataclass
@@ -20,9 +22,11 @@ from modules.disk import write_whole
 from modules.preset import options
 from modules.preset.problems import LIST_PRESETS, PresetProblems, enumerated, sentences, shown, unknown
 from modules.preset.schema import Preset
+from training_presets import composing
+from training_presets.composing import Composed
 
 FOLDER = Path(__file__).parents[2] / "training_presets"
-"""The presets that come with the program; the user's own are in its folder `own`, which git ignores."""
+"""The parts of the presets that come with Gimbal; the user's own presets are in its folder `own`, which git ignores."""
 
 METADATA_KEY = "gimbal.preset"
 """Where an exported .safetensors file keeps its preset."""
@@ -79,16 +83,22 @@ def resolve(source: str, overrides: Sequence[tuple[str, str]] = ()) -> Resolved:
 # -- finding and reading ----------------------------------------------------------------------------------------------
 
 
-def find(source: str, folder: Path | None = None) -> Path:
-    """The file of a preset, from its name or path (`folder`: where relative paths start)."""
-    if source in named():
-        return named()[source]
+def find(source: str, folder: Path | None = None, besides: Path | None = None) -> Path:
+    """The path of a preset, from its name or path (`folder`: where relative paths start). A file comes before a preset
+    that is put together from parts; `besides`: not this one, which builds on another of its own name."""
+    files = named()
+    if source in files and files[source] != besides:
+        return files[source]
+    if _put_together(source):
+        return FOLDER / f"{source}.json"
     path = (folder or Path()) / source
     if source and documents.is_folder(path):
         if not (path / "preset.json").is_file():
             raise PresetProblems([f"{path}: not a run folder, because it has no preset.json"])
         return path / "preset.json"
     if path.suffix in (".json", ".safetensors") or len(Path(source).parts) > 1:
+        if composed(path):
+            return path
         try:
             documents.check_file(path, "a preset")
         except ValueError as error:
@@ -96,18 +106,41 @@ def find(source: str, folder: Path | None = None) -> Path:
         if path.suffix not in (".json", ".safetensors"):
             raise PresetProblems([f"{path}: not a preset; presets are .json files, run folders or .safetensors files"])
         return path
-    near = difflib.get_close_matches(source, named(), n=3)
+    near = difflib.get_close_matches(source, [*files, *(one.name for one in every())], n=3)
     meant = f"; did you mean {enumerated(near, 'or')}?" if near else ""
     raise PresetProblems([f"{shown(source)}: no preset has this name{meant} ({LIST_PRESETS})"])
 
 
 def named() -> dict[str, Path]:
-    """Every preset that can be given by name, the built-in ones first. They win over own ones of the same name."""
+    """Every preset file that can be given by name, the built-in ones first. They win over own ones of the same name."""
     paths = [*sorted(FOLDER.glob("*.json")), *sorted((FOLDER / "own").glob("*.json"))]
     found: dict[str, Path] = {}
     for path in paths:
         found.setdefault(path.stem, path)
     return found
+
+
+def every() -> list[Composed]:
+    """The presets that are put together from parts; see `composing.every`. Raises PresetProblems for a wrong part."""
+    try:
+        return composing.every(FOLDER, _mapping)
+    except ValueError as error:
+        raise PresetProblems([str(error)]) from None
+
+
+def composed(path: Path) -> Composed | None:
+    """The preset that is put together for a path in training_presets/ where no file is; else None."""
+    place = Path(os.path.normpath(path.absolute()))
+    if place.parent != FOLDER or place.suffix != ".json" or documents.is_file(path):
+        return None
+    return _put_together(place.stem)
+
+
+def _put_together(name: str) -> Composed | None:
+    try:
+        return composing.find(name, FOLDER, _mapping)
+    except ValueError as error:
+        raise PresetProblems([str(error)]) from None
 
 
 def run_name(path: Path) -> str:
@@ -116,7 +149,20 @@ def run_name(path: Path) -> str:
 
 
 def read(path: Path) -> Values:
-    """The mapping in a .json file or in a .safetensors file's metadata. Raises PresetProblems."""
+    """The values of the preset at a path: a .json file, a .safetensors file's metadata, or parts put together.
+
+    Raises PresetProblems.
+    """
+    found, values = composed(path), {}
+    if found is None:
+        return _mapping(path)
+    for layer in found.layers:
+        values = _merged(_with_tags(values), layer)
+    return values
+
+
+def _mapping(path: Path) -> Values:
+    """The mapping in a file."""
     try:
         if path.suffix == ".safetensors":
             text = _from_metadata(path)
@@ -175,7 +221,7 @@ def _inherited(values: Values, path: Path, notes: list[str]) -> Values:
     own = {name: value for name, value in values.items() if name != "based_on"}
     if not isinstance(source, str):
         raise PresetProblems([f"{path}: based_on: {shown(source)} is not a preset's name"])
-    base_path = find(source, path.parent)
+    base_path = find(source, path.parent, besides=path)
     base = _renamed(read(base_path), base_path, notes)
     if "based_on" in base:
         raise PresetProblems(
@@ -314,19 +360,3 @@ def differences(a: Preset, b: Preset) -> list[tuple[str, Any, Any]]:
     names = dict.fromkeys([*left, *right])
     both = [(name, left.get(name, ABSENT), right.get(name, ABSENT)) for name in names]
     return [(name, one, other) for name, one, other in both if one != other]
-
-
-def listing() -> list[tuple[str, str]]:
-    """Name and description of each preset in training_presets/, then of the own ones; both by name.
-
-    An own preset that has a built-in one's name is listed with its path, by which it can be given.
-    """
-    hidden = sorted(set((FOLDER / "own").glob("*.json")) - set(named().values()))
-    return [(name, _description(path)) for name, path in [*named().items(), *((str(path), path) for path in hidden)]]
-
-
-def _description(path: Path) -> str:
-    try:
-        return str(read(path).get("description", ""))
-    except PresetProblems as error:
-        return f"cannot be read: {error}"

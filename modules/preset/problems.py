@@ -7,7 +7,7 @@ from pydantic import BaseModel, ValidationError
 
 from modules.preset import options
 
-LIST_PRESETS = "python scripts/train.py --list shows all presets"
+LIST_PRESETS = "python scripts/train.py --list all shows all presets"
 
 MOST = 50
 """Problems of a preset that are told one by one; looking for what each unknown name may mean takes time."""

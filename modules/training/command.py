@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from modules.preset import files
+from modules.preset import files, listing
 from modules.preset.cli import options_help, parse_overrides
-from modules.preset.problems import PresetProblems
+from modules.preset.problems import LIST_PRESETS, PresetProblems
 from modules.preset.schema import Preset
 from modules.printable import LONGEST, short
 from modules.reasons import sentence
@@ -46,11 +46,10 @@ def chosen(argv: Sequence[str]) -> int:
     if arguments.help:
         print(parser.format_help() + "\n" + options_help(Preset))
         return DONE
-    if arguments.list:
-        for name, description in files.listing():
-            print(f"{name:24} {description}")
-        return DONE
     try:
+        if arguments.list is not None:
+            print(listing.text(arguments.list))
+            return DONE
         own = [flag for action in parser._actions for flag in action.option_strings]
         overrides = parse_overrides(rest, own)
         if arguments.json and not arguments.check:
@@ -58,7 +57,7 @@ def chosen(argv: Sequence[str]) -> int:
         if arguments.probe and not arguments.check:
             raise PresetProblems(["--probe: belongs to --check; it measures a few steps and trains nothing"])
         if not arguments.preset:
-            raise PresetProblems(["--preset: none given; python scripts/train.py --list shows all presets"])
+            raise PresetProblems([f"--preset: none given ({LIST_PRESETS})"])
         resolved = files.resolve(arguments.preset, overrides)
         missing = 0 if arguments.check else missing_processes()
     except PresetProblems as error:
@@ -83,7 +82,8 @@ def make_parser() -> argparse.ArgumentParser:
     parser.description = "Train an adapter for a diffusion model. The same command again goes on where it stopped."
     preset_help = "a name from --list, a .json file, a run folder"
     parser.add_argument("--preset", metavar="NAME|FILE", nargs="?", help=preset_help)  # none given is said in `main`
-    parser.add_argument("--list", action="store_true", help="show all presets")
+    list_help = "show the presets to begin with; all, own, or those of a family, method or purpose"
+    parser.add_argument("--list", metavar="WHICH", nargs="?", const="", help=list_help)
     parser.add_argument("--check", action="store_true", help="look at everything, train nothing")
     parser.add_argument("--probe", action="store_true", help="with --check: measure memory and time of a few steps")
     parser.add_argument("--json", action="store_true", help="with --check: print the findings as JSON")

@@ -151,7 +151,7 @@ def test_windows_notepad_puts_a_mark_in_front(tmp_path):
 def test_an_unknown_name_gives_the_nearest_ones_and_how_to_list_them():
     (problem,) = problems("wora_sdlx")
     assert problem.startswith("'wora_sdlx': no preset has this name; did you mean wora_sdxl")
-    assert problem.endswith("(python scripts/train.py --list shows all presets)")
+    assert problem.endswith("(python scripts/train.py --list all shows all presets)")
     assert "did you mean" not in problems("qqqqqqq")[0]
     assert "no preset has this name" in problems("")[0]
 
@@ -193,16 +193,6 @@ def test_the_name_is_the_preset_s_or_the_file_s(saved, tmp_path):
     assert resolve(saved({**LORA, "name": "other"})).name == "other"
     assert resolve(saved(LORA), [("name", "given")]).name == "given"
     assert resolve(saved(LORA, "preset.json")).name == tmp_path.name
-
-
-def test_listing_names_broken_presets_too(saved, tmp_path, monkeypatch):
-    saved({**LORA, "description": "Mine."})
-    broken = saved("{", "broken.json")
-    monkeypatch.setattr(files, "FOLDER", tmp_path)
-    (name, description), good = files.listing()
-    assert good == ("mine", "Mine.")
-    assert (name, description[: len(broken) + 18]) == ("broken", f"cannot be read: {broken}: ")
-    assert resolve("mine").name == "mine"
 
 
 # -- based_on ---------------------------------------------------------------------------------------------------------

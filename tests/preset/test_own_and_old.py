@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from modules.preset import files
+from modules.preset import files, listing
 from modules.preset.files import PresetProblems, resolve
 
 LORA = {"family": "sdxl", "adapter": {"method": "lora", "rank": 4}}
@@ -36,7 +36,8 @@ def test_own_presets_are_found_by_name_and_built_in_ones_win(saved, tmp_path, mo
     saved({"based_on": "first", "description": "Mine."}, "own/mine.json")
     saved({"based_on": "mine"}, "own/other.json")
     monkeypatch.setattr(files, "FOLDER", tmp_path)
-    assert files.listing() == [("first", "Built in."), ("mine", "Mine."), ("other", ""), (hidden, "Hidden.")]
+    listed = [line.split(maxsplit=1) for line in listing.text("own").splitlines()[1:]]
+    assert listed == [["first", "Built in."], ["mine", "Mine."], ["other"], [hidden, "Hidden."]]
     assert files.find("mine") == tmp_path / "own" / "mine.json" and files.find("first") == tmp_path / "first.json"
     assert (resolve("mine").name, resolve("mine").preset.adapter.rank) == ("mine", 4)
     assert resolve(hidden).preset.description == "Hidden."

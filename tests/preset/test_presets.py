@@ -9,44 +9,38 @@ from pathlib import Path
 
 import pytest
 
-from modules import adapters, families
+from modules import families
 from modules.preset import files, options
 from modules.preset.schema import Preset
 
 ROOT = Path(files.__file__).parents[2]
-NAMES = sorted(path.stem for path in files.FOLDER.glob("*.json"))
-RESOLUTIONS = {"demo": 64, "sd15": 512, "flux": 768}
-"""Of the presets that do not train at 1024 px: flux's fit 16 GB so."""
+PRESETS = {one.name: one for one in files.every()}
+NAMES = sorted(PRESETS)
 LAUNCH_FILES = sorted((ROOT / "configs").glob("*.yaml"))
-
-
-def test_every_method_has_a_preset_for_every_family_and_for_the_demo():
-    methods = [*adapters.methods(), "doft_planes"]
-    wanted = [f"{method}_{name}" for method in methods for name in (*families.names(), "demo")]
-    extra = ["wora_flux_demo", "doft_flux_demo", "doft_output_sdxl", "doft_output_demo"]
-    assert sorted(NAMES) == sorted([*wanted, *extra])
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_shipped_preset_is_right_and_described(name):
     resolved = files.resolve(name)
     assert (resolved.name, resolved.notes) == (name, [])
-    assert resolved.preset.adapter.method == name.split("_")[0]
+    assert resolved.preset.adapter.method == PRESETS[name].method
     assert resolved.preset.description.endswith(".") and "\n" not in resolved.preset.description
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_shipped_preset_only_has_relative_paths_and_suits_its_family(name):
-    preset = files.resolve(name).preset
-    ending = name.split("_")[-1]
-    demo = ending == "demo"
-    assert demo or preset.family == ending
-    base = "demo/flux_base" if name.endswith("flux_demo") else "demo/base"
-    assert preset.base.path == (base if demo else families.load_class(ending).HUB_ID)
-    assert preset.data.folders == (("demo/dataset",) if demo else ())
-    assert preset.data.resolution == RESOLUTIONS.get(ending, 1024)
-    assert preset.training.gradient_checkpointing is not demo
+    preset, one = files.resolve(name).preset, PRESETS[name]
+    assert preset.family == one.family
     assert not preset.optimizer.problems(preset.training.learning_rate, "cpu")
+    if one.purpose == "demo":
+        assert preset.base.path.startswith("demo/") and (ROOT / preset.base.path).is_dir()
+        assert (preset.data.folders, preset.data.resolution) == (("demo/dataset",), 64)
+        assert not preset.training.gradient_checkpointing
+        return
+    assert preset.base.path == families.load_class(one.family).HUB_ID
+    assert preset.data.folders == () and preset.training.gradient_checkpointing
+    assert f"at {preset.data.resolution} px" in one.group
+    assert (f"{preset.base.quantization} base" in one.group) == (preset.base.quantization != "none")
 
 
 def test_the_demo_draws_subjects_inside_and_outside_of_its_pictures():

@@ -69,7 +69,7 @@ def test_everything_wrong_is_said_at_once():
     assert len(found) == 4
 
 
-@pytest.mark.parametrize("name", sorted(path.stem for path in files.FOLDER.glob("*.json")))
+@pytest.mark.parametrize("name", sorted(one.name for one in files.every()))
 def test_shipped_presets_suit_their_bases(name):
     preset = files.resolve(name).preset
     flow = preset.objective.min_snr_gamma is None
