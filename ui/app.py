@@ -50,18 +50,19 @@ def make_window(settings: Settings, preset: str = "") -> Window:
 
 def open_first(window: Window, preset: str) -> None:
     """Open what was asked for, else what was open last, else a preset that can be trained on this machine."""
-    named = places.PRESETS / f"{preset}.json"
     last = Path(window.settings.last_preset) if window.settings.last_preset else None
-    if preset:
-        wanted = named if reading.is_file(named) else Path(preset).absolute()
-        if window.opening.take(wanted):
-            return
-    if last is not None and reading.is_there(last) and window.opening.take(last):
+    if preset and window.opening.take(files.named(preset) or Path(preset).absolute()):
         return
-    opened = [one for one in readable(window.document.schema) if not one.problems]
-    ready = [one for one in opened if reading.is_there(places.full(one.values["base"]["path"]))]
-    for one in [*ready, *opened][:1]:
-        window.document.open(one)
+    if last is not None and files.is_there(last) and window.opening.take(last):
+        return
+    first = None
+    for one in readable(window.document.schema):
+        if not one.problems and reading.is_there(places.full(one.values["base"]["path"])):
+            window.document.open(one)
+            return
+        first = first or (None if one.problems else one)
+    if first is not None:
+        window.document.open(first)
 
 
 def readable(schema: Schema) -> Iterator[Opened]:

@@ -121,7 +121,9 @@ def test_a_run_folder_that_cannot_be_made(place: Place, monkeypatch, capsys):
 
 def test_list_and_help(capsys):
     assert main(["--list"]) == 0
-    assert any(line.startswith("wora_demo ") for line in capsys.readouterr().out.splitlines())
+    assert any(line.startswith("  wora_demo ") for line in capsys.readouterr().out.splitlines())
+    assert main(["--list", "sdxl"]) == 0 and "dora_sdxl" in capsys.readouterr().out
+    assert main(["--list", "sdx"]) == 2 and "did you mean sdxl?" in capsys.readouterr().err
     assert main(["--help"]) == 0
     said = capsys.readouterr().out
     for word in ("--preset", "--check", "--adapter.rank", "--training.learning_rate", "default 0.0001"):

@@ -244,7 +244,7 @@ def test_only_own_presets_are_deleted():
     builtin, *_, mine = files.listing()
     with pytest.raises(ValueError, match="comes with Gimbal"):
         files.delete(builtin)
-    assert builtin.path.is_file()
+    assert files.is_there(builtin.path)
     files.delete(mine)
     assert mine not in files.listing()
     with pytest.raises(ValueError, match="cannot be deleted"):

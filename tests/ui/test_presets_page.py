@@ -14,6 +14,7 @@ from ui.pages.preset_details import NEEDED
 from ui.pages.presets import PresetsPage
 from ui.pages.two_lines import BADGE, DETAIL
 from ui.preset import files
+from ui.preset.groups import OTHERS
 from ui.settings import Settings
 
 
@@ -93,25 +94,53 @@ def give_name(qtbot, name):
     return dialog
 
 
-def test_the_tree_has_families_then_methods_then_presets_by_name(open_page):
+def test_the_tree_has_families_in_each_the_recommended_presets_and_ones_own_and_all_others_closed(open_page, make_own):
+    make_own("mine", {"based_on": "dora_sdxl"})
     page = open_page()
-    shipped = {path.stem: json.loads(path.read_text()) for path in places.PRESETS.glob("*.json")}
+    shipped = trainer.every()
     expected = []
-    for family in sorted({values["family"] for values in shipped.values()}):
-        expected.append((0, family))
-        inside = {name: values for name, values in shipped.items() if values["family"] == family}
-        for method in sorted({values["adapter"]["method"] for values in inside.values()}):
-            expected.append((1, method))
-            expected += [(2, name) for name in sorted(inside) if inside[name]["adapter"]["method"] == method]
+    for family in sorted({one.family for one in shipped}):
+        inside = [one for one in shipped if one.family == family]
+        expected += [(0, family), *((1, one.name) for one in inside if one.place is not None)]
+        expected += [(1, "mine")] if family == "sdxl" else []
+        expected += [(1, OTHERS), *((2, one.name) for one in inside if one.place is None)]
     assert [(depth, item.text(0)) for depth, item in items(page)] == expected
+    described = {one.name: one.description for one in shipped}
     for _, item in items(page):
-        if item.text(0) in shipped:
-            assert item.data(0, DETAIL) == shipped[item.text(0)]["description"]
+        if item.text(0) in described:
+            assert item.data(0, DETAIL) == described[item.text(0)]
+    assert [item.isExpanded() for _, item in items(page) if item.text(0) == OTHERS] == [False] * 4
 
 
-def test_names_of_families_and_methods_come_from_the_files(open_page, make_own):
+def test_the_others_open_for_the_chosen_preset_and_for_a_search_and_stay_as_they_were_left(open_page, qtbot):
+    def unfolded():
+        return [item.parent().text(0) for item in page.tree._others() if item.isExpanded()]
+
+    page = open_page(places.PRESETS / "dora_sd15.json")
+    assert unfolded() == ["sd15"]
+    choose(qtbot, page, places.PRESETS / "wora_demo.json")
+    assert unfolded() == ["sd15"]
+    page.filter.setText("dora")
+    assert len(unfolded()) == 4
+    choose(qtbot, page, places.PRESETS / "dora_demo.json")
+    page.filter.setText("")
+    assert unfolded() == ["sdxl"]
+
+
+def test_names_of_families_come_from_the_files(open_page, make_own):
     page = open_page(make_own("strange", {"family": "a new family", "adapter": {"method": "a new method"}}))
-    assert {"a new family", "a new method"} <= {item.text(0) for _, item in items(page)}
+    assert "a new family" in {item.text(0) for _, item in items(page)}
+    page.filter.setText("a new method")
+    assert names(page) == ["strange"]
+
+
+def test_broken_parts_are_told_in_the_list(open_page, make_own, monkeypatch, tmp_path):
+    (tmp_path / "methods").mkdir()
+    (tmp_path / "methods" / "lora.json").write_text("{")
+    own = make_own("mine", {"family": "sdxl", "adapter": {"method": "lora"}})
+    monkeypatch.setattr(places, "PRESETS", tmp_path)
+    page = open_page(own)
+    assert names(page) == ["mine", tmp_path.name] and "lora.json: is not JSON" in items(page)[-1][1].data(0, DETAIL)
 
 
 def test_own_presets_and_the_open_one_are_marked(open_page, make_own):
@@ -123,7 +152,7 @@ def test_own_presets_and_the_open_one_are_marked(open_page, make_own):
 
 def test_filter_looks_into_names_and_descriptions_and_chooses_what_is_left(open_page, qtbot):
     page = open_page()
-    page.filter.setText("oft demo planes")
+    page.filter.setText("oft demo planes sdxl")
     assert names(page) == ["doft_planes_demo"] and page.tree.entry().name == "doft_planes_demo"
     page.filter.setText("zzz")
     assert names(page) == [] and not page.nothing.isHidden()

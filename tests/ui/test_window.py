@@ -23,6 +23,16 @@ def test_it_opens_the_preset_it_is_asked_for(open_window):
     assert "doft_demo" in window.windowTitle() and window.name.text() == "doft_demo"
 
 
+def test_it_opens_a_preset_of_ones_own_by_its_name_also_over_one_that_comes_with_gimbal(open_window):
+    places.OWN_PRESETS.mkdir(parents=True)
+    for name, steps in (("mine", 5), ("doft_demo", 6)):
+        text = json.dumps({"based_on": "doft_demo", "training": {"steps": steps}})
+        (places.OWN_PRESETS / f"{name}.json").write_text(text)
+        window = open_window(name)
+        assert (window.document.origin.kind, window.document.value("training.steps")) == ("own", steps)
+        (places.OWN_PRESETS / f"{name}.json").unlink()
+
+
 @pytest.mark.parametrize("kept, shown", [(None, PRESETS), ("", ""), ("adapter", "adapter"), ("gone", PRESETS)])
 def test_it_begins_with_the_page_that_was_shown_last(open_window, kept, shown):
     if kept is not None:

@@ -6,7 +6,7 @@ from pathlib import Path
 from PySide6.QtCore import QFile, QObject, Signal
 from PySide6.QtWidgets import QWidget
 
-from ui import dialogs, places, workers
+from ui import dialogs, workers
 from ui.preset import files
 from ui.preset.files import Entry, Opened
 from ui.preset.schema import Schema, Values, at, with_value
@@ -76,7 +76,7 @@ class PresetKeeper(QObject):
         if not ask and not files.name_problem(name) and not dialogs.own_preset(name).exists():
             self._try(title, self._save, values, name)
             return
-        taken = {path.stem for folder in (places.PRESETS, places.OWN_PRESETS) for path in folder.glob("*.json")}
+        taken = {entry.name for entry in files.listing()}
         dialog = dialogs.preset_name_dialog(self._window, title, files.free_name(name, taken), accept)
         dialog.accepted.connect(lambda: self._try(title, self._save, values, dialog.name))
         dialog.open()

@@ -1,4 +1,4 @@
-"""The presets as a tree: family, method, presets. All names come from the files."""
+"""The presets as a tree: families, in each the presets to begin with, and all others in a closed group."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -9,9 +9,9 @@ from PySide6.QtWidgets import QTreeWidget, QTreeWidgetItem, QTreeWidgetItemItera
 from ui import places
 from ui.pages.two_lines import BAD, BADGE, DETAIL, TwoLines
 from ui.preset.files import Entry
+from ui.preset.groups import OTHERS, groups, order
 
 ENTRY = Qt.ItemDataRole.UserRole + 10
-UNREADABLE, UNNAMED = "Cannot be read", "not given"
 
 
 class PresetTree(QTreeWidget):
@@ -31,17 +31,19 @@ class PresetTree(QTreeWidget):
     def fill(self, entries: Sequence[Entry], opened: Path | None, chosen: Path | None) -> None:
         """Show these. `opened` is marked as the one being edited; `chosen` becomes the current one, if it is there."""
         scrolled = self.verticalScrollBar().value()
+        unfolded = {item.parent().text(0) for item in self._others() if item.isExpanded()}
         self.clear()
-        groups: dict[tuple[str, ...], QTreeWidgetItem] = {}
-        for entry in sorted(entries, key=_place):
+        made: dict[tuple[str, ...], QTreeWidgetItem] = {}
+        for entry in sorted(entries, key=order):
             parent = self.invisibleRootItem()
-            for depth in range(len(_place(entry)[1])):
-                key = _place(entry)[1][: depth + 1]
-                parent = groups.setdefault(key, groups.get(key) or _group(parent, key[-1]))
+            for depth in range(len(groups(entry))):
+                key = groups(entry)[: depth + 1]
+                parent = made.setdefault(key, made.get(key) or _group(parent, key[-1]))
             item = _item(parent, entry, entry.path == opened)
             if entry.path == chosen:
                 self.setCurrentItem(item)
         self.expandAll()
+        self._fold(unfolded)
         self.narrow(" ".join(self._words))
         self.verticalScrollBar().setValue(scrolled)
         current = self.currentItem()
@@ -55,12 +57,25 @@ class PresetTree(QTreeWidget):
 
     def narrow(self, text: str) -> int:
         """Show only presets that have all words of `text` somewhere; how many these are."""
-        self._words = text.lower().split()
+        before, self._words = self._words, text.lower().split()
         shown = self._narrow(self.invisibleRootItem())
+        if bool(before) != bool(self._words):
+            self._fold(set())
         current = self.currentItem()
         if shown and (current is None or current.isHidden()):
             self.setCurrentItem(next(item for item in self._presets() if not item.isHidden()))
         return shown
+
+    def _others(self) -> list[QTreeWidgetItem]:
+        """The groups that are closed at first."""
+        return self.findItems(OTHERS, Qt.MatchFlag.MatchExactly | Qt.MatchFlag.MatchRecursive)
+
+    def _fold(self, unfolded: set[str]) -> None:
+        """Close these groups, but for those of some families, of the current preset, and of a search."""
+        current = self.currentItem()
+        inside = current.parent() if current else None
+        for item in self._others():
+            item.setExpanded(bool(self._words) or item.parent().text(0) in unfolded or item is inside)
 
     def _presets(self) -> Iterator[QTreeWidgetItem]:
         """From top to bottom."""
@@ -83,13 +98,6 @@ class PresetTree(QTreeWidget):
         own = "own" if entry.kind == "own" else ""
         texts = (entry.name, entry.family, entry.method, entry.description, entry.problem, own)
         return all(word in " ".join(texts).lower() for word in self._words)
-
-
-def _place(entry: Entry) -> tuple[bool, tuple[str, ...], str]:
-    """What presets are sorted by: readable ones first, the groups they are in, their name."""
-    unreadable = not entry.family and bool(entry.problem)
-    groups = (UNREADABLE,) if unreadable else (entry.family or UNNAMED, entry.method or UNNAMED)
-    return unreadable, groups, entry.name.lower()
 
 
 def _group(parent: QTreeWidgetItem, text: str) -> QTreeWidgetItem:

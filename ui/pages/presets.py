@@ -319,5 +319,4 @@ class PresetsPage(QWidget):
 
 
 def _where(entry: Entry) -> str:
-    kind = "A preset of your own" if entry.kind == "own" else "Comes with Gimbal"
-    return f"{kind} · {places.shown(entry.path)}"
+    return f"A preset of your own · {places.shown(entry.path)}" if entry.kind == "own" else "Comes with Gimbal"

@@ -1,7 +1,8 @@
 """Presets as files: list, read, save, export, delete.
 
 A preset file is JSON and names only what it changes; `based_on` names another preset that it changes. A run folder's
-preset.json is complete, and so is the copy in the metadata of every exported file.
+preset.json is complete, and so is the copy in the metadata of every exported file. The presets that come with Gimbal
+are put together from parts (`training_presets/composing.py`); the path of one is that which a file of it would have.
 """
 
 import json
@@ -13,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from training_presets import composing
+from training_presets.composing import Composed
 from ui import places, reading
 from ui.preset.schema import Schema, Values, at, holds, with_value, without
 from ui.preset.sentences import shown
@@ -50,6 +53,9 @@ class Entry:
     problem: str
     """Why it cannot be read; "" when it can."""
 
+    recommended: bool = False
+    """One of those to begin with in its family."""
+
 
 @dataclass(frozen=True)
 class Origin:
@@ -82,19 +88,70 @@ class Opened:
 
 
 def listing() -> list[Entry]:
-    """The presets that come with Gimbal, then the user's own ones, each by name."""
+    """The presets that come with Gimbal, in each family the recommended ones first; then the user's own by name."""
     folders = (("builtin", places.PRESETS), ("own", places.OWN_PRESETS))
-    return [_entry(kind, path) for kind, folder in folders for path in sorted(folder.glob("*.json"))]
+    return [*_composed(), *(_entry(kind, path) for kind, folder in folders for path in sorted(folder.glob("*.json")))]
+
+
+def _composed() -> list[Entry]:
+    """The presets that are put together from parts, or what is wrong with the parts."""
+    try:
+        found = composing.every(places.PRESETS, _values)
+    except ValueError as error:
+        return [Entry(places.PRESETS.name, places.PRESETS, "builtin", "", "", "", f"{error}")]
+    paths = [places.PRESETS / f"{one.name}.json" for one in found]
+    return [
+        Entry(one.name, path, "builtin", one.family, one.method, one.description, "", one.place is not None)
+        for one, path in zip(found, paths, strict=True)
+        if not reading.is_file(path)
+    ]
 
 
 def _entry(kind: str, path: Path) -> Entry:
     try:
         values = _values(path)
-        base = _values(_base_path(values["based_on"], path)) if "based_on" in values else {}
+        base = _summary(_base_path(values["based_on"], path)) if "based_on" in values else {}
     except ValueError as error:
         return Entry(path.stem, path, kind, "", "", "", f"{error}")
     family, method = (at(values if holds(values, name) else base, name) or "" for name in ("family", "adapter.method"))
     return Entry(path.stem, path, kind, f"{family}", f"{method}", f"{values.get('description', '')}", "")
+
+
+def _summary(path: Path) -> Values:
+    """Family, method and perhaps more of a preset."""
+    found = composed(path)
+    return found.layers[0] if found else _values(path)
+
+
+# -- finding ----------------------------------------------------------------------------------------------------------
+
+
+def named(name: str, besides: Path | None = None) -> Path | None:
+    """The path of the preset of this name, a file's before that of one put together; `besides`: not this file.
+
+    None: no preset is called so.
+    """
+    if Path(name).name != name:
+        return None
+    paths = [folder / f"{name}.json" for folder in (places.PRESETS, places.OWN_PRESETS)]
+    found = [path for path in paths if path != besides and reading.is_file(path)]
+    return next(iter(found), None) or (paths[0] if composed(paths[0]) else None)
+
+
+def composed(path: Path) -> Composed | None:
+    """The preset that is put together for a path in training_presets/ where no file is; else None."""
+    place = Path(os.path.normpath(path.absolute()))
+    if place.parent != places.PRESETS or place.suffix != ".json" or reading.is_file(path):
+        return None
+    return composing.find(place.stem, places.PRESETS, _values)
+
+
+def is_there(path: Path) -> bool:
+    """Whether there is a preset, or a run folder, to open."""
+    try:
+        return reading.is_there(path) or composed(path) is not None
+    except ValueError:  # its parts cannot be read: opening it says why
+        return True
 
 
 # -- reading ----------------------------------------------------------------------------------------------------------
@@ -107,7 +164,7 @@ def read(path: Path, schema: Schema) -> Opened:
     """
     path = path / RUN_COPY if reading.is_folder(path) else path
     notes: list[str] = []
-    values = _inherited(_renamed(_values(path), path, schema, notes), path, schema, notes)
+    values = _inherited(_renamed(_given(path, schema), path, schema, notes), path, schema, notes)
     values = _implied(values, path, schema, notes)
     full, problems = schema.complete(schema.with_tags(values))
     origin = _origin(path)
@@ -123,6 +180,16 @@ def _origin(path: Path) -> Origin:
         return Origin("run", path.resolve().parent.name, path)
     kinds = {places.PRESETS.resolve(): "builtin", places.OWN_PRESETS.resolve(): "own"}
     return Origin(kinds.get(path.resolve().parent, "file"), path.stem, path)
+
+
+def _given(path: Path, schema: Schema) -> Values:
+    """The values of a preset file, or of parts put together."""
+    found, values = composed(path), {}
+    if found is None:
+        return _values(path)
+    for layer in found.layers:
+        values = _merged(schema.with_tags(values), layer, schema)
+    return values
 
 
 def _values(path: Path) -> Values:
@@ -200,7 +267,7 @@ def _inherited(values: Values, path: Path, schema: Schema, notes: list[str]) -> 
     if "based_on" not in values:
         return values
     base_path = _base_path(values["based_on"], path)
-    base = _renamed(_values(base_path), base_path, schema, notes)
+    base = _renamed(_given(base_path, schema), base_path, schema, notes)
     if "based_on" in base:
         raise ValueError(
             f"{places.shown(path)}: based_on: {values['based_on']} is itself based on {shown(base['based_on'])}, "
@@ -215,10 +282,9 @@ def _base_path(source: Any, path: Path) -> Path:
     """The file that `based_on` in the file `path` means: a preset's name, or a path that starts beside the file."""
     if not isinstance(source, str) or not source:
         raise ValueError(f"{places.shown(path)}: based_on: {shown(source)} is not a preset's name")
-    if Path(source).name == source:
-        for folder in (places.PRESETS, places.OWN_PRESETS):
-            if reading.is_file(folder / f"{source}.json"):
-                return folder / f"{source}.json"
+    by_name = named(source, besides=path)
+    if by_name:
+        return by_name
     found = path.parent / source
     return found / RUN_COPY if reading.is_folder(found) else found
 
@@ -294,9 +360,19 @@ def name_problem(name: str) -> str:
         return f"{name} is kept for something else; choose another name."
     if len(name.encode()) > 200:
         return "This name is too long for a file."
-    if name.lower() in {path.stem.lower() for path in places.PRESETS.glob("*.json")}:
+    if _comes_with_gimbal(name.lower()):
         return f"{name} is the name of a preset that comes with Gimbal; choose another name."
     return ""
+
+
+def _comes_with_gimbal(name: str) -> bool:
+    """Whether a preset of this name, in lower case, does; False too when its parts cannot be read."""
+    if name in {path.stem.lower() for path in places.PRESETS.glob("*.json")}:
+        return True
+    try:
+        return composed(places.PRESETS / f"{name}.json") is not None
+    except ValueError:
+        return False
 
 
 def free_name(name: str, taken: Collection[str]) -> str:
