@@ -114,7 +114,7 @@ def test_the_tree_has_families_in_each_the_recommended_presets_and_ones_own_and_
 
 def test_the_others_open_for_the_chosen_preset_and_for_a_search_and_stay_as_they_were_left(open_page, qtbot):
     def unfolded():
-        return [item.parent().text(0) for item in page.tree._others() if item.isExpanded()]
+        return [family for family, item in page.tree._others().items() if item.isExpanded()]
 
     page = open_page(places.PRESETS / "dora_sd15.json")
     assert unfolded() == ["sd15"]

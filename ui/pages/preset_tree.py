@@ -31,7 +31,7 @@ class PresetTree(QTreeWidget):
     def fill(self, entries: Sequence[Entry], opened: Path | None, chosen: Path | None) -> None:
         """Show these. `opened` is marked as the one being edited; `chosen` becomes the current one, if it is there."""
         scrolled = self.verticalScrollBar().value()
-        unfolded = {item.parent().text(0) for item in self._others() if item.isExpanded()}
+        unfolded = {family for family, item in self._others().items() if item.isExpanded()}
         self.clear()
         made: dict[tuple[str, ...], QTreeWidgetItem] = {}
         for entry in sorted(entries, key=order):
@@ -66,16 +66,17 @@ class PresetTree(QTreeWidget):
             self.setCurrentItem(next(item for item in self._presets() if not item.isHidden()))
         return shown
 
-    def _others(self) -> list[QTreeWidgetItem]:
-        """The groups that are closed at first."""
-        return self.findItems(OTHERS, Qt.MatchFlag.MatchExactly | Qt.MatchFlag.MatchRecursive)
+    def _others(self) -> dict[str, QTreeWidgetItem]:
+        """The groups that are closed at first, by family."""
+        found = self.findItems(OTHERS, Qt.MatchFlag.MatchExactly | Qt.MatchFlag.MatchRecursive)
+        return {family.text(0): item for item in found if (family := item.parent())}
 
     def _fold(self, unfolded: set[str]) -> None:
         """Close these groups, but for those of some families, of the current preset, and of a search."""
         current = self.currentItem()
         inside = current.parent() if current else None
-        for item in self._others():
-            item.setExpanded(bool(self._words) or item.parent().text(0) in unfolded or item is inside)
+        for family, item in self._others().items():
+            item.setExpanded(bool(self._words) or family in unfolded or item is inside)
 
     def _presets(self) -> Iterator[QTreeWidgetItem]:
         """From top to bottom."""
