@@ -23,21 +23,30 @@ from typing import NamedTuple, Protocol, cast, get_args
 import torch
 from torch import Tensor
 
+from modules import families
 from modules.files.forms import Encoding
 from modules.files.keys import Names
 from modules.hosts.parts.arithmetic import Unread
 from modules.preset.schema import Export
 
 __all__ = [
-    "SEVERAL", "TRANSFORMERS", "UNETS", "Host", "How", "Member", "Several", "Unread", "Way", "load", "magnitude_norm",
-    "names", "programs", "several",
+    "SEVERAL", "Host", "How", "Member", "Several", "Unread", "Way", "is_transformer", "is_unet", "load",
+    "magnitude_norm", "names", "programs", "several",
 ]
-
-UNETS, TRANSFORMERS = ("sd15", "sdxl"), ("sd3", "flux")
-"""Families, by what the names that programs know depend on."""
 
 SEVERAL = ("kohya",)
 """Modules of this folder that are several programs at once."""
+
+
+@cache
+def is_transformer(family: str) -> bool:
+    """Whether a family's denoiser is a transformer, on which it depends what names programs know; "" is no family."""
+    return family in families.names() and families.load_class(family).DENOISER == "transformer"
+
+
+def is_unet(family: str) -> bool:
+    """Whether it is a UNet."""
+    return family in families.names() and not is_transformer(family)
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from dataclasses import replace
 from torch import Tensor
 
 from modules.files import keys, spellings
-from modules.hosts import TRANSFORMERS, How
+from modules.hosts import How, is_transformer
 from modules.hosts.parts import arithmetic, usual
 from modules.hosts.parts.arithmetic import Delta, Unread
 
@@ -51,8 +51,8 @@ def others(how: How) -> dict[str, How]:
 
 def trouble(spelling: str, family: str, names: Collection[str]) -> str:
     """kohya's names alone are known, of families that it has."""
-    if family in TRANSFORMERS:
-        return NO_FAMILY[family]
+    if is_transformer(family):
+        return NO_FAMILY.get(family, "it does not have this kind of model")
     if spelling not in (spellings.KOHYA_PATH, spellings.KOHYA_ORIGINAL, spellings.KOHYA_TEXT, spellings.KOHYA_OFT):
         return "it does not know such names"
     return ""
@@ -66,8 +66,8 @@ NO_FAMILY = {
 
 def unfound(family: str, names: Collection[str]) -> dict[str, str]:
     """Those of these names, all in kohya's spelling, under which it finds no layer, and why."""
-    if family in TRANSFORMERS:
-        return dict.fromkeys(names, NO_FAMILY[family])
+    if is_transformer(family):
+        return dict.fromkeys(names, NO_FAMILY.get(family, "it does not have this kind of model"))
     found = {name: "it has no layer of this name" for name in names if name.endswith("text_projection")}
     together: dict[str, list[str]] = {}
     for name in names:
@@ -146,7 +146,7 @@ def _decomposed(V: Tensor, magnitude: Tensor) -> Tensor:
 
 def has(family: str) -> bool:
     """Whether it can load any file of the family, "" for one that is not known."""
-    return family not in TRANSFORMERS
+    return not is_transformer(family)
 
 
 def generations(how: How) -> list[tuple[str, How]]:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from modules.files import keys, spellings
-from modules.hosts import TRANSFORMERS, UNETS, How, Way
+from modules.hosts import How, Way, is_transformer, is_unet
 from modules.hosts.parts import arithmetic, usual
 from modules.hosts.parts.arithmetic import Delta, Unread
 
@@ -56,11 +56,11 @@ def others(how: How) -> dict[str, How]:
 
 def trouble(spelling: str, family: str, names: Collection[str]) -> str:
     """Names of diffusers and kohya are known as far as a family's key map goes."""
-    if spelling == spellings.PEFT and family in UNETS:
+    if spelling == spellings.PEFT and is_unet(family):
         return "it does not find query, key, value and output of the attention under these names; only the rest loads"
-    if spelling == spellings.KOHYA_PATH and family in TRANSFORMERS:
+    if spelling == spellings.KOHYA_PATH and is_transformer(family):
         return "it does not know these names for this kind of model"
-    if spelling == spellings.LEGACY and family in UNETS:
+    if spelling == spellings.LEGACY and is_unet(family):
         return "it does not know these names for this kind of model"
     text = spelling == spellings.PEFT_TEXT
     if text and any("text_model." not in name and "encoder.block" not in name for name in names):

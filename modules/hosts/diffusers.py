@@ -5,7 +5,7 @@ from collections.abc import Collection
 from torch import Tensor
 
 from modules.files import keys, spellings
-from modules.hosts import TRANSFORMERS, How
+from modules.hosts import How, is_transformer
 from modules.hosts.parts import arithmetic, usual
 from modules.hosts.parts.arithmetic import Unread
 
@@ -24,7 +24,7 @@ def notes(forms: Collection[str]) -> list[str]:
 
 def trouble(spelling: str, family: str, names: Collection[str]) -> str:
     """Other names than its own are refused, or converted, as the family's loader does."""
-    if spelling == spellings.GENERIC and family in TRANSFORMERS:
+    if spelling == spellings.GENERIC and is_transformer(family):
         return "it loads nothing and says so in its log only"
     if spelling in (spellings.GENERIC, spellings.LEGACY, spellings.LYCORIS, spellings.KOHYA_OFT):
         return "it refuses such names"

@@ -9,7 +9,7 @@ from collections.abc import Collection
 from torch import Tensor
 
 from modules.files import keys, spellings
-from modules.hosts import TRANSFORMERS, How, comfyui
+from modules.hosts import How, comfyui, is_transformer
 from modules.hosts.parts import arithmetic, usual
 from modules.hosts.parts.arithmetic import Unread
 
@@ -34,7 +34,7 @@ def trouble(spelling: str, family: str, names: Collection[str]) -> str:
     """It knows most programs' names, of transformers diffusers' for FLUX only."""
     if spelling == spellings.KOHYA_OFT:
         return "only sd-scripts itself and A1111 read them"
-    if family in TRANSFORMERS and spelling == spellings.KOHYA_PATH:
+    if is_transformer(family) and spelling == spellings.KOHYA_PATH:
         return "it does not know these names for this kind of model"
     if family == "sd3" and spelling in (spellings.PEFT, spellings.LEGACY, spellings.LYCORIS):
         return "it does not know these names for this kind of model"

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from modules.files import keys, spellings
-from modules.hosts import TRANSFORMERS, How, Member, a1111, forge, sd_scripts
+from modules.hosts import How, Member, a1111, forge, is_transformer, sd_scripts
 from modules.hosts.parts import usual
 from modules.hosts.parts.arithmetic import Unread
 
@@ -54,7 +54,7 @@ def trouble(spelling: str, family: str, names: Collection[str]) -> str:
         return "only Forge knows such names, and only for Flux" if family != "sd3" else "they do not know such names"
     if spelling in (spellings.LEGACY, spellings.LYCORIS):
         return "A1111 and sd-scripts do not know such names; Forge does"
-    if spelling == spellings.KOHYA_PATH and family in TRANSFORMERS:
+    if spelling == spellings.KOHYA_PATH and is_transformer(family):
         return "they do not know these names for this kind of model"
     return ""
 

@@ -10,7 +10,7 @@ from collections.abc import Collection
 from torch import Tensor
 
 from modules.files import keys, spellings
-from modules.hosts import TRANSFORMERS, How
+from modules.hosts import How, is_transformer
 from modules.hosts.parts import arithmetic, usual
 from modules.hosts.parts.arithmetic import Unread
 
@@ -42,7 +42,7 @@ def trouble(spelling: str, family: str, names: Collection[str]) -> str:
     """Its own names alone."""
     if spelling in (spellings.KOHYA_ORIGINAL, spellings.KOHYA_TEXT):
         return ""
-    if spelling == spellings.KOHYA_PATH and family not in TRANSFORMERS:
+    if spelling == spellings.KOHYA_PATH and not is_transformer(family):
         return ""
     if spelling == spellings.KOHYA_OFT:
         return "its own OFT (networks.oft) reads them, not its LoRA"

@@ -43,7 +43,7 @@ def convert(document: Document, wishes: base.Wishes) -> Imported:
         raise ValueError(f"{document.path}: there is no network section, so all weights were trained; give --method")
     family = _family(ledger, wishes)
     _model(ledger, family)
-    _training(ledger, "transformer" if family in base.FLOWS else "unet")
+    _training(ledger, "transformer" if base.is_flow(family) else "unet")
     name = _optimizer(ledger)
     _schedule(ledger)
     _method(ledger, family, wishes)
@@ -200,7 +200,7 @@ def _method(ledger: Ledger, family: str, wishes: base.Wishes) -> None:
         base.set_blocks(ledger, rank_key, 32, "A rank is no block size, so the usual one is taken.")
         return
     alpha_key = "network.linear_alpha" if ledger.written("network.linear_alpha") else "network.alpha"
-    if family in base.FLOWS:
+    if base.is_flow(family):
         base.set_rank(ledger, method, (rank_key, rank), (alpha_key, None))
         if ledger.written(alpha_key) and ledger.number(alpha_key) != rank:
             sentence = "ai-toolkit ignores alpha for transformers and takes alpha = rank, and so it is here."
@@ -216,7 +216,7 @@ def _method(ledger: Ledger, family: str, wishes: base.Wishes) -> None:
 
 def _layers(ledger: Ledger, family: str) -> None:
     conv = ledger.maybe("network.conv")
-    if family in base.FLOWS:
+    if base.is_flow(family):
         out = [*ledger.values.get("targets.exclude", []), *base.OUTSIDE]
         ledger.set({"targets.layers": "all", "targets.exclude": out}, "network.type")
         ledger.drop("network.conv", "without effect there: this family has no convolutions in its blocks")
@@ -252,7 +252,7 @@ def _objective(ledger: Ledger, family: str) -> None:
         ledger.change(key, f"There is no loss {loss} here; the squared error is taken.", {"objective.loss": "mse"})
     if ledger.written("train.noise_scheduler"):
         ledger.agree("train.noise_scheduler", "the base's kind of noise is used")
-    if family in base.FLOWS:
+    if base.is_flow(family):
         _flow_times(ledger)
     else:
         ledger.drop("train.timestep_type", "without effect there: for rectified flows only")

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from modules import families
+from modules.families.parts.flow import FlowModel
 from modules.importing.ledger import Imported, Ledger, as_number
 from modules.preset.problems import enumerated
 
@@ -30,8 +32,8 @@ NEAREST = {
 OUTSIDE = ["transformer.*_embed*", "transformer.proj_out"]
 """Layers of a transformer that are in none of its blocks."""
 
-FLOWS = ("flux", "sd3")
-"""Families that are rectified flows; the others are diffusions in steps."""
+FAMILIES = ", ".join(families.names())
+"""As sentences list them."""
 
 
 @dataclass(frozen=True)
@@ -225,9 +227,14 @@ def text_encoder_rates(ledger: Ledger, rates: dict[str, float], base: float) -> 
             ledger.change(key, sentence, {"targets.text_encoder_lr_scale": ratio})
 
 
+def is_flow(family: str) -> bool:
+    """Whether a family is a rectified flow; the others are diffusions in steps."""
+    return issubclass(families.load_class(family), FlowModel)
+
+
 def finish(ledger: Ledger, family: str, name: str, reasons: dict[str, str]) -> Imported:
     """Turn off what our defaults would do for this family and the other trainer does not, and close the ledger."""
-    if family in FLOWS:
+    if is_flow(family):
         for option in ("objective.min_snr_gamma", "objective.debiased", "objective.zero_terminal_snr"):
             for entry in [entry for entry in ledger.entries.values() if option in entry.ours]:
                 if entry.ours[option] in (None, False):

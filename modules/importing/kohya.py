@@ -100,7 +100,7 @@ def _family(ledger: Ledger, document: Document, wishes: base.Wishes) -> str:
             f"{ledger.path}: {script} trains no adapter of a family of Gimbal's; of sd-scripts, {known} do"
         )
     if ledger.text("model_type") == "chroma":
-        raise ValueError(f"{ledger.path}: model_type chroma is none of Gimbal's families (sdxl, sd15, sd3, flux)")
+        raise ValueError(f"{ledger.path}: model_type chroma is none of Gimbal's families ({base.FAMILIES})")
     found = wishes.family or SCRIPTS.get(script, "") or MODULES.get(module, "")
     if not found and script:
         found = "sd15"
@@ -284,7 +284,7 @@ def _warmup(ledger: Ledger, kind: str) -> None:
 
 def _text_encoders(ledger: Ledger, family: str) -> None:
     if ledger.flag("network_train_text_encoder_only"):
-        denoiser = "transformer" if family in base.FLOWS else "unet"
+        denoiser = "transformer" if base.is_flow(family) else "unet"
         ours = {"targets.exclude": [f"{denoiser}.*"]}
         ledger.change("network_train_text_encoder_only", "The denoiser's layers are excluded.", ours)
     value = ledger.value("text_encoder_lr")
@@ -318,7 +318,7 @@ def _layers(ledger: Ledger, family: str, method: str) -> None:
     preset, blocks = ledger.text("network_args.preset"), ledger.text("network_args.train_blocks")
     is_lycoris = ledger.text("network_module") == "lycoris.kohya"
     conv, out = ledger.maybe("network_args.conv_dim"), ledger.values.get("targets.exclude", [])
-    if family in base.FLOWS:
+    if base.is_flow(family):
         layers, out = "all", [*out, *base.OUTSIDE]
         if family == "flux" and blocks in ("single", "double"):
             layers, out = f"{blocks}-blocks", out[:-2]
@@ -342,7 +342,7 @@ def _layers(ledger: Ledger, family: str, method: str) -> None:
     ledger.set({"targets.layers": layers}, "network_module")
     if out:
         ledger.set({"targets.exclude": out}, "network_module")
-    if conv and family not in base.FLOWS and method in base.LOW_RANK and layers != "attention":
+    if conv and not base.is_flow(family) and method in base.LOW_RANK and layers != "attention":
         _conv(ledger, int(conv), layers)
 
 

@@ -154,7 +154,7 @@ def _family(ledger: Ledger, wishes: base.Wishes) -> str:
     foreign = [key for key in FOREIGN if ledger.flag(key)]
     if foreign and not wishes.family:
         kind = foreign[0].removesuffix("_checkbox")
-        raise ValueError(f"{ledger.path}: {foreign[0]}: {kind} is none of Gimbal's families (sdxl, sd15, sd3, flux)")
+        raise ValueError(f"{ledger.path}: {foreign[0]}: {kind} is none of Gimbal's families ({base.FAMILIES})")
     found = [(key, family) for key, family in FLAGS.items() if ledger.flag(key)]
     family = wishes.family or (found[0][1] if found else "sd15")
     for key, _ in found:

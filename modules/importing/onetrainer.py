@@ -83,8 +83,8 @@ def convert(document: Document, wishes: base.Wishes) -> Imported:
     ledger = Ledger(NAME, document.path, flat(document.values, known), known)
     _old_names(ledger)
     family = _family(ledger, wishes)
-    denoiser = "unet" if family not in base.FLOWS else "transformer"
-    if family in base.FLOWS and not any(key.startswith("transformer.") for key in ledger.given):
+    denoiser = "unet" if not base.is_flow(family) else "transformer"
+    if base.is_flow(family) and not any(key.startswith("transformer.") for key in ledger.given):
         for key in [key for key in ledger.given if key.startswith("prior.")]:
             ledger.rename(key, f"transformer.{key.removeprefix('prior.')}")
     _old_parts(ledger, denoiser)

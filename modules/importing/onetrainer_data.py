@@ -75,7 +75,7 @@ def _noise(ledger: Ledger, family: str) -> None:
         ledger.to(key, "objective.zero_terminal_snr", True)
     _density(ledger)
     shift, dynamic = ledger.number("timestep_shift"), ledger.flag("dynamic_timestep_shifting")
-    if family not in base.FLOWS:
+    if not base.is_flow(family):
         ledger.drop("timestep_shift", "no counterpart: this family is a diffusion in steps, which has no shift here")
         ledger.drop("dynamic_timestep_shifting", "without effect there: for rectified flows only")
     elif dynamic:

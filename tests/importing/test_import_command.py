@@ -122,7 +122,6 @@ def test_nearest_methods_are_methods():
     known = set(adapters.methods())
     assert {name for near in base.NEAREST.values() for name in near} <= known
     assert {*base.LOW_RANK, *base.ROTATIONS} <= known
-    assert set(base.FLOWS) <= set(families.names())
 
 
 # -- layers on networks of the real classes ---------------------------------------------------------------------------

@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from modules import adapters
+from modules import adapters, families
 from modules.preset import files
 from modules.preset.files import PresetProblems, differences, resolve
 from modules.preset.problems import enumerated
@@ -80,7 +80,7 @@ WRONG = [
     ({"samples": {"prompts": ["a", 5]}}, "samples.prompts number 2: 5 is not a text (in quotes)"),
     ({"export": {"host": "comfy"}},
      "export.host: 'comfy' is not one of comfyui, kohya, diffusers, lycoris, comfyui_node; did you mean comfyui?"),
-    ({"family": "sdx"}, "family: 'sdx': no such family; there is flux, sd15, sd3, sdxl"),
+    ({"family": "sdx"}, f"family: 'sdx': no such family; there is {', '.join(families.names())}"),
     ({"name": "a/b"}, "name: 'a/b' is not a folder name; leave out slashes"),
     ({"data": {"trigger": ["x" * 100]}}, f"data.trigger: ['{'x' * 75}... is not a text (in quotes)"),
 ]
