@@ -116,7 +116,7 @@ def configured(kind: Kind, folder: Path, narrow: bool, share: float) -> Path:
 
 def write_base(kind: Kind, place: Path, dtype: torch.dtype) -> None:
     """Weights for a folder of configurations."""
-    family = families.load_class(MODELS[kind.model][0])
+    family = families.load_class(MODELS[kind.model].family)
     pipeline = family.skeleton_pipeline(str(place))
     for name, part in pipeline.components.items():
         if isinstance(part, nn.Module):
@@ -170,7 +170,7 @@ def make(kind: Kind, folder: Path, narrow: bool, share: float, with_base: bool) 
     """Write a file and perhaps its base."""
     folder.mkdir(parents=True, exist_ok=True)
     place, rank = configured(kind, folder, narrow, share), 4 if narrow else kind.rank
-    model = families.load_class(MODELS[kind.model][0]).skeleton(Base(path=str(place)))
+    model = families.load_class(MODELS[kind.model].family).skeleton(Base(path=str(place)))
     shapes: dict[str, tuple[tuple[int, ...], torch.dtype]] = {}
     largest, dtype = 0, torch.bfloat16 if kind.peft else torch.float16
     for name, module in adapted(kind, model):

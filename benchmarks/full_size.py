@@ -171,7 +171,7 @@ def main() -> None:
         return
     rows = []
     for name in arguments.models if arguments.base is None else [arguments.models[0]]:
-        shipped = [preset.name for preset in presets(MODELS[name][0])]
+        shipped = [preset.name for preset in presets(MODELS[name].family)]
         for preset in arguments.presets or shipped:
             rows += one_row(name, preset, arguments)
     text = table(rows)
@@ -188,7 +188,7 @@ def one_row(model: str, preset: str, arguments: argparse.Namespace) -> list[dict
     if done.returncode:
         print(f"{model}, {preset}: failed: {done.stderr.strip().splitlines()[-1]}", file=sys.stderr)
         return []
-    title = arguments.base or MODELS[model][2]
+    title = arguments.base or MODELS[model].title
     return [{"model": title, **json.loads(done.stdout.splitlines()[-1])}]
 
 

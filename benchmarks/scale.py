@@ -279,7 +279,7 @@ def configuration(method: str) -> dict[str, Any]:
 
 def make(name: str, method: str, share: float, folder: Path) -> Case:
     """A case, in an empty folder."""
-    family = MODELS[name][0]
+    family = MODELS[name].family
     places = [configured(name, share, narrow, folder / str(narrow)) for narrow in (NARROW, 1)]
     narrow, wide = (
         Preset.model_validate({

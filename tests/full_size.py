@@ -11,7 +11,7 @@ import shutil
 import sys
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from modules import families
 from modules.adapters.base import detach
@@ -28,16 +28,26 @@ KEYS = Path(__file__).parent / "data/keys"
 HOSTS = ("comfyui", "kohya", "diffusers")
 PAGE = ROOT / "docs/families.md"
 
-MODELS = {
-    "sd15": ("sd15", "StableDiffusionPipeline", "Stable Diffusion 1.5"),
-    "sd21": ("sd15", "StableDiffusionPipeline", "Stable Diffusion 2.1, 768 px"),
-    "sdxl": ("sdxl", "StableDiffusionXLPipeline", "Stable Diffusion XL 1.0"),
-    "sd35_medium": ("sd3", "StableDiffusion3Pipeline", "Stable Diffusion 3.5 medium"),
-    "sd35_large": ("sd3", "StableDiffusion3Pipeline", "Stable Diffusion 3.5 large"),
-    "flux_dev": ("flux", "FluxPipeline", "FLUX.1-dev"),
-    "flux_schnell": ("flux", "FluxPipeline", "FLUX.1-schnell"),
-}
-"""Folder: family, diffusers' pipeline, name. The first of a family is the one that its presets name."""
+class Known(NamedTuple):
+    """A published model: `model.json` in its folder of `CONFIGS`."""
+
+    family: str
+    pipeline: str
+    """diffusers' class."""
+    title: str
+    weights: int
+    """Of the denoiser, as published."""
+    presets: bool
+    """Whether it is the one that its family's presets name."""
+
+
+def models() -> dict[str, Known]:
+    """Those in `CONFIGS` by family, in each the one that presets name first."""
+    found = {path.parent.name: Known(**json.loads(path.read_text())) for path in CONFIGS.glob("*/model.json")}
+    return dict(sorted(found.items(), key=lambda one: (one[1].family, not one[1].presets, one[0])))
+
+
+MODELS = models()
 
 INTRODUCTION = """# Families
 
@@ -52,8 +62,8 @@ has the size of the adapted layers.
 def make_folder(name: str, folder: Path) -> Path:
     """A diffusers folder of the model without weights, with small tokenizers; its path."""
     place = folder / name
-    shutil.copytree(CONFIGS / name, place)
-    index: dict[str, Any] = {"_class_name": MODELS[name][1]}
+    shutil.copytree(CONFIGS / name, place, ignore=shutil.ignore_patterns("model.json"))
+    index: dict[str, Any] = {"_class_name": MODELS[name].pipeline}
     for part in sorted(place.iterdir()):
         config = json.loads(next(part.glob("*.json")).read_text())
         index[part.name] = (
@@ -82,7 +92,7 @@ def save_tokenizer(encoder: str, folder: Path) -> str:
 def skeleton(name: str, folder: Path) -> Any:
     """The model of this name, without weights."""
     base = Base(path=str(make_folder(name, folder)))
-    model, problems = families.read(MODELS[name][0], base)
+    model, problems = families.read(MODELS[name].family, base)
     assert not problems, problems
     return model
 
@@ -103,7 +113,7 @@ def layer_table(family: str) -> str:
     """All layers with weights of the family's models, as `published.layers` reads them."""
     found = []
     with tempfile.TemporaryDirectory() as place:
-        for model in (skeleton(name, Path(place)) for name, row in MODELS.items() if row[0] == family):
+        for model in (skeleton(name, Path(place)) for name, row in MODELS.items() if row.family == family):
             for network, whole in model.networks.items():
                 for path, module in whole.named_modules():
                     if "weight" in dict(module.named_parameters(recurse=False)):
@@ -138,18 +148,18 @@ def row(preset: Preset, model: Any) -> str:
 
 def page() -> str:
     """docs/families.md."""
-    text, done = INTRODUCTION, set()
+    text = INTRODUCTION
     with tempfile.TemporaryDirectory() as place:
-        for name, (family, _, title) in MODELS.items():
+        for name, known in MODELS.items():
+            family = known.family
             model = families.load_class(family).skeleton(Base(path=str(make_folder(name, Path(place)))))
             denoiser = next(iter(model.networks.values()))
             weights = sum(parameter.numel() for parameter in denoiser.parameters())
-            text += f"## {title}\n\nFamily `{family}`; the denoiser has {weights:,} weights and "
+            text += f"## {known.title}\n\nFamily `{family}`; the denoiser has {weights:,} weights and "
             text += f"{len(setup.layer_names(model))} layers (text encoders included) that can be adapted. Named sets: "
             text += ", ".join(f"`{target}`" for target in model.named_targets()) + ".\n\n"
-            if family in done:
+            if not known.presets:
                 continue  # hardly anything else than in the first
-            done.add(family)
             text += "| preset | layers | parameters | file | form of the layers in it |\n|---|---|---|---|---|\n"
             text += "\n".join(row(preset, model) for preset in presets(family)) + "\n\n"
     return text.rstrip() + "\n"

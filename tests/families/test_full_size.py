@@ -8,17 +8,6 @@ from modules.training import setup
 from tests import full_size
 from tests.families.test_every_family import own_place
 
-WEIGHTS = {
-    "sd15": 859_520_964,
-    "sd21": 865_910_724,
-    "sdxl": 2_567_463_684,
-    "sd35_medium": 2_243_171_520,
-    "sd35_large": 8_056_627_520,
-    "flux_dev": 11_901_408_320,
-    "flux_schnell": 11_891_178_560,
-}
-"""Weights of the published denoisers: the configurations in tests/data are the published ones."""
-
 
 @pytest.fixture(scope="module", params=full_size.MODELS)
 def named(request, tmp_path_factory):
@@ -28,7 +17,7 @@ def named(request, tmp_path_factory):
 def test_the_denoiser_has_its_published_size(named):
     name, model = named
     denoiser = next(iter(model.networks.values()))
-    assert sum(parameter.numel() for parameter in denoiser.parameters()) == WEIGHTS[name]
+    assert sum(parameter.numel() for parameter in denoiser.parameters()) == full_size.MODELS[name].weights
 
 
 @pytest.mark.parametrize("host", full_size.HOSTS)
@@ -60,7 +49,7 @@ def test_no_two_layers_share_a_key_and_its_rows(named, host):
 def test_files_are_recognised_as_one_familys(named, host):
     """By the denoiser's layers, all or attention alone; text encoders alone tell less."""
     name, model = named
-    family = full_size.MODELS[name][0]
+    family = full_size.MODELS[name].family
     whole, attention, texts = [], [], []
     for layer in setup.layer_names(model):
         try:

@@ -26,7 +26,7 @@ PEFT = (".lora_B.weight", ".lora_A.weight")
 FOLDER = tempfile.TemporaryDirectory(prefix="gimbal_full_size_")
 TRAINED = ("Linear", "Conv2d")
 
-MODELS = {"sd15": "sd15", "sdxl": "sdxl", "sd3": "sd35_medium", "flux": "flux_dev"}
+MODELS = {known.family: name for name, known in full_size.MODELS.items() if known.presets}
 """The model of real size that stands for a family."""
 
 TEXTS = {

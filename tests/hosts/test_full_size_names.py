@@ -18,7 +18,7 @@ UNKNOWN = {"embed_tokens"}
 @pytest.mark.parametrize("name", full_size.MODELS)
 def test_comfyui_finds_every_layer(name, tmp_path):
     model = full_size.skeleton(name, tmp_path)
-    family = full_size.MODELS[name][0]
+    family = full_size.MODELS[name].family
     weights = {f"{part}.{key}": tensor.to("meta") for part, network in model.networks.items()
                for key, tensor in network.state_dict().items()}
     found = SimpleNamespace(family=family, model=model)
