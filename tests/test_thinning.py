@@ -62,15 +62,16 @@ def test_short(): pass
 """
 
 
-@pytest.mark.parametrize("more, ran", [([], range(17, 30)), (["--all"], [66]), (["::test_three"], [64]), (["::test_long"], [1])])
+@pytest.mark.parametrize(
+    "more, ran", [([], range(17, 30)), (["--all"], [66]), (["::test_three"], [64]), (["::test_long"], [1])]
+)
 def test_what_pytest_runs(tmp_path, more, ran):
     (tmp_path / "test_made.py").write_text(SUITE)
-    (tmp_path / "conftest.py").write_text("from tests.conftest import pytest_addoption, pytest_collection_modifyitems\n")
+    hooks = "pytest_addoption, pytest_collection_modifyitems"
+    (tmp_path / "conftest.py").write_text(f"from tests.conftest import {hooks}\n")
     (tmp_path / "pytest.ini").write_text("[pytest]\nmarkers =\n full\n once\n")
     words = [word for word in more if not word.startswith("::")]
     target = str(tmp_path / "test_made.py") + "".join(word for word in more if word.startswith("::"))
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-c", str(tmp_path / "pytest.ini"), f"--rootdir={tmp_path}", target, *words],
-        capture_output=True, text=True, check=False,
-    )
+    command = [sys.executable, "-m", "pytest", "-q", "-c", str(tmp_path / "pytest.ini"), f"--rootdir={tmp_path}", target]
+    done = subprocess.run([*command, *words], capture_output=True, text=True, check=False)
     assert int(done.stdout.split(" passed")[0].split()[-1]) in ran, done.stdout + done.stderr

@@ -1,5 +1,5 @@
-"""Which cases `python -m pytest` runs without `--all`: of a parametrised test as few as it takes for every two values of
-different parameters to meet once (pairwise testing).
+"""Which cases `python -m pytest` runs without `--all`: of a parametrised test as few as it takes for every two values
+of different parameters to meet once (pairwise testing).
 
 Options of a method are no parameter of their own: each is met once, with whatever comes. A test that is marked `once`
 meets each single value once; one that is marked `full`, or a case that is, only runs with `--all`.

@@ -1,5 +1,5 @@
-"""A GPU that is in the machine while the installed torch cannot use it: the default packages of Windows and macOS, and a
-package for another maker's card."""
+"""A GPU that is in the machine while the installed torch cannot use it: PyPI's package on Windows is for the CPU alone, and
+on Linux for NVIDIA's cards."""
 
 import ctypes.util
 import os
@@ -34,13 +34,13 @@ def unused(device_type: str, drivers: dict[str, Callable[[], bool]] = DRIVERS) -
         return ""
     if torch.version.cuda or torch.version.hip:
         return (
-            f"trains on the CPU: an {maker} driver is installed, but torch {torch.__version__} finds no GPU that it can "
-            f"use. Update the driver, or install the torch that fits the card: {SITE} names the command"
+            f"trains on the CPU: an {maker} driver is installed, but torch {torch.__version__} finds no GPU that it "
+            f"can use. Update the driver, or install the torch that fits the card: {SITE} names the command"
         )
     version = torch.__version__.split("+")[0]
     return (
-        f"trains on the CPU: an {maker} GPU driver is installed, but torch {torch.__version__} was built without support "
-        f"for it. {SITE} has the command for this card{EXAMPLES.get(maker, '').format(version)}"
+        f"trains on the CPU: an {maker} GPU driver is installed, but torch {torch.__version__} was built without "
+        f"support for it. {SITE} has the command for this card{EXAMPLES.get(maker, '').format(version)}"
     )
 
 

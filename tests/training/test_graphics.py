@@ -32,7 +32,9 @@ def test_nothing_is_said_where_nothing_is_wrong(device, drivers):
     assert graphics.unused(device, drivers) == ""
 
 
-@pytest.mark.parametrize("name, value", [("CUDA_VISIBLE_DEVICES", ""), ("CUDA_VISIBLE_DEVICES", "-1"), ("ACCELERATE_USE_CPU", "true")])
+@pytest.mark.parametrize(
+    "name, value", [("CUDA_VISIBLE_DEVICES", ""), ("CUDA_VISIBLE_DEVICES", "-1"), ("ACCELERATE_USE_CPU", "true")]
+)
 def test_nothing_is_said_when_the_cpu_was_asked_for(monkeypatch, name, value):
     monkeypatch.setenv(name, value)
     assert graphics.unused("cpu", THERE) == ""
