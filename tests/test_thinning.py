@@ -72,6 +72,6 @@ def test_what_pytest_runs(tmp_path, more, ran):
     (tmp_path / "pytest.ini").write_text("[pytest]\nmarkers =\n full\n once\n")
     words = [word for word in more if not word.startswith("::")]
     target = str(tmp_path / "test_made.py") + "".join(word for word in more if word.startswith("::"))
-    command = [sys.executable, "-m", "pytest", "-q", "-c", str(tmp_path / "pytest.ini"), f"--rootdir={tmp_path}", target]
+    command = [sys.executable, "-m", "pytest", "-q", "-c", tmp_path / "pytest.ini", f"--rootdir={tmp_path}", target]
     done = subprocess.run([*command, *words], capture_output=True, text=True, check=False)
     assert int(done.stdout.split(" passed")[0].split()[-1]) in ran, done.stdout + done.stderr

@@ -1,5 +1,5 @@
-"""A GPU that is in the machine while the installed torch cannot use it: PyPI's package on Windows is for the CPU alone, and
-on Linux for NVIDIA's cards."""
+"""A GPU that is in the machine while the installed torch cannot use it: PyPI's package on Windows is for the CPU alone,
+and on Linux for NVIDIA's cards."""
 
 import ctypes.util
 import os
