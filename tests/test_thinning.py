@@ -58,20 +58,32 @@ import pytest
 def test_three(a, b, c): pass
 @pytest.mark.full
 def test_long(): pass
+@pytest.mark.short("b", "d")
+@pytest.mark.parametrize("a", "abcde")
+def test_some(a): pass
 def test_short(): pass
 """
 
 
 @pytest.mark.parametrize(
-    "more, ran", [([], range(17, 30)), (["--all"], [66]), (["::test_three"], [64]), (["::test_long"], [1])]
+    "more, ran", [([], range(19, 32)), (["--all"], [71]), (["::test_three"], [64]), (["::test_long"], [1])]
 )
 def test_what_pytest_runs(tmp_path, more, ran):
     (tmp_path / "test_made.py").write_text(SUITE)
     hooks = "pytest_addoption, pytest_collection_modifyitems"
     (tmp_path / "conftest.py").write_text(f"from tests.conftest import {hooks}\n")
-    (tmp_path / "pytest.ini").write_text("[pytest]\nmarkers =\n full\n once\n")
+    (tmp_path / "pytest.ini").write_text("[pytest]\nmarkers =\n full\n once\n short\n")
     words = [word for word in more if not word.startswith("::")]
     target = str(tmp_path / "test_made.py") + "".join(word for word in more if word.startswith("::"))
     command = [sys.executable, "-m", "pytest", "-q", "-c", tmp_path / "pytest.ini", f"--rootdir={tmp_path}", target]
     done = subprocess.run([*command, *words], capture_output=True, text=True, check=False)
     assert int(done.stdout.split(" passed")[0].split()[-1]) in ran, done.stdout + done.stderr
+
+
+def test_a_case_that_is_gone_is_an_error(tmp_path):
+    (tmp_path / "test_made.py").write_text(SUITE.replace('short("b"', 'short("z"'))
+    hooks = "pytest_addoption, pytest_collection_modifyitems"
+    (tmp_path / "conftest.py").write_text(f"from tests.conftest import {hooks}\n")
+    command = [sys.executable, "-m", "pytest", "-q", f"--rootdir={tmp_path}", "-c", "/dev/null", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode and "short names ['z']" in done.stdout + done.stderr, done.stdout + done.stderr

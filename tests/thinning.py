@@ -2,7 +2,7 @@
 of different parameters to meet once (pairwise testing).
 
 Options of a method are no parameter of their own: each is met once, with whatever comes. A test that is marked `once`
-meets each single value once; one that is marked `full`, or a case that is, only runs with `--all`.
+meets each single value once, `short("one", "other")` runs the cases of these ids, and `full` only runs with `--all`.
 """
 
 from collections.abc import Hashable, Iterable
@@ -26,6 +26,11 @@ def short(items: list[pytest.Item]) -> list[pytest.Item]:
 
 def fewest(group: list[pytest.Item]) -> list[pytest.Item]:
     """As few cases of one test as a greedy choice finds that together have all facts of all of them."""
+    if chosen := group[0].get_closest_marker("short"):
+        cases = {item.name.partition("[")[2].removesuffix("]"): item for item in group}
+        if unknown := [name for name in chosen.args if name not in cases]:
+            raise pytest.UsageError(f"{group[0].nodeid}: short names {unknown}, which are no cases of it")
+        return [cases[name] for name in chosen.args]
     singly = group[0].get_closest_marker("once") is not None
     return [group[i] for i in cover([facts(values_of(item), singly) for item in group])]
 
@@ -42,11 +47,12 @@ def cover(rows: list[Facts]) -> list[int]:
 
 
 def facts(values: dict[str, Hashable], singly: bool) -> Facts:
-    """What a case shows: each value with each other, a method's options alone."""
-    alone = {name: value for name, value in values.items() if singly or name == "options"}
-    together = [(name, value) for name, value in values.items() if name not in alone]
-    pairs = combinations(together, 2) if len(together) > 1 else [tuple(together)] if together else []
-    return frozenset([*alone.items(), *pairs])
+    """What a case shows: each value with each other and a method's options alone; `singly`, each value but options."""
+    options = {name: value for name, value in values.items() if name == "options"}
+    others = [(name, value) for name, value in values.items() if name not in options]
+    if singly:
+        return frozenset(others)
+    return frozenset([*options.items(), *(combinations(others, 2) if len(others) > 1 else others)])
 
 
 def values_of(item: pytest.Item) -> dict[str, Hashable]:
