@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[1]
 ROW = {"model": "a model", "preset": "a preset", "base": "nf4", "resolution": 64, "seconds": 0.25, "peak": 2048.0}
 
 
-@pytest.mark.slow
+@pytest.mark.full
 @pytest.mark.parametrize("base, preset", [("demo/base", "wora_demo"), ("demo/flux_base", "doft_flux_demo")])
 def test_full_size_measures_a_base_on_disk(base, preset):
     command = [sys.executable, "benchmarks/full_size.py", "--base", base, "--presets", preset, "--steps", "2"]
@@ -66,7 +66,7 @@ def test_layers_of_all_programs_are_measured_side_by_side(monkeypatch, capsys):
                for row in adapters.table("linear-64", found).splitlines())
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_whole_steps_are_measured_side_by_side():
     command = [sys.executable, "benchmarks/training_step.py", "--models", "demo", "--methods", "wora", "--rounds", "1"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
@@ -84,6 +84,7 @@ def test_everything_that_goes_through_all_layers_is_measured(monkeypatch):
         assert row.line().startswith(f"| flux_dev | lora | {row.work} | 1.00 | ")
 
 
+@pytest.mark.full
 def test_every_tool_for_files_is_measured_as_a_process(tmp_path):
     """At a sixteenth of the width, where what a tool needs by itself is more than the file."""
     found = list(files.rows(files.KINDS["flux_dev"], ["inspect", "merge"], tmp_path, True, 280))

@@ -78,6 +78,7 @@ def cases(tmp_path_factory) -> dict[str, list]:
     return {line[0]: line[1:] for line in map(json.loads, done.stdout.splitlines())}
 
 
+@pytest.mark.full
 def test_a_killed_run_is_the_whole_run(cases):
     """Killed in the middle of a state's file, then at another moment."""
     assert cases["reference"][-1] == []

@@ -18,7 +18,7 @@ from modules.data.names import shown
 from modules.data.survey import listing
 from modules.preset.schema import Preset
 from modules.printable import LONGEST, short
-from modules.training import first_values, noise, pool, schedules, setup, sharding
+from modules.training import first_values, graphics, noise, pool, schedules, setup, sharding
 from modules.training.session import Pictures, total_steps
 
 NEEDED_ON_GPUS = "the package triton, and on Linux a C compiler (gcc or clang) for it,"
@@ -61,6 +61,7 @@ def examine(preset: Preset, device_type: str, processes: int = 1) -> Findings:
     _examine_export(preset, found)
     _examine_pictures(preset, found)
     _examine_training(preset, device_type, processes, found)
+    found.notes += [unused] if (unused := graphics.unused(device_type)) else []
     _examine_folders(preset, found)
     # Pictures for training and for validation share options, and so may problems.
     found.problems, found.notes = _said(found.problems), _said(found.notes)

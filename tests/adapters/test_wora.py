@@ -89,12 +89,10 @@ def smallest_beta(route, axis: str, steps: int = 3000) -> float:
 
 
 @both_axes
-@pytest.mark.slow
 def test_beta_cannot_drift_through_zero(axis):
     assert smallest_beta(fast, axis) > 0.5
 
 
-@pytest.mark.slow
 def test_with_a_detached_norm_beta_would_drift_through_zero():
     """The test above notices what it is for: the published mistake, methods.md 1.3."""
 

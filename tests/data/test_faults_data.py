@@ -77,6 +77,7 @@ main(sys.argv[2:])
 """A training that is killed after so many items of its caches."""
 
 
+@pytest.mark.full
 def test_the_adapter_does_not_depend_on_the_cache(place, tmp_path):
     """Cold, warm, none, half filled by a killed run, and filled by another run with other pictures and batches."""
     section = {"resolution": 32, "caption_dropout": 0.3, "flip": True}

@@ -203,7 +203,6 @@ def test_a_picture_of_another_folder_needs_a_caption(ask, data, tmp_path):
     assert ask("sees", data, path=str(path), caption="x")["bucket"] == [64, 64]
 
 
-@pytest.mark.slow
 def test_the_process_answers_one_line_each_and_ends_with_its_input(folder):
     path = str(folder.picture("ä.png"))
     preset = {"data": {"folders": [str(folder.path)], "resolution": 64}, "family": "nothing"}

@@ -16,6 +16,7 @@ def test_limits_are_those_of_the_exporter():
     assert {dtype: TOLERANCE[dtype] for dtype in LIMITS} == LIMITS
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("family, label", CASES)
 def test_exact_or_refused_with_what_to_do(family, label):
     found = every.outcomes(family, label)
@@ -31,6 +32,7 @@ def test_exact_or_refused_with_what_to_do(family, label):
         assert outcome.forms and outcome.error <= LIMITS[dtype], where
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("family, label", CASES)
 def test_what_is_advised_works(family, label):
     """Each alternative that a refusal names is tried: another host, another axis, an approximation."""
@@ -72,7 +74,7 @@ def test_the_page_says_what_was_found():
         assert export_matrix.settled(section) in text
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_the_whole_page_is_fresh():
     text = export_matrix.PAGE.read_text(encoding="utf-8")
     assert export_matrix.settled(text) == export_matrix.settled(export_matrix.page())

@@ -55,12 +55,12 @@ def check(family, folder, method: str, packing: str, checkpointing: bool) -> Non
     assert not counters["recompile_limit"], "blocks of a kind share what is compiled"
 
 
-@pytest.mark.slow
+@pytest.mark.short("sdxl")
 def test_compiled_blocks_train_as_plain_ones(family, folder):
     check(family, folder, "wora", "none", checkpointing=True)
 
 
-@pytest.mark.slow
+@pytest.mark.full
 @pytest.mark.parametrize("row", ["sdxl", "flux", "sd3"], indirect=True)
 def test_buckets_compile_nothing_new_after_two(family, folder):
     counters = torch._dynamo.utils.counters
@@ -77,6 +77,7 @@ def test_buckets_compile_nothing_new_after_two(family, folder):
     assert graphs[0] > 0 and graphs[2:] == [graphs[1]] * 3
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("row", ["flux"], indirect=True)
 def test_ranks_of_their_own_are_all_compiled(family, folder):
     """Each is a version; beyond torch's limit of them it would run the rest as it is."""
@@ -92,7 +93,7 @@ def test_ranks_of_their_own_are_all_compiled(family, folder):
     assert counters["stats"]["unique_graphs"] > 2 and not counters["recompile_limit"]
 
 
-@pytest.mark.slow
+@pytest.mark.full
 @pytest.mark.parametrize("row", ["flux"], indirect=True)
 @pytest.mark.parametrize("method, packing, checkpointing", [("doft", "none", False), ("lora", "nf4", True)])
 def test_packed_bases_and_rotations_compile_too(family, folder, method, packing, checkpointing):

@@ -63,6 +63,6 @@ def test_files_are_recognised_as_one_familys(named, host):
     assert families.load_class(family).recognises(texts)
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_the_page_about_families_is_fresh():
     assert full_size.PAGE.read_text(encoding="utf-8") == full_size.page()

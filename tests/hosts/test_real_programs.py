@@ -23,6 +23,7 @@ def test_the_real_programs_are_there():
     assert {one.kind for one in THERE} > set(PACKAGES), "GIMBAL_HOSTS has none of the programs"
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("program", THERE, ids=lambda program: program.name)
 def test_the_program_does_what_is_recorded(program):
     recorded = table.record()["programs"][program.name]

@@ -17,6 +17,7 @@ def recorded():
     return table.record()["files"]
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("family, label", CASES)
 def test_what_we_write_is_what_was_measured(family, label, recorded):
     for name, written in run.files_of(family, label).items():

@@ -74,7 +74,6 @@ def whole(stage, tmp_path_factory) -> Place:
     return place
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("adapter, stop", [(ADALORA, 2), (ADALORA, 5), (RACLORA, 2), (RACLORA, 3)])
 def test_half_and_half_is_the_whole(place: Place, whole: Place, monkeypatch, adapter, stop):
     """Stopped between two choices, after the last, at the end of a link and in the middle of one."""
@@ -98,7 +97,6 @@ def test_a_new_link_is_new_to_the_optimizer(place: Place, monkeypatch):
     assert done and all(tensor[:, :4].any() and not tensor[:, 4:].any() for tensor in done.values())
 
 
-@pytest.mark.slow
 def test_the_budget_is_reached_in_the_whole_network(whole: Place):
     kept = [tensor for key, tensor in whole.adapter("adalora").items() if key.endswith(".kept")]
     assert sum(int(tensor.sum()) for tensor in kept) == len(kept)
@@ -112,7 +110,7 @@ def test_an_optimizer_that_averages_weights_is_refused(place: Place, adapter, ca
     assert f"averages the weights of all steps, but {adapter['method']} sets" in capsys.readouterr().err
 
 
-@pytest.mark.slow
+@pytest.mark.short("adalora")
 @pytest.mark.parametrize("adapter", [ADALORA, RACLORA], ids=lambda a: a["method"])
 def test_two_processes_are_one_with_twice_the_batch(place: Place, adapter):
     more = ["--training.steps", "3", "--optimizer.eps", "1.0"]

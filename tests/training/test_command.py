@@ -141,7 +141,6 @@ def test_check_says_what_would_happen(place: Place, capsys):
     assert said.err == "" and {path.name for path in place.runs.iterdir()} == {"bad.json"}
 
 
-@pytest.mark.slow
 def test_the_script_prints_one_json_and_nothing_else(place: Place):
     process = launch([sys.executable, "scripts/train.py", *place.command("json", "--check", "--json")])
     out, err = process.communicate(timeout=500)
@@ -157,7 +156,6 @@ def test_the_script_refuses_with_json_too(place: Place, capsys):
     assert "nobody/nothing" in json.loads(capsys.readouterr().out)["problems"][0]
 
 
-@pytest.mark.slow
 def test_a_training_says_only_its_own_words(place: Place):
     process = launch([sys.executable, "scripts/train.py", *place.command("quiet", "--training.steps", "2")])
     out, err = process.communicate(timeout=500)

@@ -38,6 +38,7 @@ def messages(place: Place, name: str) -> list[str]:
 # -- by-products ------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.full
 def test_no_by_product_ends_a_training(place: Place, monkeypatch, capsys):
     """All of them fail at every step, and each is told of once."""
     assert place.train("whole") == 0
@@ -190,7 +191,7 @@ def at_step(place: Place, name: str, step: int) -> dict[str, int]:
     return {kind: kinds.count(kind) for kind in ("validation", "sample", "export")}
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_what_was_due_when_a_run_was_killed_is_made_once(place: Place, monkeypatch):
     assert place.train("whole", *EVERYTHING) == 0
     points = [(loop, "save", False), (loop, "validate", False), (loop, "sample", True), (loop, "sample", False),

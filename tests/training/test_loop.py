@@ -28,7 +28,6 @@ def options_of(method: str, folder: str) -> dict:
 # -- whole runs -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.slow
 def test_every_method_starts_as_the_base_and_leaves_a_checked_file(place: Place):
     baselines = {}
     for method in adapters.methods():
@@ -62,7 +61,6 @@ def test_nothing_is_encoded_once_the_denoiser_has_come(place: Place, monkeypatch
     assert set(done) == {"encode_texts", "encode_images", "place"} and done[-1] == "place"
 
 
-@pytest.mark.slow
 def test_events_tell_the_whole_story_in_order(place: Place):
     # One picture for training and validation: a note, which becomes a warning.
     data = {"resolution": 16, "folders": [str(place.stage / "one")], "validation_folder": str(place.stage / "one")}
@@ -118,7 +116,6 @@ def ten_steps(stage, tmp_path_factory) -> dict[str, torch.Tensor]:
     return place.adapter("whole")
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     "optimizer, rank",
     [("adamw", 2), ("adamw8bit", 128), ("schedulefree_adamw", 2), ("lora_rite", 2), ("lora_pre", 2)],
@@ -142,7 +139,6 @@ def test_half_and_half_is_the_whole(place: Place, monkeypatch, optimizer, rank):
         assert curves[0] == curves[1], (kind, key)
 
 
-@pytest.mark.slow
 def test_a_killed_run_goes_on_to_the_same_adapter(place: Place, ten_steps):
     more = [*TEN, "--saving.state_every", "2"]
     process = place.start("killed", *more)
@@ -154,7 +150,6 @@ def test_a_killed_run_goes_on_to_the_same_adapter(place: Place, ten_steps):
     assert equal(place.adapter("killed"), ten_steps)
 
 
-@pytest.mark.slow
 def test_ctrl_c_saves_and_the_same_command_goes_on(place: Place, ten_steps):
     more = list(TEN)
     process = place.start("halted", *more)

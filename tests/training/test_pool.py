@@ -60,7 +60,6 @@ def test_up_spans_what_the_files_change_most(place, pooled):
         assert (up.double().mT @ change.double()).norm() > 0.999 * best, name
 
 
-@pytest.mark.slow
 def test_it_trains_and_needs_the_folder_no_more(place, pooled, monkeypatch):
     adapter, saving = cora(pooled, frozen=False), {"state_every": 1}
     with monkeypatch.context() as patch:
@@ -73,7 +72,6 @@ def test_it_trains_and_needs_the_folder_no_more(place, pooled, monkeypatch):
     assert load_file(place.runs / "run" / "run.safetensors")
 
 
-@pytest.mark.slow
 def test_a_run_goes_on_from_its_file_without_the_folder(place, pooled):
     assert place.train("run", adapter=cora(pooled), export=EXPORT) == 0
     file = place.runs / "run" / "run.safetensors"
@@ -85,7 +83,6 @@ def test_a_run_goes_on_from_its_file_without_the_folder(place, pooled):
             assert (change - meant).norm() < 1e-4 * meant.norm(), name
 
 
-@pytest.mark.slow
 def test_bad_folders_are_said_before_anything_is_done(place, pooled, tmp_path, capfd):
     tensors = load_file(pooled / "first.safetensors")
     empty, odd = tmp_path / "empty", tmp_path / "odd"

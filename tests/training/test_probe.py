@@ -103,7 +103,6 @@ def typed(options: list[tuple[str, str]]) -> list[str]:
     return [word for pair in options for word in pair]
 
 
-@pytest.mark.slow
 def test_only_what_changes_the_result_asks_for_another_name(place: Place, monkeypatch, capsys):
     monkeypatch.setattr(loop, "take_step", no_memory)
     assert place.train("full") == 1

@@ -26,7 +26,6 @@ def close(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> 
         torch.testing.assert_close(found[key], tensor, rtol=1e-6, atol=1e-6 * max(1e-3, float(tensor.abs().max())))
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("flags", [["--num_processes", "2", "--cpu"], CONFIG], ids=["flags", "config"])
 def test_two_processes_are_one_with_twice_the_batch(place: Place, flags):
     """An optimizer with plain steps: Adam would blow rounding up where a gradient is near zero."""
@@ -44,7 +43,6 @@ def test_two_processes_are_one_with_twice_the_batch(place: Place, flags):
     assert len(json.loads((place.runs / "two" / "environment.json").read_text())) == 1
 
 
-@pytest.mark.slow
 def test_ctrl_c_reaches_two_processes_and_they_save(place: Place):
     command = place.command("two", "--training.steps", "100", "--training.batch_size", "1")
     process = launch([*LAUNCHER, "--num_processes", "2", "--cpu", "scripts/train.py", *command])

@@ -42,7 +42,6 @@ def steps_done(place: Place, name: str) -> int:
 # -- from the first second --------------------------------------------------------------------------------------------
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 @pytest.mark.parametrize("seconds", [0.0, 1.5])
 def test_a_start_is_stopped_at_once(place: Place, number, seconds):
@@ -58,7 +57,6 @@ def test_a_start_is_stopped_at_once(place: Place, number, seconds):
         assert (event["event"], event["outcome"]) == ("finished", "stopped")
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_start_is_stopped_while_torch_is_imported(place: Place, number):
     """Whatever of the program listens by then: the library is in the process's memory, and nothing is trained yet."""
@@ -117,7 +115,6 @@ def twelve(stage, tmp_path_factory):
     return place.adapter("whole")
 
 
-@pytest.mark.slow
 def test_ctrl_c_behind_tee_loses_nothing(place: Place, twelve):
     for repeat in range(2):
         name, at = f"tee{repeat}", random.randint(1, 8)
@@ -126,7 +123,6 @@ def test_ctrl_c_behind_tee_loses_nothing(place: Place, twelve):
         assert equal(place.adapter(name), twelve), at
 
 
-@pytest.mark.slow
 def test_a_terminal_that_is_closed_saves_and_nohup_goes_on(place: Place, twelve):
     process = place.start("hung", *STEPS)
     wait_for(process, lambda: place.stepping("hung"), lambda: process.send_signal(signal.SIGHUP))
@@ -197,7 +193,6 @@ def second(place: Place, name: str, launcher: int) -> psutil.Process:
     return found
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_to_one_of_two_processes_stops_both_at_one_step(place: Place, number):
     command = place.command("pair", "--training.steps", "200", "--training.batch_size", "1")

@@ -46,7 +46,6 @@ def first(place, adapter=LORA, **more):
     return exported(place, "first")
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("adapter", METHODS, ids=lambda adapter: "-".join(map(str, list(adapter.values())[:3])))
 def test_a_run_begins_with_the_weights_of_a_finished_one(place, adapter):
     node = {"host": "comfyui_node", "node_spelling": "oftv2"} if adapter["method"] == "oft" else {}
@@ -58,7 +57,6 @@ def test_a_run_begins_with_the_weights_of_a_finished_one(place, adapter):
             assert torch.allclose(adapted.adapted_weight(), wanted[name], rtol=0, atol=1e-5), name
 
 
-@pytest.mark.slow
 def test_a_file_of_peft(place, stage):
     with place.session("plain", adapter=LORA) as session:
         names = list(session.adapted)
@@ -126,7 +124,6 @@ def test_layers_that_are_not_trained_and_files_that_are_not_there(place, capfd):
     assert "adapter.start_from: nowhere.safetensors: no such file" in said and "Traceback" not in said
 
 
-@pytest.mark.slow
 def test_a_run_that_goes_on_needs_the_file_no_more(place, monkeypatch):
     file = first(place)
     adapter = {**LORA, "start_from": str(file)}

@@ -36,7 +36,6 @@ def test_a_check_that_breaks_says_its_last_words(output):
     assert understood(output, "Traceback\nMemoryError: no").failed.endswith("MemoryError: no")
 
 
-@pytest.mark.slow
 def test_the_real_check_answers_and_an_older_one_is_given_up(qtbot, document, tmp_path):
     check = Check(tmp_path)
     answers = []
