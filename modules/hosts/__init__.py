@@ -26,7 +26,7 @@ from torch import Tensor
 from modules.files.forms import Encoding
 from modules.files.keys import Names
 from modules.hosts.parts.arithmetic import Unread
-from modules.preset.schema import Export
+from modules.preset.export_options import Export
 
 __all__ = [
     "SEVERAL", "TRANSFORMERS", "UNETS", "Host", "How", "Member", "Several", "Unread", "Way", "load", "magnitude_norm",
