@@ -220,6 +220,7 @@ def _spelled() -> Iterator[Made]:
             "generic, kohya's pair": (lambda row: f"diffusion_model.{original(row)}", KOHYA, True),
             "network and original paths": (lambda row: f"{row.network}.{original(row)}", KOHYA, True),
             "network and paths, kohya's pair": (lambda row: f"{row.network}.{row.path}", KOHYA, True),
+            "kohya's beginning and dots": (lambda row: f"lora_unet_{original(row)}", KOHYA, True),
             "LyCORIS": (lambda row: f"lycoris_{joined(row.path)}", KOHYA, True),
             "OneTrainer": (lambda row: f"lora_transformer_{joined(row.path)}", KOHYA, True),
             "diffusers' first": (old, ("_lora.up.weight", "_lora.down.weight"), False),
