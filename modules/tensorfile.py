@@ -168,6 +168,21 @@ def checksum(tensors: Iterable[tuple[str, Tensor]], start: str = "") -> str:
     return total.hexdigest()
 
 
+def holds(path: Path, tensors: Mapping[str, Tensor]) -> bool:
+    """Whether a file that was written has these tensors and no others, byte for byte."""
+    with opened(path) as file:
+        return set(file.keys()) == tensors.keys() and all(
+            _same(file.get_tensor(name), tensor) for name, tensor in tensors.items())
+
+
+def _same(first: Tensor, second: Tensor) -> bool:
+    """Of the same format, shape and bytes, so that NaN is equal to itself and 0 is not -0."""
+    if (first.dtype, first.shape) != (second.dtype, second.shape):
+        return False
+    first, second = (one.detach().cpu().contiguous().reshape(-1).view(torch.uint8) for one in (first, second))
+    return torch.equal(first, second)
+
+
 def check_content(path: Path) -> None:
     """Raise ValueError, naming the file, unless it is whole, finite, and has what was written into it. Files without a
     checksum, as others and older versions write them, are believed."""

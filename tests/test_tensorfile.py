@@ -7,6 +7,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from modules import tensorfile
 from modules.files import opening
 from modules.tensorfile import LONGEST_HEADER, opened, read_header
 from modules.tools import inspect_file
@@ -100,3 +101,13 @@ def test_metadata_do_not_steer_the_terminal(tmp_path, steers):
     text = inspect_file.inspect(opening.read(tmp_path / "x.safetensors")).text()
     assert steers not in text and "x" + json.dumps(steers)[1:-1] + "y" in text
     assert all(line.isprintable() for line in text.splitlines())
+
+
+@pytest.mark.parametrize("other", [
+    {"a": torch.tensor([1.0, float("nan"), -0.0])}, {"a": torch.tensor([1.0, float("nan"), 0.0]), "b": torch.ones(1)},
+    {"a": torch.tensor([[1.0, float("nan"), 0.0]])}, {"a": torch.tensor([1.0, float("nan"), 0.0]).half()}, {}])
+def test_what_a_file_holds_byte_for_byte(tmp_path, other):
+    own = {"a": torch.tensor([1.0, float("nan"), 0.0])}
+    tensorfile.write(own, tmp_path / "file.safetensors", {})
+    assert tensorfile.holds(tmp_path / "file.safetensors", own)
+    assert not tensorfile.holds(tmp_path / "file.safetensors", other)

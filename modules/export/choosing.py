@@ -20,7 +20,7 @@ from modules.files.forms import Encoding, Seen
 from modules.files.keys import Names
 from modules.files.norms import NormLayer
 from modules.hosts import How
-from modules.preset.schema import Export
+from modules.preset.export_options import Export
 
 RANK = 64
 """Rank of approximations where export.rank says nothing."""

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from modules import disk, families, hosts, quant
+from modules import disk, families, hosts, quant, tensorfile
 from modules.adapters.base import Adapted, Terms
 from modules.export import choosing, encodings, fuse, metadata, proof, rounding
 from modules.export.report import KEPT, Report, megabytes
@@ -76,10 +76,9 @@ def write(
         except ValueError as error:
             rejected = partial.replace(path.with_name(f"{path.stem}.rejected.safetensors"))
             raise ValueError(f"{error}. The file is kept as {rejected}") from error
-        content = metadata.tensors_hash(partial)
         told = model.metadata() | told | metadata.file_hashes(partial) | report.outcome()
         opening.save(flat, partial, told)
-        if metadata.tensors_hash(partial) != content:
+        if not tensorfile.holds(partial, flat):
             raise OSError(f"{partial}: the disk returned other bytes than were written; the file is not to be trusted")
     report.size = path.stat().st_size
     return report

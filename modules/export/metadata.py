@@ -169,17 +169,12 @@ def text(value: Any) -> str:
 def file_hashes(path: Path) -> dict[str, str]:
     """kohya's two hashes of a safetensors file whose header holds `ss_*` only: sha256 behind the header, and the
     first 8 digits of the sha256 of 64 KiB at 1 MiB."""
+    digest = hashlib.sha256()
     with path.open("rb") as file:
         file.seek(0x100000)
         legacy = hashlib.sha256(file.read(0x10000)).hexdigest()[:8]
-    return {"sshs_model_hash": tensors_hash(path), "sshs_legacy_hash": legacy}
-
-
-def tensors_hash(path: Path) -> str:
-    """sha256 of a safetensors file's bytes behind the header, hex."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
+        file.seek(0)
         file.seek(8 + int.from_bytes(file.read(8), "little"))
         while chunk := file.read(1 << 20):
             digest.update(chunk)
-    return digest.hexdigest()
+    return {"sshs_model_hash": digest.hexdigest(), "sshs_legacy_hash": legacy}

@@ -10,7 +10,7 @@ from modules.files.change import Change
 from modules.files.reading import listed
 from modules.hosts import How
 from modules.hosts.parts.effect_of_file import counted
-from modules.preset.schema import Export
+from modules.preset.export_options import Export
 
 PLAIN = "export.form svd writes plain LoRAs, which it reads, with the error of each printed"
 LEAVE_OUT = "leave them out of the training (targets.exclude) if the file has to do the same there"

@@ -13,7 +13,7 @@ from modules.export.rounding import Numbers
 from modules.files import distance
 from modules.files.change import Change, parts
 from modules.hosts import How
-from modules.preset.schema import Export
+from modules.preset.export_options import Export
 
 
 def error_of(change: Change, tensors: dict[str, Tensor], host: hosts.Host, how: How) -> distance.LayerError:

@@ -14,7 +14,7 @@ from modules.files import distance, keys
 from modules.files.change import Change, parts
 from modules.files.distance import LayerError
 from modules.hosts import How
-from modules.preset.schema import Export
+from modules.preset.export_options import Export
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 

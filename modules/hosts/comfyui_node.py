@@ -30,7 +30,7 @@ from modules.files.kinds import gimbal_node
 from modules.files.kinds.gimbal_node import FORMAT, PARTS, VERSION
 from modules.hosts import How, comfyui
 from modules.hosts.parts.arithmetic import Unread
-from modules.preset.schema import Export
+from modules.preset.export_options import Export
 
 FOREIGN, LOG_RATIO, EXACT_MARK, SCALED_MARK = (
     ".oft_R.weight", ".dora_log_multiplier", ".oft_R.cans_oft", ".oft_R.scaled_oft"

@@ -11,7 +11,7 @@ from modules import families
 from modules.documents import read_object
 from modules.files.opening import AdapterFile
 from modules.files.reading import families_of
-from modules.preset.schema import Base
+from modules.preset.base_options import Base
 from modules.tensorfile import read_header
 
 SIZES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}

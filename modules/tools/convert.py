@@ -17,8 +17,8 @@ from modules.export.export import Written, write
 from modules.files import forms, keys, opening, reading, writer
 from modules.files.change import Change
 from modules.files.opening import AdapterFile
+from modules.preset.export_options import Export
 from modules.preset.problems import sentences
-from modules.preset.schema import Export
 from modules.tools import base_of_file, resize
 
 """Short words for the number formats of `export.dtype`."""

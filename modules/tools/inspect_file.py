@@ -3,7 +3,7 @@
 import json
 from collections import Counter
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -53,6 +53,15 @@ class Group:
     alphas: Counter[float] = field(default_factory=Counter)
     parts: Counter[str] = field(default_factory=Counter)
     """Layers per part of the model."""
+
+
+class Sort(NamedTuple):
+    """What layers have in common of which one is an example, and this one's size."""
+
+    words: str
+    is_conv: bool
+    size: int
+    """Numbers of its weight."""
 
 
 ALL, PART, NOTHING, UNJUDGED = "all", "part", "nothing", "not judged"
@@ -248,6 +257,7 @@ def _hosts(
 ) -> dict[str, Statement]:
     """What each program does: by names and suffixes, and by arithmetic from one layer of each sort."""
     found, stand_ins = {}, {}
+    sorts = {name: Sort(kinds.words(one), kinds.is_conv(one), _size(one)) for name, one in parts.items()}
     with torch.no_grad():
         for host in key_maps.names():
             if like.others and not like.families:
@@ -261,9 +271,9 @@ def _hosts(
                 found[host] = Statement(UNJUDGED, why=why)
                 continue
             found[host] = _statement(file, loading, layers)
-            if loading.read and host in hosts.programs():
+            if loading.read and host in hosts.programs() and not loading.other_arithmetic:
                 found[host].arithmetic = True
-                found[host].troubles = _troubles(file, host, parts, layers, loading, stand_ins)
+                found[host].troubles = _troubles(file, host, parts, layers, loading, sorts, stand_ins)
                 found[host].troubles += _fitted(file, loading)
     return found
 
@@ -303,26 +313,21 @@ def _read(
 
 def _troubles(
     file: AdapterFile, host: str, parts: dict[str, dict[str, Tensor]], layers: dict[str, dict[str, str]],
-    loading: key_maps.Loading, stand_ins: dict[str, Layer],
+    loading: key_maps.Loading, sorts: dict[str, Sort], stand_ins: dict[str, Layer],
 ) -> list[str]:
-    """What the program gets wrong of the layers that it reads: it is asked for one layer of each sort."""
+    """What the program gets wrong of the layers that it reads: it is asked for the smallest layer of each sort."""
     given = _read(file, layers, loading)
-    examples: dict[tuple, str] = {}
-    sizes: Counter[tuple] = Counter()
-    for name, tensors in parts.items():
-        if name not in given:
-            continue
-        sort = (kinds.words(tensors), kinds.is_conv(tensors), frozenset(given[name]))
-        sizes[sort] += 1
-        if sort not in examples or _size(tensors) < _size(parts[examples[sort]]):
-            examples[sort] = name
+    alike: dict[tuple, list[str]] = {}
+    for name in parts.keys() & given.keys():
+        alike.setdefault((sorts[name].words, sorts[name].is_conv, frozenset(given[name])), []).append(name)
     found, about = [], effect_of_file.about(file)
     seen = replace(effect_of_file.view(file, host, file.metadata.get("gimbal.comfyui_norm", "")), reads_alphas=True)
     if loading.own_alphas:
         seen = replace(seen, common_alpha=None)
     elif host == "diffusers" and effect_of_file.scale_trouble(file):
         found.append(effect_of_file.scale_trouble(file))
-    for sort, name in examples.items():
+    for names in sorted(alike.values(), key=lambda names: (-len(names), min(names))):
+        name = min(names, key=lambda one: (sorts[one].size, one))
         cut = kinds.corner(parts[name], EXAMPLE)
         if name not in stand_ins:
             told_of = {f"{name}{suffix}": tensor for suffix, tensor in given[name].items()}
@@ -332,8 +337,8 @@ def _troubles(
         read = {suffix: cut[part_of[suffix]] for suffix in given[name]}
         told = _told(about.of(name), seen, cut, read, stand_ins[name])
         if told:
-            conv = ", convolutions" if sort[1] else ""
-            found.append(f"{counted(sizes[sort])} ({sort[0]}{conv}): {told}")
+            conv = ", convolutions" if sorts[name].is_conv else ""
+            found.append(f"{counted(len(names))} ({sorts[name].words}{conv}): {told}")
     return found
 
 

@@ -152,3 +152,39 @@ def test_metadata_tell_models_apart_whose_layers_have_the_same_names(tmp_path):
     assert inspected(tmp_path, layer).model == "a FLUX.1 model or Chroma"
     assert inspected(tmp_path, layer, metadata={"modelspec.architecture": "chroma/lora"}).model == "Chroma"
     assert inspected(tmp_path, layer, pair("lora_unet_double_blocks_0_img_mod_lin")).model == "a FLUX.1 model"
+
+
+# -- what the programs' own loaders showed since ----------------------------------------------------------------------
+
+
+def test_sd_scripts_asks_alpha_of_every_layer_of_a_transformer(tmp_path):
+    names = [f"lora_unet_double_blocks_{number}_img_attn_proj" for number in (0, 1)]
+    found = inspected(tmp_path, pair(names[0]), pair(names[1], alpha=False), metadata={"ss_network_module": "networks"})
+    assert found.hosts["sd_scripts"].loads == NOTHING and names[1] in found.hosts["sd_scripts"].raises
+    unet = [pair(f"lora_unet_{path.replace('.', '_')}", alpha=False) for path in sdxl()]
+    assert inspected(tmp_path, *unet).hosts["sd_scripts"].loads == ALL
+
+
+@pytest.mark.parametrize("changed, loads, reason", [
+    ({}, ALL, ""), ({"alpha": None}, NOTHING, "no alpha"), ({"oft_blocks": torch.zeros(4, 80, 80)}, NOTHING, "size")])
+def test_sd_scripts_reads_its_rotations_by_their_own_module(tmp_path, changed, loads, reason):
+    names = [f"oft_unet_input_blocks_4_1_transformer_blocks_1_attn1_to_{part}" for part in "qk"]
+    layers = {f"{name}.{end}": tensor for name in names
+              for end, tensor in (("alpha", torch.tensor(1e-3)), ("oft_blocks", torch.zeros(8, 80, 80)))}
+    layers |= {f"{name}.{end}": tensor for end, tensor in changed.items() for name in names[1:] if tensor is not None}
+    layers = {key: tensor for key, tensor in layers.items() if not ("alpha" in changed and key.endswith("alpha"))}
+    found = inspected(tmp_path, layers).hosts["sd_scripts"]
+    assert found.loads == loads and reason in found.raises and not found.arithmetic
+
+
+def test_a1111_takes_what_is_around_layers_for_a_layer(tmp_path):
+    """A name that ends where a module with others inside is."""
+    found = inspected(tmp_path, *(pair(f"lora_te1_text_model.encoder.layers.{number}.mlp.fc1", PEFT, False)
+                                  for number in (0, 1)), *(pair(f"unet.{path}", PEFT, False) for path in sdxl()))
+    assert found.hosts["a1111"].loads == NOTHING and "AssertionError" in found.hosts["a1111"].raises
+
+
+@pytest.mark.parametrize("program", ["one_trainer", "a1111_before_1_9"])
+def test_programs_of_which_nothing_is_known_are_not_judged(tmp_path, program):
+    found = inspected(tmp_path, *(pair(f"unet.{path}", PEFT, False) for path in sdxl())).hosts[program]
+    assert found.loads == UNJUDGED and found.why and found.lines()[0].startswith("not judged: ")

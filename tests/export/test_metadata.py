@@ -5,14 +5,17 @@ import io
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save
 
+from modules import tensorfile
 from modules.export import metadata
 from modules.export.export import export
+from modules.files import opening
 from modules.files.facts import Facts, facts_of
 from modules.preset import files
 from modules.preset.schema import Preset
@@ -97,7 +100,36 @@ def test_hashes_as_kohya_computes_them(tmp_path):
     assert found["sshs_legacy_hash"] == hashlib.sha256(data.read(0x10000)).hexdigest()[:8]
     data.seek(0)
     data.seek(8 + int.from_bytes(data.read(8), "little"))
-    assert found["sshs_model_hash"] == hashlib.sha256(data.read()).hexdigest() == metadata.tensors_hash(path)
+    assert found["sshs_model_hash"] == hashlib.sha256(data.read()).hexdigest()
+    assert metadata.file_hashes(path)["sshs_model_hash"] == found["sshs_model_hash"]
+
+
+def test_a_written_file_is_hashed_once_of_each_sort(tmp_path, monkeypatch):
+    """For kohya's two hashes and for the checksum its bytes are gone through once, however often it is looked at."""
+    made, sums, checksum = [], [], tensorfile.checksum
+
+    def sha256(content=b""):
+        made.append(content)
+        return hashlib.sha256(content)
+
+    monkeypatch.setattr(metadata, "hashlib", SimpleNamespace(sha256=sha256))
+    monkeypatch.setattr(tensorfile, "checksum", lambda *given: sums.append(given) or checksum(*given))
+    written(tmp_path)
+    assert len(made) == 2 and len(sums) == 1
+
+
+def test_a_disk_that_changes_what_is_written_is_seen(tmp_path, monkeypatch):
+    save = opening.save
+
+    def flipping(tensors, path, told):
+        save(tensors, path, told)
+        content = bytearray(path.read_bytes())
+        content[-1] ^= 1
+        path.write_bytes(content)
+
+    monkeypatch.setattr(opening, "save", flipping)
+    with pytest.raises(OSError, match="the disk returned other bytes"):
+        written(tmp_path)
 
 
 def test_facts_round_trip():

@@ -208,6 +208,7 @@ def _spelled() -> Iterator[Made]:
         ways: dict[str, tuple[Callable[[Row], str], tuple[str, str], bool]] = {
             "kohya, diffusers' paths": (kohya(family, path), KOHYA, True),
             "kohya, original paths": (kohya(family, original), KOHYA, True),
+            "kohya without alpha": (kohya(family, path if family == "sd15" else original), KOHYA, False),
             "peft": (lambda row: f"{row.network}.{row.path}", PEFT, False),
             "peft with alpha": (lambda row: f"{row.network}.{row.path}", PEFT, True),
             "peft with default": (lambda row: f"{row.network}.{row.path}",
@@ -219,6 +220,7 @@ def _spelled() -> Iterator[Made]:
             "generic, kohya's pair": (lambda row: f"diffusion_model.{original(row)}", KOHYA, True),
             "network and original paths": (lambda row: f"{row.network}.{original(row)}", KOHYA, True),
             "network and paths, kohya's pair": (lambda row: f"{row.network}.{row.path}", KOHYA, True),
+            "kohya's beginning and dots": (lambda row: f"lora_unet_{original(row)}", KOHYA, True),
             "LyCORIS": (lambda row: f"lycoris_{joined(row.path)}", KOHYA, True),
             "OneTrainer": (lambda row: f"lora_transformer_{joined(row.path)}", KOHYA, True),
             "diffusers' first": (old, ("_lora.up.weight", "_lora.down.weight"), False),
@@ -278,8 +280,31 @@ def _kinds() -> Iterator[Made]:
         yield f"{family}, LoHa and norms", family, loha | alphas | both, {}
         yield f"{family}, rotations", family, {f"{name}.oft_blocks": (shape[0] // 4, 4, 4)
                                                for name, shape in linear.items()}, {}
+        yield from _rotations(family)
         yield f"{family}, IA3", family, {f"{name}{end}": (shape[0],) if end == ".weight" else ()
                                          for name, shape in linear.items() for end in (".weight", ".on_input")}, {}
+
+
+def _rotations(family: str) -> Iterator[Made]:
+    """kohya's OFT, of attention alone, of all linear layers, with convolutions, and damaged."""
+    count, body = 40, path if family == "sd15" else original
+    layers = {f"oft_unet_{joined(body(row))}": row for row in sample(family)
+              if any(part in f".{row.path}" for part in (".attentions.", ".resnets.", "samplers."))}
+    files = {"attention": {name: row for name, row in layers.items() if ".attn" in row.path},
+             "linear layers": {name: row for name, row in layers.items() if ".attentions." in row.path},
+             "all layers": layers}
+    made = {}
+    for what, found in files.items():
+        made[what] = {f"{name}.oft_blocks": (count, *(row.shape[0] // count,) * 2) for name, row in found.items()}
+        alphas = {f"{name}.alpha": () for name in found}
+        yield f"{family}, kohya's OFT, {what}", family, made[what] | alphas, {"ss_network_module": "networks.oft"}
+    ones = dict.fromkeys((f"{name}.alpha" for name in layers), (1,))
+    yield f"{family}, kohya's OFT without alpha", family, made["all layers"], {}
+    yield f"{family}, kohya's OFT with alpha of one dimension", family, made["all layers"] | ones, {}
+    other = {key: (2 * count, *shape[1:]) if "to_q" in key else shape
+             for key, shape in made["attention"].items()}
+    yield f"{family}, kohya's OFT with two numbers of blocks", family, other | {
+        key.replace("oft_blocks", "alpha"): () for key in other}, {}
 
 
 def _flux() -> Iterator[Made]:

@@ -12,7 +12,7 @@ from torch import nn
 
 from modules import quant
 from modules.families import base as protocol
-from modules.preset.schema import Base
+from modules.preset.base_options import Base
 from modules.tensorfile import read_header
 
 INDEX = "model_index.json"

@@ -25,7 +25,7 @@ from modules.families import base as protocol
 from modules.families.parts import files
 from modules.families.parts.components import component_class, pickle_problems, read_index
 from modules.families.parts.names import Named
-from modules.preset.schema import Base
+from modules.preset.base_options import Base
 
 if TYPE_CHECKING:
     from typing import Self

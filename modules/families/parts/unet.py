@@ -11,7 +11,7 @@ from modules.families.parts.files import tensor_names
 from modules.families.parts.names import Place, Spelling
 from modules.families.parts.pipeline import PipelineModel
 from modules.objectives import Diffusion
-from modules.preset.schema import Base
+from modules.preset.base_options import Base
 
 ATTENTION = ["unet.*.attn[12].to_[qkv]", "unet.*.attn[12].to_out.0", "text_encoder*.self_attn.*"]
 MLP = ["unet.*.ff.net.0.proj", "unet.*.ff.net.2", "unet.*.proj_in", "unet.*.proj_out", "text_encoder*.mlp.fc[12]"]

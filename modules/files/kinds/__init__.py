@@ -146,8 +146,14 @@ def _share(layers: dict[str, dict[str, str]]) -> None:
 
 def kind_of(parts: Collection[str]) -> ModuleType | None:
     """The kind of a layer with these parts; None if they make none."""
-    found = [kind for kind in KINDS if any(mark <= set(parts) for mark in kind.MARKS)]
-    return found[-1] if found else None
+    whole = _whole(frozenset(parts))
+    return whole[-1] if whole else None
+
+
+@lru_cache(1 << 10)  # a file has a few sorts of layers, and thousands of each
+def _whole(parts: frozenset[str]) -> tuple[ModuleType, ...]:
+    """The kinds that have all that they need, in their order."""
+    return tuple(kind for kind in KINDS if any(mark <= parts for mark in kind.MARKS))
 
 
 def words(parts: Parts) -> str:
@@ -184,11 +190,9 @@ def has_fallback(parts: Collection[str]) -> bool:
 def shape(parts: Parts) -> tuple[int | None, int | None]:
     """`(out, fan_in)` as far as the tensors say. Raises ValueError where they disagree or are incomplete."""
     kind = kind_of(parts)
-    known = set(SHARED.values()) | {"set_bias"} | (_parts_of(kind) if kind else set())
     if kind is None and not has_bias(parts):
         raise ValueError(f"incomplete: it has only {', '.join(sorted(parts))}")
-    whole = [_parts_of(one) for one in KINDS if any(mark <= parts.keys() for mark in one.MARKS)]
-    sound.refuse_rests(parts, known, whole)
+    sound.refuse_rests(parts, *_known(frozenset(parts)))
     sound.check(parts)
     if kind is None:
         return next(parts[part].numel() for part in BIASES if part in parts), None
@@ -197,6 +201,13 @@ def shape(parts: Parts) -> tuple[int | None, int | None]:
     if kind is not input_rotation:  # has more than one meaning of these
         sound.check_magnitude(magnitude.axis(parts), parts.get("magnitude", parts.get("row_magnitude")), out, fan_in)
     return out or magnitude.outputs(parts), fan_in
+
+
+@lru_cache(1 << 10)
+def _known(parts: frozenset[str]) -> tuple[set[str], list[set[str]]]:
+    """What a layer with these parts may have by its kind, and by other whole kinds beside it."""
+    whole = [_parts_of(kind) for kind in _whole(parts)]
+    return set(SHARED.values()) | {"set_bias"} | (whole[-1] if whole else set()), whole
 
 
 def _parts_of(kind: ModuleType) -> set[str]:

@@ -3,7 +3,9 @@ is the registry. Each file has a TITLE and a function `loading`; tests/hosts/tes
 programs' own loaders.
 
     comfyui_keys comfyui_node_keys forge_keys a1111_keys sd_scripts_keys diffusers_keys lycoris_keys
-    loading     no program: the outcome, and what programs of ComfyUI's kind do alike
+    one_trainer_keys a1111_before_1_9_keys     of which nothing is said, and why
+    diffusers_source   diffusers' own code for names, without the rest of it
+    loading            no program: the outcome, and what programs of ComfyUI's kind do alike
 
 What a program computes from what it reads is in the file of its name in modules/hosts, where there is one.
 """

@@ -86,19 +86,28 @@ def names(family: str) -> dict[str, str]:
     if any("double_blocks" in path for path in paths):
         return {}
     is_flow = any("joint_blocks" in path for path in paths)
+    is_two = any(layer.network.endswith("_2") for layer in layers)
     # The roots of its models are modules too, under names that other programs' keys begin with.
-    roots = ["diffusion_model"] if is_flow else ["diffusion_model", *([] if _has_second(layers) else ["transformer"])]
+    roots = ["diffusion_model"] if is_flow else ["diffusion_model", *([] if is_two else ["transformer"])]
     found = dict.fromkeys(roots, "")
     for layer in layers:
         if not layer.is_text:
             found |= dict.fromkeys(_flow_names(layer) if is_flow else _unet_names(layer), layer.kind)
         elif not is_flow:
-            found |= dict.fromkeys(_text_names(layer, _has_second(layers)), layer.kind)
+            found |= dict.fromkeys(_text_names(layer, is_two), layer.kind)
+    return dict.fromkeys(_around(layers, is_flow), "") | found
+
+
+def _around(layers: tuple[Published, ...], is_flow: bool) -> set[str]:
+    """The names of modules that have others inside of them, which it finds as well."""
+    found = set()
+    for layer in layers:
+        if layer.is_text and (is_flow or layer.network.endswith("_2")):
+            continue
+        parts = (layer.path if layer.is_text else layer.original.removesuffix(".weight")).split(".")
+        starts = ["lora_te1"] if layer.is_text else ["lora_unet", "oft_unet"]
+        found |= {"_".join((start, *parts[:count])) for start in starts for count in range(layer.is_text, len(parts))}
     return found
-
-
-def _has_second(layers: tuple[Published, ...]) -> bool:
-    return any(layer.network.endswith("_2") for layer in layers)
 
 
 def _original(layer: Published) -> list[str]:

@@ -4,9 +4,7 @@ The installed diffusers itself turns the file's names into its own, on stand-ins
 keys of the file they were made from. What it then finds in the pipeline's networks follows from the published layers.
 """
 
-import logging
 from collections.abc import Callable, Mapping
-from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any
 
@@ -16,6 +14,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from modules.families.parts import published
 from modules.files import keys
+from modules.hosts.key_maps import diffusers_source
 from modules.hosts.key_maps.loading import Loading
 
 TITLE = "diffusers"
@@ -58,7 +57,7 @@ def loading(tensors: Mapping[str, Tensor], family: str) -> Loading:
     if any(".lokr_" in key and "lora" in key for key in tensors):
         return Loading(unjudged="how diffusers reads this kind of file (LoKr) is not modelled")
     mixin = _mixin(family)
-    with torch.no_grad(), _quiet():
+    with torch.no_grad():
         try:
             read = {key for _, tensor in _found(mixin, tensors, family) for key in tensor.origins}
         except Exception as error:  # whatever diffusers raises on a file is what its user would see
@@ -77,14 +76,12 @@ def _passes_alphas_over(tensors: Mapping[str, Tensor]) -> bool:
 
 def targets(tensors: Mapping[str, Tensor], family: str) -> set[str]:
     """The pairs of the pipeline, as "network.path", that it gives values to. Raises what diffusers raises."""
-    with torch.no_grad(), _quiet():
+    with torch.no_grad():
         return {target for target, _ in _found(_mixin(family), tensors, family)}
 
 
 def _mixin(family: str) -> Any:
-    from diffusers.loaders import lora_pipeline
-
-    return vars(lora_pipeline)[MIXINS[family]]
+    return vars(diffusers_source.lora_pipeline())[MIXINS[family]]
 
 
 def _found(mixin: Any, tensors: Mapping[str, Tensor], family: str) -> list[tuple[str, Tracked]]:
@@ -122,8 +119,6 @@ def _whole_norms(state: dict[str, Tracked], network: str, family: str) -> list[t
 def _in_denoiser(
     state: dict[str, Tracked], network: str, family: str, is_flux: bool
 ) -> list[tuple[str, Tracked]]:
-    from diffusers.utils.state_dict_utils import convert_unet_state_dict_to_peft
-
     if not state:
         return []
     kinds = _kinds(family, network)
@@ -134,7 +129,7 @@ def _in_denoiser(
             if name not in kinds and any(path.startswith(f"{name}.") for path in kinds):  # a block is no layer
                 raise KeyError(f"{name}.weight")
     if "lora_A" not in next(iter(state)):
-        state = convert_unet_state_dict_to_peft(state)
+        state = diffusers_source.state_dicts().convert_unet_state_dict_to_peft(state)
     if not any("lora_B" in key and tensor.ndim > 1 for key, tensor in state.items()):
         raise IndexError("list index out of range")
     modules = {key.rsplit(".lora_", 1)[0] for key in state} & kinds.keys()
@@ -142,12 +137,10 @@ def _in_denoiser(
 
 
 def _in_text_encoder(state: dict[str, Tracked], network: str, family: str) -> list[tuple[str, Tracked]]:
-    from diffusers.utils import convert_state_dict_to_diffusers, convert_state_dict_to_peft
-
     if not state:
         return []
-    level = "text_model."
-    state = convert_state_dict_to_peft(convert_state_dict_to_diffusers(state))
+    level, own = "text_model.", diffusers_source.state_dicts()
+    state = own.convert_state_dict_to_peft(own.convert_state_dict_to_diffusers(state))
     kinds = _kinds(family, network)
     if (family, network) in FLAT:
         state = {key.removeprefix(level): tensor for key, tensor in state.items()}
@@ -199,18 +192,6 @@ def _with(leaf: Any, origins: frozenset[str]) -> Any:
     if isinstance(leaf, Tracked):
         leaf.origins = origins
     return leaf
-
-
-@contextmanager
-def _quiet():
-    """Without diffusers' warnings, which are about the stand-ins."""
-    log = logging.getLogger("diffusers")
-    level = log.level
-    log.setLevel(logging.CRITICAL)
-    try:
-        yield
-    finally:
-        log.setLevel(level)
 
 
 def _first_words(text: str) -> str:

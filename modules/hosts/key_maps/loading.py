@@ -20,6 +20,8 @@ class Loading:
     """Why it reads nothing although it goes on."""
     own_alphas: bool = False
     """Whether diffusers takes each layer's own alpha, whatever the others are."""
+    other_arithmetic: bool = False
+    """Whether it computes by a module that its file in modules/hosts does not describe."""
     unjudged: str = ""
     """Why nothing can be said."""
 
@@ -47,6 +49,8 @@ class Suffixes:
     reshapes: bool
     parts: frozenset[str] = field(init=False)
     """All of them."""
+    by_end: dict[str, list[str]] = field(init=False)
+    """The same by their last characters, as many as `END`: a file has thousands of keys."""
 
     def __post_init__(self):
         pairs = (part for pair in self.pairs for part in (pair.up, pair.down, pair.middle) if part)
@@ -54,7 +58,12 @@ class Suffixes:
                   *keys.GENERAL, keys.NORM, keys.NORM_BIAS, keys.KOHYA.difference, keys.KOHYA.bias, keys.SET)
         more = (keys.BLOCKS, keys.RESCALE) if self.rotations else ()
         object.__setattr__(self, "parts", frozenset((*pairs, *others, *more, *((RESHAPE,) if self.reshapes else ()))))
+        object.__setattr__(self, "by_end", {})
+        for part in self.parts:
+            self.by_end.setdefault(part[-END:], []).append(part)
 
+
+END = 4
 
 RESHAPE = ".reshape_weight"
 """The shape that a layer is to be given."""
@@ -66,7 +75,7 @@ def read(tensors: Mapping[str, Tensor], names: Collection[str], suffixes: Suffix
     """What a program of ComfyUI's kind reads, which knows layers by `names`."""
     layers: dict[str, dict[str, Tensor]] = {}
     for key, tensor in tensors.items():
-        for suffix in suffixes.parts:
+        for suffix in suffixes.by_end.get(key[-END:], ()):
             if key.endswith(suffix) and key.removesuffix(suffix) in names:
                 layers.setdefault(key.removesuffix(suffix), {})[suffix] = tensor
     found: set[str] = set()

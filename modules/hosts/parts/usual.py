@@ -4,7 +4,7 @@ from torch import Tensor
 
 from modules.files.forms import Encoding
 from modules.hosts import How, Way
-from modules.preset.schema import Export
+from modules.preset.export_options import Export
 
 WAYS: dict[str, Way] = {}
 

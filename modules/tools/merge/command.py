@@ -15,7 +15,7 @@ from torch import Tensor
 from modules import families
 from modules.documents import read_object
 from modules.families.parts.files import INDEX
-from modules.preset.schema import Base
+from modules.preset.base_options import Base
 from modules.preset.section import NUMBER_FORMATS, long_form
 from modules.tensorfile import read_header
 from modules.tools.merge import sources

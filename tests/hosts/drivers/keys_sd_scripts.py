@@ -7,7 +7,12 @@ import answering
 import sd_scripts
 import torch
 import transformers
+from networks import oft, oft_flux
 from safetensors.torch import load_file
+
+TARGETS = tuple(oft.OFTNetwork.UNET_TARGET_REPLACE_MODULE_ATTN_ONLY), tuple(
+    oft.OFTNetwork.UNET_TARGET_REPLACE_MODULE_ALL_LINEAR)
+"""It adds to these lists, so that a second file of one process would get the first one's layers too."""
 
 
 @cache
@@ -29,6 +34,8 @@ def answer(request):
     """Load one file. Merging asks for every layer's tensors, so it is done as well, on no device."""
     network, texts, module = model(request["family"], request["folder"])
     file = load_file(request["file"])
+    if next((key for key in file if key.startswith(("lora", "oft"))), "").startswith("oft"):
+        return rotations(file, network, oft_flux if request["family"] == "flux" else oft)
     given = texts if len(texts) > 1 else texts[0]
     renamed = dict(file)  # it may rename keys
     found, weights = module.create_network_from_weights(1.0, "", None, given, network, weights_sd=renamed,
@@ -38,6 +45,22 @@ def answer(request):
              for key in ("lora_up.weight", "lora_down.weight", "alpha")}
     ids = {id(tensor) for key, tensor in weights.items() if key in taken}
     return {"read": sorted(key for key, tensor in file.items() if id(tensor) in ids)}
+
+
+def rotations(file, network, module):
+    """The same by the module for names that begin with `oft`, as flux_minimal_inference.py chooses it. Its layers are
+    loaded as `merge_to` loads them, and their weights, which are on no device, have to fit."""
+    for kept, name in zip(TARGETS, ("ATTN_ONLY", "ALL_LINEAR"), strict=True):
+        setattr(oft.OFTNetwork, f"UNET_TARGET_REPLACE_MODULE_{name}", list(kept))
+    found, weights = module.create_network_from_weights(1.0, "", None, None, network, weights_sd=dict(file),
+                                                        for_inference=True)
+    taken = set()
+    for one in found.unet_ofts:
+        own = {key[len(one.oft_name) + 1:]: key for key in weights if key.startswith(one.oft_name)}
+        unknown = one.load_state_dict({name: weights[key] for name, key in own.items()}, False).unexpected_keys
+        taken |= {key for name, key in own.items() if name not in unknown}
+        one.org_module[0].weight.reshape(one.num_blocks, one.block_size, -1)
+    return {"read": sorted(taken)}
 
 
 if __name__ == "__main__":

@@ -1,0 +1,14 @@
+"""OneTrainer, which reads files to train on: nothing is said of it, for what it takes depends on its user."""
+
+from collections.abc import Mapping
+
+from torch import Tensor
+
+from modules.hosts.key_maps.loading import Loading
+
+TITLE = "OneTrainer"
+
+
+def loading(tensors: Mapping[str, Tensor], family: str) -> Loading:  # noqa: ARG001 - asked as all programs are
+    """Not judged."""
+    return Loading(unjudged="it fills the modules that its settings make (kind, rank, layers), which no file tells")
