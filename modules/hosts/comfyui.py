@@ -193,19 +193,11 @@ def _general(W: Tensor, tensors: dict[str, Tensor], alpha: float | None) -> Delt
     The shapes are compared as the file has them, before kernels are flattened: a convolution with as many inputs as
     outputs and `b2 [r, in, k, k]` counts as the older, whose product then fails.
     """
-    a1, a2, b1, b2 = (tensor.to(W) for tensor in arithmetic.need(tensors, *keys.GENERAL))
-    older = b2.shape[1] == b1.shape[0] == a1.shape[0] == a2.shape[1]
-    newer = b2.shape[0] == b1.shape[1] == a1.shape[1] == a2.shape[0]
-    both_square = older and a2.shape[0] == W.shape[0] and W.shape[0] == W.shape[1]
-    rank = None
-    if older:
-        rank = a1.shape[0]
-    if newer and not both_square:
-        rank, older = a2.shape[0], False
+    rank, older = general_layout(W, tensors)
     if alpha is not None and rank is None:
         raise Unread("a general update (GLoRA) with alpha, whose shapes have no common rank")
     scale = 1.0 if alpha is None or rank is None else alpha / rank
-    a1, a2, b1, b2 = (tensor.flatten(1) for tensor in (a1, a2, b1, b2))
+    a1, a2, b1, b2 = (tensors[suffix].to(W).flatten(1) for suffix in keys.GENERAL)
     if not older:
         turned = arithmetic.through(arithmetic.through(W, a1), a2)
         return Delta(turned + arithmetic.shaped(arithmetic.product(b1, b2), W), scale)
@@ -214,6 +206,19 @@ def _general(W: Tensor, tensors: dict[str, Tensor], alpha: float | None) -> Delt
     if added.numel() == 1:  # broadcast
         return Delta(arithmetic.shaped(turned + added, W), scale)
     return Delta(arithmetic.shaped(turned, W) + arithmetic.shaped(added, W), scale)
+
+
+def general_layout(W: Tensor, tensors: dict[str, Tensor]) -> tuple[int | None, bool]:
+    """The rank of a general update, None where its shapes have no common one, and whether its layout is the older."""
+    a1, a2, b1, b2 = arithmetic.need(tensors, *keys.GENERAL)
+    if min(tensor.dim() for tensor in (a1, a2, b1, b2)) < 2:
+        raise Unread("a general update (GLoRA) with a tensor of less than two dimensions")
+    older = b2.shape[1] == b1.shape[0] == a1.shape[0] == a2.shape[1]
+    newer = b2.shape[0] == b1.shape[1] == a1.shape[1] == a2.shape[0]
+    both_square = older and a2.shape[0] == W.shape[0] and W.shape[0] == W.shape[1]
+    if newer and not both_square:
+        return a2.shape[0], False
+    return (a1.shape[0], True) if older else (None, False)
 
 
 def _rotation(W: Tensor, tensors: dict[str, Tensor], strength: float, update: torch.dtype) -> Delta:

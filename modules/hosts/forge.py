@@ -58,6 +58,21 @@ def effect(W: Tensor, tensors: dict[str, Tensor], strength: float, how: How) -> 
         what = "stored rotations" if keys.BLOCKS in tensors else ", ".join(sorted(tensors)) or "nothing"
         raise Unread(f"Forge reads no update from {what}")
     try:
-        return comfyui.effect(W, known, strength, How())
+        return comfyui.effect(W, _with_rank(W, known), strength, How())
     except Unread as reason:
         raise Unread(str(reason).replace("ComfyUI", "Forge")) from None
+
+
+def _with_rank(W: Tensor, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors with alpha in the factors, where ComfyUI finds no rank to divide it by and fails: for Forge the rank
+    of a general update is a2's."""
+    if arithmetic.kinds(tensors)[-1:] != ["GLoRA"] or NAMES.alpha not in tensors:
+        return tensors
+    rank, _ = comfyui.general_layout(W, tensors)
+    alpha = arithmetic.alpha_of(tensors)
+    if rank is not None or alpha is None:
+        return tensors
+    _, a2, b1, _ = keys.GENERAL
+    scale = alpha / tensors[a2].shape[0]
+    scaled = {suffix: tensors[suffix].to(W) * scale for suffix in (a2, b1)}
+    return {suffix: tensor for suffix, tensor in tensors.items() if suffix != NAMES.alpha} | scaled

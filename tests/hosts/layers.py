@@ -124,6 +124,49 @@ def difference(draw: Draw, shape: tuple[int, ...]) -> dict[str, Tensor]:
     return {".diff": draw(*shape)}
 
 
+def even(size: int) -> tuple[int, int]:
+    """The most even product, the smaller number first."""
+    smaller = max(n for n in range(1, size + 1) if size % n == 0 and n * n <= size)
+    return smaller, size // smaller
+
+
+def kronecker_even(draw: Draw, shape: tuple[int, ...]) -> dict[str, Tensor]:
+    """A LoKr of two whole factors in the sizes that LyCORIS chooses."""
+    (a, b), (c, d) = even(shape[0]), even(shape[1])
+    return {".lokr_w1": draw(a, c), ".lokr_w2": draw(b, d, *shape[2:])}
+
+
+def kronecker_even_factored(draw: Draw, shape: tuple[int, ...]) -> dict[str, Tensor]:
+    """The same with a second factor of rank 1."""
+    whole = kronecker_even(draw, shape)
+    second = whole.pop(".lokr_w2")
+    return whole | {".lokr_w2_a": draw(len(second), 1), ".lokr_w2_b": draw(1, second[0].numel())}
+
+
+def butterfly_whole(draw: Draw, shape: tuple[int, ...]) -> dict[str, Tensor]:
+    """A butterfly of all factors that the outputs allow."""
+    size = 4 if shape[0] & (shape[0] - 1) == 0 else shape[0] // 2
+    number = shape[0] // size
+    return {".oft_blocks": draw(number.bit_length(), number, size, size, scale=0.1)}
+
+
+def flat_pair(draw: Draw, shape: tuple[int, ...]) -> dict[str, Tensor]:
+    """A LoRA of two matrices, whatever the layer."""
+    return {".lora_up.weight": draw(shape[0], RANK), ".lora_down.weight": draw(RANK, torch.Size(shape[1:]).numel())}
+
+
+def general_kernels(draw: Draw, shape: tuple[int, ...]) -> dict[str, Tensor]:
+    """A GLoRA of one rank, whose matrices are convolutions beside one."""
+    ones = [1] * (len(shape) - 2)
+    return {".a1.weight": draw(shape[1], RANK, *ones), ".a2.weight": draw(RANK, shape[1], *ones),
+            ".b1.weight": draw(shape[0], RANK, *ones), ".b2.weight": draw(RANK, *shape[1:])}
+
+
+def factors(draw: Draw, shape: tuple[int, ...]) -> dict[str, Tensor]:
+    """An IA3 on the outputs."""
+    return {".weight": draw(shape[0], 1, *[1] * (len(shape) - 2)), ".on_input": torch.tensor(False)}
+
+
 def other(suffix: str, *ending: int):
     """A tensor of the layer's shape under another name, or of a shape that does not fit."""
     return lambda draw, shape: {suffix: draw(*shape, *ending)}
@@ -134,10 +177,14 @@ KINDS = {
     "LoKr, second factored": kronecker_factored, "LoKr, both factored": kronecker_both, "LoKr with a core":
     kronecker_core, "GLoRA of rotations": general, "GLoRA": general_low, "GLoRA, older": general_old,
     "rotation": rotation, "butterfly": butterfly, "difference": difference, "norm": other(".w_norm"),
+    "LoKr, even": kronecker_even, "LoKr, even and factored": kronecker_even_factored, "butterfly, whole":
+    butterfly_whole, "LoRA, flat": flat_pair, "GLoRA of kernels": general_kernels, "IA3": factors,
+    "difference of one row": lambda draw, shape: {".diff": draw(*shape)[:1]}, "one wide rotation":
+    lambda draw, shape: {".oft_blocks": draw(1, shape[0], shape[0], scale=0.1)},
     "whole weight": other(".set_weight"), "difference of another shape": other(".diff", 1),
 }
 KERNELS_ONLY = ("LoRA with a core", "LoHa with cores", "LoKr with a core")
-FOURS_ONLY = ("LoKr with a core", "rotation", "butterfly")
+FOURS_ONLY = ("LoKr with a core", "rotation", "butterfly", "butterfly, whole")
 """Kinds that need outputs in fours."""
 
 

@@ -56,8 +56,10 @@ def need(tensors: dict[str, Tensor], *suffixes: str) -> list[Tensor]:
 
 
 def alpha_of(tensors: dict[str, Tensor]) -> float | None:
-    """The layer's alpha, if it has one."""
+    """The layer's alpha, if it has one. Raises `Unread` for several numbers."""
     alpha = tensors.get(keys.KOHYA.alpha)
+    if alpha is not None and alpha.numel() != 1:
+        raise Unread(f"alpha is one number, and here it has the shape {tuple(alpha.shape)}")
     return None if alpha is None else alpha.item()
 
 
