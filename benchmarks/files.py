@@ -17,12 +17,10 @@ import json
 import math
 import os
 import resource
-import runpy
 import shutil
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -51,8 +49,6 @@ SMALL_WORDS = 4096
 """Words and tokens of a narrow model; and of FLUX.1-dev's text encoders, which its files do not have."""
 QUARTER = 0.25
 """Of FLUX.1-dev's blocks, where a base is needed."""
-SAMPLES = 0.004
-"""Seconds between two looks at the memory."""
 UNEXPLAINED = 60e6
 """Bytes that are no fault of a tool: the allocator's, threads' stacks, modules that are imported late."""
 
@@ -202,52 +198,6 @@ def command(tool: str, case: Case, out: Path) -> list[str]:
     }[tool]
 
 
-def anonymous() -> int:
-    """Bytes of this process' anonymous pages that are in memory."""
-    with Path("/proc/self/status").open(encoding="ascii") as file:
-        line = next(line for line in file if line.startswith("RssAnon"))
-    return 1024 * int(line.split()[1])
-
-
-def watched(script: str, arguments: list[str], result: Path) -> None:
-    """Run a script in this process, and write the peak of its memory above that of the imports, and its seconds."""
-    import_all(script)
-    begun = peak = anonymous()
-    done = threading.Event()
-
-    def watch() -> None:
-        nonlocal peak
-        while not done.wait(SAMPLES):
-            peak = max(peak, anonymous())
-
-    thread = threading.Thread(target=watch)
-    thread.start()
-    start, code = time.perf_counter(), 1
-    sys.argv = [script, *arguments]
-    try:
-        runpy.run_path(str(ROOT / "scripts" / script), run_name="__main__")
-    except SystemExit as end:
-        code = int(end.code or 0)
-    finally:
-        seconds = time.perf_counter() - start
-        done.set()
-        thread.join()
-        result.write_text(json.dumps({"peak": peak - begun, "imports": begun, "inside": seconds}), encoding="utf-8")
-    sys.exit(code)
-
-
-def import_all(script: str) -> None:
-    """What the tool will import anyway."""
-    from modules.tools import apply, base_of_file, convert, inspect_file, resize, verify
-    from modules.tools.merge import command as merge
-
-    assert all((apply, base_of_file, convert, inspect_file, resize, verify, merge))
-    if script.startswith(("inspect", "resize")):
-        return
-    for name in ("sdxl", "flux"):
-        families.load_class(name).pipeline_class()
-
-
 @dataclass(frozen=True)
 class Row:
     """What one tool needed."""
@@ -277,10 +227,10 @@ def measure(tool: str, case: Case, folder: Path, limit: float) -> Row:
     """Run a tool as a process. Raises ValueError with what it said if it fails."""
     out, result = folder / "out", folder / "result.json"
     script, *arguments = command(tool, case, out)
+    watched = [sys.executable, str(ROOT / "benchmarks/watched.py"), str(result), script, *arguments]
     start, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
     done = subprocess.run(
-        [sys.executable, __file__, "--one", script, str(result), *arguments], capture_output=True, text=True,
-        timeout=limit, check=False, env={**os.environ, "HF_HUB_OFFLINE": "1"},
+        watched, capture_output=True, text=True, timeout=limit, check=False, env={**os.environ, "HF_HUB_OFFLINE": "1"},
     )
     seconds, after = time.perf_counter() - start, resource.getrusage(resource.RUSAGE_CHILDREN)
     processor = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
@@ -304,9 +254,6 @@ def rows(kind: Kind, tools: list[str], folder: Path, narrow: bool, limit: float)
 
 def main() -> int:
     """Read the arguments, measure, print, and perhaps write the page; 1 if anything needs too much."""
-    if sys.argv[1:2] == ["--one"]:
-        _, _, script, result, *rest = sys.argv
-        watched(script, rest, Path(result))
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", choices=list(KINDS), default=list(KINDS))
     parser.add_argument("--tools", nargs="+", choices=TOOLS, default=list(TOOLS))

@@ -43,7 +43,7 @@ def import_all(script: str) -> None:
     from modules.tools.merge import command as merge
 
     assert all((apply, base_of_file, convert, verify, merge))
-    for name in families.names():
+    for name in ("sdxl", "flux"):
         families.load_class(name).pipeline_class()
 
 
