@@ -120,7 +120,7 @@ HOST_WORDS: dict[tuple[str, str], str] = {
 """(file, words in it) of other programs' formats that contain a method's name: whose words they are."""
 
 HEAVY_IMPORTS: dict[tuple[str, str], str] = {
-    ("ui/pages/curves.py", "numpy"): "the plots' own arrays; imported with them, when curves are first shown",
+    ("ui/pages/runs/plots.py", "numpy"): "the plots' own arrays; imported with them, when curves are first shown",
 }
 """(file, package) that a file imports although its folder may not: why."""
 

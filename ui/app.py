@@ -9,13 +9,14 @@ from pathlib import Path
 from PySide6.QtCore import QEvent, QObject
 from PySide6.QtWidgets import QApplication
 
-from ui import icons, places, reading, theme
-from ui.preset import files
-from ui.preset.document import Document
-from ui.preset.files import Opened
-from ui.preset.schema import Schema
-from ui.settings import Settings
-from ui.window import Window
+from ui.core import places, reading
+from ui.core.preset import files
+from ui.core.preset.document import Document
+from ui.core.preset.files import Opened
+from ui.core.preset.schema import Schema
+from ui.core.settings import Settings
+from ui.frame.window import Window
+from ui.widgets import icons, theme
 
 
 def main(argv: Sequence[str], after_paint: Callable[[], None] | None = None) -> int:

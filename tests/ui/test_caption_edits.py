@@ -5,11 +5,11 @@ import json
 from PySide6.QtWidgets import QMessageBox
 
 from tests.ui.test_pictures_page import FAKE, folder, page, select, shown  # noqa: F401  fixtures
-from ui.look import Look
-from ui.pages.captions import Captions
-from ui.pages.captions_kept import KeptCaptions
-from ui.pages.pictures import PicturesPage
-from ui.settings import Settings
+from ui.core.look import Look
+from ui.core.settings import Settings
+from ui.pages.pictures.captions import Captions
+from ui.pages.pictures.crash_copy import KeptCaptions
+from ui.pages.pictures.pictures_page import PicturesPage
 
 
 def test_why_a_caption_was_not_saved_stands_below_it_and_revert_takes_the_files(shown, qtbot, folder):  # noqa: F811

@@ -6,8 +6,8 @@ import pytest
 from PIL import Image
 from PySide6.QtGui import QColor, QImage
 
-from ui import thumbnails
-from ui.thumbnails import SIDE, Thumbnails, prune, thumbnail
+from ui.pages.pictures import thumbnails
+from ui.pages.pictures.thumbnails import SIDE, Thumbnails, prune, thumbnail
 
 
 @pytest.fixture

@@ -6,12 +6,12 @@ import pytest
 from PySide6.QtCore import Qt
 
 from tests.ui.form_pages import Pages
-from ui.pages.presets import PresetsPage
-from ui.preset import files
-from ui.preset.document import Document
-from ui.preset.files import Opened, Origin
-from ui.settings import Settings
-from ui.unsaved import Unsaved
+from ui.core.preset import files
+from ui.core.preset.document import Document
+from ui.core.preset.files import Opened, Origin
+from ui.core.settings import Settings
+from ui.core.unsaved import Unsaved
+from ui.pages.presets.presets_page import PresetsPage
 
 GONE = "999999-1.json"
 """The file of a window that does not run."""
