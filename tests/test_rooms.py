@@ -135,7 +135,7 @@ def test_every_page_has_a_folder():
         assert (ROOT / f"ui/pages/{page}/{page}_page.py").is_file()
 
 
-@pytest.mark.parametrize("rooms", [ROOMS], ids=["files"])
+@pytest.mark.parametrize("rooms", [ROOMS, ("ui",)], ids=["files", "window"])
 def test_no_circle_of_imports(rooms):
     left = {name(path): {file for file, _ in imported(path)} for path in files(*rooms)}
     while free := {file for file, others in left.items() if not others & left.keys()}:

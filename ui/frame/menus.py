@@ -1,35 +1,48 @@
 """The menus: everything the window can do, with its keys."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
 
 from PySide6.QtCore import QUrl
 from PySide6.QtGui import QAction, QActionGroup, QDesktopServices, QKeySequence
-from PySide6.QtWidgets import QApplication, QMenu, QPushButton
+from PySide6.QtWidgets import QApplication, QMainWindow, QMenu, QPushButton
 
 from ui.core import places, settings
+from ui.core.preset.document import Document
+from ui.core.settings import Settings
+from ui.frame.navigation import Navigation
+from ui.frame.opening import Opening
 from ui.widgets import icons, theme
-
-if TYPE_CHECKING:
-    from ui.frame.window import Window
 
 THEMES = {"system": "As the &system", "light": "&Light", "dark": "&Dark"}
 assert tuple(THEMES) == settings.THEMES
 
 
+@dataclass(frozen=True)
+class Orders:
+    """What the window itself does when a menu says so."""
+
+    save: Callable[[], object]
+    save_as: Callable[[], object]
+    find: Callable[[], object]
+    first_problem: Callable[[], object]
+    train: Callable[[], object]
+    check: Callable[[], object]
+
+
 class Menus:
     """Builds the menu bar of a window; actions that the window needs later are attributes."""
 
-    def __init__(self, window: Window):
-        self.window = window
-        undo = window.document.undo
+    def __init__(self, window: QMainWindow, document: Document, settings: Settings, opening: Opening,
+                 navigation: Navigation, orders: Orders):  # fmt: skip
+        self.window, self.settings, self.opening = window, settings, opening
+        self.navigation, self.orders = navigation, orders
+        undo = document.undo
         self.undo, self.redo = undo.createUndoAction(window, "&Undo"), undo.createRedoAction(window, "&Redo")
         self.undo.setShortcut(QKeySequence(QKeySequence.StandardKey.Undo))
         self.redo.setShortcuts([QKeySequence("Ctrl+Shift+Z"), QKeySequence("Ctrl+Y")])
-        self.save = self._action("&Save", "Ctrl+S", window.on_save)
+        self.save = self._action("&Save", "Ctrl+S", orders.save)
         for make in (self._file, self._edit, self._view, self._train, self._help):
             make()
 
@@ -42,12 +55,12 @@ class Menus:
         ]
 
     def _file(self) -> None:
-        opening, menu = self.window.opening, self._menu("&File")
+        opening, menu = self.opening, self._menu("&File")
         menu.addAction(self._action("&Open a preset…", "Ctrl+O", opening.choose_file))
         menu.addAction(self._action("Open the preset of a &run…", "Ctrl+Shift+O", opening.choose_run))
         menu.addSeparator()
         menu.addAction(self.save)
-        menu.addAction(self._action("Save &as…", "Ctrl+Shift+S", partial(self.window.on_save, again=True)))
+        menu.addAction(self._action("Save &as…", "Ctrl+Shift+S", self.orders.save_as))
         menu.addAction(self._action("&Export as JSON…", "Ctrl+E", opening.export))
         menu.addSeparator()
         menu.addAction(self._action("&Quit", "Ctrl+Q", self.window.close))
@@ -56,11 +69,11 @@ class Menus:
         menu = self._menu("&Edit")
         menu.addActions([self.undo, self.redo])
         menu.addSeparator()
-        menu.addAction(self._action("&Find a setting", "Ctrl+F", self.window.search.setFocus))
-        menu.addAction(self._action("Show the first &problem", "F4", self.window.on_first_problem))
+        menu.addAction(self._action("&Find a setting", "Ctrl+F", self.orders.find))
+        menu.addAction(self._action("Show the first &problem", "F4", self.orders.first_problem))
 
     def _view(self) -> None:
-        menu, navigation = self._menu("&View"), self.window.navigation
+        menu, navigation = self._menu("&View"), self.navigation
         number = 0
         for place in navigation.places:
             if place.key is None:
@@ -69,7 +82,7 @@ class Menus:
             apart = place.key.startswith("page ")  # not a section of the preset
             number += apart
             keys = f"Ctrl+{number}" if apart else ""
-            menu.addAction(self._action(place.title, keys, partial(self.window.show_page, place.key)))
+            menu.addAction(self._action(place.title, keys, partial(navigation.show_page, place.key)))
         menu.addSeparator()
         menu.addAction(self._action("&Next page", "Ctrl+PgDown", partial(navigation.step, 1)))
         menu.addAction(self._action("P&revious page", "Ctrl+PgUp", partial(navigation.step, -1)))
@@ -78,16 +91,14 @@ class Menus:
         for name, text in THEMES.items():
             action = self._action(text, "", partial(self.on_theme, name))
             action.setCheckable(True)
-            action.setChecked(name == self.window.settings.theme)
+            action.setChecked(name == self.settings.theme)
             group.addAction(action)
             themes.addAction(action)
 
     def _train(self) -> None:
-        window, menu = self.window, self._menu("&Train")
-        menu.addAction(self._action("&Train this preset…", "Ctrl+T", window.on_train))
-        menu.addAction(
-            self._action("&Check it now", "Ctrl+R", lambda: window.check.look_at(window.document.values, at_once=True))
-        )
+        menu = self._menu("&Train")
+        menu.addAction(self._action("&Train this preset…", "Ctrl+T", self.orders.train))
+        menu.addAction(self._action("&Check it now", "Ctrl+R", self.orders.check))
         menu.addSeparator()
         self.run_menu = menu.addMenu("The chosen &run")
         self.job_menu = menu.addMenu("The chosen &job of the queue")
@@ -108,7 +119,7 @@ class Menus:
 
     def on_theme(self, name: str) -> None:
         """Show and remember a theme."""
-        self.window.settings.theme = name
+        self.settings.theme = name
         app = QApplication.instance()
         assert isinstance(app, QApplication)
         theme.apply(app, name)

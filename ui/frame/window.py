@@ -27,7 +27,7 @@ from ui.core.settings import Settings
 from ui.core.unsaved import Unsaved
 from ui.form.form_page import FormPage
 from ui.frame.banner import Banners
-from ui.frame.menus import Menus
+from ui.frame.menus import Menus, Orders
 from ui.frame.navigation import Mark, Navigation, Place
 from ui.frame.opening import Opening
 from ui.frame.search import SearchBox
@@ -80,7 +80,15 @@ class Window(QMainWindow):
         )
         self.search, self.status = SearchBox(document), StatusLine(self.check, self.library)
         self.name, self.train = QPushButton(), QPushButton("Train…")
-        self.menus = Menus(self)
+        orders = Orders(
+            save=self.on_save,
+            save_as=lambda: self.on_save(again=True),
+            find=self.search.setFocus,
+            first_problem=self.on_first_problem,
+            train=self.on_train,
+            check=lambda: self.check.look_at(document.values, at_once=True),
+        )
+        self.menus = Menus(self, document, settings, self.opening, self.navigation, orders)
         self._lay_out()
         self._connect()
         self.on_origin_changed()
