@@ -41,8 +41,8 @@ def make_window(settings: Settings, preset: str = "") -> Window:
     """The window on a preset (name, file, run folder), on what a crash has left, or on what was open last."""
     document = Document(Schema.load())
     window = Window(document, settings)
-    restored = "" if preset else window.unsaved.restore()
-    if restored:
+    if not preset and window.unsaved.restore(newest=True):
+        restored = document.origin.name or "a new preset"
         window.banners.say(f"The changes to {restored} that were not saved when the window ended have been restored.")
     else:
         open_first(window, preset)

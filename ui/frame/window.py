@@ -17,14 +17,13 @@ from PySide6.QtWidgets import (
     QWidget,
 )
 
-from ui.core import places, words
+from ui.core import places, unsaved, words
 from ui.core.check import Check, Findings
 from ui.core.preset.document import Document
 from ui.core.runs.devices import Devices
 from ui.core.runs.library import Library
 from ui.core.runs.queue import Queue, run_folder
 from ui.core.settings import Settings
-from ui.core.unsaved import Unsaved
 from ui.form.form_page import FormPage
 from ui.frame.banner import Banners
 from ui.frame.menus import Menus, Orders
@@ -63,7 +62,7 @@ class Window(QMainWindow):
         super().__init__()
         self.document, self.settings = document, settings
         self.opening = Opening(document, settings, self)
-        self.unsaved = Unsaved(document, settings.config_folder / "unsaved", self)
+        self.unsaved = unsaved.of_document(document, settings.config_folder / "unsaved", self)
         self.check = Check(settings.config_folder, self)
         self.devices = Devices(self)
         self.queue = Queue(places.RUNS / ".queue", self.devices, self)

@@ -38,13 +38,13 @@ class Captions(QObject):
         """Why a caption could not be saved, by caption file: sentences."""
         self._known: dict[str, str] = {}
 
-    def known(self, file: str) -> str:
-        """What an edited caption file said when the edit began."""
-        return self._known[file]
+    def to_unsaved(self) -> dict[str, tuple[str, str]]:
+        """Each edit, and what its file said when it began."""
+        return {file: (text, self._known[file]) for file, text in self.edits.items()}
 
     def restore(self, edits: Mapping[str, tuple[str, str]]) -> None:
-        """Take over edits, and what their files said then, from a window that crashed."""
-        for file, (text, known) in edits.items():
+        """Take over what `to_unsaved` of a window that crashed gave."""
+        for file, (text, known) in {str(file): map(str, edit) for file, edit in edits.items()}.items():
             self.edits[file], self._known[file] = text, known
             self.changed.emit(file)
 

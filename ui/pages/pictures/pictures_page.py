@@ -13,8 +13,8 @@ from ui.core import places, words
 from ui.core.look import Look
 from ui.core.preset.document import Document
 from ui.core.settings import Settings
+from ui.core.unsaved import CrashCopy
 from ui.pages.pictures.captions import Captions
-from ui.pages.pictures.crash_copy import KeptCaptions
 from ui.pages.pictures.data_set import Picture, PictureModel
 from ui.pages.pictures.layout import build
 from ui.pages.pictures.thumbnails import Thumbnails
@@ -42,8 +42,9 @@ class PicturesPage(QWidget):
         self._stale, self._answer = True, {}
         self.look = look or Look()
         self.look.setParent(self)
-        self.captions = Captions(self)
-        self.kept = KeptCaptions(self.captions, settings.config_folder / "captions", self)
+        self.captions = captions = Captions(self)
+        kept_in = settings.config_folder / "captions"
+        self.kept = CrashCopy(kept_in, "captions", captions.to_unsaved, captions.restore, self)
         self.model = PictureModel(self.captions.edits)
         self.thumbnails = Thumbnails(settings.cache_folder / "thumbnails", self)
         self.parts = build(self, self.model, self.thumbnails, self.captions, settings)
@@ -52,7 +53,7 @@ class PicturesPage(QWidget):
         self._soon.timeout.connect(self.on_quiet)
         self._connect()
         self.on_theme_changed()
-        self._restored = self.kept.restore()
+        self._restored = len(self.captions.edits) if self.kept.restore() else 0
         self._show_edits()
         self.parts.splitter.restoreState(settings.state(SPLITTER))
 
@@ -256,6 +257,8 @@ class PicturesPage(QWidget):
         look.refused.connect(self.on_refused)
         look.progressed.connect(self.on_progressed)
         captions.changed.connect(self.on_edit_changed)
+        captions.changed.connect(self.kept.on_edited)
+        self.kept.failed.connect(captions.failed)
         captions.saved.connect(self.on_caption_saved)
         captions.failed.connect(self.on_caption_failed)
         theme.notifier().changed.connect(self.on_theme_changed)
