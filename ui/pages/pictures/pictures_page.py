@@ -46,7 +46,7 @@ class PicturesPage(QWidget):
         kept_in = settings.config_folder / "captions"
         self.kept = CrashCopy(kept_in, "captions", captions.to_unsaved, captions.restore, self)
         self.model = PictureModel(self.captions.edits)
-        self.thumbnails = Thumbnails(settings.cache_folder / "thumbnails", self)
+        self.thumbnails = Thumbnails(self)
         self.parts = build(self, self.model, self.thumbnails, self.captions, settings)
         self.setAcceptDrops(True)
         self._soon = QTimer(self, singleShot=True, interval=600)

@@ -1,6 +1,5 @@
-"""Small pictures for the grid: read in a few threads, the visible ones first, kept on disk and in memory."""
+"""Small pictures for the grid: read in a few threads, the visible ones first, and kept in memory."""
 
-import hashlib
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -16,9 +15,6 @@ THREADS = 2
 IN_MEMORY = 400
 """Thumbnails kept ready to be painted."""
 
-ON_DISK = 200 * 2**20
-"""Bytes the folder of thumbnails may take; the oldest are deleted."""
-
 LARGEST = 1024
 """MiB that Qt may take to decode one picture."""
 
@@ -28,16 +24,14 @@ class Thumbnails(QObject):
 
     ready = Signal(str)
 
-    def __init__(self, folder: Path, parent: QObject | None = None):
+    def __init__(self, parent: QObject | None = None):
         super().__init__(parent)
-        self._folder = folder
         self._pixmaps: OrderedDict[str, QPixmap] = OrderedDict()
         self._old: set[str] = set()
-        self._queue = _Queue(folder)
+        self._queue = _Queue()
         self._queue.made.connect(self.on_made)
         self._pool = QThreadPool(self)
-        self._pool.setMaxThreadCount(THREADS + 1)
-        self._pool.start(_Pruner(folder))
+        self._pool.setMaxThreadCount(THREADS)
         QImageReader.setAllocationLimit(LARGEST)
 
     def get(self, path: str) -> QPixmap | None:
@@ -70,23 +64,6 @@ class Thumbnails(QObject):
         self.ready.emit(path)
 
 
-def thumbnail(path: Path, folder: Path) -> QImage:
-    """The thumbnail of a picture, from the disk cache if the file is unchanged; a null image if it cannot be read."""
-    try:
-        facts = path.stat()
-    except OSError:
-        return QImage()
-    key = hashlib.sha1(f"{path}|{facts.st_mtime_ns}|{facts.st_size}|{SIDE}".encode()).hexdigest()
-    kept = folder / f"{key}.jpg"
-    image = QImage(str(kept)) if kept.exists() else QImage()
-    if image.isNull():
-        image = read_scaled(path, SIDE)
-        # A cache that cannot be written costs time, nothing else: the picture is shown all the same.
-        if not image.isNull():
-            image.save(str(kept), quality=90)
-    return image
-
-
 def read_scaled(path: Path, side: int) -> QImage:
     """A picture, at most `side` pixels large, turned as its EXIF block says, on white; null if it cannot be read."""
     reader = QImageReader(str(path))
@@ -106,25 +83,13 @@ def read_scaled(path: Path, side: int) -> QImage:
     return white
 
 
-def prune(folder: Path, limit: int = ON_DISK) -> None:
-    """Delete the oldest files until the rest is not larger than `limit` bytes."""
-    files = [(file, file.stat()) for file in folder.glob("*.jpg")]
-    total = sum(facts.st_size for _, facts in files)
-    for file, facts in sorted(files, key=lambda entry: entry[1].st_mtime):
-        if total <= limit:
-            return
-        file.unlink(missing_ok=True)
-        total -= facts.st_size
-
-
 class _Queue(QObject):
     """What is to be read, shared by the threads. Without a parent: a thread may outlive the grid."""
 
     made = Signal(str, QImage)
 
-    def __init__(self, folder: Path):
+    def __init__(self) -> None:
         super().__init__()
-        self.folder = folder
         self._lock = threading.Lock()
         self._paths: list[str] = []
         self._under_way: set[str] = set()
@@ -164,20 +129,4 @@ class _Reader(QRunnable):
 
     def run(self) -> None:
         while path := self._queue.take():
-            self._queue.finish(path, thumbnail(Path(path), self._queue.folder))
-
-
-class _Pruner(QRunnable):
-    """Makes the cache folder and keeps it bounded."""
-
-    def __init__(self, folder: Path):
-        super().__init__()
-        self._folder = folder
-
-    def run(self) -> None:
-        try:
-            self._folder.mkdir(parents=True, exist_ok=True)
-            prune(self._folder)
-        except OSError:
-            # Another window may prune at the same time, or the disk is full: thumbnails work without the folder.
-            return
+            self._queue.finish(path, read_scaled(Path(path), SIDE))
