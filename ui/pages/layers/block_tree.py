@@ -4,7 +4,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from PySide6.QtCore import QAbstractItemModel, QModelIndex, QPersistentModelIndex, Qt
+from PySide6.QtCore import QModelIndex, QPersistentModelIndex, Qt
+from PySide6.QtGui import QStandardItem, QStandardItemModel
 
 from ui.core import words
 
@@ -16,8 +17,7 @@ Index = QModelIndex | QPersistentModelIndex
 Layer = Mapping[str, Any]
 """name, kind, out_features, channels, kernel, parameters"""
 
-TOP = 0
-"""Internal id of blocks; that of a layer is the row of its block plus one."""
+RIGHT = Qt.AlignmentFlag.AlignRight | Qt.AlignmentFlag.AlignVCenter
 
 
 @dataclass(frozen=True)
@@ -33,11 +33,13 @@ class Block:
         return sum(layer["parameters"] for layer in self.layers)
 
 
-class LayerModel(QAbstractItemModel):
+class LayerModel(QStandardItemModel):
     """Blocks, and in each its layers."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__(0, len(COLUMNS))
+        self.setHorizontalHeaderLabels(COLUMNS)
+        self.horizontalHeaderItem(NUMBERS).setTextAlignment(RIGHT)
         self.blocks: list[Block] = []
 
     def set_layers(self, layers: Sequence[Layer], text: str) -> None:
@@ -47,60 +49,31 @@ class LayerModel(QAbstractItemModel):
         for layer in layers:
             if all(word in f"{layer['name']} {layer['kind']}".lower() for word in sought):
                 groups.setdefault(block_of(layer["name"]), []).append(layer)
-        self.beginResetModel()
         self.blocks = [Block(name, tuple(found)) for name, found in groups.items()]
-        self.endResetModel()
+        self.removeRows(0, self.rowCount())  # not `clear`, which takes the columns and their widths along
+        for block in self.blocks:
+            row = _row(block_words(block), block.name)
+            self.appendRow(row)
+            for layer in block.layers:
+                row[0].appendRow(_row(layer_words(layer, block), layer["name"]))
 
     def block_at(self, index: Index) -> Block:
         """The block of a row, or that the row's layer is in."""
-        return self.blocks[index.row() if index.internalId() == TOP else index.internalId() - 1]
+        return self.blocks[(index.parent() if index.parent().isValid() else index).row()]
 
     def layer_at(self, index: Index) -> Layer | None:
         """The layer of a row; None for a block."""
-        return None if index.internalId() == TOP else self.block_at(index).layers[index.row()]
+        return self.block_at(index).layers[index.row()] if index.parent().isValid() else None
 
-    def index(self, row: int, column: int, parent: Index = QModelIndex()) -> QModelIndex:  # noqa: B008
-        """Qt."""
-        if not self.hasIndex(row, column, parent):
-            return QModelIndex()
-        return self.createIndex(row, column, parent.row() + 1 if parent.isValid() else TOP)
 
-    def parent(self, index: Index) -> QModelIndex:  # type: ignore[override]
-        """Qt."""
-        if not index.isValid() or index.internalId() == TOP:
-            return QModelIndex()
-        return self.createIndex(index.internalId() - 1, 0, TOP)
-
-    def rowCount(self, parent: Index = QModelIndex()) -> int:  # noqa: B008
-        """Qt."""
-        if not parent.isValid():
-            return len(self.blocks)
-        return len(self.block_at(parent).layers) if parent.internalId() == TOP and parent.column() == 0 else 0
-
-    def columnCount(self, parent: Index = QModelIndex()) -> int:  # noqa: B008
-        """Qt."""
-        return len(COLUMNS)
-
-    def headerData(self, section: int, orientation: Qt.Orientation, role: int = Qt.ItemDataRole.DisplayRole) -> Any:
-        """Qt."""
-        if orientation == Qt.Orientation.Horizontal and role == Qt.ItemDataRole.DisplayRole:
-            return COLUMNS[section]
-        if role == Qt.ItemDataRole.TextAlignmentRole and section == NUMBERS:
-            return Qt.AlignmentFlag.AlignRight | Qt.AlignmentFlag.AlignVCenter
-        return None
-
-    def data(self, index: Index, role: int = Qt.ItemDataRole.DisplayRole) -> Any:
-        """Qt."""
-        if not index.isValid():
-            return None
-        block, layer = self.block_at(index), self.layer_at(index)
-        if role == Qt.ItemDataRole.DisplayRole:
-            return block_words(block)[index.column()] if layer is None else layer_words(layer, block)[index.column()]
-        if role == Qt.ItemDataRole.ToolTipRole:
-            return block.name if layer is None else layer["name"]
-        if role == Qt.ItemDataRole.TextAlignmentRole and index.column() == NUMBERS:
-            return Qt.AlignmentFlag.AlignRight | Qt.AlignmentFlag.AlignVCenter
-        return None
+def _row(texts: Sequence[str], name: str) -> list[QStandardItem]:
+    """A row of the tree; `name` is its tooltip."""
+    items = [QStandardItem(text) for text in texts]
+    items[NUMBERS].setTextAlignment(RIGHT)
+    for item in items:
+        item.setEditable(False)
+        item.setToolTip(name)
+    return items
 
 
 def block_of(name: str) -> str:
