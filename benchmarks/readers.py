@@ -26,12 +26,12 @@ from modules.training import state
 from modules.training.events import read_events
 from modules.training.first_values import on_random_layers
 from tests.importing import test_import_aitoolkit, test_import_kohya, test_import_onetrainer
-from ui.preset import files as window_presets
-from ui.preset.schema import Schema
-from ui.runs import jobs, library, states
-from ui.runs.history import History
-from ui.runs.queue import new_id
-from ui.runs.tail import Tail
+from ui.core.preset import files as window_presets
+from ui.core.preset.schema import Schema
+from ui.core.runs import jobs, library, states
+from ui.core.runs.history import History
+from ui.core.runs.queue import new_id
+from ui.core.runs.tail import Tail
 
 ROOT = Path(__file__).resolve().parents[1]
 

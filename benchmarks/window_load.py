@@ -20,10 +20,11 @@ from PIL import Image
 from PySide6.QtCore import QEventLoop, QStandardPaths, QTimer
 from PySide6.QtWidgets import QApplication
 
-from ui import places, theme
 from ui.app import make_window
-from ui.settings import Settings
-from ui.window import PICTURES, RUNS, Window
+from ui.core import places
+from ui.core.settings import Settings
+from ui.frame.window import PICTURES, RUNS, Window
+from ui.widgets import theme
 
 STEPS, PICTURE_COUNT = 100_000, 2_000
 

@@ -18,11 +18,12 @@ from PySide6.QtCore import QEventLoop, QStandardPaths, Qt, QTimer
 from PySide6.QtWidgets import QApplication
 
 from modules.answer import script
-from ui import places, theme
 from ui.app import make_window
-from ui.pages.pictures import PicturesPage
-from ui.settings import Settings
-from ui.window import CHANGES, RUNS, Window
+from ui.core import places
+from ui.core.settings import Settings
+from ui.frame.window import CHANGES, RUNS, Window
+from ui.pages.pictures.pictures_page import PicturesPage
+from ui.widgets import theme
 
 SIZE = (1100, 740)
 OUT = places.ROOT / "docs/images"

@@ -107,7 +107,7 @@ HOST_WORDS: dict[tuple[str, str], str] = {
 for each file in it: no family has to be added here."""
 
 HEAVY_IMPORTS: dict[tuple[str, str], str] = {
-    ("ui/pages/curves.py", "numpy"): "the plots' own arrays; imported with them, when curves are first shown",
+    ("ui/pages/runs/plots.py", "numpy"): "the plots' own arrays; imported with them, when curves are first shown",
 }
 """(file, package) that a file imports although its folder may not: why."""
 

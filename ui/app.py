@@ -9,13 +9,14 @@ from pathlib import Path
 from PySide6.QtCore import QEvent, QObject
 from PySide6.QtWidgets import QApplication
 
-from ui import icons, places, reading, theme
-from ui.preset import files
-from ui.preset.document import Document
-from ui.preset.files import Opened
-from ui.preset.schema import Schema
-from ui.settings import Settings
-from ui.window import Window
+from ui.core import places, reading
+from ui.core.preset import files
+from ui.core.preset.document import Document
+from ui.core.preset.files import Opened
+from ui.core.preset.schema import Schema
+from ui.core.settings import Settings
+from ui.frame.window import Window
+from ui.widgets import icons, theme
 
 
 def main(argv: Sequence[str], after_paint: Callable[[], None] | None = None) -> int:
@@ -40,8 +41,8 @@ def make_window(settings: Settings, preset: str = "") -> Window:
     """The window on a preset (name, file, run folder), on what a crash has left, or on what was open last."""
     document = Document(Schema.load())
     window = Window(document, settings)
-    restored = "" if preset else window.unsaved.restore()
-    if restored:
+    if not preset and window.unsaved.restore(newest=True):
+        restored = document.origin.name or "a new preset"
         window.banners.say(f"The changes to {restored} that were not saved when the window ended have been restored.")
     else:
         open_first(window, preset)

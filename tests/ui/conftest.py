@@ -8,7 +8,7 @@ import pytest
 from PySide6.QtCore import QCoreApplication, QStandardPaths
 from PySide6.QtWidgets import QFileDialog, QMessageBox
 
-from ui import places
+from ui.core import places
 
 
 @pytest.fixture(autouse=True)
@@ -42,9 +42,9 @@ def unanswered_questions(monkeypatch):
 @pytest.fixture
 def document(qapp):
     """A document opened on a demo preset."""
-    from ui.preset import files
-    from ui.preset.document import Document
-    from ui.preset.schema import Schema
+    from ui.core.preset import files
+    from ui.core.preset.document import Document
+    from ui.core.preset.schema import Schema
 
     schema = Schema.load()
     document = Document(schema)
@@ -56,10 +56,10 @@ def document(qapp):
 def open_window(qapp, qtbot, monkeypatch):
     """Makes windows that are closed in the end without a question, and do not ask the trainer."""
     from ui.app import make_window
-    from ui.settings import Settings
+    from ui.core.settings import Settings
 
     windows = []
-    monkeypatch.setattr("ui.check.Check.on_quiet", lambda self: None)
+    monkeypatch.setattr("ui.core.check.Check.on_quiet", lambda self: None)
 
     def opened(preset: str = "wora_demo"):
         window = make_window(Settings(), preset)

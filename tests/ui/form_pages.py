@@ -1,7 +1,7 @@
 """Pages of settings for tests."""
 
-from ui.form import FormPage
-from ui.settings import Settings
+from ui.core.settings import Settings
+from ui.form.form_page import FormPage
 
 
 class Pages:

@@ -9,8 +9,8 @@ from pydantic import ValidationError
 
 from modules.preset import options, problems, reference
 from modules.preset.schema import Preset
-from ui.preset.field import Field
-from ui.preset.schema import Schema, Values, at, flatten, with_value, without
+from ui.core.preset.field import Field
+from ui.core.preset.schema import Schema, Values, at, flatten, with_value, without
 
 
 @cache

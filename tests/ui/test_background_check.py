@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from ui.check import Check, Findings, understood
+from ui.core.check import Check, Findings, understood
 
 
 def test_problems_go_to_the_settings_they_begin_with():
@@ -53,7 +53,7 @@ def test_the_real_check_answers_and_an_older_one_is_given_up(qtbot, document, tm
 
 def test_two_windows_do_not_look_at_each_others_preset(qtbot, tmp_path, monkeypatch):
     started = []
-    monkeypatch.setattr("ui.check.QProcess.start", lambda self, program, arguments: started.append(arguments))
+    monkeypatch.setattr("ui.core.check.QProcess.start", lambda self, program, arguments: started.append(arguments))
     one, other = Check(tmp_path), Check(tmp_path)
     for check, rank in ((one, 1), (other, 2)):
         check.look_at({"adapter": {"rank": rank}})

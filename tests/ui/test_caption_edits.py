@@ -5,11 +5,11 @@ import json
 from PySide6.QtWidgets import QMessageBox
 
 from tests.ui.test_pictures_page import FAKE, folder, page, select, shown  # noqa: F401  fixtures
-from ui.look import Look
-from ui.pages.captions import Captions
-from ui.pages.captions_kept import KeptCaptions
-from ui.pages.pictures import PicturesPage
-from ui.settings import Settings
+from ui.core.look import Look
+from ui.core.settings import Settings
+from ui.core.unsaved import CrashCopy
+from ui.pages.pictures.captions import Captions
+from ui.pages.pictures.pictures_page import PicturesPage
 
 
 def test_why_a_caption_was_not_saved_stands_below_it_and_revert_takes_the_files(shown, qtbot, folder):  # noqa: F811
@@ -57,11 +57,12 @@ def test_captions_of_a_window_that_crashed_come_back(shown, document, qtbot, fol
 
 def test_captions_of_a_window_that_works_are_left_alone_and_damaged_ones_put_aside(qtbot, tmp_path):
     first, second, said = Captions(), Captions(), []
-    kept = KeptCaptions(first, tmp_path)
+    kept = CrashCopy(tmp_path, "captions", first.to_unsaved, first.restore)
     first.restore({"a.txt": ("new", "old")})
     kept.on_quiet()
     (tmp_path / "999999999-5.json").write_text("{")
-    second.failed.connect(said.append)
-    assert KeptCaptions(second, tmp_path).restore() == 0 and not second.edits
+    copy = CrashCopy(tmp_path, "captions", second.to_unsaved, second.restore)
+    copy.failed.connect(said.append)
+    assert copy.restore() == 0 and not second.edits
     assert json.loads(kept.file.read_text()) == {"a.txt": ["new", "old"]}
     assert "999999999-5.broken" in said[0]

@@ -8,11 +8,11 @@ from PySide6.QtCore import QObject, Qt, Signal
 from PySide6.QtGui import QGuiApplication
 from PySide6.QtWidgets import QToolButton
 
-from ui import places
-from ui.pages.changes import DEFAULTS, OPENED, ChangesPage
-from ui.pages.compared import NO_SUCH, rows, value_text
-from ui.preset.schema import ABSENT
-from ui.runs.states import Glance, State, Status
+from ui.core import places
+from ui.core.preset.comparison import NO_SUCH, rows, value_text
+from ui.core.preset.schema import ABSENT
+from ui.core.runs.states import Glance, State, Status
+from ui.pages.changes.changes_page import DEFAULTS, OPENED, ChangesPage
 
 
 class Runs(QObject):

@@ -14,9 +14,9 @@ from PySide6.QtWidgets import QApplication, QVBoxLayout, QWidget
 
 QStandardPaths.writableLocation = staticmethod(lambda location: f"{sys.argv[1]}/{location.value}")
 app = QApplication([])
-from ui.preset.field import plain
-from ui.rows import make
-from ui.settings import Settings
+from ui.core.preset.field import plain
+from ui.form.row import make
+from ui.core.settings import Settings
 
 settings = Settings()
 settings.remember_folder("/data/pics")

@@ -10,10 +10,10 @@ from PySide6.QtCore import QEvent, QPointF, Qt
 from PySide6.QtGui import QMouseEvent
 from PySide6.QtWidgets import QApplication
 
-from ui import theme
-from ui.pages.axis import marks
-from ui.pages.curves import FAINT, SPANS, Curves, Shown, smoothed
-from ui.runs.history import Curve
+from ui.core.runs.history import Curve
+from ui.pages.runs.axis import marks
+from ui.pages.runs.plots import FAINT, SPANS, Curves, Shown, smoothed
+from ui.widgets import theme
 
 A, B = Path("a"), Path("b")
 

@@ -7,10 +7,10 @@ from PySide6.QtCore import Qt, QTimer
 from PySide6.QtWidgets import QApplication, QDialogButtonBox, QPushButton
 
 from modules.training.run import check_name
-from ui import dialogs
-from ui.preset import files
-from ui.runs.devices import Device, Devices
-from ui.runs.queue import Queue
+from ui.core.preset import files
+from ui.core.runs.devices import Device, Devices
+from ui.core.runs.queue import Queue
+from ui.widgets import dialogs
 
 
 @pytest.fixture

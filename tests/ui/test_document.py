@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 from made_up import schema, some_preset, some_value
 
-from ui import places
-from ui.preset import files
-from ui.preset.document import Document
-from ui.preset.files import Opened, Origin
-from ui.preset.schema import ABSENT, at, holds, with_value
+from ui.core import places
+from ui.core.preset import files
+from ui.core.preset.document import Document
+from ui.core.preset.files import Opened, Origin
+from ui.core.preset.schema import ABSENT, at, holds, with_value
 
 HERE = Origin("file", "here", Path("/here.json"))
 

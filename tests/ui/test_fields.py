@@ -7,12 +7,13 @@ from PySide6.QtCore import QEvent, QMimeData, QPoint, QPointF, Qt, QUrl
 from PySide6.QtGui import QDropEvent, QKeyEvent, QWheelEvent
 from PySide6.QtWidgets import QApplication, QFileDialog
 
-from ui import fields, places
-from ui.fields import bounds, parsed, stepped
-from ui.paths import remark, remarks
-from ui.preset.field import plain
-from ui.rows import make
-from ui.settings import Settings
+from ui.core import places
+from ui.core.preset.field import plain
+from ui.core.settings import Settings
+from ui.form import inputs as fields
+from ui.form.inputs import bounds, parsed, stepped
+from ui.form.paths import remark, remarks
+from ui.form.row import make
 
 
 def field(name="some.thing", **schema):

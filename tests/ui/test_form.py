@@ -5,11 +5,12 @@ from PySide6.QtCore import QPoint, Qt
 from PySide6.QtWidgets import QApplication, QLabel
 
 from tests.ui.form_pages import Pages
-from ui import places, theme
-from ui.described import MEANING
-from ui.preset import files
-from ui.preset.document import Document
-from ui.preset.schema import Schema
+from ui.core import places
+from ui.core.preset import files
+from ui.core.preset.document import Document
+from ui.core.preset.schema import Schema
+from ui.form.described import MEANING
+from ui.widgets import theme
 
 
 @pytest.fixture

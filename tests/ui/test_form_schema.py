@@ -7,12 +7,12 @@ from PySide6.QtCore import Qt
 from PySide6.QtWidgets import QApplication, QCheckBox, QComboBox, QFrame, QLabel, QLineEdit, QListWidget
 
 from tests.ui.form_pages import Pages
-from ui import places
-from ui.preset import files
-from ui.preset.field import COLUMNS
-from ui.preset.schema import Schema
-from ui.rows import KINDS, help_text
-from ui.table import CELLS
+from ui.core import places
+from ui.core.preset import files
+from ui.core.preset.field import COLUMNS
+from ui.core.preset.schema import Schema
+from ui.form.row import KINDS, help_text
+from ui.form.table import CELLS
 
 WIDGETS = {
     "boolean": QCheckBox,

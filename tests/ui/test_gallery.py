@@ -4,10 +4,10 @@ import pytest
 from PySide6.QtCore import QPoint, Qt
 from PySide6.QtGui import QColor, QImage, QPixmap
 
-from ui.pages.gallery import Gallery
-from ui.pages.samples import NONE, SamplesModel
-from ui.pages.slider import STEP, BeforeAfter
-from ui.runs.history import Sample
+from ui.core.runs.history import Sample
+from ui.pages.runs.before_after import STEP, BeforeAfter
+from ui.pages.runs.gallery import Gallery
+from ui.pages.runs.sample_table import NONE, SamplesModel
 
 RED, BLUE = QColor(200, 30, 30), QColor(30, 30, 200)
 

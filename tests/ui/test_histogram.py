@@ -1,7 +1,7 @@
 """The bars of the buckets, and what they say."""
 
-from ui.pages.histogram import Histogram
-from ui.pages.pictures import bucket_words
+from ui.pages.pictures.bucket_bars import Histogram
+from ui.pages.pictures.pictures_page import bucket_words
 
 
 def test_buckets_say_what_is_filled_up_and_warn_of_small_ones(qtbot):

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from modules.training.events import KINDS
-from ui.runs.history import STEP_CURVES, History
-from ui.runs.tail import Tail
+from ui.core.runs.history import STEP_CURVES, History
+from ui.core.runs.tail import Tail
 
 RECORDED = Path(__file__).parent / "recorded"
 STEP = {

@@ -8,14 +8,14 @@ import pytest
 
 from benchmarks.mutating import HOSTILE
 from tests.ui.test_runs_page import RECORDED, made_run, page, shown  # noqa: F401  a fixture
-from ui import places, words
-from ui.preset import files
-from ui.runs import jobs
-from ui.runs.events import FIELDS
-from ui.runs.history import History
-from ui.runs.library import scan
-from ui.runs.states import State, glance
-from ui.runs.tail import LogTail, Tail, last_events
+from ui.core import places, words
+from ui.core.preset import files
+from ui.core.runs import jobs
+from ui.core.runs.events import FIELDS
+from ui.core.runs.history import History
+from ui.core.runs.library import scan
+from ui.core.runs.states import State, glance
+from ui.core.runs.tail import LogTail, Tail, last_events
 
 SOUND = {
     event["event"]: event for event in map(json.loads, (RECORDED / "good.jsonl").read_text().splitlines())

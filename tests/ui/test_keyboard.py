@@ -4,8 +4,8 @@ from PySide6.QtCore import Qt
 from PySide6.QtGui import QAccessible, QAction
 from PySide6.QtWidgets import QApplication, QWidget
 
-from ui import dialogs
-from ui.window import CHANGES, LAYERS, PICTURES, PRESETS, RUNS
+from ui.frame.window import CHANGES, LAYERS, PICTURES, PRESETS, RUNS
+from ui.widgets import dialogs
 
 
 def test_every_widget_that_takes_the_keyboard_has_a_name(open_window):

@@ -11,9 +11,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from ui import places
-from ui.runs import devices, jobs, launch
-from ui.runs.launch import Process
+from ui.core import places
+from ui.core.runs import devices, jobs, launch
+from ui.core.runs.launch import Process
 
 PRINTING = "import sys, time\nfor n in range(600): print(n, flush=True); time.sleep(0.02)\n"
 
@@ -71,7 +71,7 @@ def test_killing_takes_the_children_too(started, tmp_path):
 def test_a_killed_window_leaves_its_trainer_running_and_writing(tmp_path):
     output = tmp_path / "a b.out"
     window = (
-        "import json, sys, time; from pathlib import Path; from ui.runs import launch\n"
+        "import json, sys, time; from pathlib import Path; from ui.core.runs import launch\n"
         f"p = launch.start([sys.executable, '-c', {PRINTING!r}], Path({str(tmp_path)!r}), Path({str(output)!r}))\n"
         "print(json.dumps([p.pid, p.created, p.host]), flush=True); time.sleep(60)"
     )

@@ -6,9 +6,9 @@ import pytest
 from PySide6.QtCore import QItemSelectionModel, Qt
 from PySide6.QtWidgets import QLabel, QPushButton
 
-from ui.check import Check, Findings
-from ui.pages.layer_model import LayerModel, block_of
-from ui.pages.layers import EXCLUDE, LayersPage
+from ui.core.check import Check, Findings
+from ui.pages.layers.block_tree import LayerModel, block_of
+from ui.pages.layers.layers_page import EXCLUDE, LayersPage
 
 NAMES = (
     "unet.conv_in",

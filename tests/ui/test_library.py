@@ -9,11 +9,11 @@ import pytest
 
 from tests.ui.test_history import RECORDED
 from tests.ui.test_queue import drive, fake_trainer, preset, window  # noqa: F401  fixtures
-from ui.runs import launch
-from ui.runs import library as lists
-from ui.runs.jobs import Job
-from ui.runs.library import Library, scan
-from ui.runs.states import State, glance
+from ui.core.runs import launch
+from ui.core.runs import library as lists
+from ui.core.runs.jobs import Job
+from ui.core.runs.library import Library, scan
+from ui.core.runs.states import State, glance
 
 
 def recorded(folder: Path, name: str, time: str = "2026-11-22T12:40:12+00:00") -> Path:

@@ -4,8 +4,8 @@ import os
 
 import pytest
 
-from ui.pages import tensorboard
-from ui.pages.log import Log
+from ui.pages.runs import tensorboard
+from ui.pages.runs.log import Log
 
 # -- the log
 

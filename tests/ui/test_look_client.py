@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from ui.look import Look
+from ui.core.look import Look
 
 FAKE = [sys.executable, str(Path(__file__).with_name("fake_look.py"))]
 

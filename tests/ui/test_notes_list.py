@@ -4,7 +4,7 @@ import pytest
 from PySide6.QtCore import QRect, Qt
 from PySide6.QtWidgets import QLabel, QTabWidget
 
-from ui.pages.notes_list import NotesList
+from ui.pages.pictures.notes import NotesList
 
 
 @pytest.mark.parametrize("width", [300, 460, 900])

@@ -10,12 +10,12 @@ from PySide6.QtGui import QDropEvent
 from PySide6.QtTest import QTest
 from PySide6.QtWidgets import QMessageBox
 
-from ui import places
-from ui.look import Look
-from ui.pages.captions import write_caption
-from ui.pages.picture_model import ENLARGED, Picture
-from ui.pages.pictures import PicturesPage
-from ui.settings import Settings
+from ui.core import places
+from ui.core.look import Look
+from ui.core.settings import Settings
+from ui.pages.pictures.captions import write_caption
+from ui.pages.pictures.data_set import ENLARGED, Picture
+from ui.pages.pictures.pictures_page import PicturesPage
 
 FAKE = [sys.executable, str(Path(__file__).with_name("fake_look.py"))]
 

@@ -9,10 +9,10 @@ from made_up import schema, some_preset
 from safetensors.torch import save_file
 
 from modules.preset import files as trainer
-from ui import places
-from ui.preset import files
-from ui.preset.files import Origin
-from ui.preset.schema import Schema, at, with_value
+from ui.core import places
+from ui.core.preset import files
+from ui.core.preset.files import Origin
+from ui.core.preset.schema import Schema, at, with_value
 
 SHIPPED = [entry.path for entry in files.listing()]
 START = {"family": "sdxl", "adapter": {"method": "lora", "rank": 4}}

@@ -9,13 +9,14 @@ from PySide6.QtGui import QDropEvent
 from PySide6.QtWidgets import QApplication, QFileDialog, QLabel, QPushButton
 
 from modules.preset import files as trainer
-from ui import dialogs, places
-from ui.pages.preset_details import NEEDED
-from ui.pages.presets import PresetsPage
-from ui.pages.two_lines import BADGE, DETAIL
-from ui.preset import files
-from ui.preset.groups import OTHERS
-from ui.settings import Settings
+from ui.core import places
+from ui.core.preset import files
+from ui.core.preset.groups import OTHERS
+from ui.core.settings import Settings
+from ui.pages.presets.details import NEEDED
+from ui.pages.presets.presets_page import PresetsPage
+from ui.widgets import dialogs
+from ui.widgets.two_lines import BADGE, DETAIL
 
 
 @pytest.fixture
@@ -260,7 +261,7 @@ def test_delete_asks_first(open_page, qtbot, make_own, yes):
 
 
 def test_delete_works_where_there_is_no_bin(open_page, qtbot, make_own, monkeypatch):
-    monkeypatch.setattr("ui.pages.preset_keeper.QFile.moveToTrash", lambda name: False)
+    monkeypatch.setattr("ui.pages.presets.keeper.QFile.moveToTrash", lambda name: False)
     path = make_own("mine", {"based_on": "wora_demo"})
     page = open_page(path)
     page.on_delete()

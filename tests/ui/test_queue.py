@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from ui import places
-from ui.runs import jobs as making
-from ui.runs import launch
-from ui.runs.devices import MACHINE, Device, Devices
-from ui.runs.queue import Queue
-from ui.runs.states import OUTPUT, State, glance
+from ui.core import places
+from ui.core.runs import jobs as making
+from ui.core.runs import launch
+from ui.core.runs.devices import MACHINE, Device, Devices
+from ui.core.runs.queue import Queue
+from ui.core.runs.states import OUTPUT, State, glance
 
 FAKE = Path(__file__).parent / "fake_trainer.py"
 
@@ -316,7 +316,8 @@ def test_a_full_disk_is_a_sentence_and_nothing_is_lost(window, tmp_path, qtbot, 
 def test_a_killed_window_leaves_its_jobs_and_the_next_window_finds_them(window, tmp_path, qtbot):
     code = (
         "import sys; from pathlib import Path; from PySide6.QtCore import QCoreApplication\n"
-        "from ui import places; from ui.runs.devices import MACHINE, Devices; from ui.runs.queue import Queue\n"
+        "from ui.core import places; from ui.core.runs.devices import MACHINE, Devices\n"
+        "from ui.core.runs.queue import Queue\n"
         f"places.TRAIN = Path({str(FAKE)!r}); app = QCoreApplication([]); devices = Devices()\n"
         f"devices.all = (MACHINE,); queue = Queue(Path({str(tmp_path / 'runs/.queue')!r}), devices)\n"
         f"queue.add({preset(tmp_path, steps=25, pause=0.05)!r}, 'a'); queue.add({preset(tmp_path)!r}, 'b')\n"

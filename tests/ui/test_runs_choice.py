@@ -3,9 +3,9 @@
 from dataclasses import replace
 
 from tests.ui.test_runs_page import add_events, made_run, messages, names, page, shown, three  # noqa: F401  fixtures
-from ui.pages.controls import ENDED
-from ui.runs import launch
-from ui.runs.states import Glance, State, Status
+from ui.core.runs import launch
+from ui.core.runs.states import Glance, State, Status
+from ui.pages.runs.controls import ENDED
 
 
 def test_who_watches_a_job_goes_on_watching_its_run_when_the_job_has_ended(three, tmp_path, qtbot):  # noqa: F811

@@ -12,17 +12,17 @@ from PySide6.QtCore import Qt, QTimer
 from PySide6.QtGui import QGuiApplication
 from PySide6.QtWidgets import QMessageBox, QPushButton
 
-from ui.pages import side as sides
-from ui.pages.controls import Controls, Subject
-from ui.pages.run_list import RunList
-from ui.pages.runs import RunsPage
-from ui.runs import launch
-from ui.runs import library as libraries
-from ui.runs.devices import Devices
-from ui.runs.library import Library
-from ui.runs.queue import Queue
-from ui.runs.states import Glance, State, Status
-from ui.settings import Settings
+from ui.core.runs import launch
+from ui.core.runs import library as libraries
+from ui.core.runs.devices import Devices
+from ui.core.runs.library import Library
+from ui.core.runs.queue import Queue
+from ui.core.runs.states import Glance, State, Status
+from ui.core.settings import Settings
+from ui.pages.runs import side as sides
+from ui.pages.runs.controls import Controls, Subject
+from ui.pages.runs.row_list import RunList
+from ui.pages.runs.runs_page import RunsPage
 
 RECORDED = Path(__file__).parent / "recorded"
 PRESET = {

@@ -17,9 +17,9 @@ from made_up import (
 
 from modules.preset import files, options
 from modules.preset.schema import Preset
-from ui import places
-from ui.check import Findings
-from ui.preset.schema import ABSENT, Difference, Schema, at, differences, flatten, holds, with_value, without
+from ui.core import places
+from ui.core.check import Findings
+from ui.core.preset.schema import ABSENT, Difference, Schema, at, differences, flatten, holds, with_value, without
 
 SEEDS = range(30)
 

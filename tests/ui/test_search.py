@@ -4,7 +4,7 @@ import pytest
 from PySide6.QtCore import Qt
 from PySide6.QtWidgets import QApplication
 
-from ui.search import SearchBox, found
+from ui.frame.search import SearchBox, found
 
 
 @pytest.fixture

@@ -3,7 +3,7 @@
 from PySide6.QtCore import QRectF, QSize
 from PySide6.QtGui import QColor, QImage, QPainter
 
-from ui.pages.sees import Preview, draw_words
+from ui.pages.pictures.draws import Preview, draw_words
 
 
 def test_the_preview_is_mirrored_with_its_crop(qtbot):

@@ -12,8 +12,8 @@ import psutil
 import pytest
 
 from tests.ui.test_history import RECORDED, STEP
-from ui.runs import launch, states
-from ui.runs.states import State, glance
+from ui.core.runs import launch, states
+from ui.core.runs.states import State, glance
 
 LATER = "2026-11-22T15:00:00+00:00"
 PRESET = {"family": "sdxl", "adapter": {"method": "wora"}, "description": "A demo."}

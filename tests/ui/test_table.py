@@ -7,14 +7,14 @@ from PySide6.QtCore import Qt
 from PySide6.QtWidgets import QApplication
 
 from tests.ui.form_pages import Pages
-from ui import words
-from ui.check import Findings
-from ui.pages.compared import rows as changes
-from ui.preset import files
-from ui.preset.field import plain
-from ui.preset.schema import Schema
-from ui.rows import make
-from ui.settings import Settings
+from ui.core import words
+from ui.core.check import Findings
+from ui.core.preset import files
+from ui.core.preset.comparison import rows as changes
+from ui.core.preset.field import plain
+from ui.core.preset.schema import Schema
+from ui.core.settings import Settings
+from ui.form.row import make
 
 PATH = "targets.rules"
 ONE = {"match": "attention", "rank": 4, "lr_scale": None}

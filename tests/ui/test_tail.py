@@ -7,8 +7,8 @@ import pytest
 from PySide6.QtCore import QTimer
 
 from tests.ui.test_history import STEP
-from ui.runs import tail as tails
-from ui.runs.tail import Follower, LogTail, Tail, last_events
+from ui.core.runs import tail as tails
+from ui.core.runs.tail import Follower, LogTail, Tail, last_events
 
 
 def line(step: int, time: str = "2026-11-22T12:00:00.000+00:00") -> str:

@@ -7,12 +7,13 @@ from pathlib import Path
 import psutil
 import pytest
 
-from ui import dialogs, places
 from ui.app import make_window
-from ui.runs import states
-from ui.runs.states import State
-from ui.settings import Settings
-from ui.window import RUNS, Window
+from ui.core import places
+from ui.core.runs import states
+from ui.core.runs.states import State
+from ui.core.settings import Settings
+from ui.frame.window import RUNS, Window
+from ui.widgets import dialogs
 
 PATIENCE = 150_000
 """Milliseconds that a training may take to get somewhere on a busy machine."""
@@ -21,7 +22,7 @@ PATIENCE = 150_000
 @pytest.fixture
 def open_window(qapp, qtbot, monkeypatch):
     """Makes windows whose dialogs are accepted and whose check stays quiet."""
-    monkeypatch.setattr("ui.check.Check.on_quiet", lambda self: None)
+    monkeypatch.setattr("ui.core.check.Check.on_quiet", lambda self: None)
     monkeypatch.setattr(dialogs.QueueDialog, "exec", lambda self: True)
     monkeypatch.setattr(dialogs, "ask_unsaved", lambda parent, document: "discard")
 

@@ -6,12 +6,12 @@ import pytest
 from PySide6.QtCore import Qt
 
 from tests.ui.form_pages import Pages
-from ui.pages.presets import PresetsPage
-from ui.preset import files
-from ui.preset.document import Document
-from ui.preset.files import Opened, Origin
-from ui.settings import Settings
-from ui.unsaved import Unsaved
+from ui.core import unsaved
+from ui.core.preset import files
+from ui.core.preset.document import Document
+from ui.core.preset.files import Opened, Origin
+from ui.core.settings import Settings
+from ui.pages.presets.presets_page import PresetsPage
 
 GONE = "999999-1.json"
 """The file of a window that does not run."""
@@ -23,18 +23,18 @@ def test_edits_come_back_also_those_of_a_preset_without_a_name(document, tmp_pat
     document.set("adapter.rank", 5)
     (tmp_path / GONE).write_text(json.dumps(document.to_unsaved()))
     later = Document(document.schema)
-    restored = Unsaved(later, tmp_path).restore()
-    assert restored and name in restored and later.value("adapter.rank") == 5
+    assert unsaved.of_document(later, tmp_path).restore(newest=True)
+    assert later.origin.name == name and later.value("adapter.rank") == 5
     assert not (tmp_path / GONE).exists()
-    assert not Unsaved(Document(document.schema), tmp_path).restore(), "it belongs to a window that runs"
+    assert not unsaved.of_document(Document(document.schema), tmp_path).restore(), "it belongs to a window that runs"
 
 
 @pytest.mark.parametrize("text", ["{broken", "[]", '{"origin": {}}'])
 def test_damaged_edits_are_kept_and_told_in_words(document, tmp_path, text):
     (tmp_path / GONE).write_text(text)
-    unsaved, said = Unsaved(document, tmp_path), []
-    unsaved.failed.connect(said.append)
-    assert unsaved.restore() == "" and (tmp_path / GONE).with_suffix(".broken").read_text() == text
+    copy, said = unsaved.of_document(document, tmp_path), []
+    copy.failed.connect(said.append)
+    assert not copy.restore(newest=True) and (tmp_path / GONE).with_suffix(".broken").read_text() == text
     assert len(said) == 1 and "Error" not in said[0] and ".broken" in said[0]
 
 

@@ -9,12 +9,13 @@ from pathlib import Path
 import pytest
 from PySide6.QtWidgets import QApplication, QLineEdit
 
-from ui import dialogs, places, theme
-from ui.check import Findings
-from ui.form import FormPage
-from ui.preset import files
-from ui.settings import Settings
-from ui.window import PRESETS, RUNS
+from ui.core import places
+from ui.core.check import Findings
+from ui.core.preset import files
+from ui.core.settings import Settings
+from ui.form.form_page import FormPage
+from ui.frame.window import PRESETS, RUNS
+from ui.widgets import dialogs, theme
 
 
 def test_it_opens_the_preset_it_is_asked_for(open_window):
@@ -168,13 +169,13 @@ home = sys.argv[1]
 QStandardPaths.writableLocation = staticmethod(lambda location: f"{home}/location-{location.value}")
 app = QApplication([])
 from pathlib import Path
-from ui import places
+from ui.core import places
 places.RUNS, places.OWN_PRESETS = Path(home) / "runs", Path(home) / "own"
-from ui.check import Check
+from ui.core.check import Check
 Check.on_quiet = lambda self: None
 from ui.app import make_window
-from ui.check import Findings
-from ui.settings import Settings
+from ui.core.check import Findings
+from ui.core.settings import Settings
 window = make_window(Settings(), "wora_demo")
 window.show()
 window.document.set("adapter.rank", 31)

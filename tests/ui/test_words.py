@@ -4,7 +4,7 @@ from datetime import datetime, timezone
 
 import pytest
 
-from ui import words
+from ui.core import words
 
 
 @pytest.mark.parametrize("value", [0, 1, -3, 0.0001, 1e-8, 2.5e-7, -0.8, 2000.0, 1e20, 123456.789, 0.1 + 0.2])

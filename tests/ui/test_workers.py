@@ -5,7 +5,7 @@ from threading import Event
 from PySide6.QtCore import QObject, Signal
 from shiboken6 import delete
 
-from ui import workers
+from ui.core import workers
 
 
 class Owner(QObject):

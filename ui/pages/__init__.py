@@ -1,1 +1,1 @@
-"""The pages of the window, one file each."""
+"""The pages that are no form, a folder for each: presets, pictures, layers, changes, runs. None imports another."""

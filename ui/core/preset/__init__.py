@@ -1,0 +1,1 @@
+"""A preset in the window: its options (schema, field, sentences), its values (document, comparison), its files."""

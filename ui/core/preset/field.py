@@ -1,0 +1,258 @@
+"""One option of a preset, as the schema describes it: what a row of the form needs to know."""
+
+import math
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ui.core.preset import sentences
+
+TYPES = {"boolean": "boolean", "integer": "integer", "number": "number", "string": "text", "array": "texts"}
+"""Field kind by JSON type, where the schema gives no other."""
+
+COLUMNS = ("boolean", "integer", "number", "text", "choice")
+"""Kinds of fields that entries may have."""
+
+WRONG = {
+    "boolean": "is not true or false",
+    "integer": "is not a whole number",
+    "number": "is not a number",
+    "texts": "is not a list",
+    "folders": "is not a list",
+}
+"""What is wrong with a value of another type; for all other kinds: NO_TEXT."""
+
+NO_TEXT = "is not a text (in quotes)"
+
+YES, NO = {"1", "on", "t", "true", "y", "yes"}, {"0", "off", "f", "false", "n", "no"}
+
+
+@dataclass(frozen=True)
+class Field:
+    """One option. A section's tag (the choice between its variants) is a field as well."""
+
+    path: str
+    """Dotted, e.g. "training.learning_rate", "adapter.rotation.kind"."""
+
+    label: str
+    description: str
+
+    why: str
+    """Reason for the default; may be "none"."""
+
+    group: str
+    unit: str
+    advanced: bool
+
+    kind: str
+    """boolean, integer, number, text, choice, tag, texts, entries, file, folder, folders or model."""
+
+    choices: tuple[str, ...]
+    """Of a choice and a tag, else empty."""
+
+    nullable: bool
+    required: bool
+
+    default: Any
+    """None when required."""
+
+    minimum: float | None
+    maximum: float | None
+    exclusive_minimum: float | None
+    exclusive_maximum: float | None
+
+    descriptions: Mapping[str, str]
+    """Of a tag: first line about each variant, by choice."""
+
+    columns: tuple["Field", ...] = ()
+    """Of entries: what each of them has. Their paths are plain names."""
+
+    entry: str = ""
+    """Of entries: what one of them is called, in lower case."""
+
+    def problem(self, value: Any) -> str:
+        """What is wrong with a value, in the trainer's words ("0 is too small; at least 1"); "" when nothing is.
+
+        Of entries a line for each thing that is wrong.
+        """
+        if value is None and self.nullable:
+            return ""
+        if self.choices:
+            return "" if value in self.choices else sentences.not_one_of(value, self.choices)
+        if value is None and self.required:
+            return "has to be given"
+        if self.kind == "entries":
+            return "\n".join(self._entries_problems(value))
+        given, value = value, self.understood(value)
+        if self.kind in ("integer", "number"):
+            return self._number_problem(given, value)
+        if self.kind == "boolean":
+            return "" if isinstance(value, bool) else self._is_wrong(value)
+        if self.kind in ("texts", "folders"):
+            if not isinstance(value, list):
+                return self._is_wrong(value)
+            wrong = [
+                f"number {n}: {sentences.shown(one)} {NO_TEXT}"
+                for n, one in enumerate(value, 1)
+                if not isinstance(one, str)
+            ]
+            return wrong[0] if wrong else ""
+        return "" if isinstance(value, str) else self._is_wrong(value)
+
+    def understood(self, value: Any) -> Any:
+        """The value the trainer makes of it: 5 of "5" for a whole number. What is not understood stays as it is."""
+        if self.kind == "boolean":
+            text = number_text(value)
+            return text in YES if text in YES | NO else value
+        if self.kind == "integer":
+            if isinstance(value, str) and re.fullmatch(r"\s*[+-]?\d{1,99}(\.0*)?\s*", value):
+                return int(value.partition(".")[0])
+            whole = isinstance(value, bool) or (isinstance(value, float) and value.is_integer())
+            return int(value) if whole else value
+        if self.kind == "number":
+            return as_float(value)
+        if self.kind == "folders" and isinstance(value, str):
+            return [value] if value else []
+        if self.kind == "entries" and isinstance(value, list | tuple):
+            return [self._understood_entry(one) if isinstance(one, dict) else one for one in value]
+        return list(value) if isinstance(value, list | tuple) else value
+
+    def brief(self, value: Any) -> Any:
+        """The value as a preset file says it: without what is a default in an entry."""
+        if self.kind != "entries" or not isinstance(value, list):
+            return value
+        plain = {column.path: column.default for column in self.columns if not column.required}
+
+        def needed(entry: Mapping[str, Any]) -> dict[str, Any]:
+            return {name: inner for name, inner in entry.items() if name not in plain or inner != plain[name]}
+
+        return [needed(one) if isinstance(one, dict) else one for one in value]
+
+    def _understood_entry(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        """An entry with its defaults, and without what it cannot have."""
+        known = [column for column in self.columns if column.path in given or not column.required]
+        return {one.path: one.understood(given[one.path]) if one.path in given else one.default for one in known}
+
+    def _entries_problems(self, value: Any) -> Iterator[str]:
+        names = [column.path for column in self.columns]
+        needed = [column.path for column in self.columns if column.required] or names
+        form = "{" + ", ".join(f'"{name}": ...' for name in needed) + "}"
+        if not isinstance(value, list | tuple):
+            yield f"{sentences.shown(value)} is not a list of {self.entry}s, as in [{form}]"
+            return
+        for place, one in enumerate(value):
+            if not isinstance(one, dict):
+                yield f"number {place + 1}: {sentences.shown(one)} is not a {self.entry} in braces, as in {form}"
+                continue
+            wrong = {column.path: column.problem_in(one) for column in self.columns}
+            where = f"{self.path}[{place}]"
+            wrong |= {name: sentences.unknown_in_entry(name, names, where) for name in one if name not in names}
+            yield from (f"number {place + 1}, {name}: {problem}" for name, problem in wrong.items() if problem)
+
+    def problem_in(self, entry: Mapping[str, Any]) -> str:
+        """What is wrong with this column of an entry."""
+        if self.path not in entry:
+            return "has to be given" if self.required else ""
+        value = entry[self.path]
+        return self._is_wrong(value) if value is None and self.required else self.problem(value)
+
+    def _is_wrong(self, value: Any) -> str:
+        return f"{sentences.shown(value)} {WRONG.get(self.kind, NO_TEXT)}"
+
+    def _number_problem(self, given: Any, value: Any) -> str:
+        shown = sentences.shown(given)
+        if not isinstance(value, int | float):
+            return self._is_wrong(given)
+        if isinstance(value, float) and not math.isfinite(value):
+            return f"{shown} is not a finite number"
+        if self.kind == "integer" and isinstance(value, float):
+            return self._is_wrong(given)
+        if self.minimum is not None and value < self.minimum:
+            return f"{shown} is too small; at least {sentences.number(self.minimum)}"
+        if self.exclusive_minimum is not None and value <= self.exclusive_minimum:
+            return f"{shown} is too small; more than {sentences.number(self.exclusive_minimum)}"
+        if self.maximum is not None and value > self.maximum:
+            return f"{shown} is too large; at most {sentences.number(self.maximum)}"
+        if self.exclusive_maximum is not None and value >= self.exclusive_maximum:
+            return f"{shown} is too large; less than {sentences.number(self.exclusive_maximum)}"
+        return ""
+
+
+def number_text(value: Any) -> str:
+    """A true-or-false value as one of the words in YES and NO, where it is one."""
+    if isinstance(value, bool | int | float):
+        return "1" if value == 1 else "0" if value == 0 else ""
+    return value.lower() if isinstance(value, str) else ""
+
+
+def as_float(value: Any) -> Any:
+    """A number as float; texts of numbers as well."""
+    try:
+        return float(value) if isinstance(value, bool | int | float | str) else value
+    except (ValueError, OverflowError):
+        return value
+
+
+def plain(path: str, node: Mapping[str, Any], required: bool, entry: Mapping[str, Any] | None = None) -> Field:
+    """The field that a property of the schema describes. `entry`: what the objects in a list are."""
+    properties = entry["properties"].items() if entry else ()
+    columns = tuple(plain(name, one, name in entry.get("required", ())) for name, one in properties if entry)
+    members = node.get("anyOf", [node])
+    inner = [member for member in members if member.get("type") != "null"]
+    known = len(inner) == 1 and (inner[0].get("type") in TYPES or "enum" in inner[0])
+    if not known or not all(column.kind in COLUMNS for column in columns):
+        raise ValueError(f"{path}: the schema describes it in a way that the window does not know: {node}")
+    kind = "entries" if entry else "choice" if "enum" in inner[0] else TYPES[inner[0]["type"]]
+    return Field(
+        path=path,
+        label=node["title"],
+        description=" ".join(node.get("description", "").split()),
+        why=node.get("why", ""),
+        group=node.get("group", "Basic"),
+        unit=node.get("unit", ""),
+        advanced=node.get("advanced", False),
+        kind=node.get("kind") or kind,
+        choices=tuple(inner[0].get("enum", ())),
+        nullable=len(inner) < len(members),
+        required=required,
+        default=node.get("default"),
+        minimum=inner[0].get("minimum"),
+        maximum=inner[0].get("maximum"),
+        exclusive_minimum=inner[0].get("exclusiveMinimum"),
+        exclusive_maximum=inner[0].get("exclusiveMaximum"),
+        descriptions={},
+        columns=columns,
+        entry=entry["title"].lower() if entry else "",
+    )
+
+
+def tag(path: str, node: Mapping[str, Any], variants: list[Mapping[str, Any]], required: bool) -> Field:
+    """The field that chooses between the variants of a tagged section. `path`: of the section."""
+    name = node["discriminator"]["propertyName"]
+    own = [variant["properties"][name] for variant in variants]
+    words = {one.get("description", "") for one in own}
+    return Field(
+        path=f"{path}.{name}",
+        label=own[0]["title"],
+        description=" ".join((node.get("description") or (words.pop() if len(words) == 1 else "")).split()),
+        why=node.get("why", ""),
+        group="Basic",
+        unit="",
+        advanced=False,
+        kind="tag",
+        choices=tuple(one["const"] for one in own),
+        nullable=False,
+        required=required,
+        default=node.get("default", {}).get(name),
+        minimum=None,
+        maximum=None,
+        exclusive_minimum=None,
+        exclusive_maximum=None,
+        descriptions={one["const"]: first_line(variant) for one, variant in zip(own, variants, strict=True)},
+    )
+
+
+def first_line(node: Mapping[str, Any]) -> str:
+    """The first line of a description."""
+    return node.get("description", "").partition("\n")[0]

@@ -1,0 +1,196 @@
+"""What paths are edited with, and whether what they name is there. Looking happens on another thread."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+from PySide6.QtCore import QMimeData, QObject, QTimer, Signal
+from PySide6.QtGui import QDragEnterEvent, QDragMoveEvent, QDropEvent
+from PySide6.QtWidgets import QFileDialog, QMenu, QPushButton, QWidget
+
+from ui.core import places, workers
+from ui.core.preset.field import Field
+from ui.core.settings import Settings
+from ui.form.inputs import Input, Line
+
+LOCAL = re.compile(r"[./~\\]|[A-Za-z]:|.*\.(safetensors|ckpt|json)$", re.IGNORECASE)
+"""Beginnings and ends that only paths on this machine have."""
+
+HUB = re.compile(r"[\w.-]+(/[\w.-]+)?")
+"""What an id on the Hugging Face hub looks like."""
+
+PAUSE = 300
+"""Milliseconds without typing before the disk is asked."""
+
+CHECKPOINTS = "Checkpoints (*.safetensors);;All files (*)"
+
+
+class PathInput(Input):
+    """A line for a path, with a button that opens the system's dialog. Folders and files can be dropped on it."""
+
+    def __init__(self, field: Field, settings: Settings):
+        super().__init__(field, settings)
+        self.edit = PathLine()
+        self.take(self.edit, 1)
+        self.browse = QPushButton("Browse…")
+        self.browse.setAccessibleName(f"{field.label}: browse")
+        self.line.addWidget(self.browse)
+        if field.kind == "model":
+            menu = QMenu(self.browse)
+            menu.addAction("Folder…", self.on_browse_folder)
+            menu.addAction("Single file…", self.on_browse_file)
+            self.browse.setMenu(menu)
+        else:
+            self.browse.clicked.connect(self.on_browse_file if field.kind == "file" else self.on_browse_folder)
+        self.finder = Finder(field, self)
+        self.finder.found.connect(self.found)
+        self.edit.textEdited.connect(self.on_text)
+        self.edit.textChanged.connect(self.edit.setToolTip)  # long ones are cut off in the line
+        self.edit.editingFinished.connect(self.left)
+        self.edit.entered.connect(self.on_entered)
+        self.edit.dropped.connect(self.on_dropped)
+
+    def show_value(self, value: Any) -> None:
+        self.edit.replace(value if isinstance(value, str) else str(value))
+        self.finder.look([self.edit.text()])
+
+    def read(self) -> Any:
+        return self.edit.text()
+
+    def on_text(self, text: str) -> None:
+        """Hand on what is typed, and look for it once typing pauses."""
+        self.edited.emit(text)
+        self.finder.look([text], PAUSE)
+
+    def on_entered(self) -> None:
+        """Offer the folders that were chosen lately."""
+        if self.field.kind != "file":
+            self.edit.offer(self.settings.recent_folders)
+
+    def on_browse_folder(self) -> None:
+        """Ask for a folder."""
+        self._put(ask_folder(self, self.field.label, self.read(), self.settings))
+
+    def on_browse_file(self) -> None:
+        """Ask for a file."""
+        start = str(places.ROOT / self.read())
+        path, _ = QFileDialog.getOpenFileName(self, self.field.label, start, CHECKPOINTS)
+        self._put(places.shown(Path(path)) if path else "")
+
+    def on_dropped(self, paths: list[str]) -> None:
+        """Take the first of what was dropped."""
+        if self.field.kind == "folder":
+            self.settings.remember_folder(paths[0])
+        self._put(paths[0])
+
+    def _put(self, path: str) -> None:
+        if path:
+            self.edit.replace(path)
+            self.edited.emit(path)
+            self.left.emit()
+            self.finder.look([path])
+
+
+class PathLine(Line):
+    """A line that takes dropped files and folders."""
+
+    dropped = Signal(list)
+
+    def dragEnterEvent(self, event: QDragEnterEvent) -> None:
+        if dropped(event.mimeData()):
+            event.acceptProposedAction()
+        else:
+            super().dragEnterEvent(event)
+
+    def dragMoveEvent(self, event: QDragMoveEvent) -> None:
+        if dropped(event.mimeData()):
+            event.acceptProposedAction()
+        else:
+            super().dragMoveEvent(event)
+
+    def dropEvent(self, event: QDropEvent) -> None:
+        if paths := dropped(event.mimeData()):
+            event.acceptProposedAction()
+            self.dropped.emit(paths)
+        else:
+            super().dropEvent(event)
+
+
+class Finder(QObject):
+    """Looks on another thread for what paths name; only the latest answer counts."""
+
+    found = Signal(str, str)
+
+    def __init__(self, field: Field, parent: QWidget):
+        super().__init__(parent)
+        self.field = field
+        self.paths: list[str] = []
+        self.task: workers.Task | None = None
+        self.timer = QTimer(self)
+        self.timer.setSingleShot(True)
+        self.timer.timeout.connect(self.on_timeout)
+
+    def look(self, paths: list[str], pause: int = 0) -> None:
+        """Find out about these paths, after a pause in milliseconds."""
+        self.paths = [path for path in paths if path]
+        if self.task:
+            self.task.cancel()
+        self.found.emit("", "")
+        if self.paths and self.paths != [self.field.default]:  # the default folders are made when they are needed
+            self.timer.start(pause)
+        else:
+            self.timer.stop()
+
+    def on_timeout(self) -> None:
+        """Ask the disk."""
+        self.task = workers.run(remarks, self.field.kind, self.paths, done=self._on_done, failed=self._on_failed)
+        self.destroyed.connect(self.task.cancel)
+
+    def _on_done(self, answer: tuple[str, str]) -> None:
+        self.found.emit(*answer)
+
+    def _on_failed(self, sentence: str) -> None:
+        self.found.emit(sentence, "")
+
+
+def remarks(kind: str, paths: list[str]) -> tuple[str, str]:
+    """What is wrong with what the paths name, and what is only worth a remark."""
+    answers = [remark(kind, path) for path in paths]
+    return tuple("\n".join(filter(None, column)) for column in zip(*answers, strict=True))  # pyright: ignore
+
+
+def remark(kind: str, path: str) -> tuple[str, str]:
+    """The problem with a path, or a remark on it; ("", "") when all is well."""
+    try:
+        place = places.full(path)
+    except RuntimeError:  # ~nobody
+        return f"{path}: there is no such user", ""
+    if place.is_dir():
+        return ("this is a folder; a file is needed" if kind == "file" else ""), ""
+    if place.is_file():
+        return (f"{path} is a file; a folder is needed" if kind in ("folder", "folders") else ""), ""
+    if kind == "folder":  # it may be one that will be written to
+        return "", f"There is no folder {path} yet."
+    if kind == "folders":
+        return f"there is no folder {path}", ""
+    first = Path(path).parts[0]
+    if kind == "model" and HUB.fullmatch(path) and not LOCAL.match(path) and not (places.ROOT / first).exists():
+        return "", "Not found on this machine: taken for an id on the Hugging Face hub."
+    return f"there is no {'file' if kind == 'file' else 'file or folder'} {path}", ""
+
+
+def ask_folder(parent: QWidget, title: str, now: str, settings: Settings) -> str:
+    """The folder that the user chooses, as presets write it; empty if none."""
+    recent = settings.recent_folders
+    start = str(places.ROOT / (now or (recent[0] if recent else "")))
+    chosen = QFileDialog.getExistingDirectory(parent, title, start)
+    if not chosen:
+        return ""
+    folder = places.shown(Path(chosen))
+    settings.remember_folder(folder)
+    return folder
+
+
+def dropped(mime: QMimeData) -> list[str]:
+    """The paths in what is dragged, as presets write them."""
+    return [places.shown(Path(url.toLocalFile())) for url in mime.urls() if url.isLocalFile()]

@@ -1,0 +1,85 @@
+"""The line at the window's foot: what the trainer thinks of the preset, and what it is doing."""
+
+from PySide6.QtCore import Signal
+from PySide6.QtGui import QColor
+from PySide6.QtWidgets import QHBoxLayout, QPushButton, QWidget
+
+from ui.core import words
+from ui.core.check import Check, Findings
+from ui.core.runs.library import Library
+from ui.widgets import icons, theme
+
+MOST = 110
+"""Letters of each button; a longer one would make the window wider."""
+
+
+class StatusLine(QWidget):
+    """Two buttons: the left one leads to the first problem or the layers, the right one to the run."""
+
+    problems_wanted = Signal()
+    layers_wanted = Signal()
+    run_wanted = Signal()
+
+    def __init__(self, check: Check, library: Library):
+        super().__init__()
+        self.check, self.library = check, library
+        self.left, self.right = QPushButton(), QPushButton()
+        for button, name in ((self.left, "Check of the preset"), (self.right, "Training under way")):
+            theme.set_role(button, "flat")
+            button.setAccessibleName(name)
+        row = QHBoxLayout(self)
+        row.setContentsMargins(8, 2, 8, 2)
+        row.addWidget(self.left)
+        row.addStretch(1)
+        row.addWidget(self.right)
+        self.number = 0
+        self.left.clicked.connect(self.on_left)
+        self.right.clicked.connect(self.run_wanted)
+        check.started.connect(self.refresh)
+        check.finished.connect(self.refresh)
+        library.changed.connect(self.refresh)
+        theme.notifier().changed.connect(self.refresh)
+        self.refresh()
+
+    def set_problems(self, number: int) -> None:
+        """How many problems the whole window knows of, the form's own included."""
+        self.number = number
+        self.refresh()
+
+    def on_left(self) -> None:
+        """Lead to what the line is about."""
+        (self.problems_wanted if self.number else self.layers_wanted).emit()
+
+    def refresh(self) -> None:
+        """Say it anew."""
+        icon, color, text = self._about_preset(self.check.findings)
+        self.left.setIcon(icons.icon(icon, color))
+        self.left.setText(words.shortened(text, MOST))
+        self.left.setToolTip(text if len(text) > MOST else "")
+        alive = [one for one in self.library.glances if one.status.state.alive]
+        self.right.setVisible(bool(alive))
+        if alive:
+            run = alive[0]
+            share = f" {run.step / run.steps:.0%}" if run.steps else ""
+            left = f", {words.duration(run.seconds_left)} left" if run.seconds_left else ""
+            self.right.setIcon(icons.icon("play", theme.colors().good))
+            self.right.setText(f"{words.shortened(run.name, MOST // 3)}: {run.status.state.value}{share}{left}")
+
+    def _about_preset(self, findings: Findings | None) -> tuple[str, QColor, str]:
+        c = theme.colors()
+        if self.number:
+            return "error", c.bad, f"{words.plural(self.number, 'problem')} – show"
+        if findings is None:
+            looking = self.check.running
+            return "clock", c.muted, "The trainer is looking at this preset…" if looking else "Not looked at yet"
+        if findings.failed:
+            return "warning", c.warning, f"Could not be checked: {findings.failed}"
+        facts = [
+            words.plural(len(findings.layers), "layer"),
+            words.plural(findings.parameters, "parameter"),
+            words.plural(findings.pictures, "picture"),
+            words.plural(findings.steps, "step"),
+            f"file about {words.size(findings.file_bytes)}",
+        ]
+        notes = [words.plural(len(findings.notes), "note")] if findings.notes else []
+        return "ok", c.good, " · ".join([*facts, *notes])

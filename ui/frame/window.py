@@ -1,0 +1,394 @@
+"""The main window: pages around one document, a queue and the runs."""
+
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+from PySide6.QtCore import QTimer
+from PySide6.QtGui import QCloseEvent
+from PySide6.QtWidgets import (
+    QApplication,
+    QFrame,
+    QHBoxLayout,
+    QMainWindow,
+    QPushButton,
+    QStackedWidget,
+    QVBoxLayout,
+    QWidget,
+)
+
+from ui.core import places, unsaved, words
+from ui.core.check import Check, Findings
+from ui.core.preset.document import Document
+from ui.core.runs.devices import Devices
+from ui.core.runs.library import Library
+from ui.core.runs.queue import Queue, run_folder
+from ui.core.settings import Settings
+from ui.form.form_page import FormPage
+from ui.frame.banner import Banners
+from ui.frame.menus import Menus, Orders
+from ui.frame.navigation import Mark, Navigation, Place
+from ui.frame.opening import Opening
+from ui.frame.search import SearchBox
+from ui.frame.status_line import StatusLine
+from ui.pages.changes.changes_page import ChangesPage
+from ui.pages.layers.layers_page import LayersPage
+from ui.pages.pictures.pictures_page import PicturesPage
+from ui.pages.presets.presets_page import PresetsPage
+from ui.pages.runs.runs_page import RunsPage
+from ui.widgets import dialogs, icons, theme
+
+PRESETS, PICTURES, LAYERS, CHANGES, RUNS = "page presets", "page pictures", "page layers", "page changes", "page runs"
+
+ICONS = {"": "edit", "base": "box", "targets": "target", "adapter": "layers", "optimizer": "gauge", "data": "folder"}
+ICONS |= {"training": "play", "objective": "chart", "validation": "ok", "samples": "picture", "saving": "save"}
+ICONS |= {"export": "export"}
+"""Of sections; others have the sliders."""
+
+MARGINS = (18, 14, 14, 10)
+"""Around the pages that are no form and not split from side to side."""
+
+NAME = 40
+"""Letters of the preset's name in the bar; a longer one would make the window wider."""
+
+LAYER_SETS = ("targets.layers", "targets.rules")
+"""Where the name of a set of layers may stand."""
+
+
+class Window(QMainWindow):
+    """Owns everything that is shown; pages come to life when they are first looked at."""
+
+    def __init__(self, document: Document, settings: Settings):
+        super().__init__()
+        self.document, self.settings = document, settings
+        self.opening = Opening(document, settings, self)
+        self.unsaved = unsaved.of_document(document, settings.config_folder / "unsaved", self)
+        self.check = Check(settings.config_folder, self)
+        self.devices = Devices(self)
+        self.queue = Queue(places.RUNS / ".queue", self.devices, self)
+        self.library = Library([Path(folder) for folder in settings.runs_folders], self.queue, self)
+        self.pages: dict[str, QWidget] = {}
+        self.stack, self.banners = QStackedWidget(), Banners()
+        self.note = self.watching = ""
+        sections = [Place(one.path, one.title, ICONS.get(one.path, "sliders")) for one in self._sections()]
+        looks = [Place(PICTURES, "Pictures", "picture"), Place(LAYERS, "Layers", "layers")]
+        looks += [Place(CHANGES, "Changes", "changes")]
+        self.navigation = Navigation(
+            [Place(None, "Preset"), Place(PRESETS, "Presets", "list"), *sections, Place(None, "Look"), *looks]
+            + [Place(None, "Train"), Place(RUNS, "Runs", "chart")]
+        )
+        self.search, self.status = SearchBox(document), StatusLine(self.check, self.library)
+        self.name, self.train = QPushButton(), QPushButton("Train…")
+        orders = Orders(
+            save=self.on_save,
+            save_as=lambda: self.on_save(again=True),
+            find=self.search.setFocus,
+            first_problem=self.on_first_problem,
+            train=self.on_train,
+            check=lambda: self.check.look_at(document.values, at_once=True),
+        )
+        self.menus = Menus(self, document, settings, self.opening, self.navigation, orders)
+        self._lay_out()
+        self._connect()
+        self.on_origin_changed()
+        self.resize(1100, 740)
+        self.restoreGeometry(settings.state("window"))
+        for key in (PRESETS, settings.text("page", PRESETS)):  # a page that an older version had is not shown
+            self.navigation.show_page(key)
+        self.navigation.setFocus()
+
+    # -- pages --------------------------------------------------------------------------------------------------------
+
+    def page(self, key: str) -> QWidget:
+        """The page of this name, made when it is first asked for."""
+        if key not in self.pages:
+            page = self.makers[key]() if key in self.makers else self._form(key)
+            layout = page.layout()
+            if layout is not None and key != RUNS:
+                layout.setContentsMargins(*MARGINS)
+            self.pages[key] = page
+            self.stack.addWidget(page)
+        return self.pages[key]
+
+    @property
+    def makers(self) -> dict[str, Callable[[], QWidget]]:
+        """How the pages that are not a section of the preset are made."""
+        return {
+            PRESETS: self._presets,
+            PICTURES: lambda: PicturesPage(self.document, self.settings),
+            LAYERS: self._layers,
+            CHANGES: self._changes,
+            RUNS: self._runs,
+        }
+
+    def show_page(self, key: str) -> None:
+        """Bring a page to the front."""
+        self.navigation.show_page(key)
+
+    def show_setting(self, path: str) -> None:
+        """Bring a setting to the front."""
+        section = path.partition(".")[0] if "." in path else ""
+        if path in {one.path for one in self._sections()}:
+            section = path
+        self.show_page(section)
+        form = self.page(section)
+        assert isinstance(form, FormPage)
+        form.reveal(path)
+
+    @property
+    def runs(self) -> RunsPage:
+        """The page of the runs."""
+        page = self.page(RUNS)
+        assert isinstance(page, RunsPage)
+        return page
+
+    # -- what happens -------------------------------------------------------------------------------------------------
+
+    def on_page_chosen(self, key: str) -> None:
+        """Show the page that was chosen at the left."""
+        self.stack.setCurrentWidget(self.page(key))
+        self.settings.keep("page", key)
+
+    def on_changed(self, path: str) -> None:
+        """A value is another: the trainer has to look again."""
+        if path == "" or self.document.field(path).kind == "tag":  # what was noted is about what was before
+            self.banners.dismiss(self.note)
+        self.check.look_at(self.document.values)
+        self.say_problems()
+        self.setWindowModified(self.document.is_modified())
+        self._show_name()
+
+    def on_noted(self, note: str) -> None:
+        """Say what a change, or opening a preset, did beyond what was asked for."""
+        self.banners.dismiss(self.note)
+        self.note = note
+        self.banners.say(note)
+
+    def on_origin_changed(self) -> None:
+        """Another preset is open, or this one was saved."""
+        self.setWindowModified(self.document.is_modified())
+        self.setWindowTitle(f"{self.document.origin.name or 'new preset'}[*] – Gimbal")
+        self.say_problems()
+        self._show_name()
+
+    def on_checked(self, findings: Findings) -> None:
+        """The trainer has looked."""
+        self.say_problems()
+        if findings.layer_sets and "targets" in self.pages:
+            form = self.pages["targets"]
+            assert isinstance(form, FormPage)
+            for path in LAYER_SETS:
+                form.set_choices(path, list(findings.layer_sets))
+
+    def on_train(self) -> None:
+        """Ask how, and put the preset into the queue."""
+        self.take_typed()
+        problems = [sentence for path, texts in self.deep_problems().items() for sentence in self._named(path, texts)]
+        problems += self.unread_named()
+        dialog = dialogs.QueueDialog(self.document, self.queue, self.devices, problems, self)
+        if not dialog.exec():
+            return
+        self.settings.remember_runs_folder(str(run_folder(self.document.values, dialog.name).parent))
+        self.library.runs_folders = [Path(folder) for folder in self.settings.runs_folders]
+        try:
+            job = self.queue.add(self.document.values, dialog.name, dialog.device, next=dialog.first)
+        except (OSError, ValueError) as error:
+            dialogs.say_error(self, "The job could not be added to the queue", str(error))
+            return
+        self.show_page(RUNS)
+        self.runs.show_run(Path(job.folder))
+
+    def on_save(self, again: bool = False) -> None:
+        """Save, `again` under another name; what stands in a field but is no value is not in the file, and is said."""
+        self.take_typed()
+        if self.opening.save_as() if again else self.opening.save():
+            for sentence in self.unread_named():
+                self.banners.say(f"Saved, but for a field that holds no value: {sentence}")
+
+    def on_first_problem(self) -> None:
+        """Show the first setting that something is wrong with."""
+        known = [*self.document.problems(), *self.unread()]
+        deep = self.deep_problems()
+        paths = [*known, *(path for path in deep if path)]
+        if paths:
+            self.show_setting(paths[0])
+        elif "" in deep:
+            dialogs.say_error(self, "The trainer would refuse this preset", "\n".join(deep[""]))
+
+    def say_problems(self) -> None:
+        """Tell every place that shows problems about those that there are."""
+        own, deep = self.document.problems(), self.deep_problems()
+        for form in self._forms():
+            form.set_problems(deep)
+        paths = Counter([*own, *(path for path in deep if path not in own for _ in deep[path])])
+        paths.update(path for path in self.unread() if path not in own)
+        changed = Counter(_section(difference.path) for difference in self.document.differences())
+        problems: Counter[str] = Counter()
+        for path, number in paths.items():
+            problems[_section(path)] += number
+        marks = {one.path: Mark(changed[one.path], problems[one.path]) for one in self._sections()}
+        marks[CHANGES] = Mark(text=str(sum(changed.values())) if changed else "")
+        self.navigation.set_marks(marks)
+        self.status.set_problems(sum(paths.values()))
+
+    def take_typed(self) -> None:
+        """Take over what stands in a line of a list that is still open for typing, as if it had been left."""
+        typing = QApplication.focusWidget()
+        if typing is not None and self.isAncestorOf(typing):
+            typing.clearFocus()
+            if typing.isVisible():
+                typing.setFocus()
+
+    def unread(self) -> dict[str, str]:
+        """Fields that hold a text that is no value, by setting."""
+        return {path: sentence for form in self._forms() for path, sentence in form.unread().items()}
+
+    def unread_named(self) -> list[str]:
+        """The same as sentences that name the settings."""
+        return [named for path, sentence in self.unread().items() for named in self._named(path, [sentence])]
+
+    def deep_problems(self) -> dict[str, list[str]]:
+        """What the trainer's check has found, by setting; what is about none under ""."""
+        findings = self.check.findings
+        known = [*self.document.schema.fields(self.document.values), *(one.path for one in self._sections())]
+        return findings.by_path([path for path in known if path]) if findings else {}
+
+    def on_started(self) -> None:
+        """What can wait until the window is seen."""
+        self.check.look_at(self.document.values)
+        self.devices.refresh()
+        self.menus.take_run_actions(self.runs.run_actions, self.runs.queue_actions)
+        self.watching = self.queue.watching_sentence
+        self.banners.say(self.watching)
+        self.queue.changed.connect(self.on_queue_changed)
+
+    def on_queue_changed(self) -> None:
+        """The other window may be closed, so that this one runs the queue now."""
+        if self.queue.drives:
+            self.banners.dismiss(self.watching)
+
+    def closeEvent(self, event: QCloseEvent) -> None:
+        """Ask about what is not saved. Trainings go on."""
+        self.take_typed()
+        pictures = self.pages.get(PICTURES)
+        if not self.opening.may_replace() or (isinstance(pictures, PicturesPage) and not pictures.may_leave()):
+            event.ignore()
+            return
+        self.settings.keep("window", self.saveGeometry())
+        self.unsaved.discard()
+        if isinstance(pictures, PicturesPage):
+            pictures.end()
+        if RUNS in self.pages:
+            self.runs.live.close_run()
+        for part in (self.check, self.library, self.queue):
+            part.close()
+        event.accept()
+
+    # -- making it ----------------------------------------------------------------------------------------------------
+
+    def _form(self, section: str) -> FormPage:
+        form = FormPage(self.document, section, self.settings)
+        form.unread_changed.connect(self.say_problems)
+        form.set_problems(self.deep_problems())
+        if self.check.findings:
+            for path in LAYER_SETS:
+                form.set_choices(path, list(self.check.findings.layer_sets))
+        return form
+
+    def _presets(self) -> PresetsPage:
+        page = PresetsPage(self.document, self.settings)
+        page.open_requested.connect(self.opening.open)
+        page.renamed.connect(self.opening.on_renamed)
+        return page
+
+    def _layers(self) -> LayersPage:
+        page = LayersPage(self.document, self.check)
+        page.show_field.connect(self.show_setting)
+        return page
+
+    def _changes(self) -> ChangesPage:
+        page = ChangesPage(self.document, self.library)
+        page.show_field.connect(self.show_setting)
+        return page
+
+    def _runs(self) -> RunsPage:
+        page = RunsPage(self.queue, self.library, self.settings)
+        page.open_preset.connect(self.opening.open)
+        return page
+
+    def _connect(self) -> None:
+        self.navigation.chosen.connect(self.on_page_chosen)
+        self.search.chosen.connect(self.show_setting)
+        self.status.problems_wanted.connect(self.on_first_problem)
+        self.status.layers_wanted.connect(lambda: self.show_page(LAYERS))
+        self.status.run_wanted.connect(lambda: self.show_page(RUNS))
+        self.document.changed.connect(self.on_changed)
+        self.document.origin_changed.connect(self.on_origin_changed)
+        self.check.finished.connect(self.on_checked)
+        for signal in (self.document.noted, self.opening.said):
+            signal.connect(self.on_noted)
+        for signal in (self.unsaved.failed, self.queue.problem, self.library.problem):
+            signal.connect(self.banners.say)
+        self.name.clicked.connect(lambda: self.show_page(PRESETS))
+        self.train.clicked.connect(self.on_train)
+        theme.notifier().changed.connect(self._show_name)
+        QTimer.singleShot(0, self, lambda: QTimer.singleShot(200, self, self.on_started))
+
+    def _lay_out(self) -> None:
+        body = QWidget()
+        foot, bar = QFrame(body), QFrame(body)  # in this order, so that the tab key comes to the foot after the page
+        foot.setProperty("role", "foot")
+        QVBoxLayout(foot).addWidget(self.status)
+        foot.layout().setContentsMargins(0, 0, 0, 0)  # pyright: ignore[reportOptionalMemberAccess]
+        bar.setProperty("role", "bar")
+        row = QHBoxLayout(bar)
+        row.setContentsMargins(12, 7, 12, 7)
+        theme.set_role(self.name, "flat")
+        theme.set_role(self.train, "primary")
+        self.name.setAccessibleName("Preset")
+        self.train.setToolTip("Put this preset into the queue of trainings (Ctrl+T)")
+        self.search.setMaximumWidth(self.fontMetrics().averageCharWidth() * 44)
+        row.addWidget(self.name)
+        for button in self.menus.buttons():
+            row.addWidget(button)
+        row.addStretch(1)
+        row.addWidget(self.search, 2)
+        row.addSpacing(6)
+        row.addWidget(self.train)
+        right = QVBoxLayout()
+        right.setSpacing(0)
+        right.addWidget(self.banners)
+        right.addWidget(self.stack, 1)
+        middle = QHBoxLayout()
+        middle.setSpacing(0)
+        middle.addWidget(self.navigation)
+        middle.addLayout(right, 1)
+        column = QVBoxLayout(body)
+        column.setContentsMargins(0, 0, 0, 0)
+        column.setSpacing(0)
+        for part, stretch in ((bar, 0), (middle, 1), (foot, 0)):
+            column.addLayout(part, stretch) if isinstance(part, QHBoxLayout) else column.addWidget(part, stretch)
+        self.setCentralWidget(body)
+
+    def _show_name(self) -> None:
+        changed = self.document.is_modified()
+        name = self.document.origin.name or "new preset"
+        self.name.setText(words.shortened(name, NAME) + (" – changed" if changed else ""))
+        self.name.setToolTip(f"The open preset, {name}; a click shows all presets")
+        self.name.setIcon(icons.icon("edit", theme.colors().modified) if changed else icons.icon("list"))
+
+    def _sections(self):
+        return self.document.schema.sections(self.document.values)
+
+    def _forms(self) -> list[FormPage]:
+        return [page for page in self.pages.values() if isinstance(page, FormPage)]
+
+    def _named(self, path: str, sentences: list[str]) -> list[str]:
+        if not path:
+            return sentences
+        label = dialogs.labels(self.document, [path])[0]
+        return [f"{label}: {sentence}" for sentence in sentences]
+
+
+def _section(path: str) -> str:
+    return path.partition(".")[0] if "." in path else ""

@@ -1,0 +1,229 @@
+"""Editing captions: edits stay in memory until they are saved, each into its own .txt file."""
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from PySide6.QtCore import QEvent, QIODevice, QObject, QSaveFile, Signal
+from PySide6.QtGui import QKeyEvent, QKeySequence
+from PySide6.QtWidgets import QHBoxLayout, QLabel, QPlainTextEdit, QPushButton, QVBoxLayout, QWidget
+
+from ui.core import workers
+from ui.pages.pictures.data_set import Picture
+from ui.widgets import theme
+
+SOURCES = {
+    "metadata": "From metadata.jsonl. Saving writes a .txt file, which is used instead.",
+    "filename": "There is no caption: the file name is used. Saving writes a .txt file.",
+    "missing": "There is no caption yet. Saving writes a .txt file.",
+    "empty": "The caption is empty.",
+}
+
+
+class Captions(QObject):
+    """Unsaved captions by caption file; several pictures may share one."""
+
+    changed = Signal(str)
+    """The edit of this caption file came, went or is another."""
+
+    saved = Signal(str, str)
+    """Caption file and the text that is in it now."""
+
+    failed = Signal(str)
+    """A sentence: what could not be saved, and why."""
+
+    def __init__(self, parent: QObject | None = None):
+        super().__init__(parent)
+        self.edits: dict[str, str] = {}
+        self.reasons: dict[str, str] = {}
+        """Why a caption could not be saved, by caption file: sentences."""
+        self._known: dict[str, str] = {}
+
+    def to_unsaved(self) -> dict[str, tuple[str, str]]:
+        """Each edit, and what its file said when it began."""
+        return {file: (text, self._known[file]) for file, text in self.edits.items()}
+
+    def restore(self, edits: Mapping[str, tuple[str, str]]) -> None:
+        """Take over what `to_unsaved` of a window that crashed gave."""
+        for file, (text, known) in {str(file): map(str, edit) for file, edit in edits.items()}.items():
+            self.edits[file], self._known[file] = text, known
+            self.changed.emit(file)
+
+    def edit(self, picture: Picture, text: str) -> None:
+        """The caption of a picture shall be `text`."""
+        file = picture.caption_file
+        self._known.setdefault(file, picture.caption)
+        if text.strip() == picture.caption:
+            self.revert(file)
+        elif self.edits.get(file) != text:
+            self.edits[file] = text
+            self.changed.emit(file)
+
+    def revert(self, file: str) -> None:
+        """Forget an edit."""
+        self._known.pop(file, None)
+        self.reasons.pop(file, None)
+        if self.edits.pop(file, None) is not None:
+            self.changed.emit(file)
+
+    def settle(self, pictures: Iterable[Picture]) -> None:
+        """The trainer has looked again: forget the edits that are what the files say now."""
+        for picture in pictures:
+            if self.edits.get(picture.caption_file, "").strip() == picture.caption:
+                self.revert(picture.caption_file)
+
+    def save(self, file: str) -> None:
+        """Write one edit, on another thread."""
+        text = self.edits[file].strip()
+        workers.run(
+            write_caption,
+            *(Path(file), text, self._known[file]),
+            done=lambda found: self._written(file, text, found),
+            failed=lambda reason: self._fail(file, reason),
+        )
+
+    def save_all(self) -> None:
+        """Write all edits, on other threads."""
+        for file in list(self.edits):
+            self.save(file)
+
+    def save_now(self) -> bool:
+        """Write all edits before going on; False when one could not be written, which `failed` tells."""
+        for file in list(self.edits):
+            text = self.edits[file].strip()
+            try:
+                self._written(file, text, write_caption(Path(file), text, self._known[file]))
+            except OSError as error:
+                self._fail(file, str(error))
+        return not self.edits
+
+    def _written(self, file: str, text: str, found: str | None) -> None:
+        if found is not None:
+            self._known[file] = found
+            sentence = f"{file} was changed by another program and says now: {found!r}. "
+            self._fail(file, sentence + "Revert to take that, or save again to replace it.")
+            return
+        self.reasons.pop(file, None)
+        if self.edits.get(file, "").strip() == text:
+            self.revert(file)
+        else:  # typed on meanwhile
+            self._known[file] = text
+        self.saved.emit(file, text)
+
+    def _fail(self, file: str, sentence: str) -> None:
+        self.reasons[file] = sentence
+        self.failed.emit(sentence)
+        self.changed.emit(file)
+
+
+def write_caption(file: Path, text: str, known: str) -> str | None:
+    """Write a caption at once or not at all. Writes nothing and returns the file's text if it is neither `known`
+    nor empty: somebody else has written it. Raises OSError with a sentence."""
+    if file.exists():
+        found = file.read_bytes().decode("utf-8-sig", errors="replace").strip()
+        if found and found not in (known, text):
+            return found
+    saving = QSaveFile(str(file))
+    if not saving.open(QIODevice.OpenModeFlag.WriteOnly):
+        raise OSError(f"{file} cannot be written: {saving.errorString()}; the caption stays unsaved")
+    saving.write((text + "\n" if text else "").encode())
+    if not saving.commit():
+        raise OSError(f"{file} cannot be written: {saving.errorString()}; the caption stays unsaved")
+    return None
+
+
+class CaptionText(QPlainTextEdit):
+    """A text in which Ctrl+S means this caption, whatever it means elsewhere in the window."""
+
+    save_wanted = Signal()
+
+    def event(self, event: QEvent) -> bool:
+        """Qt: takes the key from the window's shortcuts."""
+        if isinstance(event, QKeyEvent) and event.matches(QKeySequence.StandardKey.Save):
+            if event.type() == QEvent.Type.KeyPress:
+                self.save_wanted.emit()
+            event.accept()
+            return True
+        return super().event(event)
+
+
+class CaptionEditor(QWidget):
+    """The caption of the selected picture."""
+
+    def __init__(self, captions: Captions, parent: QWidget | None = None):
+        super().__init__(parent)
+        self._captions = captions
+        self.picture: Picture | None = None
+        self.text = CaptionText(self, tabChangesFocus=True)
+        self.text.setAccessibleName("Caption")
+        self.text.setPlaceholderText("What the picture shows")
+        self.text.setAcceptDrops(False)  # folders may be dropped anywhere on the page
+        self.source = QLabel(self, wordWrap=True)
+        theme.set_role(self.source, "muted")
+        self.save = QPushButton("Save caption", self)
+        self.save.setToolTip("Write it into its .txt file (Ctrl+S)")
+        self.revert = QPushButton("Revert", self)
+        self.revert.setToolTip("Back to the caption in the file")
+        buttons = QHBoxLayout()
+        for button in (self.save, self.revert):
+            buttons.addWidget(button)
+        buttons.addStretch()
+        layout = QVBoxLayout(self)
+        layout.setContentsMargins(0, 6, 0, 0)
+        layout.addWidget(self.text, 1)
+        layout.addWidget(self.source)
+        layout.addLayout(buttons)
+        self.text.textChanged.connect(self.on_text_changed)
+        self.save.clicked.connect(self.on_save)
+        self.revert.clicked.connect(self.on_revert)
+        self.text.save_wanted.connect(self.on_save)
+        captions.changed.connect(self.on_edit_changed)
+        self.show_picture(None)
+
+    def show_picture(self, picture: Picture | None) -> None:
+        """Edit the caption of another picture; what was typed for the one before is kept."""
+        same = picture is not None and self.picture is not None and picture.path == self.picture.path
+        self.picture = picture
+        text = self._captions.edits.get(picture.caption_file, picture.caption) if picture else ""
+        if not same or text.strip() != self.text.toPlainText().strip():
+            self.text.blockSignals(True)
+            self.text.setPlainText(text)
+            self.text.blockSignals(False)
+        self.setEnabled(picture is not None)
+        self._show_state()
+
+    def on_text_changed(self) -> None:
+        """Typed."""
+        if self.picture is not None:
+            self._captions.edit(self.picture, self.text.toPlainText())
+        self._show_state()
+
+    def on_edit_changed(self, file: str) -> None:
+        """An edit came or went."""
+        if self.picture is not None and file == self.picture.caption_file:
+            self._show_state()
+
+    def on_save(self) -> None:
+        """Write the caption."""
+        if self.picture is not None and self.picture.caption_file in self._captions.edits:
+            self._captions.save(self.picture.caption_file)
+
+    def on_revert(self) -> None:
+        """Back to what the file says."""
+        if self.picture is not None:
+            self._captions.revert(self.picture.caption_file)
+            self.show_picture(self.picture)
+
+    def _show_state(self) -> None:
+        picture = self.picture
+        edited = picture is not None and picture.caption_file in self._captions.edits
+        self.save.setEnabled(edited)
+        self.revert.setEnabled(edited)
+        sentences = [SOURCES.get(picture.source, "")] if picture else []
+        if picture is not None and picture.too_long and not edited:
+            sentences.append("Longer than the text encoder reads: what is cut stands under “What the model sees”.")
+        reason = self._captions.reasons.get(picture.caption_file, "") if picture else ""
+        if edited:
+            sentences = [reason] if reason else [*sentences, "Not saved yet."]
+        theme.set_role(self.source, "problem" if edited and reason else "muted")
+        self.source.setText(" ".join(sentence for sentence in sentences if sentence))
+        self.source.setVisible(bool(self.source.text()))

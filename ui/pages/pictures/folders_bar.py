@@ -1,0 +1,96 @@
+"""The folders of a data set: listed, added, removed."""
+
+from collections.abc import Mapping, Sequence
+
+from PySide6.QtCore import QSize, Qt, Signal
+from PySide6.QtGui import QKeySequence, QShortcut
+from PySide6.QtWidgets import QFileDialog, QHBoxLayout, QListWidget, QListWidgetItem, QMenu, QPushButton, QWidget
+
+from ui.core import places, words
+from ui.core.settings import Settings
+from ui.widgets.icons import icon
+
+ROWS = 3
+"""So many folders are in sight; more scroll."""
+
+
+class FoldersBar(QWidget):
+    """A short list with buttons; what is added or removed is decided by whoever listens."""
+
+    added = Signal(list)
+    """Folders to add."""
+
+    removed = Signal(list)
+    """Folders to remove, as they are written in the preset."""
+
+    def __init__(self, settings: Settings, parent: QWidget | None = None):
+        super().__init__(parent)
+        self._settings = settings
+        self.list = QListWidget(self)
+        self.list.setAccessibleName("Folders")
+        self.list.setSelectionMode(QListWidget.SelectionMode.ExtendedSelection)
+        self.add = QPushButton("Add folder", self)
+        self.menu = QMenu(self)
+        self.menu.aboutToShow.connect(self.on_menu)
+        self.add.setMenu(self.menu)
+        self.remove = QPushButton("Remove", self)
+        self.remove.setToolTip("Take the selected folders out of the data set (Delete)")
+        layout = QHBoxLayout(self)
+        layout.setContentsMargins(0, 0, 0, 0)
+        layout.addWidget(self.list, 1)
+        for button in (self.add, self.remove):
+            layout.addWidget(button, 0, Qt.AlignmentFlag.AlignTop)
+        delete = QShortcut(QKeySequence.StandardKey.Delete, self.list, context=Qt.ShortcutContext.WidgetShortcut)
+        delete.activated.connect(self.on_remove)
+        self.remove.clicked.connect(self.on_remove)
+        self.list.itemSelectionChanged.connect(self.on_selection_changed)
+        self.set_folders([], {})
+
+    def set_folders(self, folders: Sequence[str], counts: Mapping[str, int]) -> None:
+        """Show these; `counts`: how many pictures are in a folder, as far as that is known."""
+        chosen = {item.data(Qt.ItemDataRole.UserRole) for item in self.list.selectedItems()}
+        self.list.clear()
+        frame = 2 * self.list.frameWidth()
+        row = QSize(0, self.add.sizeHint().height() - frame)
+        for folder in folders:
+            number = f"   {words.plural(counts[folder], 'picture')}" if folder in counts else ""
+            item = QListWidgetItem(icon("folder"), folder + number, self.list)
+            item.setData(Qt.ItemDataRole.UserRole, folder)
+            item.setToolTip(str(places.full(folder)))
+            item.setSelected(folder in chosen)
+            item.setSizeHint(row)
+        if not folders:
+            item = QListWidgetItem("No folder yet: add one, or drop folders anywhere on this page", self.list)
+            item.setFlags(Qt.ItemFlag.NoItemFlags)
+            item.setSizeHint(row)
+        self.list.setFixedHeight(row.height() * min(ROWS, self.list.count()) + frame)
+        self.on_selection_changed()
+
+    def on_menu(self) -> None:
+        """Offer the file dialog and the folders used lately."""
+        self.menu.clear()
+        self.menu.addAction("Choose a folder…", self.on_choose)
+        recent = [folder for folder in self._settings.recent_folders if folder]
+        if recent:
+            self.menu.addSeparator()
+        for folder in recent:
+            self.menu.addAction(folder, lambda folder=folder: self.added.emit([folder]))
+
+    def on_choose(self) -> None:
+        """Ask for a folder."""
+        start = next(iter(self._settings.recent_folders), "")
+        folder = QFileDialog.getExistingDirectory(self, "Folder with pictures", str(places.full(start)))
+        if folder:
+            self.added.emit([folder])
+
+    def on_remove(self) -> None:
+        """Take the selected folders out; with one folder it need not be selected."""
+        items = self.list.selectedItems() or ([self.list.item(0)] if self.list.count() == 1 else [])
+        folders = [item.data(Qt.ItemDataRole.UserRole) for item in items]
+        if any(folders):
+            self.removed.emit(folders)
+
+    def on_selection_changed(self) -> None:
+        """Nothing to remove without a selection."""
+        only = self.list.count() == 1 and bool(self.list.item(0).data(Qt.ItemDataRole.UserRole))
+        self.remove.setEnabled(only or bool(self.list.selectedItems()))

@@ -1,0 +1,128 @@
+"""What one preset sets, in words, and whether what it needs is on this machine."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from PySide6.QtCore import Qt
+from PySide6.QtWidgets import QFrame, QGridLayout, QLabel, QScrollArea, QVBoxLayout, QWidget
+
+from ui.core.preset import files
+from ui.core.preset.comparison import value_text
+from ui.core.preset.files import Entry, Opened
+from ui.core.preset.schema import Schema, at, flatten
+from ui.form import paths
+
+NEEDED = ("base.path", "base.config", "data.folders", "data.validation_folder")
+"""Options that name what has to be on this machine."""
+TITLES = ("name", "description")
+"""Options that are not settings."""
+
+
+@dataclass(frozen=True)
+class Looked:
+    """A preset as it was read, in words."""
+
+    opened: Opened
+    sections: tuple[tuple[str, tuple[tuple[str, str], ...]], ...]
+    """Title, and label and value of each setting that differs from the default."""
+    needed: tuple[tuple[str, str], ...]
+    """Role and sentence about each thing that it needs."""
+
+
+def look(path: Path, schema: Schema) -> Looked:
+    """Read a preset. Raises ValueError with a sentence."""
+    opened = files.read(path, schema)
+    given = flatten(schema.minimal(opened.values))
+    sections = []
+    for section in schema.sections(opened.values):
+        fields = [field for field in section.fields if field.path in given and field.path not in TITLES]
+        rows = tuple((field.label, value_text(given[field.path], field)) for field in fields)
+        sections += [(section.title, rows)] if rows else []
+    return Looked(opened, tuple(sections), tuple(_needed(opened.values, schema)))
+
+
+class PresetDetails(QScrollArea):
+    """Shows them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.setWidgetResizable(True)
+        self.setFrameShape(QFrame.Shape.NoFrame)
+        self.setHorizontalScrollBarPolicy(Qt.ScrollBarPolicy.ScrollBarAlwaysOff)
+        self.setFocusPolicy(Qt.FocusPolicy.StrongFocus)
+        self.setAccessibleName("What the preset sets")
+        self.show_text("Choose a preset to see what it sets.")
+
+    def show_text(self, text: str, role: str = "muted") -> None:
+        """A sentence instead of a preset."""
+        layout = self._anew()
+        layout.addWidget(_label(text, role))
+        layout.addStretch()
+
+    def show_preset(self, entry: Entry, looked: Looked) -> None:
+        """A preset that was read."""
+        layout = self._anew()
+        for text, role in ((entry.problem, "problem"), *((text, "problem") for text in looked.opened.problems)):
+            if text:
+                layout.addWidget(_label(text, role))
+        for text in looked.opened.notes:
+            layout.addWidget(_label(text, "note"))
+        for role, text in looked.needed:
+            layout.addWidget(_label(text, role))
+        grid = QGridLayout()
+        grid.setHorizontalSpacing(self.fontMetrics().averageCharWidth() * 2)
+        grid.setColumnMinimumWidth(0, self.fontMetrics().averageCharWidth() * 24)
+        grid.setColumnStretch(1, 1)
+        for title, rows in looked.sections:
+            _add_section(grid, title, rows)
+        layout.addSpacing(self.fontMetrics().height() // 2)
+        layout.addWidget(_label("Sets, differing from the defaults:" if looked.sections else "Sets nothing.", "muted"))
+        layout.addLayout(grid)
+        layout.addStretch()
+
+    def _anew(self) -> QVBoxLayout:
+        content = QWidget()
+        layout = QVBoxLayout(content)
+        layout.setContentsMargins(0, 0, self.fontMetrics().averageCharWidth(), 0)
+        self.setWidget(content)
+        return layout
+
+
+def _add_section(grid: QGridLayout, title: str, rows: tuple[tuple[str, str], ...]) -> None:
+    top = Qt.AlignmentFlag.AlignTop
+    heading = _label(title, "heading")
+    heading.setContentsMargins(0, heading.fontMetrics().height() // 2, 0, 0)
+    grid.addWidget(heading, grid.rowCount(), 0, 1, 2)
+    for label, value in rows:
+        row = grid.rowCount()
+        grid.addWidget(_label(label, "muted"), row, 0, top)
+        grid.addWidget(_label(value), row, 1, top)
+
+
+def _label(text: str, role: str = "") -> QLabel:
+    label = QLabel(text)
+    label.setTextFormat(Qt.TextFormat.PlainText)
+    label.setWordWrap(True)
+    label.setTextInteractionFlags(Qt.TextInteractionFlag.TextSelectableByMouse)
+    label.setProperty("role", role)
+    return label
+
+
+def _needed(values: dict[str, Any], schema: Schema) -> list[tuple[str, str]]:
+    found = []
+    for section in schema.sections(values):
+        for field in (field for field in section.fields if field.path in NEEDED):
+            value, subject = at(values, field.path), f"{section.title} {field.label.lower()}"
+            texts = value if isinstance(value, list) else [value]
+            found += [_whereabouts(subject, field.kind, text) for text in texts if isinstance(text, str) and text]
+    return found
+
+
+def _whereabouts(subject: str, kind: str, text: str) -> tuple[str, str]:
+    problem, remark = paths.remark(kind, text)
+    sentence = problem or remark
+    if not sentence:
+        return "good", f"{subject}: {text} is here."
+    whole = sentence if text in sentence else f"{text} is {sentence[0].lower()}{sentence[1:]}"
+    return "muted" if remark and kind == "model" else "note", f"{subject}: {whole}"

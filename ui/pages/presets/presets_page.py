@@ -1,0 +1,323 @@
+"""The page of presets: look at them, open, copy, rename, delete, import and export them."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from PySide6.QtCore import Qt, Signal
+from PySide6.QtGui import QAction, QDragEnterEvent, QDropEvent, QHideEvent, QKeySequence, QShowEvent
+from PySide6.QtWidgets import (
+    QFileDialog,
+    QHBoxLayout,
+    QLabel,
+    QLineEdit,
+    QMenu,
+    QPushButton,
+    QSplitter,
+    QVBoxLayout,
+    QWidget,
+)
+
+from ui.core import places, reading, workers
+from ui.core.preset import files
+from ui.core.preset.document import Document
+from ui.core.preset.files import Entry
+from ui.core.settings import Settings
+from ui.pages.presets.details import Looked, PresetDetails, look
+from ui.pages.presets.keeper import PresetKeeper
+from ui.pages.presets.tree import PresetTree
+from ui.widgets import dialogs, icons, theme
+from ui.widgets.elided import Elided
+
+OPENABLE = "Presets (*.json *.safetensors)"
+PRESETS = "Presets (*.json)"
+FOLDER = "preset_folder"
+"""The folder that files were last chosen in, among the settings."""
+
+
+class PresetsPage(QWidget):
+    """All presets at the left, the chosen one at the right. It opens nothing itself, but asks for it."""
+
+    open_requested = Signal(Path)
+    renamed = Signal(Path, Path)
+    """The own preset at the first path is now at the second."""
+
+    def __init__(self, document: Document, settings: Settings, parent: QWidget | None = None):
+        super().__init__(parent)
+        self._document, self._settings = document, settings
+        self._listing: workers.Task | None = None
+        self._looking: workers.Task | None = None
+        self._looked: Looked | None = None
+        self.entries: list[Entry] = []
+        self.tree, self.details = PresetTree(), PresetDetails()
+        self.filter = QLineEdit(placeholderText="Filter presets", clearButtonEnabled=True)
+        self.filter.setAccessibleName("Filter presets")
+        self.nothing = QLabel("No preset has all of these words.", wordWrap=True)
+        self.nothing.hide()
+        self.name, self.where, self.description = Elided(), Elided(), QLabel(wordWrap=True)
+        self.description.setTextFormat(Qt.TextFormat.PlainText)
+        self.description.setMinimumWidth(1)  # a word that is longer than the page must not widen the window
+        self.keeper = PresetKeeper(document.schema, self)
+        self._make_actions()
+        self._lay_out()
+        self.setAcceptDrops(True)
+        self.tree.currentItemChanged.connect(self.on_current_changed)
+        self.tree.itemActivated.connect(lambda: self.open_action.trigger())
+        self.filter.textChanged.connect(self.on_filter_changed)
+        self.filter.returnPressed.connect(self.tree.setFocus)
+        self.keeper.kept.connect(self.refresh)
+        self.keeper.deleted.connect(lambda: self.refresh())
+        self.keeper.renamed.connect(self.renamed)
+        document.origin_changed.connect(self.on_origin_changed)
+        theme.notifier().changed.connect(self.on_theme_changed)
+        self.on_theme_changed()
+
+    def refresh(self, chosen: Path | None = None) -> None:
+        """Read the list of presets anew; `chosen` becomes the current one."""
+        if self._listing:
+            self._listing.cancel()
+        self._listing = workers.run(
+            files.listing, done=lambda entries: self._fill(entries, chosen), failed=self._failed
+        )
+
+    # -- what the user does --------------------------------------------------------------------------------------------
+
+    def on_current_changed(self) -> None:
+        """Show the chosen preset."""
+        if self._looking:
+            self._looking.cancel()
+        entry, self._looked = self.tree.entry(), None
+        self._enable()
+        self.name.setText(entry.name if entry else "")
+        self.where.setText(_where(entry) if entry else "")
+        self.description.setText(entry.description if entry else "")
+        for label in (self.name, self.where, self.description):
+            label.setVisible(bool(label.text()))
+        if entry is None:
+            self.details.show_text("Choose a preset to see what it sets." if self.entries else "There are no presets.")
+            return
+        self._looking = workers.run(
+            look,
+            entry.path,
+            self._document.schema,
+            done=lambda looked: self._show(entry, looked),
+            failed=self._unreadable,
+        )
+
+    def on_origin_changed(self) -> None:
+        """Mark the open preset, and choose it if it is listed."""
+        if self.isVisible():
+            self.refresh(self._document.origin.path)
+
+    def on_filter_changed(self, text: str) -> None:
+        """Show only presets with these words."""
+        self.nothing.setVisible(not self.tree.narrow(text))
+
+    def on_open(self) -> None:
+        """Ask for the chosen preset to be opened."""
+        entry = self.tree.entry()
+        if entry:
+            self.open_requested.emit(entry.path)
+
+    def on_duplicate(self) -> None:
+        """Make an own preset with the same settings."""
+        if self._looked:
+            self.keeper.duplicate(self._looked.opened)
+
+    def on_rename(self) -> None:
+        """Give an own preset another name."""
+        entry = self.tree.entry()
+        if entry:
+            self.keeper.rename(entry)
+
+    def on_delete(self) -> None:
+        """Delete an own preset, if the answer is yes."""
+        entry = self.tree.entry()
+        if entry:
+            self.keeper.delete(entry)
+
+    def on_export(self) -> None:
+        """Write the chosen preset into a file anywhere."""
+        if self._looked:
+            suggested = Path(self._folder()) / f"{self._looked.opened.origin.name}.json"
+            chosen, _ = QFileDialog.getSaveFileName(self, "Export preset", str(suggested), PRESETS)
+            if chosen:
+                self._settings.keep(FOLDER, str(Path(chosen).parent))
+                self.keeper.export(self._looked.opened, Path(chosen))
+
+    def on_import(self) -> None:
+        """Copy a preset file to the own presets."""
+        chosen, _ = QFileDialog.getOpenFileName(self, "Import preset", self._folder(), PRESETS)
+        if chosen:
+            self._settings.keep(FOLDER, str(Path(chosen).parent))
+            self.keeper.import_file(Path(chosen))
+
+    def on_open_file(self) -> None:
+        """Open a preset from any file."""
+        chosen, _ = QFileDialog.getOpenFileName(self, "Open preset", self._folder(), OPENABLE)
+        if chosen:
+            self._request(Path(chosen))
+
+    def on_open_run(self) -> None:
+        """Open the preset of a run."""
+        chosen = QFileDialog.getExistingDirectory(self, "Open the preset of a run", str(places.RUNS))
+        if chosen:
+            self._request(Path(chosen))
+
+    def on_theme_changed(self) -> None:
+        """Draw the icons in the new colours."""
+        for button, icon in ((self.import_button, "add"), (self.from_button, "folder")):
+            button.setIcon(icons.icon(icon))
+        for action, icon in ((self.duplicate_action, "copy"), (self.rename_action, "edit"),
+                             (self.delete_action, "delete"), (self.export_action, "export")):  # fmt: skip
+            action.setIcon(icons.icon(icon))
+
+    # -- files ---------------------------------------------------------------------------------------------------------
+
+    def dragEnterEvent(self, event: QDragEnterEvent) -> None:
+        """Take files and folders."""
+        if event.mimeData().hasUrls():
+            event.acceptProposedAction()
+
+    def dropEvent(self, event: QDropEvent) -> None:
+        """Open what is dropped."""
+        paths = [Path(url.toLocalFile()) for url in event.mimeData().urls() if url.isLocalFile()]
+        event.acceptProposedAction()
+        if len(paths) == 1:
+            self._request(paths[0])
+        else:
+            dialogs.say_error(self, "Open preset", f"{len(paths)} files were dropped; only one preset can be open.")
+
+    def _request(self, path: Path) -> None:
+        if reading.is_folder(path) and not reading.is_file(path / "preset.json"):
+            dialogs.say_error(self, "Open preset", f"{path} is not a run folder, because it has no preset.json.")
+        elif reading.is_file(path) and path.suffix not in (".json", ".safetensors"):
+            sentence = f"{path.name} is not a preset; presets are .json files, run folders and .safetensors files."
+            dialogs.say_error(self, "Open preset", sentence)
+        else:
+            self._settings.keep(FOLDER, str(path.parent))
+            self.open_requested.emit(path)
+
+    def _folder(self) -> str:
+        return self._settings.text(FOLDER, str(Path.home()))
+
+    # -- showing -------------------------------------------------------------------------------------------------------
+
+    def showEvent(self, event: QShowEvent) -> None:
+        """Files may have come meanwhile."""
+        super().showEvent(event)
+        self.refresh()
+
+    def hideEvent(self, event: QHideEvent) -> None:
+        """Nobody looks any more, or the window is about to go."""
+        super().hideEvent(event)
+        for task in (self._listing, self._looking):
+            if task:
+                task.cancel()
+
+    def _fill(self, entries: list[Entry], chosen: Path | None) -> None:
+        before, opened = self.tree.entry(), self._document.origin.path
+        self.entries = entries
+        chosen = chosen if chosen in {entry.path for entry in entries} else None
+        blocked = self.tree.blockSignals(True)
+        self.tree.fill(entries, opened, chosen or (before.path if before else opened))
+        self.tree.blockSignals(blocked)
+        self.on_current_changed()
+
+    def _failed(self, sentence: str) -> None:
+        self.details.show_text(f"The list of presets cannot be read: {sentence}", "problem")
+
+    def _show(self, entry: Entry, looked: Looked) -> None:
+        self._looked = looked
+        self.details.show_preset(entry, looked)
+        self._enable()
+
+    def _unreadable(self, sentence: str) -> None:
+        self.details.show_text(sentence, "problem")
+        self.open_action.setEnabled(False)
+
+    def _enable(self) -> None:
+        entry = self.tree.entry()
+        own = entry is not None and entry.kind == "own"
+        self.open_action.setEnabled(entry is not None)
+        for action in (self.duplicate_action, self.export_action):
+            action.setEnabled(self._looked is not None)
+        for action in (self.rename_action, self.delete_action):
+            action.setEnabled(own)
+
+    def _make_actions(self) -> None:
+        key = Qt.Key
+        self.open_action = self._action("&Open", "", self.on_open)
+        self.duplicate_action = self._action("&Duplicate…", "Ctrl+D", self.on_duplicate)
+        self.rename_action = self._action("Re&name…", QKeySequence(key.Key_F2), self.on_rename)
+        self.delete_action = self._action("De&lete…", QKeySequence(key.Key_Delete), self.on_delete)
+        self.export_action = self._action("E&xport…", "", self.on_export)
+
+    def _action(self, text: str, keys: QKeySequence | str, slot: Callable[[], None]) -> QAction:
+        action = QAction(text, self)
+        action.setShortcut(keys)
+        action.setShortcutContext(Qt.ShortcutContext.WidgetShortcut)
+        action.triggered.connect(slot)
+        self.tree.addAction(action)
+        return action
+
+    def _button(self, action: QAction) -> QPushButton:
+        button = QPushButton(action.text())
+        button.setEnabled(action.isEnabled())
+        button.clicked.connect(action.trigger)
+        action.enabledChanged.connect(button.setEnabled)
+        return button
+
+    def _lay_out(self) -> None:
+        splitter = QSplitter(childrenCollapsible=False)
+        splitter.addWidget(self._left())
+        splitter.addWidget(self._right())
+        splitter.setSizes([400, 500])
+        QHBoxLayout(self).addWidget(splitter)
+
+    def _left(self) -> QWidget:
+        self.import_button = QPushButton("&Import…")
+        self.import_button.clicked.connect(self.on_import)
+        self.from_button = QPushButton("Open fro&m…")
+        self.from_button.setToolTip("Open the preset of a run folder, an exported file or any preset file")
+        self.from_button.setAccessibleName("Open from a run or file")
+        menu = QMenu(self.from_button)
+        menu.addAction("&File…", self.on_open_file)
+        menu.addAction("&Run folder…", self.on_open_run)
+        self.from_button.setMenu(menu)
+        buttons = QHBoxLayout()
+        buttons.addWidget(self.import_button)
+        buttons.addWidget(self.from_button)
+        buttons.addStretch()
+        left = QWidget()
+        layout = QVBoxLayout(left)
+        layout.setContentsMargins(0, 0, 8, 0)
+        for widget in (self.filter, self.nothing):
+            layout.addWidget(widget)
+        layout.addWidget(self.tree, 1)
+        layout.addLayout(buttons)
+        return left
+
+    def _right(self) -> QWidget:
+        theme.set_role(self.name, "title")
+        theme.set_role(self.where, "muted")
+        buttons = QHBoxLayout()
+        actions = (self.open_action, self.duplicate_action, self.rename_action, self.delete_action, self.export_action)
+        for action in actions:
+            button = self._button(action)
+            theme.set_role(button, "primary" if action is self.open_action else "")
+            buttons.addWidget(button)
+        buttons.addStretch()
+        right = QWidget()
+        layout = QVBoxLayout(right)
+        layout.setContentsMargins(8, 0, 0, 0)
+        for label in (self.name, self.where, self.description):
+            label.setTextInteractionFlags(Qt.TextInteractionFlag.TextSelectableByMouse)
+            layout.addWidget(label)
+        layout.addLayout(buttons)
+        layout.addSpacing(6)
+        layout.addWidget(self.details, 1)
+        return right
+
+
+def _where(entry: Entry) -> str:
+    return f"A preset of your own · {places.shown(entry.path)}" if entry.kind == "own" else "Comes with Gimbal"

@@ -1,0 +1,233 @@
+"""What can be done with the run that is shown: the actions, and a row of buttons for them."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from PySide6.QtCore import Qt, QUrl, Signal
+from PySide6.QtGui import QAction, QDesktopServices, QGuiApplication, QKeySequence
+from PySide6.QtWidgets import QHBoxLayout, QMessageBox, QPushButton, QWidget
+
+from ui.core import reading, words
+from ui.core.runs import launch
+from ui.core.runs.history import History
+from ui.core.runs.jobs import Job
+from ui.core.runs.queue import Queue
+from ui.core.runs.states import Glance, State
+from ui.pages.runs.tensorboard import TensorBoard
+from ui.widgets import theme
+
+ASKED = {
+    "stop": "Asked to stop; the trainer saves a state after this step and ends.",
+    "save": "Asked for a saved state; the trainer answers after this step.",
+    "sample": "Asked for sample pictures; the trainer answers after this step.",
+}
+ENDED = "The run had not begun: its process is ended at once, and nothing is lost."
+
+
+@dataclass
+class Subject:
+    """What the controls are about."""
+
+    folder: Path
+    state: State
+    glance: Glance | None
+    job: Job | None
+    samples: bool
+    """Whether its preset lets it make sample pictures."""
+
+
+class Controls(QWidget):
+    """Buttons that are there when they make sense, and can be pressed when they can do something."""
+
+    said = Signal(str)
+    """A sentence: what has been asked, what was done, or why it could not be."""
+    open_preset = Signal(Path)
+    show_log = Signal()
+
+    def __init__(self, queue: Queue):
+        super().__init__()
+        self.queue = queue
+        self.subject: Subject | None = None
+        self.latest: dict[str, list] = {}
+        """The last state and the last sample of the run, to see when there is another."""
+        self.asked: dict[str, list] = {}
+        """What has been asked for and is still to come, with what was the latest then."""
+        self.board = TensorBoard(self)
+        self.board.said.connect(self.said)
+        self.row = QHBoxLayout(self)
+        self.row.setContentsMargins(0, 0, 0, 0)
+        self.stop = self._add("Stop", "F8", "Save a state after this step and end the run", lambda: self.ask("stop"))
+        self.end = self._add("End now …", "", "End the process at once, without saving", self.on_end, "danger")
+        self.save = self._add("Save now", "F6", "Save a training state after this step", lambda: self.ask("save"))
+        self.sample = self._add("Sample now", "F7", "Make sample pictures after this step", lambda: self.ask("sample"))
+        self.resume = self._add("Resume", "F9", "Queue the run to go on from its last state", self.on_resume, "primary")
+        self.log = self._add("Show log", "", "What the trainer wrote until it ended", self.show_log.emit)
+        self.forget = self._add("Remove", "", "Take the job, which never began, off the list", self.on_forget)
+        self.open_folder = self._add("Open folder", "", "Show the run's files", self.on_open_folder)
+        self.copy = self._add("Copy file path", "", "Copy the path of the exported file", self.on_copy)
+        self.preset = self._add("Open preset", "", "Edit a copy of this run's preset", self.on_preset)
+        self.tensorboard = self._add("TensorBoard", "", "Show this and its neighbours in the browser", self.on_board)
+        self.row.addStretch(1)
+        self.show_subject(None)
+
+    def show_subject(self, subject: Subject | None) -> None:
+        """Be about another run, or the same one in another state."""
+        if not subject or not self.subject or subject.folder != self.subject.folder or not subject.state.alive:
+            self.asked.clear()
+        self.subject = subject
+        state = subject.state if subject else None
+        glance, job = (subject.glance, subject.job) if subject else (None, None)
+        alive, stopping = state is not None and state.alive, state == State.STOPPING or "stop" in self.asked
+        resumable = glance is not None and glance.resumable
+        ended = state in (State.STOPPED, State.FAILED, State.VANISHED, State.REFUSED) or resumable
+        self._set(self.stop, alive and not stopping)
+        self._set(self.end, alive and stopping, bool(job or (glance and glance.process)))
+        listens = state == State.RUNNING and not stopping
+        self._set(self.save, alive, listens and "save" not in self.asked)
+        samples = subject is not None and subject.samples
+        self._set(self.sample, alive, listens and samples and "sample" not in self.asked)
+        why = "" if samples else " (this run's preset makes none)"
+        self.sample.setToolTip("Make sample pictures after this step (F7)" + why)
+        self._set(self.resume, ended, self.queue.drives and not (job and job.running))  # its process still cleans up
+        again = "Resume" if resumable else "Start again"
+        self.resume.setText("Try again" if state == State.REFUSED else again)
+        self._set(self.log, ended)
+        self._set(self.forget, job is not None and job.ended is not None, self.queue.drives)
+        exists = subject is not None and subject.folder.is_dir()
+        self._set(self.open_folder, True, exists)
+        self._set(self.copy, bool(glance and glance.exported))
+        self._set(self.preset, True, subject is not None and (exists or job is not None))
+        self._set(self.tensorboard, True, exists)
+
+    def ask(self, what: str) -> None:
+        """Ask the trainer for something, and say so."""
+        if not self.subject:
+            return
+        job, sentence = self.subject.job, ASKED[what]
+        try:
+            if what == "stop" and job and job.running:
+                sentence = sentence if self.queue.stop(job.id) else ENDED
+            else:
+                launch.request(self.subject.folder, what)
+        except (OSError, ValueError) as error:
+            self.said.emit(str(error))
+            return
+        self.asked[what] = self.latest.get(what, [])
+        self.said.emit(sentence)
+        self.show_subject(self.subject)
+
+    def answer(self, history: History) -> None:
+        """Say when what was asked for has come."""
+        self.latest = {
+            "save": [one for one in history.saved if one.what == "state"][-1:],
+            "sample": history.samples[-1:],
+        }
+        for what, made in (("save", "A state was saved"), ("sample", "Sample pictures were made")):
+            if what in self.asked and self.asked[what] != self.latest[what]:
+                del self.asked[what]
+                self.said.emit(f"{made} after step {words.count(history.step)}.")
+                self.show_subject(self.subject)
+
+    def on_end(self) -> None:
+        """Ask whether to end the process without saving, and do it."""
+        subject = self.subject
+        if not subject:
+            return
+        box = QMessageBox(QMessageBox.Icon.Warning, "End now", "End the run without waiting for it?", parent=self)
+        box.setInformativeText(
+            "What was learned after the last saved state is lost. Without this, the trainer saves a state after its "
+            "present step and ends by itself."
+        )
+        yes = box.addButton("End now", QMessageBox.ButtonRole.DestructiveRole)
+        box.setDefaultButton(box.addButton("Wait", QMessageBox.ButtonRole.RejectRole))
+        box.exec()
+        if box.clickedButton() is not yes:
+            return
+        try:
+            if subject.job and subject.job.running:
+                self.queue.kill(subject.job.id)
+            elif subject.glance and subject.glance.process:
+                launch.kill(subject.glance.process)
+            self.said.emit("The process was ended.")
+        except ValueError as error:
+            self.said.emit(str(error))
+
+    def on_resume(self) -> None:
+        """Queue it again."""
+        if not self.subject:
+            return
+        try:
+            if self.subject.state == State.REFUSED and self.subject.job:
+                self.queue.run_next(self.subject.job.id)
+            else:
+                self.queue.resume(self.subject.folder)
+            self.said.emit("It is in the queue and starts as soon as a device is free.")
+        except ValueError as error:
+            self.said.emit(str(error))
+
+    def on_forget(self) -> None:
+        """Take a job that never began off the list."""
+        try:
+            if self.subject and self.subject.job:
+                self.queue.remove(self.subject.job.id)
+        except ValueError as error:
+            self.said.emit(str(error))
+
+    def on_open_folder(self) -> None:
+        """Show the run's files in the system's file manager."""
+        if self.subject and not QDesktopServices.openUrl(QUrl.fromLocalFile(str(self.subject.folder))):
+            self.said.emit(f"No program opened the folder; it is {self.subject.folder}")
+
+    def on_copy(self) -> None:
+        """Copy the path of the exported file."""
+        if self.subject and self.subject.glance and self.subject.glance.exported:
+            path = str(self.subject.glance.exported)
+            QGuiApplication.clipboard().setText(path)
+            self.said.emit(f"Copied: {path}")
+
+    def on_preset(self) -> None:
+        """Open the run's preset, or that of a job without a run folder."""
+        if self.subject:
+            job, written = self.subject.job, self.subject.folder / "preset.json"
+            self.open_preset.emit(job.preset if job and not written.exists() else self.subject.folder)
+
+    def on_board(self) -> None:
+        """Show the runs of this folder in TensorBoard."""
+        if self.subject:
+            self.board.show(self.subject.folder.parent)
+
+    def _add(self, text: str, keys: str, tip: str, slot: Callable[[], None], role: str = "") -> QAction:
+        """An action, and a button that does it."""
+        action = QAction(text, self)
+        action.setShortcut(QKeySequence(keys))
+        action.setShortcutContext(Qt.ShortcutContext.WindowShortcut)
+        action.setToolTip(f"{tip} ({keys})" if keys else tip)
+        action.triggered.connect(lambda: slot())
+        self.addAction(action)
+        button = QPushButton()
+        button.clicked.connect(action.trigger)
+        theme.set_role(button, role)
+
+        def follow() -> None:
+            button.setText(action.text())
+            button.setToolTip(action.toolTip())
+            button.setEnabled(action.isEnabled())
+            button.setVisible(action.isVisible())
+
+        action.changed.connect(follow)
+        follow()
+        self.row.addWidget(button)
+        return action
+
+    def _set(self, action: QAction, visible: bool, enabled: bool = True) -> None:
+        action.setVisible(visible)
+        action.setEnabled(visible and enabled)
+
+
+def makes_samples(preset: Path) -> bool:
+    """Whether a run's preset lets it make sample pictures; a run without a readable preset is taken to do so."""
+    try:
+        return bool(reading.read_json(preset)["samples"]["enabled"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return True

@@ -1,0 +1,140 @@
+"""What a run had to say besides its numbers: warnings, errors, files it saved, and what this window does not know."""
+
+from PySide6.QtCore import QLocale, Qt
+from PySide6.QtGui import QKeySequence, QShortcut
+from PySide6.QtWidgets import (
+    QApplication,
+    QHeaderView,
+    QLabel,
+    QPlainTextEdit,
+    QSplitter,
+    QTreeWidget,
+    QTreeWidgetItem,
+    QVBoxLayout,
+    QWidget,
+)
+
+from ui.core import words
+from ui.core.runs.history import History, Message, Saved
+from ui.widgets import icons, theme
+
+EMPTY = "Nothing yet. Warnings, errors and saved files of the run are listed here."
+NOUNS = {"state": "training state", "export": "file for other programs", "adapter": "Gimbal's own adapter file"}
+DETAIL = Qt.ItemDataRole.UserRole
+KIND = Qt.ItemDataRole.UserRole + 1
+
+
+class Messages(QWidget):
+    """A list in the order of time, and below it all of the chosen entry."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.list = QTreeWidget()
+        self.list.setAccessibleName("Messages of the run")
+        self.list.setHeaderLabels(["Time", "Message"])
+        self.list.setRootIsDecorated(False)
+        self.list.setUniformRowHeights(True)
+        self.list.header().setSectionResizeMode(0, QHeaderView.ResizeMode.ResizeToContents)
+        self.list.currentItemChanged.connect(self.on_current_changed)
+        QShortcut(QKeySequence.StandardKey.Copy, self.list, self.copy, context=Qt.ShortcutContext.WidgetShortcut)
+        self.detail = QPlainTextEdit(readOnly=True)
+        self.detail.setAccessibleName("All of the chosen message")
+        theme.set_role(self.detail, "mono")
+        self.empty = QLabel(EMPTY)
+        self.empty.setMargin(40)
+        self.empty.setAlignment(Qt.AlignmentFlag.AlignCenter)
+        theme.set_role(self.empty, "muted")
+        self.split = QSplitter(Qt.Orientation.Vertical)
+        self.split.addWidget(self.list)
+        self.split.addWidget(self.detail)
+        self.split.setStretchFactor(0, 1)
+        self.split.setChildrenCollapsible(False)
+        layout = QVBoxLayout(self)
+        layout.setContentsMargins(0, 8, 0, 0)
+        layout.addWidget(self.empty)
+        layout.addWidget(self.split)
+        self._shown: list[Message | Saved] = []
+        self._tail: list[str] = []
+        self.split.hide()
+        theme.notifier().changed.connect(self.on_theme_changed)
+
+    def show_history(self, history: History) -> None:
+        """Show what a run has said until now. What is shown already stays, so that reading is not disturbed."""
+        entries: list[Message | Saved] = sorted([*history.messages, *history.saved], key=lambda entry: entry.time)
+        tail = _oddities(history)
+        if tail == self._tail and list(map(id, entries)) == list(map(id, self._shown)):
+            return
+        for _ in self._tail:
+            self.list.takeTopLevelItem(self.list.topLevelItemCount() - 1)
+        known = {id(entry) for entry in self._shown}
+        if any(a is not b for a, b in zip(self._shown, entries, strict=False)) or len(entries) < len(self._shown):
+            self.list.clear()
+            known = set()
+        for entry in entries:
+            if id(entry) not in known:
+                self._add(*_entry(entry))
+        self._shown = entries
+        for sentence in tail:
+            self._add("", "warning", sentence, sentence)
+        self._tail = tail
+        self.empty.setVisible(not entries and not tail)
+        self.split.setVisible(bool(entries or tail))
+        self.detail.setVisible(self.list.currentItem() is not None)
+
+    def problems(self) -> int:
+        """How many entries are warnings or errors."""
+        return sum(item.data(0, KIND) != "save" for item in self._items())
+
+    def copy(self) -> None:
+        """Copy the chosen entry with its detail."""
+        QApplication.clipboard().setText(self.detail.toPlainText())
+
+    def on_current_changed(self, item: QTreeWidgetItem | None) -> None:
+        """Show all of an entry."""
+        self.detail.setVisible(item is not None)
+        self.detail.setPlainText(item.data(0, DETAIL) if item else "")
+
+    def on_theme_changed(self) -> None:
+        """Icons in the theme's colours."""
+        for item in self._items():
+            _paint(item)
+
+    def _items(self) -> list[QTreeWidgetItem]:
+        return [item for row in range(self.list.topLevelItemCount()) if (item := self.list.topLevelItem(row))]
+
+    def _add(self, time: str, kind: str, text: str, detail: str) -> None:
+        item = QTreeWidgetItem([words.when(time) if time else "", " ".join(text.split())])
+        item.setData(0, KIND, kind)
+        item.setData(0, DETAIL, detail)
+        item.setToolTip(1, text)
+        _paint(item)
+        self.list.addTopLevelItem(item)
+
+
+def _entry(entry: Message | Saved) -> tuple[str, str, str, str]:
+    """Time, kind, one line and all of it."""
+    if isinstance(entry, Saved):
+        what = NOUNS.get(entry.what, entry.what)
+        text = f"Saved {entry.path}: {what}, {words.size(entry.bytes)}, after step {words.count(entry.step)}"
+        exact = QLocale.c().toString(entry.bytes)
+        return entry.time, "save", text, f"{text}\n{exact} bytes"
+    return entry.time, entry.kind, entry.message, "\n\n".join(filter(None, (entry.message, entry.detail)))
+
+
+def _oddities(history: History) -> list[str]:
+    """Sentences about what this window could not make sense of."""
+    sentences = [
+        f"{words.plural(number, 'event')} of the kind “{kind}” in events.jsonl: this window does not know the kind "
+        "and does not show them. The run comes from another version of Gimbal."
+        for kind, number in history.unknown.items()
+    ]
+    if history.broken_lines:
+        lines = words.plural(history.broken_lines, "line")
+        sentences.append(f"{lines} of events.jsonl cannot be read: the file was damaged, for instance by a full disk.")
+    return sentences
+
+
+def _paint(item: QTreeWidgetItem) -> None:
+    kind, colors = item.data(0, KIND), theme.colors()
+    color = {"error": colors.bad, "warning": colors.warning}.get(kind, colors.muted)
+    item.setIcon(1, icons.icon(kind, color))

@@ -1,0 +1,233 @@
+"""The left of the runs page: the queue with its buttons, and the runs with a filter."""
+
+from pathlib import Path
+
+from PySide6.QtCore import QModelIndex, QSignalBlocker, Qt, QTimer, Signal
+from PySide6.QtGui import QAction, QKeySequence
+from PySide6.QtWidgets import QHBoxLayout, QLabel, QLineEdit, QMessageBox, QPushButton, QVBoxLayout, QWidget
+
+from ui.core.runs.library import Library
+from ui.core.runs.queue import Queue
+from ui.core.runs.states import State
+from ui.pages.runs.row_list import Row, RunList, job_row, run_row
+from ui.widgets import icons, theme
+
+NO_RUNS = "No runs yet. Choose a preset and press “Train”: the run appears here and can be watched while it works."
+NO_MATCH = "No run has this in its name, method or family."
+
+
+class Side(QWidget):
+    """Chooses what the rest of the page shows."""
+
+    chosen = Signal(object)
+    """The row, or None."""
+    said = Signal(str)
+    """A sentence: why something could not be done."""
+
+    def __init__(self, queue: Queue, library: Library):
+        super().__init__()
+        self.queue, self.library = queue, library
+        self.jobs, self.runs = RunList("Queue"), RunList("Runs")
+        self.jobs.setDragDropMode(RunList.DragDropMode.InternalMove)
+        self.pause = QPushButton("Pause")
+        self.pause.setCheckable(True)
+        self.pause.setToolTip("Start no further job until this is pressed again; running ones go on")
+        self.watching, self.no_jobs, self.no_runs = (QLabel(wordWrap=True) for _ in range(3))
+        self.no_jobs.setText("Nothing runs or waits.")
+        theme.set_role(self.watching, "note")
+        theme.set_role(self.no_jobs, "muted")
+        theme.set_role(self.no_runs, "muted")
+        self.filter = QLineEdit(clearButtonEnabled=True)
+        self.filter.setPlaceholderText("Filter runs")
+        self.filter.setAccessibleName("Filter runs by name, method or family")
+        self.up = self._action("up", "Earlier", "Alt+Up", lambda: self.shift(-1))
+        self.down = self._action("down", "Later", "Alt+Down", lambda: self.shift(1))
+        self.first = self._action("next", "Run next", "Alt+Home", self.run_next)
+        self.cancel = self._action("remove", "Take out of the queue", "Del", self.remove)
+        self.actions_of_queue = (self.up, self.down, self.first, self.cancel)
+        self._lay_out()
+        self._connect()
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Show the queue and the runs as they are."""
+        jobs = self.queue.jobs
+        self.jobs.set_rows([job_row(job, self.library.glance(job.folder)) for job in jobs])
+        for index, job in enumerate(jobs):
+            item = self.jobs.item(index)
+            movable = Qt.ItemFlag.ItemIsDragEnabled if job.waiting and self.queue.drives else Qt.ItemFlag(0)
+            flags = Qt.ItemFlag.ItemIsEnabled | Qt.ItemFlag.ItemIsSelectable | movable
+            if item.flags() != flags:
+                with QSignalBlocker(self.jobs):
+                    item.setFlags(flags)
+        wanted = self.filter.text().strip().lower()
+        glances = self.library.glances
+        self.runs.set_rows(
+            [run_row(one) for one in glances if wanted in f"{one.name} {one.method} {one.family}".lower()]
+        )
+        self.jobs.setVisible(bool(jobs))
+        self.no_jobs.setVisible(not jobs)
+        rows = max(1, min(5, len(jobs)))
+        self.jobs.setFixedHeight(self.jobs.sizeHintForRow(0) * rows + 2 * self.jobs.frameWidth() if jobs else 0)
+        self.no_runs.setText(NO_MATCH if glances else NO_RUNS)
+        self.no_runs.setVisible(not self.runs.count())
+        self.runs.setVisible(bool(self.runs.count()))
+        self.watching.setText(self.queue.watching_sentence)
+        self.watching.setVisible(not self.queue.drives)
+        with QSignalBlocker(self.pause):
+            self.pause.setChecked(self.queue.paused)
+        self.pause.setText("Paused" if self.queue.paused else "Pause")
+        self.pause.setEnabled(self.queue.drives)
+        self._enable()
+
+    def row(self) -> Row | None:
+        """The chosen one."""
+        return self.jobs.current() or self.runs.current()
+
+    def choose(self, folder: Path) -> bool:
+        """Choose a run by its folder, or its job in the queue; whether there is one."""
+        if self.runs.choose(str(folder)):
+            return True
+        return any(self.jobs.choose(row.key) for row in self.jobs.rows() if row.folder == str(folder))
+
+    def shift(self, by: int) -> None:
+        """Move the chosen job."""
+        row = self.jobs.current()
+        waiting = [job.id for job in self.queue.jobs if job.waiting]
+        if row and row.job in waiting:
+            to = waiting.index(row.job) + by
+            if 0 <= to < len(waiting):
+                self._do(lambda: self.queue.move(row.job, to))
+
+    def run_next(self) -> None:
+        """Put the chosen job before all others that wait."""
+        row = self.jobs.current()
+        if row:
+            self._do(lambda: self.queue.run_next(row.job))
+
+    def remove(self) -> None:
+        """Ask, then forget the chosen waiting job."""
+        row = self.jobs.current()
+        if not row or row.state != State.WAITING:
+            return
+        box = QMessageBox(self)
+        box.setWindowTitle("Take out of the queue")
+        box.setText(f"Take “{row.name}” out of the queue?")
+        box.setInformativeText("It will not be trained. The preset that it was made from stays as it is.")
+        yes = box.addButton("Take out", QMessageBox.ButtonRole.AcceptRole)
+        box.setDefaultButton(box.addButton("Leave it", QMessageBox.ButtonRole.RejectRole))
+        box.exec()
+        if box.clickedButton() is yes:
+            self._do(lambda: self.queue.remove(row.job))
+
+    def on_job_selected(self) -> None:
+        """Only one of the two lists has a choice."""
+        if self.jobs.current():
+            with QSignalBlocker(self.runs):
+                self.runs.clearSelection()
+        self._enable()
+        self.chosen.emit(self.row())
+
+    def on_run_selected(self) -> None:
+        """Only one of the two lists has a choice."""
+        if self.runs.current():
+            with QSignalBlocker(self.jobs):
+                self.jobs.clearSelection()
+        self._enable()
+        self.chosen.emit(self.row())
+
+    def on_rows_moved(self, _p: QModelIndex, start: int, _end: int, _q: QModelIndex, to: int) -> None:
+        """A job was dragged: tell the queue, after the list has done with the drop. Running jobs stay in front."""
+        place = to - 1 if to > start else to
+        job, running = self.jobs.rows()[place].job, sum(one.running for one in self.queue.jobs)
+        QTimer.singleShot(0, self, lambda: self._do(lambda: self.queue.move(job, max(0, place - running))))
+
+    def on_pause_toggled(self, paused: bool) -> None:
+        """Start no further jobs, or go on."""
+
+        def pause() -> None:
+            self.queue.paused = paused
+
+        self._do(pause)
+
+    def on_theme_changed(self) -> None:
+        """Icons in the theme's colour."""
+        for action in self.actions_of_queue:
+            action.setIcon(icons.icon(action.data()))
+
+    def _do(self, change) -> None:
+        """Change the queue, or say why that cannot be."""
+        try:
+            change()
+        except ValueError as error:
+            self.said.emit(str(error))
+        self.refresh()
+
+    def _enable(self) -> None:
+        row, drives = self.jobs.current(), self.queue.drives
+        waiting = [job.id for job in self.queue.jobs if job.waiting]
+        place = waiting.index(row.job) if row and row.job in waiting else -1
+        self.up.setEnabled(drives and place > 0)
+        self.first.setEnabled(drives and place > 0)
+        self.down.setEnabled(drives and 0 <= place < len(waiting) - 1)
+        self.cancel.setEnabled(drives and place >= 0)
+
+    def _action(self, icon: str, text: str, keys: str, slot) -> QAction:
+        action = QAction(icons.icon(icon), text, self)
+        action.setData(icon)
+        action.setShortcut(QKeySequence(keys))
+        action.setShortcutContext(Qt.ShortcutContext.WidgetShortcut)
+        action.setToolTip(f"{text} ({action.shortcut().toString(QKeySequence.SequenceFormat.NativeText)})")
+        action.triggered.connect(slot)
+        self.jobs.addAction(action)
+        return action
+
+    def _button(self, action: QAction) -> QPushButton:
+        button = QPushButton(action.icon(), "")
+        button.setAccessibleName(action.text())
+        button.setToolTip(action.toolTip())
+        theme.set_role(button, "flat")
+        button.clicked.connect(action.trigger)
+
+        def follow() -> None:
+            button.setEnabled(action.isEnabled())
+            button.setIcon(action.icon())
+
+        action.changed.connect(follow)
+        return button
+
+    def _lay_out(self) -> None:
+        self.jobs.setContextMenuPolicy(Qt.ContextMenuPolicy.ActionsContextMenu)
+        layout = QVBoxLayout(self)
+        layout.setContentsMargins(12, 12, 12, 12)
+        head = QHBoxLayout()
+        head.addWidget(_heading("Queue"))
+        head.addStretch(1)
+        for action in self.actions_of_queue:
+            head.addWidget(self._button(action))
+        head.addWidget(self.pause)
+        layout.addLayout(head)
+        for part in (self.watching, self.jobs, self.no_jobs):
+            layout.addWidget(part)
+        layout.addSpacing(8)
+        layout.addWidget(_heading("Runs"))
+        layout.addWidget(self.filter)
+        layout.addWidget(self.runs, 1)
+        layout.addWidget(self.no_runs, 0)
+        layout.addStretch(0)
+
+    def _connect(self) -> None:
+        self.jobs.itemSelectionChanged.connect(self.on_job_selected)
+        self.runs.itemSelectionChanged.connect(self.on_run_selected)
+        self.jobs.model().rowsMoved.connect(self.on_rows_moved)
+        self.pause.toggled.connect(self.on_pause_toggled)
+        self.filter.textChanged.connect(self.refresh)
+        self.queue.changed.connect(self.refresh)
+        self.library.changed.connect(self.refresh)
+        theme.notifier().changed.connect(self.on_theme_changed)
+
+
+def _heading(text: str) -> QLabel:
+    label = QLabel(text)
+    theme.set_role(label, "heading")
+    return label

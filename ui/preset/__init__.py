@@ -1,1 +1,0 @@
-"""A preset in the window: its options (schema, field, sentences), its values (document), its files (files)."""

@@ -1,0 +1,347 @@
+"""The window's questions: unsaved changes, names, deleting, errors, and what to queue.
+
+Each is a dialog that can be shown, filled in and accepted; the `ask_` functions wait for the answer.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+
+from PySide6.QtCore import Qt, Signal
+from PySide6.QtWidgets import (
+    QCheckBox,
+    QComboBox,
+    QDialog,
+    QDialogButtonBox,
+    QFormLayout,
+    QHBoxLayout,
+    QLabel,
+    QLineEdit,
+    QPushButton,
+    QVBoxLayout,
+    QWidget,
+)
+
+from ui.core import places, words
+from ui.core.preset import files
+from ui.core.preset.document import Document
+from ui.core.preset.schema import at
+from ui.core.runs.devices import Devices
+from ui.core.runs.queue import Queue
+from ui.widgets import theme
+
+NAMED = 6
+"""How many settings a question names before it only counts."""
+LISTED = 14
+"""How many problems a question lists before it only counts."""
+FORBIDDEN = '/\\:*?"<>|'
+"""Letters that no name of a folder may have, on some system or other."""
+LONGEST = 100
+"""Letters that a run's name may have."""
+WIDTH = 60
+"""Of the sentences, in letters."""
+
+SAVE, DISCARD, CANCEL, OK = "save", "discard", "cancel", "ok"
+
+
+class Question(QDialog):
+    """A question and its answers, the first one the usual; Escape gives the last one."""
+
+    answered = Signal(str)
+
+    def __init__(self, parent: QWidget | None, title: str, question: str, details: str, answers: Mapping[str, str]):
+        """`answers`: text of the button by answer."""
+        super().__init__(parent)
+        self.setWindowTitle(title)
+        self.answer = [*answers][-1]
+        self.question, self.details = _sentences_label(self, question), _sentences_label(self, details)
+        theme.set_role(self.question, "heading")
+        self.details.setVisible(bool(details))
+        self.buttons = {answer: QPushButton(text) for answer, text in answers.items()}
+        row = QHBoxLayout()
+        row.addStretch()
+        for answer, button in self.buttons.items():
+            button.setAutoDefault(True)
+            button.clicked.connect(partial(self._close_with, answer))
+            row.addWidget(button)
+        self.make_default([*answers][0])
+        layout = QVBoxLayout(self)
+        for label in (self.question, self.details):
+            layout.addWidget(label)
+        layout.addSpacing(self.fontMetrics().height() // 2)
+        layout.addLayout(row)
+
+    def make_default(self, answer: str) -> None:
+        """Enter gives this answer."""
+        self.buttons[answer].setDefault(True)
+        self.buttons[answer].setFocus()
+
+    def _close_with(self, answer: str) -> None:
+        self.answer = answer
+        self.accept()
+        self.answered.emit(answer)
+
+
+def say_error(parent: QWidget | None, title: str, sentence: str) -> Question:
+    """Say what went wrong; returns at once."""
+    box = Question(parent, title, title, sentence, {OK: "&OK"})
+    theme.set_role(box.buttons[OK], "primary")
+    return _opened(box)
+
+
+def confirm(
+    parent: QWidget | None, title: str, question: str, details: str, accept: str, on_accept: Callable[[], None]
+) -> Question:
+    """Ask before something that loses something; Cancel is the default. Returns at once."""
+    box = Question(parent, title, question, details, {OK: accept, CANCEL: "&Cancel"})
+    theme.set_role(box.buttons[OK], "danger")
+    box.make_default(CANCEL)
+    box.answered.connect(lambda answer: on_accept() if answer == OK else None)
+    return _opened(box)
+
+
+def ask_unsaved(parent: QWidget | None, document: Document) -> str:
+    """What to do with unsaved changes: SAVE, DISCARD or CANCEL."""
+    box = unsaved_question(parent, document)
+    box.exec()
+    return box.answer
+
+
+def unsaved_question(parent: QWidget | None, document: Document) -> Question:
+    """The question of `ask_unsaved`."""
+    name, own = document.origin.name or "the new preset", document.origin.kind == "own"
+    changed = enumerated(labels(document, [one.path for one in document.differences()]))
+    kept = "" if own else f"\n{name} itself stays as it is; the changes are saved as a preset of your own."
+    answers = {SAVE: "&Save" if own else "&Save as…", DISCARD: "&Do not save", CANCEL: "&Cancel"}
+    box = Question(parent, "Unsaved changes", f"Save the changes to {name}?", f"Changed: {changed}.{kept}", answers)
+    theme.set_role(box.buttons[SAVE], "primary")
+    return box
+
+
+def ask_name(parent: QWidget | None, title: str, name: str, accept: str = "&Save") -> str:
+    """A name for a preset of one's own, or "" for none; the name of an existing one means to replace it."""
+    dialog = preset_name_dialog(parent, title, name, accept, replace=True)
+    return dialog.name if dialog.exec() else ""
+
+
+def preset_name_dialog(
+    parent: QWidget | None, title: str, name: str, accept: str, replace: bool = False
+) -> "NameDialog":
+    """The question for a preset's name. `replace`: whether it may be the name of an existing one."""
+
+    def existing(text: str) -> str:
+        return "" if replace else _says_existing(text, "choose another name")
+
+    return NameDialog(
+        parent, title, name, accept, lambda text: files.name_problem(text) or existing(text),
+        lambda text: _says_existing(text, "it will be replaced"),
+    )  # fmt: skip
+
+
+def own_preset(name: str) -> Path:
+    """Where an own preset of this name is, or would be."""
+    return places.OWN_PRESETS / f"{name}.json"
+
+
+class NameDialog(QDialog):
+    """A question for a name, which says while typing what is wrong with it."""
+
+    def __init__(
+        self,
+        parent: QWidget | None,
+        title: str,
+        name: str,
+        accept: str,
+        problem: Callable[[str], str],
+        note: Callable[[str], str] = lambda text: "",
+    ):
+        super().__init__(parent)
+        self.setWindowTitle(title)
+        self._problem, self._note = problem, note
+        self.edit = QLineEdit(name)
+        self.edit.setAccessibleName("Name")
+        self.edit.selectAll()
+        self.feedback = _feedback_label(self)
+        self.buttons = _buttons(self, accept)
+        label = QLabel("&Name")
+        label.setBuddy(self.edit)
+        layout = QVBoxLayout(self)
+        for widget in (label, self.edit, self.feedback, self.buttons):
+            layout.addWidget(widget)
+        self.edit.textChanged.connect(self.on_text_changed)
+        self.on_text_changed()
+
+    @property
+    def name(self) -> str:
+        """The name as it will be used."""
+        return self.edit.text().strip()
+
+    def on_text_changed(self) -> None:
+        """Say what is wrong with the name."""
+        problem = self._problem(self.name)
+        _say(self.feedback, problem, "" if problem else self._note(self.name))
+        self.buttons.button(QDialogButtonBox.StandardButton.Ok).setEnabled(not problem)
+
+
+class QueueDialog(QDialog):
+    """Under which name, on which device and when a preset is to be trained."""
+
+    def __init__(
+        self,
+        document: Document,
+        queue: Queue,
+        devices: Devices,
+        problems: Sequence[str] = (),
+        parent: QWidget | None = None,
+    ):
+        """`problems`: what the check has found."""
+        super().__init__(parent)
+        self.setWindowTitle("Add to the queue")
+        self._document, self._queue, self._devices = document, queue, devices
+        self._preset_problems = list(dict.fromkeys([*_problems(document), *problems]))
+        self.name_edit = QLineEdit(_free_run_name(document, queue))
+        self.name_edit.selectAll()
+        self.name_edit.setAccessibleName("Run name")
+        self.device_box = QComboBox()
+        self.device_box.setAccessibleName("Device")
+        waiting = sum(job.waiting for job in queue.jobs)
+        self.first_box = QCheckBox(f"Run &before the {words.plural(waiting, 'waiting job')}")
+        self.first_box.setVisible(waiting > 0)
+        self.summary = _sentences_label(self, summary(document))
+        self.feedback = _feedback_label(self)
+        self.buttons = _buttons(self, "&Add to queue")
+        self._lay_out()
+        self.name_edit.textChanged.connect(self.on_name_changed)
+        devices.changed.connect(self.on_devices_changed)
+        self.on_devices_changed()
+        self.on_name_changed()
+
+    @property
+    def name(self) -> str:
+        """Name of the run."""
+        return self.name_edit.text().strip()
+
+    @property
+    def device(self) -> str:
+        """Name of the device."""
+        return self.device_box.currentData()
+
+    @property
+    def first(self) -> bool:
+        """Whether it goes before the waiting jobs."""
+        return self.first_box.isChecked()
+
+    def on_devices_changed(self) -> None:
+        """Offer the devices that are known now."""
+        before = self.device_box.currentData()
+        self.device_box.clear()
+        for device, text in self._devices.choices():
+            self.device_box.addItem(text, device)
+        self.device_box.setCurrentIndex(max(0, self.device_box.findData(before)))
+
+    def on_name_changed(self) -> None:
+        """Say what keeps this from being queued."""
+        problem = _run_name_problem(self.name) or self._queue.problem_with(self._document.values, self.name)
+        if self._preset_problems:
+            problem = f"The trainer would refuse this preset. {enumerated(self._preset_problems, '; ')}"
+        _say(self.feedback, problem, self._queue.watching_sentence)
+        self.buttons.button(QDialogButtonBox.StandardButton.Ok).setEnabled(not problem and self._queue.drives)
+
+    def _lay_out(self) -> None:
+        form = QFormLayout()
+        form.addRow("Run &name", self.name_edit)
+        form.addRow("&Device", self.device_box)
+        form.addRow("", self.first_box)
+        layout = QVBoxLayout(self)
+        layout.addWidget(self.summary)
+        layout.addLayout(form)
+        layout.addWidget(self.feedback)
+        layout.addWidget(self.buttons)
+
+
+def summary(document: Document) -> str:
+    """What a document's training is, in a sentence or two."""
+    values = document.values
+    epochs, steps = at(values, "training.epochs"), at(values, "training.steps")
+    length = words.plural(epochs, "epoch") if epochs else words.plural(steps, "step")
+    folders = ", ".join(at(values, "data.folders") or ()) or "no folder"
+    base = at(values, "base.path") or "no base"
+    return f"{document.origin.name}: {length} of {at(values, 'adapter.method')} on {base}, pictures from {folders}."
+
+
+def _run_name_problem(name: str) -> str:
+    """Why the trainer would not take a name; "" when it would."""
+    wrong = sorted({letter for letter in name if letter in FORBIDDEN or letter < " "})
+    if wrong:
+        return f"The run's name becomes a folder: {' '.join(wrong)} cannot be in it."
+    if name.startswith(".") or name.endswith("."):
+        return "The run's name becomes a folder: it neither begins nor ends with a full stop."
+    if files.RESERVED.fullmatch(name):
+        return f"Windows keeps the name {name} for a device; choose another one."
+    return f"This name has {len(name)} letters; at most {LONGEST} are possible." if len(name) > LONGEST else ""
+
+
+def _free_run_name(document: Document, queue: Queue) -> str:
+    folder = places.full(document.value("saving.folder"))
+    there = {one.name for one in folder.iterdir()} if folder.is_dir() else set()
+    return files.free_name(document.value("name") or document.origin.name, there | {job.name for job in queue.jobs})
+
+
+def labels(document: Document, paths: Sequence[str]) -> list[str]:
+    """The settings' names, as people read them."""
+    known = document.schema.everything()
+    return [document.field(path).label if path in known else path for path in paths]
+
+
+def enumerated(parts: Sequence[str], separator: str = ", ", most: int = NAMED) -> str:
+    """The first few parts, and how many others there are."""
+    named = separator.join(parts[:most])
+    return f"{named}{separator}and {len(parts) - most} more" if len(parts) > most else named
+
+
+def _problems(document: Document) -> list[str]:
+    problems = document.problems()
+    named = zip(labels(document, [*problems]), problems.values(), strict=True)
+    return [f"{label}: {text}" for label, texts in named for text in texts.splitlines()]
+
+
+def _says_existing(name: str, then: str) -> str:
+    return f"You have a preset called {name}; {then}." if name and own_preset(name).exists() else ""
+
+
+def _opened(box: Question) -> Question:
+    box.setAttribute(Qt.WidgetAttribute.WA_DeleteOnClose)
+    box.open()
+    return box
+
+
+def _buttons(dialog: QDialog, accept: str) -> QDialogButtonBox:
+    kinds = QDialogButtonBox.StandardButton
+    buttons = QDialogButtonBox(kinds.Ok | kinds.Cancel)
+    buttons.button(kinds.Ok).setText(accept)
+    buttons.button(kinds.Ok).setProperty("role", "primary")
+    buttons.button(kinds.Ok).setDefault(True)
+    buttons.accepted.connect(dialog.accept)
+    buttons.rejected.connect(dialog.reject)
+    return buttons
+
+
+def _sentences_label(dialog: QDialog, text: str = "") -> QLabel:
+    label = QLabel(text)
+    label.setTextFormat(Qt.TextFormat.PlainText)
+    label.setWordWrap(True)
+    label.setTextInteractionFlags(Qt.TextInteractionFlag.TextSelectableByMouse)
+    label.setMinimumWidth(dialog.fontMetrics().averageCharWidth() * WIDTH)
+    return label
+
+
+def _feedback_label(dialog: QDialog) -> QLabel:
+    """With room for two lines, so that the dialog does not jump when a sentence comes."""
+    label = _sentences_label(dialog)
+    label.setMinimumHeight(dialog.fontMetrics().lineSpacing() * 2)
+    return label
+
+
+def _say(label: QLabel, problem: str, note: str) -> None:
+    label.setText(problem or note)
+    theme.set_role(label, "problem" if problem else "note")

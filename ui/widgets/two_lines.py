@@ -1,0 +1,57 @@
+"""List items of two lines: a text with a badge at its right, and a muted line below."""
+
+from PySide6.QtCore import QModelIndex, QPersistentModelIndex, QRect, QSize, Qt
+from PySide6.QtGui import QFontMetrics, QPainter
+from PySide6.QtWidgets import QApplication, QStyle, QStyledItemDelegate, QStyleOptionViewItem
+
+from ui.widgets import theme
+
+DETAIL = Qt.ItemDataRole.UserRole + 1
+"""The line below."""
+BADGE = Qt.ItemDataRole.UserRole + 2
+"""A word at the right."""
+BAD = Qt.ItemDataRole.UserRole + 3
+"""Whether the line below is a problem."""
+
+PADDING = 5
+Index = QModelIndex | QPersistentModelIndex
+
+
+class TwoLines(QStyledItemDelegate):
+    """Draws them; an item without the second line takes one."""
+
+    def sizeHint(self, option: QStyleOptionViewItem, index: Index) -> QSize:
+        """As high as its lines."""
+        lines = 2 if index.data(DETAIL) else 1
+        return QSize(0, QFontMetrics(option.font).lineSpacing() * lines + 2 * PADDING)  # pyright: ignore
+
+    def paint(self, painter: QPainter, option: QStyleOptionViewItem, index: Index) -> None:
+        """Draw the background as the style does, then the lines."""
+        styled = QStyleOptionViewItem(option)
+        self.initStyleOption(styled, index)
+        text, styled.text = styled.text, ""  # pyright: ignore
+        widget = styled.widget  # pyright: ignore
+        style = widget.style() if widget else QApplication.style()
+        style.drawControl(QStyle.ControlElement.CE_ItemViewItem, styled, painter, widget)
+        colors, metrics = theme.colors(), QFontMetrics(styled.font)  # pyright: ignore
+        rect: QRect = styled.rect.adjusted(PADDING, 0, -PADDING, 0)  # pyright: ignore
+        rect.setTop(rect.center().y() - metrics.lineSpacing() * (2 if index.data(DETAIL) else 1) // 2)
+        line = QRect(rect.left(), rect.top(), rect.width(), metrics.lineSpacing())
+        painter.save()
+        painter.setFont(styled.font)  # pyright: ignore
+        badge = index.data(BADGE)
+        if badge:
+            painter.setPen(colors.accent)
+            painter.drawText(line, Qt.AlignmentFlag.AlignRight | Qt.AlignmentFlag.AlignVCenter, badge)
+            line.setRight(line.right() - metrics.horizontalAdvance(badge) - 2 * PADDING)
+        painter.setPen(colors.text)
+        self._draw_line(painter, metrics, line, text)
+        if index.data(DETAIL):
+            painter.setPen(colors.bad if index.data(BAD) else colors.muted)
+            below = QRect(rect.left(), rect.top() + metrics.lineSpacing(), rect.width(), metrics.lineSpacing())
+            self._draw_line(painter, metrics, below, index.data(DETAIL))
+        painter.restore()
+
+    def _draw_line(self, painter: QPainter, metrics: QFontMetrics, rect: QRect, text: str) -> None:
+        elided = metrics.elidedText(text.replace("\n", " "), Qt.TextElideMode.ElideRight, rect.width())
+        painter.drawText(rect, Qt.AlignmentFlag.AlignLeft | Qt.AlignmentFlag.AlignVCenter, elided)
