@@ -95,6 +95,7 @@ def test_every_tool_for_files_is_measured_as_a_process(tmp_path):
     assert list(tmp_path.rglob("out*")) == [], "what tools write is removed"
 
 
+@pytest.mark.full
 def test_a_tool_for_files_that_needs_more_or_fails_is_an_error(monkeypatch, capsys, tmp_path):
     row = files.Row("a file", "convert", 1.0, 2.0, 700_000_000, 100_000_000, 230_000_000)
     monkeypatch.setattr(files, "rows", lambda *_: iter([row]))

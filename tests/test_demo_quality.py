@@ -59,6 +59,7 @@ def test_noto_drawings_are_in_notos_style_and_none_is_none(judges, drawings):
     assert styles.count("Noto") >= 0.97 * len(styles) and styles.count("none") <= 0.02 * len(styles), styles
 
 
+@pytest.mark.short("noise", "half erased")
 @pytest.mark.parametrize("name", demo_augment.DAMAGES)
 def test_what_nobody_could_name_is_none(name, judges, drawings):
     chance = torch.Generator().manual_seed(1)

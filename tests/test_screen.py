@@ -69,6 +69,7 @@ def test_no_character_is_an_error(encoding):
 # -- the program ------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.short("--list >&--0", "--preset nowhere 2> /dev/full-2")
 @pytest.mark.skipif(os.name == "nt", reason="a POSIX shell")
 @pytest.mark.parametrize(
     "words, code",

@@ -33,6 +33,7 @@ def layers_of(family: str) -> list[str]:
     return names
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("label", THROUGH_DIFFUSERS)
 def test_diffusers_computes_what_was_trained(tmp_path, family, label):
     options = {"host": "diffusers", "dtype": "float32", **THROUGH_DIFFUSERS[label]}
@@ -46,6 +47,7 @@ def test_diffusers_reads_kohyas_names_of_unets(tmp_path, family, host):
     assert_diffusers_computes(every.model_of(family), every.VARIANTS["LoRA"], layers_of(family), tmp_path, options)
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("name", DENOISERS)
 @pytest.mark.parametrize("label", ["LoRA", "DoRA, input axis", "DoRA, output axis", "WoRA, output axis",
                                    "OFT in planes", "DOFT in planes", "OFT in blocks", "DOFT in blocks"])

@@ -150,6 +150,7 @@ def test_keys_are_diffusers_names_for_every_host(model, second):
     assert model.export_key(f"text_encoder.{table}", "comfyui") == f"text_encoders.{clip}.transformer.{table}"
 
 
+@pytest.mark.once
 @pytest.mark.parametrize(
     "host, variant",
     [

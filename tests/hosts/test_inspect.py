@@ -21,6 +21,7 @@ def lines(host: str, family: str) -> list[Line]:
     return list(loaders.measured((host,), cases))
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("family", inspect_corpus.MODELS)
 @pytest.mark.parametrize("host", HOSTS)
 def test_nothing_false_is_said_of_a_program(host, family):

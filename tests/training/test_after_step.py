@@ -74,6 +74,7 @@ def whole(stage, tmp_path_factory) -> Place:
     return place
 
 
+@pytest.mark.short("adapter0-2", "adapter3-3")
 @pytest.mark.parametrize("adapter, stop", [(ADALORA, 2), (ADALORA, 5), (RACLORA, 2), (RACLORA, 3)])
 def test_half_and_half_is_the_whole(place: Place, whole: Place, monkeypatch, adapter, stop):
     """Stopped between two choices, after the last, at the end of a link and in the middle of one."""
@@ -110,7 +111,7 @@ def test_an_optimizer_that_averages_weights_is_refused(place: Place, adapter, ca
     assert f"averages the weights of all steps, but {adapter['method']} sets" in capsys.readouterr().err
 
 
-@pytest.mark.short("adalora")
+@pytest.mark.full
 @pytest.mark.parametrize("adapter", [ADALORA, RACLORA], ids=lambda a: a["method"])
 def test_two_processes_are_one_with_twice_the_batch(place: Place, adapter):
     more = ["--training.steps", "3", "--optimizer.eps", "1.0"]

@@ -66,6 +66,7 @@ def test_no_by_product_ends_a_training(place: Place, monkeypatch, capsys):
     assert "Traceback" not in screen.err and screen.err.count("warning: the validation of step 0 failed") == 1
 
 
+@pytest.mark.full
 def test_full_memory_beside_the_steps_ends_nothing_and_in_a_step_it_does(place: Place, monkeypatch):
     def full(*_, **__):
         raise torch.OutOfMemoryError("CUDA out of memory")
@@ -318,6 +319,7 @@ def ruin(monkeypatch) -> None:
     monkeypatch.setattr(loop, "report", ruined)
 
 
+@pytest.mark.full
 def test_a_collapse_is_said_in_the_run_and_at_its_end(place: Place, monkeypatch, capsys):
     ruin(monkeypatch)
     assert place.train("fast", *LONG, **WIDE) == 0
@@ -336,6 +338,7 @@ def test_a_training_that_learns_is_not_called_a_collapse(place: Place, capsys):
     assert capsys.readouterr().out.splitlines()[-1].startswith("Done: ")
 
 
+@pytest.mark.full
 def test_a_resumed_run_still_knows_the_loss_before_training(place: Place, monkeypatch):
     ask(monkeypatch, place, "again", "stop", at=2)
     assert place.train("again", *LONG, **WIDE) == 130

@@ -173,6 +173,7 @@ def test_check_reads_no_weights(place: Place, monkeypatch):
     assert place.train("held", "--check") == 0
 
 
+@pytest.mark.full
 def test_two_processes_refuse_together_and_go_back_together(own: Place):
     def go_on(*more: str) -> tuple[int, str]:
         command = own.command("held", *more, saving=KEEP)

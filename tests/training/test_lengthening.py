@@ -54,6 +54,7 @@ def independent() -> list[str]:
     return [name for name, module in methods().items() if module.Adapter.replanned.__func__ is Base.replanned.__func__]
 
 
+@pytest.mark.short("wora-adamw", "lora-schedulefree_adamw")
 @pytest.mark.parametrize(
     "method, optimizer",
     [*((method, "adamw") for method in independent()), *(("lora", name) for name in optimizers_on_cpu())],
