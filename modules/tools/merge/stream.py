@@ -49,6 +49,8 @@ def write_copy(
             else:
                 content = changed.detach().cpu().contiguous().flatten().view(torch.uint8)
                 new.write(content.numpy().data)
+                del content
+            del changed  # before the next one is made
 
 
 def _copy(old: BinaryIO, new: BinaryIO, size: int) -> None:
