@@ -3,8 +3,8 @@
     GIMBAL_HOSTS=... python -m tests.hosts.demo_files --runs /tmp/demo_files --write
 
 trains every shipped preset whose name ends in `_demo` for a few steps (runs that are there are taken as they are),
-gives ComfyUI the exported file and the base's weights, and writes tests/data/demo_files.json; `--table` writes the part of
-docs/exports.md that is made from it. The learning rate makes up for the steps that are left out, so that changes are of
+gives ComfyUI the exported file and the base's weights, and writes tests/data/demo_files.json; `--table` writes the part
+of docs/exports.md that is made from it. The learning rate makes up for the steps that are left out, so that changes are of
 the size of a whole training's.
 """
 
@@ -29,10 +29,10 @@ from modules.tools import verify
 from modules.training.setup import load_and_attach
 from scripts import compare
 from tests import export_matrix
-from tests.hosts import programs
+from tests.hosts import programs, table
 
 RECORD = Path(__file__).parents[1] / "data/demo_files.json"
-BEGIN, END = "<!-- demo files: begin -->", "<!-- demo files: end -->"
+HEAD = "## Default files of the demo presets"
 STEPS = 40
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
 
@@ -119,16 +119,21 @@ def cells(found: dict[str, Any]) -> Iterator[str]:
         yield "within" if one["within"] else "beyond, said" if is_told(one) else "beyond, not said"
 
 
+def record() -> dict[str, Any]:
+    """What was measured."""
+    return json.loads(RECORD.read_text(encoding="utf-8"))
+
+
 def section() -> str:
     """The part of docs/exports.md, from the record."""
-    record = json.loads(RECORD.read_text(encoding="utf-8"))
+    found = record()
     head = ["preset", "file for"]
     for number in DTYPES:
         head += [f"{number}: error (worst layer)", "rounding alone", "bound"]
-    rows = [[name, *cells(found)] for name, found in record["presets"].items()]
+    rows = [[name, *cells(one)] for name, one in found["presets"].items()]
     return (
-        "### Default files of the demo presets\n\n"
-        f"Each demo preset was trained for {STEPS} steps, and its exported file given to ComfyUI {record['version']}, "
+        f"{HEAD}\n\n"
+        f"Each demo preset was trained for {STEPS} steps, and its exported file given to ComfyUI {found['version']}, "
         "whose own code patched the base's weights in 16 bits, as it does by default on NVIDIA cards. Errors of the "
         "denoiser are parts of the trained change, beside that of rounding the trained weights. \"within\" is at most "
         "twice rounding, and in each layer at most twice rounding or a tenth of its change; \"said\": what is beyond "
@@ -138,12 +143,9 @@ def section() -> str:
 
 
 def page(text: str) -> str:
-    """docs/exports.md with the section of today in place of the one before, or before the measured ones."""
-    whole = f"{BEGIN}\n{section()}\n{END}\n"
-    if BEGIN in text:
-        return text.partition(BEGIN)[0] + whole + text.partition(END)[2].removeprefix("\n")
-    place = text.index("## Measured in the real programs")
-    return f"{text[:place]}{whole}\n{text[place:]}"
+    """docs/exports.md with the section of today; it stands before the one of all programs, which is the last."""
+    before, _, last = text.partition(table.HEAD)
+    return f"{before.partition(HEAD)[0].rstrip()}\n\n{section()}\n{table.HEAD}{last}"
 
 
 def main() -> int:
@@ -171,13 +173,12 @@ def measure(names: list[str], runs: Path, write: bool) -> None:
         found = row(name, runs, program)
         print(name, *cells(found), sep="\t", flush=True)
         if write:
-            record = json.loads(RECORD.read_text(encoding="utf-8")) if RECORD.exists() else {"presets": {}}
-            record["version"] = program.about().get("version") or installed_version(program)
-            record["presets"] = dict(sorted({**record["presets"], name: found}.items()))
-            RECORD.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+            known = record()["presets"] if RECORD.exists() else {}
+            all_of_them = {"version": version(program), "presets": dict(sorted({**known, name: found}.items()))}
+            RECORD.write_text(json.dumps(all_of_them, indent=1) + "\n", encoding="utf-8")
 
 
-def installed_version(program: programs.Program) -> str:
+def version(program: programs.Program) -> str:
     """ComfyUI's own word for it."""
     assert program.folder
     text = (program.folder / "comfyui_version.py").read_text(encoding="utf-8")
