@@ -26,6 +26,7 @@ from modules.hosts import How
 from modules.hosts.comfyui import WAYS
 from tests.export import every
 from tests.export.setup import Model, preset, trained
+from tests.hosts import demo_files
 from tests.hosts import table as measured
 
 PAGE = Path(__file__).parents[1] / "docs/exports.md"
@@ -330,7 +331,8 @@ printed error tells how much.
 
 def page() -> str:
     """docs/exports.md."""
-    sections = (heading(), forms_section(), errors_section(), sizes_section(), half_section(), measured.section())
+    sections = (heading(), forms_section(), errors_section(), sizes_section(), half_section(), demo_files.section(),
+                measured.section())
     return "\n".join(sections)
 
 

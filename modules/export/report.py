@@ -23,15 +23,29 @@ class Rounded:
     rounding: float
     """What rounding the trained weights alone costs; no file can do better."""
     worst: float
-    """Of the layer whose error is the largest."""
+    """Of the layer whose error is the largest, of those that are not `lost`."""
     layer: str
+    """Empty if all are lost."""
     beyond: int
     """How many layers have an error of more than a tenth of their change and twice that of rounding."""
+    lost: int = 0
+    """How many layers have changed less than rounding their weights costs."""
 
     @property
     def is_good(self) -> bool:
-        """Whether the file loses little more than rounding does."""
+        """Whether the file loses little more than rounding does; of one that has changed nothing, that is so."""
+        if self.lost and not self.layer:
+            return True
         return self.beyond == 0 and self.error <= max(2 * self.rounding, 0.001)
+
+    def words(self) -> str:
+        """For reading; no part of a change that is next to nothing."""
+        if self.lost and not self.layer:
+            return "no layer has changed more than rounding its weight costs"
+        found = f"{self.error:.2%} (rounding alone: {self.rounding:.2%})"
+        found += f", largest of a layer {self.worst:.1%} ({self.layer})" if self.layer else ""
+        return found + (f"; layers that have changed less than rounding their weights costs: {self.lost}"
+                        if self.lost else "")
 
 
 @dataclass
@@ -90,8 +104,7 @@ class Report:
             lines.append(f"  {len(found)} approximated layers; error as a part of the trained change: median "
                          f"{middle:.1%}, and the largest (in brackets: as a part of the largest weight)")
             lines += [f"    {name}: {e.change:.1%} ({e.weight:.1e})" for name, e in found[:SHOWN]]
-        lines += [f"  error as a part of the trained change, computed in {way}: {found.error:.2%} (rounding alone: "
-                  f"{found.rounding:.2%}), largest of a layer {found.worst:.1%} ({found.layer})"
+        lines += [f"  error as a part of the trained change, computed in {way}: {found.words()}"
                   for way, found in self.rounded.items()]
         return "\n".join(lines + [f"  note: {note}" for note in self.notes])
 

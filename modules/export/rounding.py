@@ -66,6 +66,14 @@ class Squares:
     error: float
     rounding: float
     change: float
+    weight: float
+    """Of the base."""
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether the layer has changed less than rounding its weight costs, in the program's numbers or in float32:
+        then its error as a part of the change says nothing of the file."""
+        return self.change <= max(self.rounding, torch.finfo(torch.float32).eps ** 2 * self.weight)
 
     @property
     def part(self) -> float:
@@ -81,7 +89,7 @@ class Squares:
 
 def squares(change: Change, tensors: dict[str, Tensor], host: str, hows: Sequence[How]) -> list[Squares]:
     """Of one layer in the numbers of each of `hows`."""
-    sums = [[0.0, 0.0, 0.0] for _ in hows]
+    sums = [[0.0] * 4 for _ in hows]
     for block, own in parts(change, tensors):
         W, wanted = block.W, block.adapted
         for number, how in enumerate(hows):
@@ -90,7 +98,7 @@ def squares(change: Change, tensors: dict[str, Tensor], host: str, hows: Sequenc
             except hosts.Unread:
                 found = W
             kept = how.model or how.dtype or W.dtype
-            errors = (found - wanted, wanted.to(kept).to(wanted) - wanted, wanted - W)
+            errors = (found - wanted, wanted.to(kept).to(wanted) - wanted, wanted - W, W)
             sums[number] = [total + error.double().square().sum().item()
                             for total, error in zip(sums[number], errors, strict=True)]
     return [Squares(*found) for found in sums]
@@ -139,12 +147,14 @@ def _difference(change: Change, options: Export, name: str) -> dict[str, Tensor]
 
 
 def together(layers: Mapping[str, Squares]) -> Rounded:
-    """All layers of a file."""
+    """All layers of a file; the worst is one of those whose change is more than rounding."""
     error, rounding, change = (sum(vars(one)[key] for one in layers.values())
                                for key in ("error", "rounding", "change"))
-    worst = max(layers, key=lambda name: layers[name].part)
+    told = {name: one.part for name, one in layers.items() if not one.is_lost}
+    worst = max(told, key=lambda name: told[name], default="")
     return Rounded(math.sqrt(error / change) if change else 0.0, math.sqrt(rounding / change) if change else 0.0,
-                   layers[worst].part, worst, sum(one.is_beyond for one in layers.values()))
+                   told.get(worst, 0.0), worst, sum(one.is_beyond for one in layers.values()),
+                   len(layers) - len(told))
 
 
 def notes(report: Report, options: Export) -> list[str]:

@@ -18,7 +18,8 @@ class LayerError:
     weight: float
     """max |W_file - W_trained| / max |W_trained|"""
     change: float
-    """||W_file - W_trained|| / ||W_trained - W||, Frobenius; 0 for an untrained layer"""
+    """||W_file - W_trained|| / ||W_trained - W||, Frobenius; 0 for an untrained layer, whose change is nothing or less
+    than float32's last digit of its largest weight (root mean square)."""
 
 
 def compare(trained: Tensor, filed: Tensor, base: Tensor) -> LayerError:
@@ -33,10 +34,12 @@ class Comparison:
     size; sums are float64."""
 
     def __init__(self) -> None:
+        self.size = 0
         self.largest_error = self.largest = self.errors = self.moves = torch.zeros((), dtype=torch.float64)
 
     def add(self, trained: Tensor, filed: Tensor, base: Tensor) -> None:
         """One part of each of the three, of equal shapes."""
+        self.size += trained.numel()
         self.largest = torch.maximum(self.largest, _largest(trained))
         difference = filed - trained
         self.largest_error = torch.maximum(self.largest_error, _largest(difference))
@@ -46,9 +49,10 @@ class Comparison:
     def error(self) -> LayerError:
         """Of all parts together."""
         error, largest, moved = self.largest_error.item(), self.largest.item(), self.moves.sqrt().item()
+        is_trained = not moved <= torch.finfo(torch.float32).eps / 2 * largest * self.size**0.5
         return LayerError(
             weight=error / largest if largest else error,
-            change=self.errors.sqrt().item() / moved if moved else 0.0,
+            change=self.errors.sqrt().item() / moved if is_trained else 0.0,
         )
 
 

@@ -11,6 +11,7 @@ from dataclasses import replace
 from torch import Tensor
 
 from modules.files import keys, spellings
+from modules.files.kinds import gains
 from modules.hosts import How, is_transformer
 from modules.hosts.parts import arithmetic, usual
 from modules.hosts.parts.arithmetic import Delta, Unread
@@ -27,10 +28,11 @@ GENERATIONS = ("", "1.9")
 round; both agree where alpha is the rank. Before 1.9 magnitudes are ignored."""
 
 REQUIRED = {
-    "LoRA": (), "LoHa": keys.HADAMARD, "norm": (keys.NORM, keys.NORM_BIAS), "difference": (NAMES.difference,),
-    "GLoRA": (*keys.GENERAL, NAMES.alpha), "LoKr": (), "rotation": (keys.BLOCKS,), "butterfly": (keys.BLOCKS,),
+    "LoRA": (), "LoHa": keys.HADAMARD, "IA3": (gains.WEIGHT,), "norm": (keys.NORM, keys.NORM_BIAS),
+    "difference": (NAMES.difference,), "GLoRA": (*keys.GENERAL, NAMES.alpha), "LoKr": (),
+    "rotation": (keys.BLOCKS,), "butterfly": (keys.BLOCKS,),
 }
-ORDER = ("LoRA", "LoHa", "LoKr", "difference", "norm", "GLoRA", "rotation", "butterfly")
+ORDER = ("LoRA", "LoHa", "IA3", "LoKr", "difference", "norm", "GLoRA", "rotation", "butterfly")
 """Of several kinds the first is read."""
 
 ATTENTION = re.compile(r"(lora_te2_text_model_encoder_layers_\d+_self_attn)_(q|k|v|out)_proj")
@@ -96,7 +98,7 @@ def effect(W: Tensor, tensors: dict[str, Tensor], strength: float, how: How) -> 
 
 
 def _kind(tensors: dict[str, Tensor]) -> str:
-    found = [kind for kind in arithmetic.kinds(tensors) if set(REQUIRED.get(kind, ("",))) <= tensors.keys()]
+    found = [kind for kind in ("IA3", *arithmetic.kinds(tensors)) if set(REQUIRED.get(kind, ("",))) <= tensors.keys()]
     return next((kind for kind in ORDER if kind in found), "")
 
 
@@ -104,7 +106,9 @@ def _delta(kind: str, W: Tensor, tensors: dict[str, Tensor]) -> Delta:
     alpha = arithmetic.alpha_of(tensors)
     if kind in ("norm", "difference"):
         difference = tensors[NAMES.difference if kind == "difference" else keys.NORM]
-        return Delta(arithmetic.shaped(difference, W).to(W), 1.0)
+        return Delta(_broadcast(difference.to(W), W), 1.0)
+    if kind == "IA3":
+        return Delta(_gained(W, tensors), 1.0)
     if kind in ("rotation", "butterfly"):
         return Delta(_turned(W, tensors) - W, 1.0)
     if kind == "LoRA":
@@ -114,6 +118,24 @@ def _delta(kind: str, W: Tensor, tensors: dict[str, Tensor]) -> Delta:
     if kind == "LoKr":
         return arithmetic.kronecker(W, tensors, alpha, paired=(4,))
     return _general(W, tensors)
+
+
+def _broadcast(update: Tensor, W: Tensor) -> Tensor:
+    """`update` in the shape of `W`: of as many numbers, or one that torch adds to it."""
+    if update.numel() == W.numel():
+        return update.reshape(W.shape)
+    try:
+        return update.expand(W.shape)
+    except RuntimeError:
+        raise Unread(f"the update has the shape {tuple(update.shape)}, the layer {tuple(W.shape)}") from None
+
+
+def _gained(W: Tensor, tensors: dict[str, Tensor]) -> Tensor:
+    """`W gain` with a gain for each row, or of the inputs: a matrix's, whatever the layer is."""
+    gain, on_input = (tensor.to(W) for tensor in arithmetic.need(tensors, gains.WEIGHT, gains.ON_INPUT))
+    if on_input.numel() != 1 or gain.dim() == 0:
+        raise Unread(f"A1111 fails on factors of the shape {tuple(gain.shape)}")
+    return arithmetic.multiplied(W, gain if on_input else gain.reshape(-1, 1), gains.WEIGHT.strip("."))
 
 
 def _general(W: Tensor, tensors: dict[str, Tensor]) -> Delta:

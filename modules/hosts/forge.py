@@ -6,6 +6,7 @@ file with more than twelve keys that it does not know it loads nothing.
 
 from collections.abc import Collection
 
+import torch
 from torch import Tensor
 
 from modules.files import keys, spellings
@@ -58,7 +59,7 @@ def effect(W: Tensor, tensors: dict[str, Tensor], strength: float, how: How) -> 
         what = "stored rotations" if keys.BLOCKS in tensors else ", ".join(sorted(tensors)) or "nothing"
         raise Unread(f"Forge reads no update from {what}")
     try:
-        return comfyui.effect(W, _with_rank(W, known), strength, How())
+        return comfyui.effect(W, _filled(W, _with_rank(W, known)), strength, How())
     except Unread as reason:
         raise Unread(str(reason).replace("ComfyUI", "Forge")) from None
 
@@ -76,3 +77,16 @@ def _with_rank(W: Tensor, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     scale = alpha / tensors[a2].shape[0]
     scaled = {suffix: tensors[suffix].to(W) * scale for suffix in (a2, b1)}
     return {suffix: tensor for suffix, tensor in tensors.items() if suffix != NAMES.alpha} | scaled
+
+
+def _filled(W: Tensor, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors with a difference of fewer rows, channels or kernel positions filled up with zeros: Forge adds such a
+    one to the first of a convolution's."""
+    found = tensors.get(NAMES.difference)
+    if found is None or found.shape == W.shape or not found.dim() == W.dim() == 4:
+        return tensors
+    if any(there > size for there, size in zip(found.shape, W.shape, strict=True)):
+        raise Unread(f"Forge makes a layer larger for a difference of the shape {tuple(found.shape)}")
+    whole = torch.zeros_like(W)
+    whole[tuple(slice(size) for size in found.shape)] = found.to(W)
+    return tensors | {NAMES.difference: whole}

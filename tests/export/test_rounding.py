@@ -207,3 +207,26 @@ def fresh(number: str) -> Model:
     model = Model()
     model.networks = {"unet": Layers(NUMBERS[number]).requires_grad_(False)}
     return model
+
+
+@pytest.mark.parametrize("label", ["WoRA, input axis", "LoRA"])
+def test_of_a_layer_that_hardly_changed_no_part_of_the_change_is_given(tmp_path, label):
+    """What rounding costs is many times its change: that says nothing of the file, and is told in words."""
+    model = Model()
+    model.networks = {"unet": Layers(torch.float16).requires_grad_(False)}
+    method, choice = every.VARIANTS[label]
+    for name in ("square", "wide", "long", "conv", "conv_out"):
+        attach(nn.ModuleDict(model.networks), f"unet.{name}", methods()[method].Config(method=method, **choice), 0)
+    layers = moved(nn.ModuleDict(model.networks), 0.05)
+    still = layers["unet.wide"].adapter
+    with torch.no_grad():
+        for name, parameter in still.named_parameters():
+            if "up" in name or "magnitude" in name:
+                parameter.mul_(1e-9)
+        W, trained = layers["unet.wide"].base.weight, layers["unet.wide"].adapted_weight()
+        assert 0 < (trained - W).norm() < 1e-6 * W.norm()
+    report = export(model, layers, preset(method, choice, computes_in="float16"), Facts(), tmp_path / "a.safetensors")
+    for way, found in report.rounded.items():
+        assert found.lost == 1 and found.layer != "unet.wide" and found.worst < 10, (way, found)
+        assert "layers that have changed less than rounding their weights costs: 1" in report.text()
+    assert report.errors["unet.wide"].change == 0.0

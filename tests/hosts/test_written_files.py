@@ -7,7 +7,7 @@ It needs none of the programs. Where it fails, the exporter has changed: run the
 import pytest
 
 from tests import export_matrix
-from tests.hosts import bases, files, measuring, run, table
+from tests.hosts import bases, demo_files, files, measuring, run, table
 
 CASES = [(family, label) for family in bases.MAKE for label in files.methods()]
 
@@ -74,3 +74,17 @@ def test_no_cell_is_empty():
 
 def test_the_page_says_what_was_measured():
     assert export_matrix.PAGE.read_text(encoding="utf-8").endswith(table.section())
+
+
+def test_the_page_says_of_the_demo_presets_what_was_measured():
+    assert demo_files.section() in export_matrix.PAGE.read_text(encoding="utf-8")
+
+
+def test_a_demo_file_that_loses_more_than_rounding_says_so():
+    """Every shipped demo preset that was measured is within the bound, or its file has the number."""
+    presets = demo_files.record()["presets"]
+    assert presets.keys() <= set(demo_files.demos())
+    for name, found in presets.items():
+        for number in demo_files.DTYPES:
+            assert found[number]["within"] or demo_files.is_told(found[number]), (name, number, found[number])
+        assert found[found["for"]]["within"], (name, found)
