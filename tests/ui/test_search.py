@@ -4,7 +4,7 @@ import pytest
 from PySide6.QtCore import Qt
 from PySide6.QtWidgets import QApplication
 
-from ui.frame.search import SearchBox, found
+from ui.frame.search import PATH, SearchBox, found
 
 
 @pytest.fixture
@@ -87,8 +87,8 @@ def test_typing_on_narrows_the_list_and_nothing_found_closes_it(qtbot, box):
 
 def test_a_click_picks(qtbot, box):
     qtbot.keyClicks(box.line, "seed")
-    spot = box.list.visualRect(box.hits.index(1)).center()
-    expected = box.hits.hits[1].path
+    spot = box.list.visualRect(box.hits.index(1, 0)).center()
+    expected = box.hits.index(1, 0).data(PATH)
     qtbot.mouseClick(box.list.viewport(), Qt.MouseButton.LeftButton, pos=spot)
     assert box.picked == [expected]
 
@@ -98,5 +98,5 @@ def test_the_list_is_drawn_and_read_out(qtbot, box):
     QApplication.processEvents()
     image = box.list.grab().toImage()
     assert len({image.pixel(x, y) for x in range(0, image.width(), 3) for y in range(0, image.height(), 3)}) > 3
-    first = box.hits.index(0)
+    first = box.hits.index(0, 0)
     assert first.data(Qt.ItemDataRole.AccessibleTextRole).startswith("Adapter: Rank.")

@@ -2,27 +2,18 @@
 
 from dataclasses import dataclass
 
-from PySide6.QtCore import QAbstractListModel, QModelIndex, QPersistentModelIndex, QRect, QSize, Qt, Signal
-from PySide6.QtGui import QPainter
-from PySide6.QtWidgets import (
-    QCompleter,
-    QLineEdit,
-    QListView,
-    QStyle,
-    QStyledItemDelegate,
-    QStyleOptionViewItem,
-    QVBoxLayout,
-    QWidget,
-)
+from PySide6.QtCore import QModelIndex, QRect, Qt, Signal
+from PySide6.QtGui import QStandardItem, QStandardItemModel
+from PySide6.QtWidgets import QCompleter, QLineEdit, QListView, QVBoxLayout, QWidget
 
 from ui.core.preset.document import Document
 from ui.core.preset.field import Field
 from ui.widgets import icons, theme
+from ui.widgets.two_lines import BADGE, DETAIL, FAINT, TwoLines
 
+PATH = Qt.ItemDataRole.UserRole
 MOST = 12
 """Results that the list shows without scrolling."""
-
-Index = QModelIndex | QPersistentModelIndex
 
 
 @dataclass(frozen=True)
@@ -54,31 +45,32 @@ class SearchBox(QWidget):
         column.setContentsMargins(0, 0, 0, 0)
         column.addWidget(self.line)
         self.setFocusProxy(self.line)
-        self.hits = Hits(self)
+        self.hits = QStandardItemModel(self)
         self.completer = QCompleter(self.hits, self)
         self.completer.setCompletionMode(QCompleter.CompletionMode.UnfilteredPopupCompletion)
         self.completer.setMaxVisibleItems(MOST)
         self.completer.setWidget(self.line)
         self.list = QListView()
         self.completer.setPopup(self.list)
-        self.list.setItemDelegate(Delegate(self.list))
+        self.list.setItemDelegate(TwoLines(self.list, badge="muted"))
         self.completer.activated[QModelIndex].connect(self.on_activated)  # pyright: ignore[reportIndexIssue]
         self.line.textEdited.connect(self.on_text_edited)
         theme.notifier().changed.connect(self.on_theme_changed)
 
     def on_text_edited(self, text: str) -> None:
         """Show what has all the words."""
-        self.hits.show(found(self.document, text))
+        self.hits.clear()
+        self.hits.appendColumn([_item(hit) for hit in found(self.document, text)])
         if not self.hits.rowCount():
             self.list.hide()
             return
         width = max(self.width(), self.fontMetrics().averageCharWidth() * 72)
         self.completer.complete(QRect(0, 0, width, self.line.height()))
-        self.list.setCurrentIndex(self.hits.index(0))
+        self.list.setCurrentIndex(self.hits.index(0, 0))
 
     def on_activated(self, index: QModelIndex) -> None:
         """Say which setting was picked, and be ready for the next search."""
-        path = index.data(Qt.ItemDataRole.UserRole).path
+        path = index.data(PATH)
         self.line.clear()
         self.list.hide()
         self.chosen.emit(path)
@@ -88,56 +80,14 @@ class SearchBox(QWidget):
         self.action.setIcon(icons.icon("search"))
 
 
-class Hits(QAbstractListModel):
-    """The settings that were found."""
-
-    def __init__(self, parent: QWidget):
-        super().__init__(parent)
-        self.hits: list[Hit] = []
-
-    def show(self, hits: list[Hit]) -> None:
-        """Show others."""
-        self.beginResetModel()
-        self.hits = hits
-        self.endResetModel()
-
-    def rowCount(self, parent: Index | None = None) -> int:
-        return len(self.hits)
-
-    def data(self, index: Index, role: int = Qt.ItemDataRole.DisplayRole) -> object:
-        hit = self.hits[index.row()]
-        match role:
-            case Qt.ItemDataRole.UserRole:
-                return hit
-            case Qt.ItemDataRole.DisplayRole:
-                return hit.label
-            case Qt.ItemDataRole.AccessibleTextRole:
-                return f"{hit.section}: {hit.label}. {hit.about}"
-        return None
-
-
-class Delegate(QStyledItemDelegate):
+def _item(hit: Hit) -> QStandardItem:
     """Two lines: name and section, and below them what it is."""
-
-    def sizeHint(self, option: QStyleOptionViewItem, index: Index) -> QSize:
-        return QSize(0, option.fontMetrics.height() * 2 + 12)  # pyright: ignore[reportAttributeAccessIssue]
-
-    def paint(self, painter: QPainter, option: QStyleOptionViewItem, index: Index) -> None:
-        hit: Hit = index.data(Qt.ItemDataRole.UserRole)
-        style = option.widget.style()  # pyright: ignore[reportAttributeAccessIssue]
-        style.drawPrimitive(QStyle.PrimitiveElement.PE_PanelItemViewItem, option, painter, option.widget)  # pyright: ignore
-        colors = theme.colors()
-        space = option.rect.adjusted(10, 5, -10, -5)  # pyright: ignore[reportAttributeAccessIssue]
-        left, right = Qt.AlignmentFlag.AlignLeft, Qt.AlignmentFlag.AlignRight
-        metrics = painter.fontMetrics()
-        painter.save()
-        painter.setPen(colors.text if hit.active else colors.muted)
-        painter.drawText(space, left | Qt.AlignmentFlag.AlignTop, hit.label)
-        painter.setPen(colors.muted)
-        painter.drawText(space, right | Qt.AlignmentFlag.AlignTop, hit.section)
-        about = metrics.elidedText(hit.about, Qt.TextElideMode.ElideRight, space.width())
-        painter.drawText(space, left | Qt.AlignmentFlag.AlignBottom, about)
-        painter.restore()
+    item = QStandardItem(hit.label)
+    said = f"{hit.section}: {hit.label}. {hit.about}"
+    for role, data in ((PATH, hit.path), (BADGE, hit.section), (DETAIL, hit.about), (FAINT, not hit.active)):
+        item.setData(data, role)
+    item.setData(said, Qt.ItemDataRole.AccessibleTextRole)
+    return item
 
 
 def found(document: Document, text: str) -> list[Hit]:

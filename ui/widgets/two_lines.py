@@ -1,6 +1,6 @@
 """List items of two lines: a text with a badge at its right, and a muted line below."""
 
-from PySide6.QtCore import QModelIndex, QPersistentModelIndex, QRect, QSize, Qt
+from PySide6.QtCore import QModelIndex, QObject, QPersistentModelIndex, QRect, QSize, Qt
 from PySide6.QtGui import QFontMetrics, QPainter
 from PySide6.QtWidgets import QApplication, QStyle, QStyledItemDelegate, QStyleOptionViewItem
 
@@ -12,6 +12,8 @@ BADGE = Qt.ItemDataRole.UserRole + 2
 """A word at the right."""
 BAD = Qt.ItemDataRole.UserRole + 3
 """Whether the line below is a problem."""
+FAINT = Qt.ItemDataRole.UserRole + 4
+"""Whether the text is muted, too."""
 
 PADDING = 5
 Index = QModelIndex | QPersistentModelIndex
@@ -19,6 +21,11 @@ Index = QModelIndex | QPersistentModelIndex
 
 class TwoLines(QStyledItemDelegate):
     """Draws them; an item without the second line takes one."""
+
+    def __init__(self, parent: QObject, badge: str = "accent"):
+        """`badge`: which of the theme's colours badges have."""
+        super().__init__(parent)
+        self.badge = badge
 
     def sizeHint(self, option: QStyleOptionViewItem, index: Index) -> QSize:
         """As high as its lines."""
@@ -41,10 +48,10 @@ class TwoLines(QStyledItemDelegate):
         painter.setFont(styled.font)  # pyright: ignore
         badge = index.data(BADGE)
         if badge:
-            painter.setPen(colors.accent)
+            painter.setPen(vars(colors)[self.badge])
             painter.drawText(line, Qt.AlignmentFlag.AlignRight | Qt.AlignmentFlag.AlignVCenter, badge)
             line.setRight(line.right() - metrics.horizontalAdvance(badge) - 2 * PADDING)
-        painter.setPen(colors.text)
+        painter.setPen(colors.muted if index.data(FAINT) else colors.text)
         self._draw_line(painter, metrics, line, text)
         if index.data(DETAIL):
             painter.setPen(colors.bad if index.data(BAD) else colors.muted)
