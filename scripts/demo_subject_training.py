@@ -27,7 +27,8 @@ def features_of(trunk: Trunk, pictures: Tensor, file: Path) -> Tensor:
     """What the trunk gives for `pictures (n, 3, SIZE, SIZE)` uint8: (n, FEATURES). Goes on from what is in `file`."""
     found = torch.load(file, weights_only=True) if file.exists() else torch.zeros(0, FEATURES)
     part = file.with_suffix(".part")
-    for some in tqdm(pictures[len(found) :].split(64), desc=file.stem, unit="batch", mininterval=5):
+    left = pictures[len(found) :].split(64) if len(found) < len(pictures) else ()
+    for some in tqdm(left, desc=file.stem, unit="batch", mininterval=5):
         found = torch.cat([found, trunk(some.float() / 255)])
         torch.save(found, part)
         part.replace(file)
