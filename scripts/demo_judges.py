@@ -1,9 +1,10 @@
-"""Who says what a picture of the demo shows, and in whose style: small classifiers, trained from scratch.
+"""Who says what a picture of the demo shows, and in whose style: small classifiers.
 
 `judge(pictures, subjects)` needs torch, safetensors and demo/judges.safetensors alone. The subject is that of the
-nearest prototype: the mean embedding of a subject's Twemoji or Noto drawing under a few changes. One more network tells
-the style, and one "none": nothing that could be named, for it is blurred, half missing or noise. demo/JUDGES.md has how
-they were trained and judged in turn; `python scripts/demo_quality.py --train` remakes them.
+nearest prototype: the mean embedding of a subject's Twemoji or Noto drawing and its mirror image, by a network that was
+trained on photographs. Two more were trained from scratch. One tells the style, and one "none": nothing that could be
+named, for it is blurred, half missing or noise. demo/JUDGES.md has how they were trained and judged in turn;
+`python scripts/demo_quality.py --train` remakes them.
 """
 
 import json
@@ -20,19 +21,17 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from scripts.demo_trunk import SubjectNet
+
 FILE = Path(__file__).resolve().parents[1] / "demo" / "judges.safetensors"
 SIDE = 64
 """Pixels of a picture's side, as the networks see it."""
 STYLES = ("Twemoji", "Noto")
 NONE = "none"
-OWN = ("usual", "prototypes", "near_all")
+OWN = ("prototypes", "near_all")
 """Tensors of the file beside the networks."""
-SEEN = 0.7
-"""What likeness of outlines counts beside likeness in the network's embedding."""
-NEAR_ALL = 0.75
+NEAR_ALL = 0.5
 """How much of a prototype's nearness to other things is taken off its likeness."""
-SHIFTS = ((2, 2), (0, 0), (4, 4), (0, 4), (4, 0))
-"""Where the views of a picture begin in it with a margin of 2; its embedding is their mean."""
 
 
 def block(channels: int, out: int, size: int, stride: int) -> list[nn.Module]:
@@ -66,13 +65,6 @@ class Outlines(nn.Module):
         coarse = F.avg_pool2d(F.pad(fine, (1, 1, 1, 1)), 3, 1)
         colour = 2 * F.avg_pool2d(pictures - 0.8, 8, 4, 2)
         return torch.cat([*((m / (m.sum(1, keepdim=True) + 0.1)).sqrt() for m in (fine, coarse)), colour], 1)
-
-
-def subject_net(size: int = 192) -> nn.Sequential:
-    """Pictures to embeddings `(n, size)` in which drawings of one thing are near. Keeps a coarse sense of place."""
-    layers = [Outlines(), nn.BatchNorm2d(19), *block(19, 64, 3, 1), *block(64, 128, 3, 2), nn.Dropout2d(0.1)]
-    layers += [*block(128, 128, 3, 1), *block(128, 192, 3, 2), *block(192, 48, 1, 1), nn.Flatten(), nn.Dropout(0.2)]
-    return nn.Sequential(*layers, nn.Linear(48 * 16, size))
 
 
 class Palette(nn.Module):
@@ -164,12 +156,10 @@ class Facts:
 class Judges:
     """The networks with what they compare with."""
 
-    subject: nn.Sequential
+    subject: SubjectNet
     style: nn.Sequential
     none: nn.Sequential
     names: tuple[str, ...]
-    usual: Tensor
-    """Outlines of all drawings that were learned from, on average: `(19, 8, 8)`."""
     prototypes: Tensor
     """Embeddings `(set, name, size)`, Twemoji's first."""
     near_all: Tensor
@@ -180,36 +170,17 @@ class Judges:
     @torch.inference_mode()
     def answers(self, pictures: Tensor, sets: slice = slice(None)) -> list[Answer]:
         """Of `pictures (n, 3, SIDE, SIDE)` in [0, 1], compared with the prototypes of these sets."""
-        found = []
-        for some in pictures.split(64):
-            mirrored = torch.stack([self.embedded(some), self.embedded(some.flip(3))])  # sets look either way
-            likeness = (mirrored.unsqueeze(1) @ self.prototypes[sets].transpose(1, 2)).amax(0)  # (set, n, name)
-            near = (likeness - NEAR_ALL * self.near_all[sets].unsqueeze(1)).amax(0)
-            said = zip(near.argmax(1).tolist(), self.style(some).tolist(), self.none(some).tolist(), strict=True)
-            for number, (noto,), (none,) in said:
-                named = none <= self.limit
-                found.append(Answer(self.names[number], STYLES[noto > 0]) if named else Answer(NONE, NONE))
-        return found
-
-    def embedded(self, pictures: Tensor) -> Tensor:
-        """Unit vectors `(n, size)`."""
-        return embedded(self.subject, self.usual, pictures)
-
-
-def embedded(net: nn.Sequential, usual: Tensor, pictures: Tensor) -> Tensor:
-    """Unit vectors `(n, size)`: what the network makes of a picture's outlines, and these themselves, coarsely.
-
-    Each is the mean over slightly shifted views of the picture.
-    """
-    wide = F.pad(pictures, (2, 2, 2, 2), value=1.0)
-    learned, seen = [], []
-    for row, column in SHIFTS:
-        maps = net[0](wide[..., row : row + SIDE, column : column + SIDE])
-        learned.append(F.normalize(net[1:](maps), dim=1))
-        kinds = (F.avg_pool2d(maps, 2) - usual).split((8, 8, 3), 1)
-        seen.append(torch.cat([F.normalize(kind.flatten(1), dim=1) for kind in kinds], 1))
-    parts = F.normalize(torch.stack(learned).sum(0), dim=1), F.normalize(torch.stack(seen).sum(0), dim=1)
-    return F.normalize(torch.cat([parts[0], SEEN**0.5 * parts[1]], 1), dim=1)
+        named = torch.cat([self.none(some)[:, 0] <= self.limit for some in pictures.split(64)])
+        answers = [Answer(NONE, NONE)] * len(pictures)
+        shown = named.nonzero()[:, 0]  # the rest need not be looked at again
+        for numbers in shown.split(64) if len(shown) else ():
+            some = pictures[numbers]
+            likeness = self.subject(some) @ self.prototypes[sets].transpose(1, 2)  # (set, n, name)
+            nearest = (likeness - NEAR_ALL * self.near_all[sets].unsqueeze(1)).amax(0).argmax(1)
+            said = zip(numbers.tolist(), nearest.tolist(), self.style(some)[:, 0].tolist(), strict=True)
+            for number, name, noto in said:
+                answers[number] = Answer(self.names[name], STYLES[noto > 0])
+        return answers
 
 
 def judge(pictures: list[Image.Image], subjects: list[str], file: Path = FILE) -> Facts:
@@ -263,7 +234,7 @@ def load(file: Path = FILE) -> Judges:
         if not {"names", "limit"} <= told.keys():
             raise ValueError(f"{file} is no file of judges: its metadata has no names and no limit")
         tensors = {name: opened.get_tensor(name).float() for name in opened.keys()}  # noqa: SIM118  (no dictionary)
-    nets = {"subject": subject_net(), "style": style_net(), "none": none_net()}
+    nets = {"subject": SubjectNet(), "style": style_net(), "none": none_net()}
     for part, net in nets.items():
         own = {name.removeprefix(f"{part}."): value for name, value in tensors.items() if name.startswith(f"{part}.")}
         net.load_state_dict(own)

