@@ -86,22 +86,13 @@ PROMPT_WEIGHT = 2.0
 """How much oftener the subjects of PROMPTS are drawn than the others."""
 
 
-def shaded(rgb: np.ndarray) -> np.ndarray:
-    """`rgb (SIZE, SIZE, 3)` in [0, 1], bright above and dark below."""
-    return (rgb * np.linspace(1.15, 0.55, SIZE)[:, None, None]).clip(0, 1)
+WAYS = 60
+"""Ways in which a base draws its subjects beside the plain one (`demo_styles.py`), each with a word of its own:
+"<subject>, <word> style". Of 60 ways a network learns that the way is something apart from what is drawn, which an
+adapter can use."""
 
-
-STYLES = {
-    "": lambda rgb: rgb,
-    "grey": lambda rgb: np.repeat((rgb @ np.array([0.3, 0.59, 0.11]))[..., None], 3, -1),
-    "pale": lambda rgb: 0.5 + 0.5 * rgb,
-    "shaded": shaded,
-}
-"""Ways in which a base draws its subjects: "" without a word, the others as "<subject>, <name> style". With several of
-them a network learns that a way of drawing is something apart from what is drawn, which an adapter can use."""
-
-STYLE_WEIGHT = 0.12
-"""How often each of the styles is drawn, relative to the plain picture."""
+WAYS_SHARE = 0.45
+"""Of all pictures that are drawn: those in one of the ways."""
 
 
 @dataclass
@@ -111,16 +102,20 @@ class Picture:
     category: str
     subcategory: str
     png: bytes = field(repr=False)
-    style: str = ""
+    way: int | None = None
+    """None is as it is."""
 
     def pixels(self) -> np.ndarray:
-        """Composited on white: (SIZE, SIZE, 3) uint8."""
+        """As it is, on white: (SIZE, SIZE, 3) uint8."""
+        values = self.layers() / 255.0
+        return (255 * (values[..., :3] * values[..., 3:] + 1 - values[..., 3:])).round().astype(np.uint8)
+
+    def layers(self) -> np.ndarray:
+        """Red, green, blue and opacity: (SIZE, SIZE, 4) uint8."""
         picture = Image.open(io.BytesIO(self.png)).convert("RGBA")
         if picture.size != (SIZE, SIZE):
             picture = picture.resize((SIZE, SIZE), Image.Resampling.LANCZOS)
-        values = np.asarray(picture) / 255.0  # (SIZE, SIZE, 4)
-        opaque = values[..., 3:]
-        return (255 * (STYLES[self.style](values[..., :3]) * opaque + 1 - opaque)).round().astype(np.uint8)
+        return np.asarray(picture)
 
 
 def pack(vendor: str, folder: Path) -> Path:
@@ -181,40 +176,43 @@ def names_of(row: dict) -> list[str]:
 
 
 def to_draw(pictures: list[Picture]) -> list[Picture]:
-    """The subjects of SUBJECTS, each in every style."""
+    """The subjects of SUBJECTS, each as it is and in every way."""
     by_name = {picture.names[0]: picture for picture in pictures}
-    return [replace(by_name[name], style=style) for style in STYLES for name in SUBJECTS]
+    return [replace(by_name[name], way=way) for way in (None, *range(WAYS)) for name in SUBJECTS]
 
 
-def made_up_words(count: int = 80) -> list[str]:
-    """Words that mean nothing."""
+def made_up_words() -> tuple[list[str], list[str]]:
+    """A word for each of the ways, and words that mean nothing: with them pictures are as they are, so that a word
+    which a base does not know does no harm. `noto` is one of them: what it means is left to the adapter."""
     chance = random.Random(7)
-    return ["".join(chance.choices("abcdefghijklmnopqrstuvwxyz", k=chance.randint(3, 7))) for _ in range(count)]
+    words = ["".join(chance.choices("abcdefghijklmnopqrstuvwxyz", k=chance.randint(3, 7))) for _ in range(WAYS + 20)]
+    return words[:WAYS], [*words[WAYS:], *4 * ["noto"]]
 
 
 def make_captions(pictures: list[Picture]) -> list[list[tuple[str, float]]]:
     """For each picture its possible captions with their probabilities.
 
-    A plain picture's name in three of five; with its category, or with a style that means nothing so that unknown words
-    do no harm, in one of five each. A styled picture's always names the style.
+    A plain picture's name in three of five; with its category, or with a style that means nothing, in one of five each.
+    That of a picture in another way always has the way's word.
     """
-    chance, words, captions = random.Random(3), made_up_words(), []
+    chance, (ways, idle), captions = random.Random(3), made_up_words(), []
     for picture in pictures:
         first, others = picture.names[0], picture.names[1:3]
         plain = [(first, 0.7 if others else 1.0)] + [(other, 0.3 / len(others)) for other in others]
-        if picture.style:
-            captions.append([(f"{text}, {picture.style} style", share) for text, share in plain])
+        if picture.way is not None:
+            captions.append([(f"{text}, {ways[picture.way]} style", share) for text, share in plain])
             continue
         category = picture.category.lower().replace("&", "and")
         captions.append([(text, 0.6 * share) for text, share in plain]
                         + [(f"{text}, {category}", 0.2 * share) for text, share in plain]
-                        + [(f"{first}, {word} style", 0.2 / 8) for word in chance.sample(words, 8)])
+                        + [(f"{first}, {word} style", 0.2 / 8) for word in chance.sample(idle, 8)])
     return captions
 
 
 def make_weights(pictures: list[Picture]) -> list[float]:
     """How often each picture is drawn, relative to an ordinary one."""
-    return [(PROMPT_WEIGHT if picture.names[0] in PROMPTS else 1.0) * (STYLE_WEIGHT if picture.style else 1.0)
+    way = WAYS_SHARE / (1 - WAYS_SHARE) / WAYS
+    return [(PROMPT_WEIGHT if picture.names[0] in PROMPTS else 1.0) * (1.0 if picture.way is None else way)
             for picture in pictures]
 
 

@@ -53,7 +53,7 @@ def main() -> None:
         vae = demo_training.train_vae(demo_training.as_tensor(twitter + google + often), arguments)
     else:
         vae = diffusers.AutoencoderKL.from_pretrained(arguments.vae, use_safetensors=True).requires_grad_(False).eval()
-    print(f"{len(demo_data.SUBJECTS)} subjects in {len(demo_data.STYLES)} styles for the denoiser")
+    print(f"{len(demo_data.SUBJECTS)} subjects in {1 + demo_data.WAYS} ways for the denoiser")
     captions = demo_training.Captions(learned)
     tokenizer = demo_training.make_tokenizer(captions.every_text, arguments.work / "tokenizer")
     kind.train(vae, demo_training.as_tensor(learned), captions, tokenizer, arguments)

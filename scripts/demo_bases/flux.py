@@ -23,7 +23,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from scripts.demo_training import Captions, Stage, draw, fast, latents_of, make_clip, write_pipeline
 
-OPTIONS = {"steps": 12000, "learning_rate": 1e-3, "out": Path("demo/flux_base"), "vae": Path("demo/base/vae")}
+OPTIONS = {"steps": 20000, "learning_rate": 1e-3, "out": Path("demo/flux_base"), "vae": Path("demo/base/vae")}
 """Defaults of make_demo_base.py for this kind."""
 
 WIDTH, TOKENS = 96, 24
