@@ -4,8 +4,8 @@
 
 trains every shipped preset whose name ends in `_demo` for a few steps (runs that are there are taken as they are),
 gives ComfyUI the exported file and the base's weights, and writes tests/data/demo_files.json; `--table` writes the part
-of docs/exports.md that is made from it. The learning rate makes up for the steps that are left out, so that changes are of
-the size of a whole training's.
+of docs/exports.md that is made from it. The learning rate makes up for the steps that are left out, so that changes are
+of the size of a whole training's.
 """
 
 import argparse
