@@ -87,4 +87,3 @@ def test_a_demo_file_that_loses_more_than_rounding_says_so():
     for name, found in presets.items():
         for number in demo_files.DTYPES:
             assert found[number]["within"] or demo_files.is_told(found[number]), (name, number, found[number])
-        assert found[found["for"]]["within"], (name, found)
