@@ -210,9 +210,9 @@ def test_no_subject_and_no_copy_of_one_is_learned_from(known):
 
 
 def test_discriminants_leave_out_how_pictures_of_one_name_differ():
-    """Two numbers tell the names apart, the other six are larger and only differ between pictures of one name."""
+    """Two numbers tell the names apart, the other six are as large and only differ between pictures of one name."""
     chance = torch.Generator().manual_seed(0)
-    features = 5 * torch.randn(4, 300, 8, generator=chance)
+    features = 2 * torch.randn(4, 300, 8, generator=chance)
     features[..., :2] = torch.randn(300, 2, generator=chance) + 0.05 * torch.randn(4, 300, 2, generator=chance)
     head = demo_subject_training.discriminants(features, 2)
     found = features @ head.T
