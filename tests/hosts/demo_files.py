@@ -38,8 +38,10 @@ DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
 def demos() -> list[str]:
-    """The presets' names."""
-    return sorted(name for name in files.named() if name.endswith(compare.ENDING))
+    """Names of the presets on `demo/base`, and of those that are recommended on other demo bases; files for ComfyUI."""
+    made = [one for one in files.every() if one.name.endswith(compare.ENDING)]
+    names = sorted(one.name for one in made if one.name != one.full_name or one.place is not None)
+    return [name for name in names if files.resolve(name).preset.export.host == "comfyui"]
 
 
 def short(name: str, runs: Path) -> Preset:
