@@ -111,4 +111,4 @@ def _description(path: Path) -> str:
     try:
         return shown(str(files.read(path).get("description", "")))
     except PresetProblems as error:
-        return shown(f"cannot be read: {error}")
+        return shown(f"cannot be read: {str(error).removeprefix(f'{path}: ')}")  # its name stands before it

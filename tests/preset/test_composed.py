@@ -230,8 +230,8 @@ def test_a_word_that_lists_nothing(word, near):
 
 
 def test_a_broken_own_preset_is_listed_with_what_is_wrong(folder):
-    broken = folder("own/broken", "{")
-    assert f"broken  cannot be read: {broken}: is not JSON" in listing.text()
+    folder("own/broken", "{")
+    assert "broken  cannot be read: is not JSON" in listing.text()
     assert listing.text("own").splitlines()[0] == "Your own, in training_presets/own:"
 
 
