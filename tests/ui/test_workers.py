@@ -39,3 +39,11 @@ def test_a_failure_is_a_sentence(qtbot):
 
     workers.run(fail, done=said.append, failed=said.append)
     qtbot.waitUntil(lambda: said == ["the file is empty"])
+
+
+def test_no_garbage_is_collected_on_another_thread(qtbot):
+    """It would delete widgets there: the window crashed so, some time after its presets were listed."""
+    said = []
+    workers.run(gc.isenabled, done=said.append, failed=said.append)
+    qtbot.waitUntil(lambda: bool(said))
+    assert said == [False] and gc.isenabled()

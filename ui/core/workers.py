@@ -1,9 +1,11 @@
 """Work that must not hold up the window: functions on other threads, whose outcome comes back on the window's."""
 
 import contextlib
+import gc
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from inspect import ismethod
+from threading import Lock
 from typing import Any
 
 from PySide6.QtCore import QObject, QRunnable, QThreadPool, Signal
@@ -39,12 +41,34 @@ class Task(QObject):
             self.failed(str(error) if isinstance(error, OSError | ValueError) else repr(error))
 
 
+_lock, _running = Lock(), [0]
+
+
+@contextlib.contextmanager
+def _uncollected() -> Iterator[None]:
+    """No garbage is collected meanwhile: on this thread that would delete widgets, which only their own thread may."""
+    with _lock:
+        _running[0] += 1
+        gc.disable()
+    try:
+        yield
+    finally:
+        with _lock:
+            _running[0] -= 1
+            if not _running[0]:
+                gc.enable()
+
+
 class _Call(QRunnable):
     def __init__(self, task: Task, function: Callable[..., Any], arguments: tuple):
         super().__init__()
         self.task, self.function, self.arguments = task, function, arguments
 
     def run(self) -> None:
+        with _uncollected():
+            self._run()
+
+    def _run(self) -> None:
         try:
             result, error = self.function(*self.arguments), None
         except Exception as caught:  # noqa: BLE001  handed to the window, which says it
