@@ -1,5 +1,6 @@
 """Work on other threads: whom its outcome reaches."""
 
+import gc
 from threading import Event
 
 from PySide6.QtCore import QObject, Signal
