@@ -89,7 +89,7 @@ def test_a_case_that_is_gone_is_an_error(tmp_path):
     assert done.returncode and "short names ['z']" in done.stdout + done.stderr, done.stdout + done.stderr
 
 
-@pytest.mark.parametrize("minutes, command, code", [(5, "pass", 0), (5, "raise SystemExit(3)", 3), (0, "pass", 1)])
+@pytest.mark.parametrize("minutes, command, code", [(5, "pass", 0), (5, "raise SystemExit(3)", 3), (-1, "pass", 1)])
 def test_a_command_that_takes_too_long_fails(minutes, command, code):
     words = [sys.executable, "-m", "tests.timed", str(minutes), sys.executable, "-c", command]
     done = subprocess.run(words, capture_output=True, text=True, check=False)
