@@ -50,6 +50,7 @@ def test_tests_of_no_or_one_parameter_stay_whole(values):
     assert thinning.cover([thinning.facts(row, False) for row in values]) == list(range(len(values)))
 
 
+CONFTEST = "from tests.conftest import pytest_addoption, pytest_collection_modifyitems\n"
 SUITE = """
 import pytest
 @pytest.mark.parametrize("a", range(4))
@@ -70,8 +71,7 @@ def test_short(): pass
 )
 def test_what_pytest_runs(tmp_path, more, ran):
     (tmp_path / "test_made.py").write_text(SUITE)
-    hooks = "pytest_addoption, pytest_collection_modifyitems"
-    (tmp_path / "conftest.py").write_text(f"from tests.conftest import {hooks}\n")
+    (tmp_path / "conftest.py").write_text(CONFTEST)
     (tmp_path / "pytest.ini").write_text("[pytest]\nmarkers =\n full\n once\n short\n")
     words = [word for word in more if not word.startswith("::")]
     target = str(tmp_path / "test_made.py") + "".join(word for word in more if word.startswith("::"))
@@ -82,8 +82,7 @@ def test_what_pytest_runs(tmp_path, more, ran):
 
 def test_a_case_that_is_gone_is_an_error(tmp_path):
     (tmp_path / "test_made.py").write_text(SUITE.replace('short("b"', 'short("z"'))
-    hooks = "pytest_addoption, pytest_collection_modifyitems"
-    (tmp_path / "conftest.py").write_text(f"from tests.conftest import {hooks}\n")
+    (tmp_path / "conftest.py").write_text(CONFTEST)
     command = [sys.executable, "-m", "pytest", "-q", f"--rootdir={tmp_path}", "-c", "/dev/null", str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode and "short names ['z']" in done.stdout + done.stderr, done.stdout + done.stderr

@@ -34,13 +34,17 @@ class Rounded:
     @property
     def is_good(self) -> bool:
         """Whether the file loses little more than rounding does; of one that has changed nothing, that is so."""
-        if self.lost and not self.layer:
+        if self._is_nothing:
             return True
         return self.beyond == 0 and self.error <= max(2 * self.rounding, 0.001)
 
+    @property
+    def _is_nothing(self) -> bool:
+        return bool(self.lost) and not self.layer
+
     def words(self) -> str:
         """For reading; no part of a change that is next to nothing."""
-        if self.lost and not self.layer:
+        if self._is_nothing:
             return "no layer has changed more than rounding its weight costs"
         found = f"{self.error:.2%} (rounding alone: {self.rounding:.2%})"
         found += f", largest of a layer {self.worst:.1%} ({self.layer})" if self.layer else ""

@@ -92,16 +92,20 @@ def squares(change: Change, tensors: dict[str, Tensor], host: str, hows: Sequenc
     sums = [[0.0] * 4 for _ in hows]
     for block, own in parts(change, tensors):
         W, wanted = block.W, block.adapted
+        same = _square(wanted - W), _square(W)  # whatever the numbers
         for number, how in enumerate(hows):
             try:
                 found = hosts.load(host).effect(W, own, 1.0, how)
             except hosts.Unread:
                 found = W
             kept = how.model or how.dtype or W.dtype
-            errors = (found - wanted, wanted.to(kept).to(wanted) - wanted, wanted - W, W)
-            sums[number] = [total + error.double().square().sum().item()
-                            for total, error in zip(sums[number], errors, strict=True)]
+            errors = _square(found - wanted), _square(wanted.to(kept).to(wanted) - wanted), *same
+            sums[number] = [total + error for total, error in zip(sums[number], errors, strict=True)]
     return [Squares(*found) for found in sums]
+
+
+def _square(tensor: Tensor) -> float:
+    return tensor.double().square().sum().item()
 
 
 def measured(
