@@ -1,7 +1,7 @@
 """Time and memory of the tools on files of real size: a rank-64 SDXL file (456 MB), a rank-16 FLUX one (172 MB).
 
     python benchmarks/files.py                                # all tools; some minutes, 20 GB of disk in --folder
-    python benchmarks/files.py --models sdxl --tools inspect convert --keep --write
+    python benchmarks/files.py --models sdxl --tools inspect convert --write
     python benchmarks/files.py --narrow                       # networks of a sixteenth of the width: seconds
 
 Names and shapes are those of the published configurations (tests/data/full_size), values are random. The base is

@@ -29,6 +29,7 @@ def main() -> int:
         from modules.files.writer import EARLY
         from modules.tools import inspect_file
 
+        gc.freeze()  # nothing of the imports is searched again
         gc.enable()
         file = opening.read(arguments.file, values=False)
         if arguments.early_scaling:

@@ -113,10 +113,10 @@ def part_of(suffix: str) -> str:
 def grouped(keys: Iterable[str]) -> tuple[dict[str, dict[str, str]], list[str]]:
     """Keys by layer's name and part, and those keys that no kind knows."""
     layers: dict[str, dict[str, str]] = {}
-    unknown, whole = [], []
+    unknown, whole, whole_parts = [], [], frozenset(WHOLE_PARTS.values())
     for key in keys:
         found = split(key)
-        if found is not None and found[2] in WHOLE_PARTS.values():
+        if found is not None and found[2] in whole_parts:
             whole.append((key, *found))
         elif found is None or found[2] in layers.get(found[0], {}):
             unknown.append(key)
