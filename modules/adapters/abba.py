@@ -21,19 +21,19 @@ SPARE, ROUNDS = 8, 4
 
 
 class Config(RankConfig):
-    """The product of two low-rank matrices, entry by entry."""
+    """ABBA: the elementwise product of two low-rank matrices."""
 
     method: Literal["abba"] = "abba"
-    """Two low-rank matrices multiplied entry by entry: a high rank from few numbers."""
+    """Elementwise product of two low-rank matrices: a high rank from few parameters."""
 
-    rank: int = option(8, why="as many numbers as a LoRA of rank 16, and a change of rank 64", ge=1, le=256)
+    rank: int = option(8, why="as many parameters as a LoRA of rank 16, for an update of rank 64", ge=1, le=256)
     """Rank of the first matrix. Lowered to a layer's width where that is smaller."""
 
-    second_rank: int | None = option(None, why="the same as rank", ge=1, le=256, advanced=True)
-    """Rank of the second matrix. Files are LoRAs of rank * second_rank. null: the same as rank."""
+    second_rank: int | None = option(None, ge=1, le=256, advanced=True)
+    """Rank of the second matrix. The file is a LoRA of rank rank * second_rank. null: the same as rank."""
 
-    alpha: float | None = option(None, why="32 where steps are raw, as published", gt=0, advanced=True)
-    """With raw steps, the factor on the product."""
+    alpha: float | None = option(None, gt=0, advanced=True)
+    """Factor on the product, with raw steps only. null: 32, as published."""
 
 
 SLOWER = 5.0

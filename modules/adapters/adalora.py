@@ -33,30 +33,34 @@ INITIAL_STD = 0.02
 
 
 class Config(RankConfig):
-    """AdaLoRA: the ranks of the layers are learned."""
+    """AdaLoRA: learns the rank of each layer."""
 
     method: Literal["adalora"] = "adalora"
-    """Low-rank update that spreads its rank over the layers while it trains."""
+    """Low-rank update that distributes its rank over the layers during training."""
 
-    rank: int = option(12, why="as published: half as much again as is kept", ge=1, le=4096)
-    """Rank of each layer's update at the start."""
+    rank: int = option(12, why="as published: 1.5 times the final mean rank", ge=1, le=4096)
+    """Initial rank of each layer's update."""
 
-    target_rank: int | None = option(None, why="two thirds of rank, as published (8 of 12)", ge=1, le=4096)
-    """Mean rank of the layers' updates at the end; some layers end above it, some below. null: two thirds of rank. A
+    target_rank: int | None = option(None, why="as published (8 of 12)", ge=1, le=4096)
+    """Mean rank of the layers' updates at the end; single layers end above or below it. null: two thirds of rank. A
     layer whose own rank is lower keeps it."""
 
-    warmup: float = option(0.1, why="importance has to be known first", group="Budget", advanced=True, ge=0, lt=1)
-    """Part of the training before the first component is dropped."""
+    warmup: float = option(0.1, why="importance has to be estimated first", group="Budget", advanced=True, ge=0, lt=1)
+    """Fraction of the training before the first component is dropped."""
 
-    final: float = option(0.3, why="what was kept has to settle", group="Budget", advanced=True, gt=0, le=1)
-    """Part of the training after the last component is dropped; one step at least. Nothing grows back then."""
+    final: float = option(
+        0.3, why="the remaining components need time to converge", group="Budget", advanced=True, gt=0, le=1
+    )
+    """Fraction of the training after the last component is dropped, at least one step. Dropped components cannot return
+    in this phase."""
 
-    interval: int = option(10, why="a dropped component can show its worth", unit="steps", group="Budget", ge=1,
-                           advanced=True)
-    """Steps from one choice of the components to the next. Between them a dropped one may grow again."""
+    interval: int = option(
+        10, why="gives dropped components time to recover", unit="steps", group="Budget", ge=1, advanced=True
+    )
+    """Steps between two selections of components. A dropped component can grow again in between."""
 
-    orthogonality: float = option(0.1, why="the authors' value; peft has 0.5", ge=0, le=10, advanced=True)
-    """Weight of the penalty that keeps components independent, beside the loss."""
+    orthogonality: float = option(0.1, why="the authors' value; peft uses 0.5", ge=0, le=10, advanced=True)
+    """Weight of the penalty, added to the loss, that keeps components orthonormal."""
 
     @property
     def target(self) -> int:

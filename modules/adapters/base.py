@@ -21,19 +21,19 @@ from modules.preset.section import Section, option
 class AdapterConfig(Section):
     """Options of a method. Each method's `Config` has `method: Literal["<its file name>"]`."""
 
-    start_from: str = option("", why="training starts anew", group="Start", advanced=True, kind="file")
-    """Train on from this adapter file, of any trainer, where method and options can hold it. Only for the start: a run
-    that is resumed goes on from its own state."""
+    start_from: str = option("", why="training starts from scratch", group="Start", advanced=True, kind="file")
+    """Continue from this adapter file, of any trainer, if the method and its options can represent it. Used only at the
+    start: a resumed run continues from its own state."""
 
-    skip_unknown: bool = option(False, why="nothing of the file is lost without a word", group="Start", advanced=True)
-    """Leave out what of the file in start_from is no change of a layer of this model that can be trained: embeddings
-    that came with it, norms, layers of another model."""
+    skip_unknown: bool = option(False, why="nothing in the file is dropped silently", group="Start", advanced=True)
+    """Skip entries of the start_from file that change no trainable layer of this model: embeddings, norms, layers of
+    another model. Off: they are an error."""
 
     step_size: Literal["calibrated", "raw"] = option(
-        "calibrated", why="a learning rate then means the same for every method, rank and block size", advanced=True
+        "calibrated", why="one learning rate then suits every method, rank and block size", advanced=True
     )
     """calibrated: one step of a sign-like optimizer (Adam, Lion) changes each layer's weight by about learning_rate
-    times its norm. raw: parameters in the units of the method's publication. Files are exact either way."""
+    times its norm. raw: parameters are scaled as in the method's publication. Exported files are exact either way."""
 
     @property
     def pool(self) -> str | None:

@@ -26,13 +26,13 @@ from modules.preset.section import option
 
 
 class Config(AdapterConfig):
-    """BOFT: a rotation of the layer's output, in the stages of a butterfly."""
+    """BOFT: a butterfly-factorized rotation of the layer's output."""
 
     method: Literal["boft"] = "boft"
-    """Rotates the output of each layer in the stages of a butterfly: all outputs are mixed, with few numbers."""
+    """Rotates the output of each layer in butterfly stages: mixes all outputs with few parameters."""
 
-    block_size: int = option(16, why="fits the layers of all families", ge=2, le=1024)
-    """Outputs per block. Lowered to an even number that divides a layer's outputs into a power of two of blocks."""
+    block_size: int = option(16, why="suits the layers of all families", ge=2, le=1024)
+    """Outputs per block. Lowered to an even number that splits a layer's outputs into a power of two of blocks."""
 
 
 def stretch(size: int, stages: int) -> float:

@@ -22,17 +22,17 @@ from modules.preset.section import option
 
 
 class Config(RankConfig):
-    """CoRA: the outputs that a pool of finished adapters uses."""
+    """CoRA: a low-rank update of the outputs that existing adapters change."""
 
     method: Literal["cora"] = "cora"
-    """Low-rank update of the outputs that a folder of finished adapters changes most."""
+    """Low-rank update of the output directions that a folder of existing adapters changes most."""
 
-    folder: str = option("", why="has to be given", kind="folder")
-    """Adapter files of the same base, of any trainer and method: every .safetensors file in it that can be read. Only
-    for the start: a run that is resumed needs it no more. Left out with start_from, whose file is then the pool."""
+    folder: str = option("", why="required without start_from", kind="folder")
+    """Folder with adapters of the same base, of any trainer and method. Every readable .safetensors file in it is used.
+    Needed only at the start, not by a resumed run. Leave it empty with start_from, whose file is then used instead."""
 
-    frozen: bool = option(True, why="half of the parameters, for the same quality in the paper")
-    """Keep the outputs that the folder's adapters use. Off: they are only where training starts."""
+    frozen: bool = option(True, why="half of the parameters, at the same quality in the paper")
+    """Freeze the output directions taken from the adapters. Off: they are only the initial values."""
 
     @property
     def pool(self) -> str | None:

@@ -30,15 +30,15 @@ FARTHEST = 64.0
 class DecomposedConfig(RawLowRankConfig):
     """Options of a low-rank update with a magnitude."""
 
-    axis: Literal["input", "output"] = option("input", why="exact in ComfyUI, A1111 and Forge, whatever their version")
-    """Whether each input channel or each output feature has a magnitude. diffusers can only read output."""
+    axis: Literal["input", "output"] = option("input", why="exact in all versions of ComfyUI, A1111 and Forge")
+    """Whether the magnitude is per input channel or per output feature. diffusers can read only output."""
 
     init: Literal["kaiming", "gaussian", "orthogonal", "gradient"] = option(
-        "kaiming", why="what every program does", group="Start", advanced=True, title="Initial values"
+        "kaiming", why="as in other trainers", group="Start", advanced=True, title="Initial values"
     )
-    """How the pair's down starts, while up is zero. kaiming: uniform, as in the reference code. gaussian: normal with
-    a deviation of 1 / rank, as in peft. orthogonal: rows of length 1 at right angles. gradient: the directions in which
-    the loss of some of the pictures falls fastest, measured before the first step. With calibrated steps all have the
+    """Initial values of down; up starts at zero. kaiming: uniform, as in the reference code. gaussian: normal with
+    standard deviation 1 / rank, as in peft. orthogonal: orthonormal rows. gradient: the directions in which the loss of
+    some training pictures falls fastest, measured before the first step. With calibrated steps all are scaled to the
     same size."""
 
 

@@ -31,29 +31,29 @@ SLOWER = 3.0
 
 
 class Config(base.AdapterConfig):
-    """DeLoRA: a low-rank update of bounded size."""
+    """DeLoRA: a low-rank update of bounded norm."""
 
     method: Literal["delora"] = "delora"
-    """Low-rank update whose size is bounded and learned apart from its direction."""
+    """Low-rank update whose norm is bounded and learned separately from its direction."""
 
     rank: int = option(16, why="enough for a style or a subject", ge=1, le=4096)
-    """Rank of the update. The file has twice that, where the frozen start is taken off."""
+    """Rank of the update. With form original the file has twice this rank."""
 
-    bound: float = option(15.0, why="peft's value; the authors take 4 to 15", gt=0, le=1000)
-    """lambda of the paper; it is learned, and this is where it starts. How large the update can get, with each input
-    channel of the base as long as 1; twice that where the frozen start is taken off."""
+    bound: float = option(15.0, why="peft's value; the authors use 4 to 15", gt=0, le=1000)
+    """Initial value of the learned bound (lambda in the paper) on the norm of the update, relative to input channels of
+    norm 1. With form original the bound is twice this value."""
 
     form: Literal["original", "peft"] = option(
-        "original", why="training leaves the base smoothly; peft's form jumps at the first step", advanced=True
+        "original", why="the update grows gradually from zero; with peft it has full size after one step", advanced=True
     )
-    """original: a frozen copy of the start is taken off, so that training begins at the base. peft: up starts at zero,
-    and the first step has full size whatever the learning rate; files have half the rank."""
+    """original: a frozen copy of the initial factors is subtracted, so that training starts at the base model. peft: up
+    starts at zero and the first step has full size at any learning rate; files have half the rank."""
 
     @model_validator(mode="after")
     def _steps_can_be_calibrated(self) -> "Config":
         if self.form == "peft" and self.step_size == "calibrated":
-            raise ValueError("form peft jumps at the first step, which no unit can calibrate: set step_size raw, or "
-                             "form original")
+            raise ValueError("form peft cannot be calibrated, since its first step has full size at any learning rate: "
+                             "set step_size raw, or form original")
         return self
 
 

@@ -20,10 +20,10 @@ from modules.adapters.rotation import RotatedConfig, derive_all, rotation
 
 
 class Config(RotatedConfig):
-    """DOFT: a rotation of the layer's input or output and a magnitude per output feature."""
+    """DOFT: a rotation of the layer's input or output, and a magnitude per output feature."""
 
     method: Literal["doft"] = "doft"
-    """Rotates the input of each layer and scales its outputs; both steps have the same size."""
+    """Rotates the input of each layer and scales its outputs, with equal step sizes for both."""
 
 
 class Adapter(base.Adapter):

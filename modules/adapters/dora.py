@@ -10,13 +10,13 @@ from modules.preset.section import option
 
 
 class Config(DecomposedConfig):
-    """DoRA: magnitude and direction of the weight are learned apart."""
+    """DoRA: learns magnitude and direction of the weight separately."""
 
     method: Literal["dora"] = "dora"
-    """Low-rank update of the direction, and a magnitude."""
+    """Low-rank update of the weight's direction, and a learned magnitude."""
 
     norm_gradient: Literal["detached", "full"] = option("detached", why="as published (section 4.3)", advanced=True)
-    """Whether the norm is a constant in the backward pass."""
+    """detached: the norm is a constant in the backward pass. full: gradients flow through the norm."""
 
 
 class Adapter(Decomposed):

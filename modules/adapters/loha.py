@@ -20,13 +20,13 @@ from modules.preset.section import option
 
 
 class Config(RankConfig):
-    """LoHa: two low-rank updates multiplied entry by entry."""
+    """LoHa: the elementwise product of two low-rank updates."""
 
     method: Literal["loha"] = "loha"
-    """Two low-rank updates multiplied entry by entry: a high rank from few numbers."""
+    """Elementwise product of two low-rank updates: a high rank from few parameters."""
 
-    rank: int = option(8, why="the change then has a rank of up to 64", ge=1, le=1024)
-    """Rank of each of the two products; the change has up to its square."""
+    rank: int = option(8, why="the update then has a rank of up to 64", ge=1, le=1024)
+    """Rank of each of the two products. The update has at most the square of this rank."""
 
 
 SLOWER = 4.0

@@ -25,11 +25,12 @@ class Config(RankConfig):
     """Kronecker product of a small and a large matrix: the smallest files."""
 
     rank: int = option(16, why="enough for a style or a subject", ge=1, le=8192)
-    """Rank of the large factor. From half of its longer side on it is a whole matrix, and alpha does nothing."""
+    """Rank of the large factor. From half of its longer side on, the factor is a full matrix and alpha has no
+    effect."""
 
-    factor: int | None = option(8, why="a usual size", ge=1)
-    """Rows and columns of the small factor, or the nearest smaller divisors. More: a smaller file. null: both factors
-    as alike as possible, the smallest file."""
+    factor: int | None = option(8, why="a common value", ge=1)
+    """Rows and columns of the small factor, or the nearest smaller divisors. A larger value gives a smaller file. null:
+    both factors as equal as possible, which gives the smallest file."""
 
 
 SLOWER = 3.0

@@ -29,17 +29,17 @@ class Config(RawLowRankConfig):
     """Plain LoRA."""
 
     method: Literal["lora"] = "lora"
-    """Low-rank update, the common denominator of all programs."""
+    """Low-rank update, supported by every program."""
 
     init: Literal[
         "kaiming", "gaussian", "orthogonal", "gradient", "pissa", "inilora", "inilora_alpha", "inilora_beta"
-    ] = option("kaiming", why="what every program does", group="Start", advanced=True, title="Initial values")
-    """How the pair starts. With up at zero, and down kaiming: uniform, as in the reference code; gaussian: normal with
-    a deviation of 1 / rank, as in peft; orthogonal: rows of length 1 at right angles; gradient: the directions in which
-    the loss of some of the pictures falls fastest, measured before the first step. Or with both away from zero, and
-    their product subtracted again, which makes the pair twice as wide in training and in files, and keeps weight decay
-    off it; pissa: the largest singular values of the weight; inilora: a fit to the weight; inilora_alpha, inilora_beta:
-    the same with random values."""
+    ] = option("kaiming", why="as in other trainers", group="Start", advanced=True, title="Initial values")
+    """Initial values of up and down. With up at zero and down: kaiming: uniform, as in the reference code; gaussian:
+    normal with standard deviation 1 / rank, as in peft; orthogonal: orthonormal rows; gradient: the directions in which
+    the loss of some training pictures falls fastest, measured before the first step. With both nonzero and their
+    initial product subtracted: pissa: the largest singular values of the weight; inilora: a fit to the weight;
+    inilora_alpha: normal random values; inilora_beta: Kaiming random values. These four double the rank in training and
+    in files, and are not decayed."""
 
 
 def principal_pair(W: Tensor, rank: int) -> tuple[Tensor, Tensor]:

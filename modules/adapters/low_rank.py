@@ -40,7 +40,7 @@ class RankConfig(AdapterConfig):
     @model_validator(mode="after")
     def _alpha_has_an_effect(self) -> "RankConfig":
         if self.alpha is not None and self.step_size == "calibrated":
-            raise ValueError(f"alpha {self.alpha:g} does nothing where steps are calibrated: leave it out, or set "
+            raise ValueError(f"alpha {self.alpha:g} has no effect with calibrated steps: remove it, or set "
                              "step_size raw")
         return self
 
@@ -49,17 +49,17 @@ class LowRankConfig(RankConfig):
     """Options of a low-rank pair of which `up` starts at zero."""
 
     init: Literal["kaiming", "gaussian", "orthogonal"] = option(
-        "kaiming", why="what every program does", group="Start", advanced=True, title="Initial values"
+        "kaiming", why="as in other trainers", group="Start", advanced=True, title="Initial values"
     )
-    """How the pair's down starts, while up is zero. kaiming: uniform, as in the reference code. gaussian: normal with
-    a deviation of 1 / rank, as in peft. orthogonal: rows of length 1 at right angles. With calibrated steps all have
-    the same size."""
+    """Initial values of down; up starts at zero. kaiming: uniform, as in the reference code. gaussian: normal with
+    standard deviation 1 / rank, as in peft. orthogonal: orthonormal rows. With calibrated steps all are scaled to the
+    same size."""
 
     @model_validator(mode="after")
     def _init_is_not_overwritten(self) -> "LowRankConfig":
         if self.start_from and self.init not in AT_RANDOM:
-            raise ValueError(f"init {self.init} is for a training that starts anew, and start_from gives it a file: "
-                             "leave one of them out")
+            raise ValueError(f"init {self.init} sets the initial values, but start_from takes them from a file: "
+                             "remove one of them")
         return self
 
 
@@ -67,10 +67,10 @@ class RawLowRankConfig(LowRankConfig):
     """The same where published learning rates are in everyone's use."""
 
     step_size: Literal["calibrated", "raw"] = option(
-        "raw", why="learning rates that are known for it hold", advanced=True
+        "raw", why="learning rates known for this method apply", advanced=True
     )
     """calibrated: one step of a sign-like optimizer (Adam, Lion) changes each layer's weight by about learning_rate
-    times its norm. raw: parameters in the units of the method's publication. Files are exact either way."""
+    times its norm. raw: parameters are scaled as in the method's publication. Exported files are exact either way."""
 
 
 def low_rank_pair(config: LowRankConfig, layer: Layer, parts: int = 1) -> tuple[nn.Parameter, nn.Parameter, Tensor]:

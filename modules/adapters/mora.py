@@ -21,17 +21,19 @@ ROPE_BASE = 10000.0
 
 
 class Config(base.AdapterConfig):
-    """One square matrix per layer."""
+    """MoRA: one square matrix per layer."""
 
     method: Literal["mora"] = "mora"
-    """One square matrix in place of a low-rank pair: a high rank from few numbers. Linear layers only."""
+    """One square matrix instead of a low-rank pair: a high rank from few parameters. Linear layers only."""
 
-    rank: int = option(16, why="as many numbers as a LoRA of rank 16", ge=1, le=4096)
-    """The square has as many entries as a LoRA of this rank, but is no wider than the layer."""
+    rank: int = option(16, why="as many parameters as a LoRA of rank 16", ge=1, le=4096)
+    """The square matrix has as many entries as a LoRA of this rank, but is no wider than the layer."""
 
-    kind: Literal["sharing", "rope"] = option("sharing", why="files are LoRAs, of the square's width")
-    """sharing: groups of inputs share the square. rope: they are told apart by rotation; there are no compact files
-    then, and layers with clearly more inputs than outputs are refused."""
+    kind: Literal["sharing", "rope"] = option(
+        "sharing", why="files are LoRAs whose rank is the width of the square matrix"
+    )
+    """sharing: groups of inputs share the square matrix. rope: the groups are told apart by rotary positions; there are
+    no compact files then, and layers with clearly more inputs than outputs are not supported."""
 
 
 class Adapter(base.Adapter):

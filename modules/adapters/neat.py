@@ -20,16 +20,16 @@ from modules.preset.section import option
 
 
 class Config(base.AdapterConfig):
-    """A LoRA whose down projection is made from the base weight."""
+    """NEAT: a LoRA whose down projection is computed from the base weight."""
 
     method: Literal["neat"] = "neat"
-    """A small network makes the change from the base weight."""
+    """A small network computes the update from the base weight."""
 
-    rank: int = option(16, why="as many numbers as a LoRA of rank 16", ge=1, le=4096)
-    """Width of the network, and rank of the update."""
+    rank: int = option(16, why="as many parameters as a LoRA of rank 16", ge=1, le=4096)
+    """Width of the network and rank of the update."""
 
     depth: int = option(0, why="the smallest network, as in peft", ge=0, le=16, advanced=True)
-    """Further layers of the network, on each side of its middle, with shortcuts across."""
+    """Additional layers of the network on each side of its middle, with skip connections."""
 
 
 SLOWER = 3

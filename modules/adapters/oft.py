@@ -15,7 +15,7 @@ class Config(RotatedConfig):
     """OFT: a rotation of the layer's input or output."""
 
     method: Literal["oft"] = "oft"
-    """Rotates the input of each layer; angles between neurons are kept (of side output: between channels)."""
+    """Rotates the input of each layer, which keeps the angles between neurons (with side output: between channels)."""
 
 
 class Adapter(base.Adapter):

@@ -19,10 +19,10 @@ from modules.adapters.low_rank import LowRankConfig
 
 
 class Config(LowRankConfig):
-    """Pre-Diag: a low-rank update beside scaled outputs."""
+    """Pre-Diag: a low-rank update and a learned scale per output."""
 
     method: Literal["prediag"] = "prediag"
-    """Scales each output of the base weight and adds a low-rank update: DoRA's idea at LoRA's price."""
+    """Scales each output of the base weight and adds a low-rank update: DoRA's idea at LoRA's cost."""
 
 
 class Adapter(Diagonal):

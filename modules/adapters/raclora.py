@@ -23,13 +23,13 @@ from modules.preset.section import option
 
 
 class Config(LowRankConfig):
-    """RAC-LoRA: a chain of low-rank updates, one after the other."""
+    """RAC-LoRA: a sequence of low-rank updates."""
 
     method: Literal["raclora"] = "raclora"
-    """Low-rank updates one after the other, each in new random directions."""
+    """Low-rank updates trained one after the other, each in new random directions."""
 
-    links: int = option(4, why="the file has four times the rank that is trained", ge=1, le=256)
-    """How many updates the training is divided into. The file has rank links * rank."""
+    links: int = option(4, why="the file has four times the trained rank", ge=1, le=256)
+    """Number of updates that are trained one after the other. The file has rank links * rank."""
 
 
 class Adapter(base.Adapter):

@@ -57,27 +57,27 @@ MAPS = {
 
 
 class BlocksConfig(Section):
-    """As published: channels in blocks, a full rotation in each."""
+    """Block-diagonal rotation, as published: a full rotation within each block of channels."""
 
     kind: Literal["blocks"] = "blocks"
     """Block-diagonal rotation."""
 
-    block_size: int = option(32, why="the usual size", ge=2, le=1024)
-    """Channels per block. Lowered to the nearest divisor of a layer's channels; the layer table shows it."""
+    block_size: int = option(32, why="a common value", ge=2, le=1024)
+    """Channels per block. Lowered to the nearest divisor of a layer's channels; the layer table shows the result."""
 
     map: Literal["cayley", "exponential", "newton_schulz", "neumann_4", "neumann_6"] = option(
-        "cayley", why="exact for every angle below half a turn", advanced=True
+        "cayley", why="exact for every angle below 180 degrees", advanced=True
     )
-    """How learned numbers make a rotation. cayley: exactly, by one solve per block. exponential: exactly, with the
-    learned angles themselves, half a turn and more. newton_schulz: cayley by matrix products alone, for hardware that
-    solves slowly. neumann_4, neumann_6: cayley's series cut after so many terms; cheap, but what turns is stretched
-    too: with 4 terms by 0.1 % at 41 degrees and 10 % at 100, with 6 by 0.1 % at 54 and 2 % at 60, the end. Files are
-    exact all the same; what is no rotation any more fits into our own node for ComfyUI, and elsewhere needs files as
-    large as the layers."""
+    """How parameters become a rotation. cayley: exact, with one linear solve per block. exponential: exact, with the
+    angles themselves as parameters, also for 180 degrees and more. newton_schulz: cayley by matrix products only, for
+    hardware with slow solvers. neumann_4, neumann_6: cayley's series truncated to 4 or 6 terms. These are cheap, but
+    also stretch what they rotate: with 4 terms by 0.1 % at 41 degrees and 10 % at 100, with 6 terms by 0.1 % at 54 and
+    2 % at 60, the largest possible angle. Files are exact with every map. A matrix that is no longer orthogonal fits
+    into our own node for ComfyUI; for other programs the file is as large as the layers."""
 
 
 class PlanesConfig(Section):
-    """A rotation in a few planes: its change of the weight is exactly a LoRA of rank 2 * planes."""
+    """Rotation in a few planes. Its change of the weight is exactly a LoRA of rank 2 * planes."""
 
     kind: Literal["planes"] = "planes"
     """Rotation in a few learned planes."""
@@ -93,12 +93,12 @@ class RotatedConfig(AdapterConfig):
     """Options of a method that rotates."""
 
     rotation: RotationConfig = BlocksConfig()
-    """Which rotations are learned."""
+    """Kind of rotation."""
 
     side: Literal["input", "output"] = option("input", why="as published", advanced=True)
-    """What is rotated. input: what goes into a layer, W R^T. output: what comes out of it but for the bias, R W; in
-    blocks it then fits into compact files that A1111 and LyCORIS read (export.host), and ComfyUI where it does not
-    compute in 16 bits (export.form compact)."""
+    """What is rotated. input: the input of a layer, W R^T. output: the output of a layer without its bias, R W. A block
+    rotation of the output fits into compact files that A1111 and LyCORIS read (export.host), and ComfyUI where it does
+    not compute in 16 bits (export.form compact)."""
 
 
 def rotation(config: RotatedConfig, layer: Layer, parts: int = 1) -> "Blocks | Planes":

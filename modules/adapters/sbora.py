@@ -17,13 +17,13 @@ from modules.preset.section import option
 
 
 class Config(RankConfig):
-    """A few columns or rows of the weight learn, the rest stays."""
+    """SBoRA: trains a few columns or rows of each weight."""
 
     method: Literal["sbora"] = "sbora"
-    """Changes a few columns or rows of each weight only; half of LoRA's numbers."""
+    """Trains a few columns or rows of each weight, with half of LoRA's parameters."""
 
     side: Literal["input", "output"] = option("input", why="the better one in the publication's tables")
-    """input: `rank` columns of each weight learn (SBoRA-FA). output: `rank` rows (SBoRA-FB)."""
+    """input: `rank` columns of each weight are trained (SBoRA-FA). output: `rank` rows (SBoRA-FB)."""
 
 
 class Adapter(base.Adapter):

@@ -24,16 +24,16 @@ from modules.preset.section import option
 
 
 class Config(LowRankConfig):
-    """SORA: scaled and slightly turned outputs beside a low-rank update."""
+    """SORA: a low-rank update, and scaled and slightly rotated outputs."""
 
     method: Literal["sora"] = "sora"
-    """Scales each output, adds a low-rank update, and turns the outputs in a few learned planes."""
+    """Scales each output, adds a low-rank update, and rotates the outputs in a few learned planes."""
 
     planes: int = option(4, why="as published", ge=1, le=1024)
-    """Number of planes the outputs are turned in. They add twice as many to the file's rank."""
+    """Number of planes in which the outputs are rotated. They add twice as many to the file's rank."""
 
     exact: bool = option(False, why="as published", advanced=True)
-    """Turn by a true rotation, which stretches nothing, instead of its first-order part."""
+    """Use an exact rotation, which preserves norms, instead of its first-order approximation."""
 
 
 class Adapter(Diagonal):

@@ -16,16 +16,16 @@ from modules.preset.section import option
 
 
 class Config(DecomposedConfig):
-    """WoRA: DoRA with learned weights on base and update."""
+    """WoRA: DoRA with learned weights of base and update."""
 
     method: Literal["wora"] = "wora"
-    """DoRA with learned weights on base and update."""
+    """DoRA with learned weights of base and update."""
 
     channel_beta: bool = option(False, why="one weight per layer, as published", advanced=True)
-    """Learn the base's weight per channel of the axis instead of per layer."""
+    """Learn the weight of the base (beta) per channel of the axis instead of per layer."""
 
-    learn_weights: bool = option(True, why="the point of the method", advanced=True)
-    """Learn alpha and beta. Off: both stay 1."""
+    learn_weights: bool = option(True, why="the main idea of the method", advanced=True)
+    """Learn alpha and beta. Off: both stay at 1."""
 
 
 WEIGHT_STEP = 0.1

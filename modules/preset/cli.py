@@ -90,7 +90,7 @@ WIDTH = 100
 
 
 def options_help(schema: type[BaseModel] = Preset) -> str:
-    """Every option with type, bounds, default and meaning, by section."""
+    """Every option with type, bounds, default and description, by section."""
     short = ", ".join(f"--{alias} for --{name}" for alias, name in ALIASES.items())
     places: dict[str, list[options.Group]] = {}
     for group in options.groups(schema):
@@ -106,7 +106,7 @@ def _section_help(same: list[options.Group]) -> str:
     title = f"{first.path or 'preset'}{f' ({only[0]})' if only else ''}: "
     lines = [title + ("one of several" if tag else about(first))]
     if tag:
-        default = f"default {first.default_tag}" if first.default_tag else "has to be given"
+        default = f"default {first.default_tag}" if first.default_tag else "required"
         lines.append(f"  --{tag}  (one of the following; {default})")
         lines += [_indented(f"{dict(group.chosen)[tag]}: {about(group)}") for group in one_each(same)]
     found: dict[str, dict[tuple[str, str], list[options.Group]]] = {}  # those of one name stand together
@@ -171,9 +171,9 @@ def type_facts(field: FieldInfo) -> str:
 
 
 def default_words(field: FieldInfo) -> str:
-    """`default 16`, or `has to be given`."""
+    """`default 16`, or `required`."""
     default = options.default_of(field)
-    return "has to be given" if default is PydanticUndefined else f"default {default_text(default)}"
+    return "required" if default is PydanticUndefined else f"default {default_text(default)}"
 
 
 def default_text(default: object) -> str:

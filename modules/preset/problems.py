@@ -60,7 +60,7 @@ def _sentence(error: Any, model: type[BaseModel], values: Mapping[str, Any]) -> 
     if kind == "literal_error":
         return f"{name}: {_not_one_of(error['input'], options.choices(model, name, values))}"
     if kind == "missing":
-        return f"{name}: has to be given"
+        return f"{name}: required"
     if kind == "value_error":
         message = f"{facts['error']}"
         given = "" if isinstance(error["input"], Mapping) else f"{shown(error['input'])}: "
@@ -145,7 +145,7 @@ def enumerated(names: Iterable[str], word: str) -> str:
 def _not_one_of(value: Any, choices: Iterable[Any]) -> str:
     names = [str(choice) for choice in choices]
     if value is None:
-        return f"has to be given: one of {', '.join(names)}"
+        return f"required: one of {', '.join(names)}"
     found = options.nearest(f"{value}", names)
     meant = f"; did you mean {found[0]}?" if found else ""
     return f"{shown(value)} is not one of {', '.join(names)}{meant}"

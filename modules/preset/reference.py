@@ -21,13 +21,13 @@ HEADER = """# Every option of a preset
 
 <!-- Generated from the code by `python -m modules.preset.reference`. Do not edit. -->
 
-A preset is a JSON file that names only what differs from the defaults below. On the command line each option is
-`--section.option value`, as in `--adapter.rank 32`; lists are given as JSON, as in `--samples.prompts '["a", "b"]'`,
-or by giving the option several times, and a true-or-false option without a value means true.
+A preset is a JSON file with the options that differ from the defaults below. On the command line, an option is
+`--section.option value`, e.g. `--adapter.rank 32`. A list is given as JSON, e.g. `--samples.prompts '["a", "b"]'`, or
+by repeating the option. A true-or-false option without a value means true.
 
-A preset may name another one with `based_on`, on top of which its own options are put (one level; `name` and
-`description` are not taken over). A section that chooses another method, optimizer or kind than the other preset
-replaces that preset's section as a whole.
+A preset can extend another one, named with `based_on` (one level; `name` and `description` are not inherited). Its own
+options override those of the other preset. A section that chooses another method, optimizer or kind replaces the other
+preset's section as a whole.
 """
 
 
@@ -70,8 +70,8 @@ def _section(same: list[options.Group]) -> str:
     tag = options.join(first.path, first.tag)
     outer = [f"`{name}` {' or '.join(f'`{value}`' for value in values)}" for name, values in cli.ways(same)[1:]]
     only = f" Only with {', '.join(outer)}." if outer else ""
-    default = f"`{first.default_tag}` is the default" if first.default_tag else "has to be given"
-    intro = f"`{tag}` chooses one of the following; {default}.{only}"
+    default = f"`{first.default_tag}` is the default" if first.default_tag else "required"
+    intro = f"`{tag}` selects one of the following; {default}.{only}"
     variants = [(dict(group.chosen)[tag], group) for group in cli.one_each(same)]
     parts = [f'### `"{value}"`\n\n{cli.about(group)}\n\n{_table(group)}' for value, group in variants]
     return "\n".join([f"{title}\n\n{intro}\n", *parts])
@@ -84,7 +84,7 @@ def _table(group: options.Group) -> str:
     more = f"Further options: {', '.join(inner)}, below.\n" if inner and group.path else ""
     if not rows:
         return more or "No options of its own.\n"
-    head = ["| option | type and bounds | default | why this default | meaning |", "|---|---|---|---|---|"]
+    head = ["| option | type and bounds | default | reason for the default | description |", "|---|---|---|---|---|"]
     tables = [_entries(name, field, head) for name, field in group.options() if options.entry(field.annotation)]
     return "\n".join([*head, *rows, *([""] if more else []), more, *tables])
 

@@ -49,7 +49,7 @@ LOCAL_KINDS = ("file", "folder", "folders", "model")
 def option(
     default: Any = ...,
     *,
-    why: str,
+    why: str = "",
     group: str = "Basic",
     unit: str = "",
     advanced: bool = False,
@@ -62,9 +62,10 @@ def option(
 ) -> Any:
     """A field of a preset.
 
-    `why` is the one-line reason for the default, printed in the generated manual; `group` and `advanced` place the
-    field in the form; `unit` is shown behind the number; `kind` picks the widget where the type does not: one of
-    `LOCAL_KINDS` or ""; `title` is the field's label where its name ("Learning rate") would not do.
+    `why` is the one-line reason for the default, printed in the generated manual, "" where the description says enough;
+    `group` and `advanced` place the field in the form; `unit` is shown behind the number; `kind` picks the widget where
+    the type does not: one of `LOCAL_KINDS` or ""; `title` is the field's label where its name ("Learning rate") would
+    not do.
     """
     extra = {"why": why, "group": group, "unit": unit, "advanced": advanced, "kind": kind}
     given = {key: value for key, value in extra.items() if value}

@@ -90,7 +90,7 @@ def _examine_folders(preset: Preset, found: Findings) -> None:
         exists = next(place for place in (Path(folder).absolute(), *Path(folder).absolute().parents) if place.exists())
         writable = exists.is_dir() and os.access(exists, os.W_OK)
         if not writable and option == "data.cache_folder" and has_entries(Path(folder)):
-            found.notes.append(f"{option} {folder}: cannot be written, which does where all is in it that is needed")
+            found.notes.append(f"{option} {folder}: read-only; this works only if it already holds all that is needed")
         elif not writable:
             what = "cannot be written" if exists.is_dir() else "is a file, not a folder"
             found.problems.append(f"{option} {folder}: {exists} {what}; give another folder with --{option}")
@@ -106,13 +106,13 @@ def _examine_room(preset: Preset, place: Path, found: Findings) -> None:
     where = f"saving.folder {preset.saving.folder}: {free:,} bytes are free on its disk"
     if free < least and not begun:
         found.problems.append(
-            f"{where}, and one training state and the exported file take about {least:,}; make room, or give another "
-            "folder with --saving.folder"
+            f"{where}, and one training state and the exported file need about {least:,}; free some space, or "
+            "give another folder with --saving.folder"
         )
     elif free < most:
         found.notes.append(
-            f"{where}, and the whole run may take {most:,} (states, exported files, sample pictures): make room, or "
-            "lower saving.keep_states, or raise samples.every and saving.export_every"
+            f"{where}, and the whole run may need {most:,} (states, exported files, sample pictures): free some space, "
+            "or lower saving.keep_states, or raise samples.every and saving.export_every"
         )
 
 
@@ -144,7 +144,7 @@ def _examine_training(preset: Preset, device_type: str, processes: int, found: F
     found.problems += schedules.problems(training, preset.optimizer)
     if training.precision == "float16" and device_type == "cpu":
         found.problems.append(
-            "training.precision is float16, which trains on a GPU only, but the device is cpu: use auto or float32"
+            "training.precision is float16, which works on a GPU only, but the device is cpu: use auto or float32"
         )
     if training.compile and not _can_compile(device_type):
         needed = "a C++ compiler (g++, clang++ or cl)," if device_type == "cpu" else NEEDED_ON_GPUS
@@ -210,7 +210,7 @@ def _examine_pictures(preset: Preset, found: Findings) -> None:
     if found.training is not None and found.validation is not None:
         shared = overlap(found.training, found.validation)
         if shared:
-            found.notes.append(f"pictures for validation are trained on too: {listing(shared)}")
+            found.notes.append(f"validation pictures are also training pictures: {listing(shared)}")
     if found.model is None and indices:
         found.notes.append(f"buckets are guessed, in steps of {GUESSED_STEP} px: the base model cannot be read")
     if found.model is not None:
@@ -220,14 +220,14 @@ def _examine_pictures(preset: Preset, found: Findings) -> None:
         long = [caption for caption in captions if found.model.cut_off(caption)]
         if long:
             first = short(long[0])
-            found.notes.append(f"{len(long)} captions are longer than the text encoder reads and are cut: {first!r}")
+            found.notes.append(f"{len(long)} captions exceed the text encoder's limit and are truncated: {first!r}")
 
 
 def _too_large(preset: Preset, index: Index | None, longest: int | None) -> list[str]:
     """Whether the model takes pictures of these sizes."""
     if longest is None:
         return []
-    limit, problems = f"this model's table of positions ends at {longest} px", []
+    limit, problems = f"this model's position embeddings end at {longest} px", []
     sizes = {picture.bucket for picture in index.pictures} if index else set()
     if sizes and max(map(max, sizes)) > longest:
         width, height = max(sizes, key=max)

@@ -53,11 +53,11 @@ def chosen(argv: Sequence[str]) -> int:
         own = [flag for action in parser._actions for flag in action.option_strings]
         overrides = parse_overrides(rest, own)
         if arguments.json and not arguments.check:
-            raise PresetProblems(["--json: belongs to --check; a training writes its events to events.jsonl"])
+            raise PresetProblems(["--json: works only with --check; a training writes its events to events.jsonl"])
         if arguments.probe and not arguments.check:
-            raise PresetProblems(["--probe: belongs to --check; it measures a few steps and trains nothing"])
+            raise PresetProblems(["--probe: works only with --check; it measures a few steps without training"])
         if not arguments.preset:
-            raise PresetProblems([f"--preset: none given ({LIST_PRESETS})"])
+            raise PresetProblems([f"--preset: required ({LIST_PRESETS})"])
         resolved = files.resolve(arguments.preset, overrides)
         missing = 0 if arguments.check else missing_processes()
     except PresetProblems as error:
@@ -79,14 +79,14 @@ def make_parser() -> argparse.ArgumentParser:
     """The command's own flags; everything else is an option of the preset."""
     parser = argparse.ArgumentParser(prog="train.py", description=__doc__, add_help=False, allow_abbrev=False)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.description = "Train an adapter for a diffusion model. The same command again goes on where it stopped."
+    parser.description = "Train an adapter for a diffusion model. Run the same command again to resume."
     preset_help = "a name from --list, a .json file, a run folder"
     parser.add_argument("--preset", metavar="NAME|FILE", nargs="?", help=preset_help)  # none given is said in `main`
-    list_help = "show the presets to begin with; all, own, or those of a family, method or purpose"
+    list_help = "list the recommended presets; all, own, or those of a family, method or purpose"
     parser.add_argument("--list", metavar="WHICH", nargs="?", const="", help=list_help)
-    parser.add_argument("--check", action="store_true", help="look at everything, train nothing")
+    parser.add_argument("--check", action="store_true", help="check everything without training")
     parser.add_argument("--probe", action="store_true", help="with --check: measure memory and time of a few steps")
-    parser.add_argument("--json", action="store_true", help="with --check: print the findings as JSON")
+    parser.add_argument("--json", action="store_true", help="with --check: print the result as JSON")
     parser.add_argument("--help", "-h", action="store_true", help="show this and every option of a preset")
     return parser
 
@@ -212,7 +212,7 @@ def open_together(preset: Preset, found, accelerator):
         except ValueError as error:
             outcome[0] = str(error)
         except OSError as error:
-            outcome[0] = (f"saving.folder {folder}: {sentence(error)}; make that possible, or give another folder with "
+            outcome[0] = (f"saving.folder {folder}: {sentence(error)}; fix that, or give another folder with "
                           "--saving.folder")
     broadcast_object_list(outcome)
     if outcome[0]:
@@ -231,7 +231,7 @@ def trained(preset: Preset, found, opened, accelerator) -> int:
 
     say_notes(found.notes)
     if accelerator.is_main_process:
-        print(f"{preset.name}: loading {preset.base.path}; everything is kept in {opened.folder}", file=sys.stderr)
+        print(f"{preset.name}: loading {preset.base.path}; run folder: {opened.folder}", file=sys.stderr)
     end = End()
     with Events(opened.folder, accelerator.is_main_process) as events:
         try:
@@ -307,16 +307,16 @@ def reason_of(error: Exception, preset: Preset, device, found, folder: Path) -> 
 def say_outcome(end: End, folder: Path) -> None:
     """The last words on the screen."""
     if end.outcome == "done" and end.warning:
-        print(f"Done, with a warning: {end.path}\nThis adapter is likely of no use: {end.warning}.")
+        print(f"Done, with a warning: {end.path}\nThis adapter is probably unusable: {end.warning}.")
         return
     if end.outcome == "done":
         print(f"Done: {end.path}")
         return
     state, any_left = found_states(folder)
-    none = "needs a whole training state" if any_left else "starts anew, since there is no state yet"
-    again = f"goes on from {state}" if state else none
+    none = "needs a complete training state" if any_left else "starts from the beginning, since there is no state yet"
+    again = f"resumes from {state}" if state else none
     if end.outcome == "failed":
-        where = f"{folder / 'log.txt'} says where. " if (folder / "log.txt").exists() else ""
+        where = f"Details are in {folder / 'log.txt'}. " if (folder / "log.txt").exists() else ""
         print(f"Failed: {end.reason}\n{where}The same command {again}.", file=sys.stderr)
         return
     file = f"\nA LoRA of this state: python scripts/export.py {shlex.quote(str(folder))}" if state else ""

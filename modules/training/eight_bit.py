@@ -51,14 +51,14 @@ class _AdamW8bit(_EightBit, Moments):
 
 
 class AdamW8bit(_AdamW8bit):
-    """AdamW with 8-bit states: the usual choice, a quarter of AdamW's memory."""
+    """AdamW with 8-bit optimizer state: the usual choice, with a quarter of AdamW's memory."""
 
     name: Literal["adamw8bit"] = "adamw8bit"
     """Optimizer."""
 
 
 class PagedAdamW8bit(_AdamW8bit):
-    """AdamW with 8-bit states that move to main memory when the GPU is full."""
+    """AdamW with 8-bit optimizer state that moves to main memory when the GPU is full."""
 
     paged: ClassVar[bool] = True
     name: Literal["paged_adamw8bit"] = "paged_adamw8bit"
@@ -88,14 +88,14 @@ class _Lion8bit(_EightBit):
 
 
 class Lion8bit(_Lion8bit):
-    """Lion with an 8-bit state: half of AdamW8bit's memory; wants a third to a tenth of its learning rate."""
+    """Lion with 8-bit optimizer state: half of AdamW8bit's memory. Use a third to a tenth of its learning rate."""
 
     name: Literal["lion8bit"] = "lion8bit"
     """Optimizer."""
 
 
 class PagedLion8bit(_Lion8bit):
-    """Lion with an 8-bit state that moves to main memory when the GPU is full."""
+    """Lion with 8-bit optimizer state that moves to main memory when the GPU is full."""
 
     paged: ClassVar[bool] = True
     name: Literal["paged_lion8bit"] = "paged_lion8bit"
@@ -136,14 +136,14 @@ class _AdEMAMix8bit(_EightBit, Moments):
 
 
 class AdEMAMix8bit(_AdEMAMix8bit):
-    """AdEMAMix with 8-bit states: a second, slow average of the gradient; for long runs."""
+    """AdEMAMix with 8-bit optimizer state: adds a second, slow average of the gradient. For long runs."""
 
     name: Literal["ademamix8bit"] = "ademamix8bit"
     """Optimizer."""
 
 
 class PagedAdEMAMix8bit(_AdEMAMix8bit):
-    """AdEMAMix with 8-bit states that move to main memory when the GPU is full."""
+    """AdEMAMix with 8-bit optimizer state that moves to main memory when the GPU is full."""
 
     paged: ClassVar[bool] = True
     name: Literal["paged_ademamix8bit"] = "paged_ademamix8bit"

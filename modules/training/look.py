@@ -218,7 +218,7 @@ def _request(line: str) -> dict[str, Any]:
 def _given(request: dict[str, Any], name: str, kind: type, default: Any = ...) -> Any:
     value = request.get(name, default)
     if value is ...:
-        raise ValueError(f"{name}: has to be given")
+        raise ValueError(f"{name}: required")
     if value is not default and type(value) is not kind:
         raise ValueError(f"{name}: {value!r} is not of the type {kind.__name__}")
     return value

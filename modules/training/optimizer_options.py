@@ -25,8 +25,9 @@ class Options(Section):
     averages: ClassVar[bool] = False
     """The optimizer averages weights itself, so a falling learning rate would be applied twice."""
 
-    weight_decay: float = option(0.01, why="the usual value", ge=0, le=1)
-    """Decoupled weight decay: per step, weights shrink by this times the learning rate. Magnitudes never decay."""
+    weight_decay: float = option(0.01, why="the common default", ge=0, le=1)
+    """Decoupled weight decay: each step shrinks the weights by this times the learning rate. Magnitudes are never
+    decayed."""
 
     def problems(self, lr: float, device_type: str, rates: Rates = (), unpaired: str = "") -> list[str]:
         """Sentences about what cannot work: `lr` is training.learning_rate, `device_type` as in `torch.device`, and
@@ -34,7 +35,7 @@ class Options(Section):
         if lr <= self.highest_lr:
             return []
         return [
-            f"training.learning_rate is {lr:g}, but with this optimizer nothing above {self.highest_lr:g} can train: "
+            f"training.learning_rate is {lr:g}, which is too high for this optimizer (at most {self.highest_lr:g}): "
             "try 1e-4 (rates near 1 are for the optimizer prodigy only)."
         ]
 
@@ -55,11 +56,11 @@ def torch_groups(groups: list[dict], lr: float, weight_decay: float) -> list[dic
 class Moments(Options):
     """An optimizer that averages gradients and squared gradients as Adam does."""
 
-    beta1: float = option(0.9, why="the usual value", group="Averages", advanced=True, gt=0, lt=1)
-    """Decay of the average gradient."""
+    beta1: float = option(0.9, why="the common default", group="Averages", advanced=True, gt=0, lt=1)
+    """Decay rate of the first moment (average gradient)."""
 
-    beta2: float = option(0.999, why="the usual value", group="Averages", advanced=True, ge=0, lt=1)
-    """Decay of the average squared gradient."""
+    beta2: float = option(0.999, why="the common default", group="Averages", advanced=True, ge=0, lt=1)
+    """Decay rate of the second moment (average squared gradient)."""
 
-    eps: float = option(1e-8, why="far below usual gradients", group="Averages", advanced=True, gt=0, le=1)
-    """Added to the root of the average squared gradient."""
+    eps: float = option(1e-8, why="much smaller than typical gradients", group="Averages", advanced=True, gt=0, le=1)
+    """Added to the square root of the second moment."""

@@ -22,7 +22,7 @@ from modules.training.optimizer_options import Moments, Options, Rates, torch_gr
 
 
 class AdamW(Moments):
-    """AdamW with float32 states: nothing is rounded."""
+    """AdamW with float32 optimizer state, which is not rounded."""
 
     block: ClassVar[int] = 1
 
@@ -42,24 +42,36 @@ class AdamW(Moments):
 
 
 class Adafactor(Options):
-    """Adafactor (Shazeer and Stern 2018): one number per row and column instead of one per weight."""
+    """Adafactor (Shazeer and Stern 2018): second moment with one value per row and column instead of one per weight."""
 
     name: Literal["adafactor"] = "adafactor"
     """Optimizer."""
 
     beta2_decay: float = option(-0.8, why="the published value", group="Averages", advanced=True, ge=-1, lt=0)
-    """The average squared gradient forgets at step t with weight t to this power."""
+    """Decay of the second moment: at step t the new squared gradient has weight t to this power."""
 
-    eps: float = option(1e-15, why="the published 1e-30 for squared gradients", group="Averages", advanced=True, gt=0)
-    """Least root of the average squared gradient."""
+    eps: float = option(
+        1e-15,
+        why="square root of the published 1e-30, which is for squared gradients",
+        group="Averages",
+        advanced=True,
+        gt=0,
+    )
+    """Lower bound of the square root of the second moment."""
 
     least_scale: float = option(
-        1.0, why="adapters start at zero and would hardly move with the published 0.001", advanced=True, gt=0, le=1
+        1.0,
+        why="adapters start at zero and would hardly change with the published 0.001",
+        advanced=True,
+        gt=0,
+        le=1,
+        title="Minimum scale",
     )
-    """A tensor moves per step by the learning rate times its root mean square, but at least times this."""
+    """An update is the learning rate times the tensor's root mean square (RMS), or times this value if the RMS is
+    lower."""
 
     clip: float = option(1.0, why="the published value", group="Stability", advanced=True, gt=0)
-    """A tensor's update is scaled down to this root mean square."""
+    """Update clipping: a larger root mean square (RMS) of a tensor's update is scaled down to this value."""
 
     def build(self, groups: list[dict], lr: float) -> Optimizer:
         """See `Options`."""
@@ -73,7 +85,7 @@ class Adafactor(Options):
 
 
 class Prodigy(Moments):
-    """Prodigy (Mishchenko and Defazio 2023): finds the learning rate itself; training.learning_rate is a factor."""
+    """Prodigy (Mishchenko and Defazio 2023): estimates the learning rate; training.learning_rate is a factor on it."""
 
     highest_lr: ClassVar[float] = 10.0
     lowest_lr: ClassVar[float] = 0.1
@@ -84,25 +96,25 @@ class Prodigy(Moments):
     first_lr: float = option(
         1e-6, why="the published value", group="Estimate", advanced=True, title="First LR", gt=0, le=1
     )
-    """The first estimate of the learning rate; it only grows from here."""
+    """Initial estimate of the learning rate. The estimate never decreases."""
 
-    growth: float | None = option(None, why="unlimited", group="Estimate", advanced=True, gt=1)
-    """The estimate grows at most by this factor per step."""
+    growth: float | None = option(None, group="Estimate", advanced=True, gt=1)
+    """Largest factor by which the estimate may grow per step. null: unlimited."""
 
     factor: float = option(1.0, why="the published value", group="Estimate", gt=0, le=100)
-    """The estimate is multiplied by this: below 1 is more careful."""
+    """Factor on the estimate. A value below 1 gives a lower learning rate."""
 
     bias_correction: bool = option(True, why="as in Adam", group="Estimate", advanced=True)
-    """Correct the averages of the first steps."""
+    """Correct the bias of the moments in the first steps."""
 
-    safe_warmup: bool = option(True, why="a warm-up would disturb the estimate", group="Estimate", advanced=True)
-    """Keep the warm-up of the learning rate out of the estimate."""
+    safe_warmup: bool = option(True, why="a warm-up would distort the estimate", group="Estimate", advanced=True)
+    """Exclude the learning-rate warm-up from the estimate."""
 
     def problems(self, lr: float, device_type: str, rates: Rates = (), unpaired: str = "") -> list[str]:
         found = super().problems(lr, device_type, rates, unpaired)
         if lr < self.lowest_lr:
             found.append(
-                f"training.learning_rate is {lr:g}, but prodigy finds the learning rate itself and multiplies it by "
+                f"training.learning_rate is {lr:g}, but prodigy estimates the learning rate and multiplies it by "
                 "this number: set training.learning_rate to 1.0."
             )
         return found + [
@@ -143,10 +155,10 @@ class ScheduleFreeAdamW(Moments):
     """Optimizer."""
 
     beta1: float = option(0.9, why="the published value", group="Averages", advanced=True, gt=0, lt=1)
-    """How far the training weights lie between the last weights (0) and their average (1)."""
+    """Interpolation at which gradients are computed, between the last weights (0) and their average (1)."""
 
     late_weight: float = option(0.0, why="the published value", group="Averages", advanced=True, ge=0, le=10)
-    """Step t counts in the average of the weights with t to this power."""
+    """Step t is weighted with t to this power in the average of the weights."""
 
     def build(self, groups: list[dict], lr: float) -> Optimizer:
         """See `Options`. It comes ready for training; `averaged` is for everything else."""
@@ -164,29 +176,32 @@ class ScheduleFreeAdamW(Moments):
 
 
 class Rite(Moments):
-    """LoRA-RITE (Yen et al. 2024): steps of the product `up down`, however it is split; for low-rank methods only."""
+    """LoRA-RITE (Yen et al. 2024): steps depend on the product `up down` only, not on its factors. For low-rank methods
+    only."""
 
     name: Literal["lora_rite"] = "lora_rite"
     """Optimizer."""
 
     weight_decay: float = option(0.0, why="the published value", ge=0, le=1)
-    """Decoupled weight decay: per step, weights shrink by this times the learning rate. Magnitudes never decay."""
+    """Decoupled weight decay: each step shrinks the weights by this times the learning rate. Magnitudes are never
+    decayed."""
 
     eps: float = option(
-        1e-10, why="far below usual gradients; published: 1e-6", group="Averages", advanced=True, gt=0, le=1
+        1e-10, why="much smaller than typical gradients; published: 1e-6", group="Averages", advanced=True, gt=0, le=1
     )
-    """Added to the roots of the eigenvalues of the average squared gradient."""
+    """Added to the square roots of the second moment's eigenvalues."""
 
     skip_above: float = option(1.0, why="the published value", group="Stability", advanced=True, gt=0)
-    """A factor's gradient, freed from the other factor's size, is left out where its root mean square is above this."""
+    """A factor's gradient, made independent of the other factor's size, is skipped where its root mean square (RMS) is
+    above this value."""
 
     clip: float = option(1.0, why="the published value", group="Stability", advanced=True, gt=0)
-    """All these gradients together are scaled down to this norm."""
+    """Gradient clipping: the norm of all these gradients together is limited to this value."""
 
     guard: float = option(
-        1.0, why="small batches blow up without it", group="Stability", advanced=True, ge=0, le=100
+        1.0, why="training with small batches diverges without it", group="Stability", advanced=True, ge=0, le=100
     )
-    """Where up is shorter than this many of its own steps, down waits for it. 0: as published."""
+    """Damps the steps of down while up is smaller than this many of its own steps. 0: no damping, as published."""
 
     def problems(self, lr: float, device_type: str, rates: Rates = (), unpaired: str = "") -> list[str]:
         return super().problems(lr, device_type, rates, unpaired) + [
@@ -213,16 +228,21 @@ class Rite(Moments):
 
 
 class LowRankMoments(Moments):
-    """LoRA-Pre (Wang et al. 2026): AdamW with averages of low rank; saves memory where whole matrices are trained."""
+    """LoRA-Pre (Wang et al. 2026): AdamW with low-rank moments; saves memory where full matrices are trained."""
 
     name: Literal["lora_pre"] = "lora_pre"
     """Optimizer."""
 
-    moment_rank: int = option(16, why="a fraction of a matrix's averages, all of a low-rank factor's", ge=1, le=4096)
-    """Rank of the averages."""
+    moment_rank: int = option(
+        16, why="a fraction of a full matrix's moments, and all of a low-rank factor's", ge=1, le=4096
+    )
+    """Rank of the moments."""
 
-    ridge: float = option(1.0, why="follows averages best through zero", group="Averages", advanced=True, ge=0, le=100)
-    """Steadies the averages' factors where they are weak against a step's gradient: more holds them longer."""
+    ridge: float = option(
+        1.0, why="follows the moments best where they pass through zero", group="Averages", advanced=True, ge=0, le=100
+    )
+    """Regularizes the factors of the moments where they are small against a step's gradient. A larger value changes
+    them more slowly."""
 
     def build(self, groups: list[dict], lr: float) -> Optimizer:
         """See `Options`."""

@@ -37,7 +37,7 @@ def replanned(options: Training, step: int, before: int, now: int) -> str:
         return ""
     last = f"it was {options.learning_rate * factor(options, before, step - 1):.3g} in step {step}"
     if step == now:
-        return f"the learning rate has not come to its end; {last}"
+        return f"the learning-rate schedule has not reached its end; {last}"
     following = options.learning_rate * factor(options, now, step)
     return (f"the learning rate follows the schedule of {now} steps from here on; {last}, and is {following:.3g} in "
             f"step {step + 1}")
@@ -64,6 +64,6 @@ def notes(options: Training, steps: int) -> list[str]:
     if options.warmup < steps:
         return []
     return [
-        f"training.warmup is {options.warmup} steps, but the whole training has only {steps}: the learning rate rises "
-        f"over {warmup_steps(options, steps)} steps instead."
+        f"training.warmup is {options.warmup} steps, but the training has only {steps}: the warm-up is shortened "
+        f"to {warmup_steps(options, steps)} steps."
     ]

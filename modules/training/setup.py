@@ -52,8 +52,8 @@ def match_layers(model: Any, targets: Targets) -> tuple[list[str], list[str]]:
     known, found = targets.layers in sets, Names(names)
     if not known:
         near = difflib.get_close_matches(targets.layers, sets, 1)
-        hint = f"did you mean {near[0]}?" if near else f"there is {', '.join(sets)}"
-        problems.append(f"targets.layers: {targets.layers!r} is no set of layers of this family; {hint}")
+        hint = f"did you mean {near[0]}?" if near else f"available: {', '.join(sets)}"
+        problems.append(f"targets.layers: {targets.layers!r} is not a layer set of this family; {hint}")
     chosen = set(found.matching(sets.get(targets.layers, ())))
     if not targets.text_encoders:
         chosen = {name for name in chosen if in_denoiser(model, name)}
@@ -70,7 +70,7 @@ def match_layers(model: Any, targets: Targets) -> tuple[list[str], list[str]]:
                 problems.append(f"targets.{field}: {pattern!r} matches no layer{hint_for(pattern, names, misses)}")
                 misses += 1
     if not chosen and not problems:
-        problems.append("targets.exclude: no layer is left to adapt; take patterns out, or change targets.layers")
+        problems.append("targets.exclude: no layer is left to adapt; remove patterns, or change targets.layers")
     return [name for name in names if name in chosen], problems
 
 
@@ -134,9 +134,9 @@ def rule_problems(preset: Preset) -> list[str]:
     for number, rule in enumerate(preset.targets.rules):
         place = f"targets.rules[{number}]"
         if rule.rank is None and rule.lr_scale is None:
-            problems.append(f"{place}: gives neither rank nor lr_scale; give one of them, or take the rule out")
+            problems.append(f"{place}: has neither rank nor lr_scale; set one of them, or remove the rule")
         if rule.rank is not None and "rank" not in type(preset.adapter).model_fields:
-            problems.append(f"{place}.rank: {rule.rank}, but method {method} has no rank; take it out of the rule")
+            problems.append(f"{place}.rank: {rule.rank}, but method {method} has no rank; remove it from the rule")
     return problems
 
 
@@ -145,8 +145,8 @@ def optimizer_problems(preset: Preset) -> list[str]:
     method, name = preset.adapter.method, preset.optimizer.name
     if not (preset.optimizer.averages and methods()[method].Adapter.sets_parameters):
         return []
-    return [f"optimizer.name is {name}, which averages the weights of all steps, but {method} sets some of them anew "
-            "on the way: choose another optimizer"]
+    return [f"optimizer.name is {name}, which averages the weights of all steps, but {method} resets some of them "
+            "during training: choose another optimizer"]
 
 
 def unmatched_rules(model: Any, targets: Targets, chosen: Collection[str]) -> list[str]:
@@ -158,15 +158,15 @@ def unmatched_rules(model: Any, targets: Targets, chosen: Collection[str]) -> li
         place = f"targets.rules[{number}].match: {rule.match!r}"
         if not hits:
             near = difflib.get_close_matches(rule.match, sets, 1)
-            hint = f"; did you mean the set {near[0]}?" if near else hint_for(rule.match, names, misses)
+            hint = f"; did you mean the layer set {near[0]}?" if near else hint_for(rule.match, names, misses)
             problems.append(f"{place} matches no layer{hint}")
             misses += 1
         elif expected and adapted.isdisjoint(hits):
             off = not targets.text_encoders and not any(in_denoiser(model, name) for name in hits)
             where = "targets.text_encoders" if off else "targets.layers or targets.include"
             problems.append(
-                f"{place} matches only layers that are not adapted, such as {hits[0]}; choose them with {where}, or "
-                "take the rule out"
+                f"{place} matches only layers that are not adapted, such as {hits[0]}; add them with {where}, or "
+                "remove the rule"
             )
     return problems
 

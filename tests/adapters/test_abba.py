@@ -70,7 +70,7 @@ def test_a_zero_weight_can_learn():
 
 
 def test_an_alpha_that_does_nothing_is_refused():
-    with pytest.raises(ValueError, match="alpha 8 does nothing"):
+    with pytest.raises(ValueError, match="alpha 8 has no effect"):
         adapters.methods()["abba"].Config(alpha=8)
 
 

@@ -155,7 +155,7 @@ def test_the_hundredth_step_is_like_the_first(init):
 
 @pytest.mark.parametrize("init", ["gradient", "pissa"])
 def test_a_start_that_a_file_would_overwrite_is_refused(init):
-    with pytest.raises(files.PresetProblems, match=f"init {init} is for a training that starts anew"):
+    with pytest.raises(files.PresetProblems, match=f"init {init} sets the initial values"):
         files.resolve("lora_demo", [("adapter.init", init), ("adapter.start_from", "other.safetensors")])
 
 

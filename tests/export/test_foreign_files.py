@@ -265,7 +265,7 @@ def test_convert_as_one_lora_with_its_curve(base, tmp_path, monkeypatch, capsys)
 
 @pytest.mark.parametrize("arguments, words", [
     (["--host", "nothing"], "host"),
-    (["--host", "comfyui", "--rank", "4"], "rank 4 does nothing with form auto"),
+    (["--host", "comfyui", "--rank", "4"], "rank 4 has no effect with form auto"),
     (["--host", "comfyui", "--dtype", "int8"], "dtype"),
     (["--host", "comfyui", "--family", "sd9"], "--family sd9"),
     (["--host", "comfyui", "--base", "nowhere.safetensors"], "base.path: nowhere.safetensors does not exist"),

@@ -171,7 +171,7 @@ def test_auto_is_what_the_family_is_computed_in():
 
 
 def test_an_option_that_does_nothing_is_refused():
-    with pytest.raises(ValueError, match="computes_in float16 does nothing with host kohya"):
+    with pytest.raises(ValueError, match="computes_in float16 has no effect with host kohya"):
         Export(host="kohya", computes_in="float16")
 
 

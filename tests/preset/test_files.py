@@ -51,7 +51,7 @@ WRONG = [
      f"adapter.axis: method lora has no such option; it belongs to {having('axis')}"),
     ({"adapter": {"method": "lroa"}},
      f"adapter.method: 'lroa' is not one of {METHODS}; did you mean lora?"),
-    ({"adapter": {"rank": 8}}, f"adapter.method: has to be given: one of {METHODS}"),
+    ({"adapter": {"rank": 8}}, f"adapter.method: required: one of {METHODS}"),
     ({"adapter": {"method": "oft", "rotation": {"kind": "planes", "block_size": 8}}},
      "adapter.rotation.block_size: kind planes has no such option; it belongs to blocks"),
     ({"adapter": {"method": "oft", "rotation": {"kind": "planes", "planes": 0}}},
@@ -92,7 +92,7 @@ def test_a_wrong_value_is_named_with_its_place_and_what_would_be_right(saved, ch
 
 
 def test_what_has_to_be_given(saved):
-    assert problems(saved({})) == ["family: has to be given", "adapter: has to be given"]
+    assert problems(saved({})) == ["family: required", "adapter: required"]
 
 
 def test_all_problems_come_at_once_in_the_order_of_the_preset(saved):

@@ -90,4 +90,4 @@ def test_a_rank_of_the_exported_file_means_what_it_meant_before_there_were_forms
     assert resolved.notes == [f"{path}: export.rank now needs export.form compact, which it meant before"]
     assert resolve(saved({**LORA, "export": {"rank": None}})).preset.export.form == "auto"
     assert resolve(saved({**LORA, "export": {"rank": 16, "form": "svd"}})).preset.export.form == "svd"
-    assert "does nothing with form auto" in problem_of(saved({**LORA, "export": {"rank": 16, "form": "auto"}}))
+    assert "has no effect with form auto" in problem_of(saved({**LORA, "export": {"rank": 16, "form": "auto"}}))

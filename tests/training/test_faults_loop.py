@@ -275,7 +275,7 @@ def test_a_disk_that_is_full_is_said_with_bytes_and_path(place: Place, tmp_path,
         folder = tmp_path / "small" / "full"
         said = capsys.readouterr().err
         assert "bytes are free" in said and str(folder) in said and "Traceback" not in said
-        assert "The same command goes on from" in said and "Serializ" not in said
+        assert "The same command resumes from" in said and "Serializ" not in said
         *_, error, end = [json.loads(line) for line in (folder / "events.jsonl").read_text().splitlines()]
         assert (error["event"], end["event"], end["outcome"]) == ("error", "finished", "failed")
         assert not list(folder.glob("*.partial*")) and not list(folder.glob("*.reserve*"))
@@ -291,7 +291,7 @@ def test_room_is_looked_at_before_a_run(place: Place, monkeypatch, capsys):
     assert "note: " not in capsys.readouterr().out
     free[0] = 50_000
     assert place.train("room", "--check", "--samples.enabled") == 0
-    assert "50,000 bytes are free on its disk, and the whole run may take" in capsys.readouterr().out
+    assert "50,000 bytes are free on its disk, and the whole run may need" in capsys.readouterr().out
     free[0] = 5_000
     assert place.train("room") == 2
     said = capsys.readouterr().err

@@ -80,7 +80,7 @@ def test_events_tell_the_whole_story_in_order(place: Place):
     assert events[-1] | {"time": ""} == {
         "time": "", "event": "finished", "outcome": "done", "exit_code": 0, "step": 12, "path": "story.safetensors",
     }  # fmt: skip
-    assert sum("trained on too" in event.get("message", "") for event in events) == 1
+    assert sum("also training pictures" in event.get("message", "") for event in events) == 1
     assert {event["event"] for event in events[-7:-1]} == {"validation", "sample", "saved"}
     losses = [event["loss"] for event in events if event["event"] == "validation"]
     assert len(losses) == 4 and losses[-1] < 0.98 * losses[0]  # it has learned that picture
@@ -158,7 +158,7 @@ def test_ctrl_c_saves_and_the_same_command_goes_on(place: Place, ten_steps):
     process.send_signal(signal.SIGTERM)  # as a launcher does that passes Ctrl-C on
     out, err = process.communicate()
     assert process.returncode == 130, err
-    assert "Stopping after this step" in err and "The same command goes on from" in err and "Traceback" not in err
+    assert "Stopping after this step" in err and "The same command resumes from" in err and "Traceback" not in err
     assert out == ""
     *_, stopping, saved, last = place.events("halted")
     assert (stopping["event"], stopping["name"], saved["what"]) == ("stage", "stopping", "state")

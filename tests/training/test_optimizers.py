@@ -56,10 +56,8 @@ def test_unknown_options_are_refused():
 
 
 @pytest.mark.parametrize("options", CLASSES, ids=name_of)
-def test_every_option_says_what_and_why(options):
-    for name, field in options.model_fields.items():
-        assert field.description, name
-        assert name == "name" or field.json_schema_extra["why"], name
+def test_every_option_says_what(options):
+    assert all(field.description for field in options.model_fields.values())
 
 
 @pytest.mark.parametrize("options", ON_CPU, ids=name_of)

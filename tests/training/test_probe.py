@@ -44,7 +44,7 @@ def test_a_probe_measures_and_keeps_nothing(place: Place, capsys, monkeypatch):
 
 def test_a_probe_belongs_to_a_check(place: Place, capsys):
     assert place.train("probed", "--probe") == 2
-    assert "--probe: belongs to --check" in capsys.readouterr().err
+    assert "--probe: works only with --check" in capsys.readouterr().err
 
 
 def no_memory(*_):

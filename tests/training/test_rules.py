@@ -119,15 +119,15 @@ WRONG = [
     ),
     (
         [{"match": FIRST, "rank": 4}, {"match": "atention", "rank": 4}],
-        "targets.rules[1].match: 'atention' matches no layer; did you mean the set attention?",
+        "targets.rules[1].match: 'atention' matches no layer; did you mean the layer set attention?",
     ),
     ([{"match": "", "rank": 4}], "targets.rules[0].match: '' matches no layer; layers are named like unet."),
     (
         [{"match": "unet.mid_block.*", "rank": 4}],
         "targets.rules[0].match: 'unet.mid_block.*' matches only layers that are not adapted, such as unet.mid_block.",
     ),
-    ([{"match": "text_encoder.*", "rank": 4}], "choose them with targets.text_encoders, or take the rule out"),
-    ([{"match": FIRST}], "targets.rules[0]: gives neither rank nor lr_scale; give one of them, or take the rule out"),
+    ([{"match": "text_encoder.*", "rank": 4}], "add them with targets.text_encoders, or remove the rule"),
+    ([{"match": FIRST}], "targets.rules[0]: has neither rank nor lr_scale; set one of them, or remove the rule"),
 ]
 
 
@@ -139,7 +139,7 @@ def test_a_rule_without_use_is_a_problem(found, rules, sentence):
 
 def test_a_rank_needs_a_method_that_has_one(found):
     findings = found(adapter={"method": "oft"}, **ruled({"match": FIRST, "rank": 4}, {"match": FIRST, "lr_scale": 2}))
-    assert findings.problems == ["targets.rules[0].rank: 4, but method oft has no rank; take it out of the rule"]
+    assert findings.problems == ["targets.rules[0].rank: 4, but method oft has no rank; remove it from the rule"]
 
 
 def test_all_problems_come_at_once_with_and_without_a_model(found):

@@ -58,6 +58,6 @@ def test_a_warmup_that_is_too_long_is_shortened_and_said():
     options = Training(warmup=50, schedule="constant")
     assert schedules.notes(options, 51) == []
     (note,) = schedules.notes(options, 50)
-    assert "training.warmup is 50" in note and "5 steps instead" in note
+    assert "training.warmup is 50" in note and "shortened to 5 steps" in note
     assert [schedules.factor(options, 20, step) for step in range(4)] == [0.5, 1, 1, 1]
     assert schedules.factor(options, 5, 0) == 1

@@ -200,7 +200,7 @@ def test_a_signal_to_one_of_two_processes_stops_both_at_one_step(place: Place, n
     wait_for(process, lambda: steps_done(place, "pair") > 2, lambda: None)
     second(place, "pair", process.pid).send_signal(number)
     _, err = process.communicate(timeout=500)
-    assert "Process 1 failed" not in err and err.count("Stopped. The same command goes on from") == 1, err
+    assert "Process 1 failed" not in err and err.count("Stopped. The same command resumes from") == 1, err
     end = place.events("pair")[-1]
     assert (end["outcome"], end["exit_code"]) == ("stopped", 130)
     state = load_state(latest_state(place.runs / "pair"))

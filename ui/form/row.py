@@ -240,7 +240,7 @@ def sentence(text: str) -> str:
 def _default(field: Field) -> str:
     why = "" if field.why == "none" else field.why.removeprefix("none: ")
     if field.required:
-        return "" if field.kind == "tag" else "Has to be given."
+        return "" if field.kind == "tag" else "Required."
     if why.endswith("to be given"):
         return f"{sentence(why)}."
     if isinstance(field.default, str) and field.default.strip() and not any(map(str.isalnum, field.default)):

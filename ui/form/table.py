@@ -81,7 +81,7 @@ class Entry:
         return [self.number, *self.cells.values(), *self.tools]
 
     def show_entry(self, entry: Mapping[str, Any]) -> None:
-        """Show these values; what has to be given and is not, is empty."""
+        """Show these values; a required value that is missing is empty."""
         for name, cell in self.cells.items():
             cell.show_value(entry.get(name, "" if cell.field.required else cell.field.default))
 

@@ -81,7 +81,7 @@ class Field:
         if self.choices:
             return "" if value in self.choices else sentences.not_one_of(value, self.choices)
         if value is None and self.required:
-            return "has to be given"
+            return "required"
         if self.kind == "entries":
             return "\n".join(self._entries_problems(value))
         given, value = value, self.understood(value)
@@ -153,7 +153,7 @@ class Field:
     def problem_in(self, entry: Mapping[str, Any]) -> str:
         """What is wrong with this column of an entry."""
         if self.path not in entry:
-            return "has to be given" if self.required else ""
+            return "required" if self.required else ""
         value = entry[self.path]
         return self._is_wrong(value) if value is None and self.required else self.problem(value)
 

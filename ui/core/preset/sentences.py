@@ -29,7 +29,7 @@ def number(value: float) -> str:
 def not_one_of(value: Any, choices: Sequence[str]) -> str:
     """`'rde' is not one of red, blue; did you mean red?`."""
     if value is None:
-        return f"has to be given: one of {', '.join(choices)}"
+        return f"required: one of {', '.join(choices)}"
     found = nearest(f"{value}", choices)
     meant = f"; did you mean {found[0]}?" if found else ""
     return f"{shown(value)} is not one of {', '.join(choices)}{meant}"
