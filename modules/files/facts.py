@@ -58,13 +58,13 @@ class Facts:
     @classmethod
     def from_json(cls, text: str) -> "Facts":
         """Back from `json`. Raises ValueError for what is not from there."""
-        values, usual = parse_json(text, "the facts of its run"), json.loads(cls().json())
+        values, usual = parse_json(text, "the run facts in its metadata"), json.loads(cls().json())
         if not isinstance(values, dict) or values.keys() - usual.keys():
-            raise ValueError("the facts of its run are damaged")
+            raise ValueError("the run facts in its metadata are damaged")
         kinds = {name: (int, float) if type(value) is float else type(value) for name, value in usual.items()}
         wrong = [name for name, value in values.items() if not isinstance(value, kinds[name])]
         if wrong:
-            raise ValueError(f"the facts of its run are damaged: {wrong[0]} is {str(values[wrong[0]])[:80]!r}")
+            raise ValueError(f"the run facts in its metadata are damaged: {wrong[0]} is {str(values[wrong[0]])[:80]!r}")
         return cls(**{**values, "prompts": tuple(values.get("prompts", ()))})
 
 

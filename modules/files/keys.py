@@ -141,7 +141,7 @@ def _cast(tensor: Tensor, dtype: torch.dtype, layer: str) -> Tensor:
     tensor = tensor.float() if tensor.dtype.itemsize == 1 else tensor  # torch cannot compute with float8
     largest = tensor.abs().max().item() if tensor.numel() else 0.0
     if not torch.isfinite(tensor).all():
-        raise ValueError(f"{layer}: the trained update has values that are not finite; the training has diverged")
+        raise ValueError(f"{layer}: the trained update has non-finite values; the training has diverged")
     if largest > torch.finfo(dtype).max:
         name = str(dtype).removeprefix("torch.")
         raise ValueError(

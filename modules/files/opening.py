@@ -51,7 +51,7 @@ def read(path: Path, values: bool = True) -> AdapterFile:
     except (KeyError, TypeError, RuntimeError, MemoryError) as error:
         raise ValueError(f"{path} cannot be read ({_first_line(error)}); copy or download it again") from error
     if not tensors:
-        raise ValueError(f"{path} holds no tensors; it is no adapter file")
+        raise ValueError(f"{path} holds no tensors; it is not an adapter file")
     if values:
         refuse_not_finite(path, tensors)
     return AdapterFile(path, metadata, tensors, _config(path, metadata))
@@ -61,8 +61,8 @@ def refuse_not_finite(path: Path, tensors: dict[str, Tensor]) -> None:
     """ValueError, naming the file and the tensor, where one of `tensors` (by key) has a number that is not finite."""
     for key, tensor in tensors.items():
         if not tensorfile.is_finite(tensor):
-            raise ValueError(f"{path}: {key} has values that are not finite numbers; the training that wrote the file "
-                             "has diverged, so take an earlier save")
+            raise ValueError(f"{path}: {key} has non-finite values; the training that wrote the file has diverged, so "
+                             "use an earlier save")
 
 
 def save(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str] | None) -> None:
@@ -88,20 +88,20 @@ def _check_bytes(path: Path) -> None:
                          "as .safetensors with the program that wrote it")
     room = psutil.virtual_memory().available
     if size > room:
-        raise ValueError(f"{path} has {size / 2**30:.1f} GiB, and {room / 2**30:.1f} GiB of main memory are free; it "
-                         "is no adapter, or needs a larger machine")
+        raise ValueError(f"{path} has {size / 2**30:.1f} GiB, but only {room / 2**30:.1f} GiB of main memory are free; "
+                         "it is not an adapter, or needs a machine with more memory")
     if size == 0:
         raise ValueError(f"{path} is empty; copy or download it again")
     with path.open("rb") as file:  # an OSError names the file
         start = file.read(8)
     if start[:4] == b"PK\x03\x04" or (start[:1] == b"\x80" and start[1:2] in PROTOCOLS and any(start[2:])):
-        raise ValueError(f"{path} is a pickle under the name of a safetensors file, and can run any program when it is "
-                         "opened, so it is not opened; save it as .safetensors with the program that wrote it")
+        raise ValueError(f"{path} is a pickle file named like a safetensors file; it is not opened, because a pickle "
+                         "can run any code; save it as .safetensors with the program that wrote it")
     length = int.from_bytes(start, "little")
     if size < 8 or not 2 <= length <= LIKELY_HEADER:
-        raise ValueError(f"{path} is no safetensors file: it does not begin with the length of a header")
+        raise ValueError(f"{path} is not a safetensors file: it does not begin with a header length")
     if length > size - 8:
-        raise ValueError(f"{path} is damaged: its header should have {length} bytes and the file has {size}; copy or "
+        raise ValueError(f"{path} is damaged: its header should have {length} bytes, but the file has {size}; copy or "
                          "download it again")
 
 

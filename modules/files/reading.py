@@ -166,11 +166,11 @@ class Reading:
         found = []
         found += strangers.sentences(self.unknown)
         if self.homeless:
-            found.append(f"{listed(self.homeless)}: the model has no layers of these names")
+            found.append(f"{listed(self.homeless)}: the model has no layers with these names")
         for name, (inputs, own) in self.wider.items():
-            found.append(f"{name}: it has {inputs} inputs and the model {own}; this is a control LoRA (canny, depth or "
-                         "the like), which widens the model for a control picture, so this layer can neither be merged "
-                         "nor converted")
+            found.append(f"{name}: it has {inputs} inputs, but the layer of the model has {own}; this is a control "
+                         "LoRA (canny, depth or similar) with additional inputs for a control image, so this layer "
+                         "can be neither merged nor converted")
         return found
 
 
@@ -219,7 +219,7 @@ def changes(
     if left_out and not skip:
         raise ValueError(f"{file.path}: {'; '.join(left_out)}; {option} reads the rest")
     if not found.placed:
-        raise ValueError(f"{file.path}: there is nothing in it for this model")
+        raise ValueError(f"{file.path}: none of its layers can be applied to this model")
     try:
         with torch.no_grad():
             made: dict[str, Change] = {}
@@ -311,7 +311,7 @@ def _refuse_strangers(found: Reading, model: Any) -> None:
     like = [] if type(model).recognises(list(found.file.tensors)) else like
     if like:
         what = " or ".join(families.load_class(name).TITLE for name in like)
-        raise ValueError(f"{found.file.path} is for {what}, and the base is {type(model).TITLE}; give the base that "
+        raise ValueError(f"{found.file.path} is for {what}, but the base is {type(model).TITLE}; give the base that "
                          "the file was trained on")
     raise ValueError(f"{found.file.path}: none of its layers is in the base, which is {type(model).TITLE} "
                      f"({listed(found.homeless)}); give the base that the file was trained on")
@@ -337,5 +337,5 @@ def _refuse_twins(found: Reading) -> None:
         for layer, _ in placed.members:
             if layer.name in seen:
                 raise ValueError(f"{found.file.path}: {seen[layer.name]} and {placed.name} are both the layer "
-                                 f"{layer.name}; the file is two files in one, so split it")
+                                 f"{layer.name}; the file contains two adapters, so split it")
             seen[layer.name] = placed.name

@@ -21,7 +21,7 @@ def start(changes: dict[str, Change], layers: dict[str, Adapted]) -> list[str]:
     """
     strangers = [name for name in changes if name not in layers]
     if strangers:
-        raise ValueError(f"the file also changes layers that the run does not train ({listed(strangers)}); widen "
+        raise ValueError(f"the file also changes layers that the run does not train ({listed(strangers)}); add them to "
                          "targets")
     notes, lossy = [], {}
     for name, change in changes.items():
@@ -38,9 +38,9 @@ def start(changes: dict[str, Change], layers: dict[str, Adapted]) -> list[str]:
             lossy[name] = error.change
     if lossy:
         worst = max(lossy, key=lambda name: lossy[name])
-        notes.append(f"{len(lossy)} layers start a little beside the file, whose rotations are not exactly orthogonal; "
-                     f"the worst by {lossy[worst]:.2%} of its change ({worst})")
+        notes.append(f"{len(lossy)} layers do not start exactly as in the file, because its rotations are not exactly "
+                     f"orthogonal; the largest difference is {lossy[worst]:.2%} of the change ({worst})")
     fresh = [name for name in layers if name not in changes]
     if fresh:
-        notes.append(f"{len(fresh)} layers are not in the file and start anew ({listed(fresh)})")
+        notes.append(f"{len(fresh)} layers are not in the file and start from scratch ({listed(fresh)})")
     return notes

@@ -9,15 +9,15 @@ from modules.files import kinds
 EXTRAS = (
     (r"bundle_emb\.", "an embedding that OneTrainer put into the file"),
     (r"(emb_params|string_to_param|(clip_[lgh]|t5(xxl)?)$)", "an embedding (textual inversion)"),
-    (r"_aux\.", "a note of a slider's trainer"),
-    (r".*\.hra_u\b", "an HRA adapter of peft"),
-    (r".*\.boft_[RS]\b", "a BOFT adapter of peft"),
-    (r".*\.fourierft_spectrum\b", "a FourierFT adapter of peft"),
+    (r"_aux\.", "an auxiliary value of a slider trainer"),
+    (r".*\.hra_u\b", "a peft HRA adapter"),
+    (r".*\.boft_[RS]\b", "a peft BOFT adapter"),
+    (r".*\.fourierft_spectrum\b", "a peft FourierFT adapter"),
     (r".*\.(randlora|pvera|road|c3a|miss|bone|shira|waveft|vblora|gralora|hira|psoft|tinylora|osf|lily|frod|glora)_",
-     "an adapter of peft of a kind that is not read here"),
-    (r".*token_adapter\.", "rows of an embedding that peft trained (trainable tokens)"),
-    (r".*\.(rank_mask|scalar)$", "a mask or factor of a trainer that is not known here"),
-    (r".*\.original_module\.", "peft's copy of the base's own layer"),
+     "a peft adapter of an unsupported kind"),
+    (r".*token_adapter\.", "token embeddings trained with peft (trainable tokens)"),
+    (r".*\.(rank_mask|scalar)$", "a mask or factor of an unknown trainer"),
+    (r".*\.original_module\.", "peft's copy of the base layer"),
 )
 """`(pattern at the beginning of a key, what it is)`, for keys beside others or alone."""
 
@@ -27,18 +27,18 @@ MIXED = r"xlora_|(.*\.)?internal_xlora_"
 WHOLE_FILES = (
     (r"(emb_params|string_to_param|clip_[lg]$|t5xxl$)",
      "an embedding (textual inversion), which changes no layer; programs load it as an embedding"),
-    (r"lllite_", "a ControlNet-LLLite, which is a network beside the model; programs load it as a control network"),
-    (r"lora_controlnet$", "a Control-LoRA of Stability AI, from which a control network is made; programs load it as "
-     "a control network"),
+    (r"lllite_", "a ControlNet-LLLite, a separate network beside the model; programs load it as a ControlNet"),
+    (r"lora_controlnet$", "Stability AI's Control-LoRA, from which a ControlNet is built; programs load it as a "
+                          "ControlNet"),
     (r"(control_model|controlnet_\w+|input_hint_block|zero_convs)\b",
-     "a ControlNet, which is a network beside the model; programs load it as a control network"),
+     "a ControlNet, a separate network beside the model; programs load it as a ControlNet"),
     (r"(image_proj|ip_adapter)\b|.*processor\.to_[kv]_ip\b",
-     "an IP-Adapter, which is a network beside the model; programs load it as one"),
+     "an IP-Adapter, a separate network beside the model; programs load it as an IP-Adapter"),
     (r"(first_stage_model|vae)\.|(encoder|decoder)\.conv_in\.", "a VAE, or a model with one; give it as a base, "
      "or choose an adapter"),
     (r"(model\.diffusion_model|conditioner|cond_stage_model|text_model)\.|(conv_in|x_embedder|img_in|pos_embed\.proj)\."
      r"(weight|bias)$|(.*_)?(blocks|layers)\.\d+\.(.+\.)?(weight|bias|scale)$",
-     "a whole model or a part of one, no adapter; give it as a base, or choose an adapter"),
+     "a base model or a part of one, not an adapter; give it as a base, or choose an adapter"),
 )
 """The same for files in which is no adapter, with what to do; the first that fits counts."""
 
@@ -49,20 +49,20 @@ def refuse(path: Path, keys: Collection[str]) -> None:
     """ValueError for a file that cannot be read as one adapter, whatever the model: several in one, or none at all."""
     names = kinds.adapters(keys)
     if len(names) > 1:
-        raise ValueError(f"{path} holds several adapters ({' and '.join(names[:SHOWN])}), each under its own name in "
-                         "the keys; save each in a file of its own, as peft's save_pretrained does")
+        raise ValueError(f"{path} has several adapters ({' and '.join(names[:SHOWN])}), each under its own name in the "
+                         "keys; save each to a separate file, as peft's save_pretrained does")
     layers, unknown = kinds.grouped(keys)
     if any(re.match(MIXED, key) for key in keys):
-        raise ValueError(f"{path} is an X-LoRA, which mixes several LoRAs anew for each token, so that it is no fixed "
-                         "change of the model; use one of its LoRAs alone")
+        raise ValueError(f"{path} is an X-LoRA, which mixes several LoRAs for each token, so it has no fixed change of "
+                         "the weights; use one of its LoRAs")
     if layers:
         return
     for pattern, what in WHOLE_FILES:
         if any(re.match(pattern, key) for key in unknown):
             raise ValueError(f"{path} is {what}")
     if any(re.match(pattern, key) for key in unknown for pattern, _ in EXTRAS):
-        raise ValueError(f"{path} has nothing that is read here: {'; '.join(sentences(unknown))}")
-    raise ValueError(f"{path} is no adapter: no known kind has keys like {listed(unknown)}")
+        raise ValueError(f"{path} has no supported adapter: {'; '.join(sentences(unknown))}")
+    raise ValueError(f"{path} is not an adapter: no known format has keys like {listed(unknown)}")
 
 
 def sentences(keys: Iterable[str]) -> list[str]:
@@ -70,7 +70,7 @@ def sentences(keys: Iterable[str]) -> list[str]:
     found: dict[str, list[str]] = {}
     for key in keys:
         found.setdefault(next((what for pattern, what in EXTRAS if re.match(pattern, key)), ""), []).append(key)
-    return [f"{listed(several)}: {what or 'no known kind of adapter has such keys'}" for what, several in found.items()]
+    return [f"{listed(several)}: {what or 'no known adapter format has such keys'}" for what, several in found.items()]
 
 
 def listed(found: list[str]) -> str:

@@ -86,21 +86,21 @@ def writer(keys: Collection[str], metadata: dict[str, str], config: dict[str, An
     if module.startswith("lycoris"):
         return "LyCORIS in sd-scripts"
     if module:
-        return f"sd-scripts or a program that follows it ({module})"
+        return f"sd-scripts or a program based on it ({module})"
     if any(key.startswith("base_model.model.") for key in keys) or "peft_type" in config:
         return PEFT
     if config:
         return "diffusers with peft"
     if any(key.startswith("lycoris_") for key in keys):
-        return "LyCORIS on its own, as in SimpleTuner"
+        return "LyCORIS without sd-scripts, as in SimpleTuner"
     return ""
 
 
 def refuse_own(path: Path, metadata: dict[str, str]) -> None:
     """ValueError for the file in which a run keeps its own parameters."""
     if "facts" in metadata and not any(key.startswith("gimbal.") for key in metadata):
-        raise ValueError(f"{path} is a run's own file, which only this program reads; scripts/export.py writes it for "
-                         "others")
+        raise ValueError(f"{path} is a run's internal adapter file, which only Gimbal reads; scripts/export.py writes "
+                         "a file for other programs")
 
 
 def network(extended: bool) -> str:

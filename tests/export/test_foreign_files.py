@@ -55,9 +55,9 @@ def damaged(folder: Path) -> dict[str, tuple[Path, str]]:
     sound = save(folder / "sound.safetensors", {"lora_unet_a": foreign.lora_of_kohya(linear())}).read_bytes()
     add("truncated", sound[:-40], "is damaged")
     add("short header", sound[:20], "its header should have")
-    add("huge header", struct.pack("<Q", 200_000_000) + b"{}", "does not begin with the length of a header")
+    add("huge header", struct.pack("<Q", 200_000_000) + b"{}", "does not begin with a header length")
     add("long header", struct.pack("<Q", 90_000_000) + b"{}", "its header should have 90000000 bytes")
-    add("text", b"this is a text, no adapter", "is no safetensors file")
+    add("text", b"this is a text, no adapter", "is not a safetensors file")
     add("not json", struct.pack("<Q", 8) + b"{ nope }" + b"1234", "is damaged")
     add("wrong shape", header({"a.diff": {"dtype": "F32", "shape": [3, 3], "data_offsets": [0, 8]}}) + b"12345678",
         "is damaged")
@@ -66,12 +66,12 @@ def damaged(folder: Path) -> dict[str, tuple[Path, str]]:
     add("nothing in it", header({"__metadata__": {}}), "holds no tensors")
     add("empty", b"", "is empty")
     torch.save({"a": torch.ones(3)}, folder / "real.pt")
-    add("pickle", (folder / "real.pt").read_bytes(), "is a pickle under the name of")
-    add("old pickle", b"\x80\x02}q\x00." + b"1234", "is a pickle under the name of")
+    add("pickle", (folder / "real.pt").read_bytes(), "is a pickle file named like")
+    add("old pickle", b"\x80\x02}q\x00." + b"1234", "is a pickle file named like")
     add("named pickle", (folder / "real.pt").read_bytes(), "is a pickle, which can run any program", ".ckpt")
-    add("unknown", b"", "no known kind has keys like position_ids")
+    add("unknown", b"", "no known format has keys like position_ids")
     save_file({"position_ids": torch.ones(3)}, folder / "unknown.safetensors")
-    add("not finite", b"", "lora_unet_a.diff has values that are not finite")
+    add("not finite", b"", "lora_unet_a.diff has non-finite values")
     save_file({"lora_unet_a.diff": torch.tensor([[1.0, float("nan")]])}, folder / "not finite.safetensors")
     found["missing"] = folder / "nothing here.safetensors", "no such file"
     found["folder"] = folder, "is a folder; give a .safetensors file"
@@ -147,12 +147,12 @@ def test_inspect_finds_damaged_layers_and_unknown_keys(tmp_path, monkeypatch, ca
 
 @pytest.mark.parametrize("metadata, config, name, words", [
     ({"ss_network_module": "lycoris.kohya"}, None, "lora_unet_a", "LyCORIS in sd-scripts"),
-    ({"ss_network_module": "networks.lora"}, None, "lora_unet_a", "sd-scripts or a program that follows it"),
+    ({"ss_network_module": "networks.lora"}, None, "lora_unet_a", "sd-scripts or a program based on it"),
     ({"software": '{"name": "ai-toolkit"}'}, None, "transformer.a", "ai-toolkit"),
     ({"gimbal.method": "lora"}, None, "lora_unet_a", "Gimbal"),
     ({}, None, "base_model.model.a", "peft"),
     ({"lora_adapter_metadata": '{"unet.r": 3}'}, None, "unet.a", "diffusers with peft"),
-    ({}, None, "lycoris_a", "LyCORIS on its own"),
+    ({}, None, "lycoris_a", "LyCORIS without sd-scripts"),
     ({}, None, "lora_unet_a", "unknown"),
 ])
 def test_writers(tmp_path, monkeypatch, capsys, metadata, config, name, words):
@@ -312,7 +312,7 @@ def test_a_runs_own_meaning(base, tmp_path, monkeypatch, capsys):
     code, text, _ = run(monkeypatch, capsys, "verify.py", path, "--base", base, "--host", "diffusers")
     assert code == 1 and wrong.removesuffix(".lora_B.weight") in text.splitlines()[1]
     code, _, complaint = run(monkeypatch, capsys, "inspect_adapter.py", tmp_path / "adapter.safetensors")
-    assert code == 2 and "is a run's own file" in complaint
+    assert code == 2 and "is a run's internal adapter file" in complaint
 
 
 def test_the_users_own_comfyui_is_asked(base, tmp_path, monkeypatch, capsys):

@@ -158,7 +158,7 @@ def test_the_first_scaled_rotation_needs_a_word():
         ({"up": torch.ones(12, 2), "down": torch.ones(3, 16)}, "ranks 2 and 3"),
         ({"up": torch.ones(12, 2), "down": torch.ones(2, 15)}, "12 x 15.*this base has 12 x 16"),
         ({"up": torch.ones(12, 2)}, "incomplete: it has only up"),
-        ({"oft_R": torch.ones(4, 5)}, "make no triangle"),
+        ({"oft_R": torch.ones(4, 5)}, "do not fill a triangle"),
         ({"oft_R": torch.ones(3, 6)}, "another model"),
         ({"oft_R": torch.ones(1, 10)}, "1 blocks of 5"),
         ({"oft_blocks": torch.ones(4, 3, 2)}, "should be square"),

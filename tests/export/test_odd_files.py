@@ -37,17 +37,17 @@ ODD = {
     "whole numbers": (lora(up=torch.ones(12, 3, dtype=torch.int8)), "its up is stored as int8"),
     "truth values": (lora(up=torch.ones(12, 3, dtype=torch.bool)), "its up is stored as bool"),
     "complex numbers": (lora(down=torch.ones(3, 16, dtype=torch.complex64)), "its down is stored as complex64"),
-    "a scalar": (lora(up=torch.tensor(1.0)), "its up is a single number"),
-    "a vector": (lora(up=torch.ones(12)), "no matrices"),
+    "a scalar": (lora(up=torch.tensor(1.0)), "its up is a single value"),
+    "a vector": (lora(up=torch.ones(12)), "are not matrices"),
     "rank 0": (lora(up=torch.ones(12, 0), down=torch.ones(0, 16)), "is empty"),
     "no outputs": (lora(up=torch.ones(0, 3)), "its up is empty"),
     "a foreign magnitude": (lora(magnitude=torch.ones(7, 1)), "its magnitude has 7 values along the output"),
-    "half a pair beside a bias": (lora(down=None, bias=torch.ones(12)), "with its up alone nothing can be done"),
-    "a rest of another kind": (lora(hada_w1_a=torch.ones(12, 2)), "with its hada_w1_a alone nothing can be done"),
+    "half a pair beside a bias": (lora(down=None, bias=torch.ones(12)), "with its up alone no update can be computed"),
+    "a rest of another kind": (lora(hada_w1_a=torch.ones(12, 2)), "with its hada_w1_a alone no update can be computed"),
     "3-D factors": (case(foreign.of_peft(DeloraConfig(r=3, target_modules=["layer"]), linear()),
-                         delora_A=torch.ones(3, 16, 1)), "no matrices"),
+                         delora_A=torch.ones(3, 16, 1)), "are not matrices"),
     "a norm of another size": (case(foreign.of_onetrainer(linear(), 4, True, "norm"), initial_norm=torch.ones(5)),
-                               "do not fit together"),
+                               "have shapes that do not match"),
 }
 
 

@@ -97,7 +97,7 @@ def test_layers_of_one_side_only():
     case = foreign.lora_of_kohya(linear())
     change = change_of(case)
     layers = attached(case.base, "lora", rank=3)
-    with pytest.raises(ValueError, match="does not train .unet.other.; widen targets"):
+    with pytest.raises(ValueError, match="does not train .unet.other.; add them to targets"):
         start({"unet.other": change}, layers)
-    assert start({}, layers) == ["1 layers are not in the file and start anew (unet.layer)"]
+    assert start({}, layers) == ["1 layers are not in the file and start from scratch (unet.layer)"]
     assert forms.applied(change.terms, change.layer, change.layer.dense()).shape == case.weight.shape

@@ -300,8 +300,8 @@ def terms(parts: Parts, layer: Layer, W: Tensor, about: About, bias: Tensor | No
     try:
         out, fan_in = shape(parts)
         if out not in (None, layer.out_features) or fan_in not in (None, layer.fan_in):
-            raise ValueError(f"its tensors are for a weight of {out or '?'} x {fan_in or '?'}, and this base has "
-                             f"{layer.out_features} x {layer.fan_in}; the file is for another model")
+            raise ValueError(f"its tensors fit a weight of {out or '?'} x {fan_in or '?'} and the layer of this base "
+                             f"has {layer.out_features} x {layer.fan_in}; the file is for another model")
         parts = {part: tensor.to(W.device) for part, tensor in parts.items()}
         kind = kind_of(parts)
         with sound.as_sentence():

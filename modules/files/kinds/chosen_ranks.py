@@ -33,8 +33,8 @@ def terms(parts: dict[str, Tensor], layer: Layer, W: Tensor, about: About) -> Te
     """The pair, the scale and the values in `up`. peft divides by the rank that the training began with."""
     begun, alpha = about.option("init_r", None), about.option("lora_alpha", None)
     if not isinstance(begun, int | float) or not isinstance(alpha, int | float) or begun < 0:
-        raise ValueError("it is an AdaLoRA of peft, whose scale is in adapter_config.json; put that file beside it, "
-                         "and call this one adapter_model.safetensors")
+        raise ValueError("it is a peft AdaLoRA, whose scale is in adapter_config.json; put that file into the same "
+                         "folder and rename this one to adapter_model.safetensors")
     up, down = parts["up"].flatten(1).to(W.dtype), parts["down"].flatten(1).to(W.dtype)
     scale = (alpha if alpha > 0 else begun) / (begun + TINY)
     return Terms(up=scale * up * parts["values"].flatten().to(W.dtype), down=down)

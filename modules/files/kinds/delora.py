@@ -20,7 +20,7 @@ def shape(parts: dict[str, Tensor]) -> tuple[int | None, int | None]:
     """`(out, fan_in)`"""
     up, down = parts["delora_B"], parts["delora_A"]
     if up.dim() != 2 or down.dim() != 2:
-        raise ValueError("its factors are no matrices; the file is damaged")
+        raise ValueError("its factors are not matrices; the file is damaged")
     if up.shape[1] != down.shape[0]:
         raise ValueError(f"its factors have the ranks {up.shape[1]} and {down.shape[0]}; the file is damaged")
     return up.shape[0], down.shape[1]

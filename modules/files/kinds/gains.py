@@ -51,7 +51,7 @@ def axis(parts: dict[str, Tensor], layer: Layer, about: About) -> str:
     elif len(fits) > 1:
         fits = ["input" if _is_listed(about) else "output"]
     if not fits:
-        raise ValueError(f"it has {count} factors, and the layer {layer.channels} inputs and {layer.out_features} "
+        raise ValueError(f"it has {count} factors, but the layer has {layer.channels} inputs and {layer.out_features} "
                          "outputs; the file is for another model")
     return fits[0]
 
@@ -63,7 +63,8 @@ def _is_listed(about: About) -> bool:
         try:
             return bool(re.fullmatch(listed, about.name))
         except re.error as error:
-            raise ValueError(f"feedforward_modules in its options is {listed!r}, which is no pattern") from error
+            raise ValueError(f"feedforward_modules in its options is {listed!r}, which is not a valid "
+                             "pattern") from error
     return isinstance(listed, list) and any(about.name.endswith(str(end)) for end in listed)
 
 
@@ -79,8 +80,8 @@ def terms(parts: dict[str, Tensor], layer: Layer, W: Tensor, about: About) -> Te
     if along == "input":
         lengths = W.unflatten(1, (layer.channels, layer.kernel)).norm(dim=(0, 2))
     if len(found) != len(lengths):
-        raise ValueError(f"it has {len(found)} factors along the {along}, and the layer {len(lengths)}; the file is "
-                         "for another model")
+        raise ValueError(f"it has {len(found)} factors along the {along}, but the layer has {len(lengths)}; the file "
+                         "is for another model")
     return Terms(magnitude=found * lengths, axis=along)
 
 

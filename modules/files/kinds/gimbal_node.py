@@ -53,9 +53,9 @@ def read(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     parts = {part: tensors[f".gimbal_{part}"] for part in PARTS if f".gimbal_{part}" in tensors}
     version, count = tensors[FORMAT].flatten().tolist()
     if version > VERSION:
-        raise ValueError(f"written in format {version:g}, and the node knows format {VERSION:g}")
+        raise ValueError(f"written in format {version:g}, but the node reads format {VERSION:g}")
     if count != len(parts) or ("up" in parts) != ("down" in parts):
-        raise ValueError(f"{count:g} tensors were written, and there is {', '.join(parts) or 'none'}")
+        raise ValueError(f"{count:g} tensors were written, but the file has {', '.join(parts) or 'none'}")
     return parts
 
 
@@ -71,7 +71,7 @@ def size_of(packed: Tensor) -> int:
     """The b of `packed (blocks, b(b-1)/2)`. Raises ValueError if there is none."""
     size = (1 + math.isqrt(1 + 8 * packed.shape[1])) // 2
     if size * (size - 1) != 2 * packed.shape[1]:
-        raise ValueError(f"{packed.shape[1]} numbers a block are no triangle")
+        raise ValueError(f"{packed.shape[1]} values per block do not fill a triangle")
     return size
 
 
@@ -99,7 +99,7 @@ def shape(parts: dict[str, Tensor]) -> tuple[int | None, int | None]:
     outs = {len(own[part]) for part in ROWS if part in own}
     outs |= {len(own[part]) * block(own[part]) for part in ("skew_out", "turn_out") if part in own}
     if len(outs) > 1 or ("up" in own and own["up"].shape[1:] != own["down"].shape[:1]):
-        raise ValueError("its tensors for the node do not fit together; the file is damaged")
+        raise ValueError("its tensors for the node have shapes that do not match; the file is damaged")
     wide = own["down"] if "down" in own else own.get("difference")
     return next(iter(outs), None), None if wide is None else wide[0].numel()
 
@@ -130,13 +130,13 @@ def terms(parts: dict[str, Tensor], layer: Layer, W: Tensor, about: About) -> Te
     magnitudes."""
     own, count = {part: tensor.to(W) for part, tensor in given(parts).items()}, channels(parts)
     if count not in (None, layer.channels):
-        raise ValueError(f"its tensors are for {count} channels, and the layer has {layer.channels}; the file is for "
+        raise ValueError(f"its tensors are for {count} channels, but the layer has {layer.channels}; the file is for "
                          "another model")
     turns = {side: rotation(own, name) for name, side in (("in", "input"), ("out", "output"))}
     turns = {side: turn for side, turn in turns.items() if turn is not None}
     lengths = [part for part in LENGTHS if part in own]
     if len(turns) > 1 or len(lengths) > 1:
-        raise ValueError("it has two rotations or two magnitudes, which no file of this program has; it is damaged")
+        raise ValueError("it has two rotations or two magnitudes, which Gimbal never writes; the file is damaged")
     found = Terms(up=own.get("up"), down=own.get("down"))
     for side, turn in turns.items():
         found = replace(found, rotation=turn, side=side)

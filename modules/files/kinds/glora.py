@@ -17,7 +17,7 @@ def shape(parts: dict[str, Tensor]) -> tuple[int | None, int | None]:
     """`(out, fan_in)`"""
     a, b = _pairs(parts)
     if a[0].shape[1] != a[1].shape[0] or b[0].shape[1] != b[1].shape[0] or a[0].shape[0] != a[1].shape[1]:
-        raise ValueError("its four factors do not fit together; the file is damaged")
+        raise ValueError("its four factors have shapes that do not match; the file is damaged")
     return b[0].shape[0], b[1].shape[1]
 
 
@@ -30,7 +30,7 @@ def terms(parts: dict[str, Tensor], layer: Layer, W: Tensor, about: About) -> Te
     """A pair of both ranks, or the whole difference where that is smaller."""
     (a1, a2), (b1, b2) = (tuple(t.to(W.dtype) for t in pair) for pair in _pairs(parts))
     if a1.shape[0] != layer.channels:
-        raise ValueError(f"its first factors are for {a1.shape[0]} channels, and the layer has {layer.channels}")
+        raise ValueError(f"its first factors are for {a1.shape[0]} channels, but the layer has {layer.channels}")
     scale = parts["alpha"].item() / a2.shape[0] if "alpha" in parts else 1.0
     through = torch.einsum("ock,cr->ork", W.unflatten(1, (layer.channels, layer.kernel)), a1)
     count = a2.shape[0] * layer.kernel + b2.shape[0]

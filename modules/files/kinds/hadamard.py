@@ -23,7 +23,7 @@ def shape(parts: dict[str, Tensor]) -> tuple[int | None, int | None]:
     pairs = [_pair(parts, number) for number in (1, 2)]
     sizes = {(up.shape[0], down.shape[1]) for up, down in pairs}
     if len(sizes) > 1 or any(up.shape[1] != down.shape[0] for up, down in pairs):
-        raise ValueError("its four factors do not fit together; the file is damaged")
+        raise ValueError("its four factors have shapes that do not match; the file is damaged")
     return sizes.pop()
 
 

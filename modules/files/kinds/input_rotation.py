@@ -36,7 +36,7 @@ def block_size(parts: dict[str, Tensor]) -> int:
     count = parts["oft_R"].shape[-1]
     size = (1 + math.isqrt(1 + 8 * count)) // 2
     if parts["oft_R"].dim() != 2 or size * (size - 1) != 2 * count:
-        raise ValueError(f"its blocks have {count} numbers, which make no triangle; the file is damaged")
+        raise ValueError(f"its blocks have {count} values, which do not fill a triangle; the file is damaged")
     return size
 
 
@@ -55,7 +55,7 @@ def terms(parts: dict[str, Tensor], layer: Layer, W: Tensor, about: About) -> Te
     """A rotation of the channels, a full difference where blocks go over kernel positions; with its magnitude."""
     size, vector = block_size(parts), parts["oft_R"].to(W.dtype)
     if layer.fan_in % size or len(vector) not in (1, layer.fan_in // size):
-        raise ValueError(f"its {len(vector)} blocks of {size} do not make the layer's {layer.fan_in} inputs")
+        raise ValueError(f"its {len(vector)} blocks of {size} do not match the layer's {layer.fan_in} inputs")
     turn = rotation(linalg.skew_blocks(vector * factor(parts, layer, size, about), size), parts, about)
     turn = turn.expand(layer.fan_in // size, size, size)
     if layer.kind == "conv" and about.writer != PEFT:
@@ -68,7 +68,7 @@ def terms(parts: dict[str, Tensor], layer: Layer, W: Tensor, about: About) -> Te
     gain = multiplier(parts, W)
     if gain is not None:
         if len(gain) != layer.out_features:
-            raise ValueError(f"its magnitude has {len(gain)} values, and the layer has {layer.out_features} outputs")
+            raise ValueError(f"its magnitude has {len(gain)} values, but the layer has {layer.out_features} outputs")
         found.magnitude, found.axis = gain * forms.applied(found, layer, W).norm(dim=1), "output"
     return found
 

@@ -19,7 +19,7 @@ def shape(parts: dict[str, Tensor]) -> tuple[int | None, int | None]:
     """`(out, fan_in)`"""
     first, second = _first(parts), _second(parts)
     if any(len(factor) == 2 and factor[0].shape[1] != factor[1].shape[0] for factor in (first, second)):
-        raise ValueError("its factors do not fit together; the file is damaged")
+        raise ValueError("its factors have shapes that do not match; the file is damaged")
     return first[0].shape[0] * second[0].shape[0], first[-1].shape[1] * second[-1].shape[1]
 
 

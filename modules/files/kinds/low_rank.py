@@ -24,12 +24,12 @@ MARKS = (frozenset({"up", "down"}),)
 def shape(parts: dict[str, Tensor]) -> tuple[int | None, int | None]:
     """`(out, fan_in)`"""
     if parts["down"].dim() < 2 or parts["up"].dim() < 2:
-        raise ValueError("its factors are no matrices; the file is damaged")
+        raise ValueError("its factors are not matrices; the file is damaged")
     up, down = parts["up"].flatten(1), parts["down"]
     inner = down.shape[0]
     if "mid" in parts:
         if parts["mid"].shape[:2] != (up.shape[1], inner):
-            raise ValueError(f"its core is {tuple(parts['mid'].shape)}, which does not fit between its factors")
+            raise ValueError(f"its core is {tuple(parts['mid'].shape)}, which does not match its factors")
         return up.shape[0], down.shape[1] * parts["mid"][0, 0].numel()
     if up.shape[1] != inner:
         raise ValueError(f"its factors have the ranks {up.shape[1]} and {inner}; the file is damaged")

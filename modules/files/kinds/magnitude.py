@@ -60,9 +60,9 @@ def weighted(terms: Terms, parts: dict[str, Tensor], W: Tensor) -> Terms:
     if not given:
         return terms
     if len(given) < 2 or "row_magnitude" not in parts or terms.up is None:
-        raise ValueError("its WoRA lacks alpha, beta, the magnitude or the pair; the file is damaged")
+        raise ValueError("its WoRA lacks alpha, beta, the magnitude, up or down; the file is damaged")
     if any(tensor.numel() != 1 for tensor in given):
-        raise ValueError("alpha and beta of its WoRA should be one number each; the file is damaged")
+        raise ValueError("alpha and beta of its WoRA should be single values; the file is damaged")
     alpha, beta = (tensor.item() for tensor in given)
     if beta == 0:
         return replace(terms, up=alpha * terms.up, difference=-W)
@@ -76,10 +76,10 @@ def on_top(terms: Terms, parts: dict[str, Tensor], layer: Layer, W: Tensor, abou
         return terms
     given = parts.get("magnitude", parts.get("row_magnitude"))
     if given is None:
-        raise ValueError("it has a multiplier and no rotation; the file is damaged")
+        raise ValueError("it has a multiplier but no rotation; the file is damaged")
     expected = layer.out_features if along == "output" else layer.channels
     if given.numel() != expected:
-        raise ValueError(f"its magnitude has {given.numel()} values along the {along}, and the layer has {expected}")
+        raise ValueError(f"its magnitude has {given.numel()} values along the {along}, but the layer has {expected}")
     found = given.flatten().to(W.dtype)
     if "wora_beta" in parts and parts["wora_beta"].item() < 0:
         found = -found

@@ -72,7 +72,7 @@ def butterfly(turns: Tensor) -> Terms:
     """BOFT's factors `(m, blocks, b, b)`, one after the other."""
     size = turns.shape[-1]
     if size % 2:
-        raise ValueError(f"its blocks have the odd size {size}, with which BOFT is not defined")
+        raise ValueError(f"its block size {size} is odd, and BOFT needs an even one")
     if len(turns) == 0:
         return Terms()
     if len(turns) == 1:

@@ -18,11 +18,11 @@ PARTS = ("vera_rows", "vera_ranks", "vera_A", "vera_B")
 def shape(parts: dict[str, Tensor]) -> tuple[int | None, int | None]:
     """`(out, None)`: the inputs are the first of those in `A`."""
     if not {"vera_A", "vera_B"} <= parts.keys():
-        raise ValueError("it is a VeRA without its random projections (vera_A, vera_B), from which nothing can be "
-                         "computed; save it again with save_projection, or merge it in peft")
+        raise ValueError("it is a VeRA without its random projections (vera_A, vera_B), which are needed to compute "
+                         "its weights; save it again with save_projection, or merge it in peft")
     rows, ranks, A, B = (parts[part] for part in PARTS)
     if A.dim() != 2 or B.dim() != 2 or len(B) < rows.numel() or min(len(A), B.shape[1]) < ranks.numel():
-        raise ValueError("its tensors do not fit its projections; the file is damaged")
+        raise ValueError("its tensors do not match its projections; the file is damaged")
     return rows.numel(), None
 
 
@@ -35,7 +35,7 @@ def terms(parts: dict[str, Tensor], layer: Layer, W: Tensor, about: About) -> Te
     """The layer's part of the pair, with its factors."""
     rows, ranks, A, B = (parts[part].to(W.dtype) for part in PARTS)
     if A.shape[1] < layer.fan_in:
-        raise ValueError(f"its projection is for {A.shape[1]} inputs, and the layer has {layer.fan_in}; the file is "
+        raise ValueError(f"its projection is for {A.shape[1]} inputs, but the layer has {layer.fan_in}; the file is "
                          "for another model")
     up = rows.flatten()[:, None] * B[: rows.numel(), : ranks.numel()]
     return Terms(up=up, down=ranks.flatten()[:, None] * A[: ranks.numel(), : layer.fan_in])

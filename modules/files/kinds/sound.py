@@ -20,15 +20,15 @@ def check(parts: dict[str, Tensor]) -> None:
     """Raises ValueError for tensors that no kind can compute with."""
     alpha = parts.get("alpha")
     if alpha is not None and (alpha.numel() != 1 or alpha.is_complex()):
-        raise ValueError(f"its alpha has {alpha.numel()} values and should be one number; the file is damaged")
+        raise ValueError(f"its alpha has {alpha.numel()} values and should be a single value; the file is damaged")
     for part, tensor in parts.items():
         if part in FLAGS or part == "alpha":
             continue
         if not tensor.is_floating_point():
-            raise ValueError(f"its {part} is stored as {str(tensor.dtype).removeprefix('torch.')}, which holds no "
-                             "weights; the file is damaged, or packed in a way that is not known here")
+            raise ValueError(f"its {part} is stored as {str(tensor.dtype).removeprefix('torch.')}, which is not a "
+                             "dtype of weights; the file is damaged, or quantized in an unknown format")
         if tensor.dim() == 0 and part not in NUMBERS:
-            raise ValueError(f"its {part} is a single number; the file is damaged")
+            raise ValueError(f"its {part} is a single value; the file is damaged")
         if tensor.numel() == 0 and not (part == "oft_blocks" and tensor.dim() == 4):  # BOFT without factors
             raise ValueError(f"its {part} is empty; the file is damaged")
 
@@ -38,7 +38,7 @@ def refuse_rests(parts: Collection[str], known: Collection[str], others: Collect
     (`others`), such as a LoRA for those who cannot read the rest."""
     rests = sorted(part for part in parts if part not in known and not any(part in other for other in others))
     if rests:
-        raise ValueError(f"incomplete: with its {', '.join(rests)} alone nothing can be done")
+        raise ValueError(f"incomplete: with its {', '.join(rests)} alone no update can be computed")
 
 
 def check_magnitude(along: str, given: Tensor | None, out: int | None, fan_in: int | None) -> None:
@@ -48,7 +48,7 @@ def check_magnitude(along: str, given: Tensor | None, out: int | None, fan_in: i
     count = given.numel()
     fits = out in (None, count) if along == "output" else fan_in is None or fan_in % count == 0
     if not fits:
-        raise ValueError(f"its magnitude has {count} values along the {along}, and its other tensors are for "
+        raise ValueError(f"its magnitude has {count} values along the {along}, but its other tensors are for "
                          f"{out or '?'} outputs and {fan_in or '?'} inputs; the file is damaged")
 
 
@@ -59,7 +59,7 @@ def check_terms(terms: Terms, W: Tensor) -> None:
     if pair[0] is not None and pair[1] is not None:
         fits = fits and pair[0].shape == (out, len(pair[1])) and pair[1].shape[1:] == (fan_in,)
     if not fits:
-        raise ValueError("its tensors do not fit together; the file is damaged")
+        raise ValueError("its tensors have shapes that do not match; the file is damaged")
 
 
 @contextmanager
@@ -71,4 +71,4 @@ def as_sentence() -> Iterator[None]:
         raise
     except (RuntimeError, IndexError) as error:
         said = str(error).strip().splitlines()[0]
-        raise ValueError(f"its tensors do not fit together ({said}); the file is damaged") from error
+        raise ValueError(f"its tensors have shapes that do not match ({said}); the file is damaged") from error

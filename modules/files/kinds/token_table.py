@@ -16,8 +16,8 @@ def shape(parts: dict[str, Tensor]) -> tuple[int | None, int | None]:
     """`(tokens, width)`"""
     up, down = parts["tokens_up"], parts["tokens_down"]
     if up.dim() != 2 or down.dim() != 2 or up.shape[0] != down.shape[1]:
-        raise ValueError(f"its factors are {tuple(up.shape)} and {tuple(down.shape)}, which do not fit together; the "
-                         "file is damaged")
+        raise ValueError(f"its factors are {tuple(up.shape)} and {tuple(down.shape)}, which do not match; the file is "
+                         "damaged")
     return up.shape[1], down.shape[0]
 
 
