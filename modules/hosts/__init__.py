@@ -169,7 +169,7 @@ def programs() -> list[str]:
 def load(name: str) -> Host:
     """A program, or what several have in common. Raises ValueError for a name that is none."""
     if name not in (*programs(), *SEVERAL):
-        raise ValueError(f"export.host {name}: there is no such program; there is {', '.join(names())}")
+        raise ValueError(f"export.host {name}: unknown program; choose one of {', '.join(names())}")
     return cast(Host, import_module(f"{__name__}.{name}"))
 
 

@@ -54,29 +54,30 @@ def others(how: How) -> dict[str, How]:
 def trouble(spelling: str, family: str, names: Collection[str]) -> str:
     """kohya's names alone are known, of families that it has."""
     if is_transformer(family):
-        return NO_FAMILY.get(family, "it does not have this kind of model")
+        return NO_FAMILY.get(family, "it does not support this model family")
     if spelling not in (spellings.KOHYA_PATH, spellings.KOHYA_ORIGINAL, spellings.KOHYA_TEXT, spellings.KOHYA_OFT):
-        return "it does not know such names"
+        return "it does not recognize such names"
     return ""
 
 
 NO_FAMILY = {
-    "flux": "it has no FLUX",
-    "sd3": "it fails on .alpha in a file for SD 3 (1.10) or has no SD 3",
+    "flux": "it does not support FLUX",
+    "sd3": "it fails on .alpha in a file for SD 3 (1.10) or does not support SD 3",
 }
 
 
 def unfound(family: str, names: Collection[str]) -> dict[str, str]:
     """Those of these names, all in kohya's spelling, under which it finds no layer, and why."""
     if is_transformer(family):
-        return dict.fromkeys(names, NO_FAMILY.get(family, "it does not have this kind of model"))
-    found = {name: "it has no layer of this name" for name in names if name.endswith("text_projection")}
+        return dict.fromkeys(names, NO_FAMILY.get(family, "it does not support this model family"))
+    found = {name: "it has no layer with this name" for name in names if name.endswith("text_projection")}
     together: dict[str, list[str]] = {}
     for name in names:
         if family == "sdxl" and (part := ATTENTION.fullmatch(name)):
             together.setdefault(part[1], []).append(name)
     lonely = [name for parts in together.values() if len(parts) < 4 for name in parts]
-    return found | dict.fromkeys(lonely, "it wants query, key, value and output of the attention, all or none")
+    return found | dict.fromkeys(lonely, "it needs all of the query, key, value and output layers of an attention, or "
+                                         "none")
 
 
 def bias_change(tensors: dict[str, Tensor], strength: float) -> Tensor | None:
@@ -127,7 +128,7 @@ def _broadcast(update: Tensor, W: Tensor) -> Tensor:
     try:
         return update.expand(W.shape)
     except RuntimeError:
-        raise Unread(f"the update has the shape {tuple(update.shape)}, the layer {tuple(W.shape)}") from None
+        raise Unread(f"the update has the shape {tuple(update.shape)}, but the layer {tuple(W.shape)}") from None
 
 
 def _gained(W: Tensor, tensors: dict[str, Tensor]) -> Tensor:

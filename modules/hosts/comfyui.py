@@ -43,14 +43,14 @@ def notes(forms: Collection[str]) -> list[str]:
                      'with "Load LoRA"')
     if any("rotation" in form or "butterfly" in form for form in forms):
         found.append("ComfyUI skips stored rotations wherever it computes in 16 bits (low memory; on NVIDIA cards by "
-                     "default since 2026), and such layers then do nothing; export.form auto writes what it always "
-                     "reads")
+                     "default since 2026), and such layers then have no effect; export.form auto writes a form that "
+                     "it always reads")
     return found
 
 
 def others(how: How) -> dict[str, How]:
     """The norm that the file was not written for, and which ComfyUI has it."""
-    which = {"original": "as it is today", "adapted": "after its pull request 15458"}
+    which = {"original": "in its current version", "adapted": "after its pull request 15458"}
     return {words: replace(how, norm=norm) for norm, words in which.items() if norm != how.norm}
 
 
@@ -59,15 +59,15 @@ def trouble(spelling: str, family: str, names: Collection[str]) -> str:
     if spelling == spellings.PEFT and is_unet(family):
         return "it does not find query, key, value and output of the attention under these names; only the rest loads"
     if spelling == spellings.KOHYA_PATH and is_transformer(family):
-        return "it does not know these names for this kind of model"
+        return "it does not recognize these names for this model family"
     if spelling == spellings.LEGACY and is_unet(family):
-        return "it does not know these names for this kind of model"
+        return "it does not recognize these names for this model family"
     text = spelling == spellings.PEFT_TEXT
     if text and any("text_model." not in name and "encoder.block" not in name for name in names):
         return "it does not find text encoders' layers without text_model. in their names"
     if text and any("encoder.block" in name for name in names):
         return "it does not find the T5 under these names"
-    return "it does not know such names" if spelling in (spellings.KOHYA_OFT, spellings.BARE) else ""
+    return "it does not recognize such names" if spelling in (spellings.KOHYA_OFT, spellings.BARE) else ""
 
 
 def bias_change(tensors: dict[str, Tensor], strength: float) -> Tensor | None:
@@ -182,7 +182,7 @@ def _kronecker(W: Tensor, tensors: dict[str, Tensor], alpha: float | None) -> De
     if core is not None and ".lokr_w2" not in tensors:
         raise Unread("ComfyUI fails on a LoKr with a Tucker core (lokr_t2) and keeps the layer as it was"
                      if core.dim() == 4 else
-                     f"ComfyUI fails on a LoKr with a Tucker core of {core.dim()} dimensions and stops the picture")
+                     f"ComfyUI fails on a LoKr with a Tucker core of {core.dim()} dimensions and aborts sampling")
     return arithmetic.kronecker(W, tensors, alpha, paired=(4,))
 
 
@@ -195,7 +195,7 @@ def _general(W: Tensor, tensors: dict[str, Tensor], alpha: float | None) -> Delt
     """
     rank, older = general_layout(W, tensors)
     if alpha is not None and rank is None:
-        raise Unread("a general update (GLoRA) with alpha, whose shapes have no common rank")
+        raise Unread("a general update (GLoRA) with alpha, whose shapes do not have a common rank")
     scale = 1.0 if alpha is None or rank is None else alpha / rank
     a1, a2, b1, b2 = (tensors[suffix].to(W).flatten(1) for suffix in keys.GENERAL)
     if not older:
@@ -251,7 +251,7 @@ def _measured(W: Tensor, delta: Delta, magnitude: Tensor, norm: str) -> tuple[Te
     """`V = W + delta` at full strength, and what its magnitude is divided by. A magnitude per output with one dimension
     goes along the last one of the layer where that is as long (export.md 2.1)."""
     if magnitude.dim() == 0:
-        raise Unread("ComfyUI cannot apply a dora_scale that is a single number")
+        raise Unread("ComfyUI cannot apply a dora_scale that is a single value")
     V = W + (delta.scale * delta.matrix).to(W)
     measured = W if norm == "original" else V
     along_output = magnitude.shape[0] == W.shape[0]  # a guess: with one output [1, in] is taken for it too

@@ -58,8 +58,8 @@ ROUNDING = 2e-6
 def notes(forms: Collection[str]) -> list[str]:
     """Which layers need the node."""
     if any("OFTv2 node" in form for form in forms):
-        return ["the file needs the public node ComfyUI-OFTv2, version 1.7.1 or later; in bfloat16 (FLUX) it computes "
-                "rotations with errors of several percent of the change, which our own node does not"]
+        return ["the file needs the public node ComfyUI-OFTv2, version 1.7.1 or later; in bfloat16 (FLUX) its "
+                "rotations have errors of several percent of the change; those of our own node do not"]
     if not any("node" in form for form in forms):
         return ["no layer of this file needs the node"]
     return ["the file needs the node for ComfyUI: put the folder comfyui_node into ComfyUI/custom_nodes/gimbal"]
@@ -92,7 +92,7 @@ def effect(W: Tensor, tensors: dict[str, Tensor], strength: float, how: How) -> 
     """
     unknown = tensors.keys() - NAMES.all()
     if unknown:
-        raise Unread(f"neither ComfyUI nor the node knows {', '.join(sorted(unknown))}")
+        raise Unread(f"neither ComfyUI nor the node reads {', '.join(sorted(unknown))}")
     base = how.base(W)
     if how.node and FORMAT in tensors:
         precise = keys.precise(base)

@@ -25,16 +25,16 @@ def notes(forms: Collection[str]) -> list[str]:
 def trouble(spelling: str, family: str, names: Collection[str]) -> str:
     """Other names than its own are refused, or converted, as the family's loader does."""
     if spelling == spellings.GENERIC and is_transformer(family):
-        return "it loads nothing and says so in its log only"
+        return "it loads nothing, with a message in its log only"
     if spelling in (spellings.GENERIC, spellings.LEGACY, spellings.LYCORIS, spellings.KOHYA_OFT):
-        return "it refuses such names"
+        return "it rejects such names"
     if spelling == spellings.BARE:
         return "peft reads such files, not load_lora_weights"
     if spelling == spellings.KOHYA_ORIGINAL and family == "sd15":
-        return "it refuses the original checkpoint's paths for this kind of model"
+        return "it rejects the original checkpoint's paths for this model family"
     if spelling in (spellings.KOHYA_ORIGINAL, spellings.KOHYA_PATH) and family == "sd3":
-        return "it loads nothing and says so in its log only"
-    return "it refuses such names" if spelling == spellings.KOHYA_PATH and family == "flux" else ""
+        return "it loads nothing, with a message in its log only"
+    return "it rejects such names" if spelling == spellings.KOHYA_PATH and family == "flux" else ""
 
 
 def bias_change(tensors: dict[str, Tensor], strength: float) -> Tensor | None:
@@ -46,7 +46,7 @@ def effect(W: Tensor, tensors: dict[str, Tensor], strength: float, how: How) -> 
     """The strength scales the pair and not the magnitude. With `how.magnitudes` a layer without one is given the norm
     of the base weight, so that it is normalised all the same."""
     if keys.KOHYA.alpha in tensors:
-        raise Unread("diffusers refuses peft's names with alpha")
+        raise Unread("diffusers rejects peft's names with alpha")
     if NAMES.up not in tensors:
         raise Unread(f"diffusers reads no update from {', '.join(sorted(tensors)) or 'nothing'}")
     V = W + strength * arithmetic.low_rank(W, {s: tensors[s] for s in tensors if s in NAMES.all()}, None).matrix
@@ -58,5 +58,5 @@ def effect(W: Tensor, tensors: dict[str, Tensor], strength: float, how: How) -> 
     elif given.numel() == W.shape[0]:
         length = given.to(W).view(-1, *[1] * (W.dim() - 1))
     else:
-        raise Unread(f"peft's magnitudes are one per output; here are {given.numel()} for {W.shape[0]} outputs")
+        raise Unread(f"peft expects one magnitude per output, but there are {given.numel()} for {W.shape[0]} outputs")
     return V * (length / arithmetic.row_norm(V))

@@ -27,7 +27,8 @@ ROTATIONS = (keys.BLOCKS, keys.RESCALE)
 def notes(forms: Collection[str]) -> list[str]:
     """What it does not read."""
     if any("stored" in form for form in forms):
-        return ["Forge reads no stored rotations, and nothing of a file with more than twelve tensors of them"]
+        return ["Forge does not read stored rotations, and reads nothing from a file with more than twelve tensors of "
+                "them"]
     return []
 
 
@@ -36,9 +37,9 @@ def trouble(spelling: str, family: str, names: Collection[str]) -> str:
     if spelling == spellings.KOHYA_OFT:
         return "only sd-scripts itself and A1111 read them"
     if is_transformer(family) and spelling == spellings.KOHYA_PATH:
-        return "it does not know these names for this kind of model"
+        return "it does not recognize these names for this model family"
     if family == "sd3" and spelling in (spellings.PEFT, spellings.LEGACY, spellings.LYCORIS):
-        return "it does not know these names for this kind of model"
+        return "it does not recognize these names for this model family"
     return ""
 
 
@@ -86,7 +87,7 @@ def _filled(W: Tensor, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     if found is None or found.shape == W.shape or not found.dim() == W.dim() == 4:
         return tensors
     if any(there > size for there, size in zip(found.shape, W.shape, strict=True)):
-        raise Unread(f"Forge makes a layer larger for a difference of the shape {tuple(found.shape)}")
+        raise Unread(f"Forge enlarges the layer for a difference of the shape {tuple(found.shape)}")
     whole = torch.zeros_like(W)
     whole[tuple(slice(size) for size in found.shape)] = found.to(W)
     return tensors | {NAMES.difference: whole}

@@ -33,14 +33,14 @@ def notes(forms: Collection[str]) -> list[str]:
     """Which of the programs read the file, by form. The exporter tells which layers one of them loses (`unfound`)."""
     found = []
     if any("input magnitude" in form for form in forms):
-        found.append("A1111 since 1.9, Forge and ComfyUI read the input magnitudes exactly; LyCORIS refuses such a "
-                     "file, and older versions of A1111 and sd-scripts ignore the magnitudes")
+        found.append("A1111 since 1.9, Forge and ComfyUI read the input magnitudes exactly; LyCORIS rejects such a "
+                     "file; older versions of A1111 and sd-scripts ignore the magnitudes")
     if any("output magnitude" in form for form in forms):
-        found.append("Forge and ComfyUI of today read the output magnitudes exactly; sd-scripts ignores them")
+        found.append("Forge and the current ComfyUI read the output magnitudes exactly; sd-scripts ignores them")
     if any("full difference" in form for form in forms):
-        found.append("A1111, Forge and ComfyUI read the full differences, with which a file for all of them holds what "
-                     "A1111 has no form for, as output magnitudes and rotations; sd-scripts does not. Forge reads the "
-                     "smaller files of export.host comfyui too")
+        found.append("A1111, Forge and ComfyUI read the full differences, which a file for all of them has in place "
+                     "of what A1111 cannot read, such as output magnitudes and rotations; sd-scripts ignores them. "
+                     "Forge also reads the smaller files of export.host comfyui")
     return found
 
 
@@ -49,13 +49,15 @@ def trouble(spelling: str, family: str, names: Collection[str]) -> str:
     if spelling == spellings.KOHYA_OFT:
         return "only sd-scripts itself reads them"
     if spelling in (spellings.GENERIC, spellings.BARE, spellings.PEFT_TEXT):
-        return "A1111 and sd-scripts do not know such names"
+        return "A1111 and sd-scripts do not recognize such names"
     if spelling == spellings.PEFT:
-        return "only Forge knows such names, and only for Flux" if family != "sd3" else "they do not know such names"
+        if family == "sd3":
+            return "they do not recognize such names"
+        return "only Forge recognizes such names, and only for Flux"
     if spelling in (spellings.LEGACY, spellings.LYCORIS):
-        return "A1111 and sd-scripts do not know such names; Forge does"
+        return "A1111 and sd-scripts do not recognize such names; Forge does"
     if spelling == spellings.KOHYA_PATH and is_transformer(family):
-        return "they do not know these names for this kind of model"
+        return "they do not recognize these names for this model family"
     return ""
 
 

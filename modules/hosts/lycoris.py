@@ -63,7 +63,7 @@ def effect(W: Tensor, tensors: dict[str, Tensor], strength: float, how: How) -> 
     if kind == "IA3":
         raise Unread("LyCORIS fails on its own files of factors (IA3, on_input)")
     if kind == "norm" and W.dim() > 1:
-        raise Unread(f"LyCORIS fails on {keys.NORM} of a layer that is no norm")
+        raise Unread(f"LyCORIS fails on {keys.NORM} of a layer that is not a norm")
     if kind != "norm" and W.dim() < 2:
         raise Unread(f"LyCORIS fails on this kind of update ({kind}) of a norm")
     if kind in ("norm", "difference"):
@@ -98,7 +98,7 @@ def taken(tensors: dict[str, Tensor], suffix: str, *shape: int) -> Tensor:
     try:
         return found.expand(shape)
     except RuntimeError:
-        raise Unread(f"LyCORIS makes {suffix.strip('.')} {shape} for this layer and refuses a file where it is "
+        raise Unread(f"LyCORIS makes {suffix.strip('.')} {shape} for this layer and rejects a file where it is "
                      f"{tuple(found.shape)}") from None
 
 
@@ -165,7 +165,7 @@ def _kronecker(W: Tensor, tensors: dict[str, Tensor], alpha: float) -> Tensor:
     unused = [suffix for suffix in _copied(tensors) if suffix not in shapes]
     if unused:
         raise Unread(f"LyCORIS makes no {' and '.join(suffix.strip('.') for suffix in unused)} for this layer and "
-                     "refuses a file with it")
+                     "rejects a file with it")
     found = {suffix: taken(tensors, suffix, *shape) for suffix, shape in shapes.items()}
     scale = 1.0 if alpha == 0 or {".lokr_w1", ".lokr_w2"} <= shapes.keys() else alpha / rank
     return scale**2 * arithmetic.kronecker(W, found, None).matrix
@@ -237,7 +237,7 @@ def _butterfly(W: Tensor, tensors: dict[str, Tensor], clip: float, strength: flo
     largest = tensors[keys.BLOCKS].shape[2]
     sizes = [n for n in range(2, largest + 1, 2) if W.shape[0] % n == 0 and (W.shape[0] // n).bit_count() == 1]
     if not sizes:
-        raise Unread(f"LyCORIS cannot turn {W.shape[0]} outputs in butterfly blocks of up to {largest} rows")
+        raise Unread(f"LyCORIS cannot rotate {W.shape[0]} outputs in butterfly blocks of up to {largest} rows")
     size, number = sizes[-1], W.shape[0] // sizes[-1]
     blocks = taken(tensors, keys.BLOCKS, number.bit_length(), number, size, size).to(W)
     R = arithmetic.cayley(blocks, clip)

@@ -46,7 +46,7 @@ def trouble(spelling: str, family: str, names: Collection[str]) -> str:
         return ""
     if spelling == spellings.KOHYA_OFT:
         return "its own OFT (networks.oft) reads them, not its LoRA"
-    return "it does not know such names"
+    return "it does not recognize such names"
 
 
 def unfound(family: str, names: Collection[str]) -> dict[str, str]:

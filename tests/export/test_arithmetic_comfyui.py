@@ -106,7 +106,7 @@ def test_general_of_a_square_convolution_is_lost_unless_its_kernel_is_flat():
     """ComfyUI compares the shapes before it flattens them: run with its own code, 0.28.0 and 0.12.1."""
     square, a1, a2 = normal(4, 4, 3, 3), normal(4, 4, 1, 1), normal(4, 4, 1, 1, seed=1)
     general = {".a1.weight": a1, ".a2.weight": a2, ".b1.weight": normal(4, 1, 1, 1), ".b2.weight": normal(1, 4, 3, 3)}
-    with pytest.raises(Unread, match="do not fit together"):
+    with pytest.raises(Unread, match="do not match"):
         comfyui.effect(square, general, 1.0, HERE)
     flat = general | {".b2.weight": general[".b2.weight"].flatten(1)}
     turned = torch.einsum("oixy,ij->ojxy", square, a1[..., 0, 0] @ a2[..., 0, 0])
@@ -177,14 +177,14 @@ SKIPPED = {
     "rescale of one dimension": (
         {".oft_blocks": torch.zeros(1, 3, 2, 2), ".rescale": torch.ones(6)} | alpha(0.0), "rescale of the shape"),
     "magnitude of one dimension": (PAIR | {".dora_scale": torch.ones(6)}, "does not fit"),
-    "magnitude that is one number": (PAIR | {".dora_scale": torch.tensor(1.0)}, "a single number"),
+    "magnitude that is one number": (PAIR | {".dora_scale": torch.tensor(1.0)}, "a single value"),
     "Tucker core": (
         {".lokr_w1": normal(2, 2), ".lokr_t2": normal(2, 2, 3, 3), ".lokr_w2_a": normal(2, 3),
          ".lokr_w2_b": normal(2, 2)},
         "keeps the layer as it was"),
     "Tucker core of one dimension": (
         {".lokr_w1": normal(2, 2), ".lokr_t2": normal(2, 2, 3), ".lokr_w2_a": normal(2, 3), ".lokr_w2_b": normal(2, 2)},
-        "stops the picture"),
+        "aborts sampling"),
     "difference of another shape": ({".diff": normal(8, 6)}, "shape"),
     "whole weight of another shape": ({".set_weight": normal(8, 6)}, "shape"),
     "half a pair": ({".lora_up.weight": UP}, "lora_down.weight missing"),

@@ -132,7 +132,7 @@ def test_kohya_is_what_a1111_and_forge_compute_alike():
     for tensors, words in (
         (inputs | alpha(1.0), "Forge and A1111 1.9 compute different weights"),
         (outputs | RANK, "Forge and A1111 compute different weights"),
-        (GENERAL | alpha(3.0), "A1111|do not fit"), ({".oft_blocks": BLOCKS}, "Forge reads no update"),
+        (GENERAL | alpha(3.0), "A1111|do not match"), ({".oft_blocks": BLOCKS}, "Forge reads no update"),
     ):
         with pytest.raises(Unread, match=words):
             kohya.effect(W, tensors, 1.0, HERE)

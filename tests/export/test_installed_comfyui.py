@@ -96,9 +96,9 @@ def test_comfyui_in_a_python_without_packages_for_pictures(tmp_path, folder):
 
 def test_installed_comfyui_says_what_is_wrong(tmp_path, folder):
     file, weights = tmp_path / "none.safetensors", {"x": torch.ones(2, 2)}
-    with pytest.raises(ValueError, match="is no ComfyUI.*main.py"):
+    with pytest.raises(ValueError, match="is not a ComfyUI folder.*main.py"):
         installed_comfyui.effects(tmp_path, file, weights, 1.0, torch.float32)
-    with pytest.raises(ValueError, match="cannot be started.*Python that ComfyUI runs with"):
+    with pytest.raises(ValueError, match="cannot be started.*Python that runs ComfyUI"):
         installed_comfyui.effects(folder, file, weights, 1.0, torch.float32, tmp_path / "python")
     (folder / "comfy/lora.py").write_text("import a_module_that_is_missing\n")
     with pytest.raises(ValueError, match="No module named 'a_module_that_is_missing'; give the Python"):

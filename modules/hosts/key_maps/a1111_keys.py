@@ -48,13 +48,13 @@ def loading(tensors: Mapping[str, Tensor], family: str) -> Loading:
     """What it reads of the file in a model of the family."""
     kinds = names(family)
     if not kinds:
-        return Loading(unjudged="this program has no such models")
+        return Loading(unjudged="it does not support this model family")
     is_flow = any("joint_blocks" in layer.original for layer in published.layers(family))
     layers: dict[str, dict[str, str]] = {}
     read = {key for key in tensors if key.partition(".")[0] == EMBEDDINGS and key.count(".") > 1}
     for key in tensors:
         if is_flow and key.count(".") < 2:
-            return Loading(raises=f"ValueError for {key}: in this kind of model it takes every name apart at two dots")
+            return Loading(raises=f"ValueError for {key}: for this model family it splits every name at two dots")
         name, dot, suffix = _split_at_the_last(key) if is_flow else key.partition(".")
         layers.setdefault(name, {})[dot + suffix] = key
     for name, parts in layers.items():
@@ -64,10 +64,10 @@ def loading(tensors: Mapping[str, Tensor], family: str) -> Loading:
         number = next((number for number, wholes in enumerate(KINDS) if any(set(whole) <= parts.keys()
                                                                              for whole in wholes)), None)
         if number is None:
-            return Loading(raises=f"AssertionError: {name} has no tensors of a kind that it knows, but "
+            return Loading(raises=f"AssertionError: {name} has no tensors of a type that it supports, only "
                                   f"{', '.join(sorted(parts))}")
         if number in ON_LAYERS and kind not in ("Linear", "Conv2d"):
-            return Loading(raises=f"AssertionError: {name} is a layer of a type that it cannot change so")
+            return Loading(raises=f"AssertionError: {name} is a layer of a type that it cannot change in this way")
         wanted = {suffix for whole in KINDS[number] for suffix in whole} | set(BESIDE[number])
         read |= {parts[suffix] for suffix in (wanted | (set() if number == 1 else set(ALWAYS))) & parts.keys()}
     return Loading(frozenset(read))

@@ -35,8 +35,8 @@ def loading(tensors: Mapping[str, Tensor], family: str) -> Loading:
     strangers = len(tensors) - len(found.read)
     if found.raises or strangers <= PATIENCE:
         return found
-    return Loading(refuses=f"it does not know {strangers} of {len(tensors)} keys, and with more than {PATIENCE} it "
-                           "takes nothing of a file and says so in its log only")
+    return Loading(refuses=f"it does not recognize {strangers} of {len(tensors)} keys, and with more than {PATIENCE} "
+                           "it loads nothing, with a message in its log only")
 
 
 def _controlled(key: str) -> str:

@@ -11,4 +11,5 @@ TITLE = "OneTrainer"
 
 def loading(tensors: Mapping[str, Tensor], family: str) -> Loading:  # noqa: ARG001 - asked as all programs are
     """Not judged."""
-    return Loading(unjudged="it fills the modules that its settings make (kind, rank, layers), which no file tells")
+    return Loading(unjudged="what it loads depends on its settings (kind, rank, layers), which a file does not "
+                            "contain")

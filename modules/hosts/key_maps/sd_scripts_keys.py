@@ -60,7 +60,7 @@ def _is_unet(family: str) -> bool:
 def _rotations(tensors: Mapping[str, Tensor], family: str) -> Loading:
     """What networks.oft reads: it makes modules of one size for all layers of some sorts, and fills those it can."""
     if not _is_unet(family):
-        return Loading(unjudged="how its modules for rotations read this kind of model is not modelled")
+        return Loading(unjudged="how its modules for rotations read files for this model family is not modelled")
     alphas = [key for key in tensors if key.endswith(NAMES.alpha)]
     blocks = [key for key in tensors if not key.endswith(NAMES.alpha)]
     count = len(tensors[blocks[0]]) if blocks and tensors[blocks[0]].dim() else 0

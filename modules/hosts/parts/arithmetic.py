@@ -51,7 +51,7 @@ def need(tensors: dict[str, Tensor], *suffixes: str) -> list[Tensor]:
     """These tensors. Raises `Unread` if one is missing."""
     missing = [suffix for suffix in suffixes if suffix not in tensors]
     if missing:
-        raise Unread(f"{' and '.join(missing)} missing; there is only {', '.join(sorted(tensors))}")
+        raise Unread(f"{' and '.join(missing)} missing; the file has only {', '.join(sorted(tensors))}")
     return [tensors[suffix] for suffix in suffixes]
 
 
@@ -59,7 +59,7 @@ def alpha_of(tensors: dict[str, Tensor]) -> float | None:
     """The layer's alpha, if it has one. Raises `Unread` for several numbers."""
     alpha = tensors.get(keys.KOHYA.alpha)
     if alpha is not None and alpha.numel() != 1:
-        raise Unread(f"alpha is one number, and here it has the shape {tuple(alpha.shape)}")
+        raise Unread(f"alpha should be a single value, but it has the shape {tuple(alpha.shape)}")
     return None if alpha is None else alpha.item()
 
 
@@ -72,14 +72,14 @@ def bias_beside(kind: str, tensors: dict[str, Tensor], strength: float) -> Tenso
 def shaped(matrix: Tensor, W: Tensor) -> Tensor:
     """`matrix` in the shape of `W`. Raises `Unread` if it has another size."""
     if matrix.numel() != W.numel():
-        raise Unread(f"the update has the shape {tuple(matrix.shape)}, the layer {tuple(W.shape)}")
+        raise Unread(f"the update has the shape {tuple(matrix.shape)}, but the layer {tuple(W.shape)}")
     return matrix.reshape(W.shape)
 
 
 def same_shape(tensor: Tensor, W: Tensor) -> Tensor:
     """`tensor`, which has to have exactly the shape of `W`. Raises `Unread` otherwise."""
     if tensor.shape != W.shape:
-        raise Unread(f"the update has the shape {tuple(tensor.shape)}, the layer {tuple(W.shape)}")
+        raise Unread(f"the update has the shape {tuple(tensor.shape)}, but the layer {tuple(W.shape)}")
     return tensor
 
 
@@ -87,7 +87,7 @@ def product(left: Tensor, right: Tensor) -> Tensor:
     """`left right`, both with their further dimensions flattened. Raises `Unread` for shapes that do not fit."""
     left, right = left.flatten(1), right.flatten(1)
     if left.shape[1] != right.shape[0]:
-        raise Unread(f"factors of the shapes {tuple(left.shape)} and {tuple(right.shape)} do not fit together")
+        raise Unread(f"factors of the shapes {tuple(left.shape)} and {tuple(right.shape)} do not match")
     return left @ right
 
 

@@ -129,7 +129,7 @@ def name_troubles(host: str, family: str, names: Collection[str]) -> dict[str, l
     for how, listed in by_spelling.items():
         reason = hosts.load(host).trouble(how, family, listed)
         if reason:
-            found.setdefault(f"names in the spelling of {how}: {reason}", []).extend(listed)
+            found.setdefault(f"names in the format of {how}: {reason}", []).extend(listed)
     return found
 
 
@@ -138,8 +138,8 @@ def scale_trouble(file: AdapterFile) -> str:
     found = view(file, "diffusers")
     if found.common_alpha is None:
         return ""
-    return (f"its alphas differ between layers, and diffusers takes {found.common_alpha:g} for attention and text "
-            "encoders whatever theirs is, without a word")
+    return (f"its alphas differ between layers, but diffusers uses {found.common_alpha:g} for all layers of attention "
+            "and text encoders, without a warning")
 
 
 def counted(number: int, word: str = "layer") -> str:

@@ -60,7 +60,8 @@ def run(
     """
     folder = folder.expanduser().resolve()
     if not (folder / "comfy" / "lora.py").is_file():
-        raise ValueError(f"{folder} is no ComfyUI: it has no comfy/lora.py; give the folder that has ComfyUI's main.py")
+        raise ValueError(f"{folder} is not a ComfyUI folder: it has no comfy/lora.py; give the folder with ComfyUI's "
+                         "main.py")
     program = str(python or next((folder / path for path in PYTHONS if (folder / path).exists()), sys.executable))
     job = {"file": str(file.resolve()), "strength": strength, "dtype": DTYPES[dtype],
            "nodes": [str(path.resolve()) for path in nodes]}
@@ -83,11 +84,11 @@ def _start(program: str, folder: Path, job: Path) -> None:
         done = subprocess.run([program, script, str(folder), str(job)], cwd=folder, capture_output=True, text=True,
                               errors="replace", timeout=PATIENCE)
     except OSError as error:
-        raise ValueError(f"{program} cannot be started: {error}; give the Python that ComfyUI runs with") from error
+        raise ValueError(f"{program} cannot be started: {error}; give the Python that runs ComfyUI") from error
     except subprocess.TimeoutExpired:
         raise ValueError(f"the ComfyUI in {folder} has not answered for {PATIENCE} seconds") from None
     if done.returncode:
         lines = [line for line in done.stderr.splitlines() if line.strip()]
         reason = lines[-1].strip() if lines else f"exit code {done.returncode}"
-        advice = "; give the Python that ComfyUI runs with" if "ModuleNotFoundError" in reason else ""
+        advice = "; give the Python that runs ComfyUI" if "ModuleNotFoundError" in reason else ""
         raise ValueError(f"the ComfyUI in {folder} failed with {program}: {reason}{advice}")
