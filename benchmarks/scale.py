@@ -155,7 +155,7 @@ def resizes(case: Case) -> None:
     try:
         resize.resized(case.file, resize.to_rank(1))
     except ValueError as error:
-        assert "no low-rank pairs" in str(error), error
+        assert "no low-rank layers" in str(error), error
 
 
 def converts(case: Case) -> None:

@@ -67,7 +67,7 @@ class File:
         missing = sorted(self.layers - self.placed)
         if missing:
             more = f" and {len(missing) - SHOWN} more" if len(missing) > SHOWN else ""
-            self.say(f"{len(missing)} of {len(self.layers)} layers were not placed in this model: "
+            self.say(f"{len(missing)} of {len(self.layers)} layers do not exist in this model: "
                      f"{', '.join(missing[:SHOWN])}{more}")
 
 
@@ -97,7 +97,7 @@ class GimbalAdapter(host.WeightAdapterBase):
             parts = {part: lora[f"{x}.gimbal_{part}"] for part in DIMENSIONS if f"{x}.gimbal_{part}" in lora}
             check(parts, lora[f"{x}.gimbal_format"])
         except Exception as error:
-            file.say(f"{x} is left as it was: {error}")
+            file.say(f"{x} is left unchanged: {error}")
             return None
         keys = {f"{x}.gimbal_{part}" for part in (*parts, "format")}
         return cls(Keys(keys, x, file), tuple(parts.get(part) for part in DIMENSIONS))
@@ -119,10 +119,10 @@ class GimbalAdapter(host.WeightAdapterBase):
             result = turned_over(weight, function, lambda W: W + strength * (adapted(W, self.parts) - W))
             result = result.to(weight.dtype)
             if not torch.isfinite(result).all():
-                raise ValueError("the result has values that are not finite")
+                raise ValueError("the result has non-finite values")
             weight.copy_(result)
         except Exception as error:
-            self.say(f"{key} is left as it was: {error}")
+            self.say(f"{key} is left unchanged: {error}")
         return weight
 
     def bypass_forward(self, org_forward: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
@@ -138,7 +138,7 @@ class GimbalAdapter(host.WeightAdapterBase):
             change = (self.multiplier * (adapted(W, self.parts) - W)).to(x.dtype)
             return y + through(layer, x, change)
         except Exception as error:
-            self.say(f"{self.where()} is left as it was: {error}")
+            self.say(f"{self.where()} is left unchanged: {error}")
             return y
 
     def say(self, text: str) -> None:
@@ -159,18 +159,18 @@ def check(parts: dict[str, Tensor], written: Tensor) -> None:
     """ValueError, in words, unless these are all parts that were written and their shapes fit each other."""
     version, count = (int(value) for value in written.flatten().tolist())
     if version > VERSION:
-        raise ValueError(f"it is written in format {version}, and this node knows format {VERSION}; update the node")
+        raise ValueError(f"it is written in format {version}, but this node reads format {VERSION}; update the node")
     if count != len(parts):
-        raise ValueError(f"{count} parts were written, and {len(parts)} are there")
+        raise ValueError(f"{count} parts were written, but {len(parts)} found")
     for part, tensor in parts.items():
         if DIMENSIONS[part] not in (None, tensor.dim()):
             raise ValueError(f"{part} has the shape {tuple(tensor.shape)}")
         if part.startswith("skew") and size_of(tensor) * (size_of(tensor) - 1) != 2 * tensor.shape[1]:
-            raise ValueError(f"{part} has {tensor.shape[1]} numbers a block, which is no triangle")
+            raise ValueError(f"{part} has {tensor.shape[1]} values per block, which do not fill a triangle")
         if not torch.isfinite(tensor).all():
-            raise ValueError(f"{part} has values that are not finite")
+            raise ValueError(f"{part} has non-finite values")
     if ("up" in parts) != ("down" in parts):
-        raise ValueError("only one of up and down is there")
+        raise ValueError("only one of up and down is present")
 
 
 def turned_over(weight: Tensor, function: Any, change: Any) -> Tensor:
@@ -196,7 +196,7 @@ def adapted(weight: Tensor, parts: dict[str, Tensor | None]) -> Tensor:
     if turn is not None:
         blocks = W.reshape(len(W), *turn.shape[:2], -1)
         if blocks.shape[-1] * weight.shape[1] != W.shape[1]:
-            raise ValueError(f"the rotation is of {turn[..., 0].numel()} channels, the weight of {weight.shape[1]}")
+            raise ValueError(f"the rotation has {turn[..., 0].numel()} channels, but the weight has {weight.shape[1]}")
         W = W + torch.einsum("okcs,kbc->okbs", blocks, turn).flatten(1)
     turn = excess(given, "out")
     if turn is not None:
@@ -237,7 +237,7 @@ def size_of(packed: Tensor) -> int:
 def fitting(vector: Tensor, length: int) -> Tensor:
     """The vector; ValueError if it has another length: a single number would silently serve for all."""
     if len(vector) != length:
-        raise ValueError(f"{len(vector)} magnitudes for a weight with {length}")
+        raise ValueError(f"{len(vector)} magnitudes for a weight that needs {length}")
     return vector
 
 

@@ -50,7 +50,7 @@ def run(arguments: argparse.Namespace) -> str:
     out = arguments.out or path.with_name(f"{path.stem}_resized.safetensors")
     file = opening.read(path)
     if out.exists() and out.samefile(path):
-        raise ValueError(f"--out {out} is the file itself; give another name")
+        raise ValueError(f"--out {out} is the input file; give another name")
     found = resize.resized(file, choose)
     out.parent.mkdir(parents=True, exist_ok=True)
     with disk.whole(out) as partial:

@@ -177,12 +177,12 @@ class Adapter(base.Adapter):
         config = adapters[0].config
         (begin, end), (later, last) = config.phases(before), config.phases(now)
         if step >= end:
-            return f"the ranks of the layers were settled after step {end}, and stay as they are"
+            return f"the ranks of the layers were final after step {end}, and are kept"
         most, least = sum(a.config.rank for a in adapters), sum(a.config.target for a in adapters)
         steps = range(1, step + 1)
         if all(budget(s, begin, end, most, least) == budget(s, later, last, most, least) for s in steps):
             return ""
-        return f"the budget of ranks fell as in {before} steps until now, and falls as in {now} from here on"
+        return f"the rank budget followed a schedule of {before} steps until now, and follows one of {now} from here on"
 
     def score(self) -> Tensor:
         """Importance of each component `(r)`: of its gain, and the means over column and row (eq. 7)."""

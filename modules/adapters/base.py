@@ -172,7 +172,7 @@ class Adapter(nn.Module):
 
         Raises ValueError, in a sentence, where the method or its options cannot hold them.
         """
-        raise ValueError(f"{self.config.method} cannot go on from another adapter")
+        raise ValueError(f"{self.config.method} cannot start from an adapter file")
 
     def start_from_pool(self, pairs: Sequence[tuple[Tensor, Tensor]]) -> None:
         """Set fresh parameters from what the finished adapters in `config.pool` do to the layer: `up (out, r)`,
@@ -187,8 +187,8 @@ class Adapter(nn.Module):
                   "magnitude": terms.magnitude, "bias": terms.bias}
         found = [words[part] for part, value in values.items() if value is not None and part not in parts]
         if found:
-            raise ValueError(f"the file has {' and '.join(found)}, which {self.config.method} cannot hold; choose the "
-                             "method it was trained with")
+            raise ValueError(f"the file has {' and '.join(found)}, which {self.config.method} cannot represent; choose "
+                             "the method it was trained with")
 
     def curves(self) -> dict[str, Tensor]:
         """Scalars worth plotting over the training, detached; averaged over layers by the loop."""
@@ -359,7 +359,7 @@ def check_adapter_state(layers: Mapping[str, Adapted], state: dict[str, Tensor])
     wrong = sorted(expected.keys() ^ state.keys())
     wrong += [k for k in expected.keys() & state.keys() if expected[k].shape != state[k].shape]
     if wrong:
-        raise ValueError(f"the saved adapter belongs to other layers or options: {', '.join(wrong[:5])} ({len(wrong)})")
+        raise ValueError(f"the saved adapter has other layers or options: {', '.join(wrong[:5])} ({len(wrong)})")
 
 
 def load_adapter_state(layers: Mapping[str, Adapted], state: dict[str, Tensor]) -> None:

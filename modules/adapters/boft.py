@@ -79,13 +79,13 @@ class Adapter(base.Together):
         if given is None:
             return
         if terms.side != "output":
-            raise ValueError("the file rotates the layer's input, and the run its output")
+            raise ValueError("the file rotates the layer's input, but the run its output")
         if given.dim() == 3 and len(given) == len(self.skew) == 1:
             given = linalg.butterfly_order(given).unsqueeze(0)
         if given.shape[:-2] != self.skew.shape[:2] or given.shape[-1] != self.size:
             mine = (*self.skew.shape[:2], self.size)
             counts = (" x ".join(str(n) for n in shape) for shape in (given.shape[:-1], mine))
-            raise ValueError("the file has stages x blocks x size of {} and the run of {}; set adapter.block_size "
+            raise ValueError("the file has stages x blocks x size of {} and the run has {}; set adapter.block_size "
                              .format(*counts) + str(given.shape[-1]))
         with torch.no_grad():
             self.skew.copy_(triangles(given.double()) / self.factor)
@@ -110,8 +110,8 @@ def block_size(layer: Layer, largest: int) -> int:
                          "exclude it")
     smallest = 2 * (out // (out & -out))  # twice the odd part
     if smallest > largest:
-        raise ValueError(f"{layer.name}: its {out} outputs make no power of two of even blocks of at most {largest}; "
-                         f"set adapter.block_size {smallest}, or exclude it")
+        raise ValueError(f"{layer.name}: its {out} outputs cannot be split into a power of two of even blocks of at "
+                         f"most {largest}; set adapter.block_size {smallest}, or exclude it")
     return smallest * 2 ** int(math.log2(min(largest, out) // smallest))
 
 

@@ -78,8 +78,8 @@ class Adapter(base.Adapter):
         if terms.up is None or terms.down is None:
             return
         if len(terms.down) > self.config.rank:
-            raise ValueError(f"the file has rank {len(terms.down)} and the run {self.config.rank}; set adapter.rank "
-                             f"{len(terms.down)}, or make the file smaller with scripts/resize.py")
+            raise ValueError(f"the file has rank {len(terms.down)}, but the run has rank {self.config.rank}; set "
+                             f"adapter.rank {len(terms.down)}, or make the file smaller with scripts/resize.py")
         basis = self._set_directions(torch.linalg.qr(terms.up.double()).Q)
         with torch.no_grad():
             inside = basis.mT @ terms.up.to(basis) @ terms.down.to(basis) / (self.unit * self.factor)

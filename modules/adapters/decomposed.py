@@ -133,7 +133,7 @@ class Decomposed(base.Together):
     def start_from(self, terms: base.Terms, layer: Layer) -> None:
         self.refuse_all_but(terms, "up", "magnitude")
         if terms.magnitude is not None and terms.axis != self.axis:
-            raise ValueError(f"the file has a magnitude along the {terms.axis} and the run along the {self.axis}; set "
+            raise ValueError(f"the file has a magnitude along the {terms.axis}, but the run along the {self.axis}; set "
                              f"adapter.axis {terms.axis}")
         set_pair(self.config, self.up, self.down, terms, self.weights()[0].detach())
         W = layer.dense()
@@ -142,7 +142,8 @@ class Decomposed(base.Together):
         ratio = linalg.safe_divide(wanted.to(W.dtype), linalg.axis_norm(W, self.axis, self.kernel))
         alive = linalg.axis_norm(W, self.axis, self.kernel) != 0
         if (ratio[alive] <= 0).any():
-            raise ValueError("the file has magnitudes that are not positive, and those of the run always are")
+            raise ValueError("the file has magnitudes that are not positive, but those of this method are always "
+                             "positive")
         with torch.no_grad():
             ratio = torch.where(alive, ratio.clamp_min(torch.finfo(W.dtype).tiny).log(), 0.0)
             self.magnitude.copy_(ratio / self.unit)

@@ -55,13 +55,14 @@ class Diagonal(base.Together):
             set_pair(self.config, self.up, self.down, terms, self.factor)
             return
         if terms.axis == "input":
-            raise ValueError("the file has a magnitude along the input, and the run one along the output")
+            raise ValueError("the file has a magnitude along the input, but the run has one along the output")
         W = layer.dense()
         V = W if terms.up is None or terms.down is None else W + (terms.up @ terms.down).to(W)
         norm = linalg.axis_norm(V, "output", self.kernel)
         gain = torch.where(norm > 0, terms.magnitude.to(W) / norm, 1.0)
         if (gain <= 0).any():
-            raise ValueError("the file has magnitudes that are not positive, and those of the run always are")
+            raise ValueError("the file has magnitudes that are not positive, but those of this method are always "
+                             "positive")
         if terms.up is not None:
             terms = replace(terms, up=gain.to(terms.up).unsqueeze(1) * terms.up)
         set_pair(self.config, self.up, self.down, terms, self.factor)

@@ -63,7 +63,7 @@ class Adapter(base.Adapter):
     def start_from(self, terms: base.Terms, layer: Layer) -> None:
         self.refuse_all_but(terms, "rotation", "magnitude")
         if terms.axis == "input":
-            raise ValueError("the file has a magnitude along the input, and the run one along the output")
+            raise ValueError("the file has a magnitude along the input, but the run has one along the output")
         self.rotation.start_from(terms)
         if terms.magnitude is None:
             return
@@ -71,7 +71,8 @@ class Adapter(base.Adapter):
             norms = self.rotation.rotate(layer.dense()).norm(dim=1)
             ratio = torch.where(norms > 0, terms.magnitude.to(norms) / norms, 1.0)
             if (ratio <= 0).any():
-                raise ValueError("the file has magnitudes that are not positive, and those of the run always are")
+                raise ValueError("the file has magnitudes that are not positive, but those of this method are always "
+                                 "positive")
             self.magnitude.copy_(ratio.log() / self.unit)
 
     def export_terms(self, W: Tensor) -> base.Terms:

@@ -87,7 +87,8 @@ class Adapter(base.Together):
             pairs = [ones, (terms.up, terms.down)]
         rank = max(len(down) for _, down in pairs)
         if rank > len(self.down1):
-            raise ValueError(f"the file has rank {rank} and the run {len(self.down1)}; set adapter.rank {rank}")
+            raise ValueError(f"the file has rank {rank}, but the run has rank {len(self.down1)}; set adapter.rank "
+                             f"{rank}")
         mine, total = ((self.up1, self.down1), (self.up2, self.down2)), 1 / self.factor
         with torch.no_grad():
             for (up, down), (given_up, given_down) in zip(mine, pairs, strict=True):

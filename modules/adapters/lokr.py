@@ -104,15 +104,15 @@ class Adapter(base.Adapter):
     def _refuse_sizes(self, first: Tensor, given: tuple[Tensor, ...]) -> None:
         mine = self.factors()
         if first.shape != self.first.shape or (len(given[0]), given[-1].shape[1]) != (len(mine[0]), mine[-1].shape[1]):
-            raise ValueError(f"the file's small factor is {first.shape[0]} x {first.shape[1]} and the run's "
+            raise ValueError(f"the file's small factor is {first.shape[0]} x {first.shape[1]}, but the run's "
                              f"{self.first.shape[0]} x {self.first.shape[1]}; set adapter.factor {max(first.shape)}")
         if self.is_whole:
             return
         longest = max(len(given[0]), given[-1].shape[1] // self.kernel)
         rank = len(given[1]) if len(given) == 2 else math.ceil(longest / 2)
         if rank > len(self.down):
-            raise ValueError(f"the file's large factor has more in it than a pair of rank {len(self.down)} can hold; "
-                             f"set adapter.rank {rank}")
+            raise ValueError(f"the file's large factor needs a higher rank than {len(self.down)}; set adapter.rank "
+                             f"{rank}")
 
     def _unit(self, given: Tensor) -> Tensor:
         """What a given factor is divided by: the root mean square, with calibrated steps."""

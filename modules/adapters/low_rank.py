@@ -127,5 +127,5 @@ def set_pair(config: RankConfig, up: Tensor, down: Tensor, terms: Terms, factor:
 def refuse_larger(rank: int, ours: int) -> None:
     """ValueError if a file's rank is more than ours."""
     if rank > ours:
-        raise ValueError(f"the file has rank {rank} and the run {ours}; set adapter.rank {rank}, or make the "
+        raise ValueError(f"the file has rank {rank}, but the run has rank {ours}; set adapter.rank {rank}, or make the "
                          "file smaller with scripts/resize.py")

@@ -49,8 +49,8 @@ class Adapter(base.Together):
         super().__init__(config, layer)
         norms = layer.row_norms()
         if not norms.is_meta and not norms.any():
-            raise ValueError(f"{layer.name}: its weight is zero, and {config.method} makes its change from the weight; "
-                             "exclude it")
+            raise ValueError(f"{layer.name}: its weight is zero, and {config.method} computes its update from the "
+                             "weight; exclude it")
         rank, out, calibrated = config.rank, layer.out_features, config.step_size == "calibrated"
         tensors = SLOWER * (1 + 2 * config.depth)
         unit, inner_unit = (torch.tensor(1 / math.sqrt(3 * n) / tensors if calibrated else 1.0) for n in (out, rank))

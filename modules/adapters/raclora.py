@@ -88,7 +88,7 @@ class Adapter(base.Adapter):
             return ""
         link = link_after(step, before, links)
         until = next((s for s in range(step + 1, now + 1) if link_after(s, now, links) > link), now)
-        return f"link {link + 1} of the chain of {links} is under way, and goes on until step {until}"
+        return f"link {link + 1} of the chain of {links} is being trained, until step {until}"
 
     def start_from(self, terms: base.Terms, layer: Layer) -> None:
         """As the first link, whose `down` is then the file's."""

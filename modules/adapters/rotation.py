@@ -131,7 +131,7 @@ def half_tangents(turn: Tensor) -> Tensor:
     left, _, right = torch.linalg.svd(turn)
     nearest, eye = left @ right, torch.eye(turn.shape[-1], dtype=turn.dtype, device=turn.device)
     if torch.linalg.svdvals(nearest + eye).min() < HALF_TURN:
-        raise ValueError("the file turns some directions by half a turn, which the run's rotations cannot")
+        raise ValueError("the file rotates some directions by 180 degrees, which the run's rotations cannot represent")
     return torch.linalg.solve(nearest + eye, nearest - eye)
 
 
@@ -141,8 +141,8 @@ def refuse_stretched(turn: Tensor) -> None:
     moved = (turn - torch.eye(turn.shape[-1], dtype=turn.dtype, device=turn.device)).norm()
     off = (turn - left @ right).norm()
     if off > ORTHOGONAL * moved:
-        raise ValueError(f"the file's rotation is not orthogonal (its trainer's series is off by {off / moved:.1%} of "
-                         "the change), and the run's always is")
+        raise ValueError(f"the file's rotation is not orthogonal (its truncated series is off by {off / moved:.1%} of "
+                         "the change), but the run's always is")
 
 
 def triangles(turn: Tensor) -> Tensor:
@@ -177,7 +177,7 @@ class Rotation(nn.Module):
     def check_side(self, terms: Terms) -> None:
         """ValueError if the rotation of `terms` is on the other side."""
         if terms.side != self.side:
-            raise ValueError(f"the file rotates the layer's {terms.side}, and the run its {self.side}; set "
+            raise ValueError(f"the file rotates the layer's {terms.side}, but the run its {self.side}; set "
                              f"adapter.side {terms.side}")
 
     def rotate_in(self, x: Tensor, layer: Layer, derived: dict[str, Tensor]) -> Tensor:
@@ -266,15 +266,15 @@ class Blocks(Rotation):
         self.check_side(terms)
         blocks, size = given.shape[:2]
         if self.size % size or blocks * size != self.features:
-            raise ValueError(f"the file has {blocks} blocks of {size} and the run blocks of {self.size}; set "
+            raise ValueError(f"the file has {blocks} blocks of {size}, but the run has blocks of {self.size}; set "
                              f"adapter.rotation.block_size {size}")
         turn = torch.stack([torch.block_diag(*group) for group in given.double().unflatten(0, (-1, self.size // size))])
         if not self.map.startswith("neumann"):
             refuse_stretched(turn)
         skew, eye = MAPS[self.map].back(half_tangents(turn)), torch.eye(self.size, dtype=turn.dtype, device=turn.device)
         if not (eye + MAPS[self.map].excess(skew) - turn).norm() <= ORTHOGONAL * (turn - eye).norm():
-            raise ValueError(f"the file turns further than rotation.map {self.map} can; set adapter.rotation.map "
-                             "cayley")
+            raise ValueError(f"the file rotates by larger angles than rotation.map {self.map} can represent; set "
+                             "adapter.rotation.map cayley")
         with torch.no_grad():
             self.skew.copy_(linalg.upper_triangles(skew) / self.factor)
 
@@ -362,7 +362,7 @@ class Planes(Rotation):
     def start_from(self, terms: Terms) -> None:
         """Refuse every rotation: a few planes of all channels are none in blocks."""
         if terms.rotation is not None:
-            raise ValueError("the file rotates in blocks and the run in planes; set adapter.rotation.kind blocks")
+            raise ValueError("the file rotates in blocks, but the run in planes; set adapter.rotation.kind blocks")
 
     def export_terms(self, W: Tensor) -> Terms:
         """A low-rank update: rank 2p, on the input side times the kernel positions, since each has its own left factor.

@@ -76,7 +76,7 @@ class Adapter(base.Adapter):
         touched = (one != 0).any(across).nonzero().flatten().to(self.places.device)
         rank = len(self.places)
         if len(touched) > rank:
-            raise ValueError(f"the file changes {len(touched)} {words} of the weight and the run {rank}; set "
+            raise ValueError(f"the file changes {len(touched)} {words} of the weight, but the run {rank}; set "
                              "adapter.rank and adapter.side as they were, or choose the method it was trained with")
         others = self.places[~torch.isin(self.places, touched)]
         difference = terms.up @ terms.down

@@ -223,8 +223,8 @@ class Plan:
             found = encodings.encode(encoding, chosen, names)
             if found is not None:
                 return found, self.words(view, encoding, _distance(view, chosen) > SAME_RANK)
-        raise ValueError(f"{layer}: its rotation turns by 180 degrees and cannot be written in any of the forms that "
-                         "export.form allows; choose export.form full")
+        raise ValueError(f"{layer}: its rotation has an angle of 180 degrees, which none of the forms that export.form "
+                         "allows can store; choose export.form full")
 
 
 def _distance(view: Seen, other: Seen) -> float:

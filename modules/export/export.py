@@ -79,7 +79,8 @@ def write(
         told = model.metadata() | told | metadata.file_hashes(partial) | report.outcome()
         opening.save(flat, partial, told)
         if not tensorfile.holds(partial, flat):
-            raise OSError(f"{partial}: the disk returned other bytes than were written; the file is not to be trusted")
+            raise OSError(f"{partial}: the bytes read back from the disk differ from those written, so the file cannot "
+                          "be used; check the disk")
     report.size = path.stat().st_size
     return report
 
@@ -209,17 +210,17 @@ def _notes(changes: dict[str, Change], options: Export, report: Report) -> list[
     small = [name for name, form in report.forms.items() if form == encodings.FULL_HERE]
     if small:
         size = sum(report.sizes[name] for name in small)
-        found.append(f"{len(small)} layers would lose too much where {options.host} computes in {options.computes_in}, "
-                     f"and are stored as full differences, {megabytes(size)} in all")
+        found.append(f"{len(small)} layers would lose too much precision where {options.host} computes in "
+                     f"{options.computes_in}, and are stored as full differences, {megabytes(size)} in all")
     norms = sum(change.layer.kind == "norm" for change in changes.values())
     if norms:
-        found.append(f"{norms} norms are changed: ComfyUI, A1111, Forge and LyCORIS read that, sd-scripts leaves it "
-                     "out")
+        found.append(f"{norms} norm layers are changed: ComfyUI, A1111, Forge and LyCORIS read these changes, "
+                     "sd-scripts ignores them")
     if options.rank is not None and not any("approximate" in form for form in report.forms.values()):
-        found.append("export.rank changed nothing: every layer has an exact form for this host")
+        found.append("export.rank has no effect: every layer has an exact form for this host")
     if any(quant.is_rounded(change.layer.base) for change in changes.values()):
-        found.append("the base was quantised: the file was checked against the rounded weights it was trained on, and "
-                     "on the full weights it does what it does there up to that rounding")
+        found.append("the base was quantized: the file was checked against the quantized weights it was trained on; "
+                     "on the full-precision weights its effect is the same up to the quantization error")
     return found
 
 

@@ -12,8 +12,8 @@ from modules.hosts import How
 from modules.hosts.parts.effect_of_file import counted
 from modules.preset.export_options import Export
 
-PLAIN = "export.form svd writes plain LoRAs, which it reads, with the error of each printed"
-LEAVE_OUT = "leave them out of the training (targets.exclude) if the file has to do the same there"
+PLAIN = "export.form svd writes plain LoRAs, which it reads, and prints the error of each"
+LEAVE_OUT = "leave them out of the training (targets.exclude) if the result must be the same there"
 
 
 def notes(
@@ -31,7 +31,7 @@ def notes(
     nowhere = group.unfound(how.family, {spelling[name]: name for name in changes})
     for program, reason, names in nowhere:
         if len(names) == len(changes):
-            said.append(f"{program} loads nothing of this file: {reason}")
+            said.append(f"{program} loads nothing from this file: {reason}")
         else:
             said.append(_sentence(program, reason, names, LEAVE_OUT))
     for program in group.apart():

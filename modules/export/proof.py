@@ -54,14 +54,14 @@ def check(
     if wrong:
         worst = sorted(wrong, key=lambda name: -wrong[name])[:3]
         raise ValueError(
-            f"the exported file would not do what was trained: {len(wrong)} of {len(changes)} layers are off by more "
-            f"than {tolerance:g} of their largest weight ("
+            f"the exported file does not match the trained weights: {len(wrong)} of {len(changes)} layers are off by "
+            f"more than {tolerance:g} of their largest weight ("
             + ", ".join(f"{name}: {wrong[name]:.1e}" for name in worst)
             + "); try export.dtype float32"
         )
     for name, change in changes.items():
         if not same_bias(change, host.bias_change(found[name], 1.0), tolerance):
-            raise ValueError(f"the exported file would not change the bias of {name} as was trained")
+            raise ValueError(f"the exported file does not match the trained bias of {name}")
 
 
 def _other_notes(
@@ -100,7 +100,7 @@ def _fallback_notes(
         if not torch.equal(weight, instead):
             errors[name] = distance.compare(weight, instead, W).change
     if not errors:
-        return ["export.node_fallback changed nothing: no layer of this file needs the node"]
+        return ["export.node_fallback has no effect: no layer of this file needs the node"]
     worst, middle = max(errors, key=lambda name: errors[name]), sorted(errors.values())[len(errors) // 2]
     return [f"without the node ComfyUI reads a LoRA of rank {options.node_fallback} for {len(errors)} layers; error as "
             f"a part of the trained change: median {middle:.1%}, largest {errors[worst]:.1%} ({worst})"]

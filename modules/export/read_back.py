@@ -30,8 +30,8 @@ def read(path: Path, spelling: dict[str, str], names: keys.Names) -> dict[str, d
             else:
                 found.setdefault(layer, {})[suffix] = file.get_tensor(key)
     if unknown:
-        raise ValueError(f"{path.name}: keys that the program would not read: {', '.join(unknown[:5])} "
-                         f"({len(unknown)} in all)")
+        raise ValueError(f"{path.name}: keys that the program does not read: {', '.join(unknown[:5])} ({len(unknown)} "
+                         "in all)")
     for layer, tensors in found.items():
         if not names.is_complete(tensors):
             raise ValueError(f"{path.name}: {layer} is incomplete; it has only {', '.join(sorted(tensors))}")

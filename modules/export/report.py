@@ -45,10 +45,10 @@ class Rounded:
     def words(self) -> str:
         """For reading; no part of a change that is next to nothing."""
         if self._is_nothing:
-            return "no layer has changed more than rounding its weight costs"
+            return "no layer has changed by more than the rounding error of its weight"
         found = f"{self.error:.2%} (rounding alone: {self.rounding:.2%})"
-        found += f", largest of a layer {self.worst:.1%} ({self.layer})" if self.layer else ""
-        return found + (f"; layers that have changed less than rounding their weights costs: {self.lost}"
+        found += f", largest in one layer {self.worst:.1%} ({self.layer})" if self.layer else ""
+        return found + (f"; layers that have changed by less than the rounding error of their weights: {self.lost}"
                         if self.lost else "")
 
 

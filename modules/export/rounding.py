@@ -166,8 +166,8 @@ def notes(report: Report, options: Export) -> list[str]:
     poor = {words: found for words, found in report.rounded.items() if not found.is_good}
     if not poor:
         return []
-    listed = "; ".join(f"in {words} {found.error:.1%} of the change is wrong (rounding alone: {found.rounding:.1%})"
+    listed = "; ".join(f"in {words} the error is {found.error:.1%} of the change (rounding alone: {found.rounding:.1%})"
                        for words, found in poor.items())
-    return [f"the magnitudes of this file are written for a ComfyUI that computes in {options.computes_in} "
-            f"(export.computes_in), and elsewhere they are less exact: {listed}. With our node (export.host "
-            "comfyui_node) a file is as exact as rounding allows in all of them"]
+    return [f"the magnitudes of this file are optimized for ComfyUI computing in {options.computes_in} "
+            f"(export.computes_in); in other precisions they are less exact: {listed}. A file for our node "
+            "(export.host comfyui_node) is exact up to rounding in all of them"]

@@ -33,7 +33,7 @@ def apply_file(model: Any, path: Path, host: str, strength: float = 1.0) -> list
     single = {name: layer.layers if isinstance(layer, fuse.Fused) else [layer] for name, layer in layers.items()}
     packed = [layer.name for each in single.values() for layer in each if quant.is_rounded(layer.base)]
     if packed:
-        raise ValueError(f"{packed[0]} is quantised and cannot take a merged weight; load the base with "
+        raise ValueError(f"{packed[0]} is quantized, so nothing can be merged into it; load the base with "
                          "base.quantization none")
     with torch.no_grad():
         for name, tensors in found.items():

@@ -24,16 +24,17 @@ def load(file: AdapterFile, path: str, config: str = "", family: str = "", devic
     """
     base = Base(path=path, config=config)
     if family and family not in families.names():
-        raise ValueError(f"--family {family}: there is {', '.join(families.names())}")
+        raise ValueError(f"--family {family}: unknown family; choose one of {', '.join(families.names())}")
     candidates = [family] if family else families_of(file.tensors) or families.names()
     problems = {name: families.load_class(name).problems(base) for name in candidates}
     readable = [name for name, found in problems.items() if not found and is_its(Path(path), name)]
     if not readable:
         titles = " or ".join(families.load_class(name).TITLE for name in candidates)
-        other = f"{path} is no base for {file.path}, which is for {titles}"
+        other = f"{path} is not a base for {file.path}, which is for {titles}"
         raise ValueError("\n".join(problems[candidates[0]]) or other)
     if len(readable) > 1:
-        raise ValueError(f"{file.path}: its names and the base fit {' and '.join(readable)}; say which with --family")
+        raise ValueError(f"{file.path}: its layer names and the base fit {' and '.join(readable)}; choose one with "
+                         "--family")
     try:
         model = families.load_class(readable[0]).load(base, torch.device(device), stored_dtype(Path(path)), False)
     except (OSError, KeyError) as error:

@@ -51,14 +51,14 @@ def convert(source: Source, options: Export, out: Path | None = None) -> str:
         file.metadata[writer.EARLY] = "elements"
     out = out or out_path(file.path, options.host)
     if out.exists() and out.samefile(file.path):
-        raise ValueError(f"--out {out} is the file itself; give another name")
+        raise ValueError(f"--out {out} is the input file; give another name")
     model = base_of_file.load(file, source.base, source.config, source.family, source.device)
     options = rounding.resolved(options, model.computed_in)
     changes = reading.changes(file, model, source.skip_unknown, kept=False)
     found = reading.place(file, model)
     left_out = found.left_out()
     if source.skip_unknown and keys.NORM not in hosts.load(options.host).NAMES.all():
-        left_out += [f"{reading.listed(found.norms)}: {options.host} reads no norms"] if found.norms else []
+        left_out += [f"{reading.listed(found.norms)}: {options.host} does not read norm layers"] if found.norms else []
         changes = {name: change for name, change in changes.items() if change.layer.kind != "norm"}
     report = write(out, model, changes, options, lambda written: about(file, found.writer, options, written, model))
     lines = [report.table() + report.text()]
@@ -129,5 +129,5 @@ def singular_values(terms: Terms, change: Change) -> Tensor:
 
 def curve_text(found: dict[int, float]) -> str:
     """The curve as printable lines."""
-    lines = ["rank\terror of all changes together"]
+    lines = ["rank\ttotal error"]
     return "\n".join(lines + [f"{rank}\t{error:.2%}" for rank, error in found.items()])

@@ -91,15 +91,16 @@ class Statement:
     def lines(self) -> list[str]:
         """For people; the first line goes behind the program's name."""
         if self.loads == UNJUDGED:
-            return [f"not judged: {self.why}", *(f"where it finds them, {trouble}" for trouble in self.troubles)]
+            return [f"not checked: {self.why}", *(f"if it finds the layers, {trouble}" for trouble in self.troubles)]
         if self.loads == NOTHING:
-            return [f"loads nothing and stops with {self.raises}" if self.raises else
-                    f"loads nothing and goes on{f': {self.why}' if self.why else ''}"]
-        computed = self.troubles if self.arithmetic else ["whether it computes exactly what was trained is not judged"]
+            return [f"loads nothing and fails with {self.raises}" if self.raises else
+                    f"loads nothing, without an error{f': {self.why}' if self.why else ''}"]
+        computed = self.troubles if self.arithmetic else ["whether it computes exactly what was trained was not "
+                                                          "checked"]
         exact = "" if computed else ", exactly"
         if self.loads == ALL:
             return [f"loads all of it{exact}", *computed]
-        found = [f"loads a part{exact}: {self.layers - len(self.dropped_layers)} of {counted(self.layers)}"]
+        found = [f"loads part of it{exact}: {self.layers - len(self.dropped_layers)} of {counted(self.layers)}"]
         if self.dropped_layers:
             found.append(f"drops {counted(len(self.dropped_layers))}: {listed(self.dropped_layers)}")
         rest = [key for key in self.dropped if not any(f"{name}." in key for name in self.dropped_layers)]
@@ -142,8 +143,8 @@ class Inspection:
         """For people."""
         lines = [f"{self.path}: {self.bytes / 1e6:.1f} MB, "
                  f"{counted(sum(group.layers for group in self.groups))}",
-                 f"  written by: {self.writer or 'unknown; nothing in the file tells'}",
-                 f"  for: {self.model or 'no known kind of model'}"]
+                 f"  written by: {self.writer or 'unknown'}",
+                 f"  for: {self.model or 'unknown model'}"]
         for group in self.groups:
             parts = ", ".join(f"{count} {part}" for part, count in group.parts.most_common())
             lines.append(f"  {group.kind}: {counted(group.layers)} ({parts})")
@@ -152,7 +153,7 @@ class Inspection:
             if group.alphas:
                 lines.append(f"    {group.alpha_words} {_counted(group.alphas)}")
         formats = ", ".join(f"{name} {size / 1e6:.1f} MB" for name, size in self.dtypes.items())
-        lines.append(f"  number formats: {formats}")
+        lines.append(f"  dtypes: {formats}")
         lines += [f"  {what}: {value}" for what, value in self.trained_on.items()]
         for host, statement in self.hosts.items():
             first, *others = statement.lines()
@@ -265,7 +266,7 @@ def _hosts(
                 continue
             loadings = [key_maps.load(host).loading(file.tensors, family) for family in like.families]
             loading = loadings[0] if loadings else key_maps.Loading(
-                frozenset(file.tensors), unjudged="nothing tells which model it is for")
+                frozenset(file.tensors), unjudged="the model it is for is unknown")
             if any(other != loading for other in loadings):
                 why = f"it may be for {like.title}, which this program reads differently"
                 found[host] = Statement(UNJUDGED, why=why)
@@ -287,8 +288,8 @@ def _fitted(file: AdapterFile, loading: key_maps.Loading) -> list[str]:
     errors = [f"{one['error']:.1%} of the change in {way} (rounding alone: {one['rounding']:.1%})"
               for way, one in measured.items()
               if all(isinstance(one.get(what), int | float) for what in ("error", "rounding"))]
-    return [f"its magnitudes are written for a program that computes in {' and '.join(numbers)} (export.computes_in)"
-            + (f"; measured when it was written, wrong are {', '.join(errors)}" if errors else "")]
+    return [f"its magnitudes are optimized for a program that computes in {' and '.join(numbers)} (export.computes_in)"
+            + (f"; errors measured at export: {', '.join(errors)}" if errors else "")]
 
 
 def _statement(file: AdapterFile, loading: key_maps.Loading, layers: dict[str, dict[str, str]]) -> Statement:
@@ -350,7 +351,7 @@ def _told(
     try:
         meant = forms.applied(kinds.terms(parts, layer, matrix, about), layer, matrix)
     except ValueError as error:
-        return f"not judged: {str(error).removeprefix(f'{layer.name}: ')}"
+        return f"not checked: {str(error).removeprefix(f'{layer.name}: ')}"
     W, meant = layer.native(matrix), layer.native(meant)
     exact = effect_of_file.judge(seen, about.name, parts, given, W, meant)
     if exact.error is None:

@@ -102,8 +102,8 @@ def resized(file: AdapterFile, choose: Choose) -> Resized:
         found.rows.append(row)
     if not found.rows:
         kept = ", ".join(f"{count} {what}" for what, count in found.kept.items())
-        raise ValueError(f"{file.path} has no low-rank pairs to resize ({kept or 'nothing known'}); convert.py writes "
-                         "any file as one, with its base")
+        raise ValueError(f"{file.path} has no low-rank layers to resize ({kept or 'nothing known'}); "
+                         "scripts/convert.py with --form svd converts any file to a LoRA, given its base")
     _tell(found)
     return found
 

@@ -103,7 +103,7 @@ def by_comfyui(
         W = whole.W
         exact, rounded = (
             effect_of_file.Verdict(compare(whole.meant, effects[placed.name].to(W), W)) if placed.name in effects
-            else effect_of_file.Verdict(None, "ComfyUI changed nothing")
+            else effect_of_file.Verdict(None, "ComfyUI did not change the weight")
             for effects in found
         )
         return exact, rounded
@@ -143,7 +143,8 @@ def _meant(placed: Placed, meanings: Meanings | None) -> tuple[Tensor, Tensor]:
 def _trained(meanings: Meanings, layer: str, placed: Placed) -> Tensor:
     """The layer's adapted weight. Raises ValueError if the run has none."""
     if layer not in meanings:
-        raise ValueError(f"{placed.name} is the layer {layer}, which the run did not train; give the file's own run")
+        raise ValueError(f"{placed.name} is the layer {layer}, which the run did not train; give the run that the file "
+                         "is from")
     return meanings[layer]()
 
 
@@ -177,15 +178,15 @@ def text(rows: list[Row], host: str, half: torch.dtype, judged: bool, tolerance:
     lines += _rounded(rows, host, words)
     unread = [row for row in missing if row.exact.error is None]
     if not judged:
-        lines.append("at a strength other than 1 the programs blend differently; nothing is judged")
+        lines.append("at a strength other than 1 the programs scale differently; nothing is checked")
     elif missing:
         of_them = f" ({len(unread)} not read at all)" if unread else ""
-        lines.append(f"WRONG: {host} does not do what the file means: {len(missing)} of "
-                     f"{effect_of_file.counted(len(rows))} off by more than {tolerance:g} of their largest "
+        lines.append(f"WRONG: {host} does not compute what the file means: {len(missing)} of "
+                     f"{effect_of_file.counted(len(rows))} differ by more than {tolerance:g} of their largest "
                      f"weight{of_them}; the worst is {missing[0].name}{advice}")
     else:
         apart = ", approximations apart" if any(row.approximate for row in rows) else ""
-        lines.append(f"RIGHT: {host} does what the file means: all of {effect_of_file.counted(len(rows))} within "
+        lines.append(f"RIGHT: {host} computes what the file means: all of {effect_of_file.counted(len(rows))} within "
                      f"{tolerance:g} of their largest weight{apart}")
     return "\n".join(lines)
 
@@ -195,8 +196,8 @@ def _rounded(rows: list[Row], host: str, words: str) -> list[str]:
     found = []
     skipped = [row for row in rows if row.half.error is None and row.exact.error is not None]
     if skipped:
-        found.append(f"where {host} computes in {words}, {effect_of_file.counted(len(skipped))} are not read; a "
-                     "file of form svd is read there too, and approximates")
+        found.append(f"where {host} computes in {words}, {effect_of_file.counted(len(skipped))} are not read; a file "
+                     "with export.form svd is read there too, but approximates")
     errors = {row.name: row.half.error.change for row in rows
               if row.half.error is not None and row.exact.error is not None and row.half.error != row.exact.error}
     if errors:

@@ -88,7 +88,7 @@ def test_goes_on_from_a_product(rank, step_size):
 
 
 @pytest.mark.parametrize("product, words", [
-    (((torch.ones(4, 2),), (torch.ones(5, 6),)), "4 x 2 and the run's 2 x 2; set adapter.factor 4"),
+    (((torch.ones(4, 2),), (torch.ones(5, 6),)), "4 x 2, but the run's 2 x 2; set adapter.factor 4"),
     (((torch.ones(2, 2),), (torch.ones(10, 6),)), "set adapter.rank 5"),
     (((torch.ones(2, 2),), (torch.ones(10, 4), torch.ones(4, 6))), "set adapter.rank 4"),
 ])

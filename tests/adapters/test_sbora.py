@@ -71,7 +71,7 @@ def test_it_goes_on_from_its_own_file(side):
 @both_sides
 def test_other_files_are_refused(side):
     fresh, words = isotropic("sbora", 40, 24, rank=4, side=side), "40 columns" if side == "input" else "24 rows"
-    with pytest.raises(ValueError, match=f"changes {words} of the weight and the run 4; set adapter.rank"):
+    with pytest.raises(ValueError, match=f"changes {words} of the weight, but the run 4; set adapter.rank"):
         fresh.adapter.start_from(Terms(up=torch.randn(24, 2), down=torch.randn(2, 40)), fresh.layer)
     with pytest.raises(ValueError, match="a full difference"):
         fresh.adapter.start_from(Terms(difference=torch.randn(24, 40)), fresh.layer)

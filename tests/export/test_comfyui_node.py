@@ -323,7 +323,7 @@ def test_damaged_tensors_leave_the_weight_and_say_so(node, caplog, damage):
     # Seen while loading, the layer is left to the LoRA beside it; seen later, it stays as it was.
     assert all(torch.equal(weight, W + 1 if isinstance(patch, Pair) else W) for weight in found)
     line, = (record.getMessage() for record in caplog.records)
-    assert line.startswith(("Gimbal: x is left as it was: ", "Gimbal: a.weight is left as it was: "))
+    assert line.startswith(("Gimbal: x is left unchanged: ", "Gimbal: a.weight is left unchanged: "))
 
 
 def test_layers_without_a_place_are_named_once(node, caplog):
@@ -333,7 +333,7 @@ def test_layers_without_a_place_are_named_once(node, caplog):
         for patch in patches.values():
             patched(patch, torch.randn(16, 24))
     lines = [record.getMessage() for record in caplog.records]
-    assert lines == ["Gimbal: 5 of 7 layers were not placed in this model: c, d, e, f, g"]
+    assert lines == ["Gimbal: 5 of 7 layers do not exist in this model: c, d, e, f, g"]
     caplog.clear()
     patches, _ = load_lora(tensors, {name: name for name in "abcdefg"})  # the same file again, in a model that has all
     patched(patches["a"], torch.randn(16, 24))

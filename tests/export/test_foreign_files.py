@@ -123,7 +123,7 @@ def test_inspect_tells_what_it_is(tmp_path, monkeypatch, capsys):
         "alpha 1 (1 layer), 2 (1 layer)", "LoRA with input magnitude (DoRA): 1 layer (1 conv)",
         "OFT with output magnitude (DOFT): 1 layer (1 text encoders)", "block size 4", "base: painter.safetensors",
         "steps: 1200", "triggers: zxc", "12 pictures in cats", "most frequent tags: cat, dog",
-        "number formats: float32",
+        "dtypes: float32",
         "ComfyUI cannot apply stored rotations where it computes in 16 bits",
     ):
         assert words in text, words
@@ -190,7 +190,7 @@ def test_convert_for_comfyui_and_back(base, tmp_path, monkeypatch, capsys):
     path, _ = foreign_file(base, tmp_path / "a.safetensors")
     code, text, complaint = run(monkeypatch, capsys, "verify.py", path, "--base", base, "--host", "comfyui")
     assert code == 1 and "attn1_to_k" in text.splitlines()[1], complaint
-    assert "2 of 4 layers off" in text
+    assert "2 of 4 layers differ" in text
     code, text, complaint = run(
         monkeypatch, capsys, "convert.py", path, "--base", base, "--host", "comfyui", "--dtype", "fp32"
     )
@@ -201,7 +201,7 @@ def test_convert_for_comfyui_and_back(base, tmp_path, monkeypatch, capsys):
     assert told["modelspec.architecture"] == "stable-diffusion-v1/lora" and "sshs_model_hash" in told
     assert told["ss_steps"] == "7" and json.loads(told["gimbal.converted"])["writer"] == "OneTrainer"
     code, text, complaint = run(monkeypatch, capsys, "verify.py", out, "--base", base, "--host", "comfyui")
-    assert code == 0 and "comfyui does what the file means: all of 4 layers" in text, text + complaint
+    assert code == 0 and "comfyui computes what the file means: all of 4 layers" in text, text + complaint
     again = tmp_path / "b.safetensors"
     code, text, complaint = run(
         monkeypatch, capsys, "convert.py", out, "--base", base, "--host", "kohya", "--dtype", "fp32", "--out", again
@@ -248,7 +248,7 @@ def test_convert_as_one_lora_with_its_curve(base, tmp_path, monkeypatch, capsys)
     )
     assert code == 0, complaint
     lines = text.splitlines()
-    curve = [line.split("\t") for line in lines[lines.index("rank\terror of all changes together") + 1 :]]
+    curve = [line.split("\t") for line in lines[lines.index("rank\ttotal error") + 1 :]]
     errors = [float(error.rstrip("%")) for _, error in curve]
     assert [int(rank) for rank, _ in curve][:4] == [1, 2, 4, 8] and errors == sorted(errors, reverse=True)
     assert errors[-1] < 0.01
@@ -280,7 +280,7 @@ def test_strength_is_a_blend(base, tmp_path, monkeypatch, capsys):
     path, _ = foreign_file(base, tmp_path / "a.safetensors")
     given = ("verify.py", path, "--base", base, "--host")
     code, text, _ = run(monkeypatch, capsys, *given, "comfyui", "--strength", "0.5")
-    assert code == 0 and "nothing is judged" in text
+    assert code == 0 and "nothing is checked" in text
     code, _, complaint = run(monkeypatch, capsys, *given, "diffusers", "--comfyui", "x")
     assert code == 2 and "--host is diffusers" in complaint
 
@@ -329,7 +329,7 @@ def test_the_users_own_comfyui_is_asked(base, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(installed_comfyui, "effects", effects)
     given = ("verify.py", path, "--base", base, "--host", "comfyui", "--comfyui", "there")
     code, text, complaint = run(monkeypatch, capsys, *given)
-    assert code == 1 and "1 of 4 layers off" in text and "ComfyUI changed nothing" in text.splitlines()[1], complaint
+    assert code == 1 and "1 of 4 layers differ" in text and "did not change the weight" in text, complaint
 
 
 @pytest.mark.parametrize("name, spelling, part", [

@@ -187,4 +187,4 @@ def test_a1111_takes_what_is_around_layers_for_a_layer(tmp_path):
 @pytest.mark.parametrize("program", ["one_trainer", "a1111_before_1_9"])
 def test_programs_of_which_nothing_is_known_are_not_judged(tmp_path, program):
     found = inspected(tmp_path, *(pair(f"unet.{path}", PEFT, False) for path in sdxl())).hosts[program]
-    assert found.loads == UNJUDGED and found.why and found.lines()[0].startswith("not judged: ")
+    assert found.loads == UNJUDGED and found.why and found.lines()[0].startswith("not checked: ")

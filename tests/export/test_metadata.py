@@ -128,7 +128,7 @@ def test_a_disk_that_changes_what_is_written_is_seen(tmp_path, monkeypatch):
         path.write_bytes(content)
 
     monkeypatch.setattr(opening, "save", flipping)
-    with pytest.raises(OSError, match="the disk returned other bytes"):
+    with pytest.raises(OSError, match="the bytes read back from the disk differ"):
         written(tmp_path)
 
 

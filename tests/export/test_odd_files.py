@@ -141,5 +141,5 @@ def test_headers_that_cannot_be(tmp_path, entries):
 def test_strengths_that_are_none(tmp_path, strength):
     path = tmp_path / "a.safetensors"
     path.touch()
-    with pytest.raises(ValueError, match=f"{strength} is no strength; give a number"):
+    with pytest.raises(ValueError, match=f"{strength} is not a strength; give a number"):
         command.parse(f"{path}:{strength}")

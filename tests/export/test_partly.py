@@ -68,7 +68,7 @@ def test_flux_has_output_magnitudes_for_forge(tmp_path):
     names = ["transformer.transformer_blocks.0.ff.net.2", "transformer.single_transformer_blocks.0.proj_out"]
     layers, report = written(tmp_path, "FLUX", OUTPUT, names)
     assert set(report.forms.values()) == {"LoRA with output magnitude"}
-    assert any(note.startswith("A1111 loads nothing of this file: it does not support FLUX") for note in report.notes)
+    assert any(note.startswith("A1111 loads nothing from this file: it does not support FLUX") for note in report.notes)
     file = opening.read(report.path)
     with torch.no_grad():
         for name, change in reading.changes(file, every.fresh(every.FAMILIES["FLUX"])).items():

@@ -40,7 +40,7 @@ def test_overflow_is_refused_with_advice(tmp_path):
         export(model, layers, preset(*LORA), Facts(), tmp_path / "test.safetensors")
     with torch.no_grad():
         layers["unet.wide"].adapter.up.fill_(float("nan"))
-    with pytest.raises(ValueError, match="unet.wide.*not finite"):
+    with pytest.raises(ValueError, match="unet.wide.*non-finite"):
         export(model, layers, preset(*LORA), Facts(), tmp_path / "test.safetensors")
     assert not list(tmp_path.iterdir())
 

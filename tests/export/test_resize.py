@@ -122,7 +122,7 @@ def test_bad_numbers_are_sentences(tmp_path, monkeypatch, capsys, arguments, wor
 def test_a_file_without_pairs_is_refused(tmp_path, monkeypatch, capsys):
     write(tmp_path / "a.safetensors", {"a": foreign.of_lycoris("loha", linear(16), {"lora_dim": 2, "alpha": 1})})
     assert run(monkeypatch, tmp_path / "a.safetensors", "--rank", "2") == 2
-    assert "no low-rank pairs to resize (1 LoHa)" in capsys.readouterr().err
+    assert "no low-rank layers to resize (1 LoHa)" in capsys.readouterr().err
 
 
 def test_curve_and_powers():

@@ -228,5 +228,5 @@ def test_of_a_layer_that_hardly_changed_no_part_of_the_change_is_given(tmp_path,
     report = export(model, layers, preset(method, choice, computes_in="float16"), Facts(), tmp_path / "a.safetensors")
     for way, found in report.rounded.items():
         assert found.lost == 1 and found.layer != "unet.wide" and found.worst < 10, (way, found)
-        assert "layers that have changed less than rounding their weights costs: 1" in report.text()
+        assert "layers that have changed by less than the rounding error of their weights: 1" in report.text()
     assert report.errors["unet.wide"].change == 0.0

@@ -75,15 +75,15 @@ PAIRS, FOURS = ({"rotation": {"kind": "blocks", "block_size": size}} for size in
 
 
 @pytest.mark.parametrize("method, options, terms, words", [
-    ("lora", {"rank": 2}, Terms(up=torch.ones(12, 3), down=torch.ones(3, 16)), "and the run 2; set adapter.rank 3"),
+    ("lora", {"rank": 2}, Terms(up=torch.ones(12, 3), down=torch.ones(3, 16)), "run has rank 2; set adapter.rank 3"),
     ("lora", {"rank": 2}, Terms(difference=torch.ones(12, 16)), "a full difference, which lora"),
-    ("lora", {"rank": 2}, Terms(magnitude=torch.ones(12), axis="output"), "magnitudes, which lora cannot hold"),
+    ("lora", {"rank": 2}, Terms(magnitude=torch.ones(12), axis="output"), "magnitudes, which lora cannot represent"),
     ("dora", {"rank": 2}, Terms(magnitude=torch.ones(12), axis="output"), "set adapter.axis output"),
     ("dora", {"rank": 2}, Terms(magnitude=-torch.ones(16), axis="input"), "not positive"),
     ("oft", {}, Terms(rotation=torch.eye(4).expand(3, 4, 4), side="output"), "rotates the layer's output"),
     ("oft", PAIRS, Terms(rotation=torch.eye(4).expand(4, 4, 4)), "block_size 4"),
     ("oft", {"rotation": {"kind": "planes"}}, Terms(rotation=torch.eye(4).expand(4, 4, 4)), "rotation.kind blocks"),
-    ("oft", FOURS, Terms(rotation=-torch.eye(4).expand(4, 4, 4)), "half a turn"),
+    ("oft", FOURS, Terms(rotation=-torch.eye(4).expand(4, 4, 4)), "by 180 degrees"),
     ("oft", FOURS, Terms(rotation=torch.ones(4, 4, 4)), "not orthogonal"),
 ])
 def test_what_cannot_be_held_is_a_sentence(method, options, terms, words):

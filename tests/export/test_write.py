@@ -187,5 +187,5 @@ def test_wrong_terms_are_noticed(tmp_path):
     layer = layer_of(model, "wide")
     terms = Terms(up=torch.randn(16, 2), down=torch.randn(2, 24))
     change = Change(layer, terms, weight=lambda: layer.dense() + 1)
-    with pytest.raises(ValueError, match="would not do what was trained.*unet.wide.*rejected"):
+    with pytest.raises(ValueError, match="does not match the trained weights.*unet.wide.*rejected"):
         written(tmp_path, {"unet.wide": change}, model)

@@ -87,7 +87,7 @@ def test_inspected_without_a_false_word(tmp_path, name):
         return
     assert not found.damaged or "VeRA" in found.damaged[0]
     assert not found.unknown or sample.refused
-    assert "): not judged" not in found.text(), "what a program computes from a kind of tensors"
+    assert "): not checked" not in found.text(), "what a program computes from a kind of tensors"
 
 
 MERGED = ("LyCORIS norms", "LyCORIS IA3", "LyCORIS LoKr Tucker", "peft lora_bias", "peft modules_to_save", "peft IA3",
@@ -129,7 +129,7 @@ def test_converted_for_programs_that_can_hold_it(bases, models, tmp_path, name, 
     changes = reading.changes(opening.read(tmp_path / "out.safetensors"), models[sample.family])
     assert_meant(sample, changes, models[sample.family])
     has_norms = name in ("LyCORIS norms", "ComfyUI saved", "FLUX BFL", "FLUX BFL control")
-    assert ("sd-scripts leaves it out" in text) == has_norms
+    assert ("sd-scripts ignores them" in text) == has_norms
 
 
 def test_resized_with_a_bias_in_the_pair(models, tmp_path):
@@ -148,4 +148,4 @@ def test_norms_are_refused_where_no_program_reads_them(bases, tmp_path):
     with pytest.raises(ValueError, match="cannot hold changes of norms; .*--skip-unknown"):
         convert.convert(convert.Source(path, base), options, tmp_path / "out.safetensors")
     text = convert.convert(convert.Source(path, base, skip_unknown=True), options, tmp_path / "out.safetensors")
-    assert "diffusers reads no norms" in text
+    assert "diffusers does not read norm layers" in text

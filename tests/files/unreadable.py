@@ -48,10 +48,10 @@ SAMPLES: dict[str, Callable[[], Sample]] = {
         "base_model.model.a.lora_B.weight": ones(4, 2)}),
     "textual inversion": plain("textual inversion", lambda: {"emb_params": ones(2, 16)}),
     "SDXL embedding": plain("textual inversion", lambda: {"clip_l": ones(2, 16), "clip_g": ones(2, 16)}),
-    "whole checkpoint": plain("whole model", lambda: {
+    "whole checkpoint": plain("base model", lambda: {
         "model.diffusion_model.input_blocks.0.0.weight": ones(8, 4, 3, 3),
         "model.diffusion_model.input_blocks.0.0.bias": ones(8)}),
-    "diffusers UNet": plain("whole model", lambda: {"conv_in.weight": ones(8, 4, 3, 3), "conv_in.bias": ones(8)}),
+    "diffusers UNet": plain("base model", lambda: {"conv_in.weight": ones(8, 4, 3, 3), "conv_in.bias": ones(8)}),
     "ControlNet": plain("ControlNet", lambda: {
         "control_model.input_blocks.0.0.weight": ones(8, 4, 3, 3),
         "control_model.zero_convs.0.0.weight": ones(8, 8, 1, 1)}),

@@ -128,7 +128,7 @@ def test_a_schedule_differs_only_where_its_past_does():
     assert schedules.replanned(linear, 5, 10, 20) == "" != schedules.replanned(linear, 7, 10, 20)
 
 
-@pytest.mark.parametrize("adapter, words", [(ADALORA, "ranks of the layers were settled"), (RACLORA, "link 2 of the")])
+@pytest.mark.parametrize("adapter, words", [(ADALORA, "ranks of the layers were final"), (RACLORA, "link 2 of the")])
 def test_methods_that_depend_on_the_length_say_how_they_go_on(place: Place, adapter, words, capsys):
     assert place.train("run", *TWO, adapter=adapter) == 0
     before = place.adapter("run")

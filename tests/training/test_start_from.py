@@ -76,7 +76,7 @@ def test_a_file_of_peft(place, stage):
 
 
 @pytest.mark.parametrize("adapter, words", [
-    ({"method": "lora", "rank": 1}, "the file has rank 2 and the run 1; set adapter.rank 2"),
+    ({"method": "lora", "rank": 1}, "the file has rank 2, but the run has rank 1; set adapter.rank 2"),
     ({"method": "oft"}, "the file has a low-rank pair, which oft cannot hold"),
 ])
 def test_what_does_not_fit_is_said_before_anything_is_done(place, capfd, adapter, words):

@@ -79,6 +79,6 @@ def _is_loaded(name: str) -> bool:
 def _readable(header: Header) -> Header:
     packed = [name for name in header.tensors if name.endswith(PACKED)]
     if packed:
-        raise ValueError(f"{header.path} has packed weights (there is {packed[0]}), into which nothing can be merged; "
+        raise ValueError(f"{header.path} has quantized weights ({packed[0]}), into which an adapter cannot be merged; "
                          "give the base in bf16, fp16, fp32 or plain fp8")
     return header

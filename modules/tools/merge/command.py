@@ -57,7 +57,7 @@ def parse(text: str) -> Adapter:
     if math.isfinite(found):
         return Adapter(Path(name), found)
     if Path(name).exists():
-        raise ValueError(f"--adapter {text}: {strength} is no strength; give a number such as 0.8")
+        raise ValueError(f"--adapter {text}: {strength} is not a strength; give a number such as 0.8")
     return Adapter(Path(text))
 
 
@@ -65,10 +65,11 @@ def merge(base: str, adapters: Sequence[Adapter], out: Path, choice: Choice) -> 
     """Write `base` with the adapters to `out`. Raises ValueError with one sentence for what is wrong."""
     path = Path(base)
     if not path.exists():
-        raise ValueError(f"{base} does not exist; give a folder in diffusers layout or a .safetensors checkpoint (a "
-                         "model of the hub has to be downloaded first)")
+        raise ValueError(f"{base} does not exist; give a folder in diffusers layout or a .safetensors checkpoint "
+                         "(download a model of the hub first)")
     if choice.dtype is not None and long_form(choice.dtype) not in DTYPES:
-        raise ValueError(f"--dtype {choice.dtype}: there is {', '.join([*DTYPES, *NUMBER_FORMATS])}")
+        raise ValueError(f"--dtype {choice.dtype}: unknown dtype; choose one of "
+                         f"{', '.join([*DTYPES, *NUMBER_FORMATS])}")
     stored = Checkpoint(skeleton(base, choice), path)
     read = [sources.of_file(adapter.path, stored, choice.skip_unknown) for adapter in adapters]
     strengths = [adapter.strength for adapter in adapters]
@@ -86,7 +87,7 @@ def skeleton(base: str, choice: Choice) -> Any:
     """The base's networks without weights. Raises ValueError with what is wrong, or which families there are."""
     given = Base(path=base, config=choice.config)
     if choice.family is not None and choice.family not in families.names():
-        raise ValueError(f"--family {choice.family}: there is {', '.join(families.names())}")
+        raise ValueError(f"--family {choice.family}: unknown family; choose one of {', '.join(families.names())}")
     name = choice.family or family_of(given)
     try:
         return families.load_class(name).skeleton(given)
@@ -100,19 +101,19 @@ def family_of(base: Base) -> str:
     kinds, path = families.names(), Path(base.path)
     if path.is_dir():
         if not (path / INDEX).is_file():
-            raise ValueError(f"{path} has no {INDEX}, so it is no folder in diffusers layout; give one, or a "
-                             ".safetensors checkpoint")
+            raise ValueError(f"{path} has no {INDEX}, so it is not a diffusers folder; give one, or a .safetensors "
+                             "checkpoint")
         pipeline = read_object(path / INDEX).get("_class_name")
         found = [name for name in kinds if pipeline == families.load_class(name).PIPELINE]
         if not found:
-            raise ValueError(f"{path} is a {pipeline}, which no family here is; there is {', '.join(kinds)}")
+            raise ValueError(f"{path} is a {pipeline}, which is not supported; supported are {', '.join(kinds)}")
         return found[0]
     problems = {name: families.load_class(name).problems(base) for name in kinds}
     # A file that lacks a configuration is not the wrong file.
     fits = [name for name, said in problems.items() if all(text.startswith("base.config") for text in said)]
     if len(fits) != 1:
         listed = "; ".join(said[0] for name, said in problems.items() if said and name not in fits)
-        raise ValueError(f"{path}: it cannot be told which kind of model this is; give --family, one of "
+        raise ValueError(f"{path}: the model family cannot be determined; give --family, one of "
                          f"{', '.join(fits or kinds)} ({listed})")
     return fits[0]
 

@@ -110,9 +110,9 @@ def merge_into(base: Checkpoint, out: Path, source: Source, options: Options) ->
     if out.exists():
         raise ValueError(f"--out: {out} exists already; give another name, or delete it first")
     if not out.parent.is_dir():
-        raise ValueError(f"--out: {out.parent} is no folder; make it first")
+        raise ValueError(f"--out: {out.parent} is not a folder; create it first")
     if base.is_folder and out.resolve().is_relative_to(base.path.resolve()):
-        raise ValueError(f"--out: {out} is inside the base {base.path}, which has to stay as it is; give another place")
+        raise ValueError(f"--out: {out} is inside the base {base.path}, which must not change; give another place")
     report = Merged(out)
     places, absent = _placed(base, source.targets)
     if absent:
@@ -171,8 +171,8 @@ def _rewrite(
     """What has to be written anew of a file."""
     odd = [name for name in places if header.tensors[name].dtype not in DTYPES]
     if odd:
-        raise ValueError(f"{header.path}: {odd[0]} is stored as {header.tensors[odd[0]].dtype}, into which nothing can "
-                         "be merged; give the base in bf16, fp16, fp32 or plain fp8")
+        raise ValueError(f"{header.path}: {odd[0]} is stored as {header.tensors[odd[0]].dtype}, into which an adapter "
+                         "cannot be merged; give the base in bf16, fp16, fp32 or plain fp8")
     entries = header.tensors
     if options.dtype is not None:
         model = base.model
@@ -273,15 +273,15 @@ def _check_shape(model: Any, layer: str, kind: str, W: Tensor) -> None:
     network, _, path = layer.partition(".")
     expected: Any = dict(model.networks[network].get_submodule(path).named_parameters(recurse=False))[kind]
     if W.shape != expected.shape:
-        raise ValueError(f"{layer}: the base's {kind} is {tuple(W.shape)}, and {tuple(expected.shape)} going by its "
-                         "configuration; give --config with the folder that belongs to this checkpoint")
+        raise ValueError(f"{layer}: the base's {kind} has the shape {tuple(W.shape)}, but {tuple(expected.shape)} in "
+                         "its configuration; give --config with the configuration folder of this checkpoint")
 
 
 def rounded(tensor: Tensor, dtype: torch.dtype, name: str) -> Tensor:
     """`tensor` in `dtype`. Raises ValueError, naming it, where a number is not finite there."""
     result = tensor.to(dtype)
     if not is_finite(result):
-        reason = "has numbers beyond the range of" if is_finite(tensor) else "has numbers that are not finite in"
+        reason = "has values beyond the range of" if is_finite(tensor) else "has non-finite values in"
         raise ValueError(f"{name} {reason} {str(dtype).removeprefix('torch.')}; give a smaller strength, or --dtype "
                          "float32")
     return result
@@ -290,7 +290,7 @@ def rounded(tensor: Tensor, dtype: torch.dtype, name: str) -> Tensor:
 def _refuse_full_disk(out: Path, size: int) -> None:
     free = shutil.disk_usage(out.parent).free
     if size > free:
-        raise ValueError(f"--out: {out.parent} has {free / 1e9:.1f} GB free, and {size / 1e9:.1f} GB would be written; "
+        raise ValueError(f"--out: {out.parent} has {free / 1e9:.1f} GB free, but {size / 1e9:.1f} GB would be written; "
                          "make room, or choose another disk")
 
 

@@ -30,7 +30,7 @@ def of_file(path: Path, base: Checkpoint, skip_unknown: bool = False) -> tuple[S
     targets |= {(name, "bias") for name, placed in layers.items() if kinds.may_change_bias(placed.parts)
                 and ("bias" in placed.parts or base.find((name, "bias")) is not None)}
     if not targets:
-        raise ValueError(f"{path}: there is nothing in it for this model")
+        raise ValueError(f"{path}: none of its layers can be applied to this model")
 
     pairs = {name: placed for name, placed in layers.items() if placed.is_pair}
     last: dict[str, Terms] = {}

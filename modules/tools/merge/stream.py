@@ -57,6 +57,6 @@ def _copy(old: BinaryIO, new: BinaryIO, size: int) -> None:
     while size:
         chunk = old.read(min(size, CHUNK))
         if not chunk:
-            raise OSError("the file became shorter while it was read")
+            raise OSError("the file was truncated while it was read")
         new.write(chunk)
         size -= len(chunk)
