@@ -30,27 +30,27 @@ COLUMNS = hosts.programs()
 INTRODUCTION = """# Strength
 
 What the strength `s` of a program's adapter loader does, for each form a file can have. `W` is the base weight, `W'`
-the weight at strength 1, `D` the added update, `V = W + D` the weight before a magnitude `m`, `R` a stored rotation and
-`c` the factors of the rows beside it; `B(s)` is a butterfly of several stages with `s R + 1 - s` in the place of each
-stage's `R`. The number is the size of the change at strength 0.5, as a part of that at strength 1, of a random layer.
-All of it is computed by `scripts/strength_table.py` from the same arithmetic that checks every exported file
-(`modules/hosts`); a test runs it again.
+the weight at strength 1, `D` the added update, `V = W + D` the weight before a magnitude `m`, `R` a stored rotation
+and `c` the factors of the rows stored with it; `B(s)` is a butterfly of several stages with `s R + 1 - s` instead of
+each stage's `R`. The number is the norm of the change at strength 0.5, relative to that at strength 1, of a random
+layer. All of it is computed by `scripts/strength_table.py` from the same arithmetic that checks every exported file
+(`modules/hosts`); a test repeats it.
 
 At strength 1 every form that is read gives `W'`, with two exceptions: A1111 computes another weight from an output
-magnitude than was meant (so no file of `export.host kohya` has one for it), and sd-scripts ignores magnitudes. At other
-strengths the programs differ, and only a plain LoRA and a full difference are linear in all that read them. ComfyUI
-ignores the factors beside a stored rotation, and skips both kinds of stored rotations where it computes in 16 bits.
+magnitude (so files of `export.host kohya` have none for it), and sd-scripts ignores magnitudes. At other strengths
+the programs differ, and only a plain LoRA and a full difference are linear in all programs that read them. ComfyUI
+ignores the factors of a stored rotation, and skips both kinds of stored rotations where it computes in 16 bits.
 
-If you want to use an adapter at strength 0.5, and half of what was trained: in ComfyUI, A1111 and Forge every file that
-Gimbal writes with `export.form auto` or `svd` is half there at 0.5, whatever the method; so is everything written for
-our node. A plain LoRA, which includes rotations in planes without a magnitude, is half there in every program. Two
-things are not. Of a magnitude along the output (`adapter.axis output`, and every rotation with a magnitude), diffusers
-and LyCORIS scale only one of the two parts and still make most of the change, see "LoRA with output magnitude"; take
-`--form svd` for them, or put the adapter at its strength into the weights with `scripts/merge.py`, which is linear for
-all. And ComfyUI squares the strength of stored rotations (the orthogonal adapters of LyCORIS and others): 0.5 does a
-quarter, and half the change needs 0.71; of a butterfly of several stages about as much. For
-ComfyUI Gimbal stores rotations so only with `export.form compact`. For LyCORIS `auto` does, where the output is
-rotated, and LyCORIS makes most of the change of those with factors at 0.5.
+At strength 0.5, ComfyUI, A1111 and Forge apply half of the trained change for every file that Gimbal writes with
+`export.form auto` or `svd`, for every method; so does our node for its files. A plain LoRA, which includes rotations
+in planes without a magnitude, is scaled linearly in every program. There are two exceptions. With a magnitude along
+the output (`adapter.axis output`, and every rotation with a magnitude), diffusers and LyCORIS scale only one of the
+two parts and still apply most of the change, see "LoRA with output magnitude"; use `--form svd` for them, or merge
+the adapter at its strength with `scripts/merge.py`, which is linear for all. And ComfyUI squares the strength of
+stored rotations (the orthogonal adapters of LyCORIS and others): 0.5 applies a quarter, and half the change needs
+0.71; a butterfly of several stages is similar. For ComfyUI Gimbal stores rotations only with `export.form compact`.
+For LyCORIS `auto` does, if the output is rotated, and LyCORIS applies most of the change of those with factors at
+0.5.
 
 """
 

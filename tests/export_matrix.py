@@ -70,17 +70,19 @@ def heading() -> str:
     """What the page is, and of which versions."""
     return f"""# Exports
 
-Which host takes which method, in which form, and how exactly. Written by `python -m tests.export_matrix` from real
-exports: each method with random parameters far from the start of training, on a tiny base of each family (all sorts of
-layers of `attention-mlp` with the CLIP text encoders, in UNets the convolutions too), `export.form auto`, each file
-read back from the disk and compared layer by layer with the trained weight. Tests repeat all of it.
+Which host (program) supports which method, in which form, and with which error. Written by `python -m
+tests.export_matrix` from real exports: each method with random parameters far from their initial values, on a tiny
+base of each family (all kinds of layers of `attention-mlp` with the CLIP text encoders, in UNets also the
+convolutions), `export.form auto`, each file read back from disk and compared layer by layer with the trained weight.
+Tests repeat all of it.
 
 Hosts: diffusers {version("diffusers")}, peft {version("peft")} and lycoris-lora {version("lycoris-lora")}.
 
-These three load such files in the tests themselves. ComfyUI, A1111, Forge and sd-scripts are on no package registry;
-there the exporter checks a file with our copy of their arithmetic, which is what the tables up to the last section are
-of. What their own code makes of the files is in that section, [measured](#measured-in-the-real-programs). What programs
-do at other strengths than 1: [strength](strength.md); OFT files of other trainers, for one, are squared by ComfyUI.
+These three load such files in the tests themselves. ComfyUI, A1111, Forge and sd-scripts are not in a package
+registry; for them the exporter checks a file with our copy of their arithmetic, on which all tables but those of the
+last section are based. The last section has the results of their own code,
+[measured](#measured-in-the-real-programs). For strengths other than 1 see [strength](strength.md); ComfyUI, for
+example, squares the strength of OFT files of other trainers.
 """
 
 
@@ -128,20 +130,20 @@ def forms_section() -> str:
     """Forms and refusals."""
     notes = Footnotes()
     rows = [[label, *(form_cell(label, host, notes) for host in PROGRAMS)] for label in every.VARIANTS]
-    text = "## Forms\n\nAll families agree unless some are named. Of two forms each layer has the smaller one; tiny "
+    text = "## Forms\n\nAll families agree unless some are named. Each layer has the smaller of two forms; tiny "
     text += "layers of planes, MoRA, ABBA and SORA are stored in full only because they are tiny. Every form is "
     text += "exact; nothing is approximated unless you ask for it with `export.form compact` or `svd`.\n\n"
     text += table(["method", *(f"{title} (`{host}`)" for host, title in PROGRAMS.items())], rows)
-    text += "\nRefused, and what to do instead, as the program says it:\n\n" + notes.text()
+    text += "\nUnsupported, and what to do instead, as in the error messages:\n\n" + notes.text()
     return text + "\n" + t5_words() + kohya_words()
 
 
 def kohya_words() -> str:
     """Which program reads what of the files that several are for; the host's own notes."""
     notes = hosts.load("kohya").notes(["input magnitude", "output magnitude", "full difference"])
-    text = "Files for `kohya` are for three programs. What is called exact is so in A1111 (1.9 and newer; it has no "
-    text += "FLUX and loads no SD 3 file) and in Forge. sd-scripts reads low-rank pairs alone: the export names the "
-    return "\n" + text + "layers that it loses. By form: " + "; ".join(notes) + ".\n"
+    text = "Files for `kohya` are for three programs. \"Exact\" means exact in A1111 (1.9 and newer; without FLUX and "
+    text += "SD 3) and in Forge. sd-scripts reads only low-rank pairs: the export names the layers that it ignores."
+    return "\n" + text + " By form: " + "; ".join(notes) + ".\n"
 
 
 def t5_words() -> str:
@@ -159,8 +161,8 @@ def t5_words() -> str:
     yes = [f"`{host}`" for host, families in taken.items() if len(families) == len(T5)]
     some = [f"`{host}` ({' and '.join(families)})" for host, families in taken.items() if 0 < len(families) < len(T5)]
     no = [f"`{host}`" for host, families in taken.items() if not families]
-    return (f"T5's layers (SD 3, FLUX) are taken by {join(yes + some, 'and')}; not by {join(no or ['none'], 'and')}: "
-            "leave them out there (`targets.exclude`).\n")
+    return (f"T5's layers (SD 3, FLUX) are supported by {join(yes + some, 'and')}; not by "
+            f"{join(no or ['none'], 'and')}: leave them out there (`targets.exclude`).\n")
 
 
 # -- errors by family -------------------------------------------------------------------------------------------------
@@ -177,8 +179,8 @@ def limit(error: float) -> str:
 
 def errors_section() -> str:
     """The largest error of each export."""
-    text = "## Errors\n\nThe largest error of any layer, as a part of the layer's largest weight, rounded up: in a "
-    text += "float32 file / in a float16 file. The exporter refuses to keep a file with more than 1e-5 / 2e-3.\n"
+    text = "## Errors\n\nThe largest error of any layer, relative to the layer's largest weight, rounded up: in a "
+    text += "float32 file / in a float16 file. The exporter rejects a file with more than 1e-5 / 2e-3.\n"
     for family in every.FAMILIES:
         rows = []
         for label in every.VARIANTS:
@@ -218,7 +220,7 @@ def sizes_section() -> str:
     """Sizes of layers as multiples of a LoRA of rank 16."""
     text = "## Sizes\n\nOf one layer in a float16 file, as a multiple of a LoRA of rank 16. The methods have their "
     text += "options' defaults, such as rank 16, blocks of 32, 4 planes. "
-    text += f"Layers: {' / '.join(SHAPES)}; -: the method takes no such layer.\n"
+    text += f"Layers: {' / '.join(SHAPES)}; -: the method does not support the layer.\n"
     text += "Whole files of the shipped presets: [families](families.md).\n\n"
     unit = [layer_size(make, "LoRA", "comfyui") or 1 for make in SHAPES.values()]
     rows = []
@@ -294,37 +296,35 @@ def half_section() -> str:
 HALF = f"""## Where ComfyUI computes in 16 bits
 
 On a GPU ComfyUI computes adapted weights in 16 bits (read and run in its version 0.28.0). With dynamic VRAM, the
-default on NVIDIA cards, and wherever memory is short, it patches a weight when it is used, in the numbers of the
-layer's input: float16, for FLUX bfloat16, for text encoders float32. Without dynamic VRAM it patches when the model
-is loaded, in float16, whatever the model's numbers are. On a CPU it computes in float32.
+default on NVIDIA cards, and when memory is short, it patches a weight when it is used, in the dtype of the layer's
+input: float16, for FLUX bfloat16, for text encoders float32. Without dynamic VRAM it patches when the model is
+loaded, in float16, for every dtype of the model. On a CPU it computes in float32.
 
-The numbers are errors as a part of the trained change (Frobenius), of a layer of 1280 x 1280 with rows of length 1
-whose change is {CHANGE:.0%} of its weight, in a float16 file. The smaller the change, the larger they are: of a
-change of 1 % they are five times as large. The last line is what rounding the adapted weight costs. No method can do
-better, but for those that leave most of a weight's numbers as they were (SBoRA, MoRA's rope), which are not rounded
-again.
+The figures are errors relative to the trained change (Frobenius norm), of a layer of 1280 x 1280 with rows of norm 1
+whose change is {CHANGE:.0%} of its weight, in a float16 file. They are larger for smaller changes: five times as
+large for a change of 1 %. The last line is the error of rounding the adapted weight. No method can do better, except
+those that leave most values of a weight unchanged (SBoRA, MoRA's rope), which are not rounded again.
 
 A plain LoRA, a rotation in planes without a magnitude (which is written as a plain LoRA), the products of LoHa and
-LoKr, full differences and GLoRA lose what rounding costs and nothing else, in all numbers. A magnitude, of DoRA,
-WoRA, Pre-Diag, SORA or of DOFT in planes, multiplies the whole weight by a ratio that is itself computed in 16 bits,
-by a norm with the numbers' own rounding unit added to it. The exporter makes up for both, by choosing for each row or
-column that stored number from which ComfyUI computes the best ratio (`export.computes_in`); about twice the error of
-rounding is left, which is that of three roundings for one: of the sum, of the ratio and of the product. It can do so
-for one kind of numbers only. Unless told otherwise a file is for float16, for FLUX for bfloat16, and a file with
-`--dtype fp32` for float32; columns "file for" show what is lost with a file for others. The export prints the errors
-in all of them, and writes them into the file (`gimbal.computed`). A layer whose error would be more than a tenth of
-its change and twice that of rounding is written as a full difference, as long as the file grows by a quarter at most.
-Stored rotations are not read at all where updates are computed in 16 bits, so `export.form auto` never writes them
-for ComfyUI. Our node (`comfyui_node/`) computes in float32 and loses only the last line's rounding, whatever the
-method.
+LoKr, full differences and GLoRA have no error besides rounding, in all dtypes. A magnitude, of DoRA, WoRA, Pre-Diag,
+SORA or of DOFT in planes, multiplies the whole weight by a ratio that is itself computed in 16 bits, by a norm with
+the machine epsilon of the dtype added to it. The exporter compensates for both, by choosing for each row or column
+the stored value from which ComfyUI computes the best ratio (`export.computes_in`); about twice the error of rounding
+is left, which is that of three roundings for one: of the sum, of the ratio and of the product. This is possible for
+one dtype only. By default a file is for float16, for FLUX for bfloat16, and a file with `--dtype fp32` for float32;
+columns "file for" show the error of a file for another dtype. The export prints the errors in all of them, and writes
+them into the file (`gimbal.computed`). A layer whose error would be more than a tenth of its change and twice that of
+rounding is written as a full difference, as long as the file grows by a quarter at most. Stored rotations are not
+read at all where updates are computed in 16 bits, so `export.form auto` never writes them for ComfyUI. Our node
+(`comfyui_node/`) computes in float32 and has only the rounding error of the last line, for every method.
 
-ComfyUI's loader "Load LoRA (Bypass)" ignores magnitudes without a warning: most of what such a file was trained for is
-missing there. Load files with magnitudes with "Load LoRA"; the export says so too.
+ComfyUI's loader "Load LoRA (Bypass)" ignores magnitudes without a warning: most of the trained change is then
+missing. Load files with magnitudes with "Load LoRA"; the export prints this too.
 
-Who cannot use the node and wants a file that survives 16 bits everywhere takes `--form svd`: a plain LoRA that every
-host reads. What it leaves out is in the last column and is printed for every layer. The weights here are random,
-which is the worst case: their changes have no small rank. Trained layers of real models lose less, and only the
-printed error tells how much.
+Without the node, `--form svd` gives a file that is exact up to rounding in 16 bits everywhere: a plain LoRA that
+every host reads. Its approximation error is in the last column and is printed for every layer. The weights here are
+random, which is the worst case: their changes do not have a low rank. Trained layers of real models have smaller
+errors; the export prints them.
 
 """
 

@@ -23,12 +23,12 @@ TITLES = {
 INTRODUCTION = f"""{HEAD}
 
 Each default file was loaded by the program's own code on a tiny base of each family, and the weights that the program
-then has were compared with the trained ones. Errors are parts of the trained change (Frobenius, whole file / worst
-layer), whose size is some per cent of the weight; what is at most 1e-5 in float32 is called exact. In float32 the
-file's factors are float32 too; in 16 bits it is the default file, and what is more than twice as wrong as rounding the
-exact weight is bold. "on the fly" is ComfyUI's default on NVIDIA cards, "loaded" its other way. Written from
-`tests/data/hosts.json`, which `python -m tests.hosts.run --write` measures; a test fails when a file that is written
-today is not the one that was measured.
+then has were compared with the trained ones. Errors are relative to the trained change (Frobenius norm, whole file /
+worst layer), whose norm is a few per cent of the weight's; errors of at most 1e-5 in float32 are called exact. In
+float32 the file's factors are float32 too; in 16 bits it is the default file, and errors of more than twice that of
+rounding the exact weight are bold. "on the fly" is ComfyUI's default on NVIDIA cards, "loaded" its other mode.
+Written from `tests/data/hosts.json`, which `python -m tests.hosts.run --write` measures; a test fails when an
+exported file differs from the one that was measured.
 
 """
 
