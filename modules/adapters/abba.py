@@ -1,5 +1,5 @@
-"""ABBA: `W' = W + c (up1 down1) * (up2 down2)`, the product of two low-rank matrices entry by entry (arXiv 2505.14238).
-The first starts as the best low-rank approximation of W, the second as zero; all four factors learn.
+"""ABBA: `W' = W + c (up1 down1) * (up2 down2)`, the elementwise product of two low-rank matrices (arXiv 2505.14238).
+The first starts as the best low-rank approximation of W, the second as zero; all four factors are trained.
 
 The product is itself one of rank r1 r2, with factors that are products as well (Khatri-Rao).
 """
@@ -17,7 +17,7 @@ from modules.adapters.low_rank import RankConfig, root_mean_square
 from modules.preset.section import option
 
 SPARE, ROUNDS = 8, 4
-"""Directions beside those wanted, and rounds, of the search for the leading ones. It gives a start: it may be rough."""
+"""Extra directions and iterations of the subspace iteration, which only gives initial values: it may be inexact."""
 
 
 class Config(RankConfig):
@@ -105,7 +105,7 @@ def _product(first_up: Tensor, first_down: Tensor, second_up: Tensor, second_dow
 
 def _leading_factors(W: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     """`up (out, r)`, `down (r, fan_in)`, whose product is about the best of rank r for W: `U sqrt(S)`, `sqrt(S) V^T` of
-    its leading singular values. Random where W is zero, since zero would never learn.
+    its leading singular values. Random where W is zero, since zero would never be trained.
 
     Subspace iteration (Halko, Martinsson, Tropp, arXiv 0909.4061, algorithm 4.4) from a start that is the same on
     every device, which torch.svd_lowrank's is not.

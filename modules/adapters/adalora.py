@@ -1,4 +1,4 @@
-"""AdaLoRA: `W' = W + (alpha / rank) up diag(gain) down`, whose rank moves to where it is needed (arXiv 2303.10512).
+"""AdaLoRA: `W' = W + (alpha / rank) up diag(gain) down`, which distributes its rank over the layers (arXiv 2303.10512).
 
 Like a singular value decomposition (eq. 3): a penalty keeps the columns of up and the rows of down orthonormal (eq. 4).
 One component is a column, a gain and a row. Its importance is that of its entries, |entry * gradient|, smoothed and
@@ -6,10 +6,10 @@ times its own spread (eq. 8 to 11). Over the training the sum of all layers' ran
 per layer (eq. 12, cubic): the gains of the least important components are set to zero, and may grow back until the
 last phase, for which the choice is final.
 
-As in the authors' code and peft, importance is taken after the step from the gradient that the optimizer saw, which
-has the penalty in it and is clipped. Clipping scales a step's gradients alike in all layers, so it changes no ranking
-within a step; it keeps a single wild step from deciding the averages. Unlike there [I]: phases are parts of the
-training, exactly as many components as the budget says are kept (ties included), and chosen components stay chosen.
+As in the authors' code and peft, importance is taken after the step from the gradient that the optimizer saw, which has
+the penalty in it and is clipped. Clipping scales a step's gradients alike in all layers, so it changes no ranking
+within a step; it keeps a single outlier step from dominating the averages. Unlike there [I]: phases are fractions of
+the training, the number of kept components is exactly the budget (ties included), and the final choice is kept.
 """
 
 import math
@@ -82,7 +82,7 @@ class Config(RankConfig):
 
 
 class Importance(nn.Module):
-    """How much each entry of a parameter matters, and how that spreads; both smoothed over the steps."""
+    """The importance of each entry of a parameter, and its spread; both smoothed over the steps."""
 
     def __init__(self, parameter: Tensor):
         super().__init__()
@@ -98,15 +98,15 @@ class Importance(nn.Module):
 
 SLOWER = 3.0
 """Calibrated, the factors' root mean square: a step of lr moves each by lr over this. Both multiply the gains, and
-without it the change of the weight would grow faster and faster."""
+without it the change of the weight would accelerate."""
 
 
 class Adapter(base.Adapter):
     """`y = base(x) + factor * up (kept gain (down(x)))`: parameters `up (out, r)`, `gain (r)`, zero at the start, and
-    `down (r, fan_in)`; buffers `factor ()` and `kept (r)`, 1, and 0 for what is dropped for good.
+    `down (r, fan_in)`; buffers `factor ()` and `kept (r)`, 1, and 0 for what is permanently dropped.
 
-    Calibrated, up and down have a root mean square of 1. Their length is held by the penalty, so weight decay acts on
-    the gains alone.
+    Calibrated, up and down have a root mean square of 1. Their norm is kept by the penalty, so weight decay acts on the
+    gains alone.
     """
 
     undecayed = ("up", "down")
@@ -130,7 +130,7 @@ class Adapter(base.Adapter):
         self.gain_importance = Importance(self.gain)
 
     def watched(self) -> list[tuple[nn.Parameter, Importance]]:
-        """The parameters, each with what is known of its importance."""
+        """The parameters, each with its importance."""
         return [(self.up, self.up_importance), (self.down, self.down_importance), (self.gain, self.gain_importance)]
 
     def gains(self) -> Tensor:
@@ -151,7 +151,7 @@ class Adapter(base.Adapter):
     @classmethod
     def penalty(cls, adapters: Sequence["Adapter"]) -> Tensor | None:
         """The mean of `||F F^T - I||_F` over all factors (eq. 4). Calibrated, F are the factors over the root of their
-        length, and `SLOWER`."""
+        number of columns, and `SLOWER`."""
         if adapters[0].config.orthogonality == 0:
             return None
         unit = 1 / SLOWER if adapters[0].calibrated else 1.0
@@ -160,8 +160,8 @@ class Adapter(base.Adapter):
 
     @classmethod
     def after_step(cls, adapters: Sequence["Adapter"], step: int, steps: int) -> list[nn.Parameter]:
-        """The choice is made anew every `interval` steps, and for good at the end of the second phase, or at the next
-        step that is not skipped."""
+        """Components are chosen again every `interval` steps, and finally at the end of the second phase, or at the
+        next step that is not skipped."""
         config = adapters[0].config
         begin, end = config.phases(steps)
         if step <= end:
@@ -173,7 +173,7 @@ class Adapter(base.Adapter):
 
     @classmethod
     def replanned(cls, adapters: Sequence["Adapter"], step: int, before: int, now: int) -> str:
-        """Up to the first component that would have been dropped at another step, both plans are one."""
+        """Both plans are equal up to the first component that would have been dropped at another step."""
         config = adapters[0].config
         (begin, end), (later, last) = config.phases(before), config.phases(now)
         if step >= end:
@@ -203,8 +203,8 @@ class Adapter(base.Adapter):
             self.gain[: len(values)] = values / (rows * columns * self.factor.to(values))
 
     def export_terms(self, W: Tensor) -> base.Terms:
-        """The components that are there; a single one of zeros where none is. On the meta device all: the file's
-        size is then the largest it can be."""
+        """The remaining components; a single one of zeros if there is none. On the meta device all: the file's size is
+        then the largest it can be."""
         gains, up, down = self.gains(), self.up, self.down
         if not gains.is_meta:
             there = gains.nonzero().flatten() if gains.any() else torch.zeros(1, dtype=torch.long, device=gains.device)
@@ -250,8 +250,8 @@ def budget(step: int, begin: int, end: int, most: int, least: int) -> int:
 
 
 def choose(adapters: Sequence[Adapter], count: int, for_good: bool) -> None:
-    """Keep the `count` most important components of all layers together, and set the gains of the others to zero.
-    What was chosen for good stays so."""
+    """Keep the `count` most important components of all layers together, and set the gains of the others to zero. A
+    final choice is kept."""
     if torch.cat([adapter.kept for adapter in adapters]).sum() <= count:
         return
     scores = torch.cat([adapter.score() for adapter in adapters])

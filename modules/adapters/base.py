@@ -1,7 +1,7 @@
-"""The contract of an adapter method, and `Adapted`, the module that stands in a base layer's place.
+"""The interface of an adapter method, and `Adapted`, the module that replaces a base layer.
 
-A method file has a `Config` and an `Adapter`. `weight` defines the method; `derive` and `forward` are its fast route
-and have to agree with it. Merging, exporting and the fall-back forward use `weight` only.
+A method file has a `Config` and an `Adapter`. `weight` defines the method; `derive` and `forward` are its fast path and
+must agree with it. Merging, exporting and the fall-back forward use `weight` only.
 """
 
 import copy
@@ -37,22 +37,23 @@ class AdapterConfig(Section):
 
     @property
     def pool(self) -> str | None:
-        """The folder of finished adapters that a method starts from, its option `folder`; None: it takes none."""
+        """The folder of finished adapters that a method starts from, its option `folder`; None: it has no such
+        option."""
         return None
 
 
 @dataclass(frozen=True)
 class Product:
-    """A matrix `(out, fan_in)` of few numbers, made of two factors."""
+    """A matrix `(out, fan_in)` with few parameters, the product of two factors."""
 
     kind: Literal["hadamard", "kronecker"]
-    """Multiplied entry by entry, or as `kron(first, second)`."""
+    """Multiplied elementwise, or as `kron(first, second)`."""
     first: tuple[Tensor, ...]
     """A matrix; or an `up` and a `down`, whose product it is."""
     second: tuple[Tensor, ...]
 
     def map(self, change: Callable[[Tensor], Any]) -> "Product":
-        """The same of tensors that `change` gives."""
+        """The same with each tensor mapped by `change`."""
         return Product(self.kind, tuple(change(t) for t in self.first), tuple(change(t) for t in self.second))
 
 
@@ -63,8 +64,8 @@ def matrix(factor: tuple[Tensor, ...]) -> Tensor:
 
 @dataclass
 class Terms:
-    """A layer's change in the exporter's vocabulary: `W' = magnitude * normalised(V)` with
-    `V = W R^T + up down + difference` (or `R W` in place of `W R^T`, see `side`), and `bias` added to the bias.
+    """A layer's change in the exporter's terms: `W' = magnitude * normalised(V)` with `V = W R^T + up down +
+    difference` (or `R W` in place of `W R^T`, see `side`), and `bias` added to the bias.
 
     All parts are optional; those present apply in this order. Tensors are 2-D as in `Layer`.
     """
@@ -72,13 +73,13 @@ class Terms:
     rotation: Tensor | None = None
     """`(blocks, b, b)`, applied on `side`; or `(stages, blocks, b, b)`, a butterfly (`linalg.butterfly`)."""
     up: Tensor | None = None
-    """`(out, r)`, every scale already in it."""
+    """`(out, r)`, with every scale included."""
     down: Tensor | None = None
     """`(r, fan_in)`."""
     difference: Tensor | None = None
     """`(out, fan_in)`."""
     product: Product | None = None
-    """What `up down` or `difference` is, said with fewer numbers. Where neither is given, it stands for them."""
+    """What `up down` or `difference` is, with fewer values. If neither is given, it replaces them."""
     magnitude: Tensor | None = None
     """`(out)` or `(channels)`; may be negative. `W'` is `V * magnitude / norm(V)` along `axis`."""
     axis: str = ""
@@ -93,19 +94,18 @@ class Adapter(nn.Module):
     """Base of the methods' adapters: parameters and small frozen buffers of one layer's update."""
 
     kinds: tuple[str, ...] = ("linear", "conv", "embedding")
-    """The kinds of `Layer` the method makes sense for."""
+    """The kinds of `Layer` that the method supports."""
 
     undecayed: tuple[str, ...] = ()
-    """Names of parameters that weight decay must leave alone: without gradients, an adapter stays the identity that it
-    starts as, whatever decays."""
+    """Names of parameters without weight decay: without gradients, an adapter must stay the identity under decay."""
 
     moves_zero: bool = True
-    """Whether the method can change a weight that is zero everywhere. Not where it multiplies the weight, or takes from
-    it how long its own update is."""
+    """Whether the method can change a weight that is zero everywhere. Not if it multiplies the weight, or scales its
+    update by the weight's norm."""
 
     sets_parameters: bool = False
-    """Whether `after_step` sets parameters anew, or reads gradients. An optimizer that averages weights itself cannot
-    follow: the old values come back with its averages."""
+    """Whether `after_step` sets parameters, or reads gradients. Optimizers that average weights are then unsupported:
+    their averages would restore the old values."""
 
     pairs: tuple[tuple[str, str], ...] = ()
     """Names of parameters `up (out, r)` and `down (r, fan_in)` that act through their product alone: `up T` and
@@ -128,17 +128,17 @@ class Adapter(nn.Module):
 
     @classmethod
     def derive_all(cls, pairs: Sequence[tuple[Any, Layer]]) -> list[dict[str, Tensor]]:
-        """`derive` of many (adapter of this method, layer) at once. A method's own version computes those of equal
-        shape together: a handful of large operations instead of thousands of small ones."""
+        """`derive` of many (adapter of this method, layer) at once. Methods may override it to compute those of equal
+        shape together: a few large operations instead of thousands of small ones."""
         return [adapter.derive(layer) for adapter, layer in pairs]
 
     def forward(self, x: Any, layer: Layer, derived: dict[str, Tensor]) -> Tensor:
-        """The adapted layer on `x`, bias included. A method's own version never forms an `(out, fan_in)` tensor."""
+        """The adapted layer on `x`, bias included. Methods may override it to avoid an `(out, fan_in)` tensor."""
         return layer.add_bias(layer.with_weight(x, self.weight(layer.dense())))
 
     def gradient_pair(self) -> tuple[nn.Parameter, nn.Parameter] | None:
         """`up (out, r)` and `down (r, fan_in)` of a fresh adapter whose `down` is to start along the gradient of the
-        loss, if the options ask for that. The adapter is the identity as long as one of the two is zero."""
+        loss, if the options say so. The adapter is the identity as long as one of the two is zero."""
         return None
 
     @classmethod
@@ -149,18 +149,18 @@ class Adapter(nn.Module):
 
     @classmethod
     def after_step(cls, adapters: Sequence[Any], step: int, steps: int) -> list[nn.Parameter]:
-        """Called without a graph when optimizer step `step` of `steps` (from 1) is done and its gradients, those that
-        the optimizer saw, are still there. Whatever is kept from step to step is a buffer.
+        """Called without a graph when optimizer step `step` of `steps` (from 1) is done and the gradients that the
+        optimizer used are still available. Whatever is kept from step to step is a buffer.
 
-        Returns parameters whose history the optimizer has to forget, because they were set anew.
+        Returns parameters whose optimizer state must be reset, because their values were set.
         """
         return []
 
     @classmethod
     def replanned(cls, adapters: Sequence[Any], step: int, before: int, now: int) -> str:
-        """Asked when a training that was planned for `before` steps has done `step` of them and goes on to `now`: what
-        the method would have done otherwise until here in a training of `now` steps, and how it goes on, in a clause;
-        empty where it would have done the same. Raises ValueError where it cannot go on."""
+        """Called when a training that was planned for `before` steps has done `step` of them and continues to `now`:
+        what the method would have done differently so far in a training of `now` steps, and how it continues, in a
+        clause; empty if it would have done the same. Raises ValueError if it cannot continue."""
         return ""
 
     def export_terms(self, W: Tensor) -> Terms:
@@ -168,9 +168,9 @@ class Adapter(nn.Module):
         raise NotImplementedError
 
     def start_from(self, terms: Terms, layer: Layer) -> None:
-        """Set fresh parameters so that the adapted weight is that of `terms`, and training can go on from there.
+        """Set fresh parameters so that the adapted weight is that of `terms`, and training can continue from there.
 
-        Raises ValueError, in a sentence, where the method or its options cannot hold them.
+        Raises ValueError, in a sentence, where the method or its options cannot represent them.
         """
         raise ValueError(f"{self.config.method} cannot start from an adapter file")
 
@@ -204,8 +204,8 @@ class Adapter(nn.Module):
 
 
 class Together(Adapter):
-    """An adapter that is derived together with others like it, in a handful of large operations instead of thousands of
-    small ones. A method's own is `derive_alike`, and `likeness` where more than shapes has to be equal."""
+    """An adapter that is derived together with others like it, in a few large operations instead of thousands of small
+    ones. A method implements `derive_alike`, and `likeness` if more than shapes must be equal."""
 
     def derive(self, layer: Layer) -> dict[str, Tensor]:
         return self.derive_all([(self, layer)])[0]
@@ -215,13 +215,13 @@ class Together(Adapter):
         return alike(pairs, lambda pair: pair[0].likeness(pair[1]), cls.derive_alike)
 
     def likeness(self, layer: Layer) -> Hashable:
-        """What those have in common that are derived together."""
+        """The key of those that are derived together."""
         first = next(self.parameters())
         return self.shapes, layer.fan_in, self.kernel, first.device, first.dtype
 
     @cached_property
     def shapes(self) -> tuple[torch.Size, ...]:
-        """Of all parameters and buffers. They stay, and are asked for of every layer in every step."""
+        """Of all parameters and buffers. They are constant, and are read for every layer in every step."""
         return tuple(tensor.shape for tensor in (*self.parameters(), *self.buffers()))
 
     @classmethod
@@ -231,9 +231,9 @@ class Together(Adapter):
 
 
 class Adapted(nn.Module):
-    """A frozen base layer and its adapter, in the base layer's place.
+    """A frozen base layer and its adapter, which replaces the base layer.
 
-    Not `parametrize`: that fails on packed bases. Not a replaced `forward`: deep copies would keep the old layer.
+    Not `parametrize`: that fails on quantized bases. Not a replaced `forward`: deep copies would keep the old layer.
     """
 
     def __init__(self, base: nn.Module, adapter: Adapter, layer: Layer):
@@ -246,7 +246,7 @@ class Adapted(nn.Module):
         self.enabled = True
 
     def forward(self, x: Any) -> Tensor:
-        """The adapted layer; with `derived.Derived` under way, from this step's leaves."""
+        """The adapted layer; while `derived.Derived` is active, from this step's leaves."""
         if not self.enabled:
             return self.layer(x)
         if self.merged is not None:
@@ -266,7 +266,7 @@ class Adapted(nn.Module):
             return self.layer.native(self.adapter.weight(self.layer.dense()))
 
     def merge(self) -> None:
-        """Compute with the adapted weight itself from now on. The base is kept as it is."""
+        """Compute with the merged weight from now on. The base is kept as it is."""
         self.merged = quant.with_dense_weight(self.base, self.adapted_weight())
 
     def unmerge(self) -> None:
@@ -296,7 +296,7 @@ def attach(
 
 
 def _adapter(config: AdapterConfig, layer: Layer, seed: int, known: dict[Hashable, Adapter] | None) -> Adapter:
-    """A new adapter. On the meta device those of alike layers differ in nothing: `known` keeps one of each to copy."""
+    """A new adapter. On the meta device those of similar layers are identical: `known` keeps one of each to copy."""
     from modules.adapters import methods
 
     base, device = layer.base, quant.device_of(layer.base)
@@ -326,12 +326,12 @@ def adapted_layers(network: nn.Module) -> Iterator[tuple[str, Adapted]]:
 
 
 def detach(network: nn.Module) -> None:
-    """Take all adapters off again; the network is the base network as it was."""
+    """Remove all adapters; the network is the unchanged base network."""
     _replace(network, lambda adapted: adapted.base)
 
 
 def merge_and_detach(network: nn.Module) -> None:
-    """Leave ordinary layers with the adapted weights in place of base and adapter."""
+    """Replace base and adapter by ordinary layers with the adapted weights."""
     for _, adapted in adapted_layers(network):
         adapted.merge()
     _replace(network, lambda adapted: adapted.merged)

@@ -1,14 +1,14 @@
 """BOFT: `W' = R_m ... R_1 W`, rotations of the layer's output in the stages of a butterfly (arXiv 2311.06243).
 
-Each stage turns blocks of b outputs by an exact Cayley transform `R = (I + Q)(I - Q)^-1`. From stage to stage the
-outputs in a block are twice as far apart, so that m = log2(blocks) + 1 stages mix every output with every other.
-Order and side are LyCORIS' and ComfyUI's: R, not its transpose, on the output, and the bias is not turned. The stages
-are applied to the layer's output; no weight is formed.
+Each stage rotates blocks of b outputs by an exact Cayley transform `R = (I + Q)(I - Q)^-1`. From stage to stage the
+outputs in a block are twice as far apart, so that m = log2(blocks) + 1 stages mix every output with every other. Order
+and side are LyCORIS' and ComfyUI's: R, not its transpose, on the output, and the bias is not rotated. The stages are
+applied to the layer's output; no weight is formed.
 
-One deviation: LyCORIS stores `Q = B - B^T` of a square B, in which every number is there twice. The triangle here has
-half as many; with step_size raw its factor 2 makes Adam's steps those of LyCORIS.
-Calibrated for signs that are independent. Outputs less than b / 2 apart share a block in every stage, so that a first
-step along a real gradient is up to about twice as large as lr where there are eight stages.
+One deviation: LyCORIS stores `Q = B - B^T` of a square B, which has every value twice. The triangle here has half as
+many; with step_size raw its factor 2 makes Adam's steps those of LyCORIS. Calibrated for independent signs. Outputs
+less than b / 2 apart share a block in every stage, so that a first step along a real gradient is up to about twice as
+large as lr where there are eight stages.
 """
 
 import math
@@ -36,8 +36,8 @@ class Config(AdapterConfig):
 
 
 def stretch(size: int, stages: int) -> float:
-    """How much further a step of signs in all stages turns than one in random directions: half of the outputs that
-    share a block do so in one stage only, the others in all, and are turned by all of them in the same direction."""
+    """How much further a step of signs in all stages rotates than one in random directions: half of the outputs that
+    share a block do so in one stage only, the others in all, and are rotated by all of them in the same direction."""
     return math.sqrt((stages * (size / 2 - 1) + size / 2) / (size - 1))
 
 

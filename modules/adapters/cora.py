@@ -1,11 +1,11 @@
-"""CoRA: `W' = W + (alpha / rank) up down`, `up` an orthonormal basis of what many trainings do, `down` at zero
+"""CoRA: `W' = W + (alpha / rank) up down`, `up` an orthonormal basis of the changes of many adapters, `down` at zero
 (Xiao et al., arXiv 2409.02119).
 
-The paper puts a subspace that many models have in common in the place of `up` (its B): either frozen, with half of the
-parameters, or as a better start. By summaries of it, the subspace comes from an SVD over the downstream models'
-aggregated matrices. The rest is inferred: here they are the changes by finished adapters of the same base, side by
-side for each layer, `[D1, D2, ...]`, and `up` is their largest left singular vectors. Adapters that change more count
-more. Directions that they do not fill, and layers that none of them changes, are random ones.
+The paper replaces `up` (its B) by a subspace common to many models: either frozen, with half of the parameters, or as
+better initial values. By summaries of it, the subspace comes from an SVD over the downstream models' aggregated
+matrices. The rest is inferred: here they are the changes by finished adapters of the same base, side by side for each
+layer, `[D1, D2, ...]`, and `up` is their largest left singular vectors. Adapters with larger changes have more weight.
+Directions that they do not fill, and layers that none of them changes, are random ones.
 """
 
 import math
@@ -40,7 +40,7 @@ class Config(RankConfig):
 
 
 class Adapter(base.Adapter):
-    """`y = base(x) + up (factor * down(x))`; `up` is a buffer if frozen, its columns have the length `unit`."""
+    """`y = base(x) + up (factor * down(x))`; `up` is a buffer if frozen, its columns have the norm `unit`."""
 
     def __init__(self, config: Config, layer: Layer):
         super().__init__(config, layer)
@@ -86,8 +86,8 @@ class Adapter(base.Adapter):
             self.down[: len(inside)] = inside
 
     def _set_directions(self, directions: Tensor) -> Tensor:
-        """Make orthonormal `directions (out, k)` the first columns of `up`, and random ones at right angles to them the
-        others; returns all of these, as far as there are so many."""
+        """Make orthonormal `directions (out, k)` the first columns of `up`, and random orthogonal ones the others;
+        returns all of these, limited to the available number."""
         both = torch.cat([directions.to(self.up), self.up.detach()], 1)
         basis = torch.linalg.qr(both.double()).Q[:, : self.config.rank]
         with torch.no_grad():

@@ -5,9 +5,9 @@ All is computed with rho, so the gradient of `(c, beta)` is orthogonal to `(c, b
 the output is a scaling of the layer's output, along the input a scaling of its input: no weight is formed.
 `m = ||W|| exp(l)`; the log-ratio `l` makes one optimizer step a relative change of lr in every layer.
 
-Near beta = 0 there is no rho, and the base is a rounding error of the sum, from which its gradient cannot be told. A
-layer that comes there (see `FARTHEST`) has its weight formed, once a step, with `beta / c` in place of rho where the
-update is longer than the base; a file has its full difference. Where `V` is zero, so is `W'`.
+Near beta = 0 there is no rho, and the base is a rounding error of the sum, from which its gradient cannot be computed.
+The weight of such a layer (see `FARTHEST`) is formed once a step, with `beta / c` instead of rho where the update has a
+larger norm than the base; in a file it is a full difference. Where `V` is zero, so is `W'`.
 """
 
 import math

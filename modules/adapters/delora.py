@@ -1,10 +1,10 @@
 """DeLoRA: `W' = W + (b/r) sum_i (u_i d_i^T - u0_i d0_i^T) diag(w)`, u_i and d_i the columns of `up` and the rows of
-`down` divided by their lengths, w the column norms of W, b a learned bound (arXiv 2503.18225, where b is lambda):
-`||(W' - W) diag(1/w)|| <= 2 b`, however far `up` and `down` go.
+`down` divided by their norms, w the column norms of W, b a learned bound (arXiv 2503.18225, where b is lambda): `||(W'
+- W) diag(1/w)|| <= 2 b`, for any `up` and `down`.
 
-u0 and d0 are the start, frozen. They are copies: in the authors' code they share the trained tensors' memory, so that
-nothing is learned until the model is moved or cast. peft leaves them out and starts with `up = 0`, which has no
-direction: the first step gives every component its full length b / r, at any learning rate.
+u0 and d0 are the frozen initial values. They are copies: in the authors' code they share the trained tensors' memory,
+so that the update stays zero until the model is moved or cast. peft leaves them out and starts with `up = 0`, which has
+no direction: the first step gives every component its full norm b / r, at any learning rate.
 
 Inferred, since the paper has linear layers only: in a convolution d_i runs over all kernel positions, and w is per
 input channel.
@@ -24,10 +24,10 @@ from modules.adapters.low_rank import root_mean_square
 from modules.preset.section import option
 
 SHORTEST = 1e-4
-"""Shorter columns and rows are divided by this instead of their length, as in peft."""
+"""Shorter columns and rows are divided by this instead of their norm, as in peft."""
 
 SLOWER = 3.0
-"""Calibrated, a step of lr changes the bound by lr over this: it multiplies what `up` and `down` learn."""
+"""Calibrated, a step of lr changes the bound by lr over this: it multiplies `up` and `down`."""
 
 
 class Config(base.AdapterConfig):
@@ -61,9 +61,9 @@ class Adapter(base.Together):
     """Parameters `up (out, r)`, `down (r, fan_in)` and `strength ()`, b in units of the buffer `unit ()`; buffers
     `up_start` and `down_start`, with form peft empty.
 
-    Only directions of `up` and `down` count, so that their size sets how far a step of lr turns them: calibrated, by
-    as much as changes the weight by lr. Decay of `up` and `down` would only make steps longer; that of `strength` is
-    what decay is to be, `W' - W` gets shorter.
+    Only the directions of `up` and `down` matter, so that their norm sets how far a step of lr rotates them:
+    calibrated, by as much as changes the weight by lr. Decay of `up` and `down` would only make steps larger; decay of
+    `strength` shrinks `W' - W`, as it should.
     """
 
     undecayed = ("up", "down")
@@ -76,7 +76,7 @@ class Adapter(base.Together):
         if config.form == "original":
             nn.init.kaiming_uniform_(up, a=math.sqrt(5))
         calibrated = config.step_size == "calibrated"
-        if calibrated:  # a turn of up by one radian changes the weight by bound / sqrt(rank channels), one of down too
+        if calibrated:  # a rotation of up, or down, by one radian changes the weight by bound / sqrt(rank channels)
             size = config.bound * math.sqrt(2 / (config.rank * layer.channels))
             size = size * linalg.rows_stretch(up.mT) * linalg.rows_stretch(down)
             up, down = (size / root_mean_square(t) * t for t in (up, down))

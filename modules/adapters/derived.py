@@ -1,8 +1,8 @@
 """Tensors that depend on parameters only, computed once per optimizer step instead of once per forward.
 
-1. `begin` derives them with a graph; each gets a detached twin that requires grad, the leaf.
-2. Every forward (each micro-batch, and again under gradient checkpointing) uses the leaves; gradients add up there.
-3. `pull_back` sends the summed leaf gradients through the derive graph once.
+1. `begin` derives them with a graph; each gets a detached twin that requires grad, the leaf. 2. Every forward (each
+micro-batch, and again under gradient checkpointing) uses the leaves; gradients add up there. 3. `pull_back` propagates
+the summed leaf gradients through the derive graph once.
 
 This is the chain rule with parameters constant within a step, so it is exact. Leaves are persistent tensors that are
 overwritten in place: new ones would make torch.compile recompile.
@@ -28,7 +28,7 @@ class Derived:
         self._graph: list[tuple[Tensor, Tensor]] = []
 
     def begin(self) -> None:
-        """Derive anew from the current parameters. Call before the first forward of a step."""
+        """Derive from the current parameters. Call before the first forward of a step."""
         self._graph = []
         for leaf, tensor in self._overwrite():
             leaf.grad = None
@@ -36,14 +36,14 @@ class Derived:
                 self._graph.append((tensor, leaf))
 
     def pull_back(self) -> None:
-        """Carry the leaves' summed gradients to the parameters. Call after the last backward of a step, once."""
+        """Propagate the leaves' summed gradients to the parameters. Call after the last backward of a step, once."""
         used = [(tensor, leaf.grad) for tensor, leaf in self._graph if leaf.grad is not None]
         self._graph = []
         if used:
             torch.autograd.backward([tensor for tensor, _ in used], [grad for _, grad in used])
 
     def end(self) -> None:
-        """Forget the leaves: every forward derives for itself again."""
+        """Drop the leaves: every forward derives again."""
         self._graph = []
         for module in self.adapted:
             module.leaves = {}
@@ -56,7 +56,7 @@ class Derived:
             yield
 
     def _overwrite(self) -> list[tuple[Tensor, Tensor]]:
-        """Derive, and set all leaves; they with what they were set to."""
+        """Derive, and set all leaves; returns them with their values."""
         pairs = []
         for method, members in self._methods.items():
             derived = method.derive_all([(module.adapter, module.layer) for module in members])
@@ -71,7 +71,7 @@ class Derived:
 
 
 def _leaf(leaves: dict[str, Tensor], key: str, value: Tensor) -> Tensor:
-    """The leaf for `value`, not yet set; the one that is there where it fits."""
+    """The leaf for `value`, not yet set; the existing one if it fits."""
     kept = leaves.get(key)
     if kept is None or kept.shape != value.shape or kept.dtype != value.dtype or kept.device != value.device:
         kept = leaves[key] = torch.empty_like(value, requires_grad=True, memory_format=torch.contiguous_format)

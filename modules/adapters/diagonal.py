@@ -1,6 +1,6 @@
-"""A low-rank update beside scaled outputs: `M = diag(d) W + c up down` with `d = exp(l)`, one per output feature.
+"""A low-rank update and scaled outputs: `M = diag(d) W + c up down` with `d = exp(l)`, one per output feature.
 
-No norm is taken. As `diag(1/d) M = W + diag(1/d) c up down` is a low-rank update, files hold it exactly, as a
+No norm is taken. As `diag(1/d) M = W + diag(1/d) c up down` is a low-rank update, files represent it exactly, as a
 magnitude `d ||diag(1/d) M||` along the output.
 """
 
@@ -19,7 +19,7 @@ class Diagonal(base.Together):
     """Parameters `up (out, r)`, `down (r, fan_in)`, `magnitude (out)`: the log-ratio l in units of the buffer
     `unit ()`. The buffer `factor ()` is that of `low_rank_pair`; `parts` as there.
 
-    A logarithm, so that d is positive: at 0 no file of a magnitude could hold the layer.
+    A logarithm, so that d is positive: at 0 a file with a magnitude could not represent the layer.
     """
 
     undecayed = ("magnitude",)

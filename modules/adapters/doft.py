@@ -1,6 +1,6 @@
 """DOFT (DoRA-OFT): `W' = diag(exp(l)) W R^T`, a rotation and a magnitude per output (OneTrainer pull request 1335).
 
-Rotation keeps row norms, so `exp(l)` is the relative magnitude itself and no norm is ever computed.
+Rotation keeps row norms, so `exp(l)` is the relative magnitude itself and no norm is computed.
 
 Or `W' = diag(exp(l)) R W`, the rotation of the output first (LyCORIS' Diag-OFT with rescale). Rows of `R W` have other
 norms than W's, and `exp(l)` is relative to those of `R W`; again no norm is computed.

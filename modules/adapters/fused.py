@@ -1,8 +1,9 @@
-"""Forward and backward passes of adapted layers that move the least memory.
+"""Forward and backward passes of adapted layers with minimal memory traffic.
 
 Composed of torch's own operations, a low-rank layer would read and write its output once per term, and keep
-intermediate results for the backward pass. Here the terms are added up in place, and gradients of the gains come from
-what is there anyway. `x` is what the layer is given, `y` what it returns; all floating-point work is in `x`'s dtype.
+intermediate results for the backward pass. Here the terms are added up in place, and gradients of the gains are
+computed from tensors that are needed anyway. `x` is the layer's input, `y` its output; all floating-point work is in
+`x`'s dtype.
 """
 
 from typing import Any
@@ -27,7 +28,7 @@ def low_rank(
 
 
 def scaled(layer: Any, x: Tensor, excess_out: Tensor | None) -> Tensor:
-    """`(1 + excess_out) base(x) + bias`. Kept for the backward pass: the result, nothing without `excess_out`."""
+    """`(1 + excess_out) base(x) + bias`. Saved for the backward pass: the result, nothing without `excess_out`."""
     return _LowRank.apply(in_compute_dtype(x), None, None, None, excess_out, layer, 1.0)  # pyright: ignore
 
 
@@ -60,7 +61,7 @@ def in_compute_dtype(x: Tensor) -> Tensor:
 
 def by_weight(layer: Any, x: Tensor, excess_in: Tensor | None, excess_out: Tensor | None) -> bool:
     """Whether it is cheaper to scale the weight than what goes through it: the layer sees more positions than it has
-    rows or columns. What is compiled leaves it, since there a scaling is part of the operation before."""
+    rows or columns. Not in compiled code, where a scaling is fused into the operation before."""
     if torch.compiler.is_compiling() or (excess_in is None and excess_out is None):
         return False
     positions = x.numel() // layer.channels
@@ -121,7 +122,7 @@ def _through_base(ctx: Any, grad: Tensor, x: Tensor, excess_in: Tensor | None, e
         grad_x = layer.through_gradient(inner, ctx.shape, layer.weight_in(grad.dtype))
     if excess_in is not None and ctx.needs_input_grad[3]:
         grad_in = layer.dots(x, grad_x).to(excess_in.dtype)
-        if ctx.by_weight:  # the gain is in grad_x already; a channel that it makes zero says nothing about it
+        if ctx.by_weight:  # the gain is in grad_x already; a channel that it makes zero has no information about it
             grad_in = _over_gain(grad_in, excess_in, grad.dtype)
     if excess_in is not None and not ctx.by_weight:
         grad_x.addcmul_(grad_x, layer.spread_in(excess_in, grad_x))
@@ -129,13 +130,13 @@ def _through_base(ctx: Any, grad: Tensor, x: Tensor, excess_in: Tensor | None, e
 
 
 def _over_gain(sums: Tensor, excess: Tensor, dtype: torch.dtype) -> Tensor:
-    """`sums` over the gains, which were applied in `dtype`: a small one is another number there."""
+    """`sums` over the gains, which were applied in `dtype`: a small one is rounded there."""
     gain = 1 + excess.to(dtype).to(excess.dtype)
     return torch.where(gain == 0, 0.0, sums / torch.where(gain == 0, 1.0, gain))
 
 
 def gain_gradient(layer: Any, grad: Tensor, y: Tensor, grad_up: Tensor | None, up: Tensor | None, excess: Tensor):
-    """`sum(grad * base(x))` per output, from the result `y`: what else is in it is taken off where it is small."""
+    """`sum(grad * base(x))` per output, from the result `y`: other terms in it are subtracted where they are small."""
     sums = layer.dots(y, grad, layer.base.bias).to(excess.dtype)
     if grad_up is not None and up is not None:
         sums = sums - (grad_up.to(excess.dtype) * up.to(excess.dtype)).sum(1)
@@ -173,7 +174,7 @@ def _blocks(x: Tensor, excess: Tensor) -> Tensor:
 
 
 def _turn(x: Tensor, excess: Tensor, bias: Tensor | None) -> Tensor:
-    if torch.compiler.is_compiling():  # which cannot write through a transposed view, and fuses the sum by itself
+    if torch.compiler.is_compiling():  # which cannot write through a transposed view, and fuses the sum automatically
         turned = x + torch.bmm(_blocks(x, excess), excess).transpose(0, 1).reshape(x.shape)
         return turned if bias is None else turned + bias.to(x.dtype)
     turned = x.clone(memory_format=torch.contiguous_format) if bias is None else (x + bias.to(x.dtype)).contiguous()
@@ -184,7 +185,7 @@ def _turn(x: Tensor, excess: Tensor, bias: Tensor | None) -> Tensor:
 def butterfly(y: Tensor, excess: Tensor) -> Tensor:
     """`linalg.butterfly` of `y (n, features, ...)` with orthogonal stages, computed in the dtype of `excess`.
 
-    Kept for the backward pass: the result. What each stage was given is turned back from what it returned.
+    Kept for the backward pass: the result. The input of each stage is recovered by rotating its output back.
     """
     return _Butterfly.apply(y, excess)  # pyright: ignore
 

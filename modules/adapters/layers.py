@@ -1,8 +1,8 @@
 """A frozen base layer as an adapter sees it: the same few operations for linear, convolution and embedding layers.
 
-Throughout, `x` is what the layer is given and `y` what it returns. "Channels" are the input features of a linear
-layer, the input channels of a convolution, the tokens of an embedding. Weights are 2-D `(out, fan_in)`, with
-`fan_in = channels * kernel`; the kernel positions of one channel stand side by side.
+Throughout, `x` is the layer's input and `y` its output. "Channels" are the input features of a linear layer, the input
+channels of a convolution, the tokens of an embedding. Weights are 2-D `(out, fan_in)`, with `fan_in = channels *
+kernel`; the kernel positions of one channel are adjacent.
 """
 
 import math
@@ -17,7 +17,7 @@ from modules.adapters import fused, linalg
 
 
 class Layer:
-    """A linear layer, dense or packed; and the protocol of the other kinds."""
+    """A linear layer, dense or quantized; and the interface of the other kinds."""
 
     kind = "linear"
 
@@ -50,7 +50,7 @@ class Layer:
         return self.with_weight(x, None)
 
     def with_weight(self, x: Tensor, weight: Tensor | None) -> Tensor:
-        """The layer with another weight `(out, fan_in)` in place of its own (None: its own), without bias."""
+        """The layer with another weight `(out, fan_in)` instead of its own (None: its own), without bias."""
         if weight is not None:
             return F.linear(x, weight.to(x.dtype))
         if quant.is_packed(self.base):
@@ -77,7 +77,7 @@ class Layer:
     def scale_in(self, x: Any, excess: Tensor) -> Any:
         """Channel `j` of `x` times `1 + excess[j]`.
 
-        Takes the excess over 1, not the factor: near 1 a half-precision factor would lose what was learned.
+        Takes the excess over 1, not the factor: near 1 a half-precision factor would be rounded to 1.
         """
         return torch.addcmul(x, x, self.spread_in(excess, x))
 
@@ -103,7 +103,7 @@ class Layer:
         return fused.updated(y, second.mT, first.mT, excess, self.base.bias)
 
     def flat(self, x: Tensor) -> Tensor:
-        """`x` or `y` as `(n, features, ...)`, with whatever positions the layer has after the features."""
+        """`x` or `y` as `(n, features, ...)`, with the positions, if any, after the features."""
         return x.reshape(-1, x.shape[-1])
 
     def spread_in(self, vector: Tensor, x: Tensor) -> Tensor:
@@ -170,7 +170,7 @@ class Layer:
         return x.flatten(0, -2).sum(0, dtype=linalg.at_least_float32(x.dtype))
 
     def dots(self, x: Tensor, grad: Tensor, offset: Tensor | None = None) -> Tensor:
-        """`sums((x - offset) * grad)`, `offset` one number per feature."""
+        """`sums((x - offset) * grad)`, `offset` one value per feature."""
         if self.kind == "linear" and linalg.one_pass_pays(x):
             return linalg.column_dots(x.flatten(0, -2), grad.flatten(0, -2), offset)
         found = self.sums(x * grad)
@@ -216,7 +216,7 @@ class Layer:
         return not weight.is_meta and not weight.any()
 
     def anywhere(self, flag: Tensor) -> bool:
-        """Whether `flag ()` is true, here or in another process that has to take part in reading the weight."""
+        """Whether `flag ()` is true, here or in another process that must take part in reading the weight."""
         return quant.anywhere(self.base, flag)
 
     def forget(self) -> None:
@@ -296,7 +296,7 @@ class ConvLayer(Layer):
         return self.conv(x, weight, bias, base.stride, base.padding, base.dilation)
 
     def through_gradient(self, grad: Tensor, shape: torch.Size, weight: Tensor) -> Tensor:
-        shaped = grad.new_empty(1).expand(shape)  # its values are not looked at
+        shaped = grad.new_empty(1).expand(shape)  # its values are not read
         return self._backward(grad, shaped, weight, (True, False, False))[0]
 
     def expand_into(self, y: Tensor, h: Tensor, up: Tensor, scale: float) -> None:
@@ -312,7 +312,7 @@ class ConvLayer(Layer):
         return self.conv(grad, self.native_up((scale * up).mT))
 
     def project_back(self, grad: Tensor, x: Tensor, down: Tensor, grad_x: Tensor | None, wanted: bool) -> Tensor | None:
-        # One call for both: what they share is made ready once.
+        # One call for both: what they share is prepared once.
         found = self._backward(grad, x, self.native(down).to(grad.dtype), (grad_x is not None, wanted, False))
         if grad_x is not None:
             grad_x.add_(found[0])

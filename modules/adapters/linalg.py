@@ -1,4 +1,4 @@
-"""The adapters' mathematics: functions of tensors and numbers, in the dtype they are given."""
+"""The adapters' mathematics: functions of tensors and numbers, in the dtype of their arguments."""
 
 import math
 from collections.abc import Callable
@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 CANCELLED = -0.99
-"""Below this relative change of a squared norm the closed form has lost digits and the direct norm is taken."""
+"""Below this relative change of a squared norm the closed form has lost digits and the direct norm is used."""
 
 
 VANISHED = 1e-6
-"""A singular value that is a smaller part of the largest is rounding."""
+"""Singular values that are smaller relative to the largest are rounding errors."""
 
 
 def principal(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -40,9 +40,9 @@ SPARE, ROUNDS = 16, 8
 
 
 def leading(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Like `principal`, for a large matrix of which little is wanted: there by a block power iteration on a random
-    sketch (Halko, Martinsson, Tropp, arXiv 0909.4061, algorithm 4.4), which takes seconds for all layers of a model
-    instead of many minutes. What it finds has the same size to about one percent."""
+    """Like `principal`, for a large matrix and a small rank: by a block power iteration on a random sketch (Halko,
+    Martinsson, Tropp, arXiv 0909.4061, algorithm 4.4), which takes seconds for all layers of a model instead of many
+    minutes. The result has the same norm to about one percent."""
     width = rank + SPARE
     if matrix.is_meta or 4 * width > min(matrix.shape):
         return principal(matrix, rank)
@@ -75,12 +75,12 @@ def safe_divide(numerator: Tensor, denominator: Tensor) -> Tensor:
 
 
 def proportions(first: Tensor, second: Tensor, first_length: Tensor, second_length: Tensor) -> tuple[Tensor, Tensor]:
-    """`p, q (n)` with `p a + q b` in the direction of `first a + second b`, of vectors a and b with these lengths
-    `(n)`; `first` and `second` are `()` or `(n)`, and any numbers.
+    """`p, q (n)` with `p a + q b` in the direction of `first a + second b`, of vectors a and b with these norms `(n)`;
+    `first` and `second` are `()` or `(n)`, of any value.
 
-    Of the longer part p or q is 1 or -1, of the other one it is their ratio. So the sum has the size of a or b,
-    whatever that of the two numbers, and the gradient of these is orthogonal to them by construction. Where a ratio
-    would be infinite, as the other part is zero, it is limited and has no gradient.
+    For the larger part p or q is 1 or -1, for the other one it is their ratio. So the sum has the norm of a or b for
+    any two factors, and their gradient is orthogonal to them by construction. Where a ratio would be infinite, because
+    the other part is zero, it is limited and has no gradient.
     """
     limit = torch.finfo(first.dtype).tiny ** -0.4
     with torch.no_grad():
@@ -128,11 +128,11 @@ class _Products(torch.autograd.Function):
 
 
 LARGE = 2**19
-"""Numbers in a tensor from which a temporary of its size costs a CPU more than reading it more slowly."""
+"""Elements of a tensor from which on a temporary of its size costs more on a CPU than slower reading."""
 
 
 def at_least_float32(dtype: torch.dtype) -> torch.dtype:
-    """float64, or else float32."""
+    """float64 if supported, else float32."""
     return dtype if dtype == torch.float64 else torch.float32
 
 
@@ -188,8 +188,8 @@ def sign_stretch(weights: Tensor, rank: int) -> Tensor:
     """How much further than a step in random directions one of signs moves a product: `()`.
 
     The gradient of `up` in `(up down) * F`, for random `down (r, n)` and `weights` F `(m, n)`, is `(G * F) down^T`. Its
-    columns are alike as far as those of `down` are, which are so by chance where few of the n count; the product adds
-    up what is alike. The signs of two normal numbers of a small correlation c have the correlation `2 c / pi`.
+    columns are correlated like those of `down`, which are so by chance if few of the n count; the product adds up the
+    correlated parts. The signs of two normal variables of a small correlation c have the correlation `2 c / pi`.
     """
     square = weights.square()
     whole = square.sum(-1).clamp_min(torch.finfo(square.dtype).tiny)
@@ -198,7 +198,7 @@ def sign_stretch(weights: Tensor, rank: int) -> Tensor:
 
 
 def rows_stretch(down: Tensor) -> Tensor:
-    """The same for `up down`, from the very `down (r, n)`: the signs of two normal numbers of correlation c have the
+    """The same for `up down`, for this `down (r, n)`: the signs of two normal variables of correlation c have the
     correlation `2 asin(c) / pi`."""
     lengths = down.norm(dim=1, keepdim=True).clamp_min(torch.finfo(down.dtype).tiny)
     alike = ((down / lengths) @ (down / lengths).mT).clamp(-1, 1)
@@ -240,7 +240,7 @@ class _CayleyExcess(torch.autograd.Function):
     @staticmethod
     def forward(ctx, skew: Tensor):
         eye = torch.eye(skew.shape[-1], dtype=skew.dtype, device=skew.device)
-        # I - Q is never singular, so that the check, for which the device would be waited for, is left out.
+        # I - Q is never singular, so the check, which would synchronize with the device, is left out.
         excess = torch.linalg.solve_ex(eye - skew, 2 * skew).result
         ctx.save_for_backward(excess)
         return excess
@@ -294,10 +294,10 @@ PADE = (17297280, 8648640, 1995840, 277200, 25200, 1512, 56, 1)
 
 
 def exponential_excess(skew: Tensor) -> Tensor:
-    """`R - I` for `R = exp(Q)` of `skew (n, b, b)`: turns by Q's own angles, half a turn and beyond.
+    """`R - I` for `R = exp(Q)` of `skew (n, b, b)`: rotates by Q's own angles, 180 degrees and beyond.
 
     By the Pade approximant `(E - O)^-1 (E + O)` with the even and the odd part of one polynomial: orthogonal for every
-    skew Q, as `f(Q) f(-Q)^-1` is for any f; within 1e-8 of the exponential up to half a turn. One solve of size b.
+    skew Q, as `f(Q) f(-Q)^-1` is for any f; within 1e-8 of the exponential up to 180 degrees. One solve of size b.
     """
     eye, square = torch.eye(skew.shape[-1], dtype=skew.dtype, device=skew.device), skew @ skew
     fourth = square @ square
@@ -311,11 +311,11 @@ def exponential_excess(skew: Tensor) -> Tensor:
 
 
 def neumann_excess(skew: Tensor, terms: int) -> Tensor:
-    """`R - I` for Cayley's transform of `skew (n, b, b)` with Neumann's series cut after an even number of `terms`,
-    `R = I + 2 Q + 2 Q^2 + ... + Q^(terms - 1)`, as peft and OneTrainer count them (methods.md 3.2, 3.5).
+    """`R - I` for Cayley's transform of `skew (n, b, b)` with the Neumann series truncated to an even number of
+    `terms`, `R = I + 2 Q + 2 Q^2 + ... + Q^(terms - 1)`, as peft and OneTrainer count them (methods.md 3.2, 3.5).
 
-    Not orthogonal: at a plane's angle theta it stretches by `sqrt(1 + theta^(2 terms - 2))`. Odd numbers shrink by
-    `1 - theta^(terms - 1)`, which is far more.
+    Not orthogonal: at a plane's angle theta it stretches by `sqrt(1 + theta^(2 terms - 2))`. Odd ones shrink by `1 -
+    theta^(terms - 1)`, which is far more.
     """
     square = skew @ skew
     excess = skew
@@ -331,15 +331,16 @@ def on_angles(skew: Tensor, change: Callable[[Tensor], Tensor]) -> Tensor:
 
 
 def exponential_angle(tangent: Tensor) -> Tensor:
-    """The angle of which the tangent of the half is given: Q's of `exponential_excess`."""
+    """The angle, given as the tangent of its half: Q's of `exponential_excess`."""
     return 2 * tangent.atan()
 
 
 def neumann_angle(tangent: Tensor, terms: int) -> Tensor:
-    """The eigenvalue of Q for which `neumann_excess` turns by an angle, of which the tangent of the half is given.
-    Without meaning where it cannot turn so far.
+    """The eigenvalue of Q for which `neumann_excess` rotates by an angle, given as the tangent of its half. Undefined
+    where it cannot reach that angle.
 
-    It turns by `2 atan(theta)` and by the angle of `1 - (i theta)^(terms - 1)`; the equation is solved by fixed points.
+    It rotates by `2 atan(theta)` and by the angle of `1 - (i theta)^(terms - 1)`; the equation is solved by fixed-point
+    iteration.
     """
     sign, theta = (1 if terms % 4 == 0 else -1), tangent
     for _ in range(200):
@@ -349,7 +350,7 @@ def neumann_angle(tangent: Tensor, terms: int) -> Tensor:
 
 
 def butterfly(V: Tensor, excess: Tensor) -> Tensor:
-    """`V (n, features, ...)` with its features turned by `R = I + excess (stages, blocks, b, b)`, one stage after the
+    """`V (n, features, ...)` with its features rotated by `R = I + excess (stages, blocks, b, b)`, one stage after the
     other; the first is `excess[0]` (BOFT, arXiv 2311.06243; the order of the features is LyCORIS')."""
     for stage, one in enumerate(excess):
         blocks = butterfly_blocks(V, stage, one.shape[-1])
@@ -371,7 +372,7 @@ def butterfly_features(blocks: Tensor, stage: int) -> Tensor:
 
 
 def butterfly_order(R: Tensor) -> Tensor:
-    """The block of a butterfly of one stage that turns all features as `R (..., b, b)` does."""
+    """The block of a butterfly of one stage that rotates all features as `R (..., b, b)` does."""
     order = torch.arange(R.shape[-1], device=R.device).unflatten(0, (2, -1)).mT.flatten()
     return R[..., order, :][..., order]
 

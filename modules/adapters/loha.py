@@ -1,10 +1,10 @@
-"""LoHa: `W' = W + c (up1 down1) o (up2 down2)`, o entry by entry, `c = alpha / rank` (FedPara, arXiv 2108.06098;
-LyCORIS, arXiv 2309.14859).
+"""LoHa: `W' = W + c (up1 down1) o (up2 down2)`, o elementwise, `c = alpha / rank` (FedPara, arXiv 2108.06098; LyCORIS,
+arXiv 2309.14859).
 
 Two pairs of rank r make a change of rank up to r^2. That is a low-rank update: its factors are the products of all
-pairs of columns, or of rows. The fast route uses it where it has fewer numbers than the weight, `r^2 (out + fan_in) <
-out fan_in`; else the adapted weight is made in every forward, as LyCORIS does.
-LyCORIS' own merging applies alpha / rank twice; this is its forward pass.
+pairs of columns, or of rows. The fast path uses it where it has fewer elements than the weight, `r^2 (out + fan_in) <
+out fan_in`; else the adapted weight is computed in every forward, as LyCORIS does. LyCORIS' merging applies alpha /
+rank twice; this is its forward pass.
 """
 
 from collections.abc import Sequence
@@ -31,7 +31,7 @@ class Config(RankConfig):
 
 SLOWER = 4.0
 """Calibrated, the other tensors' root mean square: a step of lr moves each by lr over this. All multiply the one that
-starts at zero, and without it the change of the weight would grow faster and faster."""
+starts at zero, and without it the change of the weight would accelerate."""
 
 
 class Adapter(base.Together):
@@ -75,7 +75,7 @@ class Adapter(base.Together):
         return layer(x) + layer.expand(layer.project(x, derived["down"]), derived["up"])
 
     def start_from(self, terms: base.Terms, layer: Layer) -> None:
-        """A product of the same kind, or a pair, beside which the other factor is one."""
+        """A product of the same kind, or a pair, with the other factor set to one."""
         if terms.product is not None and terms.product.kind == "hadamard":
             self.refuse_all_but(terms, "up", "difference")
             pairs = [terms.product.first, terms.product.second]
@@ -96,7 +96,7 @@ class Adapter(base.Together):
             self.up2.mul_(total)
 
     def _set(self, mine: Tensor, given: Tensor, axis: int) -> Tensor:
-        """Set the first components; of those left over, the ups are zero. What the given one was divided by."""
+        """Set the first components; of those left over, the ups are zero. Returns the divisor of the given ones."""
         unit = torch.ones_like(self.factor)
         if self.config.step_size == "calibrated" and given.any() and mine is not self.up2:
             unit = (root_mean_square(given) / SLOWER).to(unit)

@@ -1,8 +1,8 @@
 """LoKr: `W' = W + c kron(first, second)`, `first (out1, in1)` small, `second (out2, fan_in2)` whole, or where it is
-large a pair `up down` (KronA, arXiv 2212.10650; LyCORIS, arXiv 2309.14859, whose rules of splitting these are).
+large a pair `up down` (KronA, arXiv 2212.10650; LyCORIS, arXiv 2309.14859, whose splitting rules these are).
 
 `kron(first, second) x` is x in `in1` runs of channels, each through `second`, and the runs mixed by `first`: no large
-matrix is made. Of a convolution, `second` is a convolution of `in2` channels. LyCORIS' own merging applies alpha / rank
+matrix is computed. Of a convolution, `second` is a convolution of `in2` channels. LyCORIS' merging applies alpha / rank
 twice; this is its forward pass.
 """
 
@@ -35,11 +35,11 @@ class Config(RankConfig):
 
 SLOWER = 3.0
 """Calibrated, the other tensors' root mean square: a step of lr moves each by lr over this. All multiply the one that
-starts at zero, and without it the change of the weight would grow faster and faster."""
+starts at zero, and without it the change of the weight would accelerate."""
 
 
 class Adapter(base.Adapter):
-    """Parameters `first (out1, in1)` and `second (out2, fan_in2)`, zero; or in place of that `up (out2, r)` and `down
+    """Parameters `first (out1, in1)` and `second (out2, fan_in2)`, zero; or instead of that `up (out2, r)` and `down
     (r, fan_in2)`, zero. Buffer `scale ()`: c. Calibrated, c is in the weight's unit."""
 
     kinds = ("linear", "conv")
@@ -125,7 +125,7 @@ class Adapter(base.Adapter):
 
 def split(size: int, factor: int | None) -> tuple[int, int]:
     """Two numbers, the smaller first, whose product is `size`: `factor` and the rest if that divides it, else the most
-    alike of which the smaller is at most `factor` (LyCORIS' `factorization`)."""
+    equal ones of which the smaller is at most `factor` (LyCORIS' `factorization`)."""
     if factor is not None and size % factor == 0:
         return min(factor, size // factor), max(factor, size // factor)
     largest = size if factor is None else factor

@@ -1,15 +1,14 @@
 """LoRA: `W' = W + (alpha / rank) up down`, `up (out, r)`, `down (r, fan_in)` (Hu et al., arXiv 2106.09685, eq. 3).
 
-With a pair that starts away from zero, what it starts with is subtracted:
-`W' = W + s (up down - up0 down0) = W + s [up - up0, up0] [down; down - down0]`. Published code subtracts it from the
-stored base instead (PiSSA: arXiv 2404.02948, eq. 5; IniLoRA: arXiv 2510.03731), which rounds the base: by up to 12 % of
-the weight in bfloat16. Here the base stays as it is, also where it is packed, the start is exact, and so is the file: a
-LoRA of rank 2r. In this form nothing cancels in half precision, neither while training nor in a file, as it would in
-`[up, -up0] [down; down0]`.
+With a nonzero initial pair, its initial product is subtracted: `W' = W + s (up down - up0 down0) = W + s [up - up0,
+up0] [down; down - down0]`. Published code subtracts it from the stored base instead (PiSSA: arXiv 2404.02948, eq. 5;
+IniLoRA: arXiv 2510.03731), which rounds the base: by up to 12 % of the weight in bfloat16. Here the base is unchanged,
+also if it is quantized, and the start and the file are exact: a LoRA of rank 2r. In this form nothing cancels in half
+precision, neither while training nor in a file, as it would in `[up, -up0] [down; down0]`.
 
-IniLoRA fits `up down` to W by 20,000 steps of Adam for each layer. Here its fit is the closed form: the best one there
-is, which is PiSSA's pair, balanced and in a random basis, where gradient descent from small random values would end
-[the basis is inferred].
+IniLoRA fits `up down` to W by 20,000 steps of Adam for each layer. Here its fit is the closed form: the best one, which
+is PiSSA's pair, balanced and in a random basis, where gradient descent from small random values would end [the basis is
+inferred].
 """
 
 import math
@@ -57,7 +56,7 @@ def fitted_pair(W: Tensor, rank: int) -> tuple[Tensor, Tensor]:
 
 
 def normal_pair(W: Tensor, rank: int) -> tuple[Tensor, Tensor]:
-    """Normal with a deviation of 0.5 (IniLoRA's alpha, in its code)."""
+    """Normal with standard deviation 0.5 (IniLoRA's alpha, in its code)."""
     return 0.5 * torch.randn(W.shape[0], rank), 0.5 * torch.randn(rank, W.shape[1])
 
 
@@ -73,12 +72,12 @@ PAIRS: dict[str, Callable[[Tensor, int], tuple[Tensor, Tensor]]] = {
     "inilora_alpha": normal_pair,
     "inilora_beta": kaiming_pair,
 }
-"""By `init`: the pairs that start away from zero, from `W (out, fan_in)` and the rank."""
+"""By `init`: the nonzero initial pairs, from `W (out, fan_in)` and the rank."""
 
 
 class Adapter(base.Adapter):
     """`y = base(x) + factor * up (down(x))`, with the buffer `factor ()` of `low_rank_pair`; `first_up` and
-    `first_down`: buffers where the pair starts away from zero, with what it starts with."""
+    `first_down`: buffers with the initial pair, if it is nonzero."""
 
     pairs = (("up", "down"),)
 
@@ -91,13 +90,13 @@ class Adapter(base.Adapter):
         self.register_buffer("factor", factor)
         if config.init in PAIRS:
             self._begin_with(*PAIRS[config.init](layer.dense(), config.rank))
-            # What is subtracted stays, so a pair that decays would take it out of the base.
+            # The subtracted product is constant, so a pair that decays would remove it from the base.
             self.undecayed = ("up", "down")
         self.register_buffer("first_up", self.up.detach().clone() if config.init in PAIRS else None)
         self.register_buffer("first_down", self.down.detach().clone() if config.init in PAIRS else None)
 
     def _begin_with(self, up: Tensor, down: Tensor) -> None:
-        """Components that the pair does not have stay as they are, and so does a pair of no components at all."""
+        """Components that the pair does not have are unchanged; so is everything with a pair of no components."""
         count = len(down)
         if count == 0:
             return

@@ -17,10 +17,10 @@ RANDOM: dict[str, Callable[[Tensor], Any]] = {
     "gaussian": lambda down: nn.init.normal_(down, std=1 / len(down)),
     "orthogonal": nn.init.orthogonal_,
 }
-"""Filling a `down (r, fan_in)` by the name in `init`, in place; where the name is none of these, as Kaiming has it."""
+"""Fills a `down (r, fan_in)` in place, by the name in `init`; other names: Kaiming."""
 
 AT_RANDOM = ("kaiming", *RANDOM)
-"""Values of `init` that need nothing but a shape, so that a file given with start_from can leave some of them."""
+"""Values of `init` that need only a shape, so that with start_from some components may keep them."""
 
 
 class RankConfig(AdapterConfig):
@@ -64,7 +64,7 @@ class LowRankConfig(RankConfig):
 
 
 class RawLowRankConfig(LowRankConfig):
-    """The same where published learning rates are in everyone's use."""
+    """The same where published learning rates are in common use."""
 
     step_size: Literal["calibrated", "raw"] = option(
         "raw", why="learning rates known for this method apply", advanced=True
@@ -91,8 +91,8 @@ def low_rank_pair(config: LowRankConfig, layer: Layer, parts: int = 1) -> tuple[
 
 
 def spread(rank: int) -> float:
-    """In how many steps of lr, as a multiple of 1 / lr, calibrated steps move `down` by itself. Its components step
-    together, so that what they add to the weight's change by and by grows with the rank's root."""
+    """In how many steps of lr, as a multiple of 1 / lr, calibrated steps change `down` by its own norm. Its components
+    step together, so that their contribution to the weight's change grows with the square root of the rank."""
     return 1.0 + math.sqrt(rank) / 4
 
 
@@ -106,8 +106,8 @@ def root_mean_square(tensor: Tensor) -> Tensor:
 
 
 def set_pair(config: RankConfig, up: Tensor, down: Tensor, terms: Terms, factor: Tensor) -> None:
-    """Fresh parameters so that `factor * up down` is the terms' product. Components they do not fill start as ever.
-    Calibrated, `down` keeps its root mean square; else the two are as they were given.
+    """Fresh parameters so that `factor * up down` is the terms' product. Components they do not fill keep their initial
+    values. Calibrated, `down` keeps its root mean square; else the two are taken unchanged.
 
     Raises ValueError if the terms have a larger rank.
     """
@@ -125,7 +125,7 @@ def set_pair(config: RankConfig, up: Tensor, down: Tensor, terms: Terms, factor:
 
 
 def refuse_larger(rank: int, ours: int) -> None:
-    """ValueError if a file's rank is more than ours."""
+    """ValueError if a file's rank is above the run's."""
     if rank > ours:
         raise ValueError(f"the file has rank {rank}, but the run has rank {ours}; set adapter.rank {rank}, or make the "
                          "file smaller with scripts/resize.py")

@@ -1,9 +1,9 @@
-"""MoRA: `W' = W + c S(M)`, one square matrix M in place of LoRA's pair (arXiv 2405.12130; how the square meets the
-layer is that of the authors' code). The inputs are wrapped around to fill groups of M's width.
+"""MoRA: `W' = W + c S(M)`, one square matrix M instead of LoRA's pair (arXiv 2405.12130; mapped to the layer as in the
+authors' code). The inputs are wrapped around to fill groups of M's width.
 
-sharing: the groups are added up, and M's result is repeated along the outputs: rank of M's width. rope: M acts on each
-group, turned by its rotary position; results stand side by side: full rank, so that no compact file holds it. The
-authors' other kinds differ in what they group only, and alpha / rank they do not have.
+sharing: the groups are summed, and M's result is repeated along the outputs: rank of M's width. rope: M acts on each
+group, rotated by its rotary position; results are concatenated: full rank, so that there is no compact file. The
+authors' other kinds differ only in the grouping, and they have no alpha / rank.
 """
 
 import math
@@ -54,7 +54,7 @@ class Adapter(base.Adapter):
                              "inputs; exclude it, or set adapter.kind sharing")
         self.square = nn.Parameter(torch.zeros(size, size))
         factor = 1.0
-        if config.step_size == "calibrated":  # each output adds up all groups, or one
+        if config.step_size == "calibrated":  # each output sums all groups, or one
             factor = layer.rms() * math.sqrt(fan_in / (size if rope else size * self.groups))
         self.factor: Tensor
         self.register_buffer("factor", torch.tensor(factor))
@@ -65,7 +65,7 @@ class Adapter(base.Adapter):
             change = square.repeat(1, self.groups)
         else:
             eye = torch.eye(len(square), dtype=W.dtype, device=W.device).expand(self.groups, -1, -1)
-            # Group j's part is M R_j, and the rows of R_j^T are the unit vectors turned.
+            # Group j's part is M R_j, and the rows of R_j^T are the rotated unit vectors.
             change = torch.block_diag(*(square @ _turned(eye.transpose(0, 1)).transpose(0, 1).mT))
         inside, wrapped = change.split([W.shape[1], change.shape[1] - W.shape[1]], 1)
         inside = inside + F.pad(wrapped, (0, W.shape[1] - wrapped.shape[1]))
@@ -94,13 +94,13 @@ class Adapter(base.Adapter):
 
 
 def _repeated(rows: Tensor, length: int) -> Tensor:
-    """`rows (..., n)` over and over to `(..., length)`, or cut to it."""
+    """`rows (..., n)` repeated to `(..., length)`, or cut to it."""
     times = -(-length // rows.shape[-1])
     return (torch.cat([rows] * times, -1) if times > 1 else rows)[..., :length]
 
 
 def _turned(groups: Tensor) -> Tensor:
-    """`groups (..., g, n)`, group j turned by `j 10000^(-2k / n)` in the plane of the entries k and k + n / 2."""
+    """`groups (..., g, n)`, group j rotated by `j 10000^(-2k / n)` in the plane of the entries k and k + n / 2."""
     count, size = groups.shape[-2:]
     exact = linalg.at_least_float32(groups.dtype)
     steps = torch.arange(0, size, 2, dtype=exact, device=groups.device) / size

@@ -1,8 +1,8 @@
-"""NEAT, now PEANuT: `W' = W + c up f(... f(mixing^T W))`, a small network on the base weight itself (arXiv 2410.01870;
+"""NEAT, now PEANuT: `W' = W + c up f(... f(mixing^T W))`, a small network of the base weight itself (arXiv 2410.01870;
 deeper ones as in peft). `f` is relu. The last map is linear, so that the change is a LoRA of rank r whose down
-projection follows from W: it is made once a step, with a product of W and r columns, and files have the plain LoRA.
+projection follows from W: it is computed once a step, with a product of W and r columns, and files have the plain LoRA.
 
-Convolutions, which the paper does not have, are taken as `W (out, fan_in)` [inferred].
+Convolutions, which the paper does not have, are treated as `W (out, fan_in)` [inferred].
 """
 
 import math
@@ -34,7 +34,7 @@ class Config(base.AdapterConfig):
 
 SLOWER = 3
 """Calibrated, a step of lr moves each tensor of the network by lr over this, and over their number: all of them
-together multiply what `up` learns."""
+together multiply `up`."""
 
 
 class Adapter(base.Together):
@@ -70,12 +70,12 @@ class Adapter(base.Together):
             self.factor = layer.rms() / math.sqrt(rank) / (root_mean_square(down) * linalg.rows_stretch(down)).float()
 
     def down(self, W: Tensor) -> Tensor:
-        """`(r, fan_in)`: what the network makes of W."""
+        """`(r, fan_in)`: the output of the network for W."""
         encoders, decoders = ([one.to(W) for one in self.scaled(own)] for own in (self.encoders, self.decoders))
         return _network((self.unit * self.mixing).to(W).mT @ W, encoders, decoders)
 
     def scaled(self, inner: nn.ParameterList) -> list[Tensor]:
-        """Encoders or decoders as the network has them."""
+        """Encoders or decoders, scaled as in the network."""
         return [self.inner_unit * one for one in inner]
 
     def weight(self, W: Tensor) -> Tensor:
@@ -106,8 +106,8 @@ def _drawn(rows: int, columns: int) -> Tensor:
 
 
 def _network(h: Tensor, encoders: Sequence[Tensor], decoders: Sequence[Tensor]) -> Tensor:
-    """Of `h (..., r, fan_in)`, column by column: `f`, the encoders, then the decoders, to each of which is added what
-    went into its encoder. `(..., r, r)` each."""
+    """Of `h (..., r, fan_in)`, column by column: `f`, the encoders, then the decoders, each with the input of its
+    encoder added. `(..., r, r)` each."""
     h = h.relu()
     kept = []
     for encoder in encoders:

@@ -1,5 +1,5 @@
-"""OFT: `W' = W R^T` with an orthogonal `R` on the input channels (Qiu et al., arXiv 2306.07280; OFTv2,
-arXiv 2506.19847), applied to the layer's input; or `W' = R W`, applied to what comes out of it but for the bias."""
+"""OFT: `W' = W R^T` with an orthogonal `R` on the input channels (Qiu et al., arXiv 2306.07280; OFTv2, arXiv
+2506.19847), applied to the layer's input; or `W' = R W`, applied to its output without the bias."""
 
 from collections.abc import Sequence
 from typing import Literal
@@ -19,7 +19,7 @@ class Config(RotatedConfig):
 
 
 class Adapter(base.Adapter):
-    """`y = base(x R)`, or `y = base(x) R^T` with the bias left out of it."""
+    """`y = base(x R)`, or `y = base(x) R^T` without the bias in the rotation."""
 
     kinds = ("linear", "conv")
     moves_zero = False

@@ -1,7 +1,7 @@
 """Pre-Diag: `W' = diag(d) W + (alpha / rank) up down`, d learned per output feature ("Calibrating and Rotating",
 arXiv 2511.00051). DoRA without its norm: the diagonal acts on the base weight before the update is added.
 
-Inferred from the paper's abstract and the code of its other method; no code of this one is published. As there d
+Inferred from the paper's abstract and the code of its other method; no code of this one is published. As in that one d
 starts at 1; here it is `exp(l)`, which makes the same first step but stays positive, so that every state has an exact
 file. The bias is not multiplied.
 """

@@ -19,8 +19,8 @@ def frozen_cols(up: Tensor, layers: Sequence[Layer]) -> Tensor:
 
 
 class _FrozenProducts(torch.autograd.Function):
-    """Products with the frozen weights of layers of equal shape. Weights are made dense one at a time, and again in the
-    backward pass: no copy is kept."""
+    """Products with the frozen weights of layers of equal shape. Weights are dequantized one at a time, and again in
+    the backward pass: no copy is kept."""
 
     @staticmethod
     def forward(ctx, factor: Tensor, layers: Sequence[Layer], rows: bool):

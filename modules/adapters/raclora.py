@@ -1,13 +1,13 @@
 """RAC-LoRA: a chain of low-rank updates, `W' = W + (alpha / rank) sum_t up_t down_t` (arXiv 2410.08305, algorithm 1).
 
-Each link has a random `down_t` that is never trained; its `up_t` is trained from zero while the links before it stay as
-they are. So a run of links reaches what no single one can, and converges as training the whole weight does: the mean of
+Each link has a random `down_t` that is never trained; its `up_t` is trained from zero while the links before it are
+frozen. So a chain of links reaches what no single one can, and converges like training the full weight: the mean of
 down^T down over the random choice is a multiple of the identity. The paper says "convergence", not "better": its own
 tables have it near LoRA.
 
-The paper adds finished links to the weight. Here they are kept as factors in float32, so a half-precision or packed
-base loses nothing, and the file is exactly a LoRA of rank `links * rank`. The price is a forward pass of that rank.
-The links have equal numbers of steps [I].
+The paper adds finished links to the weight. Here they are kept as factors in float32, so a half-precision or quantized
+base has no rounding loss, and the file is exactly a LoRA of rank `links * rank`. The cost is a forward pass of that
+rank. The links have equal numbers of steps [I].
 """
 
 from collections.abc import Sequence
@@ -33,8 +33,8 @@ class Config(LowRankConfig):
 
 
 class Adapter(base.Adapter):
-    """Parameter `up (out, r)` of the link under way; buffers `down (links * r, fan_in)` of all links, drawn at the
-    start, `done (out, links * r)`, the finished links, `link ()`, the number of the one under way, and `factor ()`."""
+    """Parameter `up (out, r)` of the current link; buffers `down (links * r, fan_in)` of all links, drawn at the start,
+    `done (out, links * r)`, the finished links, `link ()`, the number of the current one, and `factor ()`."""
 
     sets_parameters = True
 
@@ -52,7 +52,7 @@ class Adapter(base.Adapter):
         self.register_buffer("factor", factor)
 
     def chain(self) -> Tensor:
-        """All links side by side, `(out, links * r)`; zero where a link is still to come."""
+        """All links side by side, `(out, links * r)`; zero for links that are not trained yet."""
         here = torch.arange(self.config.links, device=self.link.device) == self.link
         return self.done + (self.up.unsqueeze(1) * here.unsqueeze(1)).flatten(1)
 
@@ -69,9 +69,9 @@ class Adapter(base.Adapter):
 
     @classmethod
     def after_step(cls, adapters: Sequence["Adapter"], step: int, steps: int) -> list[nn.Parameter]:
-        """Go on to the link of the next step, also where steps in between were skipped."""
+        """Change to the link of the next step, also where steps in between were skipped."""
         links, link = adapters[0].config.links, int(adapters[0].link)
-        wanted = max(link, link_after(step, steps, links))  # a longer training never goes back to a finished link
+        wanted = max(link, link_after(step, steps, links))  # a longer training never returns to a finished link
         if link == wanted:
             return []
         for adapter in adapters:
@@ -82,7 +82,7 @@ class Adapter(base.Adapter):
 
     @classmethod
     def replanned(cls, adapters: Sequence["Adapter"], step: int, before: int, now: int) -> str:
-        """A finished link stays as it is: the chain has room for `links` of them."""
+        """A finished link is kept: the chain has `links` of them."""
         links = adapters[0].config.links
         if all(link_after(s, before, links) == link_after(s, now, links) for s in range(1, step + 1)):
             return ""
@@ -103,5 +103,5 @@ class Adapter(base.Adapter):
 
 
 def link_after(step: int, steps: int, links: int) -> int:
-    """The link, from 0, that is under way after `step` of `steps` steps."""
+    """The link, from 0, that is trained after `step` of `steps` steps."""
     return min(step * links // steps, links - 1)

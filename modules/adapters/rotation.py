@@ -1,7 +1,7 @@
-"""Learned rotations of a layer's input channels or of its outputs: `R = (I + Q)(I - Q)^-1` for a skew `Q`, which is
-exactly orthogonal, or another map from `Q` to `R`.
+"""Learned rotations of a layer's input channels or of its outputs: `R = (I + Q)(I - Q)^-1` for a skew-symmetric `Q`,
+which is exactly orthogonal, or another map from `Q` to `R`.
 
-The factor on `Q` makes one sign-like optimizer step a relative change of the weight by lr, whatever the size (scaled
+The factor on `Q` makes one sign-like optimizer step a relative change of the weight by lr for every block size (scaled
 OFT: OneTrainer pull request 1315), divided by sqrt(2) beside a magnitude that steps as well. It is saved with the
 parameters: a file trained under another factor would be wrong.
 """
@@ -23,22 +23,22 @@ from modules.adapters.low_rank import spread
 from modules.preset.section import Section, option
 
 ORTHOGONAL = 0.02
-"""How far from orthogonal a rotation of others may be to start from, as a part of its distance from the identity."""
+"""How far from orthogonal a foreign rotation may be to start from, relative to its distance from the identity."""
 
 HALF_TURN = 1e-4
-"""Where |R v + v| of a unit vector v is below this, R turns v by half a turn to within 0.01 degrees."""
+"""Where |R v + v| of a unit vector v is below this, R rotates v by 180 degrees to within 0.01 degrees."""
 
 
 @dataclass(frozen=True)
 class Map:
-    """How a skew `Q` makes a rotation."""
+    """A map from a skew-symmetric `Q` to a rotation."""
 
     excess: Callable[[Tensor], Tensor]
     """`R - I` of `Q (n, b, b)`."""
     slope: float
     """`R - I` is this times `Q` where Q is small."""
     back: Callable[[Tensor], Tensor]
-    """The Q of a rotation, from the Q that Cayley's transform would need."""
+    """The Q of a rotation, from the Q of Cayley's transform."""
 
 
 MAPS = {
@@ -116,8 +116,8 @@ def rotation(config: RotatedConfig, layer: Layer, parts: int = 1) -> "Blocks | P
 def derive_all(
     rotations: "Sequence[Blocks | Planes]", gains: Sequence[Tensor | None] | None = None
 ) -> list[dict[str, Tensor]]:
-    """What each rotation's `forward` needs, those that are alike together. `gains`: layers' outputs are also to be
-    multiplied by `1 + gain (out)`."""
+    """The tensors for each rotation's `forward`, similar ones computed together. `gains`: layers' outputs are also to
+    be multiplied by `1 + gain (out)`."""
     pairs = list(zip(rotations, [None] * len(rotations) if gains is None else gains, strict=True))
     return alike(
         pairs, lambda pair: pair[0].likeness(),
@@ -126,8 +126,8 @@ def derive_all(
 
 
 def half_tangents(turn: Tensor) -> Tensor:
-    """The Q with `(I + Q)(I - Q)^-1 = turn (..., b, b)`, or the rotation nearest to it. Raises ValueError for half a
-    turn."""
+    """The Q with `(I + Q)(I - Q)^-1 = turn (..., b, b)`, or the rotation nearest to it. Raises ValueError for 180
+    degrees."""
     left, _, right = torch.linalg.svd(turn)
     nearest, eye = left @ right, torch.eye(turn.shape[-1], dtype=turn.dtype, device=turn.device)
     if torch.linalg.svdvals(nearest + eye).min() < HALF_TURN:
@@ -136,7 +136,7 @@ def half_tangents(turn: Tensor) -> Tensor:
 
 
 def refuse_stretched(turn: Tensor) -> None:
-    """ValueError if `turn (..., b, b)` is no rotation."""
+    """ValueError if `turn (..., b, b)` is not a rotation."""
     left, _, right = torch.linalg.svd(turn)
     moved = (turn - torch.eye(turn.shape[-1], dtype=turn.dtype, device=turn.device)).norm()
     off = (turn - left @ right).norm()
@@ -214,7 +214,7 @@ class Blocks(Rotation):
         return self.derive_alike([self], [None])[0]
 
     def likeness(self) -> Hashable:
-        """What rotations have in common that are derived together."""
+        """The key of rotations that are derived together."""
         return "blocks", self.size, self.map, self.side, self.skew.device, self.skew.dtype
 
     @staticmethod
@@ -255,10 +255,10 @@ class Blocks(Rotation):
         return W + torch.einsum("onjk,ncj->onck", blocks, excess).flatten(1)
 
     def start_from(self, terms: Terms) -> None:
-        """Turn as `terms` do. A rotation that is not quite orthogonal becomes the nearest one that is.
+        """Rotate as `terms` do. A rotation that is not exactly orthogonal becomes the nearest one that is.
 
-        Raises ValueError where the blocks cannot do that: another side, blocks that do not fit into these, half a turn,
-        a matrix that is no rotation, or too wide a turn for the map.
+        Raises ValueError where the blocks cannot represent it: another side, blocks that do not fit into these, 180
+        degrees, a matrix that is not a rotation, or an angle that the map cannot reach.
         """
         given = terms.rotation
         if given is None:
@@ -286,11 +286,11 @@ class Blocks(Rotation):
 
 
 def along_rows(layer: Layer, side: str) -> float:
-    """How much further a step of planes moves a weight than one in random directions would.
+    """How much more a step of planes changes a weight than one in random directions would.
 
-    Half of `v`'s gradient lies in the space of the weight's rows, where the weight stretches more than elsewhere: by
-    `1 + n / m` for `m` rows of `n` random numbers, and by half as much again where rows and channels differ in length
-    as those of trained weights do. Signs have `2 / pi` of what they are the signs of; half of the step comes from `v`.
+    Half of `v`'s gradient lies in the space of the weight's rows, where the weight stretches more than elsewhere: by `1
+    + n / m` for `m` rows of `n` random values, and by another half where the norms of rows and channels vary as in
+    trained weights. Signs have a correlation of `2 / pi` with their values; half of the step comes from `v`.
     """
     features, others = layer.channels, layer.out_features * layer.kernel
     if side == "output":
@@ -299,7 +299,7 @@ def along_rows(layer: Layer, side: str) -> float:
 
 
 class Planes(Rotation):
-    """`Q = factor (u v^T - v u^T) / length`; parameters `u (channels, p)`, at the start orthonormal times `length`, and
+    """`Q = factor (u v^T - v u^T) / length`; parameters `u (channels, p)`, initially orthonormal times `length`, and
     `v`, zero.
 
     `step`: as for `Blocks`; given, u's entries have the root mean square `spread`, as those of a pair.
@@ -326,7 +326,7 @@ class Planes(Rotation):
         return self.derive_alike([self], [None])[0]
 
     def likeness(self) -> Hashable:
-        """What rotations have in common that are derived together."""
+        """The key of rotations that are derived together."""
         return "planes", self.u.shape, self.side, self.u.device, self.u.dtype
 
     @staticmethod
@@ -360,7 +360,7 @@ class Planes(Rotation):
         return W + torch.einsum("oqk,cq->ock", through, first).flatten(1)
 
     def start_from(self, terms: Terms) -> None:
-        """Refuse every rotation: a few planes of all channels are none in blocks."""
+        """Reject every rotation: a few planes of all channels are not rotations in blocks."""
         if terms.rotation is not None:
             raise ValueError("the file rotates in blocks, but the run in planes; set adapter.rotation.kind blocks")
 

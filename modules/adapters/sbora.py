@@ -1,5 +1,6 @@
-"""SBoRA: a LoRA with one projection frozen to unit vectors (arXiv 2407.05413). `side` input is their SBoRA-FA,
-`W' = W + c up E^T`: r random columns of W learn. `side` output is SBoRA-FB, `W' = W + c E down`: r random rows learn.
+"""SBoRA: a LoRA with one projection frozen to unit vectors (arXiv 2407.05413). `side` input is their SBoRA-FA, `W' = W
++ c up E^T`: r random columns of W are trained. `side` output is SBoRA-FB, `W' = W + c E down`: r random rows are
+trained.
 
 Convolutions, which the paper does not have: a column is one kernel position of one channel [inferred].
 """
@@ -44,7 +45,7 @@ class Adapter(base.Adapter):
         self.register_buffer("factor", torch.tensor(factor))
 
     def pair(self, width: int) -> tuple[Tensor, Tensor]:
-        """`up (out, r)`, `down (r, fan_in)`, the unit vectors written out; `width` is their length."""
+        """`up (out, r)`, `down (r, fan_in)`, with the unit vectors as a matrix; `width` is their size."""
         change = self.factor * self.change
         units = torch.zeros(len(self.places), width, dtype=change.dtype, device=change.device)
         units = units.scatter(1, self.places.unsqueeze(1), 1.0)

@@ -1,11 +1,11 @@
-"""SORA: `W' = (I + P)(diag(d) W + (alpha / rank) up down)`, the outputs turned by the skew matrix
-`P = s (D C^T - C D^T)`, `s = min(1, 1 / (||C|| + ||D|| + 1e-6))` ("Calibrating and Rotating", arXiv 2511.00051; read
-in the authors' code).
+"""SORA: `W' = (I + P)(diag(d) W + (alpha / rank) up down)`, the outputs rotated by the skew-symmetric matrix `P = s (D
+C^T - C D^T)`, `s = min(1, 1 / (||C|| + ||D|| + 1e-6))` ("Calibrating and Rotating", arXiv 2511.00051; read in the
+authors' code).
 
-That code turns and scales the bias too, which a low-rank file cannot hold; here the bias stays. Its d starts at 1, ours
-is `exp(l)`, positive. Its merge leaves out the identity; ours does not. `I + P` is a rotation to first order; `exact`
-is the true one, Cayley's `(I + P/2)(I - P/2)^-1`. With `E = D - C` the bracket is `E C^T - C E^T`: computed so, nothing
-cancels while D is near C.
+That code rotates and scales the bias too, which a low-rank file cannot represent; here the bias is unchanged. Its d
+starts at 1, ours is `exp(l)`, positive. Its merge leaves out the identity; ours does not. `I + P` is a rotation to
+first order; `exact` is an exact one, Cayley's `(I + P/2)(I - P/2)^-1`. With `E = D - C` the bracket is `E C^T - C E^T`:
+computed so, nothing cancels while D is near C.
 """
 
 import math
@@ -40,8 +40,8 @@ class Adapter(Diagonal):
     """Parameters besides those of `Diagonal`: `source (out, p)` and `target (out, p)`, C and D in units of the buffer
     `turn_unit ()`, equal at the start.
 
-    Their gradients are opposite there, so that a step of lr in both moves the weight by sqrt(2) lr of its norm,
-    whatever size C has: s takes it out. Calibrated, that becomes lr / sqrt(3), beside two other parts, and C's entries
+    Their gradients are opposite there, so that a step of lr in both changes the weight by sqrt(2) lr of its norm, for
+    any norm of C, which s cancels. Calibrated, that becomes lr / sqrt(3), as there are two other parts, and C's entries
     a root mean square of 1 in their unit, so that the next steps are as large.
     """
 
@@ -58,7 +58,7 @@ class Adapter(Diagonal):
         self.register_buffer("turn_unit", torch.tensor(unit))
 
     def turn(self) -> tuple[Tensor, Tensor]:
-        """`F (out, 2p)` and `H (2p, out)`: outputs are turned by `I + F H`."""
+        """`F (out, 2p)` and `H (2p, out)`: outputs are rotated by `I + F H`."""
         return turn(self.turn_unit * self.source, self.turn_unit * self.target, self.config.exact)
 
     def weight(self, W: Tensor) -> Tensor:

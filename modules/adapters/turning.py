@@ -1,8 +1,8 @@
-"""A layer behind a rotation of its input channels, with the rotation in the weight.
+"""A layer after a rotation of its input channels, with the rotation applied to the weight.
 
-What goes through a layer is rotated once per position, forward and backward; the weight once per output and kernel
-position. The rotation's own gradient needs neither the rotated input nor the gradient of it: with `z = x R` and an
-orthogonal `R`, `dL/dz = (dL/dx) R`, so that block by block `dL/dR = x^T (dL/dx) R`.
+A layer's input is rotated once per position, forward and backward; the weight once per output and kernel position. The
+rotation's own gradient needs neither the rotated input nor the gradient of it: with `z = x R` and an orthogonal `R`,
+`dL/dz = (dL/dx) R`, so that block by block `dL/dR = x^T (dL/dx) R`.
 """
 
 from typing import Any
@@ -14,14 +14,14 @@ from modules.adapters import fused
 
 
 def pays(layer: Any, x: Tensor) -> bool:
-    """Whether it is cheaper to rotate the weight than `x`. What is compiled rotates `x`: no size matters then."""
+    """Whether it is cheaper to rotate the weight than `x`. Compiled code rotates `x`, independent of sizes."""
     return not torch.compiler.is_compiling() and x.numel() // layer.channels >= layer.kernel * layer.out_features
 
 
 def turned(layer: Any, x: Tensor, excess: Tensor, excess_out: Tensor | None) -> Tensor:
     """`(1 + excess_out) base(x R) + bias`, `R = I + excess`, `excess (blocks, b, b)`, `excess_out (out)`.
 
-    `R` has to be orthogonal, or the gradients are wrong. Kept for the backward pass: `x`, and with `excess_out` the
+    `R` must be orthogonal, or the gradients are wrong. Kept for the backward pass: `x`, and with `excess_out` the
     result.
     """
     return _Turned.apply(fused.in_compute_dtype(x), excess, excess_out, layer)  # pyright: ignore

@@ -29,7 +29,7 @@ class Config(DecomposedConfig):
 
 
 WEIGHT_STEP = 0.1
-"""Calibrated, a step of lr changes alpha and beta by this times lr: they multiply what `up` and `down` learn."""
+"""Calibrated, a step of lr changes alpha and beta by this times lr: they multiply `up` and `down`."""
 
 
 class Adapter(Decomposed):

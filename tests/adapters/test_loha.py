@@ -69,5 +69,5 @@ def test_goes_on_from_a_product_and_from_a_pair(step_size):
     small = isotropic("loha", 12, 20, rank=2)
     with pytest.raises(ValueError, match="rank 3, but the run has rank 2; set adapter.rank 3"):
         small.adapter.start_from(Terms(up=pairs[0][0], down=pairs[0][1]), small.layer)
-    with pytest.raises(ValueError, match="magnitudes, which loha cannot hold"):
+    with pytest.raises(ValueError, match="magnitudes, which loha cannot represent"):
         adapted.adapter.start_from(Terms(magnitude=torch.ones(20), axis="output"), adapted.layer)

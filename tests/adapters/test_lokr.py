@@ -96,5 +96,5 @@ def test_refuses_other_sizes(product, words):
     adapted = isotropic("lokr", 12, 20, rank=3, factor=2)
     with pytest.raises(ValueError, match=words):
         adapted.adapter.start_from(Terms(product=Product("kronecker", *product)), adapted.layer)
-    with pytest.raises(ValueError, match="a low-rank pair, which lokr cannot hold"):
+    with pytest.raises(ValueError, match="a low-rank pair, which lokr cannot represent"):
         adapted.adapter.start_from(Terms(up=torch.ones(20, 1), down=torch.ones(1, 12)), adapted.layer)

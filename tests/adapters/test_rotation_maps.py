@@ -231,7 +231,7 @@ def test_a_run_goes_on_from_its_own_rotation(method, side, name):
 @pytest.mark.parametrize("options, terms, words", [
     ({"side": "output"}, Terms(rotation=torch.eye(4).expand(4, 4, 4)), "layer.s input, .*; set adapter.side input"),
     ({"rotation": {"block_size": 4, "map": "neumann_4", "kind": "blocks"}},
-     Terms(rotation=turned("exponential", skews(4, 2.8, 4))), "further than rotation.map neumann_4 can"),
+     Terms(rotation=turned("exponential", skews(4, 2.8, 4))), "larger angles than rotation.map neumann_4 can"),
 ])
 def test_what_cannot_be_gone_on_from_is_a_sentence(options, terms, words):
     adapted = adapt("oft", options, CASES[0], start=True)

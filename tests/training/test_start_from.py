@@ -77,7 +77,7 @@ def test_a_file_of_peft(place, stage):
 
 @pytest.mark.parametrize("adapter, words", [
     ({"method": "lora", "rank": 1}, "the file has rank 2, but the run has rank 1; set adapter.rank 2"),
-    ({"method": "oft"}, "the file has a low-rank pair, which oft cannot hold"),
+    ({"method": "oft"}, "the file has a low-rank pair, which oft cannot represent"),
 ])
 def test_what_does_not_fit_is_said_before_anything_is_done(place, capfd, adapter, words):
     file = first(place)
