@@ -1,6 +1,6 @@
-"""How a layer is written: found out by asking the program's own arithmetic.
+"""How a layer is written: chosen by evaluating the program's arithmetic.
 
-No table says which program can hold what. An encoding is taken if `effect` computes the adapted weight from it, on a
+There is no table of what a program supports. An encoding is used if `effect` computes the adapted weight from it, on a
 small random stand-in with the same structure of terms in float64; so the choice works on the meta device too.
 """
 
@@ -23,10 +23,10 @@ from modules.hosts import How
 from modules.preset.export_options import Export
 
 RANK = 64
-"""Rank of approximations where export.rank says nothing."""
+"""Rank of approximations unless export.rank is set."""
 
 SAME_RANK = 1e-6
-"""A truncated change that is off by less, as a part of the change, is exact: it had that rank."""
+"""A truncated change with a smaller error, relative to the change, is exact: it had that rank."""
 
 EXACT = 1e-9
 """Largest error of an exact encoding on the stand-in, in float64."""
@@ -35,11 +35,11 @@ EXACT = 1e-9
 
 @dataclass(frozen=True)
 class Structure:
-    """What an answer may depend on, besides numbers."""
+    """What the choice may depend on, besides values."""
 
     kind: str
     kernel: tuple[bool, ...]
-    """Of each dimension of a convolution: whether it has more than one position."""
+    """For each dimension of a convolution: whether it has more than one position."""
     single: bool
     """One row only."""
     square: bool
@@ -48,7 +48,7 @@ class Structure:
     alone: bool
     """The rotation has one block only."""
     stages: tuple[bool, bool] | None
-    """Of a butterfly: whether there are several, and whether they are enough to mix all rows."""
+    """For a butterfly: whether there are several, and whether they are enough to mix all rows."""
     side: str
     pair: bool
     matched: bool
@@ -159,7 +159,7 @@ def _with_product(terms: Terms, like: Structure, rows: int, columns: int, normal
 
 
 def _proper(R: Tensor) -> Tensor:
-    """Orthogonal matrices with the first row turned round where the determinant is -1."""
+    """Orthogonal matrices with the first row negated where the determinant is -1."""
     first = torch.linalg.det(R).sign()[:, None, None] * R[:, :1]
     return torch.cat([first, R[:, 1:]], 1)
 
@@ -195,15 +195,15 @@ class Plan:
     """How a layer is written."""
 
     encodings: tuple[Encoding, ...]
-    """Those that are exact for what is written, the smallest first."""
+    """Those that are exact for the written terms, the smallest first."""
     rank: int = 0
-    """Of the pair that stands for the layer's terms; 0 where the terms themselves are written."""
+    """Of the pair that replaces the layer's terms; 0 if the terms themselves are written."""
     keep_magnitude: bool = False
-    """Whether the magnitude stays beside that pair."""
+    """Whether the magnitude is kept with that pair."""
 
     @property
     def needs_values(self) -> bool:
-        """Whether the base's weight takes part in what is written, and not only in what it is compared with."""
+        """Whether the written tensors depend on the base's weight."""
         return self.encodings[0] is not encodings.PLAIN[0]
 
     def view(self, view: Seen) -> Seen:
@@ -228,7 +228,7 @@ class Plan:
 
 
 def _distance(view: Seen, other: Seen) -> float:
-    """Of two adapted weights, as a part of the change."""
+    """Of two adapted weights, relative to the change."""
     if view is other:
         return 0.0
     if forms.is_pair(view.terms) and forms.is_pair(other.terms):
@@ -239,10 +239,10 @@ def _distance(view: Seen, other: Seen) -> float:
 
 
 def plans(sketches: dict[str, Seen], options: Export, magnitudes: bool, family: str = "") -> dict[str, Plan]:
-    """How each layer is written, by name; `magnitudes`: whether other layers of the file have any; `family`: the kind
-    of model, where it is known.
+    """How each layer is written, by name; `magnitudes`: whether other layers of the file have any; `family`: the model
+    family, if known.
 
-    Raises ValueError with one line per reason why the host cannot hold these changes, naming layers.
+    Raises ValueError with one line per reason why the host does not support these changes, naming layers.
     """
     names = hosts.load(options.host).NAMES
     how = How(options.comfyui_norm, magnitudes, family=family)
@@ -261,7 +261,7 @@ def _has_magnitude(way: Plan, sketch: Seen, names: Names) -> bool:
 
 
 def plan(view: Seen, options: Export, how: How) -> Plan | None:
-    """How export.form writes a layer; None if the program cannot hold it so."""
+    """How export.form writes a layer; None if the program does not support it."""
     if not may_hold(options.host, view.layer.kind):
         return None
     found = exact_encodings(view, options, how)
@@ -279,7 +279,7 @@ def plan(view: Seen, options: Export, how: How) -> Plan | None:
 
 
 def may_hold(host: str, kind: str) -> bool:
-    """Whether files for `host` may have layers of this kind; of norms its arithmetic alone says so."""
+    """Whether files for `host` may have layers of this kind; for norms its arithmetic alone decides."""
     return kind == "norm" or kind in hosts.load(host).KINDS
 
 

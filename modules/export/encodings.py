@@ -1,4 +1,4 @@
-"""The ways a file can hold a layer's terms. Which of them a program reads exactly is found out in `choosing`."""
+"""The ways to store a layer's terms in a file. `choosing` determines which of them a program reads exactly."""
 
 from collections.abc import Callable, Collection
 from dataclasses import replace
@@ -30,14 +30,14 @@ def _pair(view: Seen) -> tuple[Tensor, ...] | None:
 
 
 def _full_pair(view: Seen) -> tuple[Tensor, ...] | None:
-    """A difference that the terms themselves prefer, with an identity beside it."""
+    """A difference, as in the terms, with an identity as the other factor."""
     if view.terms.difference is None or view.terms.rotation is not None:
         return None
     return _beside_identity(view.unscaled() - view.W)
 
 
 def _whole_pair(view: Seen) -> tuple[Tensor, ...] | None:
-    """The whole change, magnitude and all, with an identity beside it."""
+    """The whole change with its magnitude, with an identity as the other factor."""
     return _beside_identity(view.adapted() - view.W)
 
 
@@ -69,7 +69,7 @@ def _compensated(view: Seen) -> tuple[Tensor, ...] | None:
 
 
 def _own(view: Seen) -> tuple[Tensor, ...] | None:
-    """`||V||`: for a layer without a magnitude in a file where every layer is given one."""
+    """`||V||`: for a layer without a magnitude in a file where every layer has one."""
     return (view.unscaled().norm(dim=1),) if view.terms.magnitude is None else None
 
 
@@ -80,7 +80,7 @@ def _pair_encoding(pair: Part, magnitude: Part, size: str) -> Encoding:
         factors, scale = pair(view), magnitude(view)
         if factors is None or scale is None:
             return None
-        # A1111 until 1.9 multiplies by alpha / rank after the magnitude, so that both have to be alike there.
+        # A1111 until 1.9 multiplies by alpha / rank after the magnitude, so that both must be equal there.
         alpha = float(factors[1].shape[0]) if scale else keys.ALPHA
         found = keys.factor_tensors(names, view.layer, *factors, alpha=alpha)
         return found | _magnitude(view, names, scale)
@@ -105,8 +105,8 @@ def _beside(terms: Terms) -> str:
 def _general_encoding(with_alpha: bool, flat: bool = False) -> Encoding:
     """GLoRA, `W + W a1 a2 + b1 b2`, with `a1 = R^T - I` and `a2 = I` (export.md 3.4).
 
-    `flat`: with the kernel of `b2` in one dimension. ComfyUI tells two layouts of GLoRA apart by the second dimension
-    of `b2`, and as `[1, in, k, k]` takes that of a convolution with as many inputs as outputs for the other one.
+    `flat`: with the kernel of `b2` in one dimension. ComfyUI distinguishes two layouts of GLoRA by the second dimension
+    of `b2`, and as `[1, in, k, k]` treats a convolution with as many inputs as outputs as the other one.
     """
 
     def tensors(view: Seen, names: Names) -> dict[str, Tensor] | None:
@@ -147,8 +147,8 @@ def _diagonal(blocks: Tensor) -> Tensor:
 def _rotation_encoding(factors: int, rescaled: bool, with_alpha: bool) -> Encoding:
     """LyCORIS' rotation of the output in blocks, or a butterfly of one factor; `Q` with zeros below the diagonal.
 
-    A program computes `blocks - blocks^T` from it and, of the plain kind, applies `R^T`; before a butterfly it puts
-    the two halves of each block one by one between each other (export.md 3.3).
+    A program computes `blocks - blocks^T` from it and, of the plain kind, applies `R^T`; before a butterfly it
+    interleaves the two halves of each block (export.md 3.3).
     """
 
     def tensors(view: Seen, names: Names) -> dict[str, Tensor] | None:
@@ -187,7 +187,7 @@ def _butterfly(view: Seen, names: Names) -> dict[str, Tensor] | None:
 
 
 def _generator(R: Tensor) -> Tensor | None:
-    """`Q (..., b, b)` with `R = (I + Q)(I - Q)^-1`; None if R is not orthogonal, or turns by 180 degrees."""
+    """`Q (..., b, b)` with `R = (I + Q)(I - Q)^-1`; None if R is not orthogonal, or has an angle of 180 degrees."""
     eye = torch.eye(R.shape[-1], dtype=R.dtype, device=R.device)
     Q = torch.linalg.solve_ex(R + eye, R - eye)[0]
     if not R.is_meta and not (forms.is_orthogonal(R) and (Q + Q.mT).abs().max() <= 100 * forms.ORTHOGONAL):
@@ -199,7 +199,7 @@ def _generator(R: Tensor) -> Tensor | None:
 
 
 def _hadamard(view: Seen, names: Names) -> dict[str, Tensor] | None:
-    """Two pairs, multiplied entry by entry. alpha is the rank: LyCORIS would apply any other scale twice."""
+    """Two pairs, multiplied elementwise. alpha is the rank: LyCORIS would apply any other scale twice."""
     product = view.terms.product
     if product is None or product.kind != "hadamard" or not _stands_alone(view, names, keys.HADAMARD):
         return None
@@ -224,12 +224,12 @@ def _kronecker(view: Seen, names: Names) -> dict[str, Tensor] | None:
 
 
 def _stands_alone(view: Seen, names: Names, suffixes: Collection[str]) -> bool:
-    """Whether the product is all there is, and the format has words for it."""
+    """Whether the terms are only a product, and the format supports it."""
     return view.terms.rotation is None and view.terms.magnitude is None and set(suffixes) <= names.all()
 
 
 def _alike(first: tuple[Tensor, ...], second: tuple[Tensor, ...]) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
-    """The same product with the largest entries of both factors alike, away from fp16's limits."""
+    """The same product with equal largest entries of both factors, to avoid fp16 overflow and underflow."""
     above, below = (torch.stack([tensor.abs().amax() for tensor in factor]).prod() for factor in (first, second))
     unit = torch.where((above > 0) & (below > 0), (below / above).sqrt(), 1.0)
     return tuple(t * unit ** (1 / len(first)) for t in first), tuple(t / unit ** (1 / len(second)) for t in second)
@@ -254,20 +254,20 @@ def _norm(view: Seen, names: Names) -> dict[str, Tensor] | None:
 
 FULL = "full difference"
 FULL_HERE = "full difference, for 16 bits"
-"""Of a layer that has a smaller form, which the program's numbers do not allow."""
+"""For a layer whose smaller form is too inexact in the program's dtype."""
 DIFFERENCE = Encoding(lambda terms: FULL, _difference, "full")
 
 NORM = Encoding(lambda terms: "norm", _norm, "full")
 """The one form of norms."""
 
 WHOLE = (DIFFERENCE, _pair_encoding(_whole_pair, _nothing, "full"))
-"""What export.form full may take: a full difference, or where the program has none a LoRA of full rank."""
+"""The forms of export.form full: a full difference, or a LoRA of full rank if the program has none."""
 
 PLAIN = tuple(_pair_encoding(_pair, magnitude, "compact") for magnitude in (_none, _own))
-"""Pairs without a magnitude of their own."""
+"""Pairs without a magnitude."""
 
 PAIRS = (*PLAIN, *(_pair_encoding(_pair, magnitude, "compact") for magnitude in (_given, _compensated)))
-"""Taken wherever they are exact, even of a layer so small that its difference is smaller: every program reads them."""
+"""Used wherever they are exact, even if the difference of a small layer is smaller: every program reads them."""
 
 PRODUCTS = (
     Encoding(lambda terms: "Hadamard product", _hadamard), Encoding(lambda terms: "Kronecker product", _kronecker),
@@ -284,11 +284,11 @@ ENCODINGS = (
     Encoding(lambda terms: "stored butterfly", _butterfly),
     *(_pair_encoding(_full_pair, magnitude, "full") for magnitude in (_none, _own, _given, _compensated)),
 )
-"""All ways of writing terms; of two of the same size the first is taken."""
+"""All ways of writing terms; of two of the same size the first is used."""
 
 
 def encode(encoding: Encoding, view: Seen, names: Names) -> dict[str, Tensor] | None:
-    """The layer's tensors by suffix, with the change of its bias; None if it cannot be written so."""
+    """The layer's tensors by suffix, with the change of its bias; None if it cannot be written in this way."""
     found = encoding.tensors(view, names)
     if found is None or view.terms.bias is None or keys.NORM_BIAS in found:
         return found
@@ -302,7 +302,7 @@ def size(encoding: Encoding, view: Seen, names: Names, dtype: str) -> int:
 
 
 def numbers(encoding: Encoding, view: Seen, names: Names) -> dict[str, int]:
-    """How many numbers each of the layer's tensors has, by suffix; from shapes alone."""
+    """The number of elements of each of the layer's tensors, by suffix; from shapes alone."""
     terms = vars(view.terms).values()
     shapes = tuple(_of_tensors(value, lambda tensor: tensor.shape) for value in terms)
     key = (encoding, names, view.layer.kind, view.dimensions, view.kernel, view.W.shape, shapes)
@@ -323,7 +323,7 @@ def on_meta(view: Seen) -> Seen:
 
 
 def _of_tensors(value: Any, change: Callable[[Tensor], Any]) -> Any:
-    """A part of terms with its tensors changed."""
+    """A part of terms with its tensors mapped."""
     if isinstance(value, Product):
         return value.map(change)
     return change(value) if isinstance(value, Tensor) else value

@@ -1,4 +1,4 @@
-"""Writing changes of layers for another program: forms, file, check of what was written, metadata."""
+"""Writes changes of layers for another program: forms, file, check of the file, metadata."""
 
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterator
@@ -26,7 +26,7 @@ from modules.preset.schema import Export, Preset
 
 @dataclass(frozen=True)
 class Written:
-    """What `about` can tell of in a file's metadata."""
+    """What `about` can describe in a file's metadata."""
 
     report: Report
     """With forms and sizes, before the check."""
@@ -54,9 +54,9 @@ def write(
 ) -> Report:
     """Write `changes` (by full layer name) to `path` as `options` say, and check the file.
 
-    The file appears under its name only when it is complete and right. `about` gives its metadata, beside that of the
-    model, the outcome and hashes. Raises ValueError if the host cannot hold the changes, if values leave the file's
-    range, or if the file's effect is not the meant one; in the last case the file is kept as
+    The file gets its name only when it is complete and correct. `about` returns its metadata, besides that of the
+    model, the report and hashes. Raises ValueError if the host does not support the changes, if values are out of
+    range, or if the file's effect is not the trained one; in the last case the file is kept as
     `<name>.rejected.safetensors`. Raises DiskFull as `disk.whole` does.
     """
     with torch.no_grad():
@@ -87,8 +87,8 @@ def write(
 
 def expected_size(model: Any, layers: dict[str, Adapted], options: Export) -> tuple[int, dict[str, int]]:
     """Bytes of the tensors that `export` will write, and how many layers take which form; from shapes alone, so the
-    networks may be on the meta device. Layers that are too inexact in 16 bits, which only their values tell, may add a
-    quarter (`rounding.in_full`). Raises ValueError like `export` for updates that the host cannot hold."""
+    networks may be on the meta device. Layers that are too inexact in 16 bits, which depends on their values, may add a
+    quarter (`rounding.in_full`). Raises ValueError like `export` for updates that the host does not support."""
     names, sketches = hosts.load(options.host).NAMES, {}
     with torch.no_grad():
         changes, spelling = _named(model, _changes(layers), options)
@@ -103,14 +103,14 @@ def expected_size(model: Any, layers: dict[str, Adapted], options: Export) -> tu
 
 
 def _how(options: Export, spelling: dict[str, str]) -> How:
-    """Under which conditions the file will be read, as far as options and names in the file tell."""
+    """The conditions under which the file will be read, as far as options and names in the file show."""
     like = families_of(spelling.values())
     return How(options.comfyui_norm, family=like[0] if len(like) == 1 else "")
 
 
 def _changes(layers: dict[str, Adapted]) -> dict[str, Change]:
     found: dict[str, Change] = {}
-    without_values: dict[Hashable, Terms] = {}  # terms of layers on the meta device: those alike have equal ones
+    without_values: dict[Hashable, Terms] = {}  # terms of layers on the meta device: similar layers have equal ones
     for name, adapted in layers.items():
         key = _likeness(adapted)
         terms = without_values.get(key) if key is not None else None
@@ -122,7 +122,7 @@ def _changes(layers: dict[str, Adapted]) -> dict[str, Change]:
 
 
 def _likeness(adapted: Adapted) -> Hashable:
-    """What decides over the shapes of a layer's terms; None where values do."""
+    """What determines the shapes of a layer's terms; None if values do."""
     tensors = adapted.adapter.state_dict()
     if not all(tensor.is_meta for tensor in tensors.values()):
         return None
@@ -131,8 +131,8 @@ def _likeness(adapted: Adapted) -> Hashable:
 
 
 def _named(model: Any, changes: dict[str, Change], options: Export) -> tuple[dict[str, Change], dict[str, str]]:
-    """The changes of the layers that the host's files have, some fused of several of the model's; and their names
-    there. Raises ValueError where they cannot be fused, unless the form is not exact anyway."""
+    """The changes of the layers that the host's files have, some fused from several of the model's; and their names
+    there. Raises ValueError if they cannot be fused, unless the form is an approximation anyway."""
     layers = {name: change.layer for name, change in changes.items()}
     groups = fuse.groups(model, changes, options.host)
     if options.form == "auto" and (reason := fuse.refusal(fuse.Asked(changes), groups, options.host)):
@@ -180,7 +180,7 @@ def _tensors(
 
 
 def _is_kept(change: Change, options: Export, how: How) -> bool:
-    """Whether a layer's given tensors do in the program, which computes as `how` says, what the change means."""
+    """Whether the program, under the conditions `how`, computes the change from a layer's given tensors."""
     host = hosts.load(options.host)
     if change.given is None or options.form not in ("auto", "compact"):
         return False

@@ -1,8 +1,8 @@
-"""Layers that a program's files have as one matrix: query, key and value where the original checkpoint has them so.
+"""Layers that a program's files store as one matrix (fused): query, key and value as in the original checkpoint.
 
-Low-rank pairs are stacked: the downs below each other, the ups in blocks on the diagonal, so that the rank is the sum.
-That is exact, and stays so with a magnitude for each output. A magnitude along the input cannot be fused: its norm
-would be taken over all the rows (export.md 1.6).
+Low-rank pairs are stacked: the downs vertically, the ups in blocks on the diagonal, so that the rank is the sum. That
+is exact, and stays so with a magnitude for each output. A magnitude along the input cannot be fused: its norm would be
+taken over all the rows (export.md 1.6).
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -24,7 +24,7 @@ SHOWN = 3
 
 
 class Fused(Layer):
-    """The matrix in which some linear layers' weights lie below each other, perhaps with halves exchanged."""
+    """The vertically stacked weights of some linear layers, perhaps with halves exchanged."""
 
     def __init__(self, layers: list[Layer], exchanged: list[bool], name: str):
         self.layers, self.exchanged, self.name = layers, exchanged, name
@@ -34,7 +34,7 @@ class Fused(Layer):
         self._norms: dict[str, Tensor] = {}
 
     def dense(self) -> Tensor:
-        """The weights `(out, fan_in)`, put together anew each time."""
+        """The weights `(out, fan_in)`, stacked at each access."""
         return self.join([layer.dense() for layer in self.layers])
 
     def segments(self, start: int, stop: int) -> Iterator[tuple[int, int, int]]:
@@ -50,7 +50,7 @@ class Fused(Layer):
                 place += last - first
 
     def join(self, tensors: list[Tensor]) -> Tensor:
-        """Each layer's tensor `(out)` or `(out, n)` below the one before."""
+        """The layers' tensors `(out)` or `(out, n)`, stacked vertically."""
         pairs = zip(tensors, self.exchanged, strict=True)
         return torch.cat([exchange_halves(tensor) if turned else tensor for tensor, turned in pairs])
 
@@ -69,19 +69,20 @@ class Group:
 
     @property
     def is_plain(self) -> bool:
-        """Whether it is a single layer as it is."""
+        """Whether it is a single layer."""
         return len(self.parts) == 1 and not self.parts[0].exchanged
 
     @property
     def name(self) -> str:
-        """The full name of the layer; of several, all of them in short."""
+        """The full name of the layer; for several, all of them abbreviated."""
         layers = [part.layer for part in self.parts]
         start = commonprefix(layers).rpartition(".")[0] + "."
         return " + ".join([layers[0], *(other.removeprefix(start) for other in layers[1:])])
 
 
 def groups(model: Any, layers: Iterable[str], host: str) -> list[Group]:
-    """How `host`'s files name `layers`: one group for each name, with all of the model's layers that it stands for.
+    """The names of `layers` in `host`'s files: one group for each name, with all of the model's layers that it
+    contains.
 
     Raises ValueError for layers that have no name there.
     """
@@ -121,7 +122,7 @@ def refusal(terms: Mapping[str, Terms], groups: Iterable[Group], host: str) -> s
 
 
 def joined(layer: Fused, terms: list[Terms | None]) -> Terms:
-    """The terms of the fused matrix from those of its layers, None for one that is left as it is."""
+    """The terms of the fused matrix from those of its layers, None for an unchanged one."""
     given = [forms.expanded(found or Terms()) for found in terms]
     bias = None
     if any(found.bias is not None for found in given):
@@ -133,7 +134,7 @@ def joined(layer: Fused, terms: list[Terms | None]) -> Terms:
         return Terms(difference=layer.join(changes), bias=bias)
     fused = Terms(rotation=given[0].rotation, bias=bias)
     downs = [found.down for found in given if found.down is not None]
-    if downs and len(downs) == len(given) and _are_one(downs):  # from a file that fused them
+    if downs and len(downs) == len(given) and _are_one(downs):  # from a file with fused layers
         fused.up, fused.down = layer.join([found.up for found in given if found.up is not None]), downs[0]
     elif downs:
         fused.up, fused.down = layer.join(_blocks([found.up for found in given], layer.layers)), torch.cat(downs)
@@ -166,7 +167,7 @@ def _change(layer: Layer, terms: Terms) -> Tensor:
 
 
 def _lengths(layer: Layer, terms: Terms) -> Tensor:
-    """The magnitude of each output; where the terms have none, the norm that the row has."""
+    """The magnitude of each output; if the terms have none, the norm of the row."""
     if terms.magnitude is not None:
         return terms.magnitude
     return forms.applied(terms, layer, layer.dense()).norm(dim=1)
@@ -194,7 +195,7 @@ def _blocks(ups: list[Tensor | None], layers: list[Layer]) -> list[Tensor]:
 
 
 class Asked(Mapping[str, Terms]):
-    """The terms of changes by full layer name, each made when it is asked for."""
+    """The terms of changes by full layer name, each computed at access."""
 
     def __init__(self, changes: Mapping[str, Change]):
         self.changes = changes
@@ -210,7 +211,7 @@ class Asked(Mapping[str, Terms]):
 
 
 class FusedChange(Change):
-    """What is done to a fused layer by the changes of its layers, by full name; those without one stay as they are."""
+    """The change of a fused layer from the changes of its layers, by full name; those without one are unchanged."""
 
     def __init__(self, layer: Fused, changes: Mapping[str, Change]):
         self.fused, self.own = layer, [changes.get(one.name) for one in layer.layers]
@@ -224,7 +225,8 @@ class FusedChange(Change):
                                 for layer, change in zip(self.fused.layers, self.own, strict=True)])
 
     def blocks(self) -> Iterator[Block]:
-        """Rows of one layer after the other where all are plain pairs, so that what is fused is compared with them."""
+        """The rows of one layer after the other if all are plain pairs, so that the fused layer is compared with
+        them."""
         terms = [Terms() if change is None else change.terms for change in self.own]
         pairs = [change is None or change.is_pair(found) for change, found in zip(self.own, terms, strict=True)]
         if not all(pairs):

@@ -1,4 +1,4 @@
-"""What is written into a file besides tensors: the training's facts, for model managers and for repeating it."""
+"""The metadata of a file: facts of the training, for model managers and for repeating it."""
 
 import hashlib
 import json
@@ -95,7 +95,8 @@ def described(preset: Preset, facts: Facts) -> dict[str, str]:
 
 
 def own(preset: Preset, facts: Facts, base_hash: str) -> dict[str, str]:
-    """Our keys: what repeats the training. Without dataset names also without captions and local paths."""
+    """Our keys, with which the training can be repeated. Without dataset names also without captions and local
+    paths."""
     named = preset.export.dataset_names
     values = preset.model_dump(mode="json") if named else without_paths(preset)
     if is_hub_id(preset.base.path):
@@ -121,7 +122,7 @@ def own(preset: Preset, facts: Facts, base_hash: str) -> dict[str, str]:
 ALGORITHMS = {
     "LoRA": "lora", "LoHa": "loha", "LoKr": "lokr", "GLoRA": "glora", "rotation": "diag-oft", "butterfly": "boft",
 }
-"""LyCORIS' words for the kinds of updates in a file; all others are full differences there."""
+"""LyCORIS' names for the kinds of updates in a file; all others are full differences there."""
 
 
 @dataclass(frozen=True)
@@ -131,7 +132,7 @@ class Form:
     ranks: frozenset[int]
     """Those of the low-rank pairs; empty if the file has none."""
     alpha: float | None
-    """That of all layers; None where the format has none, so that each pair's is its own rank, or where they differ."""
+    """That of all layers; None if the format has none, so that each pair's is its own rank, or if they differ."""
     axis: str
     """The axis of most magnitudes, or empty."""
     kinds: frozenset[str]
@@ -139,7 +140,7 @@ class Form:
 
     @property
     def dim(self) -> int | str:
-        """The rank of all pairs, 0 if there are none, and kohya's word where they differ."""
+        """The rank of all pairs, 0 if there are none, and kohya's word if they differ."""
         return "Dynamic" if len(self.ranks) > 1 else max(self.ranks, default=0)
 
     @property
@@ -167,8 +168,8 @@ def text(value: Any) -> str:
 
 
 def file_hashes(path: Path) -> dict[str, str]:
-    """kohya's two hashes of a safetensors file whose header holds `ss_*` only: sha256 behind the header, and the
-    first 8 digits of the sha256 of 64 KiB at 1 MiB."""
+    """kohya's two hashes of a safetensors file whose header holds `ss_*` only: sha256 after the header, and the first 8
+    digits of the sha256 of 64 KiB at 1 MiB."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         file.seek(0x100000)

@@ -1,4 +1,4 @@
-"""What is lost of a file in those of its programs that do not hold all of it: layers by reason, and what to do."""
+"""What those programs lose that do not support all of a file: layers by reason, and what to do."""
 
 from collections.abc import Mapping
 
@@ -20,7 +20,7 @@ def notes(
     changes: Mapping[str, Change], found: Mapping[str, dict[str, Tensor]], spelling: Mapping[str, str], options: Export,
     how: How,
 ) -> list[str]:
-    """One sentence for each program and reason; none for a file that is for one program.
+    """One sentence for each program and reason; none for a file for one program.
 
     `found` has each layer's tensors by suffix, `spelling` its name in the file.
     """
@@ -48,7 +48,7 @@ def notes(
 def _reason(
     program: hosts.Member, group: hosts.Several, change: Change, tensors: dict[str, Tensor], options: Export, how: How
 ) -> str:
-    """Why the program does with a layer what the others do not, empty if it does the same."""
+    """Why the program's result for a layer differs from the others', empty if it does not."""
     W, own = _small(change, tensors)
     try:
         weight = program.effect(W, own, 1.0, how)
@@ -63,7 +63,8 @@ def _reason(
 
 
 def _small(change: Change, tensors: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-    """A layer's weight and its tensors; of plain pairs some rows, since whether they are read depends on no value."""
+    """A layer's weight and its tensors; of plain pairs some rows, since whether they are read does not depend on
+    values."""
     if not kinds.is_pair(tensors) or change.layer.kind == "embedding":
         return change.base(), tensors
     block = next(change.blocks())

@@ -1,4 +1,4 @@
-"""Whether a written file does what is meant, in the program that it is for; and what it does elsewhere."""
+"""Whether a written file has the trained effect in its program; and its effect elsewhere."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +17,7 @@ from modules.preset.export_options import Export
 
 
 def error_of(change: Change, tensors: dict[str, Tensor], host: hosts.Host, how: How) -> distance.LayerError:
-    """How far from the change the program's weight is. Raises `hosts.Unread` where it has none."""
+    """The distance of the program's weight from the adapted weight. Raises `hosts.Unread` if it has none."""
     found = distance.Comparison()
     for block, own in parts(change, tensors):
         found.add(block.adapted, host.effect(block.W, own, 1.0, how), block.W)
@@ -25,7 +25,7 @@ def error_of(change: Change, tensors: dict[str, Tensor], host: hosts.Host, how: 
 
 
 def same_bias(change: Change, found: Tensor | None, tolerance: float) -> bool:
-    """Whether the program adds the meant change to the bias, to a part of its largest value."""
+    """Whether the program adds the trained change to the bias, to a tolerance relative to its largest value."""
     wanted = change.terms.bias
     if wanted is None or found is None:
         return (wanted is None or not wanted.any()) and (found is None or not found.any())
@@ -36,8 +36,8 @@ def same_bias(change: Change, found: Tensor | None, tolerance: float) -> bool:
 def check(
     changes: dict[str, Change], spelling: dict[str, str], numbers: Numbers, how: How, partial: Path, report: Report
 ) -> None:
-    """Read the file back and compare what the host computes from it with the meant weights; fills in the report's
-    errors and notes. Raises ValueError where they are not the same."""
+    """Read the file back and compare what the host computes from it with the trained weights; fills in the report's
+    errors and notes. Raises ValueError if they differ."""
     options, host = numbers.options, hosts.load(numbers.options.host)
     found = read_back.read(partial, spelling, host.NAMES)
     how = replace(how, magnitudes=any(host.NAMES.magnitude in tensors for tensors in found.values()))
@@ -67,7 +67,7 @@ def check(
 def _other_notes(
     changes: dict[str, Change], found: dict[str, dict[str, Tensor]], numbers: Numbers, how: How, report: Report
 ) -> list[str]:
-    """What the program makes of output magnitudes under other conditions than the file was written for."""
+    """The program's results for output magnitudes under other conditions than the file was written for."""
     options, host = numbers.options, hosts.load(numbers.options.host)
     names = [name for name, form in report.forms.items() if host.NAMES.magnitude in found[name]]
     names = [name for name in names if "output magnitude" in report.forms[name] or report.is_kept(name)]
@@ -89,7 +89,7 @@ def _other_notes(
 def _fallback_notes(
     changes: dict[str, Change], found: dict[str, dict[str, Tensor]], options: Export, how: How
 ) -> list[str]:
-    """How far from the training the LoRA is that ComfyUI reads without the node."""
+    """The error of the LoRA that ComfyUI reads without the node."""
     if options.node_fallback is None:
         return []
     host, errors = hosts.load(options.host), {}

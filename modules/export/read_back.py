@@ -1,4 +1,4 @@
-"""A file that was written for a program, read back with nothing left over: its tensors by layer and suffix."""
+"""Reads back a file that was written for a program, all its tensors by layer and suffix."""
 
 from collections import Counter
 from pathlib import Path
@@ -12,8 +12,7 @@ from modules.tensorfile import opened
 def read(path: Path, spelling: dict[str, str], names: keys.Names) -> dict[str, dict[str, Tensor]]:
     """Tensors of a file by layer and suffix; `spelling` maps full layer names to the file's names.
 
-    Raises ValueError for keys that belong to no layer or are unknown to the format, for incomplete layers and for
-    layers without any.
+    Raises ValueError for keys of no layer or unknown to the format, for incomplete layers and for layers without any.
     """
     layers = {key: layer for layer, key in spelling.items()}
     if len(layers) != len(spelling):

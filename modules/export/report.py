@@ -1,4 +1,4 @@
-"""What was written, and how exact it is."""
+"""A written file, and its errors."""
 
 import json
 from collections import Counter
@@ -8,7 +8,7 @@ from pathlib import Path
 from modules.files.distance import LayerError
 
 SHOWN = 8
-"""This many approximated layers are named in a report's text."""
+"""The number of approximated layers that a report's text names."""
 
 KEPT = "as it was"
 """The end of the form of a layer whose tensors are those of another file."""
@@ -16,24 +16,24 @@ KEPT = "as it was"
 
 @dataclass(frozen=True)
 class Rounded:
-    """What a program computes of a file's layers in some numbers, errors as parts of the trained change (Frobenius)."""
+    """A file's errors in a program that computes in some dtype, relative to the trained change (Frobenius norm)."""
 
     error: float
     """Of all layers together."""
     rounding: float
-    """What rounding the trained weights alone costs; no file can do better."""
+    """The error of rounding the trained weights; no file can do better."""
     worst: float
     """Of the layer whose error is the largest, of those that are not `lost`."""
     layer: str
     """Empty if all are lost."""
     beyond: int
-    """How many layers have an error of more than a tenth of their change and twice that of rounding."""
+    """The number of layers with an error of more than a tenth of their change and twice that of rounding."""
     lost: int = 0
-    """How many layers have changed less than rounding their weights costs."""
+    """The number of layers that have changed by less than the rounding error of their weights."""
 
     @property
     def is_good(self) -> bool:
-        """Whether the file loses little more than rounding does; of one that has changed nothing, that is so."""
+        """Whether the error is little more than that of rounding; True for a file without changes."""
         if self._is_nothing:
             return True
         return self.beyond == 0 and self.error <= max(2 * self.rounding, 0.001)
@@ -43,7 +43,7 @@ class Rounded:
         return bool(self.lost) and not self.layer
 
     def words(self) -> str:
-        """For reading; no part of a change that is next to nothing."""
+        """For reading; no percentage of a negligible change."""
         if self._is_nothing:
             return "no layer has changed by more than the rounding error of its weight"
         found = f"{self.error:.2%} (rounding alone: {self.rounding:.2%})"
@@ -66,15 +66,17 @@ class Report:
     errors: dict[str, LayerError] = field(default_factory=dict)
     """Distance of each layer's effect in the host from the trained weight."""
     fitted: dict[str, str] = field(default_factory=dict)
-    """The layers whose magnitudes are made for the numbers that the program computes in, and these (`computes_in`)."""
+    """The layers whose magnitudes are fitted to the dtype that the program computes in, and this dtype
+    (`computes_in`)."""
     rounded: dict[str, Rounded] = field(default_factory=dict)
-    """By the numbers in which the program may compute (`Host.WAYS`)."""
+    """By the dtype in which the program may compute (`Host.WAYS`)."""
     notes: list[str] = field(default_factory=list)
     """What the user should know, as sentences."""
 
     @property
     def approximate(self) -> dict[str, LayerError]:
-        """Errors of the layers that are approximated on purpose. Made anew each time: ask once, not for every layer."""
+        """Errors of the layers that are approximated on purpose. Recomputed at each access: use it once, not for every
+        layer."""
         return {name: error for name, error in self.errors.items() if self._is_approximate(name)}
 
     @property
@@ -83,7 +85,7 @@ class Report:
         return {name: error for name, error in self.errors.items() if not self._is_approximate(name)}
 
     def is_kept(self, name: str) -> bool:
-        """Whether the layer's tensors are those of another file, as they were."""
+        """Whether the layer's tensors are those of another file, unchanged."""
         return self.forms[name].endswith(KEPT)
 
     def _is_approximate(self, name: str) -> bool:

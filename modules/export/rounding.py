@@ -1,4 +1,4 @@
-"""What a program's own numbers, of 16 bits or not, do to a file; and files that are made for them."""
+"""Rounding errors of a file in the dtypes that a program computes in; and files fitted to them."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -19,14 +19,14 @@ from modules.preset.export_options import Export
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 GROWTH = 0.25
-"""By which part of its size a file may grow for layers that are exact in full only."""
+"""The fraction by which a file may grow for layers that are exact only as full differences."""
 
 TENTH = 0.1
-"""An error of a layer that is smaller than this, as a part of its change, is small."""
+"""An error of a layer below this, relative to its change, is small."""
 
 
 def resolved(options: Export, usual: str) -> Export:
-    """The options with `computes_in` decided; `usual`: in which numbers programs compute this kind of model."""
+    """The options with `computes_in` decided; `usual`: the dtype in which programs compute this model family."""
     if options.computes_in != "auto":
         return options
     return options.model_copy(update={"computes_in": "float32" if options.dtype == "float32" else usual})
@@ -34,7 +34,7 @@ def resolved(options: Export, usual: str) -> Export:
 
 @dataclass(frozen=True)
 class Numbers:
-    """In which numbers the host computes the layers of a file."""
+    """The dtypes in which the host computes the layers of a file."""
 
     options: Export
     """Resolved."""
@@ -42,20 +42,20 @@ class Numbers:
     """The first part of its layers' names."""
 
     def how(self, how: How, layer: str) -> How:
-        """Those in which it computes a layer."""
+        """The conditions with the dtypes of a layer."""
         way = hosts.load(self.options.host).WAYS.get(self.options.computes_in)
         if way is None or self.options.computes_in == "float32" or not self.is_denoiser(layer):
             return how
         return way.of(how)
 
     def is_too_large(self, error: LayerError, how: How) -> bool:
-        """Whether a layer, computed as `how` says, misses the tolerance of the file's numbers and that of the host's,
-        which rounds base, update, ratio and product besides."""
+        """Whether a layer, computed as `how` says, misses the tolerance of the file's dtype and that of the host's,
+        which also rounds base, update, ratio and product."""
         host = {torch.float16: 4e-3, torch.bfloat16: 1.6e-2}.get(how.dtype or torch.float32, 0.0)
         return distance.is_too_large(error, self.options.dtype) and not error.weight <= host
 
     def is_denoiser(self, layer: str) -> bool:
-        """Whether a layer, by full name, is of the denoiser."""
+        """Whether a layer, by full name, is in the denoiser."""
         return layer.partition(".")[0] == self.denoiser
 
 
@@ -71,13 +71,13 @@ class Squares:
 
     @property
     def is_lost(self) -> bool:
-        """Whether the layer has changed less than rounding its weight costs, in the program's numbers or in float32:
-        then its error as a part of the change says nothing of the file."""
+        """Whether the layer has changed by less than its weight's rounding error, in the program's dtype or in float32:
+        then its error relative to the change is meaningless."""
         return self.change <= max(self.rounding, torch.finfo(torch.float32).eps ** 2 * self.weight)
 
     @property
     def part(self) -> float:
-        """The error as a part of the change; infinite where it is not a number."""
+        """The error relative to the change; infinite if it is NaN."""
         found = self.error / self.change if self.change else 0.0
         return math.sqrt(found) if math.isfinite(found) else math.inf
 
@@ -88,11 +88,11 @@ class Squares:
 
 
 def squares(change: Change, tensors: dict[str, Tensor], host: str, hows: Sequence[How]) -> list[Squares]:
-    """Of one layer in the numbers of each of `hows`."""
+    """Of one layer in the dtypes of each of `hows`."""
     sums = [[0.0] * 4 for _ in hows]
     for block, own in parts(change, tensors):
         W, wanted = block.W, block.adapted
-        same = _square(wanted - W), _square(W)  # whatever the numbers
+        same = _square(wanted - W), _square(W)  # for every dtype
         for number, how in enumerate(hows):
             try:
                 found = hosts.load(host).effect(W, own, 1.0, how)
@@ -111,7 +111,7 @@ def _square(tensor: Tensor) -> float:
 def measured(
     changes: Mapping[str, Change], found: Mapping[str, dict[str, Tensor]], numbers: Numbers, how: How
 ) -> dict[str, Rounded]:
-    """What the host computes of the denoiser's layers in each of the numbers that it may compute in."""
+    """The errors of the denoiser's layers in each dtype that the host may compute in."""
     host = numbers.options.host
     ways = hosts.load(host).WAYS
     hows = [way.of(how) for way in ways.values()]
@@ -124,8 +124,8 @@ def measured(
 def in_full(
     changes: Mapping[str, Change], written: Mapping[str, dict[str, Tensor]], numbers: Numbers, how: How, size: int
 ) -> dict[str, dict[str, Tensor]]:
-    """Full differences in place of the tensors, of those layers from which the host computes too large an error in the
-    numbers that the file is for; the smallest first, as long as a file of `size` bytes grows by `GROWTH` at most."""
+    """Full differences instead of the tensors, for layers with too large an error in the dtype that the file is for;
+    the smallest first, as long as a file of `size` bytes grows by `GROWTH` at most."""
     host, left, chosen = numbers.options.host, GROWTH * size, {}
     for name in sorted(written, key=lambda name: changes[name].layer.out_features * changes[name].layer.fan_in):
         there = numbers.how(how, name)
@@ -162,7 +162,7 @@ def together(layers: Mapping[str, Squares]) -> Rounded:
 
 
 def notes(report: Report, options: Export) -> list[str]:
-    """In which numbers the file does less well than rounding would, and what to do there."""
+    """The dtypes in which the file's error exceeds that of rounding, and what to do about it."""
     poor = {words: found for words, found in report.rounded.items() if not found.is_good}
     if not poor:
         return []

@@ -1,4 +1,4 @@
-"""What is done to one layer, of whoever's file or training: the terms, and the weight that they make."""
+"""The change of one layer, from any file or training: its terms, and the adapted weight."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -29,15 +29,15 @@ class Change:
         self, layer: Layer, terms: Terms | Callable[[], Terms], given: dict[str, Tensor] | None = None,
         weight: Callable[[], Tensor] | None = None,
     ):
-        """`layer`: its `dense()` is the base weight. `terms`, or what makes them. `given`: a file's tensors by suffix
-        with the same meaning; written as they are where the program reads them exactly. `weight`: the adapted weight in
-        the layer's own shape, where something else than the terms defines it."""
+        """`layer`: its `dense()` is the base weight. `terms`, or a function that computes them. `given`: a file's
+        tensors by suffix with the same meaning; written unchanged if the program reads them exactly. `weight`: the
+        adapted weight in the layer's own shape, if something other than the terms defines it."""
         self.layer, self.given, self.weight = layer, given, weight
         self._terms = terms
 
     @property
     def terms(self) -> Terms:
-        """Perhaps made anew: ask once."""
+        """May be recomputed at each access."""
         return self._terms() if callable(self._terms) else self._terms
 
     def adapted(self) -> Tensor:
@@ -51,7 +51,7 @@ class Change:
         return self.layer.native(self.layer.dense()).float()
 
     def blocks(self) -> Iterator[Block]:
-        """The layer in blocks of rows, where each can be computed by itself; else one with all of them."""
+        """The layer in blocks of rows, if these are independent; else one block with all rows."""
         terms = self.terms
         if not self.is_pair(terms):
             yield Block(0, self.layer.out_features, self.base(), self.adapted())
@@ -62,7 +62,7 @@ class Change:
             yield Block(start, stop, self.layer.native(W).float(), self.layer.native(adapted))
 
     def seen(self, values: bool = True) -> Seen:
-        """The layer as programs see it; a change that does nothing is no change. Without `values` the weight of a plain
+        """The layer as programs see it; a change without effect is left out. Without `values` the weight of a plain
         pair, which the pair does not depend on, is left on the meta device."""
         terms = self.terms
         if not values and self._pair(terms) and not _does_nothing(terms):
@@ -74,7 +74,8 @@ class Change:
         return view
 
     def is_pair(self, terms: Terms) -> bool:
-        """Whether its `terms` are a plain pair and say all of it, so that each row can be computed by itself."""
+        """Whether its `terms` are a plain pair and define it completely, so that each row can be computed
+        independently."""
         return self.weight is None and self._pair(terms)
 
     def _pair(self, terms: Terms) -> bool:
@@ -92,7 +93,7 @@ def parts(change: Change, tensors: dict[str, Tensor]) -> Iterator[tuple[Block, d
 
 
 def _does_nothing(terms: Terms) -> bool:
-    """Whether a plain pair has no component that is another than zero."""
+    """Whether all components of a plain pair are zero."""
     if terms.up is None or terms.down is None or terms.up.is_meta:
         return False
     return not bool((terms.up.any(0) & terms.down.any(1)).any())

@@ -1,4 +1,4 @@
-"""How far one weight is from another: what a program computes from a file, and what was meant."""
+"""The distance of two weights: what a program computes from a file, and the trained weight."""
 
 import math
 from dataclasses import dataclass
@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 TOLERANCE = {"float32": 1e-5, "float16": 2e-3, "bfloat16": 8e-3}
-"""Largest allowed error of a weight, as a part of the layer's largest weight. In half precision about four roundings
+"""Largest allowed error of a weight, relative to the layer's largest weight. In half precision about four roundings
 (2^-11 each, bfloat16 2^-9): both factors, and room for a product that partly cancels or exceeds the base."""
 
 
@@ -18,8 +18,8 @@ class LayerError:
     weight: float
     """max |W_file - W_trained| / max |W_trained|"""
     change: float
-    """||W_file - W_trained|| / ||W_trained - W||, Frobenius; 0 for an untrained layer, whose change is nothing or less
-    than float32's last digit of its largest weight (root mean square)."""
+    """||W_file - W_trained|| / ||W_trained - W||, Frobenius; 0 for an untrained layer, whose change is zero or below
+    float32's resolution of its largest weight (root mean square)."""
 
 
 def compare(trained: Tensor, filed: Tensor, base: Tensor) -> LayerError:
@@ -57,20 +57,20 @@ class Comparison:
 
 
 def _largest(tensor: Tensor) -> Tensor:
-    """The largest size of a number, NaN if there is one."""
+    """The largest absolute value, NaN if there is one."""
     low, high = tensor.aminmax()
     return torch.maximum(-low, high).double().cpu()
 
 
 def _square(tensor: Tensor) -> Tensor:
-    """The sum of the squares: of each row in its own numbers, ten times as fast, of all rows in float64."""
+    """The sum of the squares: of each row in the tensor's dtype, ten times as fast, of all rows in float64."""
     rows = torch.linalg.vector_norm(tensor.flatten(1) if tensor.dim() > 1 else tensor.unsqueeze(0), dim=1)
     found = rows.double().square().sum().cpu()
-    if tensor.dtype != torch.float64 and not (found > 0 and found.isfinite()):  # perhaps beyond its own numbers
+    if tensor.dtype != torch.float64 and not (found > 0 and found.isfinite()):  # perhaps over- or underflow
         return torch.linalg.vector_norm(tensor, dtype=torch.float64).square().cpu()
     return found
 
 
 def is_too_large(error: LayerError, dtype: str) -> bool:
-    """Whether an exact form misses `TOLERANCE`; a value that is not a number does."""
+    """Whether an exact form misses `TOLERANCE`; a NaN does."""
     return not math.isfinite(error.weight) or error.weight > TOLERANCE[dtype]

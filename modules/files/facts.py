@@ -1,4 +1,5 @@
-"""What a run knows beyond its preset: its data, its times, its step. Kept in its own file, told of in every export."""
+"""What a run knows beyond its preset: its data, its times, its step. Stored in its adapter file and in the metadata of
+every export."""
 
 import json
 import re
@@ -49,7 +50,7 @@ class Facts:
     buckets: dict[str, int] = field(default_factory=dict)
     """Pictures per bucket "512x768"."""
     versions: dict[str, str] = field(default_factory=lambda: versions())
-    """Versions of this program and of the packages it stands on."""
+    """Versions of this program and of its main packages."""
 
     def json(self) -> str:
         """All facts as JSON text."""
@@ -57,7 +58,7 @@ class Facts:
 
     @classmethod
     def from_json(cls, text: str) -> "Facts":
-        """Back from `json`. Raises ValueError for what is not from there."""
+        """Back from `json`. Raises ValueError for other text."""
         values, usual = parse_json(text, "the run facts in its metadata"), json.loads(cls().json())
         if not isinstance(values, dict) or values.keys() - usual.keys():
             raise ValueError("the run facts in its metadata are damaged")
@@ -91,7 +92,7 @@ def facts_of(
 
 
 def versions() -> dict[str, str]:
-    """Versions of this program and of the packages it stands on, those that are installed."""
+    """Versions of this program and of its main packages, if installed."""
     project = (Path(__file__).parents[2] / "pyproject.toml").read_text(encoding="utf-8")
     own = re.search(r'^version = "(.*)"$', project, re.MULTILINE)
     found = {"gimbal": own.group(1)} if own else {}

@@ -17,7 +17,7 @@ ORTHOGONAL = 1e-5
 
 @dataclass(frozen=True)
 class Seen:
-    """A layer's weight and terms as programs see them: an embedding's table is not turned.
+    """A layer's weight and terms as programs see them: an embedding's table is not transposed.
 
     Its rows are then the tokens, and an axis or side of the terms is the other one.
     """
@@ -27,7 +27,7 @@ class Seen:
     """`(rows, columns)`"""
     terms: Terms
     orthogonal: bool = True
-    """Whether the rotation, if there is one, is one; so it stays known of a layer without values."""
+    """Whether the rotation, if any, is orthogonal; so this is known for a layer without values."""
     positive: bool = True
     """Whether no magnitude is negative."""
 
@@ -65,13 +65,14 @@ class Encoding:
     words: Callable[[Terms], str]
     """For reports and metadata, of terms as seen by programs."""
     tensors: Callable[[Seen, Names], dict[str, Tensor] | None]
-    """The layer's tensors by suffix, float32 or float64; None if such terms cannot be written so. Works on meta."""
+    """The layer's tensors by suffix, float32 or float64; None if such terms cannot be written in this way. Works on
+    meta."""
     size: str = "compact"
     """"compact", or "full" where the size is that of the layer."""
 
 
 def is_pair(terms: Terms) -> bool:
-    """Whether they are a low-rank pair, perhaps with a bias, and nothing else: what it does to a row of the weight
+    """Whether they are a low-rank pair, perhaps with a bias, and nothing else: the change of a row of the weight
     depends on that row alone."""
     others = (terms.rotation, terms.difference, terms.product, terms.magnitude)
     return terms.up is not None and terms.down is not None and all(part is None for part in others)
@@ -83,7 +84,7 @@ def of_rows(terms: Terms, start: int, stop: int) -> Terms:
 
 
 def pair_distance(first: Terms, second: Terms) -> float:
-    """How far the second pair is from the first, as a part of it; from the factors alone."""
+    """The distance of the second pair from the first, relative to the first; from the factors alone."""
     factors = (first.up, first.down, second.up, second.down)
     up, down, other_up, other_down = (t.double() for t in factors if t is not None)
     own = linalg.product_svd(up, down)[1].norm().item()
@@ -144,13 +145,13 @@ def scaled(V: Tensor, magnitude: Tensor | None, axis: str, kernel: int) -> Tenso
 
 
 def ratio(above: Tensor, below: Tensor) -> Tensor:
-    """`above / below`, 0 where `below` is 0: a weight that is zero stays zero."""
+    """`above / below`, 0 where `below` is 0: a zero weight stays zero."""
     return torch.where(below == 0, 0.0, above / below)
 
 
 def expanded(terms: Terms) -> Terms:
-    """With a pair in place of a product that stands alone, or the whole difference where that is smaller; the product
-    stays beside it."""
+    """With a pair instead of a product without pair or difference, or the whole difference where that is smaller; the
+    product is kept."""
     product = terms.product
     if product is None or terms.up is not None or terms.difference is not None:
         return terms
@@ -211,8 +212,8 @@ def turned(terms: Terms) -> Terms:
 def truncated(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     """The best `up (out, r)`, `down (r, fan_in)` for `matrix (out, fan_in)`, r = rank or less (Eckart-Young).
 
-    Through the eigenvectors of the smaller Gram matrix in float64: far cheaper than an SVD of a 10240 x 1280 layer,
-    and projecting on them is optimal whatever the accuracy of the singular values.
+    Through the eigenvectors of the smaller Gram matrix in float64: far cheaper than an SVD of a 10240 x 1280 layer, and
+    projecting on them is optimal regardless of the accuracy of the singular values.
     """
     wide = matrix.shape[1] > matrix.shape[0]
     tall = (matrix.mT if wide else matrix).double()
@@ -231,7 +232,7 @@ def shortened(up: Tensor, down: Tensor, rank: int) -> tuple[Tensor, Tensor]:
 
 
 def approximated(view: Seen, rank: int, keep_magnitude: bool) -> Seen:
-    """The layer with a pair of `rank` in place of its terms, or beside its magnitude, which stays exact."""
+    """The layer with a pair of `rank` instead of its terms, or with its exact magnitude."""
     terms = view.terms
     if is_pair(terms) and terms.up is not None and terms.down is not None and not terms.up.is_meta:
         up, down = shortened(terms.up, terms.down, rank)

@@ -13,7 +13,7 @@ from modules.adapters.layers import Layer
 
 ALPHA = 1.0
 """The one alpha of every file; a pair with a magnitude has its rank instead. diffusers mis-scales files whose alphas
-differ (export.md 1.5), so all other scales are folded into the factors; 1 keeps those of small updates well inside half
+differ (export.md 1.5), so all other scales are folded into the factors; 1 keeps those of small updates well within half
 precision's range."""
 
 MIDDLE = ".lora_mid.weight"
@@ -69,7 +69,7 @@ class Names:
     others: tuple[str, ...] = ()
     """Suffixes of other kinds of tensors that the format has."""
     wholes: tuple[tuple[str, ...], ...] = ()
-    """Suffixes that are an update on their own; one such set a layer has to have."""
+    """Sets of suffixes that form an update; a layer must have one such set."""
     exact: tuple[str, ...] = ()
     """Suffixes of other tensors that are float32 in every file."""
     magnitude_shape: Callable[[Tensor, str, int], Tensor] = plain
@@ -101,7 +101,7 @@ KOHYA = Names(
             (NORM,), (".diff_b",), (".lokr_w1", ".lokr_w2"), (".lokr_w1_a", ".lokr_w1_b", ".lokr_w2"),
             (".lokr_w1", ".lokr_w2_a", ".lokr_w2_b"), (".lokr_w1_a", ".lokr_w1_b", ".lokr_w2_a", ".lokr_w2_b")),
 )
-"""kohya's and LyCORIS' names, which ComfyUI and A1111 read; and peft's pair, which they take in the same place."""
+"""kohya's and LyCORIS' names, which ComfyUI and A1111 read; and peft's pair, which they read as well."""
 
 
 def factor_tensors(
@@ -117,7 +117,8 @@ def factor_tensors(
 
 
 def balanced(up: Tensor, down: Tensor) -> tuple[Tensor, Tensor]:
-    """The same product with each component's largest entry equal in both factors, away from fp16's limits."""
+    """The same product with each component's largest entry equal in both factors, to avoid fp16 overflow and
+    underflow."""
     above, below = up.abs().amax(dim=0), down.abs().amax(dim=1)
     factor = torch.where((above > 0) & (below > 0), (below / above).sqrt(), 1.0)
     return up * factor, down / factor.unsqueeze(1)

@@ -13,7 +13,7 @@ from modules.families.parts.names import is_unused
 
 @dataclass(frozen=True)
 class Part:
-    """A layer that a name means, and where it is in the matrix of that name."""
+    """A layer that a name refers to, and its position in the matrix of that name."""
 
     layer: str
     """Full name."""
@@ -25,7 +25,8 @@ class Part:
 
 
 def index(model: Any) -> dict[str, list[Part]]:
-    """The layers of `model` (a skeleton will do) by all names that files have for them, without the tensors' suffixes.
+    """The layers of `model` (a skeleton is enough) by all names that files have for them, without the tensors'
+    suffixes.
 
     Parts of a fused matrix come in the order of its rows.
     """
@@ -33,7 +34,7 @@ def index(model: Any) -> dict[str, list[Part]]:
 
 
 def norm_index(model: Any) -> dict[str, list[Part]]:
-    """The same for norms with weights, which some programs train beside the layers."""
+    """The same for norms with weights, which some programs train besides the layers."""
     return _index(model, _names(model, _is_norm))
 
 

@@ -1,7 +1,7 @@
 """Which model a file was trained for, from its keys and shapes alone: one of our families, or another that is named.
 
-Layers of one model may be called as those of another. What tells them apart is asked first; what nothing tells apart is
-said to be either.
+Layers of one model may have the names of another's. Distinguishing features are checked first; models that nothing
+distinguishes are both reported.
 """
 
 import re
@@ -46,8 +46,8 @@ OTHERS: tuple[tuple[str, str], ...] = (
     ("PixArt, LTX-Video or CogVideoX", r"(^|^transformer[._]|model\.|lora_transformer_|lycoris_|lora_unet_)"
                                        r"transformer_blocks[._]\d+[._](attn1[._]to_|audio_|scale_shift)"),
 )
-"""Models that are none of our families, and what is in some of their adapter files' keys and in none of ours. The first
-that fits counts."""
+"""Models that are none of our families, and what occurs in some of their adapter files' keys and in none of ours. The
+first match counts."""
 
 IN_METADATA: tuple[tuple[str, str], ...] = (
     ("Chroma", "chroma"), ("FLUX.2", r"flux[-_. ]?2|klein"), ("Kolors", "kolors"), ("Stable Cascade", "cascade"),
@@ -60,12 +60,12 @@ ARCHITECTURE = ("modelspec.architecture", "ss_base_model_version")
 
 BLOCK = re.compile(r"(double_blocks|single_blocks)[._]\d+")
 WIDE = (4096, 6144)
-"""Widths of FLUX.2's larger models, whose layers are called as the older model's."""
+"""Widths of FLUX.2's larger models, whose layers have the older model's names."""
 OLD_ONLY = (
     r"(img|txt)_mod|modulation[._]lin|norm1(_context)?[._]linear|(?<!final_)norm[._]linear|vector_in|text_embedder|"
     r"clip_l|te1?[._]text_model|text_encoder\.(text_model|encoder\.layers)"
 )
-"""Parts of keys that only FLUX.1 has, of those models that call attention alike."""
+"""Parts of keys that only FLUX.1 has, among models with the same names for attention."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ class Whose:
 
     @property
     def title(self) -> str:
-        """In words, empty if nobody knows."""
+        """In words, empty if unknown."""
         return " or ".join((*(families.load_class(name).TITLE for name in self.families), *self.others))
 
 
@@ -96,7 +96,7 @@ def whose(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> Whose:
         return Whose()
     found = [family for family, score in scores.items() if score == best or not best]
     known = [family for family in found if families.load_class(family).recognises(list(tensors))]
-    found = known or (found if best else [])  # text encoders tell what denoisers leave open
+    found = known or (found if best else [])  # text encoders show what denoisers leave open
     return Whose(found, ["Chroma"] if _is_either(tensors, found, metadata) else [])
 
 
@@ -115,7 +115,7 @@ def _by_keys(tensors: Mapping[str, Tensor]) -> str:
 
 
 def _has_other_shapes(tensors: Mapping[str, Tensor]) -> bool:
-    """Whether layers that are called as FLUX.1's have FLUX.2's sizes."""
+    """Whether layers with FLUX.1's names have FLUX.2's sizes."""
     layers, _ = kinds.grouped(tensors)
     for name, parts in layers.items():
         if not BLOCK.search(name) or not {"up", "down"} <= parts.keys():
@@ -129,7 +129,7 @@ def _has_other_shapes(tensors: Mapping[str, Tensor]) -> bool:
 
 
 def _is_either(tensors: Mapping[str, Tensor], found: list[str], metadata: Mapping[str, str]) -> bool:
-    """Whether nothing tells FLUX.1 from Chroma, whose blocks have its names without modulations."""
+    """Whether nothing distinguishes FLUX.1 from Chroma, whose blocks have its names without modulations."""
     blocks = any("double" in layer.original for name in found for layer in published.layers(name))
     return blocks and not any(metadata.get(key) for key in (*ARCHITECTURE, "gimbal.method")) and not any(
         re.search(OLD_ONLY, key) for key in tensors)
@@ -143,7 +143,7 @@ def _denoisers() -> dict[str, frozenset[str]]:
 
 
 def _body(name: str) -> str:
-    """A name without what programs put in front of paths, and without dots."""
+    """A name without the prefixes of programs, and without dots."""
     name = re.sub(r"^(base_model\.model\.|diffusion_model\.|unet\.|transformer\.|model\.)+", "", name)
     name = re.sub(r"^(lora|lycoris|oft)_(unet_|transformer_(?=transformer|single|[xcptn]))?", "", name)
     name = re.sub(r"\.processor\.(to_[a-z]+)(_lora)?$", r".\1", name)

@@ -1,4 +1,4 @@
-"""Norms as layers: what files change of them is read, merged and written like a weight of one column."""
+"""Norms as layers: their changes are read, merged and written like a weight of one column."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Opening adapter files that others wrote: safetensors only, and one sentence for what is wrong with a file."""
+"""Opens adapter files of any program: safetensors only, with one sentence for what is wrong with a file."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,7 +15,7 @@ PROTOCOLS = (b"\1", b"\2", b"\3", b"\4", b"\5")
 """The second bytes of pickles."""
 
 LIKELY_HEADER = 100_000_000
-"""Bytes. safetensors' own limit; a larger number is no header length."""
+"""Bytes. safetensors' own limit; a larger value is not a header length."""
 
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 """peft's file, and its options beside it."""
@@ -38,10 +38,11 @@ class AdapterFile:
 
 
 def read(path: Path, values: bool = True) -> AdapterFile:
-    """The file at `path`. Raises ValueError with one sentence if it is not a whole safetensors file of finite numbers.
+    """The file at `path`. Raises ValueError with one sentence if it is not a complete safetensors file of finite
+    values.
 
-    Tensors are mapped, not read: their bytes take no memory of the process' own. Without `values` none is looked at
-    either, and whoever uses one asks `refuse_not_finite`. Nothing is ever unpickled.
+    Tensors are memory-mapped, not read. Without `values` none is checked either, and callers use `refuse_not_finite`.
+    Nothing is ever unpickled.
     """
     _check_bytes(path)
     try:
@@ -58,7 +59,7 @@ def read(path: Path, values: bool = True) -> AdapterFile:
 
 
 def refuse_not_finite(path: Path, tensors: dict[str, Tensor]) -> None:
-    """ValueError, naming the file and the tensor, where one of `tensors` (by key) has a number that is not finite."""
+    """ValueError, naming the file and the tensor, where one of `tensors` (by key) has a non-finite value."""
     for key, tensor in tensors.items():
         if not tensorfile.is_finite(tensor):
             raise ValueError(f"{path}: {key} has non-finite values; the training that wrote the file has diverged, so "
@@ -66,8 +67,8 @@ def refuse_not_finite(path: Path, tensors: dict[str, Tensor]) -> None:
 
 
 def save(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str] | None) -> None:
-    """Write a file, with a checksum of these tensors. Raises OSError with a sentence, and leaves nothing, where the
-    disk does not take it."""
+    """Write a file, with a checksum of these tensors. Raises OSError with a sentence, and leaves no file, if it cannot
+    be written."""
     tensorfile.save(tensors, path, metadata)
 
 
@@ -77,7 +78,7 @@ def save_for_hashes(tensors: dict[str, Tensor], path: Path, metadata: dict[str, 
 
 
 def _check_bytes(path: Path) -> None:
-    """ValueError for what can be seen without reading the file."""
+    """ValueError for what can be checked without reading the file."""
     if path.is_dir():
         inside = sorted(path.glob("*.safetensors"))
         example = f", such as {inside[0]}" if inside else ""
@@ -106,9 +107,9 @@ def _check_bytes(path: Path) -> None:
 
 
 def _config(path: Path, metadata: dict[str, str]) -> dict[str, Any]:
-    """peft's options. Raises ValueError where there are some that cannot be read."""
+    """peft's options. Raises ValueError if they cannot be read."""
     beside = path.with_name(CONFIG)
-    if path.name == WEIGHTS and beside.is_file():  # of other files there, such as converted ones, it does not tell
+    if path.name == WEIGHTS and beside.is_file():  # it does not describe other files there, such as converted ones
         return documents.read_object(beside)
     if PEFT_OPTIONS in metadata:
         place = f"{path}: {PEFT_OPTIONS}"

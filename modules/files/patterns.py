@@ -5,14 +5,14 @@ from collections.abc import Mapping
 from typing import Any
 
 PLAIN = re.compile(r"[\w.-]*")
-"""A pattern in which only the dots stand for others."""
+"""A pattern in which only dots are wildcards."""
 
 
 class Exceptions:
-    """The first pattern counts that matches a layer's name, or what the name has behind one of its dots.
+    """The first pattern counts that matches a layer's name, or its part after one of its dots.
 
     peft itself writes one pattern for every layer of another rank, so plain ones are looked up: trying each pattern on
-    every name would take the square of their number.
+    every name would be quadratic.
     """
 
     def __init__(self, values: Mapping[str, Any]):

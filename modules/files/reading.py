@@ -1,8 +1,8 @@
-"""From a foreign file to what it does to the layers of a model: one `Change` per layer.
+"""From a foreign file to its changes of the layers of a model: one `Change` per layer.
 
 A name in a file may mean one layer, several that its writer had fused (query, key and value as one matrix), or a layer
-with the halves of its outputs exchanged. Its tensors are read on the matrix they were trained on, and what they mean is
-then taken apart for the layers.
+with the halves of its outputs exchanged. Its tensors are applied to the matrix they were trained on, and the result is
+then split into the layers.
 """
 
 import functools
@@ -24,10 +24,10 @@ from modules.files.opening import AdapterFile
 from modules.files.strangers import listed
 
 SKIP = "--skip-unknown"
-"""The scripts' option to leave out what cannot be read."""
+"""The scripts' option to ignore what cannot be read."""
 
 INPUTS = ("x_embedder", "conv_in", "pos_embed.proj")
-"""Ends of the names of layers that see the latents themselves."""
+"""Ends of the names of layers whose input is the latents."""
 
 
 @dataclass(frozen=True)
@@ -95,12 +95,12 @@ class Placed:
         raise ValueError(f"{self.name} is not {name}")
 
     def terms_for(self, W: Tensor) -> Terms:
-        """A pair's terms in the numbers and on the device of `W`, whatever the layers have."""
+        """A pair's terms in the dtype and on the device of `W`, not those of the layers."""
         shape = (self.layer.out_features, self.layer.fan_in)
         return kinds.terms(self.parts, self.layer, W.new_zeros(1).expand(shape), self.about)
 
     def later(self) -> dict[str, Change]:
-        """The same as `changes`, with terms that are made whenever they are asked for and not kept."""
+        """The same as `changes`, with terms that are computed at each access and not kept."""
         def of(name: str) -> Terms:
             return self.changes()[name].terms
 
@@ -108,7 +108,7 @@ class Placed:
         return {layer.name: Change(layer, functools.partial(of, layer.name), given) for layer, _ in self.members}
 
     def _values(self) -> Tensor:
-        """`dense()`; for a pair, whose terms do not depend on the values, a number in its place that has the shape."""
+        """`dense()`; for a pair, whose terms do not depend on the values, a single value expanded to the shape."""
         if not kinds.is_pair(self.parts):
             return self.dense()
         base: Any = self.members[0][0].base
@@ -152,9 +152,9 @@ class Reading:
     unknown: list[str] = field(default_factory=list)
     """Keys that no kind knows."""
     homeless: list[str] = field(default_factory=list)
-    """Names that are none of the model's."""
+    """Names without a layer in the model."""
     wider: dict[str, tuple[int, int]] = field(default_factory=dict)
-    """Names of input layers that the file makes wider, and the inputs there and in the model."""
+    """Names of input layers that the file widens, and the inputs in the file and in the model."""
 
     @property
     def norms(self) -> list[str]:
@@ -162,7 +162,7 @@ class Reading:
         return [placed.name for placed in self.placed if placed.layer.kind == "norm"]
 
     def left_out(self) -> list[str]:
-        """One sentence for each sort of things that are not read."""
+        """One sentence for each kind of entry that is not read."""
         found = []
         found += strangers.sentences(self.unknown)
         if self.homeless:
@@ -208,8 +208,7 @@ def changes(
     file: AdapterFile, model: Any, skip: bool = False, option: str = SKIP, kept: bool = True
 ) -> dict[str, Change]:
     """What the file does to the layers of `model`, by full name. `option` is what sets `skip`. Unless `kept` their
-    terms are made anew whenever they are asked for, so that never all of them are in memory; the model has to stay as
-    it is.
+    terms are computed at each access, so that they are never all in memory; the model must not change.
 
     Raises ValueError with one sentence for files of another family, for tensors that do not fit their layers, and,
     unless `skip`, for everything that cannot be read.
@@ -223,7 +222,7 @@ def changes(
     try:
         with torch.no_grad():
             made: dict[str, Change] = {}
-            for placed in found.placed:  # those that are not kept are tried all the same: they may not fit
+            for placed in found.placed:  # those that are not kept are computed once all the same: they may not fit
                 own = placed.changes()
                 made |= own if kept else placed.later()
             return made
@@ -232,11 +231,11 @@ def changes(
 
 
 def families_of(keys: Iterable[str]) -> list[str]:
-    """The families that keys look like those of."""
+    """The families whose keys these look like."""
     return list(_recognised(tuple(keys)))
 
 
-@functools.lru_cache(8)  # every tool asks several times for the same file
+@functools.lru_cache(8)  # every tool calls it several times for the same file
 def _recognised(keys: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(name for name in families.names() if families.load_class(name).recognises(keys))
 
@@ -255,7 +254,7 @@ def taken(terms: Terms, W: Tensor, layer: Layer, rows: list[tuple[int, int]]) ->
         if fits:
             blocks = [terms.rotation[start // size : stop // size] for start, stop in rows]
             found = replace(found, rotation=torch.cat(blocks))
-        else:  # a block, or a butterfly, goes over the edge
+        else:  # a block, or a butterfly, crosses the boundary
             change = forms.applied(Terms(rotation=terms.rotation, side="output"), layer, W) - W
             before = 0 if terms.difference is None else terms.difference
             found = replace(found, rotation=None, side="input", difference=change + before)
@@ -275,13 +274,13 @@ def _column_norm(V: Tensor, layer: Layer) -> Tensor:
 
 
 def _meant(parts: list[Part]) -> list[Part]:
-    """The layers of one name: those of a fused matrix, or the one that has the name for itself."""
+    """The layers of one name: those of a fused matrix, or the only one with the name."""
     whole = [part for part in parts if not part.rows]
     return whole[:1] or parts
 
 
 def _seen(name: str, members: tuple[tuple[Layer, Part], ...]) -> Layer:
-    """The layer that the writer saw, with the file's name where it is none of the model's."""
+    """The layer that the writer saw, with the file's name if it is not one of the model's."""
     first = members[0][0]
     if len(members) == 1 and first.kind != "embedding":
         return first

@@ -1,4 +1,4 @@
-"""A layer's weight in blocks of rows, so that little of it has to be in float32 at once."""
+"""A layer's weight in blocks of rows, so that only a part of it is in float32 at a time."""
 
 import torch
 from torch import Tensor
@@ -7,7 +7,7 @@ from modules import quant
 from modules.adapters.layers import Layer
 
 BLOCK = 1 << 20
-"""Numbers in a block."""
+"""Elements of a block."""
 
 
 def blocks(layer: Layer) -> list[tuple[int, int]]:
@@ -17,6 +17,6 @@ def blocks(layer: Layer) -> list[tuple[int, int]]:
 
 
 def dense(layer: Layer, start: int, stop: int) -> Tensor:
-    """Some rows of `layer.dense()`, without all the others in that format; not of an embedding."""
+    """Some rows of `layer.dense()`, without dequantizing the others; not of an embedding."""
     weight = quant.dense_weight(layer.base)[start:stop]
     return layer.matrix(weight if weight.dtype == torch.float64 else weight.float())

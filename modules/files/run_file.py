@@ -1,4 +1,4 @@
-"""The run's own adapter file: parameters as they were trained. Any export can be made from it."""
+"""The run's internal adapter file: the trained parameters. Any export can be made from it."""
 
 from pathlib import Path
 
@@ -20,8 +20,8 @@ def save(path: Path, layers: dict[str, Adapted], facts: Facts) -> None:
 def load(path: Path, layers: dict[str, Adapted]) -> Facts:
     """Set all adapters from a file of `save`; the facts of its run.
 
-    Raises ValueError if the file is damaged, or if a tensor is missing, extra or misshapen: it belongs to another
-    preset then.
+    Raises ValueError if the file is damaged, or if a tensor is missing, extra or misshapen: then it is of another
+    preset.
     """
     tensorfile.check_content(path)
     with tensorfile.opened(path) as file:

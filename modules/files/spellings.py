@@ -1,7 +1,7 @@
-"""What a name in a file tells without the model: its spelling, and the part of the model.
+"""From a name in a file, without the model: its spelling (naming scheme), and the part of the model.
 
-The tables are export.md 1.1 to 1.4, which were run or read in the programs' own code. Who reads which spelling:
-`trouble` in modules/hosts.
+The tables are export.md 1.1 to 1.4, run or read in the programs' code. Which program reads which spelling: `trouble` in
+modules/hosts.
 """
 
 import re
@@ -31,7 +31,7 @@ CONV = re.compile(r"conv|resnets|in_layers|out_layers|skip_connection|(down|up)s
 
 
 def spelling(name: str) -> str:
-    """Whose way of writing names this is."""
+    """The naming scheme of a name."""
     return next((words for pattern, words in SPELLINGS if re.match(pattern, name)), BARE)
 
 

@@ -1,4 +1,4 @@
-"""Training that goes on from a foreign file: its changes as the first values of a run's adapters."""
+"""Training that starts from a foreign file: its changes as the initial values of a run's adapters."""
 
 import torch
 
@@ -9,15 +9,15 @@ from modules.files.distance import compare
 from modules.files.reading import listed
 
 EXACT = 1e-5
-"""Largest error of a layer that starts exactly, as a part of its largest weight."""
+"""Largest error of a layer that starts exactly, relative to its largest weight."""
 
 
 def start(changes: dict[str, Change], layers: dict[str, Adapted]) -> list[str]:
-    """Set the freshly attached adapters of `layers` (by full name) to `changes`; sentences about what is not the same.
+    """Set the freshly attached adapters of `layers` (by full name) to `changes`; returns sentences about differences.
 
     `changes`: from `reading.changes`, on the same base without adapters. Raises ValueError, naming the layer, where an
-    adapter's method or options cannot hold its change, and where the file changes layers that the run does not train.
-    Adapters may have been set by then.
+    adapter's method or options cannot represent its change, and where the file changes layers that the run does not
+    train. Adapters may have been set by then.
     """
     strangers = [name for name in changes if name not in layers]
     if strangers:

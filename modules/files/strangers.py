@@ -1,4 +1,4 @@
-"""What keys are that belong to no adapter read here, and what to do about them: in words, by their names."""
+"""Describes keys of unsupported adapters and other files, and what to do about them, by their names."""
 
 import re
 from collections.abc import Collection, Iterable
@@ -40,13 +40,13 @@ WHOLE_FILES = (
      r"(weight|bias)$|(.*_)?(blocks|layers)\.\d+\.(.+\.)?(weight|bias|scale)$",
      "a base model or a part of one, not an adapter; give it as a base, or choose an adapter"),
 )
-"""The same for files in which is no adapter, with what to do; the first that fits counts."""
+"""The same for files without an adapter, with what to do; the first match counts."""
 
 SHOWN = 3
 
 
 def refuse(path: Path, keys: Collection[str]) -> None:
-    """ValueError for a file that cannot be read as one adapter, whatever the model: several in one, or none at all."""
+    """ValueError for a file that is not exactly one adapter, for any model."""
     names = kinds.adapters(keys)
     if len(names) > 1:
         raise ValueError(f"{path} has several adapters ({' and '.join(names[:SHOWN])}), each under its own name in the "
@@ -66,7 +66,7 @@ def refuse(path: Path, keys: Collection[str]) -> None:
 
 
 def sentences(keys: Iterable[str]) -> list[str]:
-    """What these keys are, one sentence for each sort."""
+    """What these keys are, one sentence per kind."""
     found: dict[str, list[str]] = {}
     for key in keys:
         found.setdefault(next((what for pattern, what in EXTRAS if re.match(pattern, key)), ""), []).append(key)

@@ -1,4 +1,4 @@
-"""Who wrote a file, and the facts about it that its tensors do not hold."""
+"""The program that wrote a file, and the facts about it that its tensors do not contain."""
 
 import math
 from collections.abc import Collection
@@ -13,12 +13,13 @@ PEFT_OPTIONS = "lora_adapter_metadata"
 """The metadata key of peft's options in files that diffusers writes."""
 
 EARLY = "oft_factor"
-"""A metadata key with the value "elements" marks files of OneTrainer's first scaled OFT, whose factor was
-1 / sqrt(numbers per block). The scripts set it; no file tells."""
+"""A metadata key with the value "elements" marks files of OneTrainer's first scaled OFT, whose factor was 1 /
+sqrt(values per block). The scripts set it; no file has it."""
 
 ABOUT_TENSORS = ("sshs_", "gimbal.form", "gimbal.errors", "gimbal.approximations", PEFT_OPTIONS, "format",
                  "modelspec.hash_sha256", "ss_network_", EARLY)
-"""Beginnings of metadata keys that are about a file's tensors, so that a file made from it must not have them."""
+"""Beginnings of metadata keys that are about a file's tensors, so that they must not be copied to a file made from
+it."""
 
 OURS = "Gimbal"
 ONETRAINER = "OneTrainer"
@@ -36,18 +37,18 @@ class About:
     config: dict[str, Any] = field(default_factory=dict)
     """peft's options."""
     exceptions: dict[str, Exceptions] = field(default_factory=dict, repr=False, compare=False)
-    """Those of the options, by option, once they have been asked for. Layers of one file share them."""
+    """Those of the options, by option, cached. Layers of one file share them."""
 
     def of(self, name: str) -> "About":
         """The same facts about another layer of the file."""
         return replace(self, name=name)
 
     def option(self, key: str, default: Any) -> Any:
-        """One of peft's options; diffusers writes them with the network's name in front."""
+        """One of peft's options; diffusers prefixes them with the network's name."""
         return self.config.get(self._key(key), default)
 
     def _key(self, key: str) -> str:
-        """The option `key` as it is called for this layer."""
+        """The name of the option `key` for this layer."""
         own = f"{self.name.partition('.')[0]}.{key}"
         return own if own in self.config else key
 
@@ -75,7 +76,7 @@ class About:
 
 
 def writer(keys: Collection[str], metadata: dict[str, str], config: dict[str, Any]) -> str:
-    """The program that wrote a file, in words; empty if nothing tells."""
+    """The program that wrote a file, in words; empty if unknown."""
     if any(key.startswith("gimbal.") for key in metadata):
         return OURS
     if any(key.startswith("ot_") for key in metadata):
@@ -97,14 +98,14 @@ def writer(keys: Collection[str], metadata: dict[str, str], config: dict[str, An
 
 
 def refuse_own(path: Path, metadata: dict[str, str]) -> None:
-    """ValueError for the file in which a run keeps its own parameters."""
+    """ValueError for the internal adapter file of a run."""
     if "facts" in metadata and not any(key.startswith("gimbal.") for key in metadata):
         raise ValueError(f"{path} is a run's internal adapter file, which only Gimbal reads; scripts/export.py writes "
                          "a file for other programs")
 
 
 def network(extended: bool) -> str:
-    """kohya's `ss_network_module` for a plain low-rank file, or for one with more in it."""
+    """kohya's `ss_network_module` for a plain low-rank file, or for one with other updates."""
     return "lycoris.kohya" if extended else "networks.lora"
 
 

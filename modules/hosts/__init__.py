@@ -1,15 +1,15 @@
-"""What a program finds in a file and computes from it, bugs included: the second of four rooms, files < hosts <
+"""What a program reads from a file and computes from it, bugs included: the second of four rooms, files < hosts <
 export < tools. A program is one file here, and this folder is the registry.
 
     a1111 comfyui comfyui_node diffusers forge lycoris sd_scripts      one program each, as `Host` describes; every
-                other module of this folder would be taken for a program too. A quirk of ComfyUI goes into comfyui.py:
+                other module of this folder would count as a program too. A quirk of ComfyUI goes into comfyui.py:
                 `effect` what it computes, `trouble` the names that it does not find, `bias_change`, and `notes` what
-                the user is told; versions that differ are `others`
+                the user should know; versions that differ are `others`
     kohya       a value of export.host that is several programs: what they have in common
     key_maps/   which keys of a file each program reads at all; OneTrainer's way is not modelled
-    parts/      no programs: what several compute alike, what a program makes of a whole file, the user's own ComfyUI
+    parts/      not programs: shared arithmetic, a program's results for a whole file, the user's ComfyUI
 
-The exporter has no table of what a program can hold: it asks `effect`. May import modules/files and what is below it,
+The exporter has no table of what a program supports: it calls `effect`. May import modules/files and what is below it,
 never modules/export or modules/tools.
 """
 
@@ -40,7 +40,8 @@ SEVERAL = ("kohya",)
 
 @cache
 def is_transformer(family: str) -> bool:
-    """Whether a family's denoiser is a transformer, on which it depends what names programs know; "" is no family."""
+    """Whether a family's denoiser is a transformer, which decides the names that programs recognize; "" is no
+    family."""
     return family in families.names() and families.load_class(family).DENOISER == "transformer"
 
 
@@ -58,32 +59,32 @@ class How:
     magnitudes: bool = False
     """Whether any layer of the file has a magnitude; peft then gives one to all."""
     dtype: torch.dtype | None = None
-    """In which numbers the program computes the weight; None: in those of the weight."""
+    """The dtype in which the program computes the weight; None: that of the weight."""
     update: torch.dtype | None = None
-    """In which it computes what is added, and the ratio of a magnitude; None: in `dtype`."""
+    """The dtype of the update, and of the ratio of a magnitude; None: `dtype`."""
     model: torch.dtype | None = None
-    """In which it has the base, and keeps the result; None: in `dtype`."""
+    """The dtype of the base, and of the result; None: `dtype`."""
     node: bool = True
     """Whether ComfyUI has the custom node that a file is for."""
     generation: str = ""
     """Which generation of A1111; its newest if empty."""
     family: str = ""
-    """The kind of model, where it is known: not every program has each."""
+    """The model family, if known: not every program supports each."""
 
     def base(self, W: Tensor) -> Tensor:
-        """The weight as the program has it before it computes."""
+        """The weight in the program before it computes."""
         return W.to(self.model or self.dtype or W.dtype).to(self.dtype or W.dtype)
 
 
 class Way(NamedTuple):
-    """In which numbers a program computes a layer; see `How`."""
+    """The dtypes in which a program computes a layer; see `How`."""
 
     dtype: torch.dtype
     update: torch.dtype
     model: torch.dtype
 
     def of(self, how: How) -> How:
-        """The same conditions in these numbers."""
+        """The same conditions with these dtypes."""
         return replace(how, dtype=self.dtype, update=self.update, model=self.model)
 
 
@@ -95,36 +96,36 @@ class Host(Protocol):
     KINDS: tuple[str, ...]
     """Kinds of `Layer` it reads updates of."""
     WAYS: dict[str, Way]
-    """In which numbers it may compute, by what a user knows of that; those of `export.computes_in` are among them.
-    Empty where nobody has read it."""
+    """The dtypes in which it may compute, by their names for users; those of `export.computes_in` are among them. Empty
+    if unknown."""
 
     def effect(self, W: Tensor, tensors: dict[str, Tensor], strength: float, how: How) -> Tensor:
         """The weight in the program, from `W` in the layer's own shape and the layer's tensors by suffix.
 
-        Raises `Unread`, with the reason, where the program would refuse the tensors or skip the layer.
+        Raises `Unread`, with the reason, where the program would reject the tensors or skip the layer.
         """
         ...
 
     def fitted(self, W: Tensor, tensors: dict[str, Tensor], how: How) -> dict[str, Tensor]:
-        """The tensors changed so that the program, in the numbers of `how`, computes from them what it computes from
-        the given ones in those of `W`, as nearly as it can. Raises `Unread` as `effect` does."""
+        """The tensors adjusted so that the program, in the dtypes of `how`, computes from them as nearly as possible
+        what it computes from the given ones in the dtype of `W`. Raises `Unread` as `effect` does."""
         ...
 
     def own(self, options: Export) -> tuple[Encoding, ...]:
-        """Encodings that only this program reads, as the options want them; the same objects for the same options."""
+        """Encodings that only this program reads, for these options; the same objects for the same options."""
         ...
 
     def trouble(self, spelling: str, family: str, names: Collection[str]) -> str:
         """Why the program does not find layers whose names have this spelling (`modules.files.spellings`) in a model of
-        `family` ("" if unknown); empty if it does, or nobody knows."""
+        `family` ("" if unknown); empty if it does, or if unknown."""
         ...
 
     def bias_change(self, tensors: dict[str, Tensor], strength: float) -> Tensor | None:
-        """What the program adds to the layer's bias `(out)`; None if it finds nothing to add."""
+        """What the program adds to the layer's bias `(out)`; None if there is none."""
         ...
 
     def others(self, how: How) -> dict[str, How]:
-        """Other conditions that the same file may meet, by "in which version" in words."""
+        """Other conditions for the same file, by "in which version" in words."""
         ...
 
     def notes(self, forms: Collection[str]) -> list[str]:
@@ -133,30 +134,30 @@ class Host(Protocol):
 
 
 class Member(Host, Protocol):
-    """A program that is one of several that a file is for."""
+    """One of several programs that a file is for."""
 
     WORDS: str
     """Its name."""
 
     def unfound(self, family: str, names: Collection[str]) -> dict[str, str]:
-        """Those of these names, all as the file spells them, under which it finds no layer, and why."""
+        """Those of these names, all as in the file, that it does not find, and why."""
         ...
 
 
 class Several(Host, Protocol):
-    """What a module of `SEVERAL` defines. Its `effect` is what most of its programs compute alike."""
+    """What a module of `SEVERAL` defines. Its `effect` is what most of its programs compute."""
 
     def unfound(self, family: str, layers: Mapping[str, str]) -> list[tuple[str, str, list[str]]]:
-        """By program and reason: those of the `layers` (full name by the file's) under whose names it finds nothing."""
+        """By program and reason: those of the `layers` (full name by the file's) whose names it does not find."""
         ...
 
     def apart(self) -> tuple[Member, ...]:
-        """The programs that `effect` does not ask."""
+        """The programs that `effect` does not include."""
         ...
 
 
 def names() -> list[str]:
-    """What files can be written for: all values of export.host. One that is no program is several. Imports none."""
+    """All values of export.host. One that is not a program stands for several. Imports none."""
     return sorted(get_args(Export.model_fields["host"].annotation))
 
 
@@ -167,14 +168,14 @@ def programs() -> list[str]:
 
 @cache
 def load(name: str) -> Host:
-    """A program, or what several have in common. Raises ValueError for a name that is none."""
+    """A program, or what several have in common. Raises ValueError for an unknown name."""
     if name not in (*programs(), *SEVERAL):
         raise ValueError(f"export.host {name}: unknown program; choose one of {', '.join(names())}")
     return cast(Host, import_module(f"{__name__}.{name}"))
 
 
 def several(name: str) -> Several | None:
-    """What is several programs; None for one program."""
+    """The module if it stands for several programs, else None."""
     return cast(Several, load(name)) if name in SEVERAL else None
 
 

@@ -1,7 +1,7 @@
 """A1111 (stable-diffusion-webui), its extension Lora. Run: 1.10.1, 1.9.4 and 1.8.0.
 
-It knows one norm only, that of each input, whatever the shape of dora_scale: a magnitude along the output comes to a
-weight that nobody meant. Two generations differ in a magnitude beside a pair, see `GENERATIONS`.
+It has one norm only, that of each input, for every shape of dora_scale: a magnitude along the output gives a wrong
+weight. Two generations differ in a magnitude beside a pair, see `GENERATIONS`.
 """
 
 import re
@@ -52,7 +52,7 @@ def others(how: How) -> dict[str, How]:
 
 
 def trouble(spelling: str, family: str, names: Collection[str]) -> str:
-    """kohya's names alone are known, of families that it has."""
+    """It recognizes only kohya's names, of the families that it supports."""
     if is_transformer(family):
         return NO_FAMILY.get(family, "it does not support this model family")
     if spelling not in (spellings.KOHYA_PATH, spellings.KOHYA_ORIGINAL, spellings.KOHYA_TEXT, spellings.KOHYA_OFT):
@@ -67,7 +67,7 @@ NO_FAMILY = {
 
 
 def unfound(family: str, names: Collection[str]) -> dict[str, str]:
-    """Those of these names, all in kohya's spelling, under which it finds no layer, and why."""
+    """Those of these names, all in kohya's spelling, that it does not find, and why."""
     if is_transformer(family):
         return dict.fromkeys(names, NO_FAMILY.get(family, "it does not support this model family"))
     found = {name: "it has no layer with this name" for name in names if name.endswith("text_projection")}
@@ -86,7 +86,7 @@ def bias_change(tensors: dict[str, Tensor], strength: float) -> Tensor | None:
 
 
 def effect(W: Tensor, tensors: dict[str, Tensor], strength: float, how: How) -> Tensor:
-    """Linear in the strength, whatever the kind."""
+    """Linear in the strength, for every kind."""
     kind = _kind(tensors)
     if not kind:
         raise Unread(f"A1111 reads no update from {', '.join(sorted(tensors)) or 'nothing'}")
@@ -122,7 +122,7 @@ def _delta(kind: str, W: Tensor, tensors: dict[str, Tensor]) -> Delta:
 
 
 def _broadcast(update: Tensor, W: Tensor) -> Tensor:
-    """`update` in the shape of `W`: of as many numbers, or one that torch adds to it."""
+    """`update` in the shape of `W`: of equal size, or broadcastable by torch."""
     if update.numel() == W.numel():
         return update.reshape(W.shape)
     try:
@@ -132,7 +132,7 @@ def _broadcast(update: Tensor, W: Tensor) -> Tensor:
 
 
 def _gained(W: Tensor, tensors: dict[str, Tensor]) -> Tensor:
-    """`W gain` with a gain for each row, or of the inputs: a matrix's, whatever the layer is."""
+    """`W gain` with a gain for each row, or of the inputs: those of the matrix, for every kind of layer."""
     gain, on_input = (tensor.to(W) for tensor in arithmetic.need(tensors, gains.WEIGHT, gains.ON_INPUT))
     if on_input.numel() != 1 or gain.dim() == 0:
         raise Unread(f"A1111 fails on factors of the shape {tuple(gain.shape)}")
@@ -160,7 +160,7 @@ def _turned(W: Tensor, tensors: dict[str, Tensor]) -> Tensor:
 
 
 def _decomposed(V: Tensor, magnitude: Tensor) -> Tensor:
-    """`V magnitude / norm` with the norm of each input, whatever the magnitude is along."""
+    """`V magnitude / norm` with the norm of each input, for every axis of the magnitude."""
     try:
         return V * (magnitude.to(V).expand(V.shape) / arithmetic.column_norm(V))
     except RuntimeError:
@@ -168,7 +168,7 @@ def _decomposed(V: Tensor, magnitude: Tensor) -> Tensor:
 
 
 def has(family: str) -> bool:
-    """Whether it can load any file of the family, "" for one that is not known."""
+    """Whether it can load any file of the family; "" is an unknown one."""
     return not is_transformer(family)
 
 

@@ -1,6 +1,6 @@
 """Files for ComfyUI.
 
-Its arithmetic is export.md 2.1 and 2.2, measured with its own code. Forge computes alike, without rotations.
+Its arithmetic is export.md 2.1 and 2.2, measured with its own code. Forge computes the same, without rotations.
 """
 
 from collections.abc import Collection
@@ -25,14 +25,14 @@ WAYS = {
     "a bfloat16 model in float16": Way(torch.float16, torch.float32, torch.bfloat16),
 }
 """Read and run in version 0.28.0, and the same since December 2025. Weights that are patched when they are used, which
-is the default on NVIDIA cards (dynamic VRAM) and is done everywhere when memory is short, are patched in the numbers of
-the layer's input: float16, of large transformers bfloat16, of text encoders float32. Those that are patched when the
-model is loaded are patched in float16 on a GPU, whatever the model's numbers are, the update in float32, and in float32
-on a CPU. Of a float16 model both are alike but for the update's last digit."""
+is the default on NVIDIA cards (dynamic VRAM) and is done everywhere when memory is short, are patched in the dtype of
+the layer's input: float16, for large transformers bfloat16, for text encoders float32. Those that are patched when the
+model is loaded are patched in float16 on a GPU, for every dtype of the model, the update in float32, and in float32 on
+a CPU. For a float16 model both are equal up to the update's last digit."""
 
 SIXTEEN = (torch.float16, torch.bfloat16)
 STEPS = 2
-"""How many numbers of the format `fitted` tries on either side of the nearest."""
+"""How many values of the dtype `fitted` tries on either side of the nearest."""
 
 
 def notes(forms: Collection[str]) -> list[str]:
@@ -49,13 +49,13 @@ def notes(forms: Collection[str]) -> list[str]:
 
 
 def others(how: How) -> dict[str, How]:
-    """The norm that the file was not written for, and which ComfyUI has it."""
+    """The norm that the file was not written for, and the ComfyUI that uses it."""
     which = {"original": "in its current version", "adapted": "after its pull request 15458"}
     return {words: replace(how, norm=norm) for norm, words in which.items() if norm != how.norm}
 
 
 def trouble(spelling: str, family: str, names: Collection[str]) -> str:
-    """Names of diffusers and kohya are known as far as a family's key map goes."""
+    """Names of diffusers and kohya are recognized as far as a family's key map has them."""
     if spelling == spellings.PEFT and is_unet(family):
         return "it does not find query, key, value and output of the attention under these names; only the rest loads"
     if spelling == spellings.KOHYA_PATH and is_transformer(family):
@@ -71,7 +71,7 @@ def trouble(spelling: str, family: str, names: Collection[str]) -> str:
 
 
 def bias_change(tensors: dict[str, Tensor], strength: float) -> Tensor | None:
-    """Read beside any kind; of two, `diff_b` wins."""
+    """Read with any kind; of two, `diff_b` wins."""
     found = tensors.get(NAMES.bias)
     if found is None and keys.NORM in tensors:
         found = tensors.get(keys.NORM_BIAS)
@@ -93,7 +93,7 @@ def effect(W: Tensor, tensors: dict[str, Tensor], strength: float, how: How) -> 
 
 
 def _patched(kind: str, base: Tensor, tensors: dict[str, Tensor], strength: float, how: How) -> Tensor:
-    """The weight, in the numbers of `base`."""
+    """The weight, in the dtype of `base`."""
     if kind == "whole weight":
         return arithmetic.same_shape(tensors[keys.SET], base).to(base)
     if kind in ("norm", "difference"):
@@ -109,7 +109,7 @@ def _patched(kind: str, base: Tensor, tensors: dict[str, Tensor], strength: floa
 
 
 def _change(kind: str, base: Tensor, tensors: dict[str, Tensor], strength: float, how: How) -> Delta:
-    """What is added before the magnitude, in the numbers in which updates are computed."""
+    """The update before the magnitude, in the dtype of updates."""
     update = how.update or base.dtype
     if kind not in ("rotation", "butterfly"):
         return _delta(kind, base.to(update), tensors)
@@ -118,17 +118,17 @@ def _change(kind: str, base: Tensor, tensors: dict[str, Tensor], strength: float
                      "keeps the layer as it was")
     turn = _rotation if kind == "rotation" else _butterfly
     turned = turn(base, tensors, strength, update)
-    # Their alpha bounds the rotation; for a magnitude ComfyUI takes it as the scale all the same.
+    # Their alpha bounds the rotation; for a magnitude ComfyUI still uses it as the scale.
     return Delta(turned.matrix.to(update), 1.0 if NAMES.magnitude not in tensors else turned.scale)
 
 
 def fitted(W: Tensor, tensors: dict[str, Tensor], how: How) -> dict[str, Tensor]:
     """The tensors with another magnitude, for which ComfyUI, computing in the 16 bits of `how`, comes nearest to what
-    it computes from them in the numbers of `W`.
+    it computes from them in the dtype of `W`.
 
-    It divides by the norm plus the numbers' rounding unit, and rounds norm, sum and ratio; where it computes updates
-    in 16 bits, the magnitude first. So some of these 16-bit numbers are tried for each channel. Of all numbers that are
-    rounded to the best, the one nearest to the given magnitude is stored, which is the best elsewhere.
+    It divides by the norm plus the machine epsilon of the dtype, and rounds norm, sum and ratio; where it computes
+    updates in 16 bits, the magnitude first. So several 16-bit values are tried for each channel. Of all values that
+    round to the best one, the one nearest to the given magnitude is stored, which is the best elsewhere.
     """
     magnitude, kind = tensors.get(NAMES.magnitude), (arithmetic.kinds(tensors) or [""])[-1]
     base = how.base(W)
@@ -156,8 +156,8 @@ def fitted(W: Tensor, tensors: dict[str, Tensor], how: How) -> dict[str, Tensor]
 
 
 def _as_near(goal: Tensor, numbers: Tensor, step: Tensor) -> Tensor:
-    """Of what is rounded to `numbers`, the nearest to `goal`; `step`: the distance between such numbers."""
-    is_power = torch.frexp(numbers.float())[0].abs() == 0.5  # the number below is nearer then
+    """Of the values that round to `numbers`, the nearest to `goal`; `step`: the spacing of such values."""
+    is_power = torch.frexp(numbers.float())[0].abs() == 0.5  # the value below is then nearer
     within, found = torch.where(is_power, 0.24, 0.49) * step, numbers.to(goal)
     return torch.minimum(torch.maximum(goal, found - within), found + within)
 
@@ -174,9 +174,9 @@ def _delta(kind: str, W: Tensor, tensors: dict[str, Tensor]) -> Delta:
 
 
 def _kronecker(W: Tensor, tensors: dict[str, Tensor], alpha: float | None) -> Delta:
-    """Made for whole kernels of two dimensions: with others the wrong entries come together, silently.
+    """Meant for whole kernels of two dimensions: with others the wrong entries are combined, silently.
 
-    With a core, `torch.kron` fails on the order in which ComfyUI has the numbers (run with PyTorch 2.13).
+    With a core, `torch.kron` fails on the memory layout that ComfyUI has (run with PyTorch 2.13).
     """
     core = tensors.get(keys.KRONECKER[-1])
     if core is not None and ".lokr_w2" not in tensors:
@@ -209,7 +209,7 @@ def _general(W: Tensor, tensors: dict[str, Tensor], alpha: float | None) -> Delt
 
 
 def general_layout(W: Tensor, tensors: dict[str, Tensor]) -> tuple[int | None, bool]:
-    """The rank of a general update, None where its shapes have no common one, and whether its layout is the older."""
+    """The rank of a general update, None if its shapes have no common one, and whether its layout is the older."""
     a1, a2, b1, b2 = arithmetic.need(tensors, *keys.GENERAL)
     if min(tensor.dim() for tensor in (a1, a2, b1, b2)) < 2:
         raise Unread("a general update (GLoRA) with a tensor of less than two dimensions")
@@ -249,18 +249,18 @@ def _butterfly(W: Tensor, tensors: dict[str, Tensor], strength: float, update: t
 
 def _measured(W: Tensor, delta: Delta, magnitude: Tensor, norm: str) -> tuple[Tensor, Tensor]:
     """`V = W + delta` at full strength, and what its magnitude is divided by. A magnitude per output with one dimension
-    goes along the last one of the layer where that is as long (export.md 2.1)."""
+    is applied along the last one of the layer if the sizes match (export.md 2.1)."""
     if magnitude.dim() == 0:
         raise Unread("ComfyUI cannot apply a dora_scale that is a single value")
     V = W + (delta.scale * delta.matrix).to(W)
     measured = W if norm == "original" else V
-    along_output = magnitude.shape[0] == W.shape[0]  # a guess: with one output [1, in] is taken for it too
+    along_output = magnitude.shape[0] == W.shape[0]  # ambiguous: with one output [1, in] counts as it too
     length = arithmetic.row_norm(measured) if along_output else arithmetic.column_norm(V)
     return V, length + torch.finfo(W.dtype).eps
 
 
 def _ratio(magnitude: Tensor, length: Tensor, V: Tensor) -> Tensor:
-    """What `V` is multiplied by, in its numbers and shape."""
+    """The factor on `V`, in its dtype and shape."""
     try:
         return (magnitude / length).to(V).expand(V.shape)
     except RuntimeError:

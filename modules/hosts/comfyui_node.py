@@ -1,15 +1,14 @@
-"""Files for ComfyUI with our node (comfyui_node/): small and exact for every method, in 16 bits as well.
+"""Files for ComfyUI with our node (comfyui_node/): small and exact for every method, also in 16 bits.
 
-What ComfyUI itself reads, a plain LoRA, a product or a full difference, is written so; the last also stands for a
-butterfly of several stages, which is not small. Any other layer has the tensors of
-modules/files/kinds/gimbal_node.py, which the node applies in their order, in float32, with one rounding at the end. The
-layer's names are those of ComfyUI.
+What ComfyUI itself reads, a plain LoRA, a product or a full difference, is written in that form; the last also for a
+butterfly of several stages, which is not small. Any other layer has the tensors of modules/files/kinds/gimbal_node.py,
+which the node applies in their order, in float32, with one rounding at the end. The layer's names are those of ComfyUI.
 
 With a strength s the weight becomes W + s (W' - W). A change of the bias is ComfyUI's own `.diff_b`.
 
-With export.node_fallback there is a LoRA under the same name. ComfyUI reads the node's tensors last, so they win; who
-has not the node gets the LoRA. With export.node_spelling "oftv2" rotations of linear layers are spelled for the public
-node ComfyUI-OFTv2 (export.md 3.4; run with its version 1.7.1).
+With export.node_fallback there is a LoRA under the same name. ComfyUI reads the node's tensors last, so they win;
+without the node the LoRA is used. With export.node_spelling "oftv2" rotations of linear layers are spelled for the
+public node ComfyUI-OFTv2 (export.md 3.4; run with its version 1.7.1).
 """
 
 import math
@@ -35,16 +34,16 @@ from modules.preset.export_options import Export
 FOREIGN, LOG_RATIO, EXACT_MARK, SCALED_MARK = (
     ".oft_R.weight", ".dora_log_multiplier", ".oft_R.cans_oft", ".oft_R.scaled_oft"
 )
-"""ComfyUI-OFTv2's tensors: packed rotations, log-ratios of the rows, and marks of the exact and the scaled kind."""
+"""ComfyUI-OFTv2's tensors: packed rotations, log-ratios of the rows, and markers of the exact and the scaled kind."""
 
 FACTORS = ("up", "down", "difference")
-"""The parts that are stored in the file's number format."""
+"""The parts that are stored in the file's dtype."""
 
 FOREIGN_NAMES = (FOREIGN, LOG_RATIO, EXACT_MARK, SCALED_MARK)
 
 NAMES = replace(
     keys.KOHYA,
-    magnitude="",  # read, not written: ComfyUI's own loses digits in 16 bits, and its norm is not the textbook's
+    magnitude="",  # read, not written: ComfyUI's arithmetic loses digits in 16 bits, and its norm is not DoRA's
     others=(*keys.KOHYA.others, keys.KOHYA.magnitude, FORMAT, *(f".gimbal_{part}" for part in PARTS), *FOREIGN_NAMES),
     wholes=(*keys.KOHYA.wholes, (FORMAT,), (FOREIGN,)),
     exact=(keys.KOHYA.magnitude, FORMAT, *(f".gimbal_{part}" for part in PARTS if part not in FACTORS), *FOREIGN_NAMES),
@@ -66,29 +65,29 @@ def notes(forms: Collection[str]) -> list[str]:
 
 
 def others(how: How) -> dict[str, How]:
-    """A ComfyUI that has not the node."""
+    """A ComfyUI without the node."""
     return {"without the node": replace(how, node=False)} if how.node else {}
 
 
 def trouble(spelling: str, family: str, names: Collection[str]) -> str:
-    """ComfyUI's own."""
+    """As ComfyUI."""
     return comfyui.trouble(spelling, family, names)
 
 
 def fitted(W: Tensor, tensors: dict[str, Tensor], how: How) -> dict[str, Tensor]:
-    """As they are: the node computes in float32."""
+    """Unchanged: the node computes in float32."""
     return tensors
 
 
 def bias_change(tensors: dict[str, Tensor], strength: float) -> Tensor | None:
-    """ComfyUI's own."""
+    """As ComfyUI."""
     return comfyui.bias_change(tensors, strength)
 
 
 def effect(W: Tensor, tensors: dict[str, Tensor], strength: float, how: How) -> Tensor:
-    """The node's tensors where there are some, else what ComfyUI itself reads.
+    """The node's tensors if there are any, else what ComfyUI itself reads.
 
-    `how.dtype` is that of the weight the node is given; it computes in float32 all the same (here in float64 if W is).
+    `how.dtype` is that of the weight; the node still computes in float32 (here in float64 if W is).
     """
     unknown = tensors.keys() - NAMES.all()
     if unknown:
@@ -110,7 +109,7 @@ def effect(W: Tensor, tensors: dict[str, Tensor], strength: float, how: How) -> 
 
 @contextmanager
 def _refusing() -> Iterator[None]:
-    """What the tensors' format does not allow, the nodes refuse."""
+    """The nodes reject invalid tensors."""
     try:
         yield
     except ValueError as error:
@@ -157,7 +156,7 @@ def _encodings(spelling: str, rank: int | None) -> tuple[Encoding, ...]:
 
 
 def own(options: Export) -> tuple[Encoding, ...]:
-    """The node's form, or the public node's, and perhaps a LoRA beside it."""
+    """The node's form, or the public node's, and perhaps a LoRA with it."""
     return _encodings(options.node_spelling, options.node_fallback)
 
 
@@ -169,11 +168,11 @@ def _words(terms: Terms) -> str:
 
 
 def _tensors(view: Seen) -> dict[str, Tensor] | None:
-    """All of the terms, as the node reads them; None if there are none."""
+    """All terms in the node's format; None if there are none."""
     terms, W = view.terms, view.W
     found: dict[str, Tensor] = {}
     if terms.rotation is not None and terms.rotation.dim() == 4:
-        return None  # the node knows no butterflies
+        return None  # the node has no butterflies
     if terms.rotation is not None:
         side = "in" if terms.side == "input" else "out"
         packed = packed_skew(terms.rotation)
@@ -184,7 +183,7 @@ def _tensors(view: Seen) -> dict[str, Tensor] | None:
         found["difference"] = view.native(terms.difference)
     if terms.magnitude is not None:
         if terms.axis == "output" and terms.up is None and terms.difference is None:
-            # What was learned is the ratio; it does not tie the file to this base.
+            # The ratio is what was trained; it does not tie the file to this base.
             found["ratio"] = forms.ratio(terms.magnitude.to(W), view.unscaled().norm(dim=1))
         else:
             found["magnitude_in" if terms.axis == "input" else "magnitude_out"] = terms.magnitude
@@ -197,8 +196,8 @@ def _tensors(view: Seen) -> dict[str, Tensor] | None:
 def packed_skew(R: Tensor) -> Tensor | None:
     """The upper triangles `(blocks, b(b-1)/2)` of the Q with `R = (I + Q)(I - Q)^-1`, `R (blocks, b, b)`, float64.
 
-    None if there is none: R turns a plane by 180 degrees or mirrors it, or is no rotation at all (as the truncated
-    series of other trainers). A meta tensor is taken for a rotation.
+    None if there is none: R rotates a plane by 180 degrees or mirrors it, or is not a rotation (as the truncated series
+    of other trainers). A meta tensor counts as a rotation.
     """
     exact = R.double()
     eye = _eye(exact)
@@ -214,7 +213,7 @@ def packed_skew(R: Tensor) -> Tensor | None:
 
 
 def _fallback(view: Seen, names: Names, rank: int) -> dict[str, Tensor]:
-    """A LoRA of the whole change; exact where the change has no higher rank."""
+    """A LoRA of the whole change; exact if the change does not have a higher rank."""
     up, down = forms.truncated(view.adapted() - view.W, rank)
     return keys.factor_tensors(names, view.layer, up, down)
 
@@ -240,7 +239,7 @@ def _foreign_tensors(view: Seen) -> dict[str, Tensor] | None:
 
 
 def _of_other_node(W: Tensor, tensors: dict[str, Tensor], strength: float) -> Tensor:
-    """What ComfyUI-OFTv2 computes, in W's dtype; convolutions turn the flat weight the other way round."""
+    """What ComfyUI-OFTv2 computes, in W's dtype; convolutions apply the inverse rotation to the flattened weight."""
     packed = tensors[FOREIGN].to(W)
     with _refusing():
         size = gimbal_node.size_of(packed)
@@ -261,8 +260,8 @@ def _of_other_node(W: Tensor, tensors: dict[str, Tensor], strength: float) -> Te
 
 
 def _settled(Q: Tensor) -> Tensor:
-    """The square of the orthogonal part of `I + Q`, which is Q's Cayley transform, as that node finds it in W's dtype:
-    by Newton-Schulz steps with the best bounds for each (methods.md 3.7). In float64 the thing itself."""
+    """The square of the orthogonal part of `I + Q`, which is Q's Cayley transform, as that node computes it in W's
+    dtype: by Newton-Schulz steps with the best bounds for each (methods.md 3.7). In float64 exact."""
     if Q.dtype == torch.float64:
         return linalg.cayley_excess(Q) + _eye(Q)
     X = Q + _eye(Q)

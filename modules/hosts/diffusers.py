@@ -1,4 +1,4 @@
-"""Files for diffusers: peft's names, without alpha (diffusers refuses it there)."""
+"""Files for diffusers: peft's names, without alpha (diffusers rejects it there)."""
 
 from collections.abc import Collection
 
@@ -18,12 +18,12 @@ own = usual.own
 
 
 def notes(forms: Collection[str]) -> list[str]:
-    """Nothing: what is written is exact."""
+    """None: the file is exact."""
     return []
 
 
 def trouble(spelling: str, family: str, names: Collection[str]) -> str:
-    """Other names than its own are refused, or converted, as the family's loader does."""
+    """Other names than its own are rejected, or converted, as in the family's loader."""
     if spelling == spellings.GENERIC and is_transformer(family):
         return "it loads nothing, with a message in its log only"
     if spelling in (spellings.GENERIC, spellings.LEGACY, spellings.LYCORIS, spellings.KOHYA_OFT):
@@ -43,8 +43,8 @@ def bias_change(tensors: dict[str, Tensor], strength: float) -> Tensor | None:
 
 
 def effect(W: Tensor, tensors: dict[str, Tensor], strength: float, how: How) -> Tensor:
-    """The strength scales the pair and not the magnitude. With `how.magnitudes` a layer without one is given the norm
-    of the base weight, so that it is normalised all the same."""
+    """The strength scales the pair but not the magnitude. With `how.magnitudes` a layer without one is given the norm
+    of the base weight, so that it is normalised as well."""
     if keys.KOHYA.alpha in tensors:
         raise Unread("diffusers rejects peft's names with alpha")
     if NAMES.up not in tensors:

@@ -1,7 +1,7 @@
 """Forge (stable-diffusion-webui-forge): ComfyUI's reader of 2024, in float32 always. Run: June 2025.
 
-It has no rotations. An output magnitude is divided by the norm of the original weight, as in ComfyUI of today. Of a
-file with more than twelve keys that it does not know it loads nothing.
+It has no rotations. An output magnitude is divided by the norm of the original weight, as in the current ComfyUI. It
+loads nothing from a file with more than twelve unknown keys.
 """
 
 from collections.abc import Collection
@@ -33,7 +33,7 @@ def notes(forms: Collection[str]) -> list[str]:
 
 
 def trouble(spelling: str, family: str, names: Collection[str]) -> str:
-    """It knows most programs' names, of transformers diffusers' for FLUX only."""
+    """It recognizes most programs' names; for transformers, diffusers' names for FLUX only."""
     if spelling == spellings.KOHYA_OFT:
         return "only sd-scripts itself and A1111 read them"
     if is_transformer(family) and spelling == spellings.KOHYA_PATH:
@@ -44,7 +44,7 @@ def trouble(spelling: str, family: str, names: Collection[str]) -> str:
 
 
 def unfound(family: str, names: Collection[str]) -> dict[str, str]:
-    """Those of these names, all in kohya's spelling, under which it finds no layer, and why: none."""
+    """Those of these names, all in kohya's spelling, that it does not find, and why: none."""
     return {}
 
 
@@ -66,8 +66,8 @@ def effect(W: Tensor, tensors: dict[str, Tensor], strength: float, how: How) -> 
 
 
 def _with_rank(W: Tensor, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors with alpha in the factors, where ComfyUI finds no rank to divide it by and fails: for Forge the rank
-    of a general update is a2's."""
+    """The tensors with alpha in the factors, where ComfyUI finds no rank for it and fails: for Forge the rank of a
+    general update is a2's."""
     if arithmetic.kinds(tensors)[-1:] != ["GLoRA"] or NAMES.alpha not in tensors:
         return tensors
     rank, _ = comfyui.general_layout(W, tensors)
@@ -81,8 +81,8 @@ def _with_rank(W: Tensor, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _filled(W: Tensor, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors with a difference of fewer rows, channels or kernel positions filled up with zeros: Forge adds such a
-    one to the first of a convolution's."""
+    """The tensors with a difference of fewer rows, channels or kernel positions padded with zeros: Forge adds such a
+    one to the first ones of a convolution."""
     found = tensors.get(NAMES.difference)
     if found is None or found.shape == W.shape or not found.dim() == W.dim() == 4:
         return tensors

@@ -1,9 +1,9 @@
 """Files in kohya's names, for three programs at once: A1111, Forge and sd-scripts. Not a program, but a value of
 export.host.
 
-`effect` is what A1111 (both generations) and Forge compute alike, and `Unread` where they do not: so the exporter
+`effect` is the common result of A1111 (both generations) and Forge, and `Unread` where they differ: so the exporter
 writes what is right in both. sd-scripts reads so little that files are not fitted to it: it is `apart`, and the
-exporter tells what it makes of a file. Of a family that A1111 does not have only Forge is asked.
+exporter reports what it does with a file. For a family that A1111 does not support only Forge counts.
 """
 
 from collections.abc import Collection, Mapping
@@ -26,11 +26,12 @@ own = usual.own
 PROGRAMS = tuple(cast(Member, program) for program in (a1111, forge, sd_scripts))
 
 ALIKE = 1e3
-"""Weights that differ by less than this many rounding units of the largest are the same: Forge adds one to norms."""
+"""Weights that differ by less than this many rounding units of the largest count as equal: Forge adds one to norms."""
 
 
 def notes(forms: Collection[str]) -> list[str]:
-    """Which of the programs read the file, by form. The exporter tells which layers one of them loses (`unfound`)."""
+    """Which of the programs read the file, by form. The exporter reports the layers that one of them loses
+    (`unfound`)."""
     found = []
     if any("input magnitude" in form for form in forms):
         found.append("A1111 since 1.9, Forge and ComfyUI read the input magnitudes exactly; LyCORIS rejects such a "
@@ -45,7 +46,7 @@ def notes(forms: Collection[str]) -> list[str]:
 
 
 def trouble(spelling: str, family: str, names: Collection[str]) -> str:
-    """Which of the programs does not know such names."""
+    """Which of the programs do not recognize such names."""
     if spelling == spellings.KOHYA_OFT:
         return "only sd-scripts itself reads them"
     if spelling in (spellings.GENERIC, spellings.BARE, spellings.PEFT_TEXT):
@@ -67,7 +68,7 @@ def bias_change(tensors: dict[str, Tensor], strength: float) -> Tensor | None:
 
 
 def effect(W: Tensor, tensors: dict[str, Tensor], strength: float, how: How) -> Tensor:
-    """What the programs compute, where all compute the same. Raises `Unread`, naming the programs, where not."""
+    """What the programs compute, if all compute the same. Raises `Unread`, naming the programs, otherwise."""
     (name, first), *others = _weights(W, tensors, strength, how)
     allowed = ALIKE * torch.finfo(W.dtype).eps * first.abs().max()
     for other, weight in others:
@@ -86,7 +87,7 @@ def _weights(W: Tensor, tensors: dict[str, Tensor], strength: float, how: How) -
 
 
 def unfound(family: str, layers: Mapping[str, str]) -> list[tuple[str, str, list[str]]]:
-    """By program and reason: those of the `layers` (full name by the file's) under whose names it finds nothing."""
+    """By program and reason: those of the `layers` (full name by the file's) whose names it does not find."""
     found = []
     for program in PROGRAMS:
         reasons: dict[str, list[str]] = {}
@@ -97,5 +98,5 @@ def unfound(family: str, layers: Mapping[str, str]) -> list[tuple[str, str, list
 
 
 def apart() -> tuple[Member, ...]:
-    """The programs that `effect` does not ask."""
+    """The programs that `effect` does not include."""
     return (cast(Member, sd_scripts),)

@@ -2,8 +2,8 @@
 
 Its arithmetic was run (export.md 2.3). Of LoHa and LoKr `merge_to` applies alpha / rank twice, unlike its own training.
 It makes a module for each layer, whose sizes follow from the layer and from some of the file's tensors, and copies the
-tensors into it. What torch can broadcast to the module's shape is taken, and anything else ends the loading of the
-file.
+tensors into it. Tensors that torch can broadcast to the module's shape are accepted, and anything else ends the loading
+of the file.
 """
 
 from collections.abc import Callable, Collection
@@ -29,7 +29,7 @@ MARKS = {
     "difference": (NAMES.difference,), "norm": (keys.NORM,), "rotation": (keys.BLOCKS,), "butterfly": (keys.BLOCKS,),
     "GLoRA": keys.GENERAL[:1],
 }
-"""By kind of update: the tensors that it is known by. Of several kinds the first is read."""
+"""By kind of update: the tensors that identify it. Of several kinds the first is read."""
 
 BLOCKS_DIM = {"rotation": 3, "butterfly": 4}
 CORE = ".bm.weight"
@@ -44,14 +44,14 @@ def notes(forms: Collection[str]) -> list[str]:
 
 
 def trouble(spelling: str, family: str, names: Collection[str]) -> str:
-    """Only names with its own prefix are found."""
+    """Only names with its prefix are found."""
     if spelling != spellings.LYCORIS:
         return "its own loader looks for names that begin with lycoris_, unless LORA_PREFIX is set"
     return ""
 
 
 def bias_change(tensors: dict[str, Tensor], strength: float) -> Tensor | None:
-    """Read beside full differences only."""
+    """Read with full differences only."""
     return arithmetic.bias_beside(_kind(tensors), tensors, strength)
 
 
@@ -93,7 +93,7 @@ def _kind(tensors: dict[str, Tensor]) -> str:
 
 
 def taken(tensors: dict[str, Tensor], suffix: str, *shape: int) -> Tensor:
-    """A tensor of the file in the shape that LyCORIS has made for it. Raises `Unread` where it does not fit."""
+    """A tensor of the file in the shape that LyCORIS expects. Raises `Unread` if it does not fit."""
     (found,) = arithmetic.need(tensors, suffix)
     try:
         return found.expand(shape)
@@ -103,7 +103,7 @@ def taken(tensors: dict[str, Tensor], suffix: str, *shape: int) -> Tensor:
 
 
 def _has_core(W: Tensor, tensors: dict[str, Tensor], suffix: str) -> bool:
-    """Whether an update has a core, which is made for kernels of more than one position alone. Raises `Unread` for
+    """Whether an update has a core, which exists only for kernels of more than one position. Raises `Unread` for
     another layer that has one."""
     if suffix not in tensors:
         return False
@@ -142,7 +142,7 @@ def _hadamard(W: Tensor, tensors: dict[str, Tensor], alpha: float) -> Tensor:
 
 
 def _kronecker(W: Tensor, tensors: dict[str, Tensor], alpha: float) -> Tensor:
-    """A module is either whole or factored, as its sizes and the rank say, whatever the file has."""
+    """A module is either whole or factored, depending on its sizes and the rank, not on the file."""
     if ".lokr_w1" in tensors and tensors[".lokr_w1"].dim() != 2:
         raise Unread(f"LyCORIS fails on lokr_w1 of {tensors['.lokr_w1'].dim()} dimensions")
     rank, factor = _rank_and_factor(tensors)
@@ -172,7 +172,7 @@ def _kronecker(W: Tensor, tensors: dict[str, Tensor], alpha: float) -> Tensor:
 
 
 def _copied(tensors: dict[str, Tensor]) -> list[str]:
-    """The tensors of a LoKr that are copied into the module: of a matrix that is there whole, no factors."""
+    """The tensors of a LoKr that are copied into the module: for a whole matrix, no factors."""
     found = [keys.KRONECKER[-1]] if keys.KRONECKER[-1] in tensors else []
     for name in (".lokr_w1", ".lokr_w2"):
         found += [name] if name in tensors else [f"{name}_a", f"{name}_b"]
@@ -180,8 +180,8 @@ def _copied(tensors: dict[str, Tensor]) -> list[str]:
 
 
 def _rank_and_factor(tensors: dict[str, Tensor]) -> tuple[int | None, int]:
-    """The rank, None for one that is whole, and the factor by which the layer's sizes are split; both are guessed from
-    the tensors' shapes, of a core's matrices too, whose sides are the other way round."""
+    """The rank, None for one that is whole, and the factor by which the layer's sizes are split; both are inferred from
+    the tensors' shapes, also for a core's matrices, whose sides are swapped."""
     sizes, longest = [], []
     for name in (".lokr_w1", ".lokr_w2"):
         both = 2 * [tensors[name]] if name in tensors else arithmetic.need(tensors, f"{name}_a", f"{name}_b")
@@ -199,8 +199,8 @@ def _rank_and_factor(tensors: dict[str, Tensor]) -> tuple[int | None, int]:
 
 
 def split(size: int, factor: int) -> tuple[int, int]:
-    """`size` as a product, the smaller number first: with `factor` where that divides it; else the most even one whose
-    smaller number is at most `factor` (-1: any)."""
+    """`size` as a product, the smaller factor first: with `factor` if that divides it; else the most even one whose
+    smaller factor is at most `factor` (-1: any)."""
     if factor > 0 and size % factor == 0:
         return min(factor, size // factor), max(factor, size // factor)
     smaller = [n for n in range(1, int(size**0.5) + 1) if size % n == 0 and (factor < 0 or n <= max(factor, 1))]
@@ -233,7 +233,7 @@ def _rotated(W: Tensor, tensors: dict[str, Tensor], clip: float, strength: float
 
 
 def _butterfly(W: Tensor, tensors: dict[str, Tensor], clip: float, strength: float) -> Tensor:
-    """`rescale prod(strength R + (1 - strength) I) W`, of as many factors as the layer can have."""
+    """`rescale prod(strength R + (1 - strength) I) W`, with as many factors as the layer can have."""
     largest = tensors[keys.BLOCKS].shape[2]
     sizes = [n for n in range(2, largest + 1, 2) if W.shape[0] % n == 0 and (W.shape[0] // n).bit_count() == 1]
     if not sizes:
@@ -252,12 +252,12 @@ def _rescaled(W: Tensor, tensors: dict[str, Tensor]) -> Tensor:
 
 
 def _first(tensor: Tensor) -> int:
-    """A tensor's first size. Raises `Unread` for a single number."""
+    """A tensor's first size. Raises `Unread` for a scalar."""
     return _sides(tensor.unsqueeze(-1), tensor.unsqueeze(-1))[0]
 
 
 def _sides(left: Tensor, right: Tensor) -> tuple[int, int]:
-    """The first size of one and the second of the other. Raises `Unread` where there is none."""
+    """The first size of one and the second of the other. Raises `Unread` if there is none."""
     if left.dim() < 2 or right.dim() < 2:
         raise Unread(f"LyCORIS fails on tensors of the shapes {tuple(left.shape)} and {tuple(right.shape)}")
     return left.shape[0], right.shape[1]

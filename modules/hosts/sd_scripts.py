@@ -1,7 +1,7 @@
 """sd-scripts: `create_network_from_weights` of its LoRA modules, then `merge_to`. Run: February 2026.
 
-It reads low-rank pairs and nothing else: a magnitude beside one is ignored, of other kinds nothing is said. It looks
-for layers inside some classes of modules only, and what is outside of them it never adapts.
+It reads low-rank pairs only: a magnitude with one is ignored, other kinds are ignored without a message. It searches
+for layers inside certain classes of modules only, and never adapts layers outside of them.
 """
 
 import re
@@ -26,20 +26,20 @@ PAIR = (NAMES.up, NAMES.down, NAMES.alpha)
 
 OUTSIDE = re.compile(
     r"lora_unet_(conv_in|conv_out|(time|add)_embedding_linear_\d"  # the UNet, with diffusers' paths
-    r"|input_blocks_0_0|out_2|time_embed_\d|label_emb_0_\d"  # and with the original ones
+    r"|input_blocks_0_0|out_2|time_embed_\d|label_emb_0_\d"  # and with the original checkpoint's
     r"|final_layer_.*)"  # FLUX
     r"|lora_te\d?_text_projection|lora_te3_(?!encoder_block).*"
 )
-"""Names of layers that are in no module of the classes that it searches."""
+"""Names of layers outside of the module classes that it searches."""
 
 
 def notes(forms: Collection[str]) -> list[str]:
-    """The exporter tells what it leaves out, by layer."""
+    """The exporter reports what it ignores, by layer."""
     return []
 
 
 def trouble(spelling: str, family: str, names: Collection[str]) -> str:
-    """Its own names alone."""
+    """Only its own names."""
     if spelling in (spellings.KOHYA_ORIGINAL, spellings.KOHYA_TEXT):
         return ""
     if spelling == spellings.KOHYA_PATH and not is_transformer(family):
@@ -50,9 +50,9 @@ def trouble(spelling: str, family: str, names: Collection[str]) -> str:
 
 
 def unfound(family: str, names: Collection[str]) -> dict[str, str]:
-    """Those of these names, all in kohya's spelling, under which it finds no layer, and why."""
+    """Those of these names, all in kohya's spelling, that it does not find, and why."""
     found = [name for name in names if OUTSIDE.fullmatch(name)]
-    if family == "sd3":  # whose last layer it has by name
+    if family == "sd3":  # whose last layer it lists by name
         found = [name for name in found if "final_layer" not in name]
     return dict.fromkeys(found, "it never adapts them")
 

@@ -1,11 +1,11 @@
-"""What scripts/ offer on files: the last of four rooms, files < hosts < export < tools.
+"""What scripts/ do with files: the last of four rooms, files < hosts < export < tools.
 
     convert resize      a file for another program, or at a smaller rank
-    inspect_file        what a file is and who loads it, without its base
-    verify              what a program does with a file, layer by layer
-    apply               a file put into a model in memory
+    inspect_file        what a file contains and which programs load it, without its base
+    verify              what a program computes from a file, layer by layer
+    apply               a file merged into a model in memory
     merge/              files merged into a base on disk
-    base_of_file        the base that a file is for, found and loaded
+    base_of_file        finds and loads the base that a file is for
 
 May import all of the other rooms. Nothing else in modules/ imports this one.
 """

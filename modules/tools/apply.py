@@ -1,4 +1,4 @@
-"""Putting an exported file into the base networks in memory, with the arithmetic of the program it was made for."""
+"""Merges an exported file into the base networks in memory, with the arithmetic of the program it is for."""
 
 import json
 from contextlib import suppress
@@ -16,11 +16,11 @@ from modules.tensorfile import read_header
 
 
 def apply_file(model: Any, path: Path, host: str, strength: float = 1.0) -> list[str]:
-    """Merge `path`, written for `host` (a value of export.host), into `model.networks` in place, in the numbers that it
+    """Merge `path`, written for `host` (a value of export.host), into `model.networks` in place, in the dtype that it
     is written for.
 
-    Returns the full names of the layers in the file, with all those that it has as one matrix. Raises ValueError for
-    keys that belong to no layer, and for quantised layers, which cannot take a merged weight.
+    Returns the full names of the layers in the file, with all those that are fused. Raises ValueError for keys of no
+    layer, and for quantized layers, which cannot be merged into.
     """
     told = read_header(path).metadata
     norm, fitted = told.get("gimbal.comfyui_norm", "original"), json.loads(told.get("gimbal.fitted", "{}"))
@@ -48,7 +48,7 @@ def apply_file(model: Any, path: Path, host: str, strength: float = 1.0) -> list
 
 
 def _groups(model: Any, host: str) -> list[fuse.Group]:
-    """The names in the host's files of those layers that have one there."""
+    """The names of layers in the host's files, for those that have one."""
     found = []
     for prefix, network in model.networks.items():
         for path, module in network.named_modules():

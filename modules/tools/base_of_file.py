@@ -1,4 +1,4 @@
-"""The base that a foreign file is for: found from the file's own names, loaded in the numbers it is stored in."""
+"""The base that a foreign file is for: found from the file's names, loaded in the dtype it is stored in."""
 
 from collections import Counter
 from contextlib import suppress
@@ -18,9 +18,9 @@ SIZES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16
 
 
 def load(file: AdapterFile, path: str, config: str = "", family: str = "", device: str = "cpu") -> Any:
-    """The model at `path`, frozen, with its denoiser on `device`; `family` only where the names leave it open.
+    """The model at `path`, frozen, with its denoiser on `device`; `family` only if the names are ambiguous.
 
-    Raises ValueError with a sentence where the base cannot be read as any family that the file may be for.
+    Raises ValueError with a sentence if the base cannot be read as any family that the file may be for.
     """
     base = Base(path=path, config=config)
     if family and family not in families.names():
@@ -44,7 +44,7 @@ def load(file: AdapterFile, path: str, config: str = "", family: str = "", devic
 
 
 def is_its(path: Path, family: str) -> bool:
-    """Whether a folder in diffusers layout is this family's; True for what is no such folder."""
+    """Whether a folder in diffusers layout is this family's; True for anything else."""
     index = path / "model_index.json"
     if not index.is_file():
         return True
@@ -52,14 +52,14 @@ def is_its(path: Path, family: str) -> bool:
 
 
 def stored_dtype(path: Path) -> torch.dtype:
-    """The number format that most of a base's layers are stored in, so that none is rounded and none takes more room.
+    """The dtype of most of a base's layers, so that none is rounded and none needs more memory.
 
-    float32 where it cannot be told.
+    float32 if unknown.
     """
     folders = [path / part for part in ("unet", "transformer")] if path.is_dir() else []
     found = [path] if path.is_file() else [one for folder in folders for one in sorted(folder.glob("*.safetensors"))]
     counts: Counter[str] = Counter()
     for one in found:
-        with suppress(ValueError):  # loading says what is wrong with it
+        with suppress(ValueError):  # loading reports what is wrong with it
             counts.update(entry.dtype for entry in read_header(one).tensors.values())
     return SIZES.get(counts.most_common(1)[0][0], torch.float32) if counts else torch.float32

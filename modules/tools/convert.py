@@ -1,4 +1,4 @@
-"""A foreign file for another program: its metadata, and how well a low-rank file can hold it."""
+"""Converts a foreign file for another program: its metadata, and the error of each rank."""
 
 import json
 from dataclasses import dataclass
@@ -21,30 +21,30 @@ from modules.preset.export_options import Export
 from modules.preset.problems import sentences
 from modules.tools import base_of_file, resize
 
-"""Short words for the number formats of `export.dtype`."""
+"""Short names for the dtypes of `export.dtype`."""
 
 
 @dataclass(frozen=True)
 class Source:
-    """A file to convert, and on what."""
+    """A file to convert, and its base."""
 
     path: Path
     base: str
     """The model it was trained on."""
     config: str = ""
     family: str = ""
-    """Only where the file's names leave it open."""
+    """Only if the file's names are ambiguous."""
     device: str = "cpu"
     skip_unknown: bool = False
-    """Leave out what cannot be read."""
+    """Ignore what cannot be read."""
     early_scaling: bool = False
-    """The file is of OneTrainer's first scaled rotations."""
+    """The file has OneTrainer's first scaled rotations."""
 
 
 def convert(source: Source, options: Export, out: Path | None = None) -> str:
-    """Write the file for another program, to `out` or beside it; the report's text.
+    """Write the file for another program, to `out` or next to it; returns the report's text.
 
-    Raises ValueError with sentences where the file cannot be read on the base, or the program cannot hold it.
+    Raises ValueError with sentences where the file cannot be read on the base, or the program does not support it.
     """
     file = opening.read(source.path)
     if source.early_scaling:
@@ -80,8 +80,8 @@ def options_of(given: dict[str, Any]) -> Export:
 
 
 def about(file: AdapterFile, program: str, options: Export, written: Written, model: Any) -> dict[str, str]:
-    """The new file's metadata: what the old one tells about its training, and where it comes from. What it says about
-    the kind of model gives way to our words for it, which programs read."""
+    """The new file's metadata: what the old one has about its training, and its origin. Its entries about the model are
+    replaced by ours, which programs read."""
     own = model.metadata()
     kept = {key: value for key, value in file.metadata.items()
             if key not in own and not key.startswith(writer.ABOUT_TENSORS)}
@@ -101,12 +101,12 @@ def about(file: AdapterFile, program: str, options: Export, written: Written, mo
 
 
 def out_path(path: Path, host: str) -> Path:
-    """Where the file for `host` goes if nobody says."""
+    """The default path of the file for `host`."""
     return path.with_name(f"{path.stem}_{host}.safetensors")
 
 
 def curve(changes: dict[str, Change]) -> dict[int, float]:
-    """The error of all layers' changes together, as a part of them, in LoRAs of the ranks 1, 2, 4, ..."""
+    """The error of all layers' changes together, relative to them, for LoRAs of the ranks 1, 2, 4, ..."""
     values = []
     with torch.no_grad():
         for change in changes.values():

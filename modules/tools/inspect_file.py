@@ -1,4 +1,4 @@
-"""What a file is, without its base: who wrote it, what it holds, what it was trained on, who loads it."""
+"""What a file is, without its base: its writer, its content, its training, and the programs that load it."""
 
 import json
 from collections import Counter
@@ -23,10 +23,10 @@ from modules.hosts.parts.effect_of_file import counted
 from modules.printable import shown
 
 EXAMPLE = 256
-"""Rows, and about so many channels, of an example of a sort of layers, where a part shows what the whole does."""
+"""Rows, and about as many channels, of an example layer, where a part of a layer is representative."""
 
 UNKNOWN_SIZE = 16
-"""Outputs or inputs of the stand-in where the tensors do not tell."""
+"""Outputs or inputs of the stand-in if the tensors do not show them."""
 
 KERNELS = ("down", "mid", "diff", "b2", "lokr_w2", "gimbal_difference")
 """Parts that show the size of a convolution's kernel."""
@@ -41,11 +41,11 @@ STEPS = ("gimbal.step", "ss_steps", "step")
 
 @dataclass
 class Group:
-    """Layers that are alike."""
+    """Layers of the same kind."""
 
     kind: str
     rank_words: str
-    """What its `ranks` are."""
+    """The meaning of its `ranks`."""
     alpha_words: str
     layers: int = 0
     ranks: Counter[int] = field(default_factory=Counter)
@@ -56,12 +56,12 @@ class Group:
 
 
 class Sort(NamedTuple):
-    """What layers have in common of which one is an example, and this one's size."""
+    """The key of layers of which one is an example, and this one's size."""
 
     words: str
     is_conv: bool
     size: int
-    """Numbers of its weight."""
+    """Elements of its weight."""
 
 
 ALL, PART, NOTHING, UNJUDGED = "all", "part", "nothing", "not judged"
@@ -76,11 +76,11 @@ class Statement:
     raises: str = ""
     """The exception with which it stops, where it loads nothing."""
     why: str = ""
-    """Why it loads nothing, or why that is not judged."""
+    """Why it loads nothing, or why this is unknown."""
     dropped: list[str] = field(default_factory=list)
     """Keys that it does not read."""
     dropped_layers: list[str] = field(default_factory=list)
-    """Layers of which it reads nothing."""
+    """Layers from which it reads nothing."""
     layers: int = 0
     """Layers in the file."""
     troubles: list[str] = field(default_factory=list)
@@ -89,7 +89,7 @@ class Statement:
     """Whether what it computes was compared."""
 
     def lines(self) -> list[str]:
-        """For people; the first line goes behind the program's name."""
+        """For users; the first line follows the program's name."""
         if self.loads == UNJUDGED:
             return [f"not checked: {self.why}", *(f"if it finds the layers, {trouble}" for trouble in self.troubles)]
         if self.loads == NOTHING:
@@ -112,7 +112,7 @@ class Statement:
 
 @dataclass
 class Inspection:
-    """All that can be told."""
+    """All results."""
 
     path: str
     bytes: int
@@ -120,10 +120,10 @@ class Inspection:
     families: list[str]
     """Names of the families whose layers the file names."""
     model: str
-    """The model that it was trained for, in words; empty if nothing tells."""
+    """The model that it was trained for, in words; empty if unknown."""
     groups: list[Group]
     dtypes: dict[str, int]
-    """Bytes per number format."""
+    """Bytes per dtype."""
     trained_on: dict[str, str]
     hosts: dict[str, Statement]
     """What each program does with it."""
@@ -140,7 +140,7 @@ class Inspection:
         }, indent=2)
 
     def text(self) -> str:
-        """For people."""
+        """For users."""
         lines = [f"{self.path}: {self.bytes / 1e6:.1f} MB, "
                  f"{counted(sum(group.layers for group in self.groups))}",
                  f"  written by: {self.writer or 'unknown'}",
@@ -164,7 +164,8 @@ class Inspection:
 
 
 def inspect(file: AdapterFile) -> Inspection:
-    """All of it. Raises ValueError for a run's own file, which is not for other programs, and if nothing is known."""
+    """All of it. Raises ValueError for a run's internal file, which is not for other programs, and if nothing is
+    known."""
     writer.refuse_own(file.path, file.metadata)
     strangers.refuse(file.path, file.tensors)
     layers, unknown = kinds.grouped(file.tensors)
@@ -211,10 +212,10 @@ def trained_on(file: AdapterFile) -> dict[str, str]:
 
 
 def stand_in(parts: dict[str, Tensor]) -> Layer:
-    """A random layer in float64 that the tensors fit, with the lengths that their magnitudes were trained from."""
+    """A random layer in float64 that the tensors fit, with the norms that their magnitudes were trained from."""
     out, fan_in = kinds.sizes(parts, UNKNOWN_SIZE)
     kernels = [t.shape[2:] for name, t in parts.items() if name in KERNELS and t.dim() > 2]
-    kernel = max(kernels, key=torch.Size.numel, default=None)  # beside a Tucker core a factor has one position
+    kernel = max(kernels, key=torch.Size.numel, default=None)  # with a Tucker core a factor has one position
     count = kinds.channels(parts)
     if count and kernel is not None:
         fan_in = count * kernel.numel()
@@ -256,7 +257,7 @@ def _groups(parts: dict[str, dict[str, Tensor]]) -> list[Group]:
 def _hosts(
     file: AdapterFile, parts: dict[str, dict[str, Tensor]], layers: dict[str, dict[str, str]], like: Whose
 ) -> dict[str, Statement]:
-    """What each program does: by names and suffixes, and by arithmetic from one layer of each sort."""
+    """What each program does: by names and suffixes, and by arithmetic from one layer of each kind."""
     found, stand_ins = {}, {}
     sorts = {name: Sort(kinds.words(one), kinds.is_conv(one), _size(one)) for name, one in parts.items()}
     with torch.no_grad():
@@ -280,7 +281,7 @@ def _hosts(
 
 
 def _fitted(file: AdapterFile, loading: key_maps.Loading) -> list[str]:
-    """What a file of ours says of the numbers that its magnitudes are written for, where the program reads them."""
+    """The dtype that the magnitudes of our files are fitted to, if the program reads them."""
     numbers = sorted({str(number) for number in _values(file.metadata, "gimbal.fitted").values()})
     measured = {way: one for way, one in _values(file.metadata, "gimbal.computed").items() if isinstance(one, dict)}
     if not numbers or not any(key.endswith(keys.KOHYA.magnitude) for key in loading.read):
@@ -306,7 +307,7 @@ def _statement(file: AdapterFile, loading: key_maps.Loading, layers: dict[str, d
 def _read(
     file: AdapterFile, layers: dict[str, dict[str, str]], loading: key_maps.Loading
 ) -> dict[str, dict[str, Tensor]]:
-    """The tensors by suffix that a program reads of each layer of which it reads any."""
+    """The tensors by suffix that a program reads, for each layer from which it reads any."""
     found = {name: {kinds.split(key)[1]: file.tensors[key] for key in keys.values()  # pyright: ignore
                     if key in loading.read} for name, keys in layers.items()}
     return {name: tensors for name, tensors in found.items() if tensors}
@@ -316,7 +317,7 @@ def _troubles(
     file: AdapterFile, host: str, parts: dict[str, dict[str, Tensor]], layers: dict[str, dict[str, str]],
     loading: key_maps.Loading, sorts: dict[str, Sort], stand_ins: dict[str, Layer],
 ) -> list[str]:
-    """What the program gets wrong of the layers that it reads: it is asked for the smallest layer of each sort."""
+    """The program's errors for the layers that it reads, computed for the smallest layer of each kind."""
     given = _read(file, layers, loading)
     alike: dict[tuple, list[str]] = {}
     for name in parts.keys() & given.keys():
@@ -346,7 +347,7 @@ def _troubles(
 def _told(
     about: writer.About, seen: effect_of_file.View, parts: dict[str, Tensor], given: dict[str, Tensor], layer: Layer
 ) -> str:
-    """What a program makes of one layer, empty if it is exact."""
+    """A program's error for one layer, empty if it is exact."""
     matrix = layer.dense()
     try:
         meant = forms.applied(kinds.terms(parts, layer, matrix, about), layer, matrix)
@@ -368,7 +369,7 @@ def _size(parts: dict[str, Tensor]) -> int:
 
 
 def _values(metadata: dict[str, str], key: str) -> dict[str, Any]:
-    """A mapping in the metadata, empty if it is none."""
+    """A mapping in the metadata, empty if it is not one."""
     try:
         found = parse_json(metadata.get(key, "{}"), key)
     except ValueError:

@@ -21,7 +21,7 @@ Choose = Callable[[Tensor], int]
 
 
 OUTDATED = ("gimbal.errors", "gimbal.form", "gimbal.approximations")
-"""What our own files say about pairs that are no longer there."""
+"""Metadata of our files about pairs that are outdated."""
 
 
 @dataclass(frozen=True)
@@ -32,10 +32,10 @@ class Row:
     before: int
     after: int
     error: float
-    """||D - D_written|| / ||D||, Frobenius, with D the pair's product and D_written that of the stored numbers; 0 for a
-    pair that does nothing."""
+    """||D - D_written|| / ||D||, Frobenius, with D the pair's product and D_written that of the stored values; 0 for a
+    pair without effect."""
     axis: str
-    """Of the magnitude beside the pair; empty without one."""
+    """Of the magnitude with the pair; empty without one."""
 
 
 @dataclass
@@ -46,7 +46,7 @@ class Resized:
     metadata: dict[str, str]
     rows: list[Row] = field(default_factory=list)
     kept: dict[str, int] = field(default_factory=dict)
-    """How many layers of other kinds stay as they are, by kind."""
+    """The number of unchanged layers of other kinds, by kind."""
 
 
 def to_rank(rank: int) -> Choose:
@@ -55,23 +55,23 @@ def to_rank(rank: int) -> Choose:
 
 
 def to_error(error: float) -> Choose:
-    """Keep as few values as leave out at most the part `error` of the norm."""
+    """Keep as few values as possible with a relative error of at most `error`."""
     def choose(values: Tensor) -> int:
         square = values.double().square()
-        lost = square.flip(0).cumsum(0).flip(0)  # what is left out when cut before each value
+        lost = square.flip(0).cumsum(0).flip(0)  # the norm that is dropped when cut before each value
         return max(1, int((lost > error**2 * square.sum()).sum().item()))
 
     return choose
 
 
 def to_energy(energy: float) -> Choose:
-    """Keep as few values as hold the part `energy` of the squared norm."""
+    """Keep as few values as possible with the fraction `energy` of the squared norm."""
     return to_error(math.sqrt(max(0.0, 1 - energy)))
 
 
 def resized(file: AdapterFile, choose: Choose) -> Resized:
-    """Every low-rank pair of the file at the rank that `choose` gives; keys and dtypes stay, and all other tensors. A
-    pair that keeps its rank stays as it is. New factors of a file in eight bits are float16: rounded once more to eight
+    """Every low-rank pair of the file at the rank that `choose` returns; keys, dtypes and all other tensors are kept. A
+    pair that keeps its rank is unchanged. New factors of a file in eight bits are float16: rounded to eight bits again
     they would be off by several percent.
 
     The file's alphas stay as they are and the factors take what changes in alpha / rank, so that a file with one alpha
@@ -96,7 +96,7 @@ def resized(file: AdapterFile, choose: Choose) -> Resized:
         except ValueError as error:
             raise ValueError(f"{file.path}: {name}: {error}") from error
         found.tensors[keys["up"]], found.tensors[keys["down"]] = up, down
-        if "up_bias" in parts:  # it has the pair's scale, which is another one now
+        if "up_bias" in parts:  # it has the pair's scale, which has changed
             ratio = low_rank.scale(parts, about.of(name)) / low_rank.scale(parts | {"down": down}, writer.About())
             found.tensors[keys["up_bias"]] = parts["up_bias"] * ratio
         found.rows.append(row)
@@ -109,7 +109,7 @@ def resized(file: AdapterFile, choose: Choose) -> Resized:
 
 
 def _pair(name: str, parts: dict[str, Tensor], about: writer.About, choose: Choose) -> tuple[Tensor, Tensor, Row]:
-    """The new factors in the old shapes and dtypes. Raises ValueError where these cannot hold them."""
+    """The new factors in the old shapes and dtypes. Raises ValueError if values are out of range."""
     up, down = parts["up"], parts["down"]
     axis = magnitude.axis(parts)
     U, values, V = product_svd(up.flatten(1), down.flatten(1))
@@ -132,7 +132,7 @@ def _pair(name: str, parts: dict[str, Tensor], about: writer.About, choose: Choo
 
 def _distance(old: Pair, scale: float, new: Pair, after: float) -> float:
     """||scale up down - after new_up new_down|| / ||scale up down||, in float64 from the factors: with Gram matrices
-    alone, which leave 1e-8 of digits where the two are equal."""
+    alone, with an error of 1e-8 where the two are equal."""
     (up, down), (new_up, new_down) = ((u.flatten(1).double(), d.flatten(1).double()) for u, d in (old, new))
     left, right = torch.cat([scale * up, -after * new_up], 1), torch.cat([down, new_down])
     products, count = (left.mT @ left) * (right @ right.mT), len(down)
@@ -141,18 +141,18 @@ def _distance(old: Pair, scale: float, new: Pair, after: float) -> float:
 
 
 def _tell(found: Resized) -> None:
-    """Bring the metadata up to date."""
+    """Update the metadata."""
     ranks = {row.after for row in found.rows}
     if "ss_network_dim" in found.metadata:
         found.metadata["ss_network_dim"] = str(ranks.pop()) if len(ranks) == 1 else "Dynamic"
-    # peft's options would scale the new factors; without them alpha is the rank, which is what the factors are for.
+    # peft's options would scale the new factors; without them alpha is the rank, as the factors assume.
     found.metadata.pop(writer.PEFT_OPTIONS, None)
     for key in OUTDATED:
         found.metadata.pop(key, None)
 
 
 def curve(values: Iterable[Tensor], ranks: Iterable[int]) -> dict[int, float]:
-    """The error of all layers together at each rank, as a part of their change, from each layer's singular values."""
+    """The error of all layers together at each rank, relative to their change, from each layer's singular values."""
     squares = [layer.double().square() for layer in values]
     whole = sum(square.sum().item() for square in squares)
     return {

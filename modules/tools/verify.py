@@ -1,4 +1,4 @@
-"""What a program does with a file, layer by layer, against what the file means or what its run trained."""
+"""What a program computes from a file, layer by layer, compared with the file's exact meaning or with its run."""
 
 import functools
 from collections.abc import Callable, Iterator, Mapping
@@ -16,7 +16,7 @@ from modules.files.reading import Placed, Reading
 from modules.hosts.parts import effect_of_file, installed_comfyui
 
 Meanings = Mapping[str, Callable[[], Tensor]]
-"""Adapted weights in the layers' own shapes, by full name, where a run says what was trained."""
+"""Adapted weights in the layers' own shapes, by full name, if a run has the trained weights."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Row:
     layers: tuple[str, ...]
     kind: str
     exact: effect_of_file.Verdict
-    """In the base's own numbers (float32)."""
+    """In the base's dtype (float32)."""
     half: effect_of_file.Verdict
     """In the program's 16-bit path."""
     approximate: bool
@@ -39,7 +39,7 @@ class Row:
         return float("inf") if self.exact.error is None else self.exact.error.weight
 
     def misses(self, tolerance: float) -> bool:
-        """Whether an exact layer is not what was meant."""
+        """Whether an exact layer is wrong."""
         return not self.approximate and not self.worst <= tolerance
 
 
@@ -57,15 +57,15 @@ class Block:
 
 
 Blocks = Callable[[bool], Iterator[Block]]
-"""All of a layer, in blocks of rows where that can be; in one if the argument is true."""
+"""All of a layer, in blocks of rows if possible; in one if the argument is true."""
 
 Judge = Callable[[Placed, Blocks], tuple[effect_of_file.Verdict, effect_of_file.Verdict]]
 """The verdicts of a name of the file in float32 and in 16 bits."""
 
 
 def check(reading: Reading, judge: Judge, strength: float = 1.0, meanings: Meanings | None = None) -> list[Row]:
-    """All names of the file, worst first. The reference at another strength than 1 is the straight blend
-    `W + strength (W' - W)`."""
+    """All names of the file, worst first. The reference at another strength than 1 is the linear interpolation `W +
+    strength (W' - W)`."""
     approximate, rows = _approximate(reading), []
     with torch.no_grad():
         for placed in reading.placed:
@@ -93,7 +93,7 @@ def by_arithmetic(
 def by_comfyui(
     reading: Reading, folder: Path, python: Path | None, strength: float = 1.0, half: torch.dtype = torch.float16
 ) -> Judge:
-    """What the ComfyUI in `folder` computes, by its own code. Raises ValueError if it fails."""
+    """What the ComfyUI in `folder` computes, with its code. Raises ValueError if it fails."""
     weights = {placed.name: placed.layer.native(placed.dense()) for placed in reading.placed}
     found = [installed_comfyui.effects(folder, reading.file.path, weights, strength, dtype, python)
              for dtype in (torch.float32, half)]
@@ -112,7 +112,7 @@ def by_comfyui(
 
 
 def _blocks(placed: Placed, meanings: Meanings | None, strength: float, whole: bool) -> Iterator[Block]:
-    """A name's weights, and what is meant at a strength: a straight blend."""
+    """A name's weights, and the expected ones at a strength: a linear interpolation."""
     if whole or meanings is not None or not placed.is_pair:
         W, meant = _meant(placed, meanings)
         yield Block(placed.parts, placed.tensors, W, _blended(W, meant, strength))
@@ -131,7 +131,7 @@ def _blended(W: Tensor, meant: Tensor, strength: float) -> Tensor:
 
 
 def _meant(placed: Placed, meanings: Meanings | None) -> tuple[Tensor, Tensor]:
-    """`W` and the meant weight, in the shape that programs see."""
+    """`W` and the expected weight, in the shape that programs see."""
     W = placed.dense()
     if meanings is None:
         meant = forms.applied(placed.terms(), placed.layer, W)
@@ -157,7 +157,7 @@ def _with_bias(verdict: effect_of_file.Verdict, placed: Placed, seen: effect_of_
 
 
 def _approximate(reading: Reading) -> set[str]:
-    """Layers that the file's own metadata calls approximated."""
+    """Layers that the file's metadata calls approximated."""
     try:
         found = parse_json(reading.file.metadata.get("gimbal.approximations", "{}"), "")
     except ValueError:
@@ -166,7 +166,7 @@ def _approximate(reading: Reading) -> set[str]:
 
 
 def text(rows: list[Row], host: str, half: torch.dtype, judged: bool, tolerance: float, advice: str = "") -> str:
-    """The table, and what it comes to; `advice`: what to do about a wrong file."""
+    """The table, and its summary; `advice`: what to do about a wrong file."""
     words = str(half).removeprefix("torch.")
     lines = [f"layer\tform\terror of the weight\tof the change\tin {words}: of the weight\tof the change\tnote"]
     for row in rows:
@@ -192,7 +192,7 @@ def text(rows: list[Row], host: str, half: torch.dtype, judged: bool, tolerance:
 
 
 def _rounded(rows: list[Row], host: str, words: str) -> list[str]:
-    """What becomes of the file where the program computes in 16 bits, as sentences."""
+    """The effect of computing in 16 bits, as sentences."""
     found = []
     skipped = [row for row in rows if row.half.error is None and row.exact.error is not None]
     if skipped:
@@ -208,7 +208,7 @@ def _rounded(rows: list[Row], host: str, words: str) -> list[str]:
 
 
 def tolerance(reading: Reading, trained: bool) -> float:
-    """The largest error of an exact layer: float32's against the file's own numbers, its format's against a run's."""
+    """The largest error of an exact layer: float32's for the file's own meaning, that of the file's dtype for a run."""
     stored = {tensor.dtype for tensor in reading.file.tensors.values() if tensor.dim() > 1}
     for dtype, name in ((torch.bfloat16, "bfloat16"), (torch.float16, "float16")):
         if trained and dtype in stored:

@@ -1,13 +1,13 @@
-"""What other programs' tensors mean: the kinds of adapters, told apart by the ends of their keys.
+"""What other programs' tensors mean: the kinds of adapters, distinguished by the ends of their keys.
 
 A key is a layer's name and a suffix. Each kind has one module here with
   WORDS     its name for people,
   SUFFIXES  its suffixes and the part that each one is,
   MARKS     sets of parts; a layer that has all of one set is of this kind,
-  shape     `(parts) -> (out, fan_in)` of the layer, None where the tensors do not say; ValueError if they disagree,
+  shape     `(parts) -> (out, fan_in)` of the layer, None where unknown; ValueError if they disagree,
   rank      `(parts) -> int | None`,
   terms     `(parts, layer, W, about) -> Terms`: what the writer's forward pass computed, exactly; `W (out, fan_in)`.
-The arithmetic is that of methods.md and export.md, section 2; every kind is tested against its writer's own code.
+The arithmetic is that of methods.md and export.md, section 2; every kind is tested against its writer's code.
 """
 
 import re
@@ -61,21 +61,21 @@ STACKS = ("oft_blocks", "gimbal_turn_in", "gimbal_turn_out")
 BY_LENGTH = sorted(SUFFIXES, key=len, reverse=True)
 
 BIASES = ("bias", "set_bias", "up_bias")
-"""Parts that change the layer's bias: added, in its place, added with the scale of the pair."""
+"""Parts that change the layer's bias: added, replacing it, added with the scale of the pair."""
 
 NAMED = re.compile(r"(\.\w*(?:lora|oft|hada|lokr|ia3|vera)_\w+)\.([^.]+)((?:\.weight|\.bias)?)")
-"""The end of a key in which peft has the name of an adapter, "default" by itself."""
+"""The end of a key with peft's adapter name, which is "default" unless set."""
 
 WHOLE = re.compile(r"((?:\.modules_to_save\.[^.]+|\.base_layer)?\.(weight|bias))|(?<=_norm)(\.scale)")
 """The end of a key of a layer that is stored whole: with peft's `modules_to_save` and `bias`, or a norm of BFL's."""
 
 LONGEST = 1000
-"""No key of a program is longer."""
+"""The longest keys of any program are shorter."""
 
 WHOLE_PARTS = {"weight": "whole_weight", "bias": "whole_bias"}
 
 
-@lru_cache(1 << 16)  # every tool asks several times for each key of a file
+@lru_cache(1 << 16)  # every tool calls it several times for each key of a file
 def split(key: str) -> tuple[str, str, str] | None:
     """`(layer's name, suffix, part)` of a key, None if no kind knows the suffix. peft's first words are left out."""
     suffix = next((s for s in BY_LENGTH if key.endswith(s)), None)
@@ -135,7 +135,7 @@ def grouped(keys: Iterable[str]) -> tuple[dict[str, dict[str, str]], list[str]]:
 
 
 def _share(layers: dict[str, dict[str, str]]) -> None:
-    """Give every layer that uses them the tensors that belong to none."""
+    """Give shared tensors to every layer that uses them."""
     shared = set(shared_factors.SHARED.values())
     owners = [name for name, parts in layers.items() if parts.keys() <= shared]
     found = {part: key for name in owners for part, key in layers.pop(name).items()}
@@ -145,19 +145,19 @@ def _share(layers: dict[str, dict[str, str]]) -> None:
 
 
 def kind_of(parts: Collection[str]) -> ModuleType | None:
-    """The kind of a layer with these parts; None if they make none."""
+    """The kind of a layer with these parts; None if they are incomplete."""
     whole = _whole(frozenset(parts))
     return whole[-1] if whole else None
 
 
-@lru_cache(1 << 10)  # a file has a few sorts of layers, and thousands of each
+@lru_cache(1 << 10)  # a file has a few kinds of layers, and thousands of each
 def _whole(parts: frozenset[str]) -> tuple[ModuleType, ...]:
-    """The kinds that have all that they need, in their order."""
+    """The kinds whose tensors are complete, in their order."""
     return tuple(kind for kind in KINDS if any(mark <= parts for mark in kind.MARKS))
 
 
 def words(parts: Parts) -> str:
-    """The kind of a layer in words, with what stands on top of it."""
+    """The kind of a layer in words, with magnitude and bias."""
     kind = kind_of(parts)
     if kind is None:
         return "bias alone" if has_bias(parts) else "incomplete"
@@ -168,7 +168,7 @@ def words(parts: Parts) -> str:
 
 
 def has_bias(parts: Collection[str]) -> bool:
-    """Whether the layer's bias is changed by tensors of its own."""
+    """Whether the layer's bias is changed by separate tensors."""
     return any(part in parts for part in BIASES)
 
 
@@ -178,17 +178,17 @@ def may_change_bias(parts: Collection[str]) -> bool:
 
 
 def is_norm(parts: Parts) -> bool:
-    """Whether the tensors are a norm's, as far as they tell."""
+    """Whether the tensors are a norm's, as far as they show."""
     return any(parts[part].dim() == 1 for part in ("diff", "set_weight") if part in parts)
 
 
 def has_fallback(parts: Collection[str]) -> bool:
-    """Whether a LoRA stands beside tensors for a node of ComfyUI, for those who have not the node."""
+    """Whether a LoRA is stored with tensors for a ComfyUI node, for users without the node."""
     return kind_of(parts) in (gimbal_node, input_rotation) and {"up", "down"} <= set(parts)
 
 
 def shape(parts: Parts) -> tuple[int | None, int | None]:
-    """`(out, fan_in)` as far as the tensors say. Raises ValueError where they disagree or are incomplete."""
+    """`(out, fan_in)` as far as the tensors show it. Raises ValueError where they disagree or are incomplete."""
     kind = kind_of(parts)
     if kind is None and not has_bias(parts):
         raise ValueError(f"incomplete: it has only {', '.join(sorted(parts))}")
@@ -198,7 +198,7 @@ def shape(parts: Parts) -> tuple[int | None, int | None]:
         return next(parts[part].numel() for part in BIASES if part in parts), None
     with sound.as_sentence():
         out, fan_in = kind.shape(parts)
-    if kind is not input_rotation:  # has more than one meaning of these
+    if kind is not input_rotation:  # has more than one meaning for these
         sound.check_magnitude(magnitude.axis(parts), parts.get("magnitude", parts.get("row_magnitude")), out, fan_in)
     return out or magnitude.outputs(parts), fan_in
 
@@ -217,7 +217,7 @@ def _parts_of(kind: ModuleType) -> set[str]:
 
 
 def sizes(parts: Parts, unknown: int) -> tuple[int, int]:
-    """`(out, fan_in)` of some layer that the tensors fit, with `unknown` for what they do not tell."""
+    """`(out, fan_in)` of some layer that the tensors fit, with `unknown` for what they do not show."""
     out, fan_in = shape(parts)
     kind = kind_of(parts)
     if fan_in is None and kind is input_rotation:  # one block for all
@@ -226,16 +226,16 @@ def sizes(parts: Parts, unknown: int) -> tuple[int, int]:
         fan_in = gimbal_node.channels(parts)
     if fan_in is None and magnitude.axis(parts) == "input":
         fan_in = parts["magnitude"].numel()
-    if kind is gains:  # of a convolution they do not tell which side they are for
+    if kind is gains:  # for a convolution they do not show which side they are for
         unknown = parts["gain" if "gain" in parts else "factors"].numel() if out is fan_in else unknown
-    if kind is shared_factors:  # any number of inputs that the shared matrix has
+    if kind is shared_factors:  # any number of inputs up to that of the shared matrix
         unknown = min(unknown, parts["vera_A"].shape[1])
     return out or unknown, fan_in or unknown
 
 
 def is_pair(tensors: Collection[str]) -> bool:
-    """Whether a layer's tensors, by part or suffix, are a low-rank pair and nothing beside it but alpha, a core or a
-    bias: what it does to a row of the weight depends on that row, its row of `up`, and `down`."""
+    """Whether a layer's tensors, by part or suffix, are a low-rank pair with nothing but alpha, a core or a bias: the
+    change of a row of the weight depends on that row, its row of `up`, and `down`."""
     parts = {SUFFIXES.get(name, name) for name in tensors}
     return kind_of(parts) is low_rank and parts <= {"up", "down", "mid", "alpha", "bias"}
 
@@ -248,8 +248,9 @@ def of_rows(tensors: Parts, start: int, stop: int) -> Parts:
 
 
 def corner(parts: Parts, most: int) -> Parts:
-    """The tensors of a smaller layer of the same sort: of a pair, with a magnitude or without, those of the first rows
-    and channels, so many that the layer is square only if it was. Other kinds, and what is small, as they are."""
+    """The tensors of a smaller layer of the same kind: of a pair, with or without a magnitude, those of the first
+    rows and channels, in numbers for which the layer is square only if it was. Other kinds and small tensors are
+    unchanged."""
     if kind_of(parts) is not low_rank or not parts.keys() <= {"up", "down", "alpha", "magnitude", "bias"}:
         return parts
     rows, columns = len(parts["up"]), parts["down"].shape[1]
@@ -268,12 +269,12 @@ def corner(parts: Parts, most: int) -> Parts:
 
 
 def channels(parts: Parts) -> int | None:
-    """The input channels, where the tensors tell them apart from the kernel's positions."""
+    """The input channels, if the tensors distinguish them from the kernel's positions."""
     return gimbal_node.channels(parts) if kind_of(parts) is gimbal_node else None
 
 
 def lengths(parts: Parts) -> tuple[str, Tensor | None]:
-    """The axis and the lengths of a layer's magnitude, where it says them; None where there are none or only ratios."""
+    """The axis and the norms of a layer's magnitude; None if there is none or only ratios."""
     own = next((part for part in ("magnitude_in", "magnitude_out") if gimbal_node.NAME + part in parts), "")
     if own:
         return gimbal_node.LENGTHS[own], parts[gimbal_node.NAME + own]
@@ -281,7 +282,7 @@ def lengths(parts: Parts) -> tuple[str, Tensor | None]:
 
 
 def is_conv(parts: Parts) -> bool:
-    """Whether the tensors are a convolution's, as far as they tell."""
+    """Whether the tensors are a convolution's, as far as they show."""
     return any(tensor.dim() > 2 for part, tensor in parts.items() if part not in STACKS)
 
 
@@ -295,7 +296,7 @@ def rank_words(parts: Parts) -> tuple[str, str]:
 
 
 def terms(parts: Parts, layer: Layer, W: Tensor, about: About, bias: Tensor | None = None) -> Terms:
-    """What one layer's tensors do to `W (out, fan_in)` and to the layer's own `bias (out)`, in W's dtype. Raises
+    """The change by one layer's tensors of `W (out, fan_in)` and of the layer's `bias (out)`, in W's dtype. Raises
     ValueError, naming the layer, for tensors that do not fit it."""
     try:
         out, fan_in = shape(parts)

@@ -1,4 +1,4 @@
-"""peft's AdaLoRA: `W + scale up diag(values) down`, of which some values were taken away while it was trained."""
+"""peft's AdaLoRA: `W + scale up diag(values) down`, of which some values were dropped during training."""
 
 from torch import Tensor
 
@@ -30,7 +30,7 @@ def rank(parts: dict[str, Tensor]) -> int | None:
 
 
 def terms(parts: dict[str, Tensor], layer: Layer, W: Tensor, about: About) -> Terms:
-    """The pair, the scale and the values in `up`. peft divides by the rank that the training began with."""
+    """The pair, the scale and the values in `up`. peft divides by the initial rank of the training."""
     begun, alpha = about.option("init_r", None), about.option("lora_alpha", None)
     if not isinstance(begun, int | float) or not isinstance(alpha, int | float) or begun < 0:
         raise ValueError("it is a peft AdaLoRA, whose scale is in adapter_config.json; put that file into the same "

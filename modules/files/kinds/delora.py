@@ -1,4 +1,4 @@
-"""DeLoRA as peft has it: `W + (up diag(lambda / (r |up_i| |down_i|)) down) o |W|_column`."""
+"""peft's DeLoRA: `W + (up diag(lambda / (r |up_i| |down_i|)) down) o |W|_column`."""
 
 from torch import Tensor
 
@@ -13,7 +13,7 @@ SUFFIXES = {f".{name}": name for name in NAMES}
 MARKS = (frozenset(NAMES[:3]),)
 
 SHORTEST = 1e-4
-"""peft does not divide by shorter vectors."""
+"""peft does not divide by smaller norms."""
 
 
 def shape(parts: dict[str, Tensor]) -> tuple[int | None, int | None]:

@@ -1,5 +1,5 @@
-"""Factors of the rows or channels alone (IA3): LyCORIS' `W (1 + gain)`, and peft's `W gain`, which takes the bias along
-where it is on the outputs."""
+"""Factors of the rows or channels alone (IA3): LyCORIS' `W (1 + gain)`, and peft's `W gain`, which also scales the bias
+if it is on the outputs."""
 
 import re
 
@@ -30,7 +30,7 @@ def shape(parts: dict[str, Tensor]) -> tuple[int | None, int | None]:
     factors = parts["factors"]
     if factors.dim() < 2 or factors.numel() != max(factors.shape[:2]):
         raise ValueError(f"its factors are {tuple(factors.shape)} and should be one row or column; the file is damaged")
-    if factors.dim() > 2:  # a convolution's are along the second dimension, whatever they multiply
+    if factors.dim() > 2:  # a convolution's are along the second dimension, for inputs and outputs alike
         return None, None
     return (None, factors.numel()) if factors.shape[0] == 1 else (factors.numel(), None)
 
@@ -41,7 +41,8 @@ def rank(parts: dict[str, Tensor]) -> int | None:
 
 
 def axis(parts: dict[str, Tensor], layer: Layer, about: About) -> str:
-    """Whether the outputs or the inputs are multiplied. Raises ValueError for a number of factors that is neither."""
+    """Whether the outputs or the inputs are multiplied. Raises ValueError for a number of factors that matches
+    neither."""
     if "gain" in parts:
         return "input" if parts["on_input"].any() else "output"
     count, sides = parts["factors"].numel(), {"input": layer.channels, "output": layer.out_features}
@@ -69,12 +70,12 @@ def _is_listed(about: About) -> bool:
 
 
 def factors(parts: dict[str, Tensor], W: Tensor) -> Tensor:
-    """What is multiplied with, `(n)`."""
+    """The factors, `(n)`."""
     return 1 + parts["gain"].flatten().to(W.dtype) if "gain" in parts else parts["factors"].flatten().to(W.dtype)
 
 
 def terms(parts: dict[str, Tensor], layer: Layer, W: Tensor, about: About) -> Terms:
-    """Magnitudes: the base's own lengths times the factors."""
+    """Magnitudes: the base's norms times the factors."""
     along, found = axis(parts, layer, about), factors(parts, W)
     lengths = W.norm(dim=1)
     if along == "input":

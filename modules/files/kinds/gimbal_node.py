@@ -1,7 +1,7 @@
-"""Our own files for the ComfyUI node (comfyui_node/): the trained terms themselves, as `.gimbal_<part>`.
+"""Our files for the ComfyUI node (comfyui_node/): the trained terms themselves, as `.gimbal_<part>`.
 
-The node applies these tensors of a layer in this order (modules/hosts/comfyui_node.py); see `PARTS`. What says
-`float32` is so whatever the file's number format is.
+The node applies these tensors of a layer in this order (modules/hosts/comfyui_node.py); see `PARTS`. Tensors marked
+`float32` have this dtype in every file.
 
     .gimbal_format                  float32 [1, number of the other tensors]
     .gimbal_skew_in  .gimbal_skew_out    float32 (blocks, b(b-1)/2): the upper triangle of Q, row by row, with every
@@ -13,7 +13,7 @@ The node applies these tensors of a layer in this order (modules/hosts/comfyui_n
     .gimbal_magnitude_in  _out      float32 (channels) or (out): W <- W magnitude / ||W||, the norm of this W
     .gimbal_ratio                   float32 (out): each row of W times ratio
 
-Programs without the node read the LoRA that may lie under the same name. It was not trained, so it counts for nothing.
+Programs without the node read the LoRA that may be stored under the same name. It was not trained and is ignored here.
 """
 
 import math
@@ -29,7 +29,7 @@ from modules.files import forms
 from modules.files.writer import About
 
 NAME = "gimbal_"
-"""In front of the node's parts, apart from other kinds' parts."""
+"""Prefix of the node's parts, to distinguish them from other kinds' parts."""
 
 VERSION = 1.0
 FORMAT = ".gimbal_format"
@@ -42,14 +42,14 @@ MARKS = (frozenset({f"{NAME}format"}),)
 WORDS = "update for Gimbal's ComfyUI node"
 
 ROWS = ("up", "difference", "magnitude_out", "ratio")
-"""Parts with one row, or number, per output."""
+"""Parts with one row, or value, per output."""
 
 LENGTHS = {"magnitude_in": "input", "magnitude_out": "output", "ratio": "output"}
-"""Parts that change lengths, and the axis of each."""
+"""Parts that change norms, and the axis of each."""
 
 
 def read(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """A layer's parts by name. Raises ValueError where the node would refuse them."""
+    """A layer's parts by name. Raises ValueError where the node would reject them."""
     parts = {part: tensors[f".gimbal_{part}"] for part in PARTS if f".gimbal_{part}" in tensors}
     version, count = tensors[FORMAT].flatten().tolist()
     if version > VERSION:
@@ -76,7 +76,7 @@ def size_of(packed: Tensor) -> int:
 
 
 def given(parts: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The node's parts by their own names. Raises ValueError where they are not what was written."""
+    """The node's parts by their own names. Raises ValueError if they are incomplete."""
     return read({f".{part}": tensor for part, tensor in parts.items() if part.startswith(NAME)})
 
 
@@ -91,9 +91,10 @@ def words(parts: dict[str, Tensor]) -> str:
 
 
 def shape(parts: dict[str, Tensor]) -> tuple[int | None, int | None]:
-    """`(out, fan_in)`; the inputs are not known where they are only turned, which a convolution's kernel does not show.
+    """`(out, fan_in)`; the inputs are unknown if they are only rotated, because the kernel size of a convolution is
+    unknown.
 
-    Raises ValueError for tensors that are not all that was written, or that disagree.
+    Raises ValueError for tensors that are incomplete or disagree.
     """
     own = given(parts)
     outs = {len(own[part]) for part in ROWS if part in own}
@@ -105,7 +106,7 @@ def shape(parts: dict[str, Tensor]) -> tuple[int | None, int | None]:
 
 
 def channels(parts: dict[str, Tensor]) -> int | None:
-    """The input channels, as far as the tensors say."""
+    """The input channels, as far as the tensors show them."""
     own = given(parts)
     if "magnitude_in" in own:
         return len(own["magnitude_in"])
@@ -126,7 +127,7 @@ def rank(parts: dict[str, Tensor]) -> int | None:
 
 
 def terms(parts: dict[str, Tensor], layer: Layer, W: Tensor, about: About) -> Terms:
-    """What was written, part by part. Raises ValueError for what this program does not write: two sides turned, or two
+    """The stored terms. Raises ValueError for what this program does not write: two rotated sides, or two
     magnitudes."""
     own, count = {part: tensor.to(W) for part, tensor in given(parts).items()}, channels(parts)
     if count not in (None, layer.channels):

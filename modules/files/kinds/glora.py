@@ -1,4 +1,4 @@
-"""GLoRA: `W + scale (W a1 a2 + b1 b2)`, `a` on the channels. The old layout has the two numbers exchanged."""
+"""GLoRA: `W + scale (W a1 a2 + b1 b2)`, `a` on the channels. The old layout has the two factors exchanged."""
 
 import torch
 from torch import Tensor

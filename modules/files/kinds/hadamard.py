@@ -1,6 +1,6 @@
 """LoHa: `W + (alpha / r) (w1_a w1_b) o (w2_a w2_b)`, an elementwise product of two low-rank matrices.
 
-LyCORIS' forward pass applies the scale once; its `get_merged_weight` applies it twice, so merged files of its own are
+LyCORIS' forward pass applies the scale once; its `get_merged_weight` applies it twice, so files that it merged are
 wrong where alpha is not the rank. The forward pass is what was trained, and what ComfyUI computes.
 """
 

@@ -1,8 +1,8 @@
-"""Rotations of the input as peft and OneTrainer have them, and with a magnitude per output (three sets of keys).
+"""Rotations of the input as in peft and OneTrainer, and with a magnitude per output (three sets of keys).
 
 The upper triangles of `Q` are stored row by row. peft and OneTrainer: `R = I + 2Q + 2Q^2 + 2Q^3 + Q^4` (five terms of a
-series, not exactly orthogonal). peft without the series: `R = (I - Q)(I + Q)^-1`, the other sense of turning.
-`W R^T` on linear layers; on convolutions over channels and kernel positions together, peft `W R^T`, OneTrainer `W R`.
+series, not exactly orthogonal). peft without the series: `R = (I - Q)(I + Q)^-1`, the inverse rotation. `W R^T` on
+linear layers; on convolutions over channels and kernel positions together, peft `W R^T`, OneTrainer `W R`.
 """
 
 import math
@@ -32,7 +32,7 @@ SUFFIXES = {
 MARKS = (frozenset({"oft_R"}),)
 
 def block_size(parts: dict[str, Tensor]) -> int:
-    """Rows of a block from the number of its free numbers, b (b - 1) / 2."""
+    """Rows of a block from the number of its parameters, b (b - 1) / 2."""
     count = parts["oft_R"].shape[-1]
     size = (1 + math.isqrt(1 + 8 * count)) // 2
     if parts["oft_R"].dim() != 2 or size * (size - 1) != 2 * count:
@@ -52,7 +52,7 @@ def rank(parts: dict[str, Tensor]) -> int | None:
 
 
 def terms(parts: dict[str, Tensor], layer: Layer, W: Tensor, about: About) -> Terms:
-    """A rotation of the channels, a full difference where blocks go over kernel positions; with its magnitude."""
+    """A rotation of the channels, a full difference where blocks span kernel positions; with its magnitude."""
     size, vector = block_size(parts), parts["oft_R"].to(W.dtype)
     if layer.fan_in % size or len(vector) not in (1, layer.fan_in // size):
         raise ValueError(f"its {len(vector)} blocks of {size} do not match the layer's {layer.fan_in} inputs")
@@ -74,7 +74,7 @@ def terms(parts: dict[str, Tensor], layer: Layer, W: Tensor, about: About) -> Te
 
 
 def factor(parts: dict[str, Tensor], layer: Layer, size: int, about: About) -> float:
-    """What the stored numbers are multiplied by."""
+    """The factor on the stored values."""
     flag = parts.get("scaled_flag")
     if size < 2 or not ("scaled" in parts or (flag is not None and bool(flag.any()))):
         return 1.0
@@ -85,7 +85,7 @@ def factor(parts: dict[str, Tensor], layer: Layer, size: int, about: About) -> f
 
 
 def rotation(skew: Tensor, parts: dict[str, Tensor], about: About) -> Tensor:
-    """`R (blocks, b, b)` of `Q`, by the writer's own formula."""
+    """`R (blocks, b, b)` of `Q`, by the writer's formula."""
     if "clipped" in parts and parts["clipped"].numel():
         longest = torch.linalg.matrix_norm(skew, 2)
         bound = parts["clipped"].to(skew.dtype).flatten()[0]
@@ -107,7 +107,7 @@ def rotation(skew: Tensor, parts: dict[str, Tensor], about: About) -> Tensor:
 
 
 def series(skew: Tensor, count: int) -> Tensor:
-    """`I + 2Q + ... + 2Q^(n-2) + Q^(n-1)`, with peft's oddities: 3 terms are its 4, and 2 are `I + 2Q`."""
+    """`I + 2Q + ... + 2Q^(n-2) + Q^(n-1)`, with peft's quirks: 3 terms are its 4, and 2 are `I + 2Q`."""
     eye = torch.eye(skew.shape[-1], dtype=skew.dtype, device=skew.device)
     if count < 3:
         return eye + 2 * skew if count == 2 else eye.expand_as(skew)

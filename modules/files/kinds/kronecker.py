@@ -52,7 +52,7 @@ def _first(parts: dict[str, Tensor]) -> tuple[Tensor, ...]:
 
 
 def _second(parts: dict[str, Tensor]) -> tuple[Tensor, ...]:
-    """The large factor, whole or as a pair, kernel positions of a channel side by side."""
+    """The large factor, whole or as a pair, kernel positions of a channel adjacent."""
     if "lokr_w2" in parts:
         return (parts["lokr_w2"].flatten(1),)
     up, down = parts["lokr_w2_a"], parts["lokr_w2_b"]

@@ -26,7 +26,7 @@ SUFFIXES = {
 
 ANY = ("magnitude", "row_magnitude", "log_multiplier", "multiplier")
 COMMON = {"LoRA": "DoRA", "OFT": "DOFT", "LoHa": "DoHa", "LoKr": "DoKr"}
-"""What kinds are called with a magnitude."""
+"""Names of kinds with a magnitude."""
 
 
 def axis(parts: dict[str, Tensor]) -> str:
@@ -38,7 +38,7 @@ def axis(parts: dict[str, Tensor]) -> str:
 
 
 def outputs(parts: dict[str, Tensor]) -> int | None:
-    """The number of outputs that a magnitude tells, for kinds whose other tensors do not."""
+    """The number of outputs that a magnitude shows, for kinds whose other tensors do not."""
     found = next((parts[part] for part in ANY if part in parts), None)
     return None if found is None or axis(parts) == "input" else found.numel()
 
@@ -86,7 +86,7 @@ def on_top(terms: Terms, parts: dict[str, Tensor], layer: Layer, W: Tensor, abou
     if along == "output" and _for_original_norm(about) and "magnitude" in parts:
         found = found * forms.ratio(norm(forms.applied(terms, layer, W), along, layer), W.norm(dim=1))
     unit = _unit(about, layer.name)
-    if unit and "magnitude" in parts:  # it wrote it for a ComfyUI that adds this to the norm
+    if unit and "magnitude" in parts:  # it was written for a ComfyUI that adds this to the norm
         original = along == "output" and _for_original_norm(about)
         length = norm(W if original else forms.applied(terms, layer, W), along, layer)
         found = found * length / (length + unit)
@@ -94,7 +94,8 @@ def on_top(terms: Terms, parts: dict[str, Tensor], layer: Layer, W: Tensor, abou
 
 
 def _for_original_norm(about: About) -> bool:
-    """Whether our exporter wrote output magnitudes for the base's norm; files of before 2026-11-30 do not say so."""
+    """Whether our exporter wrote output magnitudes for the base's norm; files from before 2026-11-30 do not have
+    this."""
     if about.writer != OURS:
         return False
     for_comfyui = about.metadata.get("gimbal.host", "comfyui").startswith("comfyui")
@@ -103,7 +104,7 @@ def _for_original_norm(about: About) -> bool:
 
 
 def _unit(about: About, name: str) -> float:
-    """What our exporter has allowed for in a layer's magnitude (`export.computes_in`): the numbers' rounding unit."""
+    """What our exporter has compensated in a layer's magnitude (`export.computes_in`): the dtype's machine epsilon."""
     if about.writer != OURS:
         return 0.0
     number = _fitted(about.metadata.get("gimbal.fitted", "{}")).get(name)
@@ -112,7 +113,7 @@ def _unit(about: About, name: str) -> float:
 
 @lru_cache(1)
 def _fitted(text: str) -> dict[str, Any]:
-    """The layers whose magnitudes our exporter has fitted, with the numbers that it has fitted them to."""
+    """The layers whose magnitudes our exporter has fitted, with the dtype that they are fitted to."""
     try:
         found = parse_json(text, "gimbal.fitted")
     except ValueError:

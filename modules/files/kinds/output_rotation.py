@@ -1,6 +1,6 @@
 """Rotations of the output: `blockdiag(R^T) W` (LyCORIS' Diag-OFT, kohya's OFT), and butterflies of several (BOFT).
 
-`R = (I + Q)(I - Q)^-1`, `Q = B - B^T`. alpha is no scale here but the bound of |Q| over all blocks, per output. BOFT
+`R = (I + Q)(I - Q)^-1`, `Q = B - B^T`. alpha is not a scale here but the bound of |Q| over all blocks, per output. BOFT
 applies R itself, not its transpose, to rows that are permuted differently in each factor.
 """
 
@@ -23,7 +23,7 @@ TINY = 1e-8
 
 
 def words(parts: dict[str, Tensor]) -> str:
-    """BOFT's blocks have one dimension more."""
+    """BOFT's blocks have one more dimension."""
     what = "BOFT" if parts["oft_blocks"].dim() == 4 else WORDS
     return f"{what} with rescale" if "rescale" in parts else what
 
@@ -59,7 +59,7 @@ def terms(parts: dict[str, Tensor], layer: Layer, W: Tensor, about: About) -> Te
 
 
 def bounded(skew: Tensor, parts: dict[str, Tensor], out: int, about: About) -> Tensor:
-    """Q with its Frobenius norm over all blocks held below alpha * outputs."""
+    """Q with its Frobenius norm over all blocks limited to alpha * outputs."""
     if "alpha" not in parts:
         return skew
     bound, length = parts["alpha"].item() * out, skew.norm()

@@ -1,4 +1,4 @@
-"""Whole tensors: a difference, or a weight that takes the old one's place; also those of norm layers."""
+"""Whole tensors: a difference, or a weight that replaces the old one; also those of norm layers."""
 
 from torch import Tensor
 
@@ -10,7 +10,7 @@ WORDS = "full difference"
 
 SUFFIXES = {".diff": "diff", ".w_norm": "diff", ".set_weight": "set_weight"}
 WEIGHT = ".weight"
-"""The suffix of layers that peft saves whole; see `kinds.grouped`."""
+"""The suffix of layers that peft saves in full; see `kinds.grouped`."""
 MARKS = (frozenset({"diff"}), frozenset({"set_weight"}))
 
 

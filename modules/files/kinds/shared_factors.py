@@ -10,7 +10,7 @@ WORDS = "VeRA"
 
 SUFFIXES = {".vera_lambda_b": "vera_rows", ".vera_lambda_d": "vera_ranks"}
 SHARED = {".vera_A": "vera_A", ".vera_B": "vera_B"}
-"""Suffixes of the tensors that all layers share; they belong to no layer."""
+"""Suffixes of the tensors that all layers share."""
 MARKS = (frozenset({"vera_rows", "vera_ranks"}),)
 PARTS = ("vera_rows", "vera_ranks", "vera_A", "vera_B")
 

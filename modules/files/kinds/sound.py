@@ -1,4 +1,4 @@
-"""Whether one layer's tensors can be what their suffixes say, before any kind computes with them."""
+"""Checks one layer's tensors against their suffixes, before any kind computes with them."""
 
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
@@ -10,7 +10,7 @@ from modules.adapters.base import Terms
 
 FLAGS = ("scaled", "cans", "exponential", "clipped", "block_size", "block_share", "coft", "scaled_flag", "on_input",
          "reshape")
-"""Parts that are marks or counts: of any number format, empty or not."""
+"""Parts that are marks or counts: of any dtype, empty or not."""
 
 NUMBERS = ("magnitude", "delora_lambda", "bias", "set_bias", "wora_alpha", "wora_beta")
 """Parts that may have no dimension."""
@@ -35,7 +35,7 @@ def check(parts: dict[str, Tensor]) -> None:
 
 def refuse_rests(parts: Collection[str], known: Collection[str], others: Collection[Collection[str]]) -> None:
     """ValueError for parts that nothing uses: neither the layer's kind (`known`) nor another whole one beside it
-    (`others`), such as a LoRA for those who cannot read the rest."""
+    (`others`), such as a LoRA for programs that cannot read the rest."""
     rests = sorted(part for part in parts if part not in known and not any(part in other for other in others))
     if rests:
         raise ValueError(f"incomplete: with its {', '.join(rests)} alone no update can be computed")
@@ -53,7 +53,7 @@ def check_magnitude(along: str, given: Tensor | None, out: int | None, fan_in: i
 
 
 def check_terms(terms: Terms, W: Tensor) -> None:
-    """ValueError for terms that are not of `W (out, fan_in)`, after all that the kinds check themselves."""
+    """ValueError for terms that are not of `W (out, fan_in)`, in addition to the checks of the kinds."""
     pair, (out, fan_in) = (terms.up, terms.down), W.shape
     fits = terms.difference is None or terms.difference.shape == W.shape
     if pair[0] is not None and pair[1] is not None:
@@ -64,7 +64,7 @@ def check_terms(terms: Terms, W: Tensor) -> None:
 
 @contextmanager
 def as_sentence() -> Iterator[None]:
-    """torch's own complaints about shapes as a ValueError."""
+    """torch's errors about shapes as a ValueError."""
     try:
         yield
     except torch.OutOfMemoryError:

@@ -1,11 +1,11 @@
-"""Which keys of a file each program reads, and whether it takes the file at all: one program, one file, and this folder
-is the registry. Each file has a TITLE and a function `loading`; tests/hosts/test_inspect.py holds them against the
-programs' own loaders.
+"""Which keys of a file each program reads, and whether it accepts the file at all: one program, one file, and this
+folder is the registry. Each file has a TITLE and a function `loading`; tests/hosts/test_inspect.py compares them with
+the programs' loaders.
 
     comfyui_keys comfyui_node_keys forge_keys a1111_keys sd_scripts_keys diffusers_keys lycoris_keys
-    one_trainer_keys a1111_before_1_9_keys     of which nothing is said, and why
-    diffusers_source   diffusers' own code for names, without the rest of it
-    loading            no program: the outcome, and what programs of ComfyUI's kind do alike
+    one_trainer_keys a1111_before_1_9_keys     not modelled, and why
+    diffusers_source   diffusers' code for names, without the rest of it
+    loading            not a program: the result, and what ComfyUI-like programs share
 
 What a program computes from what it reads is in the file of its name in modules/hosts, where there is one.
 """
@@ -28,7 +28,7 @@ class Program(Protocol):
     """What each file of this folder defines."""
 
     TITLE: str
-    """For people."""
+    """For users."""
 
     def loading(self, tensors: Mapping[str, Tensor], family: str) -> Loading:
         """What the program reads of a file with these tensors in a model of the family."""

@@ -1,4 +1,4 @@
-"""A1111 before 1.9, whose extension reads fewer kinds. Nothing is said of it: nobody has held it against its loader."""
+"""A1111 before 1.9, whose extension reads fewer kinds. It is not modelled: it was not compared with its loader."""
 
 from collections.abc import Mapping
 
@@ -10,5 +10,5 @@ TITLE = "A1111 before 1.9"
 
 
 def loading(tensors: Mapping[str, Tensor], family: str) -> Loading:  # noqa: ARG001 - asked as all programs are
-    """Not judged."""
+    """Not modelled."""
     return Loading(unjudged="only its newest version is modelled")

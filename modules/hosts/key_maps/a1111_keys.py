@@ -1,7 +1,8 @@
 """What A1111 (stable-diffusion-webui 1.10.1, its extension Lora) reads of a file.
 
-It looks for kohya's names among its own modules, whose paths are the original checkpoint's. Names that it does not find
-it passes over, in its log at most; a layer that it finds with tensors that make no kind it knows ends the whole file.
+It searches kohya's names among its own modules, whose paths are the original checkpoint's. It skips names that it does
+not find, with a log message at most; a layer that it finds with tensors of an unknown type is an error for the whole
+file.
 """
 
 import re
@@ -19,10 +20,10 @@ from modules.hosts.key_maps.loading import Loading
 TITLE = "A1111"
 
 EMBEDDINGS = "bundle_emb"
-"""What names of embeddings begin with."""
+"""Prefixes of the names of embeddings."""
 
 UNET = ("conv_in", "conv_out", "time_embedding", "down_blocks", "mid_block", "up_blocks")
-"""Beginnings of diffusers' paths that it turns into original ones."""
+"""Prefixes of diffusers' paths that it converts to original ones."""
 QKV = re.compile(r"(.*)[._](to_[qkv])")
 
 KINDS: tuple[tuple[tuple[str, ...], ...], ...] = (
@@ -37,11 +38,11 @@ KINDS: tuple[tuple[tuple[str, ...], ...], ...] = (
 BESIDE = (
     (keys.MIDDLE,), (), keys.HADAMARD_CORES, (".on_input",), keys.KRONECKER, (keys.KOHYA.bias,), (), (), (keys.RESCALE,)
 )
-"""What it reads with each kind; beside peft's names not even alpha."""
+"""What it reads with each kind; with peft's names not even alpha."""
 ALWAYS = (keys.KOHYA.alpha, keys.KOHYA.magnitude, ".scale")
 
 ON_LAYERS = (0, 1)
-"""Kinds that only linear layers and convolutions can take."""
+"""Kinds that only linear layers and convolutions support."""
 
 
 def loading(tensors: Mapping[str, Tensor], family: str) -> Loading:
@@ -87,7 +88,7 @@ def names(family: str) -> dict[str, str]:
         return {}
     is_flow = any("joint_blocks" in path for path in paths)
     is_two = any(layer.network.endswith("_2") for layer in layers)
-    # The roots of its models are modules too, under names that other programs' keys begin with.
+    # The roots of its models are modules too, with names that are prefixes of other programs' keys.
     roots = ["diffusion_model"] if is_flow else ["diffusion_model", *([] if is_two else ["transformer"])]
     found = dict.fromkeys(roots, "")
     for layer in layers:
@@ -99,7 +100,7 @@ def names(family: str) -> dict[str, str]:
 
 
 def _around(layers: tuple[Published, ...], is_flow: bool) -> set[str]:
-    """The names of modules that have others inside of them, which it finds as well."""
+    """The names of modules with submodules, which it finds as well."""
     found = set()
     for layer in layers:
         if layer.is_text and (is_flow or layer.network.endswith("_2")):
@@ -117,7 +118,7 @@ def _original(layer: Published) -> list[str]:
 
 def _unet_names(layer: Published) -> list[str]:
     found = _original(layer)
-    # It takes the first upsampler for one behind no attention.
+    # It treats the first upsampler as one without attention before it.
     is_lost = "upsamplers" in layer.path and layer.path.startswith("up_blocks.0.") and ".2.conv" in layer.original
     if layer.path.startswith(UNET) and not is_lost:
         found.append(f"lora_unet_{joined(layer.path)}")
@@ -125,7 +126,7 @@ def _unet_names(layer: Published) -> list[str]:
 
 
 def _flow_names(layer: Published) -> list[str]:
-    """diffusers' names of the attention to pictures only, of those that it has a table for."""
+    """diffusers' names of the image-only attention, among those that it has a table for."""
     if layer.path.endswith((".attn.to_q", ".attn.to_k", ".attn.to_v", ".attn.to_out.0")):
         return [*_original(layer), f"transformer.{layer.path}"]
     return _original(layer)

@@ -1,5 +1,5 @@
 """What ComfyUI 0.28.0 reads of a file: `convert_lora`, the names of `model_lora_keys_unet` and `model_lora_keys_clip`,
-and the suffixes of `load_lora`. What it does not find it logs as "lora key not loaded"; nothing else happens.
+and the suffixes of `load_lora`. Keys that it does not find are logged as "lora key not loaded", and ignored.
 """
 
 from collections.abc import Iterator, Mapping
@@ -44,7 +44,7 @@ def loading(tensors: Mapping[str, Tensor], family: str) -> Loading:
 
 
 def renamed(tensors: Mapping[str, Tensor]) -> list[str]:
-    """The keys as ComfyUI calls them before it looks for layers."""
+    """The keys as ComfyUI renames them before it searches for layers."""
     if all(key in tensors for key in CONTROL):
         return [f"diffusion_model.{key.replace('.lora_B.bias', '.diff_b').replace('_norm.scale', '_norm.set_weight')}"
                 for key in tensors]
@@ -71,7 +71,7 @@ def names(family: str) -> frozenset[str]:
 
 
 def original_names(layer: Published) -> Iterator[str]:
-    """With the original checkpoint's path, and for a part of a matrix that it has as one."""
+    """With the original checkpoint's path, and for a part of a fused matrix."""
     name = layer.original.removesuffix(".weight").removesuffix(".scale")
     yield from (f"lora_unet_{joined(name)}", f"diffusion_model.{name}")
     if ".linear1" in layer.original:
@@ -79,20 +79,20 @@ def original_names(layer: Published) -> Iterator[str]:
 
 
 def unet_names(layer: Published) -> Iterator[str]:
-    """With diffusers' path, where attention is called as in its first adapters."""
+    """With diffusers' path, with the attention names of its first adapters."""
     old = layer.path.replace(".to_", ".processor.to_")
     old = old.removesuffix(".0") if old.endswith(".to_out.0") else old
     yield from (f"lora_unet_{joined(layer.path)}", f"lycoris_{joined(layer.path)}", old, f"unet.{old}")
 
 
 def transformer_names(layer: Published, is_flow: bool) -> Iterator[str]:
-    """With diffusers' path; `is_flow`: of Stable Diffusion 3's kind."""
+    """With diffusers' path; `is_flow`: of a Stable Diffusion 3 model."""
     yield from (f"transformer.{layer.path}", f"base_model.model.{layer.path}" if is_flow else layer.path)
     yield from (f"lycoris_{joined(layer.path)}", f"lora_transformer_{joined(layer.path)}")
 
 
 def text_names(layers: tuple[Published, ...]) -> set[str]:
-    """Of all text encoders: with kohya's, peft's and its own beginnings."""
+    """Of all text encoders: with kohya's, peft's and its own prefixes."""
     found = set()
     networks = sorted({layer.network for layer in layers if layer.is_text})
     for network in networks:
@@ -110,7 +110,7 @@ def text_names(layers: tuple[Published, ...]) -> set[str]:
 
 
 T5_NUMBERS = {2: (2, 3), 3: (3,)}
-"""By the number of text encoders: what kohya's and OneTrainer's names have as the T5's number."""
+"""By the number of text encoders: the number of the T5 in kohya's and OneTrainer's names."""
 
 
 def is_t5(paths: list[str]) -> bool:
@@ -119,7 +119,7 @@ def is_t5(paths: list[str]) -> bool:
 
 
 def clip_names(paths: list[str], network: str) -> set[str]:
-    """A CLIP's, with kohya's and peft's beginnings."""
+    """A CLIP's, with kohya's and peft's prefixes."""
     starts = ("lora_te2_",) if network.endswith("_2") else ("lora_te_", "lora_te1_")
     known = [path for path in paths if ".encoder.layers." in path and path.endswith(CLIP_LAYERS)]
     found = {f"{start}{joined(path)}" for start in starts for path in known}

@@ -1,4 +1,4 @@
-"""ComfyUI with our node (comfyui_node/), which finds layers where ComfyUI does and reads more suffixes."""
+"""ComfyUI with our node (comfyui_node/), which finds the same layers as ComfyUI and reads more suffixes."""
 
 from collections.abc import Mapping
 from dataclasses import replace

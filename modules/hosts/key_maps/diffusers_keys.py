@@ -1,7 +1,7 @@
 """What diffusers (0.42.1, with peft) reads of a file: `load_lora_weights`.
 
-The installed diffusers itself turns the file's names into its own, on stand-ins for the tensors that remember which
-keys of the file they were made from. What it then finds in the pipeline's networks follows from the published layers.
+The installed diffusers itself converts the file's names to its own, on stand-ins for the tensors that record which keys
+of the file they were made from. What it then finds in the pipeline's networks follows from the published layers.
 """
 
 from collections.abc import Callable, Mapping
@@ -25,11 +25,11 @@ MIXINS = {
 }
 ENCODERS = {"sd15": ("text_encoder",), "sdxl": ("text_encoder", "text_encoder_2"),
             "sd3": ("text_encoder", "text_encoder_2"), "flux": ("text_encoder",)}
-"""Text encoders that a pipeline's loader looks for."""
+"""Text encoders that a pipeline's loader searches."""
 FLAT = {("sd15", "text_encoder"), ("sdxl", "text_encoder"), ("flux", "text_encoder")}
 """Of them, those that have no `text_model` level with transformers 5."""
 NORMS = ("norm_q", "norm_k", "norm_added_q", "norm_added_k")
-"""Parts of keys that FLUX's loader takes for whole norms."""
+"""Parts of keys that FLUX's loader treats as whole norms."""
 
 RANKED = (".q_proj", ".k_proj", ".v_proj", ".out_proj", ".fc1", ".fc2")
 """Text encoders' layers whose ranks it looks up; without one it fails."""
@@ -40,7 +40,7 @@ UP = (".lora_up.weight", ".lora_B.weight", ".up.weight", ".lora_B.default.weight
 
 
 class Tracked(torch.Tensor):
-    """A stand-in that remembers the keys of the file that it was made from."""
+    """A stand-in that records the keys of the file that it was made from."""
 
     origins: frozenset[str] = frozenset()
 
@@ -60,7 +60,7 @@ def loading(tensors: Mapping[str, Tensor], family: str) -> Loading:
     with torch.no_grad():
         try:
             read = {key for _, tensor in _found(mixin, tensors, family) for key in tensor.origins}
-        except Exception as error:  # whatever diffusers raises on a file is what its user would see
+        except Exception as error:  # any exception of diffusers is what its user would see
             return Loading(raises=f"{type(error).__name__}: {_first_words(str(error))}")
     is_flux = mixin.__name__.startswith("Flux")
     if not is_flux or not _passes_alphas_over(tensors):
@@ -70,12 +70,12 @@ def loading(tensors: Mapping[str, Tensor], family: str) -> Loading:
 
 
 def _passes_alphas_over(tensors: Mapping[str, Tensor]) -> bool:
-    """Whether FLUX's loader takes the pairs of the file and not their alphas."""
+    """Whether FLUX's loader reads the pairs of the file but not their alphas."""
     return any(keys.KOHYA.down in key for key in tensors) and any(key.startswith("transformer.") for key in tensors)
 
 
 def targets(tensors: Mapping[str, Tensor], family: str) -> set[str]:
-    """The pairs of the pipeline, as "network.path", that it gives values to. Raises what diffusers raises."""
+    """The pairs of the pipeline, as "network.path", that it sets. Raises what diffusers raises."""
     with torch.no_grad():
         return {target for target, _ in _found(_mixin(family), tensors, family)}
 
@@ -85,7 +85,7 @@ def _mixin(family: str) -> Any:
 
 
 def _found(mixin: Any, tensors: Mapping[str, Tensor], family: str) -> list[tuple[str, Tracked]]:
-    """The layers of the pipeline that are given something, and what."""
+    """The layers of the pipeline that receive tensors, and which."""
     given: dict[str, Any] = {key: _stand_in(key, tensor) for key, tensor in tensors.items()}
     more = {"unet_config": SimpleNamespace(layers_per_block=2)} if len(ENCODERS[family]) == 2 else {}
     is_flux = mixin.__name__.startswith("Flux")
@@ -109,7 +109,7 @@ def _part(state: dict[str, Tracked], network: str) -> dict[str, Tracked]:
 
 
 def _whole_norms(state: dict[str, Tracked], network: str, family: str) -> list[tuple[str, Tracked]]:
-    """Norms that are put in place of the transformer's own; they are taken out of `state`."""
+    """Norms that replace the transformer's; they are removed from `state`."""
     known = {f"{network}.{path}.weight" for path in _kinds(family, network)}
     norms = {key: state.pop(key) for key in list(state) if key.startswith(f"{network}.")
              and any(norm in key for norm in NORMS)}
@@ -126,7 +126,7 @@ def _in_denoiser(
         for name in (key.removesuffix(keys.PEFT.down) for key in state if key.endswith(keys.PEFT.down)):
             if name in kinds and name + keys.PEFT.up not in state:
                 raise KeyError(name + keys.PEFT.up)
-            if name not in kinds and any(path.startswith(f"{name}.") for path in kinds):  # a block is no layer
+            if name not in kinds and any(path.startswith(f"{name}.") for path in kinds):  # a block is not a layer
                 raise KeyError(f"{name}.weight")
     if "lora_A" not in next(iter(state)):
         state = diffusers_source.state_dicts().convert_unet_state_dict_to_peft(state)
@@ -183,7 +183,7 @@ def _stand_in(key: str, tensor: Tensor) -> Tracked:
     if len(shape) > 1 and key.endswith(UP):
         shape[1] = 1
     is_pair = key.endswith((*DOWN, *UP))
-    zeros = torch.zeros(shape if is_pair else (), dtype=tensor.dtype)  # of whole matrices none is written to
+    zeros = torch.zeros(shape if is_pair else (), dtype=tensor.dtype)  # whole matrices are not written to
     value = tensor.detach().clone() if tensor.numel() == 1 else zeros if is_pair else zeros.expand(shape)
     return _with(value.as_subclass(Tracked), frozenset((key,)))
 

@@ -1,10 +1,10 @@
-"""diffusers' own functions that turn a file's names into its own, run from its source files alone.
+"""diffusers' functions that convert a file's names to its own, run from its source files alone.
 
     lora_pipeline().FluxLoraLoaderMixin.lora_state_dict(tensors), state_dicts().convert_state_dict_to_peft(tensors)
 
-Importing the package for them takes several seconds, most of it for models and for torch's compiler. Three of its files
-are all that is needed. They are run here as modules of a package of another name, so that diffusers can be imported
-beside it; what they take from the rest of diffusers and do not use here raises where it is used.
+Importing the package for them takes several seconds, most of it for models and for torch's compiler. Only three of its
+files are needed. They are run here as modules of a package of another name, so that diffusers can be imported beside
+it; imports from the rest of diffusers, unused here, raise if they are used.
 """
 
 import logging
@@ -20,14 +20,14 @@ NAME = "gimbal_diffusers_source"
 
 
 class Absent:
-    """Stands for a class or function of diffusers that is not run here."""
+    """Placeholder for a class or function of diffusers that is not run here."""
 
     def __init__(self, *given: Any, **named: Any):
         raise NotImplementedError(f"{type(self).__name__}: of diffusers only what converts names is run here")
 
 
 class Around(ModuleType):
-    """A module without its code. Others may take any name from it; what it has not been given is `Absent`."""
+    """A module without its code. Any name can be imported from it; names that were not set are `Absent`."""
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
@@ -60,7 +60,7 @@ def state_dicts() -> Any:
 def _around(name: str, **content: Any) -> Around:
     """The module of this name without its code, but with this content."""
     found = Around(f"{NAME}.{name}".rstrip("."))
-    found.__path__ = []  # a package: others are inside of it
+    found.__path__ = []  # a package: it has submodules
     vars(found).update(content)
     sys.modules[found.__name__] = found
     return found
@@ -79,7 +79,7 @@ def _run(name: str) -> ModuleType:
 
 
 def _silent(name: str) -> logging.Logger:
-    """A log that says nothing: warnings would be about the stand-ins for a file's tensors."""
+    """A silent logger: warnings would be about the stand-ins for a file's tensors."""
     found = logging.getLogger(name)
     found.disabled = True
     return found
@@ -90,5 +90,5 @@ def _unchanged(function: Any) -> Any:
 
 
 def _given(**given: Any) -> tuple[dict, None]:
-    """`_fetch_state_dict` where nothing has to be fetched: the tensors, and no metadata."""
+    """`_fetch_state_dict` without fetching: the tensors, and no metadata."""
     return given["pretrained_model_name_or_path_or_dict"], None

@@ -1,7 +1,7 @@
 """What Forge (stable-diffusion-webui-forge, June 2025) reads of a file.
 
-Its reader is an older ComfyUI's: fewer names and no rotations. It refuses a file with more than 12 keys that it does
-not know, in a line of its log.
+Its reader is an older ComfyUI's: fewer names and no rotations. It rejects a file with more than 12 unknown keys, with a
+line in its log.
 """
 
 from collections.abc import Mapping
@@ -23,7 +23,7 @@ SUFFIXES = Suffixes(
 )
 
 PATIENCE = 12
-"""Keys that it does not know, and still takes the rest."""
+"""Number of unknown keys up to which it reads the rest."""
 
 
 def loading(tensors: Mapping[str, Tensor], family: str) -> Loading:
@@ -40,7 +40,7 @@ def loading(tensors: Mapping[str, Tensor], family: str) -> Loading:
 
 
 def _controlled(key: str) -> str:
-    """A key of Black Forest Labs' control adapters as Forge calls it."""
+    """A key of Black Forest Labs' control adapters with Forge's name."""
     return key.replace(".lora_B.bias", ".diff_b").replace("_norm.scale", "_norm.scale.set_weight")
 
 

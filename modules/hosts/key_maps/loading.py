@@ -10,20 +10,20 @@ from modules.files import keys
 
 @dataclass(frozen=True)
 class Loading:
-    """The outcome."""
+    """The result."""
 
     read: frozenset[str] = frozenset()
-    """Keys of the file that come to be part of the model."""
+    """Keys of the file that the program uses."""
     raises: str = ""
     """The exception that ends the program's loading, in words: nothing is read then."""
     refuses: str = ""
-    """Why it reads nothing although it goes on."""
+    """Why it reads nothing, without an error."""
     own_alphas: bool = False
-    """Whether diffusers takes each layer's own alpha, whatever the others are."""
+    """Whether diffusers uses each layer's own alpha."""
     other_arithmetic: bool = False
-    """Whether it computes by a module that its file in modules/hosts does not describe."""
+    """Whether it computes with a module that its file in modules/hosts does not model."""
     unjudged: str = ""
-    """Why nothing can be said."""
+    """Why it is not modelled for this file."""
 
     def under(self, names: Mapping[str, str]) -> "Loading":
         """The same with the keys that `names` has for the keys here."""
@@ -41,10 +41,10 @@ class Pair:
 
 @dataclass(frozen=True)
 class Suffixes:
-    """What a program of ComfyUI's kind looks for behind a name."""
+    """Suffixes that a ComfyUI-like program reads."""
 
     pairs: tuple[Pair, ...]
-    """The first that is there is read, others of the same layer are not."""
+    """The first present one is read, others of the same layer are not."""
     rotations: bool
     reshapes: bool
     parts: frozenset[str] = field(init=False)
@@ -66,13 +66,13 @@ class Suffixes:
 END = 4
 
 RESHAPE = ".reshape_weight"
-"""The shape that a layer is to be given."""
+"""The shape that a layer is resized to."""
 
 KRONECKER_MARKS = (".lokr_w1", ".lokr_w2", ".lokr_w1_a", ".lokr_w2_a")
 
 
 def read(tensors: Mapping[str, Tensor], names: Collection[str], suffixes: Suffixes) -> Loading:
-    """What a program of ComfyUI's kind reads, which knows layers by `names`."""
+    """What a ComfyUI-like program reads, with these names of layers."""
     layers: dict[str, dict[str, Tensor]] = {}
     for key, tensor in tensors.items():
         for suffix in suffixes.by_end.get(key[-END:], ()):
@@ -88,7 +88,7 @@ def read(tensors: Mapping[str, Tensor], names: Collection[str], suffixes: Suffix
 
 
 def _taken(parts: dict[str, Tensor], suffixes: Suffixes) -> tuple[set[str], str]:
-    """Of one layer the suffixes that are read, and one that is missing and stops the program."""
+    """Of one layer the suffixes that are read, and one whose absence is an error in the program."""
     updates = set()
     pair = next((pair for pair in suffixes.pairs if pair.up in parts), None)
     wanted: list[tuple[str, ...]] = []
@@ -112,6 +112,6 @@ def _taken(parts: dict[str, Tensor], suffixes: Suffixes) -> tuple[set[str], str]
     if keys.NORM in parts:
         updates |= {keys.NORM, keys.NORM_BIAS} & parts.keys()
     updates |= {keys.KOHYA.difference, keys.KOHYA.bias, keys.SET} & parts.keys()
-    if updates:  # beside nothing they do nothing
+    if updates:  # alone they have no effect
         updates |= {keys.KOHYA.alpha, keys.KOHYA.magnitude} & parts.keys()
     return updates, ""

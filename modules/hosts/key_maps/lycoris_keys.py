@@ -1,4 +1,4 @@
-"""What LyCORIS' own loader (4.1.3) reads of a file: `create_lycoris_from_weights` on a denoiser of diffusers."""
+"""What LyCORIS' loader (4.1.3) reads of a file: `create_lycoris_from_weights` on a denoiser of diffusers."""
 
 from collections.abc import Mapping
 from functools import cache

@@ -1,4 +1,4 @@
-"""OneTrainer, which reads files to train on: nothing is said of it, for what it takes depends on its user."""
+"""OneTrainer, which reads files to train on: it is not modelled, because what it loads depends on its settings."""
 
 from collections.abc import Mapping
 
@@ -10,6 +10,6 @@ TITLE = "OneTrainer"
 
 
 def loading(tensors: Mapping[str, Tensor], family: str) -> Loading:  # noqa: ARG001 - asked as all programs are
-    """Not judged."""
+    """Not modelled."""
     return Loading(unjudged="what it loads depends on its settings (kind, rank, layers), which a file does not "
                             "contain")

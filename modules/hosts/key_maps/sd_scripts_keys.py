@@ -1,7 +1,7 @@
 """What sd-scripts (February 2026) reads of a file: `create_network_from_weights`, then `merge_to`.
 
-It makes modules for those of kohya's names that are layers it adapts; all else in a file it passes over in silence. Its
-user names the module that reads a file: one for low-rank pairs (networks.lora and those that write its files), or
+It makes modules for those of kohya's names that are layers it adapts, and silently ignores everything else in a file.
+Its user chooses the module that reads a file: one for low-rank pairs (networks.lora and those that write its files), or
 networks.oft for a file whose names begin with `oft`.
 """
 
@@ -58,7 +58,8 @@ def _is_unet(family: str) -> bool:
 
 
 def _rotations(tensors: Mapping[str, Tensor], family: str) -> Loading:
-    """What networks.oft reads: it makes modules of one size for all layers of some sorts, and fills those it can."""
+    """What networks.oft reads: it makes modules of one size for all layers of some kinds, and sets those that it
+    can."""
     if not _is_unet(family):
         return Loading(unjudged="how its modules for rotations read files for this model family is not modelled")
     alphas = [key for key in tensors if key.endswith(NAMES.alpha)]
@@ -94,7 +95,7 @@ def names(family: str) -> frozenset[str]:
 
 
 def _layers(family: str) -> tuple[list[Published], int]:
-    """The layers of the sorts that it adapts, and the number of text encoders."""
+    """The layers of the kinds that it adapts, and the number of text encoders."""
     layers = [layer for layer in published.layers(family) if layer.kind in ("Linear", "Conv2d")]
     return layers, len({layer.network for layer in layers if layer.is_text})
 
@@ -106,7 +107,7 @@ def _denoiser(layer: Published, encoders: int) -> list[str]:
     if not any(block in f".{layer.path}" for block in UNET_BLOCKS):
         return []
     path = f"lora_unet_{joined(layer.path)}"
-    return [path] if encoders == 1 else [path, original]  # Stable Diffusion 1's it has under diffusers' paths
+    return [path] if encoders == 1 else [path, original]  # Stable Diffusion 1's have diffusers' paths
 
 
 def _text(layer: Published, encoders: int) -> list[str]:

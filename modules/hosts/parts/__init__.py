@@ -1,6 +1,6 @@
-"""What is no program itself.
+"""Modules that are not programs.
 
-    arithmetic usual    what several programs compute alike; what most answer
-    effect_of_file      what a program makes of a whole file: the tensors it sees, the layers it does not find
-    installed_comfyui comfyui_process       the user's own ComfyUI, in a process of its own
+    arithmetic usual    shared arithmetic; default answers
+    effect_of_file      a program's results for a whole file: the tensors it reads, the layers it does not find
+    installed_comfyui comfyui_process       the user's ComfyUI, in a separate process
 """

@@ -1,7 +1,7 @@
-"""What several programs compute alike from a layer's tensors, by suffix (`keys`).
+"""Arithmetic that several programs share, on a layer's tensors by suffix (`keys`).
 
-Facts of export.md section 2, each compared there with the programs' own code. `W` is a weight in the layer's own
-shape; everything is computed in its dtype.
+Facts of export.md section 2, each compared there with the programs' code. `W` is a weight in the layer's own shape;
+everything is computed in its dtype.
 """
 
 from collections.abc import Collection
@@ -14,12 +14,12 @@ from modules.files import forms, keys
 
 
 class Unread(ValueError):
-    """The program would leave the layer as it is; the message says why."""
+    """The program would leave the layer unchanged; the message says why."""
 
 
 @dataclass(frozen=True)
 class Delta:
-    """What is added to a weight, before the user's strength."""
+    """The update of a weight, before the user's strength."""
 
     matrix: Tensor
     """Without `scale`, in the weight's shape."""
@@ -27,11 +27,11 @@ class Delta:
 
 
 KINDS = ("LoRA", "LoHa", "LoKr", "GLoRA", "rotation", "butterfly", "norm", "difference", "whole weight")
-"""Kinds of updates in the order in which ComfyUI looks for them; the last that a layer has is the one it takes."""
+"""Kinds of updates in the order in which ComfyUI checks them; the last one that a layer has is used."""
 
 
 def kinds(tensors: dict[str, Tensor]) -> list[str]:
-    """The kinds of updates that one layer's tensors hold, in the order of `KINDS`."""
+    """The kinds of updates in one layer's tensors, in the order of `KINDS`."""
     blocks = tensors.get(keys.BLOCKS)
     has = {
         "LoRA": keys.KOHYA.up in tensors or keys.PEFT.up in tensors,
@@ -56,7 +56,7 @@ def need(tensors: dict[str, Tensor], *suffixes: str) -> list[Tensor]:
 
 
 def alpha_of(tensors: dict[str, Tensor]) -> float | None:
-    """The layer's alpha, if it has one. Raises `Unread` for several numbers."""
+    """The layer's alpha, if it has one. Raises `Unread` for several values."""
     alpha = tensors.get(keys.KOHYA.alpha)
     if alpha is not None and alpha.numel() != 1:
         raise Unread(f"alpha should be a single value, but it has the shape {tuple(alpha.shape)}")
@@ -64,7 +64,7 @@ def alpha_of(tensors: dict[str, Tensor]) -> float | None:
 
 
 def bias_beside(kind: str, tensors: dict[str, Tensor], strength: float) -> Tensor | None:
-    """What is added to a bias that is read beside full differences and norms only."""
+    """The change of a bias that is read with full differences and norms only."""
     found = tensors.get({"difference": keys.KOHYA.bias, "norm": keys.NORM_BIAS}.get(kind, ""))
     return None if found is None else strength * found
 
@@ -77,7 +77,7 @@ def shaped(matrix: Tensor, W: Tensor) -> Tensor:
 
 
 def same_shape(tensor: Tensor, W: Tensor) -> Tensor:
-    """`tensor`, which has to have exactly the shape of `W`. Raises `Unread` otherwise."""
+    """`tensor`, which must have exactly the shape of `W`. Raises `Unread` otherwise."""
     if tensor.shape != W.shape:
         raise Unread(f"the update has the shape {tuple(tensor.shape)}, but the layer {tuple(W.shape)}")
     return tensor
@@ -118,10 +118,10 @@ def hadamard(W: Tensor, tensors: dict[str, Tensor], alpha: float | None) -> Delt
 def kronecker(
     W: Tensor, tensors: dict[str, Tensor], alpha: float | None, paired: Collection[int] = (3, 4, 5)
 ) -> Delta:
-    """`kron(w1, w2)`; alpha counts only with a factored matrix, over the rank of w2 if both are.
+    """`kron(w1, w2)`; alpha is used only with a factored matrix, divided by the rank of w2 if both are.
 
     `paired`: of how many dimensions w2 may be for its kernel to be left out of the product. Otherwise the last
-    dimensions of both are multiplied, whatever they mean.
+    dimensions of both are multiplied, kernel or not.
     """
     rank = None
     found = []
@@ -171,7 +171,7 @@ def turned_rows(W: Tensor, R: Tensor) -> Tensor:
 def butterfly(W: Tensor, R: Tensor) -> Tensor:
     """The factors `R (m, n, b, b)` one after the other on the rows; factor i mixes rows `2^i b/2` apart.
 
-    Raises `Unread` for odd blocks, and for blocks that do not fill the rows; without factors nothing is asked.
+    Raises `Unread` for odd blocks, and for blocks that do not fill the rows; without factors nothing is checked.
     """
     size = R.shape[-1]
     if len(R) == 0:
@@ -199,8 +199,9 @@ def rescaled(W: Tensor, tensors: dict[str, Tensor]) -> Tensor:
 
 
 def multiplied(W: Tensor, factors: Tensor, what: str) -> Tensor:
-    """`W factors`, with the factors' dimensions counted from the last, as torch does: one dimension is the inputs', or
-    a kernel's, whatever was meant. Raises `Unread`, naming `what`, if the result has not the shape of `W`."""
+    """`W factors`, with the factors' dimensions counted from the last, as torch does: one dimension is the inputs',
+    or a kernel's, even if another was meant. Raises `Unread`, naming `what`, if the result does not have the shape
+    of `W`."""
     try:
         return W * factors.to(W).expand(W.shape)
     except RuntimeError:

@@ -1,9 +1,9 @@
-"""The part of `installed_comfyui` that runs inside of ComfyUI's own Python, as a script: it imports nothing of ours.
+"""The part of `installed_comfyui` that runs in ComfyUI's Python, as a script: it imports none of our modules.
 
     python comfyui_process.py COMFYUI JOB
 
-`JOB/job.json` names the adapter file, strength, number format and nodes, `JOB/weights.safetensors` has the weights.
-Leaves `JOB/effects.safetensors` and `JOB/said.json`: ComfyUI's version and what it logged.
+`JOB/job.json` names the adapter file, strength, dtype and nodes, `JOB/weights.safetensors` has the weights. Leaves
+`JOB/effects.safetensors` and `JOB/said.json`: ComfyUI's version and what it logged.
 """
 
 import importlib.abc
@@ -20,18 +20,18 @@ UNNEEDED = (
     "torchvision", "torchaudio", "torchsde", "kornia", "spandrel", "av", "scipy", "aiohttp", "comfy_aimdo",
     "comfy_kitchen",
 )
-"""Packages that ComfyUI imports on the way to its LoRA loader, for pictures, sound, samplers, its server and graphics
-memory. What they hold has no part in patching a weight on the CPU, so a Python without them will do."""
+"""Packages that ComfyUI imports with its LoRA loader, for pictures, sound, samplers, its server and GPU memory.
+Patching a weight on the CPU does not use them, so they may be missing."""
 
 
 class Unneeded:
-    """Stands for whatever an unneeded package would hold: a class, a base class, a decorator, a value."""
+    """Placeholder for anything in an unneeded package: a class, a base class, a decorator, a value."""
 
     def __init__(self, *_: Any, **__: Any):
         pass
 
     def __call__(self, *given: Any, **_: Any) -> Any:
-        return given[0] if len(given) == 1 and callable(given[0]) else Unneeded()  # a decorator leaves a function alone
+        return given[0] if len(given) == 1 and callable(given[0]) else Unneeded()  # a decorator: the function unchanged
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
@@ -52,7 +52,7 @@ class UnneededModule(types.ModuleType):
 
 
 class Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
-    """Finds `UNNEEDED` packages where no other finder does."""
+    """Finds `UNNEEDED` packages that no other finder finds."""
 
     def find_spec(self, fullname: str, path: Any = None, target: Any = None) -> Any:
         found = fullname.partition(".")[0] in UNNEEDED
@@ -66,7 +66,7 @@ class Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
 
 
 class Log(logging.Handler):
-    """Keeps the lines of the log."""
+    """Collects the lines of the log."""
 
     def __init__(self):
         super().__init__(logging.WARNING)
@@ -112,7 +112,7 @@ def main(folder: Path, job: Path) -> None:
 
 
 def installed(folder: Path) -> list[Path]:
-    """The installed custom nodes that have to do with reading adapter files."""
+    """The installed custom nodes that affect reading adapter files."""
     nodes = sorted((folder / "custom_nodes").glob("*/__init__.py"))
     return [path for path in nodes if any(
         "weight_adapter" in source.read_text(encoding="utf-8", errors="replace")
@@ -140,5 +140,5 @@ def version(folder: Path) -> str:
 
 
 if __name__ == "__main__":
-    sys.path[0] = sys.argv[1]  # in place of this file's folder, whose names are not meant for ComfyUI
+    sys.path[0] = sys.argv[1]  # instead of this file's folder, whose modules are not meant for ComfyUI
     main(Path(sys.argv[1]), Path(sys.argv[2]))

@@ -1,4 +1,5 @@
-"""What programs make of a file: which tensors they see, what they compute, and how far that is from what is meant."""
+"""Programs' results for a file: which tensors they read, what they compute, and how far that is from the trained
+weight."""
 
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
@@ -23,17 +24,17 @@ class View:
     host: str
     how: How
     common_alpha: float | None = None
-    """diffusers takes this for attention and text encoders, whatever their own alpha is."""
+    """diffusers uses this for attention and text encoders instead of their own alpha."""
     about: writer.About = field(default_factory=writer.About)
     """With peft's options in the file's metadata, which diffusers reads."""
     reads_alphas: bool = False
     """Whether diffusers reads alpha beside peft's names, as FLUX's loader does."""
 
     def tensors(self, name: str, parts: dict[str, Tensor], given: dict[str, Tensor]) -> dict[str, Tensor]:
-        """One layer's tensors by the suffixes that the program looks for; `given`: those of the file."""
+        """One layer's tensors by the suffixes that the program reads; `given`: those of the file."""
         names = hosts.load(self.host).NAMES
         pair = kinds.kind_of(parts) is kinds.low_rank
-        pair |= self.host == "diffusers" and {"up", "down"} <= parts.keys()  # whatever stands beside it
+        pair |= self.host == "diffusers" and {"up", "down"} <= parts.keys()  # with any other tensors
         if self.host == "diffusers" and not pair:
             return {suffix: t for suffix, t in given.items() if suffix != keys.KOHYA.alpha}
         if not pair or (names.up in given and self.host != "diffusers"):
@@ -71,7 +72,7 @@ class View:
 
 
 def view(file: AdapterFile, host: str, norm: str = "") -> View:
-    """The file at `host`; `norm`: whose norm ComfyUI divides by, that of today if empty."""
+    """The file in `host`; `norm`: the norm that ComfyUI divides by, the current one if empty."""
     layers, _ = kinds.grouped(file.tensors)
     magnitudes = any(key.endswith(keys.PEFT.magnitude) for key in file.tensors)
     alphas = Counter(
@@ -87,10 +88,10 @@ def view(file: AdapterFile, host: str, norm: str = "") -> View:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a program makes of one layer."""
+    """A program's result for one layer."""
 
     error: LayerError | None
-    """None where it reads nothing."""
+    """None if it reads nothing."""
     reason: str = ""
     """Why it reads nothing."""
 
@@ -99,7 +100,7 @@ def judge(
     found: View, name: str, parts: dict[str, Tensor], given: dict[str, Tensor], W: Tensor, meant: Tensor,
     strength: float = 1.0, dtype: torch.dtype | None = None,
 ) -> Verdict:
-    """The distance of the program's weight from `meant`; `W` and `meant` in the layer's own shape."""
+    """The distance of the program's weight from `meant`, the trained one; `W` and `meant` in the layer's own shape."""
     return judge_blocks(found, name, [(parts, given, W, meant)], strength, (dtype,))[0]
 
 
@@ -134,7 +135,7 @@ def name_troubles(host: str, family: str, names: Collection[str]) -> dict[str, l
 
 
 def scale_trouble(file: AdapterFile) -> str:
-    """What diffusers makes of several alphas, empty if the file has one or none."""
+    """What diffusers does with several alphas, empty if the file has one or none."""
     found = view(file, "diffusers")
     if found.common_alpha is None:
         return ""
@@ -154,5 +155,5 @@ def ranks(parts: dict[str, Tensor]) -> int | None:
 
 
 def about(file: AdapterFile) -> writer.About:
-    """The facts that the arithmetic of its layers may depend on; `of` gives those of one layer."""
+    """The facts that the arithmetic of its layers may depend on; `of` returns those of one layer."""
     return writer.About(writer.writer(file.tensors, file.metadata, file.config), "", file.metadata, file.config)

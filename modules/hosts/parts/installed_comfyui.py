@@ -1,7 +1,7 @@
-"""What the user's own ComfyUI computes from a file: its loading code, run by its Python in a process of its own.
+"""What the user's ComfyUI computes from a file: its loading code, run by its Python in a separate process.
 
-Weights go there and back in safetensors files. Checked with ComfyUI 0.3.64, 0.20.1 and 0.28.0, the last in a Python
-that lacks torchvision.
+Weights are exchanged in safetensors files. Checked with ComfyUI 0.3.64, 0.20.1 and 0.28.0, the last in a Python that
+lacks torchvision.
 """
 
 import json
@@ -22,10 +22,10 @@ PYTHONS = (
     "../python_embeded/python.exe", ".venv/bin/python", "venv/bin/python", ".venv/Scripts/python.exe",
     "venv/Scripts/python.exe",
 )
-"""Where ComfyUI's Python usually is, from its folder."""
+"""Usual paths of ComfyUI's Python, relative to its folder."""
 
 PATIENCE = 1800
-"""Seconds after which ComfyUI counts as hanging."""
+"""Timeout for ComfyUI in seconds."""
 
 
 @dataclass(frozen=True)
@@ -54,9 +54,9 @@ def run(
     """Patch `weights` with an adapter file.
 
     `weights` are by the layer's name in the file, in the shape ComfyUI's model has (or `<name>.bias`, with the bias).
-    `dtype` is the one ComfyUI patches in: float32 as it does before computing, or a half precision as it does on the
-    fly. The custom nodes installed there that read adapter files are loaded, and `nodes`, each an `__init__.py`.
-    Raises ValueError, in one sentence, if the folder is no ComfyUI or if it fails.
+    `dtype` is the one ComfyUI patches in: float32 as it does before computing, or half precision, as on the fly. The
+    custom nodes installed there that read adapter files are loaded, and `nodes`, each an `__init__.py`. Raises
+    ValueError, in one sentence, if the folder is not a ComfyUI or if it fails.
     """
     folder = folder.expanduser().resolve()
     if not (folder / "comfy" / "lora.py").is_file():

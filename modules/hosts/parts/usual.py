@@ -1,4 +1,4 @@
-"""What most programs answer: nothing of their own, no other conditions, and numbers that nobody has read."""
+"""Default answers of programs: no own encodings, no other conditions, and unknown dtypes."""
 
 from torch import Tensor
 
@@ -15,7 +15,7 @@ def others(how: How) -> dict[str, How]:
 
 
 def fitted(W: Tensor, tensors: dict[str, Tensor], how: How) -> dict[str, Tensor]:
-    """As they are."""
+    """Unchanged."""
     return tensors
 
 

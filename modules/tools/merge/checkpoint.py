@@ -14,14 +14,14 @@ Target = tuple[str, str]
 """Full name of a layer, and "weight" or "bias"."""
 
 STEMS = ("diffusion_pytorch_model", "model")
-"""Beginnings of the names of files with the weights that diffusers and transformers load; others are variants."""
+"""Prefixes of the names of files with the weights that diffusers and transformers load; others are variants."""
 
 
 class Checkpoint:
     """A folder in diffusers layout or a single file, with the networks of `model`, a skeleton of it."""
 
     def __init__(self, model: Any, path: Path):
-        """Raises ValueError, naming the file, for damaged files, packed weights, and networks without weights."""
+        """Raises ValueError, naming the file, for damaged files, quantized weights, and networks without weights."""
         self.model, self.path = model, path
         self.is_folder = path.is_dir()
         self.headers = {header.path: header for header in _headers(model, path)}
@@ -31,14 +31,14 @@ class Checkpoint:
         }
 
     def find(self, target: Target) -> tuple[Path, Place] | None:
-        """The file that has a target, and where; None if none has."""
+        """The file and place of a target; None if absent."""
         for part, place in self._candidates(target):
             if (part, place.name) in self._files:
                 return self._files[part, place.name], place
         return None
 
     def tensor(self, target: Target) -> Tensor:
-        """Read a target, in the layer's own shape, float32 (float64 if it is). Raises ValueError if it is not there."""
+        """Read a target, in the layer's own shape, float32 (float64 if it is). Raises ValueError if it is absent."""
         found = self.find(target)
         if found is None:
             raise ValueError(f"{self.path} has no {target[1]} of {target[0]}")
@@ -71,7 +71,7 @@ def _headers(model: Any, path: Path) -> list[Header]:
 
 
 def _is_loaded(name: str) -> bool:
-    """Whether this is a file of weights, or a shard of it, and no variant such as `model.fp16.safetensors`."""
+    """Whether this is a file of weights, or a shard of it, not a variant such as `model.fp16.safetensors`."""
     stem, _, rest = name.partition(".")
     return rest == "safetensors" and stem.partition("-")[0] in STEMS
 

@@ -1,5 +1,4 @@
-"""What `scripts/merge.py` does: find out what the base is, read the adapters, merge, say in the result where it is
-from."""
+"""What `scripts/merge.py` does: identify the base, read the adapters, merge, and write the origin into the result."""
 
 import hashlib
 import json
@@ -46,7 +45,7 @@ class Adapter:
 
 
 def parse(text: str) -> Adapter:
-    """`FILE` or `FILE:STRENGTH`. A name that has a colon itself is one if there is such a file."""
+    """`FILE` or `FILE:STRENGTH`. A name with a colon is a file name if there is such a file."""
     name, colon, strength = text.rpartition(":")
     if not colon or Path(text).exists():
         return Adapter(Path(text))
@@ -97,7 +96,7 @@ def skeleton(base: str, choice: Choice) -> Any:
 
 
 def family_of(base: Base) -> str:
-    """The family of a base: by the pipeline that a folder's index names, or by what families say to a file."""
+    """The family of a base: by the pipeline that a folder's index names, or by the families' checks of a file."""
     kinds, path = families.names(), Path(base.path)
     if path.is_dir():
         if not (path / INDEX).is_file():
@@ -109,7 +108,7 @@ def family_of(base: Base) -> str:
             raise ValueError(f"{path} is a {pipeline}, which is not supported; supported are {', '.join(kinds)}")
         return found[0]
     problems = {name: families.load_class(name).problems(base) for name in kinds}
-    # A file that lacks a configuration is not the wrong file.
+    # A missing configuration does not mean a wrong file.
     fits = [name for name, said in problems.items() if all(text.startswith("base.config") for text in said)]
     if len(fits) != 1:
         listed = "; ".join(said[0] for name, said in problems.items() if said and name not in fits)
@@ -119,7 +118,7 @@ def family_of(base: Base) -> str:
 
 
 def facts(base: Checkpoint, adapters: Sequence[Adapter]) -> dict[str, str]:
-    """Metadata that say what the result is made of."""
+    """Metadata about the parts of the result."""
     titles = [_title(file.metadata, base.path) for file in list(base.headers.values())[:1]]
     made = []
     for adapter in adapters:
@@ -135,7 +134,7 @@ def facts(base: Checkpoint, adapters: Sequence[Adapter]) -> dict[str, str]:
 
 
 def computed_on(device: str, source: Source) -> Source:
-    """The same source; weights are brought to `device` for computing."""
+    """The same source; weights are moved to `device` for computing."""
     if device == "cpu":
         return source
 

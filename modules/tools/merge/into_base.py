@@ -1,9 +1,9 @@
 """Merging adapters into a base on disk: a folder in diffusers layout or a single checkpoint, tensor by tensor.
 
-Where changed weights come from is a `Source`; merging knows nothing of adapters' formats. Of each adapter counts the
-change it makes to the original weight, times a strength: `W + s1 (W1 - W) + s2 (W2 - W) + ...`, in float32, rounded
-once. For plain low-rank files this is what every host does. With other kinds it is not what all do: a host that lets
-the second adapter act on the first one's result multiplies their magnitudes and rotations.
+Changed weights come from a `Source`, independent of adapters' formats. Each adapter's change of the original weight is
+multiplied by a strength: `W + s1 (W1 - W) + s2 (W2 - W) + ...`, in float32, rounded once. For plain low-rank files
+every host does this. With other kinds hosts differ: one that applies the second adapter to the first one's result
+multiplies their magnitudes and rotations.
 """
 
 import json
@@ -25,7 +25,7 @@ from modules.tools.merge import stream
 from modules.tools.merge.checkpoint import Checkpoint, Target
 
 HASHES = ("modelspec.hash_sha256", "sshs_model_hash", "sshs_legacy_hash", CHECKSUM)
-"""Metadata that describe the tensors' bytes; not true any more of a merged file."""
+"""Metadata that describe the tensors' bytes; no longer valid for a merged file."""
 WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".msgpack", ".onnx", ".h5", ".gguf")
 """Ends of the names of files with weights."""
 SHOWN = 3
@@ -33,15 +33,15 @@ SHOWN = 3
 
 @dataclass(frozen=True)
 class Source:
-    """What an adapter, or several, change."""
+    """The changes of one or several adapters."""
 
     targets: frozenset[Target]
     changed: Callable[..., Tensor]
     """`(layer, kind, W) -> W'` for a target and the base's tensor in the layer's own shape, float32 (float64 where the
     base is); W' in the same shape."""
     by_rows: frozenset[Target] = frozenset()
-    """Targets of which each row can be changed by itself: `changed` takes the first row's number as another argument,
-    and any rows from there on."""
+    """Targets whose rows can be changed independently: `changed` accepts the first row's index as another argument, and
+    any rows from there on."""
 
 
 @dataclass
@@ -50,7 +50,7 @@ class Merged:
 
     path: Path
     layers: set[str] = field(default_factory=set)
-    """Full names of those whose weight or bias is another one now."""
+    """Full names of those whose weight or bias has changed."""
     size: int = 0
     notes: list[str] = field(default_factory=list)
 
@@ -67,26 +67,26 @@ class Options:
     dtype: torch.dtype | None = None
     """Of all floating-point tensors of the denoiser and the text encoders; None: each keeps its own."""
     skip_absent: bool = False
-    """Whether to leave out layers that the base has no tensors of, instead of refusing."""
+    """Whether to ignore layers that the base has no tensors for, instead of raising."""
     facts: dict[str, str] = field(default_factory=dict)
     """More metadata."""
 
 
 @dataclass(frozen=True)
 class Rewrite:
-    """A file of the base that is written anew."""
+    """A file of the base that is rewritten."""
 
     source: Header
     path: Path
     """Below the result."""
     places: dict[str, dict[Target, Place]]
-    """What is changed in which of its tensors."""
+    """The changes by tensor."""
     entries: dict[str, Entry]
     """The tensors of the new file."""
 
 
 def summed(sources: Sequence[tuple[Source, float]]) -> Source:
-    """All changes together, each times its strength and made to the original weight."""
+    """The sum of all changes of the original weight, each times its strength."""
 
     def changed(layer: str, kind: str, W: Tensor, *row: int) -> Tensor:
         result = W
@@ -101,10 +101,10 @@ def summed(sources: Sequence[tuple[Source, float]]) -> Source:
 
 
 def merge_into(base: Checkpoint, out: Path, source: Source, options: Options) -> Merged:
-    """Write `base` with the changes of `source` to `out`, a folder or a file as the base is.
+    """Write `base` with the changes of `source` to `out`, a folder or a file like the base.
 
     `out` is complete or absent. Tensors that nothing changes are copied byte by byte, and there is never more than one
-    tensor of the base in memory. Raises ValueError for changes of layers that the base has no tensors of, for numbers
+    tensor of the base in memory. Raises ValueError for changes of layers that the base has no tensors for, for values
     beyond a tensor's range, where `out` exists, and where the disk has no room.
     """
     if out.exists():
@@ -141,7 +141,7 @@ def merge_into(base: Checkpoint, out: Path, source: Source, options: Options) ->
 def _placed(
     base: Checkpoint, targets: Collection[Target]
 ) -> tuple[dict[Path, dict[str, dict[Target, Place]]], list[Target]]:
-    """For each file of the base, its tensors in which targets are, and where; and the targets that are nowhere."""
+    """For each file of the base, its tensors with targets, and their places; and the targets that are absent."""
     found: dict[Path, dict[str, dict[Target, Place]]] = {}
     absent = []
     for target in sorted(targets):
@@ -168,7 +168,7 @@ def _absent_sentence(base: Path, absent: list[Target]) -> str:
 def _rewrite(
     base: Checkpoint, header: Header, places: dict[str, dict[Target, Place]], options: Options
 ) -> Rewrite:
-    """What has to be written anew of a file."""
+    """The parts of a file that must be rewritten."""
     odd = [name for name in places if header.tensors[name].dtype not in DTYPES]
     if odd:
         raise ValueError(f"{header.path}: {odd[0]} is stored as {header.tensors[odd[0]].dtype}, into which an adapter "
@@ -187,8 +187,8 @@ def _rewrite(
 
 
 def _copies(base: Checkpoint, rewrites: list[Rewrite]) -> dict[Path, Path]:
-    """Files of a folder that are copied, and their paths below the result: what the index names, without weights that
-    are written anew, and without variants of weights of which some are."""
+    """Files of a folder that are copied, and their paths below the result: what the index names, without rewritten
+    weights and without variants of them."""
     folder = base.path
     index = [part for part in read_object(folder / INDEX) if Path(part).name == part != ".."]
     anew = {rewrite.path.parts[0] for rewrite in rewrites}
@@ -207,7 +207,7 @@ def _is_index_of_variant(name: str) -> bool:
 
 
 def _copy_file(old: Path, new: Path, rewrites: list[Rewrite], options: Options) -> None:
-    """Copy a file; those that say in which numbers the weights beside them are stored say the new ones."""
+    """Copy a file; in configurations the dtype of the weights is updated."""
     new.parent.mkdir(parents=True, exist_ok=True)
     name, part, anew = old.name, Path(old.parent.name), {rewrite.path.parent for rewrite in rewrites}
     if options.dtype is None or part not in anew or not name.endswith((".index.json", "config.json")):
@@ -249,8 +249,8 @@ def _write(model: Any, rewrite: Rewrite, path: Path, source: Source, options: Op
 
 
 def _change(source: Source, target: Target, place: Place, W: Tensor, new: Tensor, name: str) -> bool:
-    """Put a target's changed weight into the file's tensor `new`; whether it is another one than `W`. In blocks of rows
-    where that can be."""
+    """Put a target's changed weight into the file's tensor `new`; returns whether it differs from `W`. In blocks of
+    rows if possible."""
     def wide(tensor: Tensor) -> Tensor:
         return tensor if tensor.dtype == torch.float64 else tensor.float()
 
@@ -269,7 +269,7 @@ def _change(source: Source, target: Target, place: Place, W: Tensor, new: Tensor
 
 
 def _check_shape(model: Any, layer: str, kind: str, W: Tensor) -> None:
-    """ValueError for a tensor of the base that has not the shape that its configuration says."""
+    """ValueError for a tensor of the base whose shape differs from its configuration."""
     network, _, path = layer.partition(".")
     expected: Any = dict(model.networks[network].get_submodule(path).named_parameters(recurse=False))[kind]
     if W.shape != expected.shape:
@@ -278,7 +278,7 @@ def _check_shape(model: Any, layer: str, kind: str, W: Tensor) -> None:
 
 
 def rounded(tensor: Tensor, dtype: torch.dtype, name: str) -> Tensor:
-    """`tensor` in `dtype`. Raises ValueError, naming it, where a number is not finite there."""
+    """`tensor` in `dtype`. Raises ValueError, naming it, if a value is non-finite there."""
     result = tensor.to(dtype)
     if not is_finite(result):
         reason = "has values beyond the range of" if is_finite(tensor) else "has non-finite values in"

@@ -1,4 +1,4 @@
-"""What an adapter file changes, as merging wants it: of anyone's file, one layer of the base at a time."""
+"""The changes of an adapter file of any program, one layer of the base at a time, for merging."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,10 +15,10 @@ from modules.tools.merge.into_base import Source
 
 
 def of_file(path: Path, base: Checkpoint, skip_unknown: bool = False) -> tuple[Source, list[str]]:
-    """What the file at `path` does to the layers of `base`; and sentences about what is not read.
+    """The changes of the layers of `base` by the file at `path`; and sentences about what is not read.
 
     Raises ValueError with one sentence for files that are damaged or another family's, and, unless `skip_unknown`, for
-    keys that mean nothing here.
+    unknown keys.
     """
     file = opening.read(path)
     found = reading.place(file, base.model)
@@ -38,7 +38,7 @@ def of_file(path: Path, base: Checkpoint, skip_unknown: bool = False) -> tuple[S
     def changed(layer: str, kind: str, W: Tensor, row: int = 0) -> Tensor:
         placed = layers[layer]
         if kind == "weight" and layer in pairs:
-            if layer not in last:  # its blocks come one after the other
+            if layer not in last:  # its blocks follow each other
                 last.clear()
                 last[layer] = placed.terms_for(W)
             member, start = placed.member(layer)
@@ -57,8 +57,7 @@ def of_file(path: Path, base: Checkpoint, skip_unknown: bool = False) -> tuple[S
 
 @contextmanager
 def _weights(base: Checkpoint, placed: Placed) -> Iterator[None]:
-    """The weights of a name's layers, and the biases where the file changes them, read into the model for as long as
-    they are needed."""
+    """The weights of a name's layers, and the biases if the file changes them, read into the model temporarily."""
     before: list[tuple[Any, str, nn.Parameter]] = []
     wanted = ("weight", "bias") if kinds.may_change_bias(placed.parts) else ("weight",)
     try:

@@ -1,4 +1,4 @@
-"""Writing a copy of a safetensors file with some tensors changed, tensor by tensor.
+"""Writes a copy of a safetensors file with some tensors changed, tensor by tensor.
 
 The safetensors library can only write tensors that are all in memory; `modules/tensorfile.py` has the format.
 """
@@ -17,7 +17,8 @@ CHUNK = 1 << 24
 """Bytes that are copied at once."""
 
 def header_bytes(entries: dict[str, Entry], metadata: dict[str, str]) -> bytes:
-    """The length and the header of a file with these tensors, their bytes in this order; a multiple of 8 bytes."""
+    """The header length and the header of a file with these tensors, their bytes in this order; a multiple of 8
+    bytes."""
     described: dict[str, object] = {"__metadata__": metadata} if metadata else {}
     start = 0
     for name, entry in entries.items():
@@ -37,7 +38,7 @@ def write_copy(
 ) -> None:
     """Write a copy of `source` to `path`: its tensors as `entries` describes them, in that order.
 
-    `tensor(name)` gives a tensor in its new dtype, or None for one whose bytes are copied as they are.
+    `tensor(name)` returns a tensor in its new dtype, or None for one whose bytes are copied.
     """
     with source.path.open("rb") as old, path.open("wb") as new:
         new.write(header_bytes(entries, metadata))
