@@ -1,4 +1,4 @@
-"""Gimbal for ComfyUI: loads Gimbal's compact files exactly. No new node: every LoRA loader reads them.
+"""Gimbal for ComfyUI: loads Gimbal's compact files exactly. It adds no node: every LoRA loader reads them.
 
 One class in `comfy.weight_adapter.adapters` does it. A layer `x` of a file has `x.gimbal_format`, float32
 `[version, number of parts]`, and some of these parts, which change its weight `W` in this order:
@@ -11,8 +11,8 @@ One class in `comfy.weight_adapter.adapters` does it. A layer `x` of a file has 
     magnitude_in, magnitude_out  (channels), (out)    W magnitude / norm(W), the norm of this W
     ratio                        (out)                rows times ratio
 
-The channels of a convolution turn alike at each kernel position. Everything is computed in float32 and rounded once,
-at any strength s: `W + s (W' - W)`. A plain LoRA, `.diff` and `.diff_b` are ComfyUI's own and not touched here.
+The channels of a convolution are rotated in the same way at each kernel position. Everything is computed in float32 and
+rounded once, at any strength s: `W + s (W' - W)`. A plain LoRA, `.diff` and `.diff_b` are loaded by ComfyUI itself.
 """
 
 import logging
@@ -33,11 +33,11 @@ DIMENSIONS = {
 """Parts of a layer, in the order of the `weights` tuple, with their number of dimensions (None: as the weight)."""
 
 SHOWN = 5
-"""So many layers are named in one line of the log."""
+"""The number of layers that one line of the log names."""
 
 
 class Keys(set):
-    """The keys an adapter has read. ComfyUI hands this set on to copies of the adapter, so the file comes along."""
+    """The keys an adapter has read. ComfyUI passes this set to copies of the adapter, and with it the file."""
 
     def __init__(self, keys: set[str], layer: str, file: "File"):
         super().__init__(keys)
@@ -45,7 +45,7 @@ class Keys(set):
 
 
 class File:
-    """One loading of one file: its layers, those that found a place, and what has been said."""
+    """One loading of one file: its layers, those that exist in the model, and the logged lines."""
 
     def __init__(self, lora: dict[str, Tensor]):
         self.layers = {key.removesuffix(".gimbal_format") for key in lora if key.endswith(".gimbal_format")}
@@ -60,7 +60,7 @@ class File:
             logging.warning("Gimbal: %s", text)
 
     def say_unplaced(self) -> None:
-        """Which layers of the file the model does not have; right only after loading."""
+        """Which layers of the file the model does not have; valid only after loading."""
         if self.complete:
             return
         self.complete = True
@@ -81,14 +81,14 @@ class GimbalAdapter(host.WeightAdapterBase):
     def __init__(self, loaded_keys: set[str], weights: tuple):
         self.loaded_keys = loaded_keys
         self.weights = weights
-        # Kept apart because ComfyUI's bypass mode rounds `weights` to the model's dtype.
+        # Kept separately because ComfyUI's bypass mode rounds `weights` to the model's dtype.
         self.parts = dict(zip(DIMENSIONS, weights, strict=True))
 
     @classmethod
     def load(
         cls, x: str, lora: dict[str, Tensor], alpha: Any, dora_scale: Any, loaded_keys: set[str] | None = None
     ) -> "GimbalAdapter | None":
-        """The layer `x` of the file `lora`, or None if the file has none, or none that can be read."""
+        """The layer `x` of the file `lora`, or None if the file does not have it, or if it cannot be read."""
         if f"{x}.gimbal_format" not in lora:
             return None
         file = cls.file(lora, loaded_keys)
@@ -104,7 +104,7 @@ class GimbalAdapter(host.WeightAdapterBase):
 
     @classmethod
     def file(cls, lora: dict[str, Tensor], loaded_keys: set[str] | None) -> File:
-        """The record of this loading, of which ComfyUI's set of loaded keys is the mark."""
+        """The record of this loading, identified by ComfyUI's set of loaded keys."""
         if cls.latest is None or loaded_keys is None or cls.latest[0] is not loaded_keys:
             cls.latest = loaded_keys, File(lora)
         return cls.latest[1]
@@ -113,7 +113,7 @@ class GimbalAdapter(host.WeightAdapterBase):
         self, weight: Tensor, key: Any, strength: float, strength_model: float, offset: Any, function: Any,
         intermediate_dtype: torch.dtype = torch.float32, original_weight: Any = None,
     ) -> Tensor:
-        """`weight` changed in place: of a fused matrix ComfyUI gives a view on this layer's rows."""
+        """`weight` changed in place: for a fused matrix ComfyUI passes a view of this layer's rows."""
         try:
             self.say_unplaced()
             result = turned_over(weight, function, lambda W: W + strength * (adapted(W, self.parts) - W))
@@ -126,7 +126,7 @@ class GimbalAdapter(host.WeightAdapterBase):
         return weight
 
     def bypass_forward(self, org_forward: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """ComfyUI's loaders in bypass mode leave the weight alone: the layer's output, and the change's output."""
+        """ComfyUI's loaders in bypass mode do not change the weight: the layer's output plus the change's output."""
         y = org_forward(x, *args, **kwargs)
         try:
             self.say_unplaced()
@@ -146,7 +146,7 @@ class GimbalAdapter(host.WeightAdapterBase):
         self.loaded_keys.file.say(text) if isinstance(self.loaded_keys, Keys) else logging.warning("Gimbal: %s", text)
 
     def say_unplaced(self) -> None:
-        """Log which layers of the file found no place."""
+        """Log which layers of the file the model does not have."""
         if isinstance(self.loaded_keys, Keys):
             self.loaded_keys.file.say_unplaced()
 
@@ -156,7 +156,7 @@ class GimbalAdapter(host.WeightAdapterBase):
 
 
 def check(parts: dict[str, Tensor], written: Tensor) -> None:
-    """ValueError, in words, unless these are all parts that were written and their shapes fit each other."""
+    """ValueError unless these are all parts that were written and their shapes match."""
     version, count = (int(value) for value in written.flatten().tolist())
     if version > VERSION:
         raise ValueError(f"it is written in format {version}, but this node reads format {VERSION}; update the node")
@@ -174,7 +174,8 @@ def check(parts: dict[str, Tensor], written: Tensor) -> None:
 
 
 def turned_over(weight: Tensor, function: Any, change: Any) -> Tensor:
-    """`change` of the weight in the order of the file, float32. `function` puts a layer's halves in the model's order.
+    """`change` of the weight in the order of the file, float32. `function` brings a layer's halves into the model's
+    order.
 
     It is its own inverse. ComfyUI applies it to additive updates only, which is not enough for those that depend on
     the weight.
@@ -235,14 +236,14 @@ def size_of(packed: Tensor) -> int:
 
 
 def fitting(vector: Tensor, length: int) -> Tensor:
-    """The vector; ValueError if it has another length: a single number would silently serve for all."""
+    """The vector; ValueError if it has another length: a single value would be broadcast silently."""
     if len(vector) != length:
         raise ValueError(f"{len(vector)} magnitudes for a weight that needs {length}")
     return vector
 
 
 def ratio(above: Tensor, below: Tensor) -> Tensor:
-    """`above / below`, 0 where `below` is 0: a weight that is zero stays zero."""
+    """`above / below`, 0 where `below` is 0: a zero weight stays zero."""
     return torch.where(below == 0, 0.0, above / below)
 
 
@@ -254,5 +255,5 @@ def through(layer: Any, x: Tensor, weight: Tensor) -> Tensor:
     return convolution(x, weight, None, layer.stride, layer.padding, layer.dilation, layer.groups)
 
 
-# Last, so that it wins over a LoRA under the same name, which is for those without this node.
+# Last, so that it has priority over a LoRA under the same name, which is for users without this node.
 host.adapters[:] = [adapter for adapter in host.adapters if adapter.name != GimbalAdapter.name] + [GimbalAdapter]

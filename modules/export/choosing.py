@@ -334,7 +334,7 @@ def _reason(view: Seen, options: Export) -> str:
     instead = "export.form compact for a LoRA that approximates it (export.rank N), with its error printed"
     instead += ", or export.form full for a LoRA of full rank (exact, up to twice as large as the layers)"
     if terms.bias is not None:
-        return f"files for {host} cannot hold a change of the bias beside such an update; use export.host comfyui"
+        return f"files for {host} cannot hold a bias change together with such an update; use export.host comfyui"
     if terms.rotation is not None:
         return (f"files for {host} cannot hold a rotation in blocks, which changes the weight in full; use export.host "
                 f"comfyui (a full difference), {instead}")

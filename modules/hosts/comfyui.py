@@ -114,8 +114,8 @@ def _change(kind: str, base: Tensor, tensors: dict[str, Tensor], strength: float
     if kind not in ("rotation", "butterfly"):
         return _delta(kind, base.to(update), tensors)
     if update in SIXTEEN and len(tensors[keys.BLOCKS]):
-        raise Unread("ComfyUI cannot apply stored rotations where it computes in 16 bits: it logs an error and "
-                     "keeps the layer as it was")
+        raise Unread("ComfyUI cannot apply stored rotations where it computes in 16 bits: it logs an error and leaves "
+                     "the layer unchanged")
     turn = _rotation if kind == "rotation" else _butterfly
     turned = turn(base, tensors, strength, update)
     # Their alpha bounds the rotation; for a magnitude ComfyUI still uses it as the scale.
@@ -180,7 +180,7 @@ def _kronecker(W: Tensor, tensors: dict[str, Tensor], alpha: float | None) -> De
     """
     core = tensors.get(keys.KRONECKER[-1])
     if core is not None and ".lokr_w2" not in tensors:
-        raise Unread("ComfyUI fails on a LoKr with a Tucker core (lokr_t2) and keeps the layer as it was"
+        raise Unread("ComfyUI fails on a LoKr with a Tucker core (lokr_t2) and leaves the layer unchanged"
                      if core.dim() == 4 else
                      f"ComfyUI fails on a LoKr with a Tucker core of {core.dim()} dimensions and aborts sampling")
     return arithmetic.kronecker(W, tensors, alpha, paired=(4,))
@@ -233,12 +233,12 @@ def _butterfly(W: Tensor, tensors: dict[str, Tensor], strength: float, update: t
     """`rescale prod(strength R + (1 - strength) I) W - W`; without factors only the rescale."""
     alpha = arithmetic.alpha_of(tensors)
     if alpha is None:
-        raise Unread("ComfyUI fails on a butterfly rotation without alpha and keeps the layer as it was")
+        raise Unread("ComfyUI fails on a butterfly rotation without alpha and leaves the layer unchanged")
     turned, blocks, factors = W, tensors[keys.BLOCKS].to(W.device, update), tensors.get(keys.RESCALE)
     if len(blocks):
         if strength != 1 and update != W.dtype:
             raise Unread("ComfyUI fails on a butterfly rotation at another strength than 1 where it computes in 16 "
-                         "bits, and keeps the layer as it was")
+                         "bits, and leaves the layer unchanged")
         R = arithmetic.cayley(blocks, alpha).to(W)
         eye = torch.eye(R.shape[-1], dtype=R.dtype, device=R.device)
         turned = arithmetic.butterfly(W, strength * R + (1 - strength) * eye)

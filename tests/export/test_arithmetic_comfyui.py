@@ -181,7 +181,7 @@ SKIPPED = {
     "Tucker core": (
         {".lokr_w1": normal(2, 2), ".lokr_t2": normal(2, 2, 3, 3), ".lokr_w2_a": normal(2, 3),
          ".lokr_w2_b": normal(2, 2)},
-        "keeps the layer as it was"),
+        "leaves the layer unchanged"),
     "Tucker core of one dimension": (
         {".lokr_w1": normal(2, 2), ".lokr_t2": normal(2, 2, 3), ".lokr_w2_a": normal(2, 3), ".lokr_w2_b": normal(2, 2)},
         "aborts sampling"),

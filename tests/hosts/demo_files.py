@@ -118,7 +118,7 @@ def cells(found: dict[str, Any]) -> Iterator[str]:
         mark = "" if one["within"] else "**"
         yield f"{mark}{one['error']:.2%}{mark} ({one['worst']:.1%})"
         yield f"{one['rounding']:.2%}"
-        yield "within" if one["within"] else "beyond, said" if is_told(one) else "beyond, not said"
+        yield "within" if one["within"] else "beyond, reported" if is_told(one) else "beyond, not reported"
 
 
 def record() -> dict[str, Any]:
@@ -137,9 +137,9 @@ def section() -> str:
         f"{HEAD}\n\n"
         f"Each demo preset was trained for {STEPS} steps, and its exported file given to ComfyUI {found['version']}, "
         "whose own code patched the base's weights in 16 bits, as it does by default on NVIDIA cards. Errors of the "
-        "denoiser are parts of the trained change, beside that of rounding the trained weights. \"within\" is at most "
-        "twice rounding, and in each layer at most twice rounding or a tenth of its change; \"said\": what is beyond "
-        "that stands in the file (`gimbal.computed`) and among the export's last lines, with this number.\n\n"
+        "denoiser are relative to the trained change, next to those of rounding the trained weights. \"within\" is at "
+        "most twice rounding, and in each layer at most twice rounding or a tenth of its change; \"reported\": larger "
+        "errors are in the file (`gimbal.computed`) and in the last lines of the export, with this value.\n\n"
         f"{export_matrix.table(head, rows)}"
     )
 

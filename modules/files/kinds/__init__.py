@@ -70,7 +70,7 @@ WHOLE = re.compile(r"((?:\.modules_to_save\.[^.]+|\.base_layer)?\.(weight|bias))
 """The end of a key of a layer that is stored whole: with peft's `modules_to_save` and `bias`, or a norm of BFL's."""
 
 LONGEST = 1000
-"""The longest keys of any program are shorter."""
+"""An upper bound for the length of keys."""
 
 WHOLE_PARTS = {"weight": "whole_weight", "bias": "whole_bias"}
 

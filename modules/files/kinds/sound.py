@@ -26,7 +26,7 @@ def check(parts: dict[str, Tensor]) -> None:
             continue
         if not tensor.is_floating_point():
             raise ValueError(f"its {part} is stored as {str(tensor.dtype).removeprefix('torch.')}, which is not a "
-                             "dtype of weights; the file is damaged, or quantized in an unknown format")
+                             "valid dtype for weights; the file is damaged, or quantized in an unknown format")
         if tensor.dim() == 0 and part not in NUMBERS:
             raise ValueError(f"its {part} is a single value; the file is damaged")
         if tensor.numel() == 0 and not (part == "oft_blocks" and tensor.dim() == 4):  # BOFT without factors
