@@ -321,10 +321,10 @@ read at all where updates are computed in 16 bits, so `export.form auto` never w
 ComfyUI's loader "Load LoRA (Bypass)" ignores magnitudes without a warning: most of the trained change is then
 missing. Load files with magnitudes with "Load LoRA"; the export prints this too.
 
-Without the node, `--form svd` gives a file that is exact up to rounding in 16 bits everywhere: a plain LoRA that
-every host reads. Its approximation error is in the last column and is printed for every layer. The weights here are
-random, which is the worst case: their changes do not have a low rank. Trained layers of real models have smaller
-errors; the export prints them.
+Without the node, `--form svd` avoids these errors everywhere: it writes a plain LoRA that every host reads. Its
+approximation error is in the last column and is printed for every layer. The weights here are random, which is the
+worst case: their changes do not have a low rank. Trained layers of real models have smaller errors; the export prints
+them.
 
 """
 
