@@ -70,9 +70,9 @@ def heading() -> str:
     """What the page is, and of which versions."""
     return f"""# Exports
 
-Which host (program) supports which method, in which form, and with which error. Written by `python -m
-tests.export_matrix` from real exports: each method with random parameters far from their initial values, on a tiny
-base of each family (all kinds of layers of `attention-mlp` with the CLIP text encoders, in UNets also the
+Which host (program) supports which method, in which form, and with which error. Written by
+`python -m tests.export_matrix` from real exports: each method with random parameters far from their initial values,
+on a tiny base of each family (all kinds of layers of `attention-mlp` with the CLIP text encoders, in UNets also the
 convolutions), `export.form auto`, each file read back from disk and compared layer by layer with the trained weight.
 Tests repeat all of it.
 

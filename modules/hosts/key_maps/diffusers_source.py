@@ -20,7 +20,7 @@ NAME = "gimbal_diffusers_source"
 
 
 class Absent:
-    """Placeholder for a class or function of diffusers that is not run here."""
+    """Stands in for a class or function of diffusers that is not run here."""
 
     def __init__(self, *given: Any, **named: Any):
         raise NotImplementedError(f"{type(self).__name__}: of diffusers only what converts names is run here")

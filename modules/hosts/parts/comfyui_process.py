@@ -25,7 +25,7 @@ Patching a weight on the CPU does not use them, so they may be missing."""
 
 
 class Unneeded:
-    """Placeholder for anything in an unneeded package: a class, a base class, a decorator, a value."""
+    """Stands in for anything in an unneeded package: a class, a base class, a decorator, a value."""
 
     def __init__(self, *_: Any, **__: Any):
         pass
