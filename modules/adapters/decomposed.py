@@ -142,8 +142,7 @@ class Decomposed(base.Together):
         ratio = linalg.safe_divide(wanted.to(W.dtype), linalg.axis_norm(W, self.axis, self.kernel))
         alive = linalg.axis_norm(W, self.axis, self.kernel) != 0
         if (ratio[alive] <= 0).any():
-            raise ValueError("the file has magnitudes that are not positive, but those of this method are always "
-                             "positive")
+            raise ValueError("the file has magnitudes that are not positive, which this method cannot represent")
         with torch.no_grad():
             ratio = torch.where(alive, ratio.clamp_min(torch.finfo(W.dtype).tiny).log(), 0.0)
             self.magnitude.copy_(ratio / self.unit)

@@ -61,8 +61,7 @@ class Diagonal(base.Together):
         norm = linalg.axis_norm(V, "output", self.kernel)
         gain = torch.where(norm > 0, terms.magnitude.to(W) / norm, 1.0)
         if (gain <= 0).any():
-            raise ValueError("the file has magnitudes that are not positive, but those of this method are always "
-                             "positive")
+            raise ValueError("the file has magnitudes that are not positive, which this method cannot represent")
         if terms.up is not None:
             terms = replace(terms, up=gain.to(terms.up).unsqueeze(1) * terms.up)
         set_pair(self.config, self.up, self.down, terms, self.factor)

@@ -71,8 +71,7 @@ class Adapter(base.Adapter):
             norms = self.rotation.rotate(layer.dense()).norm(dim=1)
             ratio = torch.where(norms > 0, terms.magnitude.to(norms) / norms, 1.0)
             if (ratio <= 0).any():
-                raise ValueError("the file has magnitudes that are not positive, but those of this method are always "
-                                 "positive")
+                raise ValueError("the file has magnitudes that are not positive, which this method cannot represent")
             self.magnitude.copy_(ratio.log() / self.unit)
 
     def export_terms(self, W: Tensor) -> base.Terms:

@@ -76,8 +76,7 @@ def unfound(family: str, names: Collection[str]) -> dict[str, str]:
         if family == "sdxl" and (part := ATTENTION.fullmatch(name)):
             together.setdefault(part[1], []).append(name)
     lonely = [name for parts in together.values() if len(parts) < 4 for name in parts]
-    return found | dict.fromkeys(lonely, "it needs all of the query, key, value and output layers of an attention, or "
-                                         "none")
+    return found | dict.fromkeys(lonely, "it needs all of an attention's query, key, value and output layers, or none")
 
 
 def bias_change(tensors: dict[str, Tensor], strength: float) -> Tensor | None:

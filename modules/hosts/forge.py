@@ -27,8 +27,7 @@ ROTATIONS = (keys.BLOCKS, keys.RESCALE)
 def notes(forms: Collection[str]) -> list[str]:
     """What it does not read."""
     if any("stored" in form for form in forms):
-        return ["Forge does not read stored rotations, and reads nothing from a file with more than twelve tensors of "
-                "them"]
+        return ["Forge reads no stored rotations, and nothing from a file with more than twelve tensors of them"]
     return []
 
 

@@ -33,8 +33,7 @@ def load(file: AdapterFile, path: str, config: str = "", family: str = "", devic
         other = f"{path} is not a base for {file.path}, which is for {titles}"
         raise ValueError("\n".join(problems[candidates[0]]) or other)
     if len(readable) > 1:
-        raise ValueError(f"{file.path}: its layer names and the base fit {' and '.join(readable)}; choose one with "
-                         "--family")
+        raise ValueError(f"{file.path}: its names and the base fit {' and '.join(readable)}; choose one with --family")
     try:
         model = families.load_class(readable[0]).load(base, torch.device(device), stored_dtype(Path(path)), False)
     except (OSError, KeyError) as error:

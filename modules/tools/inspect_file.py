@@ -95,8 +95,7 @@ class Statement:
         if self.loads == NOTHING:
             return [f"loads nothing and fails with {self.raises}" if self.raises else
                     f"loads nothing, without an error{f': {self.why}' if self.why else ''}"]
-        computed = self.troubles if self.arithmetic else ["whether it computes exactly what was trained was not "
-                                                          "checked"]
+        computed = self.troubles if self.arithmetic else ["whether it computes the trained weights was not checked"]
         exact = "" if computed else ", exactly"
         if self.loads == ALL:
             return [f"loads all of it{exact}", *computed]

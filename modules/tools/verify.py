@@ -143,8 +143,7 @@ def _meant(placed: Placed, meanings: Meanings | None) -> tuple[Tensor, Tensor]:
 def _trained(meanings: Meanings, layer: str, placed: Placed) -> Tensor:
     """The layer's adapted weight. Raises ValueError if the run has none."""
     if layer not in meanings:
-        raise ValueError(f"{placed.name} is the layer {layer}, which the run did not train; give the run that the file "
-                         "is from")
+        raise ValueError(f"{placed.name} is the layer {layer}, which the run did not train; give the file's own run")
     return meanings[layer]()
 
 

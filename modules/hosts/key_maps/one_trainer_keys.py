@@ -11,5 +11,4 @@ TITLE = "OneTrainer"
 
 def loading(tensors: Mapping[str, Tensor], family: str) -> Loading:  # noqa: ARG001 - asked as all programs are
     """Not modelled."""
-    return Loading(unjudged="what it loads depends on its settings (kind, rank, layers), which a file does not "
-                            "contain")
+    return Loading(unjudged="what it loads depends on its settings (kind, rank, layers), not only on the file")

@@ -60,7 +60,7 @@ def run(
     """
     folder = folder.expanduser().resolve()
     if not (folder / "comfy" / "lora.py").is_file():
-        raise ValueError(f"{folder} is not a ComfyUI folder: it has no comfy/lora.py; give the folder with ComfyUI's "
+        raise ValueError(f"{folder} is not a ComfyUI folder: comfy/lora.py is missing; give the folder with ComfyUI's "
                          "main.py")
     program = str(python or next((folder / path for path in PYTHONS if (folder / path).exists()), sys.executable))
     job = {"file": str(file.resolve()), "strength": strength, "dtype": DTYPES[dtype],
