@@ -70,4 +70,4 @@ def test_inspected_converted_merged_and_resized(base, tmp_path, monkeypatch, cap
     assert_weights(loaded(merged), wanted)
 
     code, _, complaint = run(monkeypatch, capsys, "resize.py", report.path, "--rank", 1)
-    assert code == 2 and f"no low-rank pairs to resize (3 {word})" in complaint
+    assert code == 2 and f"no low-rank layers to resize (3 {word})" in complaint
