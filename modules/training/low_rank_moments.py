@@ -38,7 +38,7 @@ from torch.optim import Optimizer
 from modules.training.plain_adam import adamw_step
 
 SMALL = 1e-4
-"""Least part of the mean eigenvalue that others are taken for: float32 does not tell them from zero."""
+"""Lower bound of eigenvalues, as a part of their mean: float32 does not tell smaller ones from zero."""
 
 
 class LowRankMoments(Optimizer):
@@ -88,7 +88,7 @@ class LowRankMoments(Optimizer):
             state["step"] = age + 1
 
     def _begin(self, parameters: list[Tensor], gradient: Tensor) -> None:
-        """Factors for tensors without a past."""
+        """Factors for tensors without state."""
         p, n = gradient.shape[1:]
         rank = min(self.rank, n)
         right = first_rows(rank, n).to(gradient)

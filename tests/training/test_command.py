@@ -25,9 +25,9 @@ def refused(place: Place, capsys):
         assert time.monotonic() - began < 60  # a busy machine; 10 s is the aim
         said = capsys.readouterr()
         assert said.out == "" and TRACE not in said.err
-        assert said.err.count("Nothing was started, because:") == 1
+        assert said.err.count("Cannot start:") == 1
         assert {path.name for path in place.runs.iterdir()} <= before
-        return said.err.partition("because:\n")[2]
+        return said.err.partition("Cannot start:\n")[2]
 
     return run
 

@@ -378,7 +378,7 @@ def test_nothing_is_written_from_a_non_finite_adapter(place: Place, monkeypatch,
     monkeypatch.setattr(loop, "save", lambda session: session.step < 4 and sessions.save(session))
     assert place.train("bad", "--saving.state_every", "2") == 1
     folder, said = place.runs / "bad", capsys.readouterr().err
-    assert "After step 4 these values are not finite: unet." in said
+    assert "Non-finite values after step 4: unet." in said
     assert "training.learning_rate 0.001 in place of 0.01" in said
     assert not list(folder.glob("*.safetensors*"))
     with pytest.raises(FloatingPointError), place.session("worse") as session:

@@ -88,7 +88,7 @@ def test_a_parameter_that_is_not_finite_is_never_saved(place: Place, held: Place
         plant(patch, at)
         assert place.train("held", saving=KEEP) == 1
     said = capsys.readouterr().err
-    assert f"After step {at} these values are not finite: unet." in said and "Traceback" not in said
+    assert f"Non-finite values after step {at}: unet." in said and "Traceback" not in said
     assert names(place.runs / "held") == [f"step-{step:06d}" for step in range(1, at)]
     assert not (place.runs / "held" / "adapter.safetensors").exists()
     assert goes_on(place, held)
@@ -156,7 +156,7 @@ def test_a_state_that_cannot_be_used_is_said_and_put_aside(place: Place, held: P
     said = capsys.readouterr().err
     for words in (said, warnings(place)):
         assert str(run / "state" / "step-000003") in words and reason in words
-        assert f"the run goes on from {run / 'state' / 'step-000002'}" in words
+        assert f"resuming from {run / 'state' / 'step-000002'}" in words
     assert names(run) == ["step-000001", "step-000002", "step-000003", "step-000003.unusable", "step-000004"][1:]
     assert steps(place) == [1, 2, 3, 3, 4]
 
@@ -202,7 +202,7 @@ def test_states_that_cannot_be_renamed_or_deleted_do_not_end_the_run(place: Plac
     monkeypatch.setattr(Path, "rename", refusing)
     assert place.train("held", "--saving.keep_states", "1", saving={"state_every": 0}) == 0
     assert equal(place.adapter("held"), held.adapter("whole"))
-    assert "cannot be renamed either" in warnings(place) and "cannot be deleted" in warnings(place)
+    assert "cannot be renamed" in warnings(place) and "cannot be deleted" in warnings(place)
     assert newest(run)[0] == run / "state" / "step-000004"
 
 
@@ -260,7 +260,7 @@ def test_behind_a_damaged_preset_another_one_is_still_refused(place: Place, run,
         (path / "state.json").write_text(json.dumps(document))
     assert place.train("held", saving=KEEP) == 2
     said = capsys.readouterr().err
-    assert str(run / "preset.json") in said and "Put back a copy" in said and "delete" not in said
+    assert str(run / "preset.json") in said and "Restore a copy" in said and "delete" not in said
     assert len(states(run)) == 3
 
 

@@ -215,7 +215,7 @@ def test_a_finished_run_without_states_cannot_be_lengthened(place: Place, capsys
     capsys.readouterr()
     assert place.train("run", *FOUR) == 2
     said = capsys.readouterr().err
-    assert "training.steps 4" in said and "no state from which it could go on" in said
+    assert "training.steps 4" in said and "no training state to continue from" in said
     assert place.train("run", *TWO) == 0
     assert "already finished" in capsys.readouterr().out
 

@@ -117,7 +117,7 @@ def test_memory_full_of_encoders_is_not_the_denoisers(place: Place, capsys, monk
     for more in (["--check", "--probe"], []):
         assert place.train("encoders", *more) != 0
         said = capsys.readouterr().err
-        assert "full while pictures and captions are encoded" in said and "gradient_checkpointing" not in said
+        assert "GiB) while pictures and captions are encoded" in said and "gradient_checkpointing" not in said
 
 
 @pytest.mark.parametrize("compiler", [None, "gcc"])

@@ -177,7 +177,7 @@ def test_one_rate_for_all_is_asked_of_the_options_that_break_it(found, rules, ta
     sections = {"optimizer": {"name": "prodigy"}, **ruled(*rules, **targets)}
     problems = found("--training.learning_rate", "1", **sections).problems
     assert [problem.split(" ")[0] for problem in problems] == named
-    assert all("prodigy finds one for all layers: set it to 1.0" in problem for problem in problems)
+    assert all("prodigy estimates one for all layers: set it to 1.0" in problem for problem in problems)
 
 
 def test_prodigy_refuses_groups_of_different_rates():

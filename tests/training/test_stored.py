@@ -118,7 +118,7 @@ def test_without_anything_there_is_a_sentence(place: Place, monkeypatch, capsys)
     assert "--state 7" in (said := capsys.readouterr().err) and "it has 1" in said
     (folder / "state" / "step-000001" / "state.json").unlink()
     assert run(monkeypatch, folder) == 2
-    assert "no training state that can be read" in (said := capsys.readouterr().err) and "step-000001" in said
+    assert "no readable training state" in (said := capsys.readouterr().err) and "step-000001" in said
     shutil.rmtree(folder / "state")
     assert run(monkeypatch, folder) == 2
     assert "no adapter.safetensors, and no training state" in (said := capsys.readouterr().err)

@@ -144,7 +144,7 @@ def test_export_of_a_run_whose_states_are_all_damaged(place: Place, monkeypatch,
         path.write_bytes(b"")
     assert exported(monkeypatch, place.runs / "a") == 2
     said = capsys.readouterr().err
-    assert "put back a copy" in said and "go on with the training" not in said
+    assert "restore a copy" in said and "continue the training" not in said
 
 
 def test_a_folder_that_cannot_be_written_is_named_as_it_was_given(tmp_path):
