@@ -75,7 +75,7 @@ def test_full_memory_beside_the_steps_ends_nothing_and_in_a_step_it_does(place: 
         patch.setattr(outputs.samples, "save_samples", full)
         assert place.train("shown", *DRAWN) == 0
     (said,) = messages(place, "shown")
-    assert "the memory is full; --samples.enabled false leaves them out" in said
+    assert "out of memory; turn them off with --samples.enabled false" in said
     monkeypatch.setattr(loop.feed, "errors", full)
     assert place.train("step", "--validation.every", "0") == 1
 

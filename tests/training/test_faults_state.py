@@ -142,8 +142,8 @@ def a_file(path: Path) -> None:
 UNUSABLE = [
     (with_nan, "not finite"),
     (misshapen, "other layers or options"),
-    (of_another_preset, "it is of another preset (training.seed"),
-    (of_another_optimizer, "of optimizer SGD, not of AdamW"),
+    (of_another_preset, "it has another preset (training.seed"),
+    (of_another_optimizer, "with optimizer SGD, not AdamW"),
     (a_file, "incomplete or unreadable"),
 ]
 
@@ -186,7 +186,7 @@ def test_states_that_are_all_of_another_training_are_refused_too(place: Place, r
     capsys.readouterr()
     assert place.train("held", saving=KEEP) == 1
     said = capsys.readouterr().err
-    assert said.count("of optimizer SGD, not of AdamW") >= 3 and "step 0" in said and "Traceback" not in said
+    assert said.count("with optimizer SGD, not AdamW") >= 3 and "step 0" in said and "Traceback" not in said
     assert len(states(run)) == 3 and steps(place) == [1, 2, 3]
 
 
@@ -243,7 +243,7 @@ def test_a_preset_that_was_changed_on_the_disk_is_that_of_the_states(place: Plac
     (run / "preset.json").write_text(text.replace('"seed": 0', '"seed": 4', 1))
     with place.session("held", saving=KEEP) as session:
         assert session.step == 3
-    assert "was changed; it is written anew" in warnings(place)
+    assert "was changed; restoring it" in warnings(place)
     assert (run / "preset.json").read_text().count('"seed": 4') == 0
 
 
@@ -341,7 +341,7 @@ def test_odd_things_in_a_run_folder_are_refused_or_taken_as_meant(place: Place, 
     (run / "state").rename(run / "elsewhere")
     (run / "state").symlink_to(place.runs / "nowhere")
     assert place.train("held", saving=KEEP) == 2
-    assert "is a link to what is not there" in capsys.readouterr().err
+    assert "is a broken link" in capsys.readouterr().err
     (run / "state").unlink()
     (run / "elsewhere").rename(run / "state")
     (run / "requests" / "stop").mkdir(parents=True)  # of an earlier start

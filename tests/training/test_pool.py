@@ -113,7 +113,7 @@ def test_layers_outside_of_the_pool_start_at_random(place, pooled):
     with place.session("run", adapter=cora(pooled), targets=wide) as session:
         assert all(layer.adapter.up.abs().sum() > 0 for layer in session.adapted.values())
     said = [event["message"] for event in place.events("run", "warning")]
-    assert any("layers are in no file of adapter.folder and start at random" in message for message in said)
+    assert any("layers are in no file of adapter.folder: random initial values" in message for message in said)
 
 
 def test_changes_of_other_sorts_are_shortened(place):

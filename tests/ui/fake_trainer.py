@@ -85,7 +85,7 @@ def train(folder: Path, name: str, how: dict, events) -> int:
         times = {"seconds": 1.0, "seconds_per_step": 0.1, "seconds_left": 0.1 * (steps - step)}
         tell("step", {"step": step, "steps": steps, **numbers, **times, "adapter": {}})
         if how["mode"] == "fail" and step == 2:
-            tell("error", {"message": "The loss is not a finite number at step 3.", "detail": "Traceback"})
+            tell("error", {"message": "Non-finite loss at step 3.", "detail": "Traceback"})
             return finish("failed", 1, step)
         if (folder / "requests/stop").exists():
             (folder / "requests/stop").unlink()
