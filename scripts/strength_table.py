@@ -1,4 +1,4 @@
-"""Write docs/strength.md: what each program makes of a file at another strength than 1, found by asking its arithmetic.
+"""Write docs/strength.md: the effect of a strength other than 1 in each program, from its arithmetic.
 
     python scripts/strength_table.py
 
@@ -30,27 +30,27 @@ COLUMNS = hosts.programs()
 INTRODUCTION = """# Strength
 
 What the strength `s` of a program's adapter loader does, for each form a file can have. `W` is the base weight, `W'`
-the weight at strength 1, `D` the added update, `V = W + D` the weight before a magnitude `m`, `R` a stored rotation and
-`c` the factors of the rows beside it; `B(s)` is a butterfly of several stages with `s R + 1 - s` in the place of each
-stage's `R`. The number is the size of the change at strength 0.5, as a part of that at strength 1, of a random layer.
-All of it is computed by `scripts/strength_table.py` from the same arithmetic that checks every exported file
-(`modules/hosts`); a test runs it again.
+the weight at strength 1, `D` the added update, `V = W + D` the weight before a magnitude `m`, `R` a stored rotation
+and `c` the factors of its rows; `B(s)` is a butterfly of several stages with `s R + 1 - s` instead of each stage's
+`R`. The number is the size of a random layer's change at strength 0.5, relative to that at strength 1. All of it is
+computed by `scripts/strength_table.py` from the same arithmetic that checks every exported file (`modules/hosts`); a
+test runs it again.
 
 At strength 1 every form that is read gives `W'`, with two exceptions: A1111 computes another weight from an output
 magnitude than was meant (so no file of `export.host kohya` has one for it), and sd-scripts ignores magnitudes. At other
 strengths the programs differ, and only a plain LoRA and a full difference are linear in all that read them. ComfyUI
 ignores the factors beside a stored rotation, and skips both kinds of stored rotations where it computes in 16 bits.
 
-If you want to use an adapter at strength 0.5, and half of what was trained: in ComfyUI, A1111 and Forge every file that
-Gimbal writes with `export.form auto` or `svd` is half there at 0.5, whatever the method; so is everything written for
-our node. A plain LoRA, which includes rotations in planes without a magnitude, is half there in every program. Two
-things are not. Of a magnitude along the output (`adapter.axis output`, and every rotation with a magnitude), diffusers
-and LyCORIS scale only one of the two parts and still make most of the change, see "LoRA with output magnitude"; take
-`--form svd` for them, or put the adapter at its strength into the weights with `scripts/merge.py`, which is linear for
-all. And ComfyUI squares the strength of stored rotations (the orthogonal adapters of LyCORIS and others): 0.5 does a
-quarter, and half the change needs 0.71; of a butterfly of several stages about as much. For
-ComfyUI Gimbal stores rotations so only with `export.form compact`. For LyCORIS `auto` does, where the output is
-rotated, and LyCORIS makes most of the change of those with factors at 0.5.
+Half of the trained change at strength 0.5: in ComfyUI, A1111 and Forge this holds for every file that Gimbal writes
+with `export.form auto` or `svd`, whatever the method, and for everything written for our node. In every program it
+holds for a plain LoRA, which includes rotations in planes without a magnitude. There are two exceptions. Of a
+magnitude along the output (`adapter.axis output`, and every rotation with a magnitude), diffusers and LyCORIS scale
+only one of the two parts and apply most of the change, see "LoRA with output magnitude"; use `--form svd` for them, or
+merge the adapter at its strength with `scripts/merge.py`, which is linear for all. And ComfyUI squares the strength of
+stored rotations (the orthogonal adapters of LyCORIS and others): 0.5 gives a quarter of the change, and half needs
+0.71; similarly for a butterfly of several stages. For ComfyUI Gimbal stores rotations this way only with `export.form
+compact`. For LyCORIS `auto` does, where the output is rotated, and LyCORIS applies most of the change of those with
+factors at 0.5.
 
 """
 
@@ -67,7 +67,7 @@ class Sample:
     m: Tensor
     c: Tensor
     blended: Callable[[float, Tensor], Tensor] | None = None
-    """The butterfly of any weight, with `s R + 1 - s` in the place of each stage's R."""
+    """The butterfly of any weight, with `s R + 1 - s` instead of each stage's R."""
 
 
 def normal(*shape: int, seed: int) -> Tensor:
@@ -92,7 +92,7 @@ RULES: dict[str, Rule] = {
     "`B(s) W`": lambda s, x, end: x.blended(s, W) if x.blended else W,
     "`W + s (B(s) W - W)`": lambda s, x, end: W + s * (x.blended(s, W) - W) if x.blended else W,
 }
-"""What a program may compute, by formula: from the strength, the layer's parts and the weight at strength 1."""
+"""What a program may compute, by formula, from the strength, the layer's parts and the weight at strength 1."""
 
 
 def samples() -> dict[str, Sample]:
@@ -158,8 +158,8 @@ def spelled(sample: Sample, host: str) -> dict[str, Tensor]:
 
 
 def rule(host: str, form: str) -> tuple[str, float] | None:
-    """The formula of `RULES` by which the program reads the form, and the size of the change at 0.5 as a part of that
-    at 1; None where it does not read it.
+    """The formula of `RULES` by which the program reads the form, and the size of the change at 0.5 relative to that at
+    1; None where it does not read it.
 
     Raises ValueError if no formula fits.
     """

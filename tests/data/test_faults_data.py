@@ -283,7 +283,7 @@ def test_a_pipe_that_took_a_picture_s_place(folder):
     path = folder.path / "pipe.png"
     os.mkfifo(path)
     for read in (open_picture, read_size, read_text):
-        with pytest.raises(ValueError, match=r"pipe\.png: (it )?is no file"):
+        with pytest.raises(ValueError, match=r"pipe\.png: (it )?is not a regular file"):
             within(5, partial(read, path))
 
 

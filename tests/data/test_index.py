@@ -104,7 +104,7 @@ def test_all_problems_at_once(folder):
     expected = [
         ["data.separator"],
         ["data.resolution 16", "32"],
-        ["cut.jpg", "broken"],
+        ["cut.jpg", "damaged"],
         ["text.png", "convert it"],
         ["latin.txt", "UTF-8"],
         ["metadata.jsonl line 2", "JSON"],

@@ -41,7 +41,7 @@ WRONG = [
     ("--chek", ["--chek: unknown; did you mean --check?"]),
     ("--presset wora_sdxl", ["--presset: unknown; did you mean --preset?"]),
     ("--qqq 3", ["--qqq: unknown; --help lists all options"]),
-    ("--training 3", ["--training: a section; give one of its options, such as --training.steps"]),
+    ("--training 3", ["--training: is a section; give one of its options, such as --training.steps"]),
     ("--adapter.rank 3 --adapter.rank 4", ["--adapter.rank: given twice"]),
     ("--base X --base.path X", ["--base.path: given twice"]),
     ("--training.steps", ["--training.steps: needs a value; write --training.steps=VALUE if it begins with --"]),

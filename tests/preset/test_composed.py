@@ -219,7 +219,7 @@ def test_all_others_are_one_step_away():
         assert rows(word) == [name for name, one in PRESETS.items() if chosen(one)]
 
 
-MISTYPED_WORDS = [("sdx", "did you mean sdxl?"), ("demos", "did you mean demo?"), ("qqq", "there is all, own,")]
+MISTYPED_WORDS = [("sdx", "did you mean sdxl?"), ("demos", "did you mean demo?"), ("qqq", "available: all, own,")]
 
 
 @pytest.mark.parametrize("word, near", MISTYPED_WORDS)

@@ -80,7 +80,7 @@ WRONG = [
     ({"samples": {"prompts": ["a", 5]}}, "samples.prompts number 2: 5 is not a text (in quotes)"),
     ({"export": {"host": "comfy"}},
      "export.host: 'comfy' is not one of comfyui, kohya, diffusers, lycoris, comfyui_node; did you mean comfyui?"),
-    ({"family": "sdx"}, f"family: 'sdx': no such family; there is {', '.join(families.names())}"),
+    ({"family": "sdx"}, f"family: 'sdx': no such family; available: {', '.join(families.names())}"),
     ({"name": "a/b"}, "name: 'a/b' is not a valid folder name; remove the slashes"),
     ({"data": {"trigger": ["x" * 100]}}, f"data.trigger: ['{'x' * 75}... is not a text (in quotes)"),
 ]
@@ -284,7 +284,7 @@ WRONG_OVERRIDES = [
     ([("adapter.rnak", "3")], "adapter.rnak: unknown; did you mean rank?"),
     ([("trainig.steps", "3")], "trainig.steps: unknown; did you mean training.steps?"),
     ([("training.steps.x", "3")], "training.steps.x: unknown; did you mean training.steps?"),
-    ([("training", "3")], "training: a section; give one of its options, such as training.steps"),
+    ([("training", "3")], "training: is a section; give one of its options, such as training.steps"),
     ([("adapter.method", "oft"), ("adapter.rank", "4")],
      f"adapter.rank: method oft has no such option; it is an option of {having('rank')}"),
     ([("adapter.rank", "4"), ("adapter.method", "oft")],

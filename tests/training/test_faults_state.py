@@ -140,7 +140,7 @@ def a_file(path: Path) -> None:
 
 
 UNUSABLE = [
-    (with_nan, "not finite"),
+    (with_nan, "non-finite"),
     (misshapen, "other layers or options"),
     (of_another_preset, "it has another preset (training.seed"),
     (of_another_optimizer, "with optimizer SGD, not AdamW"),

@@ -115,7 +115,7 @@ def test_without_anything_there_is_a_sentence(place: Place, monkeypatch, capsys)
     folder = place.runs / "run"
     capsys.readouterr()
     assert run(monkeypatch, folder, "--state", 7) == 2
-    assert "--state 7" in (said := capsys.readouterr().err) and "it has 1" in said
+    assert "--state 7" in (said := capsys.readouterr().err) and "available: 1" in said
     (folder / "state" / "step-000001" / "state.json").unlink()
     assert run(monkeypatch, folder) == 2
     assert "no readable training state" in (said := capsys.readouterr().err) and "step-000001" in said
