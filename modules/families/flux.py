@@ -251,7 +251,7 @@ class Model(FlowModel):
         return self.pipeline._unpack_latents(latents, height, width, self.latent_factor)
 
     def negative_prompt(self, given: str) -> str | None:
-        """None of its own: guidance is embedded."""
+        """None by default: guidance is embedded."""
         return given or None
 
     def guidance_options(self, guidance: float, away: bool) -> dict[str, float]:

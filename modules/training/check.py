@@ -29,7 +29,7 @@ NEEDED_ON_GPUS = "the package triton, and on Linux a C compiler (gcc or clang) f
 class Findings:
     """All problems and notes at once, and what was found in spite of them.
 
-    A problem that belongs to an option begins with its name.
+    A problem with an option begins with its name.
     """
 
     problems: list[str] = field(default_factory=list)

@@ -258,8 +258,8 @@ def legal(value: Any) -> Any:
 def read_events(path: Path) -> list[dict[str, Any]]:
     """All events of a file. A last line without its end is still being written and is left out.
 
-    Other lines that are no events (after a power cut, or written by something else) are left out, and the log says how
-    many. Raises ValueError for what is no regular file or too large, OSError where it cannot be read.
+    Other invalid lines (after a power cut, or written by something else) are skipped, and the log says how many. Raises
+    ValueError for what is not a regular file or too large, OSError where it cannot be read.
     """
     found = list(each_event(path))
     events = [event for event in found if event is not None]
@@ -269,7 +269,7 @@ def read_events(path: Path) -> list[dict[str, Any]]:
 
 
 def each_event(path: Path) -> Iterator[dict[str, Any] | None]:
-    """The events of a file one after the other; None for a line that is none. Raises as `read_events` does."""
+    """The events of a file one after the other; None for a line that is not one. Raises as `read_events` does."""
     if check_file(path) > LARGEST:
         raise ValueError(f"{path}: larger than {LARGEST >> 30} GiB, so no run has written it; move it away")
     with path.open("rb") as file:

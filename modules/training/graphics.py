@@ -45,5 +45,5 @@ def unused(device_type: str, drivers: dict[str, Callable[[], bool]] = DRIVERS) -
 
 
 def asked_for_cpu() -> bool:
-    """Whether Accelerate was told to use the CPU (`accelerate launch --cpu`)."""
+    """Whether Accelerate is set to use the CPU (`accelerate launch --cpu`)."""
     return os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes")

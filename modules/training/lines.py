@@ -20,7 +20,7 @@ BLOCK = 2**16
 class Lines:
     """Lines of text in UTF-8 that are appended to a file, each in one piece: a line is there or it is not.
 
-    What UTF-8 lacks (parts of file names that are no text) is escaped with a backslash, as JSON has it.
+    What UTF-8 lacks (bytes of file names that are not UTF-8) is escaped with a backslash, as in JSON.
     """
 
     def __init__(self, path: Path):

@@ -9,8 +9,8 @@ A second pair of factors follows `|g|` with `1 - c = beta2^(1/4)`, and the step 
 
     m = beta1 L1 R1 + (1 - beta1) g             v = beta2 (L2 R2)^2 + (1 - beta2) g^2
 
-The authors' code is not public; the formulas are from the secondary documentation of the package zij. Not told there,
-and chosen here:
+The authors' code is not public; the formulas are from the secondary documentation of the package zij. Not
+documented there, and chosen here:
 
 - The start: R has orthonormal rows, the first along (1, ..., 1), the others drawn with a fixed seed; L is zero. So it
   works from the first step, also where that has no gradient, as `down` while `up` is zero. Tensors are taken tall

@@ -61,7 +61,7 @@ INSTEAD = "or start without FSDP (configs/several_gpus.yaml)"
 
 
 def is_wanted() -> bool:
-    """Whether accelerate's launcher was told to use FSDP."""
+    """Whether accelerate's launcher is set up for FSDP."""
     return parse_flag_from_env("ACCELERATE_USE_FSDP")
 
 

@@ -70,7 +70,7 @@ def listen() -> dict[int, Any]:
 
 
 def forget() -> None:
-    """Begin anew, where the command is called several times in one process and not by scripts/train.py."""
+    """Reset, where the command is called several times in one process and not by scripts/train.py."""
     if not SIGNALS.begun:
         SIGNALS.asked, SIGNALS.insisted = None, False
 

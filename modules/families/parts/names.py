@@ -73,20 +73,20 @@ class Files:
     """The names of one network in files."""
 
     checkpoint: str
-    """Names in a single checkpoint begin with this, and go on as `Named.original` says."""
+    """Prefix of names in a single checkpoint, followed by those of `Named.original`."""
     kohya: str
-    """kohya's names begin with this, and go on with the layer's path, underscores for dots."""
+    """Prefix of kohya's names, followed by the layer's path, underscores for dots."""
     kohya_original: bool = False
-    """Whether kohya goes on with the original checkpoint's name, not with diffusers' path."""
+    """Whether kohya's are followed by the original checkpoint's name instead of diffusers' path."""
     dotted: tuple[str, ...] = ()
-    """Beginnings of names that go on with diffusers' path. The first is peft's."""
+    """Prefixes of names with diffusers' path. The first is peft's."""
     joined: tuple[str, ...] = ()
     """The same with underscores for dots."""
     original: tuple[str, ...] = ()
-    """Beginnings of names that go on with the original checkpoint's name."""
+    """Prefixes of names with the original checkpoint's name."""
     original_joined: tuple[str, ...] = ()
     comfyui: str = ""
-    """What ComfyUI's generic names of a text encoder begin with, which go on with transformers' path."""
+    """Prefix of ComfyUI's generic names of a text encoder, followed by transformers' path."""
     comfyui_reads_paths: bool = False
     """Whether ComfyUI supports diffusers' paths in this network."""
     peft: bool = True
