@@ -151,7 +151,7 @@ def is_full(error: BaseException) -> bool:
 def full_sentence(path: Path) -> str:
     """The message for a file for which the disk has no room."""
     place = next(folder for folder in path.absolute().parents if folder.exists())
-    return f"{path}: the disk is full ({shutil.disk_usage(place).free:,} bytes free); free some space and start again"
+    return f"{path}: the disk is full ({shutil.disk_usage(place).free:,} bytes are free); free some and start again"
 
 
 def to_disk(path: Path) -> None:

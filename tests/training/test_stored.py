@@ -131,7 +131,7 @@ def test_nothing_that_exists_is_overwritten(place: Place, monkeypatch, capsys):
     before = file.read_bytes()
     monkeypatch.setattr("sys.argv", ["export.py", str(place.runs / "kept"), "--out", str(file)])
     assert export.main() == 2
-    assert "exists already" in capsys.readouterr().err and file.read_bytes() == before
+    assert "already exists" in capsys.readouterr().err and file.read_bytes() == before
 
 
 def test_a_state_that_a_running_training_deletes_meanwhile(place: Place, monkeypatch):

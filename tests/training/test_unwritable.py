@@ -132,7 +132,7 @@ def exported(monkeypatch, *words: object) -> int:
 def test_export_says_what_is_wrong_with_what_it_is_given(place: Place, monkeypatch, capsys):
     assert exported(monkeypatch, place.stage / "pictures" / "0.txt") == 2
     said = capsys.readouterr().err
-    assert "no safetensors file" in said and "adapter" not in said
+    assert "not a safetensors file" in said and "adapter" not in said
     assert exported(monkeypatch, place.runs, "--out", place.runs) == 2
     assert f"--out {place.runs}: is a folder; give a file in it" in capsys.readouterr().err
 
