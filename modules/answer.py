@@ -1,5 +1,4 @@
-"""What all scripts have in common: how they end, whatever happens; the text they print, or the sentence about bad
-input; and a table's place in a page of docs/."""
+"""What all scripts have in common: exit codes and error messages, printed text, and tables in pages of docs/."""
 
 import logging
 import os
@@ -17,16 +16,15 @@ from modules.reasons import first_line, sentence
 log = logging.getLogger(__name__)
 
 FAILED, REFUSED, STOPPED, UNREAD = 1, 2, 130, 141
-"""Exit codes: an error of ours, bad input, Ctrl-C, and, as shells have it, the reader of the output has gone."""
+"""Exit codes: a bug of ours, bad input, Ctrl-C, and, as in shells, a closed pipe at stdout."""
 
 DEBUG = "GIMBAL_DEBUG"
-"""Environment variable that asks for traces of errors."""
+"""Environment variable that turns on tracebacks."""
 
 
 def script(main: Callable[[], int | None], prints: bool = False) -> int:
-    """Run a script's `main`; its exit code. What it prints cannot steer the terminal, and a screen that does not take
-    it ends nothing; see `guarded` for errors. `prints`: what is printed is the result, and without it the script has
-    failed."""
+    """Run a script's `main`; its exit code. Control characters in its output are escaped, and output that cannot be
+    written is dropped; see `guarded` for errors. `prints`: the output is the result, so losing it is a failure."""
     before, hook = (sys.stdout, sys.stderr), threading.excepthook
     out, threading.excepthook = screen.begin(), in_a_thread
     try:
@@ -39,14 +37,14 @@ def script(main: Callable[[], int | None], prints: bool = False) -> int:
             threading.excepthook = hook
     if out.error is None:
         return code
-    if isinstance(out.error, BrokenPipeError):  # as in `... | head`: there is nobody to tell
+    if isinstance(out.error, BrokenPipeError):  # as in `... | head`
         return code or UNREAD
-    _tell(f"stdout: cannot be written ({reason(out.error)}), so what was printed is lost")
+    _tell(f"stdout: cannot be written ({reason(out.error)}); the output is lost")
     return code or (FAILED if prints else 0)
 
 
 def guarded(main: Callable[[], int | None]) -> int:
-    """Run `main`; its exit code. An error becomes one sentence, with a trace only where `DEBUG` asks for it."""
+    """Run `main`; its exit code. An error becomes one sentence, with a traceback only where `DEBUG` is set."""
     try:
         return main() or 0
     except KeyboardInterrupt:
@@ -56,18 +54,18 @@ def guarded(main: Callable[[], int | None]) -> int:
         _tell(sentence(error))
         return REFUSED
     except MemoryError:
-        _tell("There is not enough main memory for this input.")
+        _tell("Out of main memory: this input needs more.")
         return FAILED
-    except Exception as error:  # noqa: BLE001  nobody is above to handle it; said, and traced where that is asked for
-        again = "" if os.environ.get(DEBUG) else f" With {DEBUG}=1 in the environment the same command says where."
+    except Exception as error:  # noqa: BLE001  the outermost handler: reported, with a traceback if `DEBUG` is set
+        again = "" if os.environ.get(DEBUG) else f" Set {DEBUG}=1 in the environment for a traceback."
         said = first_line(error).rstrip(". ")
         _tell(f"This is an error in Gimbal, not in your input: {type(error).__name__}: {said}.{again}")
         return FAILED
 
 
 def in_a_thread(ended: threading.ExceptHookArgs) -> None:
-    """A thread of a library has ended by an error (TensorBoard's, when its file cannot be written). Whoever waits for
-    the thread says so; a trace on the screen would say it to the user, and in words that are not meant for them."""
+    """Log that a library's thread has ended with an error (TensorBoard's, when its file cannot be written). Whoever
+    waits for the thread reports it; a traceback on the screen would not help the user."""
     name = ended.thread.name if ended.thread is not None else "a thread"
     log.info("%s ended: %s", name, first_line(ended.exc_value) if ended.exc_value is not None else ended.exc_type)
     if os.environ.get(DEBUG):
@@ -86,7 +84,7 @@ def answer(run: Callable[[Namespace], str], arguments: Namespace) -> int:
 
 
 def reason(error: Exception) -> str:
-    """What the system says of an error, without numbers and names."""
+    """The system's message for an error, without numbers and names."""
     return error.strerror if isinstance(error, OSError) and error.strerror else first_line(error)
 
 
@@ -95,12 +93,12 @@ def put(page: Path, text: str, begin: str, end: str) -> None:
     before, first, rest = page.read_text(encoding="utf-8").partition(begin)
     _, last, after = rest.partition(end)
     if not first or not last:
-        raise ValueError(f"{page} has no {begin} with {end} behind it: there is no place for the table")
+        raise ValueError(f"{page} has no {begin} followed by {end}, so there is no place for the table")
     page.write_text(f"{before}{begin}\n{text}\n{end}{after}", encoding="utf-8")
 
 
 def _tell(text: str) -> None:
-    """Say why the script ends."""
+    """Print why the script ends."""
     if os.environ.get(DEBUG) and sys.exc_info()[1] is not None:
         traceback.print_exc()
     print(short(text, LONGEST), file=sys.stderr, flush=True)

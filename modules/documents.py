@@ -1,7 +1,7 @@
 """Reading JSON, TOML and YAML that somebody else wrote: bounded in size and depth, and one sentence for what is wrong.
 
-Every function raises ValueError with one sentence that begins with the file, whatever is there: a folder, a pipe, a
-device, text in another encoding, a million brackets, a key that stands there twice.
+Every function raises ValueError with one sentence that begins with the file, whatever it is: a folder, a pipe, a
+device, text in another encoding, a million brackets, a duplicate key.
 """
 
 import json
@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 LARGEST = 8 * 2**20
-"""Bytes of a JSON file. In memory it may take thirty times as much."""
+"""Bytes of a JSON file, at most. In memory it may take thirty times as much."""
 
 LARGEST_SETTINGS = 2**20
 """Bytes of TOML, YAML and presets; they are read in Python, a character at a time."""
@@ -22,7 +22,7 @@ DEEPEST = 100
 """Levels of mappings and lists within each other. Presets have five."""
 
 LONGEST_NUMBER = 100
-"""Characters of a number in YAML, whose numbers to base 60 take the square of their length."""
+"""Characters of a number in YAML, whose numbers to base 60 take quadratic time."""
 
 MOST_NODES = 50_000
 """Values in a YAML file, those that an alias repeats counted each time; settings have hundreds."""
@@ -32,7 +32,7 @@ NUMBERS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
 
 OTHERS = {stat.S_ISDIR: "a folder", stat.S_ISFIFO: "a pipe", stat.S_ISSOCK: "a socket", stat.S_ISCHR: "a device",
           stat.S_ISBLK: "a device"}
-"""What a path may be besides a file."""
+"""What a path may be instead of a file."""
 
 LONG_KEY = re.compile(
     r"""(?<![\w"'-])(?:(?:[\w-]+|"[^"\n]*"|'[^'\n]*')[ \t]*\.[ \t]*)""" f"{{{DEEPEST}}}", re.ASCII
@@ -40,16 +40,16 @@ LONG_KEY = re.compile(
 """A TOML key of so many parts, for each of which Python's reader keeps all parts before it."""
 
 ENCODINGS = {b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16"}
-"""What the first bytes of a text that is not UTF-8 may tell."""
+"""Other encodings and formats, by the first bytes."""
 
 
 # -- files ------------------------------------------------------------------------------------------------------------
 
 
 def check_file(path: Path, what: str = "a file") -> int:
-    """The bytes of the file at `path`, which is not opened: a pipe would wait for ever, and a device may do anything.
+    """The size of the file at `path`, which is not opened: a pipe would block, and a device may do anything.
 
-    Raises ValueError for what is no regular file; `what` is needed there.
+    Raises ValueError for what is not a regular file; `what` is expected there.
     """
     try:
         found = path.stat()
@@ -58,15 +58,15 @@ def check_file(path: Path, what: str = "a file") -> int:
     except OSError as error:
         raise ValueError(f"{path}: cannot be read ({error.strerror})") from None
     except ValueError:
-        raise ValueError(f"{str(path)!r}: is not a path; it has a character that no file name can have") from None
+        raise ValueError(f"{str(path)!r}: is not a path; it has a character that file names cannot have") from None
     if not stat.S_ISREG(found.st_mode):
-        kind = next((words for is_it, words in OTHERS.items() if is_it(found.st_mode)), "no file")
+        kind = next((words for is_it, words in OTHERS.items() if is_it(found.st_mode)), "not a file")
         raise ValueError(f"{path}: is {kind}; give {what}")
     return found.st_size
 
 
 def is_file(path: Path) -> bool:
-    """Whether a regular file is there. False too for what is no path at all, such as a text of 300 characters."""
+    """Whether a regular file is there. False also for what is not a valid path, such as a text of 300 characters."""
     try:
         return path.is_file()
     except (OSError, ValueError):
@@ -105,7 +105,7 @@ def read_text(path: Path, largest: int = LARGEST, what: str = "a text file") -> 
         how = f"it is {seen}" if seen else f"byte {error.start + 1} is {content[error.start]:#04x}"
         raise ValueError(f"{path}: is not UTF-8 text ({how}); save it as UTF-8") from None
     if "\0" in text:
-        raise ValueError(f"{path}: is damaged or no text file: it has NUL characters; save it anew as UTF-8")
+        raise ValueError(f"{path}: is damaged or not a text file: it has NUL characters; save it as UTF-8")
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
@@ -123,8 +123,8 @@ def read_object(path: Path, largest: int = LARGEST) -> dict[str, Any]:
 
 
 def parse_json(text: str, place: str, exact: bool = False) -> Any:
-    """The value that a JSON text means; `place` is where it stands, for sentences. NaN and Infinity, which Python's
-    and other programs' JSON have, are read unless the text has to be `exact`."""
+    """The value of a JSON text; `place` is where it comes from, for sentences. NaN and Infinity, which Python and other
+    programs write, are read unless the text has to be `exact`."""
     constant = _refused if exact else float
     try:
         found = json.loads(text, object_pairs_hook=_mapping, parse_constant=constant)
@@ -133,20 +133,20 @@ def parse_json(text: str, place: str, exact: bool = False) -> Any:
         raise ValueError(f"{place}: is not JSON ({reason})") from None
     except RecursionError:
         raise ValueError(_too_deep(place)) from None
-    except ValueError as error:  # a key that is there twice, a constant, a number of 5,000 digits
+    except ValueError as error:  # a duplicate key, a constant, a number of 5,000 digits
         raise ValueError(f"{place}: {error}") from None
     return _bounded(found, place)
 
 
 def as_object(value: Any, place: str) -> dict[str, Any]:
-    """The same value. Raises ValueError if it is no mapping."""
+    """The same value. Raises ValueError if it is not a mapping."""
     if not isinstance(value, dict):
-        raise ValueError(f"{place}: holds {_kind(value)} where an object in braces should be, as in {{...}}")
+        raise ValueError(f"{place}: is {_kind(value)}, but an object in braces is expected, as in {{...}}")
     return value
 
 
 def parse_toml(text: str, place: str) -> dict[str, Any]:
-    """The table that a TOML text means."""
+    """The table of a TOML text."""
     try:
         import tomllib
     except ImportError:  # Python 3.10
@@ -162,7 +162,7 @@ def parse_toml(text: str, place: str) -> dict[str, Any]:
 
 
 def parse_yaml(text: str, place: str) -> Any:
-    """The value that a YAML text means: plain values only, nothing is made or run, and aliases repeat what is small."""
+    """The value of a YAML text: plain values only, no objects, no code, and a limit on what aliases repeat."""
     import yaml
 
     try:
@@ -175,12 +175,12 @@ def parse_yaml(text: str, place: str) -> Any:
         where = f"line {mark.line + 1}, column {mark.column + 1}" if mark else ""
         reason = ": ".join(part for part in (where, " ".join(str(said or "" if mark else error).split())) if part)
         raise ValueError(f"{place}: is not YAML ({reason})") from None
-    except (TypeError, AttributeError, KeyError) as error:  # what the library leaves of values of wrong kinds
+    except (TypeError, AttributeError, KeyError) as error:  # the library does not catch all wrong types
         raise ValueError(f"{place}: is not YAML ({error})") from None
 
 
 def _loader() -> Any:
-    """PyYAML's safe loader, made to count what aliases repeat before it is put together, and to refuse twins."""
+    """PyYAML's safe loader that limits what aliases repeat before constructing it, and rejects duplicate keys."""
     import yaml
     from yaml.composer import ComposerError
     from yaml.constructor import ConstructorError
@@ -194,22 +194,22 @@ def _loader() -> Any:
             """Values in a node, by its identity."""
 
         def compose_node(self, parent: Any, index: Any) -> Any:
-            """A node. Raises ComposerError for one that repeats too much, or is inside of itself."""
+            """A node. Raises ComposerError for one that repeats too much, or contains itself."""
             mark = self.peek_event().start_mark
             is_alias = self.check_event(yaml.AliasEvent)
             node: Any = super().compose_node(parent, index)
             if is_alias and id(node) not in self.sizes:
-                raise ComposerError(None, None, "an alias inside of what it repeats", mark)
+                raise ComposerError(None, None, "a recursive alias", mark)
             if not is_alias:
                 self.sizes[id(node)] = 1 + sum(self.sizes[id(inner)] for inner in _inside(node))
             if node.tag in NUMBERS and len(node.value) > LONGEST_NUMBER:
                 raise ComposerError(None, None, f"a number of {len(node.value)} digits", mark)
             if self.sizes[id(node)] > MOST_NODES or len(self.sizes) > MOST_NODES:
-                raise ComposerError(None, None, "more values than any settings have", mark)
+                raise ComposerError(None, None, "too many values", mark)
             return node
 
         def construct_mapping(self, node: Any, deep: bool = False) -> Any:
-            """A mapping. Raises ConstructorError for a key that stands there twice; one merged in may."""
+            """A mapping. Raises ConstructorError for a duplicate key; a merged one may be overridden."""
             names = Counter(key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)
                             and key.tag != "tag:yaml.org,2002:merge")
             twice = _twice(names)
@@ -235,12 +235,12 @@ def _mapping(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _twice(names: Counter[str]) -> str:
-    """A sentence about names that stand somewhere more than once; empty if none does."""
+    """A sentence about duplicate names; empty if there are none."""
     found = [name for name, count in names.items() if count > 1]
     if not found:
         return ""
     more = f" and {len(found) - 3} more" if len(found) > 3 else ""
-    return f"{', '.join(name[:80] for name in found[:3])}{more} stands there twice in one section; keep one"
+    return f"{', '.join(name[:80] for name in found[:3])}{more} is given twice in one section; keep one"
 
 
 def _refused(constant: str) -> None:
@@ -248,7 +248,7 @@ def _refused(constant: str) -> None:
 
 
 def _bounded(value: Any, place: str) -> Any:
-    """The same value. Raises ValueError for one that is deeper than what is done with it can go."""
+    """The same value. Raises ValueError for one that is nested too deeply."""
     level = [value]
     for _ in range(DEEPEST):
         level = [inner for outer in level if isinstance(outer, dict | list)
@@ -259,7 +259,7 @@ def _bounded(value: Any, place: str) -> Any:
 
 
 def _too_deep(place: str) -> str:
-    return f"{place}: is damaged or not made for this: its values are nested more than {DEEPEST} levels deep"
+    return f"{place}: is damaged or of another kind: its values are nested more than {DEEPEST} levels deep"
 
 
 def _kind(value: Any) -> str:

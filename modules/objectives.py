@@ -1,7 +1,7 @@
-"""What is learned from a noised picture: noise and time steps of a sample, noising, target and loss weight.
+"""The training objective: noise and timestep of a sample, noising, target and loss weight.
 
-Noise and time step of a sample are functions of (seed, position) alone, `position` being the sample's running number
-in the whole training: the same on any number of processes, and after a resume.
+Noise and timestep of a sample are functions of (seed, position) alone, `position` being the sample's index in the whole
+training: the same on any number of processes, and after resuming.
 """
 
 import math
@@ -22,7 +22,7 @@ def sample_noise(seed: int, position: int, shape: tuple[int, ...], offset: float
 
 
 def sample_level(seed: int, position: int, count: int, density: "Density") -> float:
-    """How far through the noise a sample is, in (0, 1): 0 the picture, 1 pure noise.
+    """The noise level of a sample, in (0, 1): 0 the picture, 1 pure noise.
 
     Uniform: the middle of one of `count` equal parts. The others: Esser et al. (arXiv 2403.03206), section 3.1.
     """
@@ -48,7 +48,7 @@ def draw_latents(moments: Tensor, seed: int, position: int) -> Tensor:
 
 @dataclass(frozen=True)
 class Density:
-    """How often which noise level is trained on."""
+    """The timestep distribution: how often each noise level is trained on."""
 
     kind: str
     """"uniform", "logit_normal", "mode" or "cosmap"."""
@@ -59,26 +59,26 @@ class Density:
 
 
 class Process(Protocol):
-    """How a model family turns pictures into noise. A time is what the network is told, `(n)` float64."""
+    """The noise process of a model family. A time is the network's timestep input, `(n)` float64."""
 
     count: int
-    """Steps that the network knows."""
+    """Timesteps of the network."""
 
     prediction: str
-    """What the base was trained to predict: "epsilon", "v_prediction" or "flow"."""
+    """The base's prediction type: "epsilon", "v_prediction" or "flow"."""
 
     predictions: tuple[str, ...]
-    """What a network of this process can be trained to predict."""
+    """The prediction types of this process."""
 
     density: str
-    """The usual density of noise levels."""
+    """The usual timestep distribution."""
 
     def times(self, levels: Tensor, area: int) -> Tensor:
         """Times `(n)` of noise levels `(n)` in (0, 1), float64, for latents of `area` = height * width."""
         ...
 
     def parts(self, times: Tensor) -> tuple[Tensor, Tensor]:
-        """How much of the picture and of the noise there is at these times: two `(n)`."""
+        """Factors of picture and noise at these times: two `(n)`."""
         ...
 
     def snr(self, times: Tensor) -> Tensor:
@@ -98,7 +98,7 @@ class Diffusion:
 
     @property
     def count(self) -> int:
-        """Steps that the network knows."""
+        """Timesteps of the network."""
         return len(self.alphas_cumprod)
 
     def times(self, levels: Tensor, area: int) -> Tensor:
@@ -134,7 +134,7 @@ class Flow:
 
     shift: float = 1.0
     growth: tuple[float, float, float, float] | None = None
-    """`(latents, m, latents, m)`: two points of the line, by height * width of the latents. None: `shift` holds."""
+    """`(latents, m, latents, m)`: two points of the line, by height * width of the latents. None: `shift` is used."""
     count: int = 1000
     prediction: str = "flow"
     predictions: tuple[str, ...] = ("flow",)
@@ -164,13 +164,13 @@ class Flow:
 
 
 def add_noise(latents: Tensor, noise: Tensor, parts: tuple[Tensor, Tensor]) -> Tensor:
-    """Picture and noise `(n, c, h, w)` in these parts `(n)` (DDPM, eq. 4, or a point of the straight path)."""
+    """Picture and noise `(n, c, h, w)` mixed by these factors `(n)` (DDPM, eq. 4, or a point of the straight path)."""
     signal, rest = (part.view(-1, 1, 1, 1) for part in parts)
     return signal * latents + rest * noise
 
 
 def target(prediction: str, latents: Tensor, noise: Tensor, parts: tuple[Tensor, Tensor]) -> Tensor:
-    """What the network should predict: the noise `e`; `v = sqrt(a) e - sqrt(1 - a) x` (Salimans & Ho 2022, app. D);
+    """The prediction target: the noise `e`; `v = sqrt(a) e - sqrt(1 - a) x` (Salimans & Ho 2022, app. D);
     or the flow `e - x`."""
     if prediction == "epsilon":
         return noise

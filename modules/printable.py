@@ -1,5 +1,5 @@
-"""Texts of files on a terminal: control characters, which could move its cursor, recolour or reorder what it shows, are
-printed as escapes."""
+"""Texts of files on a terminal: control characters, which could move its cursor or change what it shows, are printed as
+escapes."""
 
 import json
 import re
@@ -14,7 +14,7 @@ UNSEEN = (
 """Characters, as a range of a regular expression. Not among them: those that join and part letters in words."""
 
 LONGEST = 4000
-"""Characters of a sentence on the screen, all that it lists taken together."""
+"""Characters of a sentence on the screen, with all that it lists."""
 
 IN_LINE = re.compile(f"[{UNSEEN}]")
 IN_TEXT = re.compile(f"(?![\n\t])[{UNSEEN}]")
@@ -31,8 +31,8 @@ def printed(text: str) -> str:
 
 
 def short(text: str, most: int = 200) -> str:
-    """A text whose length others decide, as a sentence may have it: its begin and its end, of about `most` characters,
-    and how many it has."""
+    """A text of any length, shortened for a sentence: its beginning and its end, about `most` characters, and how many
+    it has."""
     if len(text) <= most:
         return text
     return f"{text[: 2 * most // 3]} [... {len(text):,} characters ...] {text[-(most // 3) :]}"

@@ -1,4 +1,4 @@
-"""Frozen base layers in packed formats, in main memory or sharded: the only code that knows how weights are kept."""
+"""Frozen base layers that are quantized, offloaded or sharded: the only code that knows how weights are stored."""
 
 import copy
 from collections.abc import Callable
@@ -14,11 +14,11 @@ BLOCK = 64
 """Weights that share one nf4 scale."""
 
 SCALES = 256
-"""nf4 scales that share a scale of their own: they are kept in 8 bits."""
+"""nf4 scales that share a second scale: they are quantized to 8 bits."""
 
 
 def is_packed(layer: Any) -> bool:
-    """Whether the layer's weight has to be made dense, or fetched, for each use."""
+    """Whether the layer's weight has to be dequantized, or copied to the device, for each use."""
     return isinstance(layer, PackedLinear)
 
 
@@ -31,14 +31,14 @@ def dense_weight(layer: Any, dtype: torch.dtype = torch.float32) -> Tensor:
     """The weight a frozen layer computes with, in the layer's own shape.
 
     Dense layers give their parameter itself; packed ones a new tensor `(out, in)` in `dtype`; sharded ones a new tensor
-    that is put together from all processes.
+    that is gathered from all processes.
     """
     return layer.unpacked(dtype) if is_packed(layer) else whole(layer.weight.detach())
 
 
 def is_sharded(tensor: Tensor) -> bool:
-    """Whether this process keeps only its share of `tensor`. Within a layer's own forward and backward pass it does
-    not: FSDP puts the whole weight in place for that time."""
+    """Whether this process has only its shard of `tensor`. Within a layer's own forward and backward pass it has all:
+    FSDP gathers the weight for that time."""
     if not torch.distributed.is_available() or not torch.distributed.is_initialized():
         return False
     from torch.distributed.tensor import DTensor
@@ -47,13 +47,13 @@ def is_sharded(tensor: Tensor) -> bool:
 
 
 def whole(tensor: Any) -> Tensor:
-    """`tensor` itself, or all of it where it is sharded. That takes all processes, in the same order."""
+    """`tensor` itself, or gathered where it is sharded. All processes have to call this, in the same order."""
     return tensor.full_tensor() if is_sharded(tensor) else tensor
 
 
 def anywhere(layer: Any, flag: Tensor) -> bool:
-    """Whether `flag ()` is true here, or in another process that keeps a share of the layer's weight. What follows from
-    it may read that weight, which takes all of them: they must not disagree by a rounding."""
+    """Whether `flag ()` is true here, or in another process with a shard of the layer's weight. What depends on it may
+    gather that weight, which takes all of them: they must not disagree because of rounding."""
     if not is_sharded(layer.weight):
         return bool(flag)
     agreed = flag.float()
@@ -67,10 +67,10 @@ def features(layer: Any) -> tuple[int, int]:
 
 
 class FrozenLinear(torch.autograd.Function):
-    """`x W^T` for a frozen `W (out, fan_in)` that `dense()` makes anew in the backward pass: no copy is kept.
+    """`x W^T` for a frozen `W (out, fan_in)` that `dense()` makes again in the backward pass: no copy is kept.
 
-    For packed weights this is weight-only quantisation: activations are never rounded, so the layer is exactly the
-    dense one of `dense_weight`.
+    This is weight-only quantization: activations are never rounded, so the layer is exactly the dense one of
+    `dense_weight`.
     """
 
     @staticmethod
@@ -85,12 +85,12 @@ class FrozenLinear(torch.autograd.Function):
 
 
 def product(layer: Any, x: Tensor) -> Tensor:
-    """`x W^T` for a packed layer, without its bias; the weight is made dense in `x`'s half precision or in float32."""
+    """`x W^T` for a packed layer, without its bias; the weight is dequantized to `x`'s half precision or to float32."""
     return FrozenLinear.apply(x, partial(dense_weight, layer, x.dtype if x.dtype in HALF else torch.float32))  # pyright: ignore
 
 
 class Unpacked(nn.Linear):
-    """A packed layer's dense stand-in: like it, computes in the dtype of what it is given."""
+    """The dense replacement of a packed layer: like it, computes in the dtype of its input."""
 
     def forward(self, input: Tensor) -> Tensor:
         bias = None if self.bias is None else self.bias.to(input.dtype)
@@ -98,11 +98,11 @@ class Unpacked(nn.Linear):
 
 
 class PackedLinear(nn.Linear):
-    """A frozen linear layer that keeps its weight in nf4, int8 or fp8, or dense in main memory, and makes it dense on
-    its device anew whenever it is needed.
+    """A frozen linear layer with its weight in nf4, int8 or fp8, or dense in main memory, that is dequantized on its
+    device for each use.
 
     nf4 and int8 are not bitsandbytes' own layers. Theirs round the activations too (int8), repack the weight in place
-    on some processors as soon as they run in eval mode (nf4), cast their bias to whatever comes in, and keep their
+    on some processors as soon as they run in eval mode (nf4), cast their bias to the input's dtype, and have their
     scales where `network.to(device)` does not find them.
     """
 
@@ -123,7 +123,7 @@ class PackedLinear(nn.Linear):
         self.train(layer.training)
 
     def keep_in_memory(self) -> None:
-        """From now on the weight and its scales stay in main memory and come to the device for each use."""
+        """From now on the weight and its scales stay in main memory and are copied to the device for each use."""
         self.in_memory = True
         self._move()
 
@@ -139,7 +139,7 @@ class PackedLinear(nn.Linear):
         return y if self.bias is None else y + self.bias.to(y.dtype)
 
     def _apply(self, fn, recurse: bool = True):
-        """Weight and scales belong to the packed format: a cast must not round them. Those in memory stay there."""
+        """Casts must not round packed weights and scales. Offloaded ones stay in main memory."""
         moved = fn(torch.empty(0, dtype=self.dense_dtype, device=self.device))
         self.device, self.dense_dtype = moved.device, moved.dtype
         if self.bias is not None:
@@ -155,14 +155,14 @@ class PackedLinear(nn.Linear):
             setattr(self, name, self._at_home(scale))
 
     def _at_home(self, tensor: Tensor) -> Tensor:
-        """`tensor` where it is kept. From pinned memory a copy to the device does not hold up the processor."""
+        """`tensor` where it is kept. From pinned memory copies to the device are asynchronous."""
         if not self.in_memory:
             return tensor.to(self.device)
         tensor = tensor.to("cpu")
         return tensor.pin_memory() if self.device.type == "cuda" else tensor
 
 
-# -- formats: weight (out, in) to what is kept and its scales, and back -----------------------------------------------
+# -- formats: weight (out, in) to the packed tensor and its scales, and back ------------------------------------------
 
 
 def _pack_nf4(weight: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
@@ -199,8 +199,8 @@ def _unpack_int8(packed: Tensor, scales: dict[str, Tensor], shape: tuple[int, in
 
 
 def _pack_fp8(weight: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-    """e4m3 with a scale per row, so that each row's largest weight is the format's largest number. Kept as bytes: a
-    network is asked for the dtype of its weights."""
+    """e4m3 with a scale per row, so that each row's largest weight is the format's largest value. Stored as bytes,
+    because libraries read a network's dtype from its weights."""
     largest = weight.float().abs().amax(1)
     rows = torch.where(largest > 0, largest / torch.finfo(torch.float8_e4m3fn).max, 1.0)
     return (weight.float() / rows[:, None]).to(torch.float8_e4m3fn).view(torch.uint8), {"rows": rows}
@@ -241,7 +241,7 @@ def with_dense_weight(layer: Any, weight: Tensor) -> nn.Module:
 def pack_linears(network: nn.Module, kind: str, device: torch.device | None = None) -> None:
     """Replace every `nn.Linear` in `network` by its packed version, kind `nf4`, `int8`, `fp8` or `dense`, in place.
 
-    With `device`, one layer after the other is moved and packed there: the dense network never has to fit on it.
+    With `device`, layers are moved and packed there one by one: the dense network never has to fit on it.
     """
     for parent in list(network.modules()):
         for name, child in list(parent.named_children()):
@@ -258,5 +258,5 @@ def keep_in_memory(network: nn.Module) -> None:
 
 
 def device_of(layer: Any) -> torch.device:
-    """Where a frozen layer computes; its weight may be elsewhere."""
+    """The device a frozen layer computes on; its weight may be on another."""
     return layer.device if is_packed(layer) else layer.weight.device

@@ -1,4 +1,4 @@
-"""What went wrong, in a sentence. Nothing heavy is imported here: it has to tell of failed imports too."""
+"""What went wrong, in a sentence. Nothing heavy is imported here: it has to report failed imports too."""
 
 import traceback
 from pathlib import Path
@@ -15,7 +15,7 @@ def sentence(error: BaseException, folder: Path | None = None) -> str:
     if is_full(error):
         return full_sentence(path_of(error) or folder or Path.cwd())
     if isinstance(error, ImportError):
-        return f"{first_line(error)}; install what requirements.txt lists, with the Python that runs this{place(error)}"
+        return f"{first_line(error)}; run pip install -r requirements.txt with this Python{place(error)}"
     if isinstance(error, RecursionError):
         return f"a file is nested too deeply{place(error)}"
     if isinstance(error, OSError) and error.strerror:
@@ -27,7 +27,7 @@ def sentence(error: BaseException, folder: Path | None = None) -> str:
 
 
 def path_of(error: BaseException) -> Path | None:
-    """The file that the system's own error names."""
+    """The file named in a system error."""
     if not isinstance(error, OSError) or not isinstance(error.filename, (str, bytes)):
         return None
     name = error.filename
@@ -35,7 +35,7 @@ def path_of(error: BaseException) -> Path | None:
 
 
 def first_line(error: BaseException) -> str:
-    """The error's own words, shortened."""
+    """The first line of the error's message, shortened."""
     return (str(error).strip().splitlines() or ["no message"])[0][:300]
 
 

@@ -1,9 +1,8 @@
 """stdout and stderr of a program that must not fail because of them.
 
-What cannot be written is dropped: the reader of a pipe that went away, a terminal that is gone, a full disk behind
-`> log`, a closed descriptor. Characters that the encoding lacks are escaped, and so are control characters: file names,
-captions and the contents of files can hold commands to the terminal. Nothing heavy is imported here, since `begin` has
-to come before anything that could print.
+What cannot be written is dropped: to a closed pipe, a closed terminal, a full disk behind `> log`, a closed descriptor.
+Characters that the encoding lacks are escaped, and so are control characters: file names, captions and the contents of
+files may have escape sequences. Nothing heavy is imported here, since `begin` has to come before anything that prints.
 """
 
 import errno
@@ -17,11 +16,11 @@ from typing import Any, TextIO
 from modules.printable import printed
 
 PATIENCE = 1.0
-"""Seconds that a reader has who is slow, where the other side has made the pipe refuse instead of wait."""
+"""Seconds that a slow reader has, where the other side has made the pipe non-blocking."""
 
 
 def plain(text: str) -> str:
-    """`text` as `printed` has it, with no control characters but its line ends and tabs.
+    """`text` as `printed` returns it, with no control characters but its line ends and tabs.
 
     Carriage returns at either end stay, as progress bars have them.
     """
@@ -31,12 +30,12 @@ def plain(text: str) -> str:
 
 
 class Dropping(io.RawIOBase):
-    """Bytes for a stream; what it does not take is dropped without a word."""
+    """Bytes for a stream; what cannot be written is silently dropped."""
 
     def __init__(self, inner: io.RawIOBase, closed: bool = False):
         self.inner = inner
         self.was_closed = closed
-        """Whether there is no stream: `inner` goes nowhere."""
+        """Whether there is no stream: `inner` is a dummy."""
         self.error: Exception | None = None
         """Why something was dropped."""
 
@@ -45,7 +44,7 @@ class Dropping(io.RawIOBase):
         return True
 
     def write(self, data: Any, /) -> int:
-        """Write all that can be written; how much was given, always."""
+        """Write what can be written; always returns the size of all."""
         rest, size = memoryview(data).cast("B"), memoryview(data).nbytes
         try:
             if self.was_closed and size:
@@ -53,7 +52,7 @@ class Dropping(io.RawIOBase):
             while rest:
                 written = self.inner.write(rest)
                 if written is None and not select.select([], [self.inner], [], PATIENCE)[1]:
-                    raise OSError(errno.EAGAIN, f"its reader takes nothing for {PATIENCE:g} s")
+                    raise OSError(errno.EAGAIN, f"its reader has not read for {PATIENCE:g} s")
                 rest = rest[written or 0 :]
         except (OSError, ValueError) as error:  # ValueError: it is closed
             self.error = error
@@ -92,7 +91,7 @@ def begin() -> Screen:
     for number in (0, 1, 2):
         open_if_closed(number)
     is_program = sys.stdout is sys.__stdout__ and sys.stderr is sys.__stderr__
-    if not is_program:  # this runs within another program, which goes on with its streams
+    if not is_program:  # this runs within another program, which keeps its streams
         sys.stdout, sys.stderr = out, _ = within(sys.stdout), within(sys.stderr)
         return out
     sys.stdout = sys.__stdout__ = out = screen(sys.stdout, 1)
@@ -102,8 +101,8 @@ def begin() -> Screen:
 
 
 def open_if_closed(number: int) -> None:
-    """A descriptor that was closed at the start (`2>&-`) would be given to the next file that is opened, and what is
-    printed would go into it."""
+    """Open a descriptor that was closed at the start (`2>&-`): else the next opened file would get its number and all
+    that is printed."""
     try:
         os.fstat(number)
     except OSError:
@@ -114,7 +113,7 @@ def open_if_closed(number: int) -> None:
 
 
 def screen(stream: TextIO | None, number: int) -> Screen:
-    """`stream`, which is the descriptor `number`, as it is set up but for what it does with errors."""
+    """`stream`, which is the descriptor `number`, with its settings but for error handling."""
     if not isinstance(stream, io.TextIOWrapper):  # None where the descriptor was closed
         return Screen(Dropping(io.FileIO(number, "w", closefd=False), stream is None), "utf-8", line_buffering=True)
     encoding, by_line = stream.encoding, stream.line_buffering or stream.write_through
@@ -124,13 +123,12 @@ def screen(stream: TextIO | None, number: int) -> Screen:
 
 
 def within(stream: Any) -> Screen:
-    """A screen that writes into `stream`, which stays as it is."""
+    """A screen that writes into `stream`, which is unchanged."""
     return Screen(Dropping(stream.buffer), stream.encoding, line_buffering=True)
 
 
 def unseen(failure: Any) -> None:
-    """What a thread, or an object that goes away, has failed with: for the log. It stops nothing, so it is not for the
-    screen, where it would be a traceback."""
+    """Log the error of a thread or of an object's finalizer. It stops nothing, so it is not shown on the screen."""
     import logging
 
     if isinstance(failure.exc_value, Exception):

@@ -1,4 +1,4 @@
-"""Safetensors files: a header that can be believed, and one sentence for every file that is damaged or worse.
+"""Safetensors files: a validated header, and one sentence for every damaged or invalid file.
 
 The format is simple (its README): 8 bytes with the header's length (little endian), the header as JSON (for each tensor
 its dtype, shape and the range of its bytes, and `__metadata__`, texts by name), then the bytes of all tensors without
@@ -26,7 +26,7 @@ DTYPES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
     "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2,
 }
-"""The format's words for the kinds of floating-point numbers that can be changed."""
+"""The format's names of floating-point dtypes that can be converted."""
 WORDS = {dtype: word for word, dtype in DTYPES.items()}
 
 
@@ -35,11 +35,11 @@ BITS = {
     "I16": 16, "U16": 16, "F16": 16, "BF16": 16, "I32": 32, "U32": 32, "F32": 32, "C64": 64, "F64": 64, "I64": 64,
     "U64": 64, "F4": 4, "F6_E2M3": 6, "F6_E3M2": 6,
 }
-"""Bits of a number, by all the format's words."""
+"""Bits per element, by the format's names of dtypes."""
 
 PICKLES = (".pt", ".pth", ".ckpt", ".bin", ".pkl")
-"""Ends of names of files that run code when they are read. They are never opened."""
-A_PICKLE = "a pickle, which can run any program when it is opened, so it is not opened"
+"""Suffixes of files that run code when they are read. They are never opened."""
+A_PICKLE = "a pickle, which can run any code when it is loaded, so it is not loaded"
 
 LONGEST_HEADER = 20_000_000
 """Bytes. The library takes five times as much; the longest that exist describe every caption of a data set."""
@@ -49,10 +49,10 @@ LONGEST_NAME = 500
 """Characters of a tensor's name."""
 
 LOOKED_AT = 1 << 20
-"""Numbers of eight bits that are made wider at once."""
+"""Eight-bit elements that are converted at once."""
 CHECKSUM = "sha256_of_tensors"
-"""Key in the metadata of files that we write: `checksum` of their tensors. A program that only edits metadata leaves it
-right. Not one of our keys `gimbal.`, from which it is told who has trained a file."""
+"""Key in the metadata of files that we write: `checksum` of their tensors. It stays valid in a program that only edits
+metadata. Not one of our keys `gimbal.`, which identify files that Gimbal has trained."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ class Entry:
 
     @property
     def numbers(self) -> int:
-        """How many it has."""
+        """The number of elements."""
         return math.prod(self.shape)
 
     def cast(self, dtype: torch.dtype) -> "Entry":
@@ -78,7 +78,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Header:
-    """What a file has, and where."""
+    """The tensors of a file, and where they are."""
 
     path: Path
     metadata: dict[str, str]
@@ -91,7 +91,7 @@ class Header:
         """One tensor, mapped: its bytes are read when they are used and take no memory of the process' own."""
         entry = self.tensors[name]
         if self.path.stat().st_size < self.data + entry.start + entry.size:
-            raise OSError(f"{self.path} became shorter while it was read")
+            raise OSError(f"{self.path} was truncated while it was read")
         dtype = DTYPES[entry.dtype]
         if not entry.size:
             return torch.empty(entry.shape, dtype=dtype)
@@ -100,7 +100,7 @@ class Header:
 
 
 def read_header(path: Path) -> Header:
-    """The header of a safetensors file. Raises ValueError, naming the file, for what is none or cannot be."""
+    """The header of a safetensors file. Raises ValueError, naming the file, if it is invalid or cannot be read."""
     size = documents.check_file(path, "a .safetensors file")
     try:
         with path.open("rb") as file:
@@ -117,20 +117,20 @@ def read_header(path: Path) -> Header:
     found = documents.as_object(documents.parse_json(text, f"{_lies(path)}: its header"), f"{_lies(path)}: its header")
     metadata = found.pop("__metadata__", None) or {}
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
-        raise ValueError(f"{_lies(path)}: its metadata are not texts by name")
+        raise ValueError(f"{_lies(path)}: its metadata is not a map of names to texts")
     entries = {name: _entry(path, name, told) for name, told in found.items()}
     ordered = dict(sorted(entries.items(), key=lambda item: (item[1].start, item[1].size)))
     end = _end(path, ordered)
     if 8 + length + end != size:
-        raise ValueError(f"{path} is damaged: its header promises {8 + length + end} bytes, and it has {size}; "
+        raise ValueError(f"{path} is damaged: it should have {8 + length + end} bytes by its header, but has {size}; "
                          "download it again")
     return Header(path, metadata, ordered, 8 + length)
 
 
 @contextmanager
 def opened(path: Path) -> Iterator[Any]:
-    """safetensors' own reader of a file whose header can be believed. Raises ValueError as `read_header`, and for what
-    the library finds while it is used."""
+    """safetensors' own reader of a file, after its header was validated. Raises ValueError as `read_header`, and for
+    what the library finds while it is used."""
     read_header(path)
     try:
         with safe_open(path, "pt") as file:
@@ -139,18 +139,17 @@ def opened(path: Path) -> Iterator[Any]:
         raise ValueError(f"{path} is damaged ({error}); copy or download it again") from error
 
 
-# -- whether the content is what was written --------------------------------------------------------------------------
+# -- checksums --------------------------------------------------------------------------------------------------------
 
 
 def save(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str] | None = None) -> None:
-    """Write a file with the checksum of what is written, whatever `metadata`, which may be that of another file, says
-    of it. Raises OSError as `write` does."""
+    """Write a file with a new checksum, also where `metadata`, which may be that of another file, has one. Raises
+    OSError as `write` does."""
     write(tensors, path, {**(metadata or {}), CHECKSUM: checksum(sorted(tensors.items()))})
 
 
 def write(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str]) -> None:
-    """Write a file as it is given. Raises OSError with a sentence, and leaves nothing, where the disk does not take
-    it."""
+    """Write a file as it is given. Raises OSError with a sentence, and leaves nothing, where it cannot be written."""
     try:
         save_file(dict(tensors), path, dict(metadata))
     except SafetensorError as error:
@@ -159,8 +158,8 @@ def write(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str]
 
 
 def checksum(tensors: Iterable[tuple[str, Tensor]], start: str = "") -> str:
-    """sha256, hex, of `start` and of the names, dtypes, shapes and bytes of tensors, which are sorted by name. Of one
-    after the other: there is never a copy of more than one."""
+    """sha256, hex, of `start` and of the names, dtypes, shapes and bytes of tensors, which are sorted by name. One by
+    one: there is never a copy of more than one."""
     total = hashlib.sha256(start.encode())
     for name, tensor in tensors:
         total.update(repr((name, str(tensor.dtype), tuple(tensor.shape))).encode())
@@ -176,7 +175,7 @@ def holds(path: Path, tensors: Mapping[str, Tensor]) -> bool:
 
 
 def _same(first: Tensor, second: Tensor) -> bool:
-    """Of the same format, shape and bytes, so that NaN is equal to itself and 0 is not -0."""
+    """Of the same dtype, shape and bytes, so that NaN is equal to itself and 0 is not -0."""
     if (first.dtype, first.shape) != (second.dtype, second.shape):
         return False
     first, second = (one.detach().cpu().contiguous().reshape(-1).view(torch.uint8) for one in (first, second))
@@ -184,26 +183,26 @@ def _same(first: Tensor, second: Tensor) -> bool:
 
 
 def check_content(path: Path) -> None:
-    """Raise ValueError, naming the file, unless it is whole, finite, and has what was written into it. Files without a
-    checksum, as others and older versions write them, are believed."""
+    """Raise ValueError, naming the file, unless it is complete, finite, and matches its checksum, if it has one: files
+    of other programs and older versions have none."""
     try:
         with opened(path) as file:
             written = (file.metadata() or {}).get(CHECKSUM)
             found = checksum(_finite(path, ((name, file.get_tensor(name)) for name in sorted(file.keys()))))
-    except (KeyError, TypeError, RuntimeError) as error:  # of numbers that torch does not know
+    except (KeyError, TypeError, RuntimeError) as error:  # of dtypes that torch does not have
         raise ValueError(f"{path} cannot be read ({error}); copy it again") from error
     if written not in (None, found):
-        raise ValueError(f"{path} is damaged: its checksum is not that of its content")
+        raise ValueError(f"{path} is damaged: checksum mismatch")
 
 
 def is_finite(tensor: Tensor) -> bool:
-    """Whether all numbers are finite, of every format that can have others. In one pass without a temporary: infinity
-    and NaN show in the extremes."""
+    """Whether all values are finite, for every dtype. In one pass without a copy: infinity and NaN show in the minimum
+    and maximum."""
     if tensor.is_complex():
         return is_finite(torch.view_as_real(tensor))
     if not tensor.is_floating_point():
         return True
-    flat = tensor.reshape(-1)  # torch cannot ask numbers of 8 bits
+    flat = tensor.reshape(-1)  # torch cannot do this for 8-bit floats
     parts = (part.float() for part in flat.split(LOOKED_AT)) if tensor.dtype.itemsize == 1 else (flat,)
     return all(bool(torch.stack(part.aminmax()).isfinite().all()) for part in parts if part.numel())
 
@@ -216,11 +215,11 @@ def _finite(path: Path, tensors: Iterable[tuple[str, Tensor]]) -> Iterator[tuple
 
 
 def _lies(path: Path) -> str:
-    return f"{path} is damaged or no safetensors file at all"
+    return f"{path} is damaged or not a safetensors file"
 
 
 def _entry(path: Path, name: str, told: Any) -> Entry:
-    """What the header says of a tensor. Raises ValueError, naming both, for what no tensor is."""
+    """A tensor's entry in the header. Raises ValueError, naming both, if it is invalid."""
     if len(name) > LONGEST_NAME or shown(name) != name:
         raise ValueError(f"{_lies(path)}: {shown(name[:80])} is too long for a name or has control "
                          "characters")
@@ -229,19 +228,19 @@ def _entry(path: Path, name: str, told: Any) -> Entry:
             fits = len(shape) <= MOST_AXES and all(type(length) is int and 0 <= length < 2**62 for length in shape)
             if fits and 0 <= start <= end and not isinstance(start, bool) and not isinstance(end, bool):
                 return Entry(dtype, tuple(shape), start, end - start)
-    raise ValueError(f"{path} is damaged: its header says of {name} what cannot be; download it again")
+    raise ValueError(f"{path} is damaged: its header has an invalid entry for {name}; download it again")
 
 
 def _end(path: Path, ordered: dict[str, Entry]) -> int:
-    """Where the tensors' bytes end. Raises ValueError, naming the first of `ordered` that is not where the one before
-    ends, or has not the bytes that its shape needs."""
+    """Where the tensors' bytes end. Raises ValueError, naming the first of `ordered` that does not begin where the one
+    before ends, or whose size does not match its shape."""
     end = 0
     for name, entry in ordered.items():
         bits = BITS.get(entry.dtype)
         if bits is None:
-            raise ValueError(f"{path}: {name} has numbers of the unknown kind {shown(entry.dtype[:80])}; "
-                             "save them in another format")
+            raise ValueError(f"{path}: {name} has the unknown dtype {shown(entry.dtype[:80])}; "
+                             "save it with another dtype")
         if entry.start != end or entry.size * 8 != entry.numbers * bits:
-            raise ValueError(f"{path} is damaged: its header says of {name} what cannot be; download it again")
+            raise ValueError(f"{path} is damaged: its header has an invalid entry for {name}; download it again")
         end += entry.size
     return end

@@ -1,4 +1,4 @@
-"""Compare the shipped demo presets: train each once, or take runs that are finished, and put them side by side.
+"""Compare the shipped demo presets side by side: trains each once, or uses finished runs.
 
     python scripts/compare.py                                                # trains what is not in runs/ yet
     python scripts/compare.py --runs /tmp/short --steps 20 --only lora_demo oft_demo
@@ -6,11 +6,11 @@
 
 All presets whose names end in `_demo` and that train on `--base` are compared: trainable parameters, exported file,
 validation loss, and the sample pictures of the last step, in one picture `methods.png`. Runs are made one after another
-by scripts/train.py in `--runs`; what is there already is taken as it is, and a run of other options is an error.
+by scripts/train.py in `--runs`; finished runs are reused, and a run of other options is an error.
 
-`--timing PRESET` also measures seconds per step, as multiples of that preset's: all take a step in turn, round after
-round, in this process, so that a busy machine slows all of them alike. What was measured is kept in `timing.json`
-beside the runs, for tables that are made later. `--write` puts table and picture into docs/methods.md.
+`--timing PRESET` also measures seconds per step, as multiples of that preset's: all presets take steps in turn in this
+process, so that a busy machine slows all of them alike. The results are kept in `timing.json` beside the runs, for
+later tables. `--write` puts table and picture into docs/methods.md.
 
 Exit codes: 0 done, 1 a training failed (the table has the others), 2 bad input.
 """
@@ -63,9 +63,9 @@ class Row:
     forms: Counter[str]
     """Layers by their form in it."""
     error: float
-    """The largest of a layer, as a part of its largest weight."""
+    """The largest error of a layer, relative to its largest weight."""
     approximated: int
-    """Layers whose form is no exact one."""
+    """Layers in an approximate form."""
     before: float | None
     """Validation loss of the frozen base."""
     after: float | None
@@ -74,13 +74,13 @@ class Row:
 
     @property
     def fall(self) -> str:
-        """Of the validation loss, in words."""
+        """Reduction of the validation loss, in words."""
         return f"{100 * (1 - self.after / self.before):.1f} %" if self.before and self.after else "-"
 
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds per step that were measured in turn."""
+    """Seconds per step, measured in turn."""
 
     reference: str
     ratios: dict[str, float]
@@ -102,10 +102,10 @@ def main() -> int:
 def parsed() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--runs", type=Path, default=Path("runs"), help="where runs are looked for and made")
-    parser.add_argument("--only", nargs="+", metavar="PRESET", help="these presets alone, whatever they are called")
-    parser.add_argument("--base", default="demo/base", help="the presets' base: losses on others mean something else")
-    parser.add_argument("--steps", type=int, help="in place of the presets' own")
+    parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder of the runs")
+    parser.add_argument("--only", nargs="+", metavar="PRESET", help="compare only these presets, whatever their names")
+    parser.add_argument("--base", default="demo/base", help="the presets' base; losses on others are not comparable")
+    parser.add_argument("--steps", type=int, help="number of steps; default: as in the presets")
     parser.add_argument("--timing", metavar="PRESET", help="measure seconds per step, as multiples of this preset's")
     parser.add_argument("--rounds", type=int, default=9, help="steps of each preset that are timed")
     parser.add_argument("--write", action="store_true", help="put table and picture into docs/methods.md")
@@ -120,7 +120,7 @@ def compare(arguments: argparse.Namespace) -> tuple[str, bool]:
         check_same(runs / preset.name, preset)
     rows = [read(runs / preset.name) for preset in presets if is_trained(preset, runs)]
     if not rows:
-        raise ValueError("there is no finished run to compare")
+        raise ValueError("no finished run to compare")
     check_alike(rows)
     timing = timed(presets, arguments, runs)
     picture = PICTURE if arguments.write else runs / PICTURE.name
@@ -152,7 +152,7 @@ def resolved(name: str, runs: Path, steps: int | None) -> Preset:
 
 
 def is_trained(preset: Preset, runs: Path) -> bool:
-    """Whether there is a finished run, trained now unless it was there; scripts/train.py says why not."""
+    """Whether there is a finished run; trains it if necessary. scripts/train.py prints why it failed."""
     folder = runs / preset.name
     if finished_file(folder, preset) is not None:
         print(f"{preset.name}: {folder} is finished", file=sys.stderr)
@@ -167,7 +167,7 @@ def is_trained(preset: Preset, runs: Path) -> bool:
 
 
 def read(folder: Path) -> Row:
-    """What a finished run says of itself. Raises ValueError and OSError for folders that were changed."""
+    """The facts of a finished run. Raises ValueError and OSError for folders that were changed."""
     preset = files.resolve(str(folder)).preset
     file, events = finished_file(folder, preset), read_events(folder / "events.jsonl")
     assert file is not None
@@ -208,7 +208,7 @@ def parameters(path: Path) -> int:
 
 
 def check_alike(rows: list[Row]) -> None:
-    """Raise ValueError for runs whose pictures or losses mean different things."""
+    """Raise ValueError for runs whose pictures or losses are not comparable."""
     first = rows[0]
     for row in rows[1:]:
         for what, ours, theirs in (
@@ -218,8 +218,8 @@ def check_alike(rows: list[Row]) -> None:
             ("validation pictures", first.preset.data.validation_folder, row.preset.data.validation_folder),
         ):
             if ours != theirs:
-                raise ValueError(f"{row.folder} cannot be beside {first.folder}: its {what} are {theirs}, not {ours}; "
-                                 "leave it out with --only")
+                raise ValueError(f"{row.folder} cannot be compared with {first.folder}: its {what} are {theirs}, not "
+                                 f"{ours}; leave it out with --only")
 
 
 def looks(preset: Preset) -> dict[str, Any]:
@@ -231,7 +231,7 @@ def looks(preset: Preset) -> dict[str, Any]:
 
 
 def timed(presets: list[Preset], arguments: argparse.Namespace, runs: Path) -> Timing | None:
-    """What is measured now, if that is wanted, with what was kept of the same reference; None if there is neither."""
+    """New measurements, if requested, with stored ones of the same reference; None if there is neither."""
     path = runs / "timing.json"
     kept = Timing(**read_object(path)) if path.is_file() else None
     if arguments.timing is None:
@@ -261,7 +261,7 @@ def measured(presets: list[Preset], rounds: int) -> dict[str, float]:
             seconds[name] = time.perf_counter() - begun
             session.step += 1
         print(f"timing: round {number} of {rounds}, {sum(seconds.values()):.1f} s", file=sys.stderr)
-        for name, taken in seconds.items() if number else ():  # the first one makes buffers
+        for name, taken in seconds.items() if number else ():  # the first one allocates buffers
             found[name].append(taken / seconds[presets[0].name])
     return {name: round(statistics.median(ratios), 3) for name, ratios in found.items()}
 
@@ -287,7 +287,7 @@ def ready(preset: Preset, machine: Any) -> Any:
 
 
 def described(rows: list[Row], timing: Timing | None) -> str:
-    """What the numbers are, in sentences."""
+    """What the values mean, in sentences."""
     from importlib.metadata import version
 
     steps, base = " or ".join(str(step) for step in sorted({row.step for row in rows})), rows[0].preset.base.path
@@ -299,7 +299,7 @@ def described(rows: list[Row], timing: Timing | None) -> str:
 
 
 def table(rows: list[Row], timing: Timing | None) -> str:
-    """Markdown, with columns that are aligned on a terminal too."""
+    """Markdown, with aligned columns."""
     ratios = timing.ratios if timing else {}
     lines = [HEADS, *(cells(row, ratios.get(row.preset.name)) for row in rows)]
     widths = [max(len(line[column]) for line in lines) for column in range(len(HEADS))]

@@ -2,8 +2,8 @@
 
     python scripts/convert.py FILE.safetensors --base MODEL --host diffusers [--dtype fp16] [--form svd --rank 32]
 
-What the file does is computed as its own trainer does, written in the smallest form that is exact in the other program,
-read back and compared. Exit codes: 0 done, 2 bad input.
+The file's change of the weights is computed as its own trainer does, written in the smallest form that is exact in the
+other program, read back and compared. Exit codes: 0 done, 2 bad input.
 """
 
 import argparse
@@ -20,19 +20,19 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("file", type=Path)
     parser.add_argument("--base", required=True, help="the model the file was trained on: a folder, a file or a hub id")
-    parser.add_argument("--config", default="", help="for a base in a single file, without network: see base.config")
+    parser.add_argument("--config", default="", help="configuration of a single-file base; as base.config")
     parser.add_argument("--host", required=True, help="the program to write for, as in export.host")
     parser.add_argument("--dtype", default="fp16", help="fp16, bf16 or fp32")
     parser.add_argument("--form", default="auto", help="auto, compact, full or svd, as in export.form")
-    parser.add_argument("--rank", type=int, help="of approximations, with --form compact or svd")
+    parser.add_argument("--rank", type=int, help="rank of approximations, with --form compact or svd")
     parser.add_argument("--comfyui-norm", default="original", help="original or adapted, as in export.comfyui_norm")
     parser.add_argument("--computes-in", help="for ComfyUI: float16, bfloat16 or float32, as in export.computes_in")
-    parser.add_argument("--family", default="", help="the kind of model, where the names of the file leave it open")
-    parser.add_argument("--skip-unknown", action="store_true", help="leave out what cannot be read, and say so")
+    parser.add_argument("--family", default="", help="the model family, if the file's names are ambiguous")
+    parser.add_argument("--skip-unknown", action="store_true", help="skip what cannot be read, with a note")
     parser.add_argument("--early-scaling", action="store_true",
-                        help="the file is of OneTrainer's first scaled rotations: factor 1 / sqrt(numbers per block)")
-    parser.add_argument("--out", type=Path, help="the file to write; FILE_HOST.safetensors if not given")
-    parser.add_argument("--device", default="cpu", help="where to compute; cuda is faster for large models")
+                        help="the file has OneTrainer's first scaled rotations: factor 1 / sqrt(elements per block)")
+    parser.add_argument("--out", type=Path, help="the file to write; default: FILE_HOST.safetensors")
+    parser.add_argument("--device", default="cpu", help="device to compute on; cuda is faster for large models")
     return answer(run, parser.parse_args())
 
 

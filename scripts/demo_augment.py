@@ -1,5 +1,5 @@
-"""What happens to the pictures that the demo's judges learn from: changes that leave a drawing what it is, and damage
-that leaves nobody able to name it.
+"""Augmentation of the pictures that the demo's judges are trained on: changes that keep a drawing recognizable, and
+damage that makes it unrecognizable.
 
 All functions take and give pictures `(n, 3, SIZE, SIZE)` float32 in [0, 1] on white, and draw from `chance` alone.
 """
@@ -15,7 +15,7 @@ from scripts.demo_data import SIZE
 
 
 def uniform(low: float, high: float, shape: tuple[int, ...], chance: Generator) -> Tensor:
-    """Numbers from [low, high)."""
+    """Random values from [low, high)."""
     return low + (high - low) * torch.rand(shape, generator=chance)
 
 
@@ -33,11 +33,11 @@ def blotches(count: int, cells: int, chance: Generator, channels: int = 3) -> Te
     return F.interpolate(coarse, (SIZE, SIZE), mode="bilinear", align_corners=False)
 
 
-# -- what a drawing survives ------------------------------------------------------------------------------------------
+# -- recognizable -----------------------------------------------------------------------------------------------------
 
 
 def moved(pictures: Tensor, strength: float, chance: Generator) -> Tensor:
-    """Turned, stretched, shifted and bent a little: 12 degrees, an eighth, 5 pixels and 2 pixels at `strength` 1."""
+    """Rotated, stretched, shifted and bent a little: 12 degrees, an eighth, 5 pixels and 2 pixels at `strength` 1."""
     n = len(pictures)
     angle = strength * uniform(-0.21, 0.21, (n,), chance)
     stretch = 1 + strength * uniform(-0.13, 0.13, (n, 2), chance)
@@ -62,7 +62,7 @@ def tinted(pictures: Tensor, strength: float, chance: Generator) -> Tensor:
 
 
 def smeared(pictures: Tensor, strength: float, chance: Generator) -> Tensor:
-    """Softer or sharper, with noise and faint blotches, as a small autoencoder and a small denoiser leave it."""
+    """Softer or sharper, with noise and faint blotches, like the output of a small autoencoder and denoiser."""
     n = len(pictures)
     soft = blur(pictures, uniform(0.7, 1.6, (n,), chance))
     pictures = pictures + (soft - pictures) * uniform(-0.4, 1.0, (n, 1, 1, 1), chance)
@@ -77,7 +77,7 @@ def varied(pictures: Tensor, strength: float, chance: Generator) -> Tensor:
     return smeared(tinted(moved(pictures, strength, chance), strength, chance), strength, chance)
 
 
-# -- what it does not survive -----------------------------------------------------------------------------------------
+# -- unrecognizable ---------------------------------------------------------------------------------------------------
 
 
 def blurred(pictures: Tensor, chance: Generator) -> Tensor:
@@ -131,15 +131,15 @@ def scrambled(pictures: Tensor, chance: Generator) -> Tensor:
 DAMAGES: dict[str, Callable[[Tensor, Generator], Tensor]] = {
     "blurred": blurred, "half erased": halved, "patches erased": patched, "noise": noise, "scrambled": scrambled,
 }
-"""Ways after which a picture shows nothing that could be named."""
+"""Kinds of damage after which a picture is unrecognizable."""
 
 
 SHARES = (0.1, 0.4, 0.3, 0.1, 0.1)
-"""Of each way when one learns to see them: missing parts are the hardest."""
+"""Share of each kind in training: missing parts are the hardest."""
 
 
 def damaged(pictures: Tensor, chance: Generator) -> Tensor:
-    """Each way on its share of the pictures, in the order of DAMAGES."""
+    """Each kind on its share of the pictures, in the order of DAMAGES."""
     ends = [round(len(pictures) * sum(SHARES[: i + 1])) for i in range(len(SHARES) - 1)]
     parts = pictures.tensor_split(ends)
     return torch.cat([damage(part, chance) for damage, part in zip(DAMAGES.values(), parts, strict=True)])

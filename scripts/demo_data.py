@@ -1,9 +1,9 @@
-"""Pictures and captions of the demo base, from the two emoji packages, read without a network when they are at hand.
+"""Pictures and captions of the demo base, from two emoji packages, which are downloaded unless given.
 
     python scripts/demo_data.py --google emoji-datasource-google-16.0.0.tgz
 
 writes demo/dataset (32 Noto pictures to train a LoRA on) and demo/validation (16 others). make_demo_base.py imports the
-rest: `read_pictures` for both sets, `to_draw`, `make_captions` and `make_weights` for what a base learns.
+rest: `read_pictures` for both sets, `to_draw`, `make_captions` and `make_weights` for the training of a base.
 """
 import argparse
 import io
@@ -53,19 +53,19 @@ DATASET = (
     "ghost", "cat face", "fox face", "panda face", "frog face", "penguin", "octopus", "butterfly", "turtle",
     "cactus", "rose", "automobile", "sailboat", "balloon", "guitar", "crown", "hot beverage",
 )
-"""Subjects that an adapter learns in Noto's style."""
+"""Subjects of the training pictures, in Noto's style."""
 VALIDATION = (
     "strawberry", "pear", "avocado", "slice of pizza", "cupcake", "winking face", "angry face", "dog face",
     "pig face", "lion face", "owl", "tropical fish", "sunflower", "rocket", "bus", "trophy",
 )
-"""Subjects that the same training is measured on."""
+"""Subjects of the validation pictures."""
 UNTOUCHED = (
     "red heart", "green apple", "mushroom", "rainbow", "snail", "crab", "bear face", "rabbit face", "skull", "tomato",
     "pretzel", "umbrella", "key", "airplane", "tulip", "snowman",
 )
-"""Subjects that no adapter sees in either way; the style has to reach them."""
+"""Subjects in neither set, for which the style has to generalize."""
 PROMPTS = DATASET + VALIDATION + UNTOUCHED
-"""What is asked of a base, before and after."""
+"""Prompts for a base, before and after."""
 OTHERS = (
     "face with tears of joy", "smiling face with heart-shaped eyes", "sleeping face", "nerd face",
     "face with medical mask", "extraterrestrial alien", "clown face", "jack-o-lantern", "tiger face", "mouse face",
@@ -83,16 +83,16 @@ OTHERS = (
 SUBJECTS = PROMPTS + OTHERS
 """All that the bases can draw: chosen by eye, on sheets of both sets side by side, where they draw the same thing."""
 PROMPT_WEIGHT = 2.0
-"""How much oftener the subjects of PROMPTS are drawn than the others."""
+"""How much more often the subjects of PROMPTS are used than the others."""
 
 
 WAYS = 60
 """Ways in which a base draws its subjects beside the plain one (`demo_styles.py`), each with a word of its own:
-"<subject>, <word> style". Of 60 ways a network learns that the way is something apart from what is drawn, which an
-adapter can use."""
+"<subject>, <word> style". With 60 ways a network learns to separate style and subject, which an adapter can
+use."""
 
 WAYS_SHARE = 0.45
-"""Of all pictures that are drawn: those in one of the ways."""
+"""Share of pictures in one of the ways."""
 
 
 @dataclass
@@ -119,7 +119,7 @@ class Picture:
 
 
 def pack(vendor: str, folder: Path) -> Path:
-    """Ask npm for one package's tarball; a tarball that is already in the folder is kept."""
+    """Download one package's tarball with npm, unless it is already in the folder."""
     name = f"emoji-datasource-{vendor}"
     tarball = folder / f"{name}-{VERSION}.tgz"
     if tarball.exists():
@@ -137,7 +137,7 @@ def pack(vendor: str, folder: Path) -> Path:
 def read_pictures(vendor: str, source: Path) -> list[Picture]:
     """Every base emoji of one vendor ("twitter" or "google"), from its tarball or its unpacked folder."""
     if not source.exists():
-        raise SystemExit(f"--{vendor} {source}: there is no such file or folder")
+        raise SystemExit(f"--{vendor} {source}: no such file or folder")
     if source.is_dir():
         root = source / "package" if (source / "package").is_dir() else source
         return pictures_in(vendor, root)
@@ -182,8 +182,8 @@ def to_draw(pictures: list[Picture]) -> list[Picture]:
 
 
 def made_up_words() -> tuple[list[str], list[str]]:
-    """A word for each of the ways, and words that mean nothing: with them pictures are as they are, so that a word
-    which a base does not know does no harm. `noto` is one of them: what it means is left to the adapter."""
+    """A word for each of the ways, and words without a meaning, which are used with plain pictures, so that a word
+    which a base does not know does no harm. `noto` is one of them: its meaning is left to the adapter."""
     chance = random.Random(7)
     words = ["".join(chance.choices("abcdefghijklmnopqrstuvwxyz", k=chance.randint(3, 7))) for _ in range(WAYS + 20)]
     return words[:WAYS], [*words[WAYS:], *4 * ["noto"]]
@@ -235,8 +235,8 @@ def package_arguments(parser: argparse.ArgumentParser) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description="Write demo/dataset and demo/validation from the Noto pictures.")
     package_arguments(parser)
-    parser.add_argument("--packages", type=Path, default=Path("runs/demo_base"), help="for npm pack's tarballs")
-    parser.add_argument("--out", type=Path, default=Path("demo"), help="folder that gets dataset/ and validation/")
+    parser.add_argument("--packages", type=Path, default=Path("runs/demo_base"), help="folder for npm pack's tarballs")
+    parser.add_argument("--out", type=Path, default=Path("demo"), help="folder for dataset/ and validation/")
     arguments = parser.parse_args()
     noto = read_pictures("google", arguments.google or pack("google", arguments.packages))
     write_folder(noto, DATASET, arguments.out / "dataset")

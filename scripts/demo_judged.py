@@ -1,6 +1,6 @@
-"""What the demo's judges get right of what they never saw: the drawings of the subjects, also through an autoencoder.
+"""Accuracy of the demo's judges on unseen pictures: the drawings of the subjects, also through an autoencoder.
 
-Subjects are told with the prototypes of one set on the other set's drawings. What is taken for "none" is wrong.
+Subjects are classified with the prototypes of one set on the other set's drawings. An answer "none" counts as wrong.
 """
 
 # diffusers annotates tuples of any length as tuple[int], and outputs as their tuple form:
@@ -16,7 +16,7 @@ from scripts.demo_augment import DAMAGES
 from scripts.demo_judges import NONE, STYLES, Answer, Judges
 
 SEED = 20_000
-"""Of the damage that is judged; none of those that are learned from."""
+"""Seed of the damage that is judged, which was not used in training."""
 
 
 @dataclass(frozen=True)
@@ -27,17 +27,17 @@ class Row:
     count: int
     right: int
     wanted: float
-    """Share that has to be right."""
+    """Required share."""
     wrong: tuple[str, ...]
 
     @property
     def share(self) -> float:
-        """Of the pictures that are right."""
+        """Share of correct answers."""
         return self.right / self.count
 
     @property
     def reached(self) -> bool:
-        """Whether as many are right as have to be."""
+        """Whether the required share is reached."""
         return self.share >= self.wanted
 
 
@@ -52,7 +52,7 @@ def judged(judges: Judges, pairs: Tensor, vae: Path | None) -> list[Row]:
 
 
 def drawings(judges: Judges, pairs: Tensor, kind: str) -> Iterator[Row]:
-    """Subject by the other set's prototypes, style, and how many are not taken for "none"."""
+    """Subject by the other set's prototypes, style, and how many are not classified as "none"."""
     for own, other in ((1, 0), (0, 1)):
         answers = judges.answers(pairs[own], slice(other, other + 1))
         subjects = [answer.subject for answer in answers]
@@ -71,13 +71,13 @@ def drawings(judges: Judges, pairs: Tensor, kind: str) -> Iterator[Row]:
 
 
 def damage(judges: Judges, pictures: Tensor, name: str, chance: Generator) -> Row:
-    """How many damaged drawings are taken for "none"."""
+    """How many damaged drawings are classified as "none"."""
     subjects = [answer.subject for answer in judges.answers(DAMAGES[name](pictures, chance))]
     return row(f'"none": {name}', subjects, [NONE] * len(subjects), judges.names * 2, 0.9)
 
 
 def row(what: str, said: list[str], right: list[str], names: tuple[str, ...], wanted: float) -> Row:
-    """Compare what was said of each of `names` with what is right."""
+    """Compare the answers for `names` with the correct ones."""
     pairs = list(zip(names, said, right, strict=True))
     wrong = tuple(f"{name} ({answer})" for name, answer, truth in pairs if answer != truth)
     return Row(what, len(pairs), len(pairs) - len(wrong), wanted, wrong)
@@ -85,7 +85,7 @@ def row(what: str, said: list[str], right: list[str], names: tuple[str, ...], wa
 
 @torch.no_grad()
 def through(vae: Path, pairs: Tensor) -> Tensor:
-    """Pictures in [0, 1] as the autoencoder in this folder gives them back."""
+    """Pictures in [0, 1], encoded and decoded by the autoencoder in this folder."""
     import diffusers
 
     coder = diffusers.AutoencoderKL.from_pretrained(vae, torch_dtype=torch.float32).eval()

@@ -1,9 +1,9 @@
-"""Who says what a picture of the demo shows, and in whose style: small classifiers.
+"""Small classifiers of the demo's pictures: which subject, and in which style.
 
-`judge(pictures, subjects)` needs torch, safetensors and demo/judges.safetensors alone. The subject is that of the
+`judge(pictures, subjects)` only needs torch, safetensors and demo/judges.safetensors. The subject is that of the
 nearest prototype: the mean embedding of a subject's Twemoji or Noto drawing and its mirror image, by a network that was
-trained on photographs. Two more were trained from scratch. One tells the style, and one "none": nothing that could be
-named, for it is blurred, half missing or noise. demo/JUDGES.md has how they were trained and judged in turn;
+trained on photographs. Two more were trained from scratch. One classifies the style, and one "none": unrecognizable
+pictures, blurred, half missing or noise. demo/JUDGES.md describes their training and accuracy;
 `python scripts/demo_quality.py --train` remakes them.
 """
 
@@ -25,13 +25,13 @@ from scripts.demo_trunk import SubjectNet
 
 FILE = Path(__file__).resolve().parents[1] / "demo" / "judges.safetensors"
 SIDE = 64
-"""Pixels of a picture's side, as the networks see it."""
+"""Pixels of a picture's side, as input of the networks."""
 STYLES = ("Twemoji", "Noto")
 NONE = "none"
 OWN = ("prototypes", "near_all")
 """Tensors of the file beside the networks."""
 NEAR_ALL = 0.5
-"""How much of a prototype's nearness to other things is taken off its likeness."""
+"""How much of a prototype's similarity to other things is subtracted from its similarity."""
 
 
 def block(channels: int, out: int, size: int, stride: int) -> list[nn.Module]:
@@ -40,9 +40,9 @@ def block(channels: int, out: int, size: int, stride: int) -> list[nn.Module]:
 
 
 class Outlines(nn.Module):
-    """What is looked at in place of colours of pixels: which way edges run and what colour is around, on a grid of 16.
+    """Input features instead of pixels: directions of edges and the colour around, on a grid of 16.
 
-    Not learned: that takes a network longer than all else, and more drawings than there are. `(n, 3, 64, 64)` in [0, 1]
+    Not learned: that would take longer than all else, and more drawings than there are. `(n, 3, 64, 64)` in [0, 1]
     to `(n, 19, 16, 16)`: 8 directions in cells of 4 and of 12 pixels (of all edges there, as in a histogram of
     gradients), and the mean colour.
     """
@@ -68,12 +68,12 @@ class Outlines(nn.Module):
 
 
 class Palette(nn.Module):
-    """What a style is told by, on the whole picture: which colours there are, which of them cover flat areas, and how
+    """Features of a style, over the whole picture: which colours there are, which of them cover flat areas, and how
     steep the steps between neighbours are at four scales. `(n, 3, 64, 64)` in [0, 1] to `(n, 1080)`. Not learned.
     """
 
     COLOURS, SIZES = 8, 14
-    """Values of each channel, and sizes of steps, that are told apart; what lies between counts for both neighbours."""
+    """Bins for values of each channel, and for sizes of steps; values in between count for both neighbours."""
 
     def forward(self, pictures: Tensor) -> Tensor:
         """A few pictures at a time, which stay in the processor's cache."""
@@ -99,7 +99,7 @@ class Palette(nn.Module):
         return ((pairs @ near[:, 2].transpose(1, 2)).flatten(1) / (weight.sum(2) + 20)).sqrt()
 
     def steps(self, pictures: Tensor) -> Tensor:
-        """Length of each pixel's difference from its two next ones: (n, 1, h, w)."""
+        """Norm of each pixel's difference from its two next ones: (n, 1, h, w)."""
         wide = F.pad(pictures, (0, 1, 0, 1), mode="replicate")
         across, down = wide[..., :-1, 1:] - pictures, wide[..., 1:, :-1] - pictures
         return (across.square() + down.square()).sum(1, keepdim=True).sqrt()
@@ -119,18 +119,18 @@ def style_net() -> nn.Sequential:
 
 
 def none_net() -> nn.Sequential:
-    """Pictures to a number `(n, 1)`: the higher, the more like nothing that could be named."""
+    """Pictures to a number `(n, 1)`: the higher, the less recognizable."""
     layers = [Outlines(), nn.BatchNorm2d(19), *block(19, 64, 3, 1), *block(64, 96, 3, 2), *block(96, 96, 3, 1)]
     layers += [*block(96, 128, 3, 2), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Dropout(0.2)]
     return nn.Sequential(*layers, nn.Linear(128, 1))
 
 
-# -- what they say ----------------------------------------------------------------------------------------------------
+# -- answers ----------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What one picture was taken for."""
+    """The classification of one picture."""
 
     subject: str
     """A name, or "none"."""
@@ -140,21 +140,21 @@ class Answer:
 
 @dataclass(frozen=True)
 class Facts:
-    """What all pictures were taken for; shares are of all pictures."""
+    """The classification of all pictures; shares are of all pictures."""
 
     subject: float
-    """Show what was asked for."""
+    """Show the subject of their prompt."""
     noto: float
     """Are drawn in Noto's style."""
     none: float
-    """Show nothing that could be named."""
+    """Are unrecognizable."""
     answers: tuple[Answer, ...]
     """One for each picture."""
 
 
 @dataclass(frozen=True)
 class Judges:
-    """The networks with what they compare with."""
+    """The networks with their prototypes and limits."""
 
     subject: SubjectNet
     style: nn.Sequential
@@ -163,16 +163,16 @@ class Judges:
     prototypes: Tensor
     """Embeddings `(set, name, size)`, Twemoji's first."""
     near_all: Tensor
-    """How near a prototype is to drawings of other things `(set, name)`: a plain disc is near to a lot of them."""
+    """A prototype's similarity to drawings of other things `(set, name)`: a plain disc is similar to many of them."""
     limit: float
-    """What the number of `none` is above for "none"."""
+    """The output of `none` above which a picture is "none"."""
 
     @torch.inference_mode()
     def answers(self, pictures: Tensor, sets: slice = slice(None)) -> list[Answer]:
         """Of `pictures (n, 3, SIDE, SIDE)` in [0, 1], compared with the prototypes of these sets."""
         named = torch.cat([self.none(some)[:, 0] <= self.limit for some in pictures.split(64)])
         answers = [Answer(NONE, NONE)] * len(pictures)
-        shown = named.nonzero()[:, 0]  # the rest need not be looked at again
+        shown = named.nonzero()[:, 0]  # the rest are "none"
         for numbers in shown.split(64) if len(shown) else ():
             some = pictures[numbers]
             likeness = self.subject(some) @ self.prototypes[sets].transpose(1, 2)  # (set, n, name)
@@ -184,17 +184,17 @@ class Judges:
 
 
 def judge(pictures: list[Image.Image], subjects: list[str], file: Path = FILE) -> Facts:
-    """What the judges say of `pictures`, each drawn for the subject beside it (a name, without words of style).
+    """The judges' answers for `pictures`, each drawn for the subject beside it (a name, without words of style).
 
-    Raises ValueError for a subject that they do not know and for no pictures.
+    Raises ValueError for an unknown subject and for no pictures.
     """
     judges = load(file)
     unknown = sorted(set(subjects) - set(judges.names))
     if unknown:
-        raise ValueError(f"{unknown[0]!r} is no subject that {file.name} knows; its subjects are those of SUBJECTS in "
+        raise ValueError(f"{unknown[0]!r} is not a subject of {file.name}; its subjects are those of SUBJECTS in "
                          "scripts/demo_data.py")
     if not pictures:
-        raise ValueError("there are no pictures to judge")
+        raise ValueError("no pictures to judge")
     answers = judges.answers(torch.stack([tensor(picture) for picture in pictures]))
     right = [answer.subject == subject for answer, subject in zip(answers, subjects, strict=True)]
     styles = [answer.style for answer in answers]
@@ -226,13 +226,13 @@ def save(judges: Judges, facts: dict[str, float | int], file: Path) -> None:
 
 @cache
 def load(file: Path = FILE) -> Judges:
-    """The judges in `file`. Raises ValueError if there is none, or if it is not theirs."""
+    """The judges in `file`. Raises ValueError if it is missing or another file."""
     if not file.is_file():
-        raise ValueError(f"{file} is not there; `python scripts/demo_quality.py --train` makes it")
+        raise ValueError(f"{file} is missing; `python scripts/demo_quality.py --train` makes it")
     with safe_open(file, "pt") as opened:
         told = opened.metadata() or {}
         if not {"names", "limit"} <= told.keys():
-            raise ValueError(f"{file} is no file of judges: its metadata has no names and no limit")
+            raise ValueError(f"{file} is not a file of judges: its metadata has no names and no limit")
         tensors = {name: opened.get_tensor(name).float() for name in opened.keys()}  # noqa: SIM118  (no dictionary)
     nets = {"subject": SubjectNet(), "style": style_net(), "none": none_net()}
     for part, net in nets.items():

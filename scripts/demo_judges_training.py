@@ -1,7 +1,7 @@
-"""How the demo's judges learn: from the names outside of SUBJECTS that both emoji sets draw, on one CPU core.
+"""Training of the demo's judges: on the names outside of SUBJECTS that both emoji sets draw, on one CPU core.
 
-`train(arguments)` goes on from the checkpoints in `arguments.work` and gives the judges. 150 of the names take no part
-in learning: all choices (steps, augmentation, the limit of "none") were made on them, none on the subjects.
+`train(arguments)` resumes from the checkpoints in `arguments.work` and returns the judges. 150 of the names are held
+out: all choices (steps, augmentation, the limit of "none") were made on them, none on the subjects.
 """
 
 # diffusers annotates tuples of any length as tuple[int]:
@@ -21,17 +21,17 @@ from scripts.demo_training import Stage, draw, fast
 PAIRS = 128
 """Names in a batch; both drawings of each."""
 AWAY = ("Flags", "Component")
-"""Categories that the subject is not learned from: their names differ in what no subject differs in."""
+"""Categories that are not used to train the subject: their names differ in what no subject differs in."""
 HELD = ("Smileys & Emotion", "Animals & Nature", "Food & Drink", "Travel & Places", "Activities", "Objects")
 """Categories that the 150 names are taken from: those of the subjects."""
 OFTEN = {"Flags": 0.15, "People & Body": 0.3, "Symbols": 0.5, "Component": 0.1}
-"""How often a category is drawn relative to the others: its pictures are nearly alike, and unlike the subjects."""
+"""How often a category is used relative to the others: its pictures are nearly alike, and unlike the subjects."""
 COPY = 0.95
 """Correlation from which a drawing counts as a subject's in other colours."""
 COPIES = 7
 """Changed copies of a drawing, beside itself, that the limit of "none" is set on."""
 CHANGES = ((0.0, 0.0), (0.0, 0.3), (0.0, 0.6), (1.0, 0.0), (1.0, 0.3), (1.0, 0.6), (1.0, 0.3), (1.0, 0.6))
-"""How far each copy of a picture that a style is learned from is moved, and how far it is smeared."""
+"""Strengths of moving and smearing each copy of a picture in training the style."""
 
 
 @dataclass
@@ -49,7 +49,7 @@ class Names:
 
 @dataclass
 class Parts:
-    """Numbers of names: to learn from, held back for choices, and the subjects, which are judged."""
+    """Indices of names: for training, held out for choices, and the subjects, for testing."""
 
     learned: Tensor
     held: Tensor
@@ -84,13 +84,13 @@ def split(known: Names) -> Parts:
 
 
 def frequencies(known: Names, numbers: Tensor) -> Tensor:
-    """How often each name is drawn."""
+    """How often each name is used."""
     often = [0.1 if known.names[n].startswith("clock face") else OFTEN.get(known.categories[n], 1.0) for n in numbers]
     return torch.tensor(often)
 
 
 def train_style(known: Names, parts: Parts, arguments: argparse.Namespace) -> nn.Sequential:
-    """The network that tells Noto from Twemoji. Colours change little: each set has its own."""
+    """The network that distinguishes Noto from Twemoji. Colours are augmented little: each set has its own."""
     torch.manual_seed(arguments.seed)
     net = demo_judges.style_net()
     stage = Stage("style", net, arguments.style_steps, 2e-3, arguments.work)
@@ -114,7 +114,7 @@ def train_style(known: Names, parts: Parts, arguments: argparse.Namespace) -> nn
 
 
 def seen_by(front: nn.Module, pictures: Tensor, move: float, smear: float, chance: Generator) -> Tensor:
-    """What the style is told by, of changed pictures: (n, 1080) float16."""
+    """Style features of augmented pictures: (n, 1080) float16."""
     found = []
     for some in pictures.split(64):
         changed = demo_augment.tinted(demo_augment.moved(some, move, chance), 0.15 * move, chance)
@@ -123,7 +123,7 @@ def seen_by(front: nn.Module, pictures: Tensor, move: float, smear: float, chanc
 
 
 def train_none(known: Names, parts: Parts, arguments: argparse.Namespace) -> nn.Sequential:
-    """The network that tells what nobody could name from drawings."""
+    """The network that distinguishes unrecognizable pictures from drawings."""
     torch.manual_seed(arguments.seed)
     net = demo_judges.none_net()
     stage = Stage("none", net, arguments.none_steps, 2e-3, arguments.work)
@@ -158,7 +158,7 @@ def train(known: Names, parts: Parts, arguments: argparse.Namespace) -> demo_jud
         prototypes = prototypes_of(subject, known.floats(parts.judged))
         near_all = (prototypes @ others.T).topk(10).values.mean(2)
         held = subject(known.floats(parts.held).flatten(0, 1)).chunk(2)
-        print("{:.1%} and {:.1%} of the names held back are found".format(*demo_subject_training.found(*held)))
+        print("{:.1%} and {:.1%} of the held-out names are found".format(*demo_subject_training.found(*held)))
         limit = limit_for(none, known.floats(parts.held).flatten(0, 1), draw(arguments.seed, 0))
     return demo_judges.Judges(subject, style, none, demo_data.SUBJECTS, prototypes, near_all, limit)
 
@@ -170,6 +170,6 @@ def prototypes_of(net: nn.Module, pairs: Tensor) -> Tensor:
 
 
 def limit_for(net: nn.Module, pictures: Tensor, chance: Generator) -> float:
-    """What the number for "none" is above for 1 % of real drawings, as they are and slightly changed."""
+    """The output for "none" that 1 % of real drawings exceed, unchanged and slightly augmented."""
     kinds = [pictures, *(demo_augment.varied(pictures, 0.5, chance) for _ in range(COPIES))]
     return float(torch.cat([net(kind)[:, 0] for kind in kinds]).quantile(0.99))

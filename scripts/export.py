@@ -1,11 +1,11 @@
-"""Write a run's adapter for another program, or any adapter file of any trainer.
+"""Export a run's adapter, or an adapter file of any trainer, for another program.
 
     python scripts/export.py runs/NAME --host diffusers [--form compact --rank 64] [--dtype fp32] [--out FILE]
     python scripts/export.py runs/NAME --state 1000
     python scripts/export.py FILE.safetensors --base MODEL --host diffusers
 
 A run that was stopped, has failed or is still training is exported from its last training state.
-A file is converted as scripts/convert.py does, which has more options for files that are hard to read.
+A file is converted as in scripts/convert.py, which has more options.
 Exit codes: 0 done, 2 bad input.
 """
 
@@ -23,20 +23,20 @@ from modules.answer import script
 def main() -> int:
     """Read the arguments, then load, attach, export and print the report."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run", type=Path, help="a run's folder, its adapter.safetensors or preset.json; or any adapter "
+    parser.add_argument("run", type=Path, help="a run folder, its adapter.safetensors or preset.json; or any adapter "
                         "file, with --base")
-    parser.add_argument("--state", type=int, metavar="STEP", help="the run's training state after this step; the last "
-                        "one if not given, or what the run has ended with")
-    parser.add_argument("--base", help="for a file that is no run's: the model it was trained on")
-    parser.add_argument("--host", help="comfyui, kohya, diffusers, lycoris ...; as in the run's preset if not given")
+    parser.add_argument("--state", type=int, metavar="STEP", help="the run's training state after this step; default: "
+                        "the finished adapter, or the last state")
+    parser.add_argument("--base", help="for a file of another trainer: the model it was trained on")
+    parser.add_argument("--host", help="comfyui, kohya, diffusers, lycoris ...; default: as in the run's preset")
     parser.add_argument("--form", help="auto (exact), compact, full or svd; see docs/preset-reference.md")
-    parser.add_argument("--rank", type=int, help="rank of approximations, with --form compact or svd; 64 if not given")
+    parser.add_argument("--rank", type=int, help="rank of approximations, with --form compact or svd; default: 64")
     parser.add_argument("--dtype", help="fp32, fp16 or bf16 (or float32, float16, bfloat16)")
     parser.add_argument("--comfyui-norm", help="original or adapted")
     parser.add_argument("--computes-in", help="for ComfyUI: float16, bfloat16 or float32; see docs/preset-reference.md")
-    parser.add_argument("--out", type=Path, help="the file to write; runs/NAME/NAME_HOST.safetensors if not given, "
-                        "and runs/NAME/NAME-step-STEP_HOST.safetensors from a state")
-    parser.add_argument("--device", default="cpu", help="where to compute; cuda is faster for large models")
+    parser.add_argument("--out", type=Path, help="the file to write; default: runs/NAME/NAME_HOST.safetensors, or "
+                        "runs/NAME/NAME-step-STEP_HOST.safetensors from a state")
+    parser.add_argument("--device", default="cpu", help="device to compute on; cuda is faster for large models")
     arguments = parser.parse_args()
     try:
         print(run(arguments))
@@ -56,13 +56,13 @@ def run(arguments: argparse.Namespace) -> str:
 
     quiet_libraries()
     if arguments.out is not None and os.path.lexists(arguments.out):
-        how = "is a folder; give a file in it" if arguments.out.is_dir() else "exists already; delete it first"
+        how = "is a folder; give a file in it" if arguments.out.is_dir() else "already exists; delete it first"
         raise ValueError(f"--out {arguments.out}: {how}, or give another name")
     if is_file_of_others(arguments.run):
         return converted(arguments)
     if arguments.base:
-        raise ValueError(f"--base {arguments.base}: {arguments.run} is a run, whose preset says its base; leave --base "
-                         "out")
+        raise ValueError(f"--base {arguments.base}: {arguments.run} is a run, and its preset has the base; remove "
+                         "--base")
     folder, step = run_folder(arguments.run, arguments.state)
     found, notes = stored.source(folder, step)
     for note in notes:
@@ -82,13 +82,13 @@ def converted(arguments: argparse.Namespace) -> str:
     from modules.tools import convert
 
     if arguments.state is not None:
-        raise ValueError(f"--state {arguments.state}: {arguments.run} is no run; leave --state out")
+        raise ValueError(f"--state {arguments.state}: {arguments.run} is not a run; remove --state")
     lacking = [f"--{name}, {what}" for name, what in (
         ("base", "the model it was trained on"), ("host", "the program to write for")) if not vars(arguments)[name]]
     if lacking:
-        read_header(arguments.run)  # a file of another kind is told what it is, not what else to give
-        raise ValueError(f"{arguments.run} is a finished adapter file and no run; to write it for another program, "
-                         f"give {' and '.join(lacking)}")
+        read_header(arguments.run)  # for a file of another kind, report what is wrong with it
+        raise ValueError(f"{arguments.run} is an adapter file, not a run; to export it for another program, also give "
+                         f"{' and '.join(lacking)}")
     source = convert.Source(arguments.run, arguments.base, device=arguments.device)
     return convert.convert(source, convert.options_of(given(arguments)), arguments.out)
 
@@ -99,12 +99,12 @@ def is_file_of_others(path: Path) -> bool:
 
 
 def run_folder(path: Path, step: int | None) -> tuple[Path, int | None]:
-    """The folder of the run that `path` names, or has a file or a state of, and the state's step. Raises ValueError for
-    what is no run."""
+    """The folder of the run that `path` is, or is a file or a state of, and the state's step. Raises ValueError for
+    what is not a run."""
     from modules.training import state
 
     if not path.exists():
-        raise ValueError(f"{path}: no such file or folder; give a run's folder, such as runs/NAME, or an adapter file")
+        raise ValueError(f"{path}: no such file or folder; give a run folder, such as runs/NAME, or an adapter file")
     folder = path.resolve() if path.is_dir() else path.resolve().parent
     if folder.parent.name == state.FOLDER and state.NAME.fullmatch(folder.name):
         return folder.parents[1], state.steps_of(folder) if step is None else step
@@ -112,8 +112,8 @@ def run_folder(path: Path, step: int | None) -> tuple[Path, int | None]:
     if not state.states(folder):
         missing = [name for name in ("adapter.safetensors", "preset.json") if not (folder / name).is_file()]
         if missing:
-            raise ValueError(f"{folder}: there is no {' and no '.join(missing)}, and no training state, so there is no "
-                             "run's adapter in it yet")
+            raise ValueError(f"{folder}: has no {' and no '.join(missing)}, and no training state, so there is no "
+                             "adapter to export yet")
     return folder, step
 
 
@@ -123,7 +123,7 @@ def given(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def chosen(arguments: argparse.Namespace) -> list[tuple[str, str]]:
-    """Those that are given, by dotted name. What the run's preset has for another host or form is unset by them."""
+    """Those that are given, by dotted name. They unset what the run's preset has for another host or form."""
     values = given(arguments)
     found = {f"export.{name}": str(value) for name, value in values.items() if value is not None}
     if values["form"] in ("auto", "full") and values["rank"] is None:

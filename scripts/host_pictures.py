@@ -1,12 +1,12 @@
-"""Draw a run's sample pictures with diffusers alone, from the file that was exported for it, and compare.
+"""Draw a run's sample pictures with diffusers alone, from an exported file, and compare.
 
     python scripts/host_pictures.py runs/NAME [runs/OTHER ...]
 
-Exports each run's adapter for diffusers in float32, loads it with `load_lora_weights` into a pipeline that knows
-nothing of this program, repeats the samples of the last step with their prompts and seeds, and prints the largest
-difference of a pixel. What diffusers' files cannot hold in a compact form is exported with --form full.
+Exports each run's adapter for diffusers in float32, loads it with `load_lora_weights` into a plain diffusers pipeline,
+repeats the samples of the last step with their prompts and seeds, and prints the largest difference of a pixel. What
+diffusers' files cannot represent in a compact form is exported with --form full.
 
-Exit codes: 0 all pictures are the trainer's to within 2/255, 1 some are not, 2 bad input.
+Exit codes: 0 all pictures match the trainer's to within 2/255, 1 some do not, 2 bad input.
 """
 
 import argparse
@@ -23,7 +23,7 @@ sys.path.insert(0, str(ROOT))
 from modules.answer import script
 
 TOLERANCE = 2
-"""Of 255 steps of brightness: rounding of the merged products."""
+"""Tolerance, of 255: rounding of the merged products."""
 
 
 def main() -> int:
@@ -46,7 +46,7 @@ def main() -> int:
 
 
 def export(run: Path, file: Path) -> str:
-    """Write `file` from the run's adapter; the form it has. Raises ValueError with the exporter's sentence."""
+    """Write `file` from the run's adapter; its form. Raises ValueError with the exporter's sentence."""
     command = [sys.executable, ROOT / "scripts/export.py", run, "--host", "diffusers", "--dtype", "float32"]
     said = ""
     for form in ("auto", "full"):
@@ -74,7 +74,7 @@ def differences(run: Path, file: Path) -> list[int]:
     facts = vars(Facts.from_json(read_header(run / "adapter.safetensors").metadata.get("facts", "")))
     drawn = [sample_path(run, facts["step"], number) for number in range(len(facts["prompts"]))]
     if not drawn or not all(path.is_file() for path in drawn):
-        raise ValueError(f"there are no sample pictures of step {facts['step']}; train with samples.enabled true")
+        raise ValueError(f"no sample pictures of step {facts['step']}; train with samples.enabled true")
     pipeline = pipeline_with(preset["base"]["path"], file)
     found = []
     for number, (path, prompt) in enumerate(zip(drawn, facts["prompts"], strict=True)):
@@ -99,16 +99,16 @@ def pipeline_with(base: Path | str, file: Path | None) -> Any:
 
 
 def draw(pipeline: Any, prompt: str, number: int, samples: dict[str, Any], size: tuple[int, int]) -> Any:
-    """Picture `number` of a preset's `samples`, `size` (height, width) in pixels, as a user of diffusers asks for it.
+    """Picture `number` of a preset's `samples`, `size` (height, width) in pixels, with diffusers.
 
-    Raises ValueError for a negative prompt with a network that is told the guidance, which has two ways to take it.
+    Raises ValueError for a negative prompt with a guidance-distilled network, which has two kinds of guidance.
     """
     import torch
 
     known = inspect.signature(pipeline.__call__).parameters
     told = "true_cfg_scale" in known
     if told and samples["negative"]:
-        raise ValueError("samples.negative is not compared for networks that are told the guidance")
+        raise ValueError("samples.negative is not supported for guidance-distilled networks")
     options = {} if told else {"negative_prompt": samples["negative"]}
     if "max_sequence_length" in known:
         options["max_sequence_length"] = tokens(pipeline, known["max_sequence_length"].default)
@@ -119,8 +119,8 @@ def draw(pipeline: Any, prompt: str, number: int, samples: dict[str, Any], size:
 
 
 def tokens(pipeline: Any, default: int) -> int:
-    """How many tokens T5 is to read: `default` is the pipeline's own number, that of the network that is told the
-    guidance. The other one was published with 256, and a small base's tokenizer may have less."""
+    """The number of tokens for T5: `default` is the pipeline's own, for the guidance-distilled network. The other one
+    was published with 256, and a small base's tokenizer may have less."""
     tokenizers = [part for name, part in pipeline.components.items() if name.startswith("tokenizer") and part]
     denoiser = pipeline.components["transformer"]
     distilled = denoiser.config.get("guidance_embeds") is False

@@ -1,4 +1,4 @@
-"""Turn another trainer's settings into a preset, and say what became of each of them.
+"""Convert another trainer's settings to a preset, with a report on each of them.
 
     python scripts/import_preset.py FILE [--name NAME] [--out FILE.json] [--method METHOD] [--family FAMILY] [--json]
 
@@ -22,10 +22,10 @@ def main(argv: list[str] | None = None) -> int:
     """Read the arguments, import, print the lists and write the preset."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("file", type=Path, help="the other trainer's settings")
-    parser.add_argument("--name", default="", help="name of the preset; as the trainer named its result if not given")
-    parser.add_argument("--out", type=Path, help="the preset's file; training_presets/own/NAME.json if not given")
+    parser.add_argument("--name", default="", help="name of the preset; default: the output name in the file")
+    parser.add_argument("--out", type=Path, help="the preset's file; default: training_presets/own/NAME.json")
     parser.add_argument("--method", default="", help="train this method instead of the one in the file")
-    parser.add_argument("--family", default="", help="the kind of model, where the file does not tell it")
+    parser.add_argument("--family", default="", help="the model family, if the file does not have it")
     parser.add_argument("--json", action="store_true", help="print the lists and the preset as JSON")
     arguments = parser.parse_args(argv)
     try:
@@ -51,9 +51,9 @@ def run(arguments: argparse.Namespace) -> str:
         ("family", arguments.family, families.names()),
     ):
         if value and value not in known:
-            raise ValueError(f"--{flag}: {value} is unknown; there is {', '.join(known)}")
+            raise ValueError(f"--{flag}: {value} is unknown; available: {', '.join(known)}")
     if arguments.name and Path(arguments.name).name != arguments.name:
-        raise ValueError(f"--name: {arguments.name} is no file name; leave out slashes, or give --out")
+        raise ValueError(f"--name: {arguments.name} is not a file name; remove the slashes, or give --out")
     imported = import_file(arguments.file, Wishes(arguments.method, arguments.family))
     imported.name = arguments.name or imported.name
     if arguments.name and "name" in imported.values:
@@ -67,7 +67,7 @@ def run(arguments: argparse.Namespace) -> str:
     if arguments.json:
         return json.dumps({**report.facts(imported), "written": str(path)}, indent=2, ensure_ascii=False)
     preset = path.stem if path.stem in files.named() and files.named()[path.stem] == path else str(path)
-    look = f"look at it with: python scripts/train.py --preset {preset} --check"
+    look = f"check it with: python scripts/train.py --preset {preset} --check"
     return f"{report.text(imported)}\n\nwritten: {path}\n{look}"
 
 

@@ -1,8 +1,8 @@
-"""Say what an adapter file is: who wrote it, what it holds, what it was trained on, and which programs read it.
+"""Describe an adapter file: who wrote it, what it contains, what it was trained on, and which programs read it.
 
     python scripts/inspect_adapter.py FILE.safetensors [--json]
 
-Needs no base, and reads the file's header and the tensors of one layer of each sort. Exit codes: 0 done, 2 bad input.
+Needs no base; reads the file's header and the tensors of one layer of each kind. Exit codes: 0 done, 2 bad input.
 """
 
 import argparse
@@ -19,17 +19,17 @@ def main() -> int:
     """Read the file and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("file", type=Path)
-    parser.add_argument("--json", action="store_true", help="for programs")
+    parser.add_argument("--json", action="store_true", help="print the result as JSON")
     parser.add_argument("--early-scaling", action="store_true",
-                        help="the file is of OneTrainer's first scaled rotations: factor 1 / sqrt(numbers per block)")
+                        help="the file has OneTrainer's first scaled rotations: factor 1 / sqrt(elements per block)")
     arguments = parser.parse_args()
     try:
-        gc.disable()  # while torch is imported it takes a tenth of the time, and finds nothing
+        gc.disable()  # while torch is imported it takes a tenth of the time, without effect
         from modules.files import opening
         from modules.files.writer import EARLY
         from modules.tools import inspect_file
 
-        gc.freeze()  # nothing of the imports is searched again
+        gc.freeze()  # imported objects are not scanned again
         gc.enable()
         file = opening.read(arguments.file, values=False)
         if arguments.early_scaling:

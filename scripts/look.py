@@ -1,4 +1,4 @@
-"""Looks at data for the window: requests on stdin, answers on stdout, one JSON object a line (docs/look.md)."""
+"""Reads pictures for the window: requests on stdin, answers on stdout, one JSON object per line (docs/look.md)."""
 
 import contextlib
 import json
@@ -15,13 +15,13 @@ from modules.training.look import serve
 def main() -> None:
     """Answer until the input ends."""
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8", newline="\n")
-    os.dup2(2, 1)  # what libraries print does not belong among the answers
+    os.dup2(2, 1)  # keep libraries' output apart from the answers
 
     def answer(facts: dict) -> None:
         answers.write(json.dumps(facts) + "\n")
         answers.flush()
 
-    with contextlib.suppress(BrokenPipeError, KeyboardInterrupt):  # the window is gone
+    with contextlib.suppress(BrokenPipeError, KeyboardInterrupt):  # the window has closed
         serve((line.decode("utf-8", "replace") for line in sys.stdin.buffer), answer)
 
 

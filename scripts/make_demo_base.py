@@ -1,10 +1,10 @@
-"""Make the demo bases: small real pipelines, trained from scratch on Twemoji at 64x64.
+"""Train the demo bases: small real pipelines, from scratch on Twemoji at 64x64.
 
-    python scripts/make_demo_base.py --kind sdxl  # demo/base, the SDXL kind
-    python scripts/make_demo_base.py --kind flux  # demo/flux_base, the FLUX kind; its VAE is demo/base's
+    python scripts/make_demo_base.py --kind sdxl  # demo/base, like SDXL
+    python scripts/make_demo_base.py --kind flux  # demo/flux_base, like FLUX; its VAE is demo/base's
 
 Stages, each resumed by the same command: the VAE (Twemoji and Noto), then the denoiser and the text encoders together
-(Twemoji only), for FLUX guidance; then the export in float16. demo/README.md has times and losses.
+(Twemoji only), for FLUX also guidance; then the export in float16. demo/README.md has times and losses.
 """
 
 import argparse
@@ -20,7 +20,7 @@ from scripts import demo_data, demo_training
 from scripts.demo_bases import kinds
 
 VAE_REPEATS = 3
-"""How much oftener the VAE sees the subjects that the bases draw."""
+"""How much more often the VAE is trained on the subjects that the bases draw."""
 
 
 def main() -> None:
@@ -28,15 +28,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     demo_data.package_arguments(parser)
     parser.add_argument("--kind", choices=kinds(), required=True)
-    parser.add_argument("--work", type=Path, help="checkpoints (default: a folder in runs/)")
+    parser.add_argument("--work", type=Path, help="folder for checkpoints (default: in runs/)")
     parser.add_argument("--out", type=Path, help="the pipeline's folder (default: in demo/)")
-    parser.add_argument("--vae", type=Path, help="take this VAE and do not train one (default: as the kind has it)")
+    parser.add_argument("--vae", type=Path, help="use this VAE instead of training one (default: depends on --kind)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--vae-steps", type=int, default=6000)
-    parser.add_argument("--steps", type=int, help="of denoiser and text encoders (default: as the kind has it)")
-    parser.add_argument("--guidance-steps", type=int, default=800, help="of distilling guidance, where that is done")
+    parser.add_argument("--steps", type=int, help="steps of denoiser and text encoders (default: depends on --kind)")
+    parser.add_argument("--guidance-steps", type=int, default=800, help="steps of guidance distillation (--kind flux)")
     parser.add_argument("--batch", type=int, default=16)
-    parser.add_argument("--learning-rate", type=float, help="default: as the kind has it")
+    parser.add_argument("--learning-rate", type=float, help="default: depends on --kind")
     arguments = parser.parse_args()
     kind = kinds()[arguments.kind]
     for name, default in kind.OPTIONS.items():

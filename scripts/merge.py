@@ -3,9 +3,9 @@
     python scripts/merge.py BASE --adapter FILE[:STRENGTH] [--adapter FILE[:STRENGTH] ...] --out OUT
 
 OUT is a folder or a file as BASE is, and must not exist. With several adapters each one's change is made to the
-original weight, times its strength (1 if not given), and all are added: W + s1 (W1 - W) + s2 (W2 - W), in float32,
-rounded once to the numbers that the base has. BASE is read and OUT written tensor by tensor; everything that no
-adapter changes is copied byte by byte.
+original weight, times its strength (default: 1), and all are added: W + s1 (W1 - W) + s2 (W2 - W), in float32, rounded
+once to the base's dtype. BASE is read and OUT written tensor by tensor; everything that no adapter changes is copied
+byte by byte.
 
 Exit codes: 0 done, 2 bad input.
 """
@@ -25,16 +25,16 @@ def main() -> int:
     parser.add_argument("base", help="a folder in diffusers layout, or a .safetensors checkpoint")
     parser.add_argument("--adapter", action="append", required=True, metavar="FILE[:STRENGTH]",
                         help="an adapter of any program, as .safetensors; may be given several times")
-    parser.add_argument("--out", type=Path, required=True, help="what to write")
-    parser.add_argument("--dtype", help="float32, float16 or bfloat16 (or fp32, fp16, bf16): of the denoiser and the "
-                        "text encoders, changed or not; as in BASE if not given")
-    parser.add_argument("--family", help="the kind of model; found out by itself if not given")
-    parser.add_argument("--config", default="", help="for a checkpoint: the folder in diffusers layout with its "
-                        "configuration, whose weights are not needed; from the hub's cache if not given")
-    parser.add_argument("--skip-absent", action="store_true", help="leave out layers that BASE has no weights of, such "
-                        "as those of text encoders that are not in the file")
-    parser.add_argument("--skip-unknown", action="store_true", help="leave out keys of the adapters that mean nothing")
-    parser.add_argument("--device", default="cpu", help="where to compute; cuda is faster for large models")
+    parser.add_argument("--out", type=Path, required=True, help="folder or file to write")
+    parser.add_argument("--dtype", help="float32, float16 or bfloat16 (or fp32, fp16, bf16): dtype of the denoiser and "
+                        "all text encoders; default: as in BASE")
+    parser.add_argument("--family", help="the model family; default: detected")
+    parser.add_argument("--config", default="", help="for a checkpoint: a folder in diffusers layout with its "
+                        "configuration (no weights needed); default: from the hub's cache")
+    parser.add_argument("--skip-absent", action="store_true", help="skip layers that BASE has no weights of, such as "
+                        "those of text encoders that are not in the file")
+    parser.add_argument("--skip-unknown", action="store_true", help="skip unknown keys of the adapters")
+    parser.add_argument("--device", default="cpu", help="device to compute on; cuda is faster for large models")
     return answer(run, parser.parse_args())
 
 

@@ -2,8 +2,8 @@
 
     python scripts/resize.py FILE.safetensors (--rank 16 | --energy 0.95 | --error 0.05) [--out FILE]
 
-Each layer's pair is replaced by the best one of a smaller rank (truncated SVD). Names and number formats stay, but new
-factors of a file in eight bits are float16. Errors are those of the numbers that are written.
+Each layer's pair is replaced by the best one of a smaller rank (truncated SVD). Names and dtypes are kept, but new
+factors of a file in eight bits are float16. Errors include the rounding of the written values.
 Exit codes: 0 done, 2 bad input.
 """
 
@@ -17,12 +17,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from modules.answer import answer, script
 
 MAGNITUDES = (
-    "the magnitudes are kept: each output or input channel keeps the length it was trained to, and only directions are "
+    "the magnitudes are kept: the norm of each output or input channel is unchanged, and only directions are "
     "approximated, so the error of the adapted weights differs a little from that of the pairs below"
 )
 COMPENSATED = (
-    "the file's magnitudes were written for ComfyUI's norm of the base with the old pairs; export or convert it anew "
-    "with its base for an exact file"
+    "the file's magnitudes were written for ComfyUI's norm of the base with the old pairs; export or convert it "
+    "again with its base for an exact file"
 )
 
 
@@ -31,10 +31,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("file", type=Path)
     how = parser.add_mutually_exclusive_group(required=True)
-    how.add_argument("--rank", type=int, help="this rank for every layer")
-    how.add_argument("--energy", type=float, help="the part of each pair's squared norm to keep, between 0 and 1")
-    how.add_argument("--error", type=float, help="the largest error of each pair, as a part of its norm")
-    parser.add_argument("--out", type=Path, help="the file to write; FILE_resized.safetensors if not given")
+    how.add_argument("--rank", type=int, help="the rank of every layer")
+    how.add_argument("--energy", type=float, help="the fraction of each pair's squared norm to keep, between 0 and 1")
+    how.add_argument("--error", type=float, help="the largest relative error of each pair, between 0 and 1")
+    parser.add_argument("--out", type=Path, help="the file to write; default: FILE_resized.safetensors")
     return answer(run, parser.parse_args())
 
 
@@ -62,16 +62,16 @@ def run(arguments: argparse.Namespace) -> str:
 
 
 def chosen(arguments: argparse.Namespace) -> Any:
-    """How many values to keep. Raises ValueError for numbers out of range."""
+    """How many singular values to keep. Raises ValueError for arguments out of range."""
     from modules.tools import resize
 
     if arguments.rank is not None:
         if arguments.rank < 1:
-            raise ValueError(f"--rank {arguments.rank}: a rank is at least 1")
+            raise ValueError(f"--rank {arguments.rank}: is too small; at least 1")
         return resize.to_rank(arguments.rank)
     for name, value in (("energy", arguments.energy), ("error", arguments.error)):
         if value is not None and not 0 < value < 1:
-            raise ValueError(f"--{name} {value}: give a part between 0 and 1, such as 0.95 for energy or 0.05 for "
+            raise ValueError(f"--{name} {value}: give a fraction between 0 and 1, such as 0.95 for energy or 0.05 for "
                              "error")
     if arguments.energy is not None:
         return resize.to_energy(arguments.energy)
@@ -93,7 +93,7 @@ def table(path: Path, out: Path, found: Any) -> str:
         lines.append(f"note: {MAGNITUDES}")
         if "output" in axes and found.metadata.get("gimbal.comfyui_norm") == "original":
             lines.append(f"note: {COMPENSATED}")
-    lines += [f"note: {count} layers of another kind are kept as they are ({what})"
+    lines += [f"note: {count} layers of another kind are unchanged ({what})"
               for what, count in found.kept.items()]
     before, after = (file.stat().st_size / 1e6 for file in (path, out))
     middle = sorted(row.error for row in found.rows)[len(found.rows) // 2]

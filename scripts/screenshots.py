@@ -39,13 +39,13 @@ def pause(milliseconds: int) -> None:
 
 
 def wait(condition) -> None:
-    """Let the window work until something is so."""
+    """Let the window work until a condition is true."""
     for _ in range(PATIENCE // 50):
         if condition():
             break
         pause(50)
     else:
-        sys.exit(f"gave up waiting for {condition}")
+        sys.exit(f"timeout waiting for {condition}")
     pause(700)
 
 
@@ -99,7 +99,7 @@ def runs(window: Window) -> Iterator[str]:
 
 
 def wait_for_pictures(page: PicturesPage) -> None:
-    """Until the trainer's eyes have answered; then choose the first picture."""
+    """Wait until the pictures are read; then choose the first one."""
     wait(lambda: page.model.rowCount() > 0)
     page.parts.grid.select(page.model.pictures[0].path)
     pause(1500)
@@ -120,11 +120,11 @@ def draw(window: Window, name: str) -> None:
 def main() -> int:
     """Draw all pages in both themes."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--preset", default=None, help="the preset to show; default: one that can be trained here")
+    parser.add_argument("--preset", default=None, help="the preset to show; default: a trainable one")
     parser.add_argument("--themes", nargs="+", default=["light", "dark"], choices=["light", "dark"])
     arguments = parser.parse_args()
     if not any(places.RUNS.glob("*/events.jsonl")):
-        print(f"{places.RUNS} has no run to show; train one first", file=sys.stderr)
+        print(f"{places.RUNS} has no finished run; train one first", file=sys.stderr)
         return 2
     with tempfile.TemporaryDirectory() as home:  # not the user's settings
         QStandardPaths.writableLocation = staticmethod(lambda location: f"{home}/{location.value}")

@@ -1,4 +1,4 @@
-"""Write docs/strength.md: what each program makes of a file at another strength than 1, found by asking its arithmetic.
+"""Write docs/strength.md: the effect of a strength other than 1 in each program, from its arithmetic.
 
     python scripts/strength_table.py
 
@@ -67,7 +67,7 @@ class Sample:
     m: Tensor
     c: Tensor
     blended: Callable[[float, Tensor], Tensor] | None = None
-    """The butterfly of any weight, with `s R + 1 - s` in the place of each stage's R."""
+    """The butterfly of any weight, with `s R + 1 - s` instead of each stage's R."""
 
 
 def normal(*shape: int, seed: int) -> Tensor:
@@ -92,7 +92,7 @@ RULES: dict[str, Rule] = {
     "`B(s) W`": lambda s, x, end: x.blended(s, W) if x.blended else W,
     "`W + s (B(s) W - W)`": lambda s, x, end: W + s * (x.blended(s, W) - W) if x.blended else W,
 }
-"""What a program may compute, by formula: from the strength, the layer's parts and the weight at strength 1."""
+"""What a program may compute, by formula, from the strength, the layer's parts and the weight at strength 1."""
 
 
 def samples() -> dict[str, Sample]:
@@ -158,8 +158,8 @@ def spelled(sample: Sample, host: str) -> dict[str, Tensor]:
 
 
 def rule(host: str, form: str) -> tuple[str, float] | None:
-    """The formula of `RULES` by which the program reads the form, and the size of the change at 0.5 as a part of that
-    at 1; None where it does not read it.
+    """The formula of `RULES` by which the program reads the form, and the size of the change at 0.5 relative to that at
+    1; None where it does not read it.
 
     Raises ValueError if no formula fits.
     """

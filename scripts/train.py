@@ -10,7 +10,7 @@ from modules.training import stopping
 
 
 def train() -> int:
-    """The command. Its imports take seconds, in which it can be stopped already."""
+    """The command. Its imports take seconds; it can already be stopped meanwhile."""
     from modules.training.command import main
 
     return main(sys.argv[1:])

@@ -1,10 +1,10 @@
-"""Compute what a program does with an adapter file, and compare it with what the file means.
+"""Compute what a program makes of an adapter file, and compare it with the file's intended weights.
 
     python scripts/verify.py FILE.safetensors --base MODEL --host comfyui [--run runs/NAME] [--strength 0.8]
 
-The meaning is that of the run the file comes from (--run, or the folder the file lies in), else what the file's own
-trainer computes from it. Both in float32 and as the program computes in 16 bits. Exit codes: 0 it does what it means,
-1 it does not, 2 bad input.
+The intended weights are those of the file's run (--run, or the folder that the file is in), else those that its own
+trainer computes from it. Compares in float32 and in the program's 16 bits. Exit codes: 0 they match, 1 they do not,
+2 bad input.
 """
 
 import argparse
@@ -22,18 +22,18 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("file", type=Path)
     parser.add_argument("--base", required=True, help="the model to apply it to: a folder, a file or a hub id")
-    parser.add_argument("--config", default="", help="for a base in a single file, without network: see base.config")
+    parser.add_argument("--config", default="", help="configuration of a single-file base; as base.config")
     parser.add_argument("--host", required=True, help="the program, as in export.host")
     parser.add_argument("--run", type=Path, help="the run that trained it: a folder with preset.json")
     parser.add_argument("--strength", type=float, default=1.0)
-    parser.add_argument("--half", help="the program's 16-bit format, fp16 or bf16; the model's usual one if not given")
-    parser.add_argument("--comfyui-norm", default="original", help="original: ComfyUI of today; adapted: as corrected")
-    parser.add_argument("--comfyui", type=Path, metavar="DIR", help="ask the ComfyUI installed here, not our copy")
-    parser.add_argument("--comfyui-python", type=Path, metavar="FILE", help="the Python that this ComfyUI runs with")
-    parser.add_argument("--family", default="", help="the kind of model, where the names of the file leave it open")
+    parser.add_argument("--half", help="the program's 16-bit format, fp16 or bf16; default: the model's usual one")
+    parser.add_argument("--comfyui-norm", default="original", help="original or adapted, as in export.comfyui_norm")
+    parser.add_argument("--comfyui", type=Path, metavar="DIR", help="compute with this installed ComfyUI")
+    parser.add_argument("--comfyui-python", type=Path, metavar="FILE", help="the Python of this ComfyUI")
+    parser.add_argument("--family", default="", help="the model family, if the file's names are ambiguous")
     parser.add_argument("--early-scaling", action="store_true",
-                        help="the file is of OneTrainer's first scaled rotations: factor 1 / sqrt(numbers per block)")
-    parser.add_argument("--device", default="cpu", help="where to compute; cuda is faster for large models")
+                        help="the file has OneTrainer's first scaled rotations: factor 1 / sqrt(elements per block)")
+    parser.add_argument("--device", default="cpu", help="device to compute on; cuda is faster for large models")
     arguments = parser.parse_args()
     try:
         is_right, text = run(arguments)
@@ -45,7 +45,7 @@ def main() -> int:
 
 
 def run(arguments: argparse.Namespace) -> tuple[bool, str]:
-    """Whether the file does what it means, and the table."""
+    """Whether the program's weights match, and the table."""
     import torch
 
     from modules import hosts
@@ -57,9 +57,9 @@ def run(arguments: argparse.Namespace) -> tuple[bool, str]:
 
     quiet_libraries()
     if arguments.host not in hosts.names():
-        raise ValueError(f"--host {arguments.host}: there is {', '.join(hosts.names())}")
+        raise ValueError(f"--host {arguments.host}: unknown; available: {', '.join(hosts.names())}")
     if arguments.comfyui and not arguments.host.startswith("comfyui"):
-        raise ValueError(f"--comfyui asks ComfyUI, and --host is {arguments.host}; give --host comfyui")
+        raise ValueError(f"--comfyui: works only with --host comfyui, but --host is {arguments.host}")
     if arguments.comfyui_norm not in ("original", "adapted"):
         raise ValueError(f"--comfyui-norm {arguments.comfyui_norm}: give original or adapted")
     halves = {"float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -95,21 +95,21 @@ def run(arguments: argparse.Namespace) -> tuple[bool, str]:
 
 
 def advice(arguments: argparse.Namespace) -> str:
-    """What to do about a wrong file."""
+    """What to do about a file that does not match."""
     again = f"scripts/convert.py {arguments.file} --base {arguments.base} --host {arguments.host}"
     folder = arguments.run or own_run(arguments.file)
     again = f"scripts/export.py {folder} --host {arguments.host}" if folder else again
-    return f"; a right file is written by: python {again}"
+    return f"; to write a correct file: python {again}"
 
 
 def own_run(path: Path) -> Path | None:
-    """The run folder that a file lies in, if it does."""
+    """The run folder that a file is in, if any."""
     folder = path.parent
     return folder if (folder / "preset.json").is_file() and (folder / "adapter.safetensors").is_file() else None
 
 
 def trained(folder: Path, arguments: argparse.Namespace) -> tuple[Any, Any]:
-    """The run's base without its adapters, and the adapted weights. Raises ValueError if it is no run."""
+    """The run's base without its adapters, and the adapted weights. Raises ValueError if it is not a run."""
     import torch
 
     from modules.adapters.base import detach
@@ -127,7 +127,7 @@ def trained(folder: Path, arguments: argparse.Namespace) -> tuple[Any, Any]:
 
 
 def name_notes(host: str, found: Any) -> list[str]:
-    """Names that the program does not find, whatever it would compute."""
+    """Names that the program does not find."""
     from modules.files import reading
     from modules.hosts.parts import effect_of_file
 

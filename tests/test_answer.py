@@ -90,7 +90,7 @@ def test_output_that_is_lost_is_told(tmp_path, arguments, code, redirected, why)
     """A script whose result is a file has done its work; one whose result is what it prints has not."""
     done = shell(tmp_path, 'print("result"); print("beside", file=sys.stderr)', f"{arguments} {redirected}")
     assert done.stdout == f"code {code}\n"
-    assert done.stderr == f"beside\nstdout: cannot be written ({why}), so what was printed is lost\n"
+    assert done.stderr == f"beside\nstdout: cannot be written ({why}); the output is lost\n"
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="a device of Linux")

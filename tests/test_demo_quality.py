@@ -115,7 +115,7 @@ def test_judge_refuses_what_it_does_not_know(pictures, tmp_path):
     with pytest.raises(ValueError, match=r"nowhere.safetensors.*--train"):
         demo_judges.judge(pictures[:1], SUBJECTS[:1], tmp_path / "nowhere.safetensors")
     save_file({"x": torch.zeros(1)}, tmp_path / "other.safetensors")
-    with pytest.raises(ValueError, match="no file of judges"):
+    with pytest.raises(ValueError, match="not a file of judges"):
         demo_judges.judge(pictures[:1], SUBJECTS[:1], tmp_path / "other.safetensors")
 
 
@@ -165,7 +165,7 @@ def test_a_wrong_picture_is_named(known_prompts, monkeypatch, tmp_path, capsys, 
     swapped = [pictures[1], pictures[0], *pictures[2:]]
     monkeypatch.setattr(demo_quality, "generate", lambda *_: swapped)
     assert run(monkeypatch, tmp_path) == 0, "46 of 48 is above 95 %"
-    assert f"{SUBJECTS[0]}: taken for {SUBJECTS[1]}" in capsys.readouterr().out
+    assert f"{SUBJECTS[0]}: classified as {SUBJECTS[1]}" in capsys.readouterr().out
     monkeypatch.setattr(demo_quality, "generate", lambda *_: pictures[3:] + pictures[:3])
     assert run(monkeypatch, tmp_path) == 1
 

@@ -95,7 +95,7 @@ def test_a_power_cut_loses_nothing(name, cases):
 @pytest.mark.parametrize(
     "kind, text",
     [
-        ("lost", "none from which the run can go on"),
+        ("lost", "none of them can be resumed from"),
         ("different", "adapter.safetensors"),
         ("missing", "samples/step-000004_00.png"),
         ("missing", "event sample 4 samples/step-000004_00.png"),

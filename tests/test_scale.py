@@ -100,7 +100,7 @@ def test_a_pattern_and_a_rule_for_each_layer(beginning, end):
 
 
 def test_patterns_of_another_model():
-    """One for each layer, and none has a layer. What layers are named like is said of the first few."""
+    """One for each layer, and none has a layer. What layer names look like is said of the first few."""
 
     def prepared(count: int) -> Callable[[], Any]:
         model, chosen = Long(count), targets(count, "transformer.", "")
@@ -108,7 +108,7 @@ def test_patterns_of_another_model():
         def do() -> None:
             _, problems = setup.match_layers(model, chosen)
             problems += setup.unmatched_rules(model, chosen, [])
-            assert sum("layers are named like unet." in problem for problem in problems) == 2 * HINTS
+            assert sum("layer names look like unet." in problem for problem in problems) == 2 * HINTS
             assert all("matches no layer" in problem for problem in problems) and len(problems) == 3 * count - 1
 
         return do

@@ -137,7 +137,7 @@ def _checked(values: Any, place: str) -> Part:
     """A part whose entries are known and of the right kind. Raises ValueError in words."""
     known = vars(Part())
     if not isinstance(values, dict):
-        raise ValueError(f"{place}: a part of presets is a mapping in braces, as in {{...}}")
+        raise ValueError(f"{place}: a part of presets is an object in braces, as in {{...}}")
     for name, value in values.items():
         if name not in known:
             raise ValueError(f"{place}: {name}: unknown; a part of presets has {', '.join(known)}")

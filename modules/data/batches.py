@@ -1,5 +1,5 @@
-"""The order in which pictures are seen. Every batch is a pure function of (seed, step, micro), so that a resumed run,
-and a run on another number of processes, sees what the run would have seen."""
+"""The order of the pictures. Every batch is a pure function of (seed, step, micro), so that a resumed run, and a run on
+another number of processes, uses the same pictures."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from modules.data.pictures import sizes_of
 from modules.preset.schema import Data
 
 KEPT_EPOCHS = 4
-"""Orders of epochs kept in memory; a step asks for one or two of them."""
+"""Orders of epochs kept in memory; a step needs one or two of them."""
 
 
 @dataclass(frozen=True)
@@ -24,10 +24,10 @@ class Batch:
 
     pictures: tuple[Picture, ...]
     positions: tuple[int, ...]
-    """The samples' running numbers in the whole run over all processes; noise and timesteps follow from them."""
+    """The samples' indices in the whole run over all processes; noise and timesteps follow from them."""
     flips: tuple[bool, ...]
     captions: tuple[str, ...]
-    """As these samples see them, after trigger, shuffling and dropping."""
+    """As used for these samples, after trigger, shuffling and dropping."""
 
     @property
     def sizes(self) -> Tensor:
@@ -36,10 +36,10 @@ class Batch:
 
 
 class Batches:
-    """All batches of a run, as process `rank` of `processes` sees them.
+    """All batches of a run, for process `rank` of `processes`.
 
     A global batch has `batch_size * processes` pictures of one bucket, of which the processes take consecutive
-    slices. An epoch shows every picture `repeats` times in a new order; the last batch of a bucket is filled up with
+    slices. An epoch has every picture `repeats` times in a new order; the last batch of a bucket is filled up with
     further pictures of that bucket. A step takes `accumulation` consecutive global batches, across epochs too.
     """
 

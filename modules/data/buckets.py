@@ -1,10 +1,10 @@
-"""Buckets: the few sizes that training pictures are brought to, so that a batch has one size."""
+"""Buckets: the few sizes that training pictures are resized and cropped to, so that a batch has one size."""
 
 import math
 from collections.abc import Sequence
 
 GUESSED_STEP = 8
-"""Bucket step for looking at pictures when there is no model to ask."""
+"""Bucket step for looking at pictures when the model is not known."""
 
 
 def buckets(resolution: int, step: int, max_aspect: float, enabled: bool) -> tuple[tuple[int, int], ...]:

@@ -1,11 +1,11 @@
-"""Encoded pictures and captions, found again by content: a renamed file is a hit, a changed pixel or word a miss.
+"""Encoded pictures and captions, looked up by content: a renamed file is a hit, a changed pixel or word a miss.
 
-Every item is encoded by itself: encoders round differently when other items are in the batch, and what is kept of a
-picture or caption must not depend on what else was missing. So a run with a warm cache, a cold one, none, or one that
-another run has filled is the same run, bit for bit.
+Every item is encoded by itself: encoders round differently when other items are in the batch, and a cached picture or
+caption must not depend on what else was missing. So a run with a warm cache, a cold one, none, or one that another run
+has filled is the same run, bit for bit.
 
 One .safetensors file per item, written under a temporary name and renamed, so that several processes and runs can
-share the folder. It carries a checksum: a damaged file is encoded anew, with a warning, and never trained on.
+share the folder. It has a checksum: a damaged file is encoded again, with a warning, and never trained on.
 """
 
 import hashlib
@@ -38,10 +38,10 @@ FORMAT = 2
 """Part of every key. Raise it when resizing, cropping, encoding or the meaning of the tensors changes."""
 
 MEMORY_BYTES = 2 * 2**30
-"""What each cache keeps in memory of the items that are on disk, the most recently used ones."""
+"""Bytes of items on disk that each cache also keeps in memory, the most recently used ones."""
 
 Layout = Mapping[str, tuple[torch.dtype, tuple[int, ...]]]
-"""What an item's tensors are."""
+"""Shapes and dtypes of an item's tensors."""
 
 CHECKSUM = "sha256"
 """Name of the checksum in a file's metadata, see `checksum`."""
@@ -50,8 +50,8 @@ CHECKSUM = "sha256"
 class LatentCache:
     """The image encoder's distributions of pictures.
 
-    Fill it with all pictures while the encoder is at hand. With several processes each fills a part
-    (`pictures[rank::processes]`); after that the others find the files. Tensors belong to the cache: don't change them.
+    Fill it with all pictures while the encoder is loaded. With several processes each fills a part
+    (`pictures[rank::processes]`); after that the others find the files. Do not modify the tensors that it returns.
     """
 
     def __init__(self, options: Data, model: Model):
@@ -94,8 +94,8 @@ class LatentCache:
         assert latents.shape == self._shape(picture), f"{picture.path}: {latents.shape} is not {self._shape(picture)}"
         if not torch.isfinite(latents).all():
             raise ValueError(
-                f"{shown(picture.path)}: the image encoder gives infinite or undefined latents for it, as some do in "
-                "float16; set training.precision to bfloat16 or float32"
+                f"{shown(picture.path)}: non-finite latents from the image encoder, as some give in float16; "
+                "set training.precision to bfloat16 or float32"
             )
         return latents
 
@@ -136,8 +136,8 @@ class TextCache:
             encoded = {name: features.cpu() for name, features in self.model.encode_texts([caption]).items()}
         if not all(torch.isfinite(features).all() for features in encoded.values()):
             raise ValueError(
-                f"the text encoders give infinite or undefined features for the caption {short(caption)!r}, as some do "
-                "in float16; set training.precision to bfloat16 or float32"
+                f"non-finite features from the text encoders for the caption {short(caption)!r}, as some give in "
+                "float16; set training.precision to bfloat16 or float32"
             )
         return encoded
 
@@ -170,13 +170,13 @@ class Store:
         except FileNotFoundError:
             return None
         except (OSError, ValueError) as error:
-            log.warning("%s: the cache file is damaged (%s); it is encoded again", shown(path), error)
+            log.warning("%s: damaged cache file (%s); encoding it again", shown(path), error)
             return None
         self._remember(key, tensors)
         return tensors
 
     def put(self, key: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Keep copies of tensors; the copies. Raises ValueError if the folder cannot be written."""
+        """Store copies of tensors; returns the copies. Raises ValueError if the folder cannot be written."""
         tensors = {name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()}
         self._remember(key, tensors)
         if self.folder is None:
@@ -185,7 +185,7 @@ class Store:
         content = safetensors.torch.save(tensors, {CHECKSUM: checksum(key, tensors)})
         try:
             _make_room(path)
-            # Not flushed: that costs more than encoding, and what a power cut spoils its checksum tells.
+            # Not flushed: that takes longer than encoding, and the checksum detects what a power cut damages.
             with whole(path, flush=False) as partial:
                 partial.write_bytes(content)
         except OSError as error:
@@ -210,19 +210,19 @@ class Store:
 
 def read_entry(path: Path, key: str) -> dict[str, Tensor]:
     """The tensors of the item `key`. Raises FileNotFoundError if there is no file, OSError if it cannot be read, and
-    ValueError if it is not what was written there."""
-    if not path.is_file() and os.path.lexists(path):  # reading a FIFO would wait for ever
-        raise ValueError("it is no file")
+    ValueError if it is damaged."""
+    if not path.is_file() and os.path.lexists(path):  # reading a FIFO would block
+        raise ValueError("it is not a regular file")
     # Not load_file: it maps the file, and a mapped file cannot be replaced on Windows.
     content = path.read_bytes()
     try:
         tensors = safetensors.torch.load(content)
-    except (SafetensorError, KeyError, RuntimeError, TypeError) as error:  # torch's own for dtypes it does not know
+    except (SafetensorError, KeyError, RuntimeError, TypeError) as error:  # torch's own for unknown dtypes
         raise ValueError(str(error)) from error
     end = 8 + int.from_bytes(content[:8], "little")
     metadata = json.loads(content[8:end]).get("__metadata__") or {}
     if metadata.get(CHECKSUM) != checksum(key, tensors):
-        raise ValueError("its checksum is not that of its content")
+        raise ValueError("checksum mismatch")
     return tensors
 
 
@@ -232,7 +232,7 @@ def checksum(key: str, tensors: Mapping[str, Tensor]) -> str:
 
 
 def _make_room(path: Path) -> None:
-    """Let an item be written: what stands in the place of its folder or file and is something else is moved aside."""
+    """Make writing an item possible: something else with the name of its folder or file is moved away."""
     for place, fits in ((path.parent, path.parent.is_dir()), (path, path.is_file())):
         if not fits and os.path.lexists(place):
             place.rename(place.with_name(f"{place.name}.{uuid.uuid4().hex[:12]}.aside"))
@@ -245,7 +245,7 @@ def _check(tensors: Mapping[str, Tensor], layout: Layout | None) -> None:
     if layout is not None and found != dict(layout):
         raise ValueError(f"it has {found} instead of {dict(layout)}")
     if not all(torch.isfinite(tensor).all() for tensor in tensors.values()):
-        raise ValueError("it has infinite or undefined values")
+        raise ValueError("it has non-finite values")
 
 
 def _key(*parts: object) -> str:
@@ -257,7 +257,7 @@ def _pixels(picture: Picture, flip: bool) -> Tensor:
     opened = open_picture(picture.path)
     if content_key(opened) != picture.key:
         path = shown(picture.path)
-        raise ValueError(f"{path}: has changed since training started; start again with pictures that stay")
+        raise ValueError(f"{path}: has changed since training started; start again, and do not edit pictures meanwhile")
     pixels, _ = fit(opened, picture.bucket)
     return pixels.flip(-1) if flip else pixels
 
@@ -275,7 +275,7 @@ def _unwritable(folder: Path, error: OSError) -> str:
     cause = error.__cause__ if isinstance(error.__cause__, OSError) else error
     why = error if isinstance(error, DiskFull) else cause.strerror or cause
     return (
-        f"data.cache_folder {folder.parent}: cannot be written ({why}), and not all that this run needs is in it; give "
+        f"data.cache_folder {folder.parent}: cannot be written ({why}), and it lacks entries that this run needs; give "
         "another folder with --data.cache_folder, or make this one writable"
     )
 

@@ -1,4 +1,4 @@
-"""Captions: how they are read from files, and what becomes of them each time a picture is seen."""
+"""Captions: how they are read from files, and how they are changed each time a picture is used."""
 
 import json
 from pathlib import Path
@@ -9,15 +9,15 @@ from modules.data.names import shown
 from modules.preset.schema import Data
 
 CAPTION_KEYS = ("text", "caption")
-"""What the caption may be called in metadata.jsonl."""
+"""Names of the caption in metadata.jsonl."""
 
 
 def caption_for(options: Data, caption: str, seed: int, position: int) -> str:
-    """The caption as the sample at `position` of the run with `seed` sees it: a pure function.
+    """The caption as used for the sample at `position` of the run with `seed`: a pure function.
 
-    `caption_dropout` replaces all of it, trigger included. Otherwise the trigger stands in front (once, also when
-    the caption has it there already), then the first `keep_tokens` parts, then the rest, dropped and shuffled.
-    Without shuffling and dropping of parts the caption's own text stays as it is, to the byte.
+    `caption_dropout` replaces all of it, trigger included. Otherwise the trigger comes first (once, also when the
+    caption already begins with it), then the first `keep_tokens` parts, then the rest, dropped and shuffled. Without
+    shuffling and dropping of parts the caption's own text stays unchanged, to the byte.
     """
     draw = Random(seed_of("caption", seed, position))
     if draw.random() < options.caption_dropout:
@@ -35,7 +35,7 @@ def caption_for(options: Data, caption: str, seed: int, position: int) -> str:
 
 
 def whole_caption(options: Data, caption: str) -> str:
-    """The caption with the trigger, and with nothing dropped or shuffled: as validation pictures are seen."""
+    """The caption with the trigger, and with nothing dropped or shuffled: for validation pictures."""
     plain = options.model_copy(update={"shuffle": False, "part_dropout": 0.0, "caption_dropout": 0.0})
     return caption_for(plain, caption, 0, 0)
 
@@ -49,7 +49,7 @@ def _with_trigger(options: Data, caption: str) -> str:
 
 
 def _glue(options: Data) -> str:
-    """What stands between parts: the separator and a space, unless it ends with white space itself."""
+    """The text between parts: the separator and a space, unless it ends with white space itself."""
     return options.separator if options.separator[-1:].isspace() else options.separator + " "
 
 
@@ -57,8 +57,8 @@ def read_text(path: Path) -> str:
     """The text of a file without white space around it. Raises ValueError, naming the file, if it is not UTF-8."""
     place = shown(path)
     try:
-        if path.exists() and not path.is_file():  # opening a pipe would wait for ever
-            raise ValueError(f"{place}: is no file but a pipe, a folder or a device; put a text file in its place")
+        if path.exists() and not path.is_file():  # opening a pipe would block
+            raise ValueError(f"{place}: is not a regular file; replace it with a text file")
         text = path.read_bytes().decode("utf-8-sig")
     except OSError as error:
         raise ValueError(f"{place}: cannot be read ({error.strerror}); check its permissions") from error
@@ -86,9 +86,9 @@ def parse_metadata_line(line: str) -> tuple[str, str, set[str]]:
     if not texts or not all(isinstance(text, str) for text in texts):
         raise ValueError('has no caption; write {"file_name": "a.png", "text": "the caption"}')
     if len(set(texts)) > 1:
-        raise ValueError('has a "text" and another "caption"; leave one of them')
+        raise ValueError('has a "text" and a different "caption"; keep one of them')
     try:
         texts[0].encode()
     except UnicodeEncodeError as error:
-        raise ValueError(f"has half a character in its caption ({texts[0][error.start]!a}); write it whole") from error
+        raise ValueError(f"has half a surrogate pair in its caption ({texts[0][error.start]!a}); remove it") from error
     return entry["file_name"], texts[0].strip(), entry.keys() - {"file_name", *CAPTION_KEYS}

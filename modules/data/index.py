@@ -16,7 +16,7 @@ from modules.data.survey import Item, Survey, survey
 from modules.preset.schema import Data
 
 Progress = Callable[[int, int], None]
-"""Called with how many are done and how many there are."""
+"""Called with the number done and the total."""
 
 Seen = TypeVar("Seen")
 
@@ -42,7 +42,7 @@ class Picture:
 
     path: Path
     name: str
-    """Path inside the data folder, with slashes; of several data folders, with the folder's name in front."""
+    """Path inside the data folder, with slashes; with several data folders, the folder's name comes first."""
     caption: str
     width: int
     """After the EXIF rotation, like `height`."""
@@ -50,7 +50,7 @@ class Picture:
     bucket: tuple[int, int]
     """Width and height in training."""
     repeats: int
-    """How often an epoch shows it."""
+    """How often an epoch has it."""
     key: str
     """sha256 of its pixels, hex."""
 
@@ -62,9 +62,9 @@ class Bucket:
     size: tuple[int, int]
     pictures: int
     repeats: int
-    """How often pictures of it are shown."""
+    """How often its pictures are used."""
     filled: int
-    """How many more are shown to fill the last batch."""
+    """How many more are used to fill the last batch."""
 
 
 @dataclass(frozen=True)
@@ -114,7 +114,7 @@ def build_index(options: Data, which: str, bucket_step: int, progress: Progress 
 def look_at(
     found: Survey, look: Callable[[Path], Seen], progress: Progress | None = None
 ) -> list[tuple[Item, Seen]]:
-    """What `look` says of each picture; those for which it raises ValueError are left out, and are problems."""
+    """The result of `look` for each picture; those for which it raises ValueError are left out, and are problems."""
 
     def look_or_say(item: Item) -> Seen | ValueError:
         try:
@@ -160,7 +160,7 @@ def by_bucket(pictures: Iterable[Picture]) -> dict[tuple[int, int], list[Picture
 
 
 def overlap(training: Index, validation: Index) -> tuple[str, ...]:
-    """Names of validation pictures that are trained on too, by content; their loss says nothing."""
+    """Names of validation pictures that are also trained on, by content; their loss is meaningless."""
     keys = {picture.key for picture in training.pictures}
     return tuple(picture.name for picture in validation.pictures if picture.key in keys)
 
@@ -168,7 +168,7 @@ def overlap(training: Index, validation: Index) -> tuple[str, ...]:
 def remark_on_sizes(options: Data, pictures: Sequence[Picture], found: Survey) -> None:
     """Notes on small and extreme pictures."""
     small = [p.path for p in pictures if enlargement(p.width, p.height, p.bucket) > ENLARGED]
-    found.note(small, f"pictures that are enlarged more than {ENLARGED:g} times; a lower data.resolution suits them")
+    found.note(small, f"pictures that are enlarged more than {ENLARGED:g} times; consider a lower data.resolution")
     extreme = [p.path for p in pictures if max(p.width / p.height, p.height / p.width) > options.max_aspect]
     if options.buckets:
         found.note(extreme, f"pictures longer than {options.max_aspect:g}:1 are cropped; raise data.max_aspect")
@@ -181,7 +181,7 @@ def _remark_on_twins(pictures: Sequence[Picture], found: Survey) -> None:
         twins[picture.key].append(picture.path)
     for same in twins.values():
         if len(same) > 1:
-            found.note(same, "pictures with the same content, all kept")
+            found.note(same, "pictures with the same content; all are used")
 
 
 def _size_and_key(path: Path) -> tuple[tuple[int, int], str]:

@@ -9,10 +9,10 @@ from modules.printable import IN_LINE
 
 
 def shown(name: str | PurePath) -> str:
-    """A name or path on one line of text that any file in UTF-8 can hold: what cannot be seen is escaped as in Python's
-    texts, bytes that are not UTF-8 as `\\xe9`.
+    """A name or path as one line of valid UTF-8: invisible characters are escaped as in Python's texts, bytes that are
+    not UTF-8 as `\\xe9`.
 
-    Two names are never shown alike: a backslash in a name becomes two (on Windows no name has one).
+    Different names stay different: a backslash in a name becomes two (on Windows no name has one).
     """
     text = str(name)
     return IN_LINE.sub(_escaped, text if os.name == "nt" else text.replace("\\", 2 * "\\"))

@@ -1,4 +1,4 @@
-"""From a picture file to pixels of a bucket's size."""
+"""From a picture file to pixels in a bucket's size."""
 
 import hashlib
 import struct
@@ -16,7 +16,7 @@ from torch import Tensor
 from modules.data.names import shown
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
-"""File names that are taken for pictures, in lower case."""
+"""Suffixes of picture files, in lower case."""
 
 # Pillow recognises files by content; without this list a PostScript file called .png would start Ghostscript.
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
@@ -33,26 +33,26 @@ STRIP = 256
 
 
 class _Unusable(ValueError):
-    """A whole picture that cannot be trained on; the message says why and what to do."""
+    """An intact picture that cannot be trained on; the message says why and what to do."""
 
 
 def open_picture(path: Path) -> Image.Image:
-    """The picture in `path`: RGB, turned as its EXIF block says, transparent parts on white, completely decoded.
+    """The picture in `path`: RGB, EXIF rotation applied, transparent parts on white, completely decoded.
 
-    Raises ValueError, naming the file, when it is broken, not a picture or an animation.
+    Raises ValueError, naming the file, when it is damaged, not a picture or an animation.
     """
     with _opened(path) as file:
         return _on_white(ImageOps.exif_transpose(file))
 
 
 def read_size(path: Path) -> tuple[int, int]:
-    """Width and height of what `open_picture` gives, from the file's head wherever that tells.
+    """Width and height of what `open_picture` gives, from the file's header where possible.
 
-    Raises ValueError like `open_picture`, except for pixels that are broken.
+    Raises ValueError like `open_picture`, except for damaged pixels.
     """
     with _opened(path) as file:
         _refuse_unknown_range(file)
-        # A TIFF's size may be turned already. A PNG may have the rotation behind its pixels, where Pillow's own
+        # A TIFF's size may already be rotated. A PNG may have the rotation behind its pixels, where Pillow's own
         # `getexif` looks for it by decoding them all.
         if file.format == "TIFF" or (file.format == "PNG" and _has_more_behind_pixels(path)):
             return ImageOps.exif_transpose(file).size
@@ -82,7 +82,7 @@ def fit(picture: Image.Image, bucket: tuple[int, int]) -> tuple[Tensor, Tensor]:
 
 
 def sizes_of(width: int, height: int, bucket: tuple[int, int]) -> Tensor:
-    """`(6)` float32, what size-conditioned families are told: the picture's own height and width, the crop's top and
+    """`(6)` float32, the size conditioning of some families: the picture's own height and width, the crop's top and
     left in resized pixels, the bucket's height and width."""
     _, _, top, left = placement(width, height, bucket)
     return torch.tensor([height, width, top, left, bucket[1], bucket[0]], dtype=torch.float32)
@@ -102,18 +102,19 @@ def placement(width: int, height: int, bucket: tuple[int, int]) -> tuple[int, in
 
 @contextmanager
 def _opened(path: Path) -> Iterator[Image.Image]:
-    """A picture file with its head read. Raises ValueError, naming the file, for what is wrong with it, also later."""
+    """A picture file with its header read. Raises ValueError, naming the file, for what is wrong with it, also while
+    it is used."""
     try:
-        if path.exists() and not path.is_file():  # opening a pipe would wait for ever
-            raise _Unusable("it is no file; put a picture in its place")
+        if path.exists() and not path.is_file():  # opening a pipe would block
+            raise _Unusable("it is not a regular file; replace it with a picture")
         with Image.open(path, formats=FORMATS) as file:
             frames = getattr(file, "n_frames", 1)
             # A camera's multi-picture JPEG holds the picture itself first and previews after it.
             if frames > 1 and file.format != "MPO":
-                raise _Unusable(f"it has {frames} frames; save the one that is meant as a picture")
+                raise _Unusable(f"it has {frames} frames; save one of them as a picture")
             yield file
     except BROKEN as error:
-        raise ValueError(f"{shown(path)}: {_reason(path, error)}, or take it out of the folder") from error
+        raise ValueError(f"{shown(path)}: {_reason(path, error)}, or remove it from the folder") from error
 
 
 def _has_more_behind_pixels(path: Path) -> bool:
@@ -164,4 +165,4 @@ def _reason(path: Path, error: BaseException) -> str:
         return f"it has more than {2 * (Image.MAX_IMAGE_PIXELS or 0):,} pixels; make it smaller"
     if isinstance(error, OSError) and error.errno:
         return f"the file cannot be read ({error.strerror}); check that it is there, and its permissions"
-    return f"the picture is broken ({shown(str(error))}); save it again"
+    return f"the picture is damaged ({shown(str(error))}); save it again"

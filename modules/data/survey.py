@@ -1,4 +1,4 @@
-"""What stands in the data folders, without opening a picture: files, captions, repeats, buckets, and what is wrong."""
+"""What is in the data folders, without opening a picture: files, captions, repeats, buckets, and what is wrong."""
 
 import os
 import re
@@ -15,7 +15,7 @@ from modules.data.pictures import SUFFIXES
 from modules.preset.schema import Data
 
 SETTINGS = {"training": "data.folders", "validation": "data.validation_folder"}
-"""The two sets of pictures, and the options that say where they are."""
+"""The two sets of pictures, and the options with their folders."""
 
 MANY_REPEATS = 100
 """Folders such as 2023_summer get a note: the number is read as repeats."""
@@ -30,8 +30,8 @@ class Caption:
 
     text: str
     source: str
-    """Where it comes from: "txt", "metadata" or "filename"; "empty" and "missing" when there is none, as
-    data.missing_captions has it."""
+    """Where it comes from: "txt", "metadata" or "filename"; "empty" or "missing" when there is none, depending on
+    data.missing_captions."""
     file: Path
     """The .txt file beside the picture, whether there is one or not."""
     problem: str = ""
@@ -44,13 +44,13 @@ class Item:
 
     path: Path
     name: str
-    """Path inside its data folder, with slashes; of several data folders, with the folder's name in front. As `shown`
+    """Path inside its data folder, with slashes; with several data folders, the folder's name comes first. As `shown`
     writes it."""
     folder: str
-    """The data folder, as the preset names it."""
+    """The data folder, as in the preset."""
     caption: Caption
     repeats: int
-    """How often an epoch shows it."""
+    """How often an epoch has it."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class Root:
     """One data folder."""
 
     given: str
-    """As the preset names it."""
+    """As in the preset."""
     path: Path
     prefix: str
     """In front of its pictures' names."""
@@ -77,22 +77,22 @@ class Survey:
     broken: dict[Path, str] = field(default_factory=dict)
     """Why pictures that were opened cannot be used."""
     names: dict[Path, str] = field(default_factory=dict)
-    """Of everything that was seen, folders too."""
+    """Of every file and folder."""
     roots: dict[Path, Root] = field(default_factory=dict)
     """Of every file."""
 
     def problem(self, sentence: str) -> None:
-        """Something that keeps these pictures from being trained on."""
+        """Add a reason why these pictures cannot be trained on."""
         self.problems.append(f"{self.setting}: {sentence}")
 
     def note(self, paths: Sequence[Path], sentence: str) -> None:
-        """One note for all `paths`, none if there are none."""
+        """Add one note for all `paths`, none if there are none."""
         if paths:
             self.notes.append(f"{sentence} ({listing([self.names[path] for path in paths])})")
 
 
 def survey(options: Data, which: str, bucket_step: int) -> Survey:
-    """Look through the folders of a set, "training" or "validation"."""
+    """List the folders of a set, "training" or "validation"."""
     found = Survey(SETTINGS[which])
     found.sizes = _checked_sizes(options, bucket_step, found)
     files: list[Path] = []
@@ -105,7 +105,7 @@ def survey(options: Data, which: str, bucket_step: int) -> Survey:
     captions = _captions(options, paths, files, found)
     repeats = _repeats(paths, found)
     others = [f for f in files if f.suffix.lower() not in (*SUFFIXES, ".txt") and f.name != METADATA]
-    found.note(others, f"files of other kinds are not read; pictures are {' '.join(SUFFIXES)}")
+    found.note(others, f"other files are ignored; pictures are {' '.join(SUFFIXES)}")
     found.items = [
         Item(path, found.names[path], found.roots[path].given, captions[path], repeats[path]) for path in paths
     ]
@@ -120,19 +120,19 @@ def folders_of(options: Data, which: str) -> tuple[str, ...]:
 
 
 def bucket_sizes(options: Data, step: int) -> tuple[tuple[int, int], ...]:
-    """The buckets that these options ask for. Raises ValueError if data.resolution is too small for any."""
+    """The buckets of these options. Raises ValueError if data.resolution is too small for any."""
     return buckets(options.resolution, step, options.max_aspect, options.buckets)
 
 
 def listing(names: Sequence[str], most: int = 10) -> str:
-    """Names with their number in front, the first `most` of them."""
+    """The number of names, and the first `most` of them."""
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return f"{len(names)}: {', '.join(names[:most])}{more}"
 
 
 def _checked_sizes(options: Data, step: int, found: Survey) -> tuple[tuple[int, int], ...]:
     if not options.separator and (options.shuffle or options.part_dropout):
-        found.problems.append('data.separator is empty; give what stands between the parts of a caption, such as ","')
+        found.problems.append('data.separator is empty; give the separator between the parts of a caption, such as ","')
     try:
         sizes = bucket_sizes(options, step)
     except ValueError as error:
@@ -156,10 +156,10 @@ def _roots(folders: Sequence[str], found: Survey) -> list[Root]:
         path, place = Path(folder), f"{found.setting} {shown(folder)}"
         there = _looked_at(path)
         if not folder:
-            found.problem("one of the folders is the empty text; take it out")
+            found.problem("one of the folders is empty; remove it")
         elif isinstance(there, FileNotFoundError):
             how = f"give the folder with the pictures, as in --{found.setting} FOLDER"
-            found.problems.append(f"{place}: there is no such folder; {how}")
+            found.problems.append(f"{place}: no such folder; {how}")
         elif isinstance(there, OSError):
             found.problems.append(f"{place}: cannot be read ({there.strerror}); give the folder with the pictures")
         elif not stat.S_ISDIR(there.st_mode):
@@ -170,7 +170,7 @@ def _roots(folders: Sequence[str], found: Survey) -> list[Root]:
 
 
 def _looked_at(path: Path) -> os.stat_result | OSError:
-    """What is there, links followed; or why that cannot be told."""
+    """The status of the path, links followed; or why it cannot be read."""
     try:
         return path.stat()
     except OSError as error:
@@ -180,7 +180,7 @@ def _looked_at(path: Path) -> os.stat_result | OSError:
 
 
 def labels(folders: Sequence[str]) -> list[str]:
-    """A short name for each folder: the last parts of its path, as many as tell the folders apart."""
+    """A short name for each folder: the last parts of its path, as many as make it unique."""
     parts = [Path(os.path.abspath(folder)).parts for folder in folders]  # noqa: PTH100  resolve() would follow links
     names = []
     for one in parts:
@@ -198,11 +198,11 @@ def _is_read_already(root: Root, place: int, roots: Sequence[Root], found: Surve
         other_full = other.path.resolve()
         if full == other_full and other_place < place:
             same = "is given twice" if root.given == other.given else f"is the same folder as {shown(other.given)}"
-            found.problems.append(f"{found.setting} {shown(root.given)}: {same}; take one of them out")
+            found.problems.append(f"{found.setting} {shown(root.given)}: {same}; remove one of them")
             return True
         if full != other_full and full.is_relative_to(other_full):
-            inside = f"lies inside {shown(other.given)}, whose sub-folders are read too"
-            found.problems.append(f"{found.setting} {shown(root.given)}: {inside}; take one of them out")
+            inside = f"is inside {shown(other.given)}, whose sub-folders are also read"
+            found.problems.append(f"{found.setting} {shown(root.given)}: {inside}; remove one of them")
             return True
     return False
 
@@ -225,21 +225,21 @@ def _list_files(root: Root, found: Survey) -> list[Path]:
             elif not isinstance(there, OSError) and stat.S_ISDIR(there.st_mode):
                 folders.append(entry)
             elif isinstance(there, OSError) or stat.S_ISREG(there.st_mode) or entry.suffix.lower() == ".txt":
-                files.append(entry)  # a link to nowhere, or a pipe for a caption: told of when opened
+                files.append(entry)  # a broken link, or a pipe for a caption: reported when opened
             else:
                 devices.append(entry)
         waiting += reversed(folders)
-    found.note(sorted(hidden), "hidden files and folders are not read")
-    found.note(sorted(devices), "pipes, sockets and devices are not read")
+    found.note(sorted(hidden), "hidden files and folders are ignored")
+    found.note(sorted(devices), "pipes, sockets and devices are ignored")
     return sorted(files, key=found.names.__getitem__)
 
 
 def _entries(folder: Path, seen: set[tuple[int, int]], found: Survey) -> list[Path]:
-    """What is in a folder that is not among those `seen`, which it joins."""
+    """What is in a folder, unless it is among those `seen`, to which it is added."""
     try:
         there = folder.stat()
         if (there.st_dev, there.st_ino) in seen:  # a link back to a folder above, or a second link to the same one
-            found.note([folder], "a linked folder that was read already is not read again")
+            found.note([folder], "links to folders that are already read are ignored")
             return []
         seen.add((there.st_dev, there.st_ino))
         return sorted(folder.iterdir())
@@ -249,18 +249,18 @@ def _entries(folder: Path, seen: set[tuple[int, int]], found: Survey) -> list[Pa
 
 
 def _remark_on_root(root: Root, files: list[Path], found: Survey) -> None:
-    """What a folder as a whole lacks."""
+    """What is wrong with a folder as a whole."""
     place = f"{found.setting} {shown(root.given)}"
     if REPEATS.match(root.path.name):
-        found.notes.append(f"{place}: only its sub-folders' names repeat pictures, not its own")
+        found.notes.append(f"{place}: the number in its name is ignored; only names of sub-folders set repeats")
     if not any(file.suffix.lower() in SUFFIXES for file in files):
         kinds = Counter(shown(file.suffix.lower() or file.name) for file in files)
         there = "; it has " + ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items())) if kinds else ""
-        found.problems.append(f"{place}: there are no pictures in it{there}; pictures are {' '.join(SUFFIXES)}")
+        found.problems.append(f"{place}: has no pictures{there}; pictures are {' '.join(SUFFIXES)}")
 
 
 def _repeats(paths: list[Path], found: Survey) -> dict[Path, int]:
-    """How often each picture is shown: the number of the innermost folder called `10_name`, 1 without one."""
+    """Repeats of each picture: the number of the innermost folder called `10_name`, 1 without one."""
     numbers: dict[Path, int] = {}
     repeats: dict[Path, int] = {}
     for path in paths:
@@ -272,9 +272,9 @@ def _repeats(paths: list[Path], found: Survey) -> dict[Path, int]:
             numbers[root / named[0]] = number
     for folder, number in numbers.items():
         if number == 0:
-            found.problem(f"{shown(folder)}: its name says 0 repeats; give 1 or more, or take the folder out")
+            found.problem(f"{shown(folder)}: has 0 repeats in its name; give 1 or more, or remove the folder")
     many = [folder for folder, number in numbers.items() if number >= MANY_REPEATS]
-    found.note(many, f"the folder's name says that pictures repeat {MANY_REPEATS} times or more in each epoch")
+    found.note(many, f"the folder's name repeats pictures {MANY_REPEATS} times or more in each epoch")
     return repeats
 
 
@@ -296,16 +296,16 @@ def _captions(options: Data, paths: list[Path], files: list[Path], found: Survey
             'data.missing_captions to "empty" or "filename"'
         )
     elif options.missing_captions == "filename":
-        found.note(missing, "pictures without a caption get their file name as caption")
+        found.note(missing, "pictures without a caption use their file name as caption")
     else:
-        found.note(missing, "pictures without a caption get the empty caption")
+        found.note(missing, "pictures without a caption use the empty caption")
     several = [path for path in paths if "\n" in captions[path].text]
-    found.note(several, "captions with several lines; all lines together are the caption")
+    found.note(several, "captions with several lines; all lines are used")
     return captions
 
 
 def _caption(options: Data, path: Path, file: Caption, listed: str) -> Caption:
-    """What a picture's caption is, from its .txt file and what metadata.jsonl says of it."""
+    """A picture's caption, from its .txt file and its line in metadata.jsonl."""
     if file.text or file.problem:
         return file
     if listed:
@@ -317,7 +317,7 @@ def _caption(options: Data, path: Path, file: Caption, listed: str) -> Caption:
 
 
 def _text_files(paths: list[Path], files: list[Path], found: Survey) -> dict[Path, Caption]:
-    """What the .txt file beside each picture says, "" where there is none."""
+    """The text of the .txt file beside each picture, "" where there is none."""
     owners: dict[Path, list[Path]] = defaultdict(list)
     for path in paths:
         owners[path.with_suffix("")].append(path)
@@ -338,7 +338,7 @@ def _text_files(paths: list[Path], files: list[Path], found: Survey) -> dict[Pat
             found.problem(str(error))
             caption = Caption("", "txt", file, str(error))
         captions |= dict.fromkeys(pictures, caption)
-    found.note(unowned, ".txt files without a picture of the same name are not used")
+    found.note(unowned, ".txt files without a picture of the same name are ignored")
     return captions
 
 
@@ -361,13 +361,13 @@ def _metadata(paths: set[Path], files: list[Path], found: Survey) -> dict[Path, 
                 name, caption, others = parse_metadata_line(line)
                 path = _picture_named(file.parent, name, paths)
                 if captions.setdefault(path, caption) != caption:
-                    raise ValueError(f"gives {shown(name)} a second caption; leave one of them")
+                    raise ValueError(f"is a second caption of {shown(name)}; keep one of them")
                 unused |= others
             except ValueError as error:
                 found.problem(f"{shown(file)} line {number}: {error}")
         if unused:
             entries = shown(", ".join(sorted(unused)))
-            found.notes.append(f"{found.names[file]}: entries that are not used ({entries})")
+            found.notes.append(f"{found.names[file]}: ignored entries ({entries})")
     return captions
 
 
@@ -377,5 +377,5 @@ def _picture_named(folder: Path, name: str, paths: set[Path]) -> Path:
     if path in paths:
         return path
     if isinstance(_looked_at(path), OSError):
-        raise ValueError(f"names a missing file, {shown(name)}; take the line out or bring the picture back")
-    raise ValueError(f"names {shown(name)}, which is not one of the pictures here; take the line out")
+        raise ValueError(f"names a missing file, {shown(name)}; remove the line or restore the picture")
+    raise ValueError(f"names {shown(name)}, which is not one of the pictures here; remove the line")

@@ -16,7 +16,7 @@ def load_class(name: str):
 
 
 def read(name: str, base: Any) -> tuple[Any, list[str]]:
-    """The `Model.skeleton` of `base` (a preset's section), or None and sentences that say why it cannot be read."""
+    """The `Model.skeleton` of `base` (a preset's section), or None and sentences about why it cannot be read."""
     family = load_class(name)
     problems = family.problems(base)
     if problems:
@@ -24,5 +24,5 @@ def read(name: str, base: Any) -> tuple[Any, list[str]]:
     try:
         return family.skeleton(base), []
     except (OSError, ValueError, KeyError) as error:
-        what_to_do = "give --base a complete copy"
+        what_to_do = "give a complete copy with --base"
         return None, [f"base.path: {base.path}: its configuration cannot be read ({error}); {what_to_do}"]

@@ -1,4 +1,4 @@
-"""What the rest of the program asks a model family. One family = one file with a class `Model` that answers this.
+"""The interface of a model family. One family = one file with a class `Model` that implements it.
 
 A `Model` is loaded once per run and holds the frozen networks.
 """
@@ -31,13 +31,13 @@ class Model(Protocol):
     """The networks that can be adapted, by the first part of their layers' full names; the denoiser comes first."""
 
     device: torch.device
-    """Where it computes."""
+    """The device it computes on."""
 
     bucket_step: int
     """Width and height of training pictures are multiples of this, in pixels."""
 
     longest_side: int | None
-    """Pictures cannot be wider or higher than this, in pixels; None: as large as you like."""
+    """Pictures cannot be wider or higher than this, in pixels; None: unlimited."""
 
     latent_channels: int
 
@@ -48,32 +48,32 @@ class Model(Protocol):
     """Number format in which programs compute the denoiser on a GPU unless told otherwise; one of `export.dtype`."""
 
     process: Process
-    """How this family turns pictures into noise."""
+    """The noise process of this family."""
 
     @classmethod
     def problems(cls, base: Base) -> list[str]:
-        """What keeps `load` from working (missing or wrong files), as sentences; quick, loads no weights."""
+        """Why `load` cannot work (missing or wrong files), as sentences; quick, loads no weights."""
         ...
 
     @classmethod
     def load(cls, base: Base, device: torch.device, dtype: torch.dtype, pictures: bool = True) -> "Model":
-        """The model with all networks frozen, in eval mode, in main memory; `device` is where it is to compute. Without
-        `pictures` none will be made or encoded. Raises ValueError with a sentence for bad files."""
+        """The model with all networks frozen, in eval mode, in main memory; `device` is where it will compute. Without
+        `pictures` none will be drawn or encoded. Raises ValueError with a sentence for bad files."""
         ...
 
     @classmethod
     def files_of(cls, base: Base) -> dict[str, Path]:
-        """The files here that `load` reads, by names that say the part and do not depend on where they lie. What still
-        has to come from the hub is left out."""
+        """The local files that `load` reads, by names that have the part and do not depend on their place. What still
+        has to be downloaded from the hub is left out."""
         ...
 
     def place(self, base: Base, texts: bool) -> None:
-        """Bring the denoiser to the device, packed and kept in main memory as `base` asks, and text encoders if
-        `texts`. Encoders come by themselves when something is encoded, which is better done before."""
+        """Move the denoiser to the device, quantized and offloaded as in `base`, and text encoders if `texts`. Encoders
+        are moved when something is encoded, which is better done before."""
         ...
 
     def place_texts(self) -> None:
-        """Bring the text encoders alone to the device."""
+        """Move only the text encoders to the device."""
         ...
 
     def blocks(self) -> list[nn.Module]:
@@ -90,11 +90,11 @@ class Model(Protocol):
         ...
 
     def enable_checkpointing(self) -> None:
-        """Compute activations a second time in the backward pass instead of keeping them."""
+        """Recompute activations in the backward pass instead of keeping them."""
         ...
 
     def compile_blocks(self, checkpointing: bool) -> None:
-        """Compile `blocks`, after adapters are on them and after `enable_checkpointing` if `checkpointing`."""
+        """Compile `blocks`, after adapters are attached and after `enable_checkpointing` if `checkpointing`."""
         ...
 
     def fingerprint(self, part: str) -> str:
@@ -113,23 +113,23 @@ class Model(Protocol):
 
     @property
     def caption_tokens(self) -> int:
-        """Tokens of a caption that the text encoders read, without the marks at its beginning and end."""
+        """Tokens of a caption that the text encoders read, without start and end tokens."""
         ...
 
     def cut_off(self, caption: str) -> str:
-        """The end of a caption that the text encoders do not read; empty where they read all of it."""
+        """The end of a caption that is truncated by the text encoders; empty where they read all of it."""
         ...
 
     def use_prediction(self, prediction: str) -> None:
-        """Train and sample as a network that predicts this, one of the process' `predictions`."""
+        """Train and sample with this prediction type, one of the process' `predictions`."""
         ...
 
     def use_zero_terminal_snr(self) -> None:
-        """Train and sample with pure noise in the last step; asked of diffusion families only."""
+        """Train and sample with pure noise in the last step; for diffusion families only."""
         ...
 
     def use_shift(self, shift: float) -> None:
-        """Train and sample with this fixed shift of the noise levels; asked of rectified flows only."""
+        """Train and sample with this fixed shift of the noise levels; for rectified flows only."""
         ...
 
     def predict(self, noisy: Tensor, times: Tensor, texts: Texts, sizes: Tensor) -> Tensor:
@@ -153,11 +153,11 @@ class Model(Protocol):
         encode: Encode | None = None,
     ) -> list[Image]:
         """One picture per prompt from fixed noise, with the networks as they are now (adapted). `encode` gives the
-        conditions of prompts; without it the text encoders are fetched to the device."""
+        conditions of prompts; without it the text encoders are moved to the device."""
         ...
 
     def release_encoders(self, texts: bool) -> None:
-        """Move the image encoder, and the text encoders if `texts`, off the device. Encoding brings them back."""
+        """Move the image encoder, and the text encoders if `texts`, off the device. Encoding moves them back."""
         ...
 
     def export_key(self, layer: str, host: str) -> str:
@@ -174,17 +174,17 @@ class Model(Protocol):
         ...
 
     def names_of(self, network: str) -> Files:
-        """What files call one of the networks."""
+        """The names of one of the networks in files."""
         ...
 
     @classmethod
     def recognises(cls, keys: Collection[str]) -> bool:
-        """Whether an adapter file's keys look like this family's. More than one family may say yes: the text encoders
-        alone, say, tell little."""
+        """Whether an adapter file's keys look like this family's. More than one family may match, e.g. for text
+        encoders alone."""
         ...
 
     def metadata(self) -> dict[str, str]:
-        """What model managers read about the architecture (`modelspec.*`, `ss_*`), without the training's facts."""
+        """Metadata for model managers about the architecture (`modelspec.*`, `ss_*`), without the training's facts."""
         ...
 
     def base_hash(self) -> str:
@@ -199,12 +199,12 @@ def base_problems(base: Base, index: str, example: str) -> list[str]:
     if not base.path:
         return [f"base.path: no model given; {how}"]
     if path.is_dir():
-        missing = f"base.path: {path} has no {index}, so it is no diffusers folder; {how}"
+        missing = f"base.path: {path} has no {index}, so it is not a diffusers folder; {how}"
         return [] if (path / index).is_file() else [missing]
     if path.is_file():
         wrong = path.suffix != ".safetensors"
         if path.suffix in PICKLES:
-            how = f"convert it where that does no harm, with a program that saves .safetensors, or {how}"
+            how = f"convert it to .safetensors in a sandbox, or {how}"
             return [f"base.path: {path} is not a .safetensors file but {A_PICKLE}; {how}"]
         return [f"base.path: {path} is not a .safetensors file; {how}"] if wrong else _config_problems(base, index)
     looks_local = path.suffix in (".safetensors", ".ckpt", ".pt", ".bin") or base.path.startswith((".", "/"))
@@ -220,7 +220,7 @@ def _config_problems(base: Base, index: str) -> list[str]:
 
 
 def _hub_problems(name: str, index: str, how: str) -> list[str]:
-    """Whether the hub, or this machine's copy of it, has model `name`. Asks the hub only for what is not here."""
+    """Whether the hub, or its local cache, has model `name`. Asks the hub only for what is not in the cache."""
     from huggingface_hub import HfApi, try_to_load_from_cache
     from huggingface_hub.errors import HfHubHTTPError
 
@@ -238,4 +238,4 @@ def _hub_problems(name: str, index: str, how: str) -> list[str]:
         reason = f"the hub cannot be reached ({type(error).__name__})"
     else:
         return []
-    return [f"base.path: {name} is neither a folder nor a file here, and not in the hub's local cache; {reason}; {how}"]
+    return [f"base.path: {name} is neither a local folder or file nor in the hub's local cache; {reason}; {how}"]

@@ -1,7 +1,7 @@
 """FLUX.1 dev and schnell: a CLIP text encoder (pooled), a T5 text encoder (sequence), a transformer, a VAE.
 
-Encoding and sampling are diffusers' own `FluxPipeline`. Latents are packed: the transformer sees 2x2 of them as one
-token. dev is distilled: it is told a strength of guidance instead of being run twice.
+Encoding and sampling are diffusers' own `FluxPipeline`. Latents are packed: 2x2 of them are one token of the
+transformer. dev is distilled: it has a guidance embedding instead of being run twice.
 """
 
 import re
@@ -24,8 +24,8 @@ from modules.preset.base_options import Base
 DEV, SCHNELL = "black-forest-labs/FLUX.1-dev", "black-forest-labs/FLUX.1-schnell"
 
 TRAINED_GUIDANCE = 1.0
-"""What the guidance embedding is told in training: 1 is no guidance, and pictures of a data set come from none. Other
-trainers do the same; a larger number trains the adapter to undo the guidance."""
+"""Input of the guidance embedding in training: 1 is no guidance, and pictures of a data set come from none. Other
+trainers do the same; a larger value trains the adapter to undo the guidance."""
 
 DOUBLE, SINGLE = "transformer.transformer_blocks.*", "transformer.single_transformer_blocks.*"
 ATTENTION = [f"{DOUBLE}.attn.*", f"{SINGLE}.attn.*", "text_encoder.*.self_attn.*"]
@@ -82,8 +82,8 @@ PROCESSORS = {
     "txt_attn.qkv": "qkv_lora2", "txt_attn.proj": "proj_lora2",
     "linear1": "qkv", "linear2": "proj",
 }
-"""What XLabs calls a block's layers, those of single blocks without the `_lora` that other programs' keys have there
-too; of linear1 it is the query, key and value alone."""
+"""XLabs' names of a block's layers, those of single blocks without the `_lora` that other programs' keys have there
+too; of linear1 only the query, key and value."""
 ROWS = {
     "to_q": (0, 1), "to_k": (1, 1), "to_v": (2, 1),
     "add_q_proj": (0, 1), "add_k_proj": (1, 1), "add_v_proj": (2, 1),
@@ -105,10 +105,10 @@ GUIDANCE = "guidance_in.in_layer.weight"
 class Model(FlowModel):
     """A loaded FLUX.1 base, dev where its transformer has a guidance embedding, else schnell.
 
-    `Samples.guidance` is what dev's guidance embedding is told (3.5 is usual). With a negative prompt both variants
+    `Samples.guidance` is the input of dev's guidance embedding (3.5 is usual). With a negative prompt both variants
     are run twice per step: guidance is then the scale of true classifier-free guidance between the two prompts, and the
-    embedding is told 1, no guidance, because both together burn the picture. As in every family, there is none at 1 or
-    below. schnell has no embedding, so without a negative prompt guidance changes nothing there.
+    embedding's input is 1, no guidance, because both together oversaturate the picture. As in every family, there is
+    none at 1 or below. schnell has no embedding, so without a negative prompt guidance has no effect there.
     """
 
     computed_in = "bfloat16"
@@ -150,7 +150,7 @@ class Model(FlowModel):
 
     @classmethod
     def file_problems(cls, base: Base) -> list[str]:
-        """What keeps a file with the transformer, alone or with all other parts, from being read."""
+        """Why a file with the transformer, alone or with all other parts, cannot be read."""
         names = files.tensor_names(base.path)
         if names is None:
             return files.checkpoint_problems(base.path, cls.TITLE, cls.PARTS)
@@ -179,7 +179,7 @@ class Model(FlowModel):
             return whole(source, transformer=transformer, dtype=dtype, use_safetensors=True)
         single = cls.pipeline_class().from_single_file
         pipeline = single(base.path, config=source, transformer=transformer, dtype=dtype)
-        pipeline.text_encoder_2.tie_weights()  # the file has the embedding of the tokens once
+        pipeline.text_encoder_2.tie_weights()  # the file has the token embedding once
         return pipeline
 
     # -- layers -------------------------------------------------------------------------------------------------------
@@ -203,8 +203,8 @@ class Model(FlowModel):
 
     @property
     def text_length(self) -> int:
-        """Tokens that the transformer sees of every caption: what dev and schnell were trained with, or fewer where the
-        tokenizer has a shorter limit."""
+        """Tokens of every caption for the transformer: as dev and schnell were trained, or fewer where the tokenizer
+        has a lower limit."""
         return min(512 if self.guided else 256, self.tokenizer.model_max_length)
 
     @property
@@ -214,7 +214,7 @@ class Model(FlowModel):
 
     @property
     def caption_tokens(self) -> int:
-        """Tokens that T5 reads, without the mark at the end."""
+        """Tokens that T5 reads, without the end token."""
         return self.text_length - self.tokenizer.num_special_tokens_to_add()
 
     def encode_texts(self, captions: Sequence[str]) -> protocol.Texts:
@@ -229,7 +229,7 @@ class Model(FlowModel):
     # -- denoising ----------------------------------------------------------------------------------------------------
 
     def predict(self, noisy: Tensor, times: Tensor, texts: protocol.Texts, sizes: Tensor) -> Tensor:
-        """The transformer on `noisy (n, c, h, w)`; `sizes` are of no use to it."""
+        """The transformer on `noisy (n, c, h, w)`; it does not use `sizes`."""
         transformer, pipeline, hidden = self.pipeline.transformer, self.pipeline, texts["hidden"]
         n, channels, height, width = noisy.shape
         noisy = noisy.to(transformer.dtype)
@@ -251,7 +251,7 @@ class Model(FlowModel):
         return self.pipeline._unpack_latents(latents, height, width, self.latent_factor)
 
     def negative_prompt(self, given: str) -> str | None:
-        """None of its own: guidance is embedded."""
+        """None by default: guidance is embedded."""
         return given or None
 
     def guidance_options(self, guidance: float, away: bool) -> dict[str, float]:
@@ -263,7 +263,7 @@ class Model(FlowModel):
     # -- exporting ----------------------------------------------------------------------------------------------------
 
     def names_of(self, network: str) -> Files:
-        """What files call the network. kohya's names of the transformer are the original ones; of T5 it has `te3`, and
+        """The network's names in files. kohya's names of the transformer are the original ones; of T5 it has `te3`, and
         OneTrainer `te2`."""
         names = {
             "transformer": transformer(),
@@ -327,7 +327,7 @@ def transformer_place(path: str, kind: str, width: int) -> Place:
 def read_transformer(path: str, source: str, dtype: torch.dtype) -> Any:
     """The transformer of a file in the original naming, with the configuration in the folder or hub model `source`.
 
-    Not diffusers' own reading: that knows the width of the real model only, and passes over tensors it does not know.
+    Not diffusers' own reader: that supports the width of the real model only, and skips unknown tensors.
     """
     from diffusers import FluxTransformer2DModel
 
@@ -340,7 +340,7 @@ def read_transformer(path: str, source: str, dtype: torch.dtype) -> Any:
     try:
         read_weights(transformer, path, places, prefix, dtype)
     except ValueError as error:
-        raise ValueError(f"{error}, going by the configuration of {source}") from error
+        raise ValueError(f"{error} (by the configuration of {source})") from error
     return transformer
 
 
@@ -361,14 +361,14 @@ def _rest_problems(base: Base, hub: str) -> list[str]:
     found = files.config_problems(base, Model.CONFIGS, hub)
     if not base.config:
         return found and [
-            f"base.config: {base.path} is a transformer alone; its text encoders, VAE and tokenizers are those of "
+            f"base.config: {base.path} has only the transformer; its text encoders, VAE and tokenizers are those of "
             f"{hub}, which is not in the hub's local cache, and the hub cannot be reached; give --base.config with a "
             "folder in diffusers layout that has them with their weights"
         ]
     parts = (*Model.TEXT_ENCODERS, "vae")
     lacking = [part for part in parts if not any(Path(base.config, part).glob("*.safetensors"))]
     return found or (lacking and [
-        f"base.config: {base.path} is a transformer alone, and {base.config} has no weights of {', '.join(lacking)}; "
+        f"base.config: {base.path} has only the transformer, and {base.config} has no weights of {', '.join(lacking)}; "
         "give a folder in diffusers layout with them"
     ])
 
@@ -378,5 +378,5 @@ def _variant_problems(base: Base, guided: bool) -> list[str]:
     path = Path(base.config, "transformer", "config.json")
     if not base.config or read_object(path).get("guidance_embeds", False) == guided:
         return []
-    has = "has a guidance embedding, as dev has" if guided else "has no guidance embedding, like schnell"
+    has = "has a guidance embedding, like dev" if guided else "has no guidance embedding, like schnell"
     return [f"base.config: {base.path} {has}, but {path} says the opposite; give the configuration of the same variant"]

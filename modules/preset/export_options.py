@@ -67,7 +67,7 @@ class Export(Section):
 
     @model_validator(mode="after")
     def nothing_is_ignored(self) -> "Export":
-        """Refuse options that would do nothing."""
+        """Reject options without effect."""
         node = self.node_fallback is not None or self.node_spelling != "gimbal"
         if node and (self.host != "comfyui_node" or self.form in ("full", "svd")):
             raise ValueError("node_fallback and node_spelling need host comfyui_node and form auto or compact")

@@ -1,6 +1,6 @@
-"""Presets as files: find, read, build on another, override, check, write, compare.
+"""Presets as files: find, read, extend, override, check, write, compare.
 
-A preset file is JSON and names only what it changes; `based_on` names another preset that it changes. A run folder's
+A preset file is JSON and has only what it changes; `based_on` names another preset that it extends. A run folder's
 preset.json is complete, and so is the copy in the metadata of every exported file. The presets that come with Gimbal
 are put together from parts (`training_presets/composing.py`); the path of one is that which a file of it would have.
 """
@@ -32,12 +32,12 @@ METADATA_KEY = "gimbal.preset"
 """Where an exported .safetensors file keeps its preset."""
 
 RENAMES: dict[str, str] = {"data.folder": "data.folders"}
-"""Options that have got another name: old dotted name to new one. Old presets stay readable, with a note."""
+"""Renamed options: old dotted name to new one. Old presets stay readable, with a note."""
 IMPLIED: dict[str, tuple[str, str]] = {"export.rank": ("export.form", "compact")}
-"""Options that meant by themselves what another one says now: that one and its value. Likewise."""
+"""Options that used to imply another one: that one and its value. Likewise."""
 
 NOT_INHERITED = ("based_on", "name", "description")
-"""What a preset does not take over from the one it is based on: two runs of one name would share a folder."""
+"""What a preset does not inherit from the one it is based on: two runs of one name would share a folder."""
 
 ABSENT = "(absent)"
 """In `differences`: the preset has no such option."""
@@ -48,11 +48,11 @@ Values = dict[str, Any]
 
 @dataclass(frozen=True)
 class Resolved:
-    """A preset that is complete and right."""
+    """A complete and valid preset."""
 
     preset: Preset
     notes: list[str]
-    """What was changed on the way, as sentences for the user."""
+    """What was changed while reading, as sentences for the user."""
 
     name: str
     """Name of the run; also `preset.name`."""
@@ -74,7 +74,7 @@ def resolve(source: str, overrides: Sequence[tuple[str, str]] = ()) -> Resolved:
         raise PresetProblems(problems + sentences(error, Preset, values)) from None
     name = preset.name or run_name(path)
     if Path(name).name != name:
-        problems.append(f"name: {shown(name)} is not a folder name; leave out slashes")
+        problems.append(f"name: {shown(name)} is not a valid folder name; remove the slashes")
     if problems:
         raise PresetProblems(problems)
     return Resolved(preset.model_copy(update={"name": name}), notes, name)
@@ -108,11 +108,11 @@ def find(source: str, folder: Path | None = None, besides: Path | None = None) -
         return path
     near = difflib.get_close_matches(source, [*files, *(one.name for one in every())], n=3)
     meant = f"; did you mean {enumerated(near, 'or')}?" if near else ""
-    raise PresetProblems([f"{shown(source)}: no preset has this name{meant} ({LIST_PRESETS})"])
+    raise PresetProblems([f"{shown(source)}: no such preset{meant} ({LIST_PRESETS})"])
 
 
 def named() -> dict[str, Path]:
-    """Every preset file that can be given by name, the built-in ones first. They win over own ones of the same name."""
+    """Every preset file that can be given by name. Built-in ones come first and hide own ones of the same name."""
     paths = [*sorted(FOLDER.glob("*.json")), *sorted((FOLDER / "own").glob("*.json"))]
     found: dict[str, Path] = {}
     for path in paths:
@@ -172,7 +172,7 @@ def _mapping(path: Path) -> Values:
     except ValueError as error:
         raise PresetProblems([str(error)]) from None
     if not isinstance(values, dict):
-        raise PresetProblems([f"{path}: a preset is a mapping in braces, as in {{...}}"])
+        raise PresetProblems([f"{path}: a preset is an object in braces, as in {{...}}"])
     return values
 
 
@@ -183,7 +183,7 @@ def _from_metadata(path: Path) -> str:
     if METADATA_KEY not in metadata:
         raise ValueError(f"{path}: no preset inside; only files written by Gimbal have one ({METADATA_KEY})")
     if len(metadata[METADATA_KEY]) > documents.LARGEST_SETTINGS:
-        raise ValueError(f"{path}: the preset inside is too large for one")
+        raise ValueError(f"{path}: the preset inside is too large")
     return metadata[METADATA_KEY]
 
 
@@ -193,24 +193,24 @@ def _renamed(values: Values, path: Path, notes: list[str]) -> Values:
         if not options.holds(values, old):
             continue
         if options.holds(values, new):
-            raise PresetProblems([f"{path}: {old} is now called {new}, and both are given; keep {new}"])
+            raise PresetProblems([f"{path}: {old} was renamed to {new}, but both are given; remove {old}"])
         problems = _place(values, new, _take(values, old))
         if problems:
             raise PresetProblems(f"{path}: {problem}" for problem in problems)
-        notes.append(f"{path}: {old} is now called {new}")
+        notes.append(f"{path}: {old} was renamed to {new}")
     return values
 
 
 def _implied(values: Values, path: Path, notes: list[str]) -> Values:
-    """`values` with what old options meant besides, where the new option is not given."""
+    """`values` with what old options implied, where the new option is not given."""
     for old, (new, value) in IMPLIED.items():
         if options.at(values, old) is not None and not options.holds(values, new):
             _place(values, new, value)
-            notes.append(f"{path}: {old} now needs {new} {value}, which it meant before")
+            notes.append(f"{path}: {old} no longer implies {new} {value}, so it is set")
     return values
 
 
-# -- building on another preset ---------------------------------------------------------------------------------------
+# -- extending another preset -----------------------------------------------------------------------------------------
 
 
 def _inherited(values: Values, path: Path, notes: list[str]) -> Values:
@@ -220,7 +220,7 @@ def _inherited(values: Values, path: Path, notes: list[str]) -> Values:
     source = values["based_on"]
     own = {name: value for name, value in values.items() if name != "based_on"}
     if not isinstance(source, str):
-        raise PresetProblems([f"{path}: based_on: {shown(source)} is not a preset's name"])
+        raise PresetProblems([f"{path}: based_on: {shown(source)} is not a preset name"])
     base_path = find(source, path.parent, besides=path)
     base = _renamed(read(base_path), base_path, notes)
     if "based_on" in base:
@@ -246,9 +246,9 @@ def _merged(base: Values, own: Values, path: str = "") -> Values:
 
 
 def _with_tags(values: Values) -> Values:
-    """`values` where tagged sections that do not say which variant they are say that they are the default one."""
+    """`values` with the default tag in tagged sections that have none."""
     values = deepcopy(values)
-    for _ in options.tag_choices(Preset):  # a tag filled in may let a section inside it be known
+    for _ in options.tag_choices(Preset):  # a filled-in tag may reveal a tagged section inside it
         for group in options.active(Preset, values):
             section = options.at(values, group.path) if group.path else None
             if group.tag and group.default_tag and isinstance(section, dict):
@@ -266,7 +266,7 @@ def _override(values: Values, overrides: Sequence[tuple[str, str]], notes: list[
     current = [(RENAMES.get(name, name), name, text) for name, text in overrides]
     for name, old, text in sorted(current, key=lambda one: tags.index(one[0]) if one[0] in tags else len(tags)):
         if name != old:
-            notes.append(f"{old} is now called {name}")
+            notes.append(f"{old} was renamed to {name}")
         known = options.options(Preset, values)
         if name in known:
             notes += _leave(values, name, text) if name in tags else []
@@ -277,7 +277,7 @@ def _override(values: Values, overrides: Sequence[tuple[str, str]], notes: list[
 
 
 def _leave(values: Values, tag: str, wanted: str) -> list[str]:
-    """Drop from the preset's values what another variant of a tagged section does not know. The notes.
+    """Drop from the preset's values the options that another variant of a tagged section does not have. The notes.
 
     What only repeats the old variant's default, as in a run folder's complete preset, is dropped as well: the new
     variant's default may differ.
@@ -293,24 +293,24 @@ def _leave(values: Values, tag: str, wanted: str) -> list[str]:
     before, after = options.names(Preset), options.names(Preset, values)
     dropped = [name for name in section if options.join(path, name) in before - after]
     return [
-        f"{path}.{name} = {shown(section.pop(name))} of the preset dropped: {field} {wanted} has no such option"
+        f"{path}.{name} = {shown(section.pop(name))} dropped: {field} {wanted} has no such option"
         for name in dropped
     ]
 
 
 def _place(values: Values, name: str, value: Any) -> list[str]:
-    """Set a dotted name, making sections on the way. The problem, if something else stands where a section should."""
+    """Set a dotted name, creating sections as needed. The problem, if a section is something else."""
     *path, last = name.split(".")
     for part in path:
         values = values.setdefault(part, {})
         if not isinstance(values, dict):
-            return [f"{name}: the preset has {shown(values)} in the place of the section {part}"]
+            return [f"{name}: {part} is {shown(values)} in the preset, which is not a section"]
     values[last] = value
     return []
 
 
 def _take(values: Values, name: str) -> Any:
-    """Remove and return the value at a dotted name; an emptied section goes with it."""
+    """Remove and return the value at a dotted name; an emptied section is removed, too."""
     path, _, last = name.rpartition(".")
     section = options.at(values, path) if path else values
     value = section.pop(last)
@@ -320,7 +320,7 @@ def _take(values: Values, name: str) -> Any:
 
 
 def parse(text: str, annotation: Any) -> Any:
-    """The value that `text` means for an option of this type. What cannot be understood stays a text."""
+    """The value that `text` means for an option of this type. What cannot be parsed stays a text."""
     kinds = options.members(annotation)
     if text == "null" and NoneType in kinds:
         return None
@@ -337,7 +337,7 @@ def parse(text: str, annotation: Any) -> Any:
 def _json(text: str) -> Any:
     try:
         return documents.parse_json(text, "")
-    except ValueError:  # what is no JSON is a text; the option says whether it may be one
+    except ValueError:  # not JSON: a text, which validation accepts or not
         return text
 
 
@@ -350,7 +350,7 @@ def to_json(preset: Preset) -> str:
 
 
 def write(preset: Preset, path: Path) -> None:
-    """Write all options of a preset. A reader sees the old file or the new one, never a part."""
+    """Write all options of a preset, atomically."""
     write_whole(path, to_json(preset))
 
 

@@ -1,4 +1,4 @@
-"""What `train.py --list` prints: on one screen the families with the presets to begin with, or all presets, or some."""
+"""What `train.py --list` prints: the families and their recommended presets on one screen, or all presets, or some."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from modules.printable import shown
 from training_presets.composing import Composed
 
 LINES, WIDTH = 40, 120
-"""Of the screen that the short list is made for."""
+"""Size of the screen that the short list has to fit."""
 
 MOST_OWN = 8
 """Presets of the user's own on the short list."""
@@ -48,19 +48,19 @@ def text(word: str = "") -> str:
     if not found and word not in (ALL, OWN):
         known = [ALL, OWN, *dict.fromkeys(known for one in presets for known in _words(one) if known)]
         near = options.nearest(word, known)
-        meant = f"did you mean {enumerated(near, 'or')}?" if near else f"there is {', '.join(known)}"
-        raise PresetProblems([f"--list {word}: no family, method or purpose has this name; {meant}"])
+        meant = f"did you mean {enumerated(near, 'or')}?" if near else f"available: {', '.join(known)}"
+        raise PresetProblems([f"--list {word}: no such family, method or purpose; {meant}"])
     return "\n\n".join("\n".join(group.lines(len(group.rows))) for group in found) or "You have no presets of your own."
 
 
 def _short(presets: Sequence[Composed], own: Group) -> str:
     """As many of the recommended presets as fit on the screen."""
     groups = _groups(presets)
-    end = [f"{len(presets)} presets in all: --list {ALL}. Any method goes with any family, as METHOD_FAMILY."]
+    end = [f"All {len(presets)} presets: --list {ALL}. Any method works with any family, as METHOD_FAMILY."]
     purposes = [one.purpose for one in presets if one.purpose]
     words = [*(word for one in presets[:1] for word in (one.family, one.method)), *purposes[:1]]
     if words:
-        end.append(f"Those of a family, a method or a purpose: {', '.join(f'--list {word}' for word in words)}.")
+        end.append(f"By family, method or purpose: {', '.join(f'--list {word}' for word in words)}.")
     left = LINES - len(end)
     mine = _first_own(own, left - 2 * len(groups))
     most = max(0, (left - sum(map(len, mine))) // max(1, len(groups)) - 1)
@@ -111,4 +111,4 @@ def _description(path: Path) -> str:
     try:
         return shown(str(files.read(path).get("description", "")))
     except PresetProblems as error:
-        return shown(f"cannot be read: {str(error).removeprefix(f'{path}: ')}")  # its name stands before it
+        return shown(f"cannot be read: {str(error).removeprefix(f'{path}: ')}")  # its name precedes it

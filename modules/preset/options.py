@@ -1,7 +1,7 @@
-"""The options of a preset as a flat list, read off the pydantic models: dotted names, types, bounds, nearest names.
+"""The options of a preset as a flat list, from the pydantic models: dotted names, types, bounds, nearest names.
 
-A tagged section (`adapter`, `optimizer`, ...) is one of several models, told apart by the value of its tag. Each model
-that may stand in a preset is one `Group`; the options of a preset are those of the groups whose tags it has chosen.
+A tagged section (`adapter`, `optimizer`, ...) is one of several models, selected by the value of its tag. Each model
+that a preset may have is one `Group`; the options of a preset are those of the groups whose tags it has chosen.
 """
 
 import difflib
@@ -17,7 +17,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import to_jsonable_python
 
 LONGEST_NAME = 100
-"""Characters of a mistyped name; comparing takes the square of its length, and a longer one is a text."""
+"""Characters of a mistyped name, at most; comparing takes quadratic time, and a longer one is a text."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Group:
     """Name of the field whose value picks this model among others, "" when there is no choice."""
 
     default_tag: str | None = None
-    """The tag's value when a preset does not give it; None: it has to."""
+    """The tag's default; None: required."""
 
     def options(self) -> Iterator[tuple[str, FieldInfo]]:
         """Dotted name and field of each option; the section's tag, if any, is the first."""
@@ -204,7 +204,7 @@ def flatten(values: Mapping[str, Any], path: str = "") -> dict[str, Any]:
 
 
 def nearest(name: str, known: list[str]) -> list[str]:
-    """The names in `known` (dotted) that somebody who wrote `name` may have meant, best first."""
+    """The names in `known` (dotted) that are most similar to `name`, best first."""
     if len(name) > LONGEST_NAME:
         return []
     section, _, last = name.rpartition(".")

@@ -10,7 +10,7 @@ from modules.preset import options
 LIST_PRESETS = "python scripts/train.py --list all shows all presets"
 
 MOST = 50
-"""Problems of a preset that are told one by one; looking for what each unknown name may mean takes time."""
+"""Problems of a preset that are listed, at most; finding similar names takes time."""
 
 TYPES = {
     "int_": "{value} is not a whole number",
@@ -19,7 +19,7 @@ TYPES = {
     "bool_": "{value} is not true or false",
     "string_": "{value} is not a text (in quotes)",
     "tuple_": "{value} is not a list",
-    "model_": "{value} is not a section: its options stand in braces, as in {{...}}",
+    "model_": "{value} is not a section: give its options in braces, as in {{...}}",
     "greater_than_equal": "{value} is too small; at least {ge}",
     "greater_than": "{value} is too small; more than {gt}",
     "less_than_equal": "{value} is too large; at most {le}",
@@ -41,7 +41,7 @@ def sentences(error: ValidationError, model: type[BaseModel], values: Mapping[st
     """One line per error, with dotted names, in the order of the preset."""
     errors = error.errors()
     found = list(dict.fromkeys(_sentence(one, model, values) for one in errors[:MOST]))
-    return found + ([f"and {len(errors) - MOST} more problems; correct these first"] if len(errors) > MOST else [])
+    return found + ([f"and {len(errors) - MOST} more problems; fix these first"] if len(errors) > MOST else [])
 
 
 def _sentence(error: Any, model: type[BaseModel], values: Mapping[str, Any]) -> str:
@@ -82,11 +82,11 @@ def unknown(name: str, model: type[BaseModel], values: Mapping[str, Any], flag: 
         chosen = options.at(values, tag)
         if chosen not in (None, *owning):
             word = tag.rpartition(".")[2]
-            return f"{flag}{name}: {word} {chosen} has no such option; it belongs to {enumerated(owning, 'and')}"
+            return f"{flag}{name}: {word} {chosen} has no such option; it is an option of {enumerated(owning, 'and')}"
     sections = [group.path for group in options.active(model, values) if group.path]
     if name in sections:
         inner = next(option for option in options.options(model, values) if option.startswith(f"{name}."))
-        return f"{flag}{name}: a section; give one of its options, such as {flag}{inner}"
+        return f"{flag}{name}: is a section; give one of its options, such as {flag}{inner}"
     others = [other for other in sections if other != section]
     known = list(dict.fromkeys([*options.options(model, values), *others]))
     found = options.nearest(name, known) or options.nearest(name, list(options.options(model)))
@@ -109,7 +109,7 @@ def unknown_in_entry(name: str, entries: type[BaseModel]) -> str:
 
 
 def not_an_entry(entries: type[BaseModel], is_list: bool) -> str:
-    """What is said of a value that should be an entry of a list, or the list."""
+    """The words for a value that should be an entry of a list, or the list."""
     form = options.entry_words(entries)
     word = entries.__name__.lower()
     return f"is not a list of {word}s, as in [{form}]" if is_list else f"is not a {word} in braces, as in {form}"

@@ -32,7 +32,7 @@ preset's section as a whole.
 
 
 def generated() -> dict[Path, str]:
-    """The generated files and their right content."""
+    """The generated files and their expected content."""
     return {
         ROOT / "configs" / "preset.schema.json": schema_text(),
         ROOT / "docs" / "preset-reference.md": reference_text(),
@@ -40,7 +40,7 @@ def generated() -> dict[Path, str]:
 
 
 def stale() -> list[Path]:
-    """Generated files that are missing or not what the code says."""
+    """Generated files that are missing or do not match the code."""
     return [path for path, text in generated().items() if not path.is_file() or path.read_text("utf-8") != text]
 
 
@@ -83,14 +83,14 @@ def _table(group: options.Group) -> str:
     inner = [f"`{options.join(group.path, name)}`" for name, field in _sections(group)]
     more = f"Further options: {', '.join(inner)}, below.\n" if inner and group.path else ""
     if not rows:
-        return more or "No options of its own.\n"
+        return more or "No further options.\n"
     head = ["| option | type and bounds | default | reason for the default | description |", "|---|---|---|---|---|"]
     tables = [_entries(name, field, head) for name, field in group.options() if options.entry(field.annotation)]
     return "\n".join([*head, *rows, *([""] if more else []), more, *tables])
 
 
 def _entries(name: str, field: FieldInfo, head: list[str]) -> str:
-    """The table of what an entry in a list of them has."""
+    """The table of the options of a list's entries."""
     entries = options.entry(field.annotation)
     assert entries is not None
     rows = [_row(f"{name}[].{inner}", one) for inner, one in entries.model_fields.items()]

@@ -1,6 +1,6 @@
 """The list of options: a preset and its sections. Form, command line, JSON schema and manual are made from this file.
 
-Adapter and optimizer options stand beside the code that reads them (`modules/adapters/<method>.py`,
+Adapter and optimizer options are beside the code that reads them (`modules/adapters/<method>.py`,
 `modules/training/optimizers.py`) and are joined in here as tagged unions.
 """
 
@@ -347,7 +347,7 @@ class Preset(Section):
     @field_validator("family")
     @classmethod
     def known_family(cls, name: str) -> str:
-        """Refuse a family that has no file in modules/families."""
+        """Reject a family that has no file in modules/families."""
         if name not in families.names():
-            raise ValueError(f"no such family; there is {', '.join(families.names())}")
+            raise ValueError(f"no such family; available: {', '.join(families.names())}")
         return name

@@ -1,4 +1,4 @@
-"""What every section of a preset is made of: a frozen model that refuses unknown keys, and described fields."""
+"""What every section of a preset is made of: a frozen model that rejects unknown keys, and described fields."""
 
 from collections.abc import Mapping
 from typing import Any, get_args
@@ -7,11 +7,11 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic.fields import FieldInfo
 
 NUMBER_FORMATS = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
-"""Short spellings of number formats. Every option and every flag that takes the long one takes the short one too."""
+"""Short names of number formats (dtypes). Every option and flag that takes the long one takes the short one too."""
 
 
 def long_form(word: str) -> str:
-    """A number format's long spelling; any other word as it is."""
+    """A number format's long name; any other word unchanged."""
     return NUMBER_FORMATS.get(word, word)
 
 
@@ -30,7 +30,7 @@ class Section(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def number_formats(cls, values: Any) -> Any:
-        """With the long spelling, where an option is a choice that has it."""
+        """With long names, where an option is a choice that has them."""
         if not isinstance(values, Mapping):
             return values
         return {name: _long_form(cls.model_fields.get(name), value) for name, value in values.items()}
@@ -43,7 +43,7 @@ def _long_form(field: FieldInfo | None, value: Any) -> Any:
 
 
 LOCAL_KINDS = ("file", "folder", "folders", "model")
-"""Kinds of options that name places on this machine; a model may also be an id on the Hugging Face hub."""
+"""Kinds of options that are local paths; a model may also be an id on the Hugging Face hub."""
 
 
 def option(

@@ -1,7 +1,7 @@
-"""What happens beside the steps, and must not end a training: its failures are warnings, and it can be stopped.
+"""By-products of a training, which must not end it: their failures are warnings, and they can be interrupted.
 
 What is due at a step follows from the step alone. What was made of it is read from the events, so that a run which was
-killed between a state and what is due at its step makes up for it when it resumes.
+killed between a state and what is due at its step makes it when it resumes.
 """
 
 import gc
@@ -19,33 +19,32 @@ from modules.training.events import each_event, skipped
 from modules.training.session import Session, sample_prompts
 
 WITHOUT = {
-    "the sample pictures": "--samples.enabled false leaves them out",
-    "the validation": "another data.validation_folder or none helps",
+    "the sample pictures": "turn them off with --samples.enabled false",
+    "the validation": "change or remove data.validation_folder",
 }
-"""What a user can do about a part that fails every time."""
+"""What to do about a by-product that fails every time."""
 
 
 def beside(session: Session, what: str, make: Callable[[Session], object], together: bool = True) -> None:
-    """Make a by-product. A failure is a warning, once for each `what`, and the training goes on.
+    """Make a by-product. A failure is a warning, once for each `what`, and the training continues.
 
-    Not for numbers that say that the training itself is wrong (FloatingPointError). And not with a base in shares:
-    all processes read it together there, and one that has left in the middle cannot join the others again, who would
-    wait for it for hours. There the failure is raised, which ends all processes. `together`: whether the base may be
-    read.
+    Raises FloatingPointError, since then the training itself is wrong. Raises every error with a sharded base: all
+    processes read it together, and the others would wait for hours for one that has left. `together`: whether the base
+    may be read.
     """
     try:
         make(session)
         return
     except FloatingPointError:
         raise
-    except Exception as error:  # noqa: BLE001  said and logged; nothing that is missing here is worth the training
+    except Exception as error:  # noqa: BLE001  reported and logged; no by-product is worth the training
         if together and sharding.is_wanted():
             raise
-        reason = "the memory is full" if memory.ran_out(error) else sentence(error, session.run.folder)
+        reason = "out of memory" if memory.ran_out(error) else sentence(error, session.run.folder)
         more = f"; {WITHOUT[what]}" if what in WITHOUT else ""
-        message = f"{what} of step {session.step} failed and the training goes on: {reason}{more}"
+        message = f"{what} of step {session.step} failed, the training continues: {reason}{more}"
         session.events.warn_once(what, message, traceback.format_exc())
-    give_back(session)  # not above: the error holds on to everything that its frames have
+    give_back(session)  # not above: the error's traceback keeps references
 
 
 def give_back(session: Session) -> None:
@@ -60,10 +59,10 @@ def give_back(session: Session) -> None:
 
 
 def interrupted(session: Session, make: Callable[[], object]) -> bool:
-    """Make by-products of a step; whether somebody asked to stop meanwhile, in any process.
+    """Make by-products of a step; whether a stop was requested meanwhile, in any process.
 
-    They end early then, between two passes through the denoiser: everywhere else parameters may be others than those
-    of the training at the time (see `averaged`). A second Ctrl-C is raised.
+    They end early then, between two forward passes of the denoiser: elsewhere parameters may temporarily differ from
+    the training's (see `averaged`). A second Ctrl-C is raised.
     """
     try:
         with watched(session):
@@ -77,15 +76,15 @@ def interrupted(session: Session, make: Callable[[], object]) -> bool:
 
 @contextmanager
 def watched(session: Session) -> Iterator[None]:
-    """Inside, a pass through the denoiser raises KeyboardInterrupt when somebody has asked to stop."""
+    """Inside, a forward pass of the denoiser raises KeyboardInterrupt when a stop was requested."""
 
     def look(network: Any, given: Any) -> None:
-        # In shares, all processes go through the denoiser together, and have to leave together.
+        # With a sharded base all processes run the denoiser together, and have to leave together.
         if agreed(session, stopping.asked()) if sharding.is_wanted() else stopping.asked():
             raise KeyboardInterrupt
 
     denoiser = next(iter(session.model.networks.values()))
-    hook = denoiser.register_forward_pre_hook(look, prepend=True)  # before the shares are put together
+    hook = denoiser.register_forward_pre_hook(look, prepend=True)  # before the shards are gathered
     try:
         yield
     finally:
@@ -93,12 +92,12 @@ def watched(session: Session) -> Iterator[None]:
 
 
 def agreed(session: Session, flag: bool) -> bool:
-    """Whether the flag is set in any process; all have to ask."""
+    """Whether the flag is set in any process; all have to call this."""
     return flag if session.accelerator.num_processes == 1 else any(gather_object([flag]))
 
 
 def told(session: Session, value: Any) -> Any:
-    """The main process' value, in all processes; all have to ask."""
+    """The main process' value, in all processes; all have to call this."""
     return value if session.accelerator.num_processes == 1 else gather_object([value])[0]
 
 

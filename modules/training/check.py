@@ -29,7 +29,7 @@ NEEDED_ON_GPUS = "the package triton, and on Linux a C compiler (gcc or clang) f
 class Findings:
     """All problems and notes at once, and what was found in spite of them.
 
-    A problem that belongs to an option begins with its name.
+    A problem with an option begins with its name.
     """
 
     problems: list[str] = field(default_factory=list)
@@ -50,7 +50,7 @@ class Findings:
 
     @property
     def pictures(self) -> Pictures | None:
-        """What a training needs of them."""
+        """The pictures that a training needs."""
         return None if self.training is None else Pictures(self.training, self.validation)
 
 
@@ -69,12 +69,12 @@ def examine(preset: Preset, device_type: str, processes: int = 1) -> Findings:
 
 
 def _said(sentences: list[str]) -> list[str]:
-    """Each sentence once, and none so long that the others are not seen."""
+    """Each sentence once, long ones shortened."""
     return [short(sentence, LONGEST) for sentence in dict.fromkeys(sentences)]
 
 
 def _examine_folders(preset: Preset, found: Findings) -> None:
-    """Whether what is written along the way has a place."""
+    """Whether the folders that a training writes to are writable."""
     folders = {"saving.folder": preset.saving.folder}
     if preset.data.cache:
         folders["data.cache_folder"] = preset.data.cache_folder
@@ -100,7 +100,7 @@ def _examine_folders(preset: Preset, found: Findings) -> None:
 
 def _examine_room(preset: Preset, place: Path, found: Findings) -> None:
     """Whether the disk of the run folder has room for what will be written. A problem where not even one state and
-    the exported file fit; a note where all together do not, since sizes of pictures are guessed."""
+    the exported file fit; a note where all together do not, since sizes of pictures are estimated."""
     begun = (Path(preset.saving.folder) / preset.name).exists()  # it has some of these files already
     free, (least, most) = shutil.disk_usage(place).free, expected_bytes(preset, found)
     where = f"saving.folder {preset.saving.folder}: {free:,} bytes are free on its disk"
@@ -117,7 +117,7 @@ def _examine_room(preset: Preset, place: Path, found: Findings) -> None:
 
 
 def expected_bytes(preset: Preset, found: Findings) -> tuple[int, int]:
-    """What a run writes into its folder: one state and the exported file; and all of it, about."""
+    """Bytes that a run writes into its folder: for one state and the exported file; and in all, estimated."""
     saving, samples, steps = preset.saving, preset.samples, found.steps
     tensors = (tensor for layer in found.adapted.values() for tensor in layer.adapter.state_dict().values())
     adapter = sum(tensor.nbytes for tensor in tensors)
@@ -183,7 +183,7 @@ def _examine_model(preset: Preset, found: Findings) -> None:
 
 
 def _examine_export(preset: Preset, found: Findings) -> None:
-    """Whether the program the file is for can hold these updates: better said now than after the training."""
+    """Whether the program that the file is for supports these updates."""
     from modules.export.export import expected_size
 
     if not found.adapted:
@@ -212,7 +212,7 @@ def _examine_pictures(preset: Preset, found: Findings) -> None:
         if shared:
             found.notes.append(f"validation pictures are also training pictures: {listing(shared)}")
     if found.model is None and indices:
-        found.notes.append(f"buckets are guessed, in steps of {GUESSED_STEP} px: the base model cannot be read")
+        found.notes.append(f"bucket sizes are estimated (multiples of {GUESSED_STEP} px): base model cannot be read")
     if found.model is not None:
         found.problems += _too_large(preset, indices.get("training"), found.model.longest_side)
         pictures = [picture for index in indices.values() for picture in index.pictures]
@@ -227,7 +227,7 @@ def _too_large(preset: Preset, index: Index | None, longest: int | None) -> list
     """Whether the model takes pictures of these sizes."""
     if longest is None:
         return []
-    limit, problems = f"this model's position embeddings end at {longest} px", []
+    limit, problems = f"this model's position embeddings are limited to {longest} px", []
     sizes = {picture.bucket for picture in index.pictures} if index else set()
     if sizes and max(map(max, sizes)) > longest:
         width, height = max(sizes, key=max)
@@ -248,7 +248,7 @@ def _batches(preset: Preset, index: Index, processes: int) -> Batches:
 
 
 def report(preset: Preset, found: Findings, processes: int = 1) -> dict[str, Any]:
-    """The findings as plain values: what `--check --json` prints. What is not known for a problem is 0 or empty."""
+    """The findings as plain values, as `--check --json` prints them. Values that a problem hides are 0 or empty."""
     rows = setup.layer_rows(found.adapted, found.model, preset.targets) if found.model is not None else []
     index = found.training
     return {
@@ -302,6 +302,6 @@ def measured(facts: dict[str, Any]) -> list[str]:
     return [
         f"measured on {facts['device']} at {width} x {height}, the largest bucket:",
         f"  peak memory {training:.2f} GiB in training, {preparing:.2f} GiB while preparing, of {total:.1f} GiB",
-        f"  {facts['seconds_per_step']:.2f} s per step: {hours} h {minutes:02} min for all steps; samples, validation "
-        "and saving come on top",
+        f"  {facts['seconds_per_step']:.2f} s per step: {hours} h {minutes:02} min for all steps, without samples, "
+        "validation and saving",
     ]

@@ -1,4 +1,4 @@
-"""A training that makes the model worse than it was: seen, and said with the usual cause.
+"""Detects a training that makes the model worse than the base, and names the usual cause.
 
 The loss of a step says little: noise levels and pictures differ. So the samples of the first steps, with their noise,
 are measured before training, and the same samples again when the loss of the steps looks suspicious, and at the end.
@@ -22,35 +22,35 @@ SAMPLES = 10
 """Steps whose samples are measured, at most: one micro-batch of each."""
 
 WINDOW = 20
-"""Steps over which the loss is averaged for a suspicion."""
+"""Steps over which the loss is averaged before it is judged."""
 
 FACTOR = 1.5
-"""A loss on the same samples this many times the one before training is a collapse. Trainings that learn lower it, and
-those that learn their few pictures by heart raise it on others by a tenth or two."""
+"""A loss on the same samples above this multiple of the loss before training is a collapse. Good trainings lower it;
+overfitting raises it on other pictures by 10 to 20 percent."""
 
 SAMPLED = "on the samples of the first steps"
 
 
 @dataclass
 class Watch:
-    """What is kept between steps. A resumed training begins with none of it and knows it again after `WINDOW` steps."""
+    """What is kept between steps. It is not saved: a resumed training has it again after `WINDOW` steps."""
 
     losses: deque[float] = field(default_factory=lambda: deque(maxlen=WINDOW))
     next: int = 0
-    """The step from which on a suspicion is looked into again."""
+    """The first step at which the samples may be measured again."""
     wait: int = WINDOW
-    """Steps until then; more each time that a suspicion was looked into."""
+    """Steps until then; more after each measurement."""
 
 
 def begin(session: "Session") -> None:
-    """Measure the samples before training. Non-finite numbers are met, and told of, by the steps themselves."""
+    """Measure the samples before training. Non-finite values are reported by the steps themselves."""
     loss = measured(session) if session.takes_part else 0.0
     session.reference = loss if 0 < loss < math.inf else None
 
 
 def is_suspected(session: "Session", loss: float) -> bool:
-    """Take in the loss of a step; whether `look` should be called, because the last ones are high. All processes
-    answer alike."""
+    """Record the loss of a step; whether `look` should be called, because the last ones are high. The same in all
+    processes."""
     seen = session.watch
     if session.reference is None or not math.isfinite(loss):
         return False
@@ -77,7 +77,7 @@ def measured(session: "Session") -> float:
         batches = (session.batches.at(step, 0) for step in steps)
         losses = [feed.errors(session, feed.prepare(session, batch)).mean().float() for batch in batches]
     mean = torch.stack(losses).mean()
-    if sharding.is_wanted():  # each process has its own samples, and all have to judge alike
+    if sharding.is_wanted():  # each process has its own samples, and all have to agree
         mean = session.accelerator.reduce(mean, "mean")
     return float(mean)  # pyright: ignore
 
@@ -95,11 +95,11 @@ def judge(session: "Session", before: float | None, now: float, where: str) -> N
 
 def sentence(training: Training, before: float, now: float, where: str) -> str:
     """What has happened, and what to try."""
-    tries = [f"training.learning_rate {training.learning_rate / 10:g} in place of {training.learning_rate:g}"]
+    tries = [f"training.learning_rate {training.learning_rate / 10:g} instead of {training.learning_rate:g}"]
     if training.max_grad_norm == 0:
-        tries.append("training.max_grad_norm 1 in place of 0 (no clipping)")
+        tries.append("training.max_grad_norm 1 instead of 0 (no clipping)")
     if training.warmup == 0:
-        tries.append("training.warmup 50 in place of 0")
+        tries.append("training.warmup 50 instead of 0")
     return (
         f"the loss {where} is {now:.3g} and was {before:.3g} before training: the adapter makes the model worse. The "
         f"usual cause is a learning rate that is too high: try {', '.join(tries)}, under another --name"

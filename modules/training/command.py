@@ -1,4 +1,4 @@
-"""The command line of `scripts/train.py`: what is said to the user, and the exit codes.
+"""The command line of `scripts/train.py`: what it prints, and the exit codes.
 
 0 done, 2 bad input (nothing was touched), 1 failed while running (the last state is kept), 130 stopped (state saved).
 """
@@ -27,7 +27,7 @@ DONE, FAILED, REFUSED, STOPPED = 0, 1, stopping.REFUSED, stopping.STOPPED
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run the command; its exit code. Whatever goes wrong is a sentence."""
+    """Run the command; its exit code. Every error is printed as a sentence."""
     stopping.forget()
     try:
         return chosen(argv)
@@ -35,7 +35,7 @@ def main(argv: Sequence[str]) -> int:
         stopping.end()
         print("Stopped.", file=sys.stderr)
         return STOPPED
-    except Exception as error:  # noqa: BLE001  what `trained` does not answer for has touched nothing
+    except Exception as error:  # noqa: BLE001  errors outside of `trained` have touched nothing
         return refuse([sentence(error)], "--json" in argv)
 
 
@@ -81,7 +81,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.description = "Train an adapter for a diffusion model. Run the same command again to resume."
     preset_help = "a name from --list, a .json file, a run folder"
-    parser.add_argument("--preset", metavar="NAME|FILE", nargs="?", help=preset_help)  # none given is said in `main`
+    parser.add_argument("--preset", metavar="NAME|FILE", nargs="?", help=preset_help)  # reported in `chosen` if missing
     list_help = "list the recommended presets; all, own, or those of a family, method or purpose"
     parser.add_argument("--list", metavar="WHICH", nargs="?", const="", help=list_help)
     parser.add_argument("--check", action="store_true", help="check everything without training")
@@ -92,28 +92,28 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def refuse(problems: Sequence[str], as_json: bool = False) -> int:
-    """Say everything that is wrong, once."""
+    """Print all problems, once."""
     if not is_main_process():
         return REFUSED
     if as_json:
         print(json.dumps({"problems": list(problems)}))
         return REFUSED
-    print("Nothing was started, because:", file=sys.stderr)
+    print(stopping.REFUSAL, file=sys.stderr)
     for problem in problems:
         print("  - " + short(problem, LONGEST).replace("\n", "\n    "), file=sys.stderr)
     return REFUSED
 
 
 def say_notes(notes: Sequence[str]) -> None:
-    """What is worth knowing, but keeps nothing from working."""
+    """Print notes, in the main process."""
     for note in notes if is_main_process() else ():
         print(f"note: {short(note, LONGEST)}", file=sys.stderr)
 
 
 def quiet_libraries() -> None:
-    """Libraries' progress bars, hints and warnings are not for the screen; warnings still reach a run's log.txt.
+    """Keep libraries' progress bars, hints and warnings off the screen; warnings still reach a run's log.txt.
 
-    Has to come before they are imported, since some speak up while that happens.
+    Call it before they are imported: some print on import.
     """
     for name in ("bitsandbytes", "diffusers", "transformers"):
         logging.getLogger(name).addHandler(logging.NullHandler())
@@ -126,7 +126,7 @@ def quiet_libraries() -> None:
 
 
 def examined(preset: Preset):
-    """This machine as accelerate sees it, and what can be said before training."""
+    """Accelerate's view of this machine, and what is found before training."""
     from modules.training import check
     from modules.training.session import start_processes
 
@@ -153,7 +153,7 @@ def check_only(preset: Preset, as_json: bool, probing: bool) -> int:
 
 
 def say_measured(preset: Preset, found, machine, facts: dict[str, Any]) -> None:
-    """Add what was measured, or why that failed, to the findings."""
+    """Add the measurements, or why they failed, to the findings."""
     from modules.training.probe import probe
     from modules.training.session import start_accelerator
 
@@ -166,7 +166,7 @@ def say_measured(preset: Preset, found, machine, facts: dict[str, Any]) -> None:
 
 
 def run(preset: Preset) -> int:
-    """Examine, open the run folder, train, export."""
+    """Check, open the run folder, train, export."""
     from modules.training.session import start_accelerator
 
     machine, found = examined(preset)
@@ -185,14 +185,14 @@ def run(preset: Preset) -> int:
 
 
 def done_before(opened, preset: Preset, device) -> str:
-    """What to say of a run that was done already, once its file is there."""
+    """The message for a run that is finished already; its file is exported again if it is damaged."""
     if opened.finished is None:
         from modules.training.stored import export_again
 
         return f"Done: {export_again(opened, opened.again, preset, device)}"
     for note in opened.notes:
         print(f"warning: {note}", file=sys.stderr)
-    return f"{preset.name} is already finished: {opened.finished}. Another --name starts a new run."
+    return f"{preset.name} is already finished: {opened.finished}. To start a new run, give another --name."
 
 
 def open_together(preset: Preset, found, accelerator):
@@ -238,8 +238,8 @@ def trained(preset: Preset, found, opened, accelerator) -> int:
             end.outcome = "done" if attempted(preset, found, opened, accelerator, events, end) else "stopped"
         except KeyboardInterrupt:
             end.outcome = "stopped"
-        except Exception as error:  # noqa: BLE001  said, logged with its trace, and answered with exit code 1
-            if stopping.asked():  # the other processes have gone already, and what they were to send does not come
+        except Exception as error:  # noqa: BLE001  reported, logged with its traceback; exit code 1
+            if stopping.asked():  # the other processes have ended already, so collective calls fail
                 end.outcome = "stopped"
             else:
                 end.reason = reason_of(error, preset, accelerator.device, found, opened.folder)
@@ -275,7 +275,7 @@ class End:
 
     @property
     def warning(self) -> str:
-        """What is wrong with an adapter that is done, or empty."""
+        """What is wrong with a finished adapter, or empty."""
         return next(iter(self.session.collapsed.values()), "") if self.session is not None else ""
 
     def facts(self) -> dict[str, Any]:
@@ -305,7 +305,7 @@ def reason_of(error: Exception, preset: Preset, device, found, folder: Path) -> 
 
 
 def say_outcome(end: End, folder: Path) -> None:
-    """The last words on the screen."""
+    """Print the outcome."""
     if end.outcome == "done" and end.warning:
         print(f"Done, with a warning: {end.path}\nThis adapter is probably unusable: {end.warning}.")
         return
@@ -313,18 +313,18 @@ def say_outcome(end: End, folder: Path) -> None:
         print(f"Done: {end.path}")
         return
     state, any_left = found_states(folder)
-    none = "needs a complete training state" if any_left else "starts from the beginning, since there is no state yet"
+    none = "cannot resume: every training state is damaged" if any_left else "starts over: no training state was saved"
     again = f"resumes from {state}" if state else none
     if end.outcome == "failed":
-        where = f"Details are in {folder / 'log.txt'}. " if (folder / "log.txt").exists() else ""
+        where = f"Details: {folder / 'log.txt'}. " if (folder / "log.txt").exists() else ""
         print(f"Failed: {end.reason}\n{where}The same command {again}.", file=sys.stderr)
         return
-    file = f"\nA LoRA of this state: python scripts/export.py {shlex.quote(str(folder))}" if state else ""
+    file = f"\nTo export this state: python scripts/export.py {shlex.quote(str(folder))}" if state else ""
     print(f"Stopped. The same command {again}.{file}", file=sys.stderr)
 
 
 def found_states(folder: Path) -> tuple[Path | None, bool]:
-    """The last whole state, if there is one and the disk lets it be read; and whether there are any."""
+    """The last intact state, if there is one and the disk can be read; and whether there are any states."""
     from modules.training.state import latest_state, states
 
     try:

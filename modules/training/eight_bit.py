@@ -25,7 +25,7 @@ class _EightBit(Options):
         return found
 
     def _refuse_unpageable(self, groups: list[dict], lr: float) -> None:
-        """bitsandbytes itself would quietly go on without paging."""
+        """bitsandbytes itself would silently continue without paging."""
         device_type = next(p.device.type for group in groups for p in group["params"])
         if self.paged and device_type != "cuda":
             raise ValueError(self.problems(lr, device_type)[-1])

@@ -1,4 +1,4 @@
-"""Whether the run in a folder is done and what it has written is whole; whether it may go on to another length."""
+"""Whether the run in a folder is finished and its files are intact; whether it may continue to another length."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,19 +16,19 @@ ADAPTER = "adapter.safetensors"
 
 @dataclass(frozen=True)
 class Ended:
-    """What there is of a run that is done; nothing of one that is not."""
+    """What a finished run has left; nothing for one that is not finished."""
 
     file: Path | None = None
-    """The exported file, if it and the run's adapters are whole."""
+    """The exported file, if it and the run's adapters are intact."""
     adapter: Path | None = None
-    """The adapters from which the exported file has to be made again, where no state is of the last step."""
+    """The adapters to export again from, where there is no state of the last step."""
     notes: tuple[str, ...] = ()
-    """What is damaged or missing, and from what it is made again, in sentences."""
+    """What is damaged or missing, and what it is recreated from, in sentences."""
 
 
 def look(place: Path, preset: Preset, newest: Path | None) -> Ended:
-    """What a run that is done has left in its folder. `newest`: its last whole state. Raises ValueError where the
-    exported file is not whole and nothing is left from which it could be made again."""
+    """What a finished run has left in its folder. `newest`: its last intact state. Raises ValueError where the
+    exported file is damaged and cannot be recreated."""
     end, file = _last_end(place), ended_with(place, preset)
     if file is None or end is None:
         return Ended()
@@ -38,31 +38,31 @@ def look(place: Path, preset: Preset, newest: Path | None) -> Ended:
     if not said:
         return Ended(file)
     if newest is not None and state.steps_of(newest) == end["step"]:
-        return Ended(notes=(f"{said}; it is made again from {newest}",))
+        return Ended(notes=(f"{said}; recreating it from {newest}",))
     if not broken:
-        return Ended(file, notes=(f"{said}, and there is no state of step {end['step']} to make it from again",))
+        return Ended(file, notes=(f"{said} and cannot be recreated: there is no training state of step {end['step']}",))
     if adapter.exists() and not worse:
-        return Ended(adapter=adapter, notes=(f"{said}; it is made again from {adapter}",))
+        return Ended(adapter=adapter, notes=(f"{said}; recreating it from {adapter}",))
     if newest is not None:
-        return Ended(notes=(f"{said}; the run goes on from {newest}, the last state that is whole",))
+        return Ended(notes=(f"{said}; resuming from {newest}, the last intact training state",))
     if not worse:
-        return Ended(notes=(f"{said}, and so are the run's adapters and states: it begins anew",))
+        return Ended(notes=(f"{said}, and there are no adapters or training states: starting over",))
     raise ValueError(
-        f"{said}; this run was done, and there is no training state from which they could be made again. Put back a "
-        f"copy, train under another name (--name), or delete {place} to start anew"
+        f"{said}; this run is finished, and there is no training state to recreate them from. Restore a copy, train "
+        f"under another name (--name), or delete {place} to start over"
     )
 
 
 def finished_file(place: Path, preset: Preset) -> Path | None:
-    """The exported file of a run that is done; None if it is not done, if `preset` has another length, or if the file
-    is gone or damaged."""
+    """The exported file of a finished run; None if it is not finished, if `preset` has another length, or if the file
+    is missing or damaged."""
     file = ended_with(place, preset)
     return None if file is None or damage(file) else file
 
 
 def ended_with(place: Path, preset: Preset) -> Path | None:
-    """The file that the run has exported at its end, be it there or not; None if the run is not done, or if `preset`
-    has another length."""
+    """The path of the file that the run has exported at its end, even if it is missing; None if the run is not
+    finished, or if `preset` has another length."""
     end = _last_end(place)
     if end is None or _length_differs(place, preset):
         return None
@@ -84,7 +84,7 @@ def damage(file: Path) -> str:
 
 
 def _last_end(place: Path) -> dict[str, Any] | None:
-    """The last event `finished`, if it says that the run was done, and what file and step it ended with."""
+    """The last event `finished`, if its outcome is `done` and it has a file and a step."""
     path = place / "events.jsonl"
     events = read_events(path) if path.is_file() else []
     end = next((event for event in reversed(events) if event.get("event") == "finished"), {})
@@ -93,7 +93,7 @@ def _last_end(place: Path) -> dict[str, Any] | None:
 
 
 def _length_differs(place: Path, preset: Preset) -> bool:
-    """Whether the run in the folder, as far as that is known, has another length than `preset`."""
+    """Whether the run in the folder, if its preset can be read, has another length than `preset`."""
     last = [folder / "preset.json" for folder in state.states(place)[-1:]]
     known = [found for path in (*last, place / "preset.json") if (found := stored_preset(path)[0]) is not None]
     return bool(known) and _length(known[0]) != _length(preset)
@@ -105,7 +105,7 @@ def _length(preset: Preset) -> str:
 
 
 def stored_preset(path: Path) -> tuple[Preset | None, str]:
-    """The preset in a file, and why it cannot be read. Neither where there is no file."""
+    """The preset in a file, or why it cannot be read. Neither where there is no file."""
     if not path.exists():
         return None, ""
     try:
@@ -117,16 +117,16 @@ def stored_preset(path: Path) -> tuple[Preset | None, str]:
 
 
 def check_length(place: Path, preset: Preset, newest: Path | None, steps: int | None) -> None:
-    """Raise ValueError if the run has done more steps than the `steps` of the whole training, or has nothing to go on
-    from to do more."""
+    """Raise ValueError if the run has done more steps than the `steps` of the whole training, or has no state to
+    continue from."""
     training = preset.training
     steps = training.steps if steps is None and training.epochs is None else steps
     if newest is not None and steps is not None:
         check_steps(training, steps, state.steps_of(newest), newest)
     if newest is None and _last_end(place) is not None and _length_differs(place, preset):
         raise ValueError(
-            f"training.{_length(preset)}: the run in {place} was finished with another length, and there is no state "
-            f"from which it could go on. Put back a copy of {place / state.FOLDER}, or train under another --name"
+            f"training.{_length(preset)}: the run in {place} was finished with another length, and there is no "
+            f"training state to continue from. Restore a copy of {place / state.FOLDER}, or train under another --name"
         )
 
 
@@ -135,9 +135,9 @@ def check_steps(training: Training, steps: int, done: int, newest: Path) -> None
     if done <= steps:
         return
     given = f"training.steps: {steps}" if training.epochs is None else f"training.epochs: {training.epochs}"
-    what = "" if training.epochs is None else f", which are {steps} steps"
+    what = "" if training.epochs is None else f" ({steps} steps)"
     raise ValueError(
-        f"{given}{what}, but this run has done {done} steps already ({newest}); give more, or train under another name "
+        f"{given}{what}, but this run has already done {done} steps ({newest}); give more, or train under another name "
         "(--name)"
     )
 

@@ -1,7 +1,7 @@
 """What happens in a run, as one JSON object per line in `events.jsonl`. The format is described in docs/events.md.
 
-The same goes to `log.txt` together with what libraries log and warn of, and numbers go to TensorBoard. None of them
-stops a training: what the disk does not take now is written when it does, and curves are left out.
+They also go to `log.txt`, with libraries' log records and warnings, and their numbers to TensorBoard. A failed write
+does not stop a training: events that a full disk rejects are written later, and TensorBoard's curves end.
 """
 
 import json
@@ -59,13 +59,13 @@ COUNTS = ("step", "steps", "bytes", "exit_code")
 LEVELS = {"warning": logging.WARNING, "error": logging.ERROR}
 
 LARGEST, LONGEST = 2**31, 2**22
-"""Bytes of an event file and of a line in it, at most. A step's line has some hundred."""
+"""Bytes of an event file and of a line in it, at most. A step's line has a few hundred."""
 
 KEEP_TO_THEMSELVES = ("diffusers", "huggingface_hub", "transformers")
-"""Libraries whose loggers do not pass records on, so that log.txt has to listen to them directly."""
+"""Libraries whose loggers do not propagate records, so that log.txt needs a handler on each."""
 
 ESCAPED = "backslashreplace"
-"""What is done with characters that UTF-8 does not have."""
+"""How characters that UTF-8 cannot encode are written."""
 
 log = logging.getLogger(__name__)
 
@@ -88,7 +88,7 @@ class Events:
     def write(self, kind: str, facts: dict[str, Any]) -> None:
         """Append one event with all fields of its kind (`KINDS`).
 
-        Numbers that are not finite become null. A path inside the run folder is written relative to it.
+        Non-finite numbers become null. A path inside the run folder is written relative to it.
         """
         assert kind in KINDS, f"no such kind of event: {kind}"
         assert set(facts) == set(KINDS[kind]), f"{kind}: {set(facts) ^ set(KINDS[kind])}"
@@ -100,7 +100,7 @@ class Events:
         self._draw(kind, facts)
 
     def warn_once(self, about: str, message: str, detail: str = "") -> None:
-        """A `warning` event, also on the screen; for one subject `about` only the first of this process is said."""
+        """A `warning` event, also on the screen; only the first for each subject `about`."""
         if not self.main or about in self._warned:
             return
         self._warned.add(about)
@@ -108,7 +108,7 @@ class Events:
         tqdm.write(f"warning: {message}", file=sys.stderr)
 
     def close(self) -> None:
-        """Finish the files and stop listening. Nothing is written afterwards."""
+        """Close the files and remove the log handlers. Nothing is written afterwards."""
         if not self.main:
             return
         self.main = False
@@ -142,7 +142,7 @@ class Events:
         return (full.relative_to(folder) if full.is_relative_to(folder) else full).as_posix()
 
     def _listen(self) -> None:
-        """Let log.txt receive every record and Python warning; our own modules' warnings become events, too."""
+        """Log every record and Python warning to log.txt; our own modules' warnings become events, too."""
         text = LogFile(self.folder / "log.txt", encoding="utf-8", errors="backslashreplace", delay=True)
         text.setFormatter(PlainLines("%(asctime)s %(levelname)s %(name)s: %(message)s"))
         self._handlers = [text, WarningEvents(self)]
@@ -168,16 +168,16 @@ class Events:
             return
         try:
             self._draw_values(values, facts["step"])
-        except Exception as error:  # noqa: BLE001  curves are a by-product, and a library of its own writes them
+        except Exception as error:  # noqa: BLE001  curves are a by-product, written by another library
             self._draws = False
-            message = f"TensorBoard's curves end at step {facts['step']}: {reason_of(error, self.folder)}"
+            message = f"TensorBoard curves end at step {facts['step']}: {reason_of(error, self.folder)}"
             self.warn_once("tensorboard", message)
 
     def _draw_values(self, values: dict[str, float | None], step: int) -> None:
         if self._curves is None:
             from torch.utils.tensorboard.writer import SummaryWriter
 
-            # A run that resumes repeats the steps after its last state: what was drawn from here on is taken back.
+            # A run that resumes repeats the steps after its last state: values from this step on are purged.
             self._curves = SummaryWriter(str(self.folder / "tensorboard"), purge_step=step, flush_secs=10)
         for name, value in values.items():
             if value is not None:
@@ -187,23 +187,23 @@ class Events:
         try:
             if self._curves is not None:
                 self._curves.close()
-        except Exception as error:  # noqa: BLE001  as in `_draw`; there is nobody left to tell but the log
-            log.info("TensorBoard's curves are not complete: %s", reason_of(error, self.folder))
+        except Exception as error:  # noqa: BLE001  as in `_draw`; only the log is left
+            log.info("TensorBoard curves are incomplete: %s", reason_of(error, self.folder))
 
 
 class LogFile(logging.FileHandler):
     """log.txt. A line that cannot be written is left out: logging itself would print a traceback."""
 
     def handleError(self, record: logging.LogRecord) -> None:
-        """Nothing to be done."""
+        """Ignore it."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Write a line, if the file can be opened: there may be a folder in its place, or no room for its name."""
+        """Write a line, if the file can be opened: a folder may have its name, or the disk may be full."""
         with suppress(OSError):
             super().emit(record)
 
     def close(self) -> None:
-        """Close the file; what the disk has not taken until now is lost."""
+        """Close the file; what could not be written until now is lost."""
         with suppress(OSError):
             super().close()
 
@@ -217,14 +217,14 @@ class PlainLines(logging.Formatter):
 
 
 class WarningEvents(logging.Handler):
-    """Makes events of what our own modules log as warnings."""
+    """Turns warnings that our own modules log into events."""
 
     def __init__(self, events: Events):
         super().__init__(logging.WARNING)
         self.events = events
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Write the record, unless it comes from an event that is written already."""
+        """Write the record, unless an event was its source."""
         if record.name.startswith("modules.") and record.name != log.name:
             self.events._line("warning", {"message": record.getMessage(), "detail": record.name})
 
@@ -245,7 +245,7 @@ def sentence(kind: str, facts: dict[str, Any]) -> str:
 
 
 def legal(value: Any) -> Any:
-    """`value` with null for numbers that JSON does not know (NaN and infinities)."""
+    """`value` with null for non-finite numbers, which JSON does not have."""
     if isinstance(value, float) and not math.isfinite(value):
         return None
     if isinstance(value, dict):
@@ -258,8 +258,8 @@ def legal(value: Any) -> Any:
 def read_events(path: Path) -> list[dict[str, Any]]:
     """All events of a file. A last line without its end is still being written and is left out.
 
-    Other lines that are no events (after a power cut, or written by something else) are left out, and the log says how
-    many. Raises ValueError for what is no regular file or too large, OSError where it cannot be read.
+    Other invalid lines (after a power cut, or written by something else) are skipped, and the log says how many. Raises
+    ValueError for what is not a regular file or too large, OSError where it cannot be read.
     """
     found = list(each_event(path))
     events = [event for event in found if event is not None]
@@ -269,9 +269,9 @@ def read_events(path: Path) -> list[dict[str, Any]]:
 
 
 def each_event(path: Path) -> Iterator[dict[str, Any] | None]:
-    """The events of a file one after the other; None for a line that is none. Raises as `read_events` does."""
+    """The events of a file one after the other; None for a line that is not one. Raises as `read_events` does."""
     if check_file(path) > LARGEST:
-        raise ValueError(f"{path}: has more than {LARGEST >> 30} GiB, which no run writes: move it away")
+        raise ValueError(f"{path}: larger than {LARGEST >> 30} GiB, so no run has written it; move it away")
     with path.open("rb") as file:
         while line := file.readline(LONGEST):
             if line.endswith(b"\n"):
@@ -281,7 +281,7 @@ def each_event(path: Path) -> Iterator[dict[str, Any] | None]:
 
 
 def skipped(path: Path, damaged: int) -> str:
-    """What to say of lines that were left out."""
+    """The warning about lines that were left out."""
     return f"{path}: {damaged} damaged {'line is' if damaged == 1 else 'lines are'} skipped"
 
 

@@ -1,4 +1,4 @@
-"""Micro-batches with their noise, made ready while the device is still busy with the ones before."""
+"""Micro-batches with their noise, prepared while the device still computes the previous ones."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Prepared:
-    """What the network is given and asked for `n` samples, on the CPU or on the device."""
+    """Inputs and targets of the denoiser for `n` samples, on the CPU or on the device."""
 
     noisy: Tensor
     """`(n, c, h, w)` float32: noised latents."""
@@ -30,16 +30,16 @@ class Prepared:
     """`(n, 6)` float32, see `pictures.sizes_of`."""
     captions: tuple[str, ...]
     texts: Texts | None
-    """Conditions of the captions from the cache; None where text encoders have to make them at the time."""
+    """Conditions of the captions from the cache; None where text encoders compute them in each step."""
     weights: Tensor | None = None
     """`(n)` float32: of the samples' errors; None: all 1."""
 
     def to(self, device: torch.device) -> "Prepared":
-        """The same on the device. The host goes on while the device fetches it."""
+        """The same on the device, copied asynchronously."""
         return self._map(partial(Tensor.to, device=device, non_blocking=True))
 
     def pinned(self) -> "Prepared":
-        """The same where a GPU can fetch it by itself: from other memory a copy waits for everything before it."""
+        """The same in pinned memory: from pageable memory a copy waits for all work before it."""
         return self._map(Tensor.pin_memory)
 
     def _map(self, change: Callable[[Tensor], Tensor]) -> "Prepared":
@@ -55,7 +55,7 @@ class Prepared:
 
 
 class Feed:
-    """The micro-batches of a training in their order, one of them ahead."""
+    """The micro-batches of a training in their order, one of them prefetched."""
 
     def __init__(self, session: "Session"):
         self.session = session
@@ -69,7 +69,7 @@ class Feed:
         return prepare(self.session, self.session.batches.at(step, micro))
 
     def look_ahead(self, step: int, micro: int) -> None:
-        """Make the one after this ready. Call when the device has its work and before waiting for it."""
+        """Prefetch the one after this. Call it when the device's work is queued, before waiting for it."""
         accumulation = self.session.preset.training.accumulation
         step, micro = divmod(step * accumulation + micro + 1, accumulation)
         if step < self.session.steps:
@@ -89,7 +89,7 @@ def prepare(session: "Session", batch: Batch) -> Prepared:
     weights = None
     if objective.min_snr_gamma is not None:
         weights = objectives.min_snr_weight(session.prediction, process.snr(times), objective.min_snr_gamma)
-    elif objective.debiased:  # there is one weight, see `noise.problems`
+    elif objective.debiased:  # never both, see `noise.problems`
         weights = objectives.debiased_weight(process.snr(times))
     ready = replace(noised(session, latents, noise, times, batch.captions, batch.sizes), weights=weights)
     return ready.pinned() if session.accelerator.device.type == "cuda" else ready

@@ -1,8 +1,8 @@
 """What a run was made from, as hashes of the contents: base, first values, pictures, captions, and program versions.
 
-A state keeps them, so that a run which goes on can tell what is not what it was. Hashes of large files are remembered
-in a record, and made anew where a file may have changed: where its size, times or place on the disk differ, and where
-it is as young as its hash (the clocks of file systems are coarse, so a later change may show the same time).
+States store them, so that a resumed run can report what has changed. Hashes of large files are kept in a record and
+computed again where a file may have changed: where its size, times or inode differ, and where it is as young as its
+hash (the clocks of file systems are coarse, so a later change may show the same time).
 """
 
 import contextlib
@@ -32,7 +32,7 @@ MARGIN = 5_000_000_000
 drive's may be off."""
 
 LISTED = 10
-"""Names in a sentence; of more there is a count."""
+"""Names in a sentence; more are counted."""
 
 Made = dict[str, Any]
 """Fingerprints, as JSON: "base", "start_from" and "pool" (sha256 by name of the file), "pictures" and "validation"
@@ -41,7 +41,7 @@ Made = dict[str, Any]
 
 @dataclass
 class Record:
-    """Hashes of files that were made before, on disk."""
+    """Hashes of files that were computed before, on disk."""
 
     path: Path
     known: dict[str, dict[str, Any]] = field(init=False)
@@ -59,7 +59,7 @@ class Record:
             return  # it only saves time
 
     def sha256(self, path: Path, anew: bool = False) -> str:
-        """Of a file's contents, hex. `anew`: whatever the record says, but not twice. Raises OSError."""
+        """Of a file's contents, hex. `anew`: computed again in spite of the record, but once only. Raises OSError."""
         path, began = path.resolve(), time.time_ns()
         stamp = stamp_of(path)
         entry = self.known.get(str(path), {})
@@ -68,13 +68,13 @@ class Record:
             return entry["sha256"]
         found = checksum(path)
         if stamp_of(path) != stamp:
-            raise OSError(f"{path} was changed while it was read; start again when that is done")
+            raise OSError(f"{path} changed while it was being read; start again when the file is complete")
         self.known[str(path)] = {"stamp": stamp, "began": began, "sha256": found}
         self.made.add(path)
         return found
 
     def keep(self) -> None:
-        """Write the record, if there is something new. Of two processes the last one is right, and so is the other."""
+        """Write the record, if there is something new. Of two processes the last one wins; both are right."""
         if not self.made:
             return
         content = json.dumps({"files": self.known, "sha256": _sum(self.known)}, indent=1)
@@ -88,8 +88,7 @@ def _sum(files: dict[str, Any]) -> str:
 
 
 def stamp_of(path: Path) -> list[int]:
-    """What changes when a file changes: size, times in ns, number on the disk. The time of the last change of its entry
-    (ctime) cannot be set back as the time of its contents can."""
+    """What changes when a file changes: size, times in ns, inode. The ctime cannot be set back as the mtime can."""
     found = path.stat()
     return [found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino]
 
@@ -100,7 +99,7 @@ def is_older(stamp: list[int], began: Any) -> bool:
 
 
 def make(preset: Preset, training: Index, validation: Index | None, run_folder: Path, anew: bool = False) -> Made:
-    """All fingerprints of a run. `anew`: whatever is remembered. Raises OSError for files that cannot be read."""
+    """All fingerprints of a run. `anew`: as in `Record.sha256`. Raises OSError for files that cannot be read."""
     record = Record((Path(preset.data.cache_folder) if preset.data.cache else run_folder) / RECORD)
     started = Path(preset.adapter.start_from) if preset.adapter.start_from else None
     pool = sorted(Path(preset.adapter.pool).glob("*.safetensors")) if preset.adapter.pool else []
@@ -125,13 +124,13 @@ def _pictures(index: Index) -> dict[str, list]:
 
 
 def in_background(work: Callable[[], Made]) -> Future[Made]:
-    """Begin `work` in a thread that keeps no process from ending."""
+    """Start `work` in a daemon thread."""
     done: Future[Made] = Future()
 
     def run() -> None:
         try:
             done.set_result(work())
-        except Exception as error:  # noqa: BLE001  raised again where the result is asked for
+        except Exception as error:  # noqa: BLE001  raised by the future's `result`
             done.set_exception(error)
 
     Thread(target=run, daemon=True).start()
@@ -139,14 +138,14 @@ def in_background(work: Callable[[], Made]) -> Future[Made]:
 
 
 def is_made(made: Made) -> Future[Made]:
-    """What `in_background` gives, of fingerprints that are there."""
+    """The same as `in_background`, of fingerprints that are known."""
     done: Future[Made] = Future()
     done.set_result(made)
     return done
 
 
 def is_here(base: Base) -> bool:
-    """Whether the base is a file or a folder here, and nothing of it comes from the hub."""
+    """Whether the base is a local file or folder, and nothing of it comes from the hub."""
     return Path(base.path).is_dir() or Path(base.path).is_file() and bool(base.config)
 
 
@@ -155,10 +154,10 @@ def is_here(base: Base) -> bool:
 
 @dataclass(frozen=True)
 class Changes:
-    """What is not as it was when a state was written, in sentences."""
+    """What has changed since a state was written, in sentences."""
 
     decisive: list[str]
-    """The steps before were made on another model."""
+    """The model is another one."""
     others: list[str]
 
 
@@ -169,14 +168,14 @@ def compare(before: Made, now: Made, preset: Preset) -> Changes:
     decisive, others = [], []
     if base:
         decisive.append(f"base.path {preset.base.path}: {base}")
-    if started and now["start_from"]:  # a run that goes on does not need the file, so it may be gone
+    if started and now["start_from"]:  # a resumed run does not need the file, so it may be missing
         decisive.append(f"adapter.start_from {preset.adapter.start_from}: {started}")
     if pool := differing(before["pool"], now["pool"]):
-        others.append(f"adapter.folder {preset.adapter.pool}: {pool}; the run goes on from its own state")
+        others.append(f"adapter.folder {preset.adapter.pool}: {pool}; the run resumes from its own state")
     others += _pictures_changed("pictures", before["pictures"], now["pictures"])
     others += _pictures_changed("validation pictures", before["validation"], now["validation"])
     if changed := versions_changed(before["versions"], now["versions"]):
-        others.append(f"versions differ from those with which the run went before: {changed}")
+        others.append(f"package versions have changed since the run's last state: {changed}")
     return Changes(decisive, others)
 
 
@@ -184,9 +183,9 @@ def differing(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
     """What was changed, added and removed, by name; empty: nothing."""
     changed = [name for name in before if name in now and before[name] != now[name]]
     parts = {
-        "other contents than before": changed,
-        "new": [name for name in now if name not in before],
-        "no longer there": [name for name in before if name not in now],
+        "changed": changed,
+        "added": [name for name in now if name not in before],
+        "removed": [name for name in before if name not in now],
     }
     return "; ".join(f"{what}: {listed(names)}" for what, names in parts.items() if names)
 
@@ -196,9 +195,9 @@ def _pictures_changed(what: str, before: Mapping[str, list], now: Mapping[str, l
     parts = {
         "added": [name for name in now if name not in before],
         "removed": [name for name in before if name not in now],
-        "with other pixels": [name for name in both if before[name][0] != now[name][0]],
-        "with another caption": [name for name in both if before[name][1] != now[name][1]],
-        "repeated differently": [name for name in both if before[name][2] != now[name][2]],
+        "with changed pixels": [name for name in both if before[name][0] != now[name][0]],
+        "with a changed caption": [name for name in both if before[name][1] != now[name][1]],
+        "with changed repeats": [name for name in both if before[name][2] != now[name][2]],
     }
     found = "; ".join(f"{len(names)} {how} ({listed(names)})" for how, names in parts.items() if names)
     return [f"{what} have changed since the run's last state: {found}"] if found else []
@@ -218,10 +217,10 @@ def listed(names: Iterable[str]) -> str:
 
 
 def as_text(made: Made) -> str:
-    """Fingerprints as a state keeps them."""
+    """Fingerprints as a state stores them."""
     return json.dumps(made, indent=1)
 
 
 def of_text(texts: Mapping[str, str]) -> Made | None:
-    """Those among the texts of a state; None in states of earlier versions, which have none."""
+    """The fingerprints in the texts of a state; None in states of earlier versions, which have none."""
     return json.loads(texts[RECORD]) if RECORD in texts else None

@@ -1,4 +1,4 @@
-"""Whether parameters and an optimizer's state are finite: no file may have other values."""
+"""Whether parameters and an optimizer's state are finite: non-finite values are never saved."""
 
 import math
 from collections.abc import Iterator, Mapping
@@ -18,14 +18,14 @@ def check_finite(adapter: Mapping[str, Tensor], optimizer: Optimizer, step: int,
     if found:
         float16 = ", or training.precision bfloat16 or float32" if training.precision == "float16" else ""
         raise FloatingPointError(
-            f"After step {step} these values are not finite: {found}. No state or other file is written from them, and "
-            f"the last saved state is kept. Try training.learning_rate {training.learning_rate / 10:g} in place of "
-            f"{training.learning_rate:g}{float16}, under another --name, or look at the pictures of the last steps."
+            f"Non-finite values after step {step}: {found}. They are not saved, and the last saved state is kept. Try "
+            f"training.learning_rate {training.learning_rate / 10:g} instead of {training.learning_rate:g}{float16}, "
+            "under another --name, or check the pictures of the last steps."
         )
 
 
 def non_finite(adapter: Mapping[str, Tensor], optimizer_state: dict) -> str:
-    """Names of the tensors with values that are not finite, and of other numbers that are NaN; empty: none."""
+    """Names of the tensors with non-finite values, and of other numbers that are NaN; empty: none."""
     named = [*adapter.items(), *_leaves(optimizer_state, "optimizer")]
     wrong = [name for name, value in named if isinstance(value, float) and math.isnan(value)]
     looks: dict[torch.device, list[tuple[str, Tensor]]] = {}

@@ -1,4 +1,4 @@
-"""Training that goes on from a finished file (adapter.start_from): what it says, before and at the start."""
+"""Training that starts from a finished file (adapter.start_from): checked before, and applied at the start."""
 
 import copy
 from dataclasses import replace
@@ -22,8 +22,8 @@ SKIP = "adapter.skip_unknown true"
 
 
 def is_begun(folder: Path) -> bool:
-    """Whether the run in `folder` goes on from a state of its own, and not from the file. Where it has states and none
-    can be used, it does not go on at all."""
+    """Whether the run in `folder` has states, so that it does not start from the file. Where none of them can be used,
+    it cannot resume at all."""
     return bool(state.states(folder))
 
 
@@ -53,12 +53,12 @@ def _trainable(found: Reading) -> list[Placed]:
 
 
 def misfits(found: Reading, adapted: dict[str, Adapted]) -> list[str]:
-    """What keeps the fresh adapters from taking the file's values, as far as that shows without the base's weights:
-    layers that are not trained, tensors of other sizes, a method or options that cannot hold them."""
+    """Why the fresh adapters cannot take the file's values, as far as that shows without the base's weights: layers
+    that are not trained, tensors of other sizes, a method or options that cannot represent them."""
     names = {layer.name for placed in found.placed for layer, _ in placed.members}
     strangers = [name for name in sorted(names) if name not in adapted]
     if strangers:
-        return [f"{OPTION}: the file also changes layers that are not trained ({reading.listed(strangers)}); choose "
+        return [f"{OPTION}: the file also changes layers that are not trained ({reading.listed(strangers)}); add "
                 "them with targets.layers or targets.include"]
     seen, said = set(), {}
     for placed in found.placed:
@@ -74,7 +74,7 @@ def misfits(found: Reading, adapted: dict[str, Adapted]) -> list[str]:
 
 
 def _sort(placed: Placed, adapted: dict[str, Adapted]) -> Any:
-    """What layers are alike in that take the file's values, or refuse them, together."""
+    """A key that is equal for layers which either all can take the file's values or all cannot."""
     tensors = frozenset((part, tensor.shape, tensor.dtype) for part, tensor in placed.parts.items())
     layers = tuple((layer.kind, layer.base.weight.shape, adapted[layer.name].adapter.config.model_dump_json())
                    for layer, _ in placed.members)
@@ -92,14 +92,14 @@ def _try(placed: Placed, adapted: dict[str, Adapted]) -> None:
 
 
 def on_random_layers(placed: Placed) -> Placed:
-    """The same tensors on layers with random weights, so that a base without values can be asked what fits."""
+    """The same tensors on layers with random weights, so that a base on the meta device can be checked."""
     members = tuple((_random(layer), part) for layer, part in placed.members)
     whole = next((layer for layer, _ in members if layer.name == placed.layer.name), placed.layer)
     return replace(placed, layer=whole, members=members)
 
 
 def _random(layer: Layer) -> Layer:
-    """The same layer with random weights on the CPU, whether it has any or not."""
+    """The same layer with random weights on the CPU, also for one on the meta device."""
     base: Any = copy.deepcopy(layer.base).to_empty(device="cpu").float()
     generator = torch.Generator().manual_seed(0)
     nn.init.normal_(base.weight, std=0.02, generator=generator)
@@ -126,7 +126,7 @@ def read(preset: Preset, model: Any) -> dict[str, Change]:
 
 
 def apply(changes: dict[str, Change], adapted: dict[str, Adapted]) -> list[str]:
-    """Set the fresh adapters; sentences about what is not the same. Raises ValueError naming the option."""
+    """Set the fresh adapters; sentences about what differs from the file. Raises ValueError naming the option."""
     if not changes:
         return []
     try:

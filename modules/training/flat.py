@@ -1,7 +1,7 @@
-"""All gradients of a training in one tensor, and parameters side by side for optimizers that step number by number.
+"""All gradients of a training in one tensor, and parameters joined for elementwise optimizers.
 
-One message between processes, one norm, one clipping; and a handful of calls of the optimizer instead of thousands:
-bitsandbytes waits for the device after each tensor that it steps.
+One all-reduce, one norm, one clipping; and a handful of optimizer calls instead of thousands: bitsandbytes waits for
+the device after each tensor.
 """
 
 import weakref
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 ALIGNED = 64
-"""Tensors begin at multiples of this many elements: matrix products want aligned memory."""
+"""Tensors begin at multiples of this many elements: matrix products need aligned memory."""
 
 SMALL = 4096
 """Tensors with fewer elements keep their optimizer state in float32 where others are kept in 8 bits (bitsandbytes)."""
@@ -21,19 +21,19 @@ SMALL = 4096
 
 @dataclass(frozen=True)
 class _Place:
-    """Parameters that the optimizer sees as one."""
+    """Parameters that are one to the optimizer."""
 
     members: list[nn.Parameter]
     joined: nn.Parameter
     gradient: Tensor
-    """That of `joined`, a part of all gradients."""
+    """Of `joined`: a slice of all gradients."""
 
 
 class Flat:
-    """The trained parameters of a training: `groups` for the optimizer, and `gradients`, all of them.
+    """The trainable parameters: `groups` for the optimizer, and `gradients`, all of them.
 
-    `block` 0: the optimizer sees each parameter. 1: those of a group are one to it. More: the same, but each begins at
-    a multiple of it, and small ones are apart, as `exact`. What parameters hold is moved, they stay what they are.
+    `block` 0: the optimizer gets each parameter. 1: those of a group joined. More: the same, but each begins at a
+    multiple of it, and small ones are joined apart, as `exact`. Parameters keep their identity; their storage moves.
     """
 
     def __init__(self, groups: list[dict[str, Any]], block: int):
@@ -68,12 +68,12 @@ class Flat:
         return joined
 
     def clear(self) -> None:
-        """Forget all gradients: backward passes make new ones."""
+        """Clear all gradients: backward passes make new ones."""
         for parameter in [*self.parameters, *(place.joined for place in self._joined)]:
             parameter.grad = None
 
     def collect(self) -> None:
-        """Bring what backward passes have made into `gradients`; zero where they made none."""
+        """Copy the backward passes' gradients into `gradients`; zero where there are none."""
         with torch.no_grad():
             found = [(view, p.grad) for p, view in self._views.items() if p.grad is not None]
             for view in (view for p, view in self._views.items() if p.grad is None):
@@ -85,25 +85,25 @@ class Flat:
         for place in self._joined:
             place.joined.grad = place.gradient
 
-    def clip(self, longest: float) -> Tensor:
+    def clip(self, max_norm: float) -> Tensor:
         """Scale the gradients down to this norm; 0: not at all. Their norm before `()`."""
         norm = torch.linalg.vector_norm(self.gradients)
-        if longest:
-            self.gradients.mul_((longest / (norm + 1e-6)).clamp(max=1.0))
+        if max_norm:
+            self.gradients.mul_((max_norm / (norm + 1e-6)).clamp(max=1.0))
         return norm
 
     def seen(self, parameters: list[nn.Parameter]) -> list[nn.Parameter]:
-        """What the optimizer knows these parameters as. Those that are joined with others have to be all given."""
+        """The optimizer's parameters for these. Joined ones have to be given together."""
         wanted = set(parameters)
         found = [place for place in self._joined if wanted & set(place.members)]
         for place in found:
-            assert wanted >= set(place.members), "the optimizer cannot forget a part of what it sees as one"
+            assert wanted >= set(place.members), "joined parameters can only be reset together"
         inside = {member for place in found for member in place.members}
         return [place.joined for place in found] + [p for p in parameters if p not in inside]
 
 
 def _parts(parameters: list[nn.Parameter], block: int) -> list[list[nn.Parameter]]:
-    """Parameters that belong together, in their order."""
+    """Parameters to be joined, in their order."""
     if block <= 1:
         return [parameters]
     large = [p for p in parameters if p.numel() >= SMALL]
@@ -112,7 +112,7 @@ def _parts(parameters: list[nn.Parameter], block: int) -> list[list[nn.Parameter
 
 
 def _starts(parameters: list[nn.Parameter], step: int) -> list[int]:
-    """Where each begins, at multiples of `step`; the last number is where all end."""
+    """Where each begins, at multiples of `step`; the last value is the total size."""
     places = [0]
     for parameter in parameters:
         places.append(places[-1] + -(-parameter.numel() // step) * step)
@@ -128,7 +128,7 @@ def build(options: Any, groups: list[dict], lr: float) -> tuple[Flat, Optimizer]
 
 
 def _keep_32_bits(parameter: nn.Parameter) -> None:
-    """Tell bitsandbytes, for as long as the parameter lives: it remembers by address."""
+    """Register it with bitsandbytes for the parameter's lifetime: bitsandbytes identifies it by address."""
     from bitsandbytes.optim import GlobalOptimManager
 
     known = GlobalOptimManager.get_instance()

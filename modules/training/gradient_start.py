@@ -1,8 +1,8 @@
-"""First values from the data: the directions in which the loss falls fastest, before the first step.
+"""Initial values from the data: the directions in which the loss falls fastest, before the first step.
 
 Where a method's options ask for it, `down` of a low-rank pair starts as the largest right singular vectors of the
 gradient of the loss with respect to the layer's weight, and `up` at zero. This is ours; the idea is LoRA-GA's
-(arXiv 2407.05000), which starts both away from zero and takes that out of the stored base again. With `up` at zero
+(arXiv 2407.05000), which starts both away from zero and subtracts their product from the base. With `up` at zero
 nothing has to be subtracted, the adapter starts as the identity, and the change by the first step of gradient descent,
 `-lr G down^T down`, is the best approximation of the full one, `-lr G`, that has this rank (Eckart-Young).
 
@@ -34,17 +34,17 @@ ROUNDS = 2
 """Of the power iteration. Each sees the pictures twice."""
 
 SCALES = (2.0**16, 2.0**12, 2.0**8, 1.0)
-"""With float16, factors on the loss, of which the first is taken that makes no gradient infinite."""
+"""With float16, factors on the loss; the first that keeps all gradients finite is used."""
 
 
 def begin(session: "Session", loss: Callable[["Session", Batch], Tensor]) -> None:
-    """Set the fresh pairs of adapters that want it. `loss`: the mean error of a micro-batch."""
+    """Set the fresh pairs of adapters that ask for it. `loss`: the mean error of a micro-batch."""
     found = [pair for layer in session.adapted.values() if (pair := layer.adapter.gradient_pair()) is not None]
     if not found:
         return
     batches = first_batches(session)
     seen = len(batches) * session.batches.total
-    session.events.write("stage", {"name": "start", "detail": f"gradients of {seen} pictures for the first values"})
+    session.events.write("stage", {"name": "start", "detail": f"initial values from gradients of {seen} pictures"})
     ups, downs = [up for up, _ in found], [down for _, down in found]
     at_random = [down.detach().clone() for down in downs]
     for _ in range(ROUNDS):
@@ -54,13 +54,13 @@ def begin(session: "Session", loss: Callable[["Session", Batch], Tensor]) -> Non
         rows = [linalg.principal(gradient, len(gradient))[2] for gradient in gradients(session, loss, batches, downs)]
         zero(ups)
         for down, start, vectors in zip(downs, at_random, rows, strict=True):
-            set_to(down, start)  # what a gradient of lower rank leaves free
+            set_to(down, start)  # remains where the gradient has lower rank
             set_to(down[: len(vectors)], vectors * (root_mean_square(start) * math.sqrt(down.shape[1])))
     share(downs)
     session.flat.clear()
     silent = sum(len(vectors) == 0 for vectors in rows)
     if silent:
-        message = f"{silent} of {len(downs)} layers have no gradient on the first pictures and start at random"
+        message = f"{silent} of {len(downs)} layers have a zero gradient on the first pictures: random initial values"
         session.events.write("warning", {"message": message, "detail": ""})
 
 
@@ -72,24 +72,24 @@ def first_batches(session: "Session") -> list[Batch]:
 
 
 def batches_of(session: "Session", steps: int) -> int:
-    """How many micro-batches the first values of a training of `steps` steps come from."""
+    """How many micro-batches the initial values of a training of `steps` steps come from."""
     return min(math.ceil(PICTURES / session.batches.total), steps * session.preset.training.accumulation)
 
 
 def replanned(session: "Session", before: int, now: int) -> str:
-    """Whether a training of `now` steps would have begun with other first values than one of `before`, in a clause."""
+    """Whether a training of `now` steps would have begun with other values than one of `before`, in a clause."""
     counts = batches_of(session, before), batches_of(session, now)
     asked = any(layer.adapter.gradient_pair() is not None for layer in session.adapted.values())
     if not asked or counts[0] == counts[1]:
         return ""
-    return "the first values came from gradients of {} batches, and would have come from {}".format(*counts)
+    return "the initial values came from gradients of {} batches instead of {}".format(*counts)
 
 
 def gradients(
     session: "Session", loss: Callable[["Session", Batch], Tensor], batches: list[Batch], wanted: list[nn.Parameter]
 ) -> list[Tensor]:
     """Gradients of the loss over the batches of all processes, up to a common factor. Raises FloatingPointError where
-    they are no finite numbers."""
+    they are non-finite."""
     for scale in (1.0,) if session.accelerator.scaler is None else SCALES:
         session.flat.clear()
         session.derived.begin()
@@ -103,8 +103,8 @@ def gradients(
         if flat.isfinite().all():
             parts = flat.split([one.numel() for one in wanted])
             return [part.view_as(one) for part, one in zip(parts, wanted, strict=True)]
-    raise FloatingPointError("The gradients of the first pictures, for the first values of the adapters, are not "
-                             "finite numbers; look at the pictures, or try adapter.init kaiming")
+    raise FloatingPointError("Non-finite gradients on the first pictures, from which the adapters' initial values are "
+                             "computed; check the pictures, or try adapter.init kaiming")
 
 
 @torch.no_grad()

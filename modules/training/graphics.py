@@ -34,16 +34,16 @@ def unused(device_type: str, drivers: dict[str, Callable[[], bool]] = DRIVERS) -
         return ""
     if torch.version.cuda or torch.version.hip:
         return (
-            f"trains on the CPU: an {maker} driver is installed, but torch {torch.__version__} finds no GPU that it "
-            f"can use. Update the driver, or install the torch that fits the card: {SITE} names the command"
+            f"training runs on the CPU: an {maker} driver is installed, but torch {torch.__version__} finds no usable "
+            f"GPU. Update the driver, or install the torch build for this card: {SITE} has the command"
         )
     version = torch.__version__.split("+")[0]
     return (
-        f"trains on the CPU: an {maker} GPU driver is installed, but torch {torch.__version__} was built without "
-        f"support for it. {SITE} has the command for this card{EXAMPLES.get(maker, '').format(version)}"
+        f"training runs on the CPU: an {maker} GPU driver is installed, but torch {torch.__version__} was built "
+        f"without support for it. {SITE} has the command for this card{EXAMPLES.get(maker, '').format(version)}"
     )
 
 
 def asked_for_cpu() -> bool:
-    """Whether Accelerate was told to use the CPU (`accelerate launch --cpu`)."""
+    """Whether Accelerate is set to use the CPU (`accelerate launch --cpu`)."""
     return os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes")

@@ -1,4 +1,4 @@
-"""A file that lines are appended to, which the disk may refuse for a while."""
+"""A file that lines are appended to, also when the disk is full for a while."""
 
 import os
 from contextlib import suppress
@@ -8,23 +8,23 @@ from threading import RLock
 from modules.disk import PARTIAL
 
 KEPT = 10_000
-"""Lines that wait for the disk, at most; then the oldest are lost. About a day of steps that take ten seconds."""
+"""Lines that are buffered, at most; then the oldest are lost. About a day of steps that take ten seconds."""
 
 RESERVE = 2**16
-"""Bytes that are kept on the disk until the end, for the last lines of a run that fills it: those that say so."""
+"""Bytes reserved on the disk for the last lines of a run that fills it: those that report it."""
 
 BLOCK = 2**16
-"""Bytes that are read at once, from the file's end, for the last line end."""
+"""Bytes that are read at once when looking for the last line end, from the file's end."""
 
 
 class Lines:
     """Lines of text in UTF-8 that are appended to a file, each in one piece: a line is there or it is not.
 
-    What UTF-8 lacks (parts of file names that are no text) is escaped with a backslash, as JSON has it.
+    What UTF-8 lacks (bytes of file names that are not UTF-8) is escaped with a backslash, as in JSON.
     """
 
     def __init__(self, path: Path):
-        """Takes back what a crash left of a last line. Where the file cannot be opened, lines wait."""
+        """Removes an incomplete last line, left by a crash. Where the file cannot be opened, lines are buffered."""
         self.path, self.waiting, self.lost = path, [], 0
         self._reserve = path.with_name(f"{path.name}.reserve{PARTIAL}")
         self._file: int | None = None
@@ -35,7 +35,7 @@ class Lines:
             self._open()
 
     def write(self, line: str) -> int:
-        """Append a line, or keep it until the disk takes it. How many were lost, once lines are written again."""
+        """Append a line, or buffer it until it can be written. How many were lost, once lines are written again."""
         with self._lock:
             return 0 if self._closed else self._write(line.encode("utf-8", "backslashreplace") + b"\n")
 
@@ -50,7 +50,7 @@ class Lines:
         return lost
 
     def close(self) -> None:
-        """Write what waits, of a full disk's at least the last lines. Nothing is written afterwards."""
+        """Write buffered lines, on a full disk at least the last ones. Nothing is written afterwards."""
         if not self._flush():
             while sum(map(len, self.waiting[:-1])) > RESERVE // 2:
                 del self.waiting[0]
@@ -63,7 +63,7 @@ class Lines:
             self._file = None
 
     def _open(self) -> int:
-        if self._file is not None and not os.fstat(self._file).st_nlink:  # deleted: what is written would be nowhere
+        if self._file is not None and not os.fstat(self._file).st_nlink:  # deleted: writes would be lost
             os.close(self._file)
             self._file = None
         if self._file is None:
@@ -72,7 +72,7 @@ class Lines:
         return self._file
 
     def _flush(self) -> bool:
-        """Write what waits; whether all of it is written."""
+        """Write buffered lines; whether all are written."""
         try:
             file = self._open()
             while self.waiting:
@@ -83,18 +83,18 @@ class Lines:
         return True
 
     def _append(self, file: int, line: bytes) -> None:
-        """Raises OSError where there is no room for all of it; nothing of it is there then."""
+        """Raises OSError, and leaves nothing of the line, where there is no room for all of it."""
         size = os.fstat(file).st_size
         try:
             written = os.write(file, line)
-            while written < len(line):  # the disk took a part: the next call says why
+            while written < len(line):  # a partial write: the next call raises the reason
                 written += os.write(file, line[written:])
         except OSError:
             os.ftruncate(file, size)
             raise
 
     def _set_aside(self) -> None:
-        """Keep some room. Not zeros, which some file systems do not store."""
+        """Reserve room. Not zeros, which some file systems do not store."""
         with suppress(OSError):
             self._reserve.write_bytes(os.urandom(RESERVE))
 
@@ -104,8 +104,8 @@ NO_TRANSLATION = os.O_BINARY if os.name == "nt" else 0
 
 
 def drop_unfinished_line(path: Path) -> None:
-    """Take back a line that a crash left half written, so that the next one begins a line. Reads only as far back as
-    that line goes."""
+    """Remove a line that a crash left incomplete, so that the next one begins a line. Reads only as far back as that
+    line goes."""
     if not path.exists():
         return
     with path.open("r+b") as file:

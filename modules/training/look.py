@@ -1,6 +1,6 @@
-"""The window's eyes on data: requests and answers as JSON, one a line, by the same functions that a training uses.
+"""What the window asks about pictures: JSON requests and answers, one per line, by the functions that a training uses.
 
-What is asked and answered is described in docs/look.md. `scripts/look.py` is the process.
+The format is described in docs/look.md. `scripts/look.py` is the process.
 """
 
 import time
@@ -25,10 +25,10 @@ from modules.preset.section import Section
 from modules.training.command import quiet_libraries
 
 SECTIONS = {"base": ("path", "config"), "training": ("batch_size",)}
-"""Of these sections of a preset only some options are looked at: a wrong value elsewhere must not matter."""
+"""Of these sections of a preset only some options are read: a wrong value elsewhere must not matter."""
 
 PATIENCE = 60.0
-"""Seconds after which a base that could not be read is tried again: the hub may take long to say no."""
+"""Seconds after which a base that could not be read is tried again: the hub may take long to fail."""
 
 PROGRESS_EVERY = 0.2
 """Seconds between progress lines."""
@@ -52,7 +52,7 @@ class Wanted(Section):
 
 @dataclass
 class Bases:
-    """The bases that were asked for, without weights: read once, since that takes seconds."""
+    """The bases that were requested, without weights: read once, since that takes seconds."""
 
     models: dict[tuple[str, str, str], Any] = field(default_factory=dict)
     failures: dict[tuple[str, str, str], tuple[float, str]] = field(default_factory=dict)
@@ -66,7 +66,7 @@ class Bases:
         tried, reason = self.failures.get(key, (-PATIENCE, ""))
         if time.monotonic() - tried >= PATIENCE:
             if wanted.family not in families.names():
-                return None, f"family: there is no family {wanted.family!r}"
+                return None, f"family: no such family: {wanted.family!r}"
             quiet_libraries()
             model, problems = families.read(wanted.family, wanted.base)
             if model is not None:
@@ -78,7 +78,7 @@ class Bases:
 
 
 def serve(requests: Iterable[str], answer: Answer) -> None:
-    """Answer each request in turn. None of them ends this, whatever is in it."""
+    """Answer each request in turn. No request ends the loop, whatever is in it."""
     bases = Bases()
     for line in requests:
         if line.strip():
@@ -86,7 +86,7 @@ def serve(requests: Iterable[str], answer: Answer) -> None:
 
 
 def answer_one(line: str, bases: Bases, answer: Answer) -> None:
-    """Answer one request, with a sentence if it cannot be done."""
+    """Answer one request, with a sentence if it fails."""
     number = None
     try:
         request = _request(line)
@@ -97,8 +97,8 @@ def answer_one(line: str, bases: Bases, answer: Answer) -> None:
         found = ASKS[kind](request, bases, _progress(number, answer))
     except ValueError as error:
         found = {"error": str(error)}
-    except Exception as error:  # noqa: BLE001  said to the window; the next request may be a better one
-        found = {"error": f"this could not be looked at ({error!r})"}
+    except Exception as error:  # noqa: BLE001  reported to the window; the next request may work
+        found = {"error": f"request failed ({error!r})"}
     answer({"id": number, **found})
 
 
@@ -151,7 +151,7 @@ def _guessed(reason: str) -> list[str]:
     if not reason:
         return []
     return [
-        f"buckets are guessed, in steps of {GUESSED_STEP} px, and whether captions are too long is not known: the base "
+        f"bucket sizes are estimated (multiples of {GUESSED_STEP} px), and caption lengths are not checked: the base "
         f"model cannot be read ({reason})"
     ]
 
@@ -166,7 +166,7 @@ def sees(request: dict[str, Any], bases: Bases, _: Progress) -> dict[str, Any]:
     if not 0 < draws <= MOST_DRAWS:
         raise ValueError(f"draws: {draws} is not between 1 and {MOST_DRAWS}")
     if not path.is_file():
-        raise ValueError(f"{path}: there is no such file")
+        raise ValueError(f"{path}: no such file")
     model, reason = bases.get(wanted)
     size = read_size(path)
     bucket = nearest(*size, bucket_sizes(wanted.data, model.bucket_step if model else GUESSED_STEP))
@@ -232,7 +232,7 @@ def _which(request: dict[str, Any]) -> str:
 
 
 def _wanted(request: dict[str, Any]) -> Wanted:
-    """The part of the request's preset that counts."""
+    """The part of the request's preset that is used."""
     preset = _given(request, "preset", dict)
     values: dict[str, Any] = {name: preset[name] for name in ("family", "data") if name in preset}
     for section, names in SECTIONS.items():

@@ -1,4 +1,4 @@
-"""The training loop. It reads from top to bottom; the same command on the same run folder goes on where it stopped."""
+"""The training loop. It reads from top to bottom; the same command on the same run folder resumes where it stopped."""
 
 import math
 import time
@@ -18,13 +18,13 @@ from modules.training.run import REQUESTS
 from modules.training.session import Session, memory_mb, save
 
 CURVES_EVERY = 10
-"""Steps between values of the adapters' own curves: they need a look at every layer."""
+"""Steps between values of the adapters' own curves: they read every layer."""
 
 SCALER_PATIENCE = 20
 """With float16, this many steps in a row may overflow while the loss scale is being found."""
 
 
-STOPPING = {"name": "stopping", "detail": "asked to stop; the state is saved"}
+STOPPING = {"name": "stopping", "detail": "stop requested; saving the state"}
 """A `stage` event."""
 
 
@@ -66,7 +66,7 @@ def train(session: Session) -> bool:
             if stopped:
                 session.events.write("stage", STOPPING)
 
-            # The state comes first: from it the rest is made when the run is killed, or stopped, before it is there.
+            # The state comes first: if the run is killed or stopped now, the rest is made from it on resuming.
             wanted = due(session) + ["sample"] * requests["sample"] + ["look"] * collapse.is_suspected(session, loss)
             last = session.step == session.steps  # saved too: should the export fail, no step is lost
             saved = stopped or last or requests["save"] or state_is_due(session)
@@ -89,8 +89,8 @@ def train(session: Session) -> bool:
 
 
 def before_steps(session: Session) -> None:
-    """First values that come from the data, and what the base model does by itself. Or, where a run goes on, what was
-    due at the step of its state and was not made before it was killed or stopped."""
+    """Initial values from the data, and validation and samples of the base model. Or, in a resumed run, what was due
+    at the step of its state and was not made before it was killed or stopped."""
     if session.step > 0:
         make(session, lacking(session, due(session)))
         return
@@ -101,7 +101,7 @@ def before_steps(session: Session) -> None:
 
 
 def due(session: Session) -> list[str]:
-    """What is due at this step, in order; at the last one it comes anyway, later."""
+    """What is due at this step, in order; nothing at the last one, after which all is made anyway."""
     preset = session.preset
     steps = {
         "validation": preset.validation.every,
@@ -112,7 +112,7 @@ def due(session: Session) -> list[str]:
 
 
 def state_is_due(session: Session) -> bool:
-    """Whether a state is: with exported files too, which take long, so that they can be given up at any time."""
+    """Whether a state is due: before exported files too, which take long and may be interrupted."""
     saving = session.preset.saving
     return every(session, saving.state_every) or every(session, saving.export_every)
 
@@ -137,11 +137,11 @@ def make(session: Session, wanted: list[str]) -> None:
     if "look" in wanted:
         beside(session, "the loss on the samples of the first steps", collapse.look)
     if "export" in wanted:
-        beside(session, "the exported file", export_step)
+        beside(session, "the export", export_step)
 
 
 def export_step(session: Session) -> None:
-    """The file of this step. The state is saved, so nothing is lost if it is given up in the middle."""
+    """The file of this step. The state is saved, so nothing is lost if it is interrupted."""
     with stopping.at_once():
         export_now(session, step_name(session))
 
@@ -188,7 +188,7 @@ def batch_loss(session: Session, batch: Batch) -> Tensor:
 
 
 def average(session: Session, loss: Tensor, wanted: list[float]) -> Tensor:
-    """Mean over processes of all gradients, in one message; `[loss, *wanted]`, averaged too.
+    """Mean over processes of all gradients, in one all-reduce; `[loss, *wanted]`, averaged too.
 
     Only adapter gradients exist, and the base is the same everywhere, so no wrapper around the model is needed.
     """
@@ -202,14 +202,14 @@ def average(session: Session, loss: Tensor, wanted: list[float]) -> Tensor:
 
 
 def check_finite(session: Session, progress: Progress, loss: float, norm: float) -> None:
-    """Refuse a step with a non-finite loss or gradient, naming the pictures. An overflow of float16's loss scale is no
-    error."""
+    """Raise NotFinite for a step with a non-finite loss or gradient, naming the pictures. An overflow of float16's loss
+    scale is no error."""
     if math.isfinite(loss) and math.isfinite(norm):
         progress.overflows = 0
         return
     progress.overflows += 1
     if session.accelerator.scaler is not None and math.isfinite(loss) and progress.overflows <= SCALER_PATIENCE:
-        session.events.write("warning", {"message": "float16 overflow: this step is skipped", "detail": ""})
+        session.events.write("warning", {"message": "float16 overflow: step skipped", "detail": ""})
         return
     what = "loss" if not math.isfinite(loss) else "gradient"
     micros = range(session.preset.training.accumulation)
@@ -217,9 +217,9 @@ def check_finite(session: Session, progress: Progress, loss: float, norm: float)
     files = sorted(set(gather_object(own)))  # all processes are here: they share loss and gradient
     session.check_finite()  # if a step before this one has made them non-finite, the pictures are not the cause
     raise NotFinite(
-        f"The {what} is not a finite number at step {session.step + 1}; the step was not taken and the last saved "
-        f"state is kept. Pictures of this batch: {', '.join(files)}. Lower training.learning_rate, or look at these "
-        "pictures and their captions; with float16, try training.precision bfloat16 or float32."
+        f"Non-finite {what} at step {session.step + 1}; the step was not applied and the last saved state is kept. "
+        f"Pictures of this batch: {', '.join(files)}. Lower training.learning_rate, or check these pictures and their "
+        "captions; with float16, try training.precision bfloat16 or float32."
     )
 
 

@@ -9,8 +9,8 @@ A second pair of factors follows `|g|` with `1 - c = beta2^(1/4)`, and the step 
 
     m = beta1 L1 R1 + (1 - beta1) g             v = beta2 (L2 R2)^2 + (1 - beta2) g^2
 
-The authors' code is not public; the formulas are from the secondary documentation of the package zij. Not told there,
-and chosen here:
+The authors' code is not public; the formulas are from the secondary documentation of the package zij. Not
+documented there, and chosen here:
 
 - The start: R has orthonormal rows, the first along (1, ..., 1), the others drawn with a fixed seed; L is zero. So it
   works from the first step, also where that has no gradient, as `down` while `up` is zero. Tensors are taken tall
@@ -38,7 +38,7 @@ from torch.optim import Optimizer
 from modules.training.plain_adam import adamw_step
 
 SMALL = 1e-4
-"""Least part of the mean eigenvalue that others are taken for: float32 does not tell them from zero."""
+"""Lower bound of eigenvalues, as a part of their mean: float32 does not tell smaller ones from zero."""
 
 
 class LowRankMoments(Optimizer):
@@ -88,7 +88,7 @@ class LowRankMoments(Optimizer):
             state["step"] = age + 1
 
     def _begin(self, parameters: list[Tensor], gradient: Tensor) -> None:
-        """Factors for tensors without a past."""
+        """Factors for tensors without state."""
         p, n = gradient.shape[1:]
         rank = min(self.rank, n)
         right = first_rows(rank, n).to(gradient)

@@ -7,21 +7,21 @@ from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 
 START, END = re.compile(r"[^*?\[]*"), re.compile(r"[^*?\]]*\Z")
-"""What a pattern has before its first sign that stands for others, and behind the last one."""
+"""What a pattern has before its first wildcard, and behind the last one."""
 
 LAST = "\U0010ffff"
 """Sorts behind every name that begins alike."""
 
 HINTS = 8
-"""So many patterns without a layer are told which layer is named like them. That takes a look at every name, each time,
-and a preset may have a pattern for each layer of another family."""
+"""Patterns without a match that get a hint, at most. Each compares every name, and a preset may have a pattern for each
+layer of another family."""
 
 
 class Names:
-    """Full names of layers, in an order of their own.
+    """Full names of layers, in the given order.
 
-    A pattern is tried on those names only that begin, or end, as it does: a preset may have a pattern for every layer,
-    and trying each on every name would take the square of their number.
+    A pattern is only tried on names that begin, or end, as it does: a preset may have a pattern for every layer, and
+    trying each on every name would take quadratic time.
     """
 
     def __init__(self, names: Iterable[str]):
@@ -30,7 +30,7 @@ class Names:
         self._backwards = sorted(name[::-1] for name in self._places)
 
     def matching(self, patterns: Iterable[str]) -> list[str]:
-        """The names that any of the patterns means, in their order."""
+        """The names that match any of the patterns, in their order."""
         found = {name for pattern in patterns for name in self._meant(pattern)}
         return sorted(found, key=self._places.__getitem__)
 
@@ -48,15 +48,15 @@ class Names:
 
 
 def _beginning(ordered: Sequence[str], start: str) -> tuple[int, int]:
-    """Where the texts are that begin so."""
+    """The range of the texts that begin with `start`."""
     first = bisect_left(ordered, start)
     return first, bisect_left(ordered, start + LAST, first)
 
 
 def hint_for(pattern: str, names: Sequence[str], before: int) -> str:
-    """What layers are named that somebody may have meant, to be said behind a sentence; empty where `before` patterns
-    have got `HINTS` hints already."""
+    """A hint at the layer with the most similar name, to be added to a sentence; empty where `before` patterns have
+    got `HINTS` hints already."""
     if before >= HINTS:
         return ""
     near = difflib.get_close_matches(pattern.strip("*"), names, 1, cutoff=0.3)
-    return f"; layers are named like {near[0] if near else names[0]}"
+    return f"; layer names look like {near[0] if near else names[0]}"

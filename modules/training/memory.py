@@ -1,4 +1,4 @@
-"""When memory runs out: how that looks, and what to change first."""
+"""Out of memory: how to recognize it, and what to change first."""
 
 import gc
 from collections.abc import Iterator
@@ -12,7 +12,7 @@ from modules.training import setup, sharding
 from modules.training.run import may_change
 
 SIGNS = ("DefaultCPUAllocator: can't allocate memory", "CUDA out of memory", "out of memory")
-"""What the messages of allocators have in them that raise a plain RuntimeError."""
+"""Parts of the messages of allocators that raise a plain RuntimeError."""
 
 SMALLEST = 512
 """Below this many pixels squared, the bases do not draw well."""
@@ -26,21 +26,21 @@ def ran_out(error: BaseException) -> bool:
 
 
 def sentence(preset: Preset, device: torch.device, precision: str, blocks: int, in_run: bool = False) -> str:
-    """What to tell the user. `precision`: the number format in use; `blocks`: how many the denoiser has, 0: unknown;
-    `in_run`: a run folder holds the preset, and with another one it may have to be another run."""
-    full = f"the memory of {device} ({total_mb(device) / 1024:.1f} GiB) is full"
+    """The message. `precision`: the dtype in use; `blocks`: how many the denoiser has, 0: unknown; `in_run`: a run
+    folder holds the preset, and some options can only be changed in another run."""
+    full = f"out of memory on {device} ({total_mb(device) / 1024:.1f} GiB)"
     knob = next_knob(preset, device, precision, blocks)
     if not knob:
-        more = "; more processes take smaller shares of the base" if sharding.is_wanted() else ""
-        return f"{full}, and no option is left that saves much{more}"
+        more = "; use more processes, so that each has a smaller shard" if sharding.is_wanted() else ""
+        return f"{full}, and no option is left that saves much memory{more}"
     same = not in_run or may_change(knob.split()[0].removeprefix("--"))
-    other = "" if same else "; it changes what is learned, so give it together with another --name"
-    return f"{full}; the cheapest way out: {knob}{other}"
+    other = "" if same else "; this changes the result, so it needs another --name"
+    return f"{full}; try {knob}{other}"
 
 
 @contextmanager
 def while_encoding(preset: Preset, device: torch.device) -> Iterator[None]:
-    """Raise ValueError when memory runs out inside: the denoiser is not there yet, so what it takes is no way out."""
+    """Raise ValueError when memory runs out inside: the denoiser is not loaded yet, so its options do not help."""
     try:
         yield
     except Exception as error:
@@ -49,29 +49,29 @@ def while_encoding(preset: Preset, device: torch.device) -> Iterator[None]:
         larger = preset.base.dtype == "float32" != setup.precision(preset, device)
         smaller = "give --base.dtype auto, or " if larger else ""
         raise ValueError(
-            f"the memory of {device} ({total_mb(device) / 1024:.1f} GiB) is full while pictures and captions are "
-            f"encoded, with nothing but the encoders on it; {smaller}end other programs that use it"
+            f"out of memory on {device} ({total_mb(device) / 1024:.1f} GiB) while pictures and captions are encoded, "
+            f"with only the encoders loaded; {smaller}close other programs that use its memory"
         ) from error
 
 
 def next_knob(preset: Preset, device: torch.device, precision: str, blocks: int) -> str:
-    """The cheapest option that is left to save memory, with its value and its price; "" when there is none.
+    """The cheapest option left that saves memory, with its value and its price; "" when there is none.
 
     Cheapest first: what costs time only, then what rounds the base, then what is slow, then what changes the result.
     """
     training, base = preset.training, preset.base
-    on_device, packs = device.type != "cpu", not sharding.is_wanted()  # packed weights cannot be sharded
+    on_device, packs = device.type != "cpu", not sharding.is_wanted()  # else it cannot be sharded
     patterns = (*preset.targets.include, *preset.targets.exclude, *(rule.match for rule in preset.targets.rules))
     texts_named = any("text_encoder" in pattern for pattern in patterns)  # without them these would match nothing
     half_of_blocks = -(-blocks // 2)
     steps = [
         (not training.gradient_checkpointing, "training.gradient_checkpointing true", "a third slower"),
         (on_device and precision == "float32", "training.precision bfloat16", "half of the memory, and faster"),
-        (base.dtype == "float32" != precision, "base.dtype auto", "frozen weights in the format of the computation"),
+        (base.dtype == "float32" != precision, "base.dtype auto", "frozen weights in the training precision"),
         (
             training.batch_size > 1,
             f"training.batch_size 1 --training.accumulation {training.batch_size * training.accumulation}",
-            "the same pictures per step, one after the other",
+            "the same pictures per step, one at a time",
         ),
         (
             packs and base.quantization == "none",
@@ -92,7 +92,7 @@ def next_knob(preset: Preset, device: torch.device, precision: str, blocks: int)
         (
             preset.targets.text_encoders and not texts_named,
             "targets.text_encoders false",
-            "the text encoders stay as they are",
+            "the text encoders are not trained",
         ),
         (
             preset.data.resolution > SMALLEST,
@@ -104,8 +104,7 @@ def next_knob(preset: Preset, device: torch.device, precision: str, blocks: int)
 
 
 def reset_peak(device: torch.device) -> None:
-    """Measure the peak anew from here on, where the device can. What torch holds without using it is given back: it
-    would count as reserved, though it is free for what comes."""
+    """Reset the peak, where the device can. Memory that torch holds unused is released: it would count as reserved."""
     if device.type == "cuda":
         gc.collect()
         torch.cuda.empty_cache()

@@ -1,4 +1,4 @@
-"""The preset's wishes about noise, held against what the model's process can do."""
+"""The preset's options of noise and prediction, checked against the model's noise process."""
 
 from typing import Any
 
@@ -7,16 +7,16 @@ from modules.preset.schema import Objective
 
 FLOW_ONLY = {"shift": "null"}
 DIFFUSION_ONLY = {"min_snr_gamma": "null", "debiased": "false", "zero_terminal_snr": "false"}
-"""Options of one kind of process, and what turns them off."""
+"""Options of one kind of process, and the value that turns them off."""
 
 DENSITY_OPTIONS = {"logit_normal": ("density_mean", "density_spread"), "mode": ("mode_scale",)}
-"""Options that one density alone has."""
+"""Options of one timestep distribution only."""
 
 
 def problems(objective: Objective, process: Process) -> list[str]:
     """Options that do not apply to this process, or contradict each other, as sentences."""
     found, flow = [], isinstance(process, Flow)
-    kind = "a rectified flow" if flow else "a diffusion in steps"
+    kind = "a rectified-flow model" if flow else "a diffusion model"
     if objective.prediction not in ("auto", *process.predictions):
         choices = " or ".join(("auto", *process.predictions))
         found.append(
@@ -33,7 +33,7 @@ def problems(objective: Objective, process: Process) -> list[str]:
             value, usual = values[option], Objective.model_fields[option].default
             if value != usual:
                 found.append(
-                    f"objective.{option}: {value} does not apply, because the density is {density}; set "
+                    f"objective.{option}: {value} does not apply, because objective.density is {density}; set "
                     f"objective.density to {owner}, or leave {option} at {usual:g}"
                 )
     delta, usual = objective.loss_delta, Objective.model_fields["loss_delta"].default
@@ -43,18 +43,18 @@ def problems(objective: Objective, process: Process) -> list[str]:
             f"smooth_l1, or leave loss_delta at {usual:g}"
         )
     if not flow and objective.min_snr_gamma is not None and objective.debiased:
-        found.append("objective.debiased: there is one loss weight; set objective.min_snr_gamma to null")
+        found.append("objective.debiased: cannot be combined with min-SNR; set objective.min_snr_gamma to null")
     predicted = process.prediction if objective.prediction == "auto" else objective.prediction
     if not flow and objective.zero_terminal_snr and predicted == "epsilon":
         found.append(
-            "objective.zero_terminal_snr: pure noise cannot be learned by predicting the noise itself; set "
-            "objective.prediction to v_prediction, for a base that was trained so"
+            "objective.zero_terminal_snr: does not work with epsilon prediction; set objective.prediction to "
+            "v_prediction, for a base that was trained with it"
         )
     return found
 
 
 def prepare(model: Any, objective: Objective) -> None:
-    """Let the model train and sample as the preset says, which has no `problems`."""
+    """Set the model up for the preset's objective, which has no `problems`."""
     if objective.prediction not in ("auto", model.process.prediction):
         model.use_prediction(objective.prediction)
     if objective.shift is not None:

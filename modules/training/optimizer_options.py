@@ -5,7 +5,7 @@ from typing import Any, ClassVar
 from modules.preset.section import Section, option
 
 Rates = tuple[tuple[str, float], ...]
-"""Options, with their factors, through which some layers learn at another rate than others."""
+"""Options, with their factors, that give some layers another learning rate than others."""
 
 
 class Options(Section):
@@ -19,11 +19,11 @@ class Options(Section):
     """A learning rate above this one is a mistake, not a choice."""
 
     block: ClassVar[int] = 0
-    """How parameters may be laid side by side for it (see `Flat`): 1 where each number is stepped by itself, more where
-    that many numbers share something."""
+    """How parameters may be joined for it (see `Flat`): 0 not at all, 1 for elementwise updates, more where blocks of
+    that many elements share state."""
 
     averages: ClassVar[bool] = False
-    """The optimizer averages weights itself, so a falling learning rate would be applied twice."""
+    """Whether the optimizer averages the weights, which replaces a learning-rate schedule."""
 
     weight_decay: float = option(0.01, why="the common default", ge=0, le=1)
     """Decoupled weight decay: each step shrinks the weights by this times the learning rate. Magnitudes are never
@@ -31,7 +31,7 @@ class Options(Section):
 
     def problems(self, lr: float, device_type: str, rates: Rates = (), unpaired: str = "") -> list[str]:
         """Sentences about what cannot work: `lr` is training.learning_rate, `device_type` as in `torch.device`, and
-        `unpaired` the name of a method whose parameters are no pairs of factors."""
+        `unpaired` the name of a method whose parameters are not pairs of factors."""
         if lr <= self.highest_lr:
             return []
         return [

@@ -115,22 +115,22 @@ class Prodigy(Moments):
         if lr < self.lowest_lr:
             found.append(
                 f"training.learning_rate is {lr:g}, but prodigy estimates the learning rate and multiplies it by "
-                "this number: set training.learning_rate to 1.0."
+                "this value: set training.learning_rate to 1.0."
             )
         return found + [
-            f"{option} gives some layers {factor:g} times the learning rate of others, but prodigy finds one for all "
-            "layers: set it to 1.0 or choose another optimizer."
+            f"{option} gives some layers {factor:g} times the learning rate of others, but prodigy estimates one for "
+            "all layers: set it to 1.0 or choose another optimizer."
             for option, factor in rates
         ]
 
     def build(self, groups: list[dict], lr: float) -> Optimizer:
-        """See `Options`. Raises ValueError for groups of different `lr_scale`, which Prodigy does not know."""
+        """See `Options`. Raises ValueError for groups of different `lr_scale`, which Prodigy does not support."""
         import prodigyopt
 
         if len({group["lr_scale"] for group in groups}) > 1:
             raise ValueError(
                 "targets.text_encoder_lr_scale or targets.rules give the layers different learning rates, but prodigy "
-                "finds one for all layers."
+                "estimates one for all layers."
             )
         return prodigyopt.Prodigy(
             torch_groups(groups, lr, self.weight_decay),
@@ -161,7 +161,7 @@ class ScheduleFreeAdamW(Moments):
     """Step t is weighted with t to this power in the average of the weights."""
 
     def build(self, groups: list[dict], lr: float) -> Optimizer:
-        """See `Options`. It comes ready for training; `averaged` is for everything else."""
+        """See `Options`. It is in training mode; use `averaged` for everything else."""
         import schedulefree
 
         optimizer = schedulefree.AdamWScheduleFree(
@@ -212,7 +212,7 @@ class Rite(Moments):
         ]
 
     def build(self, groups: list[dict], lr: float) -> Optimizer:
-        """See `Options`. What belongs to no pair gets AdamW."""
+        """See `Options`. Parameters outside of pairs get AdamW."""
         made = torch_groups(groups, lr, self.weight_decay)
         for group, given in zip(made, groups, strict=True):
             group.update(pairs=given["pairs"], calibrated=given["calibrated"])
@@ -276,14 +276,14 @@ DEFAULT = AdamW8bit()
 
 
 def unwrapped(optimizer: Optimizer) -> Optimizer:
-    """The optimizer itself, out of what accelerate's `prepare` has put around it."""
+    """The optimizer inside of accelerate's wrapper."""
     from accelerate.optimizer import AcceleratedOptimizer
 
     return optimizer.optimizer if isinstance(optimizer, AcceleratedOptimizer) else optimizer
 
 
 def forget(optimizer: Optimizer, parameters: Iterable[torch.nn.Parameter]) -> None:
-    """Drop what the optimizer keeps of these parameters: they are as new to it."""
+    """Drop the optimizer state of these parameters."""
     for parameter in parameters:
         unwrapped(optimizer).state.pop(parameter, None)
 
@@ -292,8 +292,8 @@ def forget(optimizer: Optimizer, parameters: Iterable[torch.nn.Parameter]) -> No
 def averaged(optimizer: Optimizer) -> Iterator[None]:
     """Inside, the parameters of a schedule-free optimizer are the averaged ones; other optimizers are left alone.
 
-    Afterwards the training weights are back bit for bit. The optimizer's own way back is a linear interpolation that
-    rounds, so a run with sample pictures would differ from one without.
+    Afterwards the training weights are restored bit for bit. The optimizer itself restores them by an interpolation
+    that rounds, so a run with sample pictures would differ from one without.
     """
     optimizer = unwrapped(optimizer)
     if not type(optimizer).__module__.startswith("schedulefree."):

@@ -72,7 +72,7 @@ def write_samples(session: Session, pictures: Sequence[Image], prompts: Sequence
     folder = session.run.folder
     paths = samples.save_samples(folder, session.step, pictures)
     samples.write_grid(folder, samples.sampled_steps(folder, len(prompts)), prompts)
-    for path, prompt in zip(paths, prompts, strict=True):  # last: where events are missing, all is made again
+    for path, prompt in zip(paths, prompts, strict=True):  # last: what has no event is made again
         session.events.write("sample", {"step": session.step, "path": str(path), "prompt": prompt})
 
 
@@ -91,7 +91,7 @@ def save_adapter(session: Session) -> None:
 
 @contextmanager
 def place_of_files(session: Session) -> Iterator[Path]:
-    """The run folder in the main process; in the others a folder that is gone afterwards."""
+    """The run folder in the main process; in the others a temporary folder."""
     if session.accelerator.is_main_process:
         yield session.run.folder
         return
@@ -100,7 +100,7 @@ def place_of_files(session: Session) -> Iterator[Path]:
 
 
 def export_now(session: Session, name: str) -> Path | None:
-    """Write the file for other programs, checked against the host's arithmetic. Raises as `Session.check_finite`."""
+    """Write the file for other programs, checked against the program's arithmetic. Raises as `Session.check_finite`."""
     session.check_finite()
     if not session.takes_part:
         return None
@@ -110,14 +110,14 @@ def export_now(session: Session, name: str) -> Path | None:
         result = export(session.model, session.adapted, session.preset, training_facts(session), path)
     if not session.accelerator.is_main_process:
         return None
-    # The event comes last: of what has none, all is made again when a killed run goes on.
+    # The event comes last: what has none is made again when a killed run resumes.
     beside(session, "the table of errors", partial(say_report, result=result, path=path), together=False)
     session.events.write("saved", {"what": "export", "path": str(path), "step": session.step, "bytes": result.size})
     return path
 
 
 def say_report(session: Session, result: Report, path: Path) -> None:
-    """The report on an exported file, on the screen; beside the file, every layer's error."""
+    """Print the report on an exported file, and write every layer's error beside the file."""
     errors = path.with_suffix(".errors.tsv")
     write_whole(errors, result.table())
-    tqdm.write(f"{result.text()}\n  every layer's error: {errors}")
+    tqdm.write(f"{result.text()}\n  errors of all layers: {errors}")

@@ -1,4 +1,4 @@
-"""First values from a pool: a folder of finished adapters of the same base, of any trainer and method."""
+"""Initial values from a pool: a folder of finished adapters of the same base, of any trainer and method."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -18,12 +18,12 @@ from modules.training import first_values, setup
 OPTION = "adapter.folder"
 
 KEPT = 64
-"""Rank that is kept of a change which is no low-rank pair."""
+"""Rank to which a change is truncated that is not a low-rank pair."""
 
 
 @dataclass
 class Pool:
-    """What the files do to the layers."""
+    """The files' changes of the layers."""
 
     pairs: dict[str, list[tuple[Tensor, Tensor]]] = field(default_factory=dict)
     """By full layer name: `up (out, r)`, `down (r, fan_in)` of each file that changes the layer."""
@@ -31,13 +31,13 @@ class Pool:
 
 
 def look(preset: Preset, model: Any) -> tuple[list[str], list[str]]:
-    """What is wrong with the folder, and which of its files are left out, in sentences. `model` may be on the meta
+    """What is wrong with the folder, and which of its files are skipped, in sentences. `model` may be on the meta
     device; call it before adapters are attached. Nothing where the run does not need the folder any more."""
     folder, run = preset.adapter.pool, Path(preset.saving.folder) / preset.name
     if folder is None or first_values.is_begun(run) or (preset.name and (run / "adapter.safetensors").is_file()):
         return [], []
     if preset.adapter.start_from:
-        return [f"{OPTION}: {folder} is given, and {first_values.OPTION} too; leave one of them out"] * bool(folder), []
+        return [f"{OPTION}: cannot be combined with {first_values.OPTION}; remove one of them"] * bool(folder), []
     trained, notes, useful = set(setup.match_layers(model, preset.targets)[0]), [], 0
     try:
         for path in _paths(preset):
@@ -51,8 +51,8 @@ def look(preset: Preset, model: Any) -> tuple[list[str], list[str]]:
 
 
 def read(preset: Preset, model: Any) -> Pool | None:
-    """What the files do to the layers, None if the method takes no pool. Call it before adapters are attached. Raises
-    ValueError, naming the option, where there is nothing."""
+    """The files' changes of the layers, None if the method takes no pool. Call it before adapters are attached. Raises
+    ValueError, naming the option, where there are none."""
     if preset.adapter.pool is None or preset.adapter.start_from:
         return None
     found = Pool()
@@ -71,7 +71,7 @@ def read(preset: Preset, model: Any) -> Pool | None:
 
 
 def apply(found: Pool | None, adapted: dict[str, Adapted]) -> list[str]:
-    """Set the fresh adapters; sentences about what is left out and which layers get nothing."""
+    """Set the fresh adapters; sentences about skipped files and layers without values."""
     if found is None:
         return []
     for name, layer in adapted.items():
@@ -79,7 +79,7 @@ def apply(found: Pool | None, adapted: dict[str, Adapted]) -> list[str]:
             layer.adapter.start_from_pool(found.pairs[name])
     bare = [name for name in adapted if name not in found.pairs]
     if bare:
-        return [*found.notes, f"{len(bare)} layers are in no file of {OPTION} and start at random ({listed(bare)})"]
+        return [*found.notes, f"{len(bare)} layers are in no file of {OPTION}: random initial values ({listed(bare)})"]
     return found.notes
 
 
@@ -89,7 +89,7 @@ def _paths(preset: Preset) -> Iterator[Path]:
         raise ValueError(f"{OPTION}: {preset.adapter.method} needs a folder with adapter files (.safetensors)")
     folder = Path(preset.adapter.pool)
     if not folder.is_dir():
-        raise ValueError(f"{OPTION}: {folder} is no folder")
+        raise ValueError(f"{OPTION}: {folder} is not a folder")
     found = sorted(folder.glob("*.safetensors"))
     if not found:
         raise ValueError(f"{OPTION}: {folder} has no adapter files (.safetensors)")
@@ -97,13 +97,13 @@ def _paths(preset: Preset) -> Iterator[Path]:
 
 
 def _left_out(path: Path, reason: object) -> str:
-    return f"{OPTION}: {path.name} is left out: {reason}"
+    return f"{OPTION}: {path.name} is skipped: {reason}"
 
 
 def _tried(found: Reading) -> set[str]:
     """The layers that a file changes. Raises ValueError if tensors do not fit them, looking at one of each sort."""
     if not found.placed:
-        raise ValueError("there is nothing in it for this model")
+        raise ValueError("it changes no layer of this model")
     sorts: dict[Any, Placed] = {}
     for placed in found.placed:
         shapes = frozenset((part, tensor.shape) for part, tensor in placed.parts.items())
@@ -116,7 +116,7 @@ def _tried(found: Reading) -> set[str]:
 
 
 def _pair(change: Change) -> tuple[Tensor, Tensor]:
-    """What is done to a layer as a low-rank pair, float32 on the CPU; shortened where it is none."""
+    """A layer's change as a low-rank pair, float32 on the CPU; truncated where it is not one."""
     terms = change.terms
     up, down = terms.up, terms.down
     other = (terms.rotation, terms.difference, terms.magnitude)

@@ -1,4 +1,4 @@
-"""A few real steps on the device before a training: how much memory it takes, and how long it will."""
+"""A few real steps on the device before a training, to measure its memory and time."""
 
 import tempfile
 import time
@@ -32,7 +32,7 @@ class Probe:
     training_mb: float
     """Peak memory in the steps, MiB."""
     total_mb: float
-    """What there is."""
+    """The device's memory, MiB."""
     seconds_per_step: float
     """The median."""
     seconds: float
@@ -93,8 +93,8 @@ def probed_pictures(preset: Preset, index: Index, bucket: tuple[int, int], proce
 
 
 def shortened(preset: Preset) -> Preset:
-    """The preset with a few steps, nothing beside them, and nothing on disk. Pictures and captions are encoded one by
-    one, so a few of them need as much memory as all."""
+    """The preset with a few steps, no by-products, and no cache. Pictures and captions are encoded one by one, so a few
+    of them need as much memory as all."""
     return replace_sections(
         preset,
         training={"steps": WARM_UP + MEASURED, "epochs": None},

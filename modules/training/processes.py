@@ -2,7 +2,7 @@
 
 `accelerate launch --num_processes 2 --cpu scripts/train.py` prepares the environment for two processes but starts the
 script once (accelerate 1.15: unless mpirun does it). The first process then has to start the others: without this, a
-training would quietly run with half of the pictures per step.
+training would silently run with half of the pictures per step.
 """
 
 import os
@@ -21,23 +21,23 @@ FAREWELL = 60
 """Seconds that the other processes have to end after the first one."""
 
 PARTING = 10
-"""The same after a failure, or a stop before the first step: they may be waiting for what the first one does not send
-any more. Nothing is lost with them: the first process alone writes."""
+"""The same after a failure, or a stop before the first step: they may wait for the first one forever. Nothing is lost:
+only the first process writes."""
 
 HOW = (
-    "accelerate launch --cpu starts one process only, and how many were meant could not be found out: give "
+    "accelerate launch --cpu started only one process, and the intended number of processes is unknown: give "
     "--num_processes N on its command line, or use ACCELERATE_USE_CPU=1 accelerate launch --config_file "
     "configs/two_cpu_processes.yaml; for one process, unset MASTER_ADDR and MASTER_PORT"
 )
 
 
 def is_main_process() -> bool:
-    """Whether this process speaks for all (launchers number them)."""
+    """Whether this is the main process (launchers number them)."""
     return os.environ.get("RANK", "0") == "0"
 
 
 def missing_processes() -> int:
-    """How many processes accelerate's launcher was asked for beside this one and has not started.
+    """How many processes accelerate's launcher was asked for, beside this one, but has not started.
 
     Raises ValueError when there are some and their number is not known.
     """
@@ -91,7 +91,7 @@ def companions(count: int) -> Iterator[list[subprocess.Popen]]:
         subprocess.Popen(command, env={**os.environ, "RANK": str(rank), "LOCAL_RANK": str(rank)})
         for rank in range(1, count + 1)
     ]
-    print(f"accelerate has started one process on the CPU; started {count} more here", file=sys.stderr)
+    print(f"accelerate started only one CPU process; starting {count} more", file=sys.stderr)
     try:
         yield others
     finally:
@@ -99,7 +99,7 @@ def companions(count: int) -> Iterator[list[subprocess.Popen]]:
 
 
 def farewell(others: Sequence[subprocess.Popen], seconds: float) -> None:
-    """Wait for the other processes; end those that do not."""
+    """Wait for the other processes to end; kill those that do not."""
     try:
         for other in others:
             other.wait(seconds)
@@ -109,7 +109,7 @@ def farewell(others: Sequence[subprocess.Popen], seconds: float) -> None:
 
 
 def free_port() -> int:
-    """A port on this machine that nobody uses."""
+    """A free port on this machine."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]

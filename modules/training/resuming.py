@@ -1,4 +1,4 @@
-"""How a run goes on: from which of its states, on what it was begun with, and with what follows from another length."""
+"""How a run resumes: from which of its states, whether its files have changed, and what another length changes."""
 
 import sys
 from collections.abc import Callable
@@ -21,19 +21,19 @@ if TYPE_CHECKING:
     from modules.training.session import Pictures, Session
 
 FACTS = ("started", "baseline", "average", "processes")
-"""What a state has to know for a run to go on from it."""
+"""Facts that a state needs for a run to resume from it."""
 
 
 def warn(events: Events, message: str) -> None:
-    """Say something on the screen and in the events: the run goes on, but not quite as it would have."""
+    """Warn on the screen and in the events: the run resumes, but differs from one without interruption."""
     events.write("warning", {"message": message, "detail": ""})
     if events.main:
         tqdm.write(f"warning: {short(message, LONGEST)}", file=sys.stderr)
 
 
 def resume(session: "Session") -> None:
-    """Go on from the last state that can be used, if the run has any. Raises ValueError where none of them can be, and
-    where the run would go on with another model."""
+    """Resume from the last usable state, if the run has any. Raises ValueError where none of them is usable, and where
+    the model has changed."""
     saved, reasons = usable(session)
     found = set(gather_object([saved.folder.name if saved else "no state"]))
     if len(found) > 1:
@@ -49,14 +49,14 @@ def resume(session: "Session") -> None:
     load_adapter_state(session.adapted, saved.adapter)
     session.step, session.started = saved.step, saved.facts["started"]
     session.baseline, session.average = saved.facts["baseline"], saved.facts["average"]
-    session.reference = saved.facts.get("reference")  # states of before it was measured have none
+    session.reference = saved.facts.get("reference")  # states of earlier versions have none
     if session.run.is_ours:
         notes += put_aside(session.run.folder, saved.step)
-        prune(session, saved.folder)  # one that was killed between saving and this has left a state too many
-    back = f"the run goes on from {saved.folder}, the one before"
+        prune(session, saved.folder)  # a run that was killed between saving and pruning has left a state too many
+    back = f"resuming from {saved.folder}, the state before"
     for message in [*(f"{reason}; {back}" for reason in reasons), *notes, *moved(session, saved)]:
         warn(session.events, message)
-    detail = f"going on from step {session.step} ({saved.folder})"
+    detail = f"resuming from step {session.step} ({saved.folder})"
     session.events.write("stage", {"name": "resume", "detail": detail})
 
 
@@ -69,16 +69,16 @@ def prune(session: "Session", newest: Path) -> None:
 
 
 def put_aside(folder: Path, step: int) -> list[str]:
-    """Rename the states after `step`, which cannot be used. Sentences about what cannot be renamed."""
+    """Rename the states after `step`, which are unusable. Sentences about what cannot be renamed."""
     try:
         state.put_aside([path for path in state.states(folder) if state.steps_of(path) > step])
     except OSError as error:
-        return [f"a training state that cannot be used cannot be renamed either ({error})"]
+        return [f"an unusable training state cannot be renamed ({error})"]
     return []
 
 
 def usable(session: "Session") -> tuple[State | None, list[str]]:
-    """The state with the most steps that is whole and fits this training; and why each with more steps is not."""
+    """The state with the most steps that is intact and fits this training; and why each with more steps is not."""
     reasons = []
     for folder in reversed(state.states(session.run.folder)):
         try:
@@ -92,27 +92,26 @@ def usable(session: "Session") -> tuple[State | None, list[str]]:
 
 
 def check_fits(session: "Session", saved: State) -> None:
-    """Raise ValueError if a state is of another training, although it is whole."""
+    """Raise ValueError if an intact state is of another training."""
     try:
         check_adapter_state(session.adapted, saved.adapter)
         state.check_optimizer(session.optimizer, saved)
         lacking = [name for name in FACTS if name not in saved.facts]
         if lacking:
-            raise ValueError(f"it does not say {', '.join(lacking)}")
+            raise ValueError(f"it lacks {', '.join(lacking)}")
         stored, reason = ended.stored_preset(saved.folder / "preset.json")
         changed = run.changes(stored, session.preset) if stored is not None else []
         if reason or changed:
-            raise ValueError(reason or f"it is of another preset ({', '.join(name for name, _, _ in changed)})")
+            raise ValueError(reason or f"it has another preset ({', '.join(name for name, _, _ in changed)})")
     except state.DAMAGE as error:
         raise ValueError(f"the training state {saved.folder} does not fit this run: {error}") from error
 
 
-# -- on what it was begun with ----------------------------------------------------------------------------------------
+# -- whether its files have changed -----------------------------------------------------------------------------------
 
 
 def refuse_changed(opened: run.Run, preset: Preset, pictures: "Pictures") -> None:
-    """Raise ValueError if the run would go on with another model; before anything is loaded, as far as that is
-    known then."""
+    """Raise ValueError if the model has changed; before anything is loaded, as far as that is known then."""
     if opened.newest is None or preset.saving.resume_changed:
         return
     before = fingerprints.of_text(state.read_texts(opened.newest)[1])
@@ -131,8 +130,8 @@ def refuse_changed(opened: run.Run, preset: Preset, pictures: "Pictures") -> Non
 
 
 def compared(before: Made, now: Made, preset: Preset, make: Callable[..., Made]) -> tuple[Changes, Made]:
-    """What has changed, and the fingerprints now. That a model is another one is only believed of its contents, not of
-    what was remembered of them. Raises OSError."""
+    """What has changed, and the fingerprints now. A changed model is verified by its contents, not by the record's
+    hashes. Raises OSError."""
     changes = fingerprints.compare(before, now, preset)
     if changes.decisive:
         now = make(anew=True)
@@ -141,14 +140,14 @@ def compared(before: Made, now: Made, preset: Preset, make: Callable[..., Made])
 
 
 def unchanged(session: "Session", saved: State) -> list[str]:
-    """What is not as it was when the state was written, in sentences. Raises ValueError, in all processes, where the
-    run would go on with another model."""
+    """What has changed since the state was written, in sentences. Raises ValueError, in all processes, where the model
+    has changed."""
     refused, notes, preset = [""], [], session.preset
     if session.run.is_ours:
         try:
             notes, decisive = _changes(session, saved)
             if decisive.decisive and preset.saving.resume_changed:
-                notes += [f"{change}; the run goes on, as saving.resume_changed says" for change in decisive.decisive]
+                notes += [f"{change}; resuming anyway (saving.resume_changed)" for change in decisive.decisive]
             elif decisive.decisive:
                 refused[0] = refusal(decisive, saved.folder.name)
         except OSError as error:
@@ -163,7 +162,7 @@ def _changes(session: "Session", saved: State) -> tuple[list[str], Changes]:
     before = fingerprints.of_text(saved.texts)
     assert session.made is not None
     if before is None:
-        return [f"{saved.folder} does not say what it was trained on, so that is not compared"], Changes([], [])
+        return [f"{saved.folder} has no fingerprints, so changed files are not detected"], Changes([], [])
     make = partial(fingerprints.make, session.preset, session.index, session.validation, session.run.folder)
     changes, now = compared(before, session.made.result(), session.preset, make)
     session.made = fingerprints.is_made(now)
@@ -171,22 +170,22 @@ def _changes(session: "Session", saved: State) -> tuple[list[str], Changes]:
 
 
 def refusal(changes: Changes, name: str) -> str:
-    """What to say of a run that would go on with another model."""
+    """The message where the model has changed."""
     return (
-        f"{'; '.join(changes.decisive)}. The steps until {name} were trained with other files. Put those back, train "
-        "under another name (--name), or go on knowingly with --saving.resume_changed"
+        f"{'; '.join(changes.decisive)}. The steps until {name} were trained with other files. Restore those, train "
+        "under another name (--name), or resume anyway with --saving.resume_changed"
     )
 
 
-# -- with what follows from another length, or from other processes ---------------------------------------------------
+# -- what another length, or another number of processes, changes -----------------------------------------------------
 
 
 def moved(session: "Session", saved: State) -> list[str]:
-    """What the run would have done otherwise until now, had it been started as it goes on; in sentences."""
+    """What would have been different until now, had the run been started as it resumes; in sentences."""
     before, now = saved.facts["processes"], session.accelerator.num_processes
     notes = []
     if before != now:
-        notes = [f"this run had {before} processes and goes on with {now}: its steps see other pictures from here on"]
+        notes = [f"this run had {before} processes and resumes with {now}: from here on its steps use other pictures"]
     before, now = saved.facts.get("steps", session.steps), session.steps
     if before == now:
         return notes
@@ -196,4 +195,4 @@ def moved(session: "Session", saved: State) -> list[str]:
         type(adapters[0]).replanned(adapters, saved.step, before, now),
         gradient_start.replanned(session, before, now),
     ]
-    return notes + [f"planned for {before} steps, goes on to {now}: {note}" for note in found if note]
+    return notes + [f"planned for {before} steps, continues to {now}: {note}" for note in found if note]

@@ -12,17 +12,17 @@ Both factors are written tall, `B = up` and `A = down^T`, with thin QR `B = U_B 
 
 with `b = beta (1 - beta^t) / (1 - beta^(t+1))`. That is Algorithm 1 as in the authors' PyTorch port, without its escape
 mass, which is off there. Four things are ours. The first two change nothing where factors and gradients have full rank
-well above rounding, the third next to nothing where `up down` is longer than a few steps:
+well above rounding, the third next to nothing where the norm of `up down` is above that of a few steps:
 
 - Eigenvalues of V are at least the rounding of the largest. They come out negative where gradients lack rank, and the
   port then drops the step.
 - `R^+` leaves out singular values under `CUT` of the largest: those are rounding, too.
 - `R_B^+` in A's step is damped: `(R_B^T R_B + N^T N)^-1 R_B^T`, where N is the largest step that B can take, `guard` lr
-  sqrt(out) R_A^+T. Where `up` is shorter than one of its steps, `down` waits for it. Undamped, `up = 0` at the start
-  makes `R_B^+` explode in step 2, and with gradients of low rank (small batches) the product of both steps with it.
-  Where A is zero instead, N is too, and A's step is undamped: never do both wait.
+  sqrt(out) R_A^+T. Where `up` has a smaller norm than one of its steps, `down` hardly moves. Undamped, `up = 0` at the
+  start makes `R_B^+` explode in step 2, and with gradients of low rank (small batches) the product of both steps with
+  it. Where A is zero instead, N is too, and A's step is undamped: the two are never both damped.
 - With calibrated steps (see `modules.adapters.base`) B's step has s sqrt(fan_in) and A's has s sqrt(out) times the
-  length. A step of B along the orthonormal U_A is that much shorter than one along A with a root mean square of s, the
+  norm. A step of B along the orthonormal U_A is that much smaller than one along A with a root mean square of s, the
   one that calibrated steps begin with.
 
 Layers of equal shape are computed together. Matrices of `(r, r)` are computed in float64: that costs next to nothing.
@@ -40,15 +40,15 @@ from modules.adapters.low_rank import spread
 from modules.training.plain_adam import adamw_step
 
 CUT = 1e-5
-"""Of the largest singular value of a factor: below it, none is told from rounding."""
+"""Of the largest singular value of a factor: smaller ones are rounding errors."""
 
 ADAM_EPS = 1e-8
-"""Of parameters that belong to no pair."""
+"""Of parameters outside of pairs."""
 
 
 @dataclass
 class Side:
-    """One factor of the pairs of equal shape, stacked. `k` is the rank r, or the other factor's length if less."""
+    """One factor of the pairs of equal shape, stacked. `k` is the rank r, or the other factor's `length` if less."""
 
     parameters: list[Tensor]
     tall: Tensor
@@ -107,7 +107,7 @@ class Rite(Optimizer):
         for pair in group["pairs"]:
             up, down = (group["params"][place] for place in pair)
             if up.grad is not None and down.grad is not None:
-                age = min(self.state[p].get("step", 0) for p in (up, down))  # one is new: both begin again
+                age = min(self.state[p].get("step", 0) for p in (up, down))  # if one is new, both start over
                 found.setdefault((age, up.shape, down.shape, up.device, up.dtype), []).append((up, down))
         for (age, *_), pairs in found.items():
             ups, downs = zip(*pairs, strict=True)
@@ -148,7 +148,7 @@ class Rite(Optimizer):
                 self.state[p] = {"step": stack.age + 1, "average": M, "square": V, "basis": U}
 
     def _rate(self, group: dict, other: Side) -> float:
-        """The length of a factor's step along the basis of the other one."""
+        """The size of a factor's step along the basis of the other one."""
         calibrated = other.length**0.5 * spread(other.tall.shape[-1])
         return group["lr"] * (calibrated if group["calibrated"] else 1.0)
 
@@ -158,21 +158,21 @@ class Rite(Optimizer):
         gradient = side.gradient * clipped
         square = (1 - beta2) * (gradient.mT.double() @ gradient.double()) / side.length
         if stack.age:
-            turn = other.basis.mT @ self._stacked(other, "basis")
+            rotation = other.basis.mT @ self._stacked(other, "basis")
             before = self._stacked(side, "square").double()
-            square = square + beta2 * turn.double() @ before @ turn.mT.double()
+            square = square + beta2 * rotation.double() @ before @ rotation.mT.double()
         update = gradient @ inverse_root(square, torch.finfo(gradient.dtype).eps, stack.group["eps"]).to(gradient)
         if stack.age:
-            update = (1 - beta1) * update + beta1 * self._stacked(side, "average") @ turn.mT
+            update = (1 - beta1) * update + beta1 * self._stacked(side, "average") @ rotation.mT
         return update, square.to(gradient)
 
     def _stacked(self, side: Side, key: str) -> Tensor:
-        """What is kept of a side's parameters."""
+        """The state of a side's parameters."""
         return torch.stack([self.state[p][key] for p in side.parameters])
 
 
 def corrected(beta: float, age: int) -> float:
-    """The decay that makes an average begin without bias (Shazeer and Stern 2018, section 7.1)."""
+    """The decay of an average without initial bias (Shazeer and Stern 2018, section 7.1)."""
     return beta * (1 - beta**age) / (1 - beta ** (age + 1))
 
 

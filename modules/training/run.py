@@ -1,4 +1,4 @@
-"""The run folder: a run's identity. The same command opens the same folder and goes on there."""
+"""The run folder: a run's identity. The same command opens the same folder and resumes there."""
 
 import errno
 import json
@@ -36,12 +36,12 @@ MAY_CHANGE = (
     "training.compile",
 )
 """Options and sections that may differ when a run is resumed: they do not change what is learned in a step. What
-follows from the length of the training is planned anew when that differs (see `resuming`)."""
+follows from the length of the training is adapted when that differs (see `resuming`)."""
 
 FILES = ("preset.json", "environment.json", "events.jsonl", "log.txt", "layers.tsv", "pictures.tsv", "lock",
          "adapter.safetensors")
 FOLDERS = (state.FOLDER, "requests")
-"""Names in a run folder that a training cannot do without."""
+"""Names in a run folder that a training needs."""
 BESIDE = ("samples", "tensorboard")
 """Folders of by-products."""
 
@@ -60,7 +60,7 @@ PACKAGES = (
 )
 
 RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
-"""Names that Windows keeps for devices."""
+"""Names that Windows reserves for devices."""
 
 
 @dataclass
@@ -70,16 +70,16 @@ class Run:
     folder: Path
     name: str
     finished: Path | None = None
-    """The exported file, if the run is done and what it has written is whole."""
+    """The exported file, if the run is finished and its files are intact."""
     again: Path | None = None
-    """The adapters of a run that is done, if its exported file is not whole and has to be made again from them."""
+    """The adapters of a finished run, if its exported file is damaged and has to be recreated from them."""
 
     lock: FileLock | None = field(default=None, repr=False)
 
     newest: Path | None = None
-    """The last whole state when the folder was opened."""
+    """The last intact state when the folder was opened."""
     notes: list[str] = field(default_factory=list)
-    """What was damaged in the folder and is made anew, in sentences."""
+    """What was damaged in the folder and is recreated, in sentences."""
 
     @property
     def is_ours(self) -> bool:
@@ -87,27 +87,27 @@ class Run:
         return self.lock is not None
 
     def requested(self, name: str) -> bool:
-        """Whether `stop`, `save` or `sample` was asked for since the last look. Looking takes the request away."""
+        """Whether `stop`, `save` or `sample` was requested since the last call. Removes the request."""
         assert name in REQUESTS, name
         path = self.folder / "requests" / name
         asked = os.path.lexists(path)
         if asked:
-            state.remove(path)  # a folder, too: nobody can have meant anything else
+            state.remove(path)  # a folder counts, too
         return asked
 
     def check_there(self) -> None:
-        """Raise FileNotFoundError where the folder was deleted since it was opened. Whatever is written there then
-        would be in a new folder that has nothing of the run."""
+        """Raise FileNotFoundError where the folder was deleted since it was opened. Writing would create a new folder
+        without the rest of the run."""
         try:
             (self.folder / "preset.json").stat()
         except (FileNotFoundError, NotADirectoryError) as error:
-            said = "was deleted or moved away while it was trained there, so the training has ended"
+            said = "was deleted or moved during the training, so the training has ended"
             raise FileNotFoundError(errno.ENOENT, said, str(self.folder)) from error
-        except OSError:  # a disk that does not answer now: the next one who writes there says so
+        except OSError:  # a disk that does not answer now: the next write reports it
             return
 
     def close(self) -> None:
-        """Let other processes have the folder."""
+        """Release the folder for other processes."""
         if self.lock is not None:
             self.lock.release()
 
@@ -120,11 +120,11 @@ class Run:
 
 def open_run(folder: Path, preset: Preset, name: str, steps: int | None = None) -> Run:
     """Create `folder/name`, or open it again to resume; only the main process does this. `steps` are those of the whole
-    training; they need to be given where epochs decide.
+    training; required where epochs are given.
 
     Raises ValueError, before anything of the run is changed, if the name cannot be a folder's, if the folder holds
-    something else or a run of another preset, if the run has done more steps already or has states and none of them
-    is whole, or if another process is training there; OSError if it cannot be written.
+    something else or a run of another preset, if the run has already done more steps or has states and none of them
+    is intact, or if another process is training there; OSError if it cannot be written.
     """
     check_name(name)
     place = folder / name
@@ -148,7 +148,7 @@ def open_run(folder: Path, preset: Preset, name: str, steps: int | None = None) 
 
 
 def _opened(run: Run, preset: Preset, steps: int | None) -> Run:
-    """The run, checked and ready to be written to. The lock is held: nobody else changes what is looked at."""
+    """The run, checked and ready to be written to. The lock is held: no other process changes the folder."""
     place = run.folder
     state.tidy_states(place)
     remove_leftovers(place, run.name)
@@ -160,7 +160,7 @@ def _opened(run: Run, preset: Preset, steps: int | None) -> Run:
     if damaged and newest is None and found.file is found.adapter is None:
         raise ValueError(state.none_left(place, damaged))
     ended.check_length(place, preset, newest, steps)
-    for request in REQUESTS:  # left over from a run that was killed before it could look
+    for request in REQUESTS:  # left over from a run that was killed before reading them
         state.remove(place / "requests" / request)
     write(preset, place / "preset.json")
     run.notes += write_environment(place / "environment.json")
@@ -181,20 +181,20 @@ def check_name(name: str) -> None:
     elif bad:
         reason = f"it contains {' '.join(repr(character) for character in bad)}"
     elif name != name.strip(" ") or name.startswith(".") or name.endswith("."):
-        reason = "it begins or ends with a blank or a dot"
+        reason = "it begins or ends with a space or a dot"
     elif RESERVED.fullmatch(name):
-        reason = "Windows keeps this name for a device"
+        reason = "Windows reserves this name for a device"
     elif len(name) > 100:
         reason = f"it has {len(name)} characters, more than 100"
     if reason:
-        raise ValueError(f"the run's name {name!r} cannot be a folder's name: {reason}; give another one with --name")
+        raise ValueError(f"the run name {name!r} is not a valid folder name: {reason}; give another one with --name")
 
 
 def check_same(place: Path, preset: Preset, newest: Path | None = None) -> list[str]:
     """Raise ValueError if a run of another preset is in the folder, listing what differs.
 
-    A preset.json that is damaged, or was changed, counts for less than the preset in `newest`, the run's last whole
-    state. Returns sentences about one that has to be written anew.
+    A preset.json that is damaged, or was changed, is replaced by the preset in `newest`, the run's last intact state.
+    Returns sentences about one that has to be rewritten.
     """
     path = place / "preset.json"
     stored, reason = ended.stored_preset(path)
@@ -203,25 +203,25 @@ def check_same(place: Path, preset: Preset, newest: Path | None = None) -> list[
     inside = ended.stored_preset(newest / "preset.json")[0] if newest is not None else None
     if inside is not None and not changes(inside, preset):
         said = f"is damaged ({reason})" if reason else "was changed" if stored else "is missing"
-        return [f"{path} {said}; it is written anew, as it is in {newest}"]
+        return [f"{path} {said}; restoring it from {newest}"]
     stored = stored or inside
     if stored is not None:
         listed = "\n".join(f"  {name}: {_shown(old)} -> {_shown(new)}" for name, old, new in changes(stored, preset))
         raise ValueError(
             f"{place} holds a run of another preset; these options differ:\n{listed}\n"
-            f"Train under another name (--name), or delete {place} to start anew."
+            f"Train under another name (--name), or delete {place} to start over."
         )
     if newest is None and not (place / "adapter.safetensors").exists() and not _is_preset(path):
-        return [f"{path} is damaged ({reason}); it is written anew"] if reason else []
+        return [f"{path} is damaged ({reason}); rewriting it"] if reason else []
     why = reason or "it is missing"
     raise ValueError(
-        f"{path} cannot be read by this version of Gimbal ({why}), so it is not known whether the run there is of this "
-        "preset. Put back a copy of the file, or train under another name (--name); nothing there was changed"
+        f"{path} cannot be read by this version of Gimbal ({why}), so the run there cannot be compared with "
+        "this preset. Restore a copy of the file, or train under another name (--name); nothing there was changed"
     )
 
 
 def _is_preset(path: Path) -> bool:
-    """Whether there is a preset in the file, be it one that this version does not know."""
+    """Whether there is a preset in the file, also one with options that this version does not have."""
     try:
         return bool(read(path))
     except (ValueError, OSError, RecursionError):
@@ -229,12 +229,12 @@ def _is_preset(path: Path) -> bool:
 
 
 def changes(stored: Preset, preset: Preset) -> list[tuple[str, Any, Any]]:
-    """The options of a run that are others in `preset` and may not be: name and both values."""
+    """The options that differ in `preset` although they must not: name and both values."""
     return [change for change in differences(stored, preset) if not may_change(change[0])]
 
 
 def may_change(option: str) -> bool:
-    """Whether a run may go on with another value of the option `section.name`."""
+    """Whether a run may resume with another value of the option `section.name`."""
     return option in MAY_CHANGE or option.split(".")[0] in MAY_CHANGE
 
 
@@ -250,7 +250,7 @@ def check_ours(place: Path) -> None:
     if strangers:
         raise ValueError(
             f"{place} is not a run folder (it has no preset.json but {strangers[0]}): give this run another name "
-            "with --name, or move what is in there"
+            "with --name, or move its contents"
         )
 
 
@@ -259,16 +259,16 @@ def check_kinds(place: Path, name: str) -> None:
     folder."""
     for path in (place / file for file in (*FILES, f"{name}.safetensors", f"{name}.errors.tsv")):
         if os.path.lexists(path) and not path.is_file():
-            what = "a folder" if path.is_dir() else "no regular file"
-            raise ValueError(f"{path} is {what}, but a run has a file of this name: move it away")
+            what = "a folder" if path.is_dir() else "not a regular file"
+            raise ValueError(f"{path} is {what}, but a run needs a file of this name: move it away")
     for path in (place / folder for folder in FOLDERS):
         if os.path.lexists(path) and not path.is_dir():
-            what = "a link to what is not there" if path.is_symlink() else "a file"
-            raise ValueError(f"{path} is {what}, but a run has a folder of this name: move it away")
+            what = "a broken link" if path.is_symlink() else "a file"
+            raise ValueError(f"{path} is {what}, but a run needs a folder of this name: move it away")
 
 
 def check_places(place: Path) -> None:
-    """Raise OSError unless the run can write where it will: said before the first step, not at the first save."""
+    """Raise OSError unless the run can write to its files: before the first step, not at the first save."""
     for folder in (place, *(place / name for name in (*FOLDERS, *BESIDE))):
         if folder.is_dir():
             check_writable(folder)
@@ -279,8 +279,8 @@ def check_places(place: Path) -> None:
 
 
 def remove_leftovers(place: Path, name: str) -> None:
-    """Delete what a process that was killed was writing. Whatever the run is called, its own files stay, and so does
-    what another process on this machine writes right now (scripts/export.py)."""
+    """Delete partial files of killed processes. The run's own files stay, whatever its name is, and so do files that
+    another process on this machine is writing (scripts/export.py)."""
     for path in place.rglob(f"*{PARTIAL}*"):
         if path.name.removeprefix(name).endswith((PARTIAL, f"{PARTIAL}.safetensors")) and not writer_lives(path):
             state.remove(path)
@@ -288,17 +288,17 @@ def remove_leftovers(place: Path, name: str) -> None:
 
 def write_environment(path: Path) -> list[str]:
     """Add this start to `environment.json`: machine, versions and command. A resumed run has several. Sentences about a
-    file that is damaged: it is put aside, and a new one begun."""
+    file that is damaged: it is renamed, and a new one created."""
     starts, notes = [], []
     try:
         starts = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
         if not isinstance(starts, list) or not all(isinstance(start, dict) for start in starts):
-            raise ValueError("it is no list of starts")
+            raise ValueError("it is not a list of starts")
     except (ValueError, RecursionError) as error:
         aside = path.with_name(f"{path.name}.damaged")
         path.replace(aside)
         reason = "it is nested too deeply" if isinstance(error, RecursionError) else error
-        starts, notes = [], [f"{path} is damaged ({reason}); it is now {aside.name}, and a new one is begun"]
+        starts, notes = [], [f"{path} is damaged ({reason}); renamed it to {aside.name} and created a new one"]
     write_whole(path, json.dumps([*starts, environment()], indent=2, ensure_ascii=False) + "\n")
     return notes
 
@@ -315,7 +315,7 @@ def environment() -> dict[str, Any]:
         "command": sys.argv,
         "process": {
             "pid": process.pid,
-            "created": process.create_time(),  # with it, another process that got the same number later is told apart
+            "created": process.create_time(),  # tells another process with the same id apart
             "host": platform.node(),
             "folder": str(Path.cwd()),
         },
@@ -331,7 +331,7 @@ def environment() -> dict[str, Any]:
 
 
 def git_commit(folder: Path) -> str | None:
-    """Commit of the working copy that `folder` is the root of; None if it is none, or git is missing."""
+    """Commit of the git repository in `folder`; None if it is not one, or git is missing."""
     if not (folder / ".git").exists():
         return None
     command = ["git", "-C", str(folder), "rev-parse", "HEAD"]

@@ -1,4 +1,4 @@
-"""Sample pictures along the training, and the grid that compares them."""
+"""Sample pictures during training, and the grid that compares them."""
 
 import re
 from collections.abc import Sequence
@@ -37,7 +37,7 @@ def save_picture(picture: Image.Image, path: Path) -> None:
 
 def sampled_steps(folder: Path, count: int, rows: int = 5) -> list[int]:
     """Steps with pictures of the first `count` prompts: the first, the last and some between, at most `rows`. Files of
-    other names are passed over."""
+    other names are ignored."""
     found = (NAME.fullmatch(path.name) for path in (folder / "samples").iterdir())
     steps = sorted({int(name["step"]) for name in found if name and int(name["number"]) < count})
     if len(steps) <= rows:

@@ -12,7 +12,7 @@ def factor(options: Training, steps: int, step: int) -> float:
     """What the learning rate is multiplied by in step `step` (0 to `steps` - 1).
 
     Rises in equal parts to 1 at the last step of the warm-up, then falls to `final_lr` at the last step of all. It is
-    never 0 during the warm-up, so that the first step does something.
+    never 0 during the warm-up, so that the first step has an effect.
     """
     assert 0 <= step < steps, (step, steps)
     warmup = warmup_steps(options, steps)
@@ -32,14 +32,14 @@ def warmup_steps(options: Training, steps: int) -> int:
 
 
 def replanned(options: Training, step: int, before: int, now: int) -> str:
-    """What was otherwise in the first `step` of `before` steps than in those of `now`, in a clause; empty: nothing."""
+    """What differs in the first `step` steps between trainings of `before` and `now` steps, in a clause; or empty."""
     if all(factor(options, before, done) == factor(options, now, done) for done in range(step)):
         return ""
     last = f"it was {options.learning_rate * factor(options, before, step - 1):.3g} in step {step}"
     if step == now:
         return f"the learning-rate schedule has not reached its end; {last}"
     following = options.learning_rate * factor(options, now, step)
-    return (f"the learning rate follows the schedule of {now} steps from here on; {last}, and is {following:.3g} in "
+    return (f"the learning rate follows the schedule of {now} steps from here on; {last} and is {following:.3g} in "
             f"step {step + 1}")
 
 

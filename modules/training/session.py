@@ -1,4 +1,4 @@
-"""Everything a training needs, made ready in order: model, pictures, caches, adapters, optimizer, state."""
+"""Everything a training needs, prepared in order: model, pictures, caches, adapters, optimizer, state."""
 
 import os
 import time
@@ -55,13 +55,13 @@ BAR = "{desc}: {n_fmt} of {total_fmt} |{bar}| {remaining} left"
 
 
 def start_processes() -> PartialState:
-    """Device and processes as accelerate's launcher set them. `PartialState` by itself does not read the launcher's
-    wish for the CPU, and without it does not join CPU processes together."""
+    """Device and processes as accelerate's launcher set them. `PartialState` by itself ignores the launcher's
+    `--cpu`, and then does not connect CPU processes."""
     return PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"), timeout=PATIENCE)
 
 
 def start_accelerator(preset: Preset, machine: PartialState) -> Accelerator:
-    """Accelerate on `machine` with the precision that the preset wants."""
+    """Accelerate on `machine` with the preset's precision."""
     assert machine.device is not None
     name = setup.precision(preset, machine.device)
     return Accelerator(mixed_precision={"float32": "no", "bfloat16": "bf16", "float16": "fp16"}[name])
@@ -69,7 +69,7 @@ def start_accelerator(preset: Preset, machine: PartialState) -> Accelerator:
 
 @dataclass(frozen=True)
 class Pictures:
-    """What is trained on, and what is only looked at."""
+    """The pictures for training and for validation."""
 
     training: Index
     validation: Index | None
@@ -77,7 +77,7 @@ class Pictures:
 
 @dataclass
 class Session:
-    """One training, ready to go on at step `step`."""
+    """One training, ready to continue at step `step`."""
 
     preset: Preset
     run: Run
@@ -103,30 +103,30 @@ class Session:
     """Loss before training on the samples of the first steps, see `collapse`."""
     watch: Watch = field(default_factory=Watch)
     collapsed: dict[str, str] = field(default_factory=dict)
-    """What is wrong with the loss at present, in sentences, by where it is."""
+    """What is wrong with the loss now, in sentences, by what it was measured on."""
     started: float = field(default_factory=time.time)
     """Unix time of the first start, s."""
     made: Future[fingerprints.Made] | None = None
-    """What the run is made from; in the process that writes states."""
+    """The run's fingerprints; in the process that writes states."""
 
     def __post_init__(self) -> None:
         self.feed = Feed(self)
 
     @property
     def prediction(self) -> str:
-        """What the network predicts."""
+        """The prediction type."""
         return self.model.process.prediction
 
     @property
     def density(self) -> Density:
-        """How often which noise level is trained on."""
+        """The timestep distribution."""
         wanted = self.preset.objective
         kind = self.model.process.density if wanted.density == "auto" else wanted.density
         return Density(kind, wanted.density_mean, wanted.density_spread, wanted.mode_scale)
 
     @property
     def takes_part(self) -> bool:
-        """Whether this process does what the main one writes down: reading a sharded base takes all of them."""
+        """Whether this process validates and samples: the main one, or with a sharded base all of them."""
         return self.accelerator.is_main_process or sharding.is_wanted()
 
     def encode(self, captions: list[str]) -> Texts:
@@ -141,13 +141,13 @@ class Session:
             self.run.check_there()
 
     def tensors(self) -> dict[str, Tensor]:
-        """Parameters and buffers of all adapters, `<full layer name>.<tensor>`; themselves, no copies."""
+        """Parameters and buffers of all adapters, `<full layer name>.<tensor>`; not copies."""
         named = [(name, layer.adapter.state_dict()) for name, layer in self.adapted.items()]
         return {f"{name}.{key}": value for name, tensors in named for key, value in tensors.items()}
 
     def check_finite(self) -> dict[str, Tensor]:
-        """`tensors`. Raises FloatingPointError where they or the optimizer's state are non-finite: no file may have
-        such values. Call it in every process, so that all of them stop."""
+        """`tensors`. Raises FloatingPointError where they or the optimizer's state are non-finite: these must not
+        be saved. Call it in every process, so that all of them stop."""
         tensors = self.tensors()
         finite.check_finite(tensors, self.optimizer, self.step, self.preset.training)
         return tensors
@@ -158,16 +158,16 @@ class Session:
         return type(adapters[0]).penalty(adapters)
 
     def after_step(self) -> list[nn.Parameter]:
-        """Let the method do what it does after each step; parameters that the optimizer has to see as new."""
+        """Run the method's `after_step`; the parameters whose optimizer state has to be reset."""
         adapters = [layer.adapter for layer in self.adapted.values()]
         with torch.no_grad():
             return type(adapters[0]).after_step(adapters, self.step + 1, self.steps)
 
 
 def prepare(preset: Preset, pictures: Pictures, run: Run, events: Events, accelerator: Accelerator) -> Session:
-    """Stations 4 to 8 of a run, and the last state if there is one. Raises ValueError for bad input.
+    """Prepare a run up to its first step, or from its last state if there is one. Raises ValueError for bad input.
 
-    Everything is encoded before the denoiser comes to the device: the two never have to fit at the same time.
+    Everything is encoded before the denoiser is moved to the device: both never have to fit at the same time.
     """
     for note in run.notes:
         resuming.warn(events, note)
@@ -189,7 +189,7 @@ def prepare(preset: Preset, pictures: Pictures, run: Run, events: Events, accele
     adapted = attach(model, preset, run, events)
     groups = setup.parameter_groups(adapted, model, preset.targets)
     gradients, optimizer = flat.build(preset.optimizer, groups, training.learning_rate)
-    # Not accelerate's `prepare`: it would want to shard the optimizer's parameters too.
+    # Not accelerate's `prepare`: it would shard the optimizer's parameters too.
     session = Session(
         preset=preset,
         run=run,
@@ -214,7 +214,7 @@ def prepare(preset: Preset, pictures: Pictures, run: Run, events: Events, accele
 
 
 def make_batches(preset: Preset, index: Index, accelerator: Accelerator) -> Batches:
-    """What this process trains on, and when."""
+    """The batches of this process."""
     return Batches(
         index,
         preset.data,
@@ -227,8 +227,8 @@ def make_batches(preset: Preset, index: Index, accelerator: Accelerator) -> Batc
 
 
 def attach(model: Any, preset: Preset, run: Run, events: Events) -> dict[str, Adapted]:
-    """The adapters, by full layer name: fresh ones, or with the values of adapter.start_from or of a pool of adapters
-    where a run begins."""
+    """The adapters, by full layer name: fresh ones; in a new run with the values of adapter.start_from or of a pool of
+    adapters."""
     begun = first_values.is_begun(run.folder)
     given, beside = {}, None
     if not begun:
@@ -238,14 +238,14 @@ def attach(model: Any, preset: Preset, run: Run, events: Events) -> dict[str, Ad
         events.write("warning", {"message": note, "detail": ""})
     for note in setup.unmoved(adapted):  # `check`, which reads no weights, cannot say it
         resuming.warn(events, note)
-    if not begun:  # values that were computed, not drawn, need not be the same on every device
+    if not begun:  # computed values may differ between devices
         values = [tensor for layer in adapted.values() for tensor in layer.adapter.state_dict().values()]
         gradient_start.share([tensor for tensor in values if tensor.is_floating_point()])
     return adapted
 
 
 def place(model: Any, preset: Preset, events: Events, accelerator: Accelerator) -> None:
-    """Bring the denoiser, or this process' share of it, to the device."""
+    """Move the denoiser, or this process' shard of it, to the device."""
     if not sharding.is_wanted():
         setup.place(model, preset)
         return
@@ -280,11 +280,11 @@ class Caches:
 
     latents: LatentCache
     texts: TextCache | None
-    """None where captions are encoded anew in each step."""
+    """None where captions are encoded in each step."""
 
 
 def make_caches(preset: Preset, model: Any) -> Caches:
-    """Captions are kept where neither they nor the text encoders change."""
+    """Captions are cached where neither they nor the text encoders change."""
     stable = not (preset.data.shuffle or preset.data.part_dropout) and not setup.trains_texts(model, preset.targets)
     return Caches(LatentCache(preset.data, model), TextCache(preset.data, model) if stable else None)
 
@@ -315,7 +315,7 @@ def fill_caches(
 
 @contextmanager
 def progress_bar(title: str, shown: bool) -> Iterator[Progress]:
-    """A bar that is told how far things are. It shows only what takes longer than a moment, and is gone afterwards."""
+    """A progress bar. It only appears for what takes a second or more, and is removed afterwards."""
     with tqdm(desc=title, total=1, delay=1, leave=False, disable=not shown, bar_format=BAR) as bar:
 
         def move(done: int, total: int) -> None:
@@ -338,7 +338,7 @@ def sample_prompts(preset: Preset, training: Index) -> list[str]:
 
 
 def training_facts(session: Session) -> Facts:
-    """What the files say about this training."""
+    """Facts about this training for its files' metadata."""
     epoch = int(session.batches.epoch(session.step))
     prompts = sample_prompts(session.preset, session.index)
     pictures = session.index.pictures
@@ -346,8 +346,8 @@ def training_facts(session: Session) -> Facts:
 
 
 def save(session: Session) -> None:
-    """Write a training state; older ones are deleted. Raises FloatingPointError, in all processes, rather than write
-    one with values that are not finite."""
+    """Write a training state; older ones are deleted. Raises FloatingPointError, in all processes, rather than save
+    non-finite values."""
     tensors = session.check_finite()
     if not session.accelerator.is_main_process:
         return
@@ -370,13 +370,13 @@ def save(session: Session) -> None:
 
 
 def made_from(session: Session) -> dict[str, str]:
-    """The fingerprints for a state. It is written without them where files have become unreadable."""
+    """The fingerprints for a state. It is saved without them where files have become unreadable."""
     if session.made is None:
         return {}
     try:
         return {fingerprints.RECORD: fingerprints.as_text(session.made.result())}
     except OSError as error:
-        resuming.warn(session.events, f"this state does not say what it was trained on: {error}")
+        resuming.warn(session.events, f"this training state is saved without fingerprints: {error}")
         return {}
 
 

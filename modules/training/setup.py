@@ -1,4 +1,4 @@
-"""From a preset to a model with adapters: which layers are matched, and putting adapters on them."""
+"""From a preset to a model with adapters: which layers are matched, and attaching adapters to them."""
 
 import difflib
 from collections import Counter
@@ -24,7 +24,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 
 def precision(preset: Preset, device: torch.device) -> str:
-    """The number format of forward and backward pass on `device`."""
+    """The dtype of forward and backward pass on `device`."""
     if preset.training.precision != "auto":
         return preset.training.precision
     if device.type != "cuda":
@@ -33,7 +33,7 @@ def precision(preset: Preset, device: torch.device) -> str:
 
 
 def base_dtype(preset: Preset, device: torch.device) -> torch.dtype:
-    """The number format the frozen weights are kept in."""
+    """The dtype of the frozen weights."""
     return DTYPES[precision(preset, device) if preset.base.dtype == "auto" else preset.base.dtype]
 
 
@@ -76,7 +76,7 @@ def match_layers(model: Any, targets: Targets) -> tuple[list[str], list[str]]:
 
 @dataclass(frozen=True)
 class Own:
-    """What a layer has of its own."""
+    """A layer's own settings."""
 
     rank: int | None
     """None: adapter.rank."""
@@ -90,7 +90,7 @@ class Own:
 
 
 def own_settings(model: Any, targets: Targets, names: Collection[str]) -> dict[str, Own]:
-    """What each of the layers `names` has of its own. Of rules that give the same to one layer, the last one counts."""
+    """The own settings of each of the layers `names`. Of rules that give the same to one layer, the last one counts."""
     ranks: dict[str, int] = {}
     rates: dict[str, dict[str, float]] = {}
     for number, (rule, hits) in enumerate(_hits(model, targets, names)):
@@ -113,7 +113,7 @@ def _hits(model: Any, targets: Targets, names: Iterable[str]) -> list[tuple[Rule
 
 
 def uneven_rates(own: Iterable[Own]) -> tuple[tuple[str, float], ...]:
-    """The options, with their factors, that make some of the layers learn at another rate than others."""
+    """The options, with their factors, that give some of the layers another learning rate than others."""
     layers = list(own)
     if len({one.lr_scale for one in layers}) < 2:
         return ()
@@ -152,7 +152,7 @@ def optimizer_problems(preset: Preset) -> list[str]:
 def unmatched_rules(model: Any, targets: Targets, chosen: Collection[str]) -> list[str]:
     """Rules that are for none of the layers `chosen`, in sentences. Call it before adapters are attached."""
     names, sets, problems = layer_names(model), model.named_targets(), []
-    expected = targets.layers in sets and chosen  # else that is what is wrong
+    expected = targets.layers in sets and chosen  # else another problem is reported
     adapted, misses = set(chosen), 0
     for number, (rule, hits) in enumerate(_hits(model, targets, names)):
         place = f"targets.rules[{number}].match: {rule.match!r}"
@@ -177,7 +177,7 @@ def whole(model: Any) -> nn.ModuleDict:
 
 
 def attach_all(model: Any, preset: Preset) -> tuple[dict[str, Adapted], list[str]]:
-    """Put the preset's adapter on all matched layers that can take it; and what is wrong, in sentences."""
+    """Attach the preset's adapter to all matched layers that can take it; and what is wrong, in sentences."""
     network = whole(model)
     names, problems = match_layers(model, preset.targets)
     problems += rule_problems(preset) + unmatched_rules(model, preset.targets, names)
@@ -191,7 +191,7 @@ def attach_all(model: Any, preset: Preset) -> tuple[dict[str, Adapted], list[str
 
 
 def with_rank(config: AdapterConfig, rank: int | None) -> AdapterConfig:
-    """The method's options with a layer's own rank, if it has one and the method knows ranks."""
+    """The method's options with a layer's own rank, if it has one and the method has a rank."""
     given = rank is not None and "rank" in type(config).model_fields
     return config.model_copy(update={"rank": rank}) if given else config
 
@@ -206,15 +206,15 @@ def load(preset: Preset, device: torch.device) -> Any:
 
 
 def place(model: Any, preset: Preset) -> None:
-    """Bring the denoiser to the device, and text encoders that are adapted. Raises ValueError for what is wrong."""
+    """Move the denoiser to the device, and text encoders that are adapted. Raises ValueError for what is wrong."""
     if problems := block_problems(model, preset.base):
         raise ValueError("\n".join(problems))
     model.place(preset.base, trains_texts(model, preset.targets))
 
 
 def attach_ready(model: Any, preset: Preset) -> dict[str, Adapted]:
-    """Put adapters at the start of training on the networks, which are on the device, and make these ready for it.
-    Raises ValueError for what is wrong."""
+    """Attach fresh adapters to the networks, which are on the device, and set these up for training. Raises ValueError
+    for what is wrong."""
     adapted, problems = attach_all(model, preset)
     if problems:
         raise ValueError("\n".join(problems))
@@ -247,7 +247,7 @@ def block_problems(model: Any, base: Base) -> list[str]:
 
 
 def load_and_attach(preset: Preset, device: torch.device) -> tuple[Any, dict[str, Adapted]]:
-    """Both at once, for what needs no encoding before."""
+    """Load, place and attach, where nothing has to be encoded before."""
     model = load(preset, device)
     place(model, preset)
     return model, attach_ready(model, preset)
@@ -284,7 +284,7 @@ class LayerRow:
     channels: int
     kernel: int
     parameters: int
-    """Those that are trained."""
+    """Trainable parameters."""
     rank: int | None
     """None for methods without one."""
     lr_scale: float
@@ -325,5 +325,5 @@ def trains_texts(model: Any, targets: Targets) -> bool:
 
 
 def in_denoiser(model: Any, name: str) -> bool:
-    """Whether the layer with this full name belongs to the denoiser, the first of the model's networks."""
+    """Whether the layer with this full name is in the denoiser, the first of the model's networks."""
     return name.startswith(next(iter(model.networks)) + ".")

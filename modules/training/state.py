@@ -1,12 +1,12 @@
-"""Training states: everything a run needs to go on bit for bit, as safetensors and JSON (never pickle).
+"""Training states: everything a run needs to resume bit for bit, as safetensors and JSON (never pickle).
 
     <run folder>/state/step-001000/adapter.safetensors
                                    optimizer.safetensors    the tensors of the optimizer's state
                                    preset.json              and other texts that are given
                                    state.json               step, facts, the optimizer's other values, checksums
-                       step-001100.unusable                 was damaged, and the run went on from a state before it
+                       step-001100.unusable                 was damaged, and the run resumed from a state before it
 
-A state is written under another name and renamed when it is complete, so at any time the old or the new one is whole.
+A state is written under another name and renamed when it is complete, so at any time the old or the new one is intact.
 Which one is the newest follows from the number of steps alone, never from a clock.
 """
 
@@ -35,14 +35,14 @@ from modules.training.trees import flatten, plain, unflatten
 FOLDER = "state"
 REPLACED = ".replaced"  # the old state of the same step, until the new one has its name
 LARGEST = 2**28  # bytes of state.json: what an optimizer keeps beside its tensors
-UNUSABLE = ".unusable"  # newer than the state from which the run went on
+UNUSABLE = ".unusable"  # newer than the state from which the run resumed
 
 NAME = re.compile("step-[0-9]{1,18}")
 
 TENSORS = ("adapter.safetensors", "optimizer.safetensors")
 
 DAMAGE = (OSError, ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError, SafetensorError)
-"""What reading a file that was changed in any way may raise."""
+"""What reading a damaged file may raise."""
 
 
 @dataclass(frozen=True)
@@ -68,9 +68,9 @@ def save_state(
 ) -> Path:
     """Write `state/step-<step>/` into the run folder and return its path.
 
-    `step` is the number of finished steps. `facts` holds whatever else has to come back: numbers, texts, lists, dicts;
-    `texts` are files beside it, by name. A state of the same step is replaced. Raises DiskFull, and leaves nothing
-    behind then.
+    `step` is the number of finished steps. `facts` holds whatever else has to be restored: numbers, texts, lists,
+    dicts; `texts` are files beside it, by name. A state of the same step is replaced. Raises DiskFull, and leaves
+    nothing behind then.
     """
     final = folder / FOLDER / f"step-{step:06d}"
     partial = final.with_name(final.name + PARTIAL)
@@ -115,7 +115,7 @@ def _write(
         "optimizer": values,
         "sha256": {name: checksum(folder / name) for name in (*TENSORS, *texts)},
     }
-    assert not nothing, f"facts are no place for tensors: {list(nothing)}"
+    assert not nothing, f"facts must not have tensors: {list(nothing)}"
     text = json.dumps({"contents": contents, "sha256": _text_checksum(contents)}, indent=1, allow_nan=False)
     (folder / "state.json").write_text(text, encoding="utf-8")
 
@@ -137,7 +137,7 @@ def load_state(folder: Path) -> State:
     except DAMAGE as error:
         raise unreadable(folder, error) from error
     if wrong:
-        raise ValueError(f"the training state {folder} cannot be used: these values in it are not finite: {wrong}")
+        raise ValueError(f"the training state {folder} cannot be used: non-finite values in {wrong}")
     return found
 
 
@@ -155,7 +155,7 @@ def _texts(folder: Path, contents: dict) -> dict[str, str]:
 
 
 def read_contents(folder: Path, tensors: bool = True) -> dict:
-    """What `state.json` says, with its own checksum and those of the other files verified; of files with tensors only
+    """The contents of `state.json`. Verifies its own checksum and those of the other files, of files with tensors only
     if `tensors`. Raises ValueError."""
     try:
         document = json.loads(read_text(folder / "state.json", LARGEST))
@@ -163,21 +163,21 @@ def read_contents(folder: Path, tensors: bool = True) -> dict:
         whole = document["sha256"] == _text_checksum(contents)
         sums = contents["sha256"]
         wanted = [name for name in (*TENSORS, *sums) if tensors or name not in TENSORS]
-        for name in wanted:  # before they are read: a pipe would wait for ever, and a hole may have a terabyte
+        for name in wanted:  # before they are read: a pipe would block, and a sparse file may have a terabyte
             read_header(folder / name) if name in TENSORS else check_file(folder / name)
         whole = whole and all(checksum(folder / name) == sums[name] for name in dict.fromkeys(wanted))
         step = contents["step"]
     except DAMAGE as error:
         raise unreadable(folder, error) from error
     if not whole:
-        raise ValueError(f"the training state {folder} is damaged: a checksum differs")
+        raise ValueError(f"the training state {folder} is damaged: checksum mismatch")
     if step != steps_of(folder):
-        raise ValueError(f"the training state {folder} is in another one's folder: it is of step {step}")
+        raise ValueError(f"the training state {folder} is in the wrong folder: it was saved at step {step}")
     return contents
 
 
 def unreadable(folder: Path, error: BaseException) -> ValueError:
-    """What to say of a state that cannot be read."""
+    """The error for a state that cannot be read."""
     reason = "it is nested too deeply" if isinstance(error, RecursionError) else str(error) or type(error).__name__
     return ValueError(f"the training state {folder} is incomplete or unreadable ({reason})")
 
@@ -186,10 +186,10 @@ def check_optimizer(optimizer: Optimizer, state: State) -> None:
     """Raise ValueError if a state is of another optimizer, or of one over other parameters."""
     inner, saved = unwrapped(optimizer), state.optimizer_state
     if saved["class"] != type(inner).__name__:
-        raise ValueError(f"it is of optimizer {saved['class']}, not of {type(inner).__name__}")
+        raise ValueError(f"it was saved with optimizer {saved['class']}, not {type(inner).__name__}")
     before, now = saved["state"]["param_groups"], inner.param_groups
     if [len(group["params"]) for group in before] != [len(group["params"]) for group in now]:
-        raise ValueError("its optimizer has other groups of parameters")
+        raise ValueError("its optimizer has other parameter groups")
 
 
 def restore_optimizer(optimizer: Optimizer, state: State) -> None:
@@ -205,7 +205,7 @@ def restore_optimizer(optimizer: Optimizer, state: State) -> None:
 
 
 def newest(run_folder: Path) -> tuple[Path | None, list[str]]:
-    """Folder of the whole state with the most steps; and why each with more steps is not whole, in sentences."""
+    """Folder of the intact state with the most steps; and why each with more steps is not intact, in sentences."""
     reasons = []
     for folder in reversed(states(run_folder)):
         try:
@@ -218,22 +218,22 @@ def newest(run_folder: Path) -> tuple[Path | None, list[str]]:
 
 
 def latest_state(run_folder: Path) -> Path | None:
-    """Folder of the whole state with the most steps."""
+    """Folder of the intact state with the most steps."""
     return newest(run_folder)[0]
 
 
 def none_left(run_folder: Path, reasons: Sequence[str]) -> str:
-    """What to say where a run has states and none of them can be used."""
+    """The message where a run has states and none of them can be used."""
     listed = "\n".join(f"  {reason}" for reason in reasons)
     return (
-        f"{run_folder} has training states, but none from which the run can go on:\n{listed}\nPut back a copy of one "
+        f"{run_folder} has training states, but none of them can be resumed from:\n{listed}\nRestore a copy of one "
         f"of them, or train under another name (--name); to start at step 0 again, move {run_folder / FOLDER} away."
     )
 
 
 def put_aside(folders: Sequence[Path]) -> None:
-    """Rename states that cannot be used, so that they are never counted or chosen again. The one with the most steps
-    of them is kept, those that were put aside before are deleted."""
+    """Rename unusable states, so that they are never counted or chosen again. The one with the most steps of them is
+    kept, those that were renamed before are deleted."""
     if not folders:
         return
     *others, last = sorted(folders, key=steps_of)
@@ -243,7 +243,7 @@ def put_aside(folders: Sequence[Path]) -> None:
 
 
 def prune_states(run_folder: Path, keep: int, written: Path) -> None:
-    """Delete the states before the last `keep` whole ones, of which `written`, just saved, is the last."""
+    """Delete the states before the last `keep` intact ones, of which `written`, just saved, is the last."""
     older = [folder for folder in states(run_folder) if steps_of(folder) <= steps_of(written)]
     if len(older) <= keep:
         return
@@ -280,7 +280,7 @@ def tidy_states(run_folder: Path) -> None:
 
 
 def states(run_folder: Path) -> list[Path]:
-    """All that has a state's name, whole or not, fewest steps first."""
+    """All that has a state's name, intact or not, fewest steps first."""
     place = run_folder / FOLDER
     found = [path for path in place.iterdir() if NAME.fullmatch(path.name)] if place.is_dir() else []
     return sorted(found, key=steps_of)
@@ -300,7 +300,7 @@ def remove(path: Path) -> None:
 
 
 def _delete(folder: Path) -> None:
-    """Delete a state. If that is interrupted, half a state has no state's name."""
+    """Delete a state. If that is interrupted, the rest does not have a state's name."""
     dying = folder.with_name(folder.name + PARTIAL)
     remove(dying)
     folder.rename(dying)

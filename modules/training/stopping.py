@@ -1,8 +1,8 @@
 """Ctrl-C, SIGTERM and SIGHUP (a terminal that was closed), from the first second to the last.
 
 `begin` comes before anything heavy is imported. From then on a signal raises KeyboardInterrupt at once, which ends the
-program with code 130. Inside of `deferred`, where steps are trained, it is only remembered, and whoever trains asks
-`asked` at points where nothing is half done; a second Ctrl-C raises there too.
+program with code 130. Inside of `deferred`, where steps are trained, it is only remembered, and the loop calls `asked`
+where nothing is half done; a second Ctrl-C raises there too.
 """
 
 import os
@@ -20,10 +20,13 @@ REFUSED, STOPPED = 2, 130
 """Exit codes."""
 
 ONE_CTRL_C = 1.0
-"""Seconds within which signals are one Ctrl-C: a launcher passes it on to processes that the terminal told already."""
+"""Seconds within which signals count as one Ctrl-C: processes get it from the terminal and again from a launcher."""
 
 NAMES = ("SIGINT", "SIGTERM", "SIGHUP")
 """Windows has no SIGHUP."""
+
+REFUSAL = "Cannot start:"
+"""Printed before the list of problems."""
 
 WORDS = b"\nStopping after this step; the state is saved. Press Ctrl-C again to stop at once.\n"
 
@@ -41,7 +44,7 @@ class Signals:
     insisted: bool = False
     """Whether there was a second Ctrl-C."""
     ending: bool = False
-    """Whether the program is on its way out already."""
+    """Whether the program is ending already."""
     speaks: bool = True
     """Whether this process tells the user."""
 
@@ -50,13 +53,13 @@ SIGNALS = Signals()
 
 
 def begin() -> None:
-    """Listen to signals for as long as the program runs."""
+    """Handle signals until the program ends."""
     listen()
     SIGNALS.begun = True
 
 
 def listen() -> dict[int, Any]:
-    """Answer signals by `on_signal`; what answered them before. One that was ignored when the program started
+    """Handle signals by `on_signal`; returns the previous handlers. One that was ignored when the program started
     (`nohup`, a shell's background job) stays so."""
     numbers = [int(signal.Signals[name]) for name in NAMES if name in signal.Signals.__members__]
     before = {number: signal.getsignal(number) for number in numbers}
@@ -67,7 +70,7 @@ def listen() -> dict[int, Any]:
 
 
 def forget() -> None:
-    """Begin anew, where the command is called several times in one process and not by scripts/train.py."""
+    """Reset, where the command is called several times in one process and not by scripts/train.py."""
     if not SIGNALS.begun:
         SIGNALS.asked, SIGNALS.insisted = None, False
 
@@ -79,7 +82,7 @@ def on_signal(number: int, frame: object) -> None:
         SIGNALS.asked = now
     if SIGNALS.ending:
         if number == signal.SIGINT and now - SIGNALS.asked > ONE_CTRL_C:
-            os._exit(STOPPED)  # something hangs at the end
+            os._exit(STOPPED)  # cleaning up hangs
         return
     if not SIGNALS.deferred:
         raise KeyboardInterrupt
@@ -91,7 +94,7 @@ def on_signal(number: int, frame: object) -> None:
 
 
 def say(words: bytes) -> None:
-    """Tell the user. Not `print`: a signal may come in the middle of one, which cannot be entered twice."""
+    """Tell the user. Not `print`: a signal may come in the middle of one, and it is not reentrant."""
     try:
         if SIGNALS.speaks:
             os.write(2, words)
@@ -115,7 +118,7 @@ def deferred(speaks: bool) -> Iterator[None]:
     before = {} if SIGNALS.begun else listen()
     SIGNALS.deferred, SIGNALS.speaks = True, speaks
     try:
-        if asked():  # somebody has caught the KeyboardInterrupt
+        if asked():  # the KeyboardInterrupt was caught elsewhere
             say(WORDS)
         yield
     finally:
@@ -137,20 +140,20 @@ def at_once() -> Iterator[None]:
 
 
 def end() -> None:
-    """From here on signals do not interrupt: files are being closed, and the outcome is said."""
+    """From here on signals do not interrupt: files are being closed, and the outcome is printed."""
     SIGNALS.ending = SIGNALS.begun
 
 
 def run(program: Callable[[], int]) -> int:
-    """The exit code of `program`. Signals and errors end it with a sentence and without a trace."""
+    """The exit code of `program`. Signals and errors end it with a sentence and without a traceback."""
     try:
         return program()
     except KeyboardInterrupt:
         end()
         print("Stopped.", file=sys.stderr)
         return STOPPED
-    except Exception as error:  # noqa: BLE001  whatever it was, a trace tells a user nothing
-        print(f"Nothing was started, because:\n  - {sentence(error)}", file=sys.stderr)
+    except Exception as error:  # noqa: BLE001  whatever it was, a traceback tells a user nothing
+        print(f"{REFUSAL}\n  - {sentence(error)}", file=sys.stderr)
         return REFUSED
     finally:
         end()

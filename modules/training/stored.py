@@ -1,4 +1,4 @@
-"""The adapters that a run has on disk, finished or not: its adapter.safetensors, or one of its training states."""
+"""The adapters that a run, finished or not, has on disk: its adapter.safetensors, or one of its training states."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -42,19 +42,19 @@ def source(folder: Path, step: int | None) -> tuple[Path | State, list[str]]:
                 return file, reasons if later else []
     if newest is None:
         listed = "".join(f"\n  {reason}" for reason in reasons)
-        then = "put back a copy, or train under another name" if reasons else "go on with the training"
-        raise ValueError(f"{folder}: the run has no {ADAPTER} and no training state that can be read; {then}{listed}")
+        then = "restore a copy, or train under another name" if reasons else "continue the training"
+        raise ValueError(f"{folder}: the run has no readable {ADAPTER} and no readable training state; {then}{listed}")
     try:
         return state.load_state(newest), reasons
     except ValueError:
         if newest.exists():
             raise
-        return source(folder, step)  # the run is under way, and has deleted it for a newer one meanwhile
+        return source(folder, step)  # the run is training, and has deleted it for a newer one meanwhile
 
 
 def export_again(run: Run, adapter: Path, preset: Preset, device: torch.device) -> Path:
-    """Write the exported file of a run that is done once more, from its adapters. Events are written last: until then
-    the run is as it was. Raises ValueError, and OSError as `export`."""
+    """Write the exported file of a finished run again, from its adapters. Events are written last: until then the run
+    is unchanged. Raises ValueError, and OSError as `export`."""
     path = run.folder / f"{run.name}.safetensors"
     with loaded(adapter, preset, device) as (model, layers, facts):
         report = export(model, layers, preset, facts, path)
@@ -70,13 +70,13 @@ def export_again(run: Run, adapter: Path, preset: Preset, device: torch.device) 
 def _of_step(folder: Path, step: int) -> State:
     found = {state.steps_of(path): path for path in state.states(folder)}
     if step not in found:
-        there = f"it has {', '.join(map(str, found))}" if found else "it has none"
-        raise ValueError(f"--state {step}: {folder} has no training state of this step; {there}")
+        there = ", ".join(map(str, found)) or "none"
+        raise ValueError(f"--state {step}: {folder} has no training state of this step; available: {there}")
     return state.load_state(found[step])
 
 
 def facts_in(file: Path) -> Facts:
-    """What an adapter.safetensors says of its run."""
+    """The facts about its run in an adapter.safetensors."""
     with safe_open(file, "pt") as opened:
         written = (opened.metadata() or {}).get("facts")
     return Facts.from_json(written) if written else Facts()
@@ -93,7 +93,7 @@ def loaded(
     found: Path | State, preset: Preset, device: torch.device
 ) -> Iterator[tuple[Any, dict[str, Adapted], Facts]]:
     """The model, the adapters by full layer name, as the run itself would export them now, and the run's facts. Raises
-    ValueError where they are not the preset's."""
+    ValueError where they do not fit the preset."""
     model, layers = setup.load_and_attach(preset, device)
     if isinstance(found, Path):
         yield model, layers, run_file.load(found, layers)

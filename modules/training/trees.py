@@ -10,7 +10,7 @@ from torch import Tensor
 def flatten(value: Any, name: str, tensors: dict[str, Tensor], seen: dict[tuple, str]) -> Any:
     """`value` as JSON, with its tensors moved into `tensors` under names that begin with `name`.
 
-    Anything but plain numbers, texts, booleans and None becomes a list `[kind, ...]`. A tensor that occurs several
+    Anything but numbers, texts, booleans and None becomes a list `[kind, ...]`. A tensor that occurs several
     times (`seen`, by memory, shape and stride) is stored once.
     """
     if value is None or isinstance(value, (bool, str)) or type(value) is int:

@@ -171,7 +171,7 @@ class Training:
 
     def write(self, model: Generator) -> None:
         """The diffusers folder."""
-        self.vae.register_to_config(shift_factor=0.0)  # this kind's pipeline wants a number
+        self.vae.register_to_config(shift_factor=0.0)  # this pipeline requires a number
         scheduler = diffusers.FlowMatchEulerDiscreteScheduler(**SCHEDULE)
         clip_tokens, t5_tokens = self.tokenizers
         pipeline = diffusers.FluxPipeline(

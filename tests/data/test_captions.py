@@ -99,7 +99,7 @@ def test_metadata_line():
         ('{"text": "x"}', "file_name"),
         ('{"file_name": "a.png"}', "no caption"),
         ('{"file_name": "a.png", "text": null}', "no caption"),
-        ('{"file_name": "a.png", "text": "x", "caption": "y"}', "leave one"),
+        ('{"file_name": "a.png", "text": "x", "caption": "y"}', "keep one"),
     ]:
         with pytest.raises(ValueError, match=reason):
             parse_metadata_line(line)

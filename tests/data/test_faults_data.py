@@ -225,7 +225,7 @@ def test_file_names_as_captions_are_text(folder):
 @pytest.mark.parametrize(
     "line, words",
     [
-        ('{"file_name": "a.png", "text": "half \\ud83d"}', "half a character"),
+        ('{"file_name": "a.png", "text": "half \\ud83d"}', "half a surrogate pair"),
         ('{"file_name": "no\\ud83d.png", "text": "x"}', "missing file, no\\ud83d.png"),
         ('{"file_name": "no\\n\\u001b.png", "text": "x"}', "missing file, no\\n\\x1b.png"),
         ('{"file_name": "a\\u0000.png", "text": "x"}', "missing file"),
@@ -283,7 +283,7 @@ def test_a_pipe_that_took_a_picture_s_place(folder):
     path = folder.path / "pipe.png"
     os.mkfifo(path)
     for read in (open_picture, read_size, read_text):
-        with pytest.raises(ValueError, match=r"pipe\.png: (it )?is no file"):
+        with pytest.raises(ValueError, match=r"pipe\.png: (it )?is not a regular file"):
             within(5, partial(read, path))
 
 

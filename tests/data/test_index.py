@@ -104,7 +104,7 @@ def test_all_problems_at_once(folder):
     expected = [
         ["data.separator"],
         ["data.resolution 16", "32"],
-        ["cut.jpg", "broken"],
+        ["cut.jpg", "damaged"],
         ["text.png", "convert it"],
         ["latin.txt", "UTF-8"],
         ["metadata.jsonl line 2", "JSON"],
@@ -138,7 +138,7 @@ def test_nothing_to_train_on(folder):
     (problem,) = problems_of(folder)
     assert "1 .heic" in problem and ".png" in problem
     missing = str(folder.path / "no")
-    for paths, reason in [((), "is empty"), ((missing,), "no such folder"), (("", missing), "the empty text")]:
+    for paths, reason in [((), "is empty"), ((missing,), "no such folder"), (("", missing), "is empty; remove")]:
         with pytest.raises(DataProblems, match=reason):
             build_index(Data(folders=paths), "training", 32)
     with pytest.raises(DataProblems, match=r"data\.validation_folder .*is a file"):
@@ -166,10 +166,10 @@ def test_notes(folder):
         ["several lines", "lines.png"],
         ["several pictures", "pair.png", "pair.jpg"],
         [".txt files without", "README.txt"],
-        ["other kinds", "old.heic"],
+        ["other files are ignored", "old.heic"],
         ["hidden", ".DS_Store"],
         ["repeat", "2023_summer"],
-        ["read already", "loop"],
+        ["already read", "loop"],
     ]
     assert len(notes) == len(expected)
     for words in expected:
@@ -213,9 +213,9 @@ def test_names_of_folders_tell_them_apart():
     [
         (["{0}", "{0}"], "is given twice"),
         (["{0}", "{0}/../pictures"], "is the same folder as {0}"),
-        (["{0}", "{0}/sub"], "{0}/sub: lies inside {0}, whose sub-folders are read too"),
-        (["{0}/sub", "{0}"], "{0}/sub: lies inside {0}, whose sub-folders are read too"),
-        (["{0}", ""], "one of the folders is the empty text"),
+        (["{0}", "{0}/sub"], "{0}/sub: is inside {0}, whose sub-folders are also read"),
+        (["{0}/sub", "{0}"], "{0}/sub: is inside {0}, whose sub-folders are also read"),
+        (["{0}", ""], "one of the folders is empty"),
     ],
 )
 def test_folders_that_are_there_twice(folder, given, words):

@@ -170,7 +170,7 @@ def test_what_is_broken_is_said_and_the_rest_is_shown(ask, data, folder):
     assert sum(bool(row["problem"]) for row in rows.values()) == 2
     assert all(problem.startswith("data.folders:") for problem in found["problems"]) and len(found["problems"]) == 2
     assert found["tokens"] is None and {row["too_long"] for row in rows.values()} == {None}
-    assert "base.path: nowhere" in found["notes"][-1] and "steps of 8 px" in found["notes"][-1]
+    assert "base.path: nowhere" in found["notes"][-1] and "multiples of 8 px" in found["notes"][-1]
     small = ask("pictures", data.model_copy(update={"resolution": 16, "buckets": False}), base="nowhere")
     assert small["buckets"][0]["size"] == [16, 16]
 
@@ -180,7 +180,7 @@ def test_what_is_broken_is_said_and_the_rest_is_shown(ask, data, folder):
     [
         ({"ask": "nothing"}, "ask: 'nothing' is not one of pictures, sees"),
         ({"path": None}, "path: None is not of the type str"),
-        ({"path": "no.png"}, "no.png: there is no such file"),
+        ({"path": "no.png"}, "no.png: no such file"),
         ({"path": __file__, "caption": ""}, "is not a PNG"),
         ({"draws": 0}, "draws: 0 is not between 1 and 1000"),
         ({"seed": "x"}, "seed: 'x' is not of the type int"),
@@ -219,6 +219,6 @@ def test_the_process_answers_one_line_each_and_ends_with_its_input(folder):
     )  # fmt: skip
     first, broken, other, last = [json.loads(line) for line in done.stdout.splitlines()]
     assert first["id"] == "a" and [row["path"] for row in first["pictures"]] == [path]
-    assert "no family 'nothing'" in first["notes"][-1]
+    assert "no such family: 'nothing'" in first["notes"][-1]
     assert broken["id"] is None and "line of JSON" in broken["error"] and "object" in other["error"]
     assert last["id"] == 3 and len(last["draws"]) == 2

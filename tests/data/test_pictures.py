@@ -98,7 +98,7 @@ def test_refused(folder):
     bad = {
         folder.write("text.png", "not a picture"): "convert it",
         folder.write("empty.png", ""): "file is empty",
-        folder.write("cut.jpg", good.read_bytes()[:2000]): "broken",
+        folder.write("cut.jpg", good.read_bytes()[:2000]): "damaged",
         folder.write("script.png", "%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n"): "convert it",
         folder.save("moving.gif", frames[0], save_all=True, append_images=frames[1:]): "2 frames",
         folder.save("moving.webp", frames[0], save_all=True, append_images=frames[1:]): "2 frames",

@@ -96,7 +96,7 @@ def test_everything_else_stays(tmp_path, monkeypatch, capsys):
     }
     assert {key: t.dtype for key, t in after.items()} == {key: t.dtype for key, t in before.items()}
     told = capsys.readouterr().out
-    assert "magnitudes are kept" in told and "1 layers of another kind are kept as they are (LoHa)" in told
+    assert "magnitudes are kept" in told and "1 layers of another kind are unchanged (LoHa)" in told
 
 
 def test_pefts_scale_goes_into_the_factors(tmp_path):

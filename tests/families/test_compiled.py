@@ -52,7 +52,7 @@ def check(family, folder, method: str, packing: str, checkpointing: bool) -> Non
     for one, two in zip(plain, found, strict=True):
         assert (one - two).norm() <= 1e-4 * one.norm() + 3e-7 * largest  # some are rounding only
     assert counters["stats"]["unique_graphs"] > 0, "nothing was compiled"
-    assert not counters["recompile_limit"], "blocks of a kind share what is compiled"
+    assert not counters["recompile_limit"], "blocks of a kind share the compiled code"
 
 
 @pytest.mark.short("sdxl")

@@ -160,7 +160,7 @@ def test_a_transformer_alone_needs_a_folder_with_the_other_weights(place, tmp_pa
     assert Model.load(base, CPU, torch.float32)
     for path in (tmp_path / "base" / "text_encoder_2").glob("*.safetensors"):
         path.unlink()
-    one_sentence(base, "base.config", "transformer alone", "no weights of text_encoder_2")
+    one_sentence(base, "base.config", "only the transformer", "no weights of text_encoder_2")
     (tmp_path / "base" / "vae" / "config.json").unlink()
     one_sentence(base, "base.config", "vae/config.json")
 

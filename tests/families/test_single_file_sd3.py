@@ -106,7 +106,7 @@ def test_what_is_missing_is_one_sentence(without, config, pair, tmp_path):
     one_sentence(without(*ENCODERS, config=config), "CLIP-L", "CLIP-G", "T5", "--base.config", "text_encoder_2")
     forget_t5(config)
     one_sentence(without(*ENCODERS, config=config), "CLIP-L", "CLIP-G", "text_encoder, text_encoder_2")
-    one_sentence(without(TRANSFORMER), "base.path", "lacks the transformer")
+    one_sentence(without(TRANSFORMER), "base.path", "has no transformer")
     (config / "transformer" / "config.json").unlink()
     one_sentence(without(config=config), "base.config", "transformer/config.json")
     (tmp_path / "cut.safetensors").write_bytes(pair[1].read_bytes()[:1000])

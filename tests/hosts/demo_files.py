@@ -153,7 +153,7 @@ def page(text: str) -> str:
 def main() -> int:
     """As the command line says."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--runs", type=Path, default=Path("runs/demo_files"), help="where runs are looked for and made")
+    parser.add_argument("--runs", type=Path, default=Path("runs/demo_files"), help="folder of the runs")
     parser.add_argument("--only", nargs="+", metavar="PRESET")
     parser.add_argument("--write", action="store_true", help="put what was measured into the record, and the page")
     parser.add_argument("--table", action="store_true", help="write the page from the record alone")

@@ -92,7 +92,7 @@ def test_bad_files_are_one_sentence(run, text, name, words, tmp_path):
     [
         (["--method", "lokr2"], "--method: lokr2 is unknown"),
         (["--family", "wan"], "--family: wan is unknown"),
-        (["--name", "a/b"], "is no file name"),
+        (["--name", "a/b"], "is not a file name"),
         (["--out", "x.txt"], "does not end in .json"),
     ],
 )

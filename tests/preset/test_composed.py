@@ -155,16 +155,16 @@ MISTYPED = [("lora_sdlx", "lora_sdxl"), ("lora_sdxl_dmeo", "lora_sdxl"), ("lra_d
 @pytest.mark.parametrize("name, near", MISTYPED)
 def test_a_mistyped_name_gets_one_sentence_with_the_nearest(name, near):
     problem = problem_of(name)
-    assert problem.startswith(f"{name!r}: no preset has this name") and "\n" not in problem
+    assert problem.startswith(f"{name!r}: no such preset") and "\n" not in problem
     assert near in problem and (bool(near) <= ("did you mean" in problem))
 
 
 WRONG_PARTS = [
     ("{", "is not JSON"),
-    ([], "a preset is a mapping in braces"),
+    ([], "a preset is an object in braces"),
     ({"setings": {}}, "setings: unknown; a part of presets has description, settings, purposes, variants"),
     ({"settings": []}, "settings: [] is of the wrong kind; it has to be a dict"),
-    ({"purposes": {"demo": []}}, "purposes.demo: a part of presets is a mapping in braces"),
+    ({"purposes": {"demo": []}}, "purposes.demo: a part of presets is an object in braces"),
     ({"purposes": {"demo": {"short": "yes"}}}, "purposes.demo: short: 'yes' is of the wrong kind"),
     ({"settings": {"training": {"stesp": 4}}}, "training.stesp: unknown; did you mean steps?"),
 ]
@@ -219,12 +219,12 @@ def test_all_others_are_one_step_away():
         assert rows(word) == [name for name, one in PRESETS.items() if chosen(one)]
 
 
-MISTYPED_WORDS = [("sdx", "did you mean sdxl?"), ("demos", "did you mean demo?"), ("qqq", "there is all, own,")]
+MISTYPED_WORDS = [("sdx", "did you mean sdxl?"), ("demos", "did you mean demo?"), ("qqq", "available: all, own,")]
 
 
 @pytest.mark.parametrize("word, near", MISTYPED_WORDS)
 def test_a_word_that_lists_nothing(word, near):
-    with pytest.raises(PresetProblems, match=f"--list {word}: no family, method or purpose has this name; ") as caught:
+    with pytest.raises(PresetProblems, match=f"--list {word}: no such family, method or purpose; ") as caught:
         listing.text(word)
     assert near in str(caught.value)
 

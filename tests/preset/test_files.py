@@ -48,18 +48,18 @@ WRONG = [
     # what the file has more than LORA, or None instead of it; the whole message
     ({"adapter": {"method": "lora", "rnak": 8}}, "adapter.rnak: unknown; did you mean rank?"),
     ({"adapter": {"method": "lora", "axis": "input"}},
-     f"adapter.axis: method lora has no such option; it belongs to {having('axis')}"),
+     f"adapter.axis: method lora has no such option; it is an option of {having('axis')}"),
     ({"adapter": {"method": "lroa"}},
      f"adapter.method: 'lroa' is not one of {METHODS}; did you mean lora?"),
     ({"adapter": {"rank": 8}}, f"adapter.method: required: one of {METHODS}"),
     ({"adapter": {"method": "oft", "rotation": {"kind": "planes", "block_size": 8}}},
-     "adapter.rotation.block_size: kind planes has no such option; it belongs to blocks"),
+     "adapter.rotation.block_size: kind planes has no such option; it is an option of blocks"),
     ({"adapter": {"method": "oft", "rotation": {"kind": "planes", "planes": 0}}},
      "adapter.rotation.planes: 0 is too small; at least 1"),
     ({"adapter": {"method": "oft", "rotation": {"kind": "plane"}}},
      "adapter.rotation.kind: 'plane' is not one of blocks, planes; did you mean planes?"),
-    ({"adapter": "lora"}, "adapter: 'lora' is not a section: its options stand in braces, as in {...}"),
-    ({"training": 5}, "training: 5 is not a section: its options stand in braces, as in {...}"),
+    ({"adapter": "lora"}, "adapter: 'lora' is not a section: give its options in braces, as in {...}"),
+    ({"training": 5}, "training: 5 is not a section: give its options in braces, as in {...}"),
     ({"training": {"rank": 8}}, "training.rank: unknown; did you mean adapter.rank or export.rank?"),
     ({"training": {"learnin_rate": 1}}, "training.learnin_rate: unknown; did you mean learning_rate?"),
     ({"trainig": {"steps": 8}}, "trainig: unknown; did you mean training?"),
@@ -80,8 +80,8 @@ WRONG = [
     ({"samples": {"prompts": ["a", 5]}}, "samples.prompts number 2: 5 is not a text (in quotes)"),
     ({"export": {"host": "comfy"}},
      "export.host: 'comfy' is not one of comfyui, kohya, diffusers, lycoris, comfyui_node; did you mean comfyui?"),
-    ({"family": "sdx"}, f"family: 'sdx': no such family; there is {', '.join(families.names())}"),
-    ({"name": "a/b"}, "name: 'a/b' is not a folder name; leave out slashes"),
+    ({"family": "sdx"}, f"family: 'sdx': no such family; available: {', '.join(families.names())}"),
+    ({"name": "a/b"}, "name: 'a/b' is not a valid folder name; remove the slashes"),
     ({"data": {"trigger": ["x" * 100]}}, f"data.trigger: ['{'x' * 75}... is not a text (in quotes)"),
 ]
 
@@ -124,8 +124,8 @@ def test_the_values_in_a_message_are_those_of_the_chosen_method(saved, method):
 BROKEN = [
     ('{"family": "sdxl",\n  "adapter" {}}', "{path}: is not JSON (line 2, column 13: Expecting ':' delimiter)"),
     ("", "{path}: is not JSON (it is empty)"),
-    ("[1]", "{path}: a preset is a mapping in braces, as in {{...}}"),
-    ('{"family": "sdxl", "family": "sdxl"}', "{path}: family stands there twice in one section; keep one"),
+    ("[1]", "{path}: a preset is an object in braces, as in {{...}}"),
+    ('{"family": "sdxl", "family": "sdxl"}', "{path}: family is given twice in one section; keep one"),
     ('{"training": {"learning_rate": NaN}}', "{path}: NaN is not a number"),
 ]
 
@@ -150,10 +150,10 @@ def test_windows_notepad_puts_a_mark_in_front(tmp_path):
 
 def test_an_unknown_name_gives_the_nearest_ones_and_how_to_list_them():
     (problem,) = problems("wora_sdlx")
-    assert problem.startswith("'wora_sdlx': no preset has this name; did you mean wora_sdxl")
+    assert problem.startswith("'wora_sdlx': no such preset; did you mean wora_sdxl")
     assert problem.endswith("(python scripts/train.py --list all shows all presets)")
     assert "did you mean" not in problems("qqqqqqq")[0]
-    assert "no preset has this name" in problems("")[0]
+    assert "no such preset" in problems("")[0]
 
 
 def test_paths_that_lead_nowhere(tmp_path):
@@ -185,7 +185,7 @@ def test_exported_files_without_a_preset(tmp_path):
     assert problems(str(foreign)) == [
         f"{foreign}: no preset inside; only files written by Gimbal have one (gimbal.preset)"
     ]
-    assert problems(str(broken))[0].startswith(f"{broken} is damaged or no safetensors file at all")
+    assert problems(str(broken))[0].startswith(f"{broken} is damaged or not a safetensors file")
 
 
 def test_the_name_is_the_preset_s_or_the_file_s(saved, tmp_path):
@@ -242,7 +242,7 @@ def test_based_on_has_one_level_and_finds_names_and_files_beside_it(saved, tmp_p
     ]
     assert middle.startswith(str(tmp_path))
     assert problems(saved({"based_on": "none.json"})) == [f"{tmp_path}/none.json: no such file or folder"]
-    assert problems(saved({"based_on": 5})) == [f"{own}: based_on: 5 is not a preset's name"]
+    assert problems(saved({"based_on": 5})) == [f"{own}: based_on: 5 is not a preset name"]
 
 
 # -- overrides --------------------------------------------------------------------------------------------------------
@@ -284,13 +284,13 @@ WRONG_OVERRIDES = [
     ([("adapter.rnak", "3")], "adapter.rnak: unknown; did you mean rank?"),
     ([("trainig.steps", "3")], "trainig.steps: unknown; did you mean training.steps?"),
     ([("training.steps.x", "3")], "training.steps.x: unknown; did you mean training.steps?"),
-    ([("training", "3")], "training: a section; give one of its options, such as training.steps"),
+    ([("training", "3")], "training: is a section; give one of its options, such as training.steps"),
     ([("adapter.method", "oft"), ("adapter.rank", "4")],
-     f"adapter.rank: method oft has no such option; it belongs to {having('rank')}"),
+     f"adapter.rank: method oft has no such option; it is an option of {having('rank')}"),
     ([("adapter.rank", "4"), ("adapter.method", "oft")],
-     f"adapter.rank: method oft has no such option; it belongs to {having('rank')}"),
+     f"adapter.rank: method oft has no such option; it is an option of {having('rank')}"),
     ([("adapter.rotation.kind", "planes")],
-     f"adapter.rotation.kind: method lora has no such option; it belongs to {having('rotation')}"),
+     f"adapter.rotation.kind: method lora has no such option; it is an option of {having('rotation')}"),
     ([("adapter.method", "lroa"), ("adapter.rank", "4")],
      f"adapter.method: 'lroa' is not one of {METHODS}; did you mean lora?"),
 ]
@@ -305,13 +305,13 @@ def test_another_method_drops_what_only_the_old_one_knows_and_says_so(saved):
     resolved = resolve(saved({**LORA, "adapter": {"method": "dora", "rank": 4, "norm_gradient": "full"}}),
                        [("adapter.method", "lora")])
     assert resolved.preset.adapter == CONFIGS["lora"](rank=4)
-    assert resolved.notes == ["adapter.norm_gradient = 'full' of the preset dropped: method lora has no such option"]
+    assert resolved.notes == ["adapter.norm_gradient = 'full' dropped: method lora has no such option"]
 
 
 def test_another_kind_of_rotation(saved):
     resolved = resolve(saved(OFT), [("adapter.rotation.planes", "2"), ("adapter.rotation.kind", "planes")])
     assert resolved.preset.adapter.rotation.model_dump() == {"kind": "planes", "planes": 2}
-    assert resolved.notes == ["adapter.rotation.block_size = 8 of the preset dropped: kind planes has no such option"]
+    assert resolved.notes == ["adapter.rotation.block_size = 8 dropped: kind planes has no such option"]
 
 
 def test_method_and_kind_together(saved):

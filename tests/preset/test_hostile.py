@@ -45,7 +45,7 @@ def test_what_is_no_file_is_not_waited_for(tmp_path, make):
 def test_many_unknown_options_do_not_take_the_square_of_their_number(tmp_path):
     path = tmp_path / "many.json"
     path.write_text(json.dumps({"family": "sdxl", **{f"opt{n}": n for n in range(40_000)}}))
-    assert problems(str(path))[-1] == "and 39951 more problems; correct these first"
+    assert problems(str(path))[-1] == "and 39951 more problems; fix these first"
 
 
 def test_a_long_name_is_not_compared_with_all_others(tmp_path):

@@ -51,18 +51,18 @@ def test_renamed_options_are_read_and_reported(saved, monkeypatch):
     path = saved({**LORA, "training": {"lr": 0.5}, "old": {"snr": None}})
     resolved = resolve(path)
     assert (resolved.preset.training.learning_rate, resolved.preset.objective.min_snr_gamma) == (0.5, None)
-    assert resolved.notes == [f"{path}: training.lr is now called training.learning_rate",
-                              f"{path}: old.snr is now called objective.min_snr_gamma"]
+    assert resolved.notes == [f"{path}: training.lr was renamed to training.learning_rate",
+                              f"{path}: old.snr was renamed to objective.min_snr_gamma"]
     overridden = resolve(saved(LORA), [("training.lr", "0.25")])
     assert overridden.preset.training.learning_rate == 0.25
-    assert overridden.notes == ["training.lr is now called training.learning_rate"]
+    assert overridden.notes == ["training.lr was renamed to training.learning_rate"]
 
 
 def test_the_one_folder_of_old_presets(saved):
     path = saved({**LORA, "data": {"folder": "pictures"}})
     resolved = resolve(path)
     assert resolved.preset.data.folders == ("pictures",)
-    assert resolved.notes == [f"{path}: data.folder is now called data.folders"]
+    assert resolved.notes == [f"{path}: data.folder was renamed to data.folders"]
     assert resolve(path, [("data.folder", "others")]).preset.data.folders == ("others",)
     assert resolve(saved({**LORA, "data": {"folder": ""}})).preset.data.folders == ()
 
@@ -71,7 +71,7 @@ def test_old_and_new_name_together_are_refused(saved, monkeypatch):
     monkeypatch.setitem(files.RENAMES, "training.lr", "training.learning_rate")
     path = saved({**LORA, "training": {"lr": 0.5, "learning_rate": 0.5}})
     assert problem_of(path) == (
-        f"{path}: training.lr is now called training.learning_rate, and both are given; keep training.learning_rate"
+        f"{path}: training.lr was renamed to training.learning_rate, but both are given; remove training.lr"
     )
 
 
@@ -87,7 +87,7 @@ def test_a_rank_of_the_exported_file_means_what_it_meant_before_there_were_forms
     path = saved({**LORA, "export": {"rank": 16}})
     resolved = resolve(path)
     assert (resolved.preset.export.form, resolved.preset.export.rank) == ("compact", 16)
-    assert resolved.notes == [f"{path}: export.rank now needs export.form compact, which it meant before"]
+    assert resolved.notes == [f"{path}: export.rank no longer implies export.form compact, so it is set"]
     assert resolve(saved({**LORA, "export": {"rank": None}})).preset.export.form == "auto"
     assert resolve(saved({**LORA, "export": {"rank": 16, "form": "svd"}})).preset.export.form == "svd"
     assert "has no effect with form auto" in problem_of(saved({**LORA, "export": {"rank": 16, "form": "auto"}}))

@@ -68,7 +68,7 @@ def test_without_states_it_is_made_from_the_adapters(place: Place, run, capsys):
     flip_a_bit(run / "done.safetensors")
     assert place.train("done", **LORA) == 0
     said = capsys.readouterr()
-    assert "it is made again from" in said.err and "adapter.safetensors" in said.err
+    assert "recreating it from" in said.err and "adapter.safetensors" in said.err
     assert equal(whole_file(run / "done.safetensors"), before)
     assert (run / "adapter.safetensors").read_bytes() == adapter, "no step was made"
     assert place.events("done")[-1]["event"] == "finished"
@@ -81,7 +81,7 @@ def test_where_nothing_is_whole_the_run_is_refused_and_left_alone(place: Place, 
     before = {path: path.read_bytes() for path in run.glob("*.safetensors")}
     assert place.train("done", **LORA) == 2
     said = capsys.readouterr().err
-    assert all(str(path) in said for path in before) and "Put back a copy" in said
+    assert all(str(path) in said for path in before) and "Restore a copy" in said
     assert {path: path.read_bytes() for path in run.glob("*.safetensors")} == before
 
 
@@ -96,7 +96,7 @@ def test_a_damaged_adapter_is_never_exported(place: Place, run, monkeypatch, cap
     shutil.rmtree(run / state.FOLDER)
     monkeypatch.setattr("sys.argv", ["export.py", str(run), "--out", str(run / "third.safetensors")])
     assert export.main() == 2
-    assert "put back a copy" in capsys.readouterr().err and not (run / "third.safetensors").exists()
+    assert "restore a copy" in capsys.readouterr().err and not (run / "third.safetensors").exists()
 
 
 def test_files_without_a_checksum_are_read_as_before(place: Place, run, capsys):

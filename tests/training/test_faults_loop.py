@@ -75,7 +75,7 @@ def test_full_memory_beside_the_steps_ends_nothing_and_in_a_step_it_does(place: 
         patch.setattr(outputs.samples, "save_samples", full)
         assert place.train("shown", *DRAWN) == 0
     (said,) = messages(place, "shown")
-    assert "the memory is full; --samples.enabled false leaves them out" in said
+    assert "out of memory; turn them off with --samples.enabled false" in said
     monkeypatch.setattr(loop.feed, "errors", full)
     assert place.train("step", "--validation.every", "0") == 1
 
@@ -95,7 +95,7 @@ def test_an_export_along_the_way_may_fail_and_the_last_one_may_not(place: Place,
         patch.setattr(outputs, "export", fails)
         assert place.train("way", "--saving.export_every", "2") == 1
     assert [event["step"] for event in place.events("way", "step")] == [1, 2, 3, 4]
-    assert "the exported file of step 2 failed" in messages(place, "way")[0]
+    assert "the export of step 2 failed" in messages(place, "way")[0]
     assert place.train("way") == 0
 
 
@@ -325,7 +325,7 @@ def test_a_collapse_is_said_in_the_run_and_at_its_end(place: Place, monkeypatch,
     assert place.train("fast", *LONG, **WIDE) == 0
     said = capsys.readouterr()
     (warning,) = place.events("fast", "warning")
-    assert "training.learning_rate 0.001 in place of 0.01" in warning["message"]
+    assert "training.learning_rate 0.001 instead of 0.01" in warning["message"]
     assert "max_grad_norm" in warning["message"] and 20 <= int(warning["detail"].split()[-1]) < 30
     assert said.err.count("warning: the loss on the ") == 1
     *_, done, last = said.out.splitlines()
@@ -378,8 +378,8 @@ def test_nothing_is_written_from_a_non_finite_adapter(place: Place, monkeypatch,
     monkeypatch.setattr(loop, "save", lambda session: session.step < 4 and sessions.save(session))
     assert place.train("bad", "--saving.state_every", "2") == 1
     folder, said = place.runs / "bad", capsys.readouterr().err
-    assert "After step 4 these values are not finite: unet." in said
-    assert "training.learning_rate 0.001 in place of 0.01" in said
+    assert "Non-finite values after step 4: unet." in said
+    assert "training.learning_rate 0.001 instead of 0.01" in said
     assert not list(folder.glob("*.safetensors*"))
     with pytest.raises(FloatingPointError), place.session("worse") as session:
         session.flat.parameters[0].data.fill_(float("inf"))

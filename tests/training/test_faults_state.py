@@ -88,7 +88,7 @@ def test_a_parameter_that_is_not_finite_is_never_saved(place: Place, held: Place
         plant(patch, at)
         assert place.train("held", saving=KEEP) == 1
     said = capsys.readouterr().err
-    assert f"After step {at} these values are not finite: unet." in said and "Traceback" not in said
+    assert f"Non-finite values after step {at}: unet." in said and "Traceback" not in said
     assert names(place.runs / "held") == [f"step-{step:06d}" for step in range(1, at)]
     assert not (place.runs / "held" / "adapter.safetensors").exists()
     assert goes_on(place, held)
@@ -140,10 +140,10 @@ def a_file(path: Path) -> None:
 
 
 UNUSABLE = [
-    (with_nan, "not finite"),
+    (with_nan, "non-finite"),
     (misshapen, "other layers or options"),
-    (of_another_preset, "it is of another preset (training.seed"),
-    (of_another_optimizer, "of optimizer SGD, not of AdamW"),
+    (of_another_preset, "it has another preset (training.seed"),
+    (of_another_optimizer, "with optimizer SGD, not AdamW"),
     (a_file, "incomplete or unreadable"),
 ]
 
@@ -156,7 +156,7 @@ def test_a_state_that_cannot_be_used_is_said_and_put_aside(place: Place, held: P
     said = capsys.readouterr().err
     for words in (said, warnings(place)):
         assert str(run / "state" / "step-000003") in words and reason in words
-        assert f"the run goes on from {run / 'state' / 'step-000002'}" in words
+        assert f"resuming from {run / 'state' / 'step-000002'}" in words
     assert names(run) == ["step-000001", "step-000002", "step-000003", "step-000003.unusable", "step-000004"][1:]
     assert steps(place) == [1, 2, 3, 3, 4]
 
@@ -186,7 +186,7 @@ def test_states_that_are_all_of_another_training_are_refused_too(place: Place, r
     capsys.readouterr()
     assert place.train("held", saving=KEEP) == 1
     said = capsys.readouterr().err
-    assert said.count("of optimizer SGD, not of AdamW") >= 3 and "step 0" in said and "Traceback" not in said
+    assert said.count("with optimizer SGD, not AdamW") >= 3 and "step 0" in said and "Traceback" not in said
     assert len(states(run)) == 3 and steps(place) == [1, 2, 3]
 
 
@@ -202,7 +202,7 @@ def test_states_that_cannot_be_renamed_or_deleted_do_not_end_the_run(place: Plac
     monkeypatch.setattr(Path, "rename", refusing)
     assert place.train("held", "--saving.keep_states", "1", saving={"state_every": 0}) == 0
     assert equal(place.adapter("held"), held.adapter("whole"))
-    assert "cannot be renamed either" in warnings(place) and "cannot be deleted" in warnings(place)
+    assert "cannot be renamed" in warnings(place) and "cannot be deleted" in warnings(place)
     assert newest(run)[0] == run / "state" / "step-000004"
 
 
@@ -243,7 +243,7 @@ def test_a_preset_that_was_changed_on_the_disk_is_that_of_the_states(place: Plac
     (run / "preset.json").write_text(text.replace('"seed": 0', '"seed": 4', 1))
     with place.session("held", saving=KEEP) as session:
         assert session.step == 3
-    assert "was changed; it is written anew" in warnings(place)
+    assert "was changed; restoring it" in warnings(place)
     assert (run / "preset.json").read_text().count('"seed": 4') == 0
 
 
@@ -260,7 +260,7 @@ def test_behind_a_damaged_preset_another_one_is_still_refused(place: Place, run,
         (path / "state.json").write_text(json.dumps(document))
     assert place.train("held", saving=KEEP) == 2
     said = capsys.readouterr().err
-    assert str(run / "preset.json") in said and "Put back a copy" in said and "delete" not in said
+    assert str(run / "preset.json") in said and "Restore a copy" in said and "delete" not in said
     assert len(states(run)) == 3
 
 
@@ -341,7 +341,7 @@ def test_odd_things_in_a_run_folder_are_refused_or_taken_as_meant(place: Place, 
     (run / "state").rename(run / "elsewhere")
     (run / "state").symlink_to(place.runs / "nowhere")
     assert place.train("held", saving=KEEP) == 2
-    assert "is a link to what is not there" in capsys.readouterr().err
+    assert "is a broken link" in capsys.readouterr().err
     (run / "state").unlink()
     (run / "elsewhere").rename(run / "state")
     (run / "requests" / "stop").mkdir(parents=True)  # of an earlier start

@@ -124,10 +124,10 @@ def test_pictures_and_captions_that_have_changed_are_listed(own: Place, capsys):
     assert own.train("held", saving=KEEP) == 0
     said = capsys.readouterr().err
     for words in (said, warnings(own)):
-        for part in ("1 added (new.png)", "1 removed (0.png)", "1 with other pixels (2.png)",
-                     "1 with another caption (1.png)"):
+        for part in ("1 added (new.png)", "1 removed (0.png)", "1 with changed pixels (2.png)",
+                     "1 with a changed caption (1.png)"):
             assert part in words, part
-        assert "validation pictures have changed since the run's last state: 1 with another caption (0.png)" in words
+        assert "validation pictures have changed since the run's last state: 1 with a changed caption (0.png)" in words
     assert steps(own) == [1, 2, 3, 4]
     made = fingerprints.of_text(load_state(states(own.runs / "held")[-1]).texts)
     assert made is not None and len(made["pictures"]) == 5
@@ -183,7 +183,7 @@ def test_two_processes_refuse_together_and_go_back_together(own: Place):
 
     change_a_weight(next((own.stage / "base" / "unet").glob("*.safetensors")))
     code, said = go_on()
-    assert code and said.count("Nothing was started") == said.count("--saving.resume_changed") == 1, said
+    assert code and said.count("Cannot start:") == said.count("--saving.resume_changed") == 1, said
     assert steps(own) == [1, 2] and "modules/" not in said  # the launcher has a traceback of its own
     flip_a_bit(own.runs / "held" / "state" / "step-000002" / "adapter.safetensors")
     code, said = go_on("--saving.resume_changed", "true")

@@ -112,6 +112,6 @@ def test_forgetting_a_part_of_what_is_joined_is_refused():
     found = parameters()
     buffer = Flat(groups(found), 1)
     assert buffer.seen(found[:4]) == buffer.groups[0]["params"]
-    with pytest.raises(AssertionError, match="a part of what it sees as one"):
+    with pytest.raises(AssertionError, match="only be reset together"):
         buffer.seen(found[:2])
     assert Flat(groups(parameters()), 0).seen(found[:2]) == found[:2]

@@ -62,7 +62,7 @@ def test_it_is_the_same_each_time_and_a_resumed_run_does_not_begin_again(place, 
     assert place.train("halves", adapter=adapter, saving=saving) == 0
     assert equal(place.adapter("whole"), place.adapter("halves"))
     started = [event for event in place.events("halves", "stage") if event["name"] == "start"]
-    assert [event["detail"] for event in started] == ["gradients of 8 pictures for the first values"]  # 4 steps of 2
+    assert [event["detail"] for event in started] == ["initial values from gradients of 8 pictures"]  # 4 steps of 2
 
 
 def test_other_methods_do_not_measure(place):
@@ -72,5 +72,5 @@ def test_other_methods_do_not_measure(place):
 
 
 def test_gradients_that_are_no_numbers_are_said(place):
-    with place.session("run", adapter=GRADIENT[0]) as session, pytest.raises(FloatingPointError, match="first values"):
+    with place.session("run", adapter=GRADIENT[0]) as session, pytest.raises(FloatingPointError, match="initial value"):
         gradient_start.begin(session, lambda session, batch: batch_loss(session, batch) * torch.inf)

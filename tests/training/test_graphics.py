@@ -18,7 +18,7 @@ def clean(monkeypatch):
         monkeypatch.delenv(name, raising=False)
 
 
-@pytest.mark.parametrize("cuda, said", [(None, "was built without support"), ("13.0", "finds no GPU")])
+@pytest.mark.parametrize("cuda, said", [(None, "was built without support"), ("13.0", "finds no usable GPU")])
 def test_a_gpu_that_is_not_used_is_said_with_the_command(monkeypatch, cuda, said):
     monkeypatch.setattr(torch.version, "cuda", cuda)
     sentence = graphics.unused("cpu", THERE)

@@ -90,7 +90,7 @@ def test_epochs_and_a_run_that_was_stopped(place: Place, monkeypatch, capsys):
     assert place.train("run", "--training.epochs", "2") == 0
     assert "already finished" in capsys.readouterr().out
     assert place.train("run", "--training.epochs", "1") == 2
-    assert "training.epochs: 1, which are 3 steps, but this run has done 6 steps" in capsys.readouterr().err
+    assert "training.epochs: 1 (3 steps), but this run has already done 6 steps" in capsys.readouterr().err
 
 
 def test_fewer_steps_than_done_are_refused_and_as_many_end_the_run(place: Place, monkeypatch, capsys):
@@ -100,7 +100,7 @@ def test_fewer_steps_than_done_are_refused_and_as_many_end_the_run(place: Place,
     capsys.readouterr()
     assert place.train("run", "--training.steps", "1") == 2
     said = capsys.readouterr().err
-    assert "training.steps: 1, but this run has done 2 steps" in said and "--name" in said
+    assert "training.steps: 1, but this run has already done 2 steps" in said and "--name" in said
     assert place.train("run", *TWO) == 0
     assert place.train("two", *TWO) == 0
     assert_same(place, "run", "two")
@@ -117,7 +117,7 @@ def test_a_cosine_follows_the_new_schedule_from_there(place: Place, capsys):
     rates = [event["learning_rate"] for event in place.events("run", "step")]
     assert rates == pytest.approx([options.learning_rate * factor for factor in wanted])
     for words in (said, warnings(place, "run")):
-        assert "planned for 2 steps, goes on to 4: the learning rate follows the schedule of 4 steps" in words
+        assert "planned for 2 steps, continues to 4: the learning rate follows the schedule of 4 steps" in words
 
 
 def test_a_schedule_differs_only_where_its_past_does():
@@ -215,7 +215,7 @@ def test_a_finished_run_without_states_cannot_be_lengthened(place: Place, capsys
     capsys.readouterr()
     assert place.train("run", *FOUR) == 2
     said = capsys.readouterr().err
-    assert "training.steps 4" in said and "no state from which it could go on" in said
+    assert "training.steps 4" in said and "no training state to continue from" in said
     assert place.train("run", *TWO) == 0
     assert "already finished" in capsys.readouterr().out
 

@@ -208,7 +208,7 @@ def test_a_loss_that_is_no_number_stops_before_the_step(place: Place, monkeypatc
         patch.setattr(LatentCache, "get", poisoned)
         assert place.train("poisoned", *more) == 1
     said = capsys.readouterr().err
-    assert "The loss is not a finite number at step 3" in said and seen[14] in said and "Traceback" not in said
+    assert "Non-finite loss at step 3" in said and seen[14] in said and "Traceback" not in said
     error, end = place.events("poisoned")[-2:]
     assert error["event"] == "error" and seen[14] in error["message"] and seen[15] in error["message"]
     assert (end["outcome"], end["exit_code"], end["step"], end["path"]) == ("failed", 1, 2, None)
@@ -228,7 +228,7 @@ def test_a_gradient_that_is_no_number_stops_before_the_step(place: Place, monkey
     monkeypatch.setattr(loop, "average", poisoned)
     with place.session("wild") as session:
         before = adapter_state(session.adapted)
-        with pytest.raises(loop.NotFinite, match="The gradient is not a finite number at step 1"):
+        with pytest.raises(loop.NotFinite, match="Non-finite gradient at step 1"):
             loop.train(session)
         assert equal(before, adapter_state(session.adapted))
     assert json.loads((place.runs / "wild" / "preset.json").read_text())["name"] == "wild"
@@ -293,7 +293,7 @@ def test_a_run_on_another_number_of_processes_says_so(place: Place, monkeypatch)
     assert facts["processes"] == 1
     monkeypatch.setattr("modules.training.session.state.load_state", lambda folder: _with_processes(load_state(folder)))
     assert place.train("moved") == 0
-    assert "had 3 processes and goes on with 1" in place.events("moved", "warning")[-1]["message"]
+    assert "had 3 processes and resumes with 1" in place.events("moved", "warning")[-1]["message"]
 
 
 def _with_processes(state):

@@ -46,7 +46,7 @@ def test_up_spans_what_the_files_change_most(place, pooled):
         assert all(not layer.adapter.down.any() for layer in session.adapted.values())
         assert all("up" not in dict(layer.adapter.named_parameters()) for layer in session.adapted.values())
     (note,) = place.events("run", "warning")
-    assert "adapter.folder: damaged.safetensors is left out: " in note["message"]
+    assert "adapter.folder: damaged.safetensors is skipped: " in note["message"]
     with place.session("plain", adapter={"method": "lora"}) as session:
         for network in session.model.networks.values():
             detach(network)
@@ -92,7 +92,7 @@ def test_bad_folders_are_said_before_anything_is_done(place, pooled, tmp_path, c
     save_file({**tensors, key: torch.ones(2, 5)}, odd / "other.safetensors")
     cases = {
         "": "adapter.folder: cora needs a folder with adapter files",
-        str(tmp_path / "nowhere"): "nowhere is no folder",
+        str(tmp_path / "nowhere"): "nowhere is not a folder",
         str(empty): f"adapter.folder: {empty} has no adapter files",
         str(odd): f"adapter.folder: no file in {odd} changes layers that are trained",
     }
@@ -113,7 +113,7 @@ def test_layers_outside_of_the_pool_start_at_random(place, pooled):
     with place.session("run", adapter=cora(pooled), targets=wide) as session:
         assert all(layer.adapter.up.abs().sum() > 0 for layer in session.adapted.values())
     said = [event["message"] for event in place.events("run", "warning")]
-    assert any("layers are in no file of adapter.folder and start at random" in message for message in said)
+    assert any("layers are in no file of adapter.folder: random initial values" in message for message in said)
 
 
 def test_changes_of_other_sorts_are_shortened(place):

@@ -67,6 +67,6 @@ def test_the_launcher_is_recognised(monkeypatch):
     assert missing_processes() == 0
     for name, value in LAUNCHED.items():
         monkeypatch.setenv(name, value)
-    with pytest.raises(ValueError, match="could not be found out"):
+    with pytest.raises(ValueError, match="number of processes is unknown"):
         missing_processes()
     assert "configs/two_cpu_processes.yaml" in HOW

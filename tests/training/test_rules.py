@@ -115,13 +115,13 @@ def test_text_encoders_multiply(found):
 WRONG = [
     (
         [{"match": "unet.mid_blok.*", "rank": 4}],
-        "targets.rules[0].match: 'unet.mid_blok.*' matches no layer; layers are named like unet.mid_block.",
+        "targets.rules[0].match: 'unet.mid_blok.*' matches no layer; layer names look like unet.mid_block.",
     ),
     (
         [{"match": FIRST, "rank": 4}, {"match": "atention", "rank": 4}],
         "targets.rules[1].match: 'atention' matches no layer; did you mean the layer set attention?",
     ),
-    ([{"match": "", "rank": 4}], "targets.rules[0].match: '' matches no layer; layers are named like unet."),
+    ([{"match": "", "rank": 4}], "targets.rules[0].match: '' matches no layer; layer names look like unet."),
     (
         [{"match": "unet.mid_block.*", "rank": 4}],
         "targets.rules[0].match: 'unet.mid_block.*' matches only layers that are not adapted, such as unet.mid_block.",
@@ -177,7 +177,7 @@ def test_one_rate_for_all_is_asked_of_the_options_that_break_it(found, rules, ta
     sections = {"optimizer": {"name": "prodigy"}, **ruled(*rules, **targets)}
     problems = found("--training.learning_rate", "1", **sections).problems
     assert [problem.split(" ")[0] for problem in problems] == named
-    assert all("prodigy finds one for all layers: set it to 1.0" in problem for problem in problems)
+    assert all("prodigy estimates one for all layers: set it to 1.0" in problem for problem in problems)
 
 
 def test_prodigy_refuses_groups_of_different_rates():

@@ -249,7 +249,7 @@ def test_settings_that_do_not_fit_are_refused(place: Place, fsdp, option, value)
     [
         ("base.quantization", "nf4", "weights in nf4 cannot be sharded"),
         ("base.offload_blocks", "1", "blocks in main memory cannot be sharded"),
-        ("training.compile", "true", "sharded blocks are not compiled"),
+        ("training.compile", "true", "sharded blocks cannot be compiled"),
     ],
 )
 def test_options_that_do_not_fit_are_refused(place: Place, fsdp, option, value, text):
@@ -264,5 +264,5 @@ def test_one_process_is_refused_before_anything_is_touched(place: Place, fsdp, c
     fsdp.setenv("FSDP_VERSION", "1")
     assert place.train("refused") == REFUSED
     said = capsys.readouterr().err
-    assert "accelerate's fsdp_version is 1: set it to 2" in said and "there is one process only" in said
+    assert "accelerate's fsdp_version is 1: set it to 2" in said and "there is only one process" in said
     assert not (place.runs / "refused").exists()

@@ -115,10 +115,10 @@ def test_without_anything_there_is_a_sentence(place: Place, monkeypatch, capsys)
     folder = place.runs / "run"
     capsys.readouterr()
     assert run(monkeypatch, folder, "--state", 7) == 2
-    assert "--state 7" in (said := capsys.readouterr().err) and "it has 1" in said
+    assert "--state 7" in (said := capsys.readouterr().err) and "available: 1" in said
     (folder / "state" / "step-000001" / "state.json").unlink()
     assert run(monkeypatch, folder) == 2
-    assert "no training state that can be read" in (said := capsys.readouterr().err) and "step-000001" in said
+    assert "no readable training state" in (said := capsys.readouterr().err) and "step-000001" in said
     shutil.rmtree(folder / "state")
     assert run(monkeypatch, folder) == 2
     assert "no adapter.safetensors, and no training state" in (said := capsys.readouterr().err)
@@ -131,7 +131,7 @@ def test_nothing_that_exists_is_overwritten(place: Place, monkeypatch, capsys):
     before = file.read_bytes()
     monkeypatch.setattr("sys.argv", ["export.py", str(place.runs / "kept"), "--out", str(file)])
     assert export.main() == 2
-    assert "exists already" in capsys.readouterr().err and file.read_bytes() == before
+    assert "already exists" in capsys.readouterr().err and file.read_bytes() == before
 
 
 def test_a_state_that_a_running_training_deletes_meanwhile(place: Place, monkeypatch):

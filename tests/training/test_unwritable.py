@@ -54,7 +54,7 @@ def test_a_read_only_cache_that_lacks_something_is_refused(place: Place, tmp_pat
     with read_only(cache):
         assert place.train("b", **SHORT, **data) == 1
         said = capsys.readouterr().err
-        assert f"data.cache_folder {cache}: cannot be written (" in said and "not all that this run needs" in said
+        assert f"data.cache_folder {cache}: cannot be written (" in said and "lacks entries that" in said
         shutil.rmtree(place.runs / "b")
         empty = {"data": {"resolution": 16, "cache_folder": str(cache / "other")}}
         assert place.train("b", **SHORT, **empty) == 2
@@ -73,7 +73,7 @@ def test_a_run_folder_that_is_deleted_ends_the_run(place: Place, monkeypatch, at
     samples = {"samples": {"enabled": True, "steps": 1, "every": 1, "prompts": ["red apple"]}}
     assert place.train("a", **samples, saving={"state_every": 1, "export_every": 1}) == 1
     said = capsys.readouterr()
-    assert f"{folder}: was deleted or moved away" in said.err and "Done" not in said.out and "log.txt" not in said.err
+    assert f"{folder}: was deleted or moved during" in said.err and "Done" not in said.out and "log.txt" not in said.err
     assert not folder.exists()
     monkeypatch.setattr(loop, "take_step", take_step)
     assert place.train("a") == 0
@@ -121,7 +121,7 @@ def test_a_caption_that_is_a_pipe_is_called_one(place: Place, tmp_path, capsys):
     os.mkfifo(pictures / "0.txt")
     assert place.train("a", **SHORT, data={"resolution": 16, "folders": str(pictures)}) == 2
     said = capsys.readouterr().err
-    assert "0.txt: is no file but a pipe" in said and "without a caption" not in said
+    assert "0.txt: is not a regular file" in said and "without a caption" not in said
 
 
 def exported(monkeypatch, *words: object) -> int:
@@ -132,7 +132,7 @@ def exported(monkeypatch, *words: object) -> int:
 def test_export_says_what_is_wrong_with_what_it_is_given(place: Place, monkeypatch, capsys):
     assert exported(monkeypatch, place.stage / "pictures" / "0.txt") == 2
     said = capsys.readouterr().err
-    assert "no safetensors file" in said and "adapter" not in said
+    assert "not a safetensors file" in said and "adapter" not in said
     assert exported(monkeypatch, place.runs, "--out", place.runs) == 2
     assert f"--out {place.runs}: is a folder; give a file in it" in capsys.readouterr().err
 
@@ -144,7 +144,7 @@ def test_export_of_a_run_whose_states_are_all_damaged(place: Place, monkeypatch,
         path.write_bytes(b"")
     assert exported(monkeypatch, place.runs / "a") == 2
     said = capsys.readouterr().err
-    assert "put back a copy" in said and "go on with the training" not in said
+    assert "restore a copy" in said and "continue the training" not in said
 
 
 def test_a_folder_that_cannot_be_written_is_named_as_it_was_given(tmp_path):
@@ -157,5 +157,5 @@ def test_a_folder_that_cannot_be_written_is_named_as_it_was_given(tmp_path):
     said = sentence(error.value)
     assert said.startswith(f"{folder / 'x.safetensors'}") and "partial" not in said
     assert "cannot be written (" in said and "give a file" in said
-    with pytest.raises(IsADirectoryError, match="give the name of a file"), whole(folder):
+    with pytest.raises(IsADirectoryError, match="give a file name"), whole(folder):
         pass

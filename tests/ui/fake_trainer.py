@@ -32,7 +32,7 @@ def main() -> int:
     how = preset["fake"]
     print(f"note: fake, on GPUs {os.environ.get('CUDA_VISIBLE_DEVICES', 'none')}", file=sys.stderr)
     if how["mode"] == "refuse":
-        print("Nothing was started, because:", file=sys.stderr)
+        print("Cannot start:", file=sys.stderr)
         print(
             "  - data.folders pictures: no such folder\n    Look for it.\n  - training.steps: too many", file=sys.stderr
         )
@@ -77,7 +77,7 @@ def train(folder: Path, name: str, how: dict, events) -> int:
     done = max((int(state.name.removeprefix("step-")) for state in states.glob("step-*")), default=0)
     tell("stage", {"name": "load", "detail": "loading demo/base"})
     if done:
-        tell("stage", {"name": "resume", "detail": f"going on from step {done}"})
+        tell("stage", {"name": "resume", "detail": f"resuming from step {done}"})
     for step in range(done + 1, steps + 1):
         time.sleep(how["pause"])
         print(f"step {step}", flush=True)
@@ -85,11 +85,11 @@ def train(folder: Path, name: str, how: dict, events) -> int:
         times = {"seconds": 1.0, "seconds_per_step": 0.1, "seconds_left": 0.1 * (steps - step)}
         tell("step", {"step": step, "steps": steps, **numbers, **times, "adapter": {}})
         if how["mode"] == "fail" and step == 2:
-            tell("error", {"message": "The loss is not a finite number at step 3.", "detail": "Traceback"})
+            tell("error", {"message": "Non-finite loss at step 3.", "detail": "Traceback"})
             return finish("failed", 1, step)
         if (folder / "requests/stop").exists():
             (folder / "requests/stop").unlink()
-            tell("stage", {"name": "stopping", "detail": "asked to stop; the state is saved"})
+            tell("stage", {"name": "stopping", "detail": "stop requested; saving the state"})
             (states / f"step-{step:06d}").mkdir(parents=True)
             return finish("stopped", 130, step)
     (folder / f"{name}.safetensors").write_bytes(b"file")

@@ -125,7 +125,7 @@ def test_commands():
 
 def test_what_the_trainer_refuses_is_found_in_what_it_printed():
     printed = (
-        "note: n\nNothing was started, because:\n  - one\n    more\n  - two\n  - note: aside\nTraceback\n  - three\n"
+        "note: n\nCannot start:\n  - one\n    more\n  - two\n  - note: aside\nTraceback\n  - three\n"
     )
     assert jobs.refusal(printed) == ["one\nmore", "two"]
     assert jobs.refusal("Traceback\n") == []

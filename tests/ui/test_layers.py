@@ -153,9 +153,9 @@ def test_the_pattern_of_a_block_matches_its_layers_and_no_others(page, check, do
 
 def test_patterns_without_a_match_stand_above_with_a_way_to_the_field(page, check, qtbot):
     check.finished.emit(
-        findings("targets.exclude: 'unet.conv_inn' matches no layer; layers are named like unet.conv_in")
+        findings("targets.exclude: 'unet.conv_inn' matches no layer; layer names look like unet.conv_in")
     )
-    assert sentences(page) == ["targets.exclude: 'unet.conv_inn' matches no layer; layers are named like unet.conv_in"]
+    assert sentences(page) == ["targets.exclude: 'unet.conv_inn' matches no layer; layer names look like unet.conv_in"]
     assert rows(page), "layers that do match are still listed"
     with qtbot.waitSignal(page.show_field) as shown:
         page.problems.findChild(QPushButton).click()

@@ -17,7 +17,7 @@ def test_rows_have_room_for_all_of_their_sentence_also_when_they_were_filled_uns
     tabs.show()
     notes.set_sentences(
         [f"pictures without a caption: photos/{'very_long_name_' * 8}.png, photos/b.png"],
-        ["pictures that are enlarged more than 2 times; a lower data.resolution suits them (1: photos/i_tiny.png)"],
+        ["pictures that are enlarged more than 2 times; consider a lower data.resolution (1: photos/i_tiny.png)"],
     )
     tabs.setCurrentIndex(1)
     tabs.grab()

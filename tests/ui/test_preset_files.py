@@ -123,8 +123,8 @@ def test_renamed_options_are_read_and_reported(written):
     path = written({**START, "old": {"lr": 0.5}})
     opened = files.read(path, renaming)
     assert at(opened.values, "training.learning_rate") == 0.5 and opened.problems == ()
-    assert opened.notes == (f"{path}: old.lr is now called training.learning_rate",)
-    with pytest.raises(ValueError, match="and both are given; keep training.learning_rate"):
+    assert opened.notes == (f"{path}: old.lr was renamed to training.learning_rate",)
+    with pytest.raises(ValueError, match="but both are given; remove old.lr"):
         files.read(written({**START, "old": {"lr": 0.5}, "training": {"learning_rate": 1}}), renaming)
 
 
@@ -276,5 +276,5 @@ def test_old_presets_mean_what_they_meant(written):
     path = written({**START, "export": {"rank": 16}})
     opened = files.read(path, schema())
     assert (at(opened.values, "export.form"), at(opened.values, "export.rank")) == ("compact", 16)
-    assert opened.notes == (f"{path}: export.rank now needs export.form compact, which it meant before",)
+    assert opened.notes == (f"{path}: export.rank no longer implies export.form compact, so it is set",)
     assert nameless(opened) == as_trainer(path)

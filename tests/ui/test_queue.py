@@ -188,8 +188,8 @@ def test_stopping_and_going_on(window, tmp_path, qtbot):
     drive(qtbot, queue, lambda: not queue.jobs)
     seen = glance(job.folder)
     assert seen.status.state is State.FINISHED and seen.starts == 2
-    assert f"going on from step {seen.step}" not in (job.folder / "events.jsonl").read_text()
-    assert "going on from step" in (job.folder / "events.jsonl").read_text()
+    assert f"resuming from step {seen.step}" not in (job.folder / "events.jsonl").read_text()
+    assert "resuming from step" in (job.folder / "events.jsonl").read_text()
 
 
 def test_a_killed_trainer_has_vanished_and_can_be_queued_again(window, tmp_path, qtbot):

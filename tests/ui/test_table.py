@@ -204,11 +204,11 @@ def test_values_beyond_the_bounds_are_stored_and_said(qtbot, document, row, tabl
 
 def test_what_the_trainer_finds_stands_at_the_cell_or_the_rule(page, document, row, table):
     document.set(PATH, [ONE, TWO])
-    match = f"{PATH}[1].match: 'x' matches no layer; layers are named like y"
+    match = f"{PATH}[1].match: 'x' matches no layer; layer names look like y"
     problems = (match, f"{PATH}[0]: gives neither; give one")
     page.set_problems(Findings(problems=problems).by_path([PATH]))
     assert row.problem.text() == (
-        "Number 2, match: 'x' matches no layer; layers are named like y\nNumber 1: gives neither; give one"
+        "Number 2, match: 'x' matches no layer; layer names look like y\nNumber 1: gives neither; give one"
     )
     assert [one.is_invalid() for one in table.rows[0].cells.values()] == [True] * 3
     assert [one.is_invalid() for one in table.rows[1].cells.values()] == [True, False, False]

@@ -16,7 +16,7 @@ LARGEST = 8 * 2**20
 DEEPEST = 100
 """Levels of objects and lists within each other."""
 
-TOO_DEEP = f"is damaged or not made for this: its values are nested more than {DEEPEST} levels deep"
+TOO_DEEP = f"is damaged or of another kind: its values are nested more than {DEEPEST} levels deep"
 
 
 def opened(path: Path) -> BinaryIO:
@@ -28,7 +28,7 @@ def opened(path: Path) -> BinaryIO:
     if stat.S_ISDIR(found.st_mode):
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), f"{path}")
     if not stat.S_ISREG(found.st_mode):
-        raise OSError(errno.EINVAL, "it is no file", f"{path}")
+        raise OSError(errno.EINVAL, "it is not a regular file", f"{path}")
     return path.open("rb")
 
 
@@ -93,7 +93,7 @@ def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(found) < len(pairs):
         counts = Counter(name for name, _ in pairs)
         twice = [name[:80] for name, count in counts.items() if count > 1][:3]
-        raise ValueError(f"{enumerated(twice, 'and')} stands there twice in one section; keep one")
+        raise ValueError(f"{enumerated(twice, 'and')} is given twice in one section; keep one")
     return found
 
 

@@ -1,5 +1,5 @@
-"""The parts of a pipeline as a folder's index names them. An index says which class of which installed package is to be
-imported, so that only networks, schedulers, tokenizers and processors of diffusers and transformers are looked up."""
+"""The parts of a pipeline in a folder's index (model_index.json). It names classes of installed packages to import, so
+only networks, schedulers, tokenizers and processors of diffusers and transformers are allowed."""
 
 import inspect
 from collections.abc import Collection
@@ -19,13 +19,13 @@ HOW_TO_CONVERT = "load it in diffusers and save it with save_pretrained(FOLDER, 
 
 def read_index(pipeline: Any, source: str, given: Collection[str] = ()) -> dict[str, Any]:
     """The index of the folder, or of the hub's model, `source`. Raises ValueError, naming the index and the entry,
-    unless all parts that diffusers' class `pipeline` needs are there and are what they may be. `given`: parts that the
-    caller passes and the index is not asked for."""
+    unless all parts that diffusers' class `pipeline` needs are there and allowed. `given`: parts that the caller passes
+    and that are not read from the index."""
     where = f"{Path(source) / INDEX}"
     index = read_object(Path(where)) if is_folder(Path(source)) else pipeline.load_config(source)
     kind = index.get("_class_name", pipeline.__name__)
     if not isinstance(kind, str):
-        raise ValueError(f"{where}: _class_name is {_short(kind)}, where the name of a pipeline of diffusers should be")
+        raise ValueError(f"{where}: _class_name is {_short(kind)}, not the name of a diffusers pipeline")
     for name, entry in index.items():
         if isinstance(entry, list | tuple) and name not in given:
             component_class(entry, name, where)
@@ -39,8 +39,8 @@ def read_index(pipeline: Any, source: str, given: Collection[str] = ()) -> dict[
 
 
 def component_class(entry: Any, name: str, where: str) -> Any:
-    """The class of part `name`, None where the index says that it is not there. Raises ValueError for all that is no
-    part of a pipeline in diffusers or transformers; nothing else is imported."""
+    """The class of part `name`, None where the index has none. Raises ValueError for everything but parts of pipelines
+    in diffusers or transformers; nothing else is imported."""
     match entry:
         case [None, None]:
             return None
@@ -48,7 +48,7 @@ def component_class(entry: Any, name: str, where: str) -> Any:
             try:
                 found = resolve_name(f"{library}:{word}")
             except (AttributeError, ImportError):  # ImportError: of a package that the class needs
-                raise ValueError(f"{where}: {name} is {_short(entry)}, which the installed {library} has not") from None
+                raise ValueError(f"{where}: {name} is {_short(entry)}, not in the installed {library}") from None
             if isinstance(found, type) and issubclass(found, _kinds()):
                 return found
     raise ValueError(f"{where}: {name} is {_short(entry)}; only networks, schedulers, tokenizers and processors of "
@@ -62,13 +62,13 @@ def pickle_problems(folder: Path, parts: Collection[str]) -> list[str]:
         names = sorted(path.name for path in (folder / part).glob("*"))
         pickles = [name for name in names if name.endswith(PICKLES)]
         if pickles and not any(name.endswith(".safetensors") for name in names):
-            found.append(f"base.path: {folder / part} has its weights in {shown(pickles[0])} alone, {A_PICKLE}; "
-                         f"convert it where that does no harm: {HOW_TO_CONVERT}")
+            found.append(f"base.path: {folder / part} has its weights only in {shown(pickles[0])}, {A_PICKLE}; "
+                         f"convert it in a sandbox: {HOW_TO_CONVERT}")
     return found
 
 
 def _kinds() -> tuple[type, ...]:
-    """What a part of a pipeline may be."""
+    """The allowed classes of a pipeline's parts."""
     from diffusers import ModelMixin, SchedulerMixin
     from transformers import (
         FeatureExtractionMixin,

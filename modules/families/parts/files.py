@@ -16,13 +16,13 @@ from modules.preset.base_options import Base
 from modules.tensorfile import read_header
 
 INDEX = "model_index.json"
-"""Marks a folder in diffusers layout."""
+"""Identifies a folder in diffusers layout."""
 
 ABOUT_FILES = ("architectures", "dtype", "transformers_version")
 """Entries of transformers' configurations that say how a file was written; those of diffusers begin with `_`."""
 
 COMPUTING = ("torch", "diffusers", "transformers")
-"""Libraries whose other versions may give other last bits."""
+"""Libraries whose versions may change the last bits."""
 TEXTS = (".json", ".txt", ".model")
 """Ends of the names of configurations and tokenizers."""
 
@@ -31,7 +31,7 @@ PICKLES = (".bin", ".pt", ".ckpt")
 
 
 def tensor_names(path: str) -> set[str] | None:
-    """Names of the tensors in a safetensors file; None if it is none."""
+    """Names of the tensors in a safetensors file; None if it is not one."""
     try:
         return set(read_header(Path(path)).tensors)
     except ValueError:
@@ -51,7 +51,7 @@ def files_of_parts(source: str, without: Collection[str], weights: Collection[st
         index = json.loads(here.read_text(encoding="utf-8"))
         parts = [part for part, kind in index.items() if isinstance(kind, list) and kind[0] and part not in without]
     except (OSError, ValueError, AttributeError, IndexError, RecursionError):
-        return {}  # loading says what is wrong with it
+        return {}  # loading reports what is wrong with it
     found = {INDEX: here}
     for part in parts:
         folder = here.parent / part
@@ -74,16 +74,16 @@ def _weights(paths: Sequence[Path]) -> Iterator[Path]:
 def checkpoint_problems(path: str, title: str, parts: dict[str, str]) -> list[str]:
     """What a single checkpoint lacks. Reads the file's header only.
 
-    `parts`: what is lacking, in words, by the tensor whose absence tells.
+    `parts`: the parts in words, by a tensor of each.
     """
     names = tensor_names(path)
     if names is None:
-        return [f"base.path: {path} is damaged or no .safetensors file at all; download it again"]
+        return [f"base.path: {path} is damaged or not a .safetensors file; download it again"]
     lacking = [part for key, part in parts.items() if key not in names]
     if not lacking:
         return []
     wanted = f"{', '.join(words[:-1])} and {words[-1]}" if len(words := list(parts.values())) > 1 else words[0]
-    return [f"base.path: {path} is no complete checkpoint of {title}, it lacks {', '.join(lacking)}; give one that "
+    return [f"base.path: {path} is not a complete checkpoint of {title}: it lacks {', '.join(lacking)}; give one that "
             f"has {wanted}, or a folder in diffusers layout"]
 
 
@@ -124,14 +124,14 @@ def weights_hash(*networks: nn.Module) -> str:
 
 
 def settings(config: Any) -> str:
-    """A network's configuration, without what says nothing about its results."""
+    """A network's configuration, without what does not affect its results."""
     entries = config if isinstance(config, dict) else config.to_dict()
     kept = {name: value for name, value in entries.items() if name[0] != "_" and name not in ABOUT_FILES}
     return json.dumps(kept, sort_keys=True, default=str)
 
 
 def tokenizing(tokenizer: Any) -> str:
-    """All that says how a tokenizer splits texts."""
+    """All that decides how a tokenizer splits texts."""
     rules = json.loads(tokenizer.backend_tokenizer.to_str())
     del rules["padding"], rules["truncation"]  # those of the last call
     limits = tokenizer.model_max_length, tokenizer.padding_side, tokenizer.truncation_side
@@ -139,7 +139,7 @@ def tokenizing(tokenizer: Any) -> str:
 
 
 def computing(device: torch.device) -> str:
-    """What decides about the last bits of a result besides weights and input."""
+    """What affects the last bits of a result besides weights and input."""
     machine = [device.type]
     if device.type == "cuda":
         machine.append(torch.cuda.get_device_name(device))

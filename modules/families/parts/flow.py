@@ -1,4 +1,4 @@
-"""Transformers that undo a rectified flow."""
+"""Rectified-flow transformers."""
 
 from dataclasses import replace
 from typing import Any
@@ -13,7 +13,7 @@ PATCH = 2
 
 
 class FlowModel(PipelineModel):
-    """A pipeline around a transformer that undoes a rectified flow; the scheduler's shift is the process' too."""
+    """A pipeline with a rectified-flow transformer; the scheduler's shift is also that of the process."""
 
     DENOISER = "transformer"
     computed_in = "float16"

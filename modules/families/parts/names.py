@@ -1,7 +1,6 @@
-"""What files call the layers of a model: one mapping to the original checkpoint's names, and every tool's way to write
-a name.
+"""Names of a model's layers in files: one mapping to the original checkpoint's names, and every tool's spelling.
 
-A family says where the original checkpoint has a tensor (`original`) and what its networks are called in files
+A family has the place of a tensor in the original checkpoint (`original`) and the names of its networks in files
 (`names_of`). The rest follows: the place in a single checkpoint, the spellings in adapter files (export.md 1.1), the
 name that a host's file gets.
 """
@@ -18,7 +17,7 @@ DENOISER = "model.diffusion_model."
 """What the denoiser's names begin with in full checkpoints; files with the denoiser alone often leave it away."""
 
 EMBEDDINGS = ("token_embedding", "position_embedding", "shared", "embed_tokens", "relative_attention_bias")
-"""Tables of text encoders. ComfyUI knows them by its own names only."""
+"""Embeddings of text encoders. ComfyUI has only its own names for them."""
 
 
 NORMS = ("layer_norm", "layer_norm1", "layer_norm2")
@@ -33,7 +32,7 @@ class Spelling:
     row: int = 0
     """The layer's first row in the matrix of that name."""
     rows: int = 0
-    """How many rows of a matrix that is fused of several layers; 0: the name is the layer's alone."""
+    """How many rows of a matrix that several layers are fused into; 0: it is not fused."""
     exchanged: bool = False
     """Whether the halves of the layer's outputs are exchanged there."""
 
@@ -48,7 +47,7 @@ class Place:
     rows: int = 0
     """How many rows it has there; 0: all."""
     exchanged: bool = False
-    """Whether its halves are stored the other way round."""
+    """Whether its halves are stored exchanged."""
     transposed: bool = False
 
     def get(self, stored: Tensor) -> Tensor:
@@ -71,25 +70,25 @@ def exchange_halves(tensor: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Files:
-    """What files call one network."""
+    """The names of one network in files."""
 
     checkpoint: str
-    """Names in a single checkpoint begin with this, and go on as `Named.original` says."""
+    """Prefix of names in a single checkpoint, followed by those of `Named.original`."""
     kohya: str
-    """kohya's names begin with this, and go on with the layer's path, underscores for dots."""
+    """Prefix of kohya's names, followed by the layer's path, underscores for dots."""
     kohya_original: bool = False
-    """Whether kohya goes on with the original checkpoint's name, not with diffusers' path."""
+    """Whether kohya's are followed by the original checkpoint's name instead of diffusers' path."""
     dotted: tuple[str, ...] = ()
-    """Beginnings of names that go on with diffusers' path. The first is peft's."""
+    """Prefixes of names with diffusers' path. The first is peft's."""
     joined: tuple[str, ...] = ()
     """The same with underscores for dots."""
     original: tuple[str, ...] = ()
-    """Beginnings of names that go on with the original checkpoint's name."""
+    """Prefixes of names with the original checkpoint's name."""
     original_joined: tuple[str, ...] = ()
     comfyui: str = ""
-    """What ComfyUI's generic names of a text encoder begin with, which go on with transformers' path."""
+    """Prefix of ComfyUI's generic names of a text encoder, followed by transformers' path."""
     comfyui_reads_paths: bool = False
-    """Whether ComfyUI knows diffusers' paths in this network."""
+    """Whether ComfyUI supports diffusers' paths in this network."""
     peft: bool = True
     """Whether diffusers reads adapters of this network."""
     is_clip: bool = False
@@ -136,7 +135,7 @@ def t5(network: str, *kohya: str) -> Files:
 
 
 class Named:
-    """The part of a model that knows names; see `families.base.Model`."""
+    """The part of a model about names; see `families.base.Model`."""
 
     networks: dict[str, nn.Module]
 
@@ -146,7 +145,7 @@ class Named:
     """A pattern that is nowhere in them."""
 
     def names_of(self, network: str) -> Files:
-        """What files call the network."""
+        """The network's names in files."""
         raise NotImplementedError
 
     def original(self, network: str, path: str, kind: str) -> Place:
@@ -156,7 +155,7 @@ class Named:
 
     @classmethod
     def recognises(cls, keys: Collection[str]) -> bool:
-        """Whether an adapter file's keys look like this family's. More than one family may say yes."""
+        """Whether an adapter file's keys look like this family's. More than one family may match."""
         joined = [key.replace(".", "_") for key in keys]
         return any(re.search(cls.LIKE, key) for key in joined) and not any(re.search(cls.UNLIKE, key) for key in joined)
 
@@ -196,7 +195,7 @@ class Named:
         network, path, files = self.split(layer)
         if host == "diffusers" and not files.peft:
             raise ValueError(
-                f"export.host diffusers: {layer}: diffusers reads no adapters of T5; set targets.exclude to "
+                f"export.host diffusers: {layer}: diffusers supports no adapters of T5; set targets.exclude to "
                 f"{network}.*, or export.host to comfyui"
             )
         if host == "diffusers" or (files.comfyui_reads_paths and host not in ("kohya", "lycoris")):
@@ -255,7 +254,8 @@ def t5_path(path: str) -> str:
 
 
 def is_unused(layer: str) -> bool:
-    """Whether a full layer name is that of T5's table where no tokens are looked up: an adapter there does nothing."""
+    """Whether a full layer name is that of T5's embedding where no tokens are looked up: an adapter there has no
+    effect."""
     network, _, path = layer.partition(".")
     return network.startswith("text_encoder") and path == STORED_TOKENS
 

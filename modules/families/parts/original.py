@@ -9,14 +9,14 @@ from modules.families.parts.names import Place, exchange_halves
 from modules.tensorfile import opened
 
 PACKED = ("scale_weight", "weight_scale", "scaled_fp8", "comfy_quant", "absmax", "quant_map", "wscales")
-"""Ends of names of tensors that only files with packed weights have (scaled fp8, nf4, int4)."""
+"""Ends of names of tensors that only files with quantized weights have (scaled fp8, nf4, int4)."""
 
 
 def packed_problems(path: str, names: set[str]) -> list[str]:
-    """A sentence if the file's weights are packed, which takes another program's arithmetic to undo."""
+    """A sentence if the file's weights are quantized by another program."""
     packed = sorted(name for name in names if name.endswith(PACKED))
     return packed and [
-        f"base.path: {path} has packed weights (scaled fp8, nf4 or int4; there is {packed[0]}), which cannot be read; "
+        f"base.path: {path} has quantized weights (scaled fp8, nf4 or int4: {packed[0]}), which cannot be read; "
         "give the model in bf16, fp16 or plain fp8, and save memory with base.quantization"
     ]
 
@@ -25,7 +25,7 @@ def read_weights(network: nn.Module, path: str, places: dict[str, Place], prefix
     """Fill `network`, which is on the meta device, from the safetensors file at `path`.
 
     `places`: where each of the network's tensors is; names in the file have `prefix` in front. Raises ValueError for
-    tensors that are lacking, unknown or of another shape.
+    tensors that are missing, unknown or of another shape.
     """
     shapes = {ours: tensor.shape for ours, tensor in network.state_dict().items()}
     rows: dict[str, int] = {}

@@ -1,8 +1,8 @@
 """A model around a diffusers pipeline: loading, encoding pictures, sampling, memory, hashes.
 
-A family derives from `PipelineModel`, sets the class attributes, and adds what is its own: the process and the bucket
-step (in `__init__`), `encode_texts`, `predict`, `named_targets`, `names_of`, `original`, `LIKE`, `UNLIKE` and
-`metadata`. The methods under "what a family may say otherwise" have answers that hold for most.
+A family derives from `PipelineModel`, sets the class attributes, and adds the process and the bucket step (in
+`__init__`), `encode_texts`, `predict`, `named_targets`, `names_of`, `original`, `LIKE`, `UNLIKE` and `metadata`. The
+methods under "defaults that a family may override" hold for most.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ if TYPE_CHECKING:
 
 COMPILED_VERSIONS = 64
 """Of a kind of block: one for each width, rank, method of calling (training, sampling) and, at first, bucket. Beyond
-torch's own limit of 8 it would run the rest as if nothing was to be compiled, without a word in a run's log."""
+torch's own limit of 8 it would silently run the rest uncompiled."""
 
 ARGUMENTS = {"hidden": "prompt_embeds", "pooled": "pooled_prompt_embeds"}
-"""What diffusers' pipelines call the parts of an encoded prompt."""
+"""Names of the parts of an encoded prompt in diffusers' pipelines."""
 
 
 class PipelineModel(Named):
-    """A loaded base; see `families.base.Model` for what each part answers."""
+    """A loaded base; see `families.base.Model` for what each part means."""
 
     TITLE: ClassVar[str]
     """In sentences: "an SDXL model"."""
@@ -73,7 +73,7 @@ class PipelineModel(Named):
         self.latent_channels: int = vae.latent_channels
         self._released: set[str] = set()
 
-    # -- what a family may say otherwise ------------------------------------------------------------------------------
+    # -- defaults that a family may override --------------------------------------------------------------------------
 
     @classmethod
     def hub_id(cls, path: str) -> str:
@@ -95,7 +95,7 @@ class PipelineModel(Named):
 
     @classmethod
     def read_folder(cls, base: Base, dtype: torch.dtype) -> Any:
-        """The pipeline of a folder or of the hub's model. Parts that its index says are not there stay away."""
+        """The pipeline of a folder or of the hub's model, without the parts that its index does not have."""
         absent = {name: None for name, kind in cls.index(base.path).items() if kind == [None, None]}
         given = {**absent, **cls.OPTIONS}
         return cls.pipeline_class().from_pretrained(base.path, dtype=dtype, use_safetensors=True, **given)
@@ -115,16 +115,16 @@ class PipelineModel(Named):
 
     @property
     def tokenizer(self) -> Any:
-        """The tokenizer that says what of a caption is read."""
+        """The tokenizer that decides where captions are truncated."""
         return self.pipeline.tokenizer
 
     @property
     def caption_tokens(self) -> int:
-        """Tokens of a caption that are read, without the marks at the beginning and the end."""
+        """Tokens of a caption that are read, without start and end tokens."""
         return self.tokenizer.model_max_length - self.tokenizer.num_special_tokens_to_add()
 
     def guidance_options(self, guidance: float, away: bool) -> dict[str, float]:
-        """How the pipeline is told its guidance; `away`: from a negative prompt."""
+        """The pipeline's arguments for guidance; `away`: from a negative prompt."""
         return {"guidance_scale": guidance}
 
     def unpacked(self, latents: Tensor, height: int, width: int) -> Tensor:
@@ -148,7 +148,7 @@ class PipelineModel(Named):
 
     @classmethod
     def problems(cls, base: Base) -> list[str]:
-        """What keeps `load` from working, as sentences."""
+        """Why `load` cannot work, as sentences."""
         if found := protocol.base_problems(base, files.INDEX, cls.HUB_ID):
             return found
         if is_folder(Path(base.path)):
@@ -169,12 +169,12 @@ class PipelineModel(Named):
 
     @classmethod
     def index(cls, source: str) -> dict[str, Any]:
-        """What the folder, or the hub's model, `source` says that its parts are; checked, or ValueError."""
+        """The index of parts of the folder, or of the hub's model, `source`; checked, or ValueError."""
         return read_index(cls.pipeline_class(), source, cls.OPTIONS)
 
     @classmethod
     def load(cls, base: Base, device: torch.device, dtype: torch.dtype, pictures: bool = True) -> Self:
-        """The frozen pipeline in main memory. The VAE gets its own number format if `pictures`, else the stored one."""
+        """The frozen pipeline in main memory. The VAE gets its own dtype if `pictures`, else the stored one."""
         try:
             pipeline = cls.read_file(base, dtype) if Path(base.path).is_file() else cls.read_folder(base, dtype)
             model = cls(pipeline, device)
@@ -196,8 +196,8 @@ class PipelineModel(Named):
         return {"checkpoint": path, **files.files_of_parts(source, cls.OPTIONS, others)}
 
     def place(self, base: Base, texts: bool) -> None:
-        """Bring the denoiser, and text encoders if `texts`, to the device. Linear layers are packed there one by one.
-        Blocks for main memory go back there before the next one comes, so that never all of them have to fit."""
+        """Move the denoiser, and text encoders if `texts`, to the device. Linear layers are quantized there one by one.
+        Offloaded blocks are moved back before the next one, so that never all of them have to fit."""
         denoiser: Any = self.networks[self.DENOISER]
         packing, blocks = base.quantization != "none", self.blocks()
         for block in blocks[len(blocks) - base.offload_blocks :]:
@@ -211,7 +211,7 @@ class PipelineModel(Named):
             self.place_texts()
 
     def place_texts(self) -> None:
-        """Bring the text encoders to the device."""
+        """Move the text encoders to the device."""
         for name in self.text_encoders:
             self.present(name)
 
@@ -242,8 +242,8 @@ class PipelineModel(Named):
                     module.training = True  # it checkpoints in training mode only; dropout inside stays in eval mode
 
     def compile_blocks(self, checkpointing: bool) -> None:
-        """Compile the blocks; blocks of a kind share what is compiled. Recomputing moves into them: torch compiles
-        nothing that is called by a checkpoint outside."""
+        """Compile the blocks; blocks of a kind share the compiled code. Checkpointing moves into them: torch does not
+        compile what is called by a checkpoint outside."""
         limits: Any = torch._dynamo.config
         limits.recompile_limit = max(limits.recompile_limit, COMPILED_VERSIONS)
         denoiser: Any = self.networks[self.DENOISER]
@@ -284,7 +284,7 @@ class PipelineModel(Named):
         return mean, config.scaling_factor / std
 
     def cut_off(self, caption: str) -> str:
-        """The caption from the first token on that is not read."""
+        """The caption from the first truncated token on."""
         tokens = self.tokenizer(caption, add_special_tokens=False, return_offsets_mapping=True)
         beyond = tokens.offset_mapping[self.caption_tokens :]
         return caption[beyond[0][0] :] if beyond else ""
@@ -323,7 +323,7 @@ class PipelineModel(Named):
         return pictures
 
     def conditions(self, texts: protocol.Texts, negative: protocol.Texts | None) -> dict[str, Tensor]:
-        """Encoded prompts as the pipelines are given them."""
+        """Encoded prompts as arguments of the pipeline."""
         given = {ARGUMENTS[name]: value for name, value in texts.items()}
         return given | {f"negative_{ARGUMENTS[name]}": value for name, value in (negative or {}).items()}
 
@@ -339,7 +339,7 @@ class PipelineModel(Named):
     def present(self, name: str) -> Any:
         """The pipeline's part `name`, on the device."""
         part = self.pipeline.components[name]
-        if part.device.type != self.device.type:  # adapters in it would forget what they have derived
+        if part.device.type != self.device.type:  # moving drops what its adapters have derived
             part.to(self.device)
         return part
 
@@ -365,20 +365,20 @@ class PipelineModel(Named):
 
 
 def _recomputed(block: Any, *given: Any, **named: Any) -> Any:
-    """A block's forward pass, which it has kept as `once`, computed a second time in the backward pass."""
+    """A block's forward pass, kept as `once`, with checkpointing."""
     return checkpoint(block.once, *given, use_reentrant=False, **named)
 
 
 def _computing_on(device: torch.device, pipeline: Any) -> Any:
-    """The pipeline, made to compute on `device`. By itself it goes by its first network, which may be an encoder that
-    has been moved away."""
+    """The pipeline, made to compute on `device`. By default it uses the device of its first network, which may be an
+    encoder in main memory."""
     kind = type(pipeline)
     pipeline.__class__ = type(kind.__name__, (kind,), {"_execution_device": property(lambda _: device)})
     return pipeline
 
 
 def _said(error: Exception) -> str:
-    """What an error of a library says, in one line that begins with its kind where it is no sentence."""
+    """The message of a library's error, in one line that begins with its class where it is not a sentence."""
     text = " ".join(str(error).split()) or "no reason given"
     return text if isinstance(error, ValueError | OSError | RuntimeError) else f"{type(error).__name__}: {text}"
 

@@ -23,7 +23,7 @@ ANY_UNET = r"(down_blocks|mid_block|up_blocks|input_blocks|middle_block|output_b
 
 
 class UNetModel(PipelineModel):
-    """A pipeline around a UNet that undoes diffusion in discrete steps."""
+    """A pipeline with a UNet for diffusion in discrete steps."""
 
     DENOISER = "unet"
     computed_in = "float16"
@@ -40,8 +40,8 @@ class UNetModel(PipelineModel):
 
     @classmethod
     def read_file(cls, base: Base, dtype: torch.dtype) -> Any:
-        """The pipeline of a single checkpoint. One trained on v prediction may carry an empty tensor that says so,
-        which no configuration folder knows."""
+        """The pipeline of a single checkpoint. One trained on v prediction may have an empty tensor as a mark,
+        which no configuration folder has."""
         pipeline = super().read_file(base, dtype)
         names = tensor_names(base.path) or set()
         if "v_pred" in names:
@@ -59,7 +59,7 @@ class UNetModel(PipelineModel):
         }
 
     def use_prediction(self, prediction: str) -> None:
-        """Take the UNet's output for this, "epsilon" or "v_prediction"."""
+        """Use the UNet's output as this, "epsilon" or "v_prediction"."""
         scheduler = self.pipeline.scheduler
         self.pipeline.scheduler = type(scheduler).from_config(scheduler.config, prediction_type=prediction)
         self.process = replace(self.process, prediction=prediction)
@@ -89,7 +89,7 @@ def from_pure_noise(scheduler: Any) -> Any:
     """The scheduler with zero terminal SNR: its last step is pure noise, and sampling begins there. Configurations of
     such bases often keep SDXL's "leading" spacing, which begins some steps later, in pictures that are not all noise.
 
-    A scheduler that has no such step, as PNDM, gives way to Euler's.
+    A scheduler without such a step, as PNDM, is replaced by Euler's.
     """
     from diffusers import EulerDiscreteScheduler
 
@@ -99,7 +99,7 @@ def from_pure_noise(scheduler: Any) -> Any:
 
 
 def prediction_word(prediction: str) -> str:
-    """What `modelspec.prediction_type` calls it."""
+    """Its name in `modelspec.prediction_type`."""
     return "v" if prediction == "v_prediction" else prediction
 
 

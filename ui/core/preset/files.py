@@ -208,7 +208,7 @@ def _values(path: Path) -> Values:
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from None
     if not isinstance(values, dict):
-        raise ValueError(f"{where}: a preset is a mapping in braces, as in {{...}}")
+        raise ValueError(f"{where}: a preset is an object in braces, as in {{...}}")
     return values
 
 
@@ -243,10 +243,10 @@ def _renamed(values: Values, path: Path, schema: Schema, notes: list[str]) -> Va
         if not holds(values, old):
             continue
         if holds(values, new):
-            raise ValueError(f"{places.shown(path)}: {old} is now called {new}, and both are given; keep {new}")
+            raise ValueError(f"{places.shown(path)}: {old} was renamed to {new}, but both are given; remove {old}")
         value = at(values, old)
         values = with_value(without(values, old), new, value)
-        notes.append(f"{places.shown(path)}: {old} is now called {new}")
+        notes.append(f"{places.shown(path)}: {old} was renamed to {new}")
     return values
 
 
@@ -255,7 +255,7 @@ def _implied(values: Values, path: Path, schema: Schema, notes: list[str]) -> Va
     for old, (new, value) in schema.implied.items():
         if at(values, old) is not None and not holds(values, new):
             values = with_value(values, new, value)
-            notes.append(f"{places.shown(path)}: {old} now needs {new} {value}, which it meant before")
+            notes.append(f"{places.shown(path)}: {old} no longer implies {new} {value}, so it is set")
     return values
 
 
@@ -281,7 +281,7 @@ def _inherited(values: Values, path: Path, schema: Schema, notes: list[str]) -> 
 def _base_path(source: Any, path: Path) -> Path:
     """The file that `based_on` in the file `path` means: a preset's name, or a path that starts beside the file."""
     if not isinstance(source, str) or not source:
-        raise ValueError(f"{places.shown(path)}: based_on: {shown(source)} is not a preset's name")
+        raise ValueError(f"{places.shown(path)}: based_on: {shown(source)} is not a preset name")
     by_name = named(source, besides=path)
     if by_name:
         return by_name

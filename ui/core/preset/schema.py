@@ -17,7 +17,7 @@ from ui.core.preset.field import Field
 
 Values = dict[str, Any]
 
-NO_SECTION = "is not a section: its options stand in braces, as in {...}"
+NO_SECTION = "is not a section: give its options in braces, as in {...}"
 
 
 class _Absent:
@@ -278,7 +278,7 @@ class Schema:
             if chosen not in (None, *owning):
                 word = tag.rpartition(".")[2]
                 belongs = sentences.enumerated(owning, "and")
-                return f"{path}: {word} {chosen} has no such option; it belongs to {belongs}"
+                return f"{path}: {word} {chosen} has no such option; it is an option of {belongs}"
         active = self.fields(values)
         sections = {other.rpartition(".")[0]: None for other in active if "." in other}
         others = [section for section in sections if section != path.rpartition(".")[0]]

@@ -14,7 +14,7 @@ from ui.core.runs.states import Glance, State, Status
 ANY, ALL = "any", "all"
 """What a job may ask for, beside the id of a device."""
 
-REFUSAL = "Nothing was started, because:"
+REFUSAL = "Cannot start:"
 """How the trainer begins to say no; the reasons follow, indented."""
 
 
