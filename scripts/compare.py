@@ -248,16 +248,18 @@ def timed(presets: list[Preset], arguments: argparse.Namespace, runs: Path) -> T
 def measured(presets: list[Preset], rounds: int) -> dict[str, float]:
     """Median over the rounds of a step's seconds, as a multiple of those of the first preset in the same round."""
     from modules.training import loop
+    from modules.training.feed import Feed
     from modules.training.session import start_processes
 
     machine = start_processes()
     sessions = {preset.name: ready(preset, machine) for preset in presets}
+    progress = {name: loop.Progress(Feed(session)) for name, session in sessions.items()}
     found: dict[str, list[float]] = {name: [] for name in sessions}
     for number in range(rounds + 1):
         seconds = {}
         for name, session in sessions.items():
             begun = time.perf_counter()
-            loop.take_step(session, loop.Progress())  # waits for the device: it reads the loss
+            loop.take_step(session, progress[name])  # waits for the device: it reads the loss
             seconds[name] = time.perf_counter() - begun
             session.step += 1
         print(f"timing: round {number} of {rounds}, {sum(seconds.values()):.1f} s", file=sys.stderr)
@@ -270,9 +272,10 @@ def ready(preset: Preset, machine: Any) -> Any:
     """A session of the preset before its first step; nothing of it is kept on disk. Raises ValueError."""
     from modules.training import check
     from modules.training.events import Events
+    from modules.training.preparing import prepare
     from modules.training.probe import replace_sections
     from modules.training.run import Run
-    from modules.training.session import Pictures, prepare, start_accelerator
+    from modules.training.session import Pictures, start_accelerator
 
     alone = replace_sections(preset, data={"cache": False, "validation_folder": ""}, samples={"enabled": False})
     found = check.examine(alone, machine.device.type)

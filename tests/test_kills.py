@@ -31,7 +31,7 @@ second = next(number for number, one in enumerate(reference.record) if "state/st
 write = next(number for number in reference.during("state") if reference.record[number].kind == "write")
 
 def old_state_goes_first():
-    from modules.training.session import state
+    from modules.training import state
     save_state = state.save_state
     def broken(folder, *rest):
         for old in (folder / "state").glob("step-??????"):
@@ -40,7 +40,7 @@ def old_state_goes_first():
     state.save_state = broken
 
 def averages_are_forgotten():
-    from modules.training.session import state
+    from modules.training import state
     state.restore_optimizer = lambda optimizer, saved: None
 
 def samples_are_left_out():

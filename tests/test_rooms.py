@@ -135,7 +135,7 @@ def test_every_page_has_a_folder():
         assert (ROOT / f"ui/pages/{page}/{page}_page.py").is_file()
 
 
-@pytest.mark.parametrize("rooms", [ROOMS, ("ui",)], ids=["files", "window"])
+@pytest.mark.parametrize("rooms", [ROOMS, ("modules/training",), ("ui",)], ids=["files", "training", "window"])
 def test_no_circle_of_imports(rooms):
     left = {name(path): {file for file, _ in imported(path)} for path in files(*rooms)}
     while free := {file for file, others in left.items() if not others & left.keys()}:
@@ -148,7 +148,7 @@ def stem(word: str) -> str:
     return re.sub(r"(ing|er|ed|e?s|e)$", "", word)
 
 
-@pytest.mark.parametrize("rooms", [ROOMS, ("ui",)], ids=["files", "window"])
+@pytest.mark.parametrize("rooms", [ROOMS, ("modules/training",), ("ui",)], ids=["files", "training", "window"])
 def test_no_two_names_of_files_are_forms_of_one_word(rooms):
     seen: dict[str, str] = {}
     for path in files(*rooms):

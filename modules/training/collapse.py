@@ -7,16 +7,13 @@ are measured before training, and the same samples again when the loss of the st
 import math
 from collections import deque
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 import torch
 
 from modules.preset.schema import Training
 from modules.training import feed, sharding
 from modules.training.optimizers import averaged
-
-if TYPE_CHECKING:
-    from modules.training.session import Session
+from modules.training.session import Session
 
 SAMPLES = 10
 """Steps whose samples are measured, at most: one micro-batch of each."""
@@ -42,16 +39,15 @@ class Watch:
     """Steps until then; more after each measurement."""
 
 
-def begin(session: "Session") -> None:
+def begin(session: Session) -> None:
     """Measure the samples before training. Non-finite values are reported by the steps themselves."""
     loss = measured(session) if session.takes_part else 0.0
     session.reference = loss if 0 < loss < math.inf else None
 
 
-def is_suspected(session: "Session", loss: float) -> bool:
+def is_suspected(session: Session, seen: Watch, loss: float) -> bool:
     """Record the loss of a step; whether `look` should be called, because the last ones are high. The same in all
     processes."""
-    seen = session.watch
     if session.reference is None or not math.isfinite(loss):
         return False
     seen.losses.append(loss)
@@ -63,14 +59,14 @@ def is_suspected(session: "Session", loss: float) -> bool:
     return True
 
 
-def look(session: "Session") -> None:
+def look(session: Session) -> None:
     """Measure the samples of the first steps again, and judge."""
     if session.reference is not None and session.takes_part:
         judge(session, session.reference, measured(session), SAMPLED)
 
 
 @torch.no_grad()
-def measured(session: "Session") -> float:
+def measured(session: Session) -> float:
     """Mean loss on the samples of the first steps. With a sharded base all processes have to call this."""
     steps = range(min(SAMPLES, session.steps))
     with averaged(session.optimizer), session.derived.frozen(), session.accelerator.autocast():
@@ -82,7 +78,7 @@ def measured(session: "Session") -> float:
     return float(mean)  # pyright: ignore
 
 
-def judge(session: "Session", before: float | None, now: float, where: str) -> None:
+def judge(session: Session, before: float | None, now: float, where: str) -> None:
     """Compare the loss on the same samples before training and now; warn once, and remember it while it holds."""
     if before is None or not 0 < before < math.inf:  # a validation loss may be anything
         return

@@ -287,7 +287,7 @@ class End:
 def attempted(preset: Preset, found, opened, accelerator, events, end: End) -> bool:
     """Whether the training was done to its end. Raises whatever goes wrong."""
     from modules.training.loop import train
-    from modules.training.session import prepare
+    from modules.training.preparing import prepare
 
     for note in found.notes:
         events.write("warning", {"message": note, "detail": ""})

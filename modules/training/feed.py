@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -11,9 +10,7 @@ from torch import Tensor
 from modules import objectives
 from modules.data.batches import Batch
 from modules.families.base import Texts
-
-if TYPE_CHECKING:
-    from modules.training.session import Session
+from modules.training.session import Session
 
 
 @dataclass(frozen=True)
@@ -57,7 +54,7 @@ class Prepared:
 class Feed:
     """The micro-batches of a training in their order, one of them prefetched."""
 
-    def __init__(self, session: "Session"):
+    def __init__(self, session: Session):
         self.session = session
         self.ahead: tuple[tuple[int, int], Prepared] | None = None
 
@@ -76,7 +73,7 @@ class Feed:
             self.ahead = (step, micro), prepare(self.session, self.session.batches.at(step, micro))
 
 
-def prepare(session: "Session", batch: Batch) -> Prepared:
+def prepare(session: Session, batch: Batch) -> Prepared:
     """A micro-batch with each sample's own noise and noise level: functions of seed and position alone."""
     seed, objective, process = session.preset.training.seed, session.preset.objective, session.model.process
     pairs = list(zip(batch.pictures, batch.positions, batch.flips, strict=True))
@@ -96,7 +93,7 @@ def prepare(session: "Session", batch: Batch) -> Prepared:
 
 
 def noised(
-    session: "Session", latents: Tensor, noise: Tensor, times: Tensor, captions: tuple[str, ...], sizes: Tensor
+    session: Session, latents: Tensor, noise: Tensor, times: Tensor, captions: tuple[str, ...], sizes: Tensor
 ) -> Prepared:
     """Samples at the given noise, all of equal weight."""
     parts = session.model.process.parts(times)
@@ -106,7 +103,7 @@ def noised(
     return Prepared(noisy, wanted, times, sizes, captions, texts)
 
 
-def errors(session: "Session", prepared: Prepared) -> Tensor:
+def errors(session: Session, prepared: Prepared) -> Tensor:
     """Weighted error of each sample `(n)`."""
     given, objective = prepared.to(session.accelerator.device), session.preset.objective
     texts = session.encode(list(given.captions)) if given.texts is None else given.texts

@@ -13,7 +13,6 @@ in the pair, with the memory of ordinary steps.
 
 import math
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
 
 import torch
 from accelerate import PartialState
@@ -23,9 +22,7 @@ from torch import Tensor, nn
 from modules.adapters import linalg
 from modules.adapters.low_rank import root_mean_square
 from modules.data.batches import Batch
-
-if TYPE_CHECKING:
-    from modules.training.session import Session
+from modules.training.session import Session
 
 PICTURES = 32
 """How many pictures, at least, the gradient is the mean of: those of the first steps, with their noise."""
@@ -37,7 +34,7 @@ SCALES = (2.0**16, 2.0**12, 2.0**8, 1.0)
 """With float16, factors on the loss; the first that keeps all gradients finite is used."""
 
 
-def begin(session: "Session", loss: Callable[["Session", Batch], Tensor]) -> None:
+def begin(session: Session, loss: Callable[[Session, Batch], Tensor]) -> None:
     """Set the fresh pairs of adapters that ask for it. `loss`: the mean error of a micro-batch."""
     found = [pair for layer in session.adapted.values() if (pair := layer.adapter.gradient_pair()) is not None]
     if not found:
@@ -64,19 +61,19 @@ def begin(session: "Session", loss: Callable[["Session", Batch], Tensor]) -> Non
         session.events.write("warning", {"message": message, "detail": ""})
 
 
-def first_batches(session: "Session") -> list[Batch]:
+def first_batches(session: Session) -> list[Batch]:
     """The micro-batches of this process with which the training begins."""
     accumulation = session.preset.training.accumulation
     count = batches_of(session, session.steps)
     return [session.batches.at(*divmod(number, accumulation)) for number in range(count)]
 
 
-def batches_of(session: "Session", steps: int) -> int:
+def batches_of(session: Session, steps: int) -> int:
     """How many micro-batches the initial values of a training of `steps` steps come from."""
     return min(math.ceil(PICTURES / session.batches.total), steps * session.preset.training.accumulation)
 
 
-def replanned(session: "Session", before: int, now: int) -> str:
+def replanned(session: Session, before: int, now: int) -> str:
     """Whether a training of `now` steps would have begun with other values than one of `before`, in a clause."""
     counts = batches_of(session, before), batches_of(session, now)
     asked = any(layer.adapter.gradient_pair() is not None for layer in session.adapted.values())
@@ -86,7 +83,7 @@ def replanned(session: "Session", before: int, now: int) -> str:
 
 
 def gradients(
-    session: "Session", loss: Callable[["Session", Batch], Tensor], batches: list[Batch], wanted: list[nn.Parameter]
+    session: Session, loss: Callable[[Session, Batch], Tensor], batches: list[Batch], wanted: list[nn.Parameter]
 ) -> list[Tensor]:
     """Gradients of the loss over the batches of all processes, up to a common factor. Raises FloatingPointError where
     they are non-finite."""

@@ -13,9 +13,12 @@ from tqdm import tqdm
 from modules.data.batches import Batch
 from modules.training import collapse, feed, gradient_start, optimizers, schedules, stopping
 from modules.training.beside import beside, interrupted, made, step_name, told
+from modules.training.collapse import Watch
+from modules.training.feed import Feed
 from modules.training.outputs import export_now, sample, save_adapter, validate
 from modules.training.run import REQUESTS
-from modules.training.session import Session, memory_mb, save
+from modules.training.saving import memory_mb, save
+from modules.training.session import Session
 
 CURVES_EVERY = 10
 """Steps between values of the adapters' own curves: they read every layer."""
@@ -36,6 +39,8 @@ class NotFinite(FloatingPointError):
 class Progress:
     """What this process keeps between steps. All times are of `time.monotonic`, s."""
 
+    feed: Feed
+    watch: Watch = field(default_factory=Watch)
     overflows: int = 0
     started: float = field(default_factory=time.monotonic)
     steps_done: int = 0
@@ -48,7 +53,7 @@ def train(session: Session) -> bool:
 
     Raises NotFinite before a step with a non-finite loss or gradient; the last good state is kept.
     """
-    progress, preset = Progress(), session.preset
+    progress, preset = Progress(Feed(session)), session.preset
     main = session.accelerator.is_main_process
 
     before_steps(session)
@@ -67,7 +72,8 @@ def train(session: Session) -> bool:
                 session.events.write("stage", STOPPING)
 
             # The state comes first: if the run is killed or stopped now, the rest is made from it on resuming.
-            wanted = due(session) + ["sample"] * requests["sample"] + ["look"] * collapse.is_suspected(session, loss)
+            wanted = due(session) + ["sample"] * requests["sample"]
+            wanted += ["look"] * collapse.is_suspected(session, progress.watch, loss)
             last = session.step == session.steps  # saved too: should the export fail, no step is lost
             saved = stopped or last or requests["save"] or state_is_due(session)
             if saved:
@@ -156,12 +162,12 @@ def take_step(session: Session, progress: Progress) -> tuple[float, float, dict[
     session.derived.begin()
     losses = []
     for micro in range(training.accumulation):
-        prepared = session.feed.at(session.step, micro)
+        prepared = progress.feed.at(session.step, micro)
         with accelerator.autocast():
             loss = feed.errors(session, prepared).mean()
         accelerator.backward(loss / training.accumulation)
         losses.append(loss.detach())
-        session.feed.look_ahead(session.step, micro)
+        progress.feed.look_ahead(session.step, micro)
     if (penalty := session.penalty()) is not None:
         accelerator.backward(penalty)
     session.derived.pull_back()

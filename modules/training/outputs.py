@@ -21,7 +21,8 @@ from modules.training import collapse, feed, samples
 from modules.training.beside import beside
 from modules.training.ended import ADAPTER
 from modules.training.optimizers import averaged
-from modules.training.session import Session, sample_prompts, training_facts, validation_captions
+from modules.training.saving import training_facts
+from modules.training.session import Session, sample_prompts, validation_captions
 
 
 @torch.no_grad()

@@ -13,8 +13,10 @@ from modules.preset.schema import Preset
 from modules.training import loop, memory, setup
 from modules.training.check import Findings
 from modules.training.events import Events
+from modules.training.feed import Feed
+from modules.training.preparing import prepare
 from modules.training.run import Run
-from modules.training.session import Pictures, prepare
+from modules.training.session import Pictures
 
 WARM_UP, MEASURED = 1, 3
 """Steps that are not measured, and those that are."""
@@ -57,10 +59,10 @@ def probe(preset: Preset, found: Findings, accelerator: Accelerator) -> Probe:
             session = prepare(short, Pictures(Index(pictures), None), run, events, accelerator)
             preparing = memory.peak_mb(device)
             memory.reset_peak(device)
-            seconds = []
+            seconds, progress = [], loop.Progress(Feed(session))
             for session.step in range(WARM_UP + MEASURED):
                 begun = time.monotonic()
-                loop.take_step(session, loop.Progress())  # waits for the device: it reads the loss
+                loop.take_step(session, progress)  # waits for the device: it reads the loss
                 seconds.append(time.monotonic() - begun)
     except Exception as error:
         if not memory.ran_out(error):

@@ -4,7 +4,6 @@ import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from accelerate.utils import broadcast_object_list, gather_object
 from tqdm import tqdm
@@ -15,10 +14,8 @@ from modules.printable import LONGEST, short
 from modules.training import ended, fingerprints, gradient_start, run, schedules, state
 from modules.training.events import Events
 from modules.training.fingerprints import Changes, Made
+from modules.training.session import Pictures, Session
 from modules.training.state import State
-
-if TYPE_CHECKING:
-    from modules.training.session import Pictures, Session
 
 FACTS = ("started", "baseline", "average", "processes")
 """Facts that a state needs for a run to resume from it."""
@@ -31,7 +28,7 @@ def warn(events: Events, message: str) -> None:
         tqdm.write(f"warning: {short(message, LONGEST)}", file=sys.stderr)
 
 
-def resume(session: "Session") -> None:
+def resume(session: Session) -> None:
     """Resume from the last usable state, if the run has any. Raises ValueError where none of them is usable, and where
     the model has changed."""
     saved, reasons = usable(session)
@@ -60,7 +57,7 @@ def resume(session: "Session") -> None:
     session.events.write("stage", {"name": "resume", "detail": detail})
 
 
-def prune(session: "Session", newest: Path) -> None:
+def prune(session: Session, newest: Path) -> None:
     """Delete the states that saving.keep_states does not keep."""
     try:
         state.prune_states(session.run.folder, session.preset.saving.keep_states, newest)
@@ -77,7 +74,7 @@ def put_aside(folder: Path, step: int) -> list[str]:
     return []
 
 
-def usable(session: "Session") -> tuple[State | None, list[str]]:
+def usable(session: Session) -> tuple[State | None, list[str]]:
     """The state with the most steps that is intact and fits this training; and why each with more steps is not."""
     reasons = []
     for folder in reversed(state.states(session.run.folder)):
@@ -91,7 +88,7 @@ def usable(session: "Session") -> tuple[State | None, list[str]]:
     return None, reasons
 
 
-def check_fits(session: "Session", saved: State) -> None:
+def check_fits(session: Session, saved: State) -> None:
     """Raise ValueError if an intact state is of another training."""
     try:
         check_adapter_state(session.adapted, saved.adapter)
@@ -110,7 +107,7 @@ def check_fits(session: "Session", saved: State) -> None:
 # -- whether its files have changed -----------------------------------------------------------------------------------
 
 
-def refuse_changed(opened: run.Run, preset: Preset, pictures: "Pictures") -> None:
+def refuse_changed(opened: run.Run, preset: Preset, pictures: Pictures) -> None:
     """Raise ValueError if the model has changed; before anything is loaded, as far as that is known then."""
     if opened.newest is None or preset.saving.resume_changed:
         return
@@ -139,7 +136,7 @@ def compared(before: Made, now: Made, preset: Preset, make: Callable[..., Made])
     return changes, now
 
 
-def unchanged(session: "Session", saved: State) -> list[str]:
+def unchanged(session: Session, saved: State) -> list[str]:
     """What has changed since the state was written, in sentences. Raises ValueError, in all processes, where the model
     has changed."""
     refused, notes, preset = [""], [], session.preset
@@ -158,7 +155,7 @@ def unchanged(session: "Session", saved: State) -> list[str]:
     return notes
 
 
-def _changes(session: "Session", saved: State) -> tuple[list[str], Changes]:
+def _changes(session: Session, saved: State) -> tuple[list[str], Changes]:
     before = fingerprints.of_text(saved.texts)
     assert session.made is not None
     if before is None:
@@ -180,7 +177,7 @@ def refusal(changes: Changes, name: str) -> str:
 # -- what another length, or another number of processes, changes -----------------------------------------------------
 
 
-def moved(session: "Session", saved: State) -> list[str]:
+def moved(session: Session, saved: State) -> list[str]:
     """What would have been different until now, had the run been started as it resumes; in sentences."""
     before, now = saved.facts["processes"], session.accelerator.num_processes
     notes = []

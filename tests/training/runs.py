@@ -21,8 +21,9 @@ from modules.preset import files
 from modules.training import check, loop
 from modules.training.command import main
 from modules.training.events import Events, read_events
+from modules.training.preparing import prepare
 from modules.training.run import open_run
-from modules.training.session import Session, prepare, start_accelerator, start_processes
+from modules.training.session import Session, start_accelerator, start_processes
 
 ROOT = Path(__file__).parents[2]
 

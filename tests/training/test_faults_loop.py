@@ -13,8 +13,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from modules.disk import MACHINE, started
-from modules.training import beside, check, collapse, loop, outputs, samples
-from modules.training import session as sessions
+from modules.training import beside, check, collapse, loop, outputs, samples, saving
 from modules.training.run import remove_leftovers
 from tests.training.runs import Place, ask, equal
 
@@ -344,7 +343,7 @@ def test_a_resumed_run_still_knows_the_loss_before_training(place: Place, monkey
     assert place.train("again", *LONG, **WIDE) == 130
     ruin(monkeypatch)
     kept = []
-    save = sessions.save
+    save = saving.save
     monkeypatch.setattr(loop, "save", lambda session: (kept.append(session.reference), save(session)))
     assert place.train("again", *LONG, **WIDE) == 0
     assert kept and set(kept) != {None}
@@ -375,7 +374,7 @@ def test_nothing_is_written_from_a_non_finite_adapter(place: Place, monkeypatch,
             session.flat.parameters[0].data.view(-1)[0] = float("nan")
 
     monkeypatch.setattr(loop, "report", poisoned)
-    monkeypatch.setattr(loop, "save", lambda session: session.step < 4 and sessions.save(session))
+    monkeypatch.setattr(loop, "save", lambda session: session.step < 4 and saving.save(session))
     assert place.train("bad", "--saving.state_every", "2") == 1
     folder, said = place.runs / "bad", capsys.readouterr().err
     assert "Non-finite values after step 4: unet." in said

@@ -13,6 +13,7 @@ from modules.adapters.base import adapter_state
 from modules.data.cache import LatentCache
 from modules.families import load_class
 from modules.training import loop, outputs
+from modules.training.feed import Feed
 from modules.training.state import latest_state, load_state
 from tests.training.runs import Place, ask, equal, wait_for
 
@@ -240,9 +241,9 @@ def test_a_gradient_that_is_no_number_stops_before_the_step(place: Place, monkey
 def gradients(place: Place, name: str, *more: str, **sections) -> tuple[list[float], torch.Tensor]:
     """Losses of two steps, and all gradients of the last one."""
     with place.session(name, "--training.max_grad_norm", "0", *more, **sections) as session:
-        losses = []
+        losses, progress = [], loop.Progress(Feed(session))
         for _ in range(2):
-            loss, _, _ = loop.take_step(session, loop.Progress())
+            loss, _, _ = loop.take_step(session, progress)
             losses.append(loss)
             session.step += 1
         return losses, session.flat.gradients.clone()

@@ -1,0 +1,191 @@
+"""Prepares a training in order: model, pictures, caches, adapters, optimizer, state."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from accelerate import Accelerator
+from tqdm import tqdm
+
+from modules.adapters.base import Adapted
+from modules.adapters.derived import Derived
+from modules.data.batches import Batches
+from modules.data.cache import LatentCache, TextCache
+from modules.data.index import Index, Progress
+from modules.disk import write_whole
+from modules.preset.schema import Preset
+from modules.training import (
+    fingerprints,
+    first_values,
+    flat,
+    gradient_start,
+    memory,
+    pool,
+    resuming,
+    setup,
+    sharding,
+)
+from modules.training.events import Events
+from modules.training.run import Run
+from modules.training.session import Pictures, Session, sample_prompts, total_steps, validation_captions
+
+BAR = "{desc}: {n_fmt} of {total_fmt} |{bar}| {remaining} left"
+"""How a progress bar of the preparations looks."""
+
+
+def prepare(preset: Preset, pictures: Pictures, run: Run, events: Events, accelerator: Accelerator) -> Session:
+    """Prepare a run up to its first step, or from its last state if there is one. Raises ValueError for bad input.
+
+    Everything is encoded before the denoiser is moved to the device: both never have to fit at the same time.
+    """
+    for note in run.notes:
+        resuming.warn(events, note)
+    events.write("stage", {"name": "load", "detail": f"loading {preset.base.path}"})
+    model = setup.load(preset, accelerator.device)
+    index, validation, training = pictures.training, pictures.validation, preset.training
+    make = partial(fingerprints.make, preset, index, validation, run.folder)
+    made = fingerprints.in_background(make) if run.is_ours else None  # the base is here now, and so is what is encoded
+    batches = make_batches(preset, index, accelerator)
+    steps = total_steps(training, batches)
+    write_pictures(preset, index, run, events, accelerator.num_processes)
+    caches = make_caches(preset, model)
+    captions = captions_needed(preset, pictures, batches, steps, model)
+    with memory.while_encoding(preset, accelerator.device):
+        fill_caches(caches, pictures, captions, events, accelerator)
+    model.release_encoders(texts=caches.texts is not None)
+
+    place(model, preset, events, accelerator)
+    adapted = attach(model, preset, run, events)
+    groups = setup.parameter_groups(adapted, model, preset.targets)
+    gradients, optimizer = flat.build(preset.optimizer, groups, training.learning_rate)
+    # Not accelerate's `prepare`: it would shard the optimizer's parameters too.
+    session = Session(
+        preset=preset,
+        run=run,
+        events=events,
+        accelerator=accelerator,
+        model=model,
+        adapted=adapted,
+        derived=Derived(adapted.values()),
+        flat=gradients,
+        optimizer=accelerator.prepare_optimizer(optimizer),
+        index=index,
+        validation=validation,
+        batches=batches,
+        latents=caches.latents,
+        texts=caches.texts,
+        steps=steps,
+        made=made,
+    )
+    write_layers(session)
+    resuming.resume(session)
+    return session
+
+
+def make_batches(preset: Preset, index: Index, accelerator: Accelerator) -> Batches:
+    """The batches of this process."""
+    return Batches(
+        index,
+        preset.data,
+        preset.training.batch_size,
+        preset.training.accumulation,
+        accelerator.num_processes,
+        accelerator.process_index,
+        preset.training.seed,
+    )
+
+
+def attach(model: Any, preset: Preset, run: Run, events: Events) -> dict[str, Adapted]:
+    """The adapters, by full layer name: fresh ones; in a new run with the values of adapter.start_from or of a pool of
+    adapters."""
+    begun = first_values.is_begun(run.folder)
+    given, beside = {}, None
+    if not begun:
+        given, beside = first_values.read(preset, model), pool.read(preset, model)
+    adapted = setup.attach_ready(model, preset)
+    for note in [*first_values.apply(given, adapted), *pool.apply(beside, adapted)]:
+        events.write("warning", {"message": note, "detail": ""})
+    for note in setup.unmoved(adapted):  # `check`, which reads no weights, cannot say it
+        resuming.warn(events, note)
+    if not begun:  # computed values may differ between devices
+        values = [tensor for layer in adapted.values() for tensor in layer.adapter.state_dict().values()]
+        gradient_start.share([tensor for tensor in values if tensor.is_floating_point()])
+    return adapted
+
+
+def place(model: Any, preset: Preset, events: Events, accelerator: Accelerator) -> None:
+    """Move the denoiser, or this process' shard of it, to the device."""
+    if not sharding.is_wanted():
+        setup.place(model, preset)
+        return
+    events.write("stage", {"name": "shard", "detail": sharding.shard(model, preset, accelerator.device)})
+
+
+def write_pictures(preset: Preset, index: Index, run: Run, events: Events, processes: int) -> None:
+    """`pictures.tsv` in the run folder."""
+    if events.main:
+        write_whole(run.folder / "pictures.tsv", index.rows())
+    events.write("stage", {"name": "buckets", "detail": index.table(preset.training.batch_size * processes)})
+
+
+def write_layers(session: Session) -> None:
+    """`layers.tsv` in the run folder."""
+    if session.events.main:
+        layers = setup.layer_table(session.adapted, session.model, session.preset)
+        write_whole(session.run.folder / "layers.tsv", layers)
+    count = sum(p.numel() for p in session.flat.parameters)
+    detail = f"{len(session.adapted)} layers, {count:,} trainable parameters, {session.steps} steps"
+    session.events.write("stage", {"name": "adapters", "detail": detail})
+
+
+@dataclass(frozen=True)
+class Caches:
+    """What has been encoded."""
+
+    latents: LatentCache
+    texts: TextCache | None
+    """None where captions are encoded in each step."""
+
+
+def make_caches(preset: Preset, model: Any) -> Caches:
+    """Captions are cached where neither they nor the text encoders change."""
+    stable = not (preset.data.shuffle or preset.data.part_dropout) and not setup.trains_texts(model, preset.targets)
+    return Caches(LatentCache(preset.data, model), TextCache(preset.data, model) if stable else None)
+
+
+def captions_needed(preset: Preset, pictures: Pictures, batches: Batches, steps: int, model: Any) -> set[str]:
+    """Every caption and prompt of a training."""
+    wanted = {*batches.captions(steps), *validation_captions(preset, pictures.validation)}
+    if preset.samples.enabled:
+        negative = model.negative_prompt(preset.samples.negative)
+        wanted |= {*sample_prompts(preset, pictures.training), *(() if negative is None else (negative,))}
+    return wanted
+
+
+def fill_caches(
+    caches: Caches, pictures: Pictures, captions: set[str], events: Events, accelerator: Accelerator
+) -> None:
+    """Encode what is not in the cache yet."""
+    events.write("stage", {"name": "cache", "detail": "encoding pictures and captions"})
+    everything = [*pictures.training.pictures, *(pictures.validation.pictures if pictures.validation else ())]
+    main = accelerator.is_main_process
+    with accelerator.main_process_first():
+        with progress_bar("encoding pictures", main) as move:
+            caches.latents.fill(everything, move)
+        if caches.texts is not None:
+            with progress_bar("encoding captions", main) as move:
+                caches.texts.fill(captions, move)
+
+
+@contextmanager
+def progress_bar(title: str, shown: bool) -> Iterator[Progress]:
+    """A progress bar. It only appears for what takes a second or more, and is removed afterwards."""
+    with tqdm(desc=title, total=1, delay=1, leave=False, disable=not shown, bar_format=BAR) as bar:
+
+        def move(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        yield move

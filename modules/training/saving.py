@@ -1,0 +1,63 @@
+"""Writes training states, and what all files say about the training."""
+
+import os
+import time
+
+import torch
+
+from modules.files.facts import Facts, facts_of
+from modules.preset.files import to_json
+from modules.training import fingerprints, resuming, state
+from modules.training.session import Session, sample_prompts
+
+
+def training_facts(session: Session) -> Facts:
+    """Facts about this training for its files' metadata."""
+    epoch = int(session.batches.epoch(session.step))
+    prompts = sample_prompts(session.preset, session.index)
+    pictures = session.index.pictures
+    return facts_of(pictures, session.preset, session.step, epoch, session.started, time.time(), prompts)
+
+
+def save(session: Session) -> None:
+    """Write a training state; older ones are deleted. Raises FloatingPointError, in all processes, rather than save
+    non-finite values."""
+    tensors = session.check_finite()
+    if not session.accelerator.is_main_process:
+        return
+    session.check_folder()
+    facts = {
+        "baseline": session.baseline,
+        "average": session.average,
+        "reference": session.reference,
+        "started": session.started,
+        "processes": session.accelerator.num_processes,
+        "steps": session.steps,
+        "training": training_facts(session).json(),
+    }
+    texts = {"preset.json": to_json(session.preset), **made_from(session)}
+    folder, step = session.run.folder, session.step
+    path = state.save_state(folder, step, tensors, session.optimizer, facts, texts)
+    resuming.prune(session, path)
+    size = sum(file.stat().st_size for file in path.iterdir())
+    session.events.write("saved", {"what": "state", "path": os.fspath(path), "step": step, "bytes": size})
+
+
+def made_from(session: Session) -> dict[str, str]:
+    """The fingerprints for a state. It is saved without them where files have become unreadable."""
+    if session.made is None:
+        return {}
+    try:
+        return {fingerprints.RECORD: fingerprints.as_text(session.made.result())}
+    except OSError as error:
+        resuming.warn(session.events, f"this training state is saved without fingerprints: {error}")
+        return {}
+
+
+def memory_mb(device: torch.device) -> float:
+    """Peak memory of this process in MiB: of the device where there is one, else of the machine."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    import psutil
+
+    return psutil.Process().memory_info().rss / 2**20
