@@ -102,10 +102,10 @@ def test_bad_folders_are_said_before_anything_is_done(place, pooled, tmp_path, c
         assert capfd.readouterr().err.count(words) == 1, words
     assert place.train("run", adapter=cora(empty)) == 2
     assert place.train("run", "--check", adapter=cora(pooled, start_from=str(pooled / "first.safetensors"))) == 2
-    assert "leave one of them out" in capfd.readouterr().err
+    assert "remove one of them" in capfd.readouterr().err
     assert not (place.runs / "run").exists()
     assert place.train("run", "--check", adapter=cora(pooled)) == 0
-    assert "damaged.safetensors is left out" in capfd.readouterr().out
+    assert "damaged.safetensors is skipped" in capfd.readouterr().out
 
 
 def test_layers_outside_of_the_pool_start_at_random(place, pooled):

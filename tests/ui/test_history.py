@@ -60,7 +60,7 @@ def test_a_failed_run():
     history = replayed("failed")
     assert history.finished is not None and (history.finished.outcome, history.finished.exit_code) == ("failed", 1)
     assert [message.kind for message in history.messages] == ["warning", "error"]
-    assert history.messages[1].message.startswith("Non-finite loss at step 8")
+    assert history.messages[1].message.startswith("The loss is not a finite number at step 8")
     assert "Traceback" in history.messages[1].detail
     assert history.exported is None
     assert math.isnan(history.curves["loss"].values[-1]) and not math.isnan(history.curves["loss"].values[0])

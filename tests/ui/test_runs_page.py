@@ -139,7 +139,7 @@ def test_a_failed_run_says_its_error_and_leads_to_the_log(page, tmp_path, qtbot)
     page = shown(page(), qtbot, made_run(tmp_path / "runs/bad", "failed"))
     live = page.live
     qtbot.waitUntil(lambda: live.word.text() == "failed")
-    assert "Non-finite loss at step 8" in live.sentence.text()
+    assert "The loss is not a finite number at step 8" in live.sentence.text()
     assert live.tabs.tabText(2) == "Messages (2)"
     assert live.facts["Loss"].text() != "not finite", "the average is still a number"
     assert buttons(live)["Resume"] and buttons(live)["Show log"]

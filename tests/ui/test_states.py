@@ -67,7 +67,7 @@ def test_a_failed_run_says_the_error_and_can_be_resumed_from_a_state(run):
     folder = run("failed", start(None))
     seen = glance(folder)
     assert seen.status.state is State.FAILED
-    assert seen.status.sentence.startswith("Non-finite loss at step 8")
+    assert seen.status.sentence.startswith("The loss is not a finite number at step 8")
     assert not seen.resumable
     (folder / "state/step-000005.partial").mkdir(parents=True)
     assert not glance(folder).resumable
