@@ -47,7 +47,7 @@ LABEL, CELL = 150, 128
 """Pixels for a row's label, and the least width of a picture."""
 
 HEADS = ("preset", "trainable parameters", "file", "layers by form", "largest error", "learning rate", "s per step",
-         "loss before", "after", "fall")
+         "loss before", "after", "fall", "subject", "style")
 
 
 @dataclass(frozen=True)
@@ -71,11 +71,17 @@ class Row:
     after: float | None
     prompts: tuple[str, ...]
     """Of the sample pictures of the last step."""
+    judged: tuple[dict[str, Any], ...]
+    """Events `judged`, in order."""
 
     @property
     def fall(self) -> str:
         """Reduction of the validation loss, in words."""
         return f"{100 * (1 - self.after / self.before):.1f} %" if self.before and self.after else "-"
+
+    def shares(self, what: str) -> str:
+        """Shares of the sample pictures, over the steps at which they were drawn."""
+        return ", ".join(f"{event[what]:.0%}" for event in self.judged) or "-"
 
 
 @dataclass(frozen=True)
@@ -191,6 +197,7 @@ def read(folder: Path) -> Row:
         before=losses.get(0),
         after=losses.get(step),
         prompts=tuple(samples[path] for path in sorted(samples)),
+        judged=tuple(event for event in events if event["event"] == "judged"),
     )
 
 
@@ -317,7 +324,7 @@ def cells(row: Row, ratio: float | None) -> tuple[str, ...]:
     return (
         f"`{row.preset.name}`", f"{row.parameters:,}", f"{row.bytes / 1e6:.1f} MB", forms,
         f"{row.error:.1e}{' (approximated)' if row.approximated else ''}", f"{row.preset.training.learning_rate:g}",
-        f"{ratio:.2f}" if ratio else "-", *losses, row.fall,
+        f"{ratio:.2f}" if ratio else "-", *losses, row.fall, row.shares("subject"), row.shares("style"),
     )
 
 

@@ -12,8 +12,8 @@ from pathlib import Path
 import torch
 from torch import Generator, Tensor
 
+from modules.judges.judges import NONE, STYLES, Answer, Judges
 from scripts.demo_augment import DAMAGES
-from scripts.demo_judges import NONE, STYLES, Answer, Judges
 
 SEED = 20_000
 """Seed of the damage that is judged, which was not used in training."""

@@ -15,7 +15,8 @@ import torch
 from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
-from scripts import demo_augment, demo_data, demo_judges, demo_subject_training, demo_trunk
+from modules.judges import judges as judging
+from scripts import demo_augment, demo_data, demo_subject_training, demo_trunk
 from scripts.demo_training import Stage, draw, fast
 
 PAIRS = 128
@@ -92,7 +93,7 @@ def frequencies(known: Names, numbers: Tensor) -> Tensor:
 def train_style(known: Names, parts: Parts, arguments: argparse.Namespace) -> nn.Sequential:
     """The network that distinguishes Noto from Twemoji. Colours are augmented little: each set has its own."""
     torch.manual_seed(arguments.seed)
-    net = demo_judges.style_net()
+    net = judging.style_net()
     stage = Stage("style", net, arguments.style_steps, 2e-3, arguments.work)
     often, noto = frequencies(known, parts.learned), torch.arange(2).repeat_interleave(2 * PAIRS).float()
 
@@ -125,7 +126,7 @@ def seen_by(front: nn.Module, pictures: Tensor, move: float, smear: float, chanc
 def train_none(known: Names, parts: Parts, arguments: argparse.Namespace) -> nn.Sequential:
     """The network that distinguishes unrecognizable pictures from drawings."""
     torch.manual_seed(arguments.seed)
-    net = demo_judges.none_net()
+    net = judging.none_net()
     stage = Stage("none", net, arguments.none_steps, 2e-3, arguments.work)
     often, none = frequencies(known, parts.learned), torch.arange(2).repeat_interleave(PAIRS).float()
 
@@ -148,7 +149,7 @@ def train_none(known: Names, parts: Parts, arguments: argparse.Namespace) -> nn.
 # -- the judges -------------------------------------------------------------------------------------------------------
 
 
-def train(known: Names, parts: Parts, arguments: argparse.Namespace) -> demo_judges.Judges:
+def train(known: Names, parts: Parts, arguments: argparse.Namespace) -> judging.Judges:
     """All networks, prototypes of the subjects in both sets, and the limit for "none"."""
     trunk = demo_trunk.pretrained(arguments.trunk)
     learned = torch.tensor([number for number in parts.learned.tolist() if known.categories[number] not in AWAY])
@@ -160,7 +161,7 @@ def train(known: Names, parts: Parts, arguments: argparse.Namespace) -> demo_jud
         held = subject(known.floats(parts.held).flatten(0, 1)).chunk(2)
         print("{:.1%} and {:.1%} of the held-out names are found".format(*demo_subject_training.found(*held)))
         limit = limit_for(none, known.floats(parts.held).flatten(0, 1), draw(arguments.seed, 0))
-    return demo_judges.Judges(subject, style, none, demo_data.SUBJECTS, prototypes, near_all, limit)
+    return judging.Judges(subject, style, none, demo_data.SUBJECTS, prototypes, near_all, limit)
 
 
 def prototypes_of(net: nn.Module, pairs: Tensor) -> Tensor:

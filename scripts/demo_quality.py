@@ -28,8 +28,9 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from modules.answer import script
+from modules.judges import judges as judging
 from modules.training.samples import shortened
-from scripts import demo_data, demo_judges, host_pictures
+from scripts import demo_data, host_pictures
 from scripts.demo_data import DATASET, PROMPTS, SIZE, UNTOUCHED, VALIDATION
 from scripts.demo_trunk import PACKAGE
 
@@ -65,7 +66,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=25, help="sampling steps")
     parser.add_argument("--guidance", type=float, default=4.0, help="guidance scale")
     parser.add_argument("--seed", type=int, default=0, help="seed of the first picture, or of the training")
-    parser.add_argument("--judges", type=Path, default=demo_judges.FILE, help="the judges' file")
+    parser.add_argument("--judges", type=Path, default=judging.FILE, help="the judges' file")
     parser.add_argument("--train", action="store_true", help="make the judges' file, then judge it")
     parser.add_argument("--judge", action="store_true", help="print the accuracy of the judges")
     demo_data.package_arguments(parser)
@@ -82,11 +83,11 @@ def parsed() -> argparse.Namespace:
 
 def draw_and_judge(arguments: argparse.Namespace) -> int:
     """Draw the 64 pictures, write the grid, print the table; the exit code. Raises ValueError and OSError."""
-    judges = demo_judges.load(arguments.judges)
+    judges = judging.load(arguments.judges)
     pipeline = loaded(arguments.base, arguments.adapter)
     prompts = [subject + arguments.suffix for subject in PROMPTS]
     pictures = generate(pipeline, prompts, arguments, "pictures")
-    facts = demo_judges.judge(pictures, list(PROMPTS), arguments.judges)
+    facts = judging.judge(pictures, list(PROMPTS), arguments.judges)
     arguments.grid.parent.mkdir(parents=True, exist_ok=True)
     make_grid(pictures, columns=8, labels=labels(facts)).save(arguments.grid)
     print(f"{arguments.grid}: {len(pictures)} pictures by {arguments.base}, judged as {len(judges.names)} subjects\n")
@@ -150,13 +151,13 @@ def make_grid(pictures: list[Image.Image], columns: int = 4, zoom: int = 2, labe
     return sheet
 
 
-def table(facts: demo_judges.Facts) -> str:
+def table(facts: judging.Facts) -> str:
     """Shares for all prompts and for each group, and below them every picture that does not show its subject."""
     answers = dict(zip(PROMPTS, facts.answers, strict=True))
     lines = ["| prompts | subject right | Noto | none |", "|---|---|---|---|"]
     for group, names in GROUPS.items():
-        found = [(answers[name].subject == name, answers[name].style == demo_judges.STYLES[1],
-                  answers[name].subject == demo_judges.NONE) for name in names]
+        found = [(answers[name].subject == name, answers[name].style == judging.STYLES[1],
+                  answers[name].subject == judging.NONE) for name in names]
         shares = " | ".join(f"{sum(kind)} of {len(names)} ({sum(kind) / len(names):.1%})"
                             for kind in zip(*found, strict=True))
         lines.append(f"| {group} | {shares} |")
@@ -164,7 +165,7 @@ def table(facts: demo_judges.Facts) -> str:
     return "\n".join([*lines, "", *(wrong or ["every picture shows its subject"])])
 
 
-def labels(facts: demo_judges.Facts) -> list[str]:
+def labels(facts: judging.Facts) -> list[str]:
     """The subject of each picture, and on a second line its wrong answer."""
     said = zip(PROMPTS, facts.answers, strict=True)
     return [name if name == answer.subject else f"{name}\n{answer.subject}?" for name, answer in said]
@@ -182,9 +183,9 @@ def train_and_judge(arguments: argparse.Namespace) -> int:
     parts = demo_judges_training.split(known)
     if arguments.train:
         made = {name: vars(arguments)[name] for name in ("seed", "style_steps", "none_steps")}
-        demo_judges.save(demo_judges_training.train(known, parts, arguments), made, arguments.judges)
+        judging.save(demo_judges_training.train(known, parts, arguments), made, arguments.judges)
     vae = arguments.base / "vae"
-    judges = demo_judges.load(arguments.judges)
+    judges = judging.load(arguments.judges)
     rows = demo_judged.judged(judges, known.floats(parts.judged), vae if vae.is_dir() else None)
     print(demo_judged.table(rows))
     for row in rows:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from scripts.demo_trunk import EMBEDDING, FEATURES, SubjectNet, Trunk
+from modules.judges.trunk import EMBEDDING, FEATURES, SubjectNet, Trunk
 
 SHRINKAGE = 0.5
 """Shrinkage: how much of the mean variance is added to each one, since there are few drawings for so many features."""

@@ -39,6 +39,8 @@ def finished(runs: Path, name: str, after: float, *more: tuple[str, str]) -> Pat
         told = {"gimbal.form": FORMS, "gimbal.errors": ERRORS, "gimbal.approximations": {}}
         tensors = {"x": numpy.zeros(1000, numpy.float32)}
         save_file(tensors, file, {key: json.dumps(value) for key, value in told.items()})
+        for step, subject, style in ((0, 0.5, 0.0), (10, 0.75, 1.0)):
+            events.write("judged", {"step": step, "subject": subject, "style": style, "unnamed": 0.0})
         events.write("finished", {"outcome": "done", "exit_code": 0, "step": 10, "path": str(file)})
     files.write(preset(runs, name, *more), folder / "preset.json")
     (folder / "layers.tsv").write_text("layer\tkind\tparameters\trank\none\tlinear\t1200\t2\ntwo\tconv\t34\t2\n")
@@ -75,8 +77,8 @@ def test_the_table_has_what_the_runs_say(presets, tmp_path, monkeypatch, capsys)
     size = (tmp_path / "first/first.safetensors").stat().st_size
     rate = f"{presets['first'].training.learning_rate:g}"
     shared = ["1,234", f"{size / 1e6:.1f} MB", "2 LoRA, 1 full difference", "3.2e-05", rate]
-    assert columns(text, "first") == ["`first`", *shared, "1.00", "0.5000", "0.4500", "10.0 %"]
-    assert columns(text, "second") == ["`second`", *shared, "1.26", "0.5000", "0.4000", "20.0 %"]
+    assert columns(text, "first") == ["`first`", *shared, "1.00", "0.5000", "0.4500", "10.0 %", "50%, 75%", "0%, 100%"]
+    assert columns(text, "second") == ["`second`", *shared, "1.26", "0.5000", "0.4000", "20.0 %", "50%, 75%", "0%, 100%"]
     assert "10 steps" in text and "multiples of `first`'s" in text
     widths = {len(line) for line in text.splitlines() if line.startswith("|")}
     assert len(widths) == 1, "columns are aligned"

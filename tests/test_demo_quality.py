@@ -15,11 +15,12 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
+from modules.judges import judges as judging
+from modules.judges.trunk import Same, Trunk
 from scripts import (
     demo_augment,
     demo_data,
     demo_judged,
-    demo_judges,
     demo_judges_training,
     demo_quality,
     demo_subject_training,
@@ -34,7 +35,7 @@ TWEMOJI = slice(0, 1)
 
 @pytest.fixture(scope="module")
 def judges():
-    return demo_judges.load()
+    return judging.load()
 
 
 @pytest.fixture(scope="module")
@@ -44,14 +45,14 @@ def pictures():
 
 @pytest.fixture(scope="module")
 def drawings(pictures):
-    return torch.stack([demo_judges.tensor(picture) for picture in pictures])
+    return torch.stack([judging.tensor(picture) for picture in pictures])
 
 
 # -- the judges' file -------------------------------------------------------------------------------------------------
 
 
 def test_the_file_is_small_and_knows_the_subjects(judges):
-    assert demo_judges.FILE.stat().st_size < 8e6
+    assert judging.FILE.stat().st_size < 8e6
     assert judges.names == demo_data.SUBJECTS
     lengths = judges.prototypes.norm(dim=2)
     assert lengths.shape == (2, len(judges.names)) and torch.allclose(lengths, torch.ones(()), atol=1e-2)
@@ -81,54 +82,54 @@ def test_what_nobody_could_name_is_none(name, judges, drawings):
 
 
 def test_judge_counts_what_is_right(pictures, judges):
-    facts = demo_judges.judge(pictures, SUBJECTS)
+    facts = judging.judge(pictures, SUBJECTS)
     assert facts.subject >= 0.97 and facts.noto >= 0.97 and facts.none <= 0.02
     assert len(facts.answers) == len(pictures)
     others = SUBJECTS[1:] + SUBJECTS[:1]
-    assert demo_judges.judge(pictures, others).subject == 0, "each is compared with the subject beside it"
-    half = demo_judges.judge(pictures + pictures, SUBJECTS + others)
+    assert judging.judge(pictures, others).subject == 0, "each is compared with the subject beside it"
+    half = judging.judge(pictures + pictures, SUBJECTS + others)
     assert half.subject == facts.subject / 2 and half.noto == facts.noto
 
 
 def test_judge_takes_pictures_of_other_sizes_and_modes(pictures):
     large = [picture.convert("RGBA").resize((160, 160), Image.Resampling.LANCZOS) for picture in pictures]
-    assert demo_judges.judge(large, SUBJECTS).subject >= 0.97
+    assert judging.judge(large, SUBJECTS).subject >= 0.97
 
 
 def test_white_paper_is_none():
-    facts = demo_judges.judge([Image.new("RGB", (64, 64), "white")] * 2, ["owl", "bus"])
+    facts = judging.judge([Image.new("RGB", (64, 64), "white")] * 2, ["owl", "bus"])
     assert facts.none == 1 and facts.subject == 0 and facts.noto == 0
 
 
 def test_judge_is_cheap(pictures):
-    demo_judges.judge(pictures[:1], SUBJECTS[:1])  # loaded
+    judging.judge(pictures[:1], SUBJECTS[:1])  # loaded
     since = time.process_time()
-    demo_judges.judge(pictures, SUBJECTS)
+    judging.judge(pictures, SUBJECTS)
     assert time.process_time() - since < 15, "about 2 s where nothing else runs"
 
 
 def test_judge_refuses_what_it_does_not_know(pictures, tmp_path):
-    with pytest.raises(ValueError, match="'unicorn'.*demo_data"):
-        demo_judges.judge(pictures[:1], ["unicorn"])
+    with pytest.raises(ValueError, match="judges.safetensors does not know the subject 'unicorn'; it knows "):
+        judging.judge(pictures[:1], ["unicorn"])
     with pytest.raises(ValueError, match="no pictures"):
-        demo_judges.judge([], [])
+        judging.judge([], [])
     with pytest.raises(ValueError, match=r"nowhere.safetensors.*--train"):
-        demo_judges.judge(pictures[:1], SUBJECTS[:1], tmp_path / "nowhere.safetensors")
+        judging.judge(pictures[:1], SUBJECTS[:1], tmp_path / "nowhere.safetensors")
     save_file({"x": torch.zeros(1)}, tmp_path / "other.safetensors")
     with pytest.raises(ValueError, match="not a file of judges"):
-        demo_judges.judge(pictures[:1], SUBJECTS[:1], tmp_path / "other.safetensors")
+        judging.judge(pictures[:1], SUBJECTS[:1], tmp_path / "other.safetensors")
 
 
 def test_judge_needs_torch_and_pillow_alone():
-    heavy = ["diffusers", "transformers", "accelerate", "modules", "scripts.demo_data"]
-    code = f"import sys; from scripts.demo_judges import judge; print([m for m in {heavy} if m in sys.modules])"
+    heavy = ["diffusers", "transformers", "accelerate", "modules.families", "modules.training", "scripts"]
+    code = f"import sys; from modules.judges.judges import judge; print([m for m in {heavy} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 
 
 def test_a_written_file_is_read_as_it_was(judges, drawings, tmp_path):
-    demo_judges.save(judges, {"seed": 0}, tmp_path / "again.safetensors")
-    again = demo_judges.load(tmp_path / "again.safetensors")
+    judging.save(judges, {"seed": 0}, tmp_path / "again.safetensors")
+    again = judging.load(tmp_path / "again.safetensors")
     assert again.answers(drawings[:8]) == judges.answers(drawings[:8]) and again.limit == judges.limit
     strict = dataclasses.replace(judges, limit=-1e9)
     assert {answer.subject for answer in strict.answers(drawings[:8])} == {"none"}, "the limit decides"
@@ -174,8 +175,8 @@ def test_a_wrong_picture_is_named(known_prompts, monkeypatch, tmp_path, capsys, 
     (0.95, 0.0, None, 0), (0.94, 0.0, None, 1), (0.9, 0.8, "file", 0), (0.89, 1.0, "file", 1), (1.0, 0.79, "file", 1),
 ])
 def test_the_wanted_shares_decide(subject, noto, adapter, code, known_prompts, monkeypatch, tmp_path, capsys):
-    answers = (demo_judges.Answer("owl", "Noto"),) * len(SUBJECTS)
-    monkeypatch.setattr(demo_judges, "judge", lambda *_: demo_judges.Facts(subject, noto, 0.0, answers))
+    answers = (judging.Answer("owl", "Noto"),) * len(SUBJECTS)
+    monkeypatch.setattr(judging, "judge", lambda *_: judging.Facts(subject, noto, 0.0, answers))
     assert run(monkeypatch, tmp_path, *(["--adapter", adapter] if adapter else [])) == code
 
 
@@ -222,7 +223,7 @@ def test_discriminants_leave_out_how_pictures_of_one_name_differ():
 
 
 def test_features_go_on_where_they_were_stopped(drawings, tmp_path):
-    trunk, seen = demo_trunk.Trunk().eval(), (drawings[:3] * 255).round().to(torch.uint8)
+    trunk, seen = Trunk().eval(), (drawings[:3] * 255).round().to(torch.uint8)
     whole = demo_subject_training.features_of(trunk, seen, tmp_path / "whole.pt")
     demo_subject_training.features_of(trunk, seen[:2], tmp_path / "part.pt")
     assert torch.allclose(demo_subject_training.features_of(trunk, seen, tmp_path / "part.pt"), whole, atol=1e-2)
@@ -235,7 +236,7 @@ def test_a_folded_convolution_gives_what_convolution_and_normalization_gave():
     for value in (norm.weight, norm.bias, norm.running_mean, norm.running_var):
         torch.nn.init.uniform_(value, 0.5, 2)
     tensors = {"c.weight": convolution.weight, **{f"n.{name}": value for name, value in norm.state_dict().items()}}
-    folded = demo_trunk.Same(3, 5, 3, 2)
+    folded = Same(3, 5, 3, 2)
     demo_trunk.fold(folded, tensors, "c", "n")
     picture = torch.rand(1, 3, 16, 16)
     assert torch.allclose(folded(picture), norm(convolution(torch.nn.functional.pad(picture, (0, 1, 0, 1)))), atol=1e-5)

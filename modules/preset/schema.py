@@ -295,6 +295,10 @@ class Samples(Section):
     seed: int = option(0, ge=0, lt=2**32)
     """Seed of the noise of the sample pictures."""
 
+    judges: str = option("", why="a file of your own is needed", kind="file", advanced=True)
+    """File of classifiers for the sample pictures, as demo/judges.safetensors. The share of pictures that show their
+    subject (the prompt up to its first comma) and the share in the new style go into the events and TensorBoard."""
+
 
 class Saving(Section):
     """Run folder and training states."""

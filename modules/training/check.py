@@ -16,10 +16,11 @@ from modules.data.captions import whole_caption
 from modules.data.index import DataProblems, Index, build_index, overlap
 from modules.data.names import shown
 from modules.data.survey import listing
+from modules.judges import judges
 from modules.preset.schema import Preset
 from modules.printable import LONGEST, short
 from modules.training import first_values, graphics, noise, pool, schedules, setup, sharding
-from modules.training.session import Pictures, total_steps
+from modules.training.session import Pictures, sample_prompts, total_steps
 
 NEEDED_ON_GPUS = "the package triton, and on Linux a C compiler (gcc or clang) for it,"
 """By torch.compile."""
@@ -63,9 +64,21 @@ def examine(preset: Preset, device_type: str, processes: int = 1) -> Findings:
     _examine_training(preset, device_type, processes, found)
     found.notes += [unused] if (unused := graphics.unused(device_type)) else []
     _examine_folders(preset, found)
+    _examine_samples(preset, found)
     # Pictures for training and for validation share options, and so may problems.
     found.problems, found.notes = _said(found.problems), _said(found.notes)
     return found
+
+
+def _examine_samples(preset: Preset, found: Findings) -> None:
+    """Whether the judges of the sample pictures can be read and know the prompts' subjects."""
+    if not preset.samples.judges or not preset.samples.enabled or found.training is None:
+        return
+    subjects = [judges.subject_of(prompt) for prompt in sample_prompts(preset, found.training)]
+    try:
+        judges.for_subjects(Path(preset.samples.judges), subjects)
+    except (ValueError, OSError) as error:
+        found.problems.append(f"samples.judges: {error}")
 
 
 def _said(sentences: list[str]) -> list[str]:

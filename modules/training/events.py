@@ -39,6 +39,7 @@ KINDS: dict[str, tuple[str, ...]] = {
         "adapter",
     ),
     "sample": ("step", "path", "prompt"),
+    "judged": ("step", "subject", "style", "unnamed"),
     "saved": ("what", "path", "step", "bytes"),
     "validation": ("step", "loss", "baseline"),
     "warning": ("message", "detail"),
@@ -156,12 +157,14 @@ class Events:
             logging.getLogger(name).addHandler(text)
 
     def _draw(self, kind: str, facts: dict[str, Any]) -> None:
-        """Add the numbers of a step or a validation to TensorBoard."""
+        """Add the numbers of a step, a validation or judged samples to TensorBoard."""
         if kind == "step":
             values = {name: facts[name] for name in CURVES}
             values |= {f"adapter/{name}": value for name, value in facts["adapter"].items()}
         elif kind == "validation":
             values = {"validation_loss": facts["loss"]}
+        elif kind == "judged":
+            values = {f"samples/{name}": facts[name] for name in ("subject", "style", "unnamed")}
         else:
             return
         if not self._draws:

@@ -17,6 +17,7 @@ from modules.disk import write_whole
 from modules.export.export import export
 from modules.export.report import Report
 from modules.files import run_file
+from modules.judges import judges
 from modules.training import collapse, feed, samples
 from modules.training.beside import beside
 from modules.training.ended import ADAPTER
@@ -73,8 +74,17 @@ def write_samples(session: Session, pictures: Sequence[Image], prompts: Sequence
     folder = session.run.folder
     paths = samples.save_samples(folder, session.step, pictures)
     samples.write_grid(folder, samples.sampled_steps(folder, len(prompts)), prompts)
+    if session.preset.samples.judges:
+        write_judgement(session, pictures, prompts)
     for path, prompt in zip(paths, prompts, strict=True):  # last: what has no event is made again
         session.events.write("sample", {"step": session.step, "path": str(path), "prompt": prompt})
+
+
+def write_judgement(session: Session, pictures: Sequence[Image], prompts: Sequence[str]) -> None:
+    """What classifiers say of the pictures of this step. Raises ValueError for a prompt with an unknown subject."""
+    found = judges.judge(list(pictures), [*map(judges.subject_of, prompts)], Path(session.preset.samples.judges))
+    shares = {"subject": found.subject, "style": found.noto, "unnamed": found.none}
+    session.events.write("judged", {"step": session.step, **shares})
 
 
 def save_adapter(session: Session) -> None:

@@ -102,6 +102,7 @@ class History:
             "stage": self._stage,
             "step": self._step,
             "sample": self._sample,
+            "judged": lambda _: None,  # TensorBoard draws it
             "saved": self._saved,
             "validation": self._validation,
             "warning": self._message,

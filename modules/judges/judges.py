@@ -21,9 +21,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from scripts.demo_trunk import SubjectNet
+from modules.judges.trunk import SubjectNet
 
-FILE = Path(__file__).resolve().parents[1] / "demo" / "judges.safetensors"
+FILE = Path(__file__).resolve().parents[2] / "demo" / "judges.safetensors"
 SIDE = 64
 """Pixels of a picture's side, as input of the networks."""
 STYLES = ("Twemoji", "Noto")
@@ -188,11 +188,7 @@ def judge(pictures: list[Image.Image], subjects: list[str], file: Path = FILE) -
 
     Raises ValueError for an unknown subject and for no pictures.
     """
-    judges = load(file)
-    unknown = sorted(set(subjects) - set(judges.names))
-    if unknown:
-        raise ValueError(f"{unknown[0]!r} is not a subject of {file.name}; its subjects are those of SUBJECTS in "
-                         "scripts/demo_data.py")
+    judges = for_subjects(file, subjects)
     if not pictures:
         raise ValueError("no pictures to judge")
     answers = judges.answers(torch.stack([tensor(picture) for picture in pictures]))
@@ -200,6 +196,21 @@ def judge(pictures: list[Image.Image], subjects: list[str], file: Path = FILE) -
     styles = [answer.style for answer in answers]
     count = len(answers)
     return Facts(sum(right) / count, styles.count(STYLES[1]) / count, styles.count(NONE) / count, tuple(answers))
+
+
+def for_subjects(file: Path, subjects: list[str]) -> Judges:
+    """The judges in `file`. Raises ValueError if they do not know one of the subjects."""
+    judges = load(file)
+    unknown = sorted(set(subjects) - set(judges.names))
+    if unknown:
+        raise ValueError(f"{file} does not know the subject {unknown[0]!r}; it knows {', '.join(judges.names[:5])} and "
+                         f"{len(judges.names) - 5} more (`names` in its metadata)")
+    return judges
+
+
+def subject_of(prompt: str) -> str:
+    """The subject that a prompt asks for: what stands before the first comma."""
+    return prompt.partition(",")[0].strip()
 
 
 def tensor(picture: Image.Image) -> Tensor:

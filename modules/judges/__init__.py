@@ -1,0 +1,1 @@
+"""Classifiers that judge sample pictures: whether they show the subject of their prompt, and in which style."""
