@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, EulerDiscreteScheduler, StableDiffusionXLPipeline, UNet2DConditionModel
@@ -31,8 +32,10 @@ def tokenizer(folder: Path) -> CLIPTokenizer:
     return CLIPTokenizer(str(folder / "vocab.json"), str(folder / "merges.txt"), model_max_length=77)
 
 
-def make_pipeline(folder: Path, depth: tuple[int, ...] = (1, 1, 2), seed: int = 0) -> StableDiffusionXLPipeline:
-    """A random pipeline; `folder` takes the tokenizer's files."""
+def make_pipeline(
+    folder: Path, depth: tuple[int, ...] = (1, 1, 2), seed: int = 0, plain: tuple[int, ...] = (0,)
+) -> StableDiffusionXLPipeline:
+    """A random pipeline; `folder` takes the tokenizer's files. `plain`: blocks without attention."""
     torch.manual_seed(seed)
     tokens = tokenizer(folder / "tokens")
     text = {
@@ -53,8 +56,8 @@ def make_pipeline(folder: Path, depth: tuple[int, ...] = (1, 1, 2), seed: int = 
         block_out_channels=(8, 16, 16),
         layers_per_block=2,
         norm_num_groups=4,
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+        down_block_types=tuple("DownBlock2D" if i in plain else "CrossAttnDownBlock2D" for i in range(3)),
+        up_block_types=tuple("UpBlock2D" if i in plain else "CrossAttnUpBlock2D" for i in (2, 1, 0)),
         transformer_layers_per_block=depth,
         attention_head_dim=(1, 2, 2),
         cross_attention_dim=32,
@@ -79,8 +82,8 @@ def make_pipeline(folder: Path, depth: tuple[int, ...] = (1, 1, 2), seed: int = 
     )
 
 
-def make_folder(folder: Path) -> Path:
+def make_folder(folder: Path, **sizes: Any) -> Path:
     """The pipeline saved as a diffusers folder; its path."""
     base = folder / "base"
-    make_pipeline(folder).save_pretrained(base)
+    make_pipeline(folder, **sizes).save_pretrained(base)
     return base

@@ -55,7 +55,7 @@ def check(family, folder, method: str, packing: str, checkpointing: bool) -> Non
     assert not counters["recompile_limit"], "blocks of a kind share the compiled code"
 
 
-@pytest.mark.short("sdxl")
+@pytest.mark.full
 def test_compiled_blocks_train_as_plain_ones(family, folder):
     check(family, folder, "wora", "none", checkpointing=True)
 

@@ -23,13 +23,15 @@ NEARLY = 2e-6
 
 
 def pairs() -> list[tuple[str, programs.Program]]:
-    """Each copy that we have with the newest version that is here of its program."""
-    found = []
-    for name in hosts.programs():
-        there = [one for one in programs.programs(PROGRAM[name]) if one.starts()] if name in PROGRAM else []
-        if there:
-            found.append((name, newest(there)))
-    return found
+    """Each copy that we have with the program that it is of, where that runs here."""
+    found = [(name, program_of(name)) for name in hosts.programs() if name in PROGRAM]
+    return [(name, program) for name, program in found if program is not None]
+
+
+def program_of(copy: str) -> programs.Program | None:
+    """The newest version that runs here of the program."""
+    there = [one for one in programs.programs(PROGRAM[copy]) if one.starts()]
+    return newest(there) if there else None
 
 
 def newest(versions: list[programs.Program]) -> programs.Program:

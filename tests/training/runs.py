@@ -29,7 +29,7 @@ ROOT = Path(__file__).parents[2]
 
 OPTIONS: dict[str, Any] = {
     "family": "sdxl",
-    "targets": {"layers": "attention", "exclude": ["unet.up_*", "unet.mid_*", "unet.down_blocks.2.*"]},
+    "targets": {"layers": "attention", "exclude": ["unet.up_*", "unet.mid_*"]},
     "adapter": {"method": "wora", "rank": 2},
     "optimizer": {"name": "adamw"},
     "data": {"resolution": 16, "caption_dropout": 0.3, "flip": True},

@@ -108,7 +108,7 @@ def test_the_budget_is_reached_in_the_whole_network(whole: Place):
 @pytest.mark.parametrize("adapter", [ADALORA, RACLORA], ids=lambda a: a["method"])
 def test_an_optimizer_that_averages_weights_is_refused(place: Place, adapter, capsys):
     assert place.train("averaged", optimizer={"name": "schedulefree_adamw"}, adapter=adapter) == 2
-    assert f"averages the weights of all steps, but {adapter['method']} sets" in capsys.readouterr().err
+    assert f"averages the weights of all steps, but {adapter['method']} resets" in capsys.readouterr().err
 
 
 @pytest.mark.full

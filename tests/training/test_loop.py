@@ -89,7 +89,7 @@ def test_events_tell_the_whole_story_in_order(place: Place):
     assert all((folder / event["path"]).stat().st_size for event in events if event["event"] in ("sample", "saved"))
     with Image.open(folder / "samples" / "grid.png") as grid:
         assert grid.width > 2 * 160 and grid.height > 3 * 160
-    assert len((folder / "layers.tsv").read_text().splitlines()) > 100 and (folder / "pictures.tsv").exists()
+    assert len((folder / "layers.tsv").read_text().splitlines()) > 80 and (folder / "pictures.tsv").exists()
     assert list((folder / "tensorboard").iterdir())
 
 
@@ -255,7 +255,7 @@ def test_two_batches_added_up_are_one_of_twice_the_size(place: Place):
     two, added = gradients(place, "two", "--training.batch_size", "1", "--training.accumulation", "2", data=data)
     assert one == pytest.approx(two, rel=1e-5)
     assert whole.norm() > 0
-    torch.testing.assert_close(added, whole, rtol=1e-3, atol=1e-5 * float(whole.abs().max()))
+    torch.testing.assert_close(added, whole, rtol=1e-3, atol=1e-4 * float(whole.abs().max()))
 
 
 def test_checkpointing_changes_nothing(place: Place):

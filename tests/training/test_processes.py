@@ -26,7 +26,7 @@ def close(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> 
         torch.testing.assert_close(found[key], tensor, rtol=1e-6, atol=1e-6 * max(1e-3, float(tensor.abs().max())))
 
 
-@pytest.mark.short("flags")
+@pytest.mark.full
 @pytest.mark.parametrize("flags", [["--num_processes", "2", "--cpu"], CONFIG], ids=["flags", "config"])
 def test_two_processes_are_one_with_twice_the_batch(place: Place, flags):
     """An optimizer with plain steps: Adam would blow rounding up where a gradient is near zero."""

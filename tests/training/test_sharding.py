@@ -134,6 +134,7 @@ def assert_same_run(place: Place, name: str, expected: str) -> None:
     assert len(errors) > 20 and max(errors.values()) <= 1.6e-2
 
 
+@pytest.mark.full
 def test_a_shared_base_learns_shows_and_writes_what_a_whole_one_does(shared: Shared):
     place = shared.flux
     alone(place, "alone", SAMPLED)
@@ -149,6 +150,7 @@ def test_a_shared_base_learns_shows_and_writes_what_a_whole_one_does(shared: Sha
         assert numpy.abs(found - expected).max() <= 1
 
 
+@pytest.mark.full
 def test_each_process_has_its_share_only(shared: Shared):
     """The numbers are of each process' own tensors."""
     for place, name in ((shared.flux, "sampled"), (shared.sdxl, "turned")):
@@ -159,16 +161,19 @@ def test_each_process_has_its_share_only(shared: Shared):
     assert not [e for e in shared.flux.events("whole", "stage") if e["name"] == "shard"]
 
 
+@pytest.mark.full
 def test_convolutions_and_whole_text_encoders(shared: Shared):
     alone(shared.sdxl, "alone", TURNED)
     assert_same_run(shared.sdxl, "turned", "alone")
 
 
+@pytest.mark.full
 def test_stopped_and_resumed_is_the_whole_run(shared: Shared):
     assert [event["outcome"] for event in shared.flux.events("stopped", "finished")] == ["stopped", "done"]
     assert equal(shared.flux.adapter("stopped"), shared.flux.adapter("sampled"))
 
 
+@pytest.mark.full
 def test_in_half_precision_shares_change_the_order_of_a_sum_alone(shared: Shared):
     """The gradient of what all blocks are given (time and pooled text) is added up in another order."""
     assert losses(shared.flux, "half", "step") == losses(shared.flux, "whole", "step")
@@ -179,6 +184,7 @@ def test_in_half_precision_shares_change_the_order_of_a_sum_alone(shared: Shared
         torch.testing.assert_close(half[key], whole[key], rtol=0.02, atol=0.02 * float(whole[key].abs().max()))
 
 
+@pytest.mark.full
 def test_an_error_in_one_process_ends_all(shared: Shared):
     assert shared.process.returncode not in (0, None)
     assert "Process 1 failed: no samples here" in shared.err
@@ -186,6 +192,7 @@ def test_an_error_in_one_process_ends_all(shared: Shared):
     assert shared.out.count("Done:") == 5
 
 
+@pytest.mark.full
 def test_processes_read_a_weight_together_even_if_one_alone_needs_it(shared: Shared):
     assert shared.out.count("read together") == 2
 

@@ -115,6 +115,7 @@ def twelve(stage, tmp_path_factory):
     return place.adapter("whole")
 
 
+@pytest.mark.full
 def test_ctrl_c_behind_tee_loses_nothing(place: Place, twelve):
     for repeat in range(2):
         name, at = f"tee{repeat}", random.randint(1, 8)
@@ -123,6 +124,7 @@ def test_ctrl_c_behind_tee_loses_nothing(place: Place, twelve):
         assert equal(place.adapter(name), twelve), at
 
 
+@pytest.mark.full
 def test_a_terminal_that_is_closed_saves_and_nohup_goes_on(place: Place, twelve):
     process = place.start("hung", *STEPS)
     wait_for(process, lambda: place.stepping("hung"), lambda: process.send_signal(signal.SIGHUP))
@@ -193,6 +195,7 @@ def second(place: Place, name: str, launcher: int) -> psutil.Process:
     return found
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_to_one_of_two_processes_stops_both_at_one_step(place: Place, number):
     command = place.command("pair", "--training.steps", "200", "--training.batch_size", "1")

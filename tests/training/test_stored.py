@@ -4,6 +4,7 @@ import json
 import shutil
 import sys
 
+import pytest
 from safetensors import safe_open
 from safetensors.torch import load_file
 
@@ -32,6 +33,7 @@ def options_of(method: str, folder: str) -> dict:
     return {"method": method, **{key: value for key, value in (SMALL | {"folder": folder}).items() if key in fields}}
 
 
+@pytest.mark.full
 def test_the_last_state_of_every_method_is_what_the_run_exports(place: Place, monkeypatch):
     for method in adapters.methods():
         adapter = options_of(method, str(place.runs / min(adapters.methods())))

@@ -108,6 +108,7 @@ def test_all_kinds_have_an_input():
     assert {column.kind for field in fields for column in field.columns} <= CELLS.keys() == set(COLUMNS)
 
 
+@pytest.mark.short("wora_sdxl", "doft_flux", "lora_flux", "wora_demo")
 @pytest.mark.parametrize("path", [entry.path for entry in files.listing()], ids=lambda path: path.stem)
 def test_every_preset_round_trips_through_all_pages(page, document, path):
     document.open(files.read(path, document.schema))

@@ -61,6 +61,7 @@ def wait_for(qtbot, window: Window, folder: Path, *wanted: State, step: int = 0)
     qtbot.waitUntil(there, timeout=PATIENCE)
 
 
+@pytest.mark.full
 def test_two_jobs_run_while_the_window_is_closed_and_opened(open_window, qtbot, tmp_path):
     runs = places.RUNS
     first = open_window()
@@ -91,6 +92,7 @@ def test_two_jobs_run_while_the_window_is_closed_and_opened(open_window, qtbot, 
     qtbot.waitUntil(lambda: not again.queue.jobs, timeout=10_000)
 
 
+@pytest.mark.full
 def test_a_killed_trainer_is_told_and_resumed(open_window, qtbot):
     window = open_window()
     set_up(window, places.RUNS, steps=2000)
