@@ -34,7 +34,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--vae-steps", type=int, default=6000)
     parser.add_argument("--steps", type=int, help="steps of denoiser and text encoders (default: depends on --kind)")
-    parser.add_argument("--guidance-steps", type=int, default=800, help="steps of guidance distillation, for kinds that have it")
+    parser.add_argument("--guidance-steps", type=int, default=800, help="steps of guidance distillation, if any")
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--learning-rate", type=float, help="default: depends on --kind")
     arguments = parser.parse_args()
