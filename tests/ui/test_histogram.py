@@ -2,6 +2,7 @@
 
 from ui.pages.pictures.bucket_bars import Histogram
 from ui.pages.pictures.pictures_page import bucket_words
+from ui.widgets import theme
 
 
 def test_buckets_say_what_is_filled_up_and_warn_of_small_ones(qtbot):
@@ -17,7 +18,11 @@ def test_buckets_say_what_is_filled_up_and_warn_of_small_ones(qtbot):
     assert [histogram.is_small(bucket) for bucket in buckets] == [False, True]
     assert "Fewer than a batch" in histogram.sentence(buckets[1])
     histogram.resize(400, histogram.sizeHint().height())
-    row = histogram.sizeHint().height() // 2
-    assert histogram.bar_at(histogram.rect().topLeft()) is buckets[0]
-    assert histogram.bar_at(histogram.rect().topLeft() + type(histogram.pos())(0, row + 2)) is buckets[1]
+    histogram.show()
+    for row, bucket in enumerate(buckets):
+        bar = histogram.childAt(histogram.rows.cellRect(row, 1).center())
+        assert bar.toolTip() == histogram.sentence(bucket)
+        widths = [bar.grab().toImage().pixelColor(round(x * (bar.width() - 1)), bar.height() // 2) for x in (0.1, 0.96)]
+        assert (widths[1] != bar.palette().window().color()) is (row == 0), "the longest bar fills its column"
+        assert widths[0] == theme.colors().warning if row else widths[0] == theme.colors().series[0]
     assert bucket_words(buckets, 8).endswith("4 are shown again per epoch (pale).")
