@@ -11,8 +11,8 @@ from ui.core import workers
 from ui.pages.pictures.captions import CaptionEditor, Captions
 from ui.pages.pictures.data_set import Picture, facts
 from ui.pages.pictures.draws import DRAWS, Preview, Sees
-from ui.pages.pictures.thumbnails import read_scaled
 from ui.widgets import theme
+from ui.widgets.images import read_scaled
 
 LARGE = 1024
 """Longest side of the preview in pixels."""
