@@ -23,6 +23,7 @@ class Histogram(QWidget):
         self.batch = 1
         self.rows = QGridLayout(self)
         self.rows.setColumnStretch(1, 1)
+        self.rows.setAlignment(Qt.AlignmentFlag.AlignTop)
         self.setAccessibleName("Buckets")
         self.setFocusPolicy(Qt.FocusPolicy.TabFocus)
 
