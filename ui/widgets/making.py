@@ -1,6 +1,6 @@
 """Widgets with what their constructors do not take, buttons for actions, and rows and columns of widgets."""
 
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from PySide6.QtCore import QObject
 from PySide6.QtGui import QAction
@@ -17,11 +17,11 @@ L = TypeVar("L", bound=QBoxLayout)
 T = TypeVar("T", bound=QAction | QAbstractButton)
 
 
-def dressed(widget: W, role: str = "", name: str = "", tip: str = "") -> W:
-    """The widget, with a role of the style sheet, a name for screen readers, and a tooltip."""
+def dressed(widget: W, role: str = "", name: str = "", tip: str = "", **properties: Any) -> W:
+    """The widget, with a role of the style sheet, a name for screen readers, a tooltip, and other Qt properties."""
     theme.set_role(widget, role)
-    widget.setAccessibleName(name)
-    widget.setToolTip(tip)
+    for key, value in {"accessibleName": name, "toolTip": tip, **properties}.items():
+        assert widget.setProperty(key, value), f"{type(widget).__name__} has no {key}"
     return widget
 
 

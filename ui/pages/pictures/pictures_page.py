@@ -16,10 +16,9 @@ from ui.core.settings import Settings
 from ui.core.unsaved import CrashCopy
 from ui.pages.pictures.captions import Captions
 from ui.pages.pictures.data_set import Picture, PictureModel
-from ui.pages.pictures.layout import build
+from ui.pages.pictures.layout import Parts
 from ui.pages.pictures.thumbnails import Thumbnails
 from ui.widgets import theme
-from ui.widgets.icons import icon
 
 MATTERS = ("family", "base.path", "base.config", "data", "training.batch_size")
 """Options that change what the trainer says about pictures."""
@@ -47,12 +46,12 @@ class PicturesPage(QWidget):
         self.kept = CrashCopy(kept_in, "captions", captions.to_unsaved, captions.restore, self)
         self.model = PictureModel(self.captions.edits)
         self.thumbnails = Thumbnails(self)
-        self.parts = build(self, self.model, self.thumbnails, self.captions, settings)
+        self.parts = Parts(self, self.model, self.thumbnails, self.captions, settings)
         self.setAcceptDrops(True)
         self._soon = QTimer(self, singleShot=True, interval=600)
         self._soon.timeout.connect(self.on_quiet)
         self._connect()
-        self.on_theme_changed()
+        self._show_folders()
         self._restored = len(self.captions.edits) if self.kept.restore() else 0
         self._show_edits()
         self.parts.splitter.restoreState(settings.state(SPLITTER))
@@ -213,12 +212,6 @@ class PicturesPage(QWidget):
         """A caption could not be saved."""
         self._say(sentence, "problem")
 
-    def on_theme_changed(self) -> None:
-        """Icons have the theme's colour."""
-        self.parts.refresh.setIcon(icon("refresh"))
-        self.parts.save_all.setIcon(icon("save"))
-        self._show_folders()
-
     # -- Qt -----------------------------------------------------------------------------------------------------------
 
     def showEvent(self, event: QShowEvent) -> None:
@@ -261,7 +254,7 @@ class PicturesPage(QWidget):
         self.kept.failed.connect(captions.failed)
         captions.saved.connect(self.on_caption_saved)
         captions.failed.connect(self.on_caption_failed)
-        theme.notifier().changed.connect(self.on_theme_changed)
+        theme.notifier().changed.connect(self._show_folders)
         parts.folders.added.connect(self.add_folders)
         parts.folders.removed.connect(self.remove_folders)
         parts.training.toggled.connect(self.on_switched)
