@@ -5,11 +5,12 @@ from pathlib import Path
 
 from PySide6.QtCore import QEvent, QIODevice, QObject, QSaveFile, Signal
 from PySide6.QtGui import QKeyEvent, QKeySequence
-from PySide6.QtWidgets import QHBoxLayout, QLabel, QPlainTextEdit, QPushButton, QVBoxLayout, QWidget
+from PySide6.QtWidgets import QLabel, QPlainTextEdit, QPushButton, QWidget
 
 from ui.core import workers
 from ui.pages.pictures.data_set import Picture
 from ui.widgets import theme
+from ui.widgets.making import column, dressed, row
 
 SOURCES = {
     "metadata": "From metadata.jsonl. Saving writes a .txt file, which is used instead.",
@@ -153,30 +154,17 @@ class CaptionEditor(QWidget):
         super().__init__(parent)
         self._captions = captions
         self.picture: Picture | None = None
-        self.text = CaptionText(self, tabChangesFocus=True)
-        self.text.setAccessibleName("Caption")
-        self.text.setPlaceholderText("What the picture shows")
+        self.text = dressed(CaptionText(tabChangesFocus=True), name="Caption", placeholderText="What the picture shows")
         self.text.setAcceptDrops(False)  # folders may be dropped anywhere on the page
-        self.source = QLabel(self, wordWrap=True)
-        theme.set_role(self.source, "muted")
-        self.save = QPushButton("Save caption", self)
-        self.save.setToolTip("Write it into its .txt file (Ctrl+S)")
-        self.revert = QPushButton("Revert", self)
-        self.revert.setToolTip("Back to the caption in the file")
-        buttons = QHBoxLayout()
-        for button in (self.save, self.revert):
-            buttons.addWidget(button)
-        buttons.addStretch()
-        layout = QVBoxLayout(self)
-        layout.setContentsMargins(0, 6, 0, 0)
-        layout.addWidget(self.text, 1)
-        layout.addWidget(self.source)
-        layout.addLayout(buttons)
+        self.source = dressed(QLabel(wordWrap=True), "muted")
+        self.save = dressed(QPushButton("Save caption"), tip="Write it into its .txt file (Ctrl+S)")
+        self.revert = dressed(QPushButton("Revert"), tip="Back to the caption in the file")
+        column((self.text, 1), self.source, row(self.save, self.revert, None), of=self, margins=(0, 6, 0, 0))
         self.text.textChanged.connect(self.on_text_changed)
         self.save.clicked.connect(self.on_save)
         self.revert.clicked.connect(self.on_revert)
         self.text.save_wanted.connect(self.on_save)
-        captions.changed.connect(self.on_edit_changed)
+        captions.changed.connect(self._show_state)
         self.show_picture(None)
 
     def show_picture(self, picture: Picture | None) -> None:
@@ -196,11 +184,6 @@ class CaptionEditor(QWidget):
         if self.picture is not None:
             self._captions.edit(self.picture, self.text.toPlainText())
         self._show_state()
-
-    def on_edit_changed(self, file: str) -> None:
-        """An edit came or went."""
-        if self.picture is not None and file == self.picture.caption_file:
-            self._show_state()
 
     def on_save(self) -> None:
         """Write the caption."""

@@ -4,11 +4,12 @@ from collections.abc import Mapping, Sequence
 
 from PySide6.QtCore import QSize, Qt, Signal
 from PySide6.QtGui import QKeySequence, QShortcut
-from PySide6.QtWidgets import QFileDialog, QHBoxLayout, QListWidget, QListWidgetItem, QMenu, QPushButton, QWidget
+from PySide6.QtWidgets import QFileDialog, QListWidget, QListWidgetItem, QMenu, QPushButton, QWidget
 
 from ui.core import places, words
 from ui.core.settings import Settings
 from ui.widgets.icons import icon
+from ui.widgets.making import column, dressed, row
 
 ROWS = 3
 """So many folders are in sight; more scroll."""
@@ -26,20 +27,15 @@ class FoldersBar(QWidget):
     def __init__(self, settings: Settings, parent: QWidget | None = None):
         super().__init__(parent)
         self._settings = settings
-        self.list = QListWidget(self)
-        self.list.setAccessibleName("Folders")
+        self.list = dressed(QListWidget(), name="Folders")
         self.list.setSelectionMode(QListWidget.SelectionMode.ExtendedSelection)
-        self.add = QPushButton("Add folder", self)
+        self.add = QPushButton("Add folder")
         self.menu = QMenu(self)
         self.menu.aboutToShow.connect(self.on_menu)
         self.add.setMenu(self.menu)
-        self.remove = QPushButton("Remove", self)
-        self.remove.setToolTip("Take the selected folders out of the data set (Delete)")
-        layout = QHBoxLayout(self)
-        layout.setContentsMargins(0, 0, 0, 0)
-        layout.addWidget(self.list, 1)
-        for button in (self.add, self.remove):
-            layout.addWidget(button, 0, Qt.AlignmentFlag.AlignTop)
+        self.remove = dressed(QPushButton("Remove"), tip="Take the selected folders out of the data set (Delete)")
+        buttons = column(row(self.add, self.remove), None)
+        row((self.list, 1), buttons, of=self, margins=(0, 0, 0, 0))
         delete = QShortcut(QKeySequence.StandardKey.Delete, self.list, context=Qt.ShortcutContext.WidgetShortcut)
         delete.activated.connect(self.on_remove)
         self.remove.clicked.connect(self.on_remove)
@@ -51,19 +47,19 @@ class FoldersBar(QWidget):
         chosen = {item.data(Qt.ItemDataRole.UserRole) for item in self.list.selectedItems()}
         self.list.clear()
         frame = 2 * self.list.frameWidth()
-        row = QSize(0, self.add.sizeHint().height() - frame)
+        size = QSize(0, self.add.sizeHint().height() - frame)
         for folder in folders:
             number = f"   {words.plural(counts[folder], 'picture')}" if folder in counts else ""
             item = QListWidgetItem(icon("folder"), folder + number, self.list)
             item.setData(Qt.ItemDataRole.UserRole, folder)
             item.setToolTip(str(places.full(folder)))
             item.setSelected(folder in chosen)
-            item.setSizeHint(row)
+            item.setSizeHint(size)
         if not folders:
             item = QListWidgetItem("No folder yet: add one, or drop folders anywhere on this page", self.list)
             item.setFlags(Qt.ItemFlag.NoItemFlags)
-            item.setSizeHint(row)
-        self.list.setFixedHeight(row.height() * min(ROWS, self.list.count()) + frame)
+            item.setSizeHint(size)
+        self.list.setFixedHeight(size.height() * min(ROWS, self.list.count()) + frame)
         self.on_selection_changed()
 
     def on_menu(self) -> None:

@@ -149,7 +149,7 @@ class PicturesPage(QWidget):
         """The preset has not changed for a moment."""
         if self.isVisible():
             self.refresh()
-            self.parts.panel.ask_again()
+            self.parts.panel.soon.start()
 
     def on_switched(self) -> None:
         """Training or validation."""
