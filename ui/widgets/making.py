@@ -25,12 +25,12 @@ def dressed(widget: W, role: str = "", name: str = "", tip: str = "", **properti
     return widget
 
 
-def row(*parts: Part, of: QWidget | None = None, margins: Margins | None = None) -> QHBoxLayout:
+def across(*parts: Part, of: QWidget | None = None, margins: Margins | None = None) -> QHBoxLayout:
     """The parts beside each other; `of`: the widget that they fill."""
     return _filled(QHBoxLayout(of) if of else QHBoxLayout(), parts, margins)
 
 
-def column(*parts: Part, of: QWidget | None = None, margins: Margins | None = None) -> QVBoxLayout:
+def down(*parts: Part, of: QWidget | None = None, margins: Margins | None = None) -> QVBoxLayout:
     """The parts below each other; `of`: the widget that they fill."""
     return _filled(QVBoxLayout(of) if of else QVBoxLayout(), parts, margins)
 
@@ -38,7 +38,7 @@ def column(*parts: Part, of: QWidget | None = None, margins: Margins | None = No
 def panel(*parts: Part, margins: Margins = (0, 0, 0, 0)) -> QWidget:
     """A widget with the parts below each other."""
     widget = QWidget()
-    column(*parts, of=widget, margins=margins)
+    down(*parts, of=widget, margins=margins)
     return widget
 
 

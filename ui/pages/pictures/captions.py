@@ -10,7 +10,7 @@ from PySide6.QtWidgets import QLabel, QPlainTextEdit, QPushButton, QWidget
 from ui.core import workers
 from ui.pages.pictures.data_set import Picture
 from ui.widgets import theme
-from ui.widgets.making import column, dressed, row
+from ui.widgets.making import across, down, dressed
 
 SOURCES = {
     "metadata": "From metadata.jsonl. Saving writes a .txt file, which is used instead.",
@@ -159,7 +159,7 @@ class CaptionEditor(QWidget):
         self.source = dressed(QLabel(wordWrap=True), "muted")
         self.save = dressed(QPushButton("Save caption"), tip="Write it into its .txt file (Ctrl+S)")
         self.revert = dressed(QPushButton("Revert"), tip="Back to the caption in the file")
-        column((self.text, 1), self.source, row(self.save, self.revert, None), of=self, margins=(0, 6, 0, 0))
+        down((self.text, 1), self.source, across(self.save, self.revert, None), of=self, margins=(0, 6, 0, 0))
         self.text.textChanged.connect(self.on_text_changed)
         self.save.clicked.connect(self.on_save)
         self.revert.clicked.connect(self.on_revert)

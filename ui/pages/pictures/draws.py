@@ -8,7 +8,7 @@ from PySide6.QtGui import QColor, QImage, QPainter, QPaintEvent, QPen, QRegion, 
 from PySide6.QtWidgets import QLabel, QListWidget, QPushButton, QSizePolicy, QSpinBox, QWidget
 
 from ui.widgets import theme
-from ui.widgets.making import column, dressed, row
+from ui.widgets.making import across, down, dressed
 
 DRAWS = 8
 """How many draws are shown."""
@@ -84,8 +84,8 @@ class Sees(QWidget):
         self.prompts.setHorizontalScrollBarPolicy(Qt.ScrollBarPolicy.ScrollBarAlwaysOff)
         label = QLabel("&Seed")
         label.setBuddy(self.seed)
-        top = row(label, self.seed, self.next, None)
-        column(top, self.size_line, (self.prompts, 1), of=self, margins=(0, 6, 0, 0))
+        top = across(label, self.seed, self.next, None)
+        down(top, self.size_line, (self.prompts, 1), of=self, margins=(0, 6, 0, 0))
         self.seed.valueChanged.connect(self.wanted)
         self.next.clicked.connect(self.seed.stepUp)
         self.prompts.currentRowChanged.connect(self.on_row_changed)

@@ -9,7 +9,7 @@ from PySide6.QtWidgets import QFileDialog, QListWidget, QListWidgetItem, QMenu, 
 from ui.core import places, words
 from ui.core.settings import Settings
 from ui.widgets.icons import icon
-from ui.widgets.making import column, dressed, row
+from ui.widgets.making import across, down, dressed
 
 ROWS = 3
 """So many folders are in sight; more scroll."""
@@ -34,8 +34,8 @@ class FoldersBar(QWidget):
         self.menu.aboutToShow.connect(self.on_menu)
         self.add.setMenu(self.menu)
         self.remove = dressed(QPushButton("Remove"), tip="Take the selected folders out of the data set (Delete)")
-        buttons = column(row(self.add, self.remove), None)
-        row((self.list, 1), buttons, of=self, margins=(0, 0, 0, 0))
+        buttons = down(across(self.add, self.remove), None)
+        across((self.list, 1), buttons, of=self, margins=(0, 0, 0, 0))
         delete = QShortcut(QKeySequence.StandardKey.Delete, self.list, context=Qt.ShortcutContext.WidgetShortcut)
         delete.activated.connect(self.on_remove)
         self.remove.clicked.connect(self.on_remove)

@@ -27,7 +27,7 @@ from ui.pages.pictures.notes import NotesList
 from ui.pages.pictures.panel import PicturePanel
 from ui.pages.pictures.thumbnails import Thumbnails
 from ui.widgets.elided import Elided
-from ui.widgets.making import column, dressed, panel, row, with_icon
+from ui.widgets.making import across, down, dressed, panel, with_icon
 
 FILTER = "Filter by name or caption"
 INSIDE = (0, 6, 8, 0)
@@ -64,7 +64,7 @@ class Parts:
         scrolled = dressed(QScrollArea(widgetResizable=True), frameShape=QFrame.Shape.NoFrame)
         scrolled.setWidget(self.histogram)
         self.views = dressed(QTabWidget(documentMode=True), name="Pictures, buckets and notes")
-        pictures = panel(row((self.search, 1), self.problems_only), (self.grid, 1), margins=INSIDE)
+        pictures = panel(across((self.search, 1), self.problems_only), (self.grid, 1), margins=INSIDE)
         self.views.addTab(pictures, "Pictures")
         self.views.addTab(panel(self.bucket_line, (scrolled, 1), margins=INSIDE), "Buckets")
         self.views.addTab(panel(self.notes, margins=INSIDE), "Problems and notes")
@@ -73,8 +73,8 @@ class Parts:
         self.splitter.addWidget(self.panel)
         self.splitter.setStretchFactor(0, 1)
         self.splitter.setSizes([letter * 90, letter * 46])
-        title, both = dressed(QLabel("Pictures"), "title"), row(self.training, self.validation)
+        title, both = dressed(QLabel("Pictures"), "title"), across(self.training, self.validation)
         both.setSpacing(0)
         state = ((self.status, 1), self.progress, self.save_all, self.refresh)
-        column(row(title, line, both, line // 2, *state), self.folders, (self.splitter, 1), of=page)
+        down(across(title, line, both, line // 2, *state), self.folders, (self.splitter, 1), of=page)
         self.progress.hide()

@@ -14,7 +14,7 @@ from ui.pages.pictures.data_set import Picture, facts
 from ui.pages.pictures.draws import DRAWS, Preview, Sees
 from ui.widgets import theme
 from ui.widgets.images import read_scaled
-from ui.widgets.making import column, dressed
+from ui.widgets.making import down, dressed
 
 LARGE = 1024
 """Longest side of the preview in pixels."""
@@ -42,7 +42,7 @@ class PicturePanel(QWidget):
         self.tabs = dressed(QTabWidget(documentMode=True), name="Caption and what the model sees")
         self.tabs.addTab(self.editor, "Caption")
         self.tabs.addTab(self.sees, "What the model sees")
-        column((self.preview, 1), self.name, self.facts, (self.tabs, 1), of=self, margins=(8, 0, 0, 0))
+        down((self.preview, 1), self.name, self.facts, (self.tabs, 1), of=self, margins=(8, 0, 0, 0))
         self.soon = QTimer(self, singleShot=True, interval=250)
         self.soon.timeout.connect(self.on_quiet)
         self.tabs.currentChanged.connect(self.on_tab_changed)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from PySide6.QtCore import QByteArray, Qt, QTimer
-from PySide6.QtGui import QCloseEvent, QDragEnterEvent, QDropEvent, QHideEvent, QKeySequence, QShortcut, QShowEvent
+from PySide6.QtGui import QDragEnterEvent, QDropEvent, QHideEvent, QKeySequence, QShortcut, QShowEvent
 from PySide6.QtWidgets import QMessageBox, QWidget
 
 from ui.core import places, words
@@ -208,10 +208,6 @@ class PicturesPage(QWidget):
             self.parts.panel.show_picture(next(one for one in self.model.pictures if one.path == chosen.path))
         self._soon.start()
 
-    def on_caption_failed(self, sentence: str) -> None:
-        """A caption could not be saved."""
-        self._say(sentence, "problem")
-
     # -- Qt -----------------------------------------------------------------------------------------------------------
 
     def showEvent(self, event: QShowEvent) -> None:
@@ -225,11 +221,6 @@ class PicturesPage(QWidget):
         super().hideEvent(event)
         if not event.spontaneous():
             self._stale = True
-
-    def closeEvent(self, event: QCloseEvent) -> None:
-        """Qt: the page is closed for itself."""
-        self.end()
-        super().closeEvent(event)
 
     def dragEnterEvent(self, event: QDragEnterEvent) -> None:
         """Qt: folders may be dropped."""
@@ -253,7 +244,7 @@ class PicturesPage(QWidget):
         captions.changed.connect(self.kept.on_edited)
         self.kept.failed.connect(captions.failed)
         captions.saved.connect(self.on_caption_saved)
-        captions.failed.connect(self.on_caption_failed)
+        captions.failed.connect(lambda sentence: self._say(sentence, "problem"))
         theme.notifier().changed.connect(self._show_folders)
         parts.folders.added.connect(self.add_folders)
         parts.folders.removed.connect(self.remove_folders)
