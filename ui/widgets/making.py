@@ -2,9 +2,18 @@
 
 from typing import Any, TypeVar
 
-from PySide6.QtCore import QObject
+from PySide6.QtCore import QObject, Qt
 from PySide6.QtGui import QAction
-from PySide6.QtWidgets import QAbstractButton, QBoxLayout, QHBoxLayout, QLayout, QPushButton, QVBoxLayout, QWidget
+from PySide6.QtWidgets import (
+    QAbstractButton,
+    QBoxLayout,
+    QHBoxLayout,
+    QLabel,
+    QLayout,
+    QPushButton,
+    QVBoxLayout,
+    QWidget,
+)
 
 from ui.widgets import icons, theme
 
@@ -23,6 +32,12 @@ def dressed(widget: W, role: str = "", name: str = "", tip: str = "", **properti
     for key, value in {"accessibleName": name, "toolTip": tip, **properties}.items():
         assert widget.setProperty(key, value), f"{type(widget).__name__} has no {key}"
     return widget
+
+
+def plain(text: str = "") -> QLabel:
+    """A label of whole sentences as they are, which can be copied."""
+    selectable = Qt.TextInteractionFlag.TextSelectableByMouse
+    return QLabel(text, wordWrap=True, textFormat=Qt.TextFormat.PlainText, textInteractionFlags=selectable)
 
 
 def across(*parts: Part, of: QWidget | None = None, margins: Margins | None = None) -> QHBoxLayout:

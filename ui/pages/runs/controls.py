@@ -6,7 +6,7 @@ from pathlib import Path
 
 from PySide6.QtCore import Qt, QUrl, Signal
 from PySide6.QtGui import QAction, QDesktopServices, QGuiApplication, QKeySequence
-from PySide6.QtWidgets import QHBoxLayout, QMessageBox, QPushButton, QWidget
+from PySide6.QtWidgets import QWidget
 
 from ui.core import reading, words
 from ui.core.runs import launch
@@ -15,13 +15,18 @@ from ui.core.runs.jobs import Job
 from ui.core.runs.queue import Queue
 from ui.core.runs.states import Glance, State
 from ui.pages.runs.tensorboard import TensorBoard
-from ui.widgets import theme
+from ui.widgets import dialogs
+from ui.widgets.making import across, button
 
 ASKED = {
     "stop": "Asked to stop; the trainer saves a state after this step and ends.",
     "save": "Asked for a saved state; the trainer answers after this step.",
     "sample": "Asked for sample pictures; the trainer answers after this step.",
 }
+LOST = (
+    "What was learned after the last saved state is lost. Without this, the trainer saves a state after its present "
+    "step and ends by itself."
+)
 ENDED = "The run had not begun: its process is ended at once, and nothing is lost."
 
 
@@ -55,8 +60,7 @@ class Controls(QWidget):
         """What has been asked for and is still to come, with what was the latest then."""
         self.board = TensorBoard(self)
         self.board.said.connect(self.said)
-        self.row = QHBoxLayout(self)
-        self.row.setContentsMargins(0, 0, 0, 0)
+        self.row = across(of=self, margins=(0, 0, 0, 0))
         self.stop = self._add("Stop", "F8", "Save a state after this step and end the run", lambda: self.ask("stop"))
         self.end = self._add("End now …", "", "End the process at once, without saving", self.on_end, "danger")
         self.save = self._add("Save now", "F6", "Save a training state after this step", lambda: self.ask("save"))
@@ -134,45 +138,24 @@ class Controls(QWidget):
         subject = self.subject
         if not subject:
             return
-        box = QMessageBox(QMessageBox.Icon.Warning, "End now", "End the run without waiting for it?", parent=self)
-        box.setInformativeText(
-            "What was learned after the last saved state is lost. Without this, the trainer saves a state after its "
-            "present step and ends by itself."
-        )
-        yes = box.addButton("End now", QMessageBox.ButtonRole.DestructiveRole)
-        box.setDefaultButton(box.addButton("Wait", QMessageBox.ButtonRole.RejectRole))
-        box.exec()
-        if box.clickedButton() is not yes:
-            return
-        try:
-            if subject.job and subject.job.running:
-                self.queue.kill(subject.job.id)
-            elif subject.glance and subject.glance.process:
-                launch.kill(subject.glance.process)
-            self.said.emit("The process was ended.")
-        except ValueError as error:
-            self.said.emit(str(error))
+        question = "End the run without waiting for it?"
+        end = lambda: self._do(lambda: self._kill(subject), "The process was ended.")  # noqa: E731
+        dialogs.confirm(self, "End now", question, LOST, "&End now", end)
 
     def on_resume(self) -> None:
         """Queue it again."""
         if not self.subject:
             return
-        try:
-            if self.subject.state == State.REFUSED and self.subject.job:
-                self.queue.run_next(self.subject.job.id)
-            else:
-                self.queue.resume(self.subject.folder)
-            self.said.emit("It is in the queue and starts as soon as a device is free.")
-        except ValueError as error:
-            self.said.emit(str(error))
+        job, folder = self.subject.job, self.subject.folder
+        again = job and self.subject.state == State.REFUSED
+        resume = (lambda: self.queue.run_next(job.id)) if job and again else (lambda: self.queue.resume(folder))
+        self._do(resume, "It is in the queue and starts as soon as a device is free.")
 
     def on_forget(self) -> None:
         """Take a job that never began off the list."""
-        try:
-            if self.subject and self.subject.job:
-                self.queue.remove(self.subject.job.id)
-        except ValueError as error:
-            self.said.emit(str(error))
+        job = self.subject.job if self.subject else None
+        if job:
+            self._do(lambda: self.queue.remove(job.id))
 
     def on_open_folder(self) -> None:
         """Show the run's files in the system's file manager."""
@@ -205,20 +188,23 @@ class Controls(QWidget):
         action.setToolTip(f"{tip} ({keys})" if keys else tip)
         action.triggered.connect(lambda: slot())
         self.addAction(action)
-        button = QPushButton()
-        button.clicked.connect(action.trigger)
-        theme.set_role(button, role)
-
-        def follow() -> None:
-            button.setText(action.text())
-            button.setToolTip(action.toolTip())
-            button.setEnabled(action.isEnabled())
-            button.setVisible(action.isVisible())
-
-        action.changed.connect(follow)
-        follow()
-        self.row.addWidget(button)
+        self.row.addWidget(button(action, role))
         return action
+
+    def _do(self, change: Callable[[], object], done: str = "") -> None:
+        """Change something and say so, or why that cannot be."""
+        try:
+            change()
+        except ValueError as error:
+            done = str(error)
+        if done:
+            self.said.emit(done)
+
+    def _kill(self, subject: Subject) -> None:
+        if subject.job and subject.job.running:
+            self.queue.kill(subject.job.id)
+        elif subject.glance and subject.glance.process:
+            launch.kill(subject.glance.process)
 
     def _set(self, action: QAction, visible: bool, enabled: bool = True) -> None:
         action.setVisible(visible)

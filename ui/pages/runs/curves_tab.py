@@ -6,27 +6,23 @@ from typing import TYPE_CHECKING
 
 from PySide6.QtCore import QSignalBlocker, Qt, Signal
 from PySide6.QtGui import QIcon, QPixmap, QShowEvent
-from PySide6.QtWidgets import (
-    QHBoxLayout,
-    QLabel,
-    QListWidget,
-    QListWidgetItem,
-    QPushButton,
-    QStackedWidget,
-    QVBoxLayout,
-    QWidget,
-)
+from PySide6.QtWidgets import QLabel, QListWidget, QListWidgetItem, QPushButton, QStackedWidget, QWidget
 
 from ui.core import workers
 from ui.core.runs.history import History
 from ui.core.runs.states import Glance
 from ui.core.runs.tail import Follower
-from ui.widgets import icons, theme
+from ui.widgets import theme
+from ui.widgets.making import across, down, dressed, with_icon
 
 if TYPE_CHECKING:
     from ui.pages.runs.plots import Curves
 
 FOLDER = Qt.ItemDataRole.UserRole
+ZOOMING = (
+    "Show all steps again (Ctrl+0). Wheel: zoom, over an axis only that axis; drag: move; drag with the right button: "
+    "stretch; Ctrl++ and Ctrl+-: zoom the steps"
+)
 
 
 class ComparePanel(QWidget):
@@ -39,18 +35,11 @@ class ComparePanel(QWidget):
         self.current: Path | None = None
         self.followers: dict[Path, Follower] = {}
         self.color: dict[Path, int] = {}
-        self.list = QListWidget()
-        self.list.setAccessibleName("Runs to compare with")
+        self.list = dressed(QListWidget(), name="Runs to compare with", spacing=2)
         self.list.setHorizontalScrollBarPolicy(Qt.ScrollBarPolicy.ScrollBarAlwaysOff)
-        self.list.setSpacing(2)
         self.list.setTextElideMode(Qt.TextElideMode.ElideMiddle)
-        self.note = QLabel("Tick runs to draw them beside this one.")
-        self.note.setWordWrap(True)
-        theme.set_role(self.note, "muted")
-        layout = QVBoxLayout(self)
-        layout.setContentsMargins(8, 6, 0, 4)
-        layout.addWidget(self.note)
-        layout.addWidget(self.list, 1)
+        self.note = dressed(QLabel("Tick runs to draw them beside this one.", wordWrap=True), "muted")
+        down(self.note, (self.list, 1), of=self, margins=(8, 6, 0, 4))
         self.setFixedWidth(self.fontMetrics().averageCharWidth() * 26)
         self.list.itemChanged.connect(self.on_item_changed)
         theme.notifier().changed.connect(self.paint_colors)
@@ -123,30 +112,19 @@ class CurvesTab(QWidget):
         self.curves: Curves | None = None
         self.run: tuple[Path, str, History] | None = None
         self.loading: workers.Task | None = None
-        self.note = QLabel("Preparing the curves …")
-        self.note.setAlignment(Qt.AlignmentFlag.AlignCenter)
-        self.note.setWordWrap(True)
-        self.note.setMargin(40)
-        theme.set_role(self.note, "muted")
+        self.note = dressed(QLabel(wordWrap=True, margin=40, alignment=Qt.AlignmentFlag.AlignCenter), "muted")
+        self.note.setText("Preparing the curves …")
         self.stack = QStackedWidget()
         self.stack.addWidget(self.note)
         self.panel = ComparePanel()
         self.panel.hide()
         self.panel.changed.connect(self.draw)
-        self.compare = QPushButton(icons.icon("chart"), "Compare")
-        self.compare.setCheckable(True)
-        self.compare.setToolTip("Draw other runs beside this one")
+        self.compare = dressed(QPushButton("Compare"), tip="Draw other runs beside this one", checkable=True)
         self.compare.toggled.connect(self.on_compare_toggled)
-        self.reset = QPushButton(icons.icon("reset"), "Reset view")
-        self.reset.setToolTip(
-            "Show all steps again (Ctrl+0). Wheel: zoom, over an axis only that axis; drag: move; "
-            "drag with the right button: stretch; Ctrl++ and Ctrl+-: zoom the steps"
-        )
-        layout = QHBoxLayout(self)
-        layout.setContentsMargins(0, 0, 0, 0)
-        layout.addWidget(self.stack, 1)
-        layout.addWidget(self.panel)
-        theme.notifier().changed.connect(self.on_theme_changed)
+        self.reset = dressed(QPushButton("Reset view"), tip=ZOOMING)
+        with_icon(self.compare, "chart")
+        with_icon(self.reset, "reset")
+        across((self.stack, 1), self.panel, of=self, margins=(0, 0, 0, 0))
 
     def show_run(self, run: tuple[Path, str, History] | None, glances: Sequence[Glance]) -> None:
         """Draw this run (folder, name, history), and offer the others for comparison."""
@@ -198,11 +176,6 @@ class CurvesTab(QWidget):
         """Show the list and the ticked runs, or neither; the ticks stay."""
         self.panel.setVisible(compare)
         self.draw()
-
-    def on_theme_changed(self) -> None:
-        """Icons in the theme's colour."""
-        self.compare.setIcon(icons.icon("chart"))
-        self.reset.setIcon(icons.icon("reset"))
 
 
 def _load() -> "type[Curves]":

@@ -10,13 +10,13 @@ from PySide6.QtWidgets import (
     QSplitter,
     QTreeWidget,
     QTreeWidgetItem,
-    QVBoxLayout,
     QWidget,
 )
 
 from ui.core import words
 from ui.core.runs.history import History, Message, Saved
 from ui.widgets import icons, theme
+from ui.widgets.making import down, dressed
 
 EMPTY = "Nothing yet. Warnings, errors and saved files of the run are listed here."
 NOUNS = {"state": "training state", "export": "file for other programs", "adapter": "Gimbal's own adapter file"}
@@ -29,30 +29,19 @@ class Messages(QWidget):
 
     def __init__(self) -> None:
         super().__init__()
-        self.list = QTreeWidget()
-        self.list.setAccessibleName("Messages of the run")
-        self.list.setHeaderLabels(["Time", "Message"])
-        self.list.setRootIsDecorated(False)
+        self.list = dressed(QTreeWidget(), name="Messages of the run", rootIsDecorated=False)
         self.list.setUniformRowHeights(True)
+        self.list.setHeaderLabels(["Time", "Message"])
         self.list.header().setSectionResizeMode(0, QHeaderView.ResizeMode.ResizeToContents)
         self.list.currentItemChanged.connect(self.on_current_changed)
         QShortcut(QKeySequence.StandardKey.Copy, self.list, self.copy, context=Qt.ShortcutContext.WidgetShortcut)
-        self.detail = QPlainTextEdit(readOnly=True)
-        self.detail.setAccessibleName("All of the chosen message")
-        theme.set_role(self.detail, "mono")
-        self.empty = QLabel(EMPTY)
-        self.empty.setMargin(40)
-        self.empty.setAlignment(Qt.AlignmentFlag.AlignCenter)
-        theme.set_role(self.empty, "muted")
-        self.split = QSplitter(Qt.Orientation.Vertical)
+        self.detail = dressed(QPlainTextEdit(readOnly=True), "mono", "All of the chosen message")
+        self.empty = dressed(QLabel(EMPTY, margin=40, alignment=Qt.AlignmentFlag.AlignCenter), "muted")
+        self.split = QSplitter(Qt.Orientation.Vertical, childrenCollapsible=False)
         self.split.addWidget(self.list)
         self.split.addWidget(self.detail)
         self.split.setStretchFactor(0, 1)
-        self.split.setChildrenCollapsible(False)
-        layout = QVBoxLayout(self)
-        layout.setContentsMargins(0, 8, 0, 0)
-        layout.addWidget(self.empty)
-        layout.addWidget(self.split)
+        down(self.empty, self.split, of=self, margins=(0, 8, 0, 0))
         self._shown: list[Message | Saved] = []
         self._tail: list[str] = []
         self.split.hide()
