@@ -9,14 +9,12 @@ from PySide6.QtGui import QAction, QGuiApplication, QHideEvent, QShowEvent
 from PySide6.QtWidgets import (
     QAbstractItemView,
     QComboBox,
-    QHBoxLayout,
     QHeaderView,
     QLabel,
     QPushButton,
     QTableWidget,
     QTableWidgetItem,
     QToolButton,
-    QVBoxLayout,
     QWidget,
 )
 
@@ -27,6 +25,7 @@ from ui.core.preset.document import Document
 from ui.core.preset.files import Entry, Opened
 from ui.core.runs.library import Library
 from ui.widgets import icons, theme
+from ui.widgets.making import across, down, dressed
 from ui.widgets.two_lines import DETAIL, TwoLines
 
 OPENED, DEFAULTS = "opened", "defaults"
@@ -50,10 +49,10 @@ class ChangesPage(QWidget):
         self._listing: workers.Task | None = None
         self._reading: workers.Task | None = None
         self.rows: list[Row] = []
-        self.title, self.sentence = QLabel(), QLabel(wordWrap=True)
-        self.against = QComboBox()
+        self.title, self.sentence = dressed(QLabel(), "title"), QLabel(wordWrap=True)
+        self.against = dressed(QComboBox(maxVisibleItems=24, minimumContentsLength=36), name="Compared with")
         self.copy = QPushButton("&Copy as text")
-        self.table = QTableWidget(0, 4)
+        self.table = dressed(QTableWidget(0, 4), name="Settings that differ", showGrid=False, tabKeyNavigation=False)
         self._soon = QTimer(self, singleShot=True, interval=0)
         self._soon.timeout.connect(self.on_soon)
         self._set_up_table()
@@ -231,12 +230,9 @@ class ChangesPage(QWidget):
             item.setData(ROW, row)
             item.setToolTip(item.text() if column else row.path)
             self.table.setItem(line, column, item)
-        button = QToolButton()
+        tip = row.locked or f"Set back to {row.before}"
+        button = dressed(QToolButton(), "flat", f"Reset {row.label}", tip, enabled=not row.locked)
         button.setIcon(icons.icon("reset"))
-        button.setEnabled(not row.locked)
-        button.setAccessibleName(f"Reset {row.label}")
-        button.setToolTip(row.locked or f"Set back to {row.before}")
-        button.setProperty("role", "flat")
         button.clicked.connect(lambda: self._reset(row))
         self.table.setCellWidget(line, 3, button)
 
@@ -257,14 +253,11 @@ class ChangesPage(QWidget):
     def _set_up_table(self) -> None:
         table, width = self.table, self.fontMetrics().averageCharWidth()
         table.setHorizontalHeaderLabels(["Setting", "Before", "Now", ""])
-        table.setAccessibleName("Settings that differ")
         table.setItemDelegateForColumn(0, TwoLines(table))
         table.setEditTriggers(QAbstractItemView.EditTrigger.NoEditTriggers)
         table.setSelectionBehavior(QAbstractItemView.SelectionBehavior.SelectRows)
         table.setSelectionMode(QAbstractItemView.SelectionMode.SingleSelection)
         table.setVerticalScrollMode(QAbstractItemView.ScrollMode.ScrollPerPixel)
-        table.setShowGrid(False)
-        table.setTabKeyNavigation(False)
         table.verticalHeader().hide()
         table.verticalHeader().setMaximumSectionSize(self.fontMetrics().lineSpacing() * LINES + 12)
         header = table.horizontalHeader()
@@ -285,24 +278,11 @@ class ChangesPage(QWidget):
             table.addAction(action)
 
     def _lay_out(self) -> None:
-        theme.set_role(self.title, "title")
         label = QLabel("Compared &with")
         label.setBuddy(self.against)
-        self.against.setAccessibleName("Compared with")
-        self.against.setMaxVisibleItems(24)
         self.against.setSizeAdjustPolicy(QComboBox.SizeAdjustPolicy.AdjustToMinimumContentsLengthWithIcon)
-        self.against.setMinimumContentsLength(36)
-        top = QHBoxLayout()
-        top.addWidget(label)
-        top.addWidget(self.against)
-        top.addStretch()
-        top.addWidget(self.copy)
-        layout = QVBoxLayout(self)
-        layout.addWidget(self.title)
-        layout.addLayout(top)
-        layout.addWidget(self.sentence)
-        layout.addWidget(self.table, 1)
-        layout.addStretch()
+        top = across(label, self.against, None, self.copy)
+        down(self.title, top, self.sentence, (self.table, 1), of=self).addStretch(0)
 
 
 def _run_text(name: str, started: str) -> str:
