@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from PySide6.QtCore import QModelIndex, QPersistentModelIndex, Qt, Signal
+from PySide6.QtCore import QModelIndex, Qt, Signal
 from PySide6.QtGui import QAction
 from PySide6.QtWidgets import QAbstractItemView, QHeaderView, QLabel, QLineEdit, QPushButton, QTreeView, QWidget
 
@@ -116,24 +116,24 @@ class LayersPage(QWidget):
 
     def _selected(self) -> tuple[list[str], list[str]]:
         """Names of the selected layers, and of the blocks of the selected rows that are not a whole network."""
-        rows: list[QModelIndex | QPersistentModelIndex] = list(self.tree.selectionModel().selectedRows())
-        layers = [layer["name"] for layer in map(self.model.layer_at, rows) if layer is not None]
-        blocks = dict.fromkeys(self.model.block_at(row).name for row in rows)
+        name, rows = Qt.ItemDataRole.ToolTipRole, self.tree.selectionModel().selectedRows()
+        layers = [row.data(name) for row in rows if row.parent().isValid()]
+        blocks = dict.fromkeys((row.parent() if row.parent().isValid() else row).data(name) for row in rows)
         return layers, [name for name in blocks if "." in name]
 
     def _show_layers(self) -> None:
         layers = self._findings.layers if self._findings is not None else ()
-        unfolded = {block.name for row, block in enumerate(self.model.blocks) if self.tree.isExpanded(self._top(row))}
+        unfolded = {top.data() for top in self._tops() if self.tree.isExpanded(top)}
         place = self.tree.verticalScrollBar().value()
         self.model.set_layers(layers, self.filter.text())
-        few = sum(len(block.layers) for block in self.model.blocks) <= FEW
-        for row, block in enumerate(self.model.blocks):
-            self.tree.setExpanded(self._top(row), few or block.name in unfolded)
+        few = sum(map(self.model.rowCount, self._tops())) <= FEW
+        for top in self._tops():
+            self.tree.setExpanded(top, few or top.data() in unfolded)
         self.tree.verticalScrollBar().setValue(place)
         self.on_selection_changed()
 
-    def _top(self, row: int) -> QModelIndex:
-        return self.model.index(row, 0)
+    def _tops(self) -> list[QModelIndex]:
+        return [self.model.index(row, 0) for row in range(self.model.rowCount())]
 
     def _show_totals(self, findings: Findings) -> None:
         forms = ", ".join(f"{words.count(number)} {form}" for form, number in findings.forms.items())

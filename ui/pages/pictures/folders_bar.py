@@ -81,12 +81,13 @@ class FoldersBar(QWidget):
 
     def on_remove(self) -> None:
         """Take the selected folders out; with one folder it need not be selected."""
-        items = self.list.selectedItems() or ([self.list.item(0)] if self.list.count() == 1 else [])
-        folders = [item.data(Qt.ItemDataRole.UserRole) for item in items]
-        if any(folders):
-            self.removed.emit(folders)
+        if self._chosen():
+            self.removed.emit(self._chosen())
 
     def on_selection_changed(self) -> None:
         """Nothing to remove without a selection."""
-        only = self.list.count() == 1 and bool(self.list.item(0).data(Qt.ItemDataRole.UserRole))
-        self.remove.setEnabled(only or bool(self.list.selectedItems()))
+        self.remove.setEnabled(bool(self._chosen()))
+
+    def _chosen(self) -> list[str]:
+        items = self.list.selectedItems() or ([self.list.item(0)] if self.list.count() == 1 else [])
+        return [folder for item in items if (folder := item.data(Qt.ItemDataRole.UserRole))]

@@ -1,5 +1,8 @@
 """What a run had to say besides its numbers: warnings, errors, files it saved, and what this window does not know."""
 
+from itertools import takewhile
+from operator import eq
+
 from PySide6.QtCore import QLocale, Qt
 from PySide6.QtGui import QKeySequence, QShortcut
 from PySide6.QtWidgets import (
@@ -42,32 +45,22 @@ class Messages(QWidget):
         self.split.addWidget(self.detail)
         self.split.setStretchFactor(0, 1)
         down(self.empty, self.split, of=self, margins=(0, 8, 0, 0))
-        self._shown: list[Message | Saved] = []
-        self._tail: list[str] = []
+        self._shown: list[tuple[str, str, str, str]] = []
         self.split.hide()
         theme.notifier().changed.connect(self.on_theme_changed)
 
     def show_history(self, history: History) -> None:
         """Show what a run has said until now. What is shown already stays, so that reading is not disturbed."""
-        entries: list[Message | Saved] = sorted([*history.messages, *history.saved], key=lambda entry: entry.time)
-        tail = _oddities(history)
-        if tail == self._tail and list(map(id, entries)) == list(map(id, self._shown)):
-            return
-        for _ in self._tail:
+        said = sorted([*history.messages, *history.saved], key=lambda entry: entry.time)
+        entries = [*map(_entry, said), *(("", "warning", sentence, sentence) for sentence in _oddities(history))]
+        same = len([*takewhile(bool, map(eq, self._shown, entries))])
+        while self.list.topLevelItemCount() > same:
             self.list.takeTopLevelItem(self.list.topLevelItemCount() - 1)
-        known = {id(entry) for entry in self._shown}
-        if any(a is not b for a, b in zip(self._shown, entries, strict=False)) or len(entries) < len(self._shown):
-            self.list.clear()
-            known = set()
-        for entry in entries:
-            if id(entry) not in known:
-                self._add(*_entry(entry))
+        for entry in entries[same:]:
+            self._add(*entry)
         self._shown = entries
-        for sentence in tail:
-            self._add("", "warning", sentence, sentence)
-        self._tail = tail
-        self.empty.setVisible(not entries and not tail)
-        self.split.setVisible(bool(entries or tail))
+        self.empty.setVisible(not entries)
+        self.split.setVisible(bool(entries))
         self.detail.setVisible(self.list.currentItem() is not None)
 
     def problems(self) -> int:
