@@ -13,7 +13,7 @@ def test_buckets_say_what_is_filled_up_and_warn_of_small_ones(qtbot):
         {"size": [96, 48], "pictures": 3, "repeats": 6, "filled": 2},
     ]
     histogram.set_buckets(buckets, 8)
-    assert histogram.sentence(buckets[0]).startswith("64 × 64: 30 pictures; 2 more")
+    assert histogram.sentence(buckets[0]).startswith("64 × 64: 30 pictures; 2 repeated")
     assert "shown 6 times per epoch" in histogram.sentence(buckets[1])
     assert [histogram.is_small(bucket) for bucket in buckets] == [False, True]
     assert "Fewer than a batch" in histogram.sentence(buckets[1])
@@ -25,4 +25,4 @@ def test_buckets_say_what_is_filled_up_and_warn_of_small_ones(qtbot):
         widths = [bar.grab().toImage().pixelColor(round(x * (bar.width() - 1)), bar.height() // 2) for x in (0.1, 0.96)]
         assert (widths[1] != bar.palette().window().color()) is (row == 0), "the longest bar fills its column"
         assert widths[0] == theme.colors().warning if row else widths[0] == theme.colors().series[0]
-    assert bucket_words(buckets, 8).endswith("4 are shown again per epoch (pale).")
+    assert bucket_words(buckets, 8).endswith("4 pictures repeated per epoch to fill last batches (pale).")

@@ -170,8 +170,8 @@ def test_details_say_what_the_preset_sets_and_what_is_here(open_page, document):
     assert f"{document.value('training.steps')} {field.unit}" in shown and field.label in shown
     assert "\n".join(document.value("samples.prompts")) in shown
     assert document.field("training.accumulation").label not in shown  # it is at its default
-    assert any("demo/base is here" in text for text in shown)
-    assert any("demo/validation is here" in text for text in shown)
+    assert any("found: demo/base" in text for text in shown)
+    assert any("found: demo/validation" in text for text in shown)
 
 
 def test_details_say_what_is_not_here(open_page, make_own):

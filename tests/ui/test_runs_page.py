@@ -141,7 +141,7 @@ def test_a_failed_run_says_its_error_and_leads_to_the_log(page, tmp_path, qtbot)
     qtbot.waitUntil(lambda: live.word.text() == "failed")
     assert "The loss is not a finite number at step 8" in live.sentence.text()
     assert live.tabs.tabText(2) == "Messages (2)"
-    assert live.facts["Loss"].text() != "not finite", "the average is still a number"
+    assert live.facts["Loss"].text() != "non-finite", "the average is still a number"
     assert buttons(live)["Resume"] and buttons(live)["Show log"]
     live.controls.log.trigger()
     assert live.log.isVisible()
@@ -252,12 +252,12 @@ def test_requests_are_files_and_are_answered(page, tmp_path, qtbot):
     qtbot.waitUntil(lambda: live.word.text() == "running")
     live.controls.save.trigger()
     assert [path.name for path in (run / "requests").iterdir()] == ["save"]
-    assert "answers after this step" in live.answer.text() and not buttons(live)["Save now"]
+    assert "saved after this step" in live.answer.text() and not buttons(live)["Save now"]
     assert buttons(live)["Sample now"], "other things can still be asked"
     live.controls.sample.trigger()
     assert {path.name for path in (run / "requests").iterdir()} == {"save", "sample"}
     add_events(run, {"event": "saved", "what": "state", "path": "state/step-000011", "step": 11, "bytes": 2048})
-    qtbot.waitUntil(lambda: "A state was saved" in live.answer.text())
+    qtbot.waitUntil(lambda: "State saved" in live.answer.text())
     assert buttons(live)["Save now"] and not buttons(live)["Sample now"]
 
 
@@ -339,7 +339,7 @@ def test_taking_a_job_out_asks_first(three):
     press("&Cancel")
     assert len(three.queue.jobs) == 3
     three.side.cancel.trigger()
-    press("&Take out")
+    press("&Remove")
     assert [job.name for job in three.queue.jobs] == ["one", "three"]
 
 

@@ -30,7 +30,7 @@ from ui.widgets.two_lines import DETAIL, TwoLines
 
 OPENED, DEFAULTS = "opened", "defaults"
 ROW = Qt.ItemDataRole.UserRole + 10
-HINT = "What you change is listed here; it can also be compared with the defaults, another preset or a past run."
+HINT = "Changes are listed here, compared with the saved preset, the defaults, another preset or a run."
 LINES = 6
 """How many lines of a long value are shown; the rest is in its tooltip."""
 
@@ -78,7 +78,7 @@ class ChangesPage(QWidget):
             self._reading.cancel()
         self._read, thing = None, self.against.currentData()
         if thing not in (OPENED, DEFAULTS):
-            self._fill([], "Reading it …", "muted")
+            self._fill([], "Reading…", "muted")
             self._reading = workers.run(
                 files.read, Path(thing), self._document.schema, done=self._on_read, failed=self._on_unreadable
             )
@@ -184,9 +184,9 @@ class ChangesPage(QWidget):
         problems = self._read.problems if self._read else ()
         changed = rows(self._document, other)
         if problems:
-            self._fill(changed, f"Not understood in {self._other_name()}: {'; '.join(problems)}", "note")
+            self._fill(changed, f"Problems in {self._other_name()}: {'; '.join(problems)}", "note")
         else:
-            self._fill(changed, "" if changed else f"Nothing differs from {self._other_name()}. {HINT}", "muted")
+            self._fill(changed, "" if changed else f"No differences from {self._other_name()}. {HINT}", "muted")
 
     def _fill(self, changed: list[Row], sentence: str, role: str) -> None:
         before, scrolled = self._current(), self.table.verticalScrollBar().value()
@@ -230,7 +230,7 @@ class ChangesPage(QWidget):
             item.setData(ROW, row)
             item.setToolTip(item.text() if column else row.path)
             self.table.setItem(line, column, item)
-        tip = row.locked or f"Set back to {row.before}"
+        tip = row.locked or f"Reset to {row.before}"
         button = dressed(QToolButton(), "flat", f"Reset {row.label}", tip, enabled=not row.locked)
         button.setIcon(icons.icon("reset"))
         button.clicked.connect(lambda: self._reset(row))

@@ -10,7 +10,7 @@ from ui.core import words
 from ui.core.check import Check, Findings
 from ui.core.preset.document import Document
 from ui.pages.layers.block_tree import NUMBERS, RIGHT, LayerModel
-from ui.widgets import theme
+from ui.widgets import dialogs, theme
 from ui.widgets.making import Part, across, button, down, dressed, panel, plain
 
 EXCLUDE = "targets.exclude"
@@ -36,15 +36,15 @@ class LayersPage(QWidget):
         self._findings: Findings | None = None
         self.model = LayerModel()
         self.state, self.totals = QLabel(wordWrap=True, alignment=RIGHT), QLabel(wordWrap=True)
-        self.problems = _Problems(self)
+        self.problems = _Problems(document)
         self.filter = dressed(QLineEdit(clearButtonEnabled=True), name="Filter layers")
         self.filter.setPlaceholderText("Filter by name or kind")
         self.tree = dressed(QTreeView(uniformRowHeights=True), name="Layers")
         self.exclude_layers, self.exclude_block = QAction(self), QAction(self)
-        self.exclude_layers.setToolTip("Add the selected layers to targets.exclude")
-        self.exclude_block.setToolTip("Add the blocks of the selected layers to targets.exclude")
+        self.exclude_layers.setToolTip("Add the selected layers to the field “Exclude”")
+        self.exclude_block.setToolTip("Add the blocks of the selected layers to the field “Exclude”")
         self.excluded = dressed(QLabel(wordWrap=True), "muted")
-        self.edit = QPushButton("Edit the patterns")
+        self.edit = QPushButton("Edit patterns")
         self._lay_out()
         document.changed.connect(self.on_document_changed)
         check.started.connect(self.on_started)
@@ -57,7 +57,7 @@ class LayersPage(QWidget):
         self.problems.show_field.connect(self.show_field)
         self._show_excluded()
         self.on_selection_changed()
-        self._show_state("Not checked yet.", "muted")
+        self._show_state("Not checked", "muted")
         if check.findings is not None:
             self.on_finished(check.findings)
         elif check.running:
@@ -71,12 +71,12 @@ class LayersPage(QWidget):
     def on_started(self) -> None:
         """The preset has changed, a check is under way."""
         old = self._findings is not None
-        self._show_state("The list is from before the last change; checking…" if old else "Checking…", "muted")
+        self._show_state("Out of date, checking…" if old else "Checking…", "muted")
 
     def on_finished(self, findings: Findings) -> None:
         """The trainer has answered."""
         if findings.failed:
-            self._show_state(f"The check failed: {findings.failed}", "problem")
+            self._show_state(f"Check failed: {findings.failed}", "problem")
             return
         self._findings = findings
         by_path = findings.by_path(self._document.schema.fields(self._document.values))
@@ -87,7 +87,7 @@ class LayersPage(QWidget):
             if path.split(".")[0] in CONCERNED or (not path and not findings.layers)
         ]
         self.problems.set_problems(concerned)
-        self._show_state("" if findings.layers else "No layers are matched.", "muted")
+        self._show_state("" if findings.layers else "No layers match", "muted")
         self._show_totals(findings)
         self._show_layers()
 
@@ -147,7 +147,7 @@ class LayersPage(QWidget):
 
     def _show_excluded(self) -> None:
         patterns = self._document.value(EXCLUDE) or []
-        self.excluded.setText(f"Left out: {', '.join(patterns)}" if patterns else "")
+        self.excluded.setText(f"Excluded: {', '.join(patterns)}" if patterns else "")
         self.excluded.setVisible(bool(patterns))
         self.edit.setVisible(bool(patterns))
 
@@ -183,8 +183,9 @@ class _Problems(QWidget):
 
     show_field = Signal(str)
 
-    def __init__(self, parent: QWidget):
-        super().__init__(parent)
+    def __init__(self, document: Document):
+        super().__init__()
+        self._document = document
         self.setAccessibleName("Problems")
         self._column = down(of=self, margins=(0, 0, 0, 0))
         self.hide()
@@ -195,9 +196,10 @@ class _Problems(QWidget):
             old.hide()
             old.deleteLater()
         for path, sentence in problems[:MOST]:
-            parts: list[Part] = [(dressed(plain(f"{path}: {sentence}" if path else sentence), "problem"), 1)]
+            name = dialogs.labels(self._document, [path])[0] if path else ""
+            parts: list[Part] = [(dressed(plain(f"{name}: {sentence}" if path else sentence), "problem"), 1)]
             if path:
-                show = dressed(QPushButton("Show the field"), name=f"Show the field {path}")
+                show = dressed(QPushButton("Show field"), name=f"Show the field {name}")
                 show.clicked.connect(lambda _=False, path=path: self.show_field.emit(path))
                 parts.append(down(show, None))
             self._column.addWidget(panel(across(*parts)))

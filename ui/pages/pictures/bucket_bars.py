@@ -50,9 +50,9 @@ class Histogram(QWidget):
         if bucket["repeats"] != bucket["pictures"]:
             text += f", shown {words.plural(bucket['repeats'], 'time')} per epoch"
         if bucket["filled"]:
-            text += f"; {bucket['filled']} more are shown again to fill the last batch of {self.batch}"
+            text += f"; {bucket['filled']} repeated to fill the last batch of {self.batch}"
         if self.is_small(bucket):
-            text += ". Fewer than a batch: every batch of it repeats pictures"
+            text += ". Fewer than a batch: every batch repeats pictures"
         return text + "."
 
     def is_small(self, bucket: Mapping[str, Any]) -> bool:
@@ -62,7 +62,7 @@ class Histogram(QWidget):
     def _number(self, bucket: Mapping[str, Any]) -> str:
         number = words.count(bucket["repeats"])
         if bucket["filled"]:
-            number += f" + {words.count(bucket['filled'])} filled up"
+            number += f" + {words.count(bucket['filled'])} repeated"
         return number + (", fewer than a batch" if self.is_small(bucket) else "")
 
 

@@ -14,9 +14,9 @@ from ui.widgets.making import across, down, dressed
 
 SOURCES = {
     "metadata": "From metadata.jsonl. Saving writes a .txt file, which is used instead.",
-    "filename": "There is no caption: the file name is used. Saving writes a .txt file.",
-    "missing": "There is no caption yet. Saving writes a .txt file.",
-    "empty": "The caption is empty.",
+    "filename": "No caption; the file name is used. Saving writes a .txt file.",
+    "missing": "No caption. Saving writes a .txt file.",
+    "empty": "Empty caption",
 }
 
 
@@ -100,8 +100,8 @@ class Captions(QObject):
     def _written(self, file: str, text: str, found: str | None) -> None:
         if found is not None:
             self._known[file] = found
-            sentence = f"{file} was changed by another program and says now: {found!r}. "
-            self._fail(file, sentence + "Revert to take that, or save again to replace it.")
+            sentence = f"{file} was changed by another program to {found!r}. "
+            self._fail(file, sentence + "Revert to load it, or save again to overwrite it.")
             return
         self.reasons.pop(file, None)
         if self.edits.get(file, "").strip() == text:
@@ -154,11 +154,11 @@ class CaptionEditor(QWidget):
         super().__init__(parent)
         self._captions = captions
         self.picture: Picture | None = None
-        self.text = dressed(CaptionText(tabChangesFocus=True), name="Caption", placeholderText="What the picture shows")
+        self.text = dressed(CaptionText(tabChangesFocus=True), name="Caption", placeholderText="Describe the picture")
         self.text.setAcceptDrops(False)  # folders may be dropped anywhere on the page
         self.source = dressed(QLabel(wordWrap=True), "muted")
-        self.save = dressed(QPushButton("Save caption"), tip="Write it into its .txt file (Ctrl+S)")
-        self.revert = dressed(QPushButton("Revert"), tip="Back to the caption in the file")
+        self.save = dressed(QPushButton("Save caption"), tip="Save to the picture's .txt file (Ctrl+S)")
+        self.revert = dressed(QPushButton("Revert"), tip="Discard the changes")
         down((self.text, 1), self.source, across(self.save, self.revert, None), of=self, margins=(0, 6, 0, 0))
         self.text.textChanged.connect(self.on_text_changed)
         self.save.clicked.connect(self.on_save)
@@ -203,10 +203,10 @@ class CaptionEditor(QWidget):
         self.revert.setEnabled(edited)
         sentences = [SOURCES.get(picture.source, "")] if picture else []
         if picture is not None and picture.too_long and not edited:
-            sentences.append("Longer than the text encoder reads: what is cut stands under “What the model sees”.")
+            sentences.append("Too long for the text encoder; “What the model sees” shows what is cut off.")
         reason = self._captions.reasons.get(picture.caption_file, "") if picture else ""
         if edited:
-            sentences = [reason] if reason else [*sentences, "Not saved yet."]
+            sentences = [reason] if reason else [*sentences, "Not saved."]
         theme.set_role(self.source, "problem" if edited and reason else "muted")
         self.source.setText(" ".join(sentence for sentence in sentences if sentence))
         self.source.setVisible(bool(self.source.text()))

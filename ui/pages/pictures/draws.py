@@ -78,7 +78,7 @@ class Sees(QWidget):
         self._draws: list[Mapping[str, Any]] = []
         self.seed = dressed(QSpinBox(minimum=0, maximum=2**31 - 1), name="Seed")
         self.seed.lineEdit().setAcceptDrops(False)  # folders may be dropped anywhere on the page
-        self.next = dressed(QPushButton("Next"), tip="The draws of the next seed")
+        self.next = dressed(QPushButton("Next"), tip="Use the next seed")
         self.size_line = dressed(QLabel(wordWrap=True), "muted")
         self.prompts = dressed(QListWidget(), name="Prompts of the first draws", wordWrap=True, spacing=1)
         self.prompts.setHorizontalScrollBarPolicy(Qt.ScrollBarPolicy.ScrollBarAlwaysOff)
@@ -95,7 +95,7 @@ class Sees(QWidget):
         row = max(0, self.prompts.currentRow())
         self._draws = answer["draws"]
         (width, height), (wide, high) = answer["bucket"], answer["resized"]
-        cut = "nothing is cut off" if (width, height) == (wide, high) else f"the middle {width}×{height} is trained on"
+        cut = "not cropped" if (width, height) == (wide, high) else f"cropped to the central {width}×{height}"
         self._say(" ".join([f"Resized to {wide}×{high}, {cut}.", *answer["notes"]]), "muted")
         self.prompts.clear()
         self.prompts.addItems([draw_words(draw) for draw in self._draws])
@@ -118,9 +118,9 @@ class Sees(QWidget):
 
 def draw_words(draw: Mapping[str, Any]) -> str:
     """One draw in words."""
-    lines = [f"{draw['position'] + 1}.  {draw['prompt'] or '(empty prompt: the caption is dropped)'}"]
+    lines = [f"{draw['position'] + 1}.  {draw['prompt'] or '(empty prompt: caption dropped)'}"]
     if draw["flip"]:
-        lines.append("      mirrored")
+        lines.append("      flipped")
     if draw["cut"]:
-        lines.append(f"      not read, too long: “{draw['cut']}”")
+        lines.append(f"      cut off, too long: “{draw['cut']}”")
     return "\n".join(lines)

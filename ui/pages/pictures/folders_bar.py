@@ -33,7 +33,7 @@ class FoldersBar(QWidget):
         self.menu = QMenu(self)
         self.menu.aboutToShow.connect(self.on_menu)
         self.add.setMenu(self.menu)
-        self.remove = dressed(QPushButton("Remove"), tip="Take the selected folders out of the data set (Delete)")
+        self.remove = dressed(QPushButton("Remove"), tip="Remove the selected folders from the data set (Delete)")
         buttons = down(across(self.add, self.remove), None)
         across((self.list, 1), buttons, of=self, margins=(0, 0, 0, 0))
         delete = QShortcut(QKeySequence.StandardKey.Delete, self.list, context=Qt.ShortcutContext.WidgetShortcut)
@@ -56,7 +56,7 @@ class FoldersBar(QWidget):
             item.setSelected(folder in chosen)
             item.setSizeHint(size)
         if not folders:
-            item = QListWidgetItem("No folder yet: add one, or drop folders anywhere on this page", self.list)
+            item = QListWidgetItem("No picture folder chosen: add one, or drop folders on this page", self.list)
             item.setFlags(Qt.ItemFlag.NoItemFlags)
             item.setSizeHint(size)
         self.list.setFixedHeight(size.height() * min(ROWS, self.list.count()) + frame)

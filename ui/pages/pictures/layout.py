@@ -52,12 +52,12 @@ class Parts:
         self.progress = QProgressBar(textVisible=False)
         self.progress.setFixedWidth(letter * 16)
         self.save_all = with_icon(QPushButton("Save all captions"), "save")
-        self.refresh = with_icon(dressed(QPushButton("Refresh"), tip="Look at the folders again (F5)"), "refresh")
+        self.refresh = with_icon(dressed(QPushButton("Refresh"), tip="Read the folders again (F5)"), "refresh")
         self.folders = FoldersBar(settings)
         self.search = dressed(QLineEdit(clearButtonEnabled=True), name=FILTER, placeholderText=FILTER)
         self.search.setAcceptDrops(False)  # folders may be dropped anywhere on the page
         marks = "Missing, empty and too long captions, enlarged and unreadable pictures"
-        self.problems_only = dressed(QCheckBox("Only marked"), tip=marks)
+        self.problems_only = dressed(QCheckBox("Only problems"), tip=marks)
         self.grid = PictureGrid(model, thumbnails)
         self.bucket_line = dressed(QLabel(wordWrap=True), "muted")
         self.histogram, self.notes, self.panel = Histogram(), NotesList(), PicturePanel(captions)

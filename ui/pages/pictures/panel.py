@@ -65,7 +65,7 @@ class PicturePanel(QWidget):
         self.facts.setText((picture.problem or facts(picture)) if picture else "")
         theme.set_role(self.facts, "problem" if picture is not None and picture.problem else "muted")
         if picture is None or not picture.width:
-            words = "No preview: the picture cannot be read." if picture else "Select a picture to see it larger."
+            words = "No preview: cannot read the picture" if picture else "Select a picture"
             self.preview.set_image(QImage(), QSize(), words)
             return
         failed = partial(self.preview.set_image, QImage(), QSize())
@@ -90,7 +90,7 @@ class PicturePanel(QWidget):
         """The preview was read."""
         if self.picture is not None and self.picture.width and self.picture.height:
             own = QSize(self.picture.width, self.picture.height)
-            self.preview.set_image(image, own, "This window cannot show the picture; the trainer can read it.")
+            self.preview.set_image(image, own, "No preview in this window; the trainer can read the picture.")
 
     def on_caption_changed(self, file: str) -> None:
         """Typed: other prompts."""

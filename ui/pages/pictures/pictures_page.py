@@ -77,7 +77,7 @@ class PicturesPage(QWidget):
             known = {places.full(folder) for folder in old}
             self._set("data.folders", [*old, *(one for one in dict.fromkeys(new) if places.full(one) not in known)])
         elif len(new) > 1:
-            self._say(f"There is one validation folder; {len(new)} were given. Give one.", "problem")
+            self._say(f"Choose one validation folder; {len(new)} were given.", "problem")
         else:
             self._set("data.validation_folder", new[0])
 
@@ -97,9 +97,9 @@ class PicturesPage(QWidget):
         if not self.folders():
             self._take(NOTHING)
             self._show_numbers()
-            self._say("There is no folder yet." if self.training else "There is no validation folder.", "muted")
+            self._say("No picture folder chosen" if self.training else "No validation folder chosen", "muted")
             return
-        self._say("Looking at the pictures; the first time takes some seconds…", "muted")
+        self._say("Reading pictures…", "muted")
         self.parts.progress.setRange(0, 0)
         self.parts.progress.show()
         self.look.ask(PICTURES, {"preset": self._document.values, "which": self._which()})
@@ -113,7 +113,7 @@ class PicturesPage(QWidget):
         answer = QMessageBox.question(
             self,
             "Unsaved captions",
-            f"{words.plural(number, 'caption')} {'has' if number == 1 else 'have'} changes that are not saved.",
+            f"{words.plural(number, 'caption')} {'has' if number == 1 else 'have'} unsaved changes.",
             button.SaveAll | button.Discard | button.Cancel,
             button.SaveAll,
         )
@@ -312,12 +312,12 @@ class PicturesPage(QWidget):
         self._say(text, "problem" if problems else "muted")
         self.parts.grid.words = self._why_empty()
         self.parts.grid.viewport().update()
-        self.parts.problems_only.setText(f"Only marked ({words.count(marked)})" if marked else "Only marked")
+        self.parts.problems_only.setText(f"Only problems ({words.count(marked)})" if marked else "Only problems")
 
     def _why_empty(self) -> str:
         if self.model.pictures:
-            return "No picture passes the filter."
-        return "There are no pictures in the folders." if self.folders() else "Drop folders with pictures here."
+            return "No matching pictures"
+        return "No pictures in the folders" if self.folders() else "Drop folders with pictures here"
 
     def _show_folders(self) -> None:
         counts = Counter(entry["folder"] for entry in self._answer.get("pictures", ()))
@@ -336,12 +336,11 @@ class PicturesPage(QWidget):
 def bucket_words(buckets: list[dict[str, Any]], batch: int) -> str:
     """What the bars mean."""
     if not buckets:
-        return "No pictures, no buckets."
+        return "No pictures"
     filled = sum(bucket["filled"] for bucket in buckets)
-    text = f"{words.plural(len(buckets), 'bucket')}; a batch has {words.plural(batch, 'picture')} of one bucket."
+    text = f"{words.plural(len(buckets), 'bucket')}; each batch has {words.plural(batch, 'picture')} of one bucket."
     if filled:
-        shown = "1 is shown again" if filled == 1 else f"{words.count(filled)} are shown again"
-        text += f" Where the last batch is not full, pictures fill it up: {shown} per epoch (pale)."
+        text += f" {words.plural(filled, 'picture')} repeated per epoch to fill last batches (pale)."
     return text
 
 

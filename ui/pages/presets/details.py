@@ -51,8 +51,8 @@ class PresetDetails(QScrollArea):
         self.setFrameShape(QFrame.Shape.NoFrame)
         self.setHorizontalScrollBarPolicy(Qt.ScrollBarPolicy.ScrollBarAlwaysOff)
         self.setFocusPolicy(Qt.FocusPolicy.StrongFocus)
-        self.setAccessibleName("What the preset sets")
-        self.show_text("Choose a preset to see what it sets.")
+        self.setAccessibleName("Settings of the preset")
+        self.show_text("Select a preset to see its settings.")
 
     def show_text(self, text: str, role: str = "muted") -> None:
         """A sentence instead of a preset."""
@@ -68,7 +68,7 @@ class PresetDetails(QScrollArea):
         grid.setColumnStretch(1, 1)
         for title, rows in looked.sections:
             _add_section(grid, title, rows)
-        sets = _label("Sets, differing from the defaults:" if looked.sections else "Sets nothing.", "muted")
+        sets = _label("Changed from defaults" if looked.sections else "All settings have their defaults", "muted")
         self._fill(*(_label(text, role) for role, text in said), self.fontMetrics().height() // 2, sets, grid)
 
     def _fill(self, *parts: Part) -> None:
@@ -104,6 +104,6 @@ def _whereabouts(subject: str, kind: str, text: str) -> tuple[str, str]:
     problem, remark = paths.remark(kind, text)
     sentence = problem or remark
     if not sentence:
-        return "good", f"{subject}: {text} is here."
+        return "good", f"{subject} found: {text}"
     whole = sentence if text in sentence else f"{text} is {sentence[0].lower()}{sentence[1:]}"
     return "muted" if remark and kind == "model" else "note", f"{subject}: {whole}"

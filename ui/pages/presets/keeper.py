@@ -49,7 +49,7 @@ class PresetKeeper(QObject):
     def delete(self, entry: Entry) -> None:
         """Delete an own preset, if the answer is yes."""
         question = f"Delete your preset {entry.name}?"
-        details = "Its file goes to this system's bin; where there is none, it is deleted for good."
+        details = "Moves it to the bin. Where there is no bin, it is deleted permanently."
         dialogs.confirm(self._window, "Delete preset", question, details, "De&lete", lambda: self._delete(entry))
 
     def export(self, opened: Opened, path: Path) -> None:
@@ -69,7 +69,7 @@ class PresetKeeper(QObject):
         except ValueError as error:
             self._say(title, f"{name} cannot be used: {error}.\n\n{problems}")
             return
-        question = f"Not everything in {name} can be understood:"
+        question = f"{name} has unknown or invalid settings:"
         without = lambda: self._adopt_as(values, name, title, accept, ask)  # noqa: E731
         dialogs.confirm(self._window, title, question, problems, f"{accept} without them", without)
 

@@ -42,7 +42,7 @@ class PresetsPage(QWidget):
         self.tree, self.details = PresetTree(), PresetDetails()
         self.filter = QLineEdit(placeholderText="Filter presets", clearButtonEnabled=True)
         self.filter.setAccessibleName("Filter presets")
-        self.nothing = QLabel("No preset has all of these words.", wordWrap=True)
+        self.nothing = QLabel("No matching presets", wordWrap=True)
         self.nothing.hide()
         self.name, self.where, self.description = dressed(Elided(), "title"), dressed(Elided(), "muted"), plain()
         self.description.setMinimumWidth(1)  # a word that is longer than the page must not widen the window
@@ -81,7 +81,7 @@ class PresetsPage(QWidget):
         for label in (self.name, self.where, self.description):
             label.setVisible(bool(label.text()))
         if entry is None:
-            self.details.show_text("Choose a preset to see what it sets." if self.entries else "There are no presets.")
+            self.details.show_text("Select a preset to see its settings." if self.entries else "No presets")
             return
         self._looking = workers.run(
             look,
@@ -169,7 +169,7 @@ class PresetsPage(QWidget):
 
     def _request(self, path: Path) -> None:
         if reading.is_folder(path) and not reading.is_file(path / "preset.json"):
-            dialogs.say_error(self, "Open preset", f"{path} is not a run folder, because it has no preset.json.")
+            dialogs.say_error(self, "Open preset", f"{path} is not a run folder: it has no preset.json.")
         elif reading.is_file(path) and path.suffix not in (".json", ".safetensors"):
             sentence = f"{path.name} is not a preset; presets are .json files, run folders and .safetensors files."
             dialogs.say_error(self, "Open preset", sentence)
@@ -204,7 +204,7 @@ class PresetsPage(QWidget):
         self.on_current_changed()
 
     def _failed(self, sentence: str) -> None:
-        self.details.show_text(f"The list of presets cannot be read: {sentence}", "problem")
+        self.details.show_text(f"Cannot list the presets: {sentence}", "problem")
 
     def _show(self, entry: Entry, looked: Looked) -> None:
         self._looked = looked
@@ -270,4 +270,4 @@ class PresetsPage(QWidget):
 
 
 def _where(entry: Entry) -> str:
-    return f"A preset of your own · {places.shown(entry.path)}" if entry.kind == "own" else "Comes with Gimbal"
+    return f"Your preset · {places.shown(entry.path)}" if entry.kind == "own" else "Comes with Gimbal"

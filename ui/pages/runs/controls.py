@@ -19,15 +19,15 @@ from ui.widgets import dialogs
 from ui.widgets.making import across, button
 
 ASKED = {
-    "stop": "Asked to stop; the trainer saves a state after this step and ends.",
-    "save": "Asked for a saved state; the trainer answers after this step.",
-    "sample": "Asked for sample pictures; the trainer answers after this step.",
+    "stop": "Stopping: the trainer saves a state after this step.",
+    "save": "State requested: it is saved after this step.",
+    "sample": "Samples requested: they are drawn after this step.",
 }
 LOST = (
-    "What was learned after the last saved state is lost. Without this, the trainer saves a state after its present "
-    "step and ends by itself."
+    "Training since the last saved state is lost. If you wait, the trainer saves a state after the current step and "
+    "then stops."
 )
-ENDED = "The run had not begun: its process is ended at once, and nothing is lost."
+ENDED = "Training had not started; the process is stopped and nothing is lost."
 
 
 @dataclass
@@ -61,17 +61,17 @@ class Controls(QWidget):
         self.board = TensorBoard(self)
         self.board.said.connect(self.said)
         self.row = across(of=self, margins=(0, 0, 0, 0))
-        self.stop = self._add("Stop", "F8", "Save a state after this step and end the run", lambda: self.ask("stop"))
-        self.end = self._add("End now …", "", "End the process at once, without saving", self.on_end, "danger")
+        self.stop = self._add("Stop", "F8", "Save a state after this step and stop the run", lambda: self.ask("stop"))
+        self.end = self._add("End now …", "", "Stop the process now, without saving", self.on_end, "danger")
         self.save = self._add("Save now", "F6", "Save a training state after this step", lambda: self.ask("save"))
-        self.sample = self._add("Sample now", "F7", "Make sample pictures after this step", lambda: self.ask("sample"))
-        self.resume = self._add("Resume", "F9", "Queue the run to go on from its last state", self.on_resume, "primary")
-        self.log = self._add("Show log", "", "What the trainer wrote until it ended", self.show_log.emit)
-        self.forget = self._add("Remove", "", "Take the job, which never began, off the list", self.on_forget)
+        self.sample = self._add("Sample now", "F7", "Draw sample pictures after this step", lambda: self.ask("sample"))
+        self.resume = self._add("Resume", "F9", "Queue it to continue from its last state", self.on_resume, "primary")
+        self.log = self._add("Show log", "", "Show the trainer's output", self.show_log.emit)
+        self.forget = self._add("Remove", "", "Remove the job, which did not start, from the list", self.on_forget)
         self.open_folder = self._add("Open folder", "", "Show the run's files", self.on_open_folder)
         self.copy = self._add("Copy file path", "", "Copy the path of the exported file", self.on_copy)
         self.preset = self._add("Open preset", "", "Edit a copy of this run's preset", self.on_preset)
-        self.tensorboard = self._add("TensorBoard", "", "Show this and its neighbours in the browser", self.on_board)
+        self.tensorboard = self._add("TensorBoard", "", "Show this folder's runs in the browser", self.on_board)
         self.row.addStretch(1)
         self.show_subject(None)
 
@@ -91,8 +91,8 @@ class Controls(QWidget):
         self._set(self.save, alive, listens and "save" not in self.asked)
         samples = subject is not None and subject.samples
         self._set(self.sample, alive, listens and samples and "sample" not in self.asked)
-        why = "" if samples else " (this run's preset makes none)"
-        self.sample.setToolTip("Make sample pictures after this step (F7)" + why)
+        why = "" if samples else " (off in this run's preset)"
+        self.sample.setToolTip("Draw sample pictures after this step (F7)" + why)
         self._set(self.resume, ended, self.queue.drives and not (job and job.running))  # its process still cleans up
         again = "Resume" if resumable else "Start again"
         self.resume.setText("Try again" if state == State.REFUSED else again)
@@ -127,7 +127,7 @@ class Controls(QWidget):
             "save": [one for one in history.saved if one.what == "state"][-1:],
             "sample": history.samples[-1:],
         }
-        for what, made in (("save", "A state was saved"), ("sample", "Sample pictures were made")):
+        for what, made in (("save", "State saved"), ("sample", "Samples drawn")):
             if what in self.asked and self.asked[what] != self.latest[what]:
                 del self.asked[what]
                 self.said.emit(f"{made} after step {words.count(history.step)}.")
@@ -138,8 +138,8 @@ class Controls(QWidget):
         subject = self.subject
         if not subject:
             return
-        question = "End the run without waiting for it?"
-        end = lambda: self._do(lambda: self._kill(subject), "The process was ended.")  # noqa: E731
+        question = "End the run without saving?"
+        end = lambda: self._do(lambda: self._kill(subject), "Run ended.")  # noqa: E731
         dialogs.confirm(self, "End now", question, LOST, "&End now", end)
 
     def on_resume(self) -> None:
@@ -149,7 +149,7 @@ class Controls(QWidget):
         job, folder = self.subject.job, self.subject.folder
         again = job and self.subject.state == State.REFUSED
         resume = (lambda: self.queue.run_next(job.id)) if job and again else (lambda: self.queue.resume(folder))
-        self._do(resume, "It is in the queue and starts as soon as a device is free.")
+        self._do(resume, "Queued: starts when a device is free.")
 
     def on_forget(self) -> None:
         """Take a job that never began off the list."""
@@ -160,7 +160,7 @@ class Controls(QWidget):
     def on_open_folder(self) -> None:
         """Show the run's files in the system's file manager."""
         if self.subject and not QDesktopServices.openUrl(QUrl.fromLocalFile(str(self.subject.folder))):
-            self.said.emit(f"No program opened the folder; it is {self.subject.folder}")
+            self.said.emit(f"No program could open the folder {self.subject.folder}")
 
     def on_copy(self) -> None:
         """Copy the path of the exported file."""

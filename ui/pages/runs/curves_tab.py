@@ -38,7 +38,7 @@ class ComparePanel(QWidget):
         self.list = dressed(QListWidget(), name="Runs to compare with", spacing=2)
         self.list.setHorizontalScrollBarPolicy(Qt.ScrollBarPolicy.ScrollBarAlwaysOff)
         self.list.setTextElideMode(Qt.TextElideMode.ElideMiddle)
-        self.note = dressed(QLabel("Tick runs to draw them beside this one.", wordWrap=True), "muted")
+        self.note = dressed(QLabel("Compare with:", wordWrap=True), "muted")
         down(self.note, (self.list, 1), of=self, margins=(8, 6, 0, 4))
         self.setFixedWidth(self.fontMetrics().averageCharWidth() * 26)
         self.list.itemChanged.connect(self.on_item_changed)
@@ -81,7 +81,7 @@ class ComparePanel(QWidget):
         elif not ticked and folder in self.followers:
             self._untick(folder)
         if ticked and not free:
-            self.note.setText(f"{len(theme.colors().series)} runs at most, so that the colours can be told apart.")
+            self.note.setText(f"{len(theme.colors().series)} runs can be compared at most.")
             item.setCheckState(Qt.CheckState.Unchecked)
         self.paint_colors()
         self.changed.emit()
@@ -113,13 +113,13 @@ class CurvesTab(QWidget):
         self.run: tuple[Path, str, History] | None = None
         self.loading: workers.Task | None = None
         self.note = dressed(QLabel(wordWrap=True, margin=40, alignment=Qt.AlignmentFlag.AlignCenter), "muted")
-        self.note.setText("Preparing the curves …")
+        self.note.setText("Loading the curves…")
         self.stack = QStackedWidget()
         self.stack.addWidget(self.note)
         self.panel = ComparePanel()
         self.panel.hide()
         self.panel.changed.connect(self.draw)
-        self.compare = dressed(QPushButton("Compare"), tip="Draw other runs beside this one", checkable=True)
+        self.compare = dressed(QPushButton("Compare"), tip="Compare with other runs", checkable=True)
         self.compare.toggled.connect(self.on_compare_toggled)
         self.reset = dressed(QPushButton("Reset view"), tip=ZOOMING)
         with_icon(self.compare, "chart")
@@ -137,7 +137,7 @@ class CurvesTab(QWidget):
 
     def wait(self) -> None:
         """The run's steps are still being read: do not show another's."""
-        self.note.setText("Reading the steps …")
+        self.note.setText("Reading the steps…")
         self.stack.setCurrentWidget(self.note)
 
     def draw(self) -> None:
@@ -151,7 +151,7 @@ class CurvesTab(QWidget):
         main = {self.run[0]: Shown(self.run[1], self.run[2].curves, 0)} if self.run else {}
         self.curves.show_runs(main | others)
         empty = not any(run.curves for run in (main | others).values())
-        self.note.setText("No steps yet. The curves begin with the first step that is done.")
+        self.note.setText("No steps yet")
         self.stack.setCurrentWidget(self.note if empty else self.curves)
 
     def showEvent(self, event: QShowEvent) -> None:

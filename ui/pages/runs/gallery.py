@@ -14,8 +14,8 @@ from ui.pages.runs.sample_table import SamplesModel, SampleTable, read_picture, 
 from ui.widgets.making import across, down, dressed, with_icon
 
 EMPTY = (
-    "No sample pictures yet. They appear here when the run makes some: as often as the preset's section “Samples” "
-    "says, or when you press “Sample now”."
+    "No samples yet. They are drawn at the interval that the preset's page “Samples” sets, or when you press "
+    "“Sample now”."
 )
 
 
@@ -115,7 +115,7 @@ class Pair(QWidget):
         missing = [step_text(step) for step, sample in zip(steps, samples, strict=True) if sample is None]
         self.strip.setCurrentIndex(self.model.index(self.row, self.model.steps.index(steps[1])))
         if missing:
-            self.slider.set_message(f"No sample of this prompt was made at: {', '.join(missing)}.")
+            self.slider.set_message(f"This prompt has no sample at: {', '.join(missing)}")
             return
         paths = [self.model.path(sample) for sample in samples if sample]
         labels = (step_text(steps[0]), step_text(steps[1]))

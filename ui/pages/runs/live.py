@@ -47,8 +47,8 @@ class Live(QWidget):
         self.bar = dressed(QProgressBar(textVisible=False), name="Progress of the run")
         self.bar.setMaximumHeight(self.fontMetrics().height())
         self.facts = {fact: plain("–") for fact in FACTS}
-        self.facts["Loss"].setToolTip("Running average over the steps")
-        self.facts["Validation"].setToolTip("On the validation pictures, and how it differs from before training")
+        self.facts["Loss"].setToolTip("Running average")
+        self.facts["Validation"].setToolTip("Validation loss, and its change since before training")
         self.controls = Controls(queue)
         self.curves, self.gallery, self.messages, self.log = CurvesTab(), Gallery(), Messages(), Log()
         self.tabs = QTabWidget(documentMode=True)
@@ -238,7 +238,7 @@ def _facts(history: History, state: State | None) -> dict[str, str]:
 
 
 def _number(value: float | None) -> str:
-    return "not finite" if value is None or value != value else f"{value:.4f}"
+    return "non-finite" if value is None or value != value else f"{value:.4f}"
 
 
 def _log_file(folder: Path, job: Job | None) -> Path | None:

@@ -26,7 +26,7 @@ class Log(QWidget):
         """What was sought in vain: a sentence."""
         self.text = dressed(QPlainTextEdit(readOnly=True, maximumBlockCount=KEPT_LINES), "mono", "Log")
         self.text.setLineWrapMode(QPlainTextEdit.LineWrapMode.NoWrap)
-        self.follow = dressed(QCheckBox("Follow"), tip="Keep the end of the log in view", checked=True)
+        self.follow = dressed(QCheckBox("Follow"), tip="Scroll to new lines", checked=True)
         self.search = dressed(QLineEdit(clearButtonEnabled=True), name="Search the log")
         self.search.setPlaceholderText("Search the log (Ctrl+F)")
         self.back, self.on = (
@@ -50,7 +50,7 @@ class Log(QWidget):
         self.text.clear()
         self.follow.setChecked(True)
         self.missed = ""
-        self._say("" if path else "There is no log yet.")
+        self._say("" if path else "No log yet")
         self.open.setEnabled(path is not None)
         self.on_timer()
 
@@ -79,7 +79,7 @@ class Log(QWidget):
         """Say why there is no text."""
         self.reading = None
         missing = self.tail and not self.tail.path.exists()
-        self._say("There is no log yet." if missing else f"The log cannot be read: {sentence}")
+        self._say("No log yet" if missing else f"The log cannot be read: {sentence}")
 
     def on_scrolled(self) -> None:
         """Who scrolls up wants to read, who scrolls to the end wants to follow."""
@@ -95,7 +95,7 @@ class Log(QWidget):
         """The next match, beginning anew at the other end."""
         wanted = self.search.text()
         here = not wanted or self._find(wanted, backwards)
-        self.missed = "" if here else f"“{wanted}” is not in the part of the log that is shown."
+        self.missed = "" if here else f"“{wanted}” not found in the part that is shown"
         self._show_state()
 
     def on_search_edited(self) -> None:
@@ -136,8 +136,8 @@ class Log(QWidget):
     def _show_state(self) -> None:
         """What was not found, or how much of the file is shown."""
         skipped = self.tail.skipped if self.tail else 0
-        part = f"The last part; {words.size(skipped)} before it are in the file." if skipped else ""
-        empty = "The log is empty so far." if self.tail and self.text.document().isEmpty() else ""
+        part = f"Last part only; the first {words.size(skipped)} are in the file." if skipped else ""
+        empty = "The log is empty" if self.tail and self.text.document().isEmpty() else ""
         self._say(self.missed or part or empty)
 
     def _say(self, sentence: str) -> None:

@@ -21,8 +21,8 @@ from ui.core.runs.history import History, Message, Saved
 from ui.widgets import icons, theme
 from ui.widgets.making import down, dressed
 
-EMPTY = "Nothing yet. Warnings, errors and saved files of the run are listed here."
-NOUNS = {"state": "training state", "export": "file for other programs", "adapter": "Gimbal's own adapter file"}
+EMPTY = "No messages. Warnings, errors and saved files of the run appear here."
+NOUNS = {"state": "training state", "export": "exported file", "adapter": "Gimbal's own adapter file"}
 DETAIL = Qt.ItemDataRole.UserRole
 KIND = Qt.ItemDataRole.UserRole + 1
 
@@ -106,13 +106,13 @@ def _entry(entry: Message | Saved) -> tuple[str, str, str, str]:
 def _oddities(history: History) -> list[str]:
     """Sentences about what this window could not make sense of."""
     sentences = [
-        f"{words.plural(number, 'event')} of the kind “{kind}” in events.jsonl: this window does not know the kind "
-        "and does not show them. The run comes from another version of Gimbal."
+        f"{words.plural(number, 'event')} of the kind “{kind}” in events.jsonl: unknown to this version of "
+        "Gimbal, not shown."
         for kind, number in history.unknown.items()
     ]
     if history.broken_lines:
         lines = words.plural(history.broken_lines, "line")
-        sentences.append(f"{lines} of events.jsonl cannot be read: the file was damaged, for instance by a full disk.")
+        sentences.append(f"{lines} of events.jsonl cannot be read: the file is damaged.")
     return sentences
 
 

@@ -69,7 +69,7 @@ class Curves(QWidget):
         self.other_plot.setXLink(self.loss_plot)
         self.loss_plot.setAccessibleName("Loss by step")
         self.other_plot.setAccessibleName("The chosen curve by step")
-        faint = "Show the loss of this run's single steps, faint, behind the smoothed loss"
+        faint = "Show the loss of each step behind the smoothed loss"
         self.each = dressed(QCheckBox("Each step"), tip=faint, checked=True)
         self.smoothing = QSlider(Qt.Orientation.Horizontal)
         dressed(self.smoothing, name="Smoothing", maximum=len(SPANS) - 1, value=SPANS.index(20), pageStep=2)

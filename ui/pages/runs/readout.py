@@ -20,7 +20,7 @@ def readout(title: str, table: Sequence[Row], lower: str) -> str:
 
 def value_text(value: float) -> str:
     """Four digits are enough to compare."""
-    return f"{value:.4g}" if value == value else "none"
+    return f"{value:.4g}" if value == value else "–"
 
 
 def short(name: str) -> str:

@@ -14,10 +14,10 @@ from ui.pages.runs.row_list import Row
 from ui.pages.runs.side import Side
 from ui.widgets.making import down, dressed
 
-NOTHING = "Choose a run at the left to see its curves, samples and messages."
+NOTHING = "Select a run to see its curves, samples and messages."
 NO_RUNS = (
-    "No runs yet.\n\nChoose a preset on the page “Presets”, change what you like, then press “Train”. "
-    "The run appears at the left and goes on even when this window is closed."
+    "No runs yet.\n\nOpen a preset, change its settings, then press “Train…”. "
+    "The run appears in the list and continues when this window is closed."
 )
 SPLITTER = "runs_splitter"
 

@@ -110,7 +110,7 @@ class SamplesModel(QAbstractTableModel):
         """The picture, a sentence why there is none, or nothing yet."""
         sample = self.sample(index.row(), self.steps[index.column()])
         if role in (Qt.ItemDataRole.AccessibleTextRole, Qt.ItemDataRole.ToolTipRole):
-            return f"{step_text(sample.step)}: {sample.prompt}" if sample else "no sample was made at this step"
+            return f"{step_text(sample.step)}: {sample.prompt}" if sample else "no sample at this step"
         if role == Qt.ItemDataRole.TextAlignmentRole:
             return Qt.AlignmentFlag.AlignCenter
         thing = self._picture(str(self.path(sample))) if sample else NONE

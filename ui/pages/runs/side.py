@@ -13,8 +13,8 @@ from ui.pages.runs.row_list import Row, RunList, job_row, run_row
 from ui.widgets import dialogs
 from ui.widgets.making import across, button, down, dressed, with_icon
 
-NO_RUNS = "No runs yet. Choose a preset and press “Train”: the run appears here and can be watched while it works."
-NO_MATCH = "No run has this in its name, method or family."
+NO_RUNS = "No runs yet. Open a preset, then press “Train…”."
+NO_MATCH = "No matching runs"
 
 
 class Side(QWidget):
@@ -30,17 +30,17 @@ class Side(QWidget):
         self.queue, self.library = queue, library
         self.jobs, self.runs = RunList("Queue"), RunList("Runs")
         self.jobs.setDragDropMode(RunList.DragDropMode.InternalMove)
-        tip = "Start no further job until this is pressed again; running ones go on"
-        self.pause = dressed(QPushButton("Pause"), tip=tip, checkable=True)
+        tip = "Start no more jobs; running jobs continue"
+        self.pause = dressed(QPushButton("Pause queue"), tip=tip, checkable=True)
         self.watching = dressed(QLabel(wordWrap=True), "note")
-        self.no_jobs = dressed(QLabel("Nothing runs or waits.", wordWrap=True), "muted")
+        self.no_jobs = dressed(QLabel("Queue is empty", wordWrap=True), "muted")
         self.no_runs = dressed(QLabel(wordWrap=True), "muted")
         self.filter = dressed(QLineEdit(clearButtonEnabled=True), name="Filter runs by name, method or family")
         self.filter.setPlaceholderText("Filter runs")
-        self.up = self._action("up", "Earlier", "Alt+Up", lambda: self.shift(-1))
-        self.down = self._action("down", "Later", "Alt+Down", lambda: self.shift(1))
+        self.up = self._action("up", "Move up", "Alt+Up", lambda: self.shift(-1))
+        self.down = self._action("down", "Move down", "Alt+Down", lambda: self.shift(1))
         self.first = self._action("next", "Run next", "Alt+Home", self.run_next)
-        self.cancel = self._action("remove", "Take out of the queue", "Del", self.remove)
+        self.cancel = self._action("remove", "Remove from the queue", "Del", self.remove)
         self.actions_of_queue = (self.up, self.down, self.first, self.cancel)
         self._lay_out()
         self._connect()
@@ -73,7 +73,7 @@ class Side(QWidget):
         self.watching.setVisible(not self.queue.drives)
         with QSignalBlocker(self.pause):
             self.pause.setChecked(self.queue.paused)
-        self.pause.setText("Paused" if self.queue.paused else "Pause")
+        self.pause.setText("Queue paused" if self.queue.paused else "Pause queue")
         self.pause.setEnabled(self.queue.drives)
         self._enable()
 
@@ -107,10 +107,10 @@ class Side(QWidget):
         row = self.jobs.current()
         if not row or row.state != State.WAITING:
             return
-        question = f"Take “{row.name}” out of the queue?"
-        details = "It will not be trained. The preset that it was made from stays as it is."
+        question = f"Remove “{row.name}” from the queue?"
+        details = "It will not be trained. Its preset is not changed."
         take_out = lambda: self._do(lambda: self.queue.remove(row.job))  # noqa: E731
-        dialogs.confirm(self, "Take out of the queue", question, details, "&Take out", take_out)
+        dialogs.confirm(self, "Remove from the queue", question, details, "&Remove", take_out)
 
     def on_selected(self, chosen: RunList, other: RunList) -> None:
         """Only one of the two lists has a choice."""
