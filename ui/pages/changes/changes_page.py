@@ -79,8 +79,9 @@ class ChangesPage(QWidget):
         self._read, thing = None, self.against.currentData()
         if thing not in (OPENED, DEFAULTS):
             self._fill([], "Reading…", "muted")
+            failed = lambda sentence: self._fill([], sentence, "problem")  # noqa: E731
             self._reading = workers.run(
-                files.read, Path(thing), self._document.schema, done=self._on_read, failed=self._on_unreadable
+                files.read, Path(thing), self._document.schema, done=self._on_read, failed=failed
             )
         self._soon.start()
 
@@ -129,14 +130,12 @@ class ChangesPage(QWidget):
         self._read = opened
         self._show()
 
-    def _on_unreadable(self, sentence: str) -> None:
-        self._fill([], sentence, "problem")
-
     def _fill_against(self) -> None:
         """Offer what there is, keeping the choice; an open list is left alone."""
         name = self._document.origin.name or "the new preset"
         presets = [(f"Preset {entry.name}", str(entry.path)) for entry in self._entries]
-        runs = [(_run_text(one.name, one.started), str(one.folder)) for one in self._library.glances]
+        started = {one.folder: f", {words.when(one.started)}" if one.started else "" for one in self._library.glances}
+        runs = [(f"Run {one.name}{started[one.folder]}", str(one.folder)) for one in self._library.glances]
         wanted = [("This preset", ""), (f"{name} as opened or saved", OPENED), ("The defaults", DEFAULTS)]
         wanted += [("Presets", ""), *presets] if presets else []
         wanted += [("Runs", ""), *runs] if runs else []
@@ -283,7 +282,3 @@ class ChangesPage(QWidget):
         self.against.setSizeAdjustPolicy(QComboBox.SizeAdjustPolicy.AdjustToMinimumContentsLengthWithIcon)
         top = across(label, self.against, None, self.copy)
         down(self.title, top, self.sentence, (self.table, 1), of=self).addStretch(0)
-
-
-def _run_text(name: str, started: str) -> str:
-    return f"Run {name}, {words.when(started)}" if started else f"Run {name}"

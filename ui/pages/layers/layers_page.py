@@ -52,8 +52,8 @@ class LayersPage(QWidget):
         self.filter.textChanged.connect(self._show_layers)
         self.edit.clicked.connect(lambda: self.show_field.emit(EXCLUDE))
         self.tree.selectionModel().selectionChanged.connect(self.on_selection_changed)
-        self.exclude_layers.triggered.connect(self.on_exclude_layers)
-        self.exclude_block.triggered.connect(self.on_exclude_block)
+        self.exclude_layers.triggered.connect(lambda: self._exclude(self._selected()[0]))
+        self.exclude_block.triggered.connect(lambda: self._exclude([f"{name}.*" for name in self._selected()[1]]))
         self.problems.show_field.connect(self.show_field)
         self._show_excluded()
         self.on_selection_changed()
@@ -98,14 +98,6 @@ class LayersPage(QWidget):
         self.exclude_layers.setText("Exclude these layers" if len(layers) > 1 else "Exclude this layer")
         self.exclude_block.setEnabled(bool(blocks))
         self.exclude_block.setText("Exclude these blocks" if len(blocks) > 1 else "Exclude this block")
-
-    def on_exclude_layers(self) -> None:
-        """Leave out the selected layers."""
-        self._exclude(self._selected()[0])
-
-    def on_exclude_block(self) -> None:
-        """Leave out the blocks of the selected rows."""
-        self._exclude([f"{name}.*" for name in self._selected()[1]])
 
     def _exclude(self, patterns: Sequence[str]) -> None:
         """One undo step for all patterns."""

@@ -124,10 +124,8 @@ def write_caption(file: Path, text: str, known: str) -> str | None:
         if found and found not in (known, text):
             return found
     saving = QSaveFile(str(file))
-    if not saving.open(QIODevice.OpenModeFlag.WriteOnly):
-        raise OSError(f"{file} cannot be written: {saving.errorString()}; the caption stays unsaved")
-    saving.write((text + "\n" if text else "").encode())
-    if not saving.commit():
+    content = (text + "\n" if text else "").encode()
+    if not (saving.open(QIODevice.OpenModeFlag.WriteOnly) and saving.write(content) >= 0 and saving.commit()):
         raise OSError(f"{file} cannot be written: {saving.errorString()}; the caption stays unsaved")
     return None
 

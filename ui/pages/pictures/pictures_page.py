@@ -299,11 +299,9 @@ class PicturesPage(QWidget):
         """How many pictures, and how many of them are worth a look."""
         total, shown = len(self.model.pictures), len(self.model.shown)
         marked = sum(bool(picture.marks()) for picture in self.model.pictures)
-        text = (
-            words.plural(total, "picture")
-            if shown == total
-            else f"{words.count(shown)} of {words.plural(total, 'picture')}"
-        )
+        text = words.plural(total, "picture")
+        if shown != total:
+            text = f"{words.count(shown)} of {text}"
         problems = len(self._answer.get("problems", ()))
         if problems:
             text += f", {words.plural(problems, 'problem')}"

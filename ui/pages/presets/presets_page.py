@@ -63,9 +63,8 @@ class PresetsPage(QWidget):
         """Read the list of presets anew; `chosen` becomes the current one."""
         if self._listing:
             self._listing.cancel()
-        self._listing = workers.run(
-            files.listing, done=lambda entries: self._fill(entries, chosen), failed=self._failed
-        )
+        failed = lambda sentence: self.details.show_text(f"Cannot list the presets: {sentence}", "problem")  # noqa: E731
+        self._listing = workers.run(files.listing, done=lambda entries: self._fill(entries, chosen), failed=failed)
 
     # -- what the user does --------------------------------------------------------------------------------------------
 
@@ -202,9 +201,6 @@ class PresetsPage(QWidget):
         self.tree.fill(entries, opened, chosen or (before.path if before else opened))
         self.tree.blockSignals(blocked)
         self.on_current_changed()
-
-    def _failed(self, sentence: str) -> None:
-        self.details.show_text(f"Cannot list the presets: {sentence}", "problem")
 
     def _show(self, entry: Entry, looked: Looked) -> None:
         self._looked = looked

@@ -33,8 +33,8 @@ class ComparePanel(QWidget):
     def __init__(self) -> None:
         super().__init__()
         self.current: Path | None = None
-        self.followers: dict[Path, Follower] = {}
-        self.color: dict[Path, int] = {}
+        self.followers: dict[Path, tuple[Follower, int]] = {}
+        """Of the ticked runs, with their colours."""
         self.list = dressed(QListWidget(), name="Runs to compare with", spacing=2)
         self.list.setHorizontalScrollBarPolicy(Qt.ScrollBarPolicy.ScrollBarAlwaysOff)
         self.list.setTextElideMode(Qt.TextElideMode.ElideMiddle)
@@ -47,11 +47,11 @@ class ComparePanel(QWidget):
     def set_runs(self, glances: Sequence[Glance], current: Path | None) -> None:
         """Offer these runs; the current one is always drawn, in the first colour."""
         if current != self.current and current in self.followers:
-            self._untick(current)
+            self.followers.pop(current)[0].close()
         self.current = current
         offered = [(glance.folder, glance.name) for glance in glances if glance.folder != current]
         for folder in self.followers.keys() - {folder for folder, _ in offered}:
-            self._untick(folder)
+            self.followers.pop(folder)[0].close()
         shown = [(item.data(FOLDER), item.text()) for item in self._items()]
         if offered == shown:
             return
@@ -67,19 +67,19 @@ class ComparePanel(QWidget):
     def histories(self) -> list[tuple[Path, str, History, int]]:
         """Folder, name, history and colour of every ticked run."""
         names = {item.data(FOLDER): item.text() for item in self._items()}
-        return [(path, names[path], one.history, self.color[path]) for path, one in self.followers.items()]
+        return [(path, names[path], one.history, color) for path, (one, color) in self.followers.items()]
 
     def on_item_changed(self, item: QListWidgetItem) -> None:
         """Follow a run that was ticked, leave one that was unticked."""
         folder, ticked = item.data(FOLDER), item.checkState() == Qt.CheckState.Checked
-        free = [index for index in range(1, len(theme.colors().series)) if index not in self.color.values()]
+        free = sorted({*range(1, len(theme.colors().series))} - {color for _, color in self.followers.values()})
         if ticked and folder not in self.followers and free:
-            self.color[folder] = free[0]
-            self.followers[folder] = follower = Follower(folder, self)
+            follower = Follower(folder, self)
+            self.followers[folder] = (follower, free[0])
             follower.grew.connect(self.changed)
             follower.loaded.connect(self.changed)
         elif not ticked and folder in self.followers:
-            self._untick(folder)
+            self.followers.pop(folder)[0].close()
         if ticked and not free:
             self.note.setText(f"{len(theme.colors().series)} runs can be compared at most.")
             item.setCheckState(Qt.CheckState.Unchecked)
@@ -91,17 +91,12 @@ class ComparePanel(QWidget):
         side = self.fontMetrics().height() * 2 // 3
         with QSignalBlocker(self.list):
             for item in self._items():
-                swatch = QPixmap(side, side)
-                color = self.color.get(item.data(FOLDER))
-                swatch.fill(Qt.GlobalColor.transparent if color is None else theme.colors().series[color])
+                swatch, (_, color) = QPixmap(side, side), self.followers.get(item.data(FOLDER), (None, 0))
+                swatch.fill(theme.colors().series[color] if color else Qt.GlobalColor.transparent)
                 item.setIcon(QIcon(swatch))
 
     def _items(self) -> list[QListWidgetItem]:
         return [self.list.item(row) for row in range(self.list.count())]
-
-    def _untick(self, folder: Path) -> None:
-        self.followers.pop(folder).close()
-        self.color.pop(folder)
 
 
 class CurvesTab(QWidget):

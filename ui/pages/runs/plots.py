@@ -5,6 +5,7 @@ This file imports numpy and pyqtgraph, which takes over half a second: import it
 
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
+from functools import partial
 from html import escape
 from math import nan
 from pathlib import Path
@@ -142,19 +143,10 @@ class Curves(QWidget):
         self.draw()
         self.other_plot.enableAutoRange(y=True)
 
-    def on_log_toggled(self) -> None:
-        """Logarithmic scales or linear ones."""
-        self.loss_plot.setLogMode(y=self.log_loss.isChecked())
-        self.other_plot.setLogMode(y=self.log_other.isChecked())
-
     def reset_view(self) -> None:
         """Show everything again, and what is still to come."""
         for plot in (self.loss_plot, self.other_plot):
             plot.enableAutoRange()
-
-    def zoom(self, factor: float) -> None:
-        """Show fewer steps, or more."""
-        self.loss_plot.getViewBox().scaleBy(x=factor)
 
     def on_theme_changed(self) -> None:
         """All colours anew."""
@@ -250,8 +242,8 @@ class Curves(QWidget):
         self.each.toggled.connect(self.draw)
         self.smoothing.valueChanged.connect(self.on_smoothing_changed)
         self.choice.currentIndexChanged.connect(self.on_choice_changed)
-        self.log_loss.toggled.connect(self.on_log_toggled)
-        self.log_other.toggled.connect(self.on_log_toggled)
+        self.log_loss.toggled.connect(lambda on: self.loss_plot.setLogMode(y=on))
+        self.log_other.toggled.connect(lambda on: self.other_plot.setLogMode(y=on))
         theme.notifier().changed.connect(self.on_theme_changed)
         for plot in (self.loss_plot, self.other_plot):
             # The plot's own signal of this kind is silent unless the whole scene is moved by the mouse.
@@ -261,7 +253,8 @@ class Curves(QWidget):
         within = Qt.ShortcutContext.WidgetWithChildrenShortcut
         QShortcut(QKeySequence("Ctrl+0"), self, self.reset_view, context=within)
         for keys, factor in (("Ctrl++", 0.7), ("Ctrl+=", 0.7), ("Ctrl+-", 1 / 0.7)):
-            QShortcut(QKeySequence(keys), self, lambda factor=factor: self.zoom(factor), context=within)
+            zoom = partial(self.loss_plot.getViewBox().scaleBy, x=factor)
+            QShortcut(QKeySequence(keys), self, zoom, context=within)
 
 
 def smoothed(values: Sequence[float], span: int) -> Sequence[float]:
