@@ -1,1 +1,2 @@
-"""What all pages show things with: theme, icons (drawn from shapes), dialogs, elided labels, items of two_lines."""
+"""What all pages show things with: theme, icons (drawn from shapes), images, dialogs, elided labels, items of two_lines;
+making: rows, columns, buttons."""
