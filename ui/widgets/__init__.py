@@ -1,3 +1,3 @@
-"""What all pages show things with: theme, icons (drawn from shapes), images, dialogs, elided labels, items of two_lines,
-and making, which has rows, columns and buttons.
+"""What all pages show things with: theme, icons (drawn from shapes), images, dialogs, elided labels,
+two_lines of items, making, which has rows, columns and buttons.
 """
