@@ -59,7 +59,7 @@ def button(page, path):
 
 def test_nothing_changed_is_said(qtbot, page):
     wait_for(qtbot, page, [])
-    assert "Nothing differs from wora_demo" in page.sentence.text() and page.table.isHidden()
+    assert "No differences from wora_demo" in page.sentence.text() and page.table.isHidden()
     assert page.title.text() == "What changed" and not page.copy.isEnabled()
 
 

@@ -155,7 +155,7 @@ def test_patterns_without_a_match_stand_above_with_a_way_to_the_field(page, chec
     check.finished.emit(
         findings("targets.exclude: 'unet.conv_inn' matches no layer; layer names look like unet.conv_in")
     )
-    assert sentences(page) == ["targets.exclude: 'unet.conv_inn' matches no layer; layer names look like unet.conv_in"]
+    assert sentences(page) == ["Exclude: 'unet.conv_inn' matches no layer; layer names look like unet.conv_in"]
     assert rows(page), "layers that do match are still listed"
     with qtbot.waitSignal(page.show_field) as shown:
         page.problems.findChild(QPushButton).click()
@@ -177,19 +177,19 @@ def test_many_problems_leave_room_for_the_list(page, check):
 
 def test_no_layers_say_why(page, check):
     check.finished.emit(findings("base.path: nowhere: there is no such folder", layers=()))
-    assert sentences(page) == ["base.path: nowhere: there is no such folder"]
-    assert page.state.text() == "No layers are matched." and page.totals.text() == "" and rows(page) == []
+    assert sentences(page) == ["Model: nowhere: there is no such folder"]
+    assert page.state.text() == "No layers match" and page.totals.text() == "" and rows(page) == []
 
 
 def test_states_checking_stale_and_failed(page, check):
-    assert page.state.text() == "Not checked yet."
+    assert page.state.text() == "Not checked"
     check.started.emit()
     assert page.state.text() == "Checking…"
     check.finished.emit(findings())
     check.started.emit()
-    assert "before the last change" in page.state.text() and rows(page)
+    assert "Out of date" in page.state.text() and rows(page)
     check.finished.emit(Findings(failed="no memory"))
-    assert page.state.text() == "The check failed: no memory" and rows(page)
+    assert page.state.text() == "Check failed: no memory" and rows(page)
 
 
 def test_what_was_unfolded_stays_so(page, check):

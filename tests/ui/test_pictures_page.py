@@ -165,13 +165,13 @@ def test_a_removed_folder_takes_its_pictures_along_and_leaves_the_files(shown, d
     shown.parts.folders.remove.click()
     assert document.value("data.folders") == []
     qtbot.waitUntil(lambda: not shown.model.pictures, timeout=3000)
-    assert shown.parts.status.text() == "There is no folder yet." and (folder / "a cat.png").exists()
+    assert shown.parts.status.text() == "No picture folder chosen" and (folder / "a cat.png").exists()
     assert "drop folders" in shown.parts.folders.list.item(0).text()
 
 
 def test_the_validation_folder_has_its_own_view(shown, document, qtbot, folder, tmp_path):
     shown.parts.validation.click()
-    assert names(shown) == [] and shown.parts.status.text() == "There is no validation folder."
+    assert names(shown) == [] and shown.parts.status.text() == "No validation folder chosen"
     drop(shown, tmp_path, folder)
     assert "one validation folder" in shown.parts.status.text() and document.value("data.validation_folder") == ""
     drop(shown, folder)
@@ -212,7 +212,7 @@ def test_an_edit_is_kept_when_another_picture_is_selected_and_is_written_when_sa
 
 def test_a_new_caption_gets_a_new_file_and_the_mark_goes(shown, qtbot, folder):
     select(shown, "bare.png")
-    assert "no caption yet" in shown.parts.panel.editor.source.text()
+    assert "No caption" in shown.parts.panel.editor.source.text()
     shown.parts.panel.editor.text.setPlainText("now with words")
     shown.parts.panel.editor.save.click()
     qtbot.waitUntil(lambda: "no caption" not in words_of(shown, "bare.png"), timeout=3000)
@@ -277,7 +277,7 @@ def test_leaving_with_unsaved_captions_is_a_question(shown, folder, monkeypatch,
     button = QMessageBox.StandardButton[answer]
     monkeypatch.setattr(QMessageBox, "question", lambda *what: (said.append(what[2]), button)[1])
     assert shown.may_leave() is leaves
-    assert said == ["1 caption has changes that are not saved."]
+    assert said == ["1 caption has unsaved changes."]
     assert ((folder / "a cat.txt").read_text() == "two cats\n") is saved
 
 
@@ -291,7 +291,7 @@ def test_what_the_model_sees_follows_caption_seed_and_draw(shown, qtbot):
     panel.tabs.setCurrentWidget(panel.sees)
     rows = panel.sees.prompts
     qtbot.waitUntil(lambda: rows.count() == 8, timeout=5000)
-    assert rows.item(0).text() == "1.  two cats 0" and "mirrored" in rows.item(1).text()
+    assert rows.item(0).text() == "1.  two cats 0" and "flipped" in rows.item(1).text()
     assert panel.preview.crop.getRect() == (0, 8, 64, 64) and not panel.preview.mirrored
     rows.setCurrentRow(1)
     assert panel.preview.mirrored

@@ -14,6 +14,7 @@ from ui.core.preset import files
 from ui.core.preset.groups import OTHERS
 from ui.core.settings import Settings
 from ui.pages.presets.details import NEEDED
+from ui.pages.presets.keeper import free_name
 from ui.pages.presets.presets_page import PresetsPage
 from ui.widgets import dialogs
 from ui.widgets.two_lines import BADGE, DETAIL
@@ -169,8 +170,8 @@ def test_details_say_what_the_preset_sets_and_what_is_here(open_page, document):
     assert f"{document.value('training.steps')} {field.unit}" in shown and field.label in shown
     assert "\n".join(document.value("samples.prompts")) in shown
     assert document.field("training.accumulation").label not in shown  # it is at its default
-    assert any("demo/base is here" in text for text in shown)
-    assert any("demo/validation is here" in text for text in shown)
+    assert any("found: demo/base" in text for text in shown)
+    assert any("found: demo/validation" in text for text in shown)
 
 
 def test_details_say_what_is_not_here(open_page, make_own):
@@ -234,6 +235,15 @@ def test_duplicate_makes_an_own_preset_with_the_same_settings(open_page, qtbot, 
     assert files.read(copied, document.schema).values == document.values
     resolved = trainer.resolve(str(copied)).preset
     assert resolved == trainer.resolve("wora_demo").preset.model_copy(update={"name": "mine"})
+
+
+def test_a_free_name_is_found_without_composing_all_presets(make_own, monkeypatch):
+    monkeypatch.setattr(files, "listing", lambda: pytest.fail("all presets were composed"))
+    make_own("wora_demo_2", {"based_on": "wora_demo"})
+    make_own("Mine", {"based_on": "wora_demo"})
+    assert [free_name(name) for name in ("wora_demo", "WORA_SDXL", "mine", "new")] == [
+        "wora_demo_3", "WORA_SDXL_2", "mine_2", "new",
+    ]  # fmt: skip
 
 
 def test_rename_keeps_the_file_as_it_is(open_page, qtbot, make_own):

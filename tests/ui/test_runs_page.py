@@ -10,7 +10,7 @@ import psutil
 import pytest
 from PySide6.QtCore import Qt, QTimer
 from PySide6.QtGui import QGuiApplication
-from PySide6.QtWidgets import QMessageBox, QPushButton
+from PySide6.QtWidgets import QApplication, QPushButton
 
 from ui.core.runs import launch
 from ui.core.runs import library as libraries
@@ -141,7 +141,7 @@ def test_a_failed_run_says_its_error_and_leads_to_the_log(page, tmp_path, qtbot)
     qtbot.waitUntil(lambda: live.word.text() == "failed")
     assert "The loss is not a finite number at step 8" in live.sentence.text()
     assert live.tabs.tabText(2) == "Messages (2)"
-    assert live.facts["Loss"].text() != "not finite", "the average is still a number"
+    assert live.facts["Loss"].text() != "non-finite", "the average is still a number"
     assert buttons(live)["Resume"] and buttons(live)["Show log"]
     live.controls.log.trigger()
     assert live.log.isVisible()
@@ -252,34 +252,37 @@ def test_requests_are_files_and_are_answered(page, tmp_path, qtbot):
     qtbot.waitUntil(lambda: live.word.text() == "running")
     live.controls.save.trigger()
     assert [path.name for path in (run / "requests").iterdir()] == ["save"]
-    assert "answers after this step" in live.answer.text() and not buttons(live)["Save now"]
+    assert "saved after this step" in live.answer.text() and not buttons(live)["Save now"]
     assert buttons(live)["Sample now"], "other things can still be asked"
     live.controls.sample.trigger()
     assert {path.name for path in (run / "requests").iterdir()} == {"save", "sample"}
     add_events(run, {"event": "saved", "what": "state", "path": "state/step-000011", "step": 11, "bytes": 2048})
-    qtbot.waitUntil(lambda: "A state was saved" in live.answer.text())
+    qtbot.waitUntil(lambda: "State saved" in live.answer.text())
     assert buttons(live)["Save now"] and not buttons(live)["Sample now"]
 
 
 def test_after_stop_the_run_can_be_ended_at_once_but_only_when_asked_twice(page, tmp_path, qtbot, monkeypatch):
     run = running(tmp_path / "runs/busy")
     page = shown(page(), qtbot, run)
-    live, killed, answers = page.live, [], ["Wait", "End now"]
+    live, killed = page.live, []
     qtbot.waitUntil(lambda: live.word.text() == "running")
     assert "End now …" not in buttons(live)
     live.controls.stop.trigger()
     assert (run / "requests/stop").exists() and "Stop" not in buttons(live)
     qtbot.waitUntil(lambda: live.word.text() == "stopping")
     monkeypatch.setattr(launch, "kill", killed.append)
-    monkeypatch.setattr(QMessageBox, "exec", lambda box: press(box, answers.pop(0)))
     live.controls.end.trigger()
+    press("&Cancel")
     assert not killed
     live.controls.end.trigger()
+    press("&End now")
     assert [process.pid for process in killed] == [os.getpid()]
 
 
-def press(box: QMessageBox, text: str) -> None:
-    next(button for button in box.buttons() if button.text() == text).click()
+def press(text: str) -> None:
+    """Answer the question that is open."""
+    box = QApplication.activeModalWidget()
+    next(button for button in box.findChildren(QPushButton) if button.text() == text).click()
 
 
 def test_a_request_that_cannot_be_written_is_a_sentence(page, tmp_path, qtbot):
@@ -330,13 +333,13 @@ def test_a_dragged_job_is_moved_in_the_queue(three, qtbot):
     assert names(jobs) == ["two", "three", "one"]
 
 
-def test_taking_a_job_out_asks_first(three, monkeypatch):
-    answers = ["Leave it", "Take out"]
-    monkeypatch.setattr(QMessageBox, "exec", lambda box: press(box, answers.pop(0)))
+def test_taking_a_job_out_asks_first(three):
     three.side.jobs.setCurrentRow(1)
     three.side.cancel.trigger()
+    press("&Cancel")
     assert len(three.queue.jobs) == 3
     three.side.cancel.trigger()
+    press("&Remove")
     assert [job.name for job in three.queue.jobs] == ["one", "three"]
 
 

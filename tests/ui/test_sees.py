@@ -26,8 +26,8 @@ def test_a_draw_in_words_says_everything_that_is_done_to_it():
     draw = {"position": 2, "prompt": "a cat", "flip": True, "cut": "on a mat"}
     assert [line.strip() for line in draw_words(draw).split("\n")] == [
         "3.  a cat",
-        "mirrored",
-        "not read, too long: “on a mat”",
+        "flipped",
+        "cut off, too long: “on a mat”",
     ]
     dropped = draw_words({"position": 0, "prompt": "", "flip": False, "cut": ""})
     assert "empty prompt" in dropped and "\n" not in dropped

@@ -1,1 +1,3 @@
-"""What all pages show things with: theme, icons (drawn from shapes), dialogs, elided labels, items of two_lines."""
+"""What all pages show things with: theme, icons (drawn from shapes), images, dialogs, elided labels,
+two_lines of items, making, which has rows, columns and buttons.
+"""

@@ -9,14 +9,12 @@ from PySide6.QtGui import QAction, QGuiApplication, QHideEvent, QShowEvent
 from PySide6.QtWidgets import (
     QAbstractItemView,
     QComboBox,
-    QHBoxLayout,
     QHeaderView,
     QLabel,
     QPushButton,
     QTableWidget,
     QTableWidgetItem,
     QToolButton,
-    QVBoxLayout,
     QWidget,
 )
 
@@ -27,11 +25,12 @@ from ui.core.preset.document import Document
 from ui.core.preset.files import Entry, Opened
 from ui.core.runs.library import Library
 from ui.widgets import icons, theme
+from ui.widgets.making import across, down, dressed
 from ui.widgets.two_lines import DETAIL, TwoLines
 
 OPENED, DEFAULTS = "opened", "defaults"
 ROW = Qt.ItemDataRole.UserRole + 10
-HINT = "What you change is listed here; it can also be compared with the defaults, another preset or a past run."
+HINT = "Changes are listed here, compared with the saved preset, the defaults, another preset or a run."
 LINES = 6
 """How many lines of a long value are shown; the rest is in its tooltip."""
 
@@ -50,10 +49,10 @@ class ChangesPage(QWidget):
         self._listing: workers.Task | None = None
         self._reading: workers.Task | None = None
         self.rows: list[Row] = []
-        self.title, self.sentence = QLabel(), QLabel(wordWrap=True)
-        self.against = QComboBox()
+        self.title, self.sentence = dressed(QLabel(), "title"), QLabel(wordWrap=True)
+        self.against = dressed(QComboBox(maxVisibleItems=24, minimumContentsLength=36), name="Compared with")
         self.copy = QPushButton("&Copy as text")
-        self.table = QTableWidget(0, 4)
+        self.table = dressed(QTableWidget(0, 4), name="Settings that differ", showGrid=False, tabKeyNavigation=False)
         self._soon = QTimer(self, singleShot=True, interval=0)
         self._soon.timeout.connect(self.on_soon)
         self._set_up_table()
@@ -79,9 +78,10 @@ class ChangesPage(QWidget):
             self._reading.cancel()
         self._read, thing = None, self.against.currentData()
         if thing not in (OPENED, DEFAULTS):
-            self._fill([], "Reading it …", "muted")
+            self._fill([], "Reading…", "muted")
+            failed = lambda sentence: self._fill([], sentence, "problem")  # noqa: E731
             self._reading = workers.run(
-                files.read, Path(thing), self._document.schema, done=self._on_read, failed=self._on_unreadable
+                files.read, Path(thing), self._document.schema, done=self._on_read, failed=failed
             )
         self._soon.start()
 
@@ -130,14 +130,12 @@ class ChangesPage(QWidget):
         self._read = opened
         self._show()
 
-    def _on_unreadable(self, sentence: str) -> None:
-        self._fill([], sentence, "problem")
-
     def _fill_against(self) -> None:
         """Offer what there is, keeping the choice; an open list is left alone."""
         name = self._document.origin.name or "the new preset"
         presets = [(f"Preset {entry.name}", str(entry.path)) for entry in self._entries]
-        runs = [(_run_text(one.name, one.started), str(one.folder)) for one in self._library.glances]
+        started = {one.folder: f", {words.when(one.started)}" if one.started else "" for one in self._library.glances}
+        runs = [(f"Run {one.name}{started[one.folder]}", str(one.folder)) for one in self._library.glances]
         wanted = [("This preset", ""), (f"{name} as opened or saved", OPENED), ("The defaults", DEFAULTS)]
         wanted += [("Presets", ""), *presets] if presets else []
         wanted += [("Runs", ""), *runs] if runs else []
@@ -185,9 +183,9 @@ class ChangesPage(QWidget):
         problems = self._read.problems if self._read else ()
         changed = rows(self._document, other)
         if problems:
-            self._fill(changed, f"Not understood in {self._other_name()}: {'; '.join(problems)}", "note")
+            self._fill(changed, f"Problems in {self._other_name()}: {'; '.join(problems)}", "note")
         else:
-            self._fill(changed, "" if changed else f"Nothing differs from {self._other_name()}. {HINT}", "muted")
+            self._fill(changed, "" if changed else f"No differences from {self._other_name()}. {HINT}", "muted")
 
     def _fill(self, changed: list[Row], sentence: str, role: str) -> None:
         before, scrolled = self._current(), self.table.verticalScrollBar().value()
@@ -231,12 +229,9 @@ class ChangesPage(QWidget):
             item.setData(ROW, row)
             item.setToolTip(item.text() if column else row.path)
             self.table.setItem(line, column, item)
-        button = QToolButton()
+        tip = row.locked or f"Reset to {row.before}"
+        button = dressed(QToolButton(), "flat", f"Reset {row.label}", tip, enabled=not row.locked)
         button.setIcon(icons.icon("reset"))
-        button.setEnabled(not row.locked)
-        button.setAccessibleName(f"Reset {row.label}")
-        button.setToolTip(row.locked or f"Set back to {row.before}")
-        button.setProperty("role", "flat")
         button.clicked.connect(lambda: self._reset(row))
         self.table.setCellWidget(line, 3, button)
 
@@ -257,14 +252,11 @@ class ChangesPage(QWidget):
     def _set_up_table(self) -> None:
         table, width = self.table, self.fontMetrics().averageCharWidth()
         table.setHorizontalHeaderLabels(["Setting", "Before", "Now", ""])
-        table.setAccessibleName("Settings that differ")
         table.setItemDelegateForColumn(0, TwoLines(table))
         table.setEditTriggers(QAbstractItemView.EditTrigger.NoEditTriggers)
         table.setSelectionBehavior(QAbstractItemView.SelectionBehavior.SelectRows)
         table.setSelectionMode(QAbstractItemView.SelectionMode.SingleSelection)
         table.setVerticalScrollMode(QAbstractItemView.ScrollMode.ScrollPerPixel)
-        table.setShowGrid(False)
-        table.setTabKeyNavigation(False)
         table.verticalHeader().hide()
         table.verticalHeader().setMaximumSectionSize(self.fontMetrics().lineSpacing() * LINES + 12)
         header = table.horizontalHeader()
@@ -285,25 +277,8 @@ class ChangesPage(QWidget):
             table.addAction(action)
 
     def _lay_out(self) -> None:
-        theme.set_role(self.title, "title")
         label = QLabel("Compared &with")
         label.setBuddy(self.against)
-        self.against.setAccessibleName("Compared with")
-        self.against.setMaxVisibleItems(24)
         self.against.setSizeAdjustPolicy(QComboBox.SizeAdjustPolicy.AdjustToMinimumContentsLengthWithIcon)
-        self.against.setMinimumContentsLength(36)
-        top = QHBoxLayout()
-        top.addWidget(label)
-        top.addWidget(self.against)
-        top.addStretch()
-        top.addWidget(self.copy)
-        layout = QVBoxLayout(self)
-        layout.addWidget(self.title)
-        layout.addLayout(top)
-        layout.addWidget(self.sentence)
-        layout.addWidget(self.table, 1)
-        layout.addStretch()
-
-
-def _run_text(name: str, started: str) -> str:
-    return f"Run {name}, {words.when(started)}" if started else f"Run {name}"
+        top = across(label, self.against, None, self.copy)
+        down(self.title, top, self.sentence, (self.table, 1), of=self).addStretch(0)

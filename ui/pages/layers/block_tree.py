@@ -1,10 +1,9 @@
 """The layers that take an adapter, grouped by their block of the network, as a tree of two levels."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
-from PySide6.QtCore import QModelIndex, QPersistentModelIndex, Qt
+from PySide6.QtCore import Qt
 from PySide6.QtGui import QStandardItem, QStandardItemModel
 
 from ui.core import words
@@ -13,24 +12,10 @@ COLUMNS = ("Layer", "Kind", "Shape", "Parameters")
 NUMBERS = 3
 """The column with numbers, to the right."""
 
-Index = QModelIndex | QPersistentModelIndex
 Layer = Mapping[str, Any]
 """name, kind, out_features, channels, kernel, parameters"""
 
 RIGHT = Qt.AlignmentFlag.AlignRight | Qt.AlignmentFlag.AlignVCenter
-
-
-@dataclass(frozen=True)
-class Block:
-    """Layers that belong together."""
-
-    name: str
-    layers: tuple[Layer, ...]
-
-    @property
-    def parameters(self) -> int:
-        """Of all its layers."""
-        return sum(layer["parameters"] for layer in self.layers)
 
 
 class LayerModel(QStandardItemModel):
@@ -40,7 +25,6 @@ class LayerModel(QStandardItemModel):
         super().__init__(0, len(COLUMNS))
         self.setHorizontalHeaderLabels(COLUMNS)
         self.horizontalHeaderItem(NUMBERS).setTextAlignment(RIGHT)
-        self.blocks: list[Block] = []
 
     def set_layers(self, layers: Sequence[Layer], text: str) -> None:
         """Show the layers whose names have all words of `text`."""
@@ -49,25 +33,17 @@ class LayerModel(QStandardItemModel):
         for layer in layers:
             if all(word in f"{layer['name']} {layer['kind']}".lower() for word in sought):
                 groups.setdefault(block_of(layer["name"]), []).append(layer)
-        self.blocks = [Block(name, tuple(found)) for name, found in groups.items()]
         self.removeRows(0, self.rowCount())  # not `clear`, which takes the columns and their widths along
-        for block in self.blocks:
-            row = _row(block_words(block), block.name)
+        for block, inside in groups.items():
+            parameters = words.count(sum(layer["parameters"] for layer in inside))
+            row = _row((block, words.plural(len(inside), "layer"), "", parameters), block)
             self.appendRow(row)
-            for layer in block.layers:
+            for layer in inside:
                 row[0].appendRow(_row(layer_words(layer, block), layer["name"]))
-
-    def block_at(self, index: Index) -> Block:
-        """The block of a row, or that the row's layer is in."""
-        return self.blocks[(index.parent() if index.parent().isValid() else index).row()]
-
-    def layer_at(self, index: Index) -> Layer | None:
-        """The layer of a row; None for a block."""
-        return self.block_at(index).layers[index.row()] if index.parent().isValid() else None
 
 
 def _row(texts: Sequence[str], name: str) -> list[QStandardItem]:
-    """A row of the tree; `name` is its tooltip."""
+    """A row of the tree; `name`, the whole one of its layer or block, is its tooltip."""
     items = [QStandardItem(text) for text in texts]
     items[NUMBERS].setTextAlignment(RIGHT)
     for item in items:
@@ -86,14 +62,9 @@ def block_of(name: str) -> str:
     return ".".join(parts[:end])
 
 
-def block_words(block: Block) -> tuple[str, str, str, str]:
-    """The columns of a block."""
-    return block.name, words.plural(len(block.layers), "layer"), "", words.count(block.parameters)
-
-
-def layer_words(layer: Layer, block: Block) -> tuple[str, str, str, str]:
+def layer_words(layer: Layer, block: str) -> tuple[str, str, str, str]:
     """The columns of a layer."""
     shape = f"{layer['out_features']} × {layer['channels']}"
     if layer["kernel"] > 1:
         shape += f" × {layer['kernel']}"
-    return layer["name"].removeprefix(block.name + "."), layer["kind"], shape, words.count(layer["parameters"])
+    return layer["name"].removeprefix(f"{block}."), layer["kind"], shape, words.count(layer["parameters"])

@@ -2,25 +2,16 @@
 
 from collections.abc import Sequence
 
-from PySide6.QtCore import QModelIndex, QPersistentModelIndex, Qt, Signal
+from PySide6.QtCore import QModelIndex, Qt, Signal
 from PySide6.QtGui import QAction
-from PySide6.QtWidgets import (
-    QAbstractItemView,
-    QHBoxLayout,
-    QHeaderView,
-    QLabel,
-    QLineEdit,
-    QPushButton,
-    QTreeView,
-    QVBoxLayout,
-    QWidget,
-)
+from PySide6.QtWidgets import QAbstractItemView, QHeaderView, QLabel, QLineEdit, QPushButton, QTreeView, QWidget
 
 from ui.core import words
 from ui.core.check import Check, Findings
 from ui.core.preset.document import Document
-from ui.pages.layers.block_tree import NUMBERS, LayerModel
-from ui.widgets import theme
+from ui.pages.layers.block_tree import NUMBERS, RIGHT, LayerModel
+from ui.widgets import dialogs, theme
+from ui.widgets.making import Part, across, button, down, dressed, panel, plain
 
 EXCLUDE = "targets.exclude"
 CONCERNED = ("targets", "family", "base", "adapter", "export")
@@ -44,30 +35,29 @@ class LayersPage(QWidget):
         self._document, self._check = document, check
         self._findings: Findings | None = None
         self.model = LayerModel()
-        self.state = QLabel(self)
-        self.totals = QLabel(self, wordWrap=True)
-        self.problems = _Problems(self)
-        self.filter = QLineEdit(self, clearButtonEnabled=True)
-        self.filter.setAccessibleName("Filter layers")
+        self.state, self.totals = QLabel(wordWrap=True, alignment=RIGHT), QLabel(wordWrap=True)
+        self.problems = _Problems(document)
+        self.filter = dressed(QLineEdit(clearButtonEnabled=True), name="Filter layers")
         self.filter.setPlaceholderText("Filter by name or kind")
-        self.tree = QTreeView(self, uniformRowHeights=True)
-        self.tree.setAccessibleName("Layers")
-        self.exclude_layers = QAction("Exclude this layer", self)
-        self.exclude_block = QAction("Exclude this block", self)
-        self.excluded = QLabel(self, wordWrap=True)
-        theme.set_role(self.excluded, "muted")
+        self.tree = dressed(QTreeView(uniformRowHeights=True), name="Layers")
+        self.exclude_layers, self.exclude_block = QAction(self), QAction(self)
+        self.exclude_layers.setToolTip("Add the selected layers to the field “Exclude”")
+        self.exclude_block.setToolTip("Add the blocks of the selected layers to the field “Exclude”")
+        self.excluded = dressed(QLabel(wordWrap=True), "muted")
+        self.edit = QPushButton("Edit patterns")
         self._lay_out()
         document.changed.connect(self.on_document_changed)
         check.started.connect(self.on_started)
         check.finished.connect(self.on_finished)
-        self.filter.textChanged.connect(self.on_filter)
+        self.filter.textChanged.connect(self._show_layers)
+        self.edit.clicked.connect(lambda: self.show_field.emit(EXCLUDE))
         self.tree.selectionModel().selectionChanged.connect(self.on_selection_changed)
-        self.exclude_layers.triggered.connect(self.on_exclude_layers)
-        self.exclude_block.triggered.connect(self.on_exclude_block)
+        self.exclude_layers.triggered.connect(lambda: self._exclude(self._selected()[0]))
+        self.exclude_block.triggered.connect(lambda: self._exclude([f"{name}.*" for name in self._selected()[1]]))
         self.problems.show_field.connect(self.show_field)
         self._show_excluded()
         self.on_selection_changed()
-        self._show_state("Not checked yet.", "muted")
+        self._show_state("Not checked", "muted")
         if check.findings is not None:
             self.on_finished(check.findings)
         elif check.running:
@@ -81,12 +71,12 @@ class LayersPage(QWidget):
     def on_started(self) -> None:
         """The preset has changed, a check is under way."""
         old = self._findings is not None
-        self._show_state("The list is from before the last change; checking…" if old else "Checking…", "muted")
+        self._show_state("Out of date, checking…" if old else "Checking…", "muted")
 
     def on_finished(self, findings: Findings) -> None:
         """The trainer has answered."""
         if findings.failed:
-            self._show_state(f"The check failed: {findings.failed}", "problem")
+            self._show_state(f"Check failed: {findings.failed}", "problem")
             return
         self._findings = findings
         by_path = findings.by_path(self._document.schema.fields(self._document.values))
@@ -97,12 +87,8 @@ class LayersPage(QWidget):
             if path.split(".")[0] in CONCERNED or (not path and not findings.layers)
         ]
         self.problems.set_problems(concerned)
-        self._show_state("" if findings.layers else "No layers are matched.", "muted")
+        self._show_state("" if findings.layers else "No layers match", "muted")
         self._show_totals(findings)
-        self._show_layers()
-
-    def on_filter(self) -> None:
-        """Other layers are sought."""
         self._show_layers()
 
     def on_selection_changed(self) -> None:
@@ -112,17 +98,6 @@ class LayersPage(QWidget):
         self.exclude_layers.setText("Exclude these layers" if len(layers) > 1 else "Exclude this layer")
         self.exclude_block.setEnabled(bool(blocks))
         self.exclude_block.setText("Exclude these blocks" if len(blocks) > 1 else "Exclude this block")
-        for button, action in ((self._layer_button, self.exclude_layers), (self._block_button, self.exclude_block)):
-            button.setText(action.text())
-            button.setEnabled(action.isEnabled())
-
-    def on_exclude_layers(self) -> None:
-        """Leave out the selected layers."""
-        self._exclude(self._selected()[0])
-
-    def on_exclude_block(self) -> None:
-        """Leave out the blocks of the selected rows."""
-        self._exclude([f"{name}.*" for name in self._selected()[1]])
 
     def _exclude(self, patterns: Sequence[str]) -> None:
         """One undo step for all patterns."""
@@ -133,24 +108,24 @@ class LayersPage(QWidget):
 
     def _selected(self) -> tuple[list[str], list[str]]:
         """Names of the selected layers, and of the blocks of the selected rows that are not a whole network."""
-        rows: list[QModelIndex | QPersistentModelIndex] = list(self.tree.selectionModel().selectedRows())
-        layers = [layer["name"] for layer in map(self.model.layer_at, rows) if layer is not None]
-        blocks = dict.fromkeys(self.model.block_at(row).name for row in rows)
+        name, rows = Qt.ItemDataRole.ToolTipRole, self.tree.selectionModel().selectedRows()
+        layers = [row.data(name) for row in rows if row.parent().isValid()]
+        blocks = dict.fromkeys((row.parent() if row.parent().isValid() else row).data(name) for row in rows)
         return layers, [name for name in blocks if "." in name]
 
     def _show_layers(self) -> None:
         layers = self._findings.layers if self._findings is not None else ()
-        unfolded = {block.name for row, block in enumerate(self.model.blocks) if self.tree.isExpanded(self._top(row))}
+        unfolded = {top.data() for top in self._tops() if self.tree.isExpanded(top)}
         place = self.tree.verticalScrollBar().value()
         self.model.set_layers(layers, self.filter.text())
-        few = sum(len(block.layers) for block in self.model.blocks) <= FEW
-        for row, block in enumerate(self.model.blocks):
-            self.tree.setExpanded(self._top(row), few or block.name in unfolded)
+        few = sum(map(self.model.rowCount, self._tops())) <= FEW
+        for top in self._tops():
+            self.tree.setExpanded(top, few or top.data() in unfolded)
         self.tree.verticalScrollBar().setValue(place)
         self.on_selection_changed()
 
-    def _top(self, row: int) -> QModelIndex:
-        return self.model.index(row, 0)
+    def _tops(self) -> list[QModelIndex]:
+        return [self.model.index(row, 0) for row in range(self.model.rowCount())]
 
     def _show_totals(self, findings: Findings) -> None:
         forms = ", ".join(f"{words.count(number)} {form}" for form, number in findings.forms.items())
@@ -164,9 +139,9 @@ class LayersPage(QWidget):
 
     def _show_excluded(self) -> None:
         patterns = self._document.value(EXCLUDE) or []
-        self.excluded.setText(f"Left out: {', '.join(patterns)}" if patterns else "")
+        self.excluded.setText(f"Excluded: {', '.join(patterns)}" if patterns else "")
         self.excluded.setVisible(bool(patterns))
-        self._edit_button.setVisible(bool(patterns))
+        self.edit.setVisible(bool(patterns))
 
     def _show_state(self, sentence: str, role: str) -> None:
         self.state.setText(sentence)
@@ -174,36 +149,11 @@ class LayersPage(QWidget):
         theme.set_role(self.state, role)
 
     def _lay_out(self) -> None:
-        title = QLabel("Layers", self)
-        theme.set_role(title, "title")
-        self._layer_button = QPushButton(self)
-        self._layer_button.setToolTip("Add the selected layers to targets.exclude")
-        self._block_button = QPushButton(self)
-        self._block_button.setToolTip("Add the blocks of the selected layers to targets.exclude")
-        self._layer_button.clicked.connect(self.exclude_layers.trigger)
-        self._block_button.clicked.connect(self.exclude_block.trigger)
-        self._edit_button = QPushButton("Edit the patterns", self)
-        self._edit_button.clicked.connect(lambda: self.show_field.emit(EXCLUDE))
-        self.state.setWordWrap(True)
-        top = QHBoxLayout()
-        top.addWidget(title)
-        self.state.setAlignment(Qt.AlignmentFlag.AlignRight | Qt.AlignmentFlag.AlignVCenter)
-        top.addWidget(self.state, 1)
-        row = QHBoxLayout()
-        row.addWidget(self.filter, 1)
-        row.addWidget(self._layer_button)
-        row.addWidget(self._block_button)
-        below = QHBoxLayout()
-        below.addWidget(self.excluded, 1)
-        below.addWidget(self._edit_button)
         self._prepare_tree()
-        layout = QVBoxLayout(self)
-        layout.addLayout(top)
-        layout.addWidget(self.totals)
-        layout.addWidget(self.problems)
-        layout.addLayout(row)
-        layout.addWidget(self.tree, 1)
-        layout.addLayout(below)
+        top = across(dressed(QLabel("Layers"), "title"), (self.state, 1))
+        tools = across((self.filter, 1), button(self.exclude_layers), button(self.exclude_block))
+        below = across((self.excluded, 1), self.edit)
+        down(top, self.totals, self.problems, tools, (self.tree, 1), below, of=self)
 
     def _prepare_tree(self) -> None:
         self.tree.setModel(self.model)
@@ -225,34 +175,26 @@ class _Problems(QWidget):
 
     show_field = Signal(str)
 
-    def __init__(self, parent: QWidget):
-        super().__init__(parent)
+    def __init__(self, document: Document):
+        super().__init__()
+        self._document = document
         self.setAccessibleName("Problems")
-        self._column = QVBoxLayout(self)
-        self._column.setContentsMargins(0, 0, 0, 0)
+        self._column = down(of=self, margins=(0, 0, 0, 0))
         self.hide()
 
     def set_problems(self, problems: Sequence[tuple[str, str]]) -> None:
         """Path of the option ("" for none) and the sentence of each."""
-        while (item := self._column.takeAt(0)) is not None:
-            old = item.widget()
-            if old is not None:
-                old.hide()
-                old.deleteLater()
+        for old in self.findChildren(QWidget, options=Qt.FindChildOption.FindDirectChildrenOnly):
+            old.hide()
+            old.deleteLater()
         for path, sentence in problems[:MOST]:
-            content = QWidget(self)
-            row = QHBoxLayout(content)
-            row.setContentsMargins(0, 0, 0, 0)
-            label = QLabel(f"{path}: {sentence}" if path else sentence, content, wordWrap=True)
-            label.setTextInteractionFlags(Qt.TextInteractionFlag.TextSelectableByMouse)
-            theme.set_role(label, "problem")
-            row.addWidget(label, 1)
+            name = dialogs.labels(self._document, [path])[0] if path else ""
+            parts: list[Part] = [(dressed(plain(f"{name}: {sentence}" if path else sentence), "problem"), 1)]
             if path:
-                button = QPushButton("Show the field", content)
-                button.setAccessibleName(f"Show the field {path}")
-                button.clicked.connect(lambda _=False, path=path: self.show_field.emit(path))
-                row.addWidget(button, 0, Qt.AlignmentFlag.AlignTop)
-            self._column.addWidget(content)
+                show = dressed(QPushButton("Show field"), name=f"Show the field {name}")
+                show.clicked.connect(lambda _=False, path=path: self.show_field.emit(path))
+                parts.append(down(show, None))
+            self._column.addWidget(panel(across(*parts)))
         if len(problems) > MOST:
             self._column.addWidget(QLabel(f"… and {words.plural(len(problems) - MOST, 'problem')} more", self))
         self.setVisible(bool(problems))

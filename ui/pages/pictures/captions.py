@@ -5,17 +5,18 @@ from pathlib import Path
 
 from PySide6.QtCore import QEvent, QIODevice, QObject, QSaveFile, Signal
 from PySide6.QtGui import QKeyEvent, QKeySequence
-from PySide6.QtWidgets import QHBoxLayout, QLabel, QPlainTextEdit, QPushButton, QVBoxLayout, QWidget
+from PySide6.QtWidgets import QLabel, QPlainTextEdit, QPushButton, QWidget
 
 from ui.core import workers
 from ui.pages.pictures.data_set import Picture
 from ui.widgets import theme
+from ui.widgets.making import across, down, dressed
 
 SOURCES = {
     "metadata": "From metadata.jsonl. Saving writes a .txt file, which is used instead.",
-    "filename": "There is no caption: the file name is used. Saving writes a .txt file.",
-    "missing": "There is no caption yet. Saving writes a .txt file.",
-    "empty": "The caption is empty.",
+    "filename": "No caption; the file name is used. Saving writes a .txt file.",
+    "missing": "No caption. Saving writes a .txt file.",
+    "empty": "Empty caption",
 }
 
 
@@ -99,8 +100,8 @@ class Captions(QObject):
     def _written(self, file: str, text: str, found: str | None) -> None:
         if found is not None:
             self._known[file] = found
-            sentence = f"{file} was changed by another program and says now: {found!r}. "
-            self._fail(file, sentence + "Revert to take that, or save again to replace it.")
+            sentence = f"{file} was changed by another program to {found!r}. "
+            self._fail(file, sentence + "Revert to load it, or save again to overwrite it.")
             return
         self.reasons.pop(file, None)
         if self.edits.get(file, "").strip() == text:
@@ -123,10 +124,8 @@ def write_caption(file: Path, text: str, known: str) -> str | None:
         if found and found not in (known, text):
             return found
     saving = QSaveFile(str(file))
-    if not saving.open(QIODevice.OpenModeFlag.WriteOnly):
-        raise OSError(f"{file} cannot be written: {saving.errorString()}; the caption stays unsaved")
-    saving.write((text + "\n" if text else "").encode())
-    if not saving.commit():
+    content = (text + "\n" if text else "").encode()
+    if not (saving.open(QIODevice.OpenModeFlag.WriteOnly) and saving.write(content) >= 0 and saving.commit()):
         raise OSError(f"{file} cannot be written: {saving.errorString()}; the caption stays unsaved")
     return None
 
@@ -153,30 +152,17 @@ class CaptionEditor(QWidget):
         super().__init__(parent)
         self._captions = captions
         self.picture: Picture | None = None
-        self.text = CaptionText(self, tabChangesFocus=True)
-        self.text.setAccessibleName("Caption")
-        self.text.setPlaceholderText("What the picture shows")
+        self.text = dressed(CaptionText(tabChangesFocus=True), name="Caption", placeholderText="Describe the picture")
         self.text.setAcceptDrops(False)  # folders may be dropped anywhere on the page
-        self.source = QLabel(self, wordWrap=True)
-        theme.set_role(self.source, "muted")
-        self.save = QPushButton("Save caption", self)
-        self.save.setToolTip("Write it into its .txt file (Ctrl+S)")
-        self.revert = QPushButton("Revert", self)
-        self.revert.setToolTip("Back to the caption in the file")
-        buttons = QHBoxLayout()
-        for button in (self.save, self.revert):
-            buttons.addWidget(button)
-        buttons.addStretch()
-        layout = QVBoxLayout(self)
-        layout.setContentsMargins(0, 6, 0, 0)
-        layout.addWidget(self.text, 1)
-        layout.addWidget(self.source)
-        layout.addLayout(buttons)
+        self.source = dressed(QLabel(wordWrap=True), "muted")
+        self.save = dressed(QPushButton("Save caption"), tip="Save to the picture's .txt file (Ctrl+S)")
+        self.revert = dressed(QPushButton("Revert"), tip="Discard the changes")
+        down((self.text, 1), self.source, across(self.save, self.revert, None), of=self, margins=(0, 6, 0, 0))
         self.text.textChanged.connect(self.on_text_changed)
         self.save.clicked.connect(self.on_save)
         self.revert.clicked.connect(self.on_revert)
         self.text.save_wanted.connect(self.on_save)
-        captions.changed.connect(self.on_edit_changed)
+        captions.changed.connect(self._show_state)
         self.show_picture(None)
 
     def show_picture(self, picture: Picture | None) -> None:
@@ -197,11 +183,6 @@ class CaptionEditor(QWidget):
             self._captions.edit(self.picture, self.text.toPlainText())
         self._show_state()
 
-    def on_edit_changed(self, file: str) -> None:
-        """An edit came or went."""
-        if self.picture is not None and file == self.picture.caption_file:
-            self._show_state()
-
     def on_save(self) -> None:
         """Write the caption."""
         if self.picture is not None and self.picture.caption_file in self._captions.edits:
@@ -220,10 +201,10 @@ class CaptionEditor(QWidget):
         self.revert.setEnabled(edited)
         sentences = [SOURCES.get(picture.source, "")] if picture else []
         if picture is not None and picture.too_long and not edited:
-            sentences.append("Longer than the text encoder reads: what is cut stands under “What the model sees”.")
+            sentences.append("Too long for the text encoder; “What the model sees” shows what is cut off.")
         reason = self._captions.reasons.get(picture.caption_file, "") if picture else ""
         if edited:
-            sentences = [reason] if reason else [*sentences, "Not saved yet."]
+            sentences = [reason] if reason else [*sentences, "Not saved."]
         theme.set_role(self.source, "problem" if edited and reason else "muted")
         self.source.setText(" ".join(sentence for sentence in sentences if sentence))
         self.source.setVisible(bool(self.source.text()))

@@ -1,7 +1,7 @@
 """The pictures of a data set as the window knows them: facts, marks, filter, and the list the grid shows."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from PySide6.QtCore import QAbstractListModel, QModelIndex, QPersistentModelIndex, Qt
@@ -113,9 +113,7 @@ class PictureModel(QAbstractListModel):
     def replace(self, caption_file: str, caption: str) -> None:
         """The caption was saved: its pictures have it now, before the trainer has looked again."""
         new = {
-            picture.path: Picture(
-                **{**vars(picture), "caption": caption, "source": "txt" if caption else "missing", "too_long": None}
-            )
+            picture.path: replace(picture, caption=caption, source="txt" if caption else "missing", too_long=None)
             for picture in self.pictures
             if picture.caption_file == caption_file
         }

@@ -3,11 +3,12 @@
 from collections.abc import Mapping
 from typing import Any
 
-from PySide6.QtCore import QRectF, QSize, Qt, Signal
+from PySide6.QtCore import QPointF, QRectF, QSize, Qt, Signal
 from PySide6.QtGui import QColor, QImage, QPainter, QPaintEvent, QPen, QRegion, QTransform
-from PySide6.QtWidgets import QHBoxLayout, QLabel, QListWidget, QPushButton, QSizePolicy, QSpinBox, QVBoxLayout, QWidget
+from PySide6.QtWidgets import QLabel, QListWidget, QPushButton, QSizePolicy, QSpinBox, QWidget
 
 from ui.widgets import theme
+from ui.widgets.making import across, down, dressed
 
 DRAWS = 8
 """How many draws are shown."""
@@ -24,6 +25,7 @@ class Preview(QWidget):
         self._image, self._words, self._own = QImage(), "", QSize()
         self.setAccessibleName("Preview")
         self.setSizePolicy(QSizePolicy.Policy.Expanding, QSizePolicy.Policy.Expanding)
+        self.setMinimumSize(QSize(8, 6) * self.fontMetrics().height())
 
     def set_image(self, image: QImage, own: QSize, words: str = "") -> None:
         """Show a picture whose own size is `own`, or `words` when there is none."""
@@ -34,15 +36,6 @@ class Preview(QWidget):
         """Mark what is trained on."""
         self.crop, self.mirrored = crop, mirrored
         self.update()
-
-    def sizeHint(self) -> QSize:
-        """Qt: room for a small picture."""
-        side = self.fontMetrics().height()
-        return QSize(15 * side, 11 * side)
-
-    def minimumSizeHint(self) -> QSize:
-        """Qt: half of it."""
-        return self.sizeHint() / 2
 
     def paintEvent(self, event: QPaintEvent) -> None:
         """Qt: the picture in the middle, what is cut off in the window's colour."""
@@ -61,11 +54,10 @@ class Preview(QWidget):
             return
         scale = area.width() / self._own.width()
         left = self._own.width() - self.crop.right() if self.mirrored else self.crop.left()
-        seen = QRectF(left * scale, self.crop.top() * scale, self.crop.width() * scale, self.crop.height() * scale)
-        seen.translate(area.topLeft())
+        seen = QRectF(QPointF(left, self.crop.top()) * scale + area.topLeft(), self.crop.size() * scale)
         shade = QColor(colors.window)
         shade.setAlphaF(0.75)
-        painter.setClipRegion(_region(area) - _region(seen))
+        painter.setClipRegion(QRegion(area.toAlignedRect()) - QRegion(seen.toAlignedRect()))
         painter.fillRect(area, shade)
         painter.setClipping(False)
         painter.setPen(QPen(colors.accent, 2))
@@ -84,31 +76,18 @@ class Sees(QWidget):
     def __init__(self, parent: QWidget | None = None):
         super().__init__(parent)
         self._draws: list[Mapping[str, Any]] = []
-        self.seed = QSpinBox(self, minimum=0, maximum=2**31 - 1)
-        self.seed.setAccessibleName("Seed")
+        self.seed = dressed(QSpinBox(minimum=0, maximum=2**31 - 1), name="Seed")
         self.seed.lineEdit().setAcceptDrops(False)  # folders may be dropped anywhere on the page
-        self.next = QPushButton("Next", self)
-        self.next.setToolTip("The draws of the next seed")
-        self.size_line = QLabel(self, wordWrap=True)
-        theme.set_role(self.size_line, "muted")
-        self.prompts = QListWidget(self)
-        self.prompts.setAccessibleName("Prompts of the first draws")
-        self.prompts.setWordWrap(True)
-        self.prompts.setSpacing(1)
+        self.next = dressed(QPushButton("Next"), tip="Use the next seed")
+        self.size_line = dressed(QLabel(wordWrap=True), "muted")
+        self.prompts = dressed(QListWidget(), name="Prompts of the first draws", wordWrap=True, spacing=1)
         self.prompts.setHorizontalScrollBarPolicy(Qt.ScrollBarPolicy.ScrollBarAlwaysOff)
-        label = QLabel("&Seed", self)
+        label = QLabel("&Seed")
         label.setBuddy(self.seed)
-        row = QHBoxLayout()
-        for widget in (label, self.seed, self.next):
-            row.addWidget(widget)
-        row.addStretch()
-        layout = QVBoxLayout(self)
-        layout.setContentsMargins(0, 6, 0, 0)
-        layout.addLayout(row)
-        layout.addWidget(self.size_line)
-        layout.addWidget(self.prompts, 1)
+        top = across(label, self.seed, self.next, None)
+        down(top, self.size_line, (self.prompts, 1), of=self, margins=(0, 6, 0, 0))
         self.seed.valueChanged.connect(self.wanted)
-        self.next.clicked.connect(self.on_next)
+        self.next.clicked.connect(self.seed.stepUp)
         self.prompts.currentRowChanged.connect(self.on_row_changed)
 
     def set_answer(self, answer: Mapping[str, Any]) -> None:
@@ -116,7 +95,7 @@ class Sees(QWidget):
         row = max(0, self.prompts.currentRow())
         self._draws = answer["draws"]
         (width, height), (wide, high) = answer["bucket"], answer["resized"]
-        cut = "nothing is cut off" if (width, height) == (wide, high) else f"the middle {width}×{height} is trained on"
+        cut = "not cropped" if (width, height) == (wide, high) else f"cropped to the central {width}×{height}"
         self._say(" ".join([f"Resized to {wide}×{high}, {cut}.", *answer["notes"]]), "muted")
         self.prompts.clear()
         self.prompts.addItems([draw_words(draw) for draw in self._draws])
@@ -127,10 +106,6 @@ class Sees(QWidget):
         self._draws = []
         self.prompts.clear()
         self._say(sentence, "problem" if sentence else "muted")
-
-    def on_next(self) -> None:
-        """Draw again."""
-        self.seed.setValue(self.seed.value() + 1)
 
     def on_row_changed(self, row: int) -> None:
         """Another draw was selected."""
@@ -143,13 +118,9 @@ class Sees(QWidget):
 
 def draw_words(draw: Mapping[str, Any]) -> str:
     """One draw in words."""
-    lines = [f"{draw['position'] + 1}.  {draw['prompt'] or '(empty prompt: the caption is dropped)'}"]
+    lines = [f"{draw['position'] + 1}.  {draw['prompt'] or '(empty prompt: caption dropped)'}"]
     if draw["flip"]:
-        lines.append("      mirrored")
+        lines.append("      flipped")
     if draw["cut"]:
-        lines.append(f"      not read, too long: “{draw['cut']}”")
+        lines.append(f"      cut off, too long: “{draw['cut']}”")
     return "\n".join(lines)
-
-
-def _region(rect: QRectF) -> QRegion:
-    return QRegion(rect.toAlignedRect())

@@ -4,11 +4,12 @@ from collections.abc import Mapping, Sequence
 
 from PySide6.QtCore import QSize, Qt, Signal
 from PySide6.QtGui import QKeySequence, QShortcut
-from PySide6.QtWidgets import QFileDialog, QHBoxLayout, QListWidget, QListWidgetItem, QMenu, QPushButton, QWidget
+from PySide6.QtWidgets import QFileDialog, QListWidget, QListWidgetItem, QMenu, QPushButton, QWidget
 
 from ui.core import places, words
 from ui.core.settings import Settings
 from ui.widgets.icons import icon
+from ui.widgets.making import across, down, dressed
 
 ROWS = 3
 """So many folders are in sight; more scroll."""
@@ -26,20 +27,15 @@ class FoldersBar(QWidget):
     def __init__(self, settings: Settings, parent: QWidget | None = None):
         super().__init__(parent)
         self._settings = settings
-        self.list = QListWidget(self)
-        self.list.setAccessibleName("Folders")
+        self.list = dressed(QListWidget(), name="Folders")
         self.list.setSelectionMode(QListWidget.SelectionMode.ExtendedSelection)
-        self.add = QPushButton("Add folder", self)
+        self.add = QPushButton("Add folder")
         self.menu = QMenu(self)
         self.menu.aboutToShow.connect(self.on_menu)
         self.add.setMenu(self.menu)
-        self.remove = QPushButton("Remove", self)
-        self.remove.setToolTip("Take the selected folders out of the data set (Delete)")
-        layout = QHBoxLayout(self)
-        layout.setContentsMargins(0, 0, 0, 0)
-        layout.addWidget(self.list, 1)
-        for button in (self.add, self.remove):
-            layout.addWidget(button, 0, Qt.AlignmentFlag.AlignTop)
+        self.remove = dressed(QPushButton("Remove"), tip="Remove the selected folders from the data set (Delete)")
+        buttons = down(across(self.add, self.remove), None)
+        across((self.list, 1), buttons, of=self, margins=(0, 0, 0, 0))
         delete = QShortcut(QKeySequence.StandardKey.Delete, self.list, context=Qt.ShortcutContext.WidgetShortcut)
         delete.activated.connect(self.on_remove)
         self.remove.clicked.connect(self.on_remove)
@@ -51,19 +47,19 @@ class FoldersBar(QWidget):
         chosen = {item.data(Qt.ItemDataRole.UserRole) for item in self.list.selectedItems()}
         self.list.clear()
         frame = 2 * self.list.frameWidth()
-        row = QSize(0, self.add.sizeHint().height() - frame)
+        size = QSize(0, self.add.sizeHint().height() - frame)
         for folder in folders:
             number = f"   {words.plural(counts[folder], 'picture')}" if folder in counts else ""
             item = QListWidgetItem(icon("folder"), folder + number, self.list)
             item.setData(Qt.ItemDataRole.UserRole, folder)
             item.setToolTip(str(places.full(folder)))
             item.setSelected(folder in chosen)
-            item.setSizeHint(row)
+            item.setSizeHint(size)
         if not folders:
-            item = QListWidgetItem("No folder yet: add one, or drop folders anywhere on this page", self.list)
+            item = QListWidgetItem("No picture folder chosen: add one, or drop folders on this page", self.list)
             item.setFlags(Qt.ItemFlag.NoItemFlags)
-            item.setSizeHint(row)
-        self.list.setFixedHeight(row.height() * min(ROWS, self.list.count()) + frame)
+            item.setSizeHint(size)
+        self.list.setFixedHeight(size.height() * min(ROWS, self.list.count()) + frame)
         self.on_selection_changed()
 
     def on_menu(self) -> None:
@@ -85,12 +81,13 @@ class FoldersBar(QWidget):
 
     def on_remove(self) -> None:
         """Take the selected folders out; with one folder it need not be selected."""
-        items = self.list.selectedItems() or ([self.list.item(0)] if self.list.count() == 1 else [])
-        folders = [item.data(Qt.ItemDataRole.UserRole) for item in items]
-        if any(folders):
-            self.removed.emit(folders)
+        if self._chosen():
+            self.removed.emit(self._chosen())
 
     def on_selection_changed(self) -> None:
         """Nothing to remove without a selection."""
-        only = self.list.count() == 1 and bool(self.list.item(0).data(Qt.ItemDataRole.UserRole))
-        self.remove.setEnabled(only or bool(self.list.selectedItems()))
+        self.remove.setEnabled(bool(self._chosen()))
+
+    def _chosen(self) -> list[str]:
+        items = self.list.selectedItems() or ([self.list.item(0)] if self.list.count() == 1 else [])
+        return [folder for item in items if (folder := item.data(Qt.ItemDataRole.UserRole))]

@@ -1,7 +1,9 @@
 """The grid of thumbnails: each with name, caption, sizes and marks in words."""
 
-from PySide6.QtCore import QEvent, QModelIndex, QPersistentModelIndex, QRect, QSize, Qt, QTimer, Signal
-from PySide6.QtGui import QColor, QFont, QFontMetrics, QPainter, QPaintEvent, QPixmap, QResizeEvent
+from typing import Any
+
+from PySide6.QtCore import QEvent, QModelIndex, QPersistentModelIndex, QPoint, QRect, QSize, Qt, QTimer, Signal
+from PySide6.QtGui import QIcon, QPainter, QPaintEvent, QPixmap, QResizeEvent
 from PySide6.QtWidgets import QListView, QStyle, QStyledItemDelegate, QStyleOptionViewItem, QWidget
 
 from ui.pages.pictures.data_set import Picture, PictureModel
@@ -11,6 +13,10 @@ from ui.widgets import theme
 WIDEST = "1024×1024 → 1024×1024"
 """The sizes a cell has room for; longer ones are elided."""
 
+LINES = 3
+"""Of text below a thumbnail."""
+
+PAD = 6
 Index = QModelIndex | QPersistentModelIndex
 
 
@@ -37,8 +43,7 @@ class PictureGrid(QListView):
         self.setHorizontalScrollBarPolicy(Qt.ScrollBarPolicy.ScrollBarAlwaysOff)
         self.setMouseTracking(True)
         self.setModel(model)
-        self.cell = Cell(model, thumbnails, self)
-        self.setItemDelegate(self.cell)
+        self.setItemDelegate(Cell(model, thumbnails, self))
         self._soon = QTimer(self, singleShot=True, interval=30)
         self._soon.timeout.connect(self.on_settled)
         self._share_width()
@@ -106,111 +111,69 @@ class PictureGrid(QListView):
         """As many columns as fit, all of the same width."""
         # Room for the scroll bar is kept: its coming must not change the columns.
         bar = self.verticalScrollBar().sizeHint().width()
-        cell, room = self.cell.size(), self.width() - 2 * self.frameWidth() - bar - 1
-        cell.setWidth(max(cell.width(), room // max(1, room // cell.width())))
+        metrics, room = self.fontMetrics(), self.width() - 2 * self.frameWidth() - bar - 1
+        least = metrics.horizontalAdvance(WIDEST) + 4 * PAD
+        width, height = max(least, room // max(1, room // least)), round(least * 0.72) + LINES * metrics.height()
+        cell = QSize(width, height + 4 * PAD)
         if cell != self.gridSize():
             self.setGridSize(cell)
 
 
 class Cell(QStyledItemDelegate):
-    """Paints one picture of the grid."""
+    """A thumbnail with its marks, and below it name, caption and sizes: all the style has to paint."""
 
     def __init__(self, model: PictureModel, thumbnails: Thumbnails, view: QListView):
         super().__init__(view)
         self._model, self._thumbnails, self._view = model, thumbnails, view
 
-    def size(self) -> QSize:
-        """The smallest, with the gap to the next."""
-        small = QFontMetrics(self._small())
-        pad = small.height() // 2
-        width = small.horizontalAdvance(WIDEST) + 4 * pad
-        return QSize(width, round(width * 0.72) + self._view.fontMetrics().height() + 2 * small.height() + 4 * pad)
-
     def sizeHint(self, option: QStyleOptionViewItem, index: Index) -> QSize:
         """Qt: the same for all."""
         return self._view.gridSize()
 
-    def paint(self, painter: QPainter, option: QStyleOptionViewItem, index: Index) -> None:
-        """Qt: thumbnail with marks, name, caption, sizes."""
+    def initStyleOption(self, option: Any, index: Index) -> None:
+        """Qt: picture and text."""
+        super().initStyleOption(option, index)
         picture: Picture = self._model.data(index, Qt.ItemDataRole.UserRole)
-        colors, small, normal = theme.colors(), self._small(), self._view.font()
-        pad = QFontMetrics(small).height() // 2
-        card = option.rect.adjusted(pad // 2, pad // 2, -pad // 2, -pad // 2)  # type: ignore[attr-defined]
-        painter.save()
-        painter.setRenderHint(QPainter.RenderHint.Antialiasing)
-        self._card(painter, card, option.state)  # type: ignore[attr-defined]
-        inside = card.adjusted(pad // 2, pad // 2, -pad // 2, -pad // 2)
-        lines = QFontMetrics(normal).height() + 2 * QFontMetrics(small).height()
-        frame = inside.adjusted(0, 0, 0, -lines - pad // 2)
-        self._thumbnail(painter, frame, picture, small)
-        y, unsaved = frame.bottom() + pad // 2 + 1, self._model.is_edited(picture)
-        name, caption = picture.name.split("/")[-1], self._model.caption(picture).replace("\n", " ")
-        for text, font, color in (
-            (name, normal, colors.text),
-            (caption or "no caption", small, colors.text if caption else colors.muted),
-            (picture.sizes(), small, colors.muted),
-        ):
-            metrics = QFontMetrics(font)
-            line = QRect(inside.left(), y, inside.width(), metrics.height())
-            painter.setFont(font)
-            painter.setPen(color)
-            mode = Qt.TextElideMode.ElideMiddle if text == name else Qt.TextElideMode.ElideRight
-            painter.drawText(line, Qt.AlignmentFlag.AlignVCenter, metrics.elidedText(text, mode, line.width()))
-            y += metrics.height()
-        marks = [*picture.marks(), *([("not saved", "modified")] if unsaved else [])]
-        self._marks(painter, frame, marks, small)
-        painter.restore()
+        metrics, size = option.fontMetrics, self._view.gridSize()
+        caption = self._model.caption(picture).replace("\n", " ") or "no caption"
+        middle, right = Qt.TextElideMode.ElideMiddle, Qt.TextElideMode.ElideRight
+        lines = ((picture.name.split("/")[-1], middle), (caption, right), (picture.sizes(), right))
+        option.text = "\u2028".join(metrics.elidedText(text, mode, size.width() - 4 * PAD) for text, mode in lines)
+        option.decorationSize = size - QSize(2 * PAD, LINES * metrics.height() + 3 * PAD)
+        pixmap = self._pixmap(picture, option.decorationSize)
+        option.icon = QIcon(pixmap)
+        option.icon.addPixmap(pixmap, QIcon.Mode.Selected)  # not in the selection's colour
+        option.features |= option.ViewItemFeature.HasDecoration
 
-    def _card(self, painter: QPainter, card: QRect, state: QStyle.StateFlag) -> None:
-        """The background: marked when selected, and when the mouse is over it."""
-        colors = theme.colors()
-        selected = bool(state & QStyle.StateFlag.State_Selected)
-        fill = QColor(colors.accent)
-        fill.setAlphaF(0.16 if selected else 0.06 if state & QStyle.StateFlag.State_MouseOver else 0)
-        painter.setBrush(fill)
-        painter.setPen(colors.accent if selected else Qt.PenStyle.NoPen)
-        painter.drawRoundedRect(card, 5, 5)
-
-    def _thumbnail(self, painter: QPainter, frame: QRect, picture: Picture, font: QFont) -> None:
-        pixmap = self._thumbnails.get(picture.path)
-        if pixmap is not None and not pixmap.isNull():
+    def _pixmap(self, picture: Picture, size: QSize) -> QPixmap:
+        """The thumbnail, or why there is none, with the picture's marks."""
+        thumbnail, colors, ratio = self._thumbnails.get(picture.path), theme.colors(), self._view.devicePixelRatioF()
+        pixmap = QPixmap(size * ratio)
+        pixmap.setDevicePixelRatio(ratio)
+        pixmap.fill(Qt.GlobalColor.transparent)
+        painter, frame, middle = QPainter(pixmap), QRect(QPoint(), size), Qt.AlignmentFlag.AlignCenter
+        painter.setFont(self._view.font())
+        if thumbnail is not None and not thumbnail.isNull():
             painter.setRenderHint(QPainter.RenderHint.SmoothPixmapTransform)
-            painter.drawPixmap(_centred(pixmap, frame), pixmap)
-            return
-        colors = theme.colors()
-        painter.setPen(colors.border)
-        painter.setBrush(colors.window)
-        painter.drawRoundedRect(frame.adjusted(0, 0, -1, -1), 3, 3)
-        painter.setFont(font)
-        painter.setPen(colors.muted)
-        waiting = pixmap is None and picture.width
-        painter.drawText(frame, Qt.AlignmentFlag.AlignCenter, "…" if waiting else "no preview")
+            shape = thumbnail.size().scaled(size, Qt.AspectRatioMode.KeepAspectRatio)
+            painter.drawPixmap(QStyle.alignedRect(Qt.LayoutDirection.LeftToRight, middle, shape, frame), thumbnail)
+        else:
+            painter.fillRect(frame, colors.window)
+            painter.setPen(colors.muted)
+            waiting = thumbnail is None and picture.width
+            painter.drawText(frame, middle, "…" if waiting else "no preview")
+        unsaved = [("not saved", "modified")] if self._model.is_edited(picture) else []
+        self._mark(painter, frame, [*picture.marks(), *unsaved])
+        painter.end()
+        return pixmap
 
-    def _marks(self, painter: QPainter, frame: QRect, marks: list[tuple[str, str]], font: QFont) -> None:
-        """Words on coloured ground, from the thumbnail's lower left corner upwards."""
-        colors, metrics = theme.colors(), QFontMetrics(font)
-        grounds = {"bad": colors.bad, "warning": colors.warning, "modified": colors.modified}
-        painter.setFont(font)
-        y = frame.bottom() - 2
-        for text, ground in marks:
-            width, height = metrics.horizontalAdvance(text) + metrics.height() // 2 * 2, metrics.height() + 2
-            pill = QRect(frame.left() + 3, y - height, min(width, frame.width() - 6), height)
-            painter.setPen(Qt.PenStyle.NoPen)
-            painter.setBrush(grounds[ground])
-            painter.drawRoundedRect(pill, 4, 4)
-            painter.setPen(colors.surface)
+    def _mark(self, painter: QPainter, frame: QRect, marks: list[tuple[str, str]]) -> None:
+        """Words on coloured ground, from the lower left corner upwards."""
+        colors, metrics = theme.colors(), painter.fontMetrics()
+        painter.setPen(colors.surface)
+        height = metrics.height() + 2
+        for row, (text, ground) in enumerate(marks, 1):
+            width = min(metrics.horizontalAdvance(text) + metrics.height(), frame.width())
+            pill = QRect(0, frame.height() - row * (height + 2), width, height)
+            painter.fillRect(pill, vars(colors)[ground])
             painter.drawText(pill, Qt.AlignmentFlag.AlignCenter, text)
-            y -= height + 2
-
-    def _small(self) -> QFont:
-        font = QFont(self._view.font())
-        font.setPointSizeF(font.pointSizeF() * 0.88 if font.pointSizeF() > 0 else 9)
-        return font
-
-
-def _centred(pixmap: QPixmap, frame: QRect) -> QRect:
-    """The largest rectangle of the pixmap's shape inside the frame, in its middle."""
-    size = pixmap.size().scaled(frame.size(), Qt.AspectRatioMode.KeepAspectRatio)
-    rect = QRect(0, 0, size.width(), size.height())
-    rect.moveCenter(frame.center())
-    return rect

@@ -1,12 +1,10 @@
 """The widgets of the data page and where they stand."""
 
-from dataclasses import dataclass
-
 from PySide6.QtCore import Qt
 from PySide6.QtWidgets import (
     QButtonGroup,
     QCheckBox,
-    QHBoxLayout,
+    QFrame,
     QLabel,
     QLineEdit,
     QProgressBar,
@@ -16,7 +14,6 @@ from PySide6.QtWidgets import (
     QSplitter,
     QTabWidget,
     QToolButton,
-    QVBoxLayout,
     QWidget,
 )
 
@@ -29,121 +26,55 @@ from ui.pages.pictures.grid import PictureGrid
 from ui.pages.pictures.notes import NotesList
 from ui.pages.pictures.panel import PicturePanel
 from ui.pages.pictures.thumbnails import Thumbnails
-from ui.widgets import theme
 from ui.widgets.elided import Elided
+from ui.widgets.making import across, down, dressed, panel, with_icon
+
+FILTER = "Filter by name or caption"
+INSIDE = (0, 6, 8, 0)
+"""Margins of what is in a tab."""
 
 
-@dataclass
 class Parts:
     """The page's widgets."""
 
-    training: QToolButton
-    validation: QToolButton
-    refresh: QPushButton
-    save_all: QPushButton
-    folders: FoldersBar
-    search: QLineEdit
-    problems_only: QCheckBox
-    status: Elided
-    progress: QProgressBar
-    views: QTabWidget
-    grid: PictureGrid
-    bucket_line: QLabel
-    histogram: Histogram
-    notes: NotesList
-    panel: PicturePanel
-    splitter: QSplitter
-
-
-def build(page: QWidget, model: PictureModel, thumbnails: Thumbnails, captions: Captions, settings: Settings) -> Parts:
-    """Make the widgets of the page and lay them out."""
-    parts = Parts(
-        training=QToolButton(page),
-        validation=QToolButton(page),
-        save_all=QPushButton("Save all captions", page),
-        refresh=QPushButton("Refresh", page),
-        folders=FoldersBar(settings, page),
-        views=QTabWidget(page, documentMode=True),
-        search=QLineEdit(page, clearButtonEnabled=True),
-        problems_only=QCheckBox("Only marked", page),
-        status=Elided(page),
-        progress=QProgressBar(page, textVisible=False),
-        grid=PictureGrid(model, thumbnails, page),
-        bucket_line=QLabel(page, wordWrap=True),
-        histogram=Histogram(),
-        notes=NotesList(page),
-        panel=PicturePanel(captions, page),
-        splitter=QSplitter(Qt.Orientation.Horizontal, page, childrenCollapsible=False),
-    )
-    _finish(page, parts)
-    layout = QVBoxLayout(page)
-    layout.addLayout(_heading(page, parts))
-    layout.addWidget(parts.folders)
-    layout.addWidget(parts.splitter, 1)
-    return parts
-
-
-def _finish(page: QWidget, parts: Parts) -> None:
-    """What constructors cannot say."""
-    switch = QButtonGroup(page)
-    for button, text in ((parts.training, "Training"), (parts.validation, "Validation")):
-        button.setText(text)
-        button.setCheckable(True)
-        switch.addButton(button)
-    parts.training.setChecked(True)
-    parts.refresh.setToolTip("Look at the folders again (F5)")
-    parts.views.setAccessibleName("Pictures, buckets and notes")
-    parts.search.setAccessibleName("Filter by name or caption")
-    parts.search.setPlaceholderText("Filter by name or caption")
-    parts.search.setAcceptDrops(False)  # folders may be dropped anywhere on the page
-    parts.problems_only.setToolTip("Missing, empty and too long captions, enlarged and unreadable pictures")
-    parts.status.setSizePolicy(QSizePolicy.Policy.Ignored, QSizePolicy.Policy.Preferred)
-    parts.progress.setFixedWidth(page.fontMetrics().averageCharWidth() * 16)
-    parts.progress.hide()
-    theme.set_role(parts.bucket_line, "muted")
-
-
-def _heading(page: QWidget, parts: Parts) -> QHBoxLayout:
-    title = QLabel("Pictures", page)
-    theme.set_role(title, "title")
-    row = QHBoxLayout()
-    row.addWidget(title)
-    row.addSpacing(page.fontMetrics().height())
-    switch = QHBoxLayout()
-    switch.setSpacing(0)
-    switch.addWidget(parts.training)
-    switch.addWidget(parts.validation)
-    row.addLayout(switch)
-    row.addSpacing(page.fontMetrics().height() // 2)
-    row.addWidget(parts.status, 1)
-    row.addWidget(parts.progress)
-    row.addWidget(parts.save_all)
-    row.addWidget(parts.refresh)
-    scrolled = QScrollArea(page, widgetResizable=True)
-    scrolled.setFrameShape(QScrollArea.Shape.NoFrame)
-    scrolled.setWidget(parts.histogram)
-    buckets = QWidget(page)
-    rows = QVBoxLayout(buckets)
-    rows.setContentsMargins(0, 6, 8, 0)
-    rows.addWidget(parts.bucket_line)
-    rows.addWidget(scrolled, 1)
-    pictures = QWidget(page)
-    column = QVBoxLayout(pictures)
-    column.setContentsMargins(0, 6, 8, 0)
-    filters = QHBoxLayout()
-    filters.addWidget(parts.search, 1)
-    filters.addWidget(parts.problems_only)
-    column.addLayout(filters)
-    column.addWidget(parts.grid, 1)
-    notes = QWidget(page)
-    lines = QVBoxLayout(notes)
-    lines.setContentsMargins(0, 6, 8, 0)
-    lines.addWidget(parts.notes)
-    for widget, name in ((pictures, "Pictures"), (buckets, "Buckets"), (notes, "Problems and notes")):
-        parts.views.addTab(widget, name)
-    parts.splitter.addWidget(parts.views)
-    parts.splitter.addWidget(parts.panel)
-    parts.splitter.setStretchFactor(0, 1)
-    width = page.fontMetrics().averageCharWidth()
-    parts.splitter.setSizes([width * 90, width * 46])
-    return row
+    def __init__(
+        self, page: QWidget, model: PictureModel, thumbnails: Thumbnails, captions: Captions, settings: Settings
+    ):
+        """Make them, and lay them out on `page`."""
+        letter, line = page.fontMetrics().averageCharWidth(), page.fontMetrics().height()
+        self.training = dressed(QToolButton(), text="Training", checkable=True, checked=True)
+        self.validation = dressed(QToolButton(), text="Validation", checkable=True)
+        switch = QButtonGroup(page)
+        for button in (self.training, self.validation):
+            switch.addButton(button)
+        self.status = Elided()
+        self.status.setSizePolicy(QSizePolicy.Policy.Ignored, QSizePolicy.Policy.Preferred)
+        self.progress = QProgressBar(textVisible=False)
+        self.progress.setFixedWidth(letter * 16)
+        self.save_all = with_icon(QPushButton("Save all captions"), "save")
+        self.refresh = with_icon(dressed(QPushButton("Refresh"), tip="Read the folders again (F5)"), "refresh")
+        self.folders = FoldersBar(settings)
+        self.search = dressed(QLineEdit(clearButtonEnabled=True), name=FILTER, placeholderText=FILTER)
+        self.search.setAcceptDrops(False)  # folders may be dropped anywhere on the page
+        marks = "Missing, empty and too long captions, enlarged and unreadable pictures"
+        self.problems_only = dressed(QCheckBox("Only problems"), tip=marks)
+        self.grid = PictureGrid(model, thumbnails)
+        self.bucket_line = dressed(QLabel(wordWrap=True), "muted")
+        self.histogram, self.notes, self.panel = Histogram(), NotesList(), PicturePanel(captions)
+        scrolled = dressed(QScrollArea(widgetResizable=True), frameShape=QFrame.Shape.NoFrame)
+        scrolled.setWidget(self.histogram)
+        self.views = dressed(QTabWidget(documentMode=True), name="Pictures, buckets and notes")
+        pictures = panel(across((self.search, 1), self.problems_only), (self.grid, 1), margins=INSIDE)
+        self.views.addTab(pictures, "Pictures")
+        self.views.addTab(panel(self.bucket_line, (scrolled, 1), margins=INSIDE), "Buckets")
+        self.views.addTab(panel(self.notes, margins=INSIDE), "Problems and notes")
+        self.splitter = QSplitter(Qt.Orientation.Horizontal, childrenCollapsible=False)
+        self.splitter.addWidget(self.views)
+        self.splitter.addWidget(self.panel)
+        self.splitter.setStretchFactor(0, 1)
+        self.splitter.setSizes([letter * 90, letter * 46])
+        title, both = dressed(QLabel("Pictures"), "title"), across(self.training, self.validation)
+        both.setSpacing(0)
+        state = ((self.status, 1), self.progress, self.save_all, self.refresh)
+        down(across(title, line, both, line // 2, *state), self.folders, (self.splitter, 1), of=page)
+        self.progress.hide()

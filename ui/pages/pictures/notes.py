@@ -41,7 +41,7 @@ class NotesList(QListWidget):
                 item.setToolTip(sentence)
                 item.setForeground(color if name == "error" else colors.text)
         if not self.count():
-            item = QListWidgetItem("Nothing to report.", self)
+            item = QListWidgetItem("No problems or notes", self)
             item.setFlags(Qt.ItemFlag.NoItemFlags)
 
 

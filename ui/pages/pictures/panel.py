@@ -1,18 +1,20 @@
 """The selected picture: larger, with its facts, its caption, and what the model sees of it."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from PySide6.QtCore import QRectF, QSize, QTimer, Signal
 from PySide6.QtGui import QImage
-from PySide6.QtWidgets import QLabel, QSizePolicy, QTabWidget, QVBoxLayout, QWidget
+from PySide6.QtWidgets import QLabel, QSizePolicy, QTabWidget, QWidget
 
 from ui.core import workers
 from ui.pages.pictures.captions import CaptionEditor, Captions
 from ui.pages.pictures.data_set import Picture, facts
 from ui.pages.pictures.draws import DRAWS, Preview, Sees
-from ui.pages.pictures.thumbnails import read_scaled
 from ui.widgets import theme
+from ui.widgets.images import read_scaled
+from ui.widgets.making import down, dressed
 
 LARGE = 1024
 """Longest side of the preview in pixels."""
@@ -32,28 +34,19 @@ class PicturePanel(QWidget):
         self._crop: QRectF | None = None
         self._asked = ""
         self.preview = Preview(self)
-        self.name = QLabel(self, wordWrap=True)
-        theme.set_role(self.name, "heading")
-        self.facts = QLabel(self, wordWrap=True)
-        theme.set_role(self.facts, "muted")
+        self.name, self.facts = dressed(QLabel(wordWrap=True), "heading"), dressed(QLabel(wordWrap=True), "muted")
         for label in (self.name, self.facts):
             label.setSizePolicy(QSizePolicy.Policy.Ignored, QSizePolicy.Policy.Minimum)
         self.editor = CaptionEditor(captions, self)
         self.sees = Sees(self)
-        self.tabs = QTabWidget(self, documentMode=True)
-        self.tabs.setAccessibleName("Caption and what the model sees")
+        self.tabs = dressed(QTabWidget(documentMode=True), name="Caption and what the model sees")
         self.tabs.addTab(self.editor, "Caption")
         self.tabs.addTab(self.sees, "What the model sees")
-        layout = QVBoxLayout(self)
-        layout.setContentsMargins(8, 0, 0, 0)
-        layout.addWidget(self.preview, 1)
-        layout.addWidget(self.name)
-        layout.addWidget(self.facts)
-        layout.addWidget(self.tabs, 1)
-        self._soon = QTimer(self, singleShot=True, interval=250)
-        self._soon.timeout.connect(self.on_quiet)
+        down((self.preview, 1), self.name, self.facts, (self.tabs, 1), of=self, margins=(8, 0, 0, 0))
+        self.soon = QTimer(self, singleShot=True, interval=250)
+        self.soon.timeout.connect(self.on_quiet)
         self.tabs.currentChanged.connect(self.on_tab_changed)
-        self.sees.wanted.connect(self._soon.start)
+        self.sees.wanted.connect(self.soon.start)
         self.sees.mirrored.connect(self.on_mirrored)
         captions.changed.connect(self.on_caption_changed)
         self.show_picture(None)
@@ -72,13 +65,12 @@ class PicturePanel(QWidget):
         self.facts.setText((picture.problem or facts(picture)) if picture else "")
         theme.set_role(self.facts, "problem" if picture is not None and picture.problem else "muted")
         if picture is None or not picture.width:
-            words = "No preview: the picture cannot be read." if picture else "Select a picture to see it larger."
+            words = "No preview: cannot read the picture" if picture else "Select a picture"
             self.preview.set_image(QImage(), QSize(), words)
             return
-        self._loading = workers.run(
-            read_scaled, Path(picture.path), LARGE, done=self.on_loaded, failed=self.on_not_loaded
-        )
-        self._soon.start()
+        failed = partial(self.preview.set_image, QImage(), QSize())
+        self._loading = workers.run(read_scaled, Path(picture.path), LARGE, done=self.on_loaded, failed=failed)
+        self.soon.start()
 
     def set_answer(self, answer: dict[str, Any]) -> None:
         """What scripts/look.py answered to the last question."""
@@ -94,24 +86,16 @@ class PicturePanel(QWidget):
         self.preview.set_crop(None)
         self.sees.set_problem(sentence)
 
-    def ask_again(self) -> None:
-        """The preset has changed."""
-        self._soon.start()
-
     def on_loaded(self, image: QImage) -> None:
         """The preview was read."""
         if self.picture is not None and self.picture.width and self.picture.height:
             own = QSize(self.picture.width, self.picture.height)
-            self.preview.set_image(image, own, "This window cannot show the picture; the trainer can read it.")
-
-    def on_not_loaded(self, sentence: str) -> None:
-        """The preview could not be read."""
-        self.preview.set_image(QImage(), QSize(), sentence)
+            self.preview.set_image(image, own, "No preview in this window; the trainer can read the picture.")
 
     def on_caption_changed(self, file: str) -> None:
         """Typed: other prompts."""
         if self.picture is not None and self.picture.caption_file == file:
-            self._soon.start()
+            self.soon.start()
 
     def on_quiet(self) -> None:
         """Ask what the model sees, when that is looked at."""
@@ -125,7 +109,7 @@ class PicturePanel(QWidget):
     def on_tab_changed(self) -> None:
         """The crop is drawn while the model's view is looked at."""
         if self.tabs.currentWidget() is self.sees:
-            self._soon.start(0)
+            self.soon.start(0)
             self.sees.on_row_changed(self.sees.prompts.currentRow())
         else:
             self.preview.set_crop(None)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from PySide6.QtCore import QByteArray, Qt, QTimer
-from PySide6.QtGui import QCloseEvent, QDragEnterEvent, QDropEvent, QHideEvent, QKeySequence, QShortcut, QShowEvent
+from PySide6.QtGui import QDragEnterEvent, QDropEvent, QHideEvent, QKeySequence, QShortcut, QShowEvent
 from PySide6.QtWidgets import QMessageBox, QWidget
 
 from ui.core import places, words
@@ -16,10 +16,9 @@ from ui.core.settings import Settings
 from ui.core.unsaved import CrashCopy
 from ui.pages.pictures.captions import Captions
 from ui.pages.pictures.data_set import Picture, PictureModel
-from ui.pages.pictures.layout import build
+from ui.pages.pictures.layout import Parts
 from ui.pages.pictures.thumbnails import Thumbnails
 from ui.widgets import theme
-from ui.widgets.icons import icon
 
 MATTERS = ("family", "base.path", "base.config", "data", "training.batch_size")
 """Options that change what the trainer says about pictures."""
@@ -47,12 +46,12 @@ class PicturesPage(QWidget):
         self.kept = CrashCopy(kept_in, "captions", captions.to_unsaved, captions.restore, self)
         self.model = PictureModel(self.captions.edits)
         self.thumbnails = Thumbnails(self)
-        self.parts = build(self, self.model, self.thumbnails, self.captions, settings)
+        self.parts = Parts(self, self.model, self.thumbnails, self.captions, settings)
         self.setAcceptDrops(True)
         self._soon = QTimer(self, singleShot=True, interval=600)
         self._soon.timeout.connect(self.on_quiet)
         self._connect()
-        self.on_theme_changed()
+        self._show_folders()
         self._restored = len(self.captions.edits) if self.kept.restore() else 0
         self._show_edits()
         self.parts.splitter.restoreState(settings.state(SPLITTER))
@@ -78,7 +77,7 @@ class PicturesPage(QWidget):
             known = {places.full(folder) for folder in old}
             self._set("data.folders", [*old, *(one for one in dict.fromkeys(new) if places.full(one) not in known)])
         elif len(new) > 1:
-            self._say(f"There is one validation folder; {len(new)} were given. Give one.", "problem")
+            self._say(f"Choose one validation folder; {len(new)} were given.", "problem")
         else:
             self._set("data.validation_folder", new[0])
 
@@ -98,9 +97,9 @@ class PicturesPage(QWidget):
         if not self.folders():
             self._take(NOTHING)
             self._show_numbers()
-            self._say("There is no folder yet." if self.training else "There is no validation folder.", "muted")
+            self._say("No picture folder chosen" if self.training else "No validation folder chosen", "muted")
             return
-        self._say("Looking at the pictures; the first time takes some seconds…", "muted")
+        self._say("Reading pictures…", "muted")
         self.parts.progress.setRange(0, 0)
         self.parts.progress.show()
         self.look.ask(PICTURES, {"preset": self._document.values, "which": self._which()})
@@ -114,7 +113,7 @@ class PicturesPage(QWidget):
         answer = QMessageBox.question(
             self,
             "Unsaved captions",
-            f"{words.plural(number, 'caption')} {'has' if number == 1 else 'have'} changes that are not saved.",
+            f"{words.plural(number, 'caption')} {'has' if number == 1 else 'have'} unsaved changes.",
             button.SaveAll | button.Discard | button.Cancel,
             button.SaveAll,
         )
@@ -150,7 +149,7 @@ class PicturesPage(QWidget):
         """The preset has not changed for a moment."""
         if self.isVisible():
             self.refresh()
-            self.parts.panel.ask_again()
+            self.parts.panel.soon.start()
 
     def on_switched(self) -> None:
         """Training or validation."""
@@ -209,16 +208,6 @@ class PicturesPage(QWidget):
             self.parts.panel.show_picture(next(one for one in self.model.pictures if one.path == chosen.path))
         self._soon.start()
 
-    def on_caption_failed(self, sentence: str) -> None:
-        """A caption could not be saved."""
-        self._say(sentence, "problem")
-
-    def on_theme_changed(self) -> None:
-        """Icons have the theme's colour."""
-        self.parts.refresh.setIcon(icon("refresh"))
-        self.parts.save_all.setIcon(icon("save"))
-        self._show_folders()
-
     # -- Qt -----------------------------------------------------------------------------------------------------------
 
     def showEvent(self, event: QShowEvent) -> None:
@@ -232,11 +221,6 @@ class PicturesPage(QWidget):
         super().hideEvent(event)
         if not event.spontaneous():
             self._stale = True
-
-    def closeEvent(self, event: QCloseEvent) -> None:
-        """Qt: the page is closed for itself."""
-        self.end()
-        super().closeEvent(event)
 
     def dragEnterEvent(self, event: QDragEnterEvent) -> None:
         """Qt: folders may be dropped."""
@@ -260,8 +244,8 @@ class PicturesPage(QWidget):
         captions.changed.connect(self.kept.on_edited)
         self.kept.failed.connect(captions.failed)
         captions.saved.connect(self.on_caption_saved)
-        captions.failed.connect(self.on_caption_failed)
-        theme.notifier().changed.connect(self.on_theme_changed)
+        captions.failed.connect(lambda sentence: self._say(sentence, "problem"))
+        theme.notifier().changed.connect(self._show_folders)
         parts.folders.added.connect(self.add_folders)
         parts.folders.removed.connect(self.remove_folders)
         parts.training.toggled.connect(self.on_switched)
@@ -315,11 +299,9 @@ class PicturesPage(QWidget):
         """How many pictures, and how many of them are worth a look."""
         total, shown = len(self.model.pictures), len(self.model.shown)
         marked = sum(bool(picture.marks()) for picture in self.model.pictures)
-        text = (
-            words.plural(total, "picture")
-            if shown == total
-            else f"{words.count(shown)} of {words.plural(total, 'picture')}"
-        )
+        text = words.plural(total, "picture")
+        if shown != total:
+            text = f"{words.count(shown)} of {text}"
         problems = len(self._answer.get("problems", ()))
         if problems:
             text += f", {words.plural(problems, 'problem')}"
@@ -328,12 +310,12 @@ class PicturesPage(QWidget):
         self._say(text, "problem" if problems else "muted")
         self.parts.grid.words = self._why_empty()
         self.parts.grid.viewport().update()
-        self.parts.problems_only.setText(f"Only marked ({words.count(marked)})" if marked else "Only marked")
+        self.parts.problems_only.setText(f"Only problems ({words.count(marked)})" if marked else "Only problems")
 
     def _why_empty(self) -> str:
         if self.model.pictures:
-            return "No picture passes the filter."
-        return "There are no pictures in the folders." if self.folders() else "Drop folders with pictures here."
+            return "No matching pictures"
+        return "No pictures in the folders" if self.folders() else "Drop folders with pictures here"
 
     def _show_folders(self) -> None:
         counts = Counter(entry["folder"] for entry in self._answer.get("pictures", ()))
@@ -352,12 +334,11 @@ class PicturesPage(QWidget):
 def bucket_words(buckets: list[dict[str, Any]], batch: int) -> str:
     """What the bars mean."""
     if not buckets:
-        return "No pictures, no buckets."
+        return "No pictures"
     filled = sum(bucket["filled"] for bucket in buckets)
-    text = f"{words.plural(len(buckets), 'bucket')}; a batch has {words.plural(batch, 'picture')} of one bucket."
+    text = f"{words.plural(len(buckets), 'bucket')}; each batch has {words.plural(batch, 'picture')} of one bucket."
     if filled:
-        shown = "1 is shown again" if filled == 1 else f"{words.count(filled)} are shown again"
-        text += f" Where the last batch is not full, pictures fill it up: {shown} per epoch (pale)."
+        text += f" {words.plural(filled, 'picture')} repeated per epoch to fill last batches (pale)."
     return text
 
 

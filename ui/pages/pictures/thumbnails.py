@@ -1,12 +1,14 @@
 """Small pictures for the grid: read in a few threads, the visible ones first, and kept in memory."""
 
-import threading
 from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
 
-from PySide6.QtCore import QObject, QRunnable, QSize, Qt, QThreadPool, Signal
-from PySide6.QtGui import QColor, QImage, QImageReader, QPainter, QPixmap
+from PySide6.QtCore import QObject, QThreadPool, Signal
+from PySide6.QtGui import QImage, QImageReader, QPixmap
+
+from ui.core import workers
+from ui.widgets.images import read_scaled
 
 SIDE = 256
 """Longest side of a thumbnail in pixels; enough for a grid on a screen of double density."""
@@ -28,8 +30,8 @@ class Thumbnails(QObject):
         super().__init__(parent)
         self._pixmaps: OrderedDict[str, QPixmap] = OrderedDict()
         self._old: set[str] = set()
-        self._queue = _Queue()
-        self._queue.made.connect(self.on_made)
+        self._wanted: frozenset[str] = frozenset()
+        self._queued: set[str] = set()
         self._pool = QThreadPool(self)
         self._pool.setMaxThreadCount(THREADS)
         QImageReader.setAllocationLimit(LARGEST)
@@ -43,8 +45,11 @@ class Thumbnails(QObject):
 
     def want(self, paths: Sequence[str]) -> None:
         """Read these, in this order; what was wanted before and is not among them is dropped."""
-        for _ in range(self._queue.replace([path for path in paths if path not in self._pixmaps or path in self._old])):
-            self._pool.start(_Reader(self._queue))
+        new = [path for path in paths if path not in self._pixmaps or path in self._old]
+        self._wanted = frozenset(new)
+        for path in new:
+            if path not in self._queued:
+                self._start(path)
 
     def forget(self) -> None:
         """The files may have changed: what is wanted next is read again, and the old one shown meanwhile."""
@@ -52,81 +57,28 @@ class Thumbnails(QObject):
 
     def close(self) -> None:
         """Read no more."""
-        self._queue.replace([])
+        self._wanted = frozenset()
         self._pool.waitForDone()
 
-    def on_made(self, path: str, image: QImage) -> None:
-        """A thread has read a thumbnail."""
+    def on_read(self, outcome: tuple[str, QImage | None]) -> None:
+        """A thread has read a thumbnail, or passed it over."""
+        path, image = outcome
+        self._queued.discard(path)
+        if image is None:
+            if path in self._wanted:  # again, since then
+                self._start(path)
+            return
         self._old.discard(path)
         self._pixmaps[path] = QPixmap.fromImage(image)
         while len(self._pixmaps) > IN_MEMORY:
             self._pixmaps.popitem(last=False)
         self.ready.emit(path)
 
+    def _start(self, path: str) -> None:
+        self._queued.add(path)
+        failed = lambda _: self._queued.discard(path)  # noqa: E731
+        workers.run(self._read, path, done=self.on_read, failed=failed, pool=self._pool)
 
-def read_scaled(path: Path, side: int) -> QImage:
-    """A picture, at most `side` pixels large, turned as its EXIF block says, on white; null if it cannot be read."""
-    reader = QImageReader(str(path))
-    reader.setDecideFormatFromContent(True)
-    reader.setAutoTransform(True)
-    size = reader.size()
-    if size.isValid() and max(size.width(), size.height()) > side:
-        reader.setScaledSize(size.scaled(side, side, Qt.AspectRatioMode.KeepAspectRatio).expandedTo(QSize(1, 1)))
-    image = reader.read()
-    if not image.hasAlphaChannel():
-        return image
-    white = QImage(image.size(), QImage.Format.Format_RGB32)
-    white.fill(QColor("white"))
-    painter = QPainter(white)
-    painter.drawImage(0, 0, image)
-    painter.end()
-    return white
-
-
-class _Queue(QObject):
-    """What is to be read, shared by the threads. Without a parent: a thread may outlive the grid."""
-
-    made = Signal(str, QImage)
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._lock = threading.Lock()
-        self._paths: list[str] = []
-        self._under_way: set[str] = set()
-        self._readers = 0
-
-    def replace(self, paths: Sequence[str]) -> int:
-        """How many readers have to be started for the new queue."""
-        with self._lock:
-            self._paths = [path for path in paths if path not in self._under_way][::-1]
-            new = max(0, min(THREADS, len(self._paths)) - self._readers)
-            self._readers += new
-            return new
-
-    def take(self) -> str:
-        """The next path; "" ends the reader."""
-        with self._lock:
-            if not self._paths:
-                self._readers -= 1
-                return ""
-            path = self._paths.pop()
-            self._under_way.add(path)
-            return path
-
-    def finish(self, path: str, image: QImage) -> None:
-        """The path was read; from now on it can be wanted anew."""
-        with self._lock:
-            self._under_way.discard(path)
-        self.made.emit(path, image)
-
-
-class _Reader(QRunnable):
-    """One thread that reads until nothing is wanted any more."""
-
-    def __init__(self, queue: _Queue):
-        super().__init__()
-        self._queue = queue
-
-    def run(self) -> None:
-        while path := self._queue.take():
-            self._queue.finish(path, read_scaled(Path(path), SIDE))
+    def _read(self, path: str) -> tuple[str, QImage | None]:
+        """On another thread: the path and its picture, None when it is not wanted any more."""
+        return path, read_scaled(Path(path), SIDE) if path in self._wanted else None

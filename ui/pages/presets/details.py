@@ -5,13 +5,14 @@ from pathlib import Path
 from typing import Any
 
 from PySide6.QtCore import Qt
-from PySide6.QtWidgets import QFrame, QGridLayout, QLabel, QScrollArea, QVBoxLayout, QWidget
+from PySide6.QtWidgets import QFrame, QGridLayout, QLabel, QScrollArea
 
 from ui.core.preset import files
 from ui.core.preset.comparison import value_text
 from ui.core.preset.files import Entry, Opened
 from ui.core.preset.schema import Schema, at, flatten
 from ui.form import paths
+from ui.widgets.making import Part, dressed, panel, plain
 
 NEEDED = ("base.path", "base.config", "data.folders", "data.validation_folder")
 """Options that name what has to be on this machine."""
@@ -46,47 +47,32 @@ class PresetDetails(QScrollArea):
     """Shows them."""
 
     def __init__(self) -> None:
-        super().__init__()
-        self.setWidgetResizable(True)
+        super().__init__(widgetResizable=True)
         self.setFrameShape(QFrame.Shape.NoFrame)
         self.setHorizontalScrollBarPolicy(Qt.ScrollBarPolicy.ScrollBarAlwaysOff)
         self.setFocusPolicy(Qt.FocusPolicy.StrongFocus)
-        self.setAccessibleName("What the preset sets")
-        self.show_text("Choose a preset to see what it sets.")
+        self.setAccessibleName("Settings of the preset")
+        self.show_text("Select a preset to see its settings.")
 
     def show_text(self, text: str, role: str = "muted") -> None:
         """A sentence instead of a preset."""
-        layout = self._anew()
-        layout.addWidget(_label(text, role))
-        layout.addStretch()
+        self._fill(_label(text, role))
 
     def show_preset(self, entry: Entry, looked: Looked) -> None:
         """A preset that was read."""
-        layout = self._anew()
-        for text, role in ((entry.problem, "problem"), *((text, "problem") for text in looked.opened.problems)):
-            if text:
-                layout.addWidget(_label(text, role))
-        for text in looked.opened.notes:
-            layout.addWidget(_label(text, "note"))
-        for role, text in looked.needed:
-            layout.addWidget(_label(text, role))
+        problems = [("problem", text) for text in (entry.problem, *looked.opened.problems) if text]
+        said = [*problems, *(("note", text) for text in looked.opened.notes), *looked.needed]
         grid = QGridLayout()
         grid.setHorizontalSpacing(self.fontMetrics().averageCharWidth() * 2)
         grid.setColumnMinimumWidth(0, self.fontMetrics().averageCharWidth() * 24)
         grid.setColumnStretch(1, 1)
         for title, rows in looked.sections:
             _add_section(grid, title, rows)
-        layout.addSpacing(self.fontMetrics().height() // 2)
-        layout.addWidget(_label("Sets, differing from the defaults:" if looked.sections else "Sets nothing.", "muted"))
-        layout.addLayout(grid)
-        layout.addStretch()
+        sets = _label("Changed from defaults" if looked.sections else "All settings have their defaults", "muted")
+        self._fill(*(_label(text, role) for role, text in said), self.fontMetrics().height() // 2, sets, grid)
 
-    def _anew(self) -> QVBoxLayout:
-        content = QWidget()
-        layout = QVBoxLayout(content)
-        layout.setContentsMargins(0, 0, self.fontMetrics().averageCharWidth(), 0)
-        self.setWidget(content)
-        return layout
+    def _fill(self, *parts: Part) -> None:
+        self.setWidget(panel(*parts, None, margins=(0, 0, self.fontMetrics().averageCharWidth(), 0)))
 
 
 def _add_section(grid: QGridLayout, title: str, rows: tuple[tuple[str, str], ...]) -> None:
@@ -101,12 +87,7 @@ def _add_section(grid: QGridLayout, title: str, rows: tuple[tuple[str, str], ...
 
 
 def _label(text: str, role: str = "") -> QLabel:
-    label = QLabel(text)
-    label.setTextFormat(Qt.TextFormat.PlainText)
-    label.setWordWrap(True)
-    label.setTextInteractionFlags(Qt.TextInteractionFlag.TextSelectableByMouse)
-    label.setProperty("role", role)
-    return label
+    return dressed(plain(text), role)
 
 
 def _needed(values: dict[str, Any], schema: Schema) -> list[tuple[str, str]]:
@@ -123,6 +104,6 @@ def _whereabouts(subject: str, kind: str, text: str) -> tuple[str, str]:
     problem, remark = paths.remark(kind, text)
     sentence = problem or remark
     if not sentence:
-        return "good", f"{subject}: {text} is here."
+        return "good", f"{subject} found: {text}"
     whole = sentence if text in sentence else f"{text} is {sentence[0].lower()}{sentence[1:]}"
     return "muted" if remark and kind == "model" else "note", f"{subject}: {whole}"

@@ -6,7 +6,7 @@ from pathlib import Path
 from PySide6.QtCore import QFile, QObject, Signal
 from PySide6.QtWidgets import QWidget
 
-from ui.core import workers
+from ui.core import places, workers
 from ui.core.preset import files
 from ui.core.preset.files import Entry, Opened
 from ui.core.preset.schema import Schema, Values, at, with_value
@@ -49,7 +49,7 @@ class PresetKeeper(QObject):
     def delete(self, entry: Entry) -> None:
         """Delete an own preset, if the answer is yes."""
         question = f"Delete your preset {entry.name}?"
-        details = "Its file goes to this system's bin; where there is none, it is deleted for good."
+        details = "Moves it to the bin. Where there is no bin, it is deleted permanently."
         dialogs.confirm(self._window, "Delete preset", question, details, "De&lete", lambda: self._delete(entry))
 
     def export(self, opened: Opened, path: Path) -> None:
@@ -69,7 +69,7 @@ class PresetKeeper(QObject):
         except ValueError as error:
             self._say(title, f"{name} cannot be used: {error}.\n\n{problems}")
             return
-        question = f"Not everything in {name} can be understood:"
+        question = f"{name} has unknown or invalid settings:"
         without = lambda: self._adopt_as(values, name, title, accept, ask)  # noqa: E731
         dialogs.confirm(self._window, title, question, problems, f"{accept} without them", without)
 
@@ -77,8 +77,7 @@ class PresetKeeper(QObject):
         if not ask and not files.name_problem(name) and not dialogs.own_preset(name).exists():
             self._try(title, self._save, values, name)
             return
-        taken = {entry.name for entry in files.listing()}
-        dialog = dialogs.preset_name_dialog(self._window, title, files.free_name(name, taken), accept)
+        dialog = dialogs.preset_name_dialog(self._window, title, free_name(name), accept)
         dialog.accepted.connect(lambda: self._try(title, self._save, values, dialog.name))
         dialog.open()
 
@@ -106,6 +105,19 @@ class PresetKeeper(QObject):
 
     def _say(self, title: str, sentence: str) -> None:
         dialogs.say_error(self._window, title, sentence)
+
+
+def free_name(name: str) -> str:
+    """`name`, or the first that is free with a number behind it. Nothing is composed but presets of such names."""
+    taken = {path.stem for path in places.OWN_PRESETS.glob("*.json")}
+    while True:
+        free = files.free_name(name, taken)
+        try:
+            if not files.named(free.lower()):
+                return free
+        except ValueError:  # damaged parts, which the list tells: no preset comes with Gimbal
+            return free
+        taken.add(free)
 
 
 def understood(values: Values, schema: Schema) -> Values:

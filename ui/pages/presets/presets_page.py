@@ -4,18 +4,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from PySide6.QtCore import Qt, Signal
-from PySide6.QtGui import QAction, QDragEnterEvent, QDropEvent, QHideEvent, QKeySequence, QShowEvent
-from PySide6.QtWidgets import (
-    QFileDialog,
-    QHBoxLayout,
-    QLabel,
-    QLineEdit,
-    QMenu,
-    QPushButton,
-    QSplitter,
-    QVBoxLayout,
-    QWidget,
-)
+from PySide6.QtGui import QAction, QDragEnterEvent, QDropEvent, QHideEvent, QShowEvent
+from PySide6.QtWidgets import QFileDialog, QLabel, QLineEdit, QMenu, QPushButton, QSplitter, QWidget
 
 from ui.core import places, reading, workers
 from ui.core.preset import files
@@ -25,8 +15,9 @@ from ui.core.settings import Settings
 from ui.pages.presets.details import Looked, PresetDetails, look
 from ui.pages.presets.keeper import PresetKeeper
 from ui.pages.presets.tree import PresetTree
-from ui.widgets import dialogs, icons, theme
+from ui.widgets import dialogs
 from ui.widgets.elided import Elided
+from ui.widgets.making import across, button, dressed, panel, plain, with_icon
 
 OPENABLE = "Presets (*.json *.safetensors)"
 PRESETS = "Presets (*.json)"
@@ -51,10 +42,9 @@ class PresetsPage(QWidget):
         self.tree, self.details = PresetTree(), PresetDetails()
         self.filter = QLineEdit(placeholderText="Filter presets", clearButtonEnabled=True)
         self.filter.setAccessibleName("Filter presets")
-        self.nothing = QLabel("No preset has all of these words.", wordWrap=True)
+        self.nothing = QLabel("No matching presets", wordWrap=True)
         self.nothing.hide()
-        self.name, self.where, self.description = Elided(), Elided(), QLabel(wordWrap=True)
-        self.description.setTextFormat(Qt.TextFormat.PlainText)
+        self.name, self.where, self.description = dressed(Elided(), "title"), dressed(Elided(), "muted"), plain()
         self.description.setMinimumWidth(1)  # a word that is longer than the page must not widen the window
         self.keeper = PresetKeeper(document.schema, self)
         self._make_actions()
@@ -68,16 +58,13 @@ class PresetsPage(QWidget):
         self.keeper.deleted.connect(lambda: self.refresh())
         self.keeper.renamed.connect(self.renamed)
         document.origin_changed.connect(self.on_origin_changed)
-        theme.notifier().changed.connect(self.on_theme_changed)
-        self.on_theme_changed()
 
     def refresh(self, chosen: Path | None = None) -> None:
         """Read the list of presets anew; `chosen` becomes the current one."""
         if self._listing:
             self._listing.cancel()
-        self._listing = workers.run(
-            files.listing, done=lambda entries: self._fill(entries, chosen), failed=self._failed
-        )
+        failed = lambda sentence: self.details.show_text(f"Cannot list the presets: {sentence}", "problem")  # noqa: E731
+        self._listing = workers.run(files.listing, done=lambda entries: self._fill(entries, chosen), failed=failed)
 
     # -- what the user does --------------------------------------------------------------------------------------------
 
@@ -93,7 +80,7 @@ class PresetsPage(QWidget):
         for label in (self.name, self.where, self.description):
             label.setVisible(bool(label.text()))
         if entry is None:
-            self.details.show_text("Choose a preset to see what it sets." if self.entries else "There are no presets.")
+            self.details.show_text("Select a preset to see its settings." if self.entries else "No presets")
             return
         self._looking = workers.run(
             look,
@@ -163,14 +150,6 @@ class PresetsPage(QWidget):
         if chosen:
             self._request(Path(chosen))
 
-    def on_theme_changed(self) -> None:
-        """Draw the icons in the new colours."""
-        for button, icon in ((self.import_button, "add"), (self.from_button, "folder")):
-            button.setIcon(icons.icon(icon))
-        for action, icon in ((self.duplicate_action, "copy"), (self.rename_action, "edit"),
-                             (self.delete_action, "delete"), (self.export_action, "export")):  # fmt: skip
-            action.setIcon(icons.icon(icon))
-
     # -- files ---------------------------------------------------------------------------------------------------------
 
     def dragEnterEvent(self, event: QDragEnterEvent) -> None:
@@ -189,7 +168,7 @@ class PresetsPage(QWidget):
 
     def _request(self, path: Path) -> None:
         if reading.is_folder(path) and not reading.is_file(path / "preset.json"):
-            dialogs.say_error(self, "Open preset", f"{path} is not a run folder, because it has no preset.json.")
+            dialogs.say_error(self, "Open preset", f"{path} is not a run folder: it has no preset.json.")
         elif reading.is_file(path) and path.suffix not in (".json", ".safetensors"):
             sentence = f"{path.name} is not a preset; presets are .json files, run folders and .safetensors files."
             dialogs.say_error(self, "Open preset", sentence)
@@ -223,9 +202,6 @@ class PresetsPage(QWidget):
         self.tree.blockSignals(blocked)
         self.on_current_changed()
 
-    def _failed(self, sentence: str) -> None:
-        self.details.show_text(f"The list of presets cannot be read: {sentence}", "problem")
-
     def _show(self, entry: Entry, looked: Looked) -> None:
         self._looked = looked
         self.details.show_preset(entry, looked)
@@ -245,79 +221,49 @@ class PresetsPage(QWidget):
             action.setEnabled(own)
 
     def _make_actions(self) -> None:
-        key = Qt.Key
-        self.open_action = self._action("&Open", "", self.on_open)
-        self.duplicate_action = self._action("&Duplicate…", "Ctrl+D", self.on_duplicate)
-        self.rename_action = self._action("Re&name…", QKeySequence(key.Key_F2), self.on_rename)
-        self.delete_action = self._action("De&lete…", QKeySequence(key.Key_Delete), self.on_delete)
-        self.export_action = self._action("E&xport…", "", self.on_export)
+        self.open_action = self._action("&Open", "", "", self.on_open)
+        self.duplicate_action = self._action("&Duplicate…", "copy", "Ctrl+D", self.on_duplicate)
+        self.rename_action = self._action("Re&name…", "edit", "F2", self.on_rename)
+        self.delete_action = self._action("De&lete…", "delete", "Del", self.on_delete)
+        self.export_action = self._action("E&xport…", "export", "", self.on_export)
 
-    def _action(self, text: str, keys: QKeySequence | str, slot: Callable[[], None]) -> QAction:
+    def _action(self, text: str, icon: str, keys: str, slot: Callable[[], None]) -> QAction:
         action = QAction(text, self)
+        if icon:
+            with_icon(action, icon)
         action.setShortcut(keys)
         action.setShortcutContext(Qt.ShortcutContext.WidgetShortcut)
         action.triggered.connect(slot)
         self.tree.addAction(action)
         return action
 
-    def _button(self, action: QAction) -> QPushButton:
-        button = QPushButton(action.text())
-        button.setEnabled(action.isEnabled())
-        button.clicked.connect(action.trigger)
-        action.enabledChanged.connect(button.setEnabled)
-        return button
-
     def _lay_out(self) -> None:
         splitter = QSplitter(childrenCollapsible=False)
         splitter.addWidget(self._left())
         splitter.addWidget(self._right())
         splitter.setSizes([400, 500])
-        QHBoxLayout(self).addWidget(splitter)
+        across(splitter, of=self)
 
     def _left(self) -> QWidget:
-        self.import_button = QPushButton("&Import…")
-        self.import_button.clicked.connect(self.on_import)
-        self.from_button = QPushButton("Open fro&m…")
-        self.from_button.setToolTip("Open the preset of a run folder, an exported file or any preset file")
-        self.from_button.setAccessibleName("Open from a run or file")
-        menu = QMenu(self.from_button)
+        import_button = with_icon(QPushButton("&Import…"), "add")
+        import_button.clicked.connect(self.on_import)
+        tip = "Open the preset of a run folder, an exported file or any preset file"
+        from_button = with_icon(dressed(QPushButton("Open fro&m…"), name="Open from a run or file", tip=tip), "folder")
+        menu = QMenu(from_button)
         menu.addAction("&File…", self.on_open_file)
         menu.addAction("&Run folder…", self.on_open_run)
-        self.from_button.setMenu(menu)
-        buttons = QHBoxLayout()
-        buttons.addWidget(self.import_button)
-        buttons.addWidget(self.from_button)
-        buttons.addStretch()
-        left = QWidget()
-        layout = QVBoxLayout(left)
-        layout.setContentsMargins(0, 0, 8, 0)
-        for widget in (self.filter, self.nothing):
-            layout.addWidget(widget)
-        layout.addWidget(self.tree, 1)
-        layout.addLayout(buttons)
-        return left
+        from_button.setMenu(menu)
+        buttons = across(import_button, from_button, None)
+        return panel(self.filter, self.nothing, (self.tree, 1), buttons, margins=(0, 0, 8, 0))
 
     def _right(self) -> QWidget:
-        theme.set_role(self.name, "title")
-        theme.set_role(self.where, "muted")
-        buttons = QHBoxLayout()
-        actions = (self.open_action, self.duplicate_action, self.rename_action, self.delete_action, self.export_action)
-        for action in actions:
-            button = self._button(action)
-            theme.set_role(button, "primary" if action is self.open_action else "")
-            buttons.addWidget(button)
-        buttons.addStretch()
-        right = QWidget()
-        layout = QVBoxLayout(right)
-        layout.setContentsMargins(8, 0, 0, 0)
-        for label in (self.name, self.where, self.description):
+        for label in (self.name, self.where):
             label.setTextInteractionFlags(Qt.TextInteractionFlag.TextSelectableByMouse)
-            layout.addWidget(label)
-        layout.addLayout(buttons)
-        layout.addSpacing(6)
-        layout.addWidget(self.details, 1)
-        return right
+        own = (self.duplicate_action, self.rename_action, self.delete_action, self.export_action)
+        buttons = across(button(self.open_action, "primary"), *map(button, own), None)
+        labels = (self.name, self.where, self.description)
+        return panel(*labels, buttons, 6, (self.details, 1), margins=(8, 0, 0, 0))
 
 
 def _where(entry: Entry) -> str:
-    return f"A preset of your own · {places.shown(entry.path)}" if entry.kind == "own" else "Comes with Gimbal"
+    return f"Your preset · {places.shown(entry.path)}" if entry.kind == "own" else "Comes with Gimbal"

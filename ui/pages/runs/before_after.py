@@ -1,11 +1,12 @@
 """Two pictures in one place, with a line between them that can be dragged."""
 
-from PySide6.QtCore import QEvent, QPointF, QRect, QRectF, QSize, Qt, Signal
+from PySide6.QtCore import QPointF, QRect, QRectF, QSize, Qt, Signal
 from PySide6.QtGui import QColor, QImage, QKeyEvent, QMouseEvent, QPainter, QPaintEvent, QPen, QPixmap, QResizeEvent
 from PySide6.QtWidgets import QSizePolicy, QWidget
 
 from ui.widgets import theme
 
+CENTER = Qt.AlignmentFlag.AlignCenter
 STEP, LONG_STEP = 0.02, 0.1
 """How far an arrow key moves the line; with Shift."""
 
@@ -30,11 +31,6 @@ class BeforeAfter(QWidget):
         self.setAccessibleName("Before and after")
         self._describe()
 
-    def sizeHint(self) -> QSize:
-        """Room for two pictures on one spot."""
-        side = self.fontMetrics().height() * 24
-        return QSize(side, side)
-
     def set_pictures(self, before: QImage, after: QImage, labels: tuple[str, str]) -> None:
         """Show these two; an empty picture leaves its side empty."""
         self._images, self.labels, self.message = (before, after), labels, ""
@@ -44,9 +40,8 @@ class BeforeAfter(QWidget):
 
     def set_message(self, sentence: str) -> None:
         """Show a sentence instead of pictures."""
-        self._images, self.message = (QImage(), QImage()), sentence
-        self._scaled.clear()
-        self.update()
+        self.set_pictures(QImage(), QImage(), ("", ""))
+        self.message = sentence
 
     def set_position(self, position: float) -> None:
         """Put the line there, as far as the pictures go."""
@@ -70,9 +65,9 @@ class BeforeAfter(QWidget):
         """Both pictures, each up to the line, and the line."""
         painter = QPainter(self)
         area = self.area()
-        if self.message or (self._images[0].isNull() and self._images[1].isNull()):
+        if self._images[0].isNull() and self._images[1].isNull():
             painter.setPen(theme.colors().muted)
-            painter.drawText(self.rect(), Qt.AlignmentFlag.AlignCenter | Qt.TextFlag.TextWordWrap, self.message)
+            painter.drawText(self.rect(), CENTER | Qt.TextFlag.TextWordWrap, self.message)
             return
         line = area.left() + round(self.position * area.width())
         left = QRect(area.topLeft(), QSize(line - area.left(), area.height()))
@@ -115,22 +110,6 @@ class BeforeAfter(QWidget):
         """The scaled pictures are no longer right."""
         self._scaled.clear()
 
-    def changeEvent(self, event: QEvent) -> None:
-        """Repaint in another theme's colours."""
-        if event.type() == QEvent.Type.PaletteChange:
-            self.update()
-        super().changeEvent(event)
-
-    def focusInEvent(self, event) -> None:
-        """Show the line as the one the keys move."""
-        self.update()
-        super().focusInEvent(event)
-
-    def focusOutEvent(self, event) -> None:
-        """Show the line as it was."""
-        self.update()
-        super().focusOutEvent(event)
-
     def _at(self, point: QPointF) -> float:
         area = self.area()
         return (point.x() - area.left()) / max(1, area.width())
@@ -163,11 +142,8 @@ class BeforeAfter(QWidget):
         painter.setPen(QPen(theme.colors().accent if self.hasFocus() else QColor(0, 0, 0, 150), 2))
         painter.setBrush(QColor(255, 255, 255))
         painter.drawEllipse(center, radius, radius)
-        painter.setPen(QPen(QColor(40, 40, 40), 2))
-        for side in (-1, 1):
-            tip = center + QPointF(side * radius * 0.65, 0)
-            painter.drawLine(tip, tip + QPointF(-side * radius * 0.35, radius * 0.35))
-            painter.drawLine(tip, tip + QPointF(-side * radius * 0.35, -radius * 0.35))
+        painter.setPen(QColor(40, 40, 40))
+        painter.drawText(QRectF(center, center).adjusted(-radius, -radius, radius, radius), CENTER, "↔")
 
     def _paint_labels(self, painter: QPainter, line: int, area: QRect) -> None:
         """What is left and right, in the lower corners, as long as the line leaves room."""
@@ -184,4 +160,4 @@ class BeforeAfter(QWidget):
             painter.setBrush(QColor(0, 0, 0, 160))
             painter.drawRoundedRect(box, 4, 4)
             painter.setPen(QColor(255, 255, 255))
-            painter.drawText(box, Qt.AlignmentFlag.AlignCenter, label)
+            painter.drawText(box, CENTER, label)

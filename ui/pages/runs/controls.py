@@ -6,7 +6,7 @@ from pathlib import Path
 
 from PySide6.QtCore import Qt, QUrl, Signal
 from PySide6.QtGui import QAction, QDesktopServices, QGuiApplication, QKeySequence
-from PySide6.QtWidgets import QHBoxLayout, QMessageBox, QPushButton, QWidget
+from PySide6.QtWidgets import QWidget
 
 from ui.core import reading, words
 from ui.core.runs import launch
@@ -15,14 +15,19 @@ from ui.core.runs.jobs import Job
 from ui.core.runs.queue import Queue
 from ui.core.runs.states import Glance, State
 from ui.pages.runs.tensorboard import TensorBoard
-from ui.widgets import theme
+from ui.widgets import dialogs
+from ui.widgets.making import across, button
 
 ASKED = {
-    "stop": "Asked to stop; the trainer saves a state after this step and ends.",
-    "save": "Asked for a saved state; the trainer answers after this step.",
-    "sample": "Asked for sample pictures; the trainer answers after this step.",
+    "stop": "Stopping: the trainer saves a state after this step.",
+    "save": "State requested: it is saved after this step.",
+    "sample": "Samples requested: they are drawn after this step.",
 }
-ENDED = "The run had not begun: its process is ended at once, and nothing is lost."
+LOST = (
+    "Training since the last saved state is lost. If you wait, the trainer saves a state after the current step and "
+    "then stops."
+)
+ENDED = "Training had not started; the process is stopped and nothing is lost."
 
 
 @dataclass
@@ -55,19 +60,18 @@ class Controls(QWidget):
         """What has been asked for and is still to come, with what was the latest then."""
         self.board = TensorBoard(self)
         self.board.said.connect(self.said)
-        self.row = QHBoxLayout(self)
-        self.row.setContentsMargins(0, 0, 0, 0)
-        self.stop = self._add("Stop", "F8", "Save a state after this step and end the run", lambda: self.ask("stop"))
-        self.end = self._add("End now …", "", "End the process at once, without saving", self.on_end, "danger")
+        self.row = across(of=self, margins=(0, 0, 0, 0))
+        self.stop = self._add("Stop", "F8", "Save a state after this step and stop the run", lambda: self.ask("stop"))
+        self.end = self._add("End now …", "", "Stop the process now, without saving", self.on_end, "danger")
         self.save = self._add("Save now", "F6", "Save a training state after this step", lambda: self.ask("save"))
-        self.sample = self._add("Sample now", "F7", "Make sample pictures after this step", lambda: self.ask("sample"))
-        self.resume = self._add("Resume", "F9", "Queue the run to go on from its last state", self.on_resume, "primary")
-        self.log = self._add("Show log", "", "What the trainer wrote until it ended", self.show_log.emit)
-        self.forget = self._add("Remove", "", "Take the job, which never began, off the list", self.on_forget)
+        self.sample = self._add("Sample now", "F7", "Draw sample pictures after this step", lambda: self.ask("sample"))
+        self.resume = self._add("Resume", "F9", "Queue it to continue from its last state", self.on_resume, "primary")
+        self.log = self._add("Show log", "", "Show the trainer's output", self.show_log.emit)
+        self.forget = self._add("Remove", "", "Remove the job, which did not start, from the list", self.on_forget)
         self.open_folder = self._add("Open folder", "", "Show the run's files", self.on_open_folder)
         self.copy = self._add("Copy file path", "", "Copy the path of the exported file", self.on_copy)
         self.preset = self._add("Open preset", "", "Edit a copy of this run's preset", self.on_preset)
-        self.tensorboard = self._add("TensorBoard", "", "Show this and its neighbours in the browser", self.on_board)
+        self.tensorboard = self._add("TensorBoard", "", "Show this folder's runs in the browser", self.on_board)
         self.row.addStretch(1)
         self.show_subject(None)
 
@@ -87,8 +91,8 @@ class Controls(QWidget):
         self._set(self.save, alive, listens and "save" not in self.asked)
         samples = subject is not None and subject.samples
         self._set(self.sample, alive, listens and samples and "sample" not in self.asked)
-        why = "" if samples else " (this run's preset makes none)"
-        self.sample.setToolTip("Make sample pictures after this step (F7)" + why)
+        why = "" if samples else " (off in this run's preset)"
+        self.sample.setToolTip("Draw sample pictures after this step (F7)" + why)
         self._set(self.resume, ended, self.queue.drives and not (job and job.running))  # its process still cleans up
         again = "Resume" if resumable else "Start again"
         self.resume.setText("Try again" if state == State.REFUSED else again)
@@ -123,7 +127,7 @@ class Controls(QWidget):
             "save": [one for one in history.saved if one.what == "state"][-1:],
             "sample": history.samples[-1:],
         }
-        for what, made in (("save", "A state was saved"), ("sample", "Sample pictures were made")):
+        for what, made in (("save", "State saved"), ("sample", "Samples drawn")):
             if what in self.asked and self.asked[what] != self.latest[what]:
                 del self.asked[what]
                 self.said.emit(f"{made} after step {words.count(history.step)}.")
@@ -134,50 +138,29 @@ class Controls(QWidget):
         subject = self.subject
         if not subject:
             return
-        box = QMessageBox(QMessageBox.Icon.Warning, "End now", "End the run without waiting for it?", parent=self)
-        box.setInformativeText(
-            "What was learned after the last saved state is lost. Without this, the trainer saves a state after its "
-            "present step and ends by itself."
-        )
-        yes = box.addButton("End now", QMessageBox.ButtonRole.DestructiveRole)
-        box.setDefaultButton(box.addButton("Wait", QMessageBox.ButtonRole.RejectRole))
-        box.exec()
-        if box.clickedButton() is not yes:
-            return
-        try:
-            if subject.job and subject.job.running:
-                self.queue.kill(subject.job.id)
-            elif subject.glance and subject.glance.process:
-                launch.kill(subject.glance.process)
-            self.said.emit("The process was ended.")
-        except ValueError as error:
-            self.said.emit(str(error))
+        question = "End the run without saving?"
+        end = lambda: self._do(lambda: self._kill(subject), "Run ended.")  # noqa: E731
+        dialogs.confirm(self, "End now", question, LOST, "&End now", end)
 
     def on_resume(self) -> None:
         """Queue it again."""
         if not self.subject:
             return
-        try:
-            if self.subject.state == State.REFUSED and self.subject.job:
-                self.queue.run_next(self.subject.job.id)
-            else:
-                self.queue.resume(self.subject.folder)
-            self.said.emit("It is in the queue and starts as soon as a device is free.")
-        except ValueError as error:
-            self.said.emit(str(error))
+        job, folder = self.subject.job, self.subject.folder
+        again = job and self.subject.state == State.REFUSED
+        resume = (lambda: self.queue.run_next(job.id)) if job and again else (lambda: self.queue.resume(folder))
+        self._do(resume, "Queued: starts when a device is free.")
 
     def on_forget(self) -> None:
         """Take a job that never began off the list."""
-        try:
-            if self.subject and self.subject.job:
-                self.queue.remove(self.subject.job.id)
-        except ValueError as error:
-            self.said.emit(str(error))
+        job = self.subject.job if self.subject else None
+        if job:
+            self._do(lambda: self.queue.remove(job.id))
 
     def on_open_folder(self) -> None:
         """Show the run's files in the system's file manager."""
         if self.subject and not QDesktopServices.openUrl(QUrl.fromLocalFile(str(self.subject.folder))):
-            self.said.emit(f"No program opened the folder; it is {self.subject.folder}")
+            self.said.emit(f"No program could open the folder {self.subject.folder}")
 
     def on_copy(self) -> None:
         """Copy the path of the exported file."""
@@ -205,20 +188,23 @@ class Controls(QWidget):
         action.setToolTip(f"{tip} ({keys})" if keys else tip)
         action.triggered.connect(lambda: slot())
         self.addAction(action)
-        button = QPushButton()
-        button.clicked.connect(action.trigger)
-        theme.set_role(button, role)
-
-        def follow() -> None:
-            button.setText(action.text())
-            button.setToolTip(action.toolTip())
-            button.setEnabled(action.isEnabled())
-            button.setVisible(action.isVisible())
-
-        action.changed.connect(follow)
-        follow()
-        self.row.addWidget(button)
+        self.row.addWidget(button(action, role))
         return action
+
+    def _do(self, change: Callable[[], object], done: str = "") -> None:
+        """Change something and say so, or why that cannot be."""
+        try:
+            change()
+        except ValueError as error:
+            done = str(error)
+        if done:
+            self.said.emit(done)
+
+    def _kill(self, subject: Subject) -> None:
+        if subject.job and subject.job.running:
+            self.queue.kill(subject.job.id)
+        elif subject.glance and subject.glance.process:
+            launch.kill(subject.glance.process)
 
     def _set(self, action: QAction, visible: bool, enabled: bool = True) -> None:
         action.setVisible(visible)

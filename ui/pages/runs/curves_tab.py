@@ -6,27 +6,23 @@ from typing import TYPE_CHECKING
 
 from PySide6.QtCore import QSignalBlocker, Qt, Signal
 from PySide6.QtGui import QIcon, QPixmap, QShowEvent
-from PySide6.QtWidgets import (
-    QHBoxLayout,
-    QLabel,
-    QListWidget,
-    QListWidgetItem,
-    QPushButton,
-    QStackedWidget,
-    QVBoxLayout,
-    QWidget,
-)
+from PySide6.QtWidgets import QLabel, QListWidget, QListWidgetItem, QPushButton, QStackedWidget, QWidget
 
 from ui.core import workers
 from ui.core.runs.history import History
 from ui.core.runs.states import Glance
 from ui.core.runs.tail import Follower
-from ui.widgets import icons, theme
+from ui.widgets import theme
+from ui.widgets.making import across, down, dressed, with_icon
 
 if TYPE_CHECKING:
     from ui.pages.runs.plots import Curves
 
 FOLDER = Qt.ItemDataRole.UserRole
+ZOOMING = (
+    "Show all steps again (Ctrl+0). Wheel: zoom, over an axis only that axis; drag: move; drag with the right button: "
+    "stretch; Ctrl++ and Ctrl+-: zoom the steps"
+)
 
 
 class ComparePanel(QWidget):
@@ -37,20 +33,13 @@ class ComparePanel(QWidget):
     def __init__(self) -> None:
         super().__init__()
         self.current: Path | None = None
-        self.followers: dict[Path, Follower] = {}
-        self.color: dict[Path, int] = {}
-        self.list = QListWidget()
-        self.list.setAccessibleName("Runs to compare with")
+        self.followers: dict[Path, tuple[Follower, int]] = {}
+        """Of the ticked runs, with their colours."""
+        self.list = dressed(QListWidget(), name="Runs to compare with", spacing=2)
         self.list.setHorizontalScrollBarPolicy(Qt.ScrollBarPolicy.ScrollBarAlwaysOff)
-        self.list.setSpacing(2)
         self.list.setTextElideMode(Qt.TextElideMode.ElideMiddle)
-        self.note = QLabel("Tick runs to draw them beside this one.")
-        self.note.setWordWrap(True)
-        theme.set_role(self.note, "muted")
-        layout = QVBoxLayout(self)
-        layout.setContentsMargins(8, 6, 0, 4)
-        layout.addWidget(self.note)
-        layout.addWidget(self.list, 1)
+        self.note = dressed(QLabel("Compare with:", wordWrap=True), "muted")
+        down(self.note, (self.list, 1), of=self, margins=(8, 6, 0, 4))
         self.setFixedWidth(self.fontMetrics().averageCharWidth() * 26)
         self.list.itemChanged.connect(self.on_item_changed)
         theme.notifier().changed.connect(self.paint_colors)
@@ -58,11 +47,11 @@ class ComparePanel(QWidget):
     def set_runs(self, glances: Sequence[Glance], current: Path | None) -> None:
         """Offer these runs; the current one is always drawn, in the first colour."""
         if current != self.current and current in self.followers:
-            self._untick(current)
+            self.followers.pop(current)[0].close()
         self.current = current
         offered = [(glance.folder, glance.name) for glance in glances if glance.folder != current]
         for folder in self.followers.keys() - {folder for folder, _ in offered}:
-            self._untick(folder)
+            self.followers.pop(folder)[0].close()
         shown = [(item.data(FOLDER), item.text()) for item in self._items()]
         if offered == shown:
             return
@@ -78,21 +67,21 @@ class ComparePanel(QWidget):
     def histories(self) -> list[tuple[Path, str, History, int]]:
         """Folder, name, history and colour of every ticked run."""
         names = {item.data(FOLDER): item.text() for item in self._items()}
-        return [(path, names[path], one.history, self.color[path]) for path, one in self.followers.items()]
+        return [(path, names[path], one.history, color) for path, (one, color) in self.followers.items()]
 
     def on_item_changed(self, item: QListWidgetItem) -> None:
         """Follow a run that was ticked, leave one that was unticked."""
         folder, ticked = item.data(FOLDER), item.checkState() == Qt.CheckState.Checked
-        free = [index for index in range(1, len(theme.colors().series)) if index not in self.color.values()]
+        free = sorted({*range(1, len(theme.colors().series))} - {color for _, color in self.followers.values()})
         if ticked and folder not in self.followers and free:
-            self.color[folder] = free[0]
-            self.followers[folder] = follower = Follower(folder, self)
+            follower = Follower(folder, self)
+            self.followers[folder] = (follower, free[0])
             follower.grew.connect(self.changed)
             follower.loaded.connect(self.changed)
         elif not ticked and folder in self.followers:
-            self._untick(folder)
+            self.followers.pop(folder)[0].close()
         if ticked and not free:
-            self.note.setText(f"{len(theme.colors().series)} runs at most, so that the colours can be told apart.")
+            self.note.setText(f"{len(theme.colors().series)} runs can be compared at most.")
             item.setCheckState(Qt.CheckState.Unchecked)
         self.paint_colors()
         self.changed.emit()
@@ -102,17 +91,12 @@ class ComparePanel(QWidget):
         side = self.fontMetrics().height() * 2 // 3
         with QSignalBlocker(self.list):
             for item in self._items():
-                swatch = QPixmap(side, side)
-                color = self.color.get(item.data(FOLDER))
-                swatch.fill(Qt.GlobalColor.transparent if color is None else theme.colors().series[color])
+                swatch, (_, color) = QPixmap(side, side), self.followers.get(item.data(FOLDER), (None, 0))
+                swatch.fill(theme.colors().series[color] if color else Qt.GlobalColor.transparent)
                 item.setIcon(QIcon(swatch))
 
     def _items(self) -> list[QListWidgetItem]:
         return [self.list.item(row) for row in range(self.list.count())]
-
-    def _untick(self, folder: Path) -> None:
-        self.followers.pop(folder).close()
-        self.color.pop(folder)
 
 
 class CurvesTab(QWidget):
@@ -123,30 +107,19 @@ class CurvesTab(QWidget):
         self.curves: Curves | None = None
         self.run: tuple[Path, str, History] | None = None
         self.loading: workers.Task | None = None
-        self.note = QLabel("Preparing the curves …")
-        self.note.setAlignment(Qt.AlignmentFlag.AlignCenter)
-        self.note.setWordWrap(True)
-        self.note.setMargin(40)
-        theme.set_role(self.note, "muted")
+        self.note = dressed(QLabel(wordWrap=True, margin=40, alignment=Qt.AlignmentFlag.AlignCenter), "muted")
+        self.note.setText("Loading the curves…")
         self.stack = QStackedWidget()
         self.stack.addWidget(self.note)
         self.panel = ComparePanel()
         self.panel.hide()
         self.panel.changed.connect(self.draw)
-        self.compare = QPushButton(icons.icon("chart"), "Compare")
-        self.compare.setCheckable(True)
-        self.compare.setToolTip("Draw other runs beside this one")
+        self.compare = dressed(QPushButton("Compare"), tip="Compare with other runs", checkable=True)
         self.compare.toggled.connect(self.on_compare_toggled)
-        self.reset = QPushButton(icons.icon("reset"), "Reset view")
-        self.reset.setToolTip(
-            "Show all steps again (Ctrl+0). Wheel: zoom, over an axis only that axis; drag: move; "
-            "drag with the right button: stretch; Ctrl++ and Ctrl+-: zoom the steps"
-        )
-        layout = QHBoxLayout(self)
-        layout.setContentsMargins(0, 0, 0, 0)
-        layout.addWidget(self.stack, 1)
-        layout.addWidget(self.panel)
-        theme.notifier().changed.connect(self.on_theme_changed)
+        self.reset = dressed(QPushButton("Reset view"), tip=ZOOMING)
+        with_icon(self.compare, "chart")
+        with_icon(self.reset, "reset")
+        across((self.stack, 1), self.panel, of=self, margins=(0, 0, 0, 0))
 
     def show_run(self, run: tuple[Path, str, History] | None, glances: Sequence[Glance]) -> None:
         """Draw this run (folder, name, history), and offer the others for comparison."""
@@ -159,7 +132,7 @@ class CurvesTab(QWidget):
 
     def wait(self) -> None:
         """The run's steps are still being read: do not show another's."""
-        self.note.setText("Reading the steps …")
+        self.note.setText("Reading the steps…")
         self.stack.setCurrentWidget(self.note)
 
     def draw(self) -> None:
@@ -173,7 +146,7 @@ class CurvesTab(QWidget):
         main = {self.run[0]: Shown(self.run[1], self.run[2].curves, 0)} if self.run else {}
         self.curves.show_runs(main | others)
         empty = not any(run.curves for run in (main | others).values())
-        self.note.setText("No steps yet. The curves begin with the first step that is done.")
+        self.note.setText("No steps yet")
         self.stack.setCurrentWidget(self.note if empty else self.curves)
 
     def showEvent(self, event: QShowEvent) -> None:
@@ -198,11 +171,6 @@ class CurvesTab(QWidget):
         """Show the list and the ticked runs, or neither; the ticks stay."""
         self.panel.setVisible(compare)
         self.draw()
-
-    def on_theme_changed(self) -> None:
-        """Icons in the theme's colour."""
-        self.compare.setIcon(icons.icon("chart"))
-        self.reset.setIcon(icons.icon("reset"))
 
 
 def _load() -> "type[Curves]":

@@ -5,17 +5,17 @@ from pathlib import Path
 
 from PySide6.QtCore import Qt
 from PySide6.QtGui import QImage, QKeySequence, QShortcut
-from PySide6.QtWidgets import QComboBox, QHBoxLayout, QLabel, QPushButton, QStackedWidget, QVBoxLayout, QWidget
+from PySide6.QtWidgets import QComboBox, QLabel, QPushButton, QStackedWidget, QWidget
 
 from ui.core import workers
 from ui.core.runs.history import Sample
 from ui.pages.runs.before_after import BeforeAfter
 from ui.pages.runs.sample_table import SamplesModel, SampleTable, read_picture, step_text
-from ui.widgets import icons, theme
+from ui.widgets.making import across, down, dressed, with_icon
 
 EMPTY = (
-    "No sample pictures yet. They appear here when the run makes some: as often as the preset's section “Samples” "
-    "says, or when you press “Sample now”."
+    "No samples yet. They are drawn at the interval that the preset's page “Samples” sets, or when you press "
+    "“Sample now”."
 )
 
 
@@ -25,13 +25,8 @@ class Gallery(QStackedWidget):
     def __init__(self) -> None:
         super().__init__()
         self.model = SamplesModel(side=self.fontMetrics().height() * 7, parent=self)
-        self.empty = QLabel(EMPTY)
-        self.empty.setWordWrap(True)
-        self.empty.setAlignment(Qt.AlignmentFlag.AlignCenter)
-        self.empty.setMargin(40)
-        theme.set_role(self.empty, "muted")
-        self.grid = SampleTable(self.model)
-        self.grid.setAccessibleName("Samples: prompts by steps")
+        self.empty = dressed(QLabel(EMPTY, wordWrap=True, alignment=Qt.AlignmentFlag.AlignCenter, margin=40), "muted")
+        self.grid = dressed(SampleTable(self.model), name="Samples: prompts by steps")
         self.grid.opened.connect(self.on_grid_opened)
         self.pair = Pair(self.model)
         self.pair.back.clicked.connect(self.on_back_clicked)
@@ -77,21 +72,15 @@ class Pair(QWidget):
         super().__init__()
         self.model = model
         self.row = 0
-        self.tasks: list[workers.Task] = []
-        self.back = QPushButton(icons.icon("left"), "All samples")
-        self.back.setToolTip("Back to all samples (Escape)")
+        self.reading: workers.Task | None = None
+        self.back = with_icon(dressed(QPushButton("All samples"), tip="Back to all samples (Escape)"), "left")
         within = Qt.ShortcutContext.WidgetWithChildrenShortcut
         QShortcut(QKeySequence(Qt.Key.Key_Escape), self, self.back.click, context=within)
-        self.prompt = QComboBox()
-        self.prompt.setAccessibleName("Prompt")
+        self.prompt = dressed(QComboBox(minimumContentsLength=12), name="Prompt")
         self.prompt.setSizeAdjustPolicy(QComboBox.SizeAdjustPolicy.AdjustToMinimumContentsLengthWithIcon)
-        self.prompt.setMinimumContentsLength(12)
-        self.before, self.after = QComboBox(), QComboBox()
-        self.before.setAccessibleName("Step on the left")
-        self.after.setAccessibleName("Step on the right")
+        self.before, self.after = (dressed(QComboBox(), name=f"Step on the {side}") for side in ("left", "right"))
         self.slider = BeforeAfter()
-        self.strip = SampleTable(model)
-        self.strip.setAccessibleName("All steps of this prompt; the chosen one is on the right")
+        self.strip = dressed(SampleTable(model), name="All steps of this prompt; the chosen one is on the right")
         self.strip.verticalHeader().hide()
         self.strip.setVerticalScrollBarPolicy(Qt.ScrollBarPolicy.ScrollBarAlwaysOff)
         self.strip.horizontalHeader().setFixedHeight(round(self.fontMetrics().height() * 1.8))
@@ -102,7 +91,6 @@ class Pair(QWidget):
         self.before.activated.connect(self.load)
         self.after.activated.connect(self.load)
         self.strip.opened.connect(self.on_strip_opened)
-        theme.notifier().changed.connect(self.on_theme_changed)
 
     def show_pair(self, row: int, before: int, after: int) -> None:
         """Compare two steps of a prompt."""
@@ -127,7 +115,7 @@ class Pair(QWidget):
         missing = [step_text(step) for step, sample in zip(steps, samples, strict=True) if sample is None]
         self.strip.setCurrentIndex(self.model.index(self.row, self.model.steps.index(steps[1])))
         if missing:
-            self.slider.set_message(f"No sample of this prompt was made at: {', '.join(missing)}.")
+            self.slider.set_message(f"This prompt has no sample at: {', '.join(missing)}")
             return
         paths = [self.model.path(sample) for sample in samples if sample]
         labels = (step_text(steps[0]), step_text(steps[1]))
@@ -135,12 +123,12 @@ class Pair(QWidget):
         def arrived(images: list[QImage]) -> None:
             self.slider.set_pictures(images[0], images[1], labels)
 
-        self.tasks = [workers.run(_read_all, paths, done=arrived, failed=self.slider.set_message)]
+        self.reading = workers.run(_read_all, paths, done=arrived, failed=self.slider.set_message)
 
     def cancel(self) -> None:
         """Wait for no pictures."""
-        for task in self.tasks:
-            task.cancel()
+        if self.reading:
+            self.reading.cancel()
 
     def on_prompt_activated(self, row: int) -> None:
         """Compare the same steps of another prompt."""
@@ -150,10 +138,6 @@ class Pair(QWidget):
         """The picked step is the one on the right."""
         self.after.setCurrentIndex(column)
         self.load()
-
-    def on_theme_changed(self) -> None:
-        """The icon in the theme's colour."""
-        self.back.setIcon(icons.icon("left"))
 
     def _fill(self, before: int, after: int) -> None:
         """The choices of prompts and steps."""
@@ -170,20 +154,9 @@ class Pair(QWidget):
             self.strip.setRowHidden(row, row != self.row)
 
     def _lay_out(self) -> None:
-        top = QHBoxLayout()
-        top.addWidget(self.back)
-        top.addWidget(self.prompt, 1)
-        for text, box in (("Left", self.before), ("Right", self.after)):
-            label = QLabel(text)
-            label.setBuddy(box)
-            theme.set_role(label, "muted")
-            top.addWidget(label)
-            top.addWidget(box)
-        layout = QVBoxLayout(self)
-        layout.setContentsMargins(0, 8, 0, 0)
-        layout.addLayout(top)
-        layout.addWidget(self.slider, 1)
-        layout.addWidget(self.strip)
+        left, right = (dressed(QLabel(text), "muted") for text in ("Left", "Right"))
+        top = across(self.back, (self.prompt, 1), left, self.before, right, self.after)
+        down(top, (self.slider, 1), self.strip, of=self, margins=(0, 8, 0, 0))
 
 
 def _read_all(paths: list[Path]) -> list[QImage]:

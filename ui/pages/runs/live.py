@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from PySide6.QtCore import Qt, QTimer, Signal
-from PySide6.QtWidgets import QGridLayout, QHBoxLayout, QLabel, QProgressBar, QTabWidget, QVBoxLayout, QWidget
+from PySide6.QtWidgets import QLabel, QProgressBar, QTabWidget, QWidget
 
 from ui.core import words, workers
 from ui.core.runs.history import Curve, History
@@ -21,6 +21,7 @@ from ui.pages.runs.messages import Messages
 from ui.pages.runs.state_icon import state_color, state_icon, state_role
 from ui.widgets import theme
 from ui.widgets.elided import Elided
+from ui.widgets.making import across, down, dressed, plain
 
 FACTS: tuple[str, ...] = ("Epoch", "Speed", "Time left", "Memory", "Loss", "Validation")
 SLOW = 300
@@ -40,30 +41,19 @@ class Live(QWidget):
         self.state: State | None = None
         self.samples, self.loaded = True, False
         self.follower: Follower | None = None
-        self.name, self.icon, self.word, self.progress = Elided(), QLabel(), QLabel(), QLabel()
-        self.sentence, self.about, self.answer = (QLabel(wordWrap=True) for _ in range(3))
-        theme.set_role(self.name, "title")
-        theme.set_role(self.about, "muted")
-        theme.set_role(self.answer, "muted")
-        self.name.setTextFormat(Qt.TextFormat.PlainText)
-        for label in (self.sentence, self.about, self.answer):
-            label.setTextFormat(Qt.TextFormat.PlainText)
-            label.setTextInteractionFlags(Qt.TextInteractionFlag.TextSelectableByMouse)
-        self.bar = QProgressBar(textVisible=False)
-        self.bar.setAccessibleName("Progress of the run")
+        self.name = dressed(Elided(textFormat=Qt.TextFormat.PlainText), "title")
+        self.icon, self.word, self.progress = QLabel(), QLabel(), QLabel()
+        self.sentence, self.about, self.answer = (dressed(plain(), role) for role in ("", "muted", "muted"))
+        self.bar = dressed(QProgressBar(textVisible=False), name="Progress of the run")
         self.bar.setMaximumHeight(self.fontMetrics().height())
-        self.facts = {fact: QLabel("–") for fact in FACTS}
-        self.facts["Loss"].setToolTip("Running average over the steps")
-        self.facts["Validation"].setToolTip("On the validation pictures, and how it differs from before training")
+        self.facts = {fact: plain("–") for fact in FACTS}
+        self.facts["Loss"].setToolTip("Running average")
+        self.facts["Validation"].setToolTip("Validation loss, and its change since before training")
         self.controls = Controls(queue)
         self.curves, self.gallery, self.messages, self.log = CurvesTab(), Gallery(), Messages(), Log()
         self.tabs = QTabWidget(documentMode=True)
-        for widget, name in (
-            (self.curves, "Curves"),
-            (self.gallery, "Samples"),
-            (self.messages, "Messages"),
-            (self.log, "Log"),
-        ):
+        tabs = {"Curves": self.curves, "Samples": self.gallery, "Messages": self.messages, "Log": self.log}
+        for name, widget in tabs.items():
             self.tabs.addTab(widget, name)
         self._lay_out()
         self.controls.said.connect(self.say)
@@ -208,35 +198,15 @@ class Live(QWidget):
             self.facts[fact].setText(text)
 
     def _lay_out(self) -> None:
-        head = QHBoxLayout()
-        head.addWidget(self.name, 1)
-        head.addWidget(self.icon)
-        head.addWidget(self.word)
-        progress = QHBoxLayout()
-        progress.addWidget(self.bar, 1)
-        progress.addWidget(self.progress)
-        facts = QGridLayout()
-        facts.setHorizontalSpacing(16)
-        facts.setVerticalSpacing(0)
-        for column, (fact, value) in enumerate(self.facts.items()):
-            label = QLabel(fact)
-            theme.set_role(label, "muted")
-            value.setTextInteractionFlags(Qt.TextInteractionFlag.TextSelectableByMouse)
+        facts = across()
+        for fact, value in self.facts.items():
             value.setAccessibleName(fact)
-            facts.addWidget(label, 0, column)
-            facts.addWidget(value, 1, column)
-            facts.setColumnStretch(column, 1)
-        layout = QVBoxLayout(self)
-        layout.setContentsMargins(12, 12, 12, 12)
-        layout.setSpacing(6)
-        layout.addLayout(head)
-        layout.addWidget(self.sentence)
-        layout.addWidget(self.about)
-        layout.addLayout(progress)
-        layout.addLayout(facts)
-        layout.addWidget(self.controls)
-        layout.addWidget(self.answer)
-        layout.addWidget(self.tabs, 1)
+            both = down(dressed(QLabel(fact), "muted"), value)
+            both.setSpacing(0)
+            facts.addLayout(both, 1)
+        head, progress = across((self.name, 1), self.icon, self.word), across((self.bar, 1), self.progress)
+        about, below = (head, self.sentence, self.about), (self.controls, self.answer, (self.tabs, 1))
+        down(*about, progress, facts, *below, of=self, margins=(12, 12, 12, 12)).setSpacing(6)
         self.answer.hide()
 
 
@@ -268,7 +238,7 @@ def _facts(history: History, state: State | None) -> dict[str, str]:
 
 
 def _number(value: float | None) -> str:
-    return "not finite" if value is None or value != value else f"{value:.4f}"
+    return "non-finite" if value is None or value != value else f"{value:.4f}"
 
 
 def _log_file(folder: Path, job: Job | None) -> Path | None:

@@ -4,20 +4,11 @@ from pathlib import Path
 
 from PySide6.QtCore import Qt, QTimer, QUrl
 from PySide6.QtGui import QDesktopServices, QHideEvent, QKeySequence, QShortcut, QShowEvent, QTextCursor, QTextDocument
-from PySide6.QtWidgets import (
-    QCheckBox,
-    QHBoxLayout,
-    QLabel,
-    QLineEdit,
-    QPlainTextEdit,
-    QPushButton,
-    QVBoxLayout,
-    QWidget,
-)
+from PySide6.QtWidgets import QCheckBox, QLabel, QLineEdit, QPlainTextEdit, QPushButton, QScrollBar, QWidget
 
 from ui.core import words, workers
 from ui.core.runs.tail import LogTail
-from ui.widgets import icons, theme
+from ui.widgets.making import across, down, dressed, with_icon
 
 KEPT_LINES = 20_000
 INTERVAL = 500
@@ -33,26 +24,17 @@ class Log(QWidget):
         self.reading: workers.Task | None = None
         self.missed = ""
         """What was sought in vain: a sentence."""
-        self.text = QPlainTextEdit(readOnly=True)
-        self.text.setMaximumBlockCount(KEPT_LINES)
+        self.text = dressed(QPlainTextEdit(readOnly=True, maximumBlockCount=KEPT_LINES), "mono", "Log")
         self.text.setLineWrapMode(QPlainTextEdit.LineWrapMode.NoWrap)
-        self.text.setAccessibleName("Log")
-        theme.set_role(self.text, "mono")
-        self.follow = QCheckBox("Follow")
-        self.follow.setToolTip("Keep the end of the log in view")
-        self.follow.setChecked(True)
-        self.search = QLineEdit(clearButtonEnabled=True)
+        self.follow = dressed(QCheckBox("Follow"), tip="Scroll to new lines", checked=True)
+        self.search = dressed(QLineEdit(clearButtonEnabled=True), name="Search the log")
         self.search.setPlaceholderText("Search the log (Ctrl+F)")
-        self.search.setAccessibleName("Search the log")
-        self.back, self.on = QPushButton(icons.icon("up"), ""), QPushButton(icons.icon("down"), "")
-        for button, name in ((self.back, "Previous match (Shift+F3)"), (self.on, "Next match (F3)")):
-            button.setAccessibleName(name)
-            button.setToolTip(name)
-            theme.set_role(button, "flat")
+        self.back, self.on = (
+            with_icon(dressed(QPushButton(), "flat", name, tip=name), icon)
+            for name, icon in (("Previous match (Shift+F3)", "up"), ("Next match (F3)", "down"))
+        )
         self.open = QPushButton("Open file")
-        self.note = QLabel()
-        self.note.setWordWrap(True)
-        theme.set_role(self.note, "muted")
+        self.note = dressed(QLabel(wordWrap=True), "muted")
         self.timer = QTimer(self, interval=INTERVAL)
         self._lay_out()
         self._connect()
@@ -68,7 +50,7 @@ class Log(QWidget):
         self.text.clear()
         self.follow.setChecked(True)
         self.missed = ""
-        self._say("" if path else "There is no log yet.")
+        self._say("" if path else "No log yet")
         self.open.setEnabled(path is not None)
         self.on_timer()
 
@@ -97,23 +79,23 @@ class Log(QWidget):
         """Say why there is no text."""
         self.reading = None
         missing = self.tail and not self.tail.path.exists()
-        self._say("There is no log yet." if missing else f"The log cannot be read: {sentence}")
+        self._say("No log yet" if missing else f"The log cannot be read: {sentence}")
 
     def on_scrolled(self) -> None:
         """Who scrolls up wants to read, who scrolls to the end wants to follow."""
         bar = self.text.verticalScrollBar()
         self.follow.setChecked(bar.value() == bar.maximum())
 
-    def on_follow_clicked(self) -> None:
+    def on_follow_clicked(self, follow: bool) -> None:
         """Go to the end when the switch is turned on."""
-        if self.follow.isChecked():
-            self.text.verticalScrollBar().setValue(self.text.verticalScrollBar().maximum())
+        if follow:
+            self.text.verticalScrollBar().triggerAction(QScrollBar.SliderAction.SliderToMaximum)
 
     def find_next(self, backwards: bool = False) -> None:
         """The next match, beginning anew at the other end."""
         wanted = self.search.text()
         here = not wanted or self._find(wanted, backwards)
-        self.missed = "" if here else f"“{wanted}” is not in the part of the log that is shown."
+        self.missed = "" if here else f"“{wanted}” not found in the part that is shown"
         self._show_state()
 
     def on_search_edited(self) -> None:
@@ -139,29 +121,23 @@ class Log(QWidget):
         self.timer.stop()
         super().hideEvent(event)
 
-    def on_theme_changed(self) -> None:
-        """Icons in the theme's colour."""
-        self.back.setIcon(icons.icon("up"))
-        self.on.setIcon(icons.icon("down"))
-
     def _find(self, wanted: str, backwards: bool) -> bool:
         flags = QTextDocument.FindFlag.FindBackward if backwards else QTextDocument.FindFlag(0)
         self.follow.setChecked(False)
-        found = self.text.find(wanted, flags)
-        if not found:
-            end = QTextCursor.MoveOperation.End if backwards else QTextCursor.MoveOperation.Start
-            before = self.text.textCursor()
-            self.text.moveCursor(end)
-            found = self.text.find(wanted, flags)
-            if not found:
-                self.text.setTextCursor(before)
-        return found
+        if self.text.find(wanted, flags):
+            return True
+        before = self.text.textCursor()
+        self.text.moveCursor(QTextCursor.MoveOperation.End if backwards else QTextCursor.MoveOperation.Start)
+        if self.text.find(wanted, flags):
+            return True
+        self.text.setTextCursor(before)
+        return False
 
     def _show_state(self) -> None:
         """What was not found, or how much of the file is shown."""
         skipped = self.tail.skipped if self.tail else 0
-        part = f"The last part; {words.size(skipped)} before it are in the file." if skipped else ""
-        empty = "The log is empty so far." if self.tail and self.text.document().isEmpty() else ""
+        part = f"Last part only; the first {words.size(skipped)} are in the file." if skipped else ""
+        empty = "The log is empty" if self.tail and self.text.document().isEmpty() else ""
         self._say(self.missed or part or empty)
 
     def _say(self, sentence: str) -> None:
@@ -169,15 +145,8 @@ class Log(QWidget):
         self.note.setVisible(bool(sentence))
 
     def _lay_out(self) -> None:
-        bar = QHBoxLayout()
-        bar.addWidget(self.search, 1)
-        for widget in (self.back, self.on, self.follow, self.open):
-            bar.addWidget(widget)
-        layout = QVBoxLayout(self)
-        layout.setContentsMargins(0, 8, 0, 0)
-        layout.addLayout(bar)
-        layout.addWidget(self.note)
-        layout.addWidget(self.text, 1)
+        bar = across((self.search, 1), self.back, self.on, self.follow, self.open)
+        down(bar, self.note, (self.text, 1), of=self, margins=(0, 8, 0, 0))
 
     def _connect(self) -> None:
         self.timer.timeout.connect(self.on_timer)
@@ -188,7 +157,6 @@ class Log(QWidget):
         self.back.clicked.connect(lambda: self.find_next(backwards=True))
         self.on.clicked.connect(lambda: self.find_next())
         self.open.clicked.connect(self.on_open_clicked)
-        theme.notifier().changed.connect(self.on_theme_changed)
         within = Qt.ShortcutContext.WidgetWithChildrenShortcut
         for keys, slot in (
             (QKeySequence.StandardKey.Find, self.search.setFocus),

@@ -1,5 +1,8 @@
 """What a run had to say besides its numbers: warnings, errors, files it saved, and what this window does not know."""
 
+from itertools import takewhile
+from operator import eq
+
 from PySide6.QtCore import QLocale, Qt
 from PySide6.QtGui import QKeySequence, QShortcut
 from PySide6.QtWidgets import (
@@ -10,16 +13,16 @@ from PySide6.QtWidgets import (
     QSplitter,
     QTreeWidget,
     QTreeWidgetItem,
-    QVBoxLayout,
     QWidget,
 )
 
 from ui.core import words
 from ui.core.runs.history import History, Message, Saved
 from ui.widgets import icons, theme
+from ui.widgets.making import down, dressed
 
-EMPTY = "Nothing yet. Warnings, errors and saved files of the run are listed here."
-NOUNS = {"state": "training state", "export": "file for other programs", "adapter": "Gimbal's own adapter file"}
+EMPTY = "No messages. Warnings, errors and saved files of the run appear here."
+NOUNS = {"state": "training state", "export": "exported file", "adapter": "Gimbal's own adapter file"}
 DETAIL = Qt.ItemDataRole.UserRole
 KIND = Qt.ItemDataRole.UserRole + 1
 
@@ -29,56 +32,35 @@ class Messages(QWidget):
 
     def __init__(self) -> None:
         super().__init__()
-        self.list = QTreeWidget()
-        self.list.setAccessibleName("Messages of the run")
-        self.list.setHeaderLabels(["Time", "Message"])
-        self.list.setRootIsDecorated(False)
+        self.list = dressed(QTreeWidget(), name="Messages of the run", rootIsDecorated=False)
         self.list.setUniformRowHeights(True)
+        self.list.setHeaderLabels(["Time", "Message"])
         self.list.header().setSectionResizeMode(0, QHeaderView.ResizeMode.ResizeToContents)
         self.list.currentItemChanged.connect(self.on_current_changed)
         QShortcut(QKeySequence.StandardKey.Copy, self.list, self.copy, context=Qt.ShortcutContext.WidgetShortcut)
-        self.detail = QPlainTextEdit(readOnly=True)
-        self.detail.setAccessibleName("All of the chosen message")
-        theme.set_role(self.detail, "mono")
-        self.empty = QLabel(EMPTY)
-        self.empty.setMargin(40)
-        self.empty.setAlignment(Qt.AlignmentFlag.AlignCenter)
-        theme.set_role(self.empty, "muted")
-        self.split = QSplitter(Qt.Orientation.Vertical)
+        self.detail = dressed(QPlainTextEdit(readOnly=True), "mono", "All of the chosen message")
+        self.empty = dressed(QLabel(EMPTY, margin=40, alignment=Qt.AlignmentFlag.AlignCenter), "muted")
+        self.split = QSplitter(Qt.Orientation.Vertical, childrenCollapsible=False)
         self.split.addWidget(self.list)
         self.split.addWidget(self.detail)
         self.split.setStretchFactor(0, 1)
-        self.split.setChildrenCollapsible(False)
-        layout = QVBoxLayout(self)
-        layout.setContentsMargins(0, 8, 0, 0)
-        layout.addWidget(self.empty)
-        layout.addWidget(self.split)
-        self._shown: list[Message | Saved] = []
-        self._tail: list[str] = []
+        down(self.empty, self.split, of=self, margins=(0, 8, 0, 0))
+        self._shown: list[tuple[str, str, str, str]] = []
         self.split.hide()
         theme.notifier().changed.connect(self.on_theme_changed)
 
     def show_history(self, history: History) -> None:
         """Show what a run has said until now. What is shown already stays, so that reading is not disturbed."""
-        entries: list[Message | Saved] = sorted([*history.messages, *history.saved], key=lambda entry: entry.time)
-        tail = _oddities(history)
-        if tail == self._tail and list(map(id, entries)) == list(map(id, self._shown)):
-            return
-        for _ in self._tail:
+        said = sorted([*history.messages, *history.saved], key=lambda entry: entry.time)
+        entries = [*map(_entry, said), *(("", "warning", sentence, sentence) for sentence in _oddities(history))]
+        same = len([*takewhile(bool, map(eq, self._shown, entries))])
+        while self.list.topLevelItemCount() > same:
             self.list.takeTopLevelItem(self.list.topLevelItemCount() - 1)
-        known = {id(entry) for entry in self._shown}
-        if any(a is not b for a, b in zip(self._shown, entries, strict=False)) or len(entries) < len(self._shown):
-            self.list.clear()
-            known = set()
-        for entry in entries:
-            if id(entry) not in known:
-                self._add(*_entry(entry))
+        for entry in entries[same:]:
+            self._add(*entry)
         self._shown = entries
-        for sentence in tail:
-            self._add("", "warning", sentence, sentence)
-        self._tail = tail
-        self.empty.setVisible(not entries and not tail)
-        self.split.setVisible(bool(entries or tail))
+        self.empty.setVisible(not entries)
+        self.split.setVisible(bool(entries))
         self.detail.setVisible(self.list.currentItem() is not None)
 
     def problems(self) -> int:
@@ -124,13 +106,13 @@ def _entry(entry: Message | Saved) -> tuple[str, str, str, str]:
 def _oddities(history: History) -> list[str]:
     """Sentences about what this window could not make sense of."""
     sentences = [
-        f"{words.plural(number, 'event')} of the kind “{kind}” in events.jsonl: this window does not know the kind "
-        "and does not show them. The run comes from another version of Gimbal."
+        f"{words.plural(number, 'event')} of the kind “{kind}” in events.jsonl: unknown to this version of "
+        "Gimbal, not shown."
         for kind, number in history.unknown.items()
     ]
     if history.broken_lines:
         lines = words.plural(history.broken_lines, "line")
-        sentences.append(f"{lines} of events.jsonl cannot be read: the file was damaged, for instance by a full disk.")
+        sentences.append(f"{lines} of events.jsonl cannot be read: the file is damaged.")
     return sentences
 
 

@@ -5,6 +5,7 @@ This file imports numpy and pyqtgraph, which takes over half a second: import it
 
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
+from functools import partial
 from html import escape
 from math import nan
 from pathlib import Path
@@ -14,12 +15,13 @@ import numpy as np
 import pyqtgraph as pg
 from PySide6.QtCore import QPointF, Qt, Signal
 from PySide6.QtGui import QColor, QKeySequence, QShortcut
-from PySide6.QtWidgets import QCheckBox, QComboBox, QHBoxLayout, QLabel, QSlider, QSplitter, QVBoxLayout, QWidget
+from PySide6.QtWidgets import QCheckBox, QComboBox, QLabel, QSlider, QSplitter, QToolTip, QWidget
 
 from ui.core.runs.history import Curve
 from ui.pages.runs.axis import Axis
-from ui.pages.runs.readout import Readout, short
+from ui.pages.runs.readout import readout, short
 from ui.widgets import theme
+from ui.widgets.making import across, down, dressed, panel
 
 SPANS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000)
 """Steps that the smoothing slider averages over."""
@@ -38,6 +40,9 @@ MEASURED = ("loss", "validation")
 ADAPTER = "adapter/"
 PER_PIXEL = 1.5
 """Points of a long line that are drawn, in pairs of the highest and the lowest; thick lines of more are slow."""
+
+LONG = 60_000
+"""Milliseconds that the values stay while the mouse rests."""
 
 FAINT = 90
 """Opacity of the loss of single steps, of 255."""
@@ -65,24 +70,16 @@ class Curves(QWidget):
         self.other_plot.setXLink(self.loss_plot)
         self.loss_plot.setAccessibleName("Loss by step")
         self.other_plot.setAccessibleName("The chosen curve by step")
-        self.each = QCheckBox("Each step")
-        self.each.setToolTip("Show the loss of this run's single steps, faint, behind the smoothed loss")
-        self.each.setChecked(True)
+        faint = "Show the loss of each step behind the smoothed loss"
+        self.each = dressed(QCheckBox("Each step"), tip=faint, checked=True)
         self.smoothing = QSlider(Qt.Orientation.Horizontal)
-        self.smoothing.setRange(0, len(SPANS) - 1)
-        self.smoothing.setValue(SPANS.index(20))
-        self.smoothing.setPageStep(2)
+        dressed(self.smoothing, name="Smoothing", maximum=len(SPANS) - 1, value=SPANS.index(20), pageStep=2)
         self.smoothing.setFixedWidth(self.fontMetrics().averageCharWidth() * 10)
-        self.smoothing.setAccessibleName("Smoothing")
-        self.span, self.legend = QLabel(), QLabel(textFormat=Qt.TextFormat.RichText)
-        self.log_loss, self.log_other = QCheckBox("Log scale"), QCheckBox("Log scale")
-        self.log_loss.setAccessibleName("Logarithmic scale of the loss")
-        self.log_other.setAccessibleName("Logarithmic scale of the lower curve")
-        self.choice = QComboBox()
-        self.choice.setAccessibleName("Lower curve")
+        self.span, self.legend = dressed(QLabel(), "muted"), QLabel(textFormat=Qt.TextFormat.RichText)
+        self.log_loss = dressed(QCheckBox("Log scale"), name="Logarithmic scale of the loss")
+        self.log_other = dressed(QCheckBox("Log scale"), name="Logarithmic scale of the lower curve")
+        self.choice = dressed(QComboBox(), name="Lower curve")
         self.choice.setSizeAdjustPolicy(QComboBox.SizeAdjustPolicy.AdjustToContents)
-        self.top_bar, self.bottom_bar = QHBoxLayout(), QHBoxLayout()
-        self.readout = Readout(self)
         self.marks = tuple(_mark(plot) for plot in (self.loss_plot, self.other_plot))
         self._offer(())
         self._lay_out()
@@ -146,19 +143,10 @@ class Curves(QWidget):
         self.draw()
         self.other_plot.enableAutoRange(y=True)
 
-    def on_log_toggled(self) -> None:
-        """Logarithmic scales or linear ones."""
-        self.loss_plot.setLogMode(y=self.log_loss.isChecked())
-        self.other_plot.setLogMode(y=self.log_other.isChecked())
-
     def reset_view(self) -> None:
         """Show everything again, and what is still to come."""
         for plot in (self.loss_plot, self.other_plot):
             plot.enableAutoRange()
-
-    def zoom(self, factor: float) -> None:
-        """Show fewer steps, or more."""
-        self.loss_plot.getViewBox().scaleBy(x=factor)
 
     def on_theme_changed(self) -> None:
         """All colours anew."""
@@ -186,13 +174,15 @@ class Curves(QWidget):
             mark.show()
         series = theme.colors().series
         table = [(run.name, series[run.color], self.values_at(key, step)) for key, run in self.runs.items()]
-        mouse = plot.mapTo(self, plot.mapFromScene(point))
-        self.readout.show_values(f"Step {step:,.0f}", table, mouse, self.choice.currentText())
+        mouse = plot.viewport().mapToGlobal(plot.mapFromScene(point))
+        values = readout(f"Step {step:,.0f}", table, self.choice.currentText())
+        QToolTip.showText(mouse, values, plot, msecShowTime=LONG)
 
     def on_mouse_left(self) -> None:
         """No cross-hair."""
-        for thing in (*self.marks, self.readout):
-            thing.hide()
+        QToolTip.hideText()
+        for mark in self.marks:
+            mark.hide()
 
     def _line(self, key: Path, kind: str, curve: Curve, color: QColor, span: int) -> tuple[Path, str]:
         """Draw one line, if it is not drawn like that already."""
@@ -237,39 +227,23 @@ class Curves(QWidget):
         smoothing = QLabel("Smoothing")
         smoothing.setBuddy(self.smoothing)
         self.span.setMinimumWidth(self.span.fontMetrics().horizontalAdvance("5,000 steps"))
-        theme.set_role(self.span, "muted")
-        heading = QLabel("Loss")
-        theme.set_role(heading, "heading")
-        for widget in (heading, self.each, self.log_loss, smoothing, self.smoothing, self.span):
-            self.top_bar.addWidget(widget)
-        self.top_bar.addStretch(1)
-        for widget in (self.choice, self.log_other):
-            self.bottom_bar.addWidget(widget)
-        self.bottom_bar.addStretch(1)
+        smoothed = (smoothing, self.smoothing, self.span)
+        top_bar = across(dressed(QLabel("Loss"), "heading"), self.each, self.log_loss, *smoothed, None)
+        self.bottom_bar = across(self.choice, self.log_other, None)
         self.legend.setAttribute(Qt.WidgetAttribute.WA_TransparentForMouseEvents)
-        over = QVBoxLayout(self.loss_plot)
-        over.addWidget(self.legend, 0, Qt.AlignmentFlag.AlignTop | Qt.AlignmentFlag.AlignRight)
-        split = QSplitter(Qt.Orientation.Vertical)
-        split.setChildrenCollapsible(False)
-        for bar, plot in ((self.top_bar, self.loss_plot), (self.bottom_bar, self.other_plot)):
-            half = QWidget()
-            layout = QVBoxLayout(half)
-            layout.setContentsMargins(0, 6, 0, 4)
-            layout.addLayout(bar)
-            layout.addWidget(plot, 1)
-            split.addWidget(half)
-        split.setStretchFactor(0, 3)
-        split.setStretchFactor(1, 2)
-        layout = QVBoxLayout(self)
-        layout.setContentsMargins(0, 0, 0, 0)
-        layout.addWidget(split)
+        down(across(None, self.legend), None, of=self.loss_plot)
+        split = QSplitter(Qt.Orientation.Vertical, childrenCollapsible=False)
+        for bar, plot, stretch in ((top_bar, self.loss_plot, 3), (self.bottom_bar, self.other_plot, 2)):
+            split.addWidget(panel(bar, (plot, 1), margins=(0, 6, 0, 4)))
+            split.setStretchFactor(split.count() - 1, stretch)
+        down(split, of=self, margins=(0, 0, 0, 0))
 
     def _connect(self) -> None:
         self.each.toggled.connect(self.draw)
         self.smoothing.valueChanged.connect(self.on_smoothing_changed)
         self.choice.currentIndexChanged.connect(self.on_choice_changed)
-        self.log_loss.toggled.connect(self.on_log_toggled)
-        self.log_other.toggled.connect(self.on_log_toggled)
+        self.log_loss.toggled.connect(lambda on: self.loss_plot.setLogMode(y=on))
+        self.log_other.toggled.connect(lambda on: self.other_plot.setLogMode(y=on))
         theme.notifier().changed.connect(self.on_theme_changed)
         for plot in (self.loss_plot, self.other_plot):
             # The plot's own signal of this kind is silent unless the whole scene is moved by the mouse.
@@ -279,7 +253,8 @@ class Curves(QWidget):
         within = Qt.ShortcutContext.WidgetWithChildrenShortcut
         QShortcut(QKeySequence("Ctrl+0"), self, self.reset_view, context=within)
         for keys, factor in (("Ctrl++", 0.7), ("Ctrl+=", 0.7), ("Ctrl+-", 1 / 0.7)):
-            QShortcut(QKeySequence(keys), self, lambda factor=factor: self.zoom(factor), context=within)
+            zoom = partial(self.loss_plot.getViewBox().scaleBy, x=factor)
+            QShortcut(QKeySequence(keys), self, zoom, context=within)
 
 
 def smoothed(values: Sequence[float], span: int) -> Sequence[float]:

@@ -1,13 +1,9 @@
-"""A small box of values that follows the mouse over a plot."""
+"""The values under the mouse in a plot, as a tooltip."""
 
 from collections.abc import Sequence
 from html import escape
 
-from PySide6.QtCore import QPoint, Qt
 from PySide6.QtGui import QColor
-from PySide6.QtWidgets import QLabel, QWidget
-
-from ui.widgets import theme
 
 NAME = 20
 """Letters of a run's name."""
@@ -16,37 +12,15 @@ Row = tuple[str, QColor, Sequence[tuple[str, float]]]
 """A run: its name, its colour, its values by the curve's name."""
 
 
-class Readout(QLabel):
-    """Lies over its parent and never takes the mouse."""
-
-    def __init__(self, parent: QWidget):
-        super().__init__(parent)
-        self.setAttribute(Qt.WidgetAttribute.WA_TransparentForMouseEvents)
-        self.setTextFormat(Qt.TextFormat.RichText)
-        self.setMargin(6)
-        self.over = parent
-        self.hide()
-
-    def show_values(self, title: str, table: Sequence[Row], mouse: QPoint, lower: str) -> None:
-        """One run: all its values, one a line. Several: a line each, with the curves that are drawn."""
-        rows = _one(table[0][2]) if len(table) == 1 else _several(table, ("Smoothed", "Validation", lower))
-        colors = theme.colors()
-        self.setStyleSheet(
-            f"background: {colors.raised.name()}; color: {colors.text.name()};"
-            f"border: 1px solid {colors.border.name()}; border-radius: 4px;"
-        )
-        self.setText(f"<b>{title}</b><table cellspacing='0' cellpadding='1'>{rows}</table>")
-        self.adjustSize()
-        outer, gap = self.over.rect(), self.fontMetrics().height()
-        left = mouse.x() + gap if mouse.x() + gap + self.width() < outer.width() else mouse.x() - gap - self.width()
-        self.move(max(0, left), max(0, min(mouse.y() + gap, outer.height() - self.height())))
-        self.raise_()
-        self.show()
+def readout(title: str, table: Sequence[Row], lower: str) -> str:
+    """A tooltip. One run: all its values, one a line. Several: a line each, with the curves that are drawn."""
+    rows = _one(table[0][2]) if len(table) == 1 else _several(table, ("Smoothed", "Validation", lower))
+    return f"<b>{title}</b><table cellspacing='0' cellpadding='1'>{rows}</table>"
 
 
 def value_text(value: float) -> str:
     """Four digits are enough to compare."""
-    return f"{value:.4g}" if value == value else "none"
+    return f"{value:.4g}" if value == value else "–"
 
 
 def short(name: str) -> str:

@@ -2,18 +2,21 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from PySide6.QtCore import QItemSelectionModel, QModelIndex, QPersistentModelIndex, QRect, QSignalBlocker, QSize, Qt
-from PySide6.QtGui import QColor, QFont, QPainter
-from PySide6.QtWidgets import QListWidget, QListWidgetItem, QStyle, QStyledItemDelegate, QStyleOptionViewItem
+from PySide6.QtCore import QItemSelectionModel, QModelIndex, QPersistentModelIndex, QRect, QSignalBlocker, Qt
+from PySide6.QtGui import QPainter
+from PySide6.QtWidgets import QListWidget, QListWidgetItem, QStyle
 
 from ui.core import words
 from ui.core.runs.jobs import Job
 from ui.core.runs.states import Glance, State
 from ui.pages.runs.state_icon import state_color, state_icon
 from ui.widgets import theme
+from ui.widgets.two_lines import BADGE, DETAIL, PADDING, TwoLines
 
 ROW = Qt.ItemDataRole.UserRole
+PANEL = QStyle.PrimitiveElement.PE_PanelItemViewItem
 
 
 @dataclass(frozen=True)
@@ -57,7 +60,7 @@ class RunList(QListWidget):
     def __init__(self, name: str):
         super().__init__()
         self.setAccessibleName(name)
-        self.setItemDelegate(_Painter(self))
+        self.setItemDelegate(_Painter(self, badge="muted"))
         self.setHorizontalScrollBarPolicy(Qt.ScrollBarPolicy.ScrollBarAlwaysOff)
         self.setVerticalScrollMode(QListWidget.ScrollMode.ScrollPerPixel)
         theme.notifier().changed.connect(self.viewport().update)
@@ -106,64 +109,27 @@ def _progress(glance: Glance) -> tuple[str, float | None]:
 
 
 def _fill(item: QListWidgetItem, row: Row) -> None:
-    item.setData(ROW, row)
+    state = " · ".join(filter(None, (row.state.value, row.progress)))
+    spoken = ", ".join(filter(None, (row.name, state, row.note)))
+    for role, data in ((ROW, row), (DETAIL, state), (BADGE, row.note), (Qt.ItemDataRole.AccessibleTextRole, spoken)):
+        item.setData(role, data)
+    item.setText(row.name)
     item.setToolTip(row.tip)
-    spoken = ", ".join(filter(None, (row.name, row.state.value, row.progress, row.note)))
-    item.setData(Qt.ItemDataRole.AccessibleTextRole, spoken)
 
 
-class _Painter(QStyledItemDelegate):
-    """Paints a row."""
+class _Painter(TwoLines):
+    """Two lines beside the state's icon, and of what is not finished a bar at the bottom."""
 
-    def sizeHint(self, option: QStyleOptionViewItem, index: QModelIndex | QPersistentModelIndex) -> QSize:
-        line = option.fontMetrics.height()  # pyright: ignore[reportAttributeAccessIssue]
-        return QSize(line * 8, round(line * 2.9))
-
-    def paint(
-        self, painter: QPainter, option: QStyleOptionViewItem, index: QModelIndex | QPersistentModelIndex
-    ) -> None:
+    def paint(self, painter: QPainter, option: Any, index: QModelIndex | QPersistentModelIndex) -> None:
+        """Qt: a row."""
         row: Row = index.data(ROW)
-        style = option.widget.style()  # pyright: ignore[reportAttributeAccessIssue]
-        style.drawPrimitive(QStyle.PrimitiveElement.PE_PanelItemViewItem, option, painter, option.widget)  # pyright: ignore[reportAttributeAccessIssue]
-        cell: QRect = option.rect  # pyright: ignore[reportAttributeAccessIssue]
-        line = option.fontMetrics.height()  # pyright: ignore[reportAttributeAccessIssue]
-        box = cell.adjusted(line // 2, line // 3, -line // 2, -line // 3)
-        top = QRect(box.left(), box.top(), box.width(), line)
-        bottom = QRect(box.left(), box.bottom() - line, box.width(), line)
-        painter.save()
-        colors = theme.colors()
-        used = _text(painter, top, row.note, colors.muted, right=True)
-        _text(painter, top.adjusted(0, 0, -used, 0), row.name, colors.text, bold=True)
-        icon = QRect(bottom.left(), bottom.top(), line, line)
-        state_icon(row.state).paint(painter, icon)
-        used = _text(painter, bottom, row.progress, colors.muted, right=True)
-        words_box = bottom.adjusted(line + line // 3, 0, -used, 0)
-        width = _text(painter, words_box, row.state.value, state_color(row.state))
+        option.widget.style().drawPrimitive(PANEL, option, painter, option.widget)
+        cell, side = QRect(option.rect), option.fontMetrics.height()
+        state_icon(row.state).paint(painter, QRect(cell.left() + PADDING, cell.center().y() - side // 2, side, side))
+        option.rect = cell.adjusted(side + PADDING, 0, 0, 0)
+        super().paint(painter, option, index)
         if row.fraction is not None:
-            bar = words_box.adjusted(width, line // 2 - 2, -line // 3, 0)
-            bar.setHeight(4)
-            _bar(painter, bar, row.fraction, state_color(row.state))
-        painter.restore()
-
-
-def _text(painter: QPainter, box: QRect, text: str, color: QColor, right: bool = False, bold: bool = False) -> int:
-    """Write elided text at one side of a box; how much of its width that takes."""
-    font = QFont(painter.font())
-    font.setWeight(QFont.Weight.DemiBold if bold else QFont.Weight.Normal)
-    painter.setFont(font)
-    painter.setPen(color)
-    metrics = painter.fontMetrics()
-    shown = metrics.elidedText(text, Qt.TextElideMode.ElideRight, box.width())
-    side = Qt.AlignmentFlag.AlignRight if right else Qt.AlignmentFlag.AlignLeft
-    painter.drawText(box, side | Qt.AlignmentFlag.AlignVCenter, shown)
-    return metrics.horizontalAdvance(shown) + (metrics.averageCharWidth() if shown else 0)
-
-
-def _bar(painter: QPainter, box: QRect, fraction: float, color: QColor) -> None:
-    if box.width() < 8:
-        return
-    painter.setPen(Qt.PenStyle.NoPen)
-    painter.setBrush(theme.colors().border)
-    painter.drawRoundedRect(box, 2, 2)
-    painter.setBrush(color)
-    painter.drawRoundedRect(QRect(box.topLeft(), QSize(round(box.width() * min(1.0, fraction)), box.height())), 2, 2)
+            bar = QRect(cell.left(), cell.bottom() - 2, cell.width(), 2)
+            painter.fillRect(bar, theme.colors().border)
+            bar.setWidth(round(cell.width() * min(1.0, row.fraction)))
+            painter.fillRect(bar, state_color(row.state))

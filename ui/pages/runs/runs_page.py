@@ -4,7 +4,7 @@ from pathlib import Path
 
 from PySide6.QtCore import Qt, Signal
 from PySide6.QtGui import QAction
-from PySide6.QtWidgets import QLabel, QSplitter, QStackedWidget, QVBoxLayout, QWidget
+from PySide6.QtWidgets import QLabel, QSplitter, QStackedWidget, QWidget
 
 from ui.core.runs.library import Library
 from ui.core.runs.queue import Queue
@@ -12,12 +12,12 @@ from ui.core.settings import Settings
 from ui.pages.runs.live import Live
 from ui.pages.runs.row_list import Row
 from ui.pages.runs.side import Side
-from ui.widgets import theme
+from ui.widgets.making import down, dressed
 
-NOTHING = "Choose a run at the left to see its curves, samples and messages."
+NOTHING = "Select a run to see its curves, samples and messages."
 NO_RUNS = (
-    "No runs yet.\n\nChoose a preset on the page “Presets”, change what you like, then press “Train”. "
-    "The run appears at the left and goes on even when this window is closed."
+    "No runs yet.\n\nOpen a preset, change its settings, then press “Train…”. "
+    "The run appears in the list and continues when this window is closed."
 )
 SPLITTER = "runs_splitter"
 
@@ -33,23 +33,18 @@ class RunsPage(QWidget):
         self.wanted: Path | None = None
         """A run that is to be chosen as soon as it is listed."""
         self.side, self.live = Side(queue, library), Live(queue, library)
-        self.empty = QLabel(alignment=Qt.AlignmentFlag.AlignCenter, wordWrap=True)
-        self.empty.setMargin(60)
-        theme.set_role(self.empty, "muted")
+        self.empty = dressed(QLabel(alignment=Qt.AlignmentFlag.AlignCenter, wordWrap=True, margin=60), "muted")
         self.right = QStackedWidget()
         self.right.addWidget(self.empty)
         self.right.addWidget(self.live)
-        self.split = QSplitter()
+        self.split = QSplitter(childrenCollapsible=False)
         self.split.addWidget(self.side)
         self.split.addWidget(self.right)
         self.split.setStretchFactor(1, 1)
-        self.split.setChildrenCollapsible(False)
         unit = self.fontMetrics().averageCharWidth()
         self.split.setSizes([unit * 37, unit * 91])
         self.split.restoreState(settings.state(SPLITTER))
-        layout = QVBoxLayout(self)
-        layout.setContentsMargins(0, 0, 0, 0)
-        layout.addWidget(self.split)
+        down(self.split, of=self, margins=(0, 0, 0, 0))
         self.split.splitterMoved.connect(self.on_splitter_moved)
         self.side.chosen.connect(self.on_chosen)
         self.side.said.connect(self.live.say)

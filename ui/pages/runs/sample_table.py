@@ -5,40 +5,34 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from PySide6.QtCore import QAbstractTableModel, QModelIndex, QObject, QPersistentModelIndex, QRect, QSize, Qt, Signal
-from PySide6.QtGui import QImage, QImageReader, QPainter, QPen, QPixmap
-from PySide6.QtWidgets import (
-    QAbstractItemView,
-    QHeaderView,
-    QStyle,
-    QStyledItemDelegate,
-    QStyleOptionViewItem,
-    QTableView,
-)
+from PySide6.QtCore import QAbstractTableModel, QModelIndex, QObject, QPersistentModelIndex, QSize, Qt, Signal
+from PySide6.QtGui import QIcon, QImage, QPixmap
+from PySide6.QtWidgets import QAbstractItemView, QHeaderView, QStyledItemDelegate, QTableView
 
 from ui.core import workers
 from ui.core.runs.history import Sample
 from ui.widgets import theme
+from ui.widgets.images import read_scaled
 
 Index = QModelIndex | QPersistentModelIndex
 NOWHERE = QModelIndex()
 KEPT = 800
 """How many small pictures are remembered."""
 
+PROMPTS = Qt.AlignmentFlag.AlignLeft | Qt.AlignmentFlag.AlignTop | Qt.TextFlag.TextWordWrap
+STYLE = """
+QTableCornerButton::section { background: transparent; border: none; }
+QTableView::item:selected { border: 3px solid palette(highlight); }
+"""
 NONE = "–"
 """In the place of a sample that was not made."""
 
 
 def read_picture(path: Path, side: int = 0) -> QImage:
-    """The picture, at most `side` wide and high (0: as it is)."""
-    reader = QImageReader(str(path))
-    reader.setAutoTransform(True)
-    size = reader.size()
-    if side and size.isValid() and max(size.width(), size.height()) > side:
-        reader.setScaledSize(size.scaled(side, side, Qt.AspectRatioMode.KeepAspectRatio))
-    image = reader.read()
+    """The picture, at most `side` wide and high (0: as it is). Raises ValueError with a sentence."""
+    image = read_scaled(path, side)
     if image.isNull():
-        raise ValueError(f"{path.name} cannot be shown: {reader.errorString()}")
+        raise ValueError(f"{path.name} cannot be shown: {'it is damaged' if path.exists() else 'file not found'}.")
     return image
 
 
@@ -116,20 +110,26 @@ class SamplesModel(QAbstractTableModel):
         """The picture, a sentence why there is none, or nothing yet."""
         sample = self.sample(index.row(), self.steps[index.column()])
         if role in (Qt.ItemDataRole.AccessibleTextRole, Qt.ItemDataRole.ToolTipRole):
-            return f"{step_text(sample.step)}: {sample.prompt}" if sample else "no sample was made at this step"
-        if role == Qt.ItemDataRole.DecorationRole:
-            return self._picture(str(self.path(sample))) if sample else NONE
-        return None
+            return f"{step_text(sample.step)}: {sample.prompt}" if sample else "no sample at this step"
+        if role == Qt.ItemDataRole.TextAlignmentRole:
+            return Qt.AlignmentFlag.AlignCenter
+        thing = self._picture(str(self.path(sample))) if sample else NONE
+        if role == Qt.ItemDataRole.DisplayRole:
+            return None if isinstance(thing, QPixmap) else thing or "…"
+        if role == Qt.ItemDataRole.ForegroundRole:
+            return theme.colors().bad if sample and isinstance(thing, str) else theme.colors().muted
+        return thing if role == Qt.ItemDataRole.DecorationRole else None
 
     def _picture(self, path: str) -> QPixmap | str | None:
         if path in self._pictures:
             self._pictures.move_to_end(path)
             return self._pictures[path]
+        room = (self.side, self.side, Qt.AspectRatioMode.KeepAspectRatio, Qt.TransformationMode.SmoothTransformation)
         if path not in self._reading:
 
             def arrived(thing: QImage | str) -> None:
                 self._reading.pop(path, None)
-                self._pictures[path] = thing if isinstance(thing, str) else QPixmap.fromImage(thing)
+                self._pictures[path] = thing if isinstance(thing, str) else QPixmap.fromImage(thing).scaled(*room)
                 while len(self._pictures) > KEPT:
                     self._pictures.popitem(last=False)
                 last = self.index(len(self.prompts) - 1, len(self.steps) - 1)
@@ -148,8 +148,7 @@ class SampleTable(QTableView):
     def __init__(self, model: SamplesModel):
         super().__init__()
         self.setModel(model)
-        self.setItemDelegate(_Painter(model.side, self))
-        self.setVerticalHeader(_Prompts(self))
+        self.setItemDelegate(_Untinted(self))
         self.setShowGrid(False)
         self.setSelectionMode(QAbstractItemView.SelectionMode.SingleSelection)
         self.setHorizontalScrollMode(QAbstractItemView.ScrollMode.ScrollPerPixel)
@@ -161,8 +160,10 @@ class SampleTable(QTableView):
             header.setDefaultSectionSize(cell)
             header.setHighlightSections(False)
         self.verticalHeader().setFixedWidth(round(cell * 1.2))
+        self.verticalHeader().setDefaultAlignment(PROMPTS)
+        self.verticalHeader().setTextElideMode(Qt.TextElideMode.ElideNone)
         self.setCornerButtonEnabled(False)
-        self.setStyleSheet("QTableCornerButton::section { background: transparent; border: none; }")
+        self.setStyleSheet(STYLE)
         self.clicked.connect(self.on_opened)
         self.activated.connect(self.on_opened)
 
@@ -176,56 +177,11 @@ def step_text(step: int) -> str:
     return f"Step {step:,}" if step else "Before training"
 
 
-class _Painter(QStyledItemDelegate):
-    """Paints a picture in the middle of its cell."""
+class _Untinted(QStyledItemDelegate):
+    """Pictures in the middle of their cells, in their own colours where they are selected, too."""
 
-    def __init__(self, side: int, parent: QObject):
-        super().__init__(parent)
-        self.side = side
-
-    def sizeHint(self, option: QStyleOptionViewItem, index: Index) -> QSize:
-        """The picture and a margin."""
-        return QSize(self.side + 8, self.side + 8)
-
-    def paint(self, painter: QPainter, option: QStyleOptionViewItem, index: Index) -> None:
-        """The picture, or why there is none."""
-        colors = theme.colors()
-        cell: QRect = option.rect  # pyright: ignore[reportAttributeAccessIssue]
-        box = cell.adjusted(4, 4, -4, -4)
-        thing = index.data(Qt.ItemDataRole.DecorationRole)
-        if isinstance(thing, QPixmap):
-            size = thing.size().scaled(box.size(), Qt.AspectRatioMode.KeepAspectRatio)
-            target = QRect(box.topLeft(), size)
-            target.moveCenter(box.center())
-            painter.setRenderHint(QPainter.RenderHint.SmoothPixmapTransform, thing.width() > size.width() // 2)
-            painter.drawPixmap(target, thing)
-        else:
-            painter.fillRect(box, colors.window)
-            painter.setPen(colors.bad if thing and thing != NONE else colors.muted)
-            flags = Qt.AlignmentFlag.AlignCenter | Qt.TextFlag.TextWordWrap
-            painter.drawText(box.adjusted(4, 4, -4, -4), flags, thing or "…")
-        state = option.state  # pyright: ignore[reportAttributeAccessIssue]
-        if state & QStyle.StateFlag.State_Selected:
-            painter.setPen(QPen(colors.accent, 3))
-            painter.setBrush(Qt.BrushStyle.NoBrush)
-            painter.drawRect(cell.adjusted(2, 2, -3, -3))
-
-
-class _Prompts(QHeaderView):
-    """The prompts in several lines, cut where their row ends."""
-
-    def __init__(self, parent: QTableView):
-        super().__init__(Qt.Orientation.Vertical, parent)
-
-    def paintSection(self, painter: QPainter, rect: QRect, section: int) -> None:
-        """One prompt."""
-        colors = theme.colors()
-        painter.fillRect(rect, colors.window)
-        painter.setPen(colors.text)
-        text = str(self.model().headerData(section, Qt.Orientation.Vertical))
-        flags = Qt.AlignmentFlag.AlignVCenter | Qt.AlignmentFlag.AlignLeft | Qt.TextFlag.TextWordWrap
-        box = rect.adjusted(8, 4, -8, -4)
-        whole = text
-        while len(text) > 8 and self.fontMetrics().boundingRect(box, flags, text).height() > box.height():
-            text = whole[: int(len(text) * 0.9)].rstrip() + "…"
-        painter.drawText(box, flags, text)
+    def initStyleOption(self, option: Any, index: Index) -> None:
+        """Qt: what is painted."""
+        super().initStyleOption(option, index)
+        option.icon.addPixmap(option.icon.pixmap(option.decorationSize), QIcon.Mode.Selected)
+        option.decorationSize = option.rect.size() - QSize(8, 8)

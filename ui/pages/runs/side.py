@@ -4,16 +4,17 @@ from pathlib import Path
 
 from PySide6.QtCore import QModelIndex, QSignalBlocker, Qt, QTimer, Signal
 from PySide6.QtGui import QAction, QKeySequence
-from PySide6.QtWidgets import QHBoxLayout, QLabel, QLineEdit, QMessageBox, QPushButton, QVBoxLayout, QWidget
+from PySide6.QtWidgets import QLabel, QLineEdit, QPushButton, QWidget
 
 from ui.core.runs.library import Library
 from ui.core.runs.queue import Queue
 from ui.core.runs.states import State
 from ui.pages.runs.row_list import Row, RunList, job_row, run_row
-from ui.widgets import icons, theme
+from ui.widgets import dialogs
+from ui.widgets.making import across, button, down, dressed, with_icon
 
-NO_RUNS = "No runs yet. Choose a preset and press “Train”: the run appears here and can be watched while it works."
-NO_MATCH = "No run has this in its name, method or family."
+NO_RUNS = "No runs yet. Open a preset, then press “Train…”."
+NO_MATCH = "No matching runs"
 
 
 class Side(QWidget):
@@ -29,21 +30,17 @@ class Side(QWidget):
         self.queue, self.library = queue, library
         self.jobs, self.runs = RunList("Queue"), RunList("Runs")
         self.jobs.setDragDropMode(RunList.DragDropMode.InternalMove)
-        self.pause = QPushButton("Pause")
-        self.pause.setCheckable(True)
-        self.pause.setToolTip("Start no further job until this is pressed again; running ones go on")
-        self.watching, self.no_jobs, self.no_runs = (QLabel(wordWrap=True) for _ in range(3))
-        self.no_jobs.setText("Nothing runs or waits.")
-        theme.set_role(self.watching, "note")
-        theme.set_role(self.no_jobs, "muted")
-        theme.set_role(self.no_runs, "muted")
-        self.filter = QLineEdit(clearButtonEnabled=True)
+        tip = "Start no more jobs; running jobs continue"
+        self.pause = dressed(QPushButton("Pause queue"), tip=tip, checkable=True)
+        self.watching = dressed(QLabel(wordWrap=True), "note")
+        self.no_jobs = dressed(QLabel("Queue is empty", wordWrap=True), "muted")
+        self.no_runs = dressed(QLabel(wordWrap=True), "muted")
+        self.filter = dressed(QLineEdit(clearButtonEnabled=True), name="Filter runs by name, method or family")
         self.filter.setPlaceholderText("Filter runs")
-        self.filter.setAccessibleName("Filter runs by name, method or family")
-        self.up = self._action("up", "Earlier", "Alt+Up", lambda: self.shift(-1))
-        self.down = self._action("down", "Later", "Alt+Down", lambda: self.shift(1))
+        self.up = self._action("up", "Move up", "Alt+Up", lambda: self.shift(-1))
+        self.down = self._action("down", "Move down", "Alt+Down", lambda: self.shift(1))
         self.first = self._action("next", "Run next", "Alt+Home", self.run_next)
-        self.cancel = self._action("remove", "Take out of the queue", "Del", self.remove)
+        self.cancel = self._action("remove", "Remove from the queue", "Del", self.remove)
         self.actions_of_queue = (self.up, self.down, self.first, self.cancel)
         self._lay_out()
         self._connect()
@@ -76,7 +73,7 @@ class Side(QWidget):
         self.watching.setVisible(not self.queue.drives)
         with QSignalBlocker(self.pause):
             self.pause.setChecked(self.queue.paused)
-        self.pause.setText("Paused" if self.queue.paused else "Pause")
+        self.pause.setText("Queue paused" if self.queue.paused else "Pause queue")
         self.pause.setEnabled(self.queue.drives)
         self._enable()
 
@@ -110,29 +107,16 @@ class Side(QWidget):
         row = self.jobs.current()
         if not row or row.state != State.WAITING:
             return
-        box = QMessageBox(self)
-        box.setWindowTitle("Take out of the queue")
-        box.setText(f"Take “{row.name}” out of the queue?")
-        box.setInformativeText("It will not be trained. The preset that it was made from stays as it is.")
-        yes = box.addButton("Take out", QMessageBox.ButtonRole.AcceptRole)
-        box.setDefaultButton(box.addButton("Leave it", QMessageBox.ButtonRole.RejectRole))
-        box.exec()
-        if box.clickedButton() is yes:
-            self._do(lambda: self.queue.remove(row.job))
+        question = f"Remove “{row.name}” from the queue?"
+        details = "It will not be trained. Its preset is not changed."
+        take_out = lambda: self._do(lambda: self.queue.remove(row.job))  # noqa: E731
+        dialogs.confirm(self, "Remove from the queue", question, details, "&Remove", take_out)
 
-    def on_job_selected(self) -> None:
+    def on_selected(self, chosen: RunList, other: RunList) -> None:
         """Only one of the two lists has a choice."""
-        if self.jobs.current():
-            with QSignalBlocker(self.runs):
-                self.runs.clearSelection()
-        self._enable()
-        self.chosen.emit(self.row())
-
-    def on_run_selected(self) -> None:
-        """Only one of the two lists has a choice."""
-        if self.runs.current():
-            with QSignalBlocker(self.jobs):
-                self.jobs.clearSelection()
+        if chosen.current():
+            with QSignalBlocker(other):
+                other.clearSelection()
         self._enable()
         self.chosen.emit(self.row())
 
@@ -149,11 +133,6 @@ class Side(QWidget):
             self.queue.paused = paused
 
         self._do(pause)
-
-    def on_theme_changed(self) -> None:
-        """Icons in the theme's colour."""
-        for action in self.actions_of_queue:
-            action.setIcon(icons.icon(action.data()))
 
     def _do(self, change) -> None:
         """Change the queue, or say why that cannot be."""
@@ -173,8 +152,7 @@ class Side(QWidget):
         self.cancel.setEnabled(drives and place >= 0)
 
     def _action(self, icon: str, text: str, keys: str, slot) -> QAction:
-        action = QAction(icons.icon(icon), text, self)
-        action.setData(icon)
+        action = with_icon(QAction(text, self), icon)
         action.setShortcut(QKeySequence(keys))
         action.setShortcutContext(Qt.ShortcutContext.WidgetShortcut)
         action.setToolTip(f"{text} ({action.shortcut().toString(QKeySequence.SequenceFormat.NativeText)})")
@@ -182,52 +160,19 @@ class Side(QWidget):
         self.jobs.addAction(action)
         return action
 
-    def _button(self, action: QAction) -> QPushButton:
-        button = QPushButton(action.icon(), "")
-        button.setAccessibleName(action.text())
-        button.setToolTip(action.toolTip())
-        theme.set_role(button, "flat")
-        button.clicked.connect(action.trigger)
-
-        def follow() -> None:
-            button.setEnabled(action.isEnabled())
-            button.setIcon(action.icon())
-
-        action.changed.connect(follow)
-        return button
-
     def _lay_out(self) -> None:
         self.jobs.setContextMenuPolicy(Qt.ContextMenuPolicy.ActionsContextMenu)
-        layout = QVBoxLayout(self)
-        layout.setContentsMargins(12, 12, 12, 12)
-        head = QHBoxLayout()
-        head.addWidget(_heading("Queue"))
-        head.addStretch(1)
-        for action in self.actions_of_queue:
-            head.addWidget(self._button(action))
-        head.addWidget(self.pause)
-        layout.addLayout(head)
-        for part in (self.watching, self.jobs, self.no_jobs):
-            layout.addWidget(part)
-        layout.addSpacing(8)
-        layout.addWidget(_heading("Runs"))
-        layout.addWidget(self.filter)
-        layout.addWidget(self.runs, 1)
-        layout.addWidget(self.no_runs, 0)
-        layout.addStretch(0)
+        buttons = (button(action, "flat", action.text()) for action in self.actions_of_queue)
+        head = across(dressed(QLabel("Queue"), "heading"), None, *buttons, self.pause)
+        queue = (head, self.watching, self.jobs, self.no_jobs, 8)
+        runs = (dressed(QLabel("Runs"), "heading"), self.filter, (self.runs, 1), self.no_runs)
+        down(*queue, *runs, of=self, margins=(12, 12, 12, 12)).addStretch(0)
 
     def _connect(self) -> None:
-        self.jobs.itemSelectionChanged.connect(self.on_job_selected)
-        self.runs.itemSelectionChanged.connect(self.on_run_selected)
+        self.jobs.itemSelectionChanged.connect(lambda: self.on_selected(self.jobs, self.runs))
+        self.runs.itemSelectionChanged.connect(lambda: self.on_selected(self.runs, self.jobs))
         self.jobs.model().rowsMoved.connect(self.on_rows_moved)
         self.pause.toggled.connect(self.on_pause_toggled)
         self.filter.textChanged.connect(self.refresh)
         self.queue.changed.connect(self.refresh)
         self.library.changed.connect(self.refresh)
-        theme.notifier().changed.connect(self.on_theme_changed)
-
-
-def _heading(text: str) -> QLabel:
-    label = QLabel(text)
-    theme.set_role(label, "heading")
-    return label

@@ -5,26 +5,19 @@ from PySide6.QtGui import QColor, QIcon
 from ui.core.runs.states import State
 from ui.widgets import icons, theme
 
-ICONS = {
-    State.WAITING: "clock",
-    State.STARTING: "refresh",
-    State.RUNNING: "play",
-    State.STOPPING: "stop",
-    State.FINISHED: "ok",
-    State.STOPPED: "stop",
-    State.FAILED: "error",
-    State.REFUSED: "error",
-    State.VANISHED: "warning",
-    State.ELSEWHERE: "open",
+LOOKS = {
+    State.WAITING: ("clock", ""),
+    State.STARTING: ("refresh", ""),
+    State.RUNNING: ("play", ""),
+    State.STOPPING: ("stop", "note"),
+    State.FINISHED: ("ok", "good"),
+    State.STOPPED: ("stop", ""),
+    State.FAILED: ("error", "problem"),
+    State.REFUSED: ("error", "problem"),
+    State.VANISHED: ("warning", "note"),
+    State.ELSEWHERE: ("open", ""),
 }
-ROLES = {
-    State.FAILED: "problem",
-    State.REFUSED: "problem",
-    State.VANISHED: "note",
-    State.STOPPING: "note",
-    State.FINISHED: "good",
-}
-"""Text roles of states that should be noticed; the others are plain."""
+"""Icon, and the text role of states that should be noticed; the others are plain."""
 
 
 def state_color(state: State) -> QColor:
@@ -32,14 +25,14 @@ def state_color(state: State) -> QColor:
     colors = theme.colors()
     if state in (State.STARTING, State.RUNNING):
         return colors.accent
-    return {"problem": colors.bad, "note": colors.warning, "good": colors.good}.get(ROLES.get(state, ""), colors.muted)
+    return {"problem": colors.bad, "note": colors.warning, "good": colors.good}.get(state_role(state), colors.muted)
 
 
 def state_icon(state: State) -> QIcon:
     """A state's icon in its colour."""
-    return icons.icon(ICONS[state], state_color(state))
+    return icons.icon(LOOKS[state][0], state_color(state))
 
 
 def state_role(state: State) -> str:
     """The text role of a sentence about a state."""
-    return ROLES.get(state, "")
+    return LOOKS[state][1]

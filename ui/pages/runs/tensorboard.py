@@ -39,7 +39,7 @@ class TensorBoard(QObject):
         process.readyRead.connect(self.on_ready_read)
         process.finished.connect(self.on_finished)
         process.errorOccurred.connect(self.on_error_occurred)
-        self.said.emit("TensorBoard is starting …")
+        self.said.emit("Starting TensorBoard…")
         process.start(sys.executable, ["-m", "tensorboard.main", "--logdir", str(folder), "--port", "0"])
 
     def open(self) -> None:
@@ -47,7 +47,7 @@ class TensorBoard(QObject):
         if QDesktopServices.openUrl(QUrl(self.address)):
             self.said.emit(f"TensorBoard runs at {self.address}")
         else:
-            self.said.emit(f"TensorBoard runs at {self.address}, but no browser could be opened: open it there.")
+            self.said.emit(f"TensorBoard runs at {self.address}; no browser could be opened.")
 
     def stop(self) -> None:
         """End it."""
@@ -75,7 +75,7 @@ class TensorBoard(QObject):
                 f"TensorBoard is not installed for {sys.executable}: run “{sys.executable} -m pip install tensorboard”."
             )
         else:
-            self.said.emit(f"TensorBoard ended (exit code {code}): {lines[-1] if lines else 'it printed nothing'}")
+            self.said.emit(f"TensorBoard ended (exit code {code}): {lines[-1] if lines else 'no output'}")
 
     def on_error_occurred(self, error: QProcess.ProcessError) -> None:
         """The process itself could not be started; other errors end it."""
