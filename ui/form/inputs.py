@@ -209,7 +209,7 @@ class Number(Input):
         self.line.addWidget(hint)
 
     def show_value(self, value: Any) -> None:
-        self.edit.replace(_written(value))
+        self.edit.replace(written(value))
 
     def read(self) -> Any:
         return parsed(self.edit.text(), self.field.kind == "integer")
@@ -232,13 +232,13 @@ class Number(Input):
             value = stepped(self.read(), direction, self.field)
         except ValueError:  # nothing to step from; on_text has said so
             return
-        self.edit.replace(_written(value))
+        self.edit.replace(written(value))
         self.edited.emit(value)
 
     def on_finished(self) -> None:
         """Write the number in its usual way, so that one sees how it was read."""
         try:
-            self.edit.replace(_written(self.read()))
+            self.edit.replace(written(self.read()))
         except ValueError:  # on_text has said so, and the text stays
             return
         self.left.emit()
@@ -391,8 +391,8 @@ def label(text: str, role: str) -> QLabel:
     return result
 
 
-def _written(value: Any) -> str:
-    """A number as it is typed; anything else as it is."""
+def written(value: Any) -> str:
+    """A number as it is typed, nothing for none; anything else as it is."""
     if value is None:
         return ""
     if isinstance(value, float) and isfinite(value):

@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from PySide6.QtCore import QMimeData, QObject, QTimer, Signal
+from PySide6.QtCore import QObject, QTimer, Signal, SignalInstance
 from PySide6.QtGui import QDragEnterEvent, QDragMoveEvent, QDropEvent
 from PySide6.QtWidgets import QFileDialog, QMenu, QPushButton, QWidget
 
@@ -91,29 +91,38 @@ class PathInput(Input):
             self.finder.look([path])
 
 
-class PathLine(Line):
+class Drops:
+    """A widget that takes dropped files and folders, and says which in its signal `dropped`."""
+
+    dropped: SignalInstance
+
+    def dragEnterEvent(self, event: QDragEnterEvent) -> None:
+        if not self._takes(event):
+            super().dragEnterEvent(event)  # pyright: ignore[reportAttributeAccessIssue]
+
+    def dragMoveEvent(self, event: QDragMoveEvent) -> None:
+        if not self._takes(event):
+            super().dragMoveEvent(event)  # pyright: ignore[reportAttributeAccessIssue]
+
+    def dropEvent(self, event: QDropEvent) -> None:
+        if paths := self._takes(event):
+            self.dropped.emit(paths)
+        else:
+            super().dropEvent(event)  # pyright: ignore[reportAttributeAccessIssue]
+
+    def _takes(self, event: QDropEvent) -> list[str]:
+        """The paths in what is dragged, as presets write them."""
+        urls = event.mimeData().urls()
+        paths = [places.shown(Path(url.toLocalFile())) for url in urls if url.isLocalFile()]
+        if paths:
+            event.acceptProposedAction()
+        return paths
+
+
+class PathLine(Drops, Line):
     """A line that takes dropped files and folders."""
 
     dropped = Signal(list)
-
-    def dragEnterEvent(self, event: QDragEnterEvent) -> None:
-        if dropped(event.mimeData()):
-            event.acceptProposedAction()
-        else:
-            super().dragEnterEvent(event)
-
-    def dragMoveEvent(self, event: QDragMoveEvent) -> None:
-        if dropped(event.mimeData()):
-            event.acceptProposedAction()
-        else:
-            super().dragMoveEvent(event)
-
-    def dropEvent(self, event: QDropEvent) -> None:
-        if paths := dropped(event.mimeData()):
-            event.acceptProposedAction()
-            self.dropped.emit(paths)
-        else:
-            super().dropEvent(event)
 
 
 class Finder(QObject):
@@ -189,8 +198,3 @@ def ask_folder(parent: QWidget, title: str, now: str, settings: Settings) -> str
     folder = places.shown(Path(chosen))
     settings.remember_folder(folder)
     return folder
-
-
-def dropped(mime: QMimeData) -> list[str]:
-    """The paths in what is dragged, as presets write them."""
-    return [places.shown(Path(url.toLocalFile())) for url in mime.urls() if url.isLocalFile()]

@@ -238,6 +238,7 @@ QScrollArea[frameShape="0"], QListView[frameShape="0"], QTreeView[frameShape="0"
 QListView, QTreeView, QTableView { background: @surface; alternate-background-color: @window; }
 QListView::item:selected, QTreeView::item:selected, QTableView::item:selected { background: @selected; color: @text; }
 QListView::item:hover, QTreeView::item:hover { background: @hover; }
+QAbstractItemView QLineEdit { border: none; border-radius: 0; padding: 0 2px; }
 QListView:focus, QTreeView:focus, QTableView:focus { border-color: @accent; }
 QListView[invalid="true"], QTableView[invalid="true"] { border-color: @bad; }
 
