@@ -11,7 +11,6 @@ from typing import Any
 from PySide6.QtCore import QObject, QTemporaryDir, QTimer, Signal
 
 from ui.core import places, reading
-from ui.core.preset.sentences import numbered
 from ui.core.program import Program
 
 DELAY = 1200
@@ -131,6 +130,16 @@ def understood(answer: bytes, reason: str) -> Findings:
     except (ValueError, TypeError):
         return Findings(failed=f"the check stopped without a result ({reason})")
     known = {one.name for one in fields(Findings)}
-    return Findings(
-        **{name: tuple(value) if isinstance(value, list) else value for name, value in given.items() if name in known}
-    )
+    taken: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value for name, value in given.items() if name in known
+    }
+    return Findings(**taken)
+
+
+def numbered(text: str) -> str:
+    """The trainer's sentence about an entry of a list: `[0].rank: ...` as `number 1, rank: ...`."""
+    found = re.match(r"\[(\d+)\](?:\.(\w+))?:? ", text)
+    if not found:
+        return text
+    inner = f", {found[2]}" if found[2] else ""
+    return f"number {int(found[1]) + 1}{inner}: {text[found.end() :]}"

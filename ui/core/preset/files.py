@@ -16,9 +16,9 @@ from typing import Any
 
 from training_presets import composing
 from training_presets.composing import Composed
+from training_presets.sentences import shown
 from ui.core import places, reading
 from ui.core.preset.schema import Schema, Values, at, holds, with_value, without
-from ui.core.preset.sentences import shown
 
 METADATA_KEY = "gimbal.preset"
 """Where an exported .safetensors file keeps its preset."""
