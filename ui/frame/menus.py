@@ -6,7 +6,7 @@ from functools import partial
 
 from PySide6.QtCore import QUrl
 from PySide6.QtGui import QAction, QActionGroup, QDesktopServices, QKeySequence
-from PySide6.QtWidgets import QApplication, QMainWindow, QMenu, QPushButton
+from PySide6.QtWidgets import QApplication, QMainWindow, QMenu, QToolButton
 
 from ui.core import places, settings
 from ui.core.preset.document import Document
@@ -45,14 +45,25 @@ class Menus:
         self.save = self._action("&Save", "Ctrl+S", orders.save)
         for make in (self._file, self._edit, self._view, self._train, self._help):
             make()
+        theme.notifier().changed.connect(self.on_theme_changed)
+        self.on_theme_changed()
 
-    def buttons(self) -> list[QPushButton]:
+    def buttons(self) -> list[QToolButton]:
         """Undo, redo and save as buttons for the bar."""
-        return [
-            ActionButton(self.undo, "undo", "Undo"),
-            ActionButton(self.redo, "redo", "Redo"),
-            ActionButton(self.save, "save", "Save the preset"),
-        ]
+        made = []
+        for action, name in ((self.undo, "Undo"), (self.redo, "Redo"), (self.save, "Save the preset")):
+            action.setToolTip(f"{name} ({action.shortcut().toString()})")
+            button = QToolButton()
+            button.setDefaultAction(action)
+            button.setAccessibleName(name)
+            theme.set_role(button, "flat")
+            made.append(button)
+        return made
+
+    def on_theme_changed(self) -> None:
+        """Draw the icons in the new colours."""
+        for action, icon in ((self.undo, "undo"), (self.redo, "redo"), (self.save, "save")):
+            action.setIcon(icons.icon(icon))
 
     def _file(self) -> None:
         opening, menu = self.opening, self._menu("&File")
@@ -133,23 +144,3 @@ class Menus:
             action.setShortcut(QKeySequence(keys))
         action.triggered.connect(lambda: slot())
         return action
-
-
-class ActionButton(QPushButton):
-    """An action as an icon."""
-
-    def __init__(self, action: QAction, icon: str, name: str):
-        super().__init__()
-        self.icon_name = icon
-        theme.set_role(self, "flat")
-        self.setAccessibleName(name)
-        self.setToolTip(f"{name} ({action.shortcut().toString()})")
-        self.setEnabled(action.isEnabled())
-        self.clicked.connect(action.trigger)
-        action.enabledChanged.connect(self.setEnabled)
-        theme.notifier().changed.connect(self.on_theme_changed)
-        self.on_theme_changed()
-
-    def on_theme_changed(self) -> None:
-        """Draw in the new colours."""
-        self.setIcon(icons.icon(self.icon_name))

@@ -111,13 +111,8 @@ class Opening(QObject):
     def _accepts(self, opened: Opened) -> bool:
         """Whether the user opens a file without what is not understood in it."""
         problems = dialogs.enumerated(opened.problems, "\n", dialogs.LISTED)
-        box = dialogs.Question(
-            self.window,
-            "Not everything in this file is understood",
-            f"Open {opened.origin.name} all the same?",
-            f"{problems}\n\nWhat is unknown is left out; what is not allowed gets its default, if it has one.",
-            {dialogs.OK: "&Open all the same", dialogs.CANCEL: "&Cancel"},
-        )
-        box.make_default(dialogs.CANCEL)
-        box.exec()
-        return box.answer == dialogs.OK
+        title, question = f"{opened.origin.name} has unknown settings", f"Open {opened.origin.name} without them?"
+        details = f"{problems}\n\nUnknown settings are left out; invalid values get their default, if there is one."
+        answers = {dialogs.OK: "&Open without them", dialogs.CANCEL: "&Cancel"}
+        box = dialogs.Question(self.window, title, question, details, answers, usual=dialogs.CANCEL)
+        return box.ask() == dialogs.OK

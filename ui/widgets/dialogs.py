@@ -4,20 +4,18 @@ Each is a dialog that can be shown, filled in and accepted; the `ask_` functions
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 
-from PySide6.QtCore import Qt, Signal
+from PySide6.QtCore import Qt
 from PySide6.QtWidgets import (
     QCheckBox,
     QComboBox,
     QDialog,
     QDialogButtonBox,
     QFormLayout,
-    QHBoxLayout,
     QLabel,
     QLineEdit,
-    QPushButton,
+    QMessageBox,
     QVBoxLayout,
     QWidget,
 )
@@ -44,67 +42,68 @@ WIDTH = 60
 SAVE, DISCARD, CANCEL, OK = "save", "discard", "cancel", "ok"
 
 
-class Question(QDialog):
+class Question(QMessageBox):
     """A question and its answers, the first one the usual; Escape gives the last one."""
 
-    answered = Signal(str)
-
-    def __init__(self, parent: QWidget | None, title: str, question: str, details: str, answers: Mapping[str, str]):
-        """`answers`: text of the button by answer."""
+    def __init__(
+        self,
+        parent: QWidget | None,
+        title: str,
+        question: str,
+        details: str,
+        answers: Mapping[str, str],
+        usual: str = "",
+        role: str = "",
+    ):
+        """`answers`: text of the button by answer. Enter gives `usual`; `role`: how the first button looks."""
         super().__init__(parent)
         self.setWindowTitle(title)
-        self.answer = [*answers][-1]
-        self.question, self.details = _sentences_label(self, question), _sentences_label(self, details)
-        theme.set_role(self.question, "heading")
-        self.details.setVisible(bool(details))
-        self.buttons = {answer: QPushButton(text) for answer, text in answers.items()}
-        row = QHBoxLayout()
-        row.addStretch()
-        for answer, button in self.buttons.items():
-            button.setAutoDefault(True)
-            button.clicked.connect(partial(self._close_with, answer))
-            row.addWidget(button)
-        self.make_default([*answers][0])
-        layout = QVBoxLayout(self)
-        for label in (self.question, self.details):
-            layout.addWidget(label)
-        layout.addSpacing(self.fontMetrics().height() // 2)
-        layout.addLayout(row)
+        self.setTextFormat(Qt.TextFormat.PlainText)
+        self.setText(question)
+        self.setInformativeText(details)
+        self.setTextInteractionFlags(Qt.TextInteractionFlag.TextSelectableByMouse)
+        first, *_, self.last = [*answers, *answers]
+        roles = dict.fromkeys(answers, self.ButtonRole.DestructiveRole)
+        roles |= {self.last: self.ButtonRole.RejectRole, first: self.ButtonRole.AcceptRole}
+        self.choices = {answer: self.addButton(text, roles[answer]) for answer, text in answers.items()}
+        theme.set_role(self.choices[first], role)
+        self.setDefaultButton(self.choices[usual or first])
+        self.setEscapeButton(self.choices[self.last])
 
-    def make_default(self, answer: str) -> None:
-        """Enter gives this answer."""
-        self.buttons[answer].setDefault(True)
-        self.buttons[answer].setFocus()
+    @property
+    def answer(self) -> str:
+        """What was answered."""
+        return next((one for one, button in self.choices.items() if button is self.clickedButton()), self.last)
 
-    def _close_with(self, answer: str) -> None:
-        self.answer = answer
-        self.accept()
-        self.answered.emit(answer)
+    def ask(self) -> str:
+        """Wait for the answer."""
+        self.exec()
+        return self.answer
+
+    def opened(self) -> "Question":
+        """Show it without waiting."""
+        self.setAttribute(Qt.WidgetAttribute.WA_DeleteOnClose)
+        self.open()
+        return self
 
 
 def say_error(parent: QWidget | None, title: str, sentence: str) -> Question:
     """Say what went wrong; returns at once."""
-    box = Question(parent, title, title, sentence, {OK: "&OK"})
-    theme.set_role(box.buttons[OK], "primary")
-    return _opened(box)
+    return Question(parent, title, title, sentence, {OK: "&OK"}, role="primary").opened()
 
 
 def confirm(
     parent: QWidget | None, title: str, question: str, details: str, accept: str, on_accept: Callable[[], None]
 ) -> Question:
     """Ask before something that loses something; Cancel is the default. Returns at once."""
-    box = Question(parent, title, question, details, {OK: accept, CANCEL: "&Cancel"})
-    theme.set_role(box.buttons[OK], "danger")
-    box.make_default(CANCEL)
-    box.answered.connect(lambda answer: on_accept() if answer == OK else None)
-    return _opened(box)
+    box = Question(parent, title, question, details, {OK: accept, CANCEL: "&Cancel"}, usual=CANCEL, role="danger")
+    box.finished.connect(lambda: on_accept() if box.answer == OK else None)
+    return box.opened()
 
 
 def ask_unsaved(parent: QWidget | None, document: Document) -> str:
     """What to do with unsaved changes: SAVE, DISCARD or CANCEL."""
-    box = unsaved_question(parent, document)
-    box.exec()
-    return box.answer
+    return unsaved_question(parent, document).ask()
 
 
 def unsaved_question(parent: QWidget | None, document: Document) -> Question:
@@ -113,9 +112,8 @@ def unsaved_question(parent: QWidget | None, document: Document) -> Question:
     changed = enumerated(labels(document, [one.path for one in document.differences()]))
     kept = "" if own else f"\n{name} itself stays as it is; the changes are saved as a preset of your own."
     answers = {SAVE: "&Save" if own else "&Save as…", DISCARD: "&Do not save", CANCEL: "&Cancel"}
-    box = Question(parent, "Unsaved changes", f"Save the changes to {name}?", f"Changed: {changed}.{kept}", answers)
-    theme.set_role(box.buttons[SAVE], "primary")
-    return box
+    question = f"Save the changes to {name}?"
+    return Question(parent, "Unsaved changes", question, f"Changed: {changed}.{kept}", answers, role="primary")
 
 
 def ask_name(parent: QWidget | None, title: str, name: str, accept: str = "&Save") -> str:
@@ -307,12 +305,6 @@ def _problems(document: Document) -> list[str]:
 
 def _says_existing(name: str, then: str) -> str:
     return f"You have a preset called {name}; {then}." if name and own_preset(name).exists() else ""
-
-
-def _opened(box: Question) -> Question:
-    box.setAttribute(Qt.WidgetAttribute.WA_DeleteOnClose)
-    box.open()
-    return box
 
 
 def _buttons(dialog: QDialog, accept: str) -> QDialogButtonBox:

@@ -15,6 +15,9 @@ BAD = Qt.ItemDataRole.UserRole + 3
 FAINT = Qt.ItemDataRole.UserRole + 4
 """Whether the text is muted, too."""
 
+COLOR = Qt.ItemDataRole.UserRole + 5
+"""The badge's colour, where it is not that of the list."""
+
 PADDING = 5
 Index = QModelIndex | QPersistentModelIndex
 
@@ -41,14 +44,15 @@ class TwoLines(QStyledItemDelegate):
         style = widget.style() if widget else QApplication.style()
         style.drawControl(QStyle.ControlElement.CE_ItemViewItem, styled, painter, widget)
         colors, metrics = theme.colors(), QFontMetrics(styled.font)  # pyright: ignore
-        rect: QRect = styled.rect.adjusted(PADDING, 0, -PADDING, 0)  # pyright: ignore
+        rect = style.subElementRect(QStyle.SubElement.SE_ItemViewItemText, styled, widget)
+        rect.adjust(PADDING, 0, -PADDING, 0)
         rect.setTop(rect.center().y() - metrics.lineSpacing() * (2 if index.data(DETAIL) else 1) // 2)
         line = QRect(rect.left(), rect.top(), rect.width(), metrics.lineSpacing())
         painter.save()
         painter.setFont(styled.font)  # pyright: ignore
         badge = index.data(BADGE)
         if badge:
-            painter.setPen(vars(colors)[self.badge])
+            painter.setPen(vars(colors)[index.data(COLOR) or self.badge])
             painter.drawText(line, Qt.AlignmentFlag.AlignRight | Qt.AlignmentFlag.AlignVCenter, badge)
             line.setRight(line.right() - metrics.horizontalAdvance(badge) - 2 * PADDING)
         painter.setPen(colors.muted if index.data(FAINT) else colors.text)
