@@ -53,12 +53,12 @@ def test_unsaved_changes_are_named(document, show):
     document.set("adapter.rank", 4)
     box = show(dialogs.unsaved_question(None, document))
     assert "wora_demo" in box.text() and "Rank" in box.informativeText()
-    assert "stays as it is" in box.informativeText() and box.choices["save"].text() == "&Save as…"
+    assert "is not changed" in box.informativeText() and box.choices["save"].text() == "&Save as…"
     path = files.save(document.values, "mine", document.schema)
     document.mark_saved(files.read(path, document.schema).origin)
     document.set("adapter.rank", 5)
     box = show(dialogs.unsaved_question(None, document))
-    assert "stays as it is" not in box.informativeText() and box.choices["save"].text() == "&Save"
+    assert "is not changed" not in box.informativeText() and box.choices["save"].text() == "&Save"
 
 
 def test_many_changes_are_counted(document, show):

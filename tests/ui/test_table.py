@@ -82,7 +82,7 @@ def wrong(table):
 
 def test_a_rule_is_added_filled_in_undone_redone_and_removed(qtbot, document, row, table):
     add, remove, *_ = table.tools
-    assert "No rule yet" in table.grid.empty and not table.grid.horizontalHeader().isVisible()
+    assert "No rules" in table.grid.empty and not table.grid.horizontalHeader().isVisible()
     click(qtbot, add)
     assert document.value(PATH) == [{"match": "", "rank": None, "lr_scale": None}]
     assert table.grid.horizontalHeader().isVisible()
@@ -333,7 +333,7 @@ def test_objects_of_any_shape_are_edited(qtbot):
     on.setCheckState(Qt.CheckState.Checked)
     assert seen[-1] == [{"kind": "b", "on": True, "steps": 3, "note": "-"}]
     steps.setText("")
-    assert widget.stray == {(0, "steps"): "a number is missing"} and widget.read() == seen[-1]
+    assert widget.stray == {(0, "steps"): "enter a number"} and widget.read() == seen[-1]
 
 
 @pytest.mark.parametrize("inner", [{"type": "array", "items": {"type": "string"}}, {"$ref": "#/$defs/Other"}])

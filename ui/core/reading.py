@@ -28,7 +28,7 @@ def opened(path: Path) -> BinaryIO:
     if stat.S_ISDIR(found.st_mode):
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), f"{path}")
     if not stat.S_ISREG(found.st_mode):
-        raise OSError(errno.EINVAL, "it is no file", f"{path}")
+        raise OSError(errno.EINVAL, "not a file", f"{path}")
     return path.open("rb")
 
 

@@ -322,7 +322,7 @@ class Nullable(Input):
         if not none and self.last is None:
             self.inner.setEnabled(True)
             self.inner.focus()
-            self.refused.emit("give a value, or tick None")
+            self.refused.emit("enter a value, or tick None")
             return
         self.refused.emit("")
         self.show_value(None if none else self.last)
@@ -334,13 +334,13 @@ def parsed(text: str, whole: bool) -> int | float:
     """The number that a text means; ValueError with a sentence if none."""
     plain = text.strip().replace("−", "-")
     if not plain:
-        raise ValueError("a number is missing")
+        raise ValueError("enter a number")
     if "," in plain and NUMBER.fullmatch(plain.replace(",", ".", 1)):
-        raise ValueError(f"'{text}' has a comma; write a point before decimals and nothing between thousands")
+        raise ValueError(f"'{text}' has a comma; use a decimal point and no thousands separators")
     if not NUMBER.fullmatch(plain):
         raise ValueError(f"'{text}' is not a number")
     if not isfinite(float(plain)):
-        raise ValueError(f"'{text}' is too large for a computer")
+        raise ValueError(f"'{text}' is too large")
     if not whole:
         return float(plain)
     exact = Decimal(plain)

@@ -164,7 +164,7 @@ class List(Drops, Keys, QListWidget):
 class Texts(Rows):
     """Texts, one a line: edited in place, added, removed, moved."""
 
-    empty = "Nothing listed"
+    empty = "Empty list"
     adds = "Add a line"
 
     def __init__(self, field: Field, settings: Settings):
@@ -226,7 +226,7 @@ class Texts(Rows):
 class Folders(Texts):
     """Folders: chosen, dropped, or typed."""
 
-    empty = "No folder yet: drop folders here, or add them"
+    empty = "No folders: drop or add them here"
     adds = "Add a folder…"
 
     def __init__(self, field: Field, settings: Settings):

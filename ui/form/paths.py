@@ -184,7 +184,7 @@ def remark(kind: str, path: str) -> tuple[str, str]:
         return f"there is no folder {path}", ""
     first = Path(path).parts[0]
     if kind == "model" and HUB.fullmatch(path) and not LOCAL.match(path) and not (places.ROOT / first).exists():
-        return "", "Not found on this machine: taken for an id on the Hugging Face hub."
+        return "", "Not found on this machine; used as a model id on the Hugging Face hub."
     return f"there is no {'file' if kind == 'file' else 'file or folder'} {path}", ""
 
 

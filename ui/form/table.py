@@ -75,7 +75,7 @@ class Table(Rows):
         """Why what stands in a cell is no value, by row and column."""
         self.offers: list[str] = []
         """Texts to complete from, in cells for free text."""
-        self.grid = Grid(self, f"No {field.entry} yet")
+        self.grid = Grid(self, f"No {field.entry}s")
         super().__init__(field, settings, self.grid, f"Add a {field.entry}")
         self.grid.setColumnCount(len(field.columns))
         self.grid.setItemDelegate(Cells(self))

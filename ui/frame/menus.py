@@ -15,7 +15,7 @@ from ui.frame.navigation import Navigation
 from ui.frame.opening import Opening
 from ui.widgets import icons, theme
 
-THEMES = {"system": "As the &system", "light": "&Light", "dark": "&Dark"}
+THEMES = {"system": "&System", "light": "&Light", "dark": "&Dark"}
 assert tuple(THEMES) == settings.THEMES
 
 
@@ -67,12 +67,12 @@ class Menus:
 
     def _file(self) -> None:
         opening, menu = self.opening, self._menu("&File")
-        menu.addAction(self._action("&Open a preset…", "Ctrl+O", opening.choose_file))
-        menu.addAction(self._action("Open the preset of a &run…", "Ctrl+Shift+O", opening.choose_run))
+        menu.addAction(self._action("&Open preset…", "Ctrl+O", opening.choose_file))
+        menu.addAction(self._action("Open a &run's preset…", "Ctrl+Shift+O", opening.choose_run))
         menu.addSeparator()
         menu.addAction(self.save)
         menu.addAction(self._action("Save &as…", "Ctrl+Shift+S", self.orders.save_as))
-        menu.addAction(self._action("&Export as JSON…", "Ctrl+E", opening.export))
+        menu.addAction(self._action("&Export preset…", "Ctrl+E", opening.export))
         menu.addSeparator()
         menu.addAction(self._action("&Quit", "Ctrl+Q", self.window.close))
 
@@ -109,10 +109,10 @@ class Menus:
     def _train(self) -> None:
         menu = self._menu("&Train")
         menu.addAction(self._action("&Train this preset…", "Ctrl+T", self.orders.train))
-        menu.addAction(self._action("&Check it now", "Ctrl+R", self.orders.check))
+        menu.addAction(self._action("&Check now", "Ctrl+R", self.orders.check))
         menu.addSeparator()
-        self.run_menu = menu.addMenu("The chosen &run")
-        self.job_menu = menu.addMenu("The chosen &job of the queue")
+        self.run_menu = menu.addMenu("Selected &run")
+        self.job_menu = menu.addMenu("Selected &job")
 
     def take_run_actions(self, run: tuple[QAction, ...], job: tuple[QAction, ...]) -> None:
         """Show what the page of the runs can do, once it is there."""
@@ -122,7 +122,7 @@ class Menus:
     def _help(self) -> None:
         menu = self._menu("&Help")
         for text, keys, name in (
-            ("&Every setting explained", "F1", "docs/preset-reference.md"),
+            ("&Settings reference", "F1", "docs/preset-reference.md"),
             ("&Read me", "", "README.md"),
         ):
             url = QUrl.fromLocalFile(str(places.ROOT / name))

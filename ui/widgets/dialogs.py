@@ -110,8 +110,8 @@ def unsaved_question(parent: QWidget | None, document: Document) -> Question:
     """The question of `ask_unsaved`."""
     name, own = document.origin.name or "the new preset", document.origin.kind == "own"
     changed = enumerated(labels(document, [one.path for one in document.differences()]))
-    kept = "" if own else f"\n{name} itself stays as it is; the changes are saved as a preset of your own."
-    answers = {SAVE: "&Save" if own else "&Save as…", DISCARD: "&Do not save", CANCEL: "&Cancel"}
+    kept = "" if own else f"\n{name} is not changed; the changes are saved as a new preset."
+    answers = {SAVE: "&Save" if own else "&Save as…", DISCARD: "Do&n't save", CANCEL: "&Cancel"}
     question = f"Save the changes to {name}?"
     return Question(parent, "Unsaved changes", question, f"Changed: {changed}.{kept}", answers, role="primary")
 
@@ -241,7 +241,7 @@ class QueueDialog(QDialog):
         """Say what keeps this from being queued."""
         problem = _run_name_problem(self.name) or self._queue.problem_with(self._document.values, self.name)
         if self._preset_problems:
-            problem = f"The trainer would refuse this preset. {enumerated(self._preset_problems, '; ')}"
+            problem = f"This preset cannot be trained. {enumerated(self._preset_problems, '; ')}"
         _say(self.feedback, problem, self._queue.watching_sentence)
         self.buttons.button(QDialogButtonBox.StandardButton.Ok).setEnabled(not problem and self._queue.drives)
 
@@ -262,21 +262,22 @@ def summary(document: Document) -> str:
     values = document.values
     epochs, steps = at(values, "training.epochs"), at(values, "training.steps")
     length = words.plural(epochs, "epoch") if epochs else words.plural(steps, "step")
-    folders = ", ".join(at(values, "data.folders") or ()) or "no folder"
-    base = at(values, "base.path") or "no base"
-    return f"{document.origin.name}: {length} of {at(values, 'adapter.method')} on {base}, pictures from {folders}."
+    folders = ", ".join(at(values, "data.folders") or ())
+    pictures = f"pictures from {folders}" if folders else "no picture folder chosen"
+    base = at(values, "base.path") or "no base model"
+    return f"{document.origin.name}: {length} of {at(values, 'adapter.method')} on {base}, {pictures}."
 
 
 def _run_name_problem(name: str) -> str:
     """Why the trainer would not take a name; "" when it would."""
     wrong = sorted({letter for letter in name if letter in FORBIDDEN or letter < " "})
     if wrong:
-        return f"The run's name becomes a folder: {' '.join(wrong)} cannot be in it."
+        return f"Run name: {' '.join(wrong)} cannot be in a folder's name."
     if name.startswith(".") or name.endswith("."):
-        return "The run's name becomes a folder: it neither begins nor ends with a full stop."
+        return "Run name: must not begin or end with a full stop."
     if files.RESERVED.fullmatch(name):
-        return f"Windows keeps the name {name} for a device; choose another one."
-    return f"This name has {len(name)} letters; at most {LONGEST} are possible." if len(name) > LONGEST else ""
+        return f"Run name: {name} is reserved by Windows."
+    return f"Run name: {len(name)} characters; at most {LONGEST}." if len(name) > LONGEST else ""
 
 
 def _free_run_name(document: Document, queue: Queue) -> str:

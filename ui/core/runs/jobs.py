@@ -121,9 +121,9 @@ def verdict(job: Job, seen: Glance, code: int | None) -> Status | None:
     if reasons := refusal(printed):
         return Status(State.REFUSED, "\n".join(reasons))
     lines = [line.strip() for line in printed.splitlines() if line.strip() and not line.startswith("note: ")]
-    last = f" The last that it printed: {lines[-1]}" if lines else ""
+    last = f" Last output: {lines[-1]}" if lines else ""
     if code is None or code < 0:
-        return Status(State.VANISHED, f"The trainer is gone without a word before the run began.{last}")
+        return Status(State.VANISHED, f"The trainer stopped unexpectedly before the run began.{last}")
     return Status(State.FAILED, f"The trainer ended with exit code {code} before the run began.{last}")
 
 
