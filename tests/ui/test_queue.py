@@ -233,7 +233,7 @@ def test_names_that_are_taken_are_refused(window, tmp_path):
     (tmp_path / "runs/other").mkdir()
     (tmp_path / "runs/other/picture.png").touch()
     (tmp_path / "runs/empty").mkdir()
-    for name, reason in (("a", "in the queue"), ("run", "or resume it"), ("other", "something else"), (" ", "name")):
+    for name, reason in (("a", "in the queue"), ("run", "or resume it"), ("other", "not a run folder"), (" ", "name")):
         assert reason in queue.problem_with(preset(tmp_path), name)
         with pytest.raises(ValueError, match=reason):
             queue.add(preset(tmp_path), name)

@@ -17,7 +17,7 @@ from PySide6.QtWidgets import QCheckBox, QComboBox, QCompleter, QHBoxLayout, QLa
 from ui.core import words
 from ui.core.preset.field import Field
 from ui.core.settings import Settings
-from ui.form.described import describe
+from ui.widgets.two_lines import describe
 
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 SHORT = 20
@@ -195,18 +195,13 @@ class Number(Input):
         self.edit = Line()
         self.edit.setFixedWidth(self.short())
         self.take(self.edit)
-        self.say_bounds(" · ".join(part for part in (field.unit, bounds(field)) if part))
+        hint = label(" · ".join(part for part in (field.unit, bounds(field)) if part), "muted")
+        hint.setWordWrap(False)
+        self.line.addWidget(hint)
         self.line.addStretch(1)
         self.edit.textEdited.connect(self.on_text)
         self.edit.stepped.connect(self.on_step)
         self.edit.editingFinished.connect(self.on_finished)
-
-    def say_bounds(self, text: str) -> None:
-        """Say the unit and the bounds."""
-        hint = label(text, "muted")
-        hint.setWordWrap(False)
-        hint.setVisible(bool(text))
-        self.line.addWidget(hint)
 
     def show_value(self, value: Any) -> None:
         self.edit.replace(written(value))

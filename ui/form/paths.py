@@ -135,8 +135,7 @@ class Finder(QObject):
         self.field = field
         self.paths: list[str] = []
         self.task: workers.Task | None = None
-        self.timer = QTimer(self)
-        self.timer.setSingleShot(True)
+        self.timer = QTimer(self, singleShot=True)
         self.timer.timeout.connect(self.on_timeout)
 
     def look(self, paths: list[str], pause: int = 0) -> None:

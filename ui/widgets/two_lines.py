@@ -1,8 +1,10 @@
 """List items of two lines: a text with a badge at its right, and a muted line below."""
 
+from collections.abc import Mapping
+
 from PySide6.QtCore import QModelIndex, QObject, QPersistentModelIndex, QRect, QSize, Qt
 from PySide6.QtGui import QFontMetrics, QPainter
-from PySide6.QtWidgets import QApplication, QStyle, QStyledItemDelegate, QStyleOptionViewItem
+from PySide6.QtWidgets import QApplication, QComboBox, QStyle, QStyledItemDelegate, QStyleOptionViewItem
 
 from ui.widgets import theme
 
@@ -66,3 +68,15 @@ class TwoLines(QStyledItemDelegate):
     def _draw_line(self, painter: QPainter, metrics: QFontMetrics, rect: QRect, text: str) -> None:
         elided = metrics.elidedText(text.replace("\n", " "), Qt.TextElideMode.ElideRight, rect.width())
         painter.drawText(rect, Qt.AlignmentFlag.AlignLeft | Qt.AlignmentFlag.AlignVCenter, elided)
+
+
+def describe(box: QComboBox, meanings: Mapping[str, str]) -> None:
+    """Show in the list of `box`, below its words, what they mean; nothing where no word has a meaning."""
+    if not meanings:
+        return
+    for row in range(box.count()):
+        box.setItemData(row, meanings.get(box.itemText(row), ""), DETAIL)
+    box.setItemDelegate(TwoLines(box))
+    box.setMaxVisibleItems(box.count())
+    widest = max(map(box.fontMetrics().horizontalAdvance, meanings.values()))
+    box.view().setMinimumWidth(widest + 6 * PADDING)
