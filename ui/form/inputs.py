@@ -171,11 +171,15 @@ class Text(Input):
 
     def __init__(self, field: Field, settings: Settings):
         super().__init__(field, settings)
-        self.edit = Line()
+        self.edit = self.make_line()
         self.take(self.edit, 1)
         self.edit.textEdited.connect(self.edited.emit)
         self.edit.textChanged.connect(self.edit.setToolTip)  # long ones are cut off in the line
         self.edit.editingFinished.connect(self.left)
+
+    def make_line(self) -> Line:
+        """What the text is typed into."""
+        return Line()
 
     def show_value(self, value: Any) -> None:
         self.edit.replace(value if isinstance(value, str) else words.value(value))

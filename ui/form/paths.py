@@ -4,14 +4,14 @@ import re
 from pathlib import Path
 from typing import Any
 
-from PySide6.QtCore import QObject, QTimer, Signal, SignalInstance
+from PySide6.QtCore import QObject, QTimer, Signal
 from PySide6.QtGui import QDragEnterEvent, QDragMoveEvent, QDropEvent
 from PySide6.QtWidgets import QFileDialog, QMenu, QPushButton, QWidget
 
 from ui.core import places, workers
 from ui.core.preset.field import Field
 from ui.core.settings import Settings
-from ui.form.inputs import Input, Line
+from ui.form.inputs import Line, Text
 
 LOCAL = re.compile(r"[./~\\]|[A-Za-z]:|.*\.(safetensors|ckpt|json)$", re.IGNORECASE)
 """Beginnings and ends that only paths on this machine have."""
@@ -25,13 +25,11 @@ PAUSE = 300
 CHECKPOINTS = "Checkpoints (*.safetensors);;All files (*)"
 
 
-class PathInput(Input):
+class PathInput(Text):
     """A line for a path, with a button that opens the system's dialog. Folders and files can be dropped on it."""
 
     def __init__(self, field: Field, settings: Settings):
         super().__init__(field, settings)
-        self.edit = PathLine()
-        self.take(self.edit, 1)
         self.browse = QPushButton("Browse…")
         self.browse.setAccessibleName(f"{field.label}: browse")
         self.line.addWidget(self.browse)
@@ -45,21 +43,19 @@ class PathInput(Input):
         self.finder = Finder(field, self)
         self.finder.found.connect(self.found)
         self.edit.textEdited.connect(self.on_text)
-        self.edit.textChanged.connect(self.edit.setToolTip)  # long ones are cut off in the line
-        self.edit.editingFinished.connect(self.left)
         self.edit.entered.connect(self.on_entered)
-        self.edit.dropped.connect(self.on_dropped)
+
+    def make_line(self) -> Line:
+        line = PathLine()
+        line.dropped.connect(self.on_dropped)
+        return line
 
     def show_value(self, value: Any) -> None:
-        self.edit.replace(value if isinstance(value, str) else str(value))
+        super().show_value(value)
         self.finder.look([self.edit.text()])
 
-    def read(self) -> Any:
-        return self.edit.text()
-
     def on_text(self, text: str) -> None:
-        """Hand on what is typed, and look for it once typing pauses."""
-        self.edited.emit(text)
+        """Look for what is typed once typing pauses."""
         self.finder.look([text], PAUSE)
 
     def on_entered(self) -> None:
@@ -94,8 +90,6 @@ class PathInput(Input):
 class Drops:
     """A widget that takes dropped files and folders, and says which in its signal `dropped`."""
 
-    dropped: SignalInstance
-
     def dragEnterEvent(self, event: QDragEnterEvent) -> None:
         if not self._takes(event):
             super().dragEnterEvent(event)  # pyright: ignore[reportAttributeAccessIssue]
@@ -106,7 +100,7 @@ class Drops:
 
     def dropEvent(self, event: QDropEvent) -> None:
         if paths := self._takes(event):
-            self.dropped.emit(paths)
+            self.dropped.emit(paths)  # pyright: ignore[reportAttributeAccessIssue]
         else:
             super().dropEvent(event)  # pyright: ignore[reportAttributeAccessIssue]
 

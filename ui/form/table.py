@@ -108,7 +108,7 @@ class Table(Rows):
         with QSignalBlocker(self.grid):
             for row, number in product(range(len(self.values)), range(len(self.field.columns))):
                 is_wrong = bool(wrong & {(row, self.field.columns[number].path), (row, None)})
-                self.grid.item(row, number).setData(Qt.ItemDataRole.BackgroundRole, color if is_wrong else None)
+                self._item(row, number).setData(Qt.ItemDataRole.BackgroundRole, color if is_wrong else None)
 
     def on_add(self) -> None:
         """A new entry at the end, to be filled in."""
@@ -139,9 +139,14 @@ class Table(Rows):
             self._show_cell(row, number)
         self.grid.horizontalHeader().setVisible(bool(self.values))
 
+    def _item(self, row: int, number: int) -> QTableWidgetItem:
+        item = self.grid.item(row, number)
+        assert item is not None  # show_rows has filled the table
+        return item
+
     def _show_cell(self, row: int, number: int) -> None:
         """A required value that is missing is empty."""
-        item, column = self.grid.item(row, number), self.field.columns[number]
+        item, column = self._item(row, number), self.field.columns[number]
         value = self.values[row].get(column.path, "" if column.required else column.default)
         with QSignalBlocker(self.grid):
             if column.kind == "boolean":

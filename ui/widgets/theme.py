@@ -99,7 +99,7 @@ class Notifier(QObject):
         assert isinstance(app, QApplication)
         app.setPalette(palette(colors()))
         for kind in FRAMED:
-            app.setPalette(framed(colors()), kind)
+            app.setPalette(framed(colors()), kind)  # pyright: ignore[reportArgumentType]  a text is what it takes
         app.setStyleSheet(style_sheet(colors()))
         self.changed.emit()
 
