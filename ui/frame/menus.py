@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
-from PySide6.QtCore import QUrl
+from PySide6.QtCore import QObject, QUrl
 from PySide6.QtGui import QAction, QActionGroup, QDesktopServices, QKeySequence
 from PySide6.QtWidgets import QApplication, QMainWindow, QMenu, QToolButton
 
@@ -31,11 +31,12 @@ class Orders:
     check: Callable[[], object]
 
 
-class Menus:
+class Menus(QObject):
     """Builds the menu bar of a window; actions that the window needs later are attributes."""
 
     def __init__(self, window: QMainWindow, document: Document, settings: Settings, opening: Opening,
                  navigation: Navigation, orders: Orders):  # fmt: skip
+        super().__init__(window)  # so that the theme's signal ends with the window
         self.window, self.settings, self.opening = window, settings, opening
         self.navigation, self.orders = navigation, orders
         undo = document.undo
