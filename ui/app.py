@@ -43,7 +43,7 @@ def make_window(settings: Settings, preset: str = "") -> Window:
     window = Window(document, settings)
     if not preset and window.unsaved.restore(newest=True):
         restored = document.origin.name or "a new preset"
-        window.banners.say(f"The changes to {restored} that were not saved when the window ended have been restored.")
+        window.banners.say(f"Unsaved changes to {restored} have been restored.")
     else:
         open_first(window, preset)
     return window

@@ -11,6 +11,7 @@ from pydantic_core import PydanticUndefined
 from modules.preset import files, options
 from modules.preset.problems import PresetProblems, unknown
 from modules.preset.schema import Preset
+from training_presets.sentences import nearest
 
 ALIASES = {"base": "base.path", "data": "data.folders"}
 """Short flags. They are names of sections, so no option can ever be called the same."""
@@ -80,7 +81,7 @@ def _stray(word: str, last: str) -> str:
 
 
 def _unknown_flag(flag: str, own_flags: Sequence[str]) -> str:
-    own = options.nearest(flag, [known.lstrip("-") for known in own_flags])
+    own = nearest(flag, [known.lstrip("-") for known in own_flags])
     return f"--{flag}: unknown; did you mean --{own[0]}?" if own else unknown(flag, Preset, {}, flag="--")
 
 

@@ -4,10 +4,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from modules.preset import files, options
+from modules.preset import files
 from modules.preset.problems import PresetProblems, enumerated
 from modules.printable import shown
 from training_presets.composing import Composed
+from training_presets.sentences import nearest
 
 LINES, WIDTH = 40, 120
 """Size of the screen that the short list has to fit."""
@@ -47,7 +48,7 @@ def text(word: str = "") -> str:
     found = [*_groups(chosen), *([own] if own.rows and word in (ALL, OWN) else [])]
     if not found and word not in (ALL, OWN):
         known = [ALL, OWN, *dict.fromkeys(known for one in presets for known in _words(one) if known)]
-        near = options.nearest(word, known)
+        near = nearest(word, known)
         meant = f"did you mean {enumerated(near, 'or')}?" if near else f"available: {', '.join(known)}"
         raise PresetProblems([f"--list {word}: no such family, method or purpose; {meant}"])
     return "\n\n".join("\n".join(group.lines(len(group.rows))) for group in found) or "You have no presets of your own."

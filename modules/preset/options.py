@@ -4,7 +4,6 @@ A tagged section (`adapter`, `optimizer`, ...) is one of several models, selecte
 that a preset may have is one `Group`; the options of a preset are those of the groups whose tags it has chosen.
 """
 
-import difflib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -15,9 +14,6 @@ import annotated_types
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import to_jsonable_python
-
-LONGEST_NAME = 100
-"""Characters of a mistyped name, at most; comparing takes quadratic time, and a longer one is a text."""
 
 
 @dataclass(frozen=True)
@@ -201,23 +197,6 @@ def flatten(values: Mapping[str, Any], path: str = "") -> dict[str, Any]:
         inner = isinstance(value, Mapping) and value
         found |= flatten(value, join(path, name)) if inner else {join(path, name): value}
     return found
-
-
-def nearest(name: str, known: list[str]) -> list[str]:
-    """The names in `known` (dotted) that are most similar to `name`, best first."""
-    if len(name) > LONGEST_NAME:
-        return []
-    section, _, last = name.rpartition(".")
-    lasts = {other: other.rpartition(".")[2] for other in known}
-    siblings = [other for other in known if other.rpartition(".")[0] == section]
-    by_last = difflib.get_close_matches(last, [lasts[other] for other in siblings], n=1, cutoff=0.7)
-    return (
-        [join(section, found) for found in by_last]
-        or difflib.get_close_matches(name, [other for other in known if other not in siblings], n=1, cutoff=0.85)
-        or [other for other in known if lasts[other] == last][:3]
-        or difflib.get_close_matches(name, known, n=1, cutoff=0.75)
-        or [other for other in known if difflib.get_close_matches(last, [lasts[other]], cutoff=0.8)][:3]
-    )
 
 
 # -- words ------------------------------------------------------------------------------------------------------------

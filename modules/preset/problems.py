@@ -6,6 +6,8 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from modules.preset import options
+from training_presets import sentences as shared
+from training_presets.sentences import enumerated, shown
 
 LIST_PRESETS = "python scripts/train.py --list all shows all presets"
 
@@ -56,9 +58,10 @@ def _sentence(error: Any, model: type[BaseModel], values: Mapping[str, Any]) -> 
     if kind in ("union_tag_invalid", "union_tag_not_found"):
         name = options.join(name, facts["discriminator"].strip("'"))
         choices = options.tag_choices(model)[name]
-        return f"{name}: {_not_one_of(facts.get('tag'), choices)}"
+        return f"{name}: {shared.not_one_of(facts.get('tag'), [*choices])}"
     if kind == "literal_error":
-        return f"{name}: {_not_one_of(error['input'], options.choices(model, name, values))}"
+        choices = [f"{one}" for one in options.choices(model, name, values)]
+        return f"{name}: {shared.not_one_of(error['input'], choices)}"
     if kind == "missing":
         return f"{name}: required"
     if kind == "value_error":
@@ -89,21 +92,13 @@ def unknown(name: str, model: type[BaseModel], values: Mapping[str, Any], flag: 
         return f"{flag}{name}: is a section; give one of its options, such as {flag}{inner}"
     others = [other for other in sections if other != section]
     known = list(dict.fromkeys([*options.options(model, values), *others]))
-    found = options.nearest(name, known) or options.nearest(name, list(options.options(model)))
-    if found:
-        same_section = not flag and all(other.rpartition(".")[0] == section for other in found)
-        names = [other.rpartition(".")[2] if same_section else flag + other for other in found]
-        return f"{flag}{name}: unknown; did you mean {enumerated(names, 'or')}?"
-    if flag:
-        return f"{flag}{name}: unknown; --help lists all options"
-    siblings = [other.rpartition(".")[2] for other in known if other.rpartition(".")[0] == section]
-    return f"{name}: unknown" + (f"; {section or 'a preset'} has {', '.join(siblings)}" if siblings else "")
+    return shared.unknown(name, known, list(options.options(model)), flag)
 
 
 def unknown_in_entry(name: str, entries: type[BaseModel]) -> str:
     """The line about an unknown name in an entry of a list, `list[0].name`."""
     place, _, last = name.rpartition(".")
-    found = options.nearest(last, list(entries.model_fields))
+    found = shared.nearest(last, list(entries.model_fields))
     meant = f"did you mean {found[0]}?" if found else f"{place} has {', '.join(entries.model_fields)}"
     return f"{name}: unknown; {meant}"
 
@@ -127,25 +122,3 @@ def dotted(loc: tuple[int | str, ...], model: type[BaseModel]) -> str:
         elif name not in leaves:  # behind an option, pydantic names the member of a union
             name = options.join(name, part)
     return name
-
-
-def shown(value: Any) -> str:
-    """A value in a sentence: as in JSON, but texts in single quotes, and never long."""
-    text = {None: "null", True: "true", False: "false"}.get(value) if isinstance(value, bool | None) else repr(value)
-    assert text is not None
-    return text if len(text) <= 80 else text[:77] + "..."
-
-
-def enumerated(names: Iterable[str], word: str) -> str:
-    """`a, b and c`."""
-    *first, last = names
-    return f"{', '.join(first)} {word} {last}" if first else last
-
-
-def _not_one_of(value: Any, choices: Iterable[Any]) -> str:
-    names = [str(choice) for choice in choices]
-    if value is None:
-        return f"required: one of {', '.join(names)}"
-    found = options.nearest(f"{value}", names)
-    meant = f"; did you mean {found[0]}?" if found else ""
-    return f"{shown(value)} is not one of {', '.join(names)}{meant}"

@@ -27,13 +27,13 @@ def test_problems_go_to_the_settings_they_begin_with():
 
 def test_an_answer_is_read_and_unknown_facts_are_left_alone():
     answer = {"problems": ["a"], "notes": [], "layers": [{"name": "x"}], "parameters": 3, "invented": 1}
-    findings = understood("noise\n" + json.dumps(answer) + "\n", "")
+    findings = understood(json.dumps(answer).encode(), "")
     assert findings == Findings(problems=("a",), layers=({"name": "x"},), parameters=3)
 
 
-@pytest.mark.parametrize("output", ["", "not json"])
+@pytest.mark.parametrize("output", [b"", b"not json"])
 def test_a_check_that_breaks_says_its_last_words(output):
-    assert understood(output, "Traceback\nMemoryError: no").failed.endswith("MemoryError: no")
+    assert understood(output, "it ended with code 1: MemoryError: no").failed.endswith("MemoryError: no)")
 
 
 def test_the_real_check_answers_and_an_older_one_is_given_up(qtbot, document, tmp_path):
@@ -53,7 +53,7 @@ def test_the_real_check_answers_and_an_older_one_is_given_up(qtbot, document, tm
 
 def test_two_windows_do_not_look_at_each_others_preset(qtbot, tmp_path, monkeypatch):
     started = []
-    monkeypatch.setattr("ui.core.check.QProcess.start", lambda self, program, arguments: started.append(arguments))
+    monkeypatch.setattr("ui.core.program.QProcess.start", lambda self, program, arguments: started.append(arguments))
     one, other = Check(tmp_path), Check(tmp_path)
     for check, rank in ((one, 1), (other, 2)):
         check.look_at({"adapter": {"rank": rank}})

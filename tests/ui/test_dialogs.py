@@ -38,7 +38,7 @@ def ok(dialog) -> QPushButton:
 @pytest.mark.parametrize("answer", ["save", "discard", "cancel"])
 def test_unsaved_changes_have_three_answers(document, answer):
     document.set("adapter.rank", 4)
-    QTimer.singleShot(0, lambda: QApplication.activeModalWidget().buttons[answer].click())
+    QTimer.singleShot(0, lambda: QApplication.activeModalWidget().choices[answer].click())
     assert dialogs.ask_unsaved(None, document) == answer
 
 
@@ -52,27 +52,27 @@ def test_enter_saves_and_escape_cancels(document, qtbot, key, answer):
 def test_unsaved_changes_are_named(document, show):
     document.set("adapter.rank", 4)
     box = show(dialogs.unsaved_question(None, document))
-    assert "wora_demo" in box.question.text() and "Rank" in box.details.text()
-    assert "stays as it is" in box.details.text() and box.buttons["save"].text() == "&Save as…"
+    assert "wora_demo" in box.text() and "Rank" in box.informativeText()
+    assert "is not changed" in box.informativeText() and box.choices["save"].text() == "&Save as…"
     path = files.save(document.values, "mine", document.schema)
     document.mark_saved(files.read(path, document.schema).origin)
     document.set("adapter.rank", 5)
     box = show(dialogs.unsaved_question(None, document))
-    assert "stays as it is" not in box.details.text() and box.buttons["save"].text() == "&Save"
+    assert "is not changed" not in box.informativeText() and box.choices["save"].text() == "&Save"
 
 
 def test_many_changes_are_counted(document, show):
     document.set("adapter.method", "doft")
     box = show(dialogs.unsaved_question(None, document))
-    assert f"and {len(document.differences()) - dialogs.NAMED} more" in box.details.text()
+    assert f"and {len(document.differences()) - dialogs.NAMED} more" in box.informativeText()
 
 
 @pytest.mark.parametrize("answer", ["ok", "cancel"])
 def test_confirm_does_it_only_when_told(qtbot, answer):
     done = []
     box = dialogs.confirm(None, "Delete", "Delete it?", "For good.", "&Delete", lambda: done.append(1))
-    assert box.buttons["cancel"].isDefault()
-    box.buttons[answer].click()
+    assert box.defaultButton() is box.choices["cancel"]
+    box.choices[answer].click()
     assert done == [1] * (answer == "ok")
 
 
@@ -85,7 +85,7 @@ def test_escape_confirms_nothing(qtbot):
 
 def test_an_error_is_a_sentence_and_does_not_wait(qtbot):
     box = dialogs.say_error(None, "Import preset", "x.json: line 1: nonsense")
-    assert box.isVisible() and box.details.text() == "x.json: line 1: nonsense"
+    assert box.isVisible() and box.informativeText() == "x.json: line 1: nonsense"
     qtbot.keyClick(box, Qt.Key.Key_Return)
     assert not box.isVisible()
 

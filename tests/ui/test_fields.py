@@ -78,9 +78,9 @@ def test_numbers_are_read_in_any_notation(text, whole, value):
 @pytest.mark.parametrize(
     "text, whole, words",
     [
-        ("", False, "is missing"),
+        ("", False, "enter a number"),
         ("abc", False, "not a number"),
-        ("1,5", False, "write a point"),
+        ("1,5", False, "decimal point"),
         ("nan", False, "not a number"),
         ("inf", False, "not a number"),
         ("1e999", False, "too large"),

@@ -9,8 +9,8 @@ from ui.core import places
 from ui.core.preset import files
 from ui.core.preset.document import Document
 from ui.core.preset.schema import Schema
-from ui.form.described import MEANING
 from ui.widgets import theme
+from ui.widgets.two_lines import DETAIL
 
 
 @pytest.fixture
@@ -264,7 +264,7 @@ def test_a_missing_model_is_said_at_the_place(qtbot, page):
 
 def test_the_list_of_methods_says_what_they_are(page, document):
     box, field = page("adapter").rows["adapter.method"].input.editor, document.field("adapter.method")
-    assert [box.itemData(row, MEANING) for row in range(box.count())] == [*field.descriptions.values()]
+    assert [box.itemData(row, DETAIL) for row in range(box.count())] == [*field.descriptions.values()]
     assert [*field.descriptions] == [*field.choices] and all(field.descriptions.values())
     box.showPopup()
     view = box.view()

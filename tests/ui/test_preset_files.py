@@ -213,7 +213,7 @@ def test_an_own_preset_is_only_replaced_on_purpose():
     values = schema().complete(START)[0]
     path = files.save(values, "mine", schema())
     changed = with_value(values, "training.steps", 77)
-    with pytest.raises(ValueError, match="There is already a preset of yours called mine"):
+    with pytest.raises(ValueError, match="You already have a preset called mine"):
         files.save(changed, "mine", schema())
     assert at(files.read(path, schema()).values, "training.steps") == at(values, "training.steps")
     assert files.save(changed, "mine", schema(), overwrite=True) == path

@@ -83,7 +83,7 @@ def answer(qtbot, wanted):
     """Give an answer to the question that is open."""
     qtbot.waitUntil(lambda: QApplication.activeModalWidget() is not None)
     box = QApplication.activeModalWidget()
-    box.buttons[wanted].click()
+    box.choices[wanted].click()
     return box
 
 
@@ -265,7 +265,7 @@ def test_delete_asks_first(open_page, qtbot, make_own, yes):
     page.on_delete()
     assert path.exists()
     box = answer(qtbot, dialogs.OK if yes else dialogs.CANCEL)
-    assert "mine" in box.question.text()
+    assert "mine" in box.text()
     assert path.exists() is not yes
     qtbot.waitUntil(lambda: ("mine" in names(page)) is not yes)
 
@@ -295,8 +295,8 @@ def test_import_tells_problems_and_can_leave_them_out(open_page, qtbot, document
     page = open_page()
     page.keeper.import_file(tmp_path / "odd.json")
     box = answer(qtbot, dialogs.OK if yes else dialogs.CANCEL)
-    assert "training.stpes" in box.details.text() and "training.batch_size" in box.details.text()
-    assert box.buttons[dialogs.OK].text() == "&Import without them"
+    assert "training.stpes" in box.informativeText() and "training.batch_size" in box.informativeText()
+    assert box.choices[dialogs.OK].text() == "&Import without them"
     kept = places.OWN_PRESETS / "odd.json"
     assert kept.exists() is yes
     if yes:
@@ -320,7 +320,7 @@ def test_an_import_that_shadows_a_preset_gets_another_name(open_page, qtbot, tmp
 def test_what_cannot_be_imported_is_said(open_page, qtbot, tmp_path, text, said):
     (tmp_path / "bad.json").write_text(text)
     open_page().keeper.import_file(tmp_path / "bad.json")
-    assert said in answer(qtbot, dialogs.OK).details.text()
+    assert said in answer(qtbot, dialogs.OK).informativeText()
     assert not places.OWN_PRESETS.exists()
 
 
@@ -357,5 +357,5 @@ def test_other_things_that_are_dropped_are_refused_in_words(open_page, qtbot, tm
     for paths, said in (([tmp_path / "picture.png"], "not a preset"), ([tmp_path], "not a run folder"),
                         ([tmp_path / "a.json", tmp_path / "b.json"], "one")):  # fmt: skip
         drop(page, *paths)
-        assert said in answer(qtbot, dialogs.OK).details.text()
+        assert said in answer(qtbot, dialogs.OK).informativeText()
     assert asked == []

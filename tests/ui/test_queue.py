@@ -125,8 +125,8 @@ def test_order(window, tmp_path):
     queue.paused = False
     assert [job.running for job in queue.jobs] == [True, False, False]
     running, waiting = queue.jobs[:2]
-    assert queue.waits(waiting) == "Waits for c to end."
-    assert queue.waits(queue.jobs[2]) == "Behind 1 job."
+    assert queue.waits(waiting) == "Waiting for c to finish."
+    assert queue.waits(queue.jobs[2]) == "1 job before it."
     for refused in (lambda: queue.remove(running.id), lambda: queue.move(running.id, 1), lambda: queue.remove(b.id)):
         with pytest.raises(ValueError, match="running|not waiting|no longer"):
             refused()
@@ -164,7 +164,7 @@ def test_nothing_starts_before_the_devices_are_known_and_a_missing_one_is_said(w
     assert job.waiting
     unknown.on_found((Device("0", "GPU"), Device("1", "GPU")))
     queue.tick()
-    assert "asks for GPU 3" in queue.waits(job)
+    assert "GPU 3 is not in this machine" in queue.waits(job)
     queue.set_device(job.id, "1")
     queue.tick()
     drive(qtbot, queue, lambda: not queue.jobs)
@@ -198,7 +198,7 @@ def test_a_killed_trainer_has_vanished_and_can_be_queued_again(window, tmp_path,
     drive(qtbot, queue, lambda: glance(job.folder).step >= 1)
     queue.kill(job.id)
     drive(qtbot, queue, lambda: not queue.jobs)
-    assert state(tmp_path, "a") is State.VANISHED and "printed: step" in glance(job.folder).status.sentence
+    assert state(tmp_path, "a") is State.VANISHED and "Last output: step" in glance(job.folder).status.sentence
     queue.resume(job.folder)
     drive(qtbot, queue, lambda: state(tmp_path, "a").alive)
 
@@ -233,7 +233,7 @@ def test_names_that_are_taken_are_refused(window, tmp_path):
     (tmp_path / "runs/other").mkdir()
     (tmp_path / "runs/other/picture.png").touch()
     (tmp_path / "runs/empty").mkdir()
-    for name, reason in (("a", "in the queue"), ("run", "resume that run"), ("other", "something else"), (" ", "name")):
+    for name, reason in (("a", "in the queue"), ("run", "or resume it"), ("other", "not a run folder"), (" ", "name")):
         assert reason in queue.problem_with(preset(tmp_path), name)
         with pytest.raises(ValueError, match=reason):
             queue.add(preset(tmp_path), name)
@@ -256,14 +256,14 @@ def test_everything_is_kept(window, tmp_path, qtbot):
 
 def test_a_second_window_only_watches_until_the_first_has_gone(window, tmp_path, qtbot):
     first, second = window(), window()
-    assert first.drives and not second.drives and "Another Gimbal window" in second.watching_sentence
+    assert first.drives and not second.drives and "Another window" in second.watching_sentence
     first.paused = True
     job = first.add(preset(tmp_path), "a")
     with qtbot.waitSignal(second.changed):
         second.tick()
     assert second.jobs == first.jobs and second.paused
     for change in (lambda: second.add(preset(tmp_path), "b"), lambda: second.remove(job.id)):
-        with pytest.raises(ValueError, match="only watches"):
+        with pytest.raises(ValueError, match="controls the queue"):
             change()
     first.close()
     second.tick()

@@ -151,7 +151,7 @@ def test_a_failed_run_says_its_error_and_leads_to_the_log(page, tmp_path, qtbot)
 def test_a_vanished_run_can_be_resumed(page, tmp_path, qtbot):
     run = made_run(tmp_path / "runs/gone", "truncated")
     page = shown(page(), qtbot, run)
-    qtbot.waitUntil(lambda: page.live.word.text() == "vanished")
+    qtbot.waitUntil(lambda: page.live.word.text() == "crashed")
     assert "killed" in page.live.sentence.text()
     assert page.live.progress.text() == "Step 7 of 240", "the half line does not count"
     page.live.controls.resume.trigger()
@@ -372,7 +372,7 @@ def test_a_second_window_only_watches(three, tmp_path, qtbot):
     second = RunsPage(queue, library, Settings())
     qtbot.addWidget(second)
     second.show()
-    assert second.side.watching.isVisible() and "only watches" in second.side.watching.text()
+    assert second.side.watching.isVisible() and "controls the queue" in second.side.watching.text()
     second.side.jobs.setCurrentRow(1)
     assert not second.side.cancel.isEnabled() and not second.side.pause.isEnabled()
     second.live.close_run()

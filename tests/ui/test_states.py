@@ -60,7 +60,7 @@ def test_a_finished_run(run):
     assert seen.status.state is State.FINISHED and "wora_demo.safetensors" in seen.status.sentence
     assert seen.exported == folder / "wora_demo.safetensors" and not seen.resumable and not seen.problem
     seen.exported.unlink()
-    assert glance(folder).exported is None and "no longer there" in glance(folder).status.sentence
+    assert glance(folder).exported is None and "no longer exists" in glance(folder).status.sentence
 
 
 def test_a_failed_run_says_the_error_and_can_be_resumed_from_a_state(run):
@@ -84,7 +84,7 @@ def test_a_stopped_run_counts_from_its_last_start(run):
 def test_a_process_that_is_gone_without_a_final_event_has_vanished(run, recorded):
     seen = glance(run(recorded, start(dead_process(), LATER if recorded in ("resumed", "failed") else STEP["time"])))
     assert seen.status.state is State.VANISHED, "also if an earlier process ended properly"
-    assert "gone" in seen.status.sentence and f"step {seen.step}" in seen.status.sentence
+    assert "unexpectedly" in seen.status.sentence and f"step {seen.step}" in seen.status.sentence
 
 
 def test_a_run_of_old_without_process_facts_has_vanished_and_another_process_of_its_number_is_not_it(run):

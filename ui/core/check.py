@@ -8,10 +8,10 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from PySide6.QtCore import QObject, QProcess, QTemporaryDir, QTimer, Signal
+from PySide6.QtCore import QObject, QTemporaryDir, QTimer, Signal
 
 from ui.core import places, reading
-from ui.core.preset.sentences import numbered
+from ui.core.program import Program
 
 DELAY = 1200
 """Milliseconds of quiet before a changed preset is looked at."""
@@ -68,14 +68,15 @@ class Check(QObject):
         self._folder = QTemporaryDir(str(folder / "check-XXXXXX"))  # another window looks at another preset
         self._file = Path(self._folder.path()) / "checked.json"
         self._values: Mapping[str, Any] = {}
-        self._process: QProcess | None = None
+        self._program: Program | None = None
+        self._last = b""
         self._timer = QTimer(self, singleShot=True, interval=DELAY)
         self._timer.timeout.connect(self.on_quiet)
 
     @property
     def running(self) -> bool:
         """Whether an answer is to come."""
-        return self._process is not None or self._timer.isActive()
+        return self._program is not None or self._timer.isActive()
 
     def look_at(self, values: Mapping[str, Any], at_once: bool = False) -> None:
         """Look at these values of a preset, soon."""
@@ -87,10 +88,7 @@ class Check(QObject):
     def close(self) -> None:
         """End what is under way."""
         self._timer.stop()
-        process = self._process
         self._give_up()
-        if process is not None:
-            process.waitForFinished(1000)
         self._folder.remove()
 
     def on_quiet(self) -> None:
@@ -100,52 +98,48 @@ class Check(QObject):
         except OSError as error:
             self._answer(Findings(failed=f"{self._file} cannot be written: {error.strerror}"))
             return
-        process = QProcess(self)
-        process.setWorkingDirectory(str(places.ROOT))
-        process.finished.connect(self.on_process_finished)
-        process.errorOccurred.connect(self.on_process_error)
-        self._process = process
-        process.start(sys.executable, [str(places.TRAIN), "--preset", str(self._file), "--check", "--json"])
+        words = [sys.executable, str(places.TRAIN), "--preset", str(self._file), "--check", "--json"]
+        self._program, self._last = Program(words, self), b""
+        self._program.said.connect(self.on_said)
+        self._program.ended.connect(self.on_ended)
+        self._program.start()
 
-    def on_process_finished(self) -> None:
+    def on_said(self, line: bytes) -> None:
+        """The last line is the answer."""
+        self._last = line
+
+    def on_ended(self, reason: str) -> None:
         """Read the answer."""
-        process = self._process
-        if process is None or process is not self.sender():  # one that was given up
-            return
-        self._process = None
-        output = bytes(process.readAllStandardOutput().data()).decode("utf-8", "replace")
-        errors = bytes(process.readAllStandardError().data()).decode("utf-8", "replace")
-        process.deleteLater()
-        self._answer(understood(output, errors))
-
-    def on_process_error(self, error: QProcess.ProcessError) -> None:
-        """Say why the check could not be started."""
-        process = self._process
-        if process is not None and process is self.sender() and error == QProcess.ProcessError.FailedToStart:
-            self._process = None
-            self._answer(Findings(failed=f"{sys.executable} cannot be started: {process.errorString()}"))
+        self._give_up()
+        self._answer(understood(self._last, reason))
 
     def _answer(self, findings: Findings) -> None:
         self.findings = findings
         self.finished.emit(findings)
 
     def _give_up(self) -> None:
-        process, self._process = self._process, None
-        if process is not None:
-            process.finished.connect(process.deleteLater)
-            process.kill()
+        program, self._program = self._program, None
+        if program is not None:
+            program.close()
 
 
-def understood(output: str, errors: str) -> Findings:
-    """The findings in what `--check --json` printed."""
-    lines = output.strip().splitlines()
+def understood(answer: bytes, reason: str) -> Findings:
+    """The findings in what `--check --json` printed last; `reason`: why it ended."""
     try:
-        answer = dict(reading.parse(lines[-1]))
-    except (IndexError, ValueError, TypeError):
-        last = (errors.strip().splitlines() or ["it printed nothing"])[-1]
-        return Findings(failed=f"the trainer's check ended without an answer: {last}")
+        given = dict(reading.parse(answer))
+    except (ValueError, TypeError):
+        return Findings(failed=f"the check stopped without a result ({reason})")
     known = {one.name for one in fields(Findings)}
     taken: dict[str, Any] = {
-        name: tuple(value) if isinstance(value, list) else value for name, value in answer.items() if name in known
+        name: tuple(value) if isinstance(value, list) else value for name, value in given.items() if name in known
     }
     return Findings(**taken)
+
+
+def numbered(text: str) -> str:
+    """The trainer's sentence about an entry of a list: `[0].rank: ...` as `number 1, rank: ...`."""
+    found = re.match(r"\[(\d+)\](?:\.(\w+))?:? ", text)
+    if not found:
+        return text
+    inner = f", {found[2]}" if found[2] else ""
+    return f"number {int(found[1]) + 1}{inner}: {text[found.end() :]}"

@@ -8,7 +8,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from ui.core.preset.sentences import enumerated
+from training_presets.sentences import enumerated
 
 LARGEST = 8 * 2**20
 """Bytes of a JSON file that are read."""

@@ -45,7 +45,7 @@ class CrashCopy(QObject):
                 self.take(reading.read_json(file))
             except (OSError, ValueError, KeyError, TypeError, AttributeError):
                 aside = file.replace(file.with_suffix(".broken"))
-                self.failed.emit(f"Unsaved {self.things} that a crash has left cannot be read; they are in {aside}.")
+                self.failed.emit(f"Unsaved {self.things} from a crash cannot be read; the file is now {aside}.")
                 continue
             self.on_quiet()
             file.unlink()
@@ -67,7 +67,7 @@ class CrashCopy(QObject):
             temporary.replace(self.file)
         except OSError as error:
             why = f"{self.folder}: {error.strerror}"
-            self.failed.emit(f"Unsaved {self.things} cannot be kept in case of a crash: {why}.")
+            self.failed.emit(f"Unsaved {self.things} cannot be backed up: {why}.")
 
     def discard(self) -> None:
         """The window closes in an orderly way: nothing is to be restored."""

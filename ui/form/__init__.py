@@ -1,3 +1,3 @@
 """A page of settings: form_page has a row for each option; what a value is edited with is in inputs, lists, table and
-paths; described is the list of a choice that says what its words mean.
+paths.
 """

@@ -17,7 +17,7 @@ from PySide6.QtWidgets import QCheckBox, QComboBox, QCompleter, QHBoxLayout, QLa
 from ui.core import words
 from ui.core.preset.field import Field
 from ui.core.settings import Settings
-from ui.form.described import describe
+from ui.widgets.two_lines import describe
 
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 SHORT = 20
@@ -171,11 +171,15 @@ class Text(Input):
 
     def __init__(self, field: Field, settings: Settings):
         super().__init__(field, settings)
-        self.edit = Line()
+        self.edit = self.make_line()
         self.take(self.edit, 1)
         self.edit.textEdited.connect(self.edited.emit)
         self.edit.textChanged.connect(self.edit.setToolTip)  # long ones are cut off in the line
         self.edit.editingFinished.connect(self.left)
+
+    def make_line(self) -> Line:
+        """What the text is typed into."""
+        return Line()
 
     def show_value(self, value: Any) -> None:
         self.edit.replace(value if isinstance(value, str) else words.value(value))
@@ -195,21 +199,16 @@ class Number(Input):
         self.edit = Line()
         self.edit.setFixedWidth(self.short())
         self.take(self.edit)
-        self.say_bounds(" · ".join(part for part in (field.unit, bounds(field)) if part))
+        hint = label(" · ".join(part for part in (field.unit, bounds(field)) if part), "muted")
+        hint.setWordWrap(False)
+        self.line.addWidget(hint)
         self.line.addStretch(1)
         self.edit.textEdited.connect(self.on_text)
         self.edit.stepped.connect(self.on_step)
         self.edit.editingFinished.connect(self.on_finished)
 
-    def say_bounds(self, text: str) -> None:
-        """Say the unit and the bounds."""
-        hint = label(text, "muted")
-        hint.setWordWrap(False)
-        hint.setVisible(bool(text))
-        self.line.addWidget(hint)
-
     def show_value(self, value: Any) -> None:
-        self.edit.replace(_written(value))
+        self.edit.replace(written(value))
 
     def read(self) -> Any:
         return parsed(self.edit.text(), self.field.kind == "integer")
@@ -232,13 +231,13 @@ class Number(Input):
             value = stepped(self.read(), direction, self.field)
         except ValueError:  # nothing to step from; on_text has said so
             return
-        self.edit.replace(_written(value))
+        self.edit.replace(written(value))
         self.edited.emit(value)
 
     def on_finished(self) -> None:
         """Write the number in its usual way, so that one sees how it was read."""
         try:
-            self.edit.replace(_written(self.read()))
+            self.edit.replace(written(self.read()))
         except ValueError:  # on_text has said so, and the text stays
             return
         self.left.emit()
@@ -322,7 +321,7 @@ class Nullable(Input):
         if not none and self.last is None:
             self.inner.setEnabled(True)
             self.inner.focus()
-            self.refused.emit("give a value, or tick None")
+            self.refused.emit("enter a value, or tick None")
             return
         self.refused.emit("")
         self.show_value(None if none else self.last)
@@ -334,13 +333,13 @@ def parsed(text: str, whole: bool) -> int | float:
     """The number that a text means; ValueError with a sentence if none."""
     plain = text.strip().replace("−", "-")
     if not plain:
-        raise ValueError("a number is missing")
+        raise ValueError("enter a number")
     if "," in plain and NUMBER.fullmatch(plain.replace(",", ".", 1)):
-        raise ValueError(f"'{text}' has a comma; write a point before decimals and nothing between thousands")
+        raise ValueError(f"'{text}' has a comma; use a decimal point and no thousands separators")
     if not NUMBER.fullmatch(plain):
         raise ValueError(f"'{text}' is not a number")
     if not isfinite(float(plain)):
-        raise ValueError(f"'{text}' is too large for a computer")
+        raise ValueError(f"'{text}' is too large")
     if not whole:
         return float(plain)
     exact = Decimal(plain)
@@ -391,8 +390,8 @@ def label(text: str, role: str) -> QLabel:
     return result
 
 
-def _written(value: Any) -> str:
-    """A number as it is typed; anything else as it is."""
+def written(value: Any) -> str:
+    """A number as it is typed, nothing for none; anything else as it is."""
     if value is None:
         return ""
     if isinstance(value, float) and isfinite(value):

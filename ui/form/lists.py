@@ -1,16 +1,16 @@
-"""What lists are edited with: texts one below the other, and folders."""
+"""What lists are edited with: texts one below the other, and folders; `Rows` is what these and tables have alike."""
 
 from typing import Any
 
-from PySide6.QtCore import QPoint, Qt, Signal
-from PySide6.QtGui import QDragEnterEvent, QDragMoveEvent, QDropEvent, QFocusEvent, QKeyEvent, QPainter, QPaintEvent
-from PySide6.QtWidgets import QAbstractItemView, QListWidget, QListWidgetItem, QPushButton, QVBoxLayout
+from PySide6.QtCore import QPoint, QSignalBlocker, Qt, Signal
+from PySide6.QtGui import QFocusEvent, QKeyEvent, QPainter, QPaintEvent
+from PySide6.QtWidgets import QAbstractItemView, QListWidget, QListWidgetItem, QPushButton, QTableWidget, QVBoxLayout
 
 from ui.core import words
 from ui.core.preset.field import Field
 from ui.core.settings import Settings
 from ui.form.inputs import Input
-from ui.form.paths import Finder, ask_folder, dropped
+from ui.form.paths import Drops, Finder, ask_folder
 from ui.widgets import icons, theme
 
 LINES = (4, 10)
@@ -19,106 +19,59 @@ LINES = (4, 10)
 EDITABLE = Qt.ItemFlag.ItemIsEditable | Qt.ItemFlag.ItemIsEnabled | Qt.ItemFlag.ItemIsSelectable
 
 
-class Texts(Input):
-    """Texts, one a line: edited in place, added, removed, moved."""
+class Rows(Input):
+    """A list or a table, and buttons for the chosen row. What subclasses show are `values`."""
 
-    empty = "Nothing listed"
-    adds = "Add a line"
-
-    def __init__(self, field: Field, settings: Settings):
+    def __init__(self, field: Field, settings: Settings, view: QListWidget | QTableWidget, adds: str):
         super().__init__(field, settings)
-        self.list = List(self.empty)
+        self.values: list[Any] = []
         self.other: Any = None
-        self.take(self.list, 1)
+        """A value that is no list of the right things."""
+        self.view = view
+        self.view.setTabKeyNavigation(False)
+        self.take(view, 1)
         self.buttons = QVBoxLayout()
         self.buttons.setSpacing(0)
         self.line.addLayout(self.buttons)
         self.tools = [
-            self._button("add", self.adds, self.on_add),
+            self._button("add", adds, lambda: self.on_add()),
             self._button("remove", "Remove (Delete)", self.on_remove),
-            self._button("up", "Move up (Ctrl+Up)", self.on_up),
-            self._button("down", "Move down (Ctrl+Down)", self.on_down),
+            self._button("up", "Move up (Ctrl+Up)", lambda: self.on_moving(-1)),
+            self._button("down", "Move down (Ctrl+Down)", lambda: self.on_moving(1)),
         ]
         self.buttons.addStretch(1)
-        self.list.removing.connect(self.on_remove)
-        self.list.moving.connect(self.on_moving)
-        self.list.currentRowChanged.connect(self.on_current_row_changed)
-        self.list.itemDelegate().closeEditor.connect(self.on_close_editor)
-        self.list.itemChanged.connect(self.on_item_changed)
+        view.selectionModel().currentChanged.connect(self.on_current_changed)
+        view.itemChanged.connect(self.on_item_changed)
         theme.notifier().changed.connect(self.on_theme_changed)
 
-    def show_value(self, value: Any) -> None:
-        shown = self.field.understood(value)
-        self.other = None if isinstance(shown, list) else value
-        texts = shown if isinstance(shown, list) else []
-        row = self.list.currentRow()
-        self.list.blockSignals(True)
-        self.list.clear()
-        for text in texts:
-            self._append(text if isinstance(text, str) else words.value(text))
-        self.list.setCurrentRow(min(row, len(texts) - 1))
-        self.list.blockSignals(False)
-        self._fit()
-
     def read(self) -> Any:
-        texts = [self.list.item(row).text() for row in range(self.list.count())]
-        return self.other if not texts and self.other is not None else texts
-
-    def put(self, texts: list[str]) -> None:
-        """Add lines at the end, but for those that are there."""
-        for text in dict.fromkeys(texts):
-            if not self.list.findItems(text, Qt.MatchFlag.MatchExactly):
-                self._append(text)
-        self.list.setCurrentRow(self.list.count() - 1)
-        self._hand_on()
+        return self.values if self.other is None else self.other
 
     def on_add(self) -> None:
-        """A new line, open for typing; if nothing is typed it goes again."""
-        self.list.blockSignals(True)
-        item = self._append("")
-        self.list.setCurrentItem(item)
-        self.list.blockSignals(False)
-        self._fit()
-        self.list.editItem(item)
+        """A new row, open for typing."""
+        raise NotImplementedError
 
-    def on_close_editor(self) -> None:
-        """Drop a line that was left empty."""
-        item = self.list.currentItem()
-        if item and not item.text():
-            self.list.takeItem(self.list.row(item))
-            self._hand_on()
-
-    def on_item_changed(self, item: QListWidgetItem) -> None:
-        """A line was edited."""
-        if item.text():
-            self._hand_on()
+    def on_item_changed(self, item: Any) -> None:
+        """What stands in a row was edited."""
+        raise NotImplementedError
 
     def on_remove(self) -> None:
-        """Remove the chosen line."""
-        if self.list.takeItem(self.list.currentRow()):
-            self._hand_on()
-
-    def on_up(self) -> None:
-        """Move the chosen line up."""
-        self.on_moving(-1)
-
-    def on_down(self) -> None:
-        """Move the chosen line down."""
-        self.on_moving(1)
+        """Remove the chosen row."""
+        row = self.view.currentRow()
+        if row >= 0:
+            self.change(self.values[:row] + self.values[row + 1 :], row)
 
     def on_moving(self, by: int) -> None:
-        """Move the chosen line."""
-        row = self.list.currentRow()
-        if row >= 0 and 0 <= row + by < self.list.count():
-            self.list.blockSignals(True)
-            self.list.insertItem(row + by, self.list.takeItem(row))
-            self.list.setCurrentRow(row + by)
-            self.list.blockSignals(False)
-            self._hand_on()
+        """Move the chosen row."""
+        row = self.view.currentRow()
+        if row >= 0 and 0 <= row + by < len(self.values):
+            values = list(self.values)
+            values.insert(row + by, values.pop(row))
+            self.change(values, row + by)
 
-    def on_current_row_changed(self) -> None:
+    def on_current_changed(self) -> None:
         """Offer only what can be done."""
-        row, last = self.list.currentRow(), self.list.count() - 1
+        row, last = self.view.currentRow(), len(self.values) - 1
         for button, possible in zip(self.tools[1:], (row >= 0, row > 0, 0 <= row < last), strict=True):
             button.setEnabled(possible)
 
@@ -127,23 +80,30 @@ class Texts(Input):
         for button in self.tools:
             button.setIcon(icons.icon(button.objectName()))
 
-    def _append(self, text: str) -> QListWidgetItem:
-        item = QListWidgetItem(text)
-        item.setFlags(EDITABLE)
-        self.list.addItem(item)
-        return item
+    def change(self, values: list[Any], row: int) -> None:
+        """Other rows, of which this one is chosen: an undo step of its own, and the end of texts that are no values."""
+        self.values = values
+        self.fill(row)
+        self.refused.emit("")
+        self.hand_on(values)
 
-    def _hand_on(self) -> None:
-        self.other = None
-        self._fit()
-        self.edited.emit(self.read())
+    def hand_on(self, values: list[Any]) -> None:
+        """Say what there is now."""
+        self.values, self.other = values, None
+        self.edited.emit(values)
         self.left.emit()
 
-    def _fit(self) -> None:
-        self.on_current_row_changed()
-        least, most = LINES
-        line = self.fontMetrics().height() + 5
-        self.list.setFixedHeight(line * max(least, min(self.list.count(), most)) + 8)
+    def fill(self, row: int) -> None:
+        """Show `values`, with this row chosen."""
+        column = max(0, self.view.currentIndex().column())
+        with QSignalBlocker(self.view):
+            self.show_rows()
+            self.view.setCurrentIndex(self.view.model().index(min(row, len(self.values) - 1), column))
+        self.on_current_changed()
+
+    def show_rows(self) -> None:
+        """Put `values` into the view, and give it their height."""
+        raise NotImplementedError
 
     def _button(self, icon: str, says: str, slot: Any) -> QPushButton:
         button = QPushButton(icons.icon(icon), "")
@@ -156,10 +116,117 @@ class Texts(Input):
         return button
 
 
+class Keys:
+    """Of the view of `Rows`: the keys for what the buttons do, and a text where there is no row."""
+
+    rows: Rows
+    empty: str
+
+    def focusInEvent(self, event: QFocusEvent) -> None:
+        super().focusInEvent(event)  # pyright: ignore[reportAttributeAccessIssue]
+        if self.rows.view.currentRow() < 0:
+            self.rows.view.setCurrentIndex(self.rows.view.model().index(0, 0))
+
+    def keyPressEvent(self, event: QKeyEvent) -> None:
+        step = {Qt.Key.Key_Up: -1, Qt.Key.Key_Down: 1}.get(Qt.Key(event.key()))
+        if event.key() == Qt.Key.Key_Delete:
+            self.rows.on_remove()
+        elif step and event.modifiers() & Qt.KeyboardModifier.ControlModifier:
+            self.rows.on_moving(step)
+        else:
+            super().keyPressEvent(event)  # pyright: ignore[reportAttributeAccessIssue]
+
+    def paintEvent(self, event: QPaintEvent) -> None:
+        super().paintEvent(event)  # pyright: ignore[reportAttributeAccessIssue]
+        view = self.rows.view
+        if not view.model().rowCount():
+            painter = QPainter(view.viewport())
+            painter.setPen(theme.colors().muted)
+            painter.drawText(QPoint(8, 6 + painter.fontMetrics().ascent()), self.empty)
+
+
+class List(Drops, Keys, QListWidget):
+    """Lines, edited in place."""
+
+    dropped = Signal(list)
+
+    def __init__(self, rows: Rows, empty: str):
+        super().__init__()
+        self.rows, self.empty = rows, empty
+        self.setWordWrap(True)
+        self.setSpacing(2)
+        self.setAcceptDrops(True)
+        self.setHorizontalScrollBarPolicy(Qt.ScrollBarPolicy.ScrollBarAlwaysOff)
+        triggers = QAbstractItemView.EditTrigger
+        self.setEditTriggers(triggers.DoubleClicked | triggers.EditKeyPressed)
+
+
+class Texts(Rows):
+    """Texts, one a line: edited in place, added, removed, moved."""
+
+    empty = "Empty list"
+    adds = "Add a line"
+
+    def __init__(self, field: Field, settings: Settings):
+        self.list = List(self, self.empty)
+        super().__init__(field, settings, self.list, self.adds)
+        self.list.itemDelegate().closeEditor.connect(self.on_close_editor)
+
+    def show_value(self, value: Any) -> None:
+        shown = self.field.understood(value)
+        self.other = None if isinstance(shown, list) else value
+        self.values = shown if isinstance(shown, list) else []
+        self.fill(self.list.currentRow())
+
+    def put(self, texts: list[str]) -> None:
+        """Add lines at the end, but for those that are there."""
+        values = list(dict.fromkeys([*self.values, *texts]))
+        self.change(values, len(values) - 1)
+
+    def on_add(self) -> None:
+        """A new line, open for typing; if nothing is typed it goes again."""
+        with QSignalBlocker(self.list):
+            item = self._append("")
+            self.list.setCurrentItem(item)
+        self._fit()
+        self.list.editItem(item)
+
+    def on_close_editor(self) -> None:
+        """Drop a line that was left empty."""
+        item = self.list.currentItem()
+        if item and not item.text():
+            self.change([text for row, text in enumerate(self._texts()) if row != self.list.row(item)], -1)
+
+    def on_item_changed(self, item: QListWidgetItem) -> None:
+        if item.text():
+            self.hand_on(self._texts())
+            self.on_current_changed()
+
+    def show_rows(self) -> None:
+        self.list.clear()
+        for one in self.values:
+            self._append(one if isinstance(one, str) else words.value(one))
+        self._fit()
+
+    def _texts(self) -> list[str]:
+        return [self.list.item(row).text() for row in range(self.list.count())]
+
+    def _append(self, text: str) -> QListWidgetItem:
+        item = QListWidgetItem(text)
+        item.setFlags(EDITABLE)
+        self.list.addItem(item)
+        return item
+
+    def _fit(self) -> None:
+        least, most = LINES
+        line = self.fontMetrics().height() + 5
+        self.list.setFixedHeight(line * max(least, min(self.list.count(), most)) + 8)
+
+
 class Folders(Texts):
     """Folders: chosen, dropped, or typed."""
 
-    empty = "No folder yet: drop folders here, or add them"
+    empty = "No folders: drop or add them here"
     adds = "Add a folder…"
 
     def __init__(self, field: Field, settings: Settings):
@@ -167,10 +234,11 @@ class Folders(Texts):
         self.finder = Finder(field, self)
         self.finder.found.connect(self.found)
         self.list.dropped.connect(self.on_dropped)
+        self.edited.connect(lambda: self.finder.look(self._texts()))
 
     def show_value(self, value: Any) -> None:
         super().show_value(value)
-        self.finder.look(self.read())
+        self.finder.look(self._texts())
 
     def on_add(self) -> None:
         """Ask for a folder."""
@@ -182,58 +250,3 @@ class Folders(Texts):
         for path in paths:
             self.settings.remember_folder(path)
         self.put(paths)
-
-    def _hand_on(self) -> None:
-        super()._hand_on()
-        self.finder.look(self.read())
-
-
-class List(QListWidget):
-    """A list of lines that says in words that it is empty."""
-
-    removing = Signal()
-    moving = Signal(int)
-    dropped = Signal(list)
-
-    def __init__(self, empty: str):
-        super().__init__()
-        self.empty = empty
-        self.setWordWrap(True)
-        self.setSpacing(2)
-        self.setTabKeyNavigation(False)
-        self.setAcceptDrops(True)
-        self.setHorizontalScrollBarPolicy(Qt.ScrollBarPolicy.ScrollBarAlwaysOff)
-        triggers = QAbstractItemView.EditTrigger
-        self.setEditTriggers(triggers.DoubleClicked | triggers.EditKeyPressed)
-
-    def focusInEvent(self, event: QFocusEvent) -> None:
-        super().focusInEvent(event)
-        if self.currentRow() < 0:
-            self.setCurrentRow(0)
-
-    def keyPressEvent(self, event: QKeyEvent) -> None:
-        step = {Qt.Key.Key_Up: -1, Qt.Key.Key_Down: 1}.get(Qt.Key(event.key()))
-        if event.key() == Qt.Key.Key_Delete:
-            self.removing.emit()
-        elif step and event.modifiers() & Qt.KeyboardModifier.ControlModifier:
-            self.moving.emit(step)
-        else:
-            super().keyPressEvent(event)
-
-    def dragEnterEvent(self, event: QDragEnterEvent) -> None:
-        event.setAccepted(bool(dropped(event.mimeData())))
-
-    def dragMoveEvent(self, event: QDragMoveEvent) -> None:
-        event.setAccepted(bool(dropped(event.mimeData())))
-
-    def dropEvent(self, event: QDropEvent) -> None:
-        event.acceptProposedAction()
-        self.dropped.emit(dropped(event.mimeData()))
-
-    def paintEvent(self, event: QPaintEvent) -> None:
-        super().paintEvent(event)
-        if not self.count():
-            painter = QPainter(self.viewport())
-            painter.setPen(theme.colors().muted)
-            space = self.viewport().rect().adjusted(8, 0, -8, 0)
-            painter.drawText(QPoint(space.left(), 6 + painter.fontMetrics().ascent()), self.empty)

@@ -4,14 +4,14 @@ import re
 from pathlib import Path
 from typing import Any
 
-from PySide6.QtCore import QMimeData, QObject, QTimer, Signal
+from PySide6.QtCore import QObject, QTimer, Signal
 from PySide6.QtGui import QDragEnterEvent, QDragMoveEvent, QDropEvent
 from PySide6.QtWidgets import QFileDialog, QMenu, QPushButton, QWidget
 
 from ui.core import places, workers
 from ui.core.preset.field import Field
 from ui.core.settings import Settings
-from ui.form.inputs import Input, Line
+from ui.form.inputs import Line, Text
 
 LOCAL = re.compile(r"[./~\\]|[A-Za-z]:|.*\.(safetensors|ckpt|json)$", re.IGNORECASE)
 """Beginnings and ends that only paths on this machine have."""
@@ -25,13 +25,11 @@ PAUSE = 300
 CHECKPOINTS = "Checkpoints (*.safetensors);;All files (*)"
 
 
-class PathInput(Input):
+class PathInput(Text):
     """A line for a path, with a button that opens the system's dialog. Folders and files can be dropped on it."""
 
     def __init__(self, field: Field, settings: Settings):
         super().__init__(field, settings)
-        self.edit = PathLine()
-        self.take(self.edit, 1)
         self.browse = QPushButton("Browse…")
         self.browse.setAccessibleName(f"{field.label}: browse")
         self.line.addWidget(self.browse)
@@ -45,21 +43,19 @@ class PathInput(Input):
         self.finder = Finder(field, self)
         self.finder.found.connect(self.found)
         self.edit.textEdited.connect(self.on_text)
-        self.edit.textChanged.connect(self.edit.setToolTip)  # long ones are cut off in the line
-        self.edit.editingFinished.connect(self.left)
         self.edit.entered.connect(self.on_entered)
-        self.edit.dropped.connect(self.on_dropped)
+
+    def make_line(self) -> Line:
+        line = PathLine()
+        line.dropped.connect(self.on_dropped)
+        return line
 
     def show_value(self, value: Any) -> None:
-        self.edit.replace(value if isinstance(value, str) else str(value))
+        super().show_value(value)
         self.finder.look([self.edit.text()])
 
-    def read(self) -> Any:
-        return self.edit.text()
-
     def on_text(self, text: str) -> None:
-        """Hand on what is typed, and look for it once typing pauses."""
-        self.edited.emit(text)
+        """Look for what is typed once typing pauses."""
         self.finder.look([text], PAUSE)
 
     def on_entered(self) -> None:
@@ -91,29 +87,36 @@ class PathInput(Input):
             self.finder.look([path])
 
 
-class PathLine(Line):
+class Drops:
+    """A widget that takes dropped files and folders, and says which in its signal `dropped`."""
+
+    def dragEnterEvent(self, event: QDragEnterEvent) -> None:
+        if not self._takes(event):
+            super().dragEnterEvent(event)  # pyright: ignore[reportAttributeAccessIssue]
+
+    def dragMoveEvent(self, event: QDragMoveEvent) -> None:
+        if not self._takes(event):
+            super().dragMoveEvent(event)  # pyright: ignore[reportAttributeAccessIssue]
+
+    def dropEvent(self, event: QDropEvent) -> None:
+        if paths := self._takes(event):
+            self.dropped.emit(paths)  # pyright: ignore[reportAttributeAccessIssue]
+        else:
+            super().dropEvent(event)  # pyright: ignore[reportAttributeAccessIssue]
+
+    def _takes(self, event: QDropEvent) -> list[str]:
+        """The paths in what is dragged, as presets write them."""
+        urls = event.mimeData().urls()
+        paths = [places.shown(Path(url.toLocalFile())) for url in urls if url.isLocalFile()]
+        if paths:
+            event.acceptProposedAction()
+        return paths
+
+
+class PathLine(Drops, Line):
     """A line that takes dropped files and folders."""
 
     dropped = Signal(list)
-
-    def dragEnterEvent(self, event: QDragEnterEvent) -> None:
-        if dropped(event.mimeData()):
-            event.acceptProposedAction()
-        else:
-            super().dragEnterEvent(event)
-
-    def dragMoveEvent(self, event: QDragMoveEvent) -> None:
-        if dropped(event.mimeData()):
-            event.acceptProposedAction()
-        else:
-            super().dragMoveEvent(event)
-
-    def dropEvent(self, event: QDropEvent) -> None:
-        if paths := dropped(event.mimeData()):
-            event.acceptProposedAction()
-            self.dropped.emit(paths)
-        else:
-            super().dropEvent(event)
 
 
 class Finder(QObject):
@@ -126,8 +129,7 @@ class Finder(QObject):
         self.field = field
         self.paths: list[str] = []
         self.task: workers.Task | None = None
-        self.timer = QTimer(self)
-        self.timer.setSingleShot(True)
+        self.timer = QTimer(self, singleShot=True)
         self.timer.timeout.connect(self.on_timeout)
 
     def look(self, paths: list[str], pause: int = 0) -> None:
@@ -175,7 +177,7 @@ def remark(kind: str, path: str) -> tuple[str, str]:
         return f"there is no folder {path}", ""
     first = Path(path).parts[0]
     if kind == "model" and HUB.fullmatch(path) and not LOCAL.match(path) and not (places.ROOT / first).exists():
-        return "", "Not found on this machine: taken for an id on the Hugging Face hub."
+        return "", "Not found on this machine; used as a model id on the Hugging Face hub."
     return f"there is no {'file' if kind == 'file' else 'file or folder'} {path}", ""
 
 
@@ -189,8 +191,3 @@ def ask_folder(parent: QWidget, title: str, now: str, settings: Settings) -> str
     folder = places.shown(Path(chosen))
     settings.remember_folder(folder)
     return folder
-
-
-def dropped(mime: QMimeData) -> list[str]:
-    """The paths in what is dragged, as presets write them."""
-    return [places.shown(Path(url.toLocalFile())) for url in mime.urls() if url.isLocalFile()]

@@ -14,6 +14,7 @@ class Banners(QWidget):
 
     def __init__(self) -> None:
         super().__init__()
+        self.shown: dict[str, QFrame] = {}
         self.column = QVBoxLayout(self)
         self.column.setContentsMargins(0, 0, 0, 0)
         self.column.setSpacing(0)
@@ -21,27 +22,25 @@ class Banners(QWidget):
 
     def say(self, sentence: str) -> None:
         """Show a sentence, unless it is there already."""
-        if not sentence or sentence in self.sentences():
+        if not sentence or sentence in self.shown:
             return
-        while self.column.count() >= MOST:
-            self._take(0)
-        self.column.addWidget(self._made(sentence))
+        while len(self.shown) >= MOST:
+            self.dismiss(self.sentences()[0])
+        self.shown[sentence] = self._made(sentence)
+        self.column.addWidget(self.shown[sentence])
         self.show()
 
     def sentences(self) -> list[str]:
         """What is shown."""
-        found = []
-        for place in range(self.column.count()):
-            label = self._at(place).findChild(QLabel)
-            assert isinstance(label, QLabel)
-            found.append(label.text())
-        return found
+        return list(self.shown)
 
     def dismiss(self, sentence: str) -> None:
         """Take a sentence away."""
-        if sentence in self.sentences():
-            self._take(self.sentences().index(sentence))
-        self.setVisible(self.column.count() > 0)
+        if frame := self.shown.pop(sentence, None):
+            self.column.removeWidget(frame)
+            frame.hide()
+            frame.deleteLater()
+        self.setVisible(bool(self.shown))
 
     def _made(self, sentence: str) -> QFrame:
         frame = QFrame()
@@ -61,16 +60,3 @@ class Banners(QWidget):
         row.addWidget(label, 1)
         row.addWidget(close)
         return frame
-
-    def _at(self, place: int) -> QWidget:
-        item = self.column.itemAt(place)
-        assert item is not None
-        widget = item.widget()
-        assert widget is not None
-        return widget
-
-    def _take(self, place: int) -> None:
-        widget = self._at(place)
-        self.column.removeWidget(widget)
-        widget.hide()
-        widget.deleteLater()

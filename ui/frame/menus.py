@@ -4,9 +4,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
-from PySide6.QtCore import QUrl
+from PySide6.QtCore import QObject, QUrl
 from PySide6.QtGui import QAction, QActionGroup, QDesktopServices, QKeySequence
-from PySide6.QtWidgets import QApplication, QMainWindow, QMenu, QPushButton
+from PySide6.QtWidgets import QApplication, QMainWindow, QMenu, QToolButton
 
 from ui.core import places, settings
 from ui.core.preset.document import Document
@@ -15,7 +15,7 @@ from ui.frame.navigation import Navigation
 from ui.frame.opening import Opening
 from ui.widgets import icons, theme
 
-THEMES = {"system": "As the &system", "light": "&Light", "dark": "&Dark"}
+THEMES = {"system": "&System", "light": "&Light", "dark": "&Dark"}
 assert tuple(THEMES) == settings.THEMES
 
 
@@ -31,11 +31,12 @@ class Orders:
     check: Callable[[], object]
 
 
-class Menus:
+class Menus(QObject):
     """Builds the menu bar of a window; actions that the window needs later are attributes."""
 
     def __init__(self, window: QMainWindow, document: Document, settings: Settings, opening: Opening,
                  navigation: Navigation, orders: Orders):  # fmt: skip
+        super().__init__(window)  # so that the theme's signal ends with the window
         self.window, self.settings, self.opening = window, settings, opening
         self.navigation, self.orders = navigation, orders
         undo = document.undo
@@ -45,23 +46,34 @@ class Menus:
         self.save = self._action("&Save", "Ctrl+S", orders.save)
         for make in (self._file, self._edit, self._view, self._train, self._help):
             make()
+        theme.notifier().changed.connect(self.on_theme_changed)
+        self.on_theme_changed()
 
-    def buttons(self) -> list[QPushButton]:
+    def buttons(self) -> list[QToolButton]:
         """Undo, redo and save as buttons for the bar."""
-        return [
-            ActionButton(self.undo, "undo", "Undo"),
-            ActionButton(self.redo, "redo", "Redo"),
-            ActionButton(self.save, "save", "Save the preset"),
-        ]
+        made = []
+        for action, name in ((self.undo, "Undo"), (self.redo, "Redo"), (self.save, "Save the preset")):
+            action.setToolTip(f"{name} ({action.shortcut().toString()})")
+            button = QToolButton()
+            button.setDefaultAction(action)
+            button.setAccessibleName(name)
+            theme.set_role(button, "flat")
+            made.append(button)
+        return made
+
+    def on_theme_changed(self) -> None:
+        """Draw the icons in the new colours."""
+        for action, icon in ((self.undo, "undo"), (self.redo, "redo"), (self.save, "save")):
+            action.setIcon(icons.icon(icon))
 
     def _file(self) -> None:
         opening, menu = self.opening, self._menu("&File")
-        menu.addAction(self._action("&Open a preset…", "Ctrl+O", opening.choose_file))
-        menu.addAction(self._action("Open the preset of a &run…", "Ctrl+Shift+O", opening.choose_run))
+        menu.addAction(self._action("&Open preset…", "Ctrl+O", opening.choose_file))
+        menu.addAction(self._action("Open a &run's preset…", "Ctrl+Shift+O", opening.choose_run))
         menu.addSeparator()
         menu.addAction(self.save)
         menu.addAction(self._action("Save &as…", "Ctrl+Shift+S", self.orders.save_as))
-        menu.addAction(self._action("&Export as JSON…", "Ctrl+E", opening.export))
+        menu.addAction(self._action("&Export preset…", "Ctrl+E", opening.export))
         menu.addSeparator()
         menu.addAction(self._action("&Quit", "Ctrl+Q", self.window.close))
 
@@ -98,10 +110,10 @@ class Menus:
     def _train(self) -> None:
         menu = self._menu("&Train")
         menu.addAction(self._action("&Train this preset…", "Ctrl+T", self.orders.train))
-        menu.addAction(self._action("&Check it now", "Ctrl+R", self.orders.check))
+        menu.addAction(self._action("&Check now", "Ctrl+R", self.orders.check))
         menu.addSeparator()
-        self.run_menu = menu.addMenu("The chosen &run")
-        self.job_menu = menu.addMenu("The chosen &job of the queue")
+        self.run_menu = menu.addMenu("Selected &run")
+        self.job_menu = menu.addMenu("Selected &job")
 
     def take_run_actions(self, run: tuple[QAction, ...], job: tuple[QAction, ...]) -> None:
         """Show what the page of the runs can do, once it is there."""
@@ -111,7 +123,7 @@ class Menus:
     def _help(self) -> None:
         menu = self._menu("&Help")
         for text, keys, name in (
-            ("&Every setting explained", "F1", "docs/preset-reference.md"),
+            ("&Settings reference", "F1", "docs/preset-reference.md"),
             ("&Read me", "", "README.md"),
         ):
             url = QUrl.fromLocalFile(str(places.ROOT / name))
@@ -133,23 +145,3 @@ class Menus:
             action.setShortcut(QKeySequence(keys))
         action.triggered.connect(lambda: slot())
         return action
-
-
-class ActionButton(QPushButton):
-    """An action as an icon."""
-
-    def __init__(self, action: QAction, icon: str, name: str):
-        super().__init__()
-        self.icon_name = icon
-        theme.set_role(self, "flat")
-        self.setAccessibleName(name)
-        self.setToolTip(f"{name} ({action.shortcut().toString()})")
-        self.setEnabled(action.isEnabled())
-        self.clicked.connect(action.trigger)
-        action.enabledChanged.connect(self.setEnabled)
-        theme.notifier().changed.connect(self.on_theme_changed)
-        self.on_theme_changed()
-
-    def on_theme_changed(self) -> None:
-        """Draw in the new colours."""
-        self.setIcon(icons.icon(self.icon_name))

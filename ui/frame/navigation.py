@@ -3,15 +3,14 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from PySide6.QtCore import QModelIndex, QPersistentModelIndex, QRect, QSize, Qt, Signal
-from PySide6.QtGui import QPainter
-from PySide6.QtWidgets import QListWidget, QListWidgetItem, QStyledItemDelegate, QStyleOptionViewItem
+from PySide6.QtCore import QSize, Qt, Signal
+from PySide6.QtWidgets import QListWidget, QListWidgetItem
 
 from ui.core import words
 from ui.widgets import icons, theme
+from ui.widgets.two_lines import BADGE, COLOR, FAINT, TwoLines
 
 KEY = Qt.ItemDataRole.UserRole
-MARK = Qt.ItemDataRole.UserRole + 1
 
 
 @dataclass(frozen=True)
@@ -31,6 +30,13 @@ class Mark:
     """Settings that differ from the preset."""
     problems: int = 0
     text: str = ""
+
+    @property
+    def badge(self) -> tuple[str, str]:
+        """The same as a word, and its colour."""
+        if self.problems:
+            return str(self.problems), "bad"
+        return (self.text, "muted") if self.text or not self.changed else ("●", "modified")
 
     @property
     def sentence(self) -> str:
@@ -53,14 +59,21 @@ class Navigation(QListWidget):
         self.setHorizontalScrollBarPolicy(Qt.ScrollBarPolicy.ScrollBarAlwaysOff)
         side = self.fontMetrics().height() + 2
         self.setIconSize(QSize(side, side))
-        self.setItemDelegate(Delegate(self))
+        self.setItemDelegate(TwoLines(self))
         self.places = list(places)
+        heading = self.font()
+        heading.setPointSizeF(heading.pointSizeF() * 0.8)
+        heading.setBold(True)
         for place in places:
             item = QListWidgetItem(place.title.upper() if place.key is None else place.title, self)
             item.setData(KEY, place.key)
             if place.key is None:
                 item.setFlags(Qt.ItemFlag.NoItemFlags)
-        self.setFixedWidth(self.sizeHintForColumn(0) + self.fontMetrics().averageCharWidth() * 6)
+                item.setData(FAINT, True)
+                item.setFont(heading)
+        letter = self.fontMetrics().averageCharWidth()
+        widest = max(self.fontMetrics().horizontalAdvance(place.title) for place in places)
+        self.setFixedWidth(widest + side + letter * 10)
         self.on_theme_changed()
         self.currentItemChanged.connect(self.on_current_item_changed)
         theme.notifier().changed.connect(self.on_theme_changed)
@@ -80,8 +93,10 @@ class Navigation(QListWidget):
         """Show what is changed or wrong, by page."""
         for row, place in enumerate(self.places):
             mark, item = marks.get(place.key or "", Mark()), self.item(row)
-            if place.key is not None and item.data(MARK) != mark:
-                item.setData(MARK, mark)
+            if place.key is not None:
+                text, color = mark.badge
+                item.setData(BADGE, text)
+                item.setData(COLOR, color)
                 item.setToolTip(mark.sentence)
                 item.setData(Qt.ItemDataRole.AccessibleTextRole, f"{place.title} {mark.sentence}".strip())
 
@@ -95,43 +110,3 @@ class Navigation(QListWidget):
         for row, place in enumerate(self.places):
             if place.icon:
                 self.item(row).setIcon(icons.icon(place.icon))
-
-
-class Delegate(QStyledItemDelegate):
-    """Draws the marks, and headings smaller."""
-
-    def initStyleOption(self, option: QStyleOptionViewItem, index: QModelIndex | QPersistentModelIndex) -> None:
-        """Headings are small and muted."""
-        super().initStyleOption(option, index)
-        if index.data(KEY) is None:
-            font = option.font  # pyright: ignore[reportAttributeAccessIssue]
-            font.setPointSizeF(font.pointSizeF() * 0.8)
-            font.setBold(True)
-            option.font = font  # pyright: ignore[reportAttributeAccessIssue]
-
-    def sizeHint(self, option: QStyleOptionViewItem, index: QModelIndex | QPersistentModelIndex) -> QSize:
-        """A row of the list; headings have some space above."""
-        size = super().sizeHint(option, index)
-        return QSize(size.width(), size.height() + (4 if index.data(KEY) is None and index.row() else 0))
-
-    def paint(
-        self, painter: QPainter, option: QStyleOptionViewItem, index: QModelIndex | QPersistentModelIndex
-    ) -> None:
-        """The row, and its mark at the right."""
-        super().paint(painter, option, index)
-        mark = index.data(MARK)
-        if mark is None:
-            return
-        rect: QRect = option.rect.adjusted(0, 0, -16, 0)  # pyright: ignore[reportAttributeAccessIssue]
-        painter.save()
-        painter.setRenderHint(QPainter.RenderHint.Antialiasing)
-        color = theme.colors().bad if mark.problems else theme.colors().muted
-        text = str(mark.problems) if mark.problems else mark.text
-        painter.setPen(color)
-        if text:
-            painter.drawText(rect, Qt.AlignmentFlag.AlignRight | Qt.AlignmentFlag.AlignVCenter, text)
-        elif mark.changed:
-            painter.setBrush(theme.colors().modified)
-            painter.setPen(Qt.PenStyle.NoPen)
-            painter.drawEllipse(rect.right() - 6, rect.center().y() - 3, 7, 7)
-        painter.restore()

@@ -37,7 +37,7 @@ class Opening(QObject):
         try:
             opened = files.read(path, self.document.schema)
         except (OSError, ValueError) as error:
-            dialogs.say_error(self.window, "This cannot be opened", str(error))
+            dialogs.say_error(self.window, "Cannot open", str(error))
             return False
         if opened.problems:
             if not self._accepts(opened):
@@ -50,13 +50,13 @@ class Opening(QObject):
 
     def choose_file(self) -> None:
         """Ask for a file, and open it."""
-        path, _ = QFileDialog.getOpenFileName(self.window, "Open a preset", str(places.PRESETS), OPENABLE)
+        path, _ = QFileDialog.getOpenFileName(self.window, "Open preset", str(places.PRESETS), OPENABLE)
         if path:
             self.open(Path(path))
 
     def choose_run(self) -> None:
         """Ask for a run folder, and open its preset."""
-        path = QFileDialog.getExistingDirectory(self.window, "Open the preset of a run", str(places.RUNS))
+        path = QFileDialog.getExistingDirectory(self.window, "Open a run's preset", str(places.RUNS))
         if path:
             self.open(Path(path))
 
@@ -71,7 +71,7 @@ class Opening(QObject):
         origin = self.document.origin
         taken = {entry.name for entry in files.listing()}
         proposed = files.free_name(origin.name or "preset", taken)
-        name = dialogs.ask_name(self.window, "Save as a preset of your own", proposed)
+        name = dialogs.ask_name(self.window, "Save preset as", proposed)
         return bool(name) and self._save(name)
 
     def export(self) -> None:
@@ -83,7 +83,7 @@ class Opening(QObject):
         try:
             files.export(self.document.values, Path(path), self.document.schema)
         except (OSError, ValueError) as error:
-            dialogs.say_error(self.window, "The preset could not be exported", str(error))
+            dialogs.say_error(self.window, "Cannot export preset", str(error))
 
     def may_replace(self) -> bool:
         """Whether the document may be given up: asks when it has unsaved changes."""
@@ -102,7 +102,7 @@ class Opening(QObject):
         try:
             path = files.save(self.document.values, name, self.document.schema, overwrite=True)
         except (OSError, ValueError) as error:
-            dialogs.say_error(self.window, "The preset could not be saved", str(error))
+            dialogs.say_error(self.window, "Cannot save preset", str(error))
             return False
         self.document.mark_saved(Origin("own", name, path))
         self.settings.last_preset = str(path)
@@ -111,13 +111,8 @@ class Opening(QObject):
     def _accepts(self, opened: Opened) -> bool:
         """Whether the user opens a file without what is not understood in it."""
         problems = dialogs.enumerated(opened.problems, "\n", dialogs.LISTED)
-        box = dialogs.Question(
-            self.window,
-            "Not everything in this file is understood",
-            f"Open {opened.origin.name} all the same?",
-            f"{problems}\n\nWhat is unknown is left out; what is not allowed gets its default, if it has one.",
-            {dialogs.OK: "&Open all the same", dialogs.CANCEL: "&Cancel"},
-        )
-        box.make_default(dialogs.CANCEL)
-        box.exec()
-        return box.answer == dialogs.OK
+        title, question = f"{opened.origin.name} has unknown settings", f"Open {opened.origin.name} without them?"
+        details = f"{problems}\n\nUnknown settings are left out; invalid values get their default, if there is one."
+        answers = {dialogs.OK: "&Open without them", dialogs.CANCEL: "&Cancel"}
+        box = dialogs.Question(self.window, title, question, details, answers, usual=dialogs.CANCEL)
+        return box.ask() == dialogs.OK

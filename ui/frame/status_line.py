@@ -71,9 +71,9 @@ class StatusLine(QWidget):
             return "error", c.bad, f"{words.plural(self.number, 'problem')} – show"
         if findings is None:
             looking = self.check.running
-            return "clock", c.muted, "The trainer is looking at this preset…" if looking else "Not looked at yet"
+            return "clock", c.muted, "Checking preset…" if looking else "Not checked"
         if findings.failed:
-            return "warning", c.warning, f"Could not be checked: {findings.failed}"
+            return "warning", c.warning, f"Check failed: {findings.failed}"
         facts = [
             words.plural(len(findings.layers), "layer"),
             words.plural(findings.parameters, "parameter"),

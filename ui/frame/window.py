@@ -74,7 +74,7 @@ class Window(QMainWindow):
         looks = [Place(PICTURES, "Pictures", "picture"), Place(LAYERS, "Layers", "layers")]
         looks += [Place(CHANGES, "Changes", "changes")]
         self.navigation = Navigation(
-            [Place(None, "Preset"), Place(PRESETS, "Presets", "list"), *sections, Place(None, "Look"), *looks]
+            [Place(None, "Preset"), Place(PRESETS, "Presets", "list"), *sections, Place(None, "Inspect"), *looks]
             + [Place(None, "Train"), Place(RUNS, "Runs", "chart")]
         )
         self.search, self.status = SearchBox(document), StatusLine(self.check, self.library)
@@ -203,7 +203,7 @@ class Window(QMainWindow):
         self.take_typed()
         if self.opening.save_as() if again else self.opening.save():
             for sentence in self.unread_named():
-                self.banners.say(f"Saved, but for a field that holds no value: {sentence}")
+                self.banners.say(f"Saved without an invalid field: {sentence}")
 
     def on_first_problem(self) -> None:
         """Show the first setting that something is wrong with."""
@@ -213,7 +213,7 @@ class Window(QMainWindow):
         if paths:
             self.show_setting(paths[0])
         elif "" in deep:
-            dialogs.say_error(self, "The trainer would refuse this preset", "\n".join(deep[""]))
+            dialogs.say_error(self, "This preset cannot be trained", "\n".join(deep[""]))
 
     def say_problems(self) -> None:
         """Tell every place that shows problems about those that there are."""
@@ -346,7 +346,7 @@ class Window(QMainWindow):
         theme.set_role(self.name, "flat")
         theme.set_role(self.train, "primary")
         self.name.setAccessibleName("Preset")
-        self.train.setToolTip("Put this preset into the queue of trainings (Ctrl+T)")
+        self.train.setToolTip("Add this preset to the queue (Ctrl+T)")
         self.search.setMaximumWidth(self.fontMetrics().averageCharWidth() * 44)
         row.addWidget(self.name)
         for button in self.menus.buttons():
@@ -374,7 +374,7 @@ class Window(QMainWindow):
         changed = self.document.is_modified()
         name = self.document.origin.name or "new preset"
         self.name.setText(words.shortened(name, NAME) + (" – changed" if changed else ""))
-        self.name.setToolTip(f"The open preset, {name}; a click shows all presets")
+        self.name.setToolTip(f"The open preset, {name}; click to show all presets")
         self.name.setIcon(icons.icon("edit", theme.colors().modified) if changed else icons.icon("list"))
 
     def _sections(self):

@@ -4,20 +4,18 @@ Each is a dialog that can be shown, filled in and accepted; the `ask_` functions
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 
-from PySide6.QtCore import Qt, Signal
+from PySide6.QtCore import Qt
 from PySide6.QtWidgets import (
     QCheckBox,
     QComboBox,
     QDialog,
     QDialogButtonBox,
     QFormLayout,
-    QHBoxLayout,
     QLabel,
     QLineEdit,
-    QPushButton,
+    QMessageBox,
     QVBoxLayout,
     QWidget,
 )
@@ -44,78 +42,78 @@ WIDTH = 60
 SAVE, DISCARD, CANCEL, OK = "save", "discard", "cancel", "ok"
 
 
-class Question(QDialog):
+class Question(QMessageBox):
     """A question and its answers, the first one the usual; Escape gives the last one."""
 
-    answered = Signal(str)
-
-    def __init__(self, parent: QWidget | None, title: str, question: str, details: str, answers: Mapping[str, str]):
-        """`answers`: text of the button by answer."""
+    def __init__(
+        self,
+        parent: QWidget | None,
+        title: str,
+        question: str,
+        details: str,
+        answers: Mapping[str, str],
+        usual: str = "",
+        role: str = "",
+    ):
+        """`answers`: text of the button by answer. Enter gives `usual`; `role`: how the first button looks."""
         super().__init__(parent)
         self.setWindowTitle(title)
-        self.answer = [*answers][-1]
-        self.question, self.details = _sentences_label(self, question), _sentences_label(self, details)
-        theme.set_role(self.question, "heading")
-        self.details.setVisible(bool(details))
-        self.buttons = {answer: QPushButton(text) for answer, text in answers.items()}
-        row = QHBoxLayout()
-        row.addStretch()
-        for answer, button in self.buttons.items():
-            button.setAutoDefault(True)
-            button.clicked.connect(partial(self._close_with, answer))
-            row.addWidget(button)
-        self.make_default([*answers][0])
-        layout = QVBoxLayout(self)
-        for label in (self.question, self.details):
-            layout.addWidget(label)
-        layout.addSpacing(self.fontMetrics().height() // 2)
-        layout.addLayout(row)
+        self.setTextFormat(Qt.TextFormat.PlainText)
+        self.setText(question)
+        self.setInformativeText(details)
+        self.setTextInteractionFlags(Qt.TextInteractionFlag.TextSelectableByMouse)
+        first, *_, self.last = [*answers, *answers]
+        roles = dict.fromkeys(answers, self.ButtonRole.DestructiveRole)
+        roles |= {self.last: self.ButtonRole.RejectRole, first: self.ButtonRole.AcceptRole}
+        self.choices = {answer: self.addButton(text, roles[answer]) for answer, text in answers.items()}
+        theme.set_role(self.choices[first], role)
+        self.setDefaultButton(self.choices[usual or first])
+        self.setEscapeButton(self.choices[self.last])
 
-    def make_default(self, answer: str) -> None:
-        """Enter gives this answer."""
-        self.buttons[answer].setDefault(True)
-        self.buttons[answer].setFocus()
+    @property
+    def answer(self) -> str:
+        """What was answered."""
+        return next((one for one, button in self.choices.items() if button is self.clickedButton()), self.last)
 
-    def _close_with(self, answer: str) -> None:
-        self.answer = answer
-        self.accept()
-        self.answered.emit(answer)
+    def ask(self) -> str:
+        """Wait for the answer."""
+        self.exec()
+        return self.answer
+
+    def opened(self) -> "Question":
+        """Show it without waiting."""
+        self.setAttribute(Qt.WidgetAttribute.WA_DeleteOnClose)
+        self.open()
+        return self
 
 
 def say_error(parent: QWidget | None, title: str, sentence: str) -> Question:
     """Say what went wrong; returns at once."""
-    box = Question(parent, title, title, sentence, {OK: "&OK"})
-    theme.set_role(box.buttons[OK], "primary")
-    return _opened(box)
+    return Question(parent, title, title, sentence, {OK: "&OK"}, role="primary").opened()
 
 
 def confirm(
     parent: QWidget | None, title: str, question: str, details: str, accept: str, on_accept: Callable[[], None]
 ) -> Question:
     """Ask before something that loses something; Cancel is the default. Returns at once."""
-    box = Question(parent, title, question, details, {OK: accept, CANCEL: "&Cancel"})
-    theme.set_role(box.buttons[OK], "danger")
-    box.make_default(CANCEL)
-    box.answered.connect(lambda answer: on_accept() if answer == OK else None)
-    return _opened(box)
+    box = Question(parent, title, question, details, {OK: accept, CANCEL: "&Cancel"}, usual=CANCEL, role="danger")
+    box.finished.connect(lambda: on_accept() if box.answer == OK else None)
+    return box.opened()
 
 
 def ask_unsaved(parent: QWidget | None, document: Document) -> str:
     """What to do with unsaved changes: SAVE, DISCARD or CANCEL."""
-    box = unsaved_question(parent, document)
-    box.exec()
-    return box.answer
+    return unsaved_question(parent, document).ask()
 
 
 def unsaved_question(parent: QWidget | None, document: Document) -> Question:
     """The question of `ask_unsaved`."""
     name, own = document.origin.name or "the new preset", document.origin.kind == "own"
     changed = enumerated(labels(document, [one.path for one in document.differences()]))
-    kept = "" if own else f"\n{name} itself stays as it is; the changes are saved as a preset of your own."
-    answers = {SAVE: "&Save" if own else "&Save as…", DISCARD: "&Do not save", CANCEL: "&Cancel"}
-    box = Question(parent, "Unsaved changes", f"Save the changes to {name}?", f"Changed: {changed}.{kept}", answers)
-    theme.set_role(box.buttons[SAVE], "primary")
-    return box
+    kept = "" if own else f"\n{name} is not changed; the changes are saved as a new preset."
+    answers = {SAVE: "&Save" if own else "&Save as…", DISCARD: "Do&n't save", CANCEL: "&Cancel"}
+    question = f"Save the changes to {name}?"
+    return Question(parent, "Unsaved changes", question, f"Changed: {changed}.{kept}", answers, role="primary")
 
 
 def ask_name(parent: QWidget | None, title: str, name: str, accept: str = "&Save") -> str:
@@ -243,7 +241,7 @@ class QueueDialog(QDialog):
         """Say what keeps this from being queued."""
         problem = _run_name_problem(self.name) or self._queue.problem_with(self._document.values, self.name)
         if self._preset_problems:
-            problem = f"The trainer would refuse this preset. {enumerated(self._preset_problems, '; ')}"
+            problem = f"This preset cannot be trained. {enumerated(self._preset_problems, '; ')}"
         _say(self.feedback, problem, self._queue.watching_sentence)
         self.buttons.button(QDialogButtonBox.StandardButton.Ok).setEnabled(not problem and self._queue.drives)
 
@@ -264,21 +262,22 @@ def summary(document: Document) -> str:
     values = document.values
     epochs, steps = at(values, "training.epochs"), at(values, "training.steps")
     length = words.plural(epochs, "epoch") if epochs else words.plural(steps, "step")
-    folders = ", ".join(at(values, "data.folders") or ()) or "no folder"
-    base = at(values, "base.path") or "no base"
-    return f"{document.origin.name}: {length} of {at(values, 'adapter.method')} on {base}, pictures from {folders}."
+    folders = ", ".join(at(values, "data.folders") or ())
+    pictures = f"pictures from {folders}" if folders else "no picture folder chosen"
+    base = at(values, "base.path") or "no base model"
+    return f"{document.origin.name}: {length} of {at(values, 'adapter.method')} on {base}, {pictures}."
 
 
 def _run_name_problem(name: str) -> str:
     """Why the trainer would not take a name; "" when it would."""
     wrong = sorted({letter for letter in name if letter in FORBIDDEN or letter < " "})
     if wrong:
-        return f"The run's name becomes a folder: {' '.join(wrong)} cannot be in it."
+        return f"Run name: {' '.join(wrong)} cannot be in a folder's name."
     if name.startswith(".") or name.endswith("."):
-        return "The run's name becomes a folder: it neither begins nor ends with a full stop."
+        return "Run name: must not begin or end with a full stop."
     if files.RESERVED.fullmatch(name):
-        return f"Windows keeps the name {name} for a device; choose another one."
-    return f"This name has {len(name)} letters; at most {LONGEST} are possible." if len(name) > LONGEST else ""
+        return f"Run name: {name} is reserved by Windows."
+    return f"Run name: {len(name)} characters; at most {LONGEST}." if len(name) > LONGEST else ""
 
 
 def _free_run_name(document: Document, queue: Queue) -> str:
@@ -307,12 +306,6 @@ def _problems(document: Document) -> list[str]:
 
 def _says_existing(name: str, then: str) -> str:
     return f"You have a preset called {name}; {then}." if name and own_preset(name).exists() else ""
-
-
-def _opened(box: Question) -> Question:
-    box.setAttribute(Qt.WidgetAttribute.WA_DeleteOnClose)
-    box.open()
-    return box
 
 
 def _buttons(dialog: QDialog, accept: str) -> QDialogButtonBox:

@@ -2,16 +2,16 @@
 
 from dataclasses import dataclass, fields
 from functools import cache
-from pathlib import Path
 
-from PySide6.QtCore import QObject, QStandardPaths, Qt, Signal
+from PySide6.QtCore import QObject, Qt, Signal
 from PySide6.QtGui import QColor, QFontInfo, QGuiApplication, QPalette
 from PySide6.QtWidgets import QApplication, QStyleFactory, QWidget
 
-from ui.widgets.shapes import sheet
-
 TITLE = 1.75
 """Size of a page's title, in that of other text."""
+
+FRAMED = ("QCheckBox", "QComboBox", "QAbstractSpinBox", "QAbstractItemView")
+"""Kinds of widgets whose frames Fusion draws."""
 
 SCHEMES = {
     "system": Qt.ColorScheme.Unknown,
@@ -98,6 +98,8 @@ class Notifier(QObject):
         app = QApplication.instance()
         assert isinstance(app, QApplication)
         app.setPalette(palette(colors()))
+        for kind in FRAMED:
+            app.setPalette(framed(colors()), kind)  # pyright: ignore[reportArgumentType]  a text is what it takes
         app.setStyleSheet(style_sheet(colors()))
         self.changed.emit()
 
@@ -168,6 +170,18 @@ def palette(c: Colors) -> QPalette:
     return result
 
 
+def framed(c: Colors) -> QPalette:
+    """The same for `FRAMED`: Fusion draws their frames in the window's colour, darker, which does not show on dark."""
+    result = palette(c)
+    result.setColor(QPalette.ColorRole.Window, outline(c).lighter(140))
+    return result
+
+
+def outline(c: Colors) -> QColor:
+    """Of what is typed into, picked or ticked: it has to be seen where a plain border may be faint."""
+    return mixed(c.border, c.text, 0.35)
+
+
 def mixed(a: QColor, b: QColor, share: float) -> QColor:
     """`a` with `share` of `b` in it."""
     return QColor.fromRgbF(*(x + (y - x) * share for x, y in zip(a.getRgbF()[:3], b.getRgbF()[:3], strict=True)))  # pyright: ignore
@@ -177,76 +191,34 @@ def style_sheet(c: Colors) -> str:
     """The rules that the palette cannot say."""
     names = {field.name: value.name() for field in fields(c) if isinstance(value := c.__dict__[field.name], QColor)}
     names |= {
+        "outline": outline(c).name(),
         "hover": mixed(c.raised, c.text, 0.06).name(),
         "pressed": mixed(c.raised, c.text, 0.12).name(),
         "selected": mixed(c.window, c.accent, 0.18).name(),
         "accent_hover": mixed(c.accent, c.text, 0.12).name(),
     }
     names["title"] = f"{QFontInfo(QGuiApplication.font()).pointSizeF() * TITLE:.1f}pt"
-    names |= {"image_down": _image("down", c.muted), "image_up": _image("up", c.muted)}
-    names |= {"image_ok": _image("ok", c.accent_text), "image_dot": _image("dot", c.accent_text)}
     rules = RULES
     for name in sorted(names, key=len, reverse=True):
         rules = rules.replace(f"@{name}", names[name])
     return rules
 
 
-def _image(name: str, ink: QColor) -> str:
-    """An icon as a file, since a style sheet takes nothing else; its path for `url()`."""
-    folder = Path(QStandardPaths.writableLocation(QStandardPaths.StandardLocation.CacheLocation)) / "icons"
-    path = folder / f"{name}-{ink.name()[1:]}.svg"
-    if not path.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        path.write_text(sheet(name, ink.name()), encoding="utf-8")
-    return f'"{path.as_posix()}"'
-
-
 RULES = """
 QLabel[role="title"] { font-size: @title; font-weight: 600; }
-QLabel[role="heading"] { font-weight: 600; color: @text; }
+QLabel[role="heading"] { font-weight: 600; }
 QLabel[role="muted"] { color: @muted; }
 QLabel[role="problem"] { color: @bad; }
 QLabel[role="note"] { color: @warning; }
 QLabel[role="good"] { color: @good; }
 QLabel[role="mono"], QPlainTextEdit[role="mono"] { font-family: monospace; }
 
-QLineEdit, QPlainTextEdit, QTextEdit, QComboBox, QSpinBox, QDoubleSpinBox {
-    background: @surface; border: 1px solid @border; border-radius: 4px; padding: 3px 6px;
-    selection-background-color: @accent; selection-color: @accent_text;
-}
-QLineEdit:focus, QPlainTextEdit:focus, QTextEdit:focus, QComboBox:focus, QSpinBox:focus { border-color: @accent; }
-QLineEdit[invalid="true"], QPlainTextEdit[invalid="true"], QComboBox[invalid="true"] { border-color: @bad; }
-QLineEdit:disabled, QComboBox:disabled, QSpinBox:disabled { background: @window; color: @muted; }
-QComboBox::drop-down { border: none; width: 20px; }
-QComboBox::down-arrow { image: url(@image_down); width: 14px; height: 14px; }
-QSpinBox::up-button, QSpinBox::down-button, QDoubleSpinBox::up-button, QDoubleSpinBox::down-button {
-    border: none; width: 18px; subcontrol-origin: border;
-}
-QSpinBox::up-arrow, QDoubleSpinBox::up-arrow { image: url(@image_up); width: 12px; height: 12px; }
-QSpinBox::down-arrow, QDoubleSpinBox::down-arrow { image: url(@image_down); width: 12px; height: 12px; }
-QCheckBox, QRadioButton { spacing: 6px; }
-QCheckBox::indicator, QRadioButton::indicator, QTreeView::indicator, QListView::indicator {
-    width: 14px; height: 14px; background: @surface; border: 1px solid @muted; border-radius: 3px;
-}
-QRadioButton::indicator { border-radius: 7px; }
-QCheckBox::indicator:hover, QRadioButton::indicator:hover { border-color: @accent; }
-QCheckBox::indicator:focus, QRadioButton::indicator:focus { border-color: @text; }
-QCheckBox::indicator:checked, QTreeView::indicator:checked, QListView::indicator:checked {
-    background: @accent; border-color: @accent; image: url(@image_ok);
-}
-QRadioButton::indicator:checked { background: @accent; border-color: @accent; image: url(@image_dot); }
-QCheckBox::indicator:disabled { border-color: @border; background: @window; }
-QSlider::groove:horizontal { height: 4px; background: @border; border-radius: 2px; }
-QSlider::sub-page:horizontal { background: @accent; border-radius: 2px; }
-QSlider::handle:horizontal {
-    background: @accent; width: 14px; height: 14px; margin: -5px 0; border-radius: 7px; border: 1px solid @window;
-}
-QSlider::handle:horizontal:focus { border: 2px solid @text; width: 12px; height: 12px; }
-QComboBox QAbstractItemView { background: @surface; border: 1px solid @border; outline: none; }
+QLineEdit, QPlainTextEdit, QTextEdit { border: 1px solid @outline; border-radius: 4px; padding: 3px 6px; }
+QLineEdit:focus, QPlainTextEdit:focus, QTextEdit:focus { border-color: @accent; }
+QLineEdit:disabled { background: @window; border-color: @border; }
+QLineEdit[invalid="true"], QComboBox[invalid="true"] { border: 1px solid @bad; border-radius: 4px; padding: 3px 6px; }
 
-QPushButton, QToolButton {
-    background: @raised; border: 1px solid @border; border-radius: 4px; padding: 4px 10px;
-}
+QPushButton, QToolButton { background: @raised; border: 1px solid @outline; border-radius: 4px; padding: 4px 10px; }
 QToolButton { padding: 4px 6px; }
 QPushButton:hover, QToolButton:hover { background: @hover; }
 QPushButton:pressed, QToolButton:pressed, QToolButton:checked { background: @pressed; }
@@ -255,7 +227,7 @@ QPushButton:disabled, QToolButton:disabled { color: @muted; border-color: @borde
 QPushButton[role="primary"] { background: @accent; border-color: @accent; color: @accent_text; font-weight: 600; }
 QPushButton[role="primary"]:hover { background: @accent_hover; }
 QPushButton[role="primary"]:disabled { background: @border; border-color: @border; color: @muted; }
-QPushButton[role="primary"]:focus { border: 1px solid @text; }
+QPushButton[role="primary"]:focus { border-color: @text; }
 QPushButton[role="danger"] { color: @bad; }
 QPushButton[role="flat"], QToolButton[role="flat"] { background: transparent; border-color: transparent; padding: 2px; }
 QPushButton[role="flat"]:hover, QToolButton[role="flat"]:hover { background: @hover; }
@@ -263,52 +235,18 @@ QPushButton[role="flat"]:focus, QToolButton[role="flat"]:focus { border-color: @
 
 QListView, QTreeView, QTableView, QScrollArea { border: 1px solid @border; border-radius: 4px; }
 QScrollArea[frameShape="0"], QListView[frameShape="0"], QTreeView[frameShape="0"] { border: none; }
-QListView, QTreeView, QTableView { background: @surface; alternate-background-color: @window; outline: none; }
+QListView, QTreeView, QTableView { background: @surface; alternate-background-color: @window; }
 QListView::item:selected, QTreeView::item:selected, QTableView::item:selected { background: @selected; color: @text; }
 QListView::item:hover, QTreeView::item:hover { background: @hover; }
+QAbstractItemView QLineEdit { border: none; border-radius: 0; padding: 0 2px; }
 QListView:focus, QTreeView:focus, QTableView:focus { border-color: @accent; }
-QListView[invalid="true"] { border-color: @bad; }
-QFrame[role="table"] { background: @surface; border: 1px solid @border; border-radius: 4px; }
-QFrame[role="table"][invalid="true"] { border-color: @bad; }
-QHeaderView::section {
-    background: @window; color: @muted; border: none; border-bottom: 1px solid @border; padding: 4px 6px;
-}
-
-QTabWidget::pane { border: none; border-top: 1px solid @border; }
-QTabBar::tab { background: transparent; color: @muted; padding: 6px 12px; border-bottom: 2px solid transparent; }
-QTabBar::tab:selected { color: @text; border-bottom-color: @accent; }
-QTabBar::tab:hover { color: @text; }
-QTabBar:focus { outline: none; }
-QTabBar::tab:selected:focus { background: @selected; }
-
-QProgressBar {
-    background: @surface; border: 1px solid @border; border-radius: 4px; text-align: center; min-height: 16px;
-}
-QProgressBar::chunk { background: @accent; border-radius: 3px; }
-
-QScrollBar:vertical { background: transparent; width: 12px; margin: 0; }
-QScrollBar:horizontal { background: transparent; height: 12px; margin: 0; }
-QScrollBar::handle { background: @border; border-radius: 4px; margin: 2px; min-height: 28px; min-width: 28px; }
-QScrollBar::handle:hover { background: @muted; }
-QScrollBar::add-line, QScrollBar::sub-line { width: 0; height: 0; }
-QScrollBar::add-page, QScrollBar::sub-page { background: transparent; }
-
-QToolTip { background: @raised; color: @text; border: 1px solid @border; padding: 4px; }
-QMenu { background: @raised; border: 1px solid @border; padding: 4px; }
-QMenu::item { padding: 5px 24px 5px 12px; border-radius: 3px; }
-QMenu::item:selected { background: @selected; color: @text; }
-QMenu::item:disabled { color: @muted; }
-QMenu::separator { height: 1px; background: @border; margin: 4px 6px; }
-QMenuBar { background: @window; }
-QMenuBar::item { padding: 4px 8px; background: transparent; }
-QMenuBar::item:selected { background: @hover; }
-QSplitter::handle { background: @border; }
-QSplitter::handle:horizontal { width: 1px; }
-QSplitter::handle:vertical { height: 1px; }
+QListView[invalid="true"], QTableView[invalid="true"] { border-color: @bad; }
 
 QFrame[role="bar"] { background: @raised; border: none; border-bottom: 1px solid @border; }
 QFrame[role="foot"] { background: @raised; border: none; border-top: 1px solid @border; }
 QFrame[role="banner"] { background: @selected; border: none; border-bottom: 1px solid @border; }
+QFrame[role="table"] { background: @surface; border: 1px solid @border; border-radius: 4px; }
+QFrame[role="table"][invalid="true"] { border-color: @bad; }
 QListWidget[role="navigation"] { background: @window; border: none; border-right: 1px solid @border; border-radius: 0; }
 QListWidget[role="navigation"]::item { padding: 4px 8px; border-radius: 4px; margin: 0 6px; }
 QListWidget[role="navigation"]::item:disabled { color: @muted; }

@@ -102,5 +102,5 @@ def _locked(document: Document, other: Mapping[str, Any], difference: Difference
     tags = [tag for tag in document.schema.owners(difference.path) if at(document.values, tag) != at(other, tag)]
     names = " and ".join(here[tag].label if tag in here else tag for tag in tags)
     if names:
-        return f"It comes and goes with {names}: reset that first."
-    return "The preset compared with does not have it." if difference.path in here else "It is not a setting."
+        return f"Depends on {names}: reset that first."
+    return "The other preset has no such setting." if difference.path in here else "Not a setting."

@@ -173,7 +173,7 @@ class Document(QObject):
             values, problems = self.schema.complete({**unsaved["values"]})
             baseline, _ = self.schema.complete({**unsaved["baseline"]})
         except (KeyError, TypeError):
-            raise ValueError("The unsaved changes of the last window are damaged and cannot be restored.") from None
+            raise ValueError("The unsaved changes are damaged and cannot be restored.") from None
         self._begin(values, baseline, origin)
         if problems:
             self.noted.emit("\n".join(problems))

@@ -2,11 +2,12 @@
 
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from dataclasses import field as dataclass_field
 from typing import Any
 
-from ui.core.preset import sentences
+from training_presets import sentences
 
 TYPES = {"boolean": "boolean", "integer": "integer", "number": "number", "string": "text", "array": "texts"}
 """Field kind by JSON type, where the schema gives no other."""
@@ -28,7 +29,7 @@ NO_TEXT = "is not a text (in quotes)"
 YES, NO = {"1", "on", "t", "true", "y", "yes"}, {"0", "off", "f", "false", "n", "no"}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Field:
     """One option. A section's tag (the choice between its variants) is a field as well."""
 
@@ -41,9 +42,9 @@ class Field:
     why: str
     """Reason for the default; may be "none"."""
 
-    group: str
-    unit: str
-    advanced: bool
+    group: str = "Basic"
+    unit: str = ""
+    advanced: bool = False
 
     kind: str
     """boolean, integer, number, text, choice, tag, texts, entries, file, folder, folders or model."""
@@ -51,18 +52,18 @@ class Field:
     choices: tuple[str, ...]
     """Of a choice and a tag, else empty."""
 
-    nullable: bool
+    nullable: bool = False
     required: bool
 
     default: Any
     """None when required."""
 
-    minimum: float | None
-    maximum: float | None
-    exclusive_minimum: float | None
-    exclusive_maximum: float | None
+    minimum: float | None = None
+    maximum: float | None = None
+    exclusive_minimum: float | None = None
+    exclusive_maximum: float | None = None
 
-    descriptions: Mapping[str, str]
+    descriptions: Mapping[str, str] = dataclass_field(default_factory=dict)
     """Of a tag: first line about each variant, by choice."""
 
     columns: tuple["Field", ...] = ()
@@ -147,7 +148,7 @@ class Field:
                 continue
             wrong = {column.path: column.problem_in(one) for column in self.columns}
             where = f"{self.path}[{place}]"
-            wrong |= {name: sentences.unknown_in_entry(name, names, where) for name in one if name not in names}
+            wrong |= {name: unknown_in_entry(name, names, where) for name in one if name not in names}
             yield from (f"number {place + 1}, {name}: {problem}" for name, problem in wrong.items() if problem)
 
     def problem_in(self, entry: Mapping[str, Any]) -> str:
@@ -169,14 +170,25 @@ class Field:
         if self.kind == "integer" and isinstance(value, float):
             return self._is_wrong(given)
         if self.minimum is not None and value < self.minimum:
-            return f"{shown} is too small; at least {sentences.number(self.minimum)}"
+            return f"{shown} is too small; at least {bound_text(self.minimum)}"
         if self.exclusive_minimum is not None and value <= self.exclusive_minimum:
-            return f"{shown} is too small; more than {sentences.number(self.exclusive_minimum)}"
+            return f"{shown} is too small; more than {bound_text(self.exclusive_minimum)}"
         if self.maximum is not None and value > self.maximum:
-            return f"{shown} is too large; at most {sentences.number(self.maximum)}"
+            return f"{shown} is too large; at most {bound_text(self.maximum)}"
         if self.exclusive_maximum is not None and value >= self.exclusive_maximum:
-            return f"{shown} is too large; less than {sentences.number(self.exclusive_maximum)}"
+            return f"{shown} is too large; less than {bound_text(self.exclusive_maximum)}"
         return ""
+
+
+def bound_text(value: float) -> str:
+    """A bound without needless digits: 10 for 10.0."""
+    return str(int(value)) if value == int(value) else repr(value)
+
+
+def unknown_in_entry(name: str, known: Sequence[str], where: str) -> str:
+    """What is said of an unknown name in an entry of a list; `where`: the entry, as in `list[0]`."""
+    found = sentences.nearest(name, known)
+    return f"unknown; did you mean {found[0]}?" if found else f"unknown; {where} has {', '.join(known)}"
 
 
 def number_text(value: Any) -> str:
@@ -221,7 +233,6 @@ def plain(path: str, node: Mapping[str, Any], required: bool, entry: Mapping[str
         maximum=inner[0].get("maximum"),
         exclusive_minimum=inner[0].get("exclusiveMinimum"),
         exclusive_maximum=inner[0].get("exclusiveMaximum"),
-        descriptions={},
         columns=columns,
         entry=entry["title"].lower() if entry else "",
     )
@@ -237,18 +248,10 @@ def tag(path: str, node: Mapping[str, Any], variants: list[Mapping[str, Any]], r
         label=own[0]["title"],
         description=" ".join((node.get("description") or (words.pop() if len(words) == 1 else "")).split()),
         why=node.get("why", ""),
-        group="Basic",
-        unit="",
-        advanced=False,
         kind="tag",
         choices=tuple(one["const"] for one in own),
-        nullable=False,
         required=required,
         default=node.get("default", {}).get(name),
-        minimum=None,
-        maximum=None,
-        exclusive_minimum=None,
-        exclusive_maximum=None,
         descriptions={one["const"]: first_line(variant) for one, variant in zip(own, variants, strict=True)},
     )
 

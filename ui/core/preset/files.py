@@ -16,9 +16,9 @@ from typing import Any
 
 from training_presets import composing
 from training_presets.composing import Composed
+from training_presets.sentences import shown
 from ui.core import places, reading
 from ui.core.preset.schema import Schema, Values, at, holds, with_value, without
-from ui.core.preset.sentences import shown
 
 METADATA_KEY = "gimbal.preset"
 """Where an exported .safetensors file keeps its preset."""
@@ -312,7 +312,7 @@ def save(values: Values, name: str, schema: Schema, overwrite: bool = False) -> 
         raise ValueError(problem)
     path = places.OWN_PRESETS / f"{name}.json"
     if path.exists() and not overwrite:
-        raise ValueError(f"There is already a preset of yours called {name}.")
+        raise ValueError(f"You already have a preset called {name}.")
     export(values, path, schema)
     return path
 
@@ -337,7 +337,7 @@ def export(values: Values, path: Path, schema: Schema) -> None:
 def delete(entry: Entry) -> None:
     """Delete an own preset. Raises ValueError with a sentence."""
     if entry.kind != "own":
-        raise ValueError(f"{entry.name} comes with Gimbal and stays; only presets of your own can be deleted.")
+        raise ValueError(f"{entry.name} comes with Gimbal; only your own presets can be deleted.")
     try:
         entry.path.unlink()
     except OSError as error:
@@ -347,19 +347,19 @@ def delete(entry: Entry) -> None:
 def name_problem(name: str) -> str:
     """Why an own preset cannot have this name, as a sentence; "" when it can."""
     if not name.strip():
-        return "A preset needs a name."
+        return "Enter a preset name."
     wrong = sorted({letter for letter in name if letter in '/\\:*?"<>|' or not letter.isprintable()})
     if wrong:
         letters = " ".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in wrong)
-        return f"A preset's name becomes a file name, so it cannot have {letters} in it."
+        return f"A preset's name is a file name; it must not contain {letters}."
     if name != name.strip() or name.startswith(".") or name.endswith("."):
-        return "A preset's name neither begins nor ends with a space or a full stop."
+        return "A preset's name must not begin or end with a space or a full stop."
     if name.lower().endswith((".json", ".safetensors")):
-        return "A preset's name has no file ending."
+        return "A preset's name must not have a file extension."
     if RESERVED.fullmatch(name) or f"{name.lower()}.json" == RUN_COPY:
-        return f"{name} is kept for something else; choose another name."
+        return f"{name} is reserved; choose another name."
     if len(name.encode()) > 200:
-        return "This name is too long for a file."
+        return "This name is too long for a file name."
     if _comes_with_gimbal(name.lower()):
         return f"{name} is the name of a preset that comes with Gimbal; choose another name."
     return ""

@@ -2,7 +2,7 @@
 
 from ui.core.preset.files import Entry
 
-UNREADABLE, UNNAMED, OTHERS = "Cannot be read", "not given", "All other presets"
+UNREADABLE, UNNAMED, OTHERS = "Cannot be read", "No family", "All other presets"
 """Titles. What is below `OTHERS` is one step away."""
 
 

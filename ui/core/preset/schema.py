@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from training_presets import sentences
 from ui.core import places
 from ui.core.preset import field as fields_of
-from ui.core.preset import sentences
 from ui.core.preset.field import Field
 
 Values = dict[str, Any]

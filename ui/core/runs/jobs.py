@@ -2,7 +2,7 @@
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -18,13 +18,14 @@ REFUSAL = "Cannot start:"
 """How the trainer begins to say no; the reasons follow, indented."""
 
 
-KINDS: dict[str, type] = {
-    **dict.fromkeys(("id", "name", "preset", "folder", "output", "device", "added", "cwd"), str),
-    **dict.fromkeys(("resume", "stop_asked"), bool),
-    "starts": int,
-    "places": list,
+KINDS: dict[str, tuple[type, Callable[[Any], Any]]] = {
+    **dict.fromkeys(("id", "name", "device", "added"), (str, str)),
+    **dict.fromkeys(("preset", "folder", "output", "cwd"), (str, Path)),
+    **dict.fromkeys(("resume", "stop_asked"), (bool, bool)),
+    "starts": (int, int),
+    "places": (list, lambda ids: tuple(map(str, ids))),
 }
-"""What a job's values are in the file."""
+"""What a job's values are in the file, and what they are made of it; process and end apart."""
 
 
 @dataclass(frozen=True)
@@ -120,9 +121,9 @@ def verdict(job: Job, seen: Glance, code: int | None) -> Status | None:
     if reasons := refusal(printed):
         return Status(State.REFUSED, "\n".join(reasons))
     lines = [line.strip() for line in printed.splitlines() if line.strip() and not line.startswith("note: ")]
-    last = f" The last that it printed: {lines[-1]}" if lines else ""
+    last = f" Last output: {lines[-1]}" if lines else ""
     if code is None or code < 0:
-        return Status(State.VANISHED, f"The trainer is gone without a word before the run began.{last}")
+        return Status(State.VANISHED, f"The trainer stopped unexpectedly before the run began.{last}")
     return Status(State.FAILED, f"The trainer ended with exit code {code} before the run began.{last}")
 
 
@@ -177,22 +178,11 @@ def to_json(job: Job) -> dict[str, Any]:
 def from_json(values: dict[str, Any]) -> Job:
     """The job that `to_json` was given. Raises KeyError, TypeError, ValueError."""
     process, ended = values["process"], values["ended"]
-    for name, kind in KINDS.items():
+    for name, (kind, _) in KINDS.items():
         if type(values[name]) is not kind:
             raise TypeError(f"{name} is {str(values[name])[:80]!r}")
     return Job(
-        id=values["id"],
-        name=values["name"],
-        preset=Path(values["preset"]),
-        folder=Path(values["folder"]),
-        output=Path(values["output"]),
-        device=values["device"],
-        resume=values["resume"],
-        added=values["added"],
-        cwd=Path(values["cwd"]),
+        **{name: made(values[name]) for name, (_, made) in KINDS.items()},
         process=Process(int(process["pid"]), float(process["created"]), str(process["host"])) if process else None,
-        places=tuple(str(place) for place in values["places"]),
-        starts=values["starts"],
-        stop_asked=values["stop_asked"],
         ended=Status(State[ended[0]], str(ended[1])) if ended else None,
     )

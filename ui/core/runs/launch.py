@@ -119,4 +119,4 @@ def kill(process: Process) -> None:
     except psutil.NoSuchProcess:
         pass  # it was faster
     except psutil.AccessDenied as error:
-        raise ValueError(f"Process {process.pid} cannot be ended: this user may not.") from error
+        raise ValueError(f"Process {process.pid} cannot be ended: permission denied.") from error

@@ -131,14 +131,14 @@ def joined(seen: Glance, job: Job) -> Glance:
     if job.ended is not None:  # unless it was started again from elsewhere
         return seen if seen.starts > job.starts else replace(seen, status=job.ended)
     if job.waiting:
-        return replace(seen, status=Status(State.WAITING, "Waits in the queue to go on."), resumable=False)
+        return replace(seen, status=Status(State.WAITING, "In the queue, to be resumed."), resumable=False)
     if job.begun(seen) or job.process is None:
         return seen
     if job.stop_asked:  # also in the moment in which its process has gone and it is still listed
-        return replace(seen, status=Status(State.STOPPING, "Ending before it has begun."), resumable=False)
+        return replace(seen, status=Status(State.STOPPING, "Cancelling before the run begins."), resumable=False)
     if not launch.alive(job.process):
         return seen
-    starting = Status(State.STARTING, "Starting: the trainer looks at the preset, the model and the pictures.")
+    starting = Status(State.STARTING, "Starting: checking preset, base model and pictures.")
     return replace(seen, status=starting, resumable=False)
 
 
@@ -150,7 +150,7 @@ def of_job(job: Job) -> Glance:
         family, method, description = (str(value) for value in told)
     except (OSError, ValueError, KeyError, TypeError):  # the queue says what is wrong with it when it starts
         family = method = description = ""
-    gone = Status(State.VANISHED, "The trainer is gone before the run began.")
+    gone = Status(State.VANISHED, "The trainer stopped unexpectedly before the run began.")
     return Glance(job.folder, job.name, gone, family, method, description)
 
 

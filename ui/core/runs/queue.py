@@ -65,8 +65,8 @@ class Queue(QObject):
         if self.drives:
             return ""
         if self._lock.error() is QLockFile.LockError.LockFailedError:
-            return "Another Gimbal window runs the queue; this one only watches."
-        return f"The queue cannot be run, because {self.folder} cannot be written."
+            return "Another window controls the queue."
+        return f"The queue is off: {self.folder} is not writable."
 
     @property
     def paused(self) -> bool:
@@ -93,26 +93,26 @@ class Queue(QObject):
         if self._paused:
             return "The queue is paused."
         if known and not needed:
-            return f"It asks for GPU {job.device}, which this machine does not have: choose another device."
+            return f"GPU {job.device} is not in this machine; choose another device."
         in_the_way = [other.name for other in running if set(other.places) & set(needed)]
         before = [other for other in self.jobs if other.waiting].index(job) if job in self.jobs else 0
         if before:
-            return f"Behind {words.plural(before, 'job')}."
-        return f"Waits for {' and '.join(in_the_way)} to end." if in_the_way else "Starts now."
+            return f"{words.plural(before, 'job')} before it."
+        return f"Waiting for {' and '.join(in_the_way)} to finish." if in_the_way else "Starts now."
 
     def problem_with(self, values: dict[str, Any], name: str) -> str:
         """Why `add` would refuse this run name; "" if it would not."""
         if not name.strip():
-            return "The run needs a name."
+            return "Enter a run name."
         folder = run_folder(values, name)
         if any(job.folder == folder and not job.ended for job in self._jobs):
-            return f"A run of this name is in the queue already ({places.shown(folder)}): give another name."
+            return f"A run of this name is already in the queue ({places.shown(folder)}); choose another name."
         if (folder / "preset.json").exists():
             return (
-                f"There is a run of this name already ({places.shown(folder)}): give another name, or resume that run."
+                f"There is already a run of this name ({places.shown(folder)}); choose another name or resume it."
             )
         if folder.is_dir() and any(folder.iterdir()):
-            return f"{places.shown(folder)} is there already and holds something else: give another name."
+            return f"{places.shown(folder)} already exists and is not a run folder; choose another name."
         return ""
 
     # -- changing it
@@ -127,7 +127,7 @@ class Queue(QObject):
         try:
             making.write_whole(job.preset, json.dumps({**values, "name": name}, indent=2, ensure_ascii=False))
         except OSError as error:
-            raise ValueError(f"The job's preset cannot be kept in {job.preset}: {error.strerror}.") from error
+            raise ValueError(f"The job's preset cannot be saved to {job.preset}: {error.strerror}.") from error
         self._jobs.insert(0 if next else len(self._jobs), job)
         self._keep()
         return job
@@ -165,7 +165,7 @@ class Queue(QObject):
         if job.running:
             raise ValueError(f"{job.name} is running already.")
         if any(other.folder == job.folder and not other.ended and other.id != id for other in self._jobs):
-            raise ValueError(f"Another job for {places.shown(job.folder)} is in the queue.")
+            raise ValueError(f"Another job for {places.shown(job.folder)} is already in the queue.")
         self._put(replace(job, process=None, places=(), ended=None, stop_asked=False))
         self.move(id, 0)
 
@@ -239,7 +239,7 @@ class Queue(QObject):
             try:
                 shutil.move(job.output, job.folder / OUTPUT)
             except OSError as error:
-                self._say(f"What {job.name} printed cannot be put into its folder: {error}.")
+                self._say(f"The output of {job.name} cannot be moved to its run folder: {error}.")
         self._forget(job)
 
     def _start(self, job: Job, devices: tuple[str, ...]) -> bool:
@@ -261,7 +261,7 @@ class Queue(QObject):
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            self._say(f"The queue's folder {self.folder} cannot be made: {error.strerror}.")
+            self._say(f"The queue's folder {self.folder} cannot be created: {error.strerror}.")
             return
         drives = self._lock.tryLock(0)
         try:
@@ -284,9 +284,9 @@ class Queue(QObject):
             self._file.rename(aside)
         except OSError as reason:
             self._lock.unlock()
-            self._say(f"The queue {self._file} cannot be read ({error}) nor put aside ({reason}): look at it, please.")
+            self._say(f"The queue {self._file} cannot be read ({error}) or renamed ({reason}).")
             return
-        found = f"The queue could not be read ({error}) and begins empty."
+        found = f"The queue could not be read ({error}); it is empty now."
         self._say(f"{found} The old file is now {aside}; the presets of its jobs are beside it.")
 
     def _keep(self) -> None:
@@ -296,7 +296,7 @@ class Queue(QObject):
             self._unsaved, self._said = False, ""
         except OSError as error:
             self._unsaved = True
-            self._say(f"The queue cannot be kept in {self._file}: {error.strerror}. It is tried again.")
+            self._say(f"The queue cannot be saved to {self._file}: {error.strerror}. Trying again.")
         self.changed.emit()
 
     def _say(self, sentence: str) -> None:
@@ -315,7 +315,7 @@ class Queue(QObject):
         if job is None:
             raise ValueError("This job is no longer in the queue.")
         if waiting and not job.waiting:
-            raise ValueError(f"{job.name} is not waiting any more.")
+            raise ValueError(f"{job.name} is no longer waiting.")
         return job
 
     def _made(self, id: str, name: str, preset: Path, folder: Path, device: str, cwd: Path) -> Job:

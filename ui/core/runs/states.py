@@ -35,8 +35,8 @@ class State(Enum):
     FINISHED = "finished"
     STOPPED = "stopped"
     FAILED = "failed"
-    REFUSED = "refused"
-    VANISHED = "vanished"
+    REFUSED = "cannot start"
+    VANISHED = "crashed"
     ELSEWHERE = "elsewhere"
 
     @property
@@ -99,7 +99,7 @@ def glance(folder: Path) -> Glance:
     seen = Glance(
         folder,
         folder.name,
-        Status(State.VANISHED, "Nothing is known of this run."),
+        Status(State.VANISHED, "No information about this run."),
         family=str(preset.get("family", "")),
         method=_method(preset),
         description=str(preset.get("description", "")),
@@ -135,41 +135,43 @@ def judge(seen: Glance, events: list[Event]) -> Status:
     told = _last_words(seen)
     return Status(
         State.VANISHED,
-        f"Its process is gone without a word{where}: it was killed, it crashed, or the machine went down." + told,
+        f"Stopped unexpectedly{where}: killed, crashed, or the machine went down." + told,
     )
 
 
 def _living(seen: Glance, new: list[Event]) -> Status:
     if launch.requested(seen.folder, "stop") or any(event.get("name") == "stopping" for event in new):
-        return Status(State.STOPPING, "Stopping: the step under way is finished, then the state is saved.")
+        return Status(State.STOPPING, "Stopping after this step; then the state is saved.")
     if not new:
-        return Status(State.STARTING, "Starting: the trainer is at work and has not told anything yet.")
+        return Status(State.STARTING, "Starting: no events from the trainer yet.")
     if new[-1].get("event") == "stage" and new[-1].get("name") != "resume":
         detail = str(new[-1].get("detail", "")).strip().split("\n")[0]
         return Status(State.RUNNING, f"Preparing: {detail or new[-1].get('name')}.")
     if not any(event.get("event") == "step" for event in new):
-        return Status(State.RUNNING, "Before its first step.")
+        drawn = sum(event.get("event") == "sample" for event in new)
+        told = f"{words.plural(drawn, 'sample')} drawn before training" if drawn else "Preparing the first step"
+        return Status(State.RUNNING, f"{told}.")
     return Status(State.RUNNING, f"At {_progress(seen)}.")
 
 
 def _ended(seen: Glance, final: Event, events: list[Event]) -> Status:
     outcome, steps = final.get("outcome"), words.plural(_whole(final.get("step")), "step")
     if outcome == "done":
-        file = f"the file is {seen.exported.name}" if seen.exported else "its file is no longer there"
+        file = f"the file is {seen.exported.name}" if seen.exported else "its file no longer exists"
         return Status(State.FINISHED, f"Finished after {steps}; {file}.")
     if outcome == "stopped":
         return Status(State.STOPPED, f"Stopped by the user at {_progress(seen)}.")
     errors = [str(event.get("message", "")) for event in events if event.get("event") == "error"]
-    return Status(State.FAILED, errors[-1] if errors and errors[-1] else "It failed; its log may tell why.")
+    return Status(State.FAILED, errors[-1] if errors and errors[-1] else "Failed; see the log.")
 
 
 def _elsewhere(seen: Glance) -> Status:
     assert seen.process is not None
-    heard = f"its last word came {words.when(seen.last_time)}" if _moment(seen.last_time) else "it has told nothing yet"
+    heard = f"last event {words.when(seen.last_time)}" if _moment(seen.last_time) else "no events yet"
     return Status(
         State.ELSEWHERE,
-        f"Started on another machine, {seen.process.host}, and not ended; {heard}. "
-        "Whether it still runs cannot be seen from here.",
+        f"Started on another machine, {seen.process.host}, and not finished; {heard}. "
+        "Its process cannot be checked from here.",
     )
 
 
@@ -190,7 +192,7 @@ def _last_words(seen: Glance) -> str:
         return ""
     lines = [line.strip() for line in text.replace("\r", "\n").split("\n") if line.strip()]
     lines = [line for line in lines if not any(word in line for word in USUAL)]
-    return f" The last that it printed: {lines[-1]}" if lines else ""
+    return f" Last output: {lines[-1]}" if lines else ""
 
 
 def _resumable(seen: Glance, status: Status) -> bool:

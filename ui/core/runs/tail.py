@@ -25,30 +25,60 @@ HEAD = 64
 """Bytes at a file's beginning by which it is known again; they hold the first event's time."""
 
 
-class Tail:
-    """The complete lines of an events file, from where the last read ended."""
+class Growing:
+    """The complete lines of a file that grows, from where the last read ended."""
 
-    def __init__(self, path: Path):
-        self.path = path
+    def __init__(self, path: Path, last_bytes: int | None = None):
+        """`last_bytes`: of a longer file, only so many at its end are read at first."""
+        self.path, self.last_bytes = path, last_bytes
         self.restarted = False
         """The last read found another or a shorter file, and began anew."""
         self.more = False
         """The last read stopped at its limit."""
-        self.broken = 0
-        """Lines of the last read that are no event."""
+        self.skipped = 0
+        """Bytes before what was read first."""
         self._place, self._head = 0, b""
 
-    def read(self, limit_bytes: int) -> list[dict[str, Any]]:
+    def read_bytes(self, limit_bytes: int = -1) -> bytes:
+        """Whole lines of about this many bytes, or all; a line without an end if it is longer than any."""
+        self.restarted, self.more = False, False
+        try:
+            file = reading.opened(self.path)
+        except FileNotFoundError:
+            self.restarted, self._place, self._head = self._place > 0, 0, b""
+            return b""
+        with file:
+            head, size = file.read(HEAD), os.fstat(file.fileno()).st_size
+            if size < self._place or not head.startswith(self._head):
+                self.restarted, self._place = True, 0
+            if self._place == 0 and self.last_bytes is not None and size > self.last_bytes:
+                file.seek(size - self.last_bytes)
+                file.readline()  # the rest of a line
+                self.skipped = self._place = file.tell()
+            file.seek(self._place)
+            data = file.read(limit_bytes)
+            if data and not data.endswith(b"\n"):
+                data += file.readline(LONGEST)
+            if len(data) < LONGEST or self.last_bytes is not None:
+                data = data[: data.rfind(b"\n") + 1]
+            self._place += len(data)
+            self._head = head[: self._place]
+            self.more = bool(data) and self._place < size
+            return data
+
+
+class Tail(Growing):
+    """The events in such a file."""
+
+    broken = 0
+    """Lines of the last read that are none."""
+
+    def read(self, limit_bytes: int = -1) -> list[dict[str, Any]]:
         """The next events; at least one line if there is one, even beyond the limit. Raises OSError.
 
         A file that does not exist has no events.
         """
-        self.restarted, self.more, self.broken = False, False, 0
-        try:
-            data = self._next(limit_bytes)
-        except FileNotFoundError:
-            self.restarted, self._place, self._head = self._place > 0, 0, b""
-            return []
+        data = self.read_bytes(limit_bytes)
         if data and not data.endswith(b"\n"):
             self.broken = 1
             return []
@@ -57,23 +87,6 @@ class Tail:
         events = [event for event in found if event is not None]
         self.broken = len(found) - len(events)
         return events
-
-    def _next(self, limit_bytes: int) -> bytes:
-        """Whole lines of about this many bytes; a line without an end if it is longer than any."""
-        with reading.opened(self.path) as file:
-            head, size = file.read(HEAD), os.fstat(file.fileno()).st_size
-            if size < self._place or not head.startswith(self._head):
-                self.restarted, self._place = True, 0
-            file.seek(self._place)
-            data = file.read(limit_bytes)
-            if data and not data.endswith(b"\n"):
-                data += file.readline(LONGEST)
-            if len(data) < LONGEST:
-                data = data[: data.rfind(b"\n") + 1]
-            self._place += len(data)
-            self._head = head[: self._place]
-            self.more = bool(data) and self._place < size
-            return data
 
 
 class Follower(QObject):
@@ -141,39 +154,15 @@ class Follower(QObject):
             self.problem.emit(f"The events of {self.folder} cannot be read: {reason}.")
 
 
-class LogTail:
-    """The text of a growing file: its last part first, then what is new."""
+class LogTail(Growing):
+    """The text of such a file: its last part first, then what is new."""
 
     def __init__(self, path: Path, last_bytes: int = 256 * 1024):
-        self.path, self.last_bytes = path, last_bytes
-        self.skipped = 0
-        """Bytes before what was read first."""
-        self.restarted = False
-        """The last read began anew: the text from before is no longer in the file."""
-        self._place, self._head = 0, b""
+        super().__init__(path, last_bytes)
 
     def read(self) -> str:
         """Whole lines that are new since the last call; "" if there is no file. Blocking. Raises OSError."""
-        self.restarted = False
-        try:
-            file = reading.opened(self.path)
-        except FileNotFoundError:
-            self.restarted, self._place, self._head = self._place > 0, 0, b""
-            return ""
-        with file:
-            head, size = file.read(HEAD), os.fstat(file.fileno()).st_size
-            if size < self._place or not head.startswith(self._head):
-                self.restarted, self._place = True, 0
-            if self._place == 0 and size > self.last_bytes:
-                file.seek(size - self.last_bytes)
-                file.readline()  # the rest of a line
-                self.skipped = self._place = file.tell()
-            file.seek(self._place)
-            data = file.read()
-            data = data[: data.rfind(b"\n") + 1]
-            self._place += len(data)
-            self._head = head[: self._place]
-        return data.decode("utf-8", "replace").replace("\r\n", "\n")
+        return self.read_bytes().decode("utf-8", "replace").replace("\r\n", "\n")
 
 
 def read_lines(lines: list[str]) -> list[dict[str, Any] | None]:
@@ -198,15 +187,5 @@ def read_line(line: str) -> dict[str, Any] | None:
 
 def last_events(path: Path, last_bytes: int) -> tuple[list[dict[str, Any]], bool]:
     """The events on the complete lines of a file's last part, and whether that is the whole file. Raises OSError."""
-    try:
-        file = reading.opened(path)
-    except FileNotFoundError:
-        return [], True
-    with file:
-        start = max(0, os.fstat(file.fileno()).st_size - last_bytes)
-        file.seek(start)
-        data = file.read()
-    if start:
-        data = data[data.find(b"\n") + 1 :]
-    lines = data[: data.rfind(b"\n") + 1].decode("utf-8", "replace").split("\n")
-    return [event for event in map(read_line, lines) if event is not None], start == 0
+    tail = Tail(path, last_bytes)
+    return tail.read(), tail.skipped == 0

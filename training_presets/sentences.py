@@ -1,7 +1,9 @@
-"""The words in which a preset's problems are told; the trainer uses the same ones."""
+"""Sentences about a preset's problems that the trainer and the window say alike, and the names that are meant.
+
+This file is shared by both; it imports neither.
+"""
 
 import difflib
-import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -21,11 +23,6 @@ def enumerated(names: Iterable[str], word: str) -> str:
     return f"{', '.join(first)} {word} {last}" if first else last
 
 
-def number(value: float) -> str:
-    """A number without needless digits: 10 for 10.0."""
-    return str(int(value)) if value == int(value) else repr(value)
-
-
 def not_one_of(value: Any, choices: Sequence[str]) -> str:
     """`'rde' is not one of red, blue; did you mean red?`."""
     if value is None:
@@ -35,31 +32,20 @@ def not_one_of(value: Any, choices: Sequence[str]) -> str:
     return f"{shown(value)} is not one of {', '.join(choices)}{meant}"
 
 
-def unknown(path: str, known: Sequence[str], everything: Sequence[str]) -> str:
-    """The line about an option that does not exist: `known` are those of this preset, `everything` those of any."""
+def unknown(path: str, known: Sequence[str], everything: Sequence[str], flag: str = "") -> str:
+    """The line about an option that does not exist: `known` are those of this preset, `everything` those of any.
+
+    `flag` is "--" on a command line, where names are always given in full.
+    """
     section = path.rpartition(".")[0]
-    found = nearest(path, known) or nearest(path, everything)
-    if found:
-        same_section = all(other.rpartition(".")[0] == section for other in found)
-        names = [other.rpartition(".")[2] if same_section else other for other in found]
-        return f"{path}: unknown; did you mean {enumerated(names, 'or')}?"
+    if found := nearest(path, known) or nearest(path, everything):
+        same_section = not flag and all(other.rpartition(".")[0] == section for other in found)
+        names = [other.rpartition(".")[2] if same_section else flag + other for other in found]
+        return f"{flag}{path}: unknown; did you mean {enumerated(names, 'or')}?"
+    if flag:
+        return f"{flag}{path}: unknown; --help lists all options"
     siblings = [other.rpartition(".")[2] for other in known if other.rpartition(".")[0] == section]
     return f"{path}: unknown" + (f"; {section or 'a preset'} has {', '.join(siblings)}" if siblings else "")
-
-
-def unknown_in_entry(name: str, known: Sequence[str], where: str) -> str:
-    """What is said of an unknown name in an entry of a list; `where`: the entry, as in `list[0]`."""
-    found = nearest(name, known)
-    return f"unknown; did you mean {found[0]}?" if found else f"unknown; {where} has {', '.join(known)}"
-
-
-def numbered(text: str) -> str:
-    """The trainer's sentence about an entry of a list: `[0].rank: ...` as `number 1, rank: ...`."""
-    found = re.match(r"\[(\d+)\](?:\.(\w+))?:? ", text)
-    if not found:
-        return text
-    inner = f", {found[2]}" if found[2] else ""
-    return f"number {int(found[1]) + 1}{inner}: {text[found.end() :]}"
 
 
 def nearest(path: str, known: Sequence[str]) -> list[str]:
