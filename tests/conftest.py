@@ -1,5 +1,6 @@
 """Settings of the machine for all tests: one thread, no window, no network."""
 
+import logging
 import os
 import signal
 from typing import Any
@@ -30,6 +31,14 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     kept = set(thinning.short(items))
     config.hook.pytest_deselected(items=[item for item in items if item not in kept])
     items[:] = [item for item in items if item in kept]
+
+
+def pytest_collection_finish():
+    """pytest attaches two handlers to each logger that does not propagate, three times for each test: a millisecond for
+    torch's eighty, which no test reads."""
+    for name, logger in logging.getLogger().manager.loggerDict.items():
+        if name.startswith("torch.") and isinstance(logger, logging.Logger):
+            logger.propagate = True
 
 
 @pytest.hookimpl(wrapper=True)
