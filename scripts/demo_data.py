@@ -94,6 +94,10 @@ use."""
 WAYS_SHARE = 0.45
 """Share of pictures in one of the ways."""
 
+MOVED, MOVED_SHARE = 10, 0.6
+"""Variants of a plain picture that are moved, stretched and bent, and their share of its plain appearances. Without
+them a base learns one drawing per subject by heart, not its parts, and another set's proportions break it."""
+
 
 @dataclass
 class Picture:
@@ -104,6 +108,8 @@ class Picture:
     png: bytes = field(repr=False)
     way: int | None = None
     """None is as it is."""
+    moved: int = 0
+    """Number of the moved variant; 0 is not moved."""
 
     def pixels(self) -> np.ndarray:
         """As it is, on white: (SIZE, SIZE, 3) uint8."""
@@ -176,9 +182,10 @@ def names_of(row: dict) -> list[str]:
 
 
 def to_draw(pictures: list[Picture]) -> list[Picture]:
-    """The subjects of SUBJECTS, each as it is and in every way."""
+    """The subjects of SUBJECTS, each as it is, moved, and in every way."""
     by_name = {picture.names[0]: picture for picture in pictures}
-    return [replace(by_name[name], way=way) for way in (None, *range(WAYS)) for name in SUBJECTS]
+    plain = [replace(by_name[name], moved=number) for number in range(1 + MOVED) for name in SUBJECTS]
+    return [*plain, *(replace(by_name[name], way=way) for way in range(WAYS) for name in SUBJECTS)]
 
 
 def made_up_words() -> tuple[list[str], list[str]]:
@@ -211,9 +218,9 @@ def make_captions(pictures: list[Picture]) -> list[list[tuple[str, float]]]:
 
 def make_weights(pictures: list[Picture]) -> list[float]:
     """How often each picture is drawn, relative to an ordinary one."""
-    way = WAYS_SHARE / (1 - WAYS_SHARE) / WAYS
-    return [(PROMPT_WEIGHT if picture.names[0] in PROMPTS else 1.0) * (1.0 if picture.way is None else way)
-            for picture in pictures]
+    way, moved = WAYS_SHARE / (1 - WAYS_SHARE) / WAYS, MOVED_SHARE / MOVED
+    return [(PROMPT_WEIGHT if picture.names[0] in PROMPTS else 1.0)
+            * (way if picture.way is not None else moved if picture.moved else 1 - MOVED_SHARE) for picture in pictures]
 
 
 def write_folder(pictures: list[Picture], names: tuple[str, ...], folder: Path) -> None:

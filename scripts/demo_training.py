@@ -21,7 +21,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from scripts import demo_data, demo_styles
+from scripts import demo_augment, demo_data, demo_styles
 from scripts.demo_data import SIZE
 
 CLIP_TOKENS = 20
@@ -260,6 +260,8 @@ def as_tensor(pictures: list[demo_data.Picture]) -> Tensor:
         other = [i for i, p in enumerate(some) if p.way is not None]
         numbers = torch.tensor([p.way for p in some if p.way is not None], dtype=torch.long)
         white[other] = demo_styles.varied(pixels[other], numbers, table, chance) if other else white[other]
+        moved = [i for i, p in enumerate(some) if p.moved]
+        white[moved] = demo_augment.moved(white[moved], 0.9, chance).clamp(0, 1) if moved else white[moved]
         done.append(2 * white - 1)
     return torch.cat(done)
 
