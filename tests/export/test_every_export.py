@@ -50,6 +50,7 @@ def test_what_is_advised_works(family, label):
             assert not tried.refusal and tried.forms, (host, form, tried.refusal)
 
 
+@pytest.mark.short("LoRA", "DOFT in planes")
 @pytest.mark.parametrize("label", every.VARIANTS)
 def test_comfyui_and_its_node_hold_everything(label):
     """What the refusals' best alternative is."""

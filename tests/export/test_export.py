@@ -390,7 +390,7 @@ def test_script_exports_a_finished_run(tmp_path, monkeypatch, capsys):
         ("test", "--rank", "4"): "use export.form compact",
         ("other.safetensors",): "give --base, the model it was trained on",
         ("nothing",): "no such file or folder",
-        (".",): "there is no adapter.safetensors and no preset.json",
+        (".",): "has no adapter.safetensors and no preset.json",
     }.items():
         assert run(*words) == 2
         assert said in capsys.readouterr().err

@@ -68,7 +68,7 @@ def damaged(folder: Path) -> dict[str, tuple[Path, str]]:
     torch.save({"a": torch.ones(3)}, folder / "real.pt")
     add("pickle", (folder / "real.pt").read_bytes(), "is a pickle file named like")
     add("old pickle", b"\x80\x02}q\x00." + b"1234", "is a pickle file named like")
-    add("named pickle", (folder / "real.pt").read_bytes(), "is a pickle, which can run any program", ".ckpt")
+    add("named pickle", (folder / "real.pt").read_bytes(), "is a pickle, which can run any code", ".ckpt")
     add("unknown", b"", "no known format has keys like position_ids")
     save_file({"position_ids": torch.ones(3)}, folder / "unknown.safetensors")
     add("not finite", b"", "lora_unet_a.diff has non-finite values")

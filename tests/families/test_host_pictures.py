@@ -35,6 +35,7 @@ ROWS = {
 
 
 @pytest.mark.short("sdxl")
+@pytest.mark.full
 @pytest.mark.parametrize("name", ROWS)
 def test_diffusers_draws_the_trainers_pictures(tmp_path, forget_accelerate, name):
     row, place = ROWS[name], Place(tmp_path / "stage", tmp_path / "runs")

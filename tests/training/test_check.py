@@ -103,7 +103,7 @@ def test_layers_are_known_without_pictures(checked):
 def test_pictures_are_known_without_a_model(checked):
     facts = checked("--base", "nowhere")
     assert facts["pictures"] == 5 and "16 x 16" in facts["buckets"] and facts["steps_per_epoch"] == 3
-    assert any("guessed" in note for note in facts["notes"])
+    assert any("estimated" in note for note in facts["notes"])
     assert facts["layers"] == facts["layer_sets"] == [] and facts["trainable_layers"] == facts["parameters"] == 0
     assert facts["forms"] == {} and facts["file_bytes"] == 0
 

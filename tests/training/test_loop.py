@@ -29,6 +29,7 @@ def options_of(method: str, folder: str) -> dict:
 # -- whole runs -------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.full
 def test_every_method_starts_as_the_base_and_leaves_a_checked_file(place: Place):
     baselines = {}
     for method in adapters.methods():
@@ -292,7 +293,7 @@ def test_a_run_on_another_number_of_processes_says_so(place: Place, monkeypatch)
     path = place.runs / "moved" / "state" / "step-000001"
     facts = load_state(path).facts
     assert facts["processes"] == 1
-    monkeypatch.setattr("modules.training.session.state.load_state", lambda folder: _with_processes(load_state(folder)))
+    monkeypatch.setattr("modules.training.state.load_state", lambda folder: _with_processes(load_state(folder)))
     assert place.train("moved") == 0
     assert "had 3 processes and resumes with 1" in place.events("moved", "warning")[-1]["message"]
 

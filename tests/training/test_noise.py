@@ -42,15 +42,15 @@ def test_what_applies_is_taken(process, options):
 
 
 BAD = [
-    (EPSILON, {"shift": 3.0}, ["shift: 3.0", "diffusion in steps", "set it to null"]),
+    (EPSILON, {"shift": 3.0}, ["shift: 3.0", "diffusion model", "set it to null"]),
     (EPSILON, {"prediction": "flow"}, ["prediction", "cannot predict flow", "auto or epsilon or v_prediction"]),
     (EPSILON, {"zero_terminal_snr": True}, ["zero_terminal_snr", "objective.prediction to v_prediction"]),
     (EPSILON, {"debiased": True}, ["debiased", "objective.min_snr_gamma to null"]),
     (EPSILON, {"density_mean": 0.5}, ["density_mean: 0.5", "uniform", "logit_normal", "leave density_mean at 0"]),
-    (FLOW, {"min_snr_gamma": 5.0}, ["min_snr_gamma: 5.0", "rectified flow", "set it to null"]),
-    (FLOW, {"debiased": True}, ["debiased: true", "rectified flow", "set it to false"]),
+    (FLOW, {"min_snr_gamma": 5.0}, ["min_snr_gamma: 5.0", "rectified-flow", "set it to null"]),
+    (FLOW, {"debiased": True}, ["debiased: true", "rectified-flow", "set it to false"]),
     (FLOW, {"zero_terminal_snr": True}, ["zero_terminal_snr: true", "set it to false"]),
-    (FLOW, {"prediction": "epsilon"}, ["prediction", "rectified flow", "auto or flow"]),
+    (FLOW, {"prediction": "epsilon"}, ["prediction", "rectified-flow", "auto or flow"]),
     (FLOW, {"mode_scale": 1.0}, ["mode_scale: 1.0", "logit_normal", "objective.density to mode"]),
     (FLOW, {"density": "mode", "density_spread": 2.0}, ["density_spread: 2.0", "mode", "at 1"]),
     (FLOW, {"loss_delta": 0.5}, ["loss_delta: 0.5", "mse", "huber or smooth_l1", "at 0.1"]),

@@ -83,7 +83,7 @@ def test_what_was_ignored_at_the_start_stays_so(number, monkeypatch):
 
 def test_preparations_are_stopped_and_the_run_says_so(place: Place, monkeypatch):
     """Encoding, loading: before a step there is nothing to save."""
-    monkeypatch.setattr("modules.training.session.fill_caches", lambda *_: os.kill(os.getpid(), signal.SIGINT))
+    monkeypatch.setattr("modules.training.preparing.fill_caches", lambda *_: os.kill(os.getpid(), signal.SIGINT))
     assert place.train("soon") == 130
     end = place.events("soon")[-1]
     assert (end["event"], end["outcome"], end["exit_code"]) == ("finished", "stopped", 130)
