@@ -86,12 +86,14 @@ def test_a_killed_run_is_the_whole_run(cases):
     assert kills >= 1 and wrong == [], repeat
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("name", ["state cut", "export cut"])
 def test_a_power_cut_loses_nothing(name, cases):
     _, cuts, repeat, wrong = cases[name]
     assert cuts == 1 and wrong == [], repeat
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     "kind, text",
     [

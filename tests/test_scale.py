@@ -24,13 +24,13 @@ from modules.files.change import Change
 from modules.files.facts import Facts
 from modules.files.writer import About
 from modules.preset.files import resolve
-from training_presets.sentences import nearest
 from modules.preset.schema import Base, Export, Preset, Targets
 from modules.tools import inspect_file, resize
 from modules.training import check, setup
 from modules.training.matching import HINTS
 from tests.export.setup import Model, preset, trained
 from tests.full_size import make_folder
+from training_presets.sentences import nearest
 
 FEW, MANY = 40, 400
 

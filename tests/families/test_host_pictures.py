@@ -34,7 +34,6 @@ ROWS = {
 }
 
 
-@pytest.mark.short("sdxl")
 @pytest.mark.full
 @pytest.mark.parametrize("name", ROWS)
 def test_diffusers_draws_the_trainers_pictures(tmp_path, forget_accelerate, name):
