@@ -1,5 +1,6 @@
 """Settings of the machine for all tests: one thread, no window, no network."""
 
+import gc
 import logging
 import os
 import signal
@@ -39,6 +40,8 @@ def pytest_collection_finish():
     for name, logger in logging.getLogger().manager.loggerDict.items():
         if name.startswith("torch.") and isinstance(logger, logging.Logger):
             logger.propagate = True
+    gc.collect()
+    gc.freeze()  # thousands of tests and all libraries: each full collection would walk over them
 
 
 @pytest.hookimpl(wrapper=True)

@@ -6,6 +6,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Protocol
@@ -91,8 +92,9 @@ def facts_of(
     )
 
 
+@cache
 def versions() -> dict[str, str]:
-    """Versions of this program and of its main packages, if installed."""
+    """Versions of this program and of its main packages, if installed; read once."""
     project = (Path(__file__).parents[2] / "pyproject.toml").read_text(encoding="utf-8")
     own = re.search(r'^version = "(.*)"$', project, re.MULTILINE)
     found = {"gimbal": own.group(1)} if own else {}
