@@ -1,78 +1,51 @@
 """The menus: everything the window can do, with its keys."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
+from typing import TYPE_CHECKING
 
-from PySide6.QtCore import QObject, QUrl
+from PySide6.QtCore import QUrl
 from PySide6.QtGui import QAction, QActionGroup, QDesktopServices, QKeySequence
-from PySide6.QtWidgets import QApplication, QMainWindow, QMenu, QToolButton
+from PySide6.QtWidgets import QApplication, QMenu, QToolButton
 
 from ui.core import places, settings
-from ui.core.preset.document import Document
-from ui.core.settings import Settings
-from ui.frame.navigation import Navigation
-from ui.frame.opening import Opening
-from ui.widgets import icons, theme
+from ui.widgets import theme
+from ui.widgets.making import dressed, with_icon
 
-THEMES = {"system": "&System", "light": "&Light", "dark": "&Dark"}
-assert tuple(THEMES) == settings.THEMES
+if TYPE_CHECKING:
+    from ui.frame.window import Window
 
 
-@dataclass(frozen=True)
-class Orders:
-    """What the window itself does when a menu says so."""
+class Menus:
+    """Builds the menu bar of the window; actions that the window needs later are attributes."""
 
-    save: Callable[[], object]
-    save_as: Callable[[], object]
-    find: Callable[[], object]
-    first_problem: Callable[[], object]
-    train: Callable[[], object]
-    check: Callable[[], object]
-
-
-class Menus(QObject):
-    """Builds the menu bar of a window; actions that the window needs later are attributes."""
-
-    def __init__(self, window: QMainWindow, document: Document, settings: Settings, opening: Opening,
-                 navigation: Navigation, orders: Orders):  # fmt: skip
-        super().__init__(window)  # so that the theme's signal ends with the window
-        self.window, self.settings, self.opening = window, settings, opening
-        self.navigation, self.orders = navigation, orders
-        undo = document.undo
-        self.undo, self.redo = undo.createUndoAction(window, "&Undo"), undo.createRedoAction(window, "&Redo")
+    def __init__(self, window: "Window"):
+        self.window = window
+        undo = window.document.undo
+        self.undo = with_icon(undo.createUndoAction(window, "&Undo"), "undo")
+        self.redo = with_icon(undo.createRedoAction(window, "&Redo"), "redo")
         self.undo.setShortcut(QKeySequence(QKeySequence.StandardKey.Undo))
         self.redo.setShortcuts([QKeySequence("Ctrl+Shift+Z"), QKeySequence("Ctrl+Y")])
-        self.save = self._action("&Save", "Ctrl+S", orders.save)
+        self.save = with_icon(self._action("&Save", "Ctrl+S", window.on_save), "save")
         for make in (self._file, self._edit, self._view, self._train, self._help):
             make()
-        theme.notifier().changed.connect(self.on_theme_changed)
-        self.on_theme_changed()
 
     def buttons(self) -> list[QToolButton]:
         """Undo, redo and save as buttons for the bar."""
         made = []
         for action, name in ((self.undo, "Undo"), (self.redo, "Redo"), (self.save, "Save the preset")):
             action.setToolTip(f"{name} ({action.shortcut().toString()})")
-            button = QToolButton()
-            button.setDefaultAction(action)
-            button.setAccessibleName(name)
-            theme.set_role(button, "flat")
-            made.append(button)
+            made.append(dressed(QToolButton(), "flat", name))
+            made[-1].setDefaultAction(action)
         return made
 
-    def on_theme_changed(self) -> None:
-        """Draw the icons in the new colours."""
-        for action, icon in ((self.undo, "undo"), (self.redo, "redo"), (self.save, "save")):
-            action.setIcon(icons.icon(icon))
-
     def _file(self) -> None:
-        opening, menu = self.opening, self._menu("&File")
+        opening, menu = self.window.opening, self._menu("&File")
         menu.addAction(self._action("&Open preset…", "Ctrl+O", opening.choose_file))
         menu.addAction(self._action("Open a &run's preset…", "Ctrl+Shift+O", opening.choose_run))
         menu.addSeparator()
         menu.addAction(self.save)
-        menu.addAction(self._action("Save &as…", "Ctrl+Shift+S", self.orders.save_as))
+        menu.addAction(self._action("Save &as…", "Ctrl+Shift+S", partial(self.window.on_save, again=True)))
         menu.addAction(self._action("&Export preset…", "Ctrl+E", opening.export))
         menu.addSeparator()
         menu.addAction(self._action("&Quit", "Ctrl+Q", self.window.close))
@@ -81,11 +54,11 @@ class Menus(QObject):
         menu = self._menu("&Edit")
         menu.addActions([self.undo, self.redo])
         menu.addSeparator()
-        menu.addAction(self._action("&Find a setting", "Ctrl+F", self.orders.find))
-        menu.addAction(self._action("Show the first &problem", "F4", self.orders.first_problem))
+        menu.addAction(self._action("&Find a setting", "Ctrl+F", self.window.search.setFocus))
+        menu.addAction(self._action("Show the first &problem", "F4", self.window.on_first_problem))
 
     def _view(self) -> None:
-        menu, navigation = self._menu("&View"), self.navigation
+        menu, navigation = self._menu("&View"), self.window.navigation
         number = 0
         for place in navigation.places:
             if place.key is None:
@@ -100,17 +73,18 @@ class Menus(QObject):
         menu.addAction(self._action("P&revious page", "Ctrl+PgUp", partial(navigation.step, -1)))
         menu.addSeparator()
         themes, group = menu.addMenu("&Theme"), QActionGroup(self.window)
-        for name, text in THEMES.items():
-            action = self._action(text, "", partial(self.on_theme, name))
+        for name in settings.THEMES:
+            action = self._action(f"&{name.capitalize()}", "", partial(self.on_theme, name))
             action.setCheckable(True)
-            action.setChecked(name == self.settings.theme)
+            action.setChecked(name == self.window.settings.theme)
             group.addAction(action)
             themes.addAction(action)
 
     def _train(self) -> None:
-        menu = self._menu("&Train")
-        menu.addAction(self._action("&Train this preset…", "Ctrl+T", self.orders.train))
-        menu.addAction(self._action("&Check now", "Ctrl+R", self.orders.check))
+        menu, window = self._menu("&Train"), self.window
+        menu.addAction(self._action("&Train this preset…", "Ctrl+T", self.window.on_train))
+        check = lambda: window.check.look_at(window.document.values, at_once=True)  # noqa: E731
+        menu.addAction(self._action("&Check now", "Ctrl+R", check))
         menu.addSeparator()
         self.run_menu = menu.addMenu("Selected &run")
         self.job_menu = menu.addMenu("Selected &job")
@@ -131,7 +105,7 @@ class Menus(QObject):
 
     def on_theme(self, name: str) -> None:
         """Show and remember a theme."""
-        self.settings.theme = name
+        self.window.settings.theme = name
         app = QApplication.instance()
         assert isinstance(app, QApplication)
         theme.apply(app, name)
