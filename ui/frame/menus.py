@@ -2,33 +2,41 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING
 
 from PySide6.QtCore import QUrl
 from PySide6.QtGui import QAction, QActionGroup, QDesktopServices, QKeySequence
-from PySide6.QtWidgets import QApplication, QMenu, QToolButton
+from PySide6.QtWidgets import QApplication, QMainWindow, QMenu, QToolButton
 
-from ui.core import places, settings
+from ui.core import places
+from ui.core.settings import THEMES, Settings
+from ui.frame.navigation import Navigation
+from ui.frame.opening import Opening
 from ui.widgets import theme
 from ui.widgets.making import dressed, with_icon
 
-if TYPE_CHECKING:
-    from ui.frame.window import Window
-
 
 class Menus:
-    """Builds the menu bar of the window; actions that the window needs later are attributes."""
+    """Builds the menu bar of a window; the actions that the window carries out or fills itself are attributes."""
 
-    def __init__(self, window: "Window"):
-        self.window = window
-        undo = window.document.undo
+    def __init__(self, window: QMainWindow, settings: Settings, opening: Opening, navigation: Navigation):
+        self.window, self.settings, self.opening, self.navigation = window, settings, opening, navigation
+        undo = opening.document.undo
         self.undo = with_icon(undo.createUndoAction(window, "&Undo"), "undo")
         self.redo = with_icon(undo.createRedoAction(window, "&Redo"), "redo")
         self.undo.setShortcut(QKeySequence(QKeySequence.StandardKey.Undo))
         self.redo.setShortcuts([QKeySequence("Ctrl+Shift+Z"), QKeySequence("Ctrl+Y")])
-        self.save = with_icon(self._action("&Save", "Ctrl+S", window.on_save), "save")
-        for make in (self._file, self._edit, self._view, self._train, self._help):
-            make()
+        self.save = with_icon(self._action("&Save", "Ctrl+S"), "save")
+        self.save_as = self._action("Save &as…", "Ctrl+Shift+S")
+        self.find = self._action("&Find a setting", "Ctrl+F")
+        self.first_problem = self._action("Show the first &problem", "F4")
+        self.train, self.check = self._action("&Train this preset…", "Ctrl+T"), self._action("&Check now", "Ctrl+R")
+        self._file()
+        self._menu("&Edit", self.undo, self.redo, None, self.find, self.first_problem)
+        self._view()
+        train = self._menu("&Train", self.train, self.check, None)
+        self.run_menu, self.job_menu = train.addMenu("Selected &run"), train.addMenu("Selected &job")
+        reference = self._action("&Settings reference", "F1", partial(_show, "docs/preset-reference.md"))
+        self._menu("&Help", reference, self._action("&Read me", "", partial(_show, "README.md")))
 
     def buttons(self) -> list[QToolButton]:
         """Undo, redo and save as buttons for the bar."""
@@ -40,25 +48,14 @@ class Menus:
         return made
 
     def _file(self) -> None:
-        opening, menu = self.window.opening, self._menu("&File")
-        menu.addAction(self._action("&Open preset…", "Ctrl+O", opening.choose_file))
-        menu.addAction(self._action("Open a &run's preset…", "Ctrl+Shift+O", opening.choose_run))
-        menu.addSeparator()
-        menu.addAction(self.save)
-        menu.addAction(self._action("Save &as…", "Ctrl+Shift+S", partial(self.window.on_save, again=True)))
-        menu.addAction(self._action("&Export preset…", "Ctrl+E", opening.export))
-        menu.addSeparator()
-        menu.addAction(self._action("&Quit", "Ctrl+Q", self.window.close))
-
-    def _edit(self) -> None:
-        menu = self._menu("&Edit")
-        menu.addActions([self.undo, self.redo])
-        menu.addSeparator()
-        menu.addAction(self._action("&Find a setting", "Ctrl+F", self.window.search.setFocus))
-        menu.addAction(self._action("Show the first &problem", "F4", self.window.on_first_problem))
+        preset = self._action("&Open preset…", "Ctrl+O", self.opening.choose_file)
+        run = self._action("Open a &run's preset…", "Ctrl+Shift+O", self.opening.choose_run)
+        export = self._action("&Export preset…", "Ctrl+E", self.opening.export)
+        end = self._action("&Quit", "Ctrl+Q", self.window.close)
+        self._menu("&File", preset, run, None, self.save, self.save_as, export, None, end)
 
     def _view(self) -> None:
-        menu, navigation = self._menu("&View"), self.window.navigation
+        menu, navigation = self._menu("&View"), self.navigation
         number = 0
         for place in navigation.places:
             if place.key is None:
@@ -73,49 +70,35 @@ class Menus:
         menu.addAction(self._action("P&revious page", "Ctrl+PgUp", partial(navigation.step, -1)))
         menu.addSeparator()
         themes, group = menu.addMenu("&Theme"), QActionGroup(self.window)
-        for name in settings.THEMES:
+        for name in THEMES:
             action = self._action(f"&{name.capitalize()}", "", partial(self.on_theme, name))
             action.setCheckable(True)
-            action.setChecked(name == self.window.settings.theme)
+            action.setChecked(name == self.settings.theme)
             group.addAction(action)
             themes.addAction(action)
 
-    def _train(self) -> None:
-        menu, window = self._menu("&Train"), self.window
-        menu.addAction(self._action("&Train this preset…", "Ctrl+T", self.window.on_train))
-        check = lambda: window.check.look_at(window.document.values, at_once=True)  # noqa: E731
-        menu.addAction(self._action("&Check now", "Ctrl+R", check))
-        menu.addSeparator()
-        self.run_menu = menu.addMenu("Selected &run")
-        self.job_menu = menu.addMenu("Selected &job")
-
-    def take_run_actions(self, run: tuple[QAction, ...], job: tuple[QAction, ...]) -> None:
-        """Show what the page of the runs can do, once it is there."""
-        self.run_menu.addActions(list(run))
-        self.job_menu.addActions(list(job))
-
-    def _help(self) -> None:
-        menu = self._menu("&Help")
-        for text, keys, name in (
-            ("&Settings reference", "F1", "docs/preset-reference.md"),
-            ("&Read me", "", "README.md"),
-        ):
-            url = QUrl.fromLocalFile(str(places.ROOT / name))
-            menu.addAction(self._action(text, keys, partial(QDesktopServices.openUrl, url)))
-
     def on_theme(self, name: str) -> None:
         """Show and remember a theme."""
-        self.window.settings.theme = name
+        self.settings.theme = name
         app = QApplication.instance()
         assert isinstance(app, QApplication)
         theme.apply(app, name)
 
-    def _menu(self, title: str) -> QMenu:
-        return self.window.menuBar().addMenu(title)
+    def _menu(self, title: str, *actions: QAction | None) -> QMenu:
+        """A menu of the bar; None is a line between actions."""
+        menu = self.window.menuBar().addMenu(title)
+        for action in actions:
+            menu.addAction(action) if action else menu.addSeparator()
+        return menu
 
-    def _action(self, text: str, keys: str, slot: Callable[[], object]) -> QAction:
+    def _action(self, text: str, keys: str, slot: Callable[[], object] | None = None) -> QAction:
         action = QAction(text, self.window)
         if keys:
             action.setShortcut(QKeySequence(keys))
-        action.triggered.connect(lambda: slot())
+        if slot is not None:
+            action.triggered.connect(lambda: slot())
         return action
+
+
+def _show(file: str) -> None:
+    QDesktopServices.openUrl(QUrl.fromLocalFile(str(places.ROOT / file)))

@@ -77,7 +77,7 @@ class Window(QMainWindow):
         )
         self.search, self.status = SearchBox(document), StatusLine(self.check, self.library)
         self.name, self.train = QPushButton(), QPushButton("Train…")
-        self.menus = Menus(self)
+        self.menus = Menus(self, settings, self.opening, self.navigation)
         self._lay_out()
         self._connect()
         self.on_origin_changed()
@@ -222,7 +222,8 @@ class Window(QMainWindow):
         """What can wait until the window is seen."""
         self.check.look_at(self.document.values)
         self.devices.refresh()
-        self.menus.take_run_actions(self.runs.run_actions, self.runs.queue_actions)
+        self.menus.run_menu.addActions(self.runs.run_actions)
+        self.menus.job_menu.addActions(self.runs.queue_actions)
         self.watching = self.queue.watching_sentence
         self.banners.say(self.watching)
         self.queue.changed.connect(self.on_queue_changed)
@@ -290,8 +291,15 @@ class Window(QMainWindow):
             signal.connect(self.on_noted)
         for signal in (self.unsaved.failed, self.queue.problem, self.library.problem):
             signal.connect(self.banners.say)
+        menus = self.menus
+        menus.save.triggered.connect(lambda: self.on_save())
+        menus.save_as.triggered.connect(lambda: self.on_save(again=True))
+        menus.find.triggered.connect(lambda: self.search.setFocus())
+        menus.first_problem.triggered.connect(self.on_first_problem)
+        menus.check.triggered.connect(lambda: self.check.look_at(self.document.values, at_once=True))
+        for signal in (menus.train.triggered, self.train.clicked):
+            signal.connect(self.on_train)
         self.name.clicked.connect(lambda: self.show_page(PRESETS))
-        self.train.clicked.connect(self.on_train)
         theme.notifier().changed.connect(self._show_name)
         QTimer.singleShot(0, self, lambda: QTimer.singleShot(200, self, self.on_started))
 
