@@ -108,9 +108,7 @@ class Queue(QObject):
         if any(job.folder == folder and not job.ended for job in self._jobs):
             return f"A run of this name is already in the queue ({places.shown(folder)}); choose another name."
         if (folder / "preset.json").exists():
-            return (
-                f"There is already a run of this name ({places.shown(folder)}); choose another name or resume it."
-            )
+            return f"There is already a run of this name ({places.shown(folder)}); choose another name or resume it."
         if folder.is_dir() and any(folder.iterdir()):
             return f"{places.shown(folder)} already exists and is not a run folder; choose another name."
         return ""
