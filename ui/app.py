@@ -48,10 +48,10 @@ def make_window(settings: Settings, preset: str = "") -> Window:
 
 def open_first(window: Window, preset: str) -> None:
     """Open what was asked for, else what was open last, else a preset that can be trained on this machine."""
-    last = Path(window.settings.last_preset) if window.settings.last_preset else None
+    last = window.settings.text("last_preset")
     if preset and window.opening.take(files.named(preset) or Path(preset).absolute()):
         return
-    if last is not None and files.is_there(last) and window.opening.take(last):
+    if last and files.is_there(Path(last)) and window.opening.take(Path(last)):
         return
     first = None
     for one in readable(window.document.schema):

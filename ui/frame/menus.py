@@ -79,7 +79,7 @@ class Menus:
 
     def on_theme(self, name: str) -> None:
         """Show and remember a theme."""
-        self.settings.theme = name
+        self.settings.keep("theme", name)
         app = QApplication.instance()
         assert isinstance(app, QApplication)
         theme.apply(app, name)

@@ -44,7 +44,7 @@ class Opening(QObject):
                 return False
             opened = replace(opened, values=self.document.schema.allowed(opened.values))
         self.document.open(opened)
-        self.settings.last_preset = str(path)
+        self.settings.keep("last_preset", str(path))
         self.said.emit("\n".join(opened.notes))
         return True
 
@@ -96,7 +96,7 @@ class Opening(QObject):
         """The open preset's file has another name: saving must go there."""
         if self.document.origin.path == old:
             self.document.move_to(Origin(self.document.origin.kind, new.stem, new))
-            self.settings.last_preset = str(new)
+            self.settings.keep("last_preset", str(new))
 
     def _save(self, name: str) -> bool:
         try:
@@ -105,7 +105,7 @@ class Opening(QObject):
             dialogs.say_error(self.window, "Cannot save preset", str(error))
             return False
         self.document.mark_saved(Origin("own", name, path))
-        self.settings.last_preset = str(path)
+        self.settings.keep("last_preset", str(path))
         return True
 
     def _accepts(self, opened: Opened) -> bool:
