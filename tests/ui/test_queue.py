@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from ui.core import places
+from ui.core import places, reading
 from ui.core.runs import jobs as making
 from ui.core.runs import launch
 from ui.core.runs.devices import MACHINE, Device, Devices
@@ -294,7 +294,7 @@ def test_a_full_disk_is_a_sentence_and_nothing_is_lost(window, tmp_path, qtbot, 
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(making, "write_whole", full)
+        patch.setattr(reading, "write_whole", full)
         with pytest.raises(ValueError, match="No space left"):
             queue.add(preset(tmp_path), "a")
         queue.paused = True

@@ -1,10 +1,12 @@
-"""Reading small files that anything may have happened to: JSON within bounds, and nothing but files is opened."""
+"""Reading small files that anything may have happened to: JSON within bounds, and nothing but files is opened; and
+writing them whole."""
 
 import errno
 import json
 import os
 import stat
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -64,6 +66,22 @@ def parse(text: str | bytes, exact: bool = False) -> Any:
     except RecursionError:
         raise ValueError(TOO_DEEP) from None
     return _bounded(found)
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a file that is either the old or the new one, never half of it. Raises OSError.
+
+    Not forced to the disk: that takes seconds while a trainer writes its states, and this is the window's thread.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        temporary.write_text(text + "\n", encoding="utf-8")
+        temporary.replace(path)
+    except OSError:
+        with suppress(OSError):  # the error above is the one to tell
+            temporary.unlink()
+        raise
 
 
 def is_there(path: Path) -> bool:

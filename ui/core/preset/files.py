@@ -9,7 +9,6 @@ import json
 import os
 import re
 from collections.abc import Collection, Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -110,17 +109,15 @@ def _composed() -> list[Entry]:
 def _entry(kind: str, path: Path) -> Entry:
     try:
         values = _values(path)
-        base = _summary(_base_path(values["based_on"], path)) if "based_on" in values else {}
+        base: Mapping[str, Any] = {}
+        if "based_on" in values:
+            base_path = _base_path(values["based_on"], path)
+            found = composed(base_path)
+            base = found.layers[0] if found else _values(base_path)
     except ValueError as error:
         return Entry(path.stem, path, kind, "", "", "", f"{error}")
     family, method = (at(values if holds(values, name) else base, name) or "" for name in ("family", "adapter.method"))
     return Entry(path.stem, path, kind, f"{family}", f"{method}", f"{values.get('description', '')}", "")
-
-
-def _summary(path: Path) -> Values:
-    """Family, method and perhaps more of a preset."""
-    found = composed(path)
-    return found.layers[0] if found else _values(path)
 
 
 # -- finding ----------------------------------------------------------------------------------------------------------
@@ -322,15 +319,9 @@ def export(values: Values, path: Path, schema: Schema) -> None:
 
     Raises ValueError with a sentence.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    text = json.dumps(schema.minimal(values), indent=2, ensure_ascii=False) + "\n"
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(text, encoding="utf-8")
-        temporary.replace(path)
+        reading.write_whole(path, json.dumps(schema.minimal(values), indent=2, ensure_ascii=False))
     except OSError as error:
-        with suppress(OSError):  # the error above is the one to tell
-            temporary.unlink()
         raise ValueError(f"{places.shown(path)}: cannot be written ({error.strerror})") from None
 
 

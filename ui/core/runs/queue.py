@@ -122,7 +122,7 @@ class Queue(QObject):
             raise ValueError(problem)
         job = self._made(name, run_folder(values, name), device, places.ROOT)
         try:
-            making.write_whole(job.preset, json.dumps({**values, "name": name}, indent=2, ensure_ascii=False))
+            reading.write_whole(job.preset, json.dumps({**values, "name": name}, indent=2, ensure_ascii=False))
         except OSError as error:
             raise ValueError(f"The job's preset cannot be saved to {job.preset}: {error.strerror}.") from error
         self._jobs.insert(0 if next else len(self._jobs), job)
