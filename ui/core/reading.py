@@ -36,15 +36,16 @@ def opened(path: Path) -> BinaryIO:
 
 def read_json(path: Path) -> Any:
     """What a JSON file holds. Raises OSError where it cannot be read; ValueError, in words, for what is in it."""
+    return parse(read_text(path, LARGEST, "it has more than"))
+
+
+def read_text(path: Path, most: int, too_large: str) -> str:
+    """The text in a file of at most so many bytes, with or without a byte order mark. Raises OSError where it cannot be
+    read; ValueError, in the trainer's words, and in those of `too_large`."""
     with opened(path) as file:
-        content = file.read(LARGEST + 1)
-    if len(content) > LARGEST:
-        raise ValueError(f"it has more than {LARGEST / 2**20:.0f} MiB")
-    return parse(decoded(content))
-
-
-def decoded(content: bytes) -> str:
-    """A text, with or without a byte order mark. Raises ValueError, in the trainer's words."""
+        content = file.read(most + 1)
+    if len(content) > most:
+        raise ValueError(f"{too_large} {most / 2**20:.0f} MiB")
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:

@@ -28,9 +28,7 @@ class Opening(QObject):
 
     def open(self, path: Path) -> bool:
         """Open a preset, a run folder or an exported file, after asking about unsaved changes."""
-        if not self.may_replace():
-            return False
-        return self.take(path)
+        return self.may_replace() and self.take(path)
 
     def take(self, path: Path) -> bool:
         """The same without asking."""
@@ -68,9 +66,8 @@ class Opening(QObject):
 
     def save_as(self) -> bool:
         """Save under another name, as a preset of one's own."""
-        origin = self.document.origin
         taken = {entry.name for entry in files.listing()}
-        proposed = files.free_name(origin.name or "preset", taken)
+        proposed = files.free_name(self.document.origin.name or "preset", taken)
         name = dialogs.ask_name(self.window, "Save preset as", proposed)
         return bool(name) and self._save(name)
 

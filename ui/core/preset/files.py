@@ -31,6 +31,8 @@ NOT_INHERITED = ("based_on", "name", "description")
 LARGEST, LARGEST_HEADER = 2**20, 20_000_000
 """Bytes of a preset, and of the header of a .safetensors file."""
 
+TOO_LARGE = "too large for a preset, which has at most"
+
 RESERVED = re.compile(r"(con|prn|aux|nul|com[0-9]|lpt[0-9])(\..*)?", re.IGNORECASE)
 """Names that Windows keeps for devices."""
 
@@ -195,7 +197,9 @@ def _values(path: Path) -> Values:
     if path.suffix not in (".json", ".safetensors"):
         raise ValueError(f"{where}: not a preset; presets are .json files, run folders or .safetensors files")
     try:
-        values = reading.parse(_from_metadata(path) if path.suffix == ".safetensors" else _text(path), exact=True)
+        exported = path.suffix == ".safetensors"
+        text = _from_metadata(path) if exported else reading.read_text(path, LARGEST, TOO_LARGE)
+        values = reading.parse(text, exact=True)
     except FileNotFoundError:
         run = path.name == RUN_COPY and path.parent.is_dir()
         missing = "not a run folder, because it has no preset.json" if run else "no such file or folder"
@@ -207,14 +211,6 @@ def _values(path: Path) -> Values:
     if not isinstance(values, dict):
         raise ValueError(f"{where}: a preset is an object in braces, as in {{...}}")
     return values
-
-
-def _text(path: Path) -> str:
-    with reading.opened(path) as file:
-        content = file.read(LARGEST + 1)
-    if len(content) > LARGEST:
-        raise ValueError(f"too large for a preset, which has at most {LARGEST / 2**20:.0f} MiB")
-    return reading.decoded(content)
 
 
 def _from_metadata(path: Path) -> str:
