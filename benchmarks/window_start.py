@@ -20,12 +20,13 @@ import json, os, sys, time
 sys.path.insert(0, sys.argv[1])
 from ui import app
 
-def painted():
+def painted(window, event):
     loaded = sorted({name.partition(".")[0] for name in sys.modules})
     print(json.dumps({"time": time.time(), "loaded": loaded}), flush=True)
     os._exit(0)
 
-app.main([], after_paint=painted)
+app.Window.paintEvent = painted
+app.main([])
 """
 
 

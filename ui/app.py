@@ -2,11 +2,10 @@
 
 import argparse
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from PySide6.QtCore import QEvent, QObject
 from PySide6.QtWidgets import QApplication
 
 from ui.core import places, reading
@@ -19,8 +18,8 @@ from ui.frame.window import Window
 from ui.widgets import icons, theme
 
 
-def main(argv: Sequence[str], after_paint: Callable[[], None] | None = None) -> int:
-    """Show the window until it is closed; the exit code. `after_paint` is called once it can be seen."""
+def main(argv: Sequence[str]) -> int:
+    """Show the window until it is closed; the exit code."""
     parser = argparse.ArgumentParser(prog="train_ui.py", description="Edit presets, train them, watch the trainings.")
     parser.add_argument("preset", nargs="?", help="a preset's name or file, a run folder, a .safetensors of Gimbal")
     arguments = parser.parse_args(list(argv))
@@ -31,8 +30,6 @@ def main(argv: Sequence[str], after_paint: Callable[[], None] | None = None) -> 
     theme.apply(app, settings.theme)
     app.setWindowIcon(icons.icon("target", theme.colors().accent))
     window = make_window(settings, arguments.preset or "")
-    if after_paint is not None:
-        window.navigation.viewport().installEventFilter(FirstPaint(after_paint, window))
     window.show()
     return app.exec()
 
@@ -51,10 +48,10 @@ def make_window(settings: Settings, preset: str = "") -> Window:
 
 def open_first(window: Window, preset: str) -> None:
     """Open what was asked for, else what was open last, else a preset that can be trained on this machine."""
-    last = Path(window.settings.last_preset) if window.settings.last_preset else None
+    last = window.settings.text("last_preset")
     if preset and window.opening.take(files.named(preset) or Path(preset).absolute()):
         return
-    if last is not None and files.is_there(last) and window.opening.take(last):
+    if last and files.is_there(Path(last)) and window.opening.take(Path(last)):
         return
     first = None
     for one in readable(window.document.schema):
@@ -71,18 +68,3 @@ def readable(schema: Schema) -> Iterator[Opened]:
     for entry in files.listing():
         with suppress(ValueError):
             yield files.read(entry.path, schema)
-
-
-class FirstPaint(QObject):
-    """Tells when a widget has been painted for the first time."""
-
-    def __init__(self, then: Callable[[], None], parent: QObject):
-        super().__init__(parent)
-        self.then = then
-
-    def eventFilter(self, watched: QObject, event: QEvent) -> bool:
-        """Qt's question about each event."""
-        if event.type() == QEvent.Type.Paint:
-            watched.removeEventFilter(self)
-            self.then()
-        return False

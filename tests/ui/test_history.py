@@ -53,7 +53,7 @@ def test_a_good_run():
         assert len(curve.steps) == len(curve.values) > 0, name
         assert list(curve.steps) == sorted(set(curve.steps)), name
     assert history.latest is not None and history.latest["seconds_left"] == 0
-    assert history.first_time < history.last_time
+    assert history.last_time > history.saved[0].time
 
 
 def test_a_failed_run():

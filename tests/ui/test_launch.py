@@ -131,7 +131,7 @@ def test_what_the_trainer_refuses_is_found_in_what_it_printed():
     assert jobs.refusal("Traceback\n") == []
 
 
-TABLE = "0, GPU-aa, NVIDIA H100 80GB HBM3, 81559\n1, GPU-bb, NVIDIA GB10, [N/A]\n"
+TABLE = "0, GPU-aa, NVIDIA H100 80GB HBM3\n1, GPU-bb, NVIDIA GB10\n"
 
 
 @pytest.mark.parametrize(
@@ -143,7 +143,7 @@ def test_the_gpus_that_this_process_may_use(allowed, ids):
 
 def test_choices_of_devices(qtbot):
     found = devices.Devices()
-    assert found.choices() == [("any", "this machine")] and not found.known
+    assert found.choices() == [("any", "this machine")] and not found.all
     found.on_found(devices.visible(TABLE, "0"))
     assert found.choices() == [("any", "GPU 0: NVIDIA H100 80GB HBM3")]
     found.on_found(devices.visible(TABLE, None))

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from ui.core import places
+from ui.core import places, reading
 from ui.core.runs import jobs as making
 from ui.core.runs import launch
 from ui.core.runs.devices import MACHINE, Device, Devices
@@ -165,7 +165,8 @@ def test_nothing_starts_before_the_devices_are_known_and_a_missing_one_is_said(w
     unknown.on_found((Device("0", "GPU"), Device("1", "GPU")))
     queue.tick()
     assert "GPU 3 is not in this machine" in queue.waits(job)
-    queue.set_device(job.id, "1")
+    queue.remove(job.id)
+    job = queue.add(preset(tmp_path), "a", device="1")
     queue.tick()
     drive(qtbot, queue, lambda: not queue.jobs)
     assert "on GPUs 1" in (job.folder / OUTPUT).read_text()
@@ -293,7 +294,7 @@ def test_a_full_disk_is_a_sentence_and_nothing_is_lost(window, tmp_path, qtbot, 
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(making, "write_whole", full)
+        patch.setattr(reading, "write_whole", full)
         with pytest.raises(ValueError, match="No space left"):
             queue.add(preset(tmp_path), "a")
         queue.paused = True

@@ -209,11 +209,12 @@ IMPORTS = """
 import os, sys
 from ui import app
 
-def painted():
+def painted(window, event):
     print("|".join({name.partition(".")[0] for name in sys.modules}), flush=True)
     os._exit(0)
 
-app.main(["wora_demo"], after_paint=painted)
+app.Window.paintEvent = painted
+app.main(["wora_demo"])
 """
 
 
@@ -270,7 +271,7 @@ def test_a_problem_of_a_whole_section_is_led_to(open_window):
     window = open_window()
     window.show_page(RUNS)
     window.check.findings = Findings(problems=("adapter: does not fit this model",))
-    window.on_checked(window.check.findings)
+    window.check.finished.emit(window.check.findings)
     window.status.left.click()
     form = window.stack.currentWidget()
     assert isinstance(form, FormPage) and form.section_path == "adapter" and form.problem.isVisible()

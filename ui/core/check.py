@@ -35,10 +35,7 @@ class Findings:
     """How many layers could be matched."""
     parameters: int = 0
     pictures: int = 0
-    validation_pictures: int = 0
-    buckets: str = ""
     steps: int = 0
-    steps_per_epoch: int = 0
     file_bytes: int = 0
     forms: Mapping[str, int] = field(default_factory=dict)
     """How many layers take which form in the exported file."""

@@ -1,10 +1,12 @@
-"""Reading small files that anything may have happened to: JSON within bounds, and nothing but files is opened."""
+"""Reading small files that anything may have happened to: JSON within bounds, and nothing but files is opened; and
+writing them whole."""
 
 import errno
 import json
 import os
 import stat
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -34,15 +36,16 @@ def opened(path: Path) -> BinaryIO:
 
 def read_json(path: Path) -> Any:
     """What a JSON file holds. Raises OSError where it cannot be read; ValueError, in words, for what is in it."""
+    return parse(read_text(path, LARGEST, "it has more than"))
+
+
+def read_text(path: Path, most: int, too_large: str) -> str:
+    """The text in a file of at most so many bytes, with or without a byte order mark. Raises OSError where it cannot be
+    read; ValueError, in the trainer's words, and in those of `too_large`."""
     with opened(path) as file:
-        content = file.read(LARGEST + 1)
-    if len(content) > LARGEST:
-        raise ValueError(f"it has more than {LARGEST / 2**20:.0f} MiB")
-    return parse(decoded(content))
-
-
-def decoded(content: bytes) -> str:
-    """A text, with or without a byte order mark. Raises ValueError, in the trainer's words."""
+        content = file.read(most + 1)
+    if len(content) > most:
+        raise ValueError(f"{too_large} {most / 2**20:.0f} MiB")
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -64,6 +67,22 @@ def parse(text: str | bytes, exact: bool = False) -> Any:
     except RecursionError:
         raise ValueError(TOO_DEEP) from None
     return _bounded(found)
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a file that is either the old or the new one, never half of it. Raises OSError.
+
+    Not forced to the disk: that takes seconds while a trainer writes its states, and this is the window's thread.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        temporary.write_text(text + "\n", encoding="utf-8")
+        temporary.replace(path)
+    except OSError:
+        with suppress(OSError):  # the error above is the one to tell
+            temporary.unlink()
+        raise
 
 
 def is_there(path: Path) -> bool:
@@ -104,8 +123,13 @@ def _refused(constant: str) -> None:
 def _bounded(value: Any) -> Any:
     level = [value]
     for _ in range(DEEPEST):
-        level = [inner for outer in level if isinstance(outer, dict | list)
-                 for inner in (outer.values() if isinstance(outer, dict) else outer) if isinstance(inner, dict | list)]
+        level = [
+            inner
+            for outer in level
+            if isinstance(outer, dict | list)
+            for inner in (outer.values() if isinstance(outer, dict) else outer)
+            if isinstance(inner, dict | list)
+        ]
         if not level:
             return value
     raise ValueError(TOO_DEEP)

@@ -29,20 +29,6 @@ class Settings:
         theme = self.text("theme", THEMES[0])
         return theme if theme in THEMES else THEMES[0]
 
-    @theme.setter
-    def theme(self, theme: str) -> None:
-        assert theme in THEMES, theme
-        self.keep("theme", theme)
-
-    @property
-    def last_preset(self) -> str:
-        """Path of the preset that was open."""
-        return self.text("last_preset")
-
-    @last_preset.setter
-    def last_preset(self, path: str) -> None:
-        self.keep("last_preset", path)
-
     @property
     def recent_folders(self) -> list[str]:
         """Folders that were chosen somewhere, the latest first."""
@@ -68,13 +54,13 @@ class Settings:
         return str(self._file.value(name, otherwise))
 
     def texts(self, name: str) -> list[str]:
-        """A list of texts; an INI file gives a list of one as a text."""
-        kept = self._file.value(name, [])
-        return [str(one) for one in kept] if isinstance(kept, list) else [str(kept)] if kept else []
+        """A list of texts kept under a name."""
+        kept = self._file.value(name, [], list)  # an INI file has a list of one as a text
+        return kept if isinstance(kept, list) else []
 
     def flag(self, name: str, otherwise: bool = False) -> bool:
         """A yes or no kept under a name."""
-        return self.text(name, str(otherwise).lower()) == "true"
+        return bool(self._file.value(name, otherwise, bool))
 
     def state(self, name: str) -> QByteArray:
         """Geometry of a window or a splitter; empty if none is kept."""
@@ -83,4 +69,4 @@ class Settings:
 
     def keep(self, name: str, thing: str | bool | list[str] | QByteArray) -> None:
         """Remember something under a name."""
-        self._file.setValue(name, str(thing).lower() if isinstance(thing, bool) else thing)
+        self._file.setValue(name, thing)

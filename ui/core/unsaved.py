@@ -61,10 +61,7 @@ class CrashCopy(QObject):
             if not edits:
                 self.file.unlink(missing_ok=True)
                 return
-            self.folder.mkdir(parents=True, exist_ok=True)
-            temporary = self.file.with_suffix(".part")
-            temporary.write_text(json.dumps(edits), encoding="utf-8")
-            temporary.replace(self.file)
+            reading.write_whole(self.file, json.dumps(edits))
         except OSError as error:
             why = f"{self.folder}: {error.strerror}"
             self.failed.emit(f"Unsaved {self.things} cannot be backed up: {why}.")

@@ -64,11 +64,8 @@ class _Call(QRunnable):
         super().__init__()
         self.task, self.function, self.arguments = task, function, arguments
 
+    @_uncollected()
     def run(self) -> None:
-        with _uncollected():
-            self._run()
-
-    def _run(self) -> None:
         try:
             result, error = self.function(*self.arguments), None
         except Exception as caught:  # noqa: BLE001  handed to the window, which says it

@@ -1,9 +1,8 @@
 """Sentences above the page: what happened by itself and is worth knowing."""
 
-from PySide6.QtCore import Qt
-from PySide6.QtWidgets import QFrame, QHBoxLayout, QLabel, QPushButton, QVBoxLayout, QWidget
+from PySide6.QtWidgets import QFrame, QPushButton, QWidget
 
-from ui.widgets import icons, theme
+from ui.widgets.making import across, down, dressed, plain, with_icon
 
 MOST = 3
 """Sentences that are shown at once; the oldest gives way."""
@@ -15,8 +14,7 @@ class Banners(QWidget):
     def __init__(self) -> None:
         super().__init__()
         self.shown: dict[str, QFrame] = {}
-        self.column = QVBoxLayout(self)
-        self.column.setContentsMargins(0, 0, 0, 0)
+        self.column = down(of=self, margins=(0, 0, 0, 0))
         self.column.setSpacing(0)
         self.hide()
 
@@ -43,20 +41,10 @@ class Banners(QWidget):
         self.setVisible(bool(self.shown))
 
     def _made(self, sentence: str) -> QFrame:
-        frame = QFrame()
-        frame.setProperty("role", "banner")
-        label = QLabel(sentence)
-        label.setTextFormat(Qt.TextFormat.PlainText)
-        label.setWordWrap(True)
+        frame = dressed(QFrame(), "banner")
+        label = plain(sentence)
         label.setMinimumWidth(1)  # a word that is longer than the page must not widen the window
-        label.setTextInteractionFlags(Qt.TextInteractionFlag.TextSelectableByMouse)
-        close = QPushButton(icons.icon("remove"), "")
-        close.setAccessibleName("Dismiss this message")
-        close.setToolTip("Dismiss")
-        theme.set_role(close, "flat")
+        close = with_icon(dressed(QPushButton(), "flat", "Dismiss this message", "Dismiss"), "remove")
         close.clicked.connect(lambda: self.dismiss(sentence))
-        row = QHBoxLayout(frame)
-        row.setContentsMargins(14, 6, 8, 6)
-        row.addWidget(label, 1)
-        row.addWidget(close)
+        across((label, 1), close, of=frame, margins=(14, 6, 8, 6))
         return frame

@@ -8,6 +8,7 @@ from PySide6.QtWidgets import QListWidget, QListWidgetItem
 
 from ui.core import words
 from ui.widgets import icons, theme
+from ui.widgets.making import dressed
 from ui.widgets.two_lines import BADGE, COLOR, FAINT, TwoLines
 
 KEY = Qt.ItemDataRole.UserRole
@@ -53,8 +54,7 @@ class Navigation(QListWidget):
 
     def __init__(self, places: Sequence[Place]):
         super().__init__()
-        self.setProperty("role", "navigation")
-        self.setAccessibleName("Pages")
+        dressed(self, "navigation", "Pages")
         self.setFrameShape(QListWidget.Shape.NoFrame)
         self.setHorizontalScrollBarPolicy(Qt.ScrollBarPolicy.ScrollBarAlwaysOff)
         side = self.fontMetrics().height() + 2

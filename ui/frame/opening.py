@@ -28,9 +28,7 @@ class Opening(QObject):
 
     def open(self, path: Path) -> bool:
         """Open a preset, a run folder or an exported file, after asking about unsaved changes."""
-        if not self.may_replace():
-            return False
-        return self.take(path)
+        return self.may_replace() and self.take(path)
 
     def take(self, path: Path) -> bool:
         """The same without asking."""
@@ -44,7 +42,7 @@ class Opening(QObject):
                 return False
             opened = replace(opened, values=self.document.schema.allowed(opened.values))
         self.document.open(opened)
-        self.settings.last_preset = str(path)
+        self.settings.keep("last_preset", str(path))
         self.said.emit("\n".join(opened.notes))
         return True
 
@@ -68,9 +66,8 @@ class Opening(QObject):
 
     def save_as(self) -> bool:
         """Save under another name, as a preset of one's own."""
-        origin = self.document.origin
         taken = {entry.name for entry in files.listing()}
-        proposed = files.free_name(origin.name or "preset", taken)
+        proposed = files.free_name(self.document.origin.name or "preset", taken)
         name = dialogs.ask_name(self.window, "Save preset as", proposed)
         return bool(name) and self._save(name)
 
@@ -96,7 +93,7 @@ class Opening(QObject):
         """The open preset's file has another name: saving must go there."""
         if self.document.origin.path == old:
             self.document.move_to(Origin(self.document.origin.kind, new.stem, new))
-            self.settings.last_preset = str(new)
+            self.settings.keep("last_preset", str(new))
 
     def _save(self, name: str) -> bool:
         try:
@@ -105,7 +102,7 @@ class Opening(QObject):
             dialogs.say_error(self.window, "Cannot save preset", str(error))
             return False
         self.document.mark_saved(Origin("own", name, path))
-        self.settings.last_preset = str(path)
+        self.settings.keep("last_preset", str(path))
         return True
 
     def _accepts(self, opened: Opened) -> bool:

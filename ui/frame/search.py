@@ -4,11 +4,12 @@ from dataclasses import dataclass
 
 from PySide6.QtCore import QModelIndex, QRect, Qt, Signal
 from PySide6.QtGui import QStandardItem, QStandardItemModel
-from PySide6.QtWidgets import QCompleter, QLineEdit, QListView, QVBoxLayout, QWidget
+from PySide6.QtWidgets import QCompleter, QLineEdit, QListView, QWidget
 
 from ui.core.preset.document import Document
 from ui.core.preset.field import Field
-from ui.widgets import icons, theme
+from ui.widgets import icons
+from ui.widgets.making import down, dressed, with_icon
 from ui.widgets.two_lines import BADGE, DETAIL, FAINT, TwoLines
 
 PATH = Qt.ItemDataRole.UserRole
@@ -36,14 +37,10 @@ class SearchBox(QWidget):
     def __init__(self, document: Document):
         super().__init__()
         self.document = document
-        self.line = QLineEdit()
-        self.line.setPlaceholderText("Search settings")
-        self.line.setAccessibleName("Search settings")
-        self.line.setClearButtonEnabled(True)
-        self.action = self.line.addAction(icons.icon("search"), QLineEdit.ActionPosition.LeadingPosition)
-        column = QVBoxLayout(self)
-        column.setContentsMargins(0, 0, 0, 0)
-        column.addWidget(self.line)
+        text = "Search settings"
+        self.line = dressed(QLineEdit(placeholderText=text, clearButtonEnabled=True), name=text)
+        with_icon(self.line.addAction(icons.icon("search"), QLineEdit.ActionPosition.LeadingPosition), "search")
+        down(self.line, of=self, margins=(0, 0, 0, 0))
         self.setFocusProxy(self.line)
         self.hits = QStandardItemModel(self)
         self.completer = QCompleter(self.hits, self)
@@ -55,7 +52,6 @@ class SearchBox(QWidget):
         self.list.setItemDelegate(TwoLines(self.list, badge="muted"))
         self.completer.activated[QModelIndex].connect(self.on_activated)  # pyright: ignore[reportIndexIssue]
         self.line.textEdited.connect(self.on_text_edited)
-        theme.notifier().changed.connect(self.on_theme_changed)
 
     def on_text_edited(self, text: str) -> None:
         """Show what has all the words."""
@@ -74,10 +70,6 @@ class SearchBox(QWidget):
         self.line.clear()
         self.list.hide()
         self.chosen.emit(path)
-
-    def on_theme_changed(self) -> None:
-        """Draw in the new colours."""
-        self.action.setIcon(icons.icon("search"))
 
 
 def _item(hit: Hit) -> QStandardItem:

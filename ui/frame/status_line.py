@@ -2,12 +2,13 @@
 
 from PySide6.QtCore import Signal
 from PySide6.QtGui import QColor
-from PySide6.QtWidgets import QHBoxLayout, QPushButton, QWidget
+from PySide6.QtWidgets import QPushButton, QWidget
 
 from ui.core import words
 from ui.core.check import Check, Findings
 from ui.core.runs.library import Library
 from ui.widgets import icons, theme
+from ui.widgets.making import across, dressed
 
 MOST = 110
 """Letters of each button; a longer one would make the window wider."""
@@ -23,22 +24,14 @@ class StatusLine(QWidget):
     def __init__(self, check: Check, library: Library):
         super().__init__()
         self.check, self.library = check, library
-        self.left, self.right = QPushButton(), QPushButton()
-        for button, name in ((self.left, "Check of the preset"), (self.right, "Training under way")):
-            theme.set_role(button, "flat")
-            button.setAccessibleName(name)
-        row = QHBoxLayout(self)
-        row.setContentsMargins(8, 2, 8, 2)
-        row.addWidget(self.left)
-        row.addStretch(1)
-        row.addWidget(self.right)
+        self.left = dressed(QPushButton(), "flat", "Check of the preset")
+        self.right = dressed(QPushButton(), "flat", "Training under way")
+        across(self.left, None, self.right, of=self, margins=(8, 2, 8, 2))
         self.number = 0
         self.left.clicked.connect(self.on_left)
         self.right.clicked.connect(self.run_wanted)
-        check.started.connect(self.refresh)
-        check.finished.connect(self.refresh)
-        library.changed.connect(self.refresh)
-        theme.notifier().changed.connect(self.refresh)
+        for signal in (check.started, check.finished, library.changed, theme.notifier().changed):
+            signal.connect(self.refresh)
         self.refresh()
 
     def set_problems(self, number: int) -> None:

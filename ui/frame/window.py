@@ -1,7 +1,6 @@
 """The main window: pages around one document, a queue and the runs."""
 
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 
 from PySide6.QtCore import QTimer
@@ -9,16 +8,14 @@ from PySide6.QtGui import QCloseEvent
 from PySide6.QtWidgets import (
     QApplication,
     QFrame,
-    QHBoxLayout,
     QMainWindow,
     QPushButton,
     QStackedWidget,
-    QVBoxLayout,
     QWidget,
 )
 
 from ui.core import places, unsaved, words
-from ui.core.check import Check, Findings
+from ui.core.check import Check
 from ui.core.preset.document import Document
 from ui.core.runs.devices import Devices
 from ui.core.runs.library import Library
@@ -26,7 +23,7 @@ from ui.core.runs.queue import Queue, run_folder
 from ui.core.settings import Settings
 from ui.form.form_page import FormPage
 from ui.frame.banner import Banners
-from ui.frame.menus import Menus, Orders
+from ui.frame.menus import Menus
 from ui.frame.navigation import Mark, Navigation, Place
 from ui.frame.opening import Opening
 from ui.frame.search import SearchBox
@@ -37,6 +34,7 @@ from ui.pages.pictures.pictures_page import PicturesPage
 from ui.pages.presets.presets_page import PresetsPage
 from ui.pages.runs.runs_page import RunsPage
 from ui.widgets import dialogs, icons, theme
+from ui.widgets.making import across, down, dressed
 
 PRESETS, PICTURES, LAYERS, CHANGES, RUNS = "page presets", "page pictures", "page layers", "page changes", "page runs"
 
@@ -79,15 +77,7 @@ class Window(QMainWindow):
         )
         self.search, self.status = SearchBox(document), StatusLine(self.check, self.library)
         self.name, self.train = QPushButton(), QPushButton("Train…")
-        orders = Orders(
-            save=self.on_save,
-            save_as=lambda: self.on_save(again=True),
-            find=self.search.setFocus,
-            first_problem=self.on_first_problem,
-            train=self.on_train,
-            check=lambda: self.check.look_at(document.values, at_once=True),
-        )
-        self.menus = Menus(self, document, settings, self.opening, self.navigation, orders)
+        self.menus = Menus(self, settings, self.opening, self.navigation)
         self._lay_out()
         self._connect()
         self.on_origin_changed()
@@ -102,7 +92,7 @@ class Window(QMainWindow):
     def page(self, key: str) -> QWidget:
         """The page of this name, made when it is first asked for."""
         if key not in self.pages:
-            page = self.makers[key]() if key in self.makers else self._form(key)
+            page = self._made(key)
             layout = page.layout()
             if layout is not None and key != RUNS:
                 layout.setContentsMargins(*MARGINS)
@@ -110,26 +100,13 @@ class Window(QMainWindow):
             self.stack.addWidget(page)
         return self.pages[key]
 
-    @property
-    def makers(self) -> dict[str, Callable[[], QWidget]]:
-        """How the pages that are not a section of the preset are made."""
-        return {
-            PRESETS: self._presets,
-            PICTURES: lambda: PicturesPage(self.document, self.settings),
-            LAYERS: self._layers,
-            CHANGES: self._changes,
-            RUNS: self._runs,
-        }
-
     def show_page(self, key: str) -> None:
         """Bring a page to the front."""
         self.navigation.show_page(key)
 
     def show_setting(self, path: str) -> None:
         """Bring a setting to the front."""
-        section = path.partition(".")[0] if "." in path else ""
-        if path in {one.path for one in self._sections()}:
-            section = path
+        section = path if path in {one.path for one in self._sections()} else _section(path)
         self.show_page(section)
         form = self.page(section)
         assert isinstance(form, FormPage)
@@ -154,9 +131,7 @@ class Window(QMainWindow):
         if path == "" or self.document.field(path).kind == "tag":  # what was noted is about what was before
             self.banners.dismiss(self.note)
         self.check.look_at(self.document.values)
-        self.say_problems()
-        self.setWindowModified(self.document.is_modified())
-        self._show_name()
+        self.on_origin_changed()
 
     def on_noted(self, note: str) -> None:
         """Say what a change, or opening a preset, did beyond what was asked for."""
@@ -166,25 +141,19 @@ class Window(QMainWindow):
 
     def on_origin_changed(self) -> None:
         """Another preset is open, or this one was saved."""
-        self.setWindowModified(self.document.is_modified())
-        self.setWindowTitle(f"{self.document.origin.name or 'new preset'}[*] – Gimbal")
         self.say_problems()
         self._show_name()
 
-    def on_checked(self, findings: Findings) -> None:
+    def on_checked(self) -> None:
         """The trainer has looked."""
         self.say_problems()
-        if findings.layer_sets and "targets" in self.pages:
-            form = self.pages["targets"]
-            assert isinstance(form, FormPage)
-            for path in LAYER_SETS:
-                form.set_choices(path, list(findings.layer_sets))
+        for form in self._forms():
+            self._offer_layer_sets(form)
 
     def on_train(self) -> None:
         """Ask how, and put the preset into the queue."""
         self.take_typed()
-        problems = [sentence for path, texts in self.deep_problems().items() for sentence in self._named(path, texts)]
-        problems += self.unread_named()
+        problems = [*self._named(self.deep_problems()), *self._named(self.unread())]
         dialog = dialogs.QueueDialog(self.document, self.queue, self.devices, problems, self)
         if not dialog.exec():
             return
@@ -202,7 +171,7 @@ class Window(QMainWindow):
         """Save, `again` under another name; what stands in a field but is no value is not in the file, and is said."""
         self.take_typed()
         if self.opening.save_as() if again else self.opening.save():
-            for sentence in self.unread_named():
+            for sentence in self._named(self.unread()):
                 self.banners.say(f"Saved without an invalid field: {sentence}")
 
     def on_first_problem(self) -> None:
@@ -239,13 +208,9 @@ class Window(QMainWindow):
             if typing.isVisible():
                 typing.setFocus()
 
-    def unread(self) -> dict[str, str]:
+    def unread(self) -> dict[str, list[str]]:
         """Fields that hold a text that is no value, by setting."""
-        return {path: sentence for form in self._forms() for path, sentence in form.unread().items()}
-
-    def unread_named(self) -> list[str]:
-        """The same as sentences that name the settings."""
-        return [named for path, sentence in self.unread().items() for named in self._named(path, [sentence])]
+        return {path: [sentence] for form in self._forms() for path, sentence in form.unread().items()}
 
     def deep_problems(self) -> dict[str, list[str]]:
         """What the trainer's check has found, by setting; what is about none under ""."""
@@ -257,7 +222,8 @@ class Window(QMainWindow):
         """What can wait until the window is seen."""
         self.check.look_at(self.document.values)
         self.devices.refresh()
-        self.menus.take_run_actions(self.runs.run_actions, self.runs.queue_actions)
+        self.menus.run_menu.addActions(self.runs.run_actions)
+        self.menus.job_menu.addActions(self.runs.queue_actions)
         self.watching = self.queue.watching_sentence
         self.banners.say(self.watching)
         self.queue.changed.connect(self.on_queue_changed)
@@ -286,35 +252,31 @@ class Window(QMainWindow):
 
     # -- making it ----------------------------------------------------------------------------------------------------
 
-    def _form(self, section: str) -> FormPage:
-        form = FormPage(self.document, section, self.settings)
-        form.unread_changed.connect(self.say_problems)
-        form.set_problems(self.deep_problems())
-        if self.check.findings:
-            for path in LAYER_SETS:
-                form.set_choices(path, list(self.check.findings.layer_sets))
-        return form
-
-    def _presets(self) -> PresetsPage:
-        page = PresetsPage(self.document, self.settings)
-        page.open_requested.connect(self.opening.open)
-        page.renamed.connect(self.opening.on_renamed)
+    def _made(self, key: str) -> QWidget:
+        if key == PRESETS:
+            page = PresetsPage(self.document, self.settings)
+            page.open_requested.connect(self.opening.open)
+            page.renamed.connect(self.opening.on_renamed)
+        elif key == PICTURES:
+            page = PicturesPage(self.document, self.settings)
+        elif key in (LAYERS, CHANGES):
+            layers = key == LAYERS
+            page = LayersPage(self.document, self.check) if layers else ChangesPage(self.document, self.library)
+            page.show_field.connect(self.show_setting)
+        elif key == RUNS:
+            page = RunsPage(self.queue, self.library, self.settings)
+            page.open_preset.connect(self.opening.open)
+        else:
+            page = FormPage(self.document, key, self.settings)
+            page.unread_changed.connect(self.say_problems)
+            page.set_problems(self.deep_problems())
+            self._offer_layer_sets(page)
         return page
 
-    def _layers(self) -> LayersPage:
-        page = LayersPage(self.document, self.check)
-        page.show_field.connect(self.show_setting)
-        return page
-
-    def _changes(self) -> ChangesPage:
-        page = ChangesPage(self.document, self.library)
-        page.show_field.connect(self.show_setting)
-        return page
-
-    def _runs(self) -> RunsPage:
-        page = RunsPage(self.queue, self.library, self.settings)
-        page.open_preset.connect(self.opening.open)
-        return page
+    def _offer_layer_sets(self, form: FormPage) -> None:
+        sets = list(self.check.findings.layer_sets) if self.check.findings else []
+        for path in LAYER_SETS if sets else ():
+            form.set_choices(path, sets)
 
     def _connect(self) -> None:
         self.navigation.chosen.connect(self.on_page_chosen)
@@ -329,50 +291,39 @@ class Window(QMainWindow):
             signal.connect(self.on_noted)
         for signal in (self.unsaved.failed, self.queue.problem, self.library.problem):
             signal.connect(self.banners.say)
+        menus = self.menus
+        menus.save.triggered.connect(lambda: self.on_save())
+        menus.save_as.triggered.connect(lambda: self.on_save(again=True))
+        menus.find.triggered.connect(lambda: self.search.setFocus())
+        menus.first_problem.triggered.connect(self.on_first_problem)
+        menus.check.triggered.connect(lambda: self.check.look_at(self.document.values, at_once=True))
+        for signal in (menus.train.triggered, self.train.clicked):
+            signal.connect(self.on_train)
         self.name.clicked.connect(lambda: self.show_page(PRESETS))
-        self.train.clicked.connect(self.on_train)
         theme.notifier().changed.connect(self._show_name)
         QTimer.singleShot(0, self, lambda: QTimer.singleShot(200, self, self.on_started))
 
     def _lay_out(self) -> None:
         body = QWidget()
         foot, bar = QFrame(body), QFrame(body)  # in this order, so that the tab key comes to the foot after the page
-        foot.setProperty("role", "foot")
-        QVBoxLayout(foot).addWidget(self.status)
-        foot.layout().setContentsMargins(0, 0, 0, 0)  # pyright: ignore[reportOptionalMemberAccess]
-        bar.setProperty("role", "bar")
-        row = QHBoxLayout(bar)
-        row.setContentsMargins(12, 7, 12, 7)
-        theme.set_role(self.name, "flat")
-        theme.set_role(self.train, "primary")
-        self.name.setAccessibleName("Preset")
-        self.train.setToolTip("Add this preset to the queue (Ctrl+T)")
+        down(self.status, of=dressed(foot, "foot"), margins=(0, 0, 0, 0))
+        name = dressed(self.name, "flat", "Preset")
+        train = dressed(self.train, "primary", tip="Add this preset to the queue (Ctrl+T)")
         self.search.setMaximumWidth(self.fontMetrics().averageCharWidth() * 44)
-        row.addWidget(self.name)
-        for button in self.menus.buttons():
-            row.addWidget(button)
-        row.addStretch(1)
-        row.addWidget(self.search, 2)
-        row.addSpacing(6)
-        row.addWidget(self.train)
-        right = QVBoxLayout()
-        right.setSpacing(0)
-        right.addWidget(self.banners)
-        right.addWidget(self.stack, 1)
-        middle = QHBoxLayout()
-        middle.setSpacing(0)
-        middle.addWidget(self.navigation)
-        middle.addLayout(right, 1)
-        column = QVBoxLayout(body)
-        column.setContentsMargins(0, 0, 0, 0)
-        column.setSpacing(0)
-        for part, stretch in ((bar, 0), (middle, 1), (foot, 0)):
-            column.addLayout(part, stretch) if isinstance(part, QHBoxLayout) else column.addWidget(part, stretch)
+        parts = (name, *self.menus.buttons(), None, (self.search, 2), 6, train)
+        across(*parts, of=dressed(bar, "bar"), margins=(12, 7, 12, 7))
+        right = down(self.banners, (self.stack, 1))
+        middle = across(self.navigation, (right, 1))
+        column = down(bar, (middle, 1), foot, of=body, margins=(0, 0, 0, 0))
+        for layout in (right, middle, column):
+            layout.setSpacing(0)
         self.setCentralWidget(body)
 
     def _show_name(self) -> None:
         changed = self.document.is_modified()
         name = self.document.origin.name or "new preset"
+        self.setWindowTitle(f"{name}[*] – Gimbal")
+        self.setWindowModified(changed)
         self.name.setText(words.shortened(name, NAME) + (" – changed" if changed else ""))
         self.name.setToolTip(f"The open preset, {name}; click to show all presets")
         self.name.setIcon(icons.icon("edit", theme.colors().modified) if changed else icons.icon("list"))
@@ -383,11 +334,9 @@ class Window(QMainWindow):
     def _forms(self) -> list[FormPage]:
         return [page for page in self.pages.values() if isinstance(page, FormPage)]
 
-    def _named(self, path: str, sentences: list[str]) -> list[str]:
-        if not path:
-            return sentences
-        label = dialogs.labels(self.document, [path])[0]
-        return [f"{label}: {sentence}" for sentence in sentences]
+    def _named(self, problems: dict[str, list[str]]) -> list[str]:
+        named = {path: f"{dialogs.labels(self.document, [path])[0]}: " if path else "" for path in problems}
+        return [named[path] + sentence for path, sentences in problems.items() for sentence in sentences]
 
 
 def _section(path: str) -> str:

@@ -1,8 +1,10 @@
 """One option of a preset, as the schema describes it: what a row of the form needs to know."""
 
 import math
+import operator
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from dataclasses import field as dataclass_field
 from typing import Any
@@ -26,7 +28,7 @@ WRONG = {
 
 NO_TEXT = "is not a text (in quotes)"
 
-YES, NO = {"1", "on", "t", "true", "y", "yes"}, {"0", "off", "f", "false", "n", "no"}
+YES, NO = (1, "1", "on", "t", "true", "y", "yes"), (0, "0", "off", "f", "false", "n", "no")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,26 +95,23 @@ class Field:
         if self.kind in ("texts", "folders"):
             if not isinstance(value, list):
                 return self._is_wrong(value)
-            wrong = [
-                f"number {n}: {sentences.shown(one)} {NO_TEXT}"
-                for n, one in enumerate(value, 1)
-                if not isinstance(one, str)
-            ]
-            return wrong[0] if wrong else ""
+            place = next((place for place, one in enumerate(value) if not isinstance(one, str)), None)
+            return "" if place is None else f"number {place + 1}: {sentences.shown(value[place])} {NO_TEXT}"
         return "" if isinstance(value, str) else self._is_wrong(value)
 
     def understood(self, value: Any) -> Any:
         """The value the trainer makes of it: 5 of "5" for a whole number. What is not understood stays as it is."""
         if self.kind == "boolean":
-            text = number_text(value)
-            return text in YES if text in YES | NO else value
+            said = value.lower() if isinstance(value, str) else value
+            return said in YES if said in YES + NO else value
         if self.kind == "integer":
             if isinstance(value, str) and re.fullmatch(r"\s*[+-]?\d{1,99}(\.0*)?\s*", value):
                 return int(value.partition(".")[0])
             whole = isinstance(value, bool) or (isinstance(value, float) and value.is_integer())
             return int(value) if whole else value
         if self.kind == "number":
-            return as_float(value)
+            with suppress(ValueError, OverflowError, TypeError):
+                return float(value)
         if self.kind == "folders" and isinstance(value, str):
             return [value] if value else []
         if self.kind == "entries" and isinstance(value, list | tuple):
@@ -147,8 +146,10 @@ class Field:
                 yield f"number {place + 1}: {sentences.shown(one)} is not a {self.entry} in braces, as in {form}"
                 continue
             wrong = {column.path: column.problem_in(one) for column in self.columns}
-            where = f"{self.path}[{place}]"
-            wrong |= {name: unknown_in_entry(name, names, where) for name in one if name not in names}
+            for name in [name for name in one if name not in names]:
+                near = sentences.nearest(name, names)
+                meant = f"did you mean {near[0]}?" if near else f"{self.path}[{place}] has {', '.join(names)}"
+                wrong[name] = f"unknown; {meant}"
             yield from (f"number {place + 1}, {name}: {problem}" for name, problem in wrong.items() if problem)
 
     def problem_in(self, entry: Mapping[str, Any]) -> str:
@@ -169,41 +170,15 @@ class Field:
             return f"{shown} is not a finite number"
         if self.kind == "integer" and isinstance(value, float):
             return self._is_wrong(given)
-        if self.minimum is not None and value < self.minimum:
-            return f"{shown} is too small; at least {bound_text(self.minimum)}"
-        if self.exclusive_minimum is not None and value <= self.exclusive_minimum:
-            return f"{shown} is too small; more than {bound_text(self.exclusive_minimum)}"
-        if self.maximum is not None and value > self.maximum:
-            return f"{shown} is too large; at most {bound_text(self.maximum)}"
-        if self.exclusive_maximum is not None and value >= self.exclusive_maximum:
-            return f"{shown} is too large; less than {bound_text(self.exclusive_maximum)}"
+        for bound, is_crossed, words in (
+            (self.minimum, operator.lt, "small; at least"),
+            (self.exclusive_minimum, operator.le, "small; more than"),
+            (self.maximum, operator.gt, "large; at most"),
+            (self.exclusive_maximum, operator.ge, "large; less than"),
+        ):
+            if bound is not None and is_crossed(value, bound):
+                return f"{shown} is too {words} {int(bound) if bound == int(bound) else repr(bound)}"
         return ""
-
-
-def bound_text(value: float) -> str:
-    """A bound without needless digits: 10 for 10.0."""
-    return str(int(value)) if value == int(value) else repr(value)
-
-
-def unknown_in_entry(name: str, known: Sequence[str], where: str) -> str:
-    """What is said of an unknown name in an entry of a list; `where`: the entry, as in `list[0]`."""
-    found = sentences.nearest(name, known)
-    return f"unknown; did you mean {found[0]}?" if found else f"unknown; {where} has {', '.join(known)}"
-
-
-def number_text(value: Any) -> str:
-    """A true-or-false value as one of the words in YES and NO, where it is one."""
-    if isinstance(value, bool | int | float):
-        return "1" if value == 1 else "0" if value == 0 else ""
-    return value.lower() if isinstance(value, str) else ""
-
-
-def as_float(value: Any) -> Any:
-    """A number as float; texts of numbers as well."""
-    try:
-        return float(value) if isinstance(value, bool | int | float | str) else value
-    except (ValueError, OverflowError):
-        return value
 
 
 def plain(path: str, node: Mapping[str, Any], required: bool, entry: Mapping[str, Any] | None = None) -> Field:
@@ -252,10 +227,8 @@ def tag(path: str, node: Mapping[str, Any], variants: list[Mapping[str, Any]], r
         choices=tuple(one["const"] for one in own),
         required=required,
         default=node.get("default", {}).get(name),
-        descriptions={one["const"]: first_line(variant) for one, variant in zip(own, variants, strict=True)},
+        descriptions={
+            one["const"]: variant.get("description", "").partition("\n")[0]
+            for one, variant in zip(own, variants, strict=True)
+        },
     )
-
-
-def first_line(node: Mapping[str, Any]) -> str:
-    """The first line of a description."""
-    return node.get("description", "").partition("\n")[0]

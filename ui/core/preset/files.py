@@ -9,7 +9,6 @@ import json
 import os
 import re
 from collections.abc import Collection, Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,6 +30,8 @@ NOT_INHERITED = ("based_on", "name", "description")
 
 LARGEST, LARGEST_HEADER = 2**20, 20_000_000
 """Bytes of a preset, and of the header of a .safetensors file."""
+
+TOO_LARGE = "too large for a preset, which has at most"
 
 RESERVED = re.compile(r"(con|prn|aux|nul|com[0-9]|lpt[0-9])(\..*)?", re.IGNORECASE)
 """Names that Windows keeps for devices."""
@@ -110,17 +111,15 @@ def _composed() -> list[Entry]:
 def _entry(kind: str, path: Path) -> Entry:
     try:
         values = _values(path)
-        base = _summary(_base_path(values["based_on"], path)) if "based_on" in values else {}
+        base: Mapping[str, Any] = {}
+        if "based_on" in values:
+            base_path = _base_path(values["based_on"], path)
+            found = composed(base_path)
+            base = found.layers[0] if found else _values(base_path)
     except ValueError as error:
         return Entry(path.stem, path, kind, "", "", "", f"{error}")
     family, method = (at(values if holds(values, name) else base, name) or "" for name in ("family", "adapter.method"))
     return Entry(path.stem, path, kind, f"{family}", f"{method}", f"{values.get('description', '')}", "")
-
-
-def _summary(path: Path) -> Values:
-    """Family, method and perhaps more of a preset."""
-    found = composed(path)
-    return found.layers[0] if found else _values(path)
 
 
 # -- finding ----------------------------------------------------------------------------------------------------------
@@ -198,7 +197,9 @@ def _values(path: Path) -> Values:
     if path.suffix not in (".json", ".safetensors"):
         raise ValueError(f"{where}: not a preset; presets are .json files, run folders or .safetensors files")
     try:
-        values = reading.parse(_from_metadata(path) if path.suffix == ".safetensors" else _text(path), exact=True)
+        exported = path.suffix == ".safetensors"
+        text = _from_metadata(path) if exported else reading.read_text(path, LARGEST, TOO_LARGE)
+        values = reading.parse(text, exact=True)
     except FileNotFoundError:
         run = path.name == RUN_COPY and path.parent.is_dir()
         missing = "not a run folder, because it has no preset.json" if run else "no such file or folder"
@@ -210,14 +211,6 @@ def _values(path: Path) -> Values:
     if not isinstance(values, dict):
         raise ValueError(f"{where}: a preset is an object in braces, as in {{...}}")
     return values
-
-
-def _text(path: Path) -> str:
-    with reading.opened(path) as file:
-        content = file.read(LARGEST + 1)
-    if len(content) > LARGEST:
-        raise ValueError(f"too large for a preset, which has at most {LARGEST / 2**20:.0f} MiB")
-    return reading.decoded(content)
 
 
 def _from_metadata(path: Path) -> str:
@@ -322,15 +315,9 @@ def export(values: Values, path: Path, schema: Schema) -> None:
 
     Raises ValueError with a sentence.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    text = json.dumps(schema.minimal(values), indent=2, ensure_ascii=False) + "\n"
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(text, encoding="utf-8")
-        temporary.replace(path)
+        reading.write_whole(path, json.dumps(schema.minimal(values), indent=2, ensure_ascii=False))
     except OSError as error:
-        with suppress(OSError):  # the error above is the one to tell
-            temporary.unlink()
         raise ValueError(f"{places.shown(path)}: cannot be written ({error.strerror})") from None
 
 

@@ -118,7 +118,9 @@ class Schema:
     def _read(self, node: Mapping[str, Any], path: str, chosen: tuple[tuple[str, str], ...]) -> Iterator[_Row]:
         """The rows of a section: its own fields, then those of the sections in it."""
         top = path.partition(".")[0]
-        for name, inner in sorted(node["properties"].items(), key=lambda one: _is_section(one[1])):
+        for name, inner in sorted(
+            node["properties"].items(), key=lambda one: "$ref" in one[1] or "discriminator" in one[1]
+        ):
             here, required = _join(path, name), name in node.get("required", ())
             if "$ref" in inner:
                 below = self._definition(inner)
@@ -163,7 +165,8 @@ class Schema:
 
         Values that the schema refuses stay, unknown names do not. A section whose tag is unknown stays as it is.
         """
-        broken = {path for path in self._sections if path and _is_no_section(values, path)}
+        given = {path: at(values, path) for path in self._sections if path and holds(values, path)}
+        broken = {path for path, value in given.items() if not isinstance(value, dict)}
         problems = [f"{path}: {sentences.shown(at(values, path))} {NO_SECTION}" for path in sorted(broken)]
         full: Values = {}
         for row in self._rows:  # a tag stands before the fields that it chooses
@@ -349,16 +352,8 @@ def _fits(row: _Row, values: Mapping[str, Any]) -> bool:
     return all(at(values, tag) == choice for tag, choice in row.chosen)
 
 
-def _is_section(node: Mapping[str, Any]) -> bool:
-    return "$ref" in node or "discriminator" in node
-
-
 def _is_in(path: str, section: str) -> bool:
     return path.startswith(f"{section}.")
-
-
-def _is_no_section(values: Mapping[str, Any], path: str) -> bool:
-    return holds(values, path) and not isinstance(at(values, path), dict)
 
 
 def _join(path: str, name: str) -> str:

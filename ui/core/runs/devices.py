@@ -9,7 +9,7 @@ from PySide6.QtCore import QObject, Signal
 
 from ui.core import workers
 
-QUERY = ("nvidia-smi", "--query-gpu=index,uuid,name,memory.total", "--format=csv,noheader,nounits")
+QUERY = ("nvidia-smi", "--query-gpu=index,uuid,name", "--format=csv,noheader,nounits")
 PATIENCE = 20
 """Seconds that nvidia-smi may take; it is slow while a driver wakes up."""
 
@@ -20,7 +20,6 @@ class Device:
 
     id: str
     name: str
-    memory_mb: int = 0
 
     @property
     def label(self) -> str:
@@ -40,11 +39,6 @@ class Devices(QObject):
         super().__init__(parent)
         self.all: tuple[Device, ...] = ()
         """Empty until nvidia-smi has answered, never afterwards."""
-
-    @property
-    def known(self) -> bool:
-        """Whether the first answer has come."""
-        return bool(self.all)
 
     def refresh(self) -> None:
         """Look, in a worker."""
@@ -87,7 +81,7 @@ def visible(table: str, allowed: str | None) -> tuple[Device, ...]:
     names = None if allowed is None else [name.strip() for name in allowed.split(",") if name.strip()]
     devices = []
     for line in table.strip().splitlines():
-        number, uuid, name, memory = (part.strip() for part in line.split(",", 3))
+        number, uuid, name = (part.strip() for part in line.split(",", 2))
         if names is None or number in names or any(uuid.startswith(one) for one in names):
-            devices.append(Device(number, name, int(memory) if memory.isdigit() else 0))
+            devices.append(Device(number, name))
     return tuple(devices)

@@ -34,8 +34,16 @@ FIELDS: dict[str, tuple[tuple[str, ...], ...]] = {
 """Fields of each kind of event that are read, by their types."""
 
 
-def check(event: Event) -> None:
-    """Raise KeyError or ValueError unless this is an event; one of an unknown kind only needs a kind and a time."""
+def is_sound(event: Event) -> bool:
+    """Whether this is an event; one of an unknown kind only needs a kind and a time."""
+    try:
+        _check(event)
+    except (KeyError, ValueError):
+        return False
+    return True
+
+
+def _check(event: Event) -> None:
     kind = event["event"]
     if type(kind) is not str or type(event["time"]) is not str:
         raise ValueError("kind and time are texts")
@@ -48,32 +56,15 @@ def check(event: Event) -> None:
     for name in fields[NUMBERS]:
         if not ((kind_of := type(value := event[name])) is float or kind_of is int) or not -MOST < value < MOST:
             raise ValueError(name)
-    for name in fields[PERHAPS]:
-        value = event[name]
+    shown = event["adapter"] if kind == "step" else {}
+    if type(shown) is not dict or len(shown) > MOST_CURVES:
+        raise ValueError("adapter")
+    for value in (*[event[name] for name in fields[PERHAPS]], *shown.values()):
         if value is not None and (type(value) not in (float, int) or not -MOST < value < MOST):
-            raise ValueError(name)
+            raise ValueError(value)
     for name in fields[TEXTS]:
         if type(event[name]) is not str:
             raise ValueError(name)
     for name in fields[PERHAPS_TEXTS]:
         if event[name] is not None and type(event[name]) is not str:
             raise ValueError(name)
-    if kind == "step":
-        _check_adapter(event["adapter"])
-
-
-def is_sound(event: Event) -> bool:
-    """Whether this is an event."""
-    try:
-        check(event)
-    except (KeyError, ValueError):
-        return False
-    return True
-
-
-def _check_adapter(shown: Any) -> None:
-    if type(shown) is not dict or len(shown) > MOST_CURVES:
-        raise ValueError("adapter")
-    for value in shown.values():
-        if value is not None and (type(value) not in (float, int) or not -MOST < value < MOST):
-            raise ValueError("adapter")

@@ -6,8 +6,9 @@ from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from itertools import takewhile
 
-from ui.core.runs.events import Event, check
+from ui.core.runs.events import Event, is_sound
 
 STEP_CURVES = ("loss", "loss_average", "learning_rate", "grad_norm", "seconds_per_step", "memory_mb")
 """Fields of a `step` event that become curves of the same name."""
@@ -81,8 +82,7 @@ class History:
     """
 
     def __init__(self) -> None:
-        self.stage, self.stage_detail = "", ""
-        self.step, self.steps = 0, 0
+        self.stage, self.step, self.steps = "", 0, 0
         self.latest: Event | None = None
         """The last `step` event."""
         self.curves: dict[str, Curve] = {}
@@ -93,43 +93,42 @@ class History:
         self.saved: list[Saved] = []
         self.messages: list[Message] = []
         self.finished: Finished | None = None
-        self.first_time, self.last_time = "", ""
+        self.last_time = ""
         self.unknown: Counter[str] = Counter()
         """Kinds of events that this version does not know, and how many."""
         self.broken_lines = 0
         """Lines that are no event, or lack something."""
-        self._takers: dict[str, Callable[[Event], None]] = {
-            "stage": self._stage,
-            "step": self._step,
-            "sample": self._sample,
-            "judged": lambda _: None,  # TensorBoard draws it
-            "saved": self._saved,
-            "validation": self._validation,
-            "warning": self._message,
-            "error": self._message,
-            "finished": self._finished,
-        }
         self._step_curves: list[tuple[str, Callable[[float], None], Callable[[float], None]]] = []
 
     def apply(self, events: Iterable[Event]) -> None:
         """Take in more events, in the file's order."""
-        takers = self._takers
         for event in events:
-            try:
-                check(event)
-            except (KeyError, ValueError):
+            if not is_sound(event):
                 self.broken_lines += 1
                 continue
-            kind, time = event["event"], event["time"]
-            taker = takers.get(kind)
-            if taker is not None:
-                taker(event)
-            else:
-                self.unknown[kind[:80]] += 1
-            self.first_time = self.first_time or time
-            self.last_time = time
-            if kind != "finished":
-                self.finished = None
+            self.finished, self.last_time = None, event["time"]
+            match event["event"]:
+                case "step":
+                    self._step(event)
+                case "stage":
+                    self.stage = event["name"]
+                case "sample":
+                    self._sample(event)
+                case "saved":
+                    saved = Saved(event["what"], event["path"], event["step"], event["bytes"], event["time"])
+                    self.saved = [*(one for one in self.saved if one.path != saved.path), saved]
+                case "validation":
+                    self._at(event["step"])
+                    self.curves.setdefault("validation", Curve()).add(event["step"], event["loss"])
+                    self.baseline = event["baseline"]
+                case "warning" | "error" as kind:
+                    self.messages.append(Message(kind, event["message"], event["detail"], event["time"]))
+                case "finished":
+                    self.finished = Finished(event["outcome"], event["exit_code"], event["step"], event["path"])
+                case "judged":
+                    pass  # TensorBoard draws it
+                case kind:
+                    self.unknown[kind[:80]] += 1
 
     @property
     def exported(self) -> str | None:
@@ -137,9 +136,6 @@ class History:
         if self.finished is not None and self.finished.path:
             return self.finished.path
         return next((saved.path for saved in reversed(self.saved) if saved.what == "export"), None)
-
-    def _stage(self, event: Event) -> None:
-        self.stage, self.stage_detail = event["name"], event["detail"]
 
     def _step(self, event: Event) -> None:
         step = event["step"]
@@ -160,31 +156,12 @@ class History:
     def _sample(self, event: Event) -> None:
         step, path = event["step"], event["path"]
         self._at(step)
-        index = 0
-        for place in range(len(self.samples) - 1, -1, -1):
-            if self.samples[place].step != step:
-                break
-            if self.samples[place].path == path:
-                self.samples[place] = Sample(step, path, event["prompt"], self.samples[place].index)
-                return
-            index += 1
-        self.samples.append(Sample(step, path, event["prompt"], index))
-
-    def _saved(self, event: Event) -> None:
-        saved = Saved(event["what"], event["path"], event["step"], event["bytes"], event["time"])
-        self.saved = [one for one in self.saved if one.path != saved.path]
-        self.saved.append(saved)
-
-    def _validation(self, event: Event) -> None:
-        self._at(event["step"])
-        self.curves.setdefault("validation", Curve()).add(event["step"], event["loss"])
-        self.baseline = event["baseline"]
-
-    def _message(self, event: Event) -> None:
-        self.messages.append(Message(event["event"], event["message"], event["detail"], event["time"]))
-
-    def _finished(self, event: Event) -> None:
-        self.finished = Finished(event["outcome"], event["exit_code"], event["step"], event["path"])
+        drawn = list(takewhile(lambda one: one.step == step, reversed(self.samples)))
+        place = next((place for place, one in enumerate(drawn) if one.path == path), None)
+        if place is None:
+            self.samples.append(Sample(step, path, event["prompt"], len(drawn)))
+        else:
+            self.samples[-1 - place] = Sample(step, path, event["prompt"], drawn[place].index)
 
     def _at(self, step: int) -> None:
         """Something happened after this step: if later steps are known, the run was resumed from before them."""

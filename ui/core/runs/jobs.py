@@ -144,18 +144,7 @@ def refusal(printed: str) -> list[str]:
 def write(path: Path, jobs: Sequence[Job], paused: bool) -> None:
     """Keep the queue in a file that is always whole. Raises OSError."""
     content = {"paused": paused, "jobs": [to_json(job) for job in jobs]}
-    write_whole(path, json.dumps(content, indent=1, ensure_ascii=False))
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write a file that is either the old or the new one, never half of it. Raises OSError.
-
-    Not forced to the disk: that takes seconds while a trainer writes its states, and this is the window's thread.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".part")
-    temporary.write_text(text + "\n", encoding="utf-8")
-    temporary.replace(path)
+    reading.write_whole(path, json.dumps(content, indent=1, ensure_ascii=False))
 
 
 def read(path: Path) -> tuple[list[Job], bool]:

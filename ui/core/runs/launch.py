@@ -91,14 +91,13 @@ def exit_code(process: Process) -> int | None:
 def request(folder: Path, what: str) -> None:
     """Ask the training in a run folder for "stop", "save" or "sample". Raises ValueError with a sentence."""
     assert what in REQUESTS, what
+    path = folder / "requests" / what
     try:
-        (folder / "requests").mkdir(exist_ok=True)
-        (folder / "requests" / what).touch()
+        path.parent.mkdir(exist_ok=True)
+        path.touch()
     except OSError as error:
-        path = folder / "requests" / what
-        raise ValueError(
-            f"The training cannot be asked to {what}: {path} cannot be written ({error.strerror})."
-        ) from error
+        why = f"{path} cannot be written ({error.strerror})"
+        raise ValueError(f"The training cannot be asked to {what}: {why}.") from error
 
 
 def requested(folder: Path, what: str) -> bool:
@@ -113,8 +112,7 @@ def kill(process: Process) -> None:
         return
     try:
         first = psutil.Process(process.pid)
-        doomed = [*first.children(recursive=True), first]
-        for one in doomed:
+        for one in [*first.children(recursive=True), first]:
             one.kill()
     except psutil.NoSuchProcess:
         pass  # it was faster

@@ -7,6 +7,7 @@ from pathlib import Path
 from PySide6.QtCore import QObject, QTimer, Signal
 
 from ui.core import places, reading, workers
+from ui.core.preset.schema import at
 from ui.core.runs import launch
 from ui.core.runs.jobs import Job
 from ui.core.runs.queue import Queue
@@ -146,11 +147,11 @@ def of_job(job: Job) -> Glance:
     """A glance at a job that has no run folder yet."""
     try:
         preset = reading.read_json(job.preset)
-        told = preset["family"], preset["adapter"]["method"], preset["description"]
-        family, method, description = (str(value) for value in told)
-    except (OSError, ValueError, KeyError, TypeError):  # the queue says what is wrong with it when it starts
-        family = method = description = ""
+    except (OSError, ValueError):  # the queue says what is wrong with it when it starts
+        preset = {}
     gone = Status(State.VANISHED, "The trainer stopped unexpectedly before the run began.")
+    told = ("family", "adapter.method", "description")
+    family, method, description = (str(at(preset, path) or "") for path in told)
     return Glance(job.folder, job.name, gone, family, method, description)
 
 

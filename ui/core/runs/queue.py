@@ -108,9 +108,7 @@ class Queue(QObject):
         if any(job.folder == folder and not job.ended for job in self._jobs):
             return f"A run of this name is already in the queue ({places.shown(folder)}); choose another name."
         if (folder / "preset.json").exists():
-            return (
-                f"There is already a run of this name ({places.shown(folder)}); choose another name or resume it."
-            )
+            return f"There is already a run of this name ({places.shown(folder)}); choose another name or resume it."
         if folder.is_dir() and any(folder.iterdir()):
             return f"{places.shown(folder)} already exists and is not a run folder; choose another name."
         return ""
@@ -122,10 +120,9 @@ class Queue(QObject):
         self._may_change()
         if problem := self.problem_with(values, name):
             raise ValueError(problem)
-        id = new_id()
-        job = self._made(id, name, self.folder / f"{id}.json", run_folder(values, name), device, places.ROOT)
+        job = self._made(name, run_folder(values, name), device, places.ROOT)
         try:
-            making.write_whole(job.preset, json.dumps({**values, "name": name}, indent=2, ensure_ascii=False))
+            reading.write_whole(job.preset, json.dumps({**values, "name": name}, indent=2, ensure_ascii=False))
         except OSError as error:
             raise ValueError(f"The job's preset cannot be saved to {job.preset}: {error.strerror}.") from error
         self._jobs.insert(0 if next else len(self._jobs), job)
@@ -146,7 +143,7 @@ class Queue(QObject):
         if not reading.is_folder(cwd):
             raise ValueError(f"{seen.name} cannot be resumed: it was started in {cwd}, which is no longer there.")
         self._jobs = [job for job in self._jobs if job.folder != run_folder]
-        job = replace(self._made(new_id(), seen.name, run_folder, run_folder, device, cwd), resume=True)
+        job = self._made(seen.name, run_folder, device, cwd, resume=True)
         self._jobs.append(job)
         self._keep()
         return job
@@ -168,11 +165,6 @@ class Queue(QObject):
             raise ValueError(f"Another job for {places.shown(job.folder)} is already in the queue.")
         self._put(replace(job, process=None, places=(), ended=None, stop_asked=False))
         self.move(id, 0)
-
-    def set_device(self, id: str, device: str) -> None:
-        """Choose another device for a waiting job."""
-        self._put(replace(self._named(id, waiting=True), device=device))
-        self._keep()
 
     def remove(self, id: str) -> None:
         """Forget a waiting or ended job and delete its frozen preset. A running one has to be stopped."""
@@ -318,9 +310,11 @@ class Queue(QObject):
             raise ValueError(f"{job.name} is no longer waiting.")
         return job
 
-    def _made(self, id: str, name: str, preset: Path, folder: Path, device: str, cwd: Path) -> Job:
+    def _made(self, name: str, folder: Path, device: str, cwd: Path, resume: bool = False) -> Job:
+        id = f"{datetime.now():%Y%m%d-%H%M%S}-{uuid.uuid4().hex[:4]}"
+        preset = folder if resume else self.folder / f"{id}.json"
         added = datetime.now(timezone.utc).isoformat(timespec="seconds")
-        return Job(id, name, preset, folder, self.folder / f"{id}.out", device, False, added, cwd)
+        return Job(id, name, preset, folder, self.folder / f"{id}.out", device, resume, added, cwd)
 
     def _put(self, job: Job) -> None:
         self._jobs = [job if other.id == job.id else other for other in self._jobs]
@@ -337,8 +331,3 @@ class Queue(QObject):
 def run_folder(values: dict[str, Any], name: str) -> Path:
     """Where a run of these preset values goes."""
     return places.full(values["saving"]["folder"]) / name
-
-
-def new_id() -> str:
-    """An id that also tells when a job was added."""
-    return f"{datetime.now():%Y%m%d-%H%M%S}-{uuid.uuid4().hex[:4]}"

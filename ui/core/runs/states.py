@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ui.core import reading, words
+from ui.core.preset.schema import at
 from ui.core.runs import launch
 from ui.core.runs.events import Event, is_sound
 from ui.core.runs.launch import Process
@@ -101,14 +102,14 @@ def glance(folder: Path) -> Glance:
         folder.name,
         Status(State.VANISHED, "No information about this run."),
         family=str(preset.get("family", "")),
-        method=_method(preset),
+        method=str(at(preset, "adapter.method") or ""),
         description=str(preset.get("description", "")),
-        step=_whole(last.get("step")),
-        steps=_whole(last.get("steps")),
-        seconds_left=left if isinstance(left := last.get("seconds_left"), int | float) else None,
+        step=last.get("step", 0),
+        steps=last.get("steps", 0),
+        seconds_left=last.get("seconds_left"),
         starts=len(starts),
         started=str(start.get("time", "")),
-        last_time=str(events[-1].get("time", "")) if events else "",
+        last_time=events[-1]["time"] if events else "",
         exported=_exported(folder, events),
         process=process,
         cwd=_cwd(start),
@@ -120,7 +121,6 @@ def glance(folder: Path) -> Glance:
 
 def judge(seen: Glance, events: list[Event]) -> Status:
     """The state of a run, from its last events and whether the process of its last start lives."""
-    events = [event for event in events if isinstance(event.get("time"), str)]
     new = [event for event in events if event["time"] >= seen.started[:19]]  # both in UTC; a start has whole seconds
     final = events[-1] if events and events[-1].get("event") == "finished" else None
     if final is not None and (final in new or not seen.started):
@@ -132,11 +132,8 @@ def judge(seen: Glance, events: list[Event]) -> Status:
     if final is not None and final.get("outcome") == "done" and seen.exported is not None:
         return _ended(seen, final, events)  # started again, and there was nothing left to do
     where = f" at {_progress(seen)}" if seen.step else ""
-    told = _last_words(seen)
-    return Status(
-        State.VANISHED,
-        f"Stopped unexpectedly{where}: killed, crashed, or the machine went down." + told,
-    )
+    why = "killed, crashed, or the machine went down"
+    return Status(State.VANISHED, f"Stopped unexpectedly{where}: {why}.{_last_words(seen)}")
 
 
 def _living(seen: Glance, new: list[Event]) -> Status:
@@ -155,7 +152,7 @@ def _living(seen: Glance, new: list[Event]) -> Status:
 
 
 def _ended(seen: Glance, final: Event, events: list[Event]) -> Status:
-    outcome, steps = final.get("outcome"), words.plural(_whole(final.get("step")), "step")
+    outcome, steps = final.get("outcome"), words.plural(final["step"], "step")
     if outcome == "done":
         file = f"the file is {seen.exported.name}" if seen.exported else "its file no longer exists"
         return Status(State.FINISHED, f"Finished after {steps}; {file}.")
@@ -240,27 +237,16 @@ def _read(path: Path, empty: Any, problems: list[str]) -> Any:
     """A JSON file's content; `empty`, with a problem, if there is something else than should be."""
     try:
         content = reading.read_json(path)
+        if isinstance(content, type(empty)):
+            return content
+        problems.append(f"{path} is damaged (it holds something else).")
     except FileNotFoundError:
-        return empty
+        pass
     except OSError as error:
         problems.append(f"{path} cannot be read ({error.strerror}).")
-        return empty
     except ValueError as error:
         problems.append(f"{path} is damaged ({error}).")
-        return empty
-    if not isinstance(content, type(empty)):
-        problems.append(f"{path} is damaged (it holds something else).")
-        return empty
-    return content
-
-
-def _whole(value: Any) -> int:
-    return value if isinstance(value, int) else 0
-
-
-def _method(preset: dict[str, Any]) -> str:
-    adapter = preset.get("adapter")
-    return str(adapter.get("method", "")) if isinstance(adapter, dict) else ""
+    return empty
 
 
 def _process(start: dict[str, Any]) -> Process | None:

@@ -172,17 +172,8 @@ def read_lines(lines: list[str]) -> list[dict[str, Any] | None]:
     except ValueError:
         events = []
     if len(events) != len(lines):  # a broken line, or one that holds several values
-        return [read_line(line) for line in lines]
+        return [None] if len(lines) == 1 else [event for line in lines for event in read_lines([line])]
     return [event if isinstance(event, dict) else None for event in events]
-
-
-def read_line(line: str) -> dict[str, Any] | None:
-    """The event on a line; None if it is none."""
-    try:
-        event = reading.parse(line)
-    except ValueError:
-        return None
-    return event if isinstance(event, dict) else None
 
 
 def last_events(path: Path, last_bytes: int) -> tuple[list[dict[str, Any]], bool]:
