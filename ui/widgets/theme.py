@@ -44,42 +44,33 @@ class Colors:
     """Of curves, on the surface."""
 
 
-def _colors(series: str, **named: str) -> Colors:
-    return Colors(
-        **{name: QColor(text) for name, text in named.items()},
-        series=tuple(QColor(text) for text in series.split()),
-    )
+COLORS = {
+    "window": ("#f4f5f7", "#1b1e24"),
+    "surface": ("#ffffff", "#14171c"),
+    "raised": ("#fbfbfc", "#252a32"),
+    "border": ("#cfd4dc", "#3a414d"),
+    "text": ("#1d2430", "#e4e8ee"),
+    "muted": ("#5b6675", "#98a3b3"),
+    "accent": ("#2f5fd0", "#5b8cff"),
+    "accent_text": ("#ffffff", "#0b1220"),
+    "good": ("#1b7f4c", "#58c48a"),
+    "warning": ("#8f5b00", "#e0a93f"),
+    "bad": ("#bb2a2a", "#ff7b72"),
+    "modified": ("#b86e00", "#f0a33c"),
+}
+"""On light and on dark."""
 
-
-LIGHT = _colors(
-    window="#f4f5f7",
-    surface="#ffffff",
-    raised="#fbfbfc",
-    border="#cfd4dc",
-    text="#1d2430",
-    muted="#5b6675",
-    accent="#2f5fd0",
-    accent_text="#ffffff",
-    good="#1b7f4c",
-    warning="#8f5b00",
-    bad="#bb2a2a",
-    modified="#b86e00",
-    series="#2f5fd0 #c2570c #1b7f4c #8b3fc0 #b3261e #0e7490 #7a5c00 #be2f83",
+SERIES = (
+    "#2f5fd0 #c2570c #1b7f4c #8b3fc0 #b3261e #0e7490 #7a5c00 #be2f83",
+    "#6f9bff #ff9e57 #5fd093 #c78bff #ff7b72 #45c8dc #d9bd4a #ff85c2",
 )
-DARK = _colors(
-    window="#1b1e24",
-    surface="#14171c",
-    raised="#252a32",
-    border="#3a414d",
-    text="#e4e8ee",
-    muted="#98a3b3",
-    accent="#5b8cff",
-    accent_text="#0b1220",
-    good="#58c48a",
-    warning="#e0a93f",
-    bad="#ff7b72",
-    modified="#f0a33c",
-    series="#6f9bff #ff9e57 #5fd093 #c78bff #ff7b72 #45c8dc #d9bd4a #ff85c2",
+
+LIGHT, DARK = (
+    Colors(
+        **{name: QColor(both[theme]) for name, both in COLORS.items()},
+        series=tuple(map(QColor, SERIES[theme].split())),
+    )
+    for theme in (0, 1)
 )
 
 
