@@ -12,11 +12,13 @@ from typing import Any
 
 from PySide6.QtCore import QEvent, Qt, Signal
 from PySide6.QtGui import QFocusEvent, QKeyEvent, QKeySequence, QWheelEvent
-from PySide6.QtWidgets import QCheckBox, QComboBox, QCompleter, QHBoxLayout, QLabel, QLineEdit, QWidget
+from PySide6.QtWidgets import QCheckBox, QComboBox, QCompleter, QLabel, QLineEdit, QWidget
 
 from ui.core import words
 from ui.core.preset.field import Field
 from ui.core.settings import Settings
+from ui.widgets import theme
+from ui.widgets.making import across, dressed
 from ui.widgets.two_lines import describe
 
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
@@ -39,15 +41,13 @@ class Input(QWidget):
     def __init__(self, field: Field, settings: Settings):
         super().__init__()
         self.field, self.settings = field, settings
-        self.line = QHBoxLayout(self)
-        self.line.setContentsMargins(0, 0, 0, 0)
+        self.line = across(of=self, margins=(0, 0, 0, 0))
         self.editor: QWidget = self
 
     def take(self, editor: QWidget, stretch: int = 0) -> None:
         """Edit with this widget; it is what gets the focus and the frame of a wrong value."""
         self.editor = editor
-        editor.setAccessibleName(self.field.label)
-        editor.setAccessibleDescription(self.field.description)
+        dressed(editor, name=self.field.label, accessibleDescription=self.field.description)
         self.line.addWidget(editor, stretch)
 
     def focus(self) -> None:
@@ -58,16 +58,9 @@ class Input(QWidget):
         """Width of an input for a number or a word."""
         return self.fontMetrics().averageCharWidth() * SHORT
 
-    def set_invalid(self, invalid: bool) -> None:
-        """Frame the editor as wrong, or not."""
-        if self.is_invalid() != invalid:
-            self.editor.setProperty("invalid", "true" if invalid else "false")
-            self.editor.style().unpolish(self.editor)
-            self.editor.style().polish(self.editor)
-
     def mark(self, problems: Sequence[str]) -> None:
         """Frame what the problems are about."""
-        self.set_invalid(bool(problems))
+        theme.set_look(self.editor, "invalid", bool(problems))
 
     def kept(self, value: Any) -> str:
         """In words, what of `value` holds while what stands here is no value."""
@@ -75,10 +68,6 @@ class Input(QWidget):
 
     def offer(self, texts: list[str]) -> None:
         """Texts to complete from, where a text is asked for."""
-
-    def is_invalid(self) -> bool:
-        """Whether the editor is framed as wrong."""
-        return self.editor.property("invalid") == "true"
 
     def show_value(self, value: Any) -> None:
         """Show a value, whatever was entered here before; also one that the schema refuses."""
@@ -169,17 +158,14 @@ class Line(QLineEdit):
 class Text(Input):
     """Any text on one line."""
 
-    def __init__(self, field: Field, settings: Settings):
+    def __init__(self, field: Field, settings: Settings, line: Line | None = None):
+        """`line`: what the text is typed into."""
         super().__init__(field, settings)
-        self.edit = self.make_line()
+        self.edit = line or Line()
         self.take(self.edit, 1)
         self.edit.textEdited.connect(self.edited.emit)
         self.edit.textChanged.connect(self.edit.setToolTip)  # long ones are cut off in the line
         self.edit.editingFinished.connect(self.left)
-
-    def make_line(self) -> Line:
-        """What the text is typed into."""
-        return Line()
 
     def show_value(self, value: Any) -> None:
         self.edit.replace(value if isinstance(value, str) else words.value(value))
@@ -288,8 +274,7 @@ class Nullable(Input):
         self.inner, self.last = inner, inner.field.default
         self.editor = inner.editor
         self.line.addWidget(inner)
-        self.none = QCheckBox("None")
-        self.none.setAccessibleName(f"{inner.field.label}: none")
+        self.none = dressed(QCheckBox("None"), name=f"{inner.field.label}: none")
         self.line.addSpacing(8)
         self.line.addWidget(self.none)
         self.line.addStretch(1)
@@ -382,12 +367,8 @@ def bounds(field: Field) -> str:
 
 
 def label(text: str, role: str) -> QLabel:
-    """A label that wraps; for `role` see the style sheet in ui/theme.py."""
-    result = QLabel(text)
-    result.setTextFormat(Qt.TextFormat.PlainText)
-    result.setProperty("role", role)
-    result.setWordWrap(True)
-    return result
+    """A label that wraps; for `role` see the style sheet in ui/widgets/theme.py."""
+    return dressed(QLabel(text, wordWrap=True, textFormat=Qt.TextFormat.PlainText), role)
 
 
 def written(value: Any) -> str:

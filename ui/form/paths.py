@@ -11,7 +11,8 @@ from PySide6.QtWidgets import QFileDialog, QMenu, QPushButton, QWidget
 from ui.core import places, workers
 from ui.core.preset.field import Field
 from ui.core.settings import Settings
-from ui.form.inputs import Line, Text
+from ui.form.inputs import Input, Line, Text
+from ui.widgets.making import dressed
 
 LOCAL = re.compile(r"[./~\\]|[A-Za-z]:|.*\.(safetensors|ckpt|json)$", re.IGNORECASE)
 """Beginnings and ends that only paths on this machine have."""
@@ -29,9 +30,9 @@ class PathInput(Text):
     """A line for a path, with a button that opens the system's dialog. Folders and files can be dropped on it."""
 
     def __init__(self, field: Field, settings: Settings):
-        super().__init__(field, settings)
-        self.browse = QPushButton("Browse…")
-        self.browse.setAccessibleName(f"{field.label}: browse")
+        self.edit: PathLine
+        super().__init__(field, settings, PathLine())
+        self.browse = dressed(QPushButton("Browse…"), name=f"{field.label}: browse")
         self.line.addWidget(self.browse)
         if field.kind == "model":
             menu = QMenu(self.browse)
@@ -40,15 +41,10 @@ class PathInput(Text):
             self.browse.setMenu(menu)
         else:
             self.browse.clicked.connect(self.on_browse_file if field.kind == "file" else self.on_browse_folder)
-        self.finder = Finder(field, self)
-        self.finder.found.connect(self.found)
+        self.finder = Finder(self)
+        self.edit.dropped.connect(self.on_dropped)
         self.edit.textEdited.connect(self.on_text)
         self.edit.entered.connect(self.on_entered)
-
-    def make_line(self) -> Line:
-        line = PathLine()
-        line.dropped.connect(self.on_dropped)
-        return line
 
     def show_value(self, value: Any) -> None:
         super().show_value(value)
@@ -120,13 +116,11 @@ class PathLine(Drops, Line):
 
 
 class Finder(QObject):
-    """Looks on another thread for what paths name; only the latest answer counts."""
+    """Looks on another thread for what the paths in an input name; only the latest answer counts."""
 
-    found = Signal(str, str)
-
-    def __init__(self, field: Field, parent: QWidget):
-        super().__init__(parent)
-        self.field = field
+    def __init__(self, input: Input):
+        super().__init__(input)
+        self.input = input
         self.paths: list[str] = []
         self.task: workers.Task | None = None
         self.timer = QTimer(self, singleShot=True)
@@ -137,22 +131,18 @@ class Finder(QObject):
         self.paths = [path for path in paths if path]
         if self.task:
             self.task.cancel()
-        self.found.emit("", "")
-        if self.paths and self.paths != [self.field.default]:  # the default folders are made when they are needed
+        self.input.found.emit("", "")
+        if self.paths and self.paths != [self.input.field.default]:  # the default folders are made when they are needed
             self.timer.start(pause)
         else:
             self.timer.stop()
 
     def on_timeout(self) -> None:
         """Ask the disk."""
-        self.task = workers.run(remarks, self.field.kind, self.paths, done=self._on_done, failed=self._on_failed)
+        found, kind = self.input.found, self.input.field.kind
+        done, failed = (lambda answer: found.emit(*answer)), (lambda sentence: found.emit(sentence, ""))
+        self.task = workers.run(remarks, kind, self.paths, done=done, failed=failed)
         self.destroyed.connect(self.task.cancel)
-
-    def _on_done(self, answer: tuple[str, str]) -> None:
-        self.found.emit(*answer)
-
-    def _on_failed(self, sentence: str) -> None:
-        self.found.emit(sentence, "")
 
 
 def remarks(kind: str, paths: list[str]) -> tuple[str, str]:

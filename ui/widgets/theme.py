@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, fields
 from functools import cache
+from typing import Any
 
 from PySide6.QtCore import QObject, Qt, Signal
 from PySide6.QtGui import QColor, QFontInfo, QGuiApplication, QPalette
@@ -125,8 +126,13 @@ def apply(app: QApplication, mode: str) -> None:
 
 def set_role(widget: QWidget, role: str) -> None:
     """Give a widget one of the roles that the style sheet knows: title, heading, muted, problem, note, primary ..."""
-    if widget.property("role") != role:
-        widget.setProperty("role", role)
+    set_look(widget, "role", role)
+
+
+def set_look(widget: QWidget, name: str, value: Any) -> None:
+    """Give a widget a property that rules of the style sheet are about."""
+    if widget.property(name) != value:
+        widget.setProperty(name, value)
         widget.style().unpolish(widget)
         widget.style().polish(widget)
 
