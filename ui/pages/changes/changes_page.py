@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from PySide6.QtCore import Qt, QTimer, Signal
-from PySide6.QtGui import QAction, QGuiApplication, QHideEvent, QShowEvent
+from PySide6.QtGui import QGuiApplication, QHideEvent, QShowEvent
 from PySide6.QtWidgets import (
     QAbstractItemView,
     QComboBox,
@@ -25,7 +25,7 @@ from ui.core.preset.document import Document
 from ui.core.preset.files import Entry, Opened
 from ui.core.runs.library import Library
 from ui.widgets import icons, theme
-from ui.widgets.making import across, down, dressed
+from ui.widgets.making import across, action, down, dressed, say
 from ui.widgets.two_lines import DETAIL, TwoLines
 
 OPENED, DEFAULTS = "opened", "defaults"
@@ -191,9 +191,7 @@ class ChangesPage(QWidget):
         before, scrolled = self._current(), self.table.verticalScrollBar().value()
         self.rows = changed
         self.title.setText(f"What changed: {words.plural(len(changed), 'setting')}" if changed else "What changed")
-        self.sentence.setText(sentence)
-        self.sentence.setVisible(bool(sentence))
-        theme.set_role(self.sentence, role)
+        say(self.sentence, sentence, role)
         self.copy.setEnabled(bool(changed))
         self.table.setVisible(bool(changed))
         self.table.setRowCount(0)
@@ -269,12 +267,8 @@ class ChangesPage(QWidget):
         header.sectionResized.connect(lambda: QTimer.singleShot(0, table.resizeRowsToContents))
         table.itemActivated.connect(self.on_activated)
         table.setContextMenuPolicy(Qt.ContextMenuPolicy.ActionsContextMenu)
-        for text, keys, slot in (("&Show setting", "", self.on_activated), ("&Reset", "Del", self.on_reset)):
-            action = QAction(text, table)
-            action.setShortcut(keys)
-            action.setShortcutContext(Qt.ShortcutContext.WidgetShortcut)
-            action.triggered.connect(slot)
-            table.addAction(action)
+        action(table, "&Show setting", self.on_activated)
+        action(table, "&Reset", self.on_reset, keys="Del")
 
     def _lay_out(self) -> None:
         label = QLabel("Compared &with")

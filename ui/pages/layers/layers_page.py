@@ -10,8 +10,8 @@ from ui.core import words
 from ui.core.check import Check, Findings
 from ui.core.preset.document import Document
 from ui.pages.layers.block_tree import NUMBERS, RIGHT, LayerModel
-from ui.widgets import dialogs, theme
-from ui.widgets.making import Part, across, button, down, dressed, panel, plain
+from ui.widgets import dialogs
+from ui.widgets.making import Part, across, button, down, dressed, panel, plain, say
 
 EXCLUDE = "targets.exclude"
 CONCERNED = ("targets", "family", "base", "adapter", "export")
@@ -139,14 +139,11 @@ class LayersPage(QWidget):
 
     def _show_excluded(self) -> None:
         patterns = self._document.value(EXCLUDE) or []
-        self.excluded.setText(f"Excluded: {', '.join(patterns)}" if patterns else "")
-        self.excluded.setVisible(bool(patterns))
+        say(self.excluded, f"Excluded: {', '.join(patterns)}" if patterns else "")
         self.edit.setVisible(bool(patterns))
 
     def _show_state(self, sentence: str, role: str) -> None:
-        self.state.setText(sentence)
-        self.state.setVisible(bool(sentence))
-        theme.set_role(self.state, role)
+        say(self.state, sentence, role)
 
     def _lay_out(self) -> None:
         self._prepare_tree()

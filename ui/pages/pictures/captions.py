@@ -9,8 +9,7 @@ from PySide6.QtWidgets import QLabel, QPlainTextEdit, QPushButton, QWidget
 
 from ui.core import workers
 from ui.pages.pictures.data_set import Picture
-from ui.widgets import theme
-from ui.widgets.making import across, down, dressed
+from ui.widgets.making import across, down, dressed, say
 
 SOURCES = {
     "metadata": "From metadata.jsonl. Saving writes a .txt file, which is used instead.",
@@ -205,6 +204,5 @@ class CaptionEditor(QWidget):
         reason = self._captions.reasons.get(picture.caption_file, "") if picture else ""
         if edited:
             sentences = [reason] if reason else [*sentences, "Not saved."]
-        theme.set_role(self.source, "problem" if edited and reason else "muted")
-        self.source.setText(" ".join(sentence for sentence in sentences if sentence))
-        self.source.setVisible(bool(self.source.text()))
+        said = " ".join(sentence for sentence in sentences if sentence)
+        say(self.source, said, "problem" if edited and reason else "muted")

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from PySide6.QtCore import Qt, QUrl, Signal
-from PySide6.QtGui import QAction, QDesktopServices, QGuiApplication, QKeySequence
+from PySide6.QtGui import QAction, QDesktopServices, QGuiApplication
 from PySide6.QtWidgets import QWidget
 
 from ui.core import reading, words
@@ -16,7 +16,7 @@ from ui.core.runs.queue import Queue
 from ui.core.runs.states import Glance, State
 from ui.pages.runs.tensorboard import TensorBoard
 from ui.widgets import dialogs
-from ui.widgets.making import across, button
+from ui.widgets.making import across, action, button
 
 ASKED = {
     "stop": "Stopping: the trainer saves a state after this step.",
@@ -180,16 +180,12 @@ class Controls(QWidget):
         if self.subject:
             self.board.show(self.subject.folder.parent)
 
-    def _add(self, text: str, keys: str, tip: str, slot: Callable[[], None], role: str = "") -> QAction:
+    def _add(self, text: str, keys: str, tip: str, slot: Callable[[], object], role: str = "") -> QAction:
         """An action, and a button that does it."""
-        action = QAction(text, self)
-        action.setShortcut(QKeySequence(keys))
-        action.setShortcutContext(Qt.ShortcutContext.WindowShortcut)
-        action.setToolTip(f"{tip} ({keys})" if keys else tip)
-        action.triggered.connect(lambda: slot())
-        self.addAction(action)
-        self.row.addWidget(button(action, role))
-        return action
+        made = action(self, text, slot, keys=keys, tip=tip)
+        made.setShortcutContext(Qt.ShortcutContext.WindowShortcut)
+        self.row.addWidget(button(made, role))
+        return made
 
     def _do(self, change: Callable[[], object], done: str = "") -> None:
         """Change something and say so, or why that cannot be."""

@@ -3,7 +3,6 @@
 from pathlib import Path
 
 from PySide6.QtCore import QModelIndex, QSignalBlocker, Qt, QTimer, Signal
-from PySide6.QtGui import QAction, QKeySequence
 from PySide6.QtWidgets import QLabel, QLineEdit, QPushButton, QWidget
 
 from ui.core.runs.library import Library
@@ -11,7 +10,7 @@ from ui.core.runs.queue import Queue
 from ui.core.runs.states import State
 from ui.pages.runs.row_list import Row, RunList, job_row, run_row
 from ui.widgets import dialogs
-from ui.widgets.making import across, button, down, dressed, with_icon
+from ui.widgets.making import across, action, button, down, dressed, say
 
 NO_RUNS = "No runs yet. Open a preset, then press “Train…”."
 NO_MATCH = "No matching runs"
@@ -37,10 +36,11 @@ class Side(QWidget):
         self.no_runs = dressed(QLabel(wordWrap=True), "muted")
         self.filter = dressed(QLineEdit(clearButtonEnabled=True), name="Filter runs by name, method or family")
         self.filter.setPlaceholderText("Filter runs")
-        self.up = self._action("up", "Move up", "Alt+Up", lambda: self.shift(-1))
-        self.down = self._action("down", "Move down", "Alt+Down", lambda: self.shift(1))
-        self.first = self._action("next", "Run next", "Alt+Home", self.run_next)
-        self.cancel = self._action("remove", "Remove from the queue", "Del", self.remove)
+        self.up = action(self.jobs, "Move up", lambda: self.shift(-1), "up", "Alt+Up", "Move up")
+        self.down = action(self.jobs, "Move down", lambda: self.shift(1), "down", "Alt+Down", "Move down")
+        self.first = action(self.jobs, "Run next", self.run_next, "next", "Alt+Home", "Run next")
+        take_out = "Remove from the queue"
+        self.cancel = action(self.jobs, take_out, self.remove, "remove", "Del", take_out)
         self.actions_of_queue = (self.up, self.down, self.first, self.cancel)
         self._lay_out()
         self._connect()
@@ -66,11 +66,9 @@ class Side(QWidget):
         self.no_jobs.setVisible(not jobs)
         rows = max(1, min(5, len(jobs)))
         self.jobs.setFixedHeight(self.jobs.sizeHintForRow(0) * rows + 2 * self.jobs.frameWidth() if jobs else 0)
-        self.no_runs.setText(NO_MATCH if glances else NO_RUNS)
-        self.no_runs.setVisible(not self.runs.count())
+        say(self.no_runs, "" if self.runs.count() else NO_MATCH if glances else NO_RUNS)
         self.runs.setVisible(bool(self.runs.count()))
-        self.watching.setText(self.queue.watching_sentence)
-        self.watching.setVisible(not self.queue.drives)
+        say(self.watching, self.queue.watching_sentence)
         with QSignalBlocker(self.pause):
             self.pause.setChecked(self.queue.paused)
         self.pause.setText("Queue paused" if self.queue.paused else "Pause queue")
@@ -151,18 +149,9 @@ class Side(QWidget):
         self.down.setEnabled(drives and 0 <= place < len(waiting) - 1)
         self.cancel.setEnabled(drives and place >= 0)
 
-    def _action(self, icon: str, text: str, keys: str, slot) -> QAction:
-        action = with_icon(QAction(text, self), icon)
-        action.setShortcut(QKeySequence(keys))
-        action.setShortcutContext(Qt.ShortcutContext.WidgetShortcut)
-        action.setToolTip(f"{text} ({action.shortcut().toString(QKeySequence.SequenceFormat.NativeText)})")
-        action.triggered.connect(slot)
-        self.jobs.addAction(action)
-        return action
-
     def _lay_out(self) -> None:
         self.jobs.setContextMenuPolicy(Qt.ContextMenuPolicy.ActionsContextMenu)
-        buttons = (button(action, "flat", action.text()) for action in self.actions_of_queue)
+        buttons = (button(one, "flat", one.text()) for one in self.actions_of_queue)
         head = across(dressed(QLabel("Queue"), "heading"), None, *buttons, self.pause)
         queue = (head, self.watching, self.jobs, self.no_jobs, 8)
         runs = (dressed(QLabel("Runs"), "heading"), self.filter, (self.runs, 1), self.no_runs)
