@@ -177,9 +177,7 @@ class FormPage(QScrollArea):
             QWidget.setTabOrder(before, after)
 
     def _lay_out(self) -> None:
-        self.setFocusPolicy(Qt.FocusPolicy.ClickFocus)
-        self.setFrameShape(QFrame.Shape.NoFrame)
-        self.setWidgetResizable(True)
+        dressed(self, focusPolicy=Qt.FocusPolicy.ClickFocus, frameShape=QFrame.Shape.NoFrame, widgetResizable=True)
         for text in (self.title, self.about, self.problem):
             text.setContentsMargins(12, 0, 0, 6)
         for place in (self.basic, self.advanced):

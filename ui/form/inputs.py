@@ -6,6 +6,7 @@ An input shows the value it is told and says what the user enters; it never writ
 
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from decimal import Decimal
 from math import isfinite
 from typing import Any
@@ -213,20 +214,16 @@ class Number(Input):
 
     def on_step(self, direction: int) -> None:
         """One up or down."""
-        try:
+        with suppress(ValueError):  # nothing to step from; on_text has said so
             value = stepped(self.read(), direction, self.field)
-        except ValueError:  # nothing to step from; on_text has said so
-            return
-        self.edit.replace(written(value))
-        self.edited.emit(value)
+            self.edit.replace(written(value))
+            self.edited.emit(value)
 
     def on_finished(self) -> None:
         """Write the number in its usual way, so that one sees how it was read."""
-        try:
+        with suppress(ValueError):  # on_text has said so, and the text stays
             self.edit.replace(written(self.read()))
-        except ValueError:  # on_text has said so, and the text stays
-            return
-        self.left.emit()
+            self.left.emit()
 
 
 class Combo(QComboBox):
@@ -349,20 +346,13 @@ def stepped(value: float, direction: int, field: Field) -> int | float:
 
 def bounds(field: Field) -> str:
     """The values that a number may have, in words."""
-    step = 1 if field.kind == "integer" else 0
-    least, most = field.minimum, field.maximum
-    if step and field.exclusive_minimum is not None:
-        least = field.exclusive_minimum + 1
-    if step and field.exclusive_maximum is not None:
-        most = field.exclusive_maximum - 1
+    least, most, above, below = field.minimum, field.maximum, field.exclusive_minimum, field.exclusive_maximum
+    if field.kind == "integer":
+        least, above = (least if above is None else above + 1), None
+        most, below = (most if below is None else below - 1), None
     if least is not None and most is not None:
         return f"{words.number(least)} to {words.number(most)}"
-    limits = (
-        ("at least", least),
-        ("above", None if step else field.exclusive_minimum),
-        ("at most", most),
-        ("below", None if step else field.exclusive_maximum),
-    )
+    limits = (("at least", least), ("above", above), ("at most", most), ("below", below))
     return ", ".join(f"{word} {words.number(limit)}" for word, limit in limits if limit is not None)
 
 

@@ -7,11 +7,13 @@ from PySide6.QtCore import QObject, Qt
 from PySide6.QtGui import QAction, QKeySequence
 from PySide6.QtWidgets import (
     QAbstractButton,
+    QAbstractItemView,
     QBoxLayout,
     QHBoxLayout,
     QLabel,
     QLayout,
     QPushButton,
+    QSplitter,
     QVBoxLayout,
     QWidget,
 )
@@ -24,6 +26,7 @@ Part = QWidget | QLayout | tuple[QWidget | QLayout, int] | int | None
 Slot = Callable[[], object]
 Margins = tuple[int, int, int, int]
 FOR_PEOPLE = QKeySequence.SequenceFormat.NativeText
+V = TypeVar("V", bound=QAbstractItemView)
 W = TypeVar("W", bound=QWidget)
 L = TypeVar("L", bound=QBoxLayout)
 T = TypeVar("T", bound=QAction | QAbstractButton)
@@ -35,6 +38,13 @@ def dressed(widget: W, role: str = "", name: str = "", tip: str = "", **properti
     for key, value in {"accessibleName": name, "toolTip": tip, **properties}.items():
         assert widget.setProperty(key, value), f"{type(widget).__name__} has no {key}"
     return widget
+
+
+def scrolled(view: V) -> V:
+    """The list or tree, which scrolls by pixels, and only up and down."""
+    view.setVerticalScrollMode(QAbstractItemView.ScrollMode.ScrollPerPixel)
+    view.setHorizontalScrollBarPolicy(Qt.ScrollBarPolicy.ScrollBarAlwaysOff)
+    return view
 
 
 def say(label: QLabel, text: str, role: str | None = None) -> None:
@@ -66,6 +76,15 @@ def panel(*parts: Part, margins: Margins = (0, 0, 0, 0)) -> QWidget:
     widget = QWidget()
     down(*parts, of=widget, margins=margins)
     return widget
+
+
+def split(*parts: tuple[QWidget, int], way: Qt.Orientation = Qt.Orientation.Horizontal) -> QSplitter:
+    """Widgets, each with its stretch, and a handle between them."""
+    splitter = QSplitter(way, childrenCollapsible=False)
+    for number, (widget, stretch) in enumerate(parts):
+        splitter.addWidget(widget)
+        splitter.setStretchFactor(number, stretch)
+    return splitter
 
 
 def with_icon(thing: T, name: str) -> T:

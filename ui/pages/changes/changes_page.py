@@ -4,10 +4,9 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from PySide6.QtCore import Qt, QTimer, Signal
+from PySide6.QtCore import QSignalBlocker, Qt, QTimer, Signal
 from PySide6.QtGui import QGuiApplication, QHideEvent, QShowEvent
 from PySide6.QtWidgets import (
-    QAbstractItemView,
     QComboBox,
     QHeaderView,
     QLabel,
@@ -144,14 +143,13 @@ class ChangesPage(QWidget):
         if wanted == there or box.view().isVisible():
             return
         chosen = box.currentData() or OPENED
-        blocked = box.blockSignals(True)
-        box.clear()
-        for text, data in wanted:
-            box.addItem(text, data)
-            if not data:
-                self._make_heading(box.count() - 1)
-        self.compare_with(chosen if box.findData(chosen) >= 0 else OPENED)
-        box.blockSignals(blocked)
+        with QSignalBlocker(box):
+            box.clear()
+            for text, data in wanted:
+                box.addItem(text, data)
+                if not data:
+                    self._make_heading(box.count() - 1)
+            self.compare_with(chosen if box.findData(chosen) >= 0 else OPENED)
         if box.currentData() != chosen:
             self.on_against_changed()
 
@@ -251,10 +249,10 @@ class ChangesPage(QWidget):
         table, width = self.table, self.fontMetrics().averageCharWidth()
         table.setHorizontalHeaderLabels(["Setting", "Before", "Now", ""])
         table.setItemDelegateForColumn(0, TwoLines(table))
-        table.setEditTriggers(QAbstractItemView.EditTrigger.NoEditTriggers)
-        table.setSelectionBehavior(QAbstractItemView.SelectionBehavior.SelectRows)
-        table.setSelectionMode(QAbstractItemView.SelectionMode.SingleSelection)
-        table.setVerticalScrollMode(QAbstractItemView.ScrollMode.ScrollPerPixel)
+        table.setEditTriggers(QTableWidget.EditTrigger.NoEditTriggers)
+        table.setSelectionBehavior(QTableWidget.SelectionBehavior.SelectRows)
+        table.setSelectionMode(QTableWidget.SelectionMode.SingleSelection)
+        table.setVerticalScrollMode(QTableWidget.ScrollMode.ScrollPerPixel)
         table.verticalHeader().hide()
         table.verticalHeader().setMaximumSectionSize(self.fontMetrics().lineSpacing() * LINES + 12)
         header = table.horizontalHeader()

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from PySide6.QtCore import QEvent, QIODevice, QObject, QSaveFile, Signal
+from PySide6.QtCore import QEvent, QIODevice, QObject, QSaveFile, QSignalBlocker, Signal
 from PySide6.QtGui import QKeyEvent, QKeySequence
 from PySide6.QtWidgets import QLabel, QPlainTextEdit, QPushButton, QWidget
 
@@ -170,9 +170,8 @@ class CaptionEditor(QWidget):
         self.picture = picture
         text = self._captions.edits.get(picture.caption_file, picture.caption) if picture else ""
         if not same or text.strip() != self.text.toPlainText().strip():
-            self.text.blockSignals(True)
-            self.text.setPlainText(text)
-            self.text.blockSignals(False)
+            with QSignalBlocker(self.text):
+                self.text.setPlainText(text)
         self.setEnabled(picture is not None)
         self._show_state()
 

@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from PySide6.QtCore import Qt, Signal
+from PySide6.QtCore import QSignalBlocker, Qt, Signal
 from PySide6.QtGui import QDragEnterEvent, QDropEvent, QHideEvent, QShowEvent
-from PySide6.QtWidgets import QFileDialog, QLabel, QLineEdit, QMenu, QPushButton, QSplitter, QWidget
+from PySide6.QtWidgets import QFileDialog, QLabel, QLineEdit, QMenu, QPushButton, QWidget
 
 from ui.core import places, reading, workers
 from ui.core.preset import files
@@ -16,7 +16,7 @@ from ui.pages.presets.keeper import PresetKeeper
 from ui.pages.presets.tree import PresetTree
 from ui.widgets import dialogs
 from ui.widgets.elided import Elided
-from ui.widgets.making import across, action, button, dressed, panel, plain, say, with_icon
+from ui.widgets.making import across, action, button, dressed, panel, plain, say, split, with_icon
 
 OPENABLE = "Presets (*.json *.safetensors)"
 PRESETS = "Presets (*.json)"
@@ -180,9 +180,8 @@ class PresetsPage(QWidget):
         before, opened = self.tree.entry(), self._document.origin.path
         self.entries = entries
         chosen = chosen if chosen in {entry.path for entry in entries} else None
-        blocked = self.tree.blockSignals(True)
-        self.tree.fill(entries, opened, chosen or (before.path if before else opened))
-        self.tree.blockSignals(blocked)
+        with QSignalBlocker(self.tree):
+            self.tree.fill(entries, opened, chosen or (before.path if before else opened))
         self.on_current_changed()
 
     def _show(self, entry: Entry, looked: Looked) -> None:
@@ -213,11 +212,9 @@ class PresetsPage(QWidget):
         self.export_action = action(tree, "E&xport…", self.on_export, "export")
 
     def _lay_out(self) -> None:
-        splitter = QSplitter(childrenCollapsible=False)
-        splitter.addWidget(self._left())
-        splitter.addWidget(self._right())
-        splitter.setSizes([400, 500])
-        across(splitter, of=self)
+        both = split((self._left(), 0), (self._right(), 0))
+        both.setSizes([400, 500])
+        across(both, of=self)
 
     def _left(self) -> QWidget:
         import_button = with_icon(QPushButton("&Import…"), "add")

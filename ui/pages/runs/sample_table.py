@@ -7,12 +7,13 @@ from typing import Any
 
 from PySide6.QtCore import QAbstractTableModel, QModelIndex, QObject, QPersistentModelIndex, QSize, Qt, Signal
 from PySide6.QtGui import QIcon, QImage, QPixmap
-from PySide6.QtWidgets import QAbstractItemView, QHeaderView, QStyledItemDelegate, QTableView
+from PySide6.QtWidgets import QHeaderView, QStyledItemDelegate, QTableView
 
 from ui.core import workers
 from ui.core.runs.history import Sample
 from ui.widgets import theme
 from ui.widgets.images import read_scaled
+from ui.widgets.making import dressed
 
 Index = QModelIndex | QPersistentModelIndex
 NOWHERE = QModelIndex()
@@ -149,11 +150,9 @@ class SampleTable(QTableView):
         super().__init__()
         self.setModel(model)
         self.setItemDelegate(_Untinted(self))
-        self.setShowGrid(False)
-        self.setSelectionMode(QAbstractItemView.SelectionMode.SingleSelection)
-        self.setHorizontalScrollMode(QAbstractItemView.ScrollMode.ScrollPerPixel)
-        self.setVerticalScrollMode(QAbstractItemView.ScrollMode.ScrollPerPixel)
-        self.setTabKeyNavigation(False)
+        single, pixels = QTableView.SelectionMode.SingleSelection, QTableView.ScrollMode.ScrollPerPixel
+        dressed(self, selectionMode=single, horizontalScrollMode=pixels, verticalScrollMode=pixels)
+        dressed(self, showGrid=False, tabKeyNavigation=False, cornerButtonEnabled=False)
         cell = model.side + 8
         for header in (self.horizontalHeader(), self.verticalHeader()):
             header.setSectionResizeMode(QHeaderView.ResizeMode.Fixed)
@@ -162,7 +161,6 @@ class SampleTable(QTableView):
         self.verticalHeader().setFixedWidth(round(cell * 1.2))
         self.verticalHeader().setDefaultAlignment(PROMPTS)
         self.verticalHeader().setTextElideMode(Qt.TextElideMode.ElideNone)
-        self.setCornerButtonEnabled(False)
         self.setStyleSheet(STYLE)
         self.clicked.connect(self.on_opened)
         self.activated.connect(self.on_opened)
