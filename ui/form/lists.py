@@ -10,8 +10,9 @@ from ui.core import words
 from ui.core.preset.field import Field
 from ui.core.settings import Settings
 from ui.form.inputs import Input
-from ui.form.paths import Drops, Finder, ask_folder
+from ui.form.paths import Finder, ask_folder
 from ui.widgets import theme
+from ui.widgets.drops import Drops
 from ui.widgets.making import action, button, down
 
 LINES = (4, 10)
@@ -22,6 +23,9 @@ EDITABLE = Qt.ItemFlag.ItemIsEditable | Qt.ItemFlag.ItemIsEnabled | Qt.ItemFlag.
 
 class Rows(Input):
     """A list or a table, and buttons for the chosen row. What subclasses show are `values`."""
+
+    shape: type = object
+    """Of what is in the list."""
 
     def __init__(self, field: Field, settings: Settings, view: QListWidget | QTableWidget, adds: str):
         super().__init__(field, settings)
@@ -43,6 +47,12 @@ class Rows(Input):
         self.line.addLayout(buttons)
         view.selectionModel().currentChanged.connect(self.on_current_changed)
         view.itemChanged.connect(self.on_item_changed)
+
+    def show_value(self, value: Any) -> None:
+        shown = self.field.understood(value)
+        right = isinstance(shown, list) and all(isinstance(one, self.shape) for one in shown)
+        self.values, self.other = (shown, None) if right else ([], value)
+        self.fill(self.view.currentRow())
 
     def read(self) -> Any:
         return self.values if self.other is None else self.other
@@ -147,12 +157,6 @@ class Texts(Rows):
         self.list = List(self, self.empty)
         super().__init__(field, settings, self.list, self.adds)
         self.list.itemDelegate().closeEditor.connect(self.on_close_editor)
-
-    def show_value(self, value: Any) -> None:
-        shown = self.field.understood(value)
-        self.other = None if isinstance(shown, list) else value
-        self.values = shown if isinstance(shown, list) else []
-        self.fill(self.list.currentRow())
 
     def put(self, texts: list[str]) -> None:
         """Add lines at the end, but for those that are there."""

@@ -5,13 +5,13 @@ from pathlib import Path
 from typing import Any
 
 from PySide6.QtCore import QObject, QTimer, Signal
-from PySide6.QtGui import QDragEnterEvent, QDragMoveEvent, QDropEvent
 from PySide6.QtWidgets import QFileDialog, QMenu, QPushButton, QWidget
 
 from ui.core import places, workers
 from ui.core.preset.field import Field
 from ui.core.settings import Settings
 from ui.form.inputs import Input, Line, Text
+from ui.widgets.drops import Drops
 from ui.widgets.making import dressed
 
 LOCAL = re.compile(r"[./~\\]|[A-Za-z]:|.*\.(safetensors|ckpt|json)$", re.IGNORECASE)
@@ -81,32 +81,6 @@ class PathInput(Text):
             self.edited.emit(path)
             self.left.emit()
             self.finder.look([path])
-
-
-class Drops:
-    """A widget that takes dropped files and folders, and says which in its signal `dropped`."""
-
-    def dragEnterEvent(self, event: QDragEnterEvent) -> None:
-        if not self._takes(event):
-            super().dragEnterEvent(event)  # pyright: ignore[reportAttributeAccessIssue]
-
-    def dragMoveEvent(self, event: QDragMoveEvent) -> None:
-        if not self._takes(event):
-            super().dragMoveEvent(event)  # pyright: ignore[reportAttributeAccessIssue]
-
-    def dropEvent(self, event: QDropEvent) -> None:
-        if paths := self._takes(event):
-            self.dropped.emit(paths)  # pyright: ignore[reportAttributeAccessIssue]
-        else:
-            super().dropEvent(event)  # pyright: ignore[reportAttributeAccessIssue]
-
-    def _takes(self, event: QDropEvent) -> list[str]:
-        """The paths in what is dragged, as presets write them."""
-        urls = event.mimeData().urls()
-        paths = [places.shown(Path(url.toLocalFile())) for url in urls if url.isLocalFile()]
-        if paths:
-            event.acceptProposedAction()
-        return paths
 
 
 class PathLine(Drops, Line):

@@ -14,11 +14,7 @@ TITLE = 1.75
 FRAMED = ("QCheckBox", "QComboBox", "QAbstractSpinBox", "QAbstractItemView")
 """Kinds of widgets whose frames Fusion draws."""
 
-SCHEMES = {
-    "system": Qt.ColorScheme.Unknown,
-    "light": Qt.ColorScheme.Light,
-    "dark": Qt.ColorScheme.Dark,
-}
+SCHEMES = {"system": Qt.ColorScheme.Unknown, "light": Qt.ColorScheme.Light, "dark": Qt.ColorScheme.Dark}
 
 
 @dataclass(frozen=True)
@@ -141,26 +137,19 @@ def palette(c: Colors) -> QPalette:
     """The colours in Qt's roles."""
     role, disabled = QPalette.ColorRole, QPalette.ColorGroup.Disabled
     result = QPalette(c.raised, c.window)
-    for name, color in (
-        (role.WindowText, c.text),
-        (role.Text, c.text),
-        (role.ButtonText, c.text),
-        (role.BrightText, c.bad),
-        (role.Base, c.surface),
-        (role.AlternateBase, c.window),
-        (role.Window, c.window),
-        (role.Button, c.raised),
-        (role.Mid, c.border),
-        (role.Dark, c.border),
-        (role.Highlight, c.accent),
-        (role.HighlightedText, c.accent_text),
-        (role.Accent, c.accent),
-        (role.Link, c.accent),
-        (role.PlaceholderText, c.muted),
-        (role.ToolTipBase, c.raised),
-        (role.ToolTipText, c.text),
+    for color, *names in (
+        (c.text, role.WindowText, role.Text, role.ButtonText, role.ToolTipText),
+        (c.bad, role.BrightText),
+        (c.surface, role.Base),
+        (c.window, role.AlternateBase, role.Window),
+        (c.raised, role.Button, role.ToolTipBase),
+        (c.border, role.Mid, role.Dark),
+        (c.accent, role.Highlight, role.Accent, role.Link),
+        (c.accent_text, role.HighlightedText),
+        (c.muted, role.PlaceholderText),
     ):
-        result.setColor(name, color)
+        for name in names:
+            result.setColor(name, color)
     for name in (role.WindowText, role.Text, role.ButtonText):
         result.setColor(disabled, name, c.muted)
     result.setColor(disabled, role.Highlight, c.border)

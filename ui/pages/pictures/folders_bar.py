@@ -4,10 +4,11 @@ from collections.abc import Mapping, Sequence
 
 from PySide6.QtCore import QSize, Qt, Signal
 from PySide6.QtGui import QKeySequence, QShortcut
-from PySide6.QtWidgets import QFileDialog, QListWidget, QListWidgetItem, QMenu, QPushButton, QWidget
+from PySide6.QtWidgets import QListWidget, QListWidgetItem, QMenu, QPushButton, QWidget
 
 from ui.core import places, words
 from ui.core.settings import Settings
+from ui.form.paths import ask_folder
 from ui.widgets.icons import icon
 from ui.widgets.making import across, down, dressed
 
@@ -74,9 +75,7 @@ class FoldersBar(QWidget):
 
     def on_choose(self) -> None:
         """Ask for a folder."""
-        start = next(iter(self._settings.recent_folders), "")
-        folder = QFileDialog.getExistingDirectory(self, "Folder with pictures", str(places.full(start)))
-        if folder:
+        if folder := ask_folder(self, "Folder with pictures", "", self._settings):
             self.added.emit([folder])
 
     def on_remove(self) -> None:

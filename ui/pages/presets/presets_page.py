@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from PySide6.QtCore import QSignalBlocker, Qt, Signal
-from PySide6.QtGui import QDragEnterEvent, QDropEvent, QHideEvent, QShowEvent
+from PySide6.QtGui import QHideEvent, QShowEvent
 from PySide6.QtWidgets import QFileDialog, QLabel, QLineEdit, QMenu, QPushButton, QWidget
 
 from ui.core import places, reading, workers
@@ -15,6 +15,7 @@ from ui.pages.presets.details import Looked, PresetDetails, look
 from ui.pages.presets.keeper import PresetKeeper
 from ui.pages.presets.tree import PresetTree
 from ui.widgets import dialogs
+from ui.widgets.drops import Drops
 from ui.widgets.elided import Elided
 from ui.widgets.making import across, action, button, dressed, panel, plain, say, split, with_icon
 
@@ -24,10 +25,11 @@ FOLDER = "preset_folder"
 """The folder that files were last chosen in, among the settings."""
 
 
-class PresetsPage(QWidget):
+class PresetsPage(Drops, QWidget):
     """All presets at the left, the chosen one at the right. It opens nothing itself, but asks for it."""
 
     open_requested = Signal(Path)
+    dropped = Signal(list)
     renamed = Signal(Path, Path)
     """The own preset at the first path is now at the second."""
 
@@ -49,9 +51,10 @@ class PresetsPage(QWidget):
         self._make_actions()
         self._lay_out()
         self.setAcceptDrops(True)
+        self.dropped.connect(self.on_dropped)
         self.tree.currentItemChanged.connect(self.on_current_changed)
         self.tree.itemActivated.connect(lambda: self.open_action.trigger())
-        self.filter.textChanged.connect(self.on_filter_changed)
+        self.filter.textChanged.connect(lambda text: self.nothing.setVisible(not self.tree.narrow(text)))
         self.filter.returnPressed.connect(self.tree.setFocus)
         self.keeper.kept.connect(self.refresh)
         self.keeper.deleted.connect(lambda: self.refresh())
@@ -92,10 +95,6 @@ class PresetsPage(QWidget):
         if self.isVisible():
             self.refresh(self._document.origin.path)
 
-    def on_filter_changed(self, text: str) -> None:
-        """Show only presets with these words."""
-        self.nothing.setVisible(not self.tree.narrow(text))
-
     def on_export(self) -> None:
         """Write the chosen preset into a file anywhere."""
         opened = self._opened()
@@ -126,17 +125,10 @@ class PresetsPage(QWidget):
 
     # -- files ---------------------------------------------------------------------------------------------------------
 
-    def dragEnterEvent(self, event: QDragEnterEvent) -> None:
-        """Take files and folders."""
-        if event.mimeData().hasUrls():
-            event.acceptProposedAction()
-
-    def dropEvent(self, event: QDropEvent) -> None:
+    def on_dropped(self, paths: list[str]) -> None:
         """Open what is dropped."""
-        paths = [Path(url.toLocalFile()) for url in event.mimeData().urls() if url.isLocalFile()]
-        event.acceptProposedAction()
         if len(paths) == 1:
-            self._request(paths[0])
+            self._request(places.full(paths[0]))
         else:
             dialogs.say_error(self, "Open preset", f"{len(paths)} files were dropped; only one preset can be open.")
 

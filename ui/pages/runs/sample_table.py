@@ -96,16 +96,12 @@ class SamplesModel(QAbstractTableModel):
         While the model is reset, one header is asked for sections that only the other one knows to be gone; an
         exception here would end the program.
         """
-        if section >= len(self.steps if orientation == Qt.Orientation.Horizontal else self.prompts):
+        above, text = orientation == Qt.Orientation.Horizontal, Qt.ItemDataRole.DisplayRole
+        if section >= len(self.steps if above else self.prompts):
             return None
-        if orientation == Qt.Orientation.Horizontal and role == Qt.ItemDataRole.DisplayRole:
-            return step_text(self.steps[section])
-        if orientation == Qt.Orientation.Vertical and role in (
-            Qt.ItemDataRole.DisplayRole,
-            Qt.ItemDataRole.ToolTipRole,
-        ):
-            return self.prompts[section][1] or "(empty prompt)"
-        return None
+        if above:
+            return step_text(self.steps[section]) if role == text else None
+        return self.prompts[section][1] or "(empty prompt)" if role in (text, Qt.ItemDataRole.ToolTipRole) else None
 
     def data(self, index: Index, role: int = Qt.ItemDataRole.DisplayRole) -> Any:
         """The picture, a sentence why there is none, or nothing yet."""
