@@ -33,9 +33,12 @@ T = TypeVar("T", bound=QAction | QAbstractButton)
 
 
 def dressed(widget: W, role: str = "", name: str = "", tip: str = "", **properties: Any) -> W:
-    """The widget, with a role of the style sheet, a name for screen readers, a tooltip, and other Qt properties."""
-    theme.set_role(widget, role)
-    for key, value in {"accessibleName": name, "toolTip": tip, **properties}.items():
+    """The widget, with a role of the style sheet, a name for screen readers, a tooltip, and other Qt properties; what
+    is not given stays as it is."""
+    if role:
+        theme.set_role(widget, role)
+    properties |= {key: text for key, text in (("accessibleName", name), ("toolTip", tip)) if text}
+    for key, value in properties.items():
         assert widget.setProperty(key, value), f"{type(widget).__name__} has no {key}"
     return widget
 

@@ -35,8 +35,8 @@ class PictureGrid(QListView):
         self._thumbnails = thumbnails
         self.setViewMode(QListView.ViewMode.IconMode)  # before what it would set otherwise
         static, adjust, batched = QListView.Movement.Static, QListView.ResizeMode.Adjust, QListView.LayoutMode.Batched
-        dressed(scrolled(self), name="Pictures", movement=static, resizeMode=adjust, layoutMode=batched, batchSize=200)
-        dressed(self, uniformItemSizes=True, mouseTracking=True)
+        dressed(self, movement=static, resizeMode=adjust, layoutMode=batched, batchSize=200)
+        dressed(scrolled(self), name="Pictures", uniformItemSizes=True, mouseTracking=True)
         self.setModel(model)
         self.setItemDelegate(Cell(model, thumbnails, self))
         self._soon = QTimer(self, singleShot=True, interval=30)

@@ -7,7 +7,6 @@ from PySide6.QtWidgets import QLabel, QLineEdit, QPushButton, QWidget
 
 from ui.core.runs.library import Library
 from ui.core.runs.queue import Queue
-from ui.core.runs.states import State
 from ui.pages.runs.row_list import Row, RunList, job_row, run_row
 from ui.widgets import dialogs
 from ui.widgets.making import across, action, button, down, dressed, say
@@ -87,24 +86,17 @@ class Side(QWidget):
 
     def shift(self, by: int) -> None:
         """Move the chosen job."""
-        row = self.jobs.current()
-        waiting = [job.id for job in self.queue.jobs if job.waiting]
-        if row and row.job in waiting:
-            to = waiting.index(row.job) + by
-            if 0 <= to < len(waiting):
-                self._do(lambda: self.queue.move(row.job, to))
+        job = self._job().job
+        self._do(lambda: self.queue.move(job, self._waiting().index(job) + by))
 
     def run_next(self) -> None:
         """Put the chosen job before all others that wait."""
-        row = self.jobs.current()
-        if row:
-            self._do(lambda: self.queue.run_next(row.job))
+        job = self._job().job
+        self._do(lambda: self.queue.run_next(job))
 
     def remove(self) -> None:
         """Ask, then forget the chosen waiting job."""
-        row = self.jobs.current()
-        if not row or row.state != State.WAITING:
-            return
+        row = self._job()
         question = f"Remove “{row.name}” from the queue?"
         details = "It will not be trained. Its preset is not changed."
         take_out = lambda: self._do(lambda: self.queue.remove(row.job))  # noqa: E731
@@ -140,9 +132,16 @@ class Side(QWidget):
             self.said.emit(str(error))
         self.refresh()
 
+    def _job(self) -> Row:
+        row = self.jobs.current()
+        assert row  # or the actions are disabled
+        return row
+
+    def _waiting(self) -> list[str]:
+        return [job.id for job in self.queue.jobs if job.waiting]
+
     def _enable(self) -> None:
-        row, drives = self.jobs.current(), self.queue.drives
-        waiting = [job.id for job in self.queue.jobs if job.waiting]
+        row, drives, waiting = self.jobs.current(), self.queue.drives, self._waiting()
         place = waiting.index(row.job) if row and row.job in waiting else -1
         self.up.setEnabled(drives and place > 0)
         self.first.setEnabled(drives and place > 0)
