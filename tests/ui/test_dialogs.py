@@ -91,7 +91,7 @@ def test_an_error_is_a_sentence_and_does_not_wait(qtbot):
 
 
 def test_a_name_is_judged_while_it_is_typed(show, document):
-    dialog = show(dialogs.preset_name_dialog(None, "Save as", "mine", "&Save", replace=True))
+    dialog = show(dialogs.NameDialog(None, "Save as", "mine", "&Save", replace=True))
     assert ok(dialog).isEnabled() and dialog.feedback.text() == "" and dialog.edit.hasSelectedText()
     for name in ("", "a/b", "wora_demo"):
         dialog.edit.setText(name)
@@ -105,7 +105,7 @@ def test_a_name_is_judged_while_it_is_typed(show, document):
 
 def test_a_taken_name_is_refused_where_nothing_may_be_replaced(show, document):
     files.save(document.values, "there", document.schema)
-    dialog = show(dialogs.preset_name_dialog(None, "Rename", "there", "Re&name"))
+    dialog = show(dialogs.NameDialog(None, "Rename", "there", "Re&name"))
     assert not ok(dialog).isEnabled() and "there" in dialog.feedback.text()
 
 
@@ -125,11 +125,11 @@ def test_queueing_proposes_a_free_name_and_says_what_is_trained(show, document, 
     (tmp_path / "runs/wora_demo_2").mkdir(parents=True)
     again = show(dialogs.QueueDialog(document, queue, queue.devices))
     assert again.name == "wora_demo_3" and again.first_box.isVisible()
-    again.name_edit.setText("wora_demo")
+    again.edit.setText("wora_demo")
     assert not ok(again).isEnabled() and again.feedback.text() == queue.problem_with(document.values, "wora_demo")
-    again.name_edit.setText("a/b")
+    again.edit.setText("a/b")
     assert not ok(again).isEnabled() and "/" in again.feedback.text()
-    again.name_edit.setText("first")
+    again.edit.setText("first")
     again.first_box.click()
     queue.add(document.values, again.name, again.device, next=again.first)
     assert [job.name for job in queue.jobs] == ["first", "wora_demo"]
@@ -157,8 +157,8 @@ def test_devices_that_are_found_later_are_offered(show, document, queue):
 
 def test_everything_has_a_name_for_screen_readers(document, show, queue):
     dialog = show(dialogs.QueueDialog(document, queue, queue.devices))
-    assert dialog.name_edit.accessibleName() and dialog.device_box.accessibleName()
-    assert show(dialogs.preset_name_dialog(None, "Save as", "mine", "&Save")).edit.accessibleName()
+    assert dialog.edit.accessibleName() and dialog.device_box.accessibleName()
+    assert show(dialogs.NameDialog(None, "Save as", "mine", "&Save")).edit.accessibleName()
 
 
 def test_a_problem_that_form_and_trainer_know_is_said_once(show, document, queue):
@@ -173,7 +173,7 @@ def test_a_problem_that_form_and_trainer_know_is_said_once(show, document, queue
 )
 def test_a_run_has_a_name_that_the_trainer_takes(show, document, queue, name):
     dialog = show(dialogs.QueueDialog(document, queue, queue.devices))
-    dialog.name_edit.setText(name)
+    dialog.edit.setText(name)
     try:
         check_name(name)
     except ValueError:

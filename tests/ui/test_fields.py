@@ -241,6 +241,8 @@ def test_lines_are_added_moved_edited_and_removed(qtbot, made):
     widget = made(field(**TEXTS), ["a", "b", ""])
     assert widget.read() == ["a", "b", ""]
     widget.list.setCurrentRow(1)
+    widget.list.setFocus()
+    qtbot.waitUntil(lambda: widget.activateWindow() or widget.isActiveWindow())
     qtbot.keyClick(widget.list, Qt.Key.Key_Up, Qt.KeyboardModifier.ControlModifier)
     assert widget.seen[-1] == ["b", "a", ""]
     widget.list.item(0).setText("c")
@@ -366,10 +368,10 @@ def test_a_path_is_dropped_and_recent_folders_are_offered(made, tmp_path):
 def test_inputs_have_a_name_and_a_frame_for_wrong_values(made, schema):
     widget = made(field(**schema), None)
     assert widget.editor.accessibleName() == "Thing" and widget.editor.accessibleDescription() == "What it is."
-    widget.set_invalid(True)
-    assert widget.is_invalid()
-    widget.set_invalid(False)
-    assert not widget.is_invalid()
+    widget.mark(["wrong"])
+    assert widget.editor.property("invalid")
+    widget.mark([])
+    assert not widget.editor.property("invalid")
 
 
 def test_showing_a_value_is_not_editing_it(made):

@@ -94,9 +94,9 @@ def test_values_beyond_the_bounds_are_stored_and_said(qtbot, page, document):
     row = page("training").rows["training.steps"]
     type_into(qtbot, row.input.edit, "-3")
     assert document.value("training.steps") == -3 and document.problems().keys() == {"training.steps"}
-    assert "too small; at least 1" in row.problem.text() and row.input.is_invalid()
+    assert "too small; at least 1" in row.problem.text() and row.input.editor.property("invalid")
     type_into(qtbot, row.input.edit, "3")
-    assert not row.problem.isVisible() and not row.input.is_invalid()
+    assert not row.problem.isVisible() and not row.input.editor.property("invalid")
 
 
 def test_units_and_bounds_stand_beside_the_number(page):
@@ -124,6 +124,8 @@ def test_lists_are_edited_and_reset(qtbot, page, document):
     row = page("samples").rows["samples.prompts"]
     before = document.value("samples.prompts")
     row.input.list.setCurrentRow(0)
+    row.input.list.setFocus()
+    qtbot.waitUntil(lambda: row.activateWindow() or row.isActiveWindow())
     qtbot.keyClick(row.input.list, Qt.Key.Key_Delete)
     assert document.value("samples.prompts") == before[1:] and row.modified
     document.undo.undo()

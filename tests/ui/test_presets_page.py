@@ -224,7 +224,7 @@ def test_only_own_presets_can_be_renamed_and_deleted(open_page, qtbot, make_own)
 
 def test_duplicate_makes_an_own_preset_with_the_same_settings(open_page, qtbot, document):
     page = open_page()
-    page.on_duplicate()
+    page.duplicate_action.trigger()
     dialog = QApplication.activeModalWidget()
     assert dialog.name == "wora_demo_2"
     dialog.edit.setText("wora_demo")
@@ -249,7 +249,7 @@ def test_a_free_name_is_found_without_composing_all_presets(make_own, monkeypatc
 def test_rename_keeps_the_file_as_it_is(open_page, qtbot, make_own):
     before = make_own("mine", '{"based_on":   "wora_demo"}')
     page = open_page(before)
-    page.on_rename()
+    page.rename_action.trigger()
     with qtbot.waitSignal(page.renamed) as renamed:
         give_name(qtbot, "yours")
     after = places.OWN_PRESETS / "yours.json"
@@ -262,7 +262,7 @@ def test_rename_keeps_the_file_as_it_is(open_page, qtbot, make_own):
 def test_delete_asks_first(open_page, qtbot, make_own, yes):
     path = make_own("mine", {"based_on": "wora_demo"})
     page = open_page(path)
-    page.on_delete()
+    page.delete_action.trigger()
     assert path.exists()
     box = answer(qtbot, dialogs.OK if yes else dialogs.CANCEL)
     assert "mine" in box.text()
@@ -274,7 +274,7 @@ def test_delete_works_where_there_is_no_bin(open_page, qtbot, make_own, monkeypa
     monkeypatch.setattr("ui.pages.presets.keeper.QFile.moveToTrash", lambda name: False)
     path = make_own("mine", {"based_on": "wora_demo"})
     page = open_page(path)
-    page.on_delete()
+    page.delete_action.trigger()
     answer(qtbot, dialogs.OK)
     assert not path.exists()
 

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 from PySide6.QtCore import Qt, QTimer, Signal
-from PySide6.QtWidgets import QFrame, QHBoxLayout, QLabel, QPushButton, QScrollArea, QVBoxLayout, QWidget
+from PySide6.QtWidgets import QFrame, QLabel, QPushButton, QScrollArea, QVBoxLayout, QWidget
 
 from ui.core import words
 from ui.core.preset.document import Document
@@ -12,6 +12,7 @@ from ui.core.settings import Settings
 from ui.form.inputs import label
 from ui.form.row import Row, sentence
 from ui.widgets import icons, theme
+from ui.widgets.making import across, down, dressed, say
 
 WIDTH = 128
 """Widest a page gets, in characters: longer lines are hard to read."""
@@ -35,9 +36,7 @@ class FormPage(QScrollArea):
         self._unread: dict[str, str] = {}
         self.title, self.about = label("", "title"), label("", "muted")
         self.problem = label("", "problem")
-        self.fold = QPushButton()
-        self.fold.setProperty("role", "flat")
-        self.fold.setCheckable(True)
+        self.fold = dressed(QPushButton(), "flat", checkable=True)
         self.basic, self.advanced = QWidget(), QWidget()
         self._lay_out()
         self.build()
@@ -51,24 +50,18 @@ class FormPage(QScrollArea):
 
     def build(self) -> None:
         """Rows for the fields that the section has now; rows of unchanged fields stay, with what is typed there."""
-        section = next(one for one in self.document.schema.sections(self.document.values) if self._is_own(one.path))
+        sections = self.document.schema.sections(self.document.values)
+        section = next(one for one in sections if one.path == self.section_path)
         self.title.setText(section.title)
-        self.about.setText(section.description)
-        self.about.setVisible(bool(section.description))
+        say(self.about, section.description)
         width = self._label_width()
         old, self.rows = self.rows, {}
         for field in in_order(section.fields):
-            row = old.pop(field.path, None)
-            if row and row.field != field:
-                old[field.path] = row
-                row = None
-            self.rows[field.path] = row or self._row(field, width)
-        for row in old.values():
-            row.hide()
-            row.deleteLater()
-        for heading in self.headings:
-            heading.hide()
-            heading.deleteLater()
+            kept = field.path in old and old[field.path].field == field
+            self.rows[field.path] = old.pop(field.path) if kept else self._row(field, width)
+        for gone in (*old.values(), *self.headings):
+            gone.hide()
+            gone.deleteLater()
         self.headings = []
         for place, advanced in ((self.basic, False), (self.advanced, True)):
             self._fill(place, [row for row in self.rows.values() if row.field.advanced == advanced])
@@ -100,8 +93,7 @@ class FormPage(QScrollArea):
         for path, row in self.rows.items():
             row.set_deep(problems.get(path, ()))
         own = [path for path in problems if path not in self.rows and self._is_inside(path)]
-        self.problem.setText("\n".join(sentence(one) for path in own for one in problems[path]))
-        self.problem.setVisible(bool(own))
+        say(self.problem, "\n".join(sentence(one) for path in own for one in problems[path]))
 
     def set_choices(self, path: str, choices: list[str]) -> None:
         """Offer texts to complete from, in a field for free text."""
@@ -185,34 +177,18 @@ class FormPage(QScrollArea):
             QWidget.setTabOrder(before, after)
 
     def _lay_out(self) -> None:
-        self.setFocusPolicy(Qt.FocusPolicy.ClickFocus)
-        self.setFrameShape(QFrame.Shape.NoFrame)
-        self.setWidgetResizable(True)
-        content, body = QWidget(), QWidget()
-        content.setMaximumWidth(self.fontMetrics().averageCharWidth() * WIDTH)
-        column = QVBoxLayout(content)
-        column.setContentsMargins(12, 20, 20, 24)
-        column.setSpacing(0)
+        dressed(self, focusPolicy=Qt.FocusPolicy.ClickFocus, frameShape=QFrame.Shape.NoFrame, widgetResizable=True)
         for text in (self.title, self.about, self.problem):
             text.setContentsMargins(12, 0, 0, 6)
-            column.addWidget(text)
-        column.addSpacing(6)
         for place in (self.basic, self.advanced):
-            inner = QVBoxLayout(place)
-            inner.setContentsMargins(0, 0, 0, 0)
-            inner.setSpacing(2)
-        fold = QHBoxLayout()
-        fold.setContentsMargins(8, 14, 0, 4)
-        fold.addWidget(self.fold)
-        fold.addStretch(1)
-        column.addWidget(self.basic)
-        column.addLayout(fold)
-        column.addWidget(self.advanced)
-        column.addStretch(1)
-        across = QHBoxLayout(body)
-        across.setContentsMargins(0, 0, 0, 0)
-        across.addWidget(content, 1000)
-        across.addStretch(1)
+            down(of=place, margins=(0, 0, 0, 0)).setSpacing(2)
+        fold = across(self.fold, None, margins=(8, 14, 0, 4))
+        content = QWidget()
+        content.setMaximumWidth(self.fontMetrics().averageCharWidth() * WIDTH)
+        options = (self.basic, fold, self.advanced, None)
+        down(self.title, self.about, self.problem, 6, *options, of=content, margins=(12, 20, 20, 24)).setSpacing(0)
+        body = QWidget()
+        across((content, 1000), None, of=body, margins=(0, 0, 0, 0))
         self.setWidget(body)
 
     def _label_width(self) -> int:
@@ -222,9 +198,6 @@ class FormPage(QScrollArea):
 
     def _fold_key(self) -> str:
         return f"advanced/{self.section_path or 'general'}"
-
-    def _is_own(self, path: str) -> bool:
-        return path == self.section_path
 
     def _is_inside(self, path: str) -> bool:
         """Whether a path is of this section; top-level options are the section ""."""

@@ -6,17 +6,20 @@ An input shows the value it is told and says what the user enters; it never writ
 
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from decimal import Decimal
 from math import isfinite
 from typing import Any
 
 from PySide6.QtCore import QEvent, Qt, Signal
 from PySide6.QtGui import QFocusEvent, QKeyEvent, QKeySequence, QWheelEvent
-from PySide6.QtWidgets import QCheckBox, QComboBox, QCompleter, QHBoxLayout, QLabel, QLineEdit, QWidget
+from PySide6.QtWidgets import QCheckBox, QComboBox, QCompleter, QLabel, QLineEdit, QWidget
 
 from ui.core import words
 from ui.core.preset.field import Field
 from ui.core.settings import Settings
+from ui.widgets import theme
+from ui.widgets.making import across, dressed
 from ui.widgets.two_lines import describe
 
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
@@ -39,15 +42,13 @@ class Input(QWidget):
     def __init__(self, field: Field, settings: Settings):
         super().__init__()
         self.field, self.settings = field, settings
-        self.line = QHBoxLayout(self)
-        self.line.setContentsMargins(0, 0, 0, 0)
+        self.line = across(of=self, margins=(0, 0, 0, 0))
         self.editor: QWidget = self
 
     def take(self, editor: QWidget, stretch: int = 0) -> None:
         """Edit with this widget; it is what gets the focus and the frame of a wrong value."""
         self.editor = editor
-        editor.setAccessibleName(self.field.label)
-        editor.setAccessibleDescription(self.field.description)
+        dressed(editor, name=self.field.label, accessibleDescription=self.field.description)
         self.line.addWidget(editor, stretch)
 
     def focus(self) -> None:
@@ -58,16 +59,9 @@ class Input(QWidget):
         """Width of an input for a number or a word."""
         return self.fontMetrics().averageCharWidth() * SHORT
 
-    def set_invalid(self, invalid: bool) -> None:
-        """Frame the editor as wrong, or not."""
-        if self.is_invalid() != invalid:
-            self.editor.setProperty("invalid", "true" if invalid else "false")
-            self.editor.style().unpolish(self.editor)
-            self.editor.style().polish(self.editor)
-
     def mark(self, problems: Sequence[str]) -> None:
         """Frame what the problems are about."""
-        self.set_invalid(bool(problems))
+        theme.set_look(self.editor, "invalid", bool(problems))
 
     def kept(self, value: Any) -> str:
         """In words, what of `value` holds while what stands here is no value."""
@@ -75,10 +69,6 @@ class Input(QWidget):
 
     def offer(self, texts: list[str]) -> None:
         """Texts to complete from, where a text is asked for."""
-
-    def is_invalid(self) -> bool:
-        """Whether the editor is framed as wrong."""
-        return self.editor.property("invalid") == "true"
 
     def show_value(self, value: Any) -> None:
         """Show a value, whatever was entered here before; also one that the schema refuses."""
@@ -169,17 +159,14 @@ class Line(QLineEdit):
 class Text(Input):
     """Any text on one line."""
 
-    def __init__(self, field: Field, settings: Settings):
+    def __init__(self, field: Field, settings: Settings, line: Line | None = None):
+        """`line`: what the text is typed into."""
         super().__init__(field, settings)
-        self.edit = self.make_line()
+        self.edit = line or Line()
         self.take(self.edit, 1)
         self.edit.textEdited.connect(self.edited.emit)
         self.edit.textChanged.connect(self.edit.setToolTip)  # long ones are cut off in the line
         self.edit.editingFinished.connect(self.left)
-
-    def make_line(self) -> Line:
-        """What the text is typed into."""
-        return Line()
 
     def show_value(self, value: Any) -> None:
         self.edit.replace(value if isinstance(value, str) else words.value(value))
@@ -227,20 +214,16 @@ class Number(Input):
 
     def on_step(self, direction: int) -> None:
         """One up or down."""
-        try:
+        with suppress(ValueError):  # nothing to step from; on_text has said so
             value = stepped(self.read(), direction, self.field)
-        except ValueError:  # nothing to step from; on_text has said so
-            return
-        self.edit.replace(written(value))
-        self.edited.emit(value)
+            self.edit.replace(written(value))
+            self.edited.emit(value)
 
     def on_finished(self) -> None:
         """Write the number in its usual way, so that one sees how it was read."""
-        try:
+        with suppress(ValueError):  # on_text has said so, and the text stays
             self.edit.replace(written(self.read()))
-        except ValueError:  # on_text has said so, and the text stays
-            return
-        self.left.emit()
+            self.left.emit()
 
 
 class Combo(QComboBox):
@@ -288,8 +271,7 @@ class Nullable(Input):
         self.inner, self.last = inner, inner.field.default
         self.editor = inner.editor
         self.line.addWidget(inner)
-        self.none = QCheckBox("None")
-        self.none.setAccessibleName(f"{inner.field.label}: none")
+        self.none = dressed(QCheckBox("None"), name=f"{inner.field.label}: none")
         self.line.addSpacing(8)
         self.line.addWidget(self.none)
         self.line.addStretch(1)
@@ -364,30 +346,19 @@ def stepped(value: float, direction: int, field: Field) -> int | float:
 
 def bounds(field: Field) -> str:
     """The values that a number may have, in words."""
-    step = 1 if field.kind == "integer" else 0
-    least, most = field.minimum, field.maximum
-    if step and field.exclusive_minimum is not None:
-        least = field.exclusive_minimum + 1
-    if step and field.exclusive_maximum is not None:
-        most = field.exclusive_maximum - 1
+    least, most, above, below = field.minimum, field.maximum, field.exclusive_minimum, field.exclusive_maximum
+    if field.kind == "integer":
+        least, above = (least if above is None else above + 1), None
+        most, below = (most if below is None else below - 1), None
     if least is not None and most is not None:
         return f"{words.number(least)} to {words.number(most)}"
-    limits = (
-        ("at least", least),
-        ("above", None if step else field.exclusive_minimum),
-        ("at most", most),
-        ("below", None if step else field.exclusive_maximum),
-    )
+    limits = (("at least", least), ("above", above), ("at most", most), ("below", below))
     return ", ".join(f"{word} {words.number(limit)}" for word, limit in limits if limit is not None)
 
 
 def label(text: str, role: str) -> QLabel:
-    """A label that wraps; for `role` see the style sheet in ui/theme.py."""
-    result = QLabel(text)
-    result.setTextFormat(Qt.TextFormat.PlainText)
-    result.setProperty("role", role)
-    result.setWordWrap(True)
-    return result
+    """A label that wraps; for `role` see the style sheet in ui/widgets/theme.py."""
+    return dressed(QLabel(text, wordWrap=True, textFormat=Qt.TextFormat.PlainText), role)
 
 
 def written(value: Any) -> str:

@@ -3,15 +3,17 @@
 from typing import Any
 
 from PySide6.QtCore import QPoint, QSignalBlocker, Qt, Signal
-from PySide6.QtGui import QFocusEvent, QKeyEvent, QPainter, QPaintEvent
-from PySide6.QtWidgets import QAbstractItemView, QListWidget, QListWidgetItem, QPushButton, QTableWidget, QVBoxLayout
+from PySide6.QtGui import QFocusEvent, QPainter, QPaintEvent
+from PySide6.QtWidgets import QAbstractItemView, QListWidget, QListWidgetItem, QTableWidget
 
 from ui.core import words
 from ui.core.preset.field import Field
 from ui.core.settings import Settings
 from ui.form.inputs import Input
-from ui.form.paths import Drops, Finder, ask_folder
-from ui.widgets import icons, theme
+from ui.form.paths import Finder, ask_folder
+from ui.widgets import theme
+from ui.widgets.drops import Drops
+from ui.widgets.making import action, button, down
 
 LINES = (4, 10)
 """Least and most lines of a list that are shown at once."""
@@ -22,6 +24,9 @@ EDITABLE = Qt.ItemFlag.ItemIsEditable | Qt.ItemFlag.ItemIsEnabled | Qt.ItemFlag.
 class Rows(Input):
     """A list or a table, and buttons for the chosen row. What subclasses show are `values`."""
 
+    shape: type = object
+    """Of what is in the list."""
+
     def __init__(self, field: Field, settings: Settings, view: QListWidget | QTableWidget, adds: str):
         super().__init__(field, settings)
         self.values: list[Any] = []
@@ -30,19 +35,24 @@ class Rows(Input):
         self.view = view
         self.view.setTabKeyNavigation(False)
         self.take(view, 1)
-        self.buttons = QVBoxLayout()
-        self.buttons.setSpacing(0)
-        self.line.addLayout(self.buttons)
-        self.tools = [
-            self._button("add", adds, lambda: self.on_add()),
-            self._button("remove", "Remove (Delete)", self.on_remove),
-            self._button("up", "Move up (Ctrl+Up)", lambda: self.on_moving(-1)),
-            self._button("down", "Move down (Ctrl+Down)", lambda: self.on_moving(1)),
-        ]
-        self.buttons.addStretch(1)
+        self.actions_of_rows = (
+            action(view, adds, self.on_add, "add", tip=adds),
+            action(view, "Remove", self.on_remove, "remove", "Del", "Remove"),
+            action(view, "Move up", lambda: self.on_moving(-1), "up", "Ctrl+Up", "Move up"),
+            action(view, "Move down", lambda: self.on_moving(1), "down", "Ctrl+Down", "Move down"),
+        )
+        self.tools = [button(one, "flat", f"{field.label}: {one.text().lower()}") for one in self.actions_of_rows]
+        buttons = down(*self.tools, None)
+        buttons.setSpacing(0)
+        self.line.addLayout(buttons)
         view.selectionModel().currentChanged.connect(self.on_current_changed)
         view.itemChanged.connect(self.on_item_changed)
-        theme.notifier().changed.connect(self.on_theme_changed)
+
+    def show_value(self, value: Any) -> None:
+        shown = self.field.understood(value)
+        right = isinstance(shown, list) and all(isinstance(one, self.shape) for one in shown)
+        self.values, self.other = (shown, None) if right else ([], value)
+        self.fill(self.view.currentRow())
 
     def read(self) -> Any:
         return self.values if self.other is None else self.other
@@ -72,13 +82,8 @@ class Rows(Input):
     def on_current_changed(self) -> None:
         """Offer only what can be done."""
         row, last = self.view.currentRow(), len(self.values) - 1
-        for button, possible in zip(self.tools[1:], (row >= 0, row > 0, 0 <= row < last), strict=True):
-            button.setEnabled(possible)
-
-    def on_theme_changed(self) -> None:
-        """Draw the icons in the new colours."""
-        for button in self.tools:
-            button.setIcon(icons.icon(button.objectName()))
+        for one, possible in zip(self.actions_of_rows[1:], (row >= 0, row > 0, 0 <= row < last), strict=True):
+            one.setEnabled(possible)
 
     def change(self, values: list[Any], row: int) -> None:
         """Other rows, of which this one is chosen: an undo step of its own, and the end of texts that are no values."""
@@ -105,19 +110,9 @@ class Rows(Input):
         """Put `values` into the view, and give it their height."""
         raise NotImplementedError
 
-    def _button(self, icon: str, says: str, slot: Any) -> QPushButton:
-        button = QPushButton(icons.icon(icon), "")
-        button.setProperty("role", "flat")
-        button.setObjectName(icon)
-        button.setToolTip(says)
-        button.setAccessibleName(f"{self.field.label}: {says.partition(' (')[0].lower()}")
-        button.clicked.connect(slot)
-        self.buttons.addWidget(button)
-        return button
-
 
 class Keys:
-    """Of the view of `Rows`: the keys for what the buttons do, and a text where there is no row."""
+    """Of the view of `Rows`: a row as soon as it has the focus, and a text where there is no row."""
 
     rows: Rows
     empty: str
@@ -126,15 +121,6 @@ class Keys:
         super().focusInEvent(event)  # pyright: ignore[reportAttributeAccessIssue]
         if self.rows.view.currentRow() < 0:
             self.rows.view.setCurrentIndex(self.rows.view.model().index(0, 0))
-
-    def keyPressEvent(self, event: QKeyEvent) -> None:
-        step = {Qt.Key.Key_Up: -1, Qt.Key.Key_Down: 1}.get(Qt.Key(event.key()))
-        if event.key() == Qt.Key.Key_Delete:
-            self.rows.on_remove()
-        elif step and event.modifiers() & Qt.KeyboardModifier.ControlModifier:
-            self.rows.on_moving(step)
-        else:
-            super().keyPressEvent(event)  # pyright: ignore[reportAttributeAccessIssue]
 
     def paintEvent(self, event: QPaintEvent) -> None:
         super().paintEvent(event)  # pyright: ignore[reportAttributeAccessIssue]
@@ -171,12 +157,6 @@ class Texts(Rows):
         self.list = List(self, self.empty)
         super().__init__(field, settings, self.list, self.adds)
         self.list.itemDelegate().closeEditor.connect(self.on_close_editor)
-
-    def show_value(self, value: Any) -> None:
-        shown = self.field.understood(value)
-        self.other = None if isinstance(shown, list) else value
-        self.values = shown if isinstance(shown, list) else []
-        self.fill(self.list.currentRow())
 
     def put(self, texts: list[str]) -> None:
         """Add lines at the end, but for those that are there."""
@@ -231,8 +211,7 @@ class Folders(Texts):
 
     def __init__(self, field: Field, settings: Settings):
         super().__init__(field, settings)
-        self.finder = Finder(field, self)
-        self.finder.found.connect(self.found)
+        self.finder = Finder(self)
         self.list.dropped.connect(self.on_dropped)
         self.edited.connect(lambda: self.finder.look(self._texts()))
 

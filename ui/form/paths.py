@@ -5,13 +5,14 @@ from pathlib import Path
 from typing import Any
 
 from PySide6.QtCore import QObject, QTimer, Signal
-from PySide6.QtGui import QDragEnterEvent, QDragMoveEvent, QDropEvent
 from PySide6.QtWidgets import QFileDialog, QMenu, QPushButton, QWidget
 
 from ui.core import places, workers
 from ui.core.preset.field import Field
 from ui.core.settings import Settings
-from ui.form.inputs import Line, Text
+from ui.form.inputs import Input, Line, Text
+from ui.widgets.drops import Drops
+from ui.widgets.making import dressed
 
 LOCAL = re.compile(r"[./~\\]|[A-Za-z]:|.*\.(safetensors|ckpt|json)$", re.IGNORECASE)
 """Beginnings and ends that only paths on this machine have."""
@@ -29,9 +30,9 @@ class PathInput(Text):
     """A line for a path, with a button that opens the system's dialog. Folders and files can be dropped on it."""
 
     def __init__(self, field: Field, settings: Settings):
-        super().__init__(field, settings)
-        self.browse = QPushButton("Browse…")
-        self.browse.setAccessibleName(f"{field.label}: browse")
+        self.edit: PathLine
+        super().__init__(field, settings, PathLine())
+        self.browse = dressed(QPushButton("Browse…"), name=f"{field.label}: browse")
         self.line.addWidget(self.browse)
         if field.kind == "model":
             menu = QMenu(self.browse)
@@ -40,15 +41,10 @@ class PathInput(Text):
             self.browse.setMenu(menu)
         else:
             self.browse.clicked.connect(self.on_browse_file if field.kind == "file" else self.on_browse_folder)
-        self.finder = Finder(field, self)
-        self.finder.found.connect(self.found)
+        self.finder = Finder(self)
+        self.edit.dropped.connect(self.on_dropped)
         self.edit.textEdited.connect(self.on_text)
         self.edit.entered.connect(self.on_entered)
-
-    def make_line(self) -> Line:
-        line = PathLine()
-        line.dropped.connect(self.on_dropped)
-        return line
 
     def show_value(self, value: Any) -> None:
         super().show_value(value)
@@ -87,32 +83,6 @@ class PathInput(Text):
             self.finder.look([path])
 
 
-class Drops:
-    """A widget that takes dropped files and folders, and says which in its signal `dropped`."""
-
-    def dragEnterEvent(self, event: QDragEnterEvent) -> None:
-        if not self._takes(event):
-            super().dragEnterEvent(event)  # pyright: ignore[reportAttributeAccessIssue]
-
-    def dragMoveEvent(self, event: QDragMoveEvent) -> None:
-        if not self._takes(event):
-            super().dragMoveEvent(event)  # pyright: ignore[reportAttributeAccessIssue]
-
-    def dropEvent(self, event: QDropEvent) -> None:
-        if paths := self._takes(event):
-            self.dropped.emit(paths)  # pyright: ignore[reportAttributeAccessIssue]
-        else:
-            super().dropEvent(event)  # pyright: ignore[reportAttributeAccessIssue]
-
-    def _takes(self, event: QDropEvent) -> list[str]:
-        """The paths in what is dragged, as presets write them."""
-        urls = event.mimeData().urls()
-        paths = [places.shown(Path(url.toLocalFile())) for url in urls if url.isLocalFile()]
-        if paths:
-            event.acceptProposedAction()
-        return paths
-
-
 class PathLine(Drops, Line):
     """A line that takes dropped files and folders."""
 
@@ -120,13 +90,11 @@ class PathLine(Drops, Line):
 
 
 class Finder(QObject):
-    """Looks on another thread for what paths name; only the latest answer counts."""
+    """Looks on another thread for what the paths in an input name; only the latest answer counts."""
 
-    found = Signal(str, str)
-
-    def __init__(self, field: Field, parent: QWidget):
-        super().__init__(parent)
-        self.field = field
+    def __init__(self, input: Input):
+        super().__init__(input)
+        self.input = input
         self.paths: list[str] = []
         self.task: workers.Task | None = None
         self.timer = QTimer(self, singleShot=True)
@@ -137,22 +105,18 @@ class Finder(QObject):
         self.paths = [path for path in paths if path]
         if self.task:
             self.task.cancel()
-        self.found.emit("", "")
-        if self.paths and self.paths != [self.field.default]:  # the default folders are made when they are needed
+        self.input.found.emit("", "")
+        if self.paths and self.paths != [self.input.field.default]:  # the default folders are made when they are needed
             self.timer.start(pause)
         else:
             self.timer.stop()
 
     def on_timeout(self) -> None:
         """Ask the disk."""
-        self.task = workers.run(remarks, self.field.kind, self.paths, done=self._on_done, failed=self._on_failed)
+        found, kind = self.input.found, self.input.field.kind
+        done, failed = (lambda answer: found.emit(*answer)), (lambda sentence: found.emit(sentence, ""))
+        self.task = workers.run(remarks, kind, self.paths, done=done, failed=failed)
         self.destroyed.connect(self.task.cancel)
-
-    def _on_done(self, answer: tuple[str, str]) -> None:
-        self.found.emit(*answer)
-
-    def _on_failed(self, sentence: str) -> None:
-        self.found.emit(sentence, "")
 
 
 def remarks(kind: str, paths: list[str]) -> tuple[str, str]:

@@ -6,7 +6,7 @@ from typing import Any
 
 from PySide6.QtCore import Qt, QVariantAnimation, Signal
 from PySide6.QtGui import QPainter, QPaintEvent
-from PySide6.QtWidgets import QGridLayout, QLabel, QPushButton, QWidget
+from PySide6.QtWidgets import QGridLayout, QPushButton, QWidget
 
 from ui.core import words
 from ui.core.preset.document import Document
@@ -17,7 +17,8 @@ from ui.form.inputs import Choice, Flag, Input, Nullable, Number, Text, label
 from ui.form.lists import Folders, Texts
 from ui.form.paths import PathInput
 from ui.form.table import Table
-from ui.widgets import icons, theme
+from ui.widgets import theme
+from ui.widgets.making import dressed, say, with_icon
 
 KINDS: dict[str, type[Input]] = {
     "boolean": Flag,
@@ -65,7 +66,8 @@ class Row(QWidget):
         self.modified = False
         self._looked = ("", "")
         self._deep: tuple[str, ...] = ()
-        self.glow = QVariantAnimation(self)
+        self.glow = QVariantAnimation(self, startValue=0.30, endValue=0.0, duration=FLASH)
+        self.glow.valueChanged.connect(self.update)
         self.input = make(field, settings)
         self.reset = self._reset_button()
         self.name = label(field.label, "")
@@ -77,6 +79,7 @@ class Row(QWidget):
         self.input.refused.connect(self.on_refused)
         self.input.found.connect(self.on_found)
         self.input.left.connect(self.on_left)
+        theme.notifier().changed.connect(self.update)
         self.refresh()
 
     def refresh(self) -> None:
@@ -109,9 +112,6 @@ class Row(QWidget):
     def flash(self) -> None:
         """Stand out for a moment."""
         self.glow.stop()
-        self.glow.setStartValue(0.30)
-        self.glow.setEndValue(0.0)
-        self.glow.setDuration(FLASH)
         self.glow.start()
 
     def on_edited(self, value: Any) -> None:
@@ -152,11 +152,6 @@ class Row(QWidget):
         self.refresh()
         self.input.focus()
 
-    def on_theme_changed(self) -> None:
-        """Draw in the new colours."""
-        self.reset.setIcon(icons.icon("reset"))
-        self.update()
-
     def paintEvent(self, event: QPaintEvent) -> None:
         super().paintEvent(event)
         painter, colors = QPainter(self), theme.colors()
@@ -170,8 +165,8 @@ class Row(QWidget):
         problems = self.problems()
         self.modified = self.document.is_modified(self.field.path)
         self.reset.setVisible(bool(self.unread) or (self.modified and self._has_way_back()))
-        _show(self.problem, "\n".join(problems))
-        _show(self.note, self._looked[1])
+        say(self.problem, "\n".join(problems))
+        say(self.note, self._looked[1])
         self.input.mark(problems)
         self.update()
         self.said.emit()
@@ -181,16 +176,12 @@ class Row(QWidget):
         return holds(self.document.baseline, self.field.path) or self.shown != self.field.default
 
     def _reset_button(self) -> QPushButton:
-        button = QPushButton(icons.icon("reset"), "")
-        button.setProperty("role", "flat")
-        button.setToolTip(f"Reset {self.field.label} to the preset's value")
-        button.setAccessibleName(f"Reset {self.field.label}")
+        name = f"Reset {self.field.label}"
+        button = with_icon(dressed(QPushButton(), "flat", name, f"{name} to the preset's value"), "reset")
         policy = button.sizePolicy()
         policy.setRetainSizeWhenHidden(True)
         button.setSizePolicy(policy)
         button.clicked.connect(self.on_reset)
-        theme.notifier().changed.connect(self.on_theme_changed)
-        self.glow.valueChanged.connect(self.update)
         return button
 
     def _lay_out(self, label_width: int) -> None:
@@ -249,8 +240,3 @@ def _default(field: Field) -> str:
         tuple(field.default) if isinstance(field.default, list) else field.default, words.value(field.default)
     )
     return f"Default: {shown} ({why})." if why else f"Default: {shown}."
-
-
-def _show(line: QLabel, text: str) -> None:
-    line.setText(text)
-    line.setVisible(bool(text))

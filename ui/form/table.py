@@ -70,6 +70,8 @@ class Cells(QStyledItemDelegate):
 class Table(Rows):
     """Objects, one a row: cells edited in place, rows added, removed, moved."""
 
+    shape = dict
+
     def __init__(self, field: Field, settings: Settings):
         self.stray: dict[tuple[int, str], str] = {}
         """Why what stands in a cell is no value, by row and column."""
@@ -86,13 +88,6 @@ class Table(Rows):
             mode = QHeaderView.ResizeMode.Stretch if column.kind == "text" else QHeaderView.ResizeMode.ResizeToContents
             self.grid.horizontalHeader().setSectionResizeMode(number, mode)
         self.fill(-1)
-
-    def show_value(self, value: Any) -> None:
-        shown = self.field.understood(value)
-        right = isinstance(shown, list) and all(isinstance(one, dict) for one in shown)
-        self.other = None if right else value
-        self.values = shown if right else []
-        self.fill(self.grid.currentRow())
 
     def kept(self, value: Any) -> str:
         row, name = next(iter(self.stray))

@@ -1,3 +1,3 @@
 """What all pages show things with: theme, icons, images, dialogs, elided labels,
-two_lines of items, making, which has rows, columns and buttons.
+drops of files, two_lines of items, making, which has rows, columns and buttons.
 """

@@ -16,7 +16,6 @@ from PySide6.QtWidgets import (
     QLabel,
     QLineEdit,
     QMessageBox,
-    QVBoxLayout,
     QWidget,
 )
 
@@ -27,6 +26,7 @@ from ui.core.preset.schema import at
 from ui.core.runs.devices import Devices
 from ui.core.runs.queue import Queue
 from ui.widgets import theme
+from ui.widgets.making import down, dressed, plain
 
 NAMED = 6
 """How many settings a question names before it only counts."""
@@ -57,10 +57,7 @@ class Question(QMessageBox):
     ):
         """`answers`: text of the button by answer. Enter gives `usual`; `role`: how the first button looks."""
         super().__init__(parent)
-        self.setWindowTitle(title)
-        self.setTextFormat(Qt.TextFormat.PlainText)
-        self.setText(question)
-        self.setInformativeText(details)
+        dressed(self, windowTitle=title, text=question, informativeText=details, textFormat=Qt.TextFormat.PlainText)
         self.setTextInteractionFlags(Qt.TextInteractionFlag.TextSelectableByMouse)
         first, *_, self.last = [*answers, *answers]
         roles = dict.fromkeys(answers, self.ButtonRole.DestructiveRole)
@@ -118,22 +115,8 @@ def unsaved_question(parent: QWidget | None, document: Document) -> Question:
 
 def ask_name(parent: QWidget | None, title: str, name: str, accept: str = "&Save") -> str:
     """A name for a preset of one's own, or "" for none; the name of an existing one means to replace it."""
-    dialog = preset_name_dialog(parent, title, name, accept, replace=True)
+    dialog = NameDialog(parent, title, name, accept, replace=True)
     return dialog.name if dialog.exec() else ""
-
-
-def preset_name_dialog(
-    parent: QWidget | None, title: str, name: str, accept: str, replace: bool = False
-) -> "NameDialog":
-    """The question for a preset's name. `replace`: whether it may be the name of an existing one."""
-
-    def existing(text: str) -> str:
-        return "" if replace else _says_existing(text, "choose another name")
-
-    return NameDialog(
-        parent, title, name, accept, lambda text: files.name_problem(text) or existing(text),
-        lambda text: _says_existing(text, "it will be replaced"),
-    )  # fmt: skip
 
 
 def own_preset(name: str) -> Path:
@@ -141,47 +124,73 @@ def own_preset(name: str) -> Path:
     return places.OWN_PRESETS / f"{name}.json"
 
 
-class NameDialog(QDialog):
-    """A question for a name, which says while typing what is wrong with it."""
+class _Named(QDialog):
+    """Asks for a name, and says while typing what is wrong with it."""
 
-    def __init__(
-        self,
-        parent: QWidget | None,
-        title: str,
-        name: str,
-        accept: str,
-        problem: Callable[[str], str],
-        note: Callable[[str], str] = lambda text: "",
-    ):
+    def __init__(self, parent: QWidget | None, title: str, name: str, spoken: str, accept: str):
+        """`spoken`: what the name is, for screen readers; `accept`: text of the button."""
         super().__init__(parent)
         self.setWindowTitle(title)
-        self._problem, self._note = problem, note
-        self.edit = QLineEdit(name)
-        self.edit.setAccessibleName("Name")
+        self.edit = dressed(QLineEdit(name), name=spoken)
         self.edit.selectAll()
-        self.feedback = _feedback_label(self)
-        self.buttons = _buttons(self, accept)
-        label = QLabel("&Name")
-        label.setBuddy(self.edit)
-        layout = QVBoxLayout(self)
-        for widget in (label, self.edit, self.feedback, self.buttons):
-            layout.addWidget(widget)
-        self.edit.textChanged.connect(self.on_text_changed)
-        self.on_text_changed()
+        self.edit.textChanged.connect(self.on_changed)
+        self.feedback = self._sentences()
+        # room for two lines, so that the dialog does not jump when a sentence comes
+        self.feedback.setMinimumHeight(self.fontMetrics().lineSpacing() * 2)
+        kinds = QDialogButtonBox.StandardButton
+        self.buttons = QDialogButtonBox(kinds.Ok | kinds.Cancel)
+        self.ok = dressed(self.buttons.button(kinds.Ok), "primary", text=accept, default=True)
+        self.buttons.accepted.connect(self.accept)
+        self.buttons.rejected.connect(self.reject)
 
     @property
     def name(self) -> str:
         """The name as it will be used."""
         return self.edit.text().strip()
 
-    def on_text_changed(self) -> None:
+    def problem(self) -> str:
+        """What keeps the answer from being taken; "" for nothing."""
+        raise NotImplementedError
+
+    def note(self) -> str:
+        """What is worth knowing before it is taken."""
+        raise NotImplementedError
+
+    def on_changed(self) -> None:
         """Say what is wrong with the name."""
-        problem = self._problem(self.name)
-        _say(self.feedback, problem, "" if problem else self._note(self.name))
-        self.buttons.button(QDialogButtonBox.StandardButton.Ok).setEnabled(not problem)
+        problem = self.problem()
+        self.feedback.setText(problem or self.note())
+        theme.set_role(self.feedback, "problem" if problem else "note")
+        self.ok.setEnabled(not problem)
+
+    def _sentences(self, text: str = "") -> QLabel:
+        return dressed(plain(text), minimumWidth=self.fontMetrics().averageCharWidth() * WIDTH)
 
 
-class QueueDialog(QDialog):
+class NameDialog(_Named):
+    """A question for the name of a preset of one's own."""
+
+    def __init__(self, parent: QWidget | None, title: str, name: str, accept: str, replace: bool = False):
+        """`replace`: whether it may be the name of an existing one."""
+        super().__init__(parent, title, name, "Name", accept)
+        self._replace = replace
+        label = QLabel("&Name")
+        label.setBuddy(self.edit)
+        down(label, self.edit, self.feedback, self.buttons, of=self)
+        self.on_changed()
+
+    def problem(self) -> str:
+        return files.name_problem(self.name) or ("" if self._replace else self._existing("choose another name"))
+
+    def note(self) -> str:
+        return self._existing("it will be replaced")
+
+    def _existing(self, then: str) -> str:
+        there = self.name and own_preset(self.name).exists()
+        return f"You have a preset called {self.name}; {then}." if there else ""
+
+
+class QueueDialog(_Named):
     """Under which name, on which device and when a preset is to be trained."""
 
     def __init__(
@@ -193,31 +202,22 @@ class QueueDialog(QDialog):
         parent: QWidget | None = None,
     ):
         """`problems`: what the check has found."""
-        super().__init__(parent)
-        self.setWindowTitle("Add to the queue")
+        super().__init__(parent, "Add to the queue", _free_run_name(document, queue), "Run name", "&Add to queue")
         self._document, self._queue, self._devices = document, queue, devices
         self._preset_problems = list(dict.fromkeys([*_problems(document), *problems]))
-        self.name_edit = QLineEdit(_free_run_name(document, queue))
-        self.name_edit.selectAll()
-        self.name_edit.setAccessibleName("Run name")
-        self.device_box = QComboBox()
-        self.device_box.setAccessibleName("Device")
+        self.device_box = dressed(QComboBox(), name="Device")
         waiting = sum(job.waiting for job in queue.jobs)
         self.first_box = QCheckBox(f"Run &before the {words.plural(waiting, 'waiting job')}")
         self.first_box.setVisible(waiting > 0)
-        self.summary = _sentences_label(self, summary(document))
-        self.feedback = _feedback_label(self)
-        self.buttons = _buttons(self, "&Add to queue")
-        self._lay_out()
-        self.name_edit.textChanged.connect(self.on_name_changed)
+        form = QFormLayout()
+        form.addRow("Run &name", self.edit)
+        form.addRow("&Device", self.device_box)
+        form.addRow("", self.first_box)
+        self.summary = self._sentences(summary(document))
+        down(self.summary, form, self.feedback, self.buttons, of=self)
         devices.changed.connect(self.on_devices_changed)
         self.on_devices_changed()
-        self.on_name_changed()
-
-    @property
-    def name(self) -> str:
-        """Name of the run."""
-        return self.name_edit.text().strip()
+        self.on_changed()
 
     @property
     def device(self) -> str:
@@ -229,6 +229,14 @@ class QueueDialog(QDialog):
         """Whether it goes before the waiting jobs."""
         return self.first_box.isChecked()
 
+    def problem(self) -> str:
+        if self._preset_problems:
+            return f"This preset cannot be trained. {enumerated(self._preset_problems, '; ')}"
+        return _run_name_problem(self.name) or self._queue.problem_with(self._document.values, self.name)
+
+    def note(self) -> str:
+        return self._queue.watching_sentence
+
     def on_devices_changed(self) -> None:
         """Offer the devices that are known now."""
         before = self.device_box.currentData()
@@ -237,24 +245,10 @@ class QueueDialog(QDialog):
             self.device_box.addItem(text, device)
         self.device_box.setCurrentIndex(max(0, self.device_box.findData(before)))
 
-    def on_name_changed(self) -> None:
-        """Say what keeps this from being queued."""
-        problem = _run_name_problem(self.name) or self._queue.problem_with(self._document.values, self.name)
-        if self._preset_problems:
-            problem = f"This preset cannot be trained. {enumerated(self._preset_problems, '; ')}"
-        _say(self.feedback, problem, self._queue.watching_sentence)
-        self.buttons.button(QDialogButtonBox.StandardButton.Ok).setEnabled(not problem and self._queue.drives)
-
-    def _lay_out(self) -> None:
-        form = QFormLayout()
-        form.addRow("Run &name", self.name_edit)
-        form.addRow("&Device", self.device_box)
-        form.addRow("", self.first_box)
-        layout = QVBoxLayout(self)
-        layout.addWidget(self.summary)
-        layout.addLayout(form)
-        layout.addWidget(self.feedback)
-        layout.addWidget(self.buttons)
+    def on_changed(self) -> None:
+        """Only the window that drives the queue adds to it."""
+        super().on_changed()
+        self.ok.setEnabled(self.ok.isEnabled() and self._queue.drives)
 
 
 def summary(document: Document) -> str:
@@ -302,39 +296,3 @@ def _problems(document: Document) -> list[str]:
     problems = document.problems()
     named = zip(labels(document, [*problems]), problems.values(), strict=True)
     return [f"{label}: {text}" for label, texts in named for text in texts.splitlines()]
-
-
-def _says_existing(name: str, then: str) -> str:
-    return f"You have a preset called {name}; {then}." if name and own_preset(name).exists() else ""
-
-
-def _buttons(dialog: QDialog, accept: str) -> QDialogButtonBox:
-    kinds = QDialogButtonBox.StandardButton
-    buttons = QDialogButtonBox(kinds.Ok | kinds.Cancel)
-    buttons.button(kinds.Ok).setText(accept)
-    buttons.button(kinds.Ok).setProperty("role", "primary")
-    buttons.button(kinds.Ok).setDefault(True)
-    buttons.accepted.connect(dialog.accept)
-    buttons.rejected.connect(dialog.reject)
-    return buttons
-
-
-def _sentences_label(dialog: QDialog, text: str = "") -> QLabel:
-    label = QLabel(text)
-    label.setTextFormat(Qt.TextFormat.PlainText)
-    label.setWordWrap(True)
-    label.setTextInteractionFlags(Qt.TextInteractionFlag.TextSelectableByMouse)
-    label.setMinimumWidth(dialog.fontMetrics().averageCharWidth() * WIDTH)
-    return label
-
-
-def _feedback_label(dialog: QDialog) -> QLabel:
-    """With room for two lines, so that the dialog does not jump when a sentence comes."""
-    label = _sentences_label(dialog)
-    label.setMinimumHeight(dialog.fontMetrics().lineSpacing() * 2)
-    return label
-
-
-def _say(label: QLabel, problem: str, note: str) -> None:
-    label.setText(problem or note)
-    theme.set_role(label, "problem" if problem else "note")

@@ -1,16 +1,19 @@
 """Widgets with what their constructors do not take, buttons for actions, and rows and columns of widgets."""
 
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 from PySide6.QtCore import QObject, Qt
-from PySide6.QtGui import QAction
+from PySide6.QtGui import QAction, QKeySequence
 from PySide6.QtWidgets import (
     QAbstractButton,
+    QAbstractItemView,
     QBoxLayout,
     QHBoxLayout,
     QLabel,
     QLayout,
     QPushButton,
+    QSplitter,
     QVBoxLayout,
     QWidget,
 )
@@ -20,18 +23,39 @@ from ui.widgets import icons, theme
 Part = QWidget | QLayout | tuple[QWidget | QLayout, int] | int | None
 """Of a row or column: a widget or layout, either with its stretch; pixels; None for a stretch."""
 
+Slot = Callable[[], object]
 Margins = tuple[int, int, int, int]
+FOR_PEOPLE = QKeySequence.SequenceFormat.NativeText
+V = TypeVar("V", bound=QAbstractItemView)
 W = TypeVar("W", bound=QWidget)
 L = TypeVar("L", bound=QBoxLayout)
 T = TypeVar("T", bound=QAction | QAbstractButton)
 
 
 def dressed(widget: W, role: str = "", name: str = "", tip: str = "", **properties: Any) -> W:
-    """The widget, with a role of the style sheet, a name for screen readers, a tooltip, and other Qt properties."""
-    theme.set_role(widget, role)
-    for key, value in {"accessibleName": name, "toolTip": tip, **properties}.items():
+    """The widget, with a role of the style sheet, a name for screen readers, a tooltip, and other Qt properties; what
+    is not given stays as it is."""
+    if role:
+        theme.set_role(widget, role)
+    properties |= {key: text for key, text in (("accessibleName", name), ("toolTip", tip)) if text}
+    for key, value in properties.items():
         assert widget.setProperty(key, value), f"{type(widget).__name__} has no {key}"
     return widget
+
+
+def scrolled(view: V) -> V:
+    """The list or tree, which scrolls by pixels, and only up and down."""
+    view.setVerticalScrollMode(QAbstractItemView.ScrollMode.ScrollPerPixel)
+    view.setHorizontalScrollBarPolicy(Qt.ScrollBarPolicy.ScrollBarAlwaysOff)
+    return view
+
+
+def say(label: QLabel, text: str, role: str | None = None) -> None:
+    """Show a text, in another role if there is one; a label without a text takes no room."""
+    label.setText(text)
+    label.setVisible(bool(text))
+    if role is not None:
+        theme.set_role(label, role)
 
 
 def plain(text: str = "") -> QLabel:
@@ -57,10 +81,31 @@ def panel(*parts: Part, margins: Margins = (0, 0, 0, 0)) -> QWidget:
     return widget
 
 
+def split(*parts: tuple[QWidget, int], way: Qt.Orientation = Qt.Orientation.Horizontal) -> QSplitter:
+    """Widgets, each with its stretch, and a handle between them."""
+    splitter = QSplitter(way, childrenCollapsible=False)
+    for number, (widget, stretch) in enumerate(parts):
+        splitter.addWidget(widget)
+        splitter.setStretchFactor(number, stretch)
+    return splitter
+
+
 def with_icon(thing: T, name: str) -> T:
     """The action or button, with an icon that stays in the theme's colour."""
     _Inked(thing, name)
     return thing
+
+
+def action(of: QWidget, text: str, slot: Slot, icon: str = "", keys: str = "", tip: str = "") -> QAction:
+    """An action of a widget, whose keys work where that has the focus; the tooltip names them, too."""
+    made = with_icon(QAction(text, of), icon) if icon else QAction(text, of)
+    made.setShortcut(QKeySequence(keys))
+    made.setShortcutContext(Qt.ShortcutContext.WidgetShortcut)
+    if tip:
+        made.setToolTip(f"{tip} ({made.shortcut().toString(FOR_PEOPLE)})" if keys else tip)
+    made.triggered.connect(lambda: slot())
+    of.addAction(made)
+    return made
 
 
 def button(action: QAction, role: str = "", name: str = "") -> QPushButton:

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, fields
 from functools import cache
+from typing import Any
 
 from PySide6.QtCore import QObject, Qt, Signal
 from PySide6.QtGui import QColor, QFontInfo, QGuiApplication, QPalette
@@ -13,11 +14,7 @@ TITLE = 1.75
 FRAMED = ("QCheckBox", "QComboBox", "QAbstractSpinBox", "QAbstractItemView")
 """Kinds of widgets whose frames Fusion draws."""
 
-SCHEMES = {
-    "system": Qt.ColorScheme.Unknown,
-    "light": Qt.ColorScheme.Light,
-    "dark": Qt.ColorScheme.Dark,
-}
+SCHEMES = {"system": Qt.ColorScheme.Unknown, "light": Qt.ColorScheme.Light, "dark": Qt.ColorScheme.Dark}
 
 
 @dataclass(frozen=True)
@@ -44,42 +41,33 @@ class Colors:
     """Of curves, on the surface."""
 
 
-def _colors(series: str, **named: str) -> Colors:
-    return Colors(
-        **{name: QColor(text) for name, text in named.items()},
-        series=tuple(QColor(text) for text in series.split()),
-    )
+COLORS = {
+    "window": ("#f4f5f7", "#1b1e24"),
+    "surface": ("#ffffff", "#14171c"),
+    "raised": ("#fbfbfc", "#252a32"),
+    "border": ("#cfd4dc", "#3a414d"),
+    "text": ("#1d2430", "#e4e8ee"),
+    "muted": ("#5b6675", "#98a3b3"),
+    "accent": ("#2f5fd0", "#5b8cff"),
+    "accent_text": ("#ffffff", "#0b1220"),
+    "good": ("#1b7f4c", "#58c48a"),
+    "warning": ("#8f5b00", "#e0a93f"),
+    "bad": ("#bb2a2a", "#ff7b72"),
+    "modified": ("#b86e00", "#f0a33c"),
+}
+"""On light and on dark."""
 
-
-LIGHT = _colors(
-    window="#f4f5f7",
-    surface="#ffffff",
-    raised="#fbfbfc",
-    border="#cfd4dc",
-    text="#1d2430",
-    muted="#5b6675",
-    accent="#2f5fd0",
-    accent_text="#ffffff",
-    good="#1b7f4c",
-    warning="#8f5b00",
-    bad="#bb2a2a",
-    modified="#b86e00",
-    series="#2f5fd0 #c2570c #1b7f4c #8b3fc0 #b3261e #0e7490 #7a5c00 #be2f83",
+SERIES = (
+    "#2f5fd0 #c2570c #1b7f4c #8b3fc0 #b3261e #0e7490 #7a5c00 #be2f83",
+    "#6f9bff #ff9e57 #5fd093 #c78bff #ff7b72 #45c8dc #d9bd4a #ff85c2",
 )
-DARK = _colors(
-    window="#1b1e24",
-    surface="#14171c",
-    raised="#252a32",
-    border="#3a414d",
-    text="#e4e8ee",
-    muted="#98a3b3",
-    accent="#5b8cff",
-    accent_text="#0b1220",
-    good="#58c48a",
-    warning="#e0a93f",
-    bad="#ff7b72",
-    modified="#f0a33c",
-    series="#6f9bff #ff9e57 #5fd093 #c78bff #ff7b72 #45c8dc #d9bd4a #ff85c2",
+
+LIGHT, DARK = (
+    Colors(
+        **{name: QColor(both[theme]) for name, both in COLORS.items()},
+        series=tuple(map(QColor, SERIES[theme].split())),
+    )
+    for theme in (0, 1)
 )
 
 
@@ -134,8 +122,13 @@ def apply(app: QApplication, mode: str) -> None:
 
 def set_role(widget: QWidget, role: str) -> None:
     """Give a widget one of the roles that the style sheet knows: title, heading, muted, problem, note, primary ..."""
-    if widget.property("role") != role:
-        widget.setProperty("role", role)
+    set_look(widget, "role", role)
+
+
+def set_look(widget: QWidget, name: str, value: Any) -> None:
+    """Give a widget a property that rules of the style sheet are about."""
+    if widget.property(name) != value:
+        widget.setProperty(name, value)
         widget.style().unpolish(widget)
         widget.style().polish(widget)
 
@@ -144,26 +137,19 @@ def palette(c: Colors) -> QPalette:
     """The colours in Qt's roles."""
     role, disabled = QPalette.ColorRole, QPalette.ColorGroup.Disabled
     result = QPalette(c.raised, c.window)
-    for name, color in (
-        (role.WindowText, c.text),
-        (role.Text, c.text),
-        (role.ButtonText, c.text),
-        (role.BrightText, c.bad),
-        (role.Base, c.surface),
-        (role.AlternateBase, c.window),
-        (role.Window, c.window),
-        (role.Button, c.raised),
-        (role.Mid, c.border),
-        (role.Dark, c.border),
-        (role.Highlight, c.accent),
-        (role.HighlightedText, c.accent_text),
-        (role.Accent, c.accent),
-        (role.Link, c.accent),
-        (role.PlaceholderText, c.muted),
-        (role.ToolTipBase, c.raised),
-        (role.ToolTipText, c.text),
+    for color, *names in (
+        (c.text, role.WindowText, role.Text, role.ButtonText, role.ToolTipText),
+        (c.bad, role.BrightText),
+        (c.surface, role.Base),
+        (c.window, role.AlternateBase, role.Window),
+        (c.raised, role.Button, role.ToolTipBase),
+        (c.border, role.Mid, role.Dark),
+        (c.accent, role.Highlight, role.Accent, role.Link),
+        (c.accent_text, role.HighlightedText),
+        (c.muted, role.PlaceholderText),
     ):
-        result.setColor(name, color)
+        for name in names:
+            result.setColor(name, color)
     for name in (role.WindowText, role.Text, role.ButtonText):
         result.setColor(disabled, name, c.muted)
     result.setColor(disabled, role.Highlight, c.border)

@@ -4,10 +4,9 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from PySide6.QtCore import Qt, QTimer, Signal
-from PySide6.QtGui import QAction, QGuiApplication, QHideEvent, QShowEvent
+from PySide6.QtCore import QSignalBlocker, Qt, QTimer, Signal
+from PySide6.QtGui import QGuiApplication, QHideEvent, QShowEvent
 from PySide6.QtWidgets import (
-    QAbstractItemView,
     QComboBox,
     QHeaderView,
     QLabel,
@@ -25,7 +24,7 @@ from ui.core.preset.document import Document
 from ui.core.preset.files import Entry, Opened
 from ui.core.runs.library import Library
 from ui.widgets import icons, theme
-from ui.widgets.making import across, down, dressed
+from ui.widgets.making import across, action, down, dressed, say
 from ui.widgets.two_lines import DETAIL, TwoLines
 
 OPENED, DEFAULTS = "opened", "defaults"
@@ -144,14 +143,13 @@ class ChangesPage(QWidget):
         if wanted == there or box.view().isVisible():
             return
         chosen = box.currentData() or OPENED
-        blocked = box.blockSignals(True)
-        box.clear()
-        for text, data in wanted:
-            box.addItem(text, data)
-            if not data:
-                self._make_heading(box.count() - 1)
-        self.compare_with(chosen if box.findData(chosen) >= 0 else OPENED)
-        box.blockSignals(blocked)
+        with QSignalBlocker(box):
+            box.clear()
+            for text, data in wanted:
+                box.addItem(text, data)
+                if not data:
+                    self._make_heading(box.count() - 1)
+            self.compare_with(chosen if box.findData(chosen) >= 0 else OPENED)
         if box.currentData() != chosen:
             self.on_against_changed()
 
@@ -191,9 +189,7 @@ class ChangesPage(QWidget):
         before, scrolled = self._current(), self.table.verticalScrollBar().value()
         self.rows = changed
         self.title.setText(f"What changed: {words.plural(len(changed), 'setting')}" if changed else "What changed")
-        self.sentence.setText(sentence)
-        self.sentence.setVisible(bool(sentence))
-        theme.set_role(self.sentence, role)
+        say(self.sentence, sentence, role)
         self.copy.setEnabled(bool(changed))
         self.table.setVisible(bool(changed))
         self.table.setRowCount(0)
@@ -253,10 +249,10 @@ class ChangesPage(QWidget):
         table, width = self.table, self.fontMetrics().averageCharWidth()
         table.setHorizontalHeaderLabels(["Setting", "Before", "Now", ""])
         table.setItemDelegateForColumn(0, TwoLines(table))
-        table.setEditTriggers(QAbstractItemView.EditTrigger.NoEditTriggers)
-        table.setSelectionBehavior(QAbstractItemView.SelectionBehavior.SelectRows)
-        table.setSelectionMode(QAbstractItemView.SelectionMode.SingleSelection)
-        table.setVerticalScrollMode(QAbstractItemView.ScrollMode.ScrollPerPixel)
+        table.setEditTriggers(QTableWidget.EditTrigger.NoEditTriggers)
+        table.setSelectionBehavior(QTableWidget.SelectionBehavior.SelectRows)
+        table.setSelectionMode(QTableWidget.SelectionMode.SingleSelection)
+        table.setVerticalScrollMode(QTableWidget.ScrollMode.ScrollPerPixel)
         table.verticalHeader().hide()
         table.verticalHeader().setMaximumSectionSize(self.fontMetrics().lineSpacing() * LINES + 12)
         header = table.horizontalHeader()
@@ -269,12 +265,8 @@ class ChangesPage(QWidget):
         header.sectionResized.connect(lambda: QTimer.singleShot(0, table.resizeRowsToContents))
         table.itemActivated.connect(self.on_activated)
         table.setContextMenuPolicy(Qt.ContextMenuPolicy.ActionsContextMenu)
-        for text, keys, slot in (("&Show setting", "", self.on_activated), ("&Reset", "Del", self.on_reset)):
-            action = QAction(text, table)
-            action.setShortcut(keys)
-            action.setShortcutContext(Qt.ShortcutContext.WidgetShortcut)
-            action.triggered.connect(slot)
-            table.addAction(action)
+        action(table, "&Show setting", self.on_activated)
+        action(table, "&Reset", self.on_reset, keys="Del")
 
     def _lay_out(self) -> None:
         label = QLabel("Compared &with")

@@ -3,15 +3,14 @@
 from collections.abc import Sequence
 
 from PySide6.QtCore import QModelIndex, Qt, Signal
-from PySide6.QtGui import QAction
 from PySide6.QtWidgets import QAbstractItemView, QHeaderView, QLabel, QLineEdit, QPushButton, QTreeView, QWidget
 
 from ui.core import words
 from ui.core.check import Check, Findings
 from ui.core.preset.document import Document
 from ui.pages.layers.block_tree import NUMBERS, RIGHT, LayerModel
-from ui.widgets import dialogs, theme
-from ui.widgets.making import Part, across, button, down, dressed, panel, plain
+from ui.widgets import dialogs
+from ui.widgets.making import Part, across, action, button, down, dressed, panel, plain, say
 
 EXCLUDE = "targets.exclude"
 CONCERNED = ("targets", "family", "base", "adapter", "export")
@@ -32,7 +31,7 @@ class LayersPage(QWidget):
 
     def __init__(self, document: Document, check: Check, parent: QWidget | None = None):
         super().__init__(parent)
-        self._document, self._check = document, check
+        self._document = document
         self._findings: Findings | None = None
         self.model = LayerModel()
         self.state, self.totals = QLabel(wordWrap=True, alignment=RIGHT), QLabel(wordWrap=True)
@@ -40,9 +39,9 @@ class LayersPage(QWidget):
         self.filter = dressed(QLineEdit(clearButtonEnabled=True), name="Filter layers")
         self.filter.setPlaceholderText("Filter by name or kind")
         self.tree = dressed(QTreeView(uniformRowHeights=True), name="Layers")
-        self.exclude_layers, self.exclude_block = QAction(self), QAction(self)
-        self.exclude_layers.setToolTip("Add the selected layers to the field “Exclude”")
-        self.exclude_block.setToolTip("Add the blocks of the selected layers to the field “Exclude”")
+        tip = "Add the {} to the field “Exclude”".format
+        self.exclude_layers = action(self.tree, "", lambda: self._exclude(0), tip=tip("selected layers"))
+        self.exclude_block = action(self.tree, "", lambda: self._exclude(1), tip=tip("blocks of the selected layers"))
         self.excluded = dressed(QLabel(wordWrap=True), "muted")
         self.edit = QPushButton("Edit patterns")
         self._lay_out()
@@ -52,8 +51,6 @@ class LayersPage(QWidget):
         self.filter.textChanged.connect(self._show_layers)
         self.edit.clicked.connect(lambda: self.show_field.emit(EXCLUDE))
         self.tree.selectionModel().selectionChanged.connect(self.on_selection_changed)
-        self.exclude_layers.triggered.connect(lambda: self._exclude(self._selected()[0]))
-        self.exclude_block.triggered.connect(lambda: self._exclude([f"{name}.*" for name in self._selected()[1]]))
         self.problems.show_field.connect(self.show_field)
         self._show_excluded()
         self.on_selection_changed()
@@ -99,19 +96,20 @@ class LayersPage(QWidget):
         self.exclude_block.setEnabled(bool(blocks))
         self.exclude_block.setText("Exclude these blocks" if len(blocks) > 1 else "Exclude this block")
 
-    def _exclude(self, patterns: Sequence[str]) -> None:
-        """One undo step for all patterns."""
+    def _exclude(self, which: int) -> None:
+        """One undo step for all patterns, the first or the second of `_selected`."""
+        patterns = self._selected()[which]
         old = list(self._document.value(EXCLUDE) or [])
         self._document.seal()
         self._document.set(EXCLUDE, [*old, *(pattern for pattern in patterns if pattern not in old)])
         self._document.seal()
 
     def _selected(self) -> tuple[list[str], list[str]]:
-        """Names of the selected layers, and of the blocks of the selected rows that are not a whole network."""
+        """Patterns of the selected layers, and of the blocks of the selected rows that are not a whole network."""
         name, rows = Qt.ItemDataRole.ToolTipRole, self.tree.selectionModel().selectedRows()
         layers = [row.data(name) for row in rows if row.parent().isValid()]
         blocks = dict.fromkeys((row.parent() if row.parent().isValid() else row).data(name) for row in rows)
-        return layers, [name for name in blocks if "." in name]
+        return layers, [f"{name}.*" for name in blocks if "." in name]
 
     def _show_layers(self) -> None:
         layers = self._findings.layers if self._findings is not None else ()
@@ -139,14 +137,11 @@ class LayersPage(QWidget):
 
     def _show_excluded(self) -> None:
         patterns = self._document.value(EXCLUDE) or []
-        self.excluded.setText(f"Excluded: {', '.join(patterns)}" if patterns else "")
-        self.excluded.setVisible(bool(patterns))
+        say(self.excluded, f"Excluded: {', '.join(patterns)}" if patterns else "")
         self.edit.setVisible(bool(patterns))
 
     def _show_state(self, sentence: str, role: str) -> None:
-        self.state.setText(sentence)
-        self.state.setVisible(bool(sentence))
-        theme.set_role(self.state, role)
+        say(self.state, sentence, role)
 
     def _lay_out(self) -> None:
         self._prepare_tree()
@@ -160,7 +155,6 @@ class LayersPage(QWidget):
         self.tree.setStyleSheet("QTreeView::item { padding: 3px; }")
         self.tree.setSelectionMode(QAbstractItemView.SelectionMode.ExtendedSelection)
         self.tree.setContextMenuPolicy(Qt.ContextMenuPolicy.ActionsContextMenu)
-        self.tree.addActions([self.exclude_layers, self.exclude_block])
         header = self.tree.header()
         header.setStretchLastSection(False)
         header.setSectionResizeMode(QHeaderView.ResizeMode.Interactive)

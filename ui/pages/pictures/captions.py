@@ -3,14 +3,13 @@
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from PySide6.QtCore import QEvent, QIODevice, QObject, QSaveFile, Signal
+from PySide6.QtCore import QEvent, QIODevice, QObject, QSaveFile, QSignalBlocker, Signal
 from PySide6.QtGui import QKeyEvent, QKeySequence
 from PySide6.QtWidgets import QLabel, QPlainTextEdit, QPushButton, QWidget
 
 from ui.core import workers
 from ui.pages.pictures.data_set import Picture
-from ui.widgets import theme
-from ui.widgets.making import across, down, dressed
+from ui.widgets.making import across, down, dressed, say
 
 SOURCES = {
     "metadata": "From metadata.jsonl. Saving writes a .txt file, which is used instead.",
@@ -171,9 +170,8 @@ class CaptionEditor(QWidget):
         self.picture = picture
         text = self._captions.edits.get(picture.caption_file, picture.caption) if picture else ""
         if not same or text.strip() != self.text.toPlainText().strip():
-            self.text.blockSignals(True)
-            self.text.setPlainText(text)
-            self.text.blockSignals(False)
+            with QSignalBlocker(self.text):
+                self.text.setPlainText(text)
         self.setEnabled(picture is not None)
         self._show_state()
 
@@ -205,6 +203,5 @@ class CaptionEditor(QWidget):
         reason = self._captions.reasons.get(picture.caption_file, "") if picture else ""
         if edited:
             sentences = [reason] if reason else [*sentences, "Not saved."]
-        theme.set_role(self.source, "problem" if edited and reason else "muted")
-        self.source.setText(" ".join(sentence for sentence in sentences if sentence))
-        self.source.setVisible(bool(self.source.text()))
+        said = " ".join(sentence for sentence in sentences if sentence)
+        say(self.source, said, "problem" if edited and reason else "muted")

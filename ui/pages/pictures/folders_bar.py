@@ -3,13 +3,13 @@
 from collections.abc import Mapping, Sequence
 
 from PySide6.QtCore import QSize, Qt, Signal
-from PySide6.QtGui import QKeySequence, QShortcut
-from PySide6.QtWidgets import QFileDialog, QListWidget, QListWidgetItem, QMenu, QPushButton, QWidget
+from PySide6.QtWidgets import QListWidget, QListWidgetItem, QMenu, QPushButton, QWidget
 
 from ui.core import places, words
 from ui.core.settings import Settings
+from ui.form.paths import ask_folder
 from ui.widgets.icons import icon
-from ui.widgets.making import across, down, dressed
+from ui.widgets.making import across, action, button, down, dressed
 
 ROWS = 3
 """So many folders are in sight; more scroll."""
@@ -33,12 +33,11 @@ class FoldersBar(QWidget):
         self.menu = QMenu(self)
         self.menu.aboutToShow.connect(self.on_menu)
         self.add.setMenu(self.menu)
-        self.remove = dressed(QPushButton("Remove"), tip="Remove the selected folders from the data set (Delete)")
+        tip, remove = "Remove the selected folders from the data set", lambda: self.removed.emit(self._chosen())
+        self.removal = action(self.list, "Remove", remove, keys="Del", tip=tip)
+        self.remove = button(self.removal)
         buttons = down(across(self.add, self.remove), None)
         across((self.list, 1), buttons, of=self, margins=(0, 0, 0, 0))
-        delete = QShortcut(QKeySequence.StandardKey.Delete, self.list, context=Qt.ShortcutContext.WidgetShortcut)
-        delete.activated.connect(self.on_remove)
-        self.remove.clicked.connect(self.on_remove)
         self.list.itemSelectionChanged.connect(self.on_selection_changed)
         self.set_folders([], {})
 
@@ -74,20 +73,14 @@ class FoldersBar(QWidget):
 
     def on_choose(self) -> None:
         """Ask for a folder."""
-        start = next(iter(self._settings.recent_folders), "")
-        folder = QFileDialog.getExistingDirectory(self, "Folder with pictures", str(places.full(start)))
-        if folder:
+        if folder := ask_folder(self, "Folder with pictures", "", self._settings):
             self.added.emit([folder])
-
-    def on_remove(self) -> None:
-        """Take the selected folders out; with one folder it need not be selected."""
-        if self._chosen():
-            self.removed.emit(self._chosen())
 
     def on_selection_changed(self) -> None:
         """Nothing to remove without a selection."""
-        self.remove.setEnabled(bool(self._chosen()))
+        self.removal.setEnabled(bool(self._chosen()))
 
     def _chosen(self) -> list[str]:
+        """The selected folders; with one folder it need not be selected."""
         items = self.list.selectedItems() or ([self.list.item(0)] if self.list.count() == 1 else [])
         return [folder for item in items if (folder := item.data(Qt.ItemDataRole.UserRole))]

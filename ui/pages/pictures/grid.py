@@ -9,6 +9,7 @@ from PySide6.QtWidgets import QListView, QStyle, QStyledItemDelegate, QStyleOpti
 from ui.pages.pictures.data_set import Picture, PictureModel
 from ui.pages.pictures.thumbnails import Thumbnails
 from ui.widgets import theme
+from ui.widgets.making import dressed, scrolled
 
 WIDEST = "1024×1024 → 1024×1024"
 """The sizes a cell has room for; longer ones are elided."""
@@ -32,16 +33,10 @@ class PictureGrid(QListView):
         self.words = ""
         """What is said while there is nothing to show."""
         self._thumbnails = thumbnails
-        self.setAccessibleName("Pictures")
-        self.setViewMode(QListView.ViewMode.IconMode)
-        self.setMovement(QListView.Movement.Static)
-        self.setResizeMode(QListView.ResizeMode.Adjust)
-        self.setLayoutMode(QListView.LayoutMode.Batched)
-        self.setBatchSize(200)
-        self.setUniformItemSizes(True)
-        self.setVerticalScrollMode(QListView.ScrollMode.ScrollPerPixel)
-        self.setHorizontalScrollBarPolicy(Qt.ScrollBarPolicy.ScrollBarAlwaysOff)
-        self.setMouseTracking(True)
+        self.setViewMode(QListView.ViewMode.IconMode)  # before what it would set otherwise
+        static, adjust, batched = QListView.Movement.Static, QListView.ResizeMode.Adjust, QListView.LayoutMode.Batched
+        dressed(self, movement=static, resizeMode=adjust, layoutMode=batched, batchSize=200)
+        dressed(scrolled(self), name="Pictures", uniformItemSizes=True, mouseTracking=True)
         self.setModel(model)
         self.setItemDelegate(Cell(model, thumbnails, self))
         self._soon = QTimer(self, singleShot=True, interval=30)

@@ -1,6 +1,5 @@
 """The widgets of the data page and where they stand."""
 
-from PySide6.QtCore import Qt
 from PySide6.QtWidgets import (
     QButtonGroup,
     QCheckBox,
@@ -11,7 +10,6 @@ from PySide6.QtWidgets import (
     QPushButton,
     QScrollArea,
     QSizePolicy,
-    QSplitter,
     QTabWidget,
     QToolButton,
     QWidget,
@@ -27,7 +25,7 @@ from ui.pages.pictures.notes import NotesList
 from ui.pages.pictures.panel import PicturePanel
 from ui.pages.pictures.thumbnails import Thumbnails
 from ui.widgets.elided import Elided
-from ui.widgets.making import across, down, dressed, panel, with_icon
+from ui.widgets.making import across, down, dressed, panel, split, with_icon
 
 FILTER = "Filter by name or caption"
 INSIDE = (0, 6, 8, 0)
@@ -68,10 +66,7 @@ class Parts:
         self.views.addTab(pictures, "Pictures")
         self.views.addTab(panel(self.bucket_line, (scrolled, 1), margins=INSIDE), "Buckets")
         self.views.addTab(panel(self.notes, margins=INSIDE), "Problems and notes")
-        self.splitter = QSplitter(Qt.Orientation.Horizontal, childrenCollapsible=False)
-        self.splitter.addWidget(self.views)
-        self.splitter.addWidget(self.panel)
-        self.splitter.setStretchFactor(0, 1)
+        self.splitter = split((self.views, 1), (self.panel, 0))
         self.splitter.setSizes([letter * 90, letter * 46])
         title, both = dressed(QLabel("Pictures"), "title"), across(self.training, self.validation)
         both.setSpacing(0)

@@ -8,6 +8,7 @@ from PySide6.QtWidgets import QListWidget, QListWidgetItem, QWidget
 
 from ui.widgets import theme
 from ui.widgets.icons import icon
+from ui.widgets.making import dressed, scrolled
 
 
 class NotesList(QListWidget):
@@ -15,15 +16,10 @@ class NotesList(QListWidget):
 
     def __init__(self, parent: QWidget | None = None):
         super().__init__(parent)
-        self.setAccessibleName("Problems and notes")
-        self.setWordWrap(True)
-        self.setTextElideMode(Qt.TextElideMode.ElideNone)
+        dressed(scrolled(self), name="Problems and notes", wordWrap=True, textElideMode=Qt.TextElideMode.ElideNone)
         self.setResizeMode(QListWidget.ResizeMode.Adjust)  # rows that were laid out unseen have another width
         self._problems: list[str] = []
         self._notes: list[str] = []
-        self.setSelectionMode(QListWidget.SelectionMode.SingleSelection)
-        self.setHorizontalScrollBarPolicy(Qt.ScrollBarPolicy.ScrollBarAlwaysOff)
-        self.setVerticalScrollMode(QListWidget.ScrollMode.ScrollPerPixel)
         theme.notifier().changed.connect(self.on_theme_changed)
 
     def set_sentences(self, problems: Sequence[str], notes: Sequence[str]) -> None:

@@ -1,12 +1,12 @@
 """The data page: folders, thumbnails with captions, buckets, and what the model sees."""
 
 from collections import Counter
-from collections.abc import Iterable
-from pathlib import Path
+from collections.abc import Iterable, Mapping
+from functools import partial
 from typing import Any
 
-from PySide6.QtCore import QByteArray, Qt, QTimer
-from PySide6.QtGui import QDragEnterEvent, QDropEvent, QHideEvent, QKeySequence, QShortcut, QShowEvent
+from PySide6.QtCore import QByteArray, Qt, QTimer, Signal
+from PySide6.QtGui import QHideEvent, QKeySequence, QShortcut, QShowEvent
 from PySide6.QtWidgets import QMessageBox, QWidget
 
 from ui.core import places, words
@@ -19,6 +19,7 @@ from ui.pages.pictures.data_set import Picture, PictureModel
 from ui.pages.pictures.layout import Parts
 from ui.pages.pictures.thumbnails import Thumbnails
 from ui.widgets import theme
+from ui.widgets.drops import Drops
 
 MATTERS = ("family", "base.path", "base.config", "data", "training.batch_size")
 """Options that change what the trainer says about pictures."""
@@ -32,8 +33,11 @@ NOTHING: dict[str, Any] = {"pictures": [], "buckets": [], "problems": [], "notes
 SPLITTER = "pictures_splitter"
 
 
-class PicturesPage(QWidget):
+class PicturesPage(Drops, QWidget):
     """Everything about the pictures of the preset that is edited."""
+
+    dropped = Signal(list)
+    folders_only = True
 
     def __init__(self, document: Document, settings: Settings, look: Look | None = None, parent: QWidget | None = None):
         super().__init__(parent)
@@ -48,6 +52,7 @@ class PicturesPage(QWidget):
         self.thumbnails = Thumbnails(self)
         self.parts = Parts(self, self.model, self.thumbnails, self.captions, settings)
         self.setAcceptDrops(True)
+        self.dropped.connect(self.add_folders)
         self._soon = QTimer(self, singleShot=True, interval=600)
         self._soon.timeout.connect(self.on_quiet)
         self._connect()
@@ -102,7 +107,7 @@ class PicturesPage(QWidget):
         self._say("Reading pictures…", "muted")
         self.parts.progress.setRange(0, 0)
         self.parts.progress.show()
-        self.look.ask(PICTURES, {"preset": self._document.values, "which": self._which()})
+        self.ask(PICTURES, {})
 
     def may_leave(self) -> bool:
         """Whether the window may close: asks when captions are not saved."""
@@ -169,9 +174,10 @@ class PicturesPage(QWidget):
         if picture != self.parts.panel.picture and (picture is not None or not self.model.shown):
             self.parts.panel.show_picture(picture)
 
-    def on_asked(self, question: dict[str, Any]) -> None:
-        """The panel wants to know what the model sees."""
-        self.look.ask(SEES, {"preset": self._document.values, "which": self._which(), **question})
+    def ask(self, kind: str, question: Mapping[str, Any]) -> None:
+        """Ask the trainer, PICTURES or SEES."""
+        which = "training" if self.training else "validation"
+        self.look.ask(kind, {"preset": self._document.values, "which": which, **question})
 
     def on_progressed(self, kind: str, done: int, total: int) -> None:
         """The trainer's eyes are at work."""
@@ -195,11 +201,6 @@ class PicturesPage(QWidget):
             self.parts.progress.hide()
             self._say(sentence, "problem")
 
-    def on_edit_changed(self, file: str) -> None:
-        """A caption was typed, saved or reverted."""
-        self.model.update(file)
-        self._show_edits()
-
     def on_caption_saved(self, file: str, text: str) -> None:
         """A caption is in its file: show that now, ask the trainer soon."""
         self.model.replace(file, text)
@@ -222,16 +223,6 @@ class PicturesPage(QWidget):
         if not event.spontaneous():
             self._stale = True
 
-    def dragEnterEvent(self, event: QDragEnterEvent) -> None:
-        """Qt: folders may be dropped."""
-        if dropped(event):
-            event.acceptProposedAction()
-
-    def dropEvent(self, event: QDropEvent) -> None:
-        """Qt: folders were dropped."""
-        event.acceptProposedAction()
-        self.add_folders(dropped(event))
-
     # -- helpers ------------------------------------------------------------------------------------------------------
 
     def _connect(self) -> None:
@@ -240,7 +231,8 @@ class PicturesPage(QWidget):
         look.answered.connect(self.on_answered)
         look.refused.connect(self.on_refused)
         look.progressed.connect(self.on_progressed)
-        captions.changed.connect(self.on_edit_changed)
+        captions.changed.connect(self.model.update)
+        captions.changed.connect(self._show_edits)
         captions.changed.connect(self.kept.on_edited)
         self.kept.failed.connect(captions.failed)
         captions.saved.connect(self.on_caption_saved)
@@ -254,13 +246,10 @@ class PicturesPage(QWidget):
         parts.search.textChanged.connect(self.on_filter)
         parts.problems_only.toggled.connect(self.on_filter)
         parts.grid.chosen.connect(self.on_chosen)
-        parts.panel.asked.connect(self.on_asked)
+        parts.panel.asked.connect(partial(self.ask, SEES))
         parts.panel.editor.revert.clicked.connect(self._soon.start)  # the file may say something else by now
         context = Qt.ShortcutContext.WidgetWithChildrenShortcut
         QShortcut(QKeySequence.StandardKey.Refresh, self, context=context).activated.connect(self.refresh)
-
-    def _which(self) -> str:
-        return "training" if self.training else "validation"
 
     def _set(self, path: str, value: Any) -> None:
         """An undo step of its own."""
@@ -340,9 +329,3 @@ def bucket_words(buckets: list[dict[str, Any]], batch: int) -> str:
     if filled:
         text += f" {words.plural(filled, 'picture')} repeated per epoch to fill last batches (pale)."
     return text
-
-
-def dropped(event: QDropEvent) -> list[str]:
-    """The folders among what is dragged."""
-    paths = [url.toLocalFile() for url in event.mimeData().urls() if url.isLocalFile()]
-    return [path for path in paths if Path(path).is_dir()]

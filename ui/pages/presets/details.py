@@ -48,10 +48,9 @@ class PresetDetails(QScrollArea):
 
     def __init__(self) -> None:
         super().__init__(widgetResizable=True)
-        self.setFrameShape(QFrame.Shape.NoFrame)
+        dressed(self, name="Settings of the preset", frameShape=QFrame.Shape.NoFrame)
         self.setHorizontalScrollBarPolicy(Qt.ScrollBarPolicy.ScrollBarAlwaysOff)
         self.setFocusPolicy(Qt.FocusPolicy.StrongFocus)
-        self.setAccessibleName("Settings of the preset")
         self.show_text("Select a preset to see its settings.")
 
     def show_text(self, text: str, role: str = "muted") -> None:

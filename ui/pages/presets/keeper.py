@@ -42,7 +42,7 @@ class PresetKeeper(QObject):
 
     def rename(self, entry: Entry) -> None:
         """Give an own preset another name."""
-        dialog = dialogs.preset_name_dialog(self._window, "Rename preset", entry.name, "Re&name")
+        dialog = dialogs.NameDialog(self._window, "Rename preset", entry.name, "Re&name")
         dialog.accepted.connect(lambda: self._rename(entry, dialog.name))
         dialog.open()
 
@@ -77,7 +77,7 @@ class PresetKeeper(QObject):
         if not ask and not files.name_problem(name) and not dialogs.own_preset(name).exists():
             self._try(title, self._save, values, name)
             return
-        dialog = dialogs.preset_name_dialog(self._window, title, free_name(name), accept)
+        dialog = dialogs.NameDialog(self._window, title, free_name(name), accept)
         dialog.accepted.connect(lambda: self._try(title, self._save, values, dialog.name))
         dialog.open()
 

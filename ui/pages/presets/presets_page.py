@@ -1,23 +1,23 @@
 """The page of presets: look at them, open, copy, rename, delete, import and export them."""
 
-from collections.abc import Callable
 from pathlib import Path
 
-from PySide6.QtCore import Qt, Signal
-from PySide6.QtGui import QAction, QDragEnterEvent, QDropEvent, QHideEvent, QShowEvent
-from PySide6.QtWidgets import QFileDialog, QLabel, QLineEdit, QMenu, QPushButton, QSplitter, QWidget
+from PySide6.QtCore import QSignalBlocker, Qt, Signal
+from PySide6.QtGui import QHideEvent, QShowEvent
+from PySide6.QtWidgets import QFileDialog, QLabel, QLineEdit, QMenu, QPushButton, QWidget
 
 from ui.core import places, reading, workers
 from ui.core.preset import files
 from ui.core.preset.document import Document
-from ui.core.preset.files import Entry
+from ui.core.preset.files import Entry, Opened
 from ui.core.settings import Settings
 from ui.pages.presets.details import Looked, PresetDetails, look
 from ui.pages.presets.keeper import PresetKeeper
 from ui.pages.presets.tree import PresetTree
 from ui.widgets import dialogs
+from ui.widgets.drops import Drops
 from ui.widgets.elided import Elided
-from ui.widgets.making import across, button, dressed, panel, plain, with_icon
+from ui.widgets.making import across, action, button, dressed, panel, plain, say, split, with_icon
 
 OPENABLE = "Presets (*.json *.safetensors)"
 PRESETS = "Presets (*.json)"
@@ -25,10 +25,11 @@ FOLDER = "preset_folder"
 """The folder that files were last chosen in, among the settings."""
 
 
-class PresetsPage(QWidget):
+class PresetsPage(Drops, QWidget):
     """All presets at the left, the chosen one at the right. It opens nothing itself, but asks for it."""
 
     open_requested = Signal(Path)
+    dropped = Signal(list)
     renamed = Signal(Path, Path)
     """The own preset at the first path is now at the second."""
 
@@ -40,8 +41,8 @@ class PresetsPage(QWidget):
         self._looked: Looked | None = None
         self.entries: list[Entry] = []
         self.tree, self.details = PresetTree(), PresetDetails()
-        self.filter = QLineEdit(placeholderText="Filter presets", clearButtonEnabled=True)
-        self.filter.setAccessibleName("Filter presets")
+        wanted = "Filter presets"
+        self.filter = dressed(QLineEdit(clearButtonEnabled=True), name=wanted, placeholderText=wanted)
         self.nothing = QLabel("No matching presets", wordWrap=True)
         self.nothing.hide()
         self.name, self.where, self.description = dressed(Elided(), "title"), dressed(Elided(), "muted"), plain()
@@ -50,9 +51,10 @@ class PresetsPage(QWidget):
         self._make_actions()
         self._lay_out()
         self.setAcceptDrops(True)
+        self.dropped.connect(self.on_dropped)
         self.tree.currentItemChanged.connect(self.on_current_changed)
         self.tree.itemActivated.connect(lambda: self.open_action.trigger())
-        self.filter.textChanged.connect(self.on_filter_changed)
+        self.filter.textChanged.connect(lambda text: self.nothing.setVisible(not self.tree.narrow(text)))
         self.filter.returnPressed.connect(self.tree.setFocus)
         self.keeper.kept.connect(self.refresh)
         self.keeper.deleted.connect(lambda: self.refresh())
@@ -74,11 +76,9 @@ class PresetsPage(QWidget):
             self._looking.cancel()
         entry, self._looked = self.tree.entry(), None
         self._enable()
-        self.name.setText(entry.name if entry else "")
-        self.where.setText(_where(entry) if entry else "")
-        self.description.setText(entry.description if entry else "")
-        for label in (self.name, self.where, self.description):
-            label.setVisible(bool(label.text()))
+        say(self.name, entry.name if entry else "")
+        say(self.where, _where(entry) if entry else "")
+        say(self.description, entry.description if entry else "")
         if entry is None:
             self.details.show_text("Select a preset to see its settings." if self.entries else "No presets")
             return
@@ -95,41 +95,14 @@ class PresetsPage(QWidget):
         if self.isVisible():
             self.refresh(self._document.origin.path)
 
-    def on_filter_changed(self, text: str) -> None:
-        """Show only presets with these words."""
-        self.nothing.setVisible(not self.tree.narrow(text))
-
-    def on_open(self) -> None:
-        """Ask for the chosen preset to be opened."""
-        entry = self.tree.entry()
-        if entry:
-            self.open_requested.emit(entry.path)
-
-    def on_duplicate(self) -> None:
-        """Make an own preset with the same settings."""
-        if self._looked:
-            self.keeper.duplicate(self._looked.opened)
-
-    def on_rename(self) -> None:
-        """Give an own preset another name."""
-        entry = self.tree.entry()
-        if entry:
-            self.keeper.rename(entry)
-
-    def on_delete(self) -> None:
-        """Delete an own preset, if the answer is yes."""
-        entry = self.tree.entry()
-        if entry:
-            self.keeper.delete(entry)
-
     def on_export(self) -> None:
         """Write the chosen preset into a file anywhere."""
-        if self._looked:
-            suggested = Path(self._folder()) / f"{self._looked.opened.origin.name}.json"
-            chosen, _ = QFileDialog.getSaveFileName(self, "Export preset", str(suggested), PRESETS)
-            if chosen:
-                self._settings.keep(FOLDER, str(Path(chosen).parent))
-                self.keeper.export(self._looked.opened, Path(chosen))
+        opened = self._opened()
+        suggested = Path(self._folder()) / f"{opened.origin.name}.json"
+        chosen, _ = QFileDialog.getSaveFileName(self, "Export preset", str(suggested), PRESETS)
+        if chosen:
+            self._settings.keep(FOLDER, str(Path(chosen).parent))
+            self.keeper.export(opened, Path(chosen))
 
     def on_import(self) -> None:
         """Copy a preset file to the own presets."""
@@ -152,17 +125,10 @@ class PresetsPage(QWidget):
 
     # -- files ---------------------------------------------------------------------------------------------------------
 
-    def dragEnterEvent(self, event: QDragEnterEvent) -> None:
-        """Take files and folders."""
-        if event.mimeData().hasUrls():
-            event.acceptProposedAction()
-
-    def dropEvent(self, event: QDropEvent) -> None:
+    def on_dropped(self, paths: list[str]) -> None:
         """Open what is dropped."""
-        paths = [Path(url.toLocalFile()) for url in event.mimeData().urls() if url.isLocalFile()]
-        event.acceptProposedAction()
         if len(paths) == 1:
-            self._request(paths[0])
+            self._request(places.full(paths[0]))
         else:
             dialogs.say_error(self, "Open preset", f"{len(paths)} files were dropped; only one preset can be open.")
 
@@ -175,6 +141,15 @@ class PresetsPage(QWidget):
         else:
             self._settings.keep(FOLDER, str(path.parent))
             self.open_requested.emit(path)
+
+    def _entry(self) -> Entry:
+        entry = self.tree.entry()
+        assert entry  # or the action is disabled
+        return entry
+
+    def _opened(self) -> Opened:
+        assert self._looked  # or the action is disabled
+        return self._looked.opened
 
     def _folder(self) -> str:
         return self._settings.text(FOLDER, str(Path.home()))
@@ -197,9 +172,8 @@ class PresetsPage(QWidget):
         before, opened = self.tree.entry(), self._document.origin.path
         self.entries = entries
         chosen = chosen if chosen in {entry.path for entry in entries} else None
-        blocked = self.tree.blockSignals(True)
-        self.tree.fill(entries, opened, chosen or (before.path if before else opened))
-        self.tree.blockSignals(blocked)
+        with QSignalBlocker(self.tree):
+            self.tree.fill(entries, opened, chosen or (before.path if before else opened))
         self.on_current_changed()
 
     def _show(self, entry: Entry, looked: Looked) -> None:
@@ -215,34 +189,24 @@ class PresetsPage(QWidget):
         entry = self.tree.entry()
         own = entry is not None and entry.kind == "own"
         self.open_action.setEnabled(entry is not None)
-        for action in (self.duplicate_action, self.export_action):
-            action.setEnabled(self._looked is not None)
-        for action in (self.rename_action, self.delete_action):
-            action.setEnabled(own)
+        for one in (self.duplicate_action, self.export_action):
+            one.setEnabled(self._looked is not None)
+        for one in (self.rename_action, self.delete_action):
+            one.setEnabled(own)
 
     def _make_actions(self) -> None:
-        self.open_action = self._action("&Open", "", "", self.on_open)
-        self.duplicate_action = self._action("&Duplicate…", "copy", "Ctrl+D", self.on_duplicate)
-        self.rename_action = self._action("Re&name…", "edit", "F2", self.on_rename)
-        self.delete_action = self._action("De&lete…", "delete", "Del", self.on_delete)
-        self.export_action = self._action("E&xport…", "export", "", self.on_export)
-
-    def _action(self, text: str, icon: str, keys: str, slot: Callable[[], None]) -> QAction:
-        action = QAction(text, self)
-        if icon:
-            with_icon(action, icon)
-        action.setShortcut(keys)
-        action.setShortcutContext(Qt.ShortcutContext.WidgetShortcut)
-        action.triggered.connect(slot)
-        self.tree.addAction(action)
-        return action
+        tree, keeper = self.tree, self.keeper
+        self.open_action = action(tree, "&Open", lambda: self.open_requested.emit(self._entry().path))
+        duplicate = lambda: keeper.duplicate(self._opened())  # noqa: E731
+        self.duplicate_action = action(tree, "&Duplicate…", duplicate, "copy", "Ctrl+D")
+        self.rename_action = action(tree, "Re&name…", lambda: keeper.rename(self._entry()), "edit", "F2")
+        self.delete_action = action(tree, "De&lete…", lambda: keeper.delete(self._entry()), "delete", "Del")
+        self.export_action = action(tree, "E&xport…", self.on_export, "export")
 
     def _lay_out(self) -> None:
-        splitter = QSplitter(childrenCollapsible=False)
-        splitter.addWidget(self._left())
-        splitter.addWidget(self._right())
-        splitter.setSizes([400, 500])
-        across(splitter, of=self)
+        both = split((self._left(), 0), (self._right(), 0))
+        both.setSizes([400, 500])
+        across(both, of=self)
 
     def _left(self) -> QWidget:
         import_button = with_icon(QPushButton("&Import…"), "add")

@@ -9,6 +9,7 @@ from PySide6.QtWidgets import QTreeWidget, QTreeWidgetItem, QTreeWidgetItemItera
 from ui.core import places
 from ui.core.preset.files import Entry
 from ui.core.preset.groups import OTHERS, groups, order
+from ui.widgets.making import dressed, scrolled
 from ui.widgets.two_lines import BAD, BADGE, DETAIL, TwoLines
 
 ENTRY = Qt.ItemDataRole.UserRole + 10
@@ -19,13 +20,10 @@ class PresetTree(QTreeWidget):
 
     def __init__(self) -> None:
         super().__init__()
-        self.setHeaderHidden(True)
+        dressed(scrolled(self), name="Presets", headerHidden=True)
+        self.setContextMenuPolicy(Qt.ContextMenuPolicy.ActionsContextMenu)
         self.setItemDelegate(TwoLines(self))
         self.setIndentation(self.fontMetrics().averageCharWidth() * 2)
-        self.setContextMenuPolicy(Qt.ContextMenuPolicy.ActionsContextMenu)
-        self.setHorizontalScrollBarPolicy(Qt.ScrollBarPolicy.ScrollBarAlwaysOff)
-        self.setVerticalScrollMode(QTreeWidget.ScrollMode.ScrollPerPixel)
-        self.setAccessibleName("Presets")
         self._words: list[str] = []
 
     def fill(self, entries: Sequence[Entry], opened: Path | None, chosen: Path | None) -> None:

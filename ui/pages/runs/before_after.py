@@ -1,10 +1,11 @@
 """Two pictures in one place, with a line between them that can be dragged."""
 
-from PySide6.QtCore import QPointF, QRect, QRectF, QSize, Qt, Signal
+from PySide6.QtCore import QPointF, QRect, QRectF, QSize, Qt
 from PySide6.QtGui import QColor, QImage, QKeyEvent, QMouseEvent, QPainter, QPaintEvent, QPen, QPixmap, QResizeEvent
 from PySide6.QtWidgets import QSizePolicy, QWidget
 
 from ui.widgets import theme
+from ui.widgets.making import dressed
 
 CENTER = Qt.AlignmentFlag.AlignCenter
 STEP, LONG_STEP = 0.02, 0.1
@@ -14,21 +15,18 @@ STEP, LONG_STEP = 0.02, 0.1
 class BeforeAfter(QWidget):
     """The first picture left of the line, the second right of it."""
 
-    moved = Signal(float)
-    """The line's place: 0 at the left edge of the pictures, 1 at the right."""
-
     def __init__(self, parent: QWidget | None = None):
         super().__init__(parent)
         self.position = 0.5
+        """The line's place: 0 at the left edge of the pictures, 1 at the right."""
         self.labels = ("", "")
         self.message = ""
         self._images = (QImage(), QImage())
         self._scaled: dict[int, QPixmap] = {}
-        self.setFocusPolicy(Qt.FocusPolicy.StrongFocus)
+        dressed(self, name="Before and after", focusPolicy=Qt.FocusPolicy.StrongFocus)
         self.setSizePolicy(QSizePolicy.Policy.Expanding, QSizePolicy.Policy.Expanding)
         self.setMinimumHeight(self.fontMetrics().height() * 8)
         self.setCursor(Qt.CursorShape.SplitHCursor)
-        self.setAccessibleName("Before and after")
         self._describe()
 
     def set_pictures(self, before: QImage, after: QImage, labels: tuple[str, str]) -> None:
@@ -45,12 +43,9 @@ class BeforeAfter(QWidget):
 
     def set_position(self, position: float) -> None:
         """Put the line there, as far as the pictures go."""
-        position = min(1.0, max(0.0, position))
-        if position != self.position:
-            self.position = position
-            self._describe()
-            self.update()
-            self.moved.emit(position)
+        self.position = min(1.0, max(0.0, position))
+        self._describe()
+        self.update()
 
     def area(self) -> QRect:
         """Where the pictures are: as large as fits, in the middle; the second's shape, in which the first stands."""

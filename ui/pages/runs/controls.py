@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from PySide6.QtCore import Qt, QUrl, Signal
-from PySide6.QtGui import QAction, QDesktopServices, QGuiApplication, QKeySequence
+from PySide6.QtGui import QAction, QDesktopServices, QGuiApplication
 from PySide6.QtWidgets import QWidget
 
 from ui.core import reading, words
@@ -16,7 +16,7 @@ from ui.core.runs.queue import Queue
 from ui.core.runs.states import Glance, State
 from ui.pages.runs.tensorboard import TensorBoard
 from ui.widgets import dialogs
-from ui.widgets.making import across, button
+from ui.widgets.making import across, action, button
 
 ASKED = {
     "stop": "Stopping: the trainer saves a state after this step.",
@@ -71,7 +71,8 @@ class Controls(QWidget):
         self.open_folder = self._add("Open folder", "", "Show the run's files", self.on_open_folder)
         self.copy = self._add("Copy file path", "", "Copy the path of the exported file", self.on_copy)
         self.preset = self._add("Open preset", "", "Edit a copy of this run's preset", self.on_preset)
-        self.tensorboard = self._add("TensorBoard", "", "Show this folder's runs in the browser", self.on_board)
+        show_runs = lambda: self.board.show(self.shown.folder.parent)  # noqa: E731
+        self.tensorboard = self._add("TensorBoard", "", "Show this folder's runs in the browser", show_runs)
         self.row.addStretch(1)
         self.show_subject(None)
 
@@ -106,14 +107,12 @@ class Controls(QWidget):
 
     def ask(self, what: str) -> None:
         """Ask the trainer for something, and say so."""
-        if not self.subject:
-            return
-        job, sentence = self.subject.job, ASKED[what]
+        job, sentence = self.shown.job, ASKED[what]
         try:
             if what == "stop" and job and job.running:
                 sentence = sentence if self.queue.stop(job.id) else ENDED
             else:
-                launch.request(self.subject.folder, what)
+                launch.request(self.shown.folder, what)
         except (OSError, ValueError) as error:
             self.said.emit(str(error))
             return
@@ -133,63 +132,55 @@ class Controls(QWidget):
                 self.said.emit(f"{made} after step {words.count(history.step)}.")
                 self.show_subject(self.subject)
 
+    @property
+    def shown(self) -> Subject:
+        """What the controls are about while one of them can be used."""
+        assert self.subject
+        return self.subject
+
     def on_end(self) -> None:
         """Ask whether to end the process without saving, and do it."""
-        subject = self.subject
-        if not subject:
-            return
+        subject = self.shown
         question = "End the run without saving?"
         end = lambda: self._do(lambda: self._kill(subject), "Run ended.")  # noqa: E731
         dialogs.confirm(self, "End now", question, LOST, "&End now", end)
 
     def on_resume(self) -> None:
         """Queue it again."""
-        if not self.subject:
-            return
-        job, folder = self.subject.job, self.subject.folder
-        again = job and self.subject.state == State.REFUSED
+        job, folder = self.shown.job, self.shown.folder
+        again = job and self.shown.state == State.REFUSED
         resume = (lambda: self.queue.run_next(job.id)) if job and again else (lambda: self.queue.resume(folder))
         self._do(resume, "Queued: starts when a device is free.")
 
     def on_forget(self) -> None:
         """Take a job that never began off the list."""
-        job = self.subject.job if self.subject else None
-        if job:
-            self._do(lambda: self.queue.remove(job.id))
+        job = self.shown.job
+        assert job
+        self._do(lambda: self.queue.remove(job.id))
 
     def on_open_folder(self) -> None:
         """Show the run's files in the system's file manager."""
-        if self.subject and not QDesktopServices.openUrl(QUrl.fromLocalFile(str(self.subject.folder))):
-            self.said.emit(f"No program could open the folder {self.subject.folder}")
+        if not QDesktopServices.openUrl(QUrl.fromLocalFile(str(self.shown.folder))):
+            self.said.emit(f"No program could open the folder {self.shown.folder}")
 
     def on_copy(self) -> None:
         """Copy the path of the exported file."""
-        if self.subject and self.subject.glance and self.subject.glance.exported:
-            path = str(self.subject.glance.exported)
-            QGuiApplication.clipboard().setText(path)
-            self.said.emit(f"Copied: {path}")
+        assert self.shown.glance
+        path = str(self.shown.glance.exported)
+        QGuiApplication.clipboard().setText(path)
+        self.said.emit(f"Copied: {path}")
 
     def on_preset(self) -> None:
         """Open the run's preset, or that of a job without a run folder."""
-        if self.subject:
-            job, written = self.subject.job, self.subject.folder / "preset.json"
-            self.open_preset.emit(job.preset if job and not written.exists() else self.subject.folder)
+        job, written = self.shown.job, self.shown.folder / "preset.json"
+        self.open_preset.emit(job.preset if job and not written.exists() else self.shown.folder)
 
-    def on_board(self) -> None:
-        """Show the runs of this folder in TensorBoard."""
-        if self.subject:
-            self.board.show(self.subject.folder.parent)
-
-    def _add(self, text: str, keys: str, tip: str, slot: Callable[[], None], role: str = "") -> QAction:
+    def _add(self, text: str, keys: str, tip: str, slot: Callable[[], object], role: str = "") -> QAction:
         """An action, and a button that does it."""
-        action = QAction(text, self)
-        action.setShortcut(QKeySequence(keys))
-        action.setShortcutContext(Qt.ShortcutContext.WindowShortcut)
-        action.setToolTip(f"{tip} ({keys})" if keys else tip)
-        action.triggered.connect(lambda: slot())
-        self.addAction(action)
-        self.row.addWidget(button(action, role))
-        return action
+        made = action(self, text, slot, keys=keys, tip=tip)
+        made.setShortcutContext(Qt.ShortcutContext.WindowShortcut)
+        self.row.addWidget(button(made, role))
+        return made
 
     def _do(self, change: Callable[[], object], done: str = "") -> None:
         """Change something and say so, or why that cannot be."""

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from PySide6.QtCore import Qt
-from PySide6.QtGui import QImage, QKeySequence, QShortcut
+from PySide6.QtGui import QKeySequence, QShortcut
 from PySide6.QtWidgets import QComboBox, QLabel, QPushButton, QStackedWidget, QWidget
 
 from ui.core import workers
@@ -119,11 +119,9 @@ class Pair(QWidget):
             return
         paths = [self.model.path(sample) for sample in samples if sample]
         labels = (step_text(steps[0]), step_text(steps[1]))
-
-        def arrived(images: list[QImage]) -> None:
-            self.slider.set_pictures(images[0], images[1], labels)
-
-        self.reading = workers.run(_read_all, paths, done=arrived, failed=self.slider.set_message)
+        read = lambda: [read_picture(path) for path in paths]  # noqa: E731
+        show = lambda images: self.slider.set_pictures(images[0], images[1], labels)  # noqa: E731
+        self.reading = workers.run(read, done=show, failed=self.slider.set_message)
 
     def cancel(self) -> None:
         """Wait for no pictures."""
@@ -157,7 +155,3 @@ class Pair(QWidget):
         left, right = (dressed(QLabel(text), "muted") for text in ("Left", "Right"))
         top = across(self.back, (self.prompt, 1), left, self.before, right, self.after)
         down(top, (self.slider, 1), self.strip, of=self, margins=(0, 8, 0, 0))
-
-
-def _read_all(paths: list[Path]) -> list[QImage]:
-    return [read_picture(path) for path in paths]

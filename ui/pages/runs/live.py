@@ -21,7 +21,7 @@ from ui.pages.runs.messages import Messages
 from ui.pages.runs.state_icon import state_color, state_icon, state_role
 from ui.widgets import theme
 from ui.widgets.elided import Elided
-from ui.widgets.making import across, down, dressed, plain
+from ui.widgets.making import across, down, dressed, plain, say
 
 FACTS: tuple[str, ...] = ("Epoch", "Speed", "Time left", "Memory", "Loss", "Validation")
 SLOW = 300
@@ -111,8 +111,7 @@ class Live(QWidget):
         self.state = state
         self.name.setText(glance.name if glance else job.name if job else self.folder.name)
         self._show_state(state, sentence)
-        self.about.setText(_about(glance))
-        self.about.setVisible(bool(self.about.text()))
+        say(self.about, _about(glance))
         self.about.setToolTip(glance.description if glance else "")
         self.controls.show_subject(Subject(self.folder, state, glance, job, self.samples))
         self.log.show_file(_log_file(self.folder, job))
@@ -144,8 +143,7 @@ class Live(QWidget):
 
     def say(self, sentence: str) -> None:
         """Answer to what was pressed."""
-        self.answer.setText(sentence)
-        self.answer.setVisible(bool(sentence))
+        say(self.answer, sentence)
 
     def _history(self) -> History:
         return self.follower.history if self.follower else History()

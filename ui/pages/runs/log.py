@@ -8,7 +8,7 @@ from PySide6.QtWidgets import QCheckBox, QLabel, QLineEdit, QPlainTextEdit, QPus
 
 from ui.core import words, workers
 from ui.core.runs.tail import LogTail
-from ui.widgets.making import across, down, dressed, with_icon
+from ui.widgets.making import across, down, dressed, say, with_icon
 
 KEPT_LINES = 20_000
 INTERVAL = 500
@@ -50,7 +50,7 @@ class Log(QWidget):
         self.text.clear()
         self.follow.setChecked(True)
         self.missed = ""
-        self._say("" if path else "No log yet")
+        say(self.note, "" if path else "No log yet")
         self.open.setEnabled(path is not None)
         self.on_timer()
 
@@ -79,7 +79,7 @@ class Log(QWidget):
         """Say why there is no text."""
         self.reading = None
         missing = self.tail and not self.tail.path.exists()
-        self._say("No log yet" if missing else f"The log cannot be read: {sentence}")
+        say(self.note, "No log yet" if missing else f"The log cannot be read: {sentence}")
 
     def on_scrolled(self) -> None:
         """Who scrolls up wants to read, who scrolls to the end wants to follow."""
@@ -138,11 +138,7 @@ class Log(QWidget):
         skipped = self.tail.skipped if self.tail else 0
         part = f"Last part only; the first {words.size(skipped)} are in the file." if skipped else ""
         empty = "The log is empty" if self.tail and self.text.document().isEmpty() else ""
-        self._say(self.missed or part or empty)
-
-    def _say(self, sentence: str) -> None:
-        self.note.setText(sentence)
-        self.note.setVisible(bool(sentence))
+        say(self.note, self.missed or part or empty)
 
     def _lay_out(self) -> None:
         bar = across((self.search, 1), self.back, self.on, self.follow, self.open)

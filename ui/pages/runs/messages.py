@@ -10,7 +10,6 @@ from PySide6.QtWidgets import (
     QHeaderView,
     QLabel,
     QPlainTextEdit,
-    QSplitter,
     QTreeWidget,
     QTreeWidgetItem,
     QWidget,
@@ -19,7 +18,7 @@ from PySide6.QtWidgets import (
 from ui.core import words
 from ui.core.runs.history import History, Message, Saved
 from ui.widgets import icons, theme
-from ui.widgets.making import down, dressed
+from ui.widgets.making import down, dressed, split
 
 EMPTY = "No messages. Warnings, errors and saved files of the run appear here."
 NOUNS = {"state": "training state", "export": "exported file", "adapter": "Gimbal's own adapter file"}
@@ -40,10 +39,7 @@ class Messages(QWidget):
         QShortcut(QKeySequence.StandardKey.Copy, self.list, self.copy, context=Qt.ShortcutContext.WidgetShortcut)
         self.detail = dressed(QPlainTextEdit(readOnly=True), "mono", "All of the chosen message")
         self.empty = dressed(QLabel(EMPTY, margin=40, alignment=Qt.AlignmentFlag.AlignCenter), "muted")
-        self.split = QSplitter(Qt.Orientation.Vertical, childrenCollapsible=False)
-        self.split.addWidget(self.list)
-        self.split.addWidget(self.detail)
-        self.split.setStretchFactor(0, 1)
+        self.split = split((self.list, 1), (self.detail, 0), way=Qt.Orientation.Vertical)
         down(self.empty, self.split, of=self, margins=(0, 8, 0, 0))
         self._shown: list[tuple[str, str, str, str]] = []
         self.split.hide()

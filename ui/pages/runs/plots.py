@@ -13,15 +13,15 @@ from typing import NamedTuple
 
 import numpy as np
 import pyqtgraph as pg
-from PySide6.QtCore import QPointF, Qt, Signal
+from PySide6.QtCore import QPointF, QSignalBlocker, Qt, Signal
 from PySide6.QtGui import QColor, QKeySequence, QShortcut
-from PySide6.QtWidgets import QCheckBox, QComboBox, QLabel, QSlider, QSplitter, QToolTip, QWidget
+from PySide6.QtWidgets import QCheckBox, QComboBox, QLabel, QSlider, QToolTip, QWidget
 
 from ui.core.runs.history import Curve
 from ui.pages.runs.axis import Axis
 from ui.pages.runs.readout import readout, short
 from ui.widgets import theme
-from ui.widgets.making import across, down, dressed, panel
+from ui.widgets.making import across, down, dressed, panel, split
 
 SPANS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000)
 """Steps that the smoothing slider averages over."""
@@ -216,12 +216,11 @@ class Curves(QWidget):
         if [self.choice.itemData(i) for i in range(self.choice.count())] == list(entries):
             return
         kept = self.choice.currentData()
-        self.choice.blockSignals(True)
-        self.choice.clear()
-        for name, label in entries.items():
-            self.choice.addItem(label, name)
-        self.choice.setCurrentIndex(max(0, self.choice.findData(kept)))
-        self.choice.blockSignals(False)
+        with QSignalBlocker(self.choice):
+            self.choice.clear()
+            for name, label in entries.items():
+                self.choice.addItem(label, name)
+            self.choice.setCurrentIndex(max(0, self.choice.findData(kept)))
 
     def _lay_out(self) -> None:
         smoothing = QLabel("Smoothing")
@@ -232,11 +231,11 @@ class Curves(QWidget):
         self.bottom_bar = across(self.choice, self.log_other, None)
         self.legend.setAttribute(Qt.WidgetAttribute.WA_TransparentForMouseEvents)
         down(across(None, self.legend), None, of=self.loss_plot)
-        split = QSplitter(Qt.Orientation.Vertical, childrenCollapsible=False)
-        for bar, plot, stretch in ((top_bar, self.loss_plot, 3), (self.bottom_bar, self.other_plot, 2)):
-            split.addWidget(panel(bar, (plot, 1), margins=(0, 6, 0, 4)))
-            split.setStretchFactor(split.count() - 1, stretch)
-        down(split, of=self, margins=(0, 0, 0, 0))
+        upper, lower = (
+            panel(bar, (plot, 1), margins=(0, 6, 0, 4))
+            for bar, plot in ((top_bar, self.loss_plot), (self.bottom_bar, self.other_plot))
+        )
+        down(split((upper, 3), (lower, 2), way=Qt.Orientation.Vertical), of=self, margins=(0, 0, 0, 0))
 
     def _connect(self) -> None:
         self.each.toggled.connect(self.draw)

@@ -13,6 +13,7 @@ from ui.core.runs.jobs import Job
 from ui.core.runs.states import Glance, State
 from ui.pages.runs.state_icon import state_color, state_icon
 from ui.widgets import theme
+from ui.widgets.making import dressed, scrolled
 from ui.widgets.two_lines import BADGE, DETAIL, PADDING, TwoLines
 
 ROW = Qt.ItemDataRole.UserRole
@@ -59,10 +60,8 @@ class RunList(QListWidget):
 
     def __init__(self, name: str):
         super().__init__()
-        self.setAccessibleName(name)
+        dressed(scrolled(self), name=name)
         self.setItemDelegate(_Painter(self, badge="muted"))
-        self.setHorizontalScrollBarPolicy(Qt.ScrollBarPolicy.ScrollBarAlwaysOff)
-        self.setVerticalScrollMode(QListWidget.ScrollMode.ScrollPerPixel)
         theme.notifier().changed.connect(self.viewport().update)
 
     def rows(self) -> list[Row]:

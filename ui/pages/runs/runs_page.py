@@ -4,7 +4,7 @@ from pathlib import Path
 
 from PySide6.QtCore import Qt, Signal
 from PySide6.QtGui import QAction
-from PySide6.QtWidgets import QLabel, QSplitter, QStackedWidget, QWidget
+from PySide6.QtWidgets import QLabel, QStackedWidget, QWidget
 
 from ui.core.runs.library import Library
 from ui.core.runs.queue import Queue
@@ -12,7 +12,7 @@ from ui.core.settings import Settings
 from ui.pages.runs.live import Live
 from ui.pages.runs.row_list import Row
 from ui.pages.runs.side import Side
-from ui.widgets.making import down, dressed
+from ui.widgets.making import down, dressed, split
 
 NOTHING = "Select a run to see its curves, samples and messages."
 NO_RUNS = (
@@ -37,10 +37,7 @@ class RunsPage(QWidget):
         self.right = QStackedWidget()
         self.right.addWidget(self.empty)
         self.right.addWidget(self.live)
-        self.split = QSplitter(childrenCollapsible=False)
-        self.split.addWidget(self.side)
-        self.split.addWidget(self.right)
-        self.split.setStretchFactor(1, 1)
+        self.split = split((self.side, 0), (self.right, 1))
         unit = self.fontMetrics().averageCharWidth()
         self.split.setSizes([unit * 37, unit * 91])
         self.split.restoreState(settings.state(SPLITTER))

@@ -7,12 +7,13 @@ from typing import Any
 
 from PySide6.QtCore import QAbstractTableModel, QModelIndex, QObject, QPersistentModelIndex, QSize, Qt, Signal
 from PySide6.QtGui import QIcon, QImage, QPixmap
-from PySide6.QtWidgets import QAbstractItemView, QHeaderView, QStyledItemDelegate, QTableView
+from PySide6.QtWidgets import QHeaderView, QStyledItemDelegate, QTableView
 
 from ui.core import workers
 from ui.core.runs.history import Sample
 from ui.widgets import theme
 from ui.widgets.images import read_scaled
+from ui.widgets.making import dressed
 
 Index = QModelIndex | QPersistentModelIndex
 NOWHERE = QModelIndex()
@@ -95,16 +96,12 @@ class SamplesModel(QAbstractTableModel):
         While the model is reset, one header is asked for sections that only the other one knows to be gone; an
         exception here would end the program.
         """
-        if section >= len(self.steps if orientation == Qt.Orientation.Horizontal else self.prompts):
+        above, text = orientation == Qt.Orientation.Horizontal, Qt.ItemDataRole.DisplayRole
+        if section >= len(self.steps if above else self.prompts):
             return None
-        if orientation == Qt.Orientation.Horizontal and role == Qt.ItemDataRole.DisplayRole:
-            return step_text(self.steps[section])
-        if orientation == Qt.Orientation.Vertical and role in (
-            Qt.ItemDataRole.DisplayRole,
-            Qt.ItemDataRole.ToolTipRole,
-        ):
-            return self.prompts[section][1] or "(empty prompt)"
-        return None
+        if above:
+            return step_text(self.steps[section]) if role == text else None
+        return self.prompts[section][1] or "(empty prompt)" if role in (text, Qt.ItemDataRole.ToolTipRole) else None
 
     def data(self, index: Index, role: int = Qt.ItemDataRole.DisplayRole) -> Any:
         """The picture, a sentence why there is none, or nothing yet."""
@@ -149,11 +146,9 @@ class SampleTable(QTableView):
         super().__init__()
         self.setModel(model)
         self.setItemDelegate(_Untinted(self))
-        self.setShowGrid(False)
-        self.setSelectionMode(QAbstractItemView.SelectionMode.SingleSelection)
-        self.setHorizontalScrollMode(QAbstractItemView.ScrollMode.ScrollPerPixel)
-        self.setVerticalScrollMode(QAbstractItemView.ScrollMode.ScrollPerPixel)
-        self.setTabKeyNavigation(False)
+        single, pixels = QTableView.SelectionMode.SingleSelection, QTableView.ScrollMode.ScrollPerPixel
+        dressed(self, selectionMode=single, horizontalScrollMode=pixels, verticalScrollMode=pixels)
+        dressed(self, showGrid=False, tabKeyNavigation=False, cornerButtonEnabled=False)
         cell = model.side + 8
         for header in (self.horizontalHeader(), self.verticalHeader()):
             header.setSectionResizeMode(QHeaderView.ResizeMode.Fixed)
@@ -162,7 +157,6 @@ class SampleTable(QTableView):
         self.verticalHeader().setFixedWidth(round(cell * 1.2))
         self.verticalHeader().setDefaultAlignment(PROMPTS)
         self.verticalHeader().setTextElideMode(Qt.TextElideMode.ElideNone)
-        self.setCornerButtonEnabled(False)
         self.setStyleSheet(STYLE)
         self.clicked.connect(self.on_opened)
         self.activated.connect(self.on_opened)

@@ -3,15 +3,13 @@
 from pathlib import Path
 
 from PySide6.QtCore import QModelIndex, QSignalBlocker, Qt, QTimer, Signal
-from PySide6.QtGui import QAction, QKeySequence
 from PySide6.QtWidgets import QLabel, QLineEdit, QPushButton, QWidget
 
 from ui.core.runs.library import Library
 from ui.core.runs.queue import Queue
-from ui.core.runs.states import State
 from ui.pages.runs.row_list import Row, RunList, job_row, run_row
 from ui.widgets import dialogs
-from ui.widgets.making import across, button, down, dressed, with_icon
+from ui.widgets.making import across, action, button, down, dressed, say
 
 NO_RUNS = "No runs yet. Open a preset, then press “Train…”."
 NO_MATCH = "No matching runs"
@@ -37,10 +35,11 @@ class Side(QWidget):
         self.no_runs = dressed(QLabel(wordWrap=True), "muted")
         self.filter = dressed(QLineEdit(clearButtonEnabled=True), name="Filter runs by name, method or family")
         self.filter.setPlaceholderText("Filter runs")
-        self.up = self._action("up", "Move up", "Alt+Up", lambda: self.shift(-1))
-        self.down = self._action("down", "Move down", "Alt+Down", lambda: self.shift(1))
-        self.first = self._action("next", "Run next", "Alt+Home", self.run_next)
-        self.cancel = self._action("remove", "Remove from the queue", "Del", self.remove)
+        self.up = action(self.jobs, "Move up", lambda: self.shift(-1), "up", "Alt+Up", "Move up")
+        self.down = action(self.jobs, "Move down", lambda: self.shift(1), "down", "Alt+Down", "Move down")
+        self.first = action(self.jobs, "Run next", self.run_next, "next", "Alt+Home", "Run next")
+        take_out = "Remove from the queue"
+        self.cancel = action(self.jobs, take_out, self.remove, "remove", "Del", take_out)
         self.actions_of_queue = (self.up, self.down, self.first, self.cancel)
         self._lay_out()
         self._connect()
@@ -66,11 +65,9 @@ class Side(QWidget):
         self.no_jobs.setVisible(not jobs)
         rows = max(1, min(5, len(jobs)))
         self.jobs.setFixedHeight(self.jobs.sizeHintForRow(0) * rows + 2 * self.jobs.frameWidth() if jobs else 0)
-        self.no_runs.setText(NO_MATCH if glances else NO_RUNS)
-        self.no_runs.setVisible(not self.runs.count())
+        say(self.no_runs, "" if self.runs.count() else NO_MATCH if glances else NO_RUNS)
         self.runs.setVisible(bool(self.runs.count()))
-        self.watching.setText(self.queue.watching_sentence)
-        self.watching.setVisible(not self.queue.drives)
+        say(self.watching, self.queue.watching_sentence)
         with QSignalBlocker(self.pause):
             self.pause.setChecked(self.queue.paused)
         self.pause.setText("Queue paused" if self.queue.paused else "Pause queue")
@@ -89,24 +86,17 @@ class Side(QWidget):
 
     def shift(self, by: int) -> None:
         """Move the chosen job."""
-        row = self.jobs.current()
-        waiting = [job.id for job in self.queue.jobs if job.waiting]
-        if row and row.job in waiting:
-            to = waiting.index(row.job) + by
-            if 0 <= to < len(waiting):
-                self._do(lambda: self.queue.move(row.job, to))
+        job = self._job().job
+        self._do(lambda: self.queue.move(job, self._waiting().index(job) + by))
 
     def run_next(self) -> None:
         """Put the chosen job before all others that wait."""
-        row = self.jobs.current()
-        if row:
-            self._do(lambda: self.queue.run_next(row.job))
+        job = self._job().job
+        self._do(lambda: self.queue.run_next(job))
 
     def remove(self) -> None:
         """Ask, then forget the chosen waiting job."""
-        row = self.jobs.current()
-        if not row or row.state != State.WAITING:
-            return
+        row = self._job()
         question = f"Remove “{row.name}” from the queue?"
         details = "It will not be trained. Its preset is not changed."
         take_out = lambda: self._do(lambda: self.queue.remove(row.job))  # noqa: E731
@@ -142,27 +132,25 @@ class Side(QWidget):
             self.said.emit(str(error))
         self.refresh()
 
+    def _job(self) -> Row:
+        row = self.jobs.current()
+        assert row  # or the actions are disabled
+        return row
+
+    def _waiting(self) -> list[str]:
+        return [job.id for job in self.queue.jobs if job.waiting]
+
     def _enable(self) -> None:
-        row, drives = self.jobs.current(), self.queue.drives
-        waiting = [job.id for job in self.queue.jobs if job.waiting]
+        row, drives, waiting = self.jobs.current(), self.queue.drives, self._waiting()
         place = waiting.index(row.job) if row and row.job in waiting else -1
         self.up.setEnabled(drives and place > 0)
         self.first.setEnabled(drives and place > 0)
         self.down.setEnabled(drives and 0 <= place < len(waiting) - 1)
         self.cancel.setEnabled(drives and place >= 0)
 
-    def _action(self, icon: str, text: str, keys: str, slot) -> QAction:
-        action = with_icon(QAction(text, self), icon)
-        action.setShortcut(QKeySequence(keys))
-        action.setShortcutContext(Qt.ShortcutContext.WidgetShortcut)
-        action.setToolTip(f"{text} ({action.shortcut().toString(QKeySequence.SequenceFormat.NativeText)})")
-        action.triggered.connect(slot)
-        self.jobs.addAction(action)
-        return action
-
     def _lay_out(self) -> None:
         self.jobs.setContextMenuPolicy(Qt.ContextMenuPolicy.ActionsContextMenu)
-        buttons = (button(action, "flat", action.text()) for action in self.actions_of_queue)
+        buttons = (button(one, "flat", one.text()) for one in self.actions_of_queue)
         head = across(dressed(QLabel("Queue"), "heading"), None, *buttons, self.pause)
         queue = (head, self.watching, self.jobs, self.no_jobs, 8)
         runs = (dressed(QLabel("Runs"), "heading"), self.filter, (self.runs, 1), self.no_runs)

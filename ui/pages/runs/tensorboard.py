@@ -44,10 +44,8 @@ class TensorBoard(QObject):
 
     def open(self) -> None:
         """Show it in the browser."""
-        if QDesktopServices.openUrl(QUrl(self.address)):
-            self.said.emit(f"TensorBoard runs at {self.address}")
-        else:
-            self.said.emit(f"TensorBoard runs at {self.address}; no browser could be opened.")
+        opened = QDesktopServices.openUrl(QUrl(self.address))
+        self.said.emit(f"TensorBoard runs at {self.address}{'' if opened else '; no browser could be opened.'}")
 
     def stop(self) -> None:
         """End it."""
