@@ -13,7 +13,7 @@ from ui.form.inputs import Input
 from ui.form.paths import Finder, ask_folder
 from ui.widgets import theme
 from ui.widgets.drops import Drops
-from ui.widgets.making import action, button, down
+from ui.widgets.making import action, button, down, dressed
 
 LINES = (4, 10)
 """Least and most lines of a list that are shown at once."""
@@ -139,9 +139,7 @@ class List(Drops, Keys, QListWidget):
     def __init__(self, rows: Rows, empty: str):
         super().__init__()
         self.rows, self.empty = rows, empty
-        self.setWordWrap(True)
-        self.setSpacing(2)
-        self.setAcceptDrops(True)
+        dressed(self, wordWrap=True, spacing=2, acceptDrops=True)
         self.setHorizontalScrollBarPolicy(Qt.ScrollBarPolicy.ScrollBarAlwaysOff)
         triggers = QAbstractItemView.EditTrigger
         self.setEditTriggers(triggers.DoubleClicked | triggers.EditKeyPressed)

@@ -114,11 +114,10 @@ class CurvesTab(QWidget):
         self.panel = ComparePanel()
         self.panel.hide()
         self.panel.changed.connect(self.draw)
-        self.compare = dressed(QPushButton("Compare"), tip="Compare with other runs", checkable=True)
+        compare = dressed(QPushButton("Compare"), tip="Compare with other runs", checkable=True)
+        self.compare = with_icon(compare, "chart")
         self.compare.toggled.connect(self.on_compare_toggled)
-        self.reset = dressed(QPushButton("Reset view"), tip=ZOOMING)
-        with_icon(self.compare, "chart")
-        with_icon(self.reset, "reset")
+        self.reset = with_icon(dressed(QPushButton("Reset view"), tip=ZOOMING), "reset")
         across((self.stack, 1), self.panel, of=self, margins=(0, 0, 0, 0))
 
     def show_run(self, run: tuple[Path, str, History] | None, glances: Sequence[Glance]) -> None:

@@ -31,8 +31,7 @@ class Messages(QWidget):
 
     def __init__(self) -> None:
         super().__init__()
-        self.list = dressed(QTreeWidget(), name="Messages of the run", rootIsDecorated=False)
-        self.list.setUniformRowHeights(True)
+        self.list = dressed(QTreeWidget(), name="Messages of the run", rootIsDecorated=False, uniformRowHeights=True)
         self.list.setHeaderLabels(["Time", "Message"])
         self.list.header().setSectionResizeMode(0, QHeaderView.ResizeMode.ResizeToContents)
         self.list.currentItemChanged.connect(self.on_current_changed)

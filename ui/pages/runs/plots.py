@@ -66,10 +66,8 @@ class Curves(QWidget):
         self.lines: dict[tuple[Path, str], pg.PlotDataItem] = {}
         self._smooth: dict[Path, Sequence[float]] = {}
         self._drawn: dict[tuple[Path, str], tuple] = {}
-        self.loss_plot, self.other_plot = _plot(), _plot()
+        self.loss_plot, self.other_plot = _plot("Loss by step"), _plot("The chosen curve by step")
         self.other_plot.setXLink(self.loss_plot)
-        self.loss_plot.setAccessibleName("Loss by step")
-        self.other_plot.setAccessibleName("The chosen curve by step")
         faint = "Show the loss of each step behind the smoothed loss"
         self.each = dressed(QCheckBox("Each step"), tip=faint, checked=True)
         self.smoothing = QSlider(Qt.Orientation.Horizontal)
@@ -279,8 +277,8 @@ class _Plot(pg.PlotWidget):
         self.left.emit()
 
 
-def _plot() -> _Plot:
-    plot = _Plot(axisItems={"left": Axis()})
+def _plot(name: str) -> _Plot:
+    plot = dressed(_Plot(axisItems={"left": Axis()}), name=name)
     plot.setDownsampling(auto=True, mode="peak")  # before lines are added: they take it over
     plot.setClipToView(True)
     plot.setMenuEnabled(False)
