@@ -30,7 +30,6 @@ from ui.core.preset import files as window_presets
 from ui.core.preset.schema import Schema
 from ui.core.runs import jobs, library, states
 from ui.core.runs.history import History
-from ui.core.runs.queue import new_id
 from ui.core.runs.tail import Tail
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -195,7 +194,8 @@ def seen_by_the_window(folder: Path) -> Any:
 def make_queue(folder: Path) -> None:
     """A queue with a waiting job and one that runs."""
     process = jobs.Process(1, 1.5, "x")
-    waiting = jobs.Job(new_id(), "x", folder / "x.json", folder / "x", folder / "x.out", "any", False, "", folder)
+    files = (folder / "x.json", folder / "x", folder / "x.out")
+    waiting = jobs.Job("20261130-120000-abcd", "x", *files, "any", False, "", folder)
     jobs.write(folder / "queue.json", [waiting, replace(waiting, id="y", process=process, places=("0",))], False)
 
 

@@ -103,7 +103,7 @@ def test_a_killed_trainer_is_told_and_resumed(open_window, qtbot):
     trainer.kill()
     wait_for(qtbot, window, folder, State.VANISHED)
     seen = window.library.glance(folder)
-    assert seen.resumable and "without" in seen.status.sentence
+    assert seen.resumable and "killed, crashed" in seen.status.sentence
     killed_at = seen.step
     window.show_page(RUNS)
     window.runs.show_run(folder)
