@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from modules.judges.trunk import SubjectNet
+from modules.tensorfile import read_header
 
 FILE = Path(__file__).resolve().parents[2] / "demo" / "judges.safetensors"
 SIDE = 64
@@ -188,7 +189,8 @@ def judge(pictures: list[Image.Image], subjects: list[str], file: Path = FILE) -
 
     Raises ValueError for an unknown subject and for no pictures.
     """
-    judges = for_subjects(file, subjects)
+    check_subjects(file, subjects)
+    judges = load(file)
     if not pictures:
         raise ValueError("no pictures to judge")
     answers = judges.answers(torch.stack([tensor(picture) for picture in pictures]))
@@ -198,14 +200,13 @@ def judge(pictures: list[Image.Image], subjects: list[str], file: Path = FILE) -
     return Facts(sum(right) / count, styles.count(STYLES[1]) / count, styles.count(NONE) / count, tuple(answers))
 
 
-def for_subjects(file: Path, subjects: list[str]) -> Judges:
-    """The judges in `file`. Raises ValueError if they do not know one of the subjects."""
-    judges = load(file)
-    unknown = sorted(set(subjects) - set(judges.names))
+def check_subjects(file: Path, subjects: list[str]) -> None:
+    """Raise ValueError if `file` is not one of judges, or if they do not know one of the subjects. Reads its header."""
+    names = json.loads(_told(file)["names"])
+    unknown = sorted(set(subjects) - set(names))
     if unknown:
-        raise ValueError(f"{file} does not know the subject {unknown[0]!r}; it knows {', '.join(judges.names[:5])} and "
-                         f"{len(judges.names) - 5} more (`names` in its metadata)")
-    return judges
+        raise ValueError(f"{file} does not know the subject {unknown[0]!r}; it knows {', '.join(names[:5])} and "
+                         f"{len(names) - 5} more (`names` in its metadata)")
 
 
 def subject_of(prompt: str) -> str:
@@ -238,12 +239,8 @@ def save(judges: Judges, facts: dict[str, float | int], file: Path) -> None:
 @cache
 def load(file: Path = FILE) -> Judges:
     """The judges in `file`. Raises ValueError if it is missing or another file."""
-    if not file.is_file():
-        raise ValueError(f"{file} is missing; `python scripts/demo_quality.py --train` makes it")
+    told = _told(file)
     with safe_open(file, "pt") as opened:
-        told = opened.metadata() or {}
-        if not {"names", "limit"} <= told.keys():
-            raise ValueError(f"{file} is not a file of judges: its metadata has no names and no limit")
         tensors = {name: opened.get_tensor(name).float() for name in opened.keys()}  # noqa: SIM118  (no dictionary)
     nets = {"subject": SubjectNet(), "style": style_net(), "none": none_net()}
     for part, net in nets.items():
@@ -252,3 +249,13 @@ def load(file: Path = FILE) -> Judges:
         net.eval().requires_grad_(False)
     own = {name: tensors[name] for name in OWN}
     return Judges(**nets, **own, names=tuple(json.loads(told["names"])), limit=float(told["limit"]))
+
+
+def _told(file: Path) -> dict[str, str]:
+    """The metadata of a file of judges."""
+    if not file.is_file():
+        raise ValueError(f"{file} is missing; `python scripts/demo_quality.py --train` makes it")
+    told = read_header(file).metadata
+    if not {"names", "limit"} <= told.keys():
+        raise ValueError(f"{file} is not a file of judges: its metadata has no names and no limit")
+    return told

@@ -76,7 +76,7 @@ def _examine_samples(preset: Preset, found: Findings) -> None:
         return
     subjects = [judges.subject_of(prompt) for prompt in sample_prompts(preset, found.training)]
     try:
-        judges.for_subjects(Path(preset.samples.judges), subjects)
+        judges.check_subjects(Path(preset.samples.judges), subjects)
     except (ValueError, OSError) as error:
         found.problems.append(f"samples.judges: {error}")
 

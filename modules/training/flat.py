@@ -93,7 +93,7 @@ class Flat:
         return norm
 
     def seen(self, parameters: list[nn.Parameter]) -> list[nn.Parameter]:
-        """The optimizer's parameters for these. Joined ones have to be given together."""
+        """The optimizer's parameters for these. Joined ones must be given together."""
         wanted = set(parameters)
         found = [place for place in self._joined if wanted & set(place.members)]
         for place in found:

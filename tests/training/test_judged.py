@@ -39,6 +39,7 @@ def test_the_real_judges_name_nothing_in_the_pictures_of_a_random_base(place: Pl
     [
         ({"prompts": ["owl", "unicorn, noto style"]}, "does not know the subject 'unicorn'; it knows "),
         ({"judges": "nowhere.safetensors"}, "samples.judges: nowhere.safetensors is missing"),
+        ({"judges": __file__}, "not a safetensors file"),
     ],
 )
 def test_what_cannot_be_judged_is_refused_before_the_run(place: Place, capsys, change, said):
