@@ -12,7 +12,7 @@ from modules.adapters.base import seed_of
 from modules.data.captions import caption_for
 from modules.data.index import Index, Picture, by_bucket
 from modules.data.pictures import sizes_of
-from modules.preset.schema import Data
+from modules.preset.data_options import Data
 
 KEPT_EPOCHS = 4
 """Orders of epochs kept in memory; a step needs one or two of them."""

@@ -29,7 +29,7 @@ from modules.data.names import shown
 from modules.data.pictures import content_key, fit, open_picture
 from modules.disk import DiskFull, remove_left_overs, whole
 from modules.families.base import Model, Texts
-from modules.preset.schema import Data
+from modules.preset.data_options import Data
 from modules.printable import short
 
 log = logging.getLogger(__name__)

@@ -6,7 +6,7 @@ from random import Random
 
 from modules.adapters.base import seed_of
 from modules.data.names import shown
-from modules.preset.schema import Data
+from modules.preset.data_options import Data
 
 CAPTION_KEYS = ("text", "caption")
 """Names of the caption in metadata.jsonl."""

@@ -13,7 +13,7 @@ from typing import TypeVar
 from modules.data.buckets import nearest
 from modules.data.pictures import content_key, enlargement, open_picture
 from modules.data.survey import Item, Survey, survey
-from modules.preset.schema import Data
+from modules.preset.data_options import Data
 
 Progress = Callable[[int, int], None]
 """Called with the number done and the total."""

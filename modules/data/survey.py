@@ -12,7 +12,7 @@ from modules.data.buckets import buckets
 from modules.data.captions import parse_metadata_line, read_text
 from modules.data.names import shown
 from modules.data.pictures import SUFFIXES
-from modules.preset.schema import Data
+from modules.preset.data_options import Data
 
 SETTINGS = {"training": "data.folders", "validation": "data.validation_folder"}
 """The two sets of pictures, and the options with their folders."""

@@ -19,9 +19,11 @@ from modules.data.index import Picture, Progress, as_picture, bucket_numbers, lo
 from modules.data.pictures import enlargement, placement, read_size
 from modules.data.survey import SETTINGS, Item, Survey, bucket_sizes, survey
 from modules.documents import parse_json
+from modules.preset.base_options import Base
+from modules.preset.data_options import Data
 from modules.preset.problems import sentences
-from modules.preset.schema import Base, Data, Training
 from modules.preset.section import Section
+from modules.preset.training_options import Training
 from modules.training.command import quiet_libraries
 
 SECTIONS = {"base": ("path", "config"), "training": ("batch_size",)}

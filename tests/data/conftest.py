@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from modules.preset.schema import Data
+from modules.preset.data_options import Data
 
 
 class Folder:

@@ -10,7 +10,7 @@ import torch
 from modules.data.batches import Batches
 from modules.data.captions import caption_for
 from modules.data.index import Index, Picture
-from modules.preset.schema import Data
+from modules.preset.data_options import Data
 
 PLAIN = Data(caption_dropout=0.0)
 

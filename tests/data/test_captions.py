@@ -3,7 +3,7 @@
 import pytest
 
 from modules.data.captions import caption_for, parse_metadata_line, read_text
-from modules.preset.schema import Data
+from modules.preset.data_options import Data
 
 TAGS = "cat, sitting,  red sofa , window,night"
 N = 4000

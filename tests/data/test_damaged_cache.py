@@ -197,7 +197,7 @@ def test_a_killed_writer_leaves_nothing_that_is_read(options):
     """The process dies between writing and renaming; the next run finds no entry and its partial file is no entry."""
     code = (
         "import os, signal; from pathlib import Path; from modules.data.cache import TextCache\n"
-        "from modules.preset.schema import Data; from tests.data.encoder import Encoder\n"
+        "from modules.preset.data_options import Data; from tests.data.encoder import Encoder\n"
         "Path.replace = lambda self, target: os.kill(os.getpid(), signal.SIGKILL)\n"
         f"TextCache(Data(cache_folder={options.cache_folder!r}), Encoder()).fill(['cat'])"
     )

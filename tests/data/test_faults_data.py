@@ -21,7 +21,7 @@ from PIL import Image
 
 from modules.data.index import DataProblems, build_index
 from modules.data.names import shown
-from modules.preset.schema import Data
+from modules.preset.data_options import Data
 from modules.training.command import main
 from tests.tiny_sdxl import make_folder
 from tests.training.runs import ROOT, Place, draw_pictures, equal

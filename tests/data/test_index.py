@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from modules.data.index import DataProblems, build_index, overlap
 from modules.data.survey import labels
-from modules.preset.schema import Data
+from modules.preset.data_options import Data
 from tests.data.conftest import Folder
 
 

@@ -1,0 +1,74 @@
+"""The options of what a run writes: validation, sample pictures, states and exported files."""
+
+from modules.preset.section import Section, option
+
+
+class Validation(Section):
+    """Validation loss: the loss on held-out pictures, always with the same noise."""
+
+    every: int = option(0, unit="steps", ge=0, title="Validate every")
+    """Steps between validations. 0: only before and after training."""
+
+    draws: int = option(4, why="four timesteps per picture give a stable value", advanced=True, ge=1, le=1000)
+    """Noise samples per picture, at evenly spaced timesteps."""
+
+
+class Samples(Section):
+    """Pictures drawn during training, always from the same noise."""
+
+    prompts: tuple[str, ...] = option((), why="captions of the first four pictures are used")
+    """Prompts of the sample pictures."""
+
+    negative: str = option("", advanced=True)
+    """Negative prompt."""
+
+    every: int = option(
+        500, why="often enough to notice a failing training early", unit="steps", ge=0, title="Sample every"
+    )
+    """Steps between sample pictures. 0: only before and after training."""
+
+    enabled: bool = option(True)
+    """Draw sample pictures."""
+
+    width: int | None = option(None, unit="px", ge=16, advanced=True)
+    """Width of sample pictures. null: data.resolution."""
+
+    height: int | None = option(None, unit="px", ge=16, advanced=True)
+    """Height of sample pictures. null: data.resolution."""
+
+    steps: int = option(25, why="enough for common schedulers", ge=1, le=1000)
+    """Number of denoising steps."""
+
+    guidance: float = option(5.0, why="a common value", ge=0, le=50)
+    """Classifier-free guidance scale."""
+
+    seed: int = option(0, ge=0, lt=2**32)
+    """Seed of the noise of the sample pictures."""
+
+    judges: str = option("", why="a file of your own is needed", kind="file", advanced=True)
+    """File of classifiers for the sample pictures, as demo/judges.safetensors. The share of pictures that show their
+    subject (the prompt up to its first comma) and the share in the new style go into the events and TensorBoard."""
+
+
+class Saving(Section):
+    """Run folder and training states."""
+
+    folder: str = option("runs", kind="folder")
+    """Folder of all runs. Each run has a sub-folder of its name."""
+
+    state_every: int = option(250, why="at most a few minutes are lost", unit="steps", ge=0, title="Save state every")
+    """Steps between training states, from which the same command resumes. 0: only with each exported file, when
+    stopped, and at the end."""
+
+    keep_states: int = option(2, why="one to resume from and one as a backup", ge=1, le=1000)
+    """Number of training states that are kept. Older ones are deleted."""
+
+    resume_changed: bool = option(
+        False, why="the steps so far were trained on other files", group="Resuming", advanced=True
+    )
+    """Resume a run although files that affect training have changed since it began: the base model, or
+    adapter.start_from. Changed pictures, captions and program versions are only reported and do not need this
+    option."""
+
+    export_every: int = option(0, unit="steps", ge=0)
+    """Steps between exported files during training. 0: only at the end."""

@@ -1,0 +1,124 @@
+"""The options of the training itself: length, batches, learning rate, precision, noise and loss."""
+
+from typing import Literal
+
+from modules.preset.section import Section, option
+
+
+class Training(Section):
+    """Training length, batch size, learning rate and precision."""
+
+    steps: int = option(2000, why="enough for a style with 20 to 100 pictures", unit="steps", ge=1)
+    """Number of optimizer steps. A run that is started again with more steps continues from its last state."""
+
+    epochs: int | None = option(None, why="steps are easier to compare between data sets", ge=1)
+    """Number of epochs (passes over all pictures). If given, it replaces training.steps, also when a run is made
+    longer."""
+
+    batch_size: int = option(1, why="fits small GPUs; raise it first when memory is left", unit="pictures", ge=1)
+    """Pictures per forward pass and process."""
+
+    accumulation: int = option(1, group="Batches", unit="batches", ge=1)
+    """Gradient accumulation: number of batches whose gradients are averaged for one optimizer step."""
+
+    learning_rate: float = option(1e-4, why="a common value for low-rank adapters", gt=0, le=10)
+    """Learning rate of the optimizer, after the warm-up."""
+
+    schedule: Literal["constant", "linear", "cosine"] = option(
+        "cosine", why="a low learning rate at the end lets the adapter settle"
+    )
+    """Learning-rate schedule after the warm-up."""
+
+    warmup: int = option(50, why="gives the optimizer's moments time to form", unit="steps", ge=0)
+    """Warm-up: number of steps over which the learning rate rises linearly from zero."""
+
+    final_lr: float = option(
+        0.05, why="zero would waste the last steps", group="Schedule", advanced=True, title="Final LR", ge=0, le=1
+    )
+    """Learning rate of the last step, as a fraction of training.learning_rate (schedules linear and cosine)."""
+
+    max_grad_norm: float = option(1.0, why="limits rare large gradients", group="Stability", ge=0)
+    """Gradient clipping: a larger gradient norm is scaled down to this value. 0 turns clipping off."""
+
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = option(
+        "auto", why="bfloat16 where the GPU supports it, otherwise float16; float32 on a CPU", group="Memory"
+    )
+    """Number format of the forward and backward pass (mixed precision). Adapter weights are always kept and updated in
+    float32."""
+
+    gradient_checkpointing: bool = option(True, why="halves the memory and takes a third more time", group="Memory")
+    """Recompute activations in the backward pass instead of keeping them in memory."""
+
+    compile: bool = option(
+        False, why="the first steps take minutes; worth it for long runs", group="Speed", advanced=True
+    )
+    """Compile the denoiser's repeated blocks with torch.compile. Results differ in the last bits."""
+
+    seed: int = option(0, why="any number; the same seed repeats the same run", ge=0, lt=2**32)
+    """Seed of the picture order, noise, timesteps and initial weights."""
+
+
+class Objective(Section):
+    """Prediction type, timestep distribution and loss."""
+
+    prediction: Literal["auto", "epsilon", "v_prediction", "flow"] = option("auto", why="as the base model was trained")
+    """Prediction type of the denoiser."""
+
+    density: Literal["auto", "uniform", "logit_normal", "mode", "cosmap"] = option(
+        "auto",
+        why="as the family was trained: uniform for diffusion, logit_normal for rectified flow",
+        title="Timestep distribution",
+    )
+    """Timestep distribution: how often each noise level is drawn (Esser et al. 2024, section 3.1)."""
+
+    density_mean: float = option(
+        0.0, why="favours medium noise", group="Timesteps", advanced=True, ge=-10, le=10, title="Logit-normal mean"
+    )
+    """Mean of the logit_normal distribution. Below 0 favours little noise (detail), above 0 much noise
+    (composition)."""
+
+    density_spread: float = option(
+        1.0, why="the published value", group="Timesteps", advanced=True, gt=0, le=10, title="Logit-normal spread"
+    )
+    """Standard deviation of the logit_normal distribution."""
+
+    mode_scale: float = option(1.29, why="the published value", group="Timesteps", advanced=True, ge=-1, le=1.75)
+    """Shape of the mode distribution. Above 0 favours medium noise, below 0 very little and very much noise."""
+
+    shift: float | None = option(
+        None,
+        why="as the base model samples; some models shift more for large pictures",
+        group="Timesteps",
+        gt=0,
+        le=100,
+    )
+    """Flow shift, for rectified flow: a fixed shift of the timesteps towards noise. null: the base model's own."""
+
+    zero_terminal_snr: bool = option(
+        False, why="most base models are not trained this way", group="Timesteps", advanced=True
+    )
+    """Rescale the noise schedule to zero terminal SNR in training and sampling (Lin et al. 2024), so that very dark and
+    very bright pictures can be learned. For diffusion families; needs a base with v-prediction."""
+
+    loss: Literal["mse", "huber", "smooth_l1"] = option(
+        "mse", why="what the base models were trained with", group="Loss"
+    )
+    """Loss function. mse: squared error. huber, smooth_l1: linear for large errors, so that pictures that do not fit
+    the others count less."""
+
+    loss_delta: float = option(
+        0.1, why="a tenth of the noise's standard deviation", group="Loss", advanced=True, gt=0, le=10
+    )
+    """Error above which huber and smooth_l1 are linear."""
+
+    min_snr_gamma: float | None = option(
+        5.0, why="the published value; balances the timesteps", group="Loss", title="Min SNR gamma", gt=0
+    )
+    """Gamma of the min-SNR loss weighting (Hang et al. 2023), for diffusion families. null turns it off."""
+
+    debiased: bool = option(False, why="min-SNR is more common", group="Loss", advanced=True)
+    """Use debiased loss weighting (Yu et al. 2023) instead of min-SNR."""
+
+    noise_offset: float = option(0.0, group="Loss", ge=0, le=1)
+    """Noise offset: strength of additional noise that is constant over a picture, so that very dark and very bright
+    pictures can be learned."""
