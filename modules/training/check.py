@@ -14,8 +14,7 @@ from modules.data.buckets import GUESSED_STEP
 from modules.data.cache import has_entries
 from modules.data.captions import whole_caption
 from modules.data.index import DataProblems, Index, build_index, overlap
-from modules.data.names import shown
-from modules.data.survey import listing
+from modules.data.names import listing, shown
 from modules.judges import judges
 from modules.preset.schema import Preset
 from modules.printable import LONGEST, short
