@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from modules.data import caption_files
 from modules.data.buckets import buckets
-from modules.data.caption_files import METADATA, Caption, read_captions
+from modules.data.caption_files import Caption, read_captions
 from modules.data.names import listing, looked_at, shown
 from modules.data.pictures import SUFFIXES
 from modules.preset.data_options import Data
@@ -59,6 +60,8 @@ class Survey:
     """The buckets; none if data.resolution is too small for any."""
     problems: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    captions: list[str] = field(default_factory=list)
+    """Where the captions of each folder come from: sentences."""
     broken: dict[Path, str] = field(default_factory=dict)
     """Why pictures that were opened cannot be used."""
     names: dict[Path, str] = field(default_factory=dict)
@@ -87,12 +90,13 @@ def survey(options: Data, which: str, bucket_step: int) -> Survey:
         found.roots |= dict.fromkeys(listed, root)
         files += listed
     paths = [file for file in files if file.suffix.lower() in SUFFIXES]
-    read = read_captions(options, paths, files, found.names)
+    read = read_captions(options, paths, files, found.names, list(dict.fromkeys(r.path for r in found.roots.values())))
     for sentence in read.problems:
         found.problem(sentence)
     found.notes += read.notes
+    found.captions += read.sources
     repeats = _repeats(paths, found)
-    others = [f for f in files if f.suffix.lower() not in (*SUFFIXES, ".txt") and f.name != METADATA]
+    others = [file for file in files if file.suffix.lower() not in SUFFIXES and file not in read.known]
     found.note(others, f"other files are ignored; pictures are {' '.join(SUFFIXES)}")
     found.items = [
         Item(path, found.names[path], found.roots[path].given, read.captions[path], repeats[path]) for path in paths
@@ -113,8 +117,7 @@ def bucket_sizes(options: Data, step: int) -> tuple[tuple[int, int], ...]:
 
 
 def _checked_sizes(options: Data, step: int, found: Survey) -> tuple[tuple[int, int], ...]:
-    if not options.separator and (options.shuffle or options.part_dropout):
-        found.problems.append('data.separator is empty; give the separator between the parts of a caption, such as ","')
+    found.problems += caption_files.problems(options)
     try:
         sizes = bucket_sizes(options, step)
     except ValueError as error:
