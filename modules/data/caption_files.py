@@ -25,11 +25,11 @@ NUMBERED = re.compile(r"(\d+)_")
 """Beginning of a folder's name that is not part of a caption (kohya's repeats)."""
 
 WORDS = {
-    "txt": ".txt files", "caption": ".caption files", "json": ".json files", "metadata": "metadata files",
-    "foldername": "the folder's name", "filename": "the pictures' names", "text": "data.caption_text",
-    "none": "none", "empty": "empty", "missing": "missing",
+    "txt": "from .txt files", "caption": "from .caption files", "json": "from .json files",
+    "metadata": "from metadata files", "foldername": "from the folder's name", "filename": "from the pictures' names",
+    "text": "data.caption_text", "none": "empty (data.captions is none)", "empty": "empty", "missing": "missing",
 }  # fmt: skip
-"""Sources in words."""
+"""Where captions come from, in words."""
 
 SEVERAL = {
     "all": "all lines are used",
@@ -368,7 +368,7 @@ def _remark(paths: Sequence[Path], beside: Mapping[str, Mapping[Path, Path]], fo
         unused = [path for path in files if found.captions[path].source != source and _has_text(files[path], found)]
         for used in dict.fromkeys(found.captions[path].source for path in unused):
             here = [files[path] for path in unused if found.captions[path].source == used]
-            found.note(here, f".{source} files that are not used; these pictures' captions: {WORDS[used]}")
+            found.note(here, f".{source} files that are not used; the captions of these pictures are {WORDS[used]}")
     several = [path for path in paths if "\n" in found.captions[path].text]
     found.note(several, f"captions with several lines; {SEVERAL[found.options.caption_lines]}")
     if not found.options.trigger:

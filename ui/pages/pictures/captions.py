@@ -1,4 +1,4 @@
-"""Editing captions: edits stay in memory until they are saved, each into its own .txt file."""
+"""Editing captions: edits stay in memory until they are saved, each into its own text file."""
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -12,11 +12,26 @@ from ui.pages.pictures.data_set import Picture
 from ui.widgets.making import across, down, dressed, say
 
 SOURCES = {
-    "metadata": "From metadata.jsonl. Saving writes a .txt file, which is used instead.",
-    "filename": "No caption; the file name is used. Saving writes a .txt file.",
-    "missing": "No caption. Saving writes a .txt file.",
+    "json": "From a .json file. Saving writes a {ending} file, which is used instead.",
+    "metadata": "From a metadata file. Saving writes a {ending} file, which is used instead.",
+    "filename": "No caption; the file name is used. Saving writes a {ending} file.",
+    "text": "No caption; data.caption_text is used. Saving writes a {ending} file.",
+    "missing": "No caption. Saving writes a {ending} file.",
     "empty": "Empty caption",
 }
+"""What is said of a caption, by its source; those of text files need no words."""
+
+FIXED = {
+    "json": "From a .json file",
+    "metadata": "From a metadata file",
+    "foldername": "The folder's name",
+    "filename": "The file name",
+    "text": "The text of data.caption_text",
+    "none": "No caption",
+    "empty": "Empty caption",
+    "missing": "No caption",
+}
+"""The same where no text file would be used."""
 
 
 class Captions(QObject):
@@ -51,6 +66,8 @@ class Captions(QObject):
     def edit(self, picture: Picture, text: str) -> None:
         """The caption of a picture shall be `text`."""
         file = picture.caption_file
+        if not file:  # nothing that is written would be used
+            return
         self._known.setdefault(file, picture.caption)
         if text.strip() == picture.caption:
             self.revert(file)
@@ -129,6 +146,13 @@ def write_caption(file: Path, text: str, known: str) -> str | None:
     return None
 
 
+def said_of(picture: Picture) -> str:
+    """Where a caption comes from and what saving it does, where that is not its own text file."""
+    if not picture.caption_file:
+        return f"{FIXED.get(picture.source, 'From elsewhere')}. It cannot be edited here, as data.captions is set."
+    return SOURCES.get(picture.source, "").format(ending=Path(picture.caption_file).suffix)
+
+
 class CaptionText(QPlainTextEdit):
     """A text in which Ctrl+S means this caption, whatever it means elsewhere in the window."""
 
@@ -154,7 +178,7 @@ class CaptionEditor(QWidget):
         self.text = dressed(CaptionText(tabChangesFocus=True), name="Caption", placeholderText="Describe the picture")
         self.text.setAcceptDrops(False)  # folders may be dropped anywhere on the page
         self.source = dressed(QLabel(wordWrap=True), "muted")
-        self.save = dressed(QPushButton("Save caption"), tip="Save to the picture's .txt file (Ctrl+S)")
+        self.save = dressed(QPushButton("Save caption"), tip="Save to the picture's caption file (Ctrl+S)")
         self.revert = dressed(QPushButton("Revert"), tip="Discard the changes")
         down((self.text, 1), self.source, across(self.save, self.revert, None), of=self, margins=(0, 6, 0, 0))
         self.text.textChanged.connect(self.on_text_changed)
@@ -173,6 +197,7 @@ class CaptionEditor(QWidget):
             with QSignalBlocker(self.text):
                 self.text.setPlainText(text)
         self.setEnabled(picture is not None)
+        self.text.setReadOnly(picture is not None and not picture.caption_file)
         self._show_state()
 
     def on_text_changed(self) -> None:
@@ -197,7 +222,7 @@ class CaptionEditor(QWidget):
         edited = picture is not None and picture.caption_file in self._captions.edits
         self.save.setEnabled(edited)
         self.revert.setEnabled(edited)
-        sentences = [SOURCES.get(picture.source, "")] if picture else []
+        sentences = [said_of(picture)] if picture else []
         if picture is not None and picture.too_long and not edited:
             sentences.append("Too long for the text encoder; “What the model sees” shows what is cut off.")
         reason = self._captions.reasons.get(picture.caption_file, "") if picture else ""

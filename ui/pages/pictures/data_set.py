@@ -30,8 +30,9 @@ class Picture:
     folder: str
     caption: str
     source: str
-    """Where the caption is from: txt, metadata; filename, empty or missing when nobody has written one."""
+    """Where the caption is from, as docs/look.md lists; filename, empty or missing when nobody has written one."""
     caption_file: str
+    """The text file that the caption is saved to; "" if none would be used."""
     width: int | None
     height: int | None
     bucket: tuple[int, int] | None
@@ -47,16 +48,21 @@ class Picture:
         """The picture in one entry of an answer."""
         values: dict[str, Any] = {field.name: entry.get(field.name) for field in fields(cls)}
         for name in ("path", "caption_file"):
-            values[name] = str(places.full(values[name]))
+            values[name] = str(places.full(values[name])) if values[name] else ""
         values["bucket"] = tuple(values["bucket"]) if values["bucket"] else None
         return cls(**values)
+
+    @property
+    def is_own(self) -> bool:
+        """Whether the caption is what is written for this picture, not the name that data.captions asks for."""
+        return bool(self.caption_file) or self.source == "missing"
 
     def marks(self) -> list[tuple[str, str]]:
         """What is worth a look, in words, each with the theme colour it has: "bad" or "warning"."""
         found = []
         if self.problem:
             found.append(("caption unreadable" if self.width else "unreadable", "bad"))
-        if self.source in NO_CAPTION:
+        if self.source in NO_CAPTION and self.is_own:
             found.append(NO_CAPTION[self.source])
         if self.too_long:
             found.append(("too long", "warning"))
@@ -112,8 +118,9 @@ class PictureModel(QAbstractListModel):
 
     def replace(self, caption_file: str, caption: str) -> None:
         """The caption was saved: its pictures have it now, before the trainer has looked again."""
+        source = caption_file.rpartition(".")[2].lower() if caption else "missing"
         new = {
-            picture.path: replace(picture, caption=caption, source="txt" if caption else "missing", too_long=None)
+            picture.path: replace(picture, caption=caption, source=source, too_long=None)
             for picture in self.pictures
             if picture.caption_file == caption_file
         }
