@@ -1,4 +1,4 @@
-"""What is done to captions with each use: alternatives, kept parts, lists of tags, spaces, trigger, prefix and suffix."""
+"""What is done to captions with each use: alternatives, kept parts, lists of tags, trigger, prefix and suffix."""
 
 import itertools
 import re

@@ -1,7 +1,9 @@
 """Captions that are not saved yet: why not, and what is left of them after a crash."""
 
 import json
+from dataclasses import replace
 
+import pytest
 from PySide6.QtWidgets import QMessageBox
 
 from tests.ui.test_pictures_page import FAKE, folder, page, select, shown  # noqa: F401  fixtures
@@ -9,6 +11,7 @@ from ui.core.look import Look
 from ui.core.settings import Settings
 from ui.core.unsaved import CrashCopy
 from ui.pages.pictures.captions import Captions
+from ui.pages.pictures.data_set import Picture
 from ui.pages.pictures.pictures_page import PicturesPage
 
 
@@ -66,3 +69,43 @@ def test_captions_of_a_window_that_works_are_left_alone_and_damaged_ones_put_asi
     assert copy.restore() == 0 and not second.edits
     assert json.loads(kept.file.read_text()) == {"a.txt": ["new", "old"]}
     assert "999999999-5.broken" in said[0]
+
+
+@pytest.mark.parametrize(
+    "source, file, words, editable",
+    [
+        ("txt", "a cat.txt", "", True),
+        ("caption", "a cat.caption", "", True),
+        ("json", "a cat.txt", "From a .json file. Saving writes a .txt file, which is used instead.", True),
+        ("metadata", "a cat.txt", "From a metadata file. Saving writes a .txt file, which is used instead.", True),
+        ("text", "a cat.caption", "data.caption_text is used. Saving writes a .caption file", True),
+        ("missing", "a cat.caption", "Saving writes a .caption file", True),
+        ("metadata", "", "From a metadata file. It cannot be edited here", False),
+        ("foldername", "", "The folder's name. It cannot be edited here", False),
+        ("filename", "", "The file name. It cannot be edited here", False),
+    ],
+)
+def test_saving_never_writes_what_would_not_be_read(shown, qtbot, folder, source, file, words, editable):  # noqa: F811
+    """And says where it replaces another source."""
+    select(shown, "a cat.png")
+    editor, picture = shown.parts.panel.editor, shown.parts.panel.picture
+    other = replace(picture, source=source, caption_file=str(folder / file) if file else "")
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    editor.show_picture(other)
+    assert words in editor.source.text() and editor.text.isReadOnly() != editable
+    assert ("file name as caption" in [mark for mark, _ in other.marks()]) == (source == "filename" and bool(file))
+    editor.text.setPlainText("typed")
+    assert bool(shown.captions.edits) == editable
+    editor.on_save()
+    if editable:
+        qtbot.waitUntil(lambda: not shown.captions.edits, timeout=3000)
+        before[file] = b"typed\n"
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    if editable:
+        saved = next((one for one in shown.model.pictures if one.caption == "typed"), None)
+        assert saved is None or saved.source == file.rpartition(".")[2]
+
+
+def test_a_picture_without_a_file_for_captions_is_understood():
+    entry = {"path": "/a.png", "caption_file": "", "bucket": None, "source": "foldername"}
+    assert Picture.understood(entry).caption_file == ""
