@@ -24,6 +24,7 @@ LABELS = ("-masklabel", "-condlabel")
 NUMBERED = re.compile(r"(\d+)_")
 """Beginning of a folder's name that is not part of a caption (kohya's repeats)."""
 
+
 def read_captions(
     options: Data, paths: Sequence[Path], files: Sequence[Path], names: Mapping[Path, str], roots: Sequence[Path]
 ) -> Read:

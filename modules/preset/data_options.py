@@ -32,7 +32,7 @@ class Data(Section):
         "auto", why="finds the files that are there", group="Captions"
     )
     """Where captions are. txt, caption, json: in a file of that ending beside each picture, with the same name.
-    metadata: in metadata.jsonl, metadata.json, metadata.csv or metadata.parquet of the picture's folder. foldername:
+    metadata: in metadata.jsonl, metadata.json, metadata.csv or metadata.parquet of its folder or one above. foldername:
     the name of the folder, of 10_sks dog the part after the number. filename: the picture's own name. text:
     data.caption_text for all. none: all captions are empty. auto: for each picture the first of txt, caption, json and
     metadata that has one; --check says which are used, and which are there and not used."""

@@ -100,6 +100,13 @@ def test_layers_are_known_without_pictures(checked):
     assert bad["validation_pictures"] == 2
 
 
+def test_the_report_says_where_captions_come_from(checked, place: Place):
+    facts = checked()
+    pictures, validation = facts["captions"]
+    assert str(place.stage / "pictures") in pictures and "5 from .txt files" in pictures and "validation" in validation
+    assert pictures in check.text(facts).splitlines()
+
+
 def test_pictures_are_known_without_a_model(checked):
     facts = checked("--base", "nowhere")
     assert facts["pictures"] == 5 and "16 x 16" in facts["buckets"] and facts["steps_per_epoch"] == 3
