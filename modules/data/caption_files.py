@@ -193,11 +193,11 @@ def _read_table(
     """Add the captions of one metadata file to those `listed`, unless an earlier file has them."""
     unused: set[str] = set()
     differing: list[Path] = []
+    wrong: list[str] = []
     try:
         entries = caption_tables.rows(file)
     except ValueError as error:
-        found.problems.append(str(error))
-        return
+        entries, wrong = (), [str(error)]
     for where, entry in entries:
         try:
             if isinstance(entry, ValueError):
@@ -211,7 +211,11 @@ def _read_table(
                     raise ValueError(f"is a second caption of {shown(name)}; keep one of them")
                 differing += [path] if text != known else []
         except ValueError as error:
-            found.problems.append(f"{shown(file)} {where}: {error}")
+            wrong.append(f"{shown(file)} {where}: {error}")
+    if found.options.captions == "metadata" or file.suffix == ".jsonl":
+        found.problems += wrong
+    elif wrong:  # other programs' files of these names may say anything
+        found.notes.append(f"{len(wrong)} entries of {found.names[file]} are not used, the first because: {wrong[0]}")
     found.note(differing, f"{file.name} disagrees with another metadata file, which is used")
     if unused:
         found.notes.append(f"{found.names[file]}: ignored entries ({shown(', '.join(sorted(unused)))})")

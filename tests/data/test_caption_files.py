@@ -148,6 +148,18 @@ def test_broken_files_are_one_sentence_each(folder, name, content, words):
     assert str(folder.path / name) in problem and words in problem
 
 
+@pytest.mark.parametrize(
+    "name, content", [(name, row[0]) for name, rows in BROKEN.items() if name != "metadata.jsonl" for row in rows]
+)
+def test_files_of_other_programs_do_not_stop_a_training(folder, name, content):
+    """With the captions in .txt files, as before these files were read."""
+    folder.picture("a.png", caption="a cat")
+    folder.write(name, content)
+    index = index_of(folder, missing_captions="error")
+    assert [p.caption for p in index.pictures] == ["a cat"]
+    assert index.notes and all(name in note for note in index.notes)
+
+
 def test_a_table_that_needs_a_package_says_so(folder, monkeypatch):
     folder.picture("a.png")
     folder.write("metadata.parquet", b"PAR1")
