@@ -9,7 +9,7 @@ from pathlib import Path
 from modules.data import caption_tables
 from modules.data.captions import read_text
 from modules.data.captions_found import Caption, Read, remark, sources
-from modules.data.names import listing, looked_at, shown
+from modules.data.names import companions, composed, listing, looked_at, shown
 from modules.preset.data_options import Data
 
 BESIDE = (".txt", ".caption", ".json")
@@ -91,33 +91,22 @@ def _root(path: Path, roots: Container[Path]) -> Path:
 
 def _beside(paths: Sequence[Path], files: Sequence[Path], found: Read) -> dict[str, dict[Path, Path]]:
     """The caption file beside each picture, by the file's ending."""
-    owners = _owners(paths)
-    beside: dict[str, dict[Path, Path]] = {ending[1:]: {} for ending in BESIDE}
-    unowned: dict[str, list[Path]] = defaultdict(list)
-    for file in files:
-        ending = file.suffix.lower()
-        if ending not in BESIDE:
-            continue
-        pictures = owners.get(file.with_suffix(""), [])
-        if not pictures:
-            unowned[ending].append(file)
-            continue
-        if len(pictures) > 1:
-            found.note(pictures, f"{found.names[file]} is the caption of several pictures")
-        beside[ending[1:]] |= dict.fromkeys(pictures, file)
-        found.known.add(file)
-    for ending in (".txt", ".caption"):
-        found.note(unowned[ending], f"{ending} files without a picture of the same name are ignored")
-        found.known.update(unowned[ending])
+    beside: dict[str, dict[Path, Path]] = {}
+    for ending in BESIDE:
+        those = [file for file in files if file.suffix.lower() == ending]
+        beside[ending[1:]], unowned = {}, []
+        for file, pictures in companions(those, paths).items():
+            if not pictures:
+                unowned.append(file)
+                continue
+            if len(pictures) > 1:
+                found.note(pictures, f"{found.names[file]} is the caption of several pictures")
+            beside[ending[1:]] |= dict.fromkeys(pictures, file)
+            found.known.add(file)
+        if ending != ".json":  # one that belongs to no picture is any other file
+            found.note(unowned, f"{ending} files without a picture of the same name are ignored")
+            found.known.update(unowned)
     return beside
-
-
-def _owners(paths: Iterable[Path]) -> dict[Path, list[Path]]:
-    """The pictures by their paths without endings."""
-    owners: dict[Path, list[Path]] = defaultdict(list)
-    for path in paths:
-        owners[path.with_suffix("")].append(path)
-    return owners
 
 
 def _read_beside(source: str, files: Mapping[Path, Path], found: Read) -> None:
@@ -161,7 +150,6 @@ def _written(path: Path, options: Data) -> Path | None:
 
 def _read_tables(paths: Sequence[Path], files: Sequence[Path], found: Read) -> None:
     """Captions from all metadata files; file names in them are relative to their own folder."""
-    owners, full = _owners(paths), {Path(os.path.abspath(path)): path for path in paths}  # noqa: PTH100
     tables = [file for file in files if file.name in caption_tables.TABLES and file not in found.known]
     tables.sort(key=lambda file: caption_tables.TABLES.index(file.name))  # stable: folders keep their order
     found.known.update(tables)
@@ -169,9 +157,10 @@ def _read_tables(paths: Sequence[Path], files: Sequence[Path], found: Read) -> N
         found.note(tables, f"metadata files are not used (data.captions is {found.options.captions})")
         return
     listed: dict[Path, tuple[Path, str]] = {}
+    places = _places(paths if tables else ())
     for file in tables:
         if file.suffix != ".parquet" or any(path not in listed for path in found.lacking(paths)):  # it needs a package
-            _read_table(file, owners, full, listed, found)
+            _read_table(file, places, listed, found)
     read = {path: found.captions[path] for path in listed if path in found.captions}
     others = [path for path, caption in read.items() if caption.text and caption.text != listed[path][1]]
     for source in dict.fromkeys(found.captions[path].source for path in others):
@@ -184,11 +173,7 @@ def _read_tables(paths: Sequence[Path], files: Sequence[Path], found: Read) -> N
 
 
 def _read_table(
-    file: Path,
-    owners: Mapping[Path, list[Path]],
-    full: Mapping[Path, Path],
-    listed: dict[Path, tuple[Path, str]],
-    found: Read,
+    file: Path, places: Mapping[str, list[Path]], listed: dict[Path, tuple[Path, str]], found: Read
 ) -> None:
     """Add the captions of one metadata file to those `listed`, unless an earlier file has them."""
     unused: set[str] = set()
@@ -205,7 +190,7 @@ def _read_table(
             name, said = caption_tables.file_named(entry), caption_tables.said(found.options, entry)
             unused |= said.unused
             text = said.text(found.options)
-            for path in _named(file.parent, name, owners, full):
+            for path in _named(file.parent, name, places):
                 origin, known = listed.setdefault(path, (file, text))
                 if text != known and origin == file:
                     raise ValueError(f"is a second caption of {shown(name)}; keep one of them")
@@ -221,16 +206,23 @@ def _read_table(
         found.notes.append(f"{found.names[file]}: ignored entries ({shown(', '.join(sorted(unused)))})")
 
 
-def _named(folder: Path, name: str, owners: Mapping[Path, list[Path]], full: Mapping[Path, Path]) -> list[Path]:
-    """The pictures that an entry of a metadata file means: a path, or as sd-scripts writes it without the ending.
-    Raises ValueError when there are none."""
+def _places(paths: Iterable[Path]) -> dict[str, list[Path]]:
+    """The pictures by their whole paths, and, as sd-scripts writes them, without the endings; also in the composed
+    Unicode normal form."""
+    whole = {os.path.abspath(path): [path] for path in paths}  # noqa: PTH100  resolve() would follow links
+    stems: dict[str, list[Path]] = defaultdict(list)
+    for place, own in whole.items():
+        stems[str(Path(place).with_suffix(""))] += own
+    exact = {**stems, **whole}
+    return {**{composed(Path(place)): own for place, own in exact.items()}, **exact}
+
+
+def _named(folder: Path, name: str, places: Mapping[str, list[Path]]) -> list[Path]:
+    """The pictures that an entry of a metadata file means. Raises ValueError when there are none."""
     for written in dict.fromkeys((name, name.replace("\\", "/"))):
-        path = folder / os.path.normpath(written)
-        whole = full.get(Path(os.path.abspath(path)))  # noqa: PTH100
-        if whole is not None:
-            return [whole]
-        if path in owners:
-            return owners[path]
+        place = os.path.abspath(folder / os.path.normpath(written))  # noqa: PTH100
+        if pictures := places.get(place) or places.get(composed(Path(place))):
+            return pictures
     if isinstance(looked_at(folder / os.path.normpath(name)), OSError):
         raise ValueError(f"names a missing file, {shown(name)}; remove the line or restore the picture")
     raise ValueError(f"names {shown(name)}, which is not one of the pictures here; remove the line")

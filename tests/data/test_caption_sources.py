@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import os
+import unicodedata
 from pathlib import Path
 
 import pytest
@@ -120,6 +121,24 @@ def test_every_source_makes_the_same_index(folder, tmp_path, kind):
     assert [(p.name, p.caption, p.bucket, p.key, p.repeats) for p in index.pictures] == [
         (p.name, p.caption, p.bucket, p.key, p.repeats) for p in index_of(plain).pictures
     ]
+
+
+@pytest.mark.parametrize("form, other", [("NFC", "NFD"), ("NFD", "NFC")])
+@pytest.mark.parametrize(
+    "file, content",
+    [
+        ("é.txt", "a cat"),
+        ("é.caption", "a cat"),
+        ("é.json", '"a cat"'),
+        ("metadata.jsonl", '{"file_name": "é.png", "text": "a cat"}'),
+        ("metadata.json", '{"é": {"caption": "a cat"}}'),
+    ],
+)
+def test_names_in_another_unicode_normal_form(folder, form, other, file, content):
+    """As file systems and archives change them."""
+    folder.picture(unicodedata.normalize(form, "é.png"), caption=None)
+    folder.write(unicodedata.normalize(other, file), unicodedata.normalize(other, content))
+    assert [p.caption for p in index_of(folder).pictures] == ["a cat"]
 
 
 def test_whole_paths_in_metadata(folder):
