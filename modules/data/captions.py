@@ -56,7 +56,7 @@ def filled_in(options: Data, text: str) -> str:
     return re.sub(rf"{re.escape(TRIGGER)}(?:{divider})?", "", text)
 
 
-def entries(options: Data, caption: str) -> list[str]:
+def samples_of(options: Data, caption: str) -> list[str]:
     """The captions of the samples that a picture with this caption becomes."""
     if options.caption_lines == "each":
         return lines(caption)
@@ -66,7 +66,7 @@ def entries(options: Data, caption: str) -> list[str]:
 def captions_of(options: Data, caption: str) -> list[str]:
     """All texts that a training may take of this caption, before anything is put in front, shuffled or dropped: its
     lines, or all of it."""
-    return lines(caption) if options.caption_lines == "random" else entries(options, caption)
+    return lines(caption) if options.caption_lines == "random" else samples_of(options, caption)
 
 
 def lines(caption: str) -> list[str]:

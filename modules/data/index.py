@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from modules.data.buckets import nearest
-from modules.data.captions import entries
+from modules.data.captions import samples_of
 from modules.data.pictures import content_key, enlargement, open_picture
 from modules.data.survey import Item, Survey, survey
 from modules.preset.data_options import Data
@@ -148,7 +148,7 @@ def as_picture(item: Item, size: tuple[int, int], sizes: Sequence[tuple[int, int
 
 def by_caption(options: Data, picture: Picture) -> list[Picture]:
     """The picture once for each of its captions that is a sample of its own."""
-    return [replace(picture, caption=caption) for caption in entries(options, picture.caption)]
+    return [replace(picture, caption=caption) for caption in samples_of(options, picture.caption)]
 
 
 def bucket_numbers(pictures: Iterable[Picture], batch: int) -> list[Bucket]:

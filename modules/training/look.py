@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from modules import families
 from modules.data.batches import flip_at
 from modules.data.buckets import GUESSED_STEP, nearest
-from modules.data.captions import caption_for, captions_of, entries, whole_caption
+from modules.data.captions import caption_for, captions_of, samples_of, whole_caption
 from modules.data.index import Picture, Progress, as_picture, bucket_numbers, by_caption, look_at, remark_on_sizes
 from modules.data.pictures import enlargement, placement, read_size
 from modules.data.survey import SETTINGS, Item, Survey, bucket_sizes, survey
@@ -181,7 +181,7 @@ def sees(request: dict[str, Any], bases: Bases, _: Progress) -> dict[str, Any]:
     caption = _given(request, "caption", str, None)
     if caption is None:
         caption = _caption_of(path, wanted.data, which)
-    own, line = entries(wanted.data, caption), _given(request, "line", int, 0)
+    own, line = samples_of(wanted.data, caption), _given(request, "line", int, 0)
     if not 0 <= line < len(own):
         raise ValueError(f"line: {line} is not one of the {len(own)} captions of this picture, counted from 0")
     return {
