@@ -120,7 +120,14 @@ def _pictures(index: Index) -> dict[str, list]:
     def short(text: str) -> str:
         return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
-    return {picture.name: [picture.key[:16], short(picture.caption), picture.repeats] for picture in index.pictures}
+    made: dict[str, list] = {}
+    for picture in index.pictures:
+        name, number = picture.name, 1
+        while name in made:  # the same file again, for example at another resolution
+            number += 1
+            name = f"{picture.name} #{number}"
+        made[name] = [picture.key[:16], short(picture.caption), picture.repeats]
+    return made
 
 
 def in_background(work: Callable[[], Made]) -> Future[Made]:
