@@ -1,7 +1,7 @@
 """Folders with settings of their own: what holds in each, how often an epoch has each picture, and at which sizes."""
 
+import json
 from collections import Counter
-from dataclasses import replace
 from fractions import Fraction
 from itertools import chain
 from pathlib import Path
