@@ -215,6 +215,12 @@ def test_regularisation_pictures_come_at_their_ratio(places, ratio):
         assert abs(total[picture] / 60 - wanted) < 0.06
 
 
+def test_regularisation_alone_is_refused(places):
+    for role in ("regularisation", "validation"):
+        with pytest.raises(DataProblems, match="data.folders has no folder of the role train; give the folder"):
+            index_of([{"path": places["cats"], "role": role}])
+
+
 def test_without_a_ratio_regularisation_pictures_are_repeated_as_they_say(places):
     folders = [places["cats"], {"path": places["dogs"], "role": "regularisation", "repeats": 3}]
     repeats = {(p.role, p.repeats) for p in index_of(folders, regularisation_ratio=None).pictures}

@@ -133,7 +133,7 @@ def test_validation_pictures_are_seen_in_one_way(ask, folder):
     (draw,) = ask("sees", data, path=str(path), which="validation")["draws"]
     assert draw == {"position": 0, "prompt": whole_caption(data, "one, two"), "flip": False, "cut": ""}
     assert ask("pictures", Data(), which="validation")["problems"] == []
-    assert "data.folders is empty" in ask("pictures", data)["problems"][0]
+    assert "data.folders has no folder of the role train" in ask("pictures", data)["problems"][0]
 
 
 @pytest.mark.parametrize("size", [(300, 111), (90, 200), (40, 40), (64, 64), (65, 97)])
