@@ -392,8 +392,11 @@ def test_the_old_option_is_an_entry(tmp_path):
     new.write_text(json.dumps({**LORA, "data": {"folders": ["a", held]}}))
     assert folders_of(new) == (["a", held], [])
     assert folders_of(new, ("data.validation_folder", "w"))[0] == ["a", {"path": "w", "role": "validation"}]
-    found, (dropped,) = folders_of(new, ("data.folders", "b"))
-    assert found == ["b"] and "is left out; give it with --data.validation_folder" in dropped
+    found, (kept,) = folders_of(new, ("data.folders", "b"))  # as it was when these were two options, but said
+    assert found == ["b", held] and "role validation is kept (v); --data.validation_folder= leaves it out" in kept
+    assert folders_of(new, ("data.folders", "b"), ("data.validation_folder", ""))[0] == ["b"]
+    other = {"path": "o", "role": "validation"}
+    assert folders_of(new, ("data.folders", json.dumps([other]))) == ([other], [])
     both = tmp_path / "both.json"
     both.write_text(json.dumps({**LORA, "data": {"folders": ["a", held], "validation_folder": "w"}}))
     with pytest.raises(PresetProblems, match="both give one; remove data.validation_folder"):
@@ -406,7 +409,7 @@ def test_entries_on_the_command_line():
     words = ["--data", "a", "--data", '{"path": "b", "repeats": 0.5}', "--data.validation_folder", "v"]
     found, _ = folders_of("lora_demo", *parse_overrides(words))
     assert found == ["a", {"path": "b", "repeats": 0.5}, {"path": "v", "role": "validation"}]
-    assert folders_of("lora_demo", *parse_overrides(["--data", "{braces}"]))[0] == ["{braces}"]
+    assert folders_of("lora_demo", *parse_overrides(["--data", "{braces}"]))[0][0] == "{braces}"
 
 
 @pytest.mark.parametrize("entry, sentence", [
