@@ -56,7 +56,6 @@ class LatentCache:
 
     def __init__(self, options: Data, model: Model):
         self.model = model
-        self.flips = (False, True) if options.flip else (False,)
         self.fingerprint = model.fingerprint("images")
         self.store = Store(Path(options.cache_folder, "latents") if options.cache else None)
 
@@ -67,7 +66,11 @@ class LatentCache:
     def fill(self, pictures: Iterable[Picture], progress: Progress | None = None) -> None:
         """Read and check what is there, and encode what is missing; with the option `flip`, mirrored too. Raises
         ValueError for pictures that the encoder cannot encode or that have changed since the index was made."""
-        items = {self.key(picture, flip): (picture, flip) for picture in pictures for flip in self.flips}
+        items = {
+            self.key(picture, flip): (picture, flip)
+            for picture in pictures
+            for flip in ((False, True) if picture.options.flip else (False,))
+        }
         for done, (picture, flip) in enumerate(items.values()):
             _report(progress, done, len(items))
             self._get(picture, flip)

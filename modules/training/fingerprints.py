@@ -9,7 +9,6 @@ import contextlib
 import hashlib
 import json
 import time
-from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, field
@@ -121,13 +120,14 @@ def _pictures(index: Index) -> dict[str, list]:
     def short(text: str) -> str:
         return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
-    captions: dict[str, list[str]] = defaultdict(list)  # several, where each line is a sample of its own
+    made: dict[str, list] = {}
     for picture in index.pictures:
-        captions[picture.name].append(picture.caption)
-    return {
-        picture.name: [picture.key[:16], short("\n".join(captions[picture.name])), picture.repeats]
-        for picture in index.pictures
-    }
+        name, number = picture.name, 1
+        while name in made:  # the same file again, at another resolution or with another caption
+            number += 1
+            name = f"{picture.name} #{number}"
+        made[name] = [picture.key[:16], short(picture.caption), picture.repeats]
+    return made
 
 
 def in_background(work: Callable[[], Made]) -> Future[Made]:

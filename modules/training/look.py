@@ -6,6 +6,7 @@ The format is described in docs/look.md. `scripts/look.py` is the process.
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,14 @@ from modules import families
 from modules.data.batches import flip_at
 from modules.data.buckets import GUESSED_STEP, nearest
 from modules.data.captions import caption_for, captions_of, samples_of, whole_caption
-from modules.data.index import Picture, Progress, as_picture, bucket_numbers, by_caption, look_at, remark_on_sizes
+from modules.data.folders import ROLES, at_resolutions, entries, exact, number
+from modules.data.index import Picture, Progress, as_pictures, bucket_numbers, look_at
 from modules.data.pictures import enlargement, placement, read_size
-from modules.data.survey import SETTINGS, Item, Survey, bucket_sizes, survey
+from modules.data.roots import SETTING, bucket_sizes
+from modules.data.survey import Item, Survey, survey
 from modules.documents import parse_json
 from modules.preset.base_options import Base
-from modules.preset.data_options import Data
+from modules.preset.data_options import Data, Folder
 from modules.preset.problems import sentences
 from modules.preset.section import Section
 from modules.preset.training_options import Training
@@ -112,44 +115,57 @@ def pictures(request: dict[str, Any], bases: Bases, progress: Progress) -> dict[
     wanted, which = _wanted(request), _which(request)
     model, reason = bases.get(wanted)
     found = survey(wanted.data, which, model.bucket_step if model else GUESSED_STEP)
-    sizes = {item.path: size for item, size in look_at(found, read_size, progress)}
-    shown = {
-        item.path: as_picture(item, sizes[item.path], found.sizes, key="")
-        for item in found.items
-        if item.path in sizes and found.sizes
-    }
-    remark_on_sizes(wanted.data, list(shown.values()), found)
-    rows = [_row(item, sizes.get(item.path), shown.get(item.path), found) for item in found.items]
-    for row, item in zip(rows, found.items, strict=True):
-        row["captions"] = captions_of(wanted.data, item.caption.text)
-        longest = [model.cut_off(whole_caption(wanted.data, caption)) for caption in row["captions"]] if model else []
-        row["too_long"] = any(longest) if model else None
-    samples = [entry for picture in shown.values() for entry in by_caption(wanted.data, picture)]
+    looks = look_at(found, read_size, progress)
+    sizes = {item.path: size for item, size in looks}
+    shown = as_pictures(wanted.data, [(item, (size, "")) for item, size in looks], found) if found.step else []
+    uses: dict[tuple[Path, int], list[Picture]] = {}
+    for picture in shown:
+        uses.setdefault((picture.path, picture.entry), []).append(picture)
+    rows = []
+    for item in found.items:
+        rows.append(_row(item, sizes.get(item.path), uses.get((item.path, item.root.entry), []), found))
+        options = item.root.options
+        rows[-1]["captions"] = captions_of(options, item.caption.text)
+        cut = [model.cut_off(whole_caption(options, caption)) for caption in rows[-1]["captions"]] if model else []
+        rows[-1]["too_long"] = any(cut) if model else None
     return {
         "pictures": rows,
         "captions": found.captions,
-        "buckets": [asdict(bucket) for bucket in bucket_numbers(samples, wanted.training.batch_size)],
+        "buckets": [asdict(bucket) for bucket in bucket_numbers(shown, wanted.training.batch_size)],
         "problems": found.problems,
         "notes": found.notes + _guessed(reason),
         "tokens": model.caption_tokens if model else None,
     }
 
 
-def _row(item: Item, size: tuple[int, int] | None, picture: Picture | None, found: Survey) -> dict[str, Any]:
-    """A picture's facts, null where they are not known."""
+def _row(item: Item, size: tuple[int, int] | None, shown: list[Picture], found: Survey) -> dict[str, Any]:
+    """A picture's facts, null where they are not known; `shown` are its uses, one for each resolution."""
+    first = shown[0] if shown else None
     return {
         "path": str(item.path),
         "name": item.name,
-        "folder": item.folder,
+        "folder": item.root.given,
+        "entry": item.root.entry,
+        "role": item.root.folder.role,
+        "loss_weight": item.root.folder.loss_weight,
         "caption": item.caption.text,
         "source": item.caption.source,
         "caption_file": str(item.caption.file or ""),
         "width": size[0] if size else None,
         "height": size[1] if size else None,
-        "bucket": picture.bucket if picture else None,
-        "repeats": item.repeats,
+        "bucket": first.bucket if first else None,
+        "repeats": number(sum((exact(one.repeats) for one in shown), Fraction(0))) if shown else number(item.repeats),
+        "resolutions": [
+            {
+                "resolution": one.options.resolution,
+                "bucket": one.bucket,
+                "repeats": one.repeats,
+                "enlarged": enlargement(one.width, one.height, one.bucket),
+            }
+            for one in {one.options.resolution: one for one in shown}.values()
+        ],
         "problem": found.broken.get(item.path, item.caption.problem),
-        "enlarged": enlargement(*size, picture.bucket) if size and picture else None,
+        "enlarged": max((enlargement(one.width, one.height, one.bucket) for one in shown), default=None),
     }
 
 
@@ -174,24 +190,28 @@ def sees(request: dict[str, Any], bases: Bases, _: Progress) -> dict[str, Any]:
     if not path.is_file():
         raise ValueError(f"{path}: no such file")
     model, reason = bases.get(wanted)
-    size = read_size(path)
-    bucket = nearest(*size, bucket_sizes(wanted.data, model.bucket_step if model else GUESSED_STEP))
+    size, caption = read_size(path), _given(request, "caption", str, None)
+    options, caption = _options_of(path, wanted.data, which, _given(request, "entry", int, None), caption)
+    resolution = _given(request, "resolution", int, None)
+    step = model.bucket_step if model else GUESSED_STEP
+    alone = [one for one, _ in at_resolutions(options) if resolution in (None, one.resolution)]
+    if not alone:
+        raise ValueError(f"resolution: {resolution} is not one of those at which this picture is trained")
+    bucket = nearest(*size, bucket_sizes(alone[0], step))
     width, height, top, left = placement(*size, bucket)
     across, down = size[0] / width, size[1] / height
-    caption = _given(request, "caption", str, None)
-    if caption is None:
-        caption = _caption_of(path, wanted.data, which)
-    own, line = samples_of(wanted.data, caption), _given(request, "line", int, 0)
+    own, line = samples_of(options, caption), _given(request, "line", int, 0)
     if not 0 <= line < len(own):
         raise ValueError(f"line: {line} is not one of the {len(own)} captions of this picture, counted from 0")
     return {
         "bucket": bucket,
+        "resolution": alone[0].resolution,
         "resized": [width, height],
         "crop": [left * across, top * down, bucket[0] * across, bucket[1] * down],
-        "captions": captions_of(wanted.data, caption),
+        "captions": captions_of(options, caption),
         "draws": [
             {"position": position, "prompt": prompt, "flip": flip, "cut": model.cut_off(prompt) if model else ""}
-            for position, (prompt, flip) in enumerate(_seen(wanted.data, which, own[line], seed, draws))
+            for position, (prompt, flip) in enumerate(_seen(options, which, own[line], seed, draws))
         ],
         "notes": _guessed(reason),
     }
@@ -204,12 +224,22 @@ def _seen(options: Data, which: str, caption: str, seed: int, draws: int) -> lis
     return [(caption_for(options, caption, seed, place), flip_at(options, seed, place)) for place in range(draws)]
 
 
-def _caption_of(path: Path, options: Data, which: str) -> str:
-    """The caption that a picture has in its files."""
+def _options_of(
+    path: Path, options: Data, which: str, entry: int | None, caption: str | None
+) -> tuple[Data, str]:
+    """The options that hold for a picture, and the caption that it has in its files, if none is given. `entry`: of
+    data.folders, where it is in several; otherwise the first.
+
+    A picture that is in none of the folders has the options of the data set.
+    """
+    if caption is not None and all(folder == Folder(path=folder.path) for _, folder in entries(options, which)):
+        return options, caption  # no need to list all files
     for item in survey(options, which, GUESSED_STEP).items:
-        if item.path.resolve() == path.resolve():
-            return item.caption.text
-    raise ValueError(f"{path}: is not one of the pictures of {SETTINGS[which]}; give a caption")
+        if item.path.resolve() == path.resolve() and entry in (None, item.root.entry):
+            return item.root.options, item.caption.text if caption is None else caption
+    if caption is None:
+        raise ValueError(f"{path}: is not one of the {which} pictures of {SETTING}; give a caption")
+    return options, caption
 
 
 # -- requests ---------------------------------------------------------------------------------------------------------
@@ -236,8 +266,8 @@ def _given(request: dict[str, Any], name: str, kind: type, default: Any = ...) -
 
 def _which(request: dict[str, Any]) -> str:
     which = _given(request, "which", str, "training")
-    if which not in SETTINGS:
-        raise ValueError(f"which: {which!r} is not one of {', '.join(SETTINGS)}")
+    if which not in ROLES:
+        raise ValueError(f"which: {which!r} is not one of {', '.join(ROLES)}")
     return which
 
 

@@ -33,7 +33,7 @@ def validate(session: Session) -> None:
         return
     draws, process = session.preset.validation.draws, session.model.process
     levels = (torch.arange(draws, dtype=torch.float64) + 0.5) / draws
-    captions, errors = validation_captions(session.preset, session.validation), []
+    captions, errors = validation_captions(session.validation), []
     with averaged(session.optimizer), session.derived.frozen(), session.accelerator.autocast():
         for picture, caption in zip(session.validation.pictures, captions, strict=True):
             mean, _ = session.latents.get(picture, False).chunk(2)
@@ -57,7 +57,7 @@ def sample(session: Session) -> None:
     if not wanted.enabled or not session.takes_part:
         return
     prompts = sample_prompts(session.preset, session.index)
-    side = session.preset.data.resolution
+    side = session.preset.data.largest
     size = (wanted.width or side, wanted.height or side)
     with averaged(session.optimizer), session.derived.frozen(), session.accelerator.autocast():
         pictures = session.model.sample(

@@ -147,7 +147,7 @@ def draw_one(path: Path) -> None:
 def test_whatever_the_file_system_holds_is_trained_on(place, odd, tmp_path):
     """Pipes are never opened: nobody writes into them, so that would last for ever."""
     data = {"resolution": 16, "folders": [str(odd)], "cache_folder": str(tmp_path / "cache"), "validation_folder": ""}
-    index_of(odd, validation_folder="")
+    index_of(odd)
     assert main(place.command("run", "--training.steps", "2", data=data)) == 0
     text = (place.runs / "run" / "pictures.tsv").read_text(encoding="utf-8")
     heading, *rows = csv.reader(text.splitlines(keepends=True), delimiter="\t")
