@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from modules.data.captions import caption_for
 from modules.data.index import build_index
+from modules.preset.data_options import Data
 from tests.data.conftest import Folder
 from tests.data.test_caption_files import data_of, index_of, problems_of
 
@@ -196,3 +198,20 @@ def test_a_text_for_all_has_to_be_given(folder):
     folder.picture("a.png")
     assert any(p.startswith("data.caption_text is empty") for p in problems_of(folder, captions="text"))
     assert any(p.startswith("data.keep_separator") for p in problems_of(folder, keep_separator=" ,"))
+
+
+def test_each_folder_has_its_own_source(tmp_path):
+    """And says so; what one folder has of lines, marks and alternatives is no other's."""
+    first, second = Folder(tmp_path / "5_sks dog"), Folder(tmp_path / "second")
+    first.picture("a.png", caption="off")
+    second.picture("b.png", caption="{one|two}\nthree")
+    folders = (
+        {"path": str(first.path), "captions": "foldername"},
+        {"path": str(second.path), "caption_lines": "each", "wildcards": True},
+    )
+    index = build_index(Data(folders=folders, resolution=64, caption_dropout=0.0), "training", 32)
+    assert [p.caption for p in index.pictures] == ["sks dog", "{one|two}", "three"]
+    assert [line.rpartition(": ")[2] for line in index.captions] == ["1 from the folder's name", "1 from .txt files"]
+    second_picture = index.pictures[1]
+    seen = {caption_for(second_picture.options, second_picture.caption, 0, place) for place in range(30)}
+    assert seen == {"one", "two"}
