@@ -155,14 +155,14 @@ def as_pictures(
     Regularisation pictures are repeated as often as data.regularisation_ratio says.
     """
     pictures: list[Picture] = []
-    left_out: list[Path] = []
+    left_out: dict[Path, None] = {}
     for item, (size, key) in looks:
         at_all = _at_resolutions(item, size, key, found.step)
         kept = _not_too_large(at_all, item.root.options.max_enlargement)
-        left_out += [item.path] if len(kept) < len(at_all) else []
+        left_out |= {item.path: None} if len(kept) < len(at_all) else {}
         pictures += kept
-    found.note(left_out, "pictures that are too small for some of the resolutions (data.max_enlargement) are left out "
-               "there")
+    why = "pictures that are too small for some of the resolutions (data.max_enlargement) are left out there"
+    found.note([*left_out], why)
     remark_on_sizes(pictures, found)
     return _in_proportion(options, pictures)
 
