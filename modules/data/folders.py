@@ -109,7 +109,9 @@ def line_about(options: Data, folder: Folder, pictures: Sequence[Shown]) -> str:
         words += [f"{float(sum(exact(picture.repeats) for picture in pictures)):g} per epoch"]
         words += [f"repeats {folder.repeats:g}", f"loss weight {folder.loss_weight:g}"]
     resolutions = at_resolutions(folder_options(options, folder))
-    words += [f"{one.resolution} px" + (f" x {float(share):g}" if share != 1 else "") for one, share in resolutions]
+    for one, share in resolutions:
+        often = f" x {float(share):g}" if share != 1 and folder.role != "validation" else ""
+        words.append(f"{one.resolution} px{often}")
     told = (*OF_FOLDERS, "resolution", "resolutions", "resolution_shares")
     words += [f"{name} {_short(value)}" for name, value in own.items() if name not in told and value != usual[name]]
     return f"{shown(folder.path)}: {', '.join(words)}"

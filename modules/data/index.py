@@ -58,7 +58,7 @@ class Picture:
     """How often an epoch has it; 0.5: every second one."""
     key: str
     """sha256 of its pixels, hex."""
-    options: Data = field(default=Data(), repr=False)
+    options: Data = field(default=Data(), repr=False, hash=False)
     """Those that hold for it: of its folder, with `resolution` being its own."""
     role: str = "train"
     """"train" or "regularisation"; "validation" for one that is never trained on."""
@@ -158,14 +158,14 @@ def as_pictures(
     Regularisation pictures are repeated as often as data.regularisation_ratio says.
     """
     pictures: list[Picture] = []
-    left_out: list[Path] = []
+    left_out: dict[Path, None] = {}
     for item, (size, key) in looks:
         at_all = _at_resolutions(item, size, key, found.step)
         kept = _not_too_large(at_all, item.root.options.max_enlargement)
-        left_out += [item.path] if len(kept) < len(at_all) else []
+        left_out |= {item.path: None} if len(kept) < len(at_all) else {}
         pictures += [entry for one in kept for entry in by_caption(one)]
-    found.note(left_out, "pictures that are too small for some of the resolutions (data.max_enlargement) are left out "
-               "there")
+    why = "pictures that are too small for some of the resolutions (data.max_enlargement) are left out there"
+    found.note([*left_out], why)
     remark_on_sizes(pictures, found)
     return _in_proportion(options, pictures)
 

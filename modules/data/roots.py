@@ -2,6 +2,7 @@
 
 import os
 import stat
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -78,7 +79,20 @@ def read(options: Data, which: str, said: Said) -> list[Root]:
             roots.append(Root(folder, path, prefix, entry, folders.folder_options(options, folder)))
         if unused := folders.unused(folder):
             said.notes.append(f"{place}: has the role validation, so {', '.join(unused)} has no effect")
-    return [root for place, root in enumerate(roots) if not _is_read_already(root, place, roots, said)]
+    roots = [root for place, root in enumerate(roots) if not _is_read_already(root, place, roots, said)]
+    _remark_on_twins(roots, said)
+    return roots
+
+
+def _remark_on_twins(roots: Sequence[Root], said: Said) -> None:
+    """Notes on folders that are given several times, with different settings."""
+    given: dict[Path, list[str]] = defaultdict(list)
+    for root in roots:
+        given[root.path.resolve()].append(root.given)
+    for same in given.values():
+        if len(same) > 1:
+            times = f"is given {len(same)} times with different settings; its pictures are used with each"
+            said.notes.append(f"{SETTING} {shown(same[0])}: {times}")
 
 
 def labels(folders: Sequence[str]) -> list[str]:

@@ -16,14 +16,14 @@ from modules import families
 from modules.data.batches import flip_at
 from modules.data.buckets import GUESSED_STEP, nearest
 from modules.data.captions import caption_for, captions_of, samples_of, whole_caption
-from modules.data.folders import ROLES, at_resolutions, entries, exact, number
+from modules.data.folders import ROLES, at_resolutions, entries, exact, folder_options, number
 from modules.data.index import Picture, Progress, as_pictures, bucket_numbers, look_at
 from modules.data.pictures import enlargement, placement, read_size
 from modules.data.roots import SETTING, bucket_sizes
 from modules.data.survey import Item, Survey, survey
 from modules.documents import parse_json
 from modules.preset.base_options import Base
-from modules.preset.data_options import Data, Folder
+from modules.preset.data_options import Data
 from modules.preset.problems import sentences
 from modules.preset.section import Section
 from modules.preset.training_options import Training
@@ -232,14 +232,21 @@ def _options_of(
 
     A picture that is in none of the folders has the options of the data set.
     """
-    if caption is not None and all(folder == Folder(path=folder.path) for _, folder in entries(options, which)):
-        return options, caption  # no need to list all files
-    for item in survey(options, which, GUESSED_STEP).items:
-        if item.path.resolve() == path.resolve() and entry in (None, item.root.entry):
-            return item.root.options, item.caption.text if caption is None else caption
     if caption is None:
+        for item in survey(options, which, GUESSED_STEP).items:
+            if item.path.resolve() == path.resolve() and entry in (None, item.root.entry):
+                return item.root.options, item.caption.text
         raise ValueError(f"{path}: is not one of the {which} pictures of {SETTING}; give a caption")
-    return options, caption
+    above = path.resolve().parents
+    depths = {
+        place: (len(full.parts), folder)
+        for place, folder in entries(options, which)
+        if entry in (None, place) and (full := Path(folder.path).resolve()) in above
+    }
+    if not depths:
+        return options, caption
+    innermost = max(depths.values(), key=lambda one: one[0])[1]  # of equals, the first
+    return folder_options(options, innermost), caption
 
 
 # -- requests ---------------------------------------------------------------------------------------------------------

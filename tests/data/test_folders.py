@@ -130,6 +130,7 @@ def test_one_path_twice_with_other_settings(places):
     assert Counter(picture.options.resolution for picture in index.pictures) == {64: 6, 32: 6}
     assert {picture.repeats for picture in index.pictures if picture.entry == 1} == {2}
     assert not any("same content" in note for note in index.notes)
+    assert any("is given 2 times with different settings" in note for note in index.notes)
     for same in (path, {"path": path, "resolution": 64}, {"path": path, "flip": False}):  # the same, said otherwise
         with pytest.raises(DataProblems, match="is given twice"):
             index_of([path, same])
@@ -260,6 +261,7 @@ def test_nothing_is_enlarged_beyond_a_limit_where_it_has_another_size(folder):
         kept.setdefault(picture.name, []).append(picture.options.resolution)
     assert kept == {"large.png": [32, 64, 128], "small.png": [32], "tiny.png": [32]}
     notes = " ".join(index.notes)
+    assert "are left out there (2: small.png, tiny.png)" in notes
     assert "too small for some of the resolutions" in notes and "small.png" in notes
     assert "enlarged more than 1.5 times" in notes and "tiny.png" in notes
     free = index_of([str(folder.path)], resolutions=(32, 64, 128))

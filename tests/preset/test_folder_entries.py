@@ -7,6 +7,8 @@ import pytest
 from modules.preset.cli import parse_overrides
 from modules.preset.files import resolve, to_json
 from modules.preset.problems import PresetProblems
+from modules.training.ended import stored_preset
+from modules.training.run import changes, check_same
 
 LORA = {"family": "sdxl", "base": {"path": "x"}, "adapter": {"method": "lora"}}
 
@@ -66,3 +68,23 @@ def test_wrong_entries_are_named(tmp_path, entry, sentence):
     with pytest.raises(PresetProblems) as found:
         resolve(str(path))
     assert found.value.problems[0].startswith(sentence)
+
+
+def test_an_old_run_is_the_run_of_the_same_preset(tmp_path):
+    """A run folder's preset is complete; one from before folders had settings is that of a run that resumes."""
+    new = resolve("wora_demo", [("data.validation_folder", "v")]).preset
+    values = json.loads(to_json(new))
+    values["data"] = {
+        name: value for name, value in values["data"].items()
+        if name not in ("recursive", "regularisation_ratio", "resolutions", "resolution_shares", "max_enlargement",
+                        "prefix", "suffix")
+    } | {"folders": ["demo/dataset"], "validation_folder": "v"}  # fmt: skip
+    place = tmp_path / "wora_demo"
+    place.mkdir()
+    (place / "preset.json").write_text(json.dumps(values))
+    assert changes(stored_preset(place / "preset.json")[0], new) == []
+    check_same(place, new)
+    values["data"]["validation_folder"] = "w"
+    (place / "preset.json").write_text(json.dumps(values))
+    with pytest.raises(ValueError, match="data.folders"):
+        check_same(place, new)
