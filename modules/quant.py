@@ -258,17 +258,10 @@ def keep_in_memory(network: nn.Module) -> None:
 
 
 def move_own(module: nn.Module, device: torch.device) -> None:
-    """Move a module's own weights, not those of the modules in it, to `device`. The parameters remain the same objects,
-    unless they are packed. Blocks that are kept in main memory stay there."""
-    if is_packed(module):
-        module.to(device)
-        return
-    for parameter in module._parameters.values():
-        if parameter is not None:
-            parameter.data = parameter.data.to(device)
-    for name, tensor in module._buffers.items():
-        if tensor is not None:
-            module._buffers[name] = tensor.to(device)
+    """Move a module's own weights to `device`, not those of the modules in it. Blocks that are kept in main memory stay
+    there."""
+    if module._parameters or module._buffers:
+        module._apply(lambda tensor: tensor.to(device), recurse=False)
 
 
 def device_of(layer: Any) -> torch.device:
