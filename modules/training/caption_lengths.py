@@ -3,20 +3,20 @@
 from collections.abc import Mapping
 from typing import Any
 
-from modules.data.captions import whole_caption
 from modules.data.index import Index
 from modules.data.survey import listing
 from modules.preset.data_options import CHUNK, MOST_TOKENS
 from modules.preset.schema import Preset
+from modules.training.session import whole_captions
 
 
 def notes(preset: Preset, model: Any, training: Index | None, validation: Index | None) -> list[str]:
     """What is cut off, in a sentence for each kind. A picture's caption is taken whole, with its trigger."""
     found = []
     for what, index in (("captions", training), ("captions of validation pictures", validation)):
-        pictures = index.pictures if index is not None else ()
-        captions = {picture.name: whole_caption(preset.data, picture.caption) for picture in pictures}
-        found += _cut(model, what, captions)
+        if index is not None:
+            names = [picture.name for picture in index.pictures]
+            found += _cut(model, what, dict(zip(names, whole_captions(preset, index), strict=True)))
     if preset.samples.enabled:
         prompts = {f"samples.prompts[{number}]": prompt for number, prompt in enumerate(preset.samples.prompts)}
         found += _cut(model, "prompts", {"samples.negative": preset.samples.negative, **prompts})

@@ -166,6 +166,18 @@ def test_captions_together_are_what_each_is_alone(model):
             assert_equal({name: tensor[number : number + 1] for name, tensor in together.items()}, alone)
 
 
+def test_text_encoders_learn_from_every_chunk(model):
+    """The gradient of what a chunk reads reaches the first layer."""
+    model.use_reading(Reading(225, emphasis=True))
+    weights = [next(model.networks[name].parameters()).requires_grad_() for name in model.text_encoders]
+    for chunk in range(3):
+        hidden = model.encode_texts([letters(225)])["hidden"][:, 1 + 75 * chunk : 76 + 75 * chunk]
+        for gradient in torch.autograd.grad(hidden.square().sum(), weights):
+            assert gradient.abs().sum() > 0
+    for weight in weights:
+        weight.requires_grad_(False)
+
+
 def test_the_usual_reading_is_the_pipelines_own(model):
     """Bit for bit, and so is ours where it has nothing to do."""
     captions = ["red apple", "", letters(200)]

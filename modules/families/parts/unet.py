@@ -57,7 +57,8 @@ class UNetModel(PipelineModel):
 
     def use_reading(self, reading: Reading) -> list[str]:
         """Of CLIP encoders: all of it applies, but for layers that the text encoder does not have."""
-        layers = self.networks["text_encoder"].config.num_hidden_layers  # pyright: ignore
+        encoder: Any = self.networks["text_encoder"]
+        layers = encoder.config.num_hidden_layers
         if reading.layer > layers:
             raise ValueError(f"base.clip_skip: {reading.layer}, but this base's text encoder has {layers} layers; give "
                              f"at most {layers}, or null for the last one")
