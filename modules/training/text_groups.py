@@ -10,6 +10,7 @@ Every caption is encoded by itself, see `data.cache`. So neither the size of a g
 resumed run begins one where it resumes) changes the conditions, to the last bit.
 """
 
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
@@ -23,6 +24,9 @@ from modules.data.batches import Batches
 from modules.data.cache import MEMORY_BYTES, TextCache
 from modules.families.base import Texts
 from modules.training import sharding
+
+MOST_OFTEN = 1000
+"""Changed captions that are kept on disk, at most. T5's conditions of one take 4 MiB."""
 
 TOGETHER = (
     "captions that change from step to step are encoded beside the denoiser, because a sharded base cannot leave the "
@@ -101,13 +105,18 @@ def changes(captions: Iterable[str], usual: Collection[str]) -> bool:
 
 def lasting(batches: Batches, steps: int, ahead: int, usual: Collection[str]) -> set[str]:
     """The captions of the first `steps` steps that are worth a place on disk: the `usual` ones, that pictures have
-    whenever nothing is changed, and those that more than one group of `ahead` steps needs."""
-    found, groups = set(), dict[str, int]()
+    whenever nothing is changed, and of those that several groups of `ahead` steps need the most frequent ones."""
+    found, often = set[str](), Counter[str]()
+    groups: dict[int, int] = {}  # by hash: there may be millions of captions that are used once
     for step in range(steps):
         for caption in batches.captions(step + 1, step):
-            if caption in usual or groups.setdefault(caption, step // ahead) != step // ahead:
+            group, key = step // ahead, hash(caption)
+            if caption in usual:
                 found.add(caption)
-    return found
+            elif groups.setdefault(key, group) != group:
+                groups[key] = group
+                often[caption] += 1
+    return found | {caption for caption, _ in often.most_common(MOST_OFTEN)}
 
 
 @contextmanager

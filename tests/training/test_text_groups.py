@@ -260,10 +260,13 @@ def test_what_is_in_the_cache_is_not_encoded_again(tmp_path):
     assert second.held.keys() == {"b", "d"} and encoder.texts == 2
 
 
-def test_what_is_worth_a_place_on_disk():
+def test_what_is_worth_a_place_on_disk(monkeypatch):
     steps = [["whole", "x", "twice"], ["y", "y"], ["twice"], ["z", ""]]
     assert lasting(Uses(steps), 4, 2, {"whole", ""}) == {"whole", "twice", ""}  # pyright: ignore
     assert lasting(Uses(steps), 4, 4, {"whole"}) == {"whole"}  # pyright: ignore
+    monkeypatch.setattr(text_groups, "MOST_OFTEN", 1)
+    steps = [["a", "b"], ["a", "b"], ["b", "whole"]]
+    assert lasting(Uses(steps), 3, 1, {"whole"}) == {"b", "whole"}, "the most frequent one"  # pyright: ignore
 
 
 def test_conditions_of_many_captions_are_not_all_kept_in_memory(tmp_path, monkeypatch):
