@@ -69,6 +69,7 @@ class Data(Section):
         advanced=True,
         ge=CHUNK,
         le=MOST_TOKENS,
+        multiple_of=CHUNK,
     )
     """Number of a caption's tokens that are read, a multiple of 75. CLIP text encoders (Stable Diffusion 1, 2 and XL)
     read more than 75 in chunks, as sd-scripts does with max_token_length; what is longer is cut. Prompts of samples are
@@ -100,15 +101,6 @@ class Data(Section):
 
     cache_folder: str = option("cache", why="shared by all runs", group="Cache", advanced=True, kind="folder")
     """Folder of the cache."""
-
-    @field_validator("caption_tokens")
-    @classmethod
-    def whole_chunks(cls, given: int) -> int:
-        """Only whole chunks can be read."""
-        if given % CHUNK:
-            fitting = given - given % CHUNK
-            raise ValueError(f"is not a multiple of {CHUNK}; give {fitting} or {fitting + CHUNK}")
-        return given
 
     @field_validator("folders", mode="before")
     @classmethod
