@@ -12,9 +12,10 @@ from torch import nn
 from modules.data import cache
 from modules.data.cache import TextCache
 from modules.families import load_class
+from modules.preset import files
 from modules.preset.schema import Base, Data
 from modules.quant import PackedLinear, keep_in_memory, pack_linears
-from modules.training import collapse, gradient_start, loop, text_groups
+from modules.training import check, collapse, gradient_start, loop, text_groups
 from modules.training.text_groups import TextGroups, lasting
 from tests.data.encoder import Encoder
 from tests.families.using import CPU
@@ -283,3 +284,34 @@ def test_a_run_may_resume_with_other_groups(place: Place):
 
     assert may_change("data.encode_ahead") and not may_change("data.caption_tokens")
     assert not may_change("base.clip_skip") and Base().clip_skip is None
+
+
+# -- a base in shards -------------------------------------------------------------------------------------------------
+
+
+def test_a_sharded_denoiser_stays_and_the_check_says_so(place: Place, monkeypatch):
+    def notes(name: str, data: dict) -> list[str]:
+        preset = files.resolve(place.command(name, data=data)[1], []).preset
+        return check.examine(preset, "cpu", processes=2).notes
+
+    changing, fixed = {"resolution": 16, "shuffle": True}, {"resolution": 16, "caption_dropout": 0.5}
+    assert text_groups.TOGETHER not in notes("plain", changing)
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    assert text_groups.TOGETHER in notes("sharded", changing) and text_groups.TOGETHER not in notes("fixed", fixed)
+
+    released, moved, model = [], [], load_class("sdxl").skeleton(Base(path=str(place.stage / "base")))
+    monkeypatch.setattr(model, "release_encoders", lambda texts: released.append(texts))
+    monkeypatch.setattr(text_groups, "move", lambda parts, device: moved.extend(parts))
+    with text_groups.apart(model):
+        assert released == []
+    assert released == [True] and moved == []
+
+
+def test_the_denoiser_comes_back_when_encoding_fails(place: Place, monkeypatch):
+    moved, model = [], load_class("sdxl").skeleton(Base(path=str(place.stage / "base")))
+    monkeypatch.setattr(model, "release_encoders", lambda texts: moved.append(("encoders", texts)))
+    monkeypatch.setattr(text_groups, "move", lambda parts, device: moved.append((len(parts), device.type)))
+    with pytest.raises(MemoryError), text_groups.apart(model):
+        raise MemoryError
+    count = len([*next(iter(model.networks.values())).modules()])
+    assert moved == [(count, "cpu"), ("encoders", True), (count, "meta")]
