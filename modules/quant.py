@@ -257,6 +257,13 @@ def keep_in_memory(network: nn.Module) -> None:
             module.keep_in_memory()
 
 
+def move_own(module: nn.Module, device: torch.device) -> None:
+    """Move a module's own weights to `device`, not those of the modules in it. Blocks that are kept in main memory stay
+    there."""
+    if module._parameters or module._buffers:
+        module._apply(lambda tensor: tensor.to(device), recurse=False)
+
+
 def device_of(layer: Any) -> torch.device:
     """The device a frozen layer computes on; its weight may be on another."""
     return layer.device if is_packed(layer) else layer.weight.device

@@ -128,12 +128,16 @@ class TextCache:
         """The name of an item: everything its features depend on."""
         return _key("texts", self.fingerprint, caption)
 
-    def _get(self, caption: str) -> Texts:
-        key = self.key(caption)
-        stored = self.store.get(key)
-        return self.store.put(key, self._encode(caption)) if stored is None else stored
+    def find(self, caption: str) -> Texts | None:
+        """One caption's features, if they are there."""
+        return self.store.get(self.key(caption))
 
-    def _encode(self, caption: str) -> Texts:
+    def _get(self, caption: str) -> Texts:
+        found = self.find(caption)
+        return self.store.put(self.key(caption), self.encode(caption)) if found is None else found
+
+    def encode(self, caption: str) -> Texts:
+        """One caption's features, encoded anew and not kept. Raises ValueError where they are non-finite."""
         # In a training step, where a damaged file may be noticed, autocast is on; while the cache is filled it is not.
         with torch.no_grad(), torch.autocast(self.model.device.type, enabled=False):
             encoded = {name: features.cpu() for name, features in self.model.encode_texts([caption]).items()}

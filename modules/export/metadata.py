@@ -13,6 +13,7 @@ from pydantic_core import to_jsonable_python
 
 from modules import hosts
 from modules.files.facts import Facts
+from modules.preset.data_options import CHUNK
 from modules.preset.files import METADATA_KEY
 from modules.preset.schema import Preset
 from modules.preset.section import LOCAL_KINDS
@@ -64,6 +65,8 @@ def training(preset: Preset, facts: Facts, form: "Form") -> dict[str, str]:
         "ss_optimizer": preset.optimizer.name,
         "ss_mixed_precision": preset.training.precision,
         "ss_seed": preset.training.seed,
+        "ss_clip_skip": preset.base.clip_skip,
+        "ss_max_token_length": None if preset.data.caption_tokens == CHUNK else preset.data.caption_tokens,
         "ss_training_started_at": facts.started,
         "ss_training_finished_at": facts.finished,
         "ss_trigger_words": preset.data.trigger,

@@ -4,6 +4,7 @@ A `Model` is loaded once per run and holds the frozen networks.
 """
 
 from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from modules.families.parts.names import Files, Place, Spelling
 from modules.objectives import Process
 from modules.preset.base_options import Base
+from modules.preset.data_options import CHUNK, Data
 from modules.tensorfile import A_PICKLE, PICKLES
 
 Texts = dict[str, Tensor]
@@ -22,6 +24,23 @@ Texts = dict[str, Tensor]
 
 Encode = Callable[[Sequence[str]], Texts]
 """Gives the conditions of captions."""
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How text encoders read captions."""
+
+    tokens: int = CHUNK
+    """See `data.caption_tokens`."""
+    layer: int = 1
+    """Which one is read, counted from the last: 1 is the last; see `base.clip_skip`."""
+    emphasis: bool = False
+    """See `data.emphasis`."""
+
+    @classmethod
+    def of(cls, base: Base, data: Data) -> "Reading":
+        """As the options say."""
+        return cls(data.caption_tokens, base.clip_skip or 1, data.emphasis)
 
 
 class Model(Protocol):
@@ -46,6 +65,9 @@ class Model(Protocol):
 
     computed_in: str
     """Number format in which programs compute the denoiser on a GPU unless told otherwise; one of `export.dtype`."""
+
+    reads_chunks: bool
+    """Whether its text encoders read longer captions in chunks (`data.caption_tokens`)."""
 
     process: Process
     """The noise process of this family."""
@@ -111,9 +133,23 @@ class Model(Protocol):
         """Conditions of the captions. Differentiable in adapted text encoders."""
         ...
 
+    def use_reading(self, reading: Reading) -> list[str]:
+        """Read captions and prompts like this from now on. Returns what of it does not apply to this base, as
+        sentences. Raises ValueError, with a sentence, for what it cannot do."""
+        ...
+
     @property
     def caption_tokens(self) -> int:
         """Tokens of a caption that the text encoders read, without start and end tokens."""
+        ...
+
+    @property
+    def chunk_tokens(self) -> int:
+        """Tokens of a caption that they read at once; the rest of `caption_tokens` in further chunks."""
+        ...
+
+    def token_starts(self, caption: str) -> list[int]:
+        """For each token of a caption, without start and end tokens, the character of the caption it begins at."""
         ...
 
     def cut_off(self, caption: str) -> str:

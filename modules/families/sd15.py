@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from modules.families import base as protocol
-from modules.families.parts import files
+from modules.families.parts import files, long_texts
 from modules.families.parts.names import Files, Place, clip, open_clip_place, unet
 from modules.families.parts.unet import ANY_UNET, UNetModel, prediction_word
 from modules.preset.base_options import Base
@@ -74,8 +74,11 @@ class Model(UNetModel):
         return found or _generation_problems(base, second)
 
     def encode_texts(self, captions: Sequence[str]) -> protocol.Texts:
-        """`hidden (n, tokens, dim)`: the text encoder's last layer."""
-        self.present("text_encoder")
+        """`hidden (n, tokens, dim)`: the text encoder's last layer, or another (`base.clip_skip`)."""
+        encoder = self.present("text_encoder")
+        if self.reading != protocol.Reading():
+            hidden, _ = long_texts.encode(encoder, self.tokenizer, captions, self.reading, normed=True)
+            return {"hidden": hidden.to(encoder.dtype)}
         hidden, _ = self.pipeline.encode_prompt(
             list(captions), device=self.device, num_images_per_prompt=1, do_classifier_free_guidance=False
         )

@@ -4,12 +4,19 @@ Encoding and sampling are diffusers' own `StableDiffusionXLPipeline`.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 
+import torch
 from torch import Tensor
 
 from modules.families import base as protocol
+from modules.families.parts import long_texts
 from modules.families.parts.names import Files, Place, clip, open_clip_place, unet
+from modules.families.parts.reader import unread
 from modules.families.parts.unet import ANY_UNET, UNetModel, prediction_word
+
+LAYER = 2
+"""The layer of both text encoders that is read, counted from the last one."""
 
 
 class Model(UNetModel):
@@ -38,10 +45,20 @@ class Model(UNetModel):
         "output_blocks_([678]_1|9|10|11)_"
     )
 
+    def use_reading(self, reading: protocol.Reading) -> list[str]:
+        """The layer is fixed."""
+        super().use_reading(replace(reading, layer=1))
+        return unread(protocol.Reading(layer=reading.layer), self.TITLE)
+
     def encode_texts(self, captions: Sequence[str]) -> protocol.Texts:
         """`hidden (n, tokens, dim)`: both encoders' last but one layer; `pooled (n, dim)` of the second."""
-        for name in self.text_encoders:
-            self.present(name)
+        first, second = (self.present(name) for name in self.text_encoders)
+        if self.reading != protocol.Reading():
+            reading = replace(self.reading, layer=LAYER)
+            one, _ = long_texts.encode(first, self.tokenizer, captions, reading, normed=False)
+            two, pooled = long_texts.encode(second, self.pipeline.tokenizer_2, captions, reading, normed=False)
+            assert pooled is not None
+            return {"hidden": torch.cat([one, two], -1).to(second.dtype), "pooled": pooled}
         hidden, _, pooled, _ = self.pipeline.encode_prompt(
             list(captions), device=self.device, num_images_per_prompt=1, do_classifier_free_guidance=False
         )

@@ -7,6 +7,12 @@ from pydantic import Discriminator, Field, Tag, field_validator, model_serialize
 
 from modules.preset.section import Section, option
 
+CHUNK = 75
+"""Tokens of a caption, without start and end, that CLIP reads at once."""
+
+MOST_TOKENS = 30 * CHUNK
+"""A longer caption is a mistake; every layer's attention reads all of it in every step."""
+
 Resolution = Annotated[int, Field(ge=16, le=8192)]
 Captions = Literal["auto", "txt", "caption", "json", "metadata", "foldername", "filename", "text", "none"]
 Share = Annotated[float, Field(gt=0, le=1000)]
@@ -217,6 +223,38 @@ class Data(Section):
 
     caption_dropout: float = option(0.05, why="keeps classifier-free guidance working", group="Captions", ge=0, le=1)
     """Probability that a whole caption is replaced by the empty one."""
+
+    caption_tokens: int = option(
+        CHUNK,
+        why="what CLIP reads at once; more makes every step slower",
+        unit="tokens",
+        group="Captions",
+        advanced=True,
+        ge=CHUNK,
+        le=MOST_TOKENS,
+        multiple_of=CHUNK,
+    )
+    """Number of a caption's tokens that are read, a multiple of 75. CLIP text encoders (Stable Diffusion 1, 2 and XL)
+    read more than 75 in chunks, as sd-scripts does with max_token_length; what is longer is cut. Prompts of samples are
+    read alike. Other models have a length of their own, and --check says so."""
+
+    emphasis: bool = option(False, why="brackets are usually part of a tag's name", group="Captions", advanced=True)
+    """Read (word), [word] and (word:1.2) in captions and prompts as weights, as Stable Diffusion's web interfaces do; a
+    bracket that is meant as such has a backslash in front of it. The features of a word's tokens are multiplied by its
+    weight, as sd-scripts does with weighted_captions. For Stable Diffusion 1, 2 and XL."""
+
+    encode_ahead: int = option(
+        100,
+        why="the denoiser is moved rarely, and the conditions of a group fit into main memory",
+        unit="steps",
+        group="Captions",
+        advanced=True,
+        ge=1,
+    )
+    """Captions that change from use to use (shuffled, dropped in part, drawn at random) are encoded for this many
+    coming steps at once: the denoiser is moved to main memory meanwhile, so that it is never on the device together
+    with the text encoders. Changes nothing in the result. A larger value needs more main memory, a smaller one more
+    time."""
 
     flip: bool = option(False, why="mirroring spoils text, logos and faces", group="Pictures")
     """Mirror pictures horizontally half of the time."""

@@ -253,6 +253,8 @@ def bound_words(field: FieldInfo) -> str:
     words = []
     for bound in field.metadata:
         match bound:
+            case annotated_types.MultipleOf(multiple_of):
+                words.append(f"a multiple of {number(multiple_of)}")
             case annotated_types.Ge(ge):
                 words.append(f"at least {number(ge)}")
             case annotated_types.Gt(gt):

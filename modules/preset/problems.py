@@ -26,6 +26,7 @@ TYPES = {
     "greater_than": "{value} is too small; more than {gt}",
     "less_than_equal": "{value} is too large; at most {le}",
     "less_than": "{value} is too large; less than {lt}",
+    "multiple_of": "{value} is not a multiple of {multiple_of}",
     "too_long": "{value} is too long; at most {max_length} values",
 }
 """Sentences by the beginning of pydantic's error type; the first that fits is taken."""

@@ -59,6 +59,7 @@ def option(
     gt: float | None = None,
     le: float | None = None,
     lt: float | None = None,
+    multiple_of: int | None = None,
 ) -> Any:
     """A field of a preset.
 
@@ -69,4 +70,4 @@ def option(
     """
     extra = {"why": why, "group": group, "unit": unit, "advanced": advanced, "kind": kind}
     given = {key: value for key, value in extra.items() if value}
-    return Field(default, title=title, ge=ge, gt=gt, le=le, lt=lt, json_schema_extra=given)
+    return Field(default, title=title, ge=ge, gt=gt, le=le, lt=lt, multiple_of=multiple_of, json_schema_extra=given)

@@ -13,15 +13,25 @@ from modules.adapters.base import Adapted
 from modules.data.batches import Batches
 from modules.data.buckets import GUESSED_STEP
 from modules.data.cache import has_entries
-from modules.data.captions import whole_caption
 from modules.data.folders import entries, exact, line_about, values_of
 from modules.data.index import DataProblems, Index, build_index, overlap
 from modules.data.names import listing, shown
+from modules.families.base import Reading
 from modules.judges import judges
 from modules.preset.schema import Preset
 from modules.printable import LONGEST, short
-from modules.training import first_values, graphics, noise, pool, schedules, setup, sharding
-from modules.training.session import Pictures, sample_prompts, total_steps
+from modules.training import (
+    caption_lengths,
+    first_values,
+    graphics,
+    noise,
+    pool,
+    schedules,
+    setup,
+    sharding,
+    text_groups,
+)
+from modules.training.session import Pictures, sample_prompts, total_steps, whole_captions
 
 NEEDED_ON_GPUS = "the package triton, and on Linux a C compiler (gcc or clang) for it,"
 """By torch.compile."""
@@ -168,6 +178,15 @@ def _examine_training(preset: Preset, device_type: str, processes: int, found: F
     if found.training is not None:
         found.steps = total_steps(training, _batches(preset, found.training, processes))
         found.notes += schedules.notes(training, found.steps)
+        found.notes += _notes_on_sharding(preset, found, processes)
+
+
+def _notes_on_sharding(preset: Preset, found: Findings, processes: int) -> list[str]:
+    """Whether text encoders have to be on the device beside the sharded denoiser."""
+    if not sharding.is_wanted() or preset.targets.text_encoders or found.training is None:
+        return []
+    coming = _batches(preset, found.training, processes).captions(min(found.steps, preset.data.encode_ahead))
+    return [text_groups.TOGETHER] if text_groups.changes(coming, {"", *whole_captions(found.training)}) else []
 
 
 def _can_compile(device_type: str) -> bool:
@@ -183,6 +202,10 @@ def _examine_model(preset: Preset, found: Findings) -> None:
     if found.model is None:
         return
     found.problems += noise.problems(preset.objective, found.model.process)
+    try:
+        found.notes += found.model.use_reading(Reading.of(preset.base, preset.data))
+    except ValueError as error:
+        found.problems.append(str(error))
     found.problems += setup.block_problems(found.model, preset.base)
     found.layer_sets = list(found.model.named_targets())
     found.trainable_layers = len(setup.layer_names(found.model))
@@ -229,12 +252,7 @@ def _examine_pictures(preset: Preset, found: Findings) -> None:
         found.notes.append(f"bucket sizes are estimated (multiples of {GUESSED_STEP} px): base model cannot be read")
     if found.model is not None:
         found.problems += _too_large(preset, indices.get("training"), found.model.longest_side)
-        pictures = [picture for index in indices.values() for picture in index.pictures]
-        captions = sorted({whole_caption(picture.options, picture.caption) for picture in pictures})
-        long = [caption for caption in captions if found.model.cut_off(caption)]
-        if long:
-            first = short(long[0])
-            found.notes.append(f"{len(long)} captions exceed the text encoder's limit and are truncated: {first!r}")
+        found.notes += caption_lengths.notes(preset, found.model, found.training, found.validation)
 
 
 def _too_large(preset: Preset, index: Index | None, longest: int | None) -> list[str]:

@@ -58,6 +58,12 @@ class Feed:
         self.session = session
         self.ahead: tuple[tuple[int, int], Prepared] | None = None
 
+    def reach(self, step: int) -> None:
+        """Make ready for a step, between two steps: captions of a group of coming steps may be encoded, and the
+        denoiser be off the device meanwhile."""
+        if self.session.texts is not None:
+            self.session.texts.reach(step, self.session.steps)
+
     def at(self, step: int, micro: int) -> Prepared:
         """The micro-batch, on the CPU."""
         held, self.ahead = self.ahead, None
@@ -66,10 +72,12 @@ class Feed:
         return prepare(self.session, self.session.batches.at(step, micro))
 
     def look_ahead(self, step: int, micro: int) -> None:
-        """Prefetch the one after this. Call it when the device's work is queued, before waiting for it."""
+        """Prefetch the one after this, if its captions are encoded. Call it when the device's work is queued, before
+        waiting for it."""
         accumulation = self.session.preset.training.accumulation
         step, micro = divmod(step * accumulation + micro + 1, accumulation)
-        if step < self.session.steps:
+        texts = self.session.texts
+        if step < self.session.steps and (texts is None or step in texts.steps):
             self.ahead = (step, micro), prepare(self.session, self.session.batches.at(step, micro))
 
 

@@ -22,6 +22,7 @@ from modules.data.pictures import enlargement, placement, read_size
 from modules.data.roots import SETTING, bucket_sizes
 from modules.data.survey import Item, Survey, survey
 from modules.documents import parse_json
+from modules.families.base import Reading
 from modules.preset.base_options import Base
 from modules.preset.data_options import Data
 from modules.preset.problems import sentences
@@ -64,7 +65,13 @@ class Bases:
     """When it was tried, and why it cannot be read."""
 
     def get(self, wanted: Wanted) -> tuple[Any, str]:
-        """The base, or None and the reason."""
+        """The base, which reads captions as wanted, or None and the reason."""
+        model, reason = self._read(wanted)
+        if model is not None:
+            model.use_reading(Reading.of(wanted.base, wanted.data))
+        return model, reason
+
+    def _read(self, wanted: Wanted) -> tuple[Any, str]:
         key = (wanted.family, wanted.base.path, wanted.base.config)
         if key in self.models:
             return self.models[key], ""
@@ -210,11 +217,20 @@ def sees(request: dict[str, Any], bases: Bases, _: Progress) -> dict[str, Any]:
         "crop": [left * across, top * down, bucket[0] * across, bucket[1] * down],
         "captions": captions_of(options, caption),
         "draws": [
-            {"position": position, "prompt": prompt, "flip": flip, "cut": model.cut_off(prompt) if model else ""}
+            {"position": position, "prompt": prompt, "flip": flip, **_read(model, prompt)}
             for position, (prompt, flip) in enumerate(_seen(options, which, own[line], seed, draws))
         ],
         "notes": _guessed(reason),
     }
+
+
+def _read(model: Any, prompt: str) -> dict[str, Any]:
+    """What the text encoders make of a prompt: where further chunks begin, and what they do not read."""
+    if model is None:
+        return {"chunks": [], "cut": ""}
+    starts = model.token_starts(prompt)
+    return {"chunks": starts[: model.caption_tokens][model.chunk_tokens :: model.chunk_tokens],
+            "cut": model.cut_off(prompt)}
 
 
 def _seen(options: Data, which: str, caption: str, seed: int, draws: int) -> list[tuple[str, bool]]:

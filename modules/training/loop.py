@@ -158,6 +158,7 @@ def export_step(session: Session) -> None:
 def take_step(session: Session, progress: Progress) -> tuple[float, float, dict[str, bool]]:
     """One optimizer step: mean loss, gradient norm before clipping, and what was requested."""
     accelerator, training, begun = session.accelerator, session.preset.training, time.monotonic()
+    progress.feed.reach(session.step)
     session.flat.clear()
     session.derived.begin()
     losses = []

@@ -17,6 +17,7 @@ from modules.data.index import Index, Progress
 from modules.disk import write_whole
 from modules.preset.schema import Preset
 from modules.training import (
+    collapse,
     fingerprints,
     first_values,
     flat,
@@ -26,10 +27,12 @@ from modules.training import (
     resuming,
     setup,
     sharding,
+    text_groups,
 )
 from modules.training.events import Events
 from modules.training.run import Run
-from modules.training.session import Pictures, Session, sample_prompts, total_steps, validation_captions
+from modules.training.session import Pictures, Session, sample_prompts, total_steps, validation_captions, whole_captions
+from modules.training.text_groups import TextGroups
 
 BAR = "{desc}: {n_fmt} of {total_fmt} |{bar}| {remaining} left"
 """How a progress bar of the preparations looks."""
@@ -50,16 +53,17 @@ def prepare(preset: Preset, pictures: Pictures, run: Run, events: Events, accele
     batches = make_batches(preset, index, accelerator)
     steps = total_steps(training, batches)
     write_pictures(preset, index, run, events, accelerator.num_processes)
-    caches = make_caches(preset, model, index)
-    captions = captions_needed(preset, pictures, batches, steps, model)
+    caches = make_caches(preset, model)
+    captions = captions_needed(preset, pictures, batches, steps, model) if caches.texts is not None else set()
     with memory.while_encoding(preset, accelerator.device):
         fill_caches(caches, pictures, captions, events, accelerator)
     model.release_encoders(texts=caches.texts is not None)
 
+    groups = make_groups(preset, caches.texts, batches, captions, model, events)
     place(model, preset, events, accelerator)
     adapted = attach(model, preset, run, events)
-    groups = setup.parameter_groups(adapted, model, preset.targets)
-    gradients, optimizer = flat.build(preset.optimizer, groups, training.learning_rate)
+    parameters = setup.parameter_groups(adapted, model, preset.targets)
+    gradients, optimizer = flat.build(preset.optimizer, parameters, training.learning_rate)
     # Not accelerate's `prepare`: it would shard the optimizer's parameters too.
     session = Session(
         preset=preset,
@@ -75,7 +79,7 @@ def prepare(preset: Preset, pictures: Pictures, run: Run, events: Events, accele
         validation=validation,
         batches=batches,
         latents=caches.latents,
-        texts=caches.texts,
+        texts=groups,
         steps=steps,
         made=made,
     )
@@ -148,20 +152,47 @@ class Caches:
     """None where captions are encoded in each step."""
 
 
-def make_caches(preset: Preset, model: Any, index: Index) -> Caches:
-    """Captions are cached where neither they nor the text encoders change."""
-    vary = any(picture.options.shuffle or picture.options.part_dropout for picture in index.pictures)
-    stable = not vary and not setup.trains_texts(model, preset.targets)
-    return Caches(LatentCache(preset.data, model), TextCache(preset.data, model) if stable else None)
+def make_caches(preset: Preset, model: Any) -> Caches:
+    """Captions are cached where the text encoders do not change."""
+    frozen = not setup.trains_texts(model, preset.targets)
+    return Caches(LatentCache(preset.data, model), TextCache(preset.data, model) if frozen else None)
 
 
 def captions_needed(preset: Preset, pictures: Pictures, batches: Batches, steps: int, model: Any) -> set[str]:
-    """Every caption and prompt of a training."""
-    wanted = {*batches.captions(steps), *validation_captions(pictures.validation)}
+    """Every caption and prompt of a training that is encoded before its first step: all but those that one group of
+    steps uses alone."""
+    usual = {"", *whole_captions(pictures.training)}
+    ahead = preset.data.encode_ahead if preset.data.cache else steps  # nothing adds up in memory instead of on disk
+    wanted = text_groups.lasting(batches, steps, ahead, usual)
+    wanted |= {*batches.captions(outside_of_steps(preset, batches, steps)),
+               *validation_captions(pictures.validation)}
     if preset.samples.enabled:
         negative = model.negative_prompt(preset.samples.negative)
         wanted |= {*sample_prompts(preset, pictures.training), *(() if negative is None else (negative,))}
     return wanted
+
+
+def outside_of_steps(preset: Preset, batches: Batches, steps: int) -> int:
+    """The samples of how many of the first steps are used at other times too: for initial values, and to notice a
+    collapse."""
+    first = -(-gradient_start.PICTURES // (batches.total * preset.training.accumulation))
+    return min(steps, max(first, collapse.SAMPLES))
+
+
+def make_groups(
+    preset: Preset, cache: TextCache | None, batches: Batches, kept: set[str], model: Any, events: Events
+) -> TextGroups | None:
+    """Where the steps' conditions come from; None where the text encoders are trained."""
+    if cache is None:
+        return None
+
+    @contextmanager
+    def alone(what: str) -> Iterator[None]:
+        events.write("stage", {"name": "captions", "detail": f"encoding {what}"})
+        with memory.while_encoding(preset, model.device), text_groups.apart(model):
+            yield
+
+    return TextGroups(cache, batches, kept, preset.data.encode_ahead, alone)
 
 
 def fill_caches(

@@ -30,6 +30,7 @@ MAY_CHANGE = (
     "saving",
     "samples",
     "base.offload_blocks",
+    "data.encode_ahead",
     "training.steps",
     "training.epochs",
     "training.gradient_checkpointing",

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from modules.adapters.base import Adapted
 from modules.adapters.derived import Derived
 from modules.data.batches import Batches
-from modules.data.cache import LatentCache, TextCache
+from modules.data.cache import LatentCache
 from modules.data.captions import as_prompt, filled_in, whole_caption
 from modules.data.index import Index
 from modules.families.base import Texts
@@ -25,6 +25,7 @@ from modules.training import fingerprints, finite, setup, sharding
 from modules.training.events import Events
 from modules.training.flat import Flat
 from modules.training.run import Run
+from modules.training.text_groups import TextGroups
 
 PATIENCE = timedelta(hours=6)
 """How long processes wait for the main one, which makes samples and exports alone."""
@@ -68,7 +69,8 @@ class Session:
     validation: Index | None
     batches: Batches
     latents: LatentCache
-    texts: TextCache | None
+    texts: TextGroups | None
+    """None where text encoders are trained, and encode captions in each step."""
     steps: int
     step: int = 0
     baseline: float | None = None
@@ -142,10 +144,13 @@ def total_steps(training: Training, batches: Batches) -> int:
 
 
 def validation_captions(validation: Index | None) -> list[str]:
-    """Captions of the validation pictures as they are used: with the trigger, never shuffled or dropped."""
-    if validation is None:
-        return []
-    return [whole_caption(picture.options, picture.caption) for picture in validation.pictures]
+    """Captions of the validation pictures as they are used."""
+    return [] if validation is None else whole_captions(validation)
+
+
+def whole_captions(index: Index) -> list[str]:
+    """Captions of all pictures with the trigger, and with nothing shuffled or dropped."""
+    return [whole_caption(picture.options, picture.caption) for picture in index.pictures]
 
 
 def sample_prompts(preset: Preset, training: Index) -> list[str]:

@@ -14,6 +14,7 @@ from modules import families
 from modules.adapters import methods
 from modules.adapters.base import Adapted, Adapter, AdapterConfig, adapted_layers, attach
 from modules.adapters.layers import KINDS
+from modules.families.base import Reading
 from modules.families.parts.names import is_unused
 from modules.files.reading import listed
 from modules.preset.schema import Base, Preset, Rule, Targets
@@ -202,6 +203,7 @@ def load(preset: Preset, device: torch.device) -> Any:
     if problems := noise.problems(preset.objective, model.process):
         raise ValueError("\n".join(problems))
     noise.prepare(model, preset.objective)
+    model.use_reading(Reading.of(preset.base, preset.data))
     return model
 
 

@@ -110,6 +110,21 @@ def test_captions_that_are_cut(ask, data):
     path = str(Path(data.folders[1]) / "wide.png")
     (first, *_) = ask("sees", data.model_copy(update={"caption_dropout": 0.0}), path=path)["draws"]
     assert first["cut"] and first["prompt"].startswith("sks, x x") and first["prompt"].endswith(first["cut"])
+    assert first["chunks"] == []
+
+
+def test_where_chunks_begin(ask, data):
+    """The same base reads captions of several lengths, one question after the other."""
+    longer = data.model_copy(update={"caption_dropout": 0.0, "caption_tokens": 150, "shuffle": False})
+    assert ask("pictures", longer)["tokens"] == 150
+    prompt = " ".join("x" * 160)
+    path = str(Path(data.folders[1]) / "wide.png")
+    plain = longer.model_copy(update={"trigger": "", "part_dropout": 0.0})
+    first = ask("sees", plain, path=path, caption=prompt)["draws"][0]
+    assert first["chunks"] == [2 * 75] and first["cut"] == " ".join("x" * 10)
+    read = ask("sees", plain.model_copy(update={"caption_tokens": 225}), path=path, caption=prompt)["draws"][0]
+    assert (read["chunks"], read["cut"]) == ([150, 300], "")
+    assert ask("pictures", data)["tokens"] == 75
 
 
 def test_draws_are_those_of_a_training(ask, data):
@@ -131,7 +146,7 @@ def test_validation_pictures_are_seen_in_one_way(ask, folder):
     data = Data(folders=(validation,), resolution=64, shuffle=True, caption_dropout=1.0, trigger="sks")
     assert [row["caption"] for row in ask("pictures", data, which="validation")["pictures"]] == ["one, two"]
     (draw,) = ask("sees", data, path=str(path), which="validation")["draws"]
-    assert draw == {"position": 0, "prompt": whole_caption(data, "one, two"), "flip": False, "cut": ""}
+    assert draw == {"position": 0, "prompt": whole_caption(data, "one, two"), "flip": False, "chunks": [], "cut": ""}
     assert ask("pictures", Data(), which="validation")["problems"] == []
     assert "data.folders has no folder of the role train" in ask("pictures", data)["problems"][0]
 

@@ -73,7 +73,8 @@ def some_text(name: str, field, rng: random.Random, chosen: dict) -> str:
     low = bounds.get("ge", bounds.get("gt", -5))
     high = bounds.get("le", bounds.get("lt", low + 1000))
     if int in kinds:
-        return str(rng.randint(int(low) + ("gt" in bounds), int(high) - ("lt" in bounds)))
+        found = rng.randint(int(low) + ("gt" in bounds), int(high) - ("lt" in bounds))
+        return str(found - found % (bounds.get("multiple_of") or 1))
     if float in kinds:
         return repr(low + (high - low) * rng.uniform(0.01, 0.99))
     if bool in kinds:

@@ -279,14 +279,6 @@ def test_text_encoders_are_trained_and_resume(place: Place):
     assert changed == {"unet", "text_encoder", "text_encoder_2"}
 
 
-def test_shuffled_captions_are_encoded_at_each_step(place: Place):
-    data = {"resolution": 16, "shuffle": True, "part_dropout": 0.2}
-    with place.session("shuffled", data=data) as session:
-        assert session.texts is None
-        assert loop.train(session)
-    assert place.events("shuffled", "step")[-1]["step"] == 4
-
-
 def test_a_run_on_another_number_of_processes_says_so(place: Place, monkeypatch):
     ask(monkeypatch, place, "moved", "stop", at=1)
     assert place.train("moved") == 130

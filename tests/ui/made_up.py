@@ -41,7 +41,8 @@ def some_value(field: Field, rng: random.Random) -> Any:
         high = next((bound for bound in bounds[2:] if bound is not None), low + 1000)
         if field.kind == "number":
             return low + (high - low) * rng.uniform(0.01, 0.99)
-        return rng.randint(int(low) + (bounds[1] is not None), int(high) - (bounds[3] is not None))
+        found = rng.randint(int(low) + (bounds[1] is not None), int(high) - (bounds[3] is not None))
+        return found - found % (field.multiple_of or 1)
     if field.kind == "entries":
         return [{one.path: some_value(one, rng) for one in field.columns if one.required or rng.random() < 0.7}
                 for _ in range(rng.randrange(4))]  # fmt: skip

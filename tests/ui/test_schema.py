@@ -59,7 +59,7 @@ def test_every_field_says_what_the_trainer_says():
             assert (field.advanced, field.required) == (bool(options.hint(info, "advanced")), info.is_required())
             assert field.nullable == (type(None) in options.members(info.annotation))
             bounds = {"ge": field.minimum, "gt": field.exclusive_minimum,
-                      "le": field.maximum, "lt": field.exclusive_maximum}  # fmt: skip
+                      "le": field.maximum, "lt": field.exclusive_maximum, "multiple_of": field.multiple_of}  # fmt: skip
             given = {name: bound for one in info.metadata for name, bound in asdict(one).items()}
             assert {name: bound for name, bound in bounds.items() if bound is not None} == given
             assert field.kind == (options.hint(info, "kind") or field.kind) and field.label
@@ -76,7 +76,7 @@ def test_every_path_knows_its_owners():
 
 def test_the_file_has_only_keys_that_the_window_understands():
     known = {"title", "description", "type", "default", "enum", "const", "anyOf", "items", "minimum", "maximum",
-             "exclusiveMinimum", "exclusiveMaximum", "group", "why", "unit", "advanced", "kind",
+             "exclusiveMinimum", "exclusiveMaximum", "multipleOf", "group", "why", "unit", "advanced", "kind",
              "oneOf", "discriminator", "$ref"}  # fmt: skip
     root = json.loads(places.SCHEMA.read_text(encoding="utf-8"))
     assert set(root) - {"$schema", "$defs", "renames", "implied"} <= {

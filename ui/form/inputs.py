@@ -359,8 +359,9 @@ def stepped(value: float, direction: int, field: Field) -> int | float:
     unit = Decimal(1).scaleb(exact.adjusted() if exact else first)
     if exact == -direction * unit:  # below 0.001 comes 0.0009
         unit /= 10
+    step = direction * (field.multiple_of or 1)
     for finer in (1,) if field.kind == "integer" else (1, 10, 100, 1000, 10000):
-        after = value + direction if field.kind == "integer" else float(exact + direction * unit / finer)
+        after = value + step if field.kind == "integer" else float(exact + direction * unit / finer)
         if not field.problem(after) or field.problem(value):
             return after
     return value

@@ -25,6 +25,7 @@ from modules.families import base as protocol
 from modules.families.parts import files
 from modules.families.parts.components import component_class, pickle_problems, read_index
 from modules.families.parts.names import Named
+from modules.families.parts.reader import Reader
 from modules.preset.base_options import Base
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ ARGUMENTS = {"hidden": "prompt_embeds", "pooled": "pooled_prompt_embeds"}
 """Names of the parts of an encoded prompt in diffusers' pipelines."""
 
 
-class PipelineModel(Named):
+class PipelineModel(Reader, Named):
     """A loaded base; see `families.base.Model` for what each part means."""
 
     TITLE: ClassVar[str]
@@ -112,16 +113,6 @@ class PipelineModel(Named):
         components = {name: _component(component_class(kind, name, source), name, source) for name, kind in found
                       if isinstance(kind, list) and name not in cls.OPTIONS}
         return cls.pipeline_class()(**components, **cls.OPTIONS)
-
-    @property
-    def tokenizer(self) -> Any:
-        """The tokenizer that decides where captions are truncated."""
-        return self.pipeline.tokenizer
-
-    @property
-    def caption_tokens(self) -> int:
-        """Tokens of a caption that are read, without start and end tokens."""
-        return self.tokenizer.model_max_length - self.tokenizer.num_special_tokens_to_add()
 
     def guidance_options(self, guidance: float, away: bool) -> dict[str, float]:
         """The pipeline's arguments for guidance; `away`: from a negative prompt."""
@@ -283,12 +274,6 @@ class PipelineModel(Named):
         mean, std = torch.tensor([config.latents_mean, config.latents_std], device=self.device).view(2, 1, -1, 1, 1)
         return mean, config.scaling_factor / std
 
-    def cut_off(self, caption: str) -> str:
-        """The caption from the first truncated token on."""
-        tokens = self.tokenizer(caption, add_special_tokens=False, return_offsets_mapping=True)
-        beyond = tokens.offset_mapping[self.caption_tokens :]
-        return caption[beyond[0][0] :] if beyond else ""
-
     # -- sampling -----------------------------------------------------------------------------------------------------
 
     @torch.no_grad()
@@ -355,7 +340,7 @@ class PipelineModel(Named):
         else:
             networks = [self.networks[name] for name in self.text_encoders]
             tokenizers = [name.replace("text_encoder", "tokenizer") for name in self.text_encoders]
-            facts += [str(self.caption_tokens), *(files.tokenizing(self.pipeline.components[t]) for t in tokenizers)]
+            facts += self.reading_facts() + [*(files.tokenizing(self.pipeline.components[t]) for t in tokenizers)]
         facts += [files.weights_hash(*networks), *(files.settings(network.config) for network in networks)]
         return hashlib.sha256("\n".join(facts).encode()).hexdigest()[:16]
 

@@ -7,11 +7,14 @@ from typing import Any
 
 import torch
 
+from modules.families.base import Reading
 from modules.families.parts.files import tensor_names
+from modules.families.parts.long_texts import tokens_of
 from modules.families.parts.names import Place, Spelling
 from modules.families.parts.pipeline import PipelineModel
 from modules.objectives import Diffusion
 from modules.preset.base_options import Base
+from modules.preset.data_options import CHUNK
 
 ATTENTION = ["unet.*.attn[12].to_[qkv]", "unet.*.attn[12].to_out.0", "text_encoder*.self_attn.*"]
 MLP = ["unet.*.ff.net.0.proj", "unet.*.ff.net.2", "unet.*.proj_in", "unet.*.proj_out", "text_encoder*.mlp.fc[12]"]
@@ -26,6 +29,7 @@ class UNetModel(PipelineModel):
     """A pipeline with a UNet for diffusion in discrete steps."""
 
     DENOISER = "unet"
+    reads_chunks = True
     computed_in = "float16"
 
     def __init__(self, pipeline: Any, device: torch.device):
@@ -48,6 +52,34 @@ class UNetModel(PipelineModel):
             changes = {"prediction_type": "v_prediction", "rescale_betas_zero_snr": "ztsnr" in names}
             pipeline.scheduler = type(pipeline.scheduler).from_config(pipeline.scheduler.config, **changes)
         return pipeline
+
+    # -- captions -----------------------------------------------------------------------------------------------------
+
+    def use_reading(self, reading: Reading) -> list[str]:
+        """Of CLIP encoders: all of it applies, but for layers that the text encoder does not have."""
+        encoder: Any = self.networks["text_encoder"]
+        layers = encoder.config.num_hidden_layers
+        if reading.layer > layers:
+            raise ValueError(f"base.clip_skip: {reading.layer}, but this base's text encoder has {layers} layers; give "
+                             f"at most {layers}, or null for the last one")
+        self.reading = reading
+        return []
+
+    @property
+    def chunk_tokens(self) -> int:
+        """As many as CLIP reads."""
+        return super().caption_tokens
+
+    @property
+    def caption_tokens(self) -> int:
+        """Tokens of all chunks, without start and end tokens."""
+        return self.reading.tokens // CHUNK * self.chunk_tokens
+
+    def token_starts(self, caption: str) -> list[int]:
+        """The character at which each token begins; brackets that weigh words have none."""
+        return [token.start for token in tokens_of(self.tokenizer, caption, self.reading.emphasis)]
+
+    # -- layers -------------------------------------------------------------------------------------------------------
 
     def named_targets(self) -> dict[str, list[str]]:
         """Patterns of the named sets of layers."""

@@ -65,6 +65,7 @@ class Field:
     maximum: float | None = None
     exclusive_minimum: float | None = None
     exclusive_maximum: float | None = None
+    multiple_of: int | None = None
 
     descriptions: Mapping[str, str] = dataclass_field(default_factory=dict)
     """Of a tag: first line about each variant, by choice."""
@@ -193,6 +194,8 @@ class Field:
             return f"{shown} is not a finite number"
         if self.kind == "integer" and isinstance(value, float):
             return self._is_wrong(given)
+        if self.multiple_of is not None and value % self.multiple_of:
+            return f"{shown} is not a multiple of {self.multiple_of}"
         for bound, is_crossed, words in (
             (self.minimum, operator.lt, "small; at least"),
             (self.exclusive_minimum, operator.le, "small; more than"),
@@ -235,6 +238,7 @@ def plain(path: str, node: Mapping[str, Any], required: bool, entry: Mapping[str
         maximum=inner[0].get("maximum"),
         exclusive_minimum=inner[0].get("exclusiveMinimum"),
         exclusive_maximum=inner[0].get("exclusiveMaximum"),
+        multiple_of=inner[0].get("multipleOf"),
         columns=columns,
         entry=entry["title"].lower() if entry else "",
     )
