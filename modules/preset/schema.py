@@ -52,17 +52,15 @@ class Targets(Section):
     exclude: tuple[str, ...] = option((), group="Patterns", advanced=True)
     """Layers to leave out, as patterns over full layer names. A pattern that matches no layer is an error."""
 
-    text_encoders: bool = option(False, why="needs more memory and rarely helps with a style", group="Text encoders")
+    text_encoders: bool = option(
+        False, why="needs more memory and rarely helps with a style", group="Text encoders",
+        needs="@text_layers",
+    )
     """Also adapt the text encoders."""
 
     text_encoder_lr_scale: float = option(
-        0.5,
-        why="text encoders overfit faster",
-        group="Text encoders",
-        advanced=True,
-        title="Text encoder LR scale",
-        gt=0,
-        le=10,
+        0.5, why="text encoders overfit faster", group="Text encoders", advanced=True, title="Text encoder LR scale",
+        gt=0, le=10, needs=("targets.text_encoders or targets.include", "@text_layers"),
     )
     """Learning rate of the text encoders' adapters, as a multiple of training.learning_rate."""
 
