@@ -43,7 +43,9 @@ class Targets(Section):
     """The layers that are adapted."""
 
     layers: str = option("attention-mlp", why="attention and feed-forward layers learn style and subject best")
-    """A named layer set of the family, e.g. attention, attention-mlp, attention-mlp-conv or all."""
+    """A named layer set of the family, e.g. attention, attention-mlp, attention-mlp-conv or all; or patterns over full
+    layer names, separated by commas, e.g. "transformer.single_transformer_blocks.7.*,
+    transformer.single_transformer_blocks.20.*" for these two blocks only; or none: only those of targets.include."""
 
     include: tuple[str, ...] = option((), group="Patterns", advanced=True)
     """Additional layers, as patterns over full layer names, e.g. unet.conv_in or unet.*.proj_out. A pattern that
