@@ -105,6 +105,9 @@ class Adapter(nn.Module):
     """Whether the method can change a weight that is zero everywhere. Not if it multiplies the weight, or scales its
     update by the weight's norm."""
 
+    uses_alpha: bool = True
+    """Whether an option `alpha` has an effect on this layer, where the method has one."""
+
     sets_parameters: bool = False
     """Whether `after_step` sets parameters, or reads gradients. Optimizers that average weights are then unsupported:
     their averages would restore the old values."""

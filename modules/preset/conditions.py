@@ -25,6 +25,7 @@ FACTS: dict[str, tuple[str, str]] = {
     "validation": ("validation pictures", "without validation pictures"),
     "text_layers": ("an adapted layer of a text encoder", "because no layer of a text encoder is adapted"),
     "decayed": ("a method with parameters that decay", "with this method, whose parameters never decay"),
+    "scaled": ("a layer whose factors are no full matrices", "because the factors of all layers are full matrices"),
     "magnitudes": ("magnitudes in the file", "without magnitudes in the file"),
     "output_magnitudes": ("output-axis magnitudes in the file", "without output-axis magnitudes in the file"),
 }

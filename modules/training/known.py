@@ -23,6 +23,7 @@ def facts(
         found |= noise.facts_of(preset.objective, model.process)
     if adapted:
         found["decayed"] = any(_decays(layer) for layer in adapted.values())
+        found["scaled"] = any(layer.adapter.uses_alpha for layer in adapted.values())
         found["text_layers"] = any(not setup.in_denoiser(model, name) for name in adapted)
     if forms:
         found["magnitudes"] = any("magnitude" in form for form in forms)

@@ -84,7 +84,8 @@ def test_conditions_name_options_values_and_facts_that_exist():
 
 BARE = {"family": "sdxl", "adapter": {"method": "lora"}}
 KNOWN = {"diffusion": True, "flow": False, "validation": False, "single_file": False, "text_layers": False,
-         "decayed": True, "magnitudes": False, "output_magnitudes": False, "objective.density": "uniform"}
+         "decayed": True, "scaled": False, "magnitudes": False, "output_magnitudes": False,
+         "objective.density": "uniform"}
 
 IDLE = [
     ({"data.keep_tokens": 3}, "data.keep_tokens 3 has no effect without data.shuffle or data.part_dropout"),
@@ -113,6 +114,8 @@ IDLE = [
     ({"saving.keep_best": True}, "saving.keep_best true has no effect without validation pictures"),
     ({"export.comfyui_norm": "adapted"},
      "export.comfyui_norm adapted has no effect without output-axis magnitudes in the file"),
+    ({"adapter.method": "lokr", "adapter.step_size": "raw", "adapter.alpha": 4},
+     "adapter.alpha 4 has no effect because the factors of all layers are full matrices"),
     ({"adapter.skip_unknown": True}, "adapter.skip_unknown true has no effect without adapter.start_from"),
 ]
 

@@ -2,13 +2,14 @@
 
 import json
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from safetensors import safe_open
 
 from modules.training import best, clock, due, loop, state
 from modules.training.clock import Clock
-from tests.training.runs import Place, equal
+from tests.training.runs import Place, ask, equal
 
 STEPS = ("--training.steps", "6")
 
@@ -49,8 +50,8 @@ def test_each_multiple_of_epochs_is_passed_once_in_the_first_step_that_reaches_i
         samples=SimpleNamespace(every=0, every_unit="epochs"),
         saving=SimpleNamespace(export_every=0, export_every_unit="steps", state_every=0, state_every_unit="steps"),
     )
-    session = SimpleNamespace(preset=preset, steps=60, step=0, clock=Clock(),
-                              batches=SimpleNamespace(epoch=lambda step: step / per_epoch))  # fmt: skip
+    batches = SimpleNamespace(epoch=lambda step: step / per_epoch)
+    session: Any = SimpleNamespace(preset=preset, steps=60, step=0, clock=Clock(), batches=batches)
     found = []
     for session.step in range(1, 61):
         found += [session.step] * due.is_due(session, "validation")
@@ -112,6 +113,25 @@ def test_what_was_due_is_made_by_the_run_that_resumes_and_the_clock_asks_no_seco
     monkeypatch.undo()
     assert place.train("plain", *STEPS) == 0
     assert equal(place.adapter("killed"), place.adapter("plain"))
+
+
+def test_a_run_that_is_stopped_where_something_is_due_makes_it_when_it_resumes(place: Place, monkeypatch):
+    minutes = ["--validation.every", "10", "--validation.every_unit", "minutes"]
+    with monkeypatch.context() as patch:
+        ask(patch, place, "stopped", "stop", at=3)
+        shows(patch, 0, 4, 8, 11)
+        assert place.train("stopped", *STEPS, *minutes) == 130
+    assert steps_of(place, "stopped", "state") == [3] and steps_of(place, "stopped", "validation") == [0]
+    shows(monkeypatch, 100, 101, 102, 103)
+    assert place.train("stopped", *STEPS, *minutes) == 0
+    assert dues(place, "stopped") == [("validation", 3, 10.0)]
+    assert steps_of(place, "stopped", "validation") == [0, 3, 6]
+
+
+def test_only_the_main_process_reads_the_clock(monkeypatch):
+    shows(monkeypatch)  # a read would fail
+    other: Any = SimpleNamespace(clock=Clock(), accelerator=SimpleNamespace(is_main_process=False))
+    assert due.by_clock(other) == [False] * len(due.KINDS)
 
 
 # -- what is kept -----------------------------------------------------------------------------------------------------
