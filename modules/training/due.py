@@ -35,9 +35,12 @@ def plans(preset: Preset) -> dict[str, tuple[int, str]]:
 
 
 def begin(session: Session) -> None:
-    """Start the clock. What it made due in earlier starts of the run is read from the events."""
+    """Start the clock. What it made due in earlier starts of the run is read from the events, if it is asked at all: a
+    long run has a million of them."""
     clock = session.clock
-    clock.recorded, clock.last = told(session, _recorded(session) if session.accelerator.is_main_process else ({}, {}))
+    if any(number and unit == "minutes" for number, unit in plans(session.preset).values()):
+        found = _recorded(session) if session.accelerator.is_main_process else ({}, {})
+        clock.recorded, clock.last = told(session, found)
     clock.move()
 
 
