@@ -53,7 +53,8 @@ def test_every_field_says_what_the_trainer_says():
                 assert set(tag.descriptions) == set(tag.choices) and all(tag.descriptions.values())
                 continue
             (field,) = [one for one in everything[path] if one.description == " ".join((info.description or "").split())
-                        and one.default == group.defaults().get(path.rpartition(".")[2])]  # fmt: skip
+                        and one.default == group.defaults().get(path.rpartition(".")[2])
+                        and one.only_with == options.hint(info, "only_with")]  # fmt: skip
             hints = {name: options.hint(info, name) for name in ("why", "unit", "group", "only_with")}
             said = {"why": field.why, "unit": field.unit, "group": field.group, "only_with": field.only_with}
             assert said == hints
