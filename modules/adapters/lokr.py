@@ -28,6 +28,12 @@ class Config(RankConfig):
     """Rank of the large factor. From half of its longer side on, the factor is a full matrix and alpha has no
     effect."""
 
+    alpha: float | None = option(
+        None, why="equal to rank, so that the update is not scaled", gt=0, advanced=True,
+        needs=("!.step_size raw", "@scaled"),
+    )
+    """The update is multiplied by alpha / rank. null: alpha = rank."""
+
     factor: int | None = option(8, why="a common value", ge=1)
     """Rows and columns of the small factor, or the nearest smaller divisors. A larger value gives a smaller file. null:
     both factors as equal as possible, which gives the smallest file."""
@@ -49,6 +55,7 @@ class Adapter(base.Adapter):
         (out1, out2), (in1, in2) = (split(n, config.factor) for n in (layer.out_features, layer.channels))
         calibrated, rank = config.step_size == "calibrated", config.rank
         self.is_whole = rank >= max(out2, in2) / 2
+        self.uses_alpha = not self.is_whole
         self.first = _filled(out1, in1, calibrated)
         if self.is_whole:
             self.second = nn.Parameter(torch.zeros(out2, in2 * layer.kernel))

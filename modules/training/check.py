@@ -4,6 +4,7 @@ import importlib.util
 import os
 import shutil
 from collections import defaultdict
+from collections.abc import Collection
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,12 +19,15 @@ from modules.data.index import DataProblems, Index, build_index, overlap
 from modules.data.names import listing, shown
 from modules.families.base import Reading
 from modules.judges import judges
+from modules.preset import effects
 from modules.preset.schema import Preset
 from modules.printable import LONGEST, short
 from modules.training import (
     caption_lengths,
+    due,
     first_values,
     graphics,
+    known,
     noise,
     pool,
     schedules,
@@ -66,8 +70,8 @@ class Findings:
         return None if self.training is None else Pictures(self.training, self.validation)
 
 
-def examine(preset: Preset, device_type: str, processes: int = 1) -> Findings:
-    """Look at model files, layers, pictures and options. Loads no weights, writes nothing."""
+def examine(preset: Preset, device_type: str, processes: int = 1, given: Collection[str] = ()) -> Findings:
+    """Look at model files, layers, pictures and options; `given`: see `Resolved`. Loads no weights, writes nothing."""
     found = Findings()
     _examine_model(preset, found)
     _examine_export(preset, found)
@@ -76,6 +80,8 @@ def examine(preset: Preset, device_type: str, processes: int = 1) -> Findings:
     found.notes += [unused] if (unused := graphics.unused(device_type)) else []
     _examine_folders(preset, found)
     _examine_samples(preset, found)
+    facts = known.facts(preset, found.model, found.adapted, found.forms, found.pictures)
+    found.notes += effects.notes(preset, facts, given)
     # Pictures for training and for validation share options, and so may problems.
     found.problems, found.notes = _said(found.problems), _said(found.notes)
     return found
@@ -136,7 +142,7 @@ def _examine_room(preset: Preset, place: Path, found: Findings) -> None:
     elif free < most:
         found.notes.append(
             f"{where}, and the whole run may need {most:,} (states, exported files, sample pictures): free some space, "
-            "or lower saving.keep_states, or raise samples.every and saving.export_every"
+            "or lower saving.keep_states or saving.keep_exports, or raise samples.every and saving.export_every"
         )
 
 
@@ -146,13 +152,17 @@ def expected_bytes(preset: Preset, found: Findings) -> tuple[int, int]:
     tensors = (tensor for layer in found.adapted.values() for tensor in layer.adapter.state_dict().values())
     adapter = sum(tensor.nbytes for tensor in tensors)
     state = 3 * adapter  # two averages per parameter, as Adam has them
-    files = 1 + (steps // saving.export_every if saving.export_every else 0)
+    plans, batches = due.plans(preset), found.training and _batches(preset, found.training, 1)
+    per_epoch = batches.steps(1) if batches else steps
+    files = due.times(plans["export"], steps, per_epoch)
+    files = 1 + min(files, saving.keep_exports or files)
     side = preset.data.largest
     picture = 2 * (samples.width or side) * (samples.height or side)  # PNG of a photograph: 2 of 3 bytes per pixel
-    times = 2 + (steps // samples.every if samples.every else 0)
+    times = 2 + due.times(plans["sample"], steps, per_epoch)
     pictures = times * (len(samples.prompts) or 4) * picture if samples.enabled else 0
     lines = 2000 * steps  # of events, log and curves
-    most = (saving.keep_states + 1) * state + adapter + files * found.file_bytes + pictures + lines
+    best = 2 * (state + found.file_bytes) if saving.keep_best else 0  # the new one before the old one is deleted
+    most = (saving.keep_states + 1) * state + adapter + files * found.file_bytes + best + pictures + lines
     return state + adapter + found.file_bytes, most
 
 

@@ -107,14 +107,17 @@ class _AdEMAMix8bit(_EightBit, Moments):
 
     unpaged_name: ClassVar[str] = "ademamix8bit"
 
-    beta3: float = option(0.9999, why="the published value", group="Averages", advanced=True, gt=0, lt=1)
+    beta3: float = option(
+        0.9999, why="the published value", group="Averages", advanced=True, gt=0, lt=1, needs=".alpha"
+    )
     """Decay of the slow average gradient."""
 
     alpha: float = option(5.0, why="the published value", group="Averages", advanced=True, ge=0, le=100)
     """Weight of the slow average beside the fast one."""
 
     slow_warmup: int | None = option(
-        None, why="off: a LoRA is trained in fewer steps than the slow average needs", unit="steps", advanced=True, ge=1
+        None, why="off: a LoRA is trained in fewer steps than the slow average needs", unit="steps", advanced=True,
+        ge=1, needs=".alpha",
     )
     """Steps over which alpha and beta3 rise to their values."""
 

@@ -208,7 +208,7 @@ def test_svd_has_no_magnitudes_and_keeps_small_pairs():
 
 @pytest.mark.parametrize("form", ["auto", "full"])
 def test_rank_without_approximation_is_refused(form):
-    with pytest.raises(ValueError, match="use export.form compact"):
+    with pytest.raises(ValueError, match="set form to compact or svd"):
         Export(form=form, rank=4)
 
 

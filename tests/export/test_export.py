@@ -387,7 +387,7 @@ def test_script_exports_a_finished_run(tmp_path, monkeypatch, capsys):
     capsys.readouterr()
     for words, said in {
         ("test", "--host", "webui"): "export.host",
-        ("test", "--rank", "4"): "use export.form compact",
+        ("test", "--rank", "4"): "set form to compact or svd",
         ("other.safetensors",): "give --base, the model it was trained on",
         ("nothing",): "no such file or folder",
         (".",): "has no adapter.safetensors and no preset.json",

@@ -61,3 +61,11 @@ def test_a_warmup_that_is_too_long_is_shortened_and_said():
     assert "training.warmup is 50" in note and "shortened to 5 steps" in note
     assert [schedules.factor(options, 20, step) for step in range(4)] == [0.5, 1, 1, 1]
     assert schedules.factor(options, 5, 0) == 1
+
+
+@pytest.mark.parametrize("steps, words", [
+    (3, "is left out;"), (10, "is shortened to 1 step;"), (50, "is shortened to 5 steps;")
+])  # fmt: skip
+def test_a_warm_up_that_does_not_fit_is_said_without_a_warm_up_of_no_steps(steps, words):
+    (note,) = schedules.notes(Training(warmup=50), steps)
+    assert words in note and " 0 steps" not in note

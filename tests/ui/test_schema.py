@@ -53,9 +53,11 @@ def test_every_field_says_what_the_trainer_says():
                 assert set(tag.descriptions) == set(tag.choices) and all(tag.descriptions.values())
                 continue
             (field,) = [one for one in everything[path] if one.description == " ".join((info.description or "").split())
-                        and one.default == group.defaults().get(path.rpartition(".")[2])]  # fmt: skip
-            hints = {name: options.hint(info, name) for name in ("why", "unit", "group")}
-            assert {"why": field.why, "unit": field.unit, "group": field.group} == hints
+                        and one.default == group.defaults().get(path.rpartition(".")[2])
+                        and one.only_with == options.hint(info, "only_with")]  # fmt: skip
+            hints = {name: options.hint(info, name) for name in ("why", "unit", "group", "only_with")}
+            said = {"why": field.why, "unit": field.unit, "group": field.group, "only_with": field.only_with}
+            assert said == hints
             assert (field.advanced, field.required) == (bool(options.hint(info, "advanced")), info.is_required())
             assert field.nullable == (type(None) in options.members(info.annotation))
             bounds = {"ge": field.minimum, "gt": field.exclusive_minimum,
@@ -77,7 +79,7 @@ def test_every_path_knows_its_owners():
 def test_the_file_has_only_keys_that_the_window_understands():
     known = {"title", "description", "type", "default", "enum", "const", "anyOf", "items", "minimum", "maximum",
              "exclusiveMinimum", "exclusiveMaximum", "multipleOf", "group", "why", "unit", "advanced", "kind",
-             "oneOf", "discriminator", "$ref"}  # fmt: skip
+             "needs", "only_with", "oneOf", "discriminator", "$ref"}  # fmt: skip
     root = json.loads(places.SCHEMA.read_text(encoding="utf-8"))
     assert set(root) - {"$schema", "$defs", "renames", "implied"} <= {
         *known, "additionalProperties", "properties", "required",

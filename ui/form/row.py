@@ -209,13 +209,17 @@ def same(a: Any, b: Any) -> bool:
 
 
 def help_text(field: Field, value: Any) -> str:
-    """The description, what a chosen variant is, and the reason for the default."""
-    text = field.description
+    """The description, what the option has an effect with, what a chosen variant is, and the reason for the default."""
+    text = _about(field)
     if field.kind == "tag" and isinstance(value, str) and field.descriptions.get(value):
         text = field.descriptions[value] if field.required else f"{text.rstrip('.')}. {field.descriptions[value]}"
     lines = [" ".join(filter(None, (_with_none(text) if field.nullable else text, _default(field))))]
-    lines += [f"{column.label}: {_with_none(column.description)}" for column in field.columns]
+    lines += [f"{column.label}: {_with_none(_about(column))}" for column in field.columns]
     return "\n".join(lines)
+
+
+def _about(field: Field) -> str:
+    return " ".join(filter(None, (field.description, field.only_with)))
 
 
 def _with_none(text: str) -> str:

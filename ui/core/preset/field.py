@@ -45,6 +45,9 @@ class Field:
     why: str
     """Reason for the default; may be "none"."""
 
+    only_with: str = ""
+    """A sentence: what the option has an effect with; "" for one that always has."""
+
     group: str = "Basic"
     unit: str = ""
     advanced: bool = False
@@ -226,6 +229,7 @@ def plain(path: str, node: Mapping[str, Any], required: bool, entry: Mapping[str
         label=node["title"],
         description=" ".join(node.get("description", "").split()),
         why=node.get("why", ""),
+        only_with=node.get("only_with", ""),
         group=node.get("group", "Basic"),
         unit=node.get("unit", ""),
         advanced=node.get("advanced", False),
