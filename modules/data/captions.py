@@ -11,6 +11,9 @@ from modules.preset.data_options import Data
 CAPTION_KEYS = ("text", "caption")
 """Names of the caption in metadata.jsonl."""
 
+FOCUS = "focus"
+"""Name of a picture's focus point there."""
+
 
 def caption_for(options: Data, caption: str, seed: int, position: int) -> str:
     """The caption as used for the sample at `position` of the run with `seed`: a pure function.
@@ -91,4 +94,4 @@ def parse_metadata_line(line: str) -> tuple[str, str, set[str]]:
         texts[0].encode()
     except UnicodeEncodeError as error:
         raise ValueError(f"has half a surrogate pair in its caption ({texts[0][error.start]!a}); remove it") from error
-    return entry["file_name"], texts[0].strip(), entry.keys() - {"file_name", *CAPTION_KEYS}
+    return entry["file_name"], texts[0].strip(), entry.keys() - {"file_name", FOCUS, *CAPTION_KEYS}

@@ -6,11 +6,13 @@ import os
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
+from modules.data import masks
 from modules.data.buckets import nearest
+from modules.data.masks import Mask
 from modules.data.pictures import content_key, enlargement, open_picture
 from modules.data.survey import Item, Survey, survey
 from modules.preset.data_options import Data
@@ -53,6 +55,18 @@ class Picture:
     """How often an epoch has it."""
     key: str
     """sha256 of its pixels, hex."""
+    options: Data = Data()
+    """Those of its folder."""
+    role: str = "train"
+    """"train" or "regularisation"."""
+    mask: Mask | None = None
+    focus: tuple[float, float] | None = None
+    """The point that a crop around a focus has in its middle, as fractions of width and height."""
+
+    @property
+    def is_prior(self) -> bool:
+        """Whether it is trained towards what the frozen base predicts for it."""
+        return self.role == "regularisation" and self.options.prior_prediction
 
 
 @dataclass(frozen=True)
@@ -103,10 +117,15 @@ def build_index(options: Data, which: str, bucket_step: int, progress: Progress 
     """
     found = survey(options, which, bucket_step)
     looks = look_at(found, _size_and_key, progress)
+    masked = look_at_masks(options, [(item, size) for item, (size, _) in looks], found)
     if found.problems:
         raise DataProblems(found.problems, found.notes)
-    pictures = tuple(as_picture(item, size, found.sizes, key) for item, (size, key) in looks)
+    pictures = tuple(
+        with_mask(replace(as_picture(item, size, found.sizes, key), options=options), mask, item.focus)
+        for (item, (size, key)), mask in zip(looks, masked, strict=True)
+    )
     remark_on_sizes(options, pictures, found)
+    remark_on_focus(pictures, found)
     _remark_on_twins(pictures, found)
     return Index(pictures, tuple(found.notes))
 
@@ -134,6 +153,34 @@ def look_at(
             if progress is not None:
                 progress(done, len(found.items))
     return seen
+
+
+def look_at_masks(
+    options: Data, items: Sequence[tuple[Item, tuple[int, int]]], found: Survey
+) -> list[Mask | None]:
+    """The mask of each picture of this width and height, if it has one; those that cannot be used are problems."""
+
+    def look_or_say(item: Item, size: tuple[int, int]) -> Mask | None | ValueError:
+        try:
+            return None if item.mask is None else masks.look(item.mask, item.path, size)
+        except ValueError as error:
+            return error
+
+    with ThreadPoolExecutor(WORKERS) as pool:
+        answers = list(pool.map(look_or_say, *zip(*items, strict=True))) if items else []
+    for error in dict.fromkeys(str(answer) for answer in answers if isinstance(answer, ValueError)):
+        found.problem(error)
+    known = [None if isinstance(answer, ValueError) else answer for answer in answers]
+    opaque = [item.path for (item, _), answer in zip(items, answers, strict=True) if item.mask and answer is None]
+    found.note(opaque, "pictures without transparency; all of the picture is trained")
+    pairs = zip(items, known, strict=True)
+    masks.remark([(item.path, mask, size) for (item, size), mask in pairs if mask], options, found)
+    return known
+
+
+def with_mask(picture: Picture, mask: Mask | None, focus: tuple[float, float] | None) -> Picture:
+    """The picture with its mask and its focus: the given one, or the middle of the mask."""
+    return replace(picture, mask=mask, focus=focus or (mask.centre if mask else None))
 
 
 def as_picture(item: Item, size: tuple[int, int], sizes: Sequence[tuple[int, int]], key: str) -> Picture:
@@ -172,6 +219,12 @@ def remark_on_sizes(options: Data, pictures: Sequence[Picture], found: Survey) -
     extreme = [p.path for p in pictures if max(p.width / p.height, p.height / p.width) > options.max_aspect]
     if options.buckets:
         found.note(extreme, f"pictures longer than {options.max_aspect:g}:1 are cropped; raise data.max_aspect")
+
+
+def remark_on_focus(pictures: Sequence[Picture], found: Survey) -> None:
+    """A note on pictures without a focus that are to be cropped around one."""
+    without = [p.path for p in pictures if p.options.crop == "focus" and p.focus is None]
+    found.note(without, "pictures without a mask or a focus in metadata.jsonl are cropped to their middle")
 
 
 def _remark_on_twins(pictures: Sequence[Picture], found: Survey) -> None:

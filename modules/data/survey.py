@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from modules.data import focus, masks
 from modules.data.buckets import buckets
 from modules.data.captions import parse_metadata_line, read_text
 from modules.data.names import shown
@@ -51,6 +52,10 @@ class Item:
     caption: Caption
     repeats: int
     """How often an epoch has it."""
+    mask: Path | None = None
+    """The file of its mask: the picture's own where its transparency is the mask. None: all of it is trained."""
+    focus: tuple[float, float] | None = None
+    """The point of the picture that is to be in a crop, as fractions of width and height."""
 
 
 @dataclass(frozen=True)
@@ -101,13 +106,16 @@ def survey(options: Data, which: str, bucket_step: int) -> Survey:
         _remark_on_root(root, listed, found)
         found.roots |= dict.fromkeys(listed, root)
         files += listed
-    paths = [file for file in files if file.suffix.lower() in SUFFIXES]
+    paths, mask_files = masks.apart(files, lambda _: options, found)
+    focuses = focus.points(set(paths), files, lambda _: options, found)
     captions = _captions(options, paths, files, found)
     repeats = _repeats(paths, found)
     others = [f for f in files if f.suffix.lower() not in (*SUFFIXES, ".txt") and f.name != METADATA]
     found.note(others, f"other files are ignored; pictures are {' '.join(SUFFIXES)}")
     found.items = [
-        Item(path, found.names[path], found.roots[path].given, captions[path], repeats[path]) for path in paths
+        Item(path, found.names[path], found.roots[path].given, captions[path], repeats[path], mask_files.get(path),
+             focuses.get(path))
+        for path in paths
     ]
     return found
 
@@ -253,7 +261,7 @@ def _remark_on_root(root: Root, files: list[Path], found: Survey) -> None:
     place = f"{found.setting} {shown(root.given)}"
     if REPEATS.match(root.path.name):
         found.notes.append(f"{place}: the number in its name is ignored; only names of sub-folders set repeats")
-    if not any(file.suffix.lower() in SUFFIXES for file in files):
+    if not any(file.suffix.lower() in SUFFIXES and not masks.is_label(file) for file in files):
         kinds = Counter(shown(file.suffix.lower() or file.name) for file in files)
         there = "; it has " + ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items())) if kinds else ""
         found.problems.append(f"{place}: has no pictures{there}; pictures are {' '.join(SUFFIXES)}")

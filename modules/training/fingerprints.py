@@ -17,7 +17,7 @@ from threading import Thread
 from typing import Any
 
 from modules import families
-from modules.data.index import Index
+from modules.data.index import Index, Picture
 from modules.disk import remove_left_overs, write_whole
 from modules.files.facts import versions
 from modules.preset.schema import Base, Preset
@@ -36,7 +36,7 @@ LISTED = 10
 
 Made = dict[str, Any]
 """Fingerprints, as JSON: "base", "start_from" and "pool" (sha256 by name of the file), "pictures" and "validation"
-(`[pixels, caption, repeats]` by name, the first two hashes), "versions" (by package)."""
+(`[pixels, caption, repeats]` by name, the first two hashes; with a mask its hash, too), "versions" (by package)."""
 
 
 @dataclass
@@ -120,7 +120,11 @@ def _pictures(index: Index) -> dict[str, list]:
     def short(text: str) -> str:
         return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
-    return {picture.name: [picture.key[:16], short(picture.caption), picture.repeats] for picture in index.pictures}
+    def facts(picture: Picture) -> list:
+        masked = [picture.mask.key[:16]] if picture.mask else []
+        return [picture.key[:16], short(picture.caption), picture.repeats, *masked]
+
+    return {picture.name: facts(picture) for picture in index.pictures}
 
 
 def in_background(work: Callable[[], Made]) -> Future[Made]:
@@ -198,6 +202,7 @@ def _pictures_changed(what: str, before: Mapping[str, list], now: Mapping[str, l
         "with changed pixels": [name for name in both if before[name][0] != now[name][0]],
         "with a changed caption": [name for name in both if before[name][1] != now[name][1]],
         "with changed repeats": [name for name in both if before[name][2] != now[name][2]],
+        "with a changed mask": [name for name in both if before[name][3:] != now[name][3:]],
     }
     found = "; ".join(f"{len(names)} {how} ({listed(names)})" for how, names in parts.items() if names)
     return [f"{what} have changed since the run's last state: {found}"] if found else []

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from modules.adapters.base import Adapted
 from modules.adapters.derived import Derived
 from modules.data.batches import Batches
-from modules.data.cache import LatentCache, TextCache
+from modules.data.cache import LatentCache, MaskCache, TextCache
 from modules.data.captions import whole_caption
 from modules.data.index import Index
 from modules.families.base import Texts
@@ -67,6 +67,7 @@ class Session:
     validation: Index | None
     batches: Batches
     latents: LatentCache
+    masks: MaskCache
     texts: TextCache | None
     steps: int
     step: int = 0
