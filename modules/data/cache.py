@@ -60,13 +60,15 @@ class LatentCache:
 
     def __init__(self, options: Data, model: Model):
         self.model = model
-        self.flips = (False, True) if options.flip else (False,)
         self.fingerprint = model.fingerprint("images")
         self.store = Store(Path(options.cache_folder, "latents") if options.cache else None)
 
     def get(self, picture: Picture, flip: bool, view: View | None = None) -> Tensor:
         """`(2 * channels, h, w)` float32 on the CPU: mean and standard deviation of the picture's latents. They are not
         kept where each use of the picture is another version of it."""
+        return self._get(picture, flip, view)
+
+    def _get(self, picture: Picture, flip: bool, view: View | None) -> Tensor:
         if view is not None and is_encoded_in_steps(picture.options):
             return self._encode(picture, flip, view)
         key = self.key(picture, flip, view)
@@ -81,12 +83,17 @@ class LatentCache:
         """Read and check what is there, and encode what is missing; with the option `flip`, mirrored too, and every
         variant. Pictures for validation are always seen the same way. Raises ValueError for pictures that the encoder
         cannot encode or that have changed since the index was made."""
-        needed = [(p, flip, view) for p in pictures for flip in self.flips for view in variants(p.options, p)]
-        needed += [(p, False, still(p.options, p)) for p in validation]
+        needed = [
+            (picture, flip, view)
+            for picture in pictures
+            for flip in ((False, True) if picture.options.flip else (False,))
+            for view in variants(picture.options, picture)
+        ]
+        needed += [(picture, False, still(picture.options, picture)) for picture in validation]
         items = {self.key(*item): item for item in needed}
         for done, item in enumerate(items.values()):
             _report(progress, done, len(items))
-            self.get(*item)
+            self._get(*item)
         _report(progress, len(items), len(items))
 
     def key(self, picture: Picture, flip: bool, view: View | None = None) -> str:

@@ -177,8 +177,8 @@ def look(path: Path, picture: Path, size: tuple[int, int]) -> Mask | None:
     nearly = SAME_SHAPE + 1 / min(*image.size, *size)
     if abs(width * size[1] / (height * size[0]) - 1) > nearly:
         raise ValueError(
-            f"{shown(path)}: the mask has {width} x {height} px and {shown(picture)} has {size[0]} x {size[1]}, which is "
-            "another shape; make the mask as large as the picture, or remove it"
+            f"{shown(path)}: the mask has {width} x {height} px and {shown(picture)} has {size[0]} x {size[1]}, which "
+            "is another shape; make the mask as large as the picture, or remove it"
         )
     values = np.asarray(image, dtype=np.float64) / 255
     return Mask(path, alpha, image.size, _key(image), float(values.mean()), _centre(values))

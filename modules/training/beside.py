@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from accelerate.utils import gather_object
 
-from modules.reasons import sentence
 from modules.data.augment import encodes_in_steps
+from modules.reasons import sentence
 from modules.training import memory, sharding, stopping
 from modules.training.events import each_event, skipped
 from modules.training.session import Session, sample_prompts
