@@ -148,8 +148,7 @@ def options(combination: Combination, stage: Path) -> dict[str, Any]:
         "adapter": {"method": combination.method, **own, **OWN.get(combination.method, {})},
         "optimizer": {"name": combination.optimizer},
         "data": {
-            "folders": [str(stage / "pictures")],
-            "validation_folder": str(stage / "validation"),
+            "folders": [str(stage / "pictures"), {"path": str(stage / "validation"), "role": "validation"}],
             "cache_folder": "cache",
             "resolution": 32,
             "caption_dropout": 0.3,

@@ -222,11 +222,18 @@ def check_alike(rows: list[Row]) -> None:
             ("base", first.preset.base.path, row.preset.base.path),
             ("prompts", first.prompts, row.prompts),
             ("samples", looks(first.preset), looks(row.preset)),
-            ("validation pictures", first.preset.data.validation_folder, row.preset.data.validation_folder),
+            ("validation pictures", validation(first.preset), validation(row.preset)),
         ):
             if ours != theirs:
                 raise ValueError(f"{row.folder} cannot be compared with {first.folder}: its {what} are {theirs}, not "
                                  f"{ours}; leave it out with --only")
+
+
+def validation(preset: Preset) -> list[str]:
+    """The folders of validation pictures."""
+    from modules.data.folders import entries
+
+    return [folder.path for _, folder in entries(preset.data, "validation")]
 
 
 def looks(preset: Preset) -> dict[str, Any]:
@@ -277,6 +284,7 @@ def measured(presets: list[Preset], rounds: int) -> dict[str, float]:
 
 def ready(preset: Preset, machine: Any) -> Any:
     """A session of the preset before its first step; nothing of it is kept on disk. Raises ValueError."""
+    from modules.data.folders import without_validation
     from modules.training import check
     from modules.training.events import Events
     from modules.training.preparing import prepare
@@ -284,7 +292,8 @@ def ready(preset: Preset, machine: Any) -> Any:
     from modules.training.run import Run
     from modules.training.session import Pictures, start_accelerator
 
-    alone = replace_sections(preset, data={"cache": False, "validation_folder": ""}, samples={"enabled": False})
+    data = {"cache": False, "folders": without_validation(preset.data).folders}
+    alone = replace_sections(preset, data=data, samples={"enabled": False})
     found = check.examine(alone, machine.device.type)
     if found.problems or found.training is None:
         raise ValueError(f"{preset.name}: " + "; ".join(found.problems))

@@ -11,6 +11,7 @@ from torch import Tensor
 from modules.adapters.base import seed_of
 from modules.data.augment import View, sizes_at, view_at
 from modules.data.captions import caption_for
+from modules.data.epochs import Epochs
 from modules.data.index import Index, Picture, by_bucket
 from modules.preset.data_options import Data
 
@@ -46,45 +47,54 @@ class Batches:
     """All batches of a run, for process `rank` of `processes`.
 
     A global batch has `batch_size * processes` pictures of one bucket, of which the processes take consecutive
-    slices. An epoch has every picture `repeats` times in a new order; the last batch of a bucket is filled up with
-    further pictures of that bucket. A step takes `accumulation` consecutive global batches, across epochs too.
+    slices. An epoch has every picture `repeats` times (see `epochs`) in a new order; the last batch of a bucket is
+    filled up with further pictures of that bucket. A step takes `accumulation` consecutive global batches, across
+    epochs too.
     """
 
-    def __init__(
-        self, index: Index, options: Data, batch_size: int, accumulation: int, processes: int, rank: int, seed: int
-    ):
+    def __init__(self, index: Index, batch_size: int, accumulation: int, processes: int, rank: int, seed: int):
         assert index.pictures and 0 <= rank < processes
-        self.options, self.seed = options, seed
+        self.seed = seed
         self.batch_size, self.accumulation, self.processes, self.rank = batch_size, accumulation, processes, rank
         self.total = batch_size * processes
         self.groups = [pictures for _, pictures in sorted(by_bucket(index.pictures).items())]
-        self.per_epoch = sum(-(-sum(p.repeats for p in group) // self.total) for group in self.groups)
-        """Global batches in an epoch."""
+        self.epochs = Epochs(self.groups, self.total, seed)
         self._orders: dict[int, list[list[Picture]]] = {}
+
+    def steps(self, epochs: int) -> int:
+        """Steps of so many epochs, of which each begins with a step of its own."""
+        if self.epochs.is_even:
+            return epochs * -(-self.epochs.batches(0) // self.accumulation)
+        return sum(-(-self.epochs.batches(epoch) // self.accumulation) for epoch in range(epochs))
 
     @property
     def steps_per_epoch(self) -> int:
-        """Steps until every picture has been shown `repeats` times; the last one may reach into the next epoch."""
-        return -(-self.per_epoch // self.accumulation)
+        """Steps until every picture has been shown `repeats` times, in the first epoch; the last one may reach into
+        the next epoch."""
+        return self.steps(1)
 
     def epoch(self, step: int) -> float:
         """How many epochs have been shown before `step`."""
-        return step * self.accumulation / self.per_epoch
+        epoch, place = self.epochs.place(step * self.accumulation)
+        return epoch + place / self.epochs.batches(epoch)
 
     def at(self, step: int, micro: int) -> Batch:
         """The batch of this process in micro-step `micro` of `step`, both from 0."""
         assert step >= 0 and 0 <= micro < self.accumulation
         number = step * self.accumulation + micro
-        epoch, place = divmod(number, self.per_epoch)
+        epoch, place = self.epochs.place(number)
         first, together = self.rank * self.batch_size, self._order(epoch)[place]
         pictures = tuple(together[first : first + self.batch_size])
         positions = tuple(range(number * self.total + first, number * self.total + first + self.batch_size))
         return Batch(
             pictures=pictures,
             positions=positions,
-            flips=tuple(flip_at(self.options, self.seed, position) for position in positions),
+            flips=tuple(
+                flip_at(picture.options, self.seed, position)
+                for picture, position in zip(pictures, positions, strict=True)
+            ),
             captions=tuple(
-                caption_for(self.options, picture.caption, self.seed, position)
+                caption_for(picture.options, picture.caption, self.seed, position)
                 for picture, position in zip(pictures, positions, strict=True)
             ),
             views=tuple(
@@ -109,16 +119,20 @@ class Batches:
         if epoch not in self._orders:
             while len(self._orders) >= KEPT_EPOCHS:
                 del self._orders[next(iter(self._orders))]
-            self._orders[epoch] = epoch_order(self.groups, self.total, self.seed, epoch)
+            self._orders[epoch] = epoch_order(self.epochs, self.groups, self.total, self.seed, epoch)
         return self._orders[epoch]
 
 
-def epoch_order(groups: Sequence[Sequence[Picture]], total: int, seed: int, epoch: int) -> list[list[Picture]]:
+def epoch_order(
+    epochs: Epochs, groups: Sequence[Sequence[Picture]], total: int, seed: int, epoch: int
+) -> list[list[Picture]]:
     """The batches of `total` pictures of an epoch, in the order they are used; each from one of `groups`."""
     draw = Random(seed_of("order", seed, epoch))
     batches = []
-    for group in groups:
-        shown = _shuffled([picture for picture in group for _ in range(picture.repeats)], draw)
+    for group, times in zip(groups, epochs.times(epoch), strict=True):
+        shown = _shuffled(
+            [picture for picture, many in zip(group, times, strict=True) for _ in range(many)], draw
+        )
         while len(shown) % total:
             last = shown[len(shown) - len(shown) % total :]
             further = sorted(_shuffled(group, draw), key=last.__contains__)  # those that are not in it yet come first

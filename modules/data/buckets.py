@@ -2,11 +2,13 @@
 
 import math
 from collections.abc import Sequence
+from functools import cache
 
 GUESSED_STEP = 8
 """Bucket step for looking at pictures when the model is not known."""
 
 
+@cache
 def buckets(resolution: int, step: int, max_aspect: float, enabled: bool) -> tuple[tuple[int, int], ...]:
     """The sizes (width, height) in pixels, multiples of `step`, from narrow to wide.
 

@@ -18,13 +18,15 @@ FOCUS = "focus"
 def caption_for(options: Data, caption: str, seed: int, position: int) -> str:
     """The caption as used for the sample at `position` of the run with `seed`: a pure function.
 
-    `caption_dropout` replaces all of it, trigger included. Otherwise the trigger comes first (once, also when the
+    `caption_dropout` replaces all of it, trigger included. Otherwise prefix and suffix are put around it, so that their
+    parts are shuffled and dropped like all others. The trigger comes first (once, also when the
     caption already begins with it), then the first `keep_tokens` parts, then the rest, dropped and shuffled. Without
     shuffling and dropping of parts the caption's own text stays unchanged, to the byte.
     """
     draw = Random(seed_of("caption", seed, position))
     if draw.random() < options.caption_dropout:
         return ""
+    caption = _framed(options, caption)
     if not options.shuffle and not options.part_dropout:
         return caption if _has_trigger(options, caption) else _with_trigger(options, caption)
     if _has_trigger(options, caption):
@@ -41,6 +43,17 @@ def whole_caption(options: Data, caption: str) -> str:
     """The caption with the trigger, and with nothing dropped or shuffled: for validation pictures."""
     plain = options.model_copy(update={"shuffle": False, "part_dropout": 0.0, "caption_dropout": 0.0})
     return caption_for(plain, caption, 0, 0)
+
+
+def _framed(options: Data, caption: str) -> str:
+    """The caption with prefix and suffix; a trigger that it begins with stays in front."""
+    prefix, suffix = options.prefix.strip(), options.suffix.strip()
+    if not prefix and not suffix:
+        return caption
+    leads = bool(options.trigger) and _has_trigger(options, caption)
+    rest = caption[len(options.trigger) + len(options.separator or " ") :].strip() if leads else caption
+    framed = " ".join(part for part in (prefix, rest, suffix) if part)
+    return _with_trigger(options, framed) if leads else framed
 
 
 def _has_trigger(options: Data, caption: str) -> bool:

@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,11 +17,11 @@ FILE = "metadata.jsonl"
 
 
 def points(
-    paths: Collection[Path], files: Sequence[Path], options: Callable[[Path], Data], found: "Survey"
+    options: Data, paths: Collection[Path], files: Sequence[Path], found: "Survey"
 ) -> dict[Path, tuple[float, float]]:
-    """The focus points of pictures that are cropped around one, as fractions of width and height. Problems go to
+    """The focus points of pictures, if they are cropped around one, as fractions of width and height. Problems go to
     `found`; what else is wrong with the files is said where captions are read from them."""
-    wanted = {path for path in paths if options(path).crop == "focus"}
+    wanted = set(paths) if options.crop == "focus" else set()
     given: dict[Path, tuple[float, float]] = {}
     for file in files if wanted else ():
         if file.name != FILE:

@@ -2,18 +2,22 @@
 
 import csv
 import io
+import math
 import os
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from fractions import Fraction
 from pathlib import Path
 from typing import TypeVar
 
 from modules.data import masks
 from modules.data.buckets import nearest
+from modules.data.folders import exact, number, scaled
 from modules.data.masks import Mask
 from modules.data.pictures import content_key, enlargement, open_picture
+from modules.data.roots import bucket_sizes
 from modules.data.survey import Item, Survey, survey
 from modules.preset.data_options import Data
 
@@ -40,7 +44,7 @@ class DataProblems(ValueError):
 
 @dataclass(frozen=True)
 class Picture:
-    """A training picture, without its pixels."""
+    """A training picture at one resolution, without its pixels."""
 
     path: Path
     name: str
@@ -51,14 +55,18 @@ class Picture:
     height: int
     bucket: tuple[int, int]
     """Width and height in training."""
-    repeats: int
-    """How often an epoch has it."""
+    repeats: float
+    """How often an epoch has it; 0.5: every second one."""
     key: str
     """sha256 of its pixels, hex."""
-    options: Data = Data()
-    """Those of its folder."""
+    options: Data = field(default=Data(), repr=False)
+    """Those that hold for it: of its folder, with `resolution` being its own."""
     role: str = "train"
-    """"train" or "regularisation"."""
+    """"train" or "regularisation"; "validation" for one that is never trained on."""
+    loss_weight: float = 1.0
+    """Of its error in training."""
+    entry: int = 0
+    """Place of its folder in data.folders."""
     mask: Mask | None = None
     focus: tuple[float, float] | None = None
     """The point that a crop around a focus has in its middle, as fractions of width and height."""
@@ -75,10 +83,10 @@ class Bucket:
 
     size: tuple[int, int]
     pictures: int
-    repeats: int
-    """How often its pictures are used."""
-    filled: int
-    """How many more are used to fill the last batch."""
+    repeats: float
+    """How often its pictures are used; on average, where that is not whole."""
+    filled: float
+    """How many more are used to fill the last batch; likewise."""
 
 
 @dataclass(frozen=True)
@@ -91,14 +99,14 @@ class Index:
     def table(self, batch: int = 1) -> str:
         """The buckets as text; `batch` is the number of pictures in a batch over all processes."""
         lines = [f"{'bucket':>12} {'pictures':>9} {'repeats':>9} {'batches':>9} {'filled up':>9}"]
-        totals = [0, 0, 0, 0]
+        totals: list[float] = [0, 0, 0, 0]
         for bucket in bucket_numbers(self.pictures, batch):
-            batches = (bucket.repeats + bucket.filled) // batch
+            batches = round((bucket.repeats + bucket.filled) / batch)
             row = [bucket.pictures, bucket.repeats, batches, bucket.filled]
             totals = [total + value for total, value in zip(totals, row, strict=True)]
             size = f"{bucket.size[0]} x {bucket.size[1]}"
-            lines.append(f"{size:>12} " + " ".join(f"{value:>9}" for value in row))
-        return "\n".join([*lines, f"{'all':>12} " + " ".join(f"{value:>9}" for value in totals)])
+            lines.append(f"{size:>12} " + " ".join(f"{round(value, 2):>9}" for value in row))
+        return "\n".join([*lines, f"{'all':>12} " + " ".join(f"{round(value, 2):>9}" for value in totals)])
 
     def rows(self) -> str:
         """All pictures as tab-separated text with a heading, for the run folder."""
@@ -117,17 +125,12 @@ def build_index(options: Data, which: str, bucket_step: int, progress: Progress 
     """
     found = survey(options, which, bucket_step)
     looks = look_at(found, _size_and_key, progress)
-    masked = look_at_masks(options, [(item, size) for item, (size, _) in looks], found)
+    masked = look_at_masks([(item, size) for item, (size, _) in looks], found)
     if found.problems:
         raise DataProblems(found.problems, found.notes)
-    pictures = tuple(
-        with_mask(replace(as_picture(item, size, found.sizes, key), options=options), mask, item.focus)
-        for (item, (size, key)), mask in zip(looks, masked, strict=True)
-    )
-    remark_on_sizes(options, pictures, found)
-    remark_on_focus(pictures, found)
+    pictures = as_pictures(options, looks, found, masked)
     _remark_on_twins(pictures, found)
-    return Index(pictures, tuple(found.notes))
+    return Index(tuple(pictures), tuple(found.notes))
 
 
 def look_at(
@@ -156,13 +159,16 @@ def look_at(
 
 
 def look_at_masks(
-    options: Data, items: Sequence[tuple[Item, tuple[int, int]]], found: Survey
-) -> list[Mask | None]:
-    """The mask of each picture of this width and height, if it has one; those that cannot be used are problems."""
+    looks: Iterable[tuple[Item, tuple[int, int]]], found: Survey
+) -> dict[tuple[int, Path], Mask]:
+    """The masks of the items of these widths and heights, by folder and path; those that cannot be used are
+    problems."""
+    items = [(item, size) for item, size in looks if item.mask is not None]
 
     def look_or_say(item: Item, size: tuple[int, int]) -> Mask | None | ValueError:
+        assert item.mask is not None
         try:
-            return None if item.mask is None else masks.look(item.mask, item.path, size)
+            return masks.look(item.mask, item.path, size)
         except ValueError as error:
             return error
 
@@ -170,31 +176,77 @@ def look_at_masks(
         answers = list(pool.map(look_or_say, *zip(*items, strict=True))) if items else []
     for error in dict.fromkeys(str(answer) for answer in answers if isinstance(answer, ValueError)):
         found.problem(error)
-    known = [None if isinstance(answer, ValueError) else answer for answer in answers]
-    opaque = [item.path for (item, _), answer in zip(items, answers, strict=True) if item.mask and answer is None]
-    found.note(opaque, "pictures without transparency; all of the picture is trained")
-    pairs = zip(items, known, strict=True)
-    masks.remark([(item.path, mask, size) for (item, size), mask in pairs if mask], options, found)
-    return known
+    pairs = list(zip(items, answers, strict=True))
+    found.note([item.path for (item, _), mask in pairs if mask is None], masks.OPAQUE)
+    known = [(item, size, mask) for (item, size), mask in pairs if isinstance(mask, Mask)]
+    masks.remark([(item.path, mask, size, item.root.options) for item, size, mask in known], found)
+    return {(item.root.entry, item.path): mask for item, _, mask in known}
 
 
-def with_mask(picture: Picture, mask: Mask | None, focus: tuple[float, float] | None) -> Picture:
-    """The picture with its mask and its focus: the given one, or the middle of the mask."""
-    return replace(picture, mask=mask, focus=focus or (mask.centre if mask else None))
+def as_pictures(
+    options: Data,
+    looks: Iterable[tuple[Item, tuple[tuple[int, int], str]]],
+    found: Survey,
+    masked: Mapping[tuple[int, Path], Mask],
+) -> list[Picture]:
+    """Every item, with its size and key, at each of its resolutions, and notes on small and extreme ones. `masked` as
+    `look_at_masks` gives it.
+
+    Regularisation pictures are repeated as often as data.regularisation_ratio says.
+    """
+    pictures: list[Picture] = []
+    left_out: list[Path] = []
+    for item, (size, key) in looks:
+        at_all = _at_resolutions(item, size, key, found.step, masked.get((item.root.entry, item.path)))
+        kept = _not_too_large(at_all, item.root.options.max_enlargement)
+        left_out += [item.path] if len(kept) < len(at_all) else []
+        pictures += kept
+    found.note(left_out, "pictures that are too small for some of the resolutions (data.max_enlargement) are left out "
+               "there")
+    remark_on_sizes(pictures, found)
+    remark_on_focus(pictures, found)
+    return _in_proportion(options, pictures)
 
 
-def as_picture(item: Item, size: tuple[int, int], sizes: Sequence[tuple[int, int]], key: str) -> Picture:
-    """A picture of this size in its bucket, one of `sizes`."""
-    bucket = nearest(*size, sizes)
-    return Picture(item.path, item.name, item.caption.text, *size, bucket, item.repeats, key)
+def _at_resolutions(item: Item, size: tuple[int, int], key: str, step: int, mask: Mask | None) -> list[Picture]:
+    """An item of this size in its bucket at each resolution."""
+    focus = item.focus or (mask.centre if mask else None)
+    return [
+        Picture(
+            item.path, item.name, item.caption.text, *size, nearest(*size, bucket_sizes(options, step)),
+            number(item.repeats * share), key, options, item.root.folder.role, item.root.folder.loss_weight,
+            item.root.entry, mask, focus,
+        )
+        for options, share in item.root.resolutions
+    ]
+
+
+def _not_too_large(pictures: list[Picture], most: float | None) -> list[Picture]:
+    """Of a picture at all its resolutions, those for which it is enlarged by at most `most`; where it is so by none,
+    the one that needs least."""
+    if most is None:
+        return pictures
+    factors = [enlargement(one.width, one.height, one.bucket) for one in pictures]
+    limit = max(most, min(factors))
+    return [one for one, factor in zip(pictures, factors, strict=True) if factor <= limit]
+
+
+def _in_proportion(options: Data, pictures: list[Picture]) -> list[Picture]:
+    """The same with the repeats of regularisation pictures as data.regularisation_ratio says."""
+    training = sum((exact(one.repeats) for one in pictures if one.role == "train"), Fraction(0))
+    others = [exact(one.repeats) for one in pictures if one.role == "regularisation"]
+    repeats = iter(scaled(others, training, options.regularisation_ratio))
+    return [
+        replace(one, repeats=number(next(repeats))) if one.role == "regularisation" else one for one in pictures
+    ]
 
 
 def bucket_numbers(pictures: Iterable[Picture], batch: int) -> list[Bucket]:
     """Every bucket that has pictures; `batch` is the number of pictures in a batch over all processes."""
     numbers = []
     for size, group in sorted(by_bucket(pictures).items()):
-        shown = sum(picture.repeats for picture in group)
-        numbers.append(Bucket(size, len(group), shown, -shown % batch))
+        shown = number(sum((exact(picture.repeats) for picture in group), Fraction(0)))
+        numbers.append(Bucket(size, len(group), shown, math.ceil(shown / batch) * batch - shown))
     return numbers
 
 
@@ -212,13 +264,20 @@ def overlap(training: Index, validation: Index) -> tuple[str, ...]:
     return tuple(picture.name for picture in validation.pictures if picture.key in keys)
 
 
-def remark_on_sizes(options: Data, pictures: Sequence[Picture], found: Survey) -> None:
+def remark_on_sizes(pictures: Sequence[Picture], found: Survey) -> None:
     """Notes on small and extreme pictures."""
-    small = [p.path for p in pictures if enlargement(p.width, p.height, p.bucket) > ENLARGED]
-    found.note(small, f"pictures that are enlarged more than {ENLARGED:g} times; consider a lower data.resolution")
-    extreme = [p.path for p in pictures if max(p.width / p.height, p.height / p.width) > options.max_aspect]
-    if options.buckets:
-        found.note(extreme, f"pictures longer than {options.max_aspect:g}:1 are cropped; raise data.max_aspect")
+    small: dict[float, dict[Path, None]] = defaultdict(dict)
+    extreme: dict[float, dict[Path, None]] = defaultdict(dict)
+    for one in pictures:
+        most = ENLARGED if one.options.max_enlargement is None else one.options.max_enlargement
+        if enlargement(one.width, one.height, one.bucket) > most:
+            small[most][one.path] = None
+        if one.options.buckets and max(one.width / one.height, one.height / one.width) > one.options.max_aspect:
+            extreme[one.options.max_aspect][one.path] = None
+    for most, paths in small.items():
+        found.note([*paths], f"pictures that are enlarged more than {most:g} times; consider a lower data.resolution")
+    for aspect, paths in extreme.items():
+        found.note([*paths], f"pictures longer than {aspect:g}:1 are cropped; raise data.max_aspect")
 
 
 def remark_on_focus(pictures: Sequence[Picture], found: Survey) -> None:
@@ -229,12 +288,12 @@ def remark_on_focus(pictures: Sequence[Picture], found: Survey) -> None:
 
 def _remark_on_twins(pictures: Sequence[Picture], found: Survey) -> None:
     """Notes on equal pictures."""
-    twins: dict[str, list[Path]] = defaultdict(list)
+    twins: dict[str, dict[Path, None]] = defaultdict(dict)
     for picture in pictures:
-        twins[picture.key].append(picture.path)
+        twins[picture.key][picture.path] = None
     for same in twins.values():
         if len(same) > 1:
-            found.note(same, "pictures with the same content; all are used")
+            found.note([*same], "pictures with the same content; all are used")
 
 
 def _size_and_key(path: Path) -> tuple[tuple[int, int], str]:

@@ -8,7 +8,7 @@ picture of the data set.
 import difflib
 import hashlib
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,6 +19,7 @@ from torch import Tensor
 
 from modules.data.names import shown
 from modules.data.pictures import SUFFIXES, open_mask, placement
+from modules.data.roots import Root, looked_at
 from modules.preset.data_options import Data
 
 if TYPE_CHECKING:
@@ -33,6 +34,9 @@ WORDS = ("none", "alpha", "files")
 
 SAME_SHAPE = 0.01
 """By how much the ratio of sides of a mask may differ from its picture's, besides rounding to whole pixels."""
+
+OPAQUE = "pictures without transparency; all of the picture is trained"
+"""A note on pictures whose masks are to be their transparency."""
 
 POINTS = 2
 """Along each side of a pixel of a rotated crop, at which the mask is read."""
@@ -63,48 +67,47 @@ def is_label(path: Path) -> bool:
     return path.stem.lower().endswith((MASK, CONDITION))
 
 
+def folders(roots: Sequence[Root], found: "Survey") -> dict[str, Path]:
+    """The folders with masks that data.masks names for any of the folders with pictures; a problem for each that is not
+    there, or is not one of masks alone."""
+    found_there: dict[str, Path] = {}
+    for word in sorted({root.options.masks for root in roots} - set(WORDS)):
+        near = difflib.get_close_matches(word.lower(), WORDS, 1)
+        if not isinstance(looked_at(Path(word)), OSError) and Path(word).is_dir():
+            if any(root.path.resolve().is_relative_to(Path(word).resolve()) for root in roots):
+                found.problems.append(f"data.masks: {word} has the pictures themselves; give a folder with masks alone")
+            else:
+                found_there[word] = Path(word)
+        else:
+            hint = f"did you mean {near[0]}?" if near else "give none, alpha, files, or the folder with the masks"
+            found.problems.append(f"data.masks: {word!r} is neither none, alpha or files nor a folder; {hint}")
+    return found_there
+
+
 def apart(
-    files: Sequence[Path], options: Callable[[Path], Data], found: "Survey"
+    options: Data, files: Sequence[Path], known: dict[str, Path], found: "Survey"
 ) -> tuple[list[Path], dict[Path, Path]]:
     """The picture files that are no masks, and the mask file of each that has one: the picture itself where its
-    transparency is to be the mask. `options` gives those of a file's folder. Problems and notes go to `found`."""
+    transparency is to be the mask. `known` are all `folders`. Problems and notes go to `found`."""
     images = [file for file in files if file.suffix.lower() in SUFFIXES]
-    folders = _folders({options(file).masks for file in images}, found)
-    places = [folder.resolve() for folder in folders.values()]
+    places = [folder.resolve() for folder in known.values()]
     inside = {file for file in images if any(file.resolve().is_relative_to(place) for place in places)}
     labels = [file for file in images if is_label(file) and file not in inside]
     pictures = [file for file in images if not is_label(file) and file not in inside]
-    wanted = [path for path in pictures if options(path).masks != "none"]
-    beside = {_plain(file): file for file in sorted(labels, key=_is_png) if file.stem.lower().endswith(MASK)}
-    there = {name: _by_name(folder) for name, folder in folders.items()}
     masks: dict[Path, Path] = {}
-    for path in wanted:
-        word = options(path).masks
-        if word == "alpha":
-            masks[path] = path
-        elif word == "files" and path.with_suffix("") in beside:
-            masks[path] = beside[path.with_suffix("")]
-        elif word in there and (file := _named(path, there[word], found)) is not None:
-            masks[path] = file
-    _remark(labels, inside, pictures, masks, options, found)
+    if options.masks == "alpha":
+        masks = {path: path for path in pictures}
+    elif options.masks == "files":
+        beside = {_plain(file): file for file in sorted(labels, key=_is_png) if file.stem.lower().endswith(MASK)}
+        masks = {path: beside[path.with_suffix("")] for path in pictures if path.with_suffix("") in beside}
+    elif options.masks in known:
+        folder = known[options.masks]
+        names = _by_name(folder)
+        for path in pictures:
+            if (file := _named(path, folder, names.get(path.stem, []), found)) is not None:
+                masks[path] = file
+    _remark(options, labels, inside, pictures, masks, found)
     return pictures, masks
-
-
-def _folders(words: set[str], found: "Survey") -> dict[str, Path]:
-    """The folders among values of data.masks; a problem for those that are not there."""
-    folders: dict[str, Path] = {}
-    roots = {root.path for root in found.roots.values()}
-    for word in sorted(words - set(WORDS)):
-        if Path(word).is_dir():
-            if any(root.resolve().is_relative_to(Path(word).resolve()) for root in roots):
-                found.problems.append(f"data.masks: {word} has the pictures themselves; give a folder with masks alone")
-            else:
-                folders[word] = Path(word)
-            continue
-        near = difflib.get_close_matches(word.lower(), WORDS, 1)
-        hint = f"did you mean {near[0]}?" if near else "give none, alpha, files, or the folder with the masks"
-        found.problems.append(f"data.masks: {word!r} is neither none, alpha or files nor a folder; {hint}")
-    return folders
 
 
 def _is_png(file: Path) -> bool:
@@ -126,40 +129,42 @@ def _by_name(folder: Path) -> dict[str, list[Path]]:
     return names
 
 
-def _named(path: Path, names: dict[str, list[Path]], found: "Survey") -> Path | None:
-    """A picture's mask in a folder: of several of its name, the one in a sub-folder like the picture's."""
-    files = names.get(path.stem, [])
+def _named(path: Path, folder: Path, files: Sequence[Path], found: "Survey") -> Path | None:
+    """A picture's mask among those of its name: of several, the one in the sub-folder that is most like its own."""
     if len(files) < 2:
         return files[0] if files else None
-    below = path.relative_to(found.roots[path].path).parent.parts
-    alike = [file for file in files if file.parent.parts[len(file.parent.parts) - len(below) :] == below]
-    deepest = min((len(file.parts) for file in alike), default=0)
-    alike = [file for file in alike if len(file.parts) == deepest]
-    if len(alike) == 1:
-        return alike[0]
+
+    def alike(file: Path) -> int:
+        below = file.parent.relative_to(folder).parts
+        return len(below) if path.parent.parts[len(path.parent.parts) - len(below) :] == below else -1
+
+    most = max(map(alike, files))
+    best = [file for file in files if alike(file) == most]
+    if most >= 0 and len(best) == 1:
+        return best[0]
     listed = ", ".join(shown(file) for file in files)
     found.problem(f"{found.names[path]}: has several masks ({listed}); keep one of them")
     return None
 
 
 def _remark(
+    options: Data,
     labels: Sequence[Path],
     inside: set[Path],
     pictures: Sequence[Path],
     masks: dict[Path, Path],
-    options: Callable[[Path], Data],
     found: "Survey",
 ) -> None:
     """Notes on mask files without a picture and the other way round."""
     used, owners = set(masks.values()), {path.with_suffix("") for path in pictures}
     unused = [file for file in labels if file.stem.lower().endswith(MASK) and file not in used]
-    off = [file for file in unused if _plain(file) in owners and options(file).masks != "files"]
+    off = [file for file in unused if _plain(file) in owners and options.masks != "files"]
     found.note(off, "mask files are not pictures, and are ignored because data.masks is not files")
     lost = [file for file in unused if _plain(file) not in owners]
     found.note(lost, "mask files without a picture of the same name are ignored")
     found.note([f for f in labels if f.stem.lower().endswith(CONDITION)], "ControlNets' files (-condlabel) are ignored")
     found.note(sorted(inside), "files in the folder of data.masks are masks, not pictures")
-    bare = [path for path in pictures if options(path).masks != "none" and path not in masks]
+    bare = [path for path in pictures if options.masks != "none" and path not in masks]
     found.note(bare, "pictures without a mask; all of the picture is trained")
 
 
@@ -184,14 +189,15 @@ def look(path: Path, picture: Path, size: tuple[int, int]) -> Mask | None:
     return Mask(path, alpha, image.size, _key(image), float(values.mean()), _centre(values))
 
 
-def remark(masks: Sequence[tuple[Path, Mask, tuple[int, int]]], options: Data, found: "Survey") -> None:
-    """Notes on masks, each with its picture and that one's width and height."""
-    found.note([p for p, mask, size in masks if mask.size != size], "masks are resized to their pictures' size")
-    found.note([p for p, mask, _ in masks if mask.share == 1], "masks that are white everywhere have no effect")
-    black = [p for p, mask, _ in masks if mask.share == 0]
-    weight = options.unmasked_weight
-    what = f"at data.unmasked_weight {weight:g}" if weight else "not at all, because data.unmasked_weight is 0"
-    found.note(black, f"pictures whose masks are black everywhere are trained {what}")
+def remark(masks: Sequence[tuple[Path, Mask, tuple[int, int], Data]], found: "Survey") -> None:
+    """Notes on masks, each with its picture, that one's width and height, and options."""
+    found.note([p for p, mask, size, _ in masks if mask.size != size], "masks are resized to their pictures' size")
+    found.note([p for p, mask, _, _ in masks if mask.share == 1], "masks that are white everywhere have no effect")
+    black = [(path, options.unmasked_weight) for path, mask, _, options in masks if mask.share == 0]
+    for weight in sorted({weight for _, weight in black}):
+        what = f"at data.unmasked_weight {weight:g}" if weight else "not at all, because data.unmasked_weight is 0"
+        sentence = f"pictures whose masks are black everywhere are trained {what}"
+        found.note([path for path, own in black if own == weight], sentence)
 
 
 def weights(options: Data, shares: Tensor) -> Tensor:

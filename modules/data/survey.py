@@ -4,19 +4,17 @@ import os
 import re
 import stat
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from fractions import Fraction
 from pathlib import Path
 
-from modules.data import focus, masks
-from modules.data.buckets import buckets
+from modules.data import focus, folders, masks, roots
 from modules.data.captions import parse_metadata_line, read_text
 from modules.data.names import shown
 from modules.data.pictures import SUFFIXES
+from modules.data.roots import SETTING, Root, Said, looked_at
 from modules.preset.data_options import Data
-
-SETTINGS = {"training": "data.folders", "validation": "data.validation_folder"}
-"""The two sets of pictures, and the options with their folders."""
 
 MANY_REPEATS = 100
 """Folders such as 2023_summer get a note: the number is read as repeats."""
@@ -47,48 +45,28 @@ class Item:
     name: str
     """Path inside its data folder, with slashes; with several data folders, the folder's name comes first. As `shown`
     writes it."""
-    folder: str
-    """The data folder, as in the preset."""
+    root: Root
+    """The data folder."""
     caption: Caption
-    repeats: int
-    """How often an epoch has it."""
+    repeats: Fraction
+    """How often an epoch has it, at a resolution with share 1."""
     mask: Path | None = None
     """The file of its mask: the picture's own where its transparency is the mask. None: all of it is trained."""
     focus: tuple[float, float] | None = None
     """The point of the picture that is to be in a crop, as fractions of width and height."""
 
 
-@dataclass(frozen=True)
-class Root:
-    """One data folder."""
-
-    given: str
-    """As in the preset."""
-    path: Path
-    prefix: str
-    """In front of its pictures' names."""
-
-
 @dataclass
-class Survey:
+class Survey(Said):
     """The picture files of a set in order, the buckets, what is wrong (problems) and what is worth knowing (notes)."""
 
-    setting: str
+    step: int = 0
+    """Bucket sizes are multiples of it, in pixels; 0 if a resolution is too small for it."""
     items: list[Item] = field(default_factory=list)
-    sizes: tuple[tuple[int, int], ...] = ()
-    """The buckets; none if data.resolution is too small for any."""
-    problems: list[str] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
     broken: dict[Path, str] = field(default_factory=dict)
     """Why pictures that were opened cannot be used."""
     names: dict[Path, str] = field(default_factory=dict)
     """Of every file and folder."""
-    roots: dict[Path, Root] = field(default_factory=dict)
-    """Of every file."""
-
-    def problem(self, sentence: str) -> None:
-        """Add a reason why these pictures cannot be trained on."""
-        self.problems.append(f"{self.setting}: {sentence}")
 
     def note(self, paths: Sequence[Path], sentence: str) -> None:
         """Add one note for all `paths`, none if there are none."""
@@ -98,38 +76,38 @@ class Survey:
 
 def survey(options: Data, which: str, bucket_step: int) -> Survey:
     """List the folders of a set, "training" or "validation"."""
-    found = Survey(SETTINGS[which])
-    found.sizes = _checked_sizes(options, bucket_step, found)
-    files: list[Path] = []
-    for root in _roots(folders_of(options, which), found):
-        listed = _list_files(root, found)
-        _remark_on_root(root, listed, found)
-        found.roots |= dict.fromkeys(listed, root)
-        files += listed
-    paths, mask_files = masks.apart(files, lambda _: options, found)
-    focuses = focus.points(set(paths), files, lambda _: options, found)
-    captions = _captions(options, paths, files, found)
-    repeats = _repeats(paths, found)
-    others = [f for f in files if f.suffix.lower() not in (*SUFFIXES, ".txt") and f.name != METADATA]
-    found.note(others, f"other files are ignored; pictures are {' '.join(SUFFIXES)}")
-    found.items = [
-        Item(path, found.names[path], found.roots[path].given, captions[path], repeats[path], mask_files.get(path),
-             focuses.get(path))
-        for path in paths
-    ]
+    found = Survey()
+    given = roots.read(options, which, found)
+    if roots.check_options([options, *(root.options for root in given)], bucket_step, found):
+        found.step = bucket_step
+    listed = {root.entry: _list_files(root, given, found) for root in given}
+    mask_folders = masks.folders(given, found)
+    for alike in _by_options(given):
+        own = alike[0].options
+        files = list(dict.fromkeys(file for root in alike for file in listed[root.entry]))
+        paths, mask_files = masks.apart(own, files, mask_folders, found)
+        captions, focuses = _captions(own, paths, files, found), focus.points(own, paths, files, found)
+        others = [f for f in files if f.suffix.lower() not in (*SUFFIXES, ".txt") and f.name != METADATA]
+        found.note(others, f"other files are ignored; pictures are {' '.join(SUFFIXES)}")
+        kept = set(paths)
+        for root in alike:
+            mine = [file for file in listed[root.entry] if file in kept]
+            repeats = _repeats(mine, root, found)
+            found.items += [
+                Item(path, found.names[path], root, captions[path], repeats[path], mask_files.get(path),
+                     focuses.get(path))
+                for path in mine
+            ]
+    found.items.sort(key=lambda item: item.root.entry)  # stable: each folder's pictures keep their order
     return found
 
 
-def folders_of(options: Data, which: str) -> tuple[str, ...]:
-    """The folders of a set, "training" or "validation"."""
-    if which == "training":
-        return options.folders
-    return (options.validation_folder,) if options.validation_folder else ()
-
-
-def bucket_sizes(options: Data, step: int) -> tuple[tuple[int, int], ...]:
-    """The buckets of these options. Raises ValueError if data.resolution is too small for any."""
-    return buckets(options.resolution, step, options.max_aspect, options.buckets)
+def _by_options(given: Sequence[Root]) -> list[list[Root]]:
+    """The folders, those together that have the same options: what is said about them is said once."""
+    groups: dict[Data, list[Root]] = defaultdict(list)
+    for root in given:
+        groups[root.options].append(root)
+    return list(groups.values())
 
 
 def listing(names: Sequence[str], most: int = 10) -> str:
@@ -138,108 +116,48 @@ def listing(names: Sequence[str], most: int = 10) -> str:
     return f"{len(names)}: {', '.join(names[:most])}{more}"
 
 
-def _checked_sizes(options: Data, step: int, found: Survey) -> tuple[tuple[int, int], ...]:
-    if not options.separator and (options.shuffle or options.part_dropout):
-        found.problems.append('data.separator is empty; give the separator between the parts of a caption, such as ","')
-    try:
-        sizes = bucket_sizes(options, step)
-    except ValueError as error:
-        found.problems.append(str(error))
-        return ()
-    if options.resolution % step:
-        side = buckets(options.resolution, step, 1, False)[0][0]
-        found.notes.append(f"data.resolution {options.resolution} is not a multiple of {step}; {side} is used")
-    return sizes
-
-
 # -- folders ----------------------------------------------------------------------------------------------------------
 
 
-def _roots(folders: Sequence[str], found: Survey) -> list[Root]:
-    """The folders that can be read; a problem for each of the others."""
-    if not folders and found.setting == SETTINGS["training"]:
-        found.problems.append(f"{found.setting} is empty; give the folder with the pictures (--data FOLDER)")
-    roots: list[Root] = []
-    for folder, label in zip(folders, labels(folders), strict=True):
-        path, place = Path(folder), f"{found.setting} {shown(folder)}"
-        there = _looked_at(path)
-        if not folder:
-            found.problem("one of the folders is empty; remove it")
-        elif isinstance(there, FileNotFoundError):
-            how = f"give the folder with the pictures, as in --{found.setting} FOLDER"
-            found.problems.append(f"{place}: no such folder; {how}")
-        elif isinstance(there, OSError):
-            found.problems.append(f"{place}: cannot be read ({there.strerror}); give the folder with the pictures")
-        elif not stat.S_ISDIR(there.st_mode):
-            found.problems.append(f"{place}: is a file; give the folder it is in")
-        else:
-            roots.append(Root(folder, path, f"{label}/" if len(folders) > 1 else ""))
-    return [root for place, root in enumerate(roots) if not _is_read_already(root, place, roots, found)]
-
-
-def _looked_at(path: Path) -> os.stat_result | OSError:
-    """The status of the path, links followed; or why it cannot be read."""
-    try:
-        return path.stat()
-    except OSError as error:
-        return error
-    except ValueError:  # a zero byte, which no name has, or half a character
-        return FileNotFoundError(0, "No such file or directory")
-
-
-def labels(folders: Sequence[str]) -> list[str]:
-    """A short name for each folder: the last parts of its path, as many as make it unique."""
-    parts = [Path(os.path.abspath(folder)).parts for folder in folders]  # noqa: PTH100  resolve() would follow links
-    names = []
-    for one in parts:
-        count = 1
-        while any(other != one and other[-count:] == one[-count:] for other in parts):
-            count += 1
-        names.append("/".join(one[-count:]))
-    return names
-
-
-def _is_read_already(root: Root, place: int, roots: Sequence[Root], found: Survey) -> bool:
-    """Whether a folder is among the others twice, or inside another: its pictures would be counted twice."""
-    full = root.path.resolve()
-    for other_place, other in enumerate(roots):
-        other_full = other.path.resolve()
-        if full == other_full and other_place < place:
-            same = "is given twice" if root.given == other.given else f"is the same folder as {shown(other.given)}"
-            found.problems.append(f"{found.setting} {shown(root.given)}: {same}; remove one of them")
-            return True
-        if full != other_full and full.is_relative_to(other_full):
-            inside = f"is inside {shown(other.given)}, whose sub-folders are also read"
-            found.problems.append(f"{found.setting} {shown(root.given)}: {inside}; remove one of them")
-            return True
-    return False
-
-
-def _list_files(root: Root, found: Survey) -> list[Path]:
-    """All visible files below the root, sorted by name the same way on every system."""
+def _list_files(root: Root, given: Sequence[Root], found: Survey) -> list[Path]:
+    """All visible files of the root, sorted by name the same way on every system."""
     files: list[Path] = []
     hidden: list[Path] = []
     devices: list[Path] = []
     seen: set[tuple[int, int]] = set()
-    waiting = [root.path]
+    waiting, others = [root.path], roots.own_places(root, given)
     while waiting:
         folder = waiting.pop()
-        folders: list[Path] = []
+        inner: list[Path] = []
         for entry in _entries(folder, seen, found):
             found.names[entry] = shown(root.prefix + entry.relative_to(root.path).as_posix())
-            there = _looked_at(entry)
+            there = looked_at(entry)
             if entry.name.startswith("."):
                 hidden.append(entry)
             elif not isinstance(there, OSError) and stat.S_ISDIR(there.st_mode):
-                folders.append(entry)
+                inner.append(entry)
             elif isinstance(there, OSError) or stat.S_ISREG(there.st_mode) or entry.suffix.lower() == ".txt":
                 files.append(entry)  # a broken link, or a pipe for a caption: reported when opened
             else:
                 devices.append(entry)
-        waiting += reversed(folders)
+        waiting += reversed(_read_too(inner, root, others, found))
     found.note(sorted(hidden), "hidden files and folders are ignored")
     found.note(sorted(devices), "pipes, sockets and devices are ignored")
-    return sorted(files, key=found.names.__getitem__)
+    files = sorted(files, key=found.names.__getitem__)
+    _remark_on_root(root, files, found)
+    return files
+
+
+def _read_too(inner: Sequence[Path], root: Root, others: Mapping[Path, Root], found: Survey) -> list[Path]:
+    """Which of the folders in a root's folder belong to it."""
+    own = [folder for folder in inner if folder.resolve() in others] if others else []
+    found.note(own, f"sub-folders of {shown(root.given)} that are entries of {SETTING} themselves; only those count")
+    rest = [folder for folder in inner if folder not in own]
+    if root.options.recursive:
+        return rest
+    named = [folder for folder in rest if folder.parent == root.path and REPEATS.match(folder.name)]
+    found.note([one for one in rest if one not in named], "sub-folders are ignored (recursive is false)")
+    return named
 
 
 def _entries(folder: Path, seen: set[tuple[int, int]], found: Survey) -> list[Path]:
@@ -258,7 +176,7 @@ def _entries(folder: Path, seen: set[tuple[int, int]], found: Survey) -> list[Pa
 
 def _remark_on_root(root: Root, files: list[Path], found: Survey) -> None:
     """What is wrong with a folder as a whole."""
-    place = f"{found.setting} {shown(root.given)}"
+    place = f"{SETTING} {shown(root.given)}"
     if REPEATS.match(root.path.name):
         found.notes.append(f"{place}: the number in its name is ignored; only names of sub-folders set repeats")
     if not any(file.suffix.lower() in SUFFIXES and not masks.is_label(file) for file in files):
@@ -267,17 +185,16 @@ def _remark_on_root(root: Root, files: list[Path], found: Survey) -> None:
         found.problems.append(f"{place}: has no pictures{there}; pictures are {' '.join(SUFFIXES)}")
 
 
-def _repeats(paths: list[Path], found: Survey) -> dict[Path, int]:
-    """Repeats of each picture: the number of the innermost folder called `10_name`, 1 without one."""
+def _repeats(paths: list[Path], root: Root, found: Survey) -> dict[Path, Fraction]:
+    """Repeats of each picture: the folder's own, times the number of the innermost sub-folder called `10_name`."""
     numbers: dict[Path, int] = {}
-    repeats: dict[Path, int] = {}
+    repeats: dict[Path, Fraction] = {}
     for path in paths:
-        root = found.roots[path].path
-        named = [parent for parent in path.relative_to(root).parents if REPEATS.match(parent.name)]
+        named = [parent for parent in path.relative_to(root.path).parents if REPEATS.match(parent.name)]
         number = int(named[0].name.split("_")[0]) if named else 1
-        repeats[path] = number
+        repeats[path] = number * folders.exact(root.folder.repeats)
         if named:
-            numbers[root / named[0]] = number
+            numbers[root.path / named[0]] = number
     for folder, number in numbers.items():
         if number == 0:
             found.problem(f"{shown(folder)}: has 0 repeats in its name; give 1 or more, or remove the folder")
@@ -384,6 +301,6 @@ def _picture_named(folder: Path, name: str, paths: set[Path]) -> Path:
     path = folder / os.path.normpath(name)
     if path in paths:
         return path
-    if isinstance(_looked_at(path), OSError):
+    if isinstance(looked_at(path), OSError):
         raise ValueError(f"names a missing file, {shown(name)}; remove the line or restore the picture")
     raise ValueError(f"names {shown(name)}, which is not one of the pictures here; remove the line")

@@ -27,7 +27,7 @@ class Shown(Protocol):
     @property
     def bucket(self) -> tuple[int, int]: ...
     @property
-    def repeats(self) -> int: ...
+    def repeats(self) -> float: ...
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Facts:
     """The prompts of the sample pictures; may be captions of the data set."""
     pictures: dict[str, int] = field(default_factory=dict)
     """Pictures per folder name."""
-    repeats: dict[str, int] = field(default_factory=dict)
+    repeats: dict[str, float] = field(default_factory=dict)
     """Repeats per epoch, per folder name."""
     tags: dict[str, dict[str, int]] = field(default_factory=dict)
     """How often each part of a caption occurs, per folder name."""
@@ -78,13 +78,16 @@ def facts_of(
     tags: dict[str, Counter[str]] = {}
     counts: Counter[str] = Counter()
     buckets: Counter[str] = Counter()
-    repeats: dict[str, int] = {}
+    repeats: dict[str, float] = {}
+    times: dict[Path, float] = {}  # a file may be there several times, for example at several resolutions
     for picture in pictures:
         folder = picture.path.parent.name
-        parts = (part.strip() for part in picture.caption.split(preset.data.separator))
-        tags.setdefault(folder, Counter()).update(part for part in parts if part)
-        counts[folder] += 1
-        repeats[folder] = picture.repeats
+        if picture.path not in times:
+            parts = (part.strip() for part in picture.caption.split(preset.data.separator))
+            tags.setdefault(folder, Counter()).update(part for part in parts if part)
+            counts[folder] += 1
+        times[picture.path] = times.get(picture.path, 0) + picture.repeats
+        repeats[folder] = times[picture.path]
         buckets["x".join(map(str, picture.bucket))] += 1
     return Facts(
         step=step, epoch=epoch, started=started, finished=finished, prompts=tuple(prompts), pictures=dict(counts),

@@ -335,7 +335,8 @@ def _saving(ledger: Ledger) -> None:
     folder = ledger.maybe("validation_split") or 0
     if folder:
         ledger.change(
-            "validation_split", "Validation pictures lie in a folder of their own here; set data.validation_folder."
+            "validation_split",
+            "Validation pictures lie in a folder of their own here; give it to data.folders with role validation.",
         )
     if ledger.maybe("validate_every_n_steps"):
         ledger.to("validate_every_n_steps", "validation.every", ledger.whole("validate_every_n_steps"))

@@ -148,13 +148,10 @@ def _concepts(ledger: Ledger) -> None:
     for key in (f"concepts[{number}].path" for number in numbers):
         if key in ledger.entries and "data.folders" in ledger.entries[key].ours:
             ledger.entries[key].ours = {"data.folders": list(folders)}
-    for number, (key, path, mark) in enumerate(validation):
-        if number:
-            ledger.drop(key, "no counterpart: there is one validation folder here")
-            ledger.drop(mark, "no counterpart: there is one validation folder here")
-        else:
-            ledger.to(key, "data.validation_folder", path)
-            ledger.agree(mark, "it is the validation folder")
+    held_out = [{"path": path, "role": "validation"} for _, path, _ in validation]
+    for key, _, mark in validation:
+        ledger.to(key, "data.folders", [*folders, *held_out])
+        ledger.agree(mark, "it is a validation folder")
     for number, place in enumerate(texts):
         _captions(ledger, place, first=number == 0)
 

@@ -1,26 +1,151 @@
 """The options of pictures and captions."""
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
 
-from pydantic import field_validator
+from pydantic import Discriminator, Field, Tag, field_validator, model_serializer
 
 from modules.preset.section import Section, option
+
+Resolution = Annotated[int, Field(ge=16, le=8192)]
+Share = Annotated[float, Field(gt=0, le=1000)]
+
+
+class Folder(Section):
+    """A folder of pictures with settings of its own. Those that are null are as in `data`."""
+
+    path: str = option(kind="folder")
+    """The folder."""
+
+    role: Literal["train", "regularisation", "validation"] = option("train")
+    """What its pictures are for. train: they are learned. regularisation: pictures of the same class without the
+    subject, which are trained along at data.regularisation_ratio. validation: held out and never trained on; the
+    validation loss is the loss on them, with fixed noise."""
+
+    repeats: float = option(1.0, gt=0, le=100000)
+    """How often an epoch has each picture, besides the number in a name such as 10_name. Of 0.5, an epoch has half of
+    the pictures, and two epochs have all."""
+
+    loss_weight: float = option(1.0, ge=0, le=1000)
+    """Weight of these pictures' loss."""
+
+    resolution: int | None = option(None, unit="px", ge=16, le=8192)
+    """As data.resolution. It also replaces data.resolutions."""
+
+    resolutions: tuple[Resolution, ...] | None = option(None, unit="px")
+    """As data.resolutions."""
+
+    resolution_shares: tuple[Share, ...] | None = option(None)
+    """As data.resolution_shares."""
+
+    max_enlargement: float | None = option(None, gt=0, le=1000)
+    """As data.max_enlargement."""
+
+    recursive: bool | None = option(None)
+    """As data.recursive."""
+
+    missing_captions: Literal["error", "empty", "filename"] | None = option(None)
+    """As data.missing_captions."""
+
+    trigger: str | None = option(None)
+    """As data.trigger."""
+
+    prefix: str | None = option(None)
+    """As data.prefix."""
+
+    suffix: str | None = option(None)
+    """As data.suffix."""
+
+    shuffle: bool | None = option(None)
+    """As data.shuffle."""
+
+    keep_tokens: int | None = option(None, ge=0, le=1000)
+    """As data.keep_tokens."""
+
+    part_dropout: float | None = option(None, ge=0, lt=1)
+    """As data.part_dropout."""
+
+    caption_dropout: float | None = option(None, ge=0, le=1)
+    """As data.caption_dropout."""
+
+    flip: bool | None = option(None)
+    """As data.flip."""
+
+    crop: Literal["centre", "random", "focus"] | None = option(None)
+    """As data.crop."""
+
+    rotation: float | None = option(None, unit="degrees", ge=0, le=45)
+    """As data.rotation."""
+
+    brightness: float | None = option(None, ge=0, le=1)
+    """As data.brightness."""
+
+    contrast: float | None = option(None, ge=0, le=1)
+    """As data.contrast."""
+
+    saturation: float | None = option(None, ge=0, le=1)
+    """As data.saturation."""
+
+    hue: float | None = option(None, ge=0, le=0.5)
+    """As data.hue."""
+
+    variants: int | None = option(None, ge=0, le=1000)
+    """As data.variants."""
+
+    masks: str | None = option(None)
+    """As data.masks."""
+
+    prior_prediction: bool | None = option(None)
+    """As data.prior_prediction, for a folder of the role regularisation."""
+
+    @model_serializer
+    def given(self) -> dict[str, Any]:
+        """What differs from the defaults, and the path."""
+        fields = type(self).model_fields
+        return {name: value for name, value in self if fields[name].is_required() or value != fields[name].default}
+
+
+def _kind_of_entry(given: Any) -> str:
+    return "entry" if isinstance(given, Mapping | Folder) else "text"
+
+
+FolderOrText = Annotated[
+    Annotated[str, Tag("text")] | Annotated[Folder, Tag("entry")],
+    Discriminator(_kind_of_entry),
+]
 
 
 class Data(Section):
     """Pictures and captions."""
 
-    folders: tuple[str, ...] = option((), why="required", kind="folders")
-    """Folders with the training pictures; together they are the data set. Each picture has its caption in a .txt file
-    of the same name, or in metadata.jsonl. Sub-folders named 10_name repeat their pictures 10 times per epoch (kohya's
-    layout)."""
+    folders: tuple[FolderOrText, ...] = option((), why="required", kind="folders")
+    """Folders with the pictures; together they are the data set. A folder with settings of its own, such as one for
+    regularisation or validation, is given in braces. Each picture has its caption in a .txt file of the same name, or
+    in metadata.jsonl. Sub-folders named 10_name repeat their pictures 10 times per epoch (kohya's layout)."""
 
-    validation_folder: str = option("", kind="folder")
-    """Folder with held-out pictures, which are never trained on. The validation loss is the loss on them, with fixed
-    noise."""
+    recursive: bool = option(True, group="Folders", advanced=True)
+    """Also use the pictures in sub-folders. Off: only those in the folder itself and in its sub-folders named
+    10_name."""
+
+    regularisation_ratio: float | None = option(
+        1.0, why="as many as training pictures", group="Folders", advanced=True, gt=0, le=1000
+    )
+    """Regularisation pictures per training picture in an epoch, for folders of that role. Each epoch takes others of
+    them, or repeats them, as needed. null: as often as their repeats say."""
 
     resolution: int = option(1024, why="the resolution that most families were trained at", unit="px", ge=16, le=8192)
     """Pictures are resized to about this many pixels squared and keep their aspect ratio."""
+
+    resolutions: tuple[Resolution, ...] = option((), why="data.resolution", unit="px", group="Resolutions")
+    """Train each picture at each of these resolutions, such as 512, 768 and 1024. It replaces data.resolution."""
+
+    resolution_shares: tuple[Share, ...] = option((), why="1 for each", group="Resolutions", advanced=True)
+    """How often an epoch has each picture at each of data.resolutions. Of 0.5, an epoch has half of the pictures at
+    that resolution, and two epochs have all."""
+
+    max_enlargement: float | None = option(None, group="Resolutions", advanced=True, gt=0, le=1000)
+    """Leave a picture out at resolutions for which it would have to be enlarged by more than this factor, where it has
+    a smaller one. null: no limit."""
 
     buckets: bool = option(True, why="keeps the aspect ratio of pictures", group="Buckets")
     """Group pictures by aspect ratio and crop each to the nearest bucket. Off: every picture is cropped to a square."""
@@ -37,6 +162,12 @@ class Data(Section):
     trigger: str = option("", group="Captions")
     """Word or phrase that is added in front of every caption. It is also written into the exported file, for model
     managers."""
+
+    prefix: str = option("", group="Captions", advanced=True)
+    """Text in front of every caption, behind the trigger. A space follows it."""
+
+    suffix: str = option("", group="Captions", advanced=True)
+    """Text at the end of every caption. A space comes before it."""
 
     separator: str = option(",", why="tags are usually separated by commas", group="Captions", advanced=True)
     """Separator between the parts of a caption (tags) that can be shuffled or dropped."""
@@ -125,3 +256,9 @@ class Data(Section):
         if isinstance(given, str):
             return (given,) if given else ()
         return given
+
+    @field_validator("folders")
+    @classmethod
+    def without_settings_it_is_a_text(cls, given: tuple[str | Folder, ...]) -> tuple[str | Folder, ...]:
+        """An entry that only has a path is that text."""
+        return tuple(one.path if isinstance(one, Folder) and one == Folder(path=one.path) else one for one in given)

@@ -21,7 +21,7 @@ from modules.training.session import Session, sample_prompts
 
 WITHOUT = {
     "the sample pictures": "turn them off with --samples.enabled false",
-    "the validation": "change or remove data.validation_folder",
+    "the validation": "change or remove the folders of role validation in data.folders",
 }
 """What to do about a by-product that fails every time."""
 

@@ -13,6 +13,7 @@ from modules.data.batches import Batches
 from modules.data.buckets import GUESSED_STEP
 from modules.data.cache import has_entries
 from modules.data.captions import whole_caption
+from modules.data.folders import entries, exact, line_about, values_of
 from modules.data.index import DataProblems, Index, build_index, overlap
 from modules.data.names import shown
 from modules.data.survey import listing
@@ -212,7 +213,7 @@ def _examine_export(preset: Preset, found: Findings) -> None:
 def _examine_pictures(preset: Preset, found: Findings) -> None:
     step = found.model.bucket_step if found.model is not None else GUESSED_STEP
     indices: dict[str, Index] = {}
-    for which in ("training", "validation") if preset.data.validation_folder else ("training",):
+    for which in ("training", "validation") if entries(preset.data, "validation") else ("training",):
         try:
             indices[which] = build_index(preset.data, which, step)
             found.notes += indices[which].notes
@@ -229,7 +230,7 @@ def _examine_pictures(preset: Preset, found: Findings) -> None:
     if found.model is not None:
         found.problems += _too_large(preset, indices.get("training"), found.model.longest_side)
         pictures = [picture for index in indices.values() for picture in index.pictures]
-        captions = sorted({whole_caption(preset.data, picture.caption) for picture in pictures})
+        captions = sorted({whole_caption(picture.options, picture.caption) for picture in pictures})
         long = [caption for caption in captions if found.model.cut_off(caption)]
         if long:
             first = short(long[0])
@@ -244,7 +245,8 @@ def _too_large(preset: Preset, index: Index | None, longest: int | None) -> list
     sizes = {picture.bucket for picture in index.pictures} if index else set()
     if sizes and max(map(max, sizes)) > longest:
         width, height = max(sizes, key=max)
-        given = f"data.resolution: {preset.data.resolution} gives a bucket of {width} x {height} px"
+        resolution = max(picture.options.resolution for picture in index.pictures) if index else 0
+        given = f"data.resolution: {resolution} gives a bucket of {width} x {height} px"
         problems.append(f"{given}, but {limit}; lower it, or lower data.max_aspect")
     samples = preset.samples
     for side, given in (("width", samples.width), ("height", samples.height)):
@@ -255,9 +257,7 @@ def _too_large(preset: Preset, index: Index | None, longest: int | None) -> list
 
 def _batches(preset: Preset, index: Index, processes: int) -> Batches:
     training = preset.training
-    return Batches(
-        index, preset.data, training.batch_size, training.accumulation, processes, rank=0, seed=training.seed
-    )
+    return Batches(index, training.batch_size, training.accumulation, processes, rank=0, seed=training.seed)
 
 
 def report(preset: Preset, found: Findings, processes: int = 1) -> dict[str, Any]:
@@ -272,8 +272,9 @@ def report(preset: Preset, found: Findings, processes: int = 1) -> dict[str, Any
         "parameters": sum(row.parameters for row in rows),
         "layer_sets": found.layer_sets,
         "trainable_layers": found.trainable_layers,
-        "pictures": len(index.pictures) if index else 0,
-        "validation_pictures": len(found.validation.pictures) if found.validation else 0,
+        "pictures": files(index),
+        "validation_pictures": files(found.validation),
+        "folders": folder_rows(preset, found),
         "buckets": index.table(preset.training.batch_size * processes) if index else "",
         "steps": found.steps,
         "steps_per_epoch": _batches(preset, index, processes).steps_per_epoch if index else 0,
@@ -281,6 +282,28 @@ def report(preset: Preset, found: Findings, processes: int = 1) -> dict[str, Any
         "forms": found.forms,
         "probe": None,
     }
+
+
+def files(index: Index | None) -> int:
+    """How many picture files there are; one may be in an index several times, as at several resolutions."""
+    return len({picture.path for picture in index.pictures}) if index else 0
+
+
+def folder_rows(preset: Preset, found: Findings) -> list[dict[str, Any]]:
+    """Each entry of data.folders with the values that hold in it, how many pictures it has, and a line that says so."""
+    rows = []
+    for which, index in (("training", found.training), ("validation", found.validation)):
+        for place, folder in entries(preset.data, which):
+            own = [picture for picture in index.pictures if picture.entry == place] if index else []
+            per_epoch = float(sum(exact(picture.repeats) for picture in own))
+            rows.append({
+                "entry": place,
+                **values_of(preset.data, folder),
+                "pictures": len({picture.path for picture in own}),
+                "per_epoch": per_epoch,
+                "line": line_about(preset.data, folder, own),
+            })
+    return sorted(rows, key=lambda row: row["entry"])
 
 
 def text(facts: dict[str, Any]) -> str:
@@ -299,7 +322,9 @@ def text(facts: dict[str, Any]) -> str:
         lines.append(
             f"  {1 + len(others):4} {first['kind']} {shape}: {first['parameters']:,} each{own}, e.g. {first['name']}"
         )
-    lines += [f"{facts['pictures']} pictures, {facts['validation_pictures']} for validation", facts["buckets"]]
+    lines += [f"{facts['pictures']} pictures, {facts['validation_pictures']} for validation"]
+    lines += [f"  {row['line']}" for row in facts["folders"]]
+    lines.append(facts["buckets"])
     lines.append(f"{facts['steps']} steps, {facts['steps_per_epoch']} per epoch")
     forms = ", ".join(f"{count} {form}" for form, count in facts["forms"].items())
     lines += measured(facts["probe"]) if facts["probe"] else []

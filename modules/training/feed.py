@@ -96,11 +96,13 @@ def prepare(session: Session, batch: Batch) -> Prepared:
     levels = [objectives.sample_level(seed, n, process.count, density) for n in batch.positions]
     times = process.times(torch.tensor(levels, dtype=torch.float64), shape[1] * shape[2])
 
-    weights = None
+    weights = _weights_of_pictures(batch)
     if objective.min_snr_gamma is not None:
-        weights = objectives.min_snr_weight(session.prediction, process.snr(times), objective.min_snr_gamma)
+        snr = objectives.min_snr_weight(session.prediction, process.snr(times), objective.min_snr_gamma)
+        weights = snr if weights is None else snr * weights
     elif objective.debiased:  # never both, see `noise.problems`
-        weights = objectives.debiased_weight(process.snr(times))
+        snr = objectives.debiased_weight(process.snr(times))
+        weights = snr if weights is None else snr * weights
     ready = replace(
         noised(session, latents, noise, times, batch.captions, batch.sizes),
         weights=weights,
@@ -109,6 +111,12 @@ def prepare(session: Session, batch: Batch) -> Prepared:
         base_too=batch.has_prior and sharding.is_wanted(),
     )
     return ready.pinned() if session.accelerator.device.type == "cuda" else ready
+
+
+def _weights_of_pictures(batch: Batch) -> Tensor | None:
+    """`(n)` float32: the loss weights of the pictures' folders; None where all are 1."""
+    weights = [picture.loss_weight for picture in batch.pictures]
+    return None if all(weight == 1 for weight in weights) else torch.tensor(weights, dtype=torch.float32)
 
 
 def weights_inside(session: Session, seen: Sequence[tuple[Picture, bool, View | None] | None]) -> Tensor | None:

@@ -17,7 +17,7 @@ from threading import Thread
 from typing import Any
 
 from modules import families
-from modules.data.index import Index, Picture
+from modules.data.index import Index
 from modules.disk import remove_left_overs, write_whole
 from modules.files.facts import versions
 from modules.preset.schema import Base, Preset
@@ -120,11 +120,15 @@ def _pictures(index: Index) -> dict[str, list]:
     def short(text: str) -> str:
         return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
-    def facts(picture: Picture) -> list:
+    made: dict[str, list] = {}
+    for picture in index.pictures:
+        name, number = picture.name, 1
+        while name in made:  # the same file again, for example at another resolution
+            number += 1
+            name = f"{picture.name} #{number}"
         masked = [picture.mask.key[:16]] if picture.mask else []
-        return [picture.key[:16], short(picture.caption), picture.repeats, *masked]
-
-    return {picture.name: facts(picture) for picture in index.pictures}
+        made[name] = [picture.key[:16], short(picture.caption), picture.repeats, *masked]
+    return made
 
 
 def in_background(work: Callable[[], Made]) -> Future[Made]:

@@ -6,24 +6,29 @@ The format is described in docs/look.md. `scripts/look.py` is the process.
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
 from modules import families
+from modules.data import masks
 from modules.data.batches import flip_at
 from modules.data.buckets import GUESSED_STEP, nearest
 from modules.data.captions import caption_for, whole_caption
-from modules.data.index import Picture, Progress, as_picture, bucket_numbers, look_at, remark_on_sizes
+from modules.data.folders import ROLES, at_resolutions, entries, exact, number
+from modules.data.index import Picture, Progress, as_pictures, bucket_numbers, look_at, look_at_masks
 from modules.data.pictures import enlargement, placement, read_size
-from modules.data.survey import SETTINGS, Item, Survey, bucket_sizes, survey
+from modules.data.roots import SETTING, bucket_sizes
+from modules.data.survey import Item, Survey, survey
 from modules.documents import parse_json
 from modules.preset.base_options import Base
-from modules.preset.data_options import Data
+from modules.preset.data_options import Data, Folder
 from modules.preset.problems import sentences
 from modules.preset.section import Section
 from modules.preset.training_options import Training
+from modules.training import preview
 from modules.training.command import quiet_libraries
 
 SECTIONS = {"base": ("path", "config"), "training": ("batch_size",)}
@@ -112,40 +117,56 @@ def pictures(request: dict[str, Any], bases: Bases, progress: Progress) -> dict[
     wanted, which = _wanted(request), _which(request)
     model, reason = bases.get(wanted)
     found = survey(wanted.data, which, model.bucket_step if model else GUESSED_STEP)
-    sizes = {item.path: size for item, size in look_at(found, read_size, progress)}
-    shown = {
-        item.path: as_picture(item, sizes[item.path], found.sizes, key="")
-        for item in found.items
-        if item.path in sizes and found.sizes
-    }
-    remark_on_sizes(wanted.data, list(shown.values()), found)
-    rows = [_row(item, sizes.get(item.path), shown.get(item.path), found) for item in found.items]
-    for row in rows:
-        row["too_long"] = bool(model.cut_off(whole_caption(wanted.data, row["caption"]))) if model else None
+    looks = look_at(found, read_size, progress)
+    sizes = {item.path: size for item, size in looks}
+    masked = look_at_masks(looks, found)
+    shown = as_pictures(wanted.data, [(item, (size, "")) for item, size in looks], found, masked) if found.step else []
+    uses: dict[tuple[Path, int], list[Picture]] = {}
+    for picture in shown:
+        uses.setdefault((picture.path, picture.entry), []).append(picture)
+    rows = []
+    for item in found.items:
+        rows.append(_row(item, sizes.get(item.path), uses.get((item.path, item.root.entry), []), found))
+        caption = whole_caption(item.root.options, item.caption.text)
+        rows[-1]["too_long"] = bool(model.cut_off(caption)) if model else None
     return {
         "pictures": rows,
-        "buckets": [asdict(bucket) for bucket in bucket_numbers(shown.values(), wanted.training.batch_size)],
+        "buckets": [asdict(bucket) for bucket in bucket_numbers(shown, wanted.training.batch_size)],
         "problems": found.problems,
         "notes": found.notes + _guessed(reason),
         "tokens": model.caption_tokens if model else None,
     }
 
 
-def _row(item: Item, size: tuple[int, int] | None, picture: Picture | None, found: Survey) -> dict[str, Any]:
-    """A picture's facts, null where they are not known."""
+def _row(item: Item, size: tuple[int, int] | None, shown: list[Picture], found: Survey) -> dict[str, Any]:
+    """A picture's facts, null where they are not known; `shown` are its uses, one for each resolution."""
+    first = shown[0] if shown else None
     return {
         "path": str(item.path),
         "name": item.name,
-        "folder": item.folder,
+        "folder": item.root.given,
+        "entry": item.root.entry,
+        "role": item.root.folder.role,
+        "loss_weight": item.root.folder.loss_weight,
         "caption": item.caption.text,
         "source": item.caption.source,
         "caption_file": str(item.caption.file),
         "width": size[0] if size else None,
         "height": size[1] if size else None,
-        "bucket": picture.bucket if picture else None,
-        "repeats": item.repeats,
+        "mask": str(first.mask.path) if first and first.mask else None,
+        "bucket": first.bucket if first else None,
+        "repeats": number(sum((exact(one.repeats) for one in shown), Fraction(0))) if shown else number(item.repeats),
+        "resolutions": [
+            {
+                "resolution": one.options.resolution,
+                "bucket": one.bucket,
+                "repeats": one.repeats,
+                "enlarged": enlargement(one.width, one.height, one.bucket),
+            }
+            for one in shown
+        ],
         "problem": found.broken.get(item.path, item.caption.problem),
-        "enlarged": enlargement(*size, picture.bucket) if size and picture else None,
+        "enlarged": max((enlargement(one.width, one.height, one.bucket) for one in shown), default=None),
     }
 
 
@@ -170,38 +191,73 @@ def sees(request: dict[str, Any], bases: Bases, _: Progress) -> dict[str, Any]:
     if not path.is_file():
         raise ValueError(f"{path}: no such file")
     model, reason = bases.get(wanted)
-    size = read_size(path)
-    bucket = nearest(*size, bucket_sizes(wanted.data, model.bucket_step if model else GUESSED_STEP))
+    size, caption = read_size(path), _given(request, "caption", str, None)
+    options, item, caption = _item_of(path, wanted.data, which, _given(request, "entry", int, None), caption)
+    resolution = _given(request, "resolution", int, None)
+    step = model.bucket_step if model else GUESSED_STEP
+    alone = [one for one, _ in at_resolutions(options) if resolution in (None, one.resolution)]
+    if not alone:
+        raise ValueError(f"resolution: {resolution} is not one of those at which this picture is trained")
+    bucket = nearest(*size, bucket_sizes(alone[0], step))
     width, height, top, left = placement(*size, bucket)
     across, down = size[0] / width, size[1] / height
-    caption = _given(request, "caption", str, None)
-    if caption is None:
-        caption = _caption_of(path, wanted.data, which)
+    picture = _picture(path, size, bucket, alone[0], item)
+    cell = (model.latent_factor if model else GUESSED_STEP) if _given(request, "pixels", bool, False) else None
     return {
         "bucket": bucket,
+        "resolution": alone[0].resolution,
         "resized": [width, height],
         "crop": [left * across, top * down, bucket[0] * across, bucket[1] * down],
         "draws": [
-            {"position": position, "prompt": prompt, "flip": flip, "cut": model.cut_off(prompt) if model else ""}
-            for position, (prompt, flip) in enumerate(_seen(wanted.data, which, caption, seed, draws))
+            {**draw, "cut": model.cut_off(draw["prompt"]) if model else ""}
+            for draw in _draws(picture, which, caption, seed, draws, cell)
         ],
+        "variants": [] if which == "validation" else preview.all_variants(picture, cell),
         "notes": _guessed(reason),
     }
 
 
-def _seen(options: Data, which: str, caption: str, seed: int, draws: int) -> list[tuple[str, bool]]:
-    """Prompt and flip at each position. Validation pictures are always seen the same way."""
+def _picture(path: Path, size: tuple[int, int], bucket: tuple[int, int], options: Data, item: Item | None) -> Picture:
+    """The picture as a training has it."""
+    mask = masks.look(item.mask, path, size) if item and item.mask else None
+    focus = item.focus if item and item.focus else mask.centre if mask else None
+    picture = Picture(path, path.name, "", *size, bucket, 1, "", options, mask=mask, focus=focus)
+    return preview.with_key(picture) if preview.needs_content(picture) else picture
+
+
+def _draws(
+    picture: Picture, which: str, caption: str, seed: int, draws: int, cell: int | None
+) -> list[dict[str, Any]]:
+    """What is seen at each position. Validation pictures are always seen the same way."""
+    options = picture.options
     if which == "validation":
-        return [(whole_caption(options, caption), False)]
-    return [(caption_for(options, caption, seed, place), flip_at(options, seed, place)) for place in range(draws)]
+        plain = {"position": 0, "prompt": whole_caption(options, caption), "flip": False}
+        return [{**plain, **preview.seen_always(picture, cell)}]
+    found = []
+    for place in range(draws):
+        flip = flip_at(options, seed, place)
+        said = {"position": place, "prompt": caption_for(options, caption, seed, place), "flip": flip}
+        found.append({**said, **preview.seen_at(picture, seed, place, flip, cell)})
+    return found
 
 
-def _caption_of(path: Path, options: Data, which: str) -> str:
-    """The caption that a picture has in its files."""
+def _item_of(
+    path: Path, options: Data, which: str, entry: int | None, caption: str | None
+) -> tuple[Data, Item | None, str]:
+    """The options that hold for a picture, what is known of it, and its caption in its files, if none is given.
+    `entry`: of data.folders, where it is in several; otherwise the first.
+
+    A picture that is in none of the folders has the options of the data set.
+    """
+    alike = all(folder == Folder(path=folder.path) for _, folder in entries(options, which))
+    if caption is not None and alike and options.masks == "none" and options.crop != "focus":
+        return options, None, caption  # no need to list all files
     for item in survey(options, which, GUESSED_STEP).items:
-        if item.path.resolve() == path.resolve():
-            return item.caption.text
-    raise ValueError(f"{path}: is not one of the pictures of {SETTINGS[which]}; give a caption")
+        if item.path.resolve() == path.resolve() and entry in (None, item.root.entry):
+            return item.root.options, item, item.caption.text if caption is None else caption
+    if caption is None:
+        raise ValueError(f"{path}: is not one of the {which} pictures of {SETTING}; give a caption")
+    return options, None, caption
 
 
 # -- requests ---------------------------------------------------------------------------------------------------------
@@ -228,8 +284,8 @@ def _given(request: dict[str, Any], name: str, kind: type, default: Any = ...) -
 
 def _which(request: dict[str, Any]) -> str:
     which = _given(request, "which", str, "training")
-    if which not in SETTINGS:
-        raise ValueError(f"which: {which!r} is not one of {', '.join(SETTINGS)}")
+    if which not in ROLES:
+        raise ValueError(f"which: {which!r} is not one of {', '.join(ROLES)}")
     return which
 
 

@@ -34,7 +34,7 @@ def validate(session: Session) -> None:
         return
     draws, process = session.preset.validation.draws, session.model.process
     levels = (torch.arange(draws, dtype=torch.float64) + 0.5) / draws
-    captions, errors = validation_captions(session.preset, session.validation), []
+    captions, errors = validation_captions(session.validation), []
     with averaged(session.optimizer), session.derived.frozen(), session.accelerator.autocast():
         for picture, caption in zip(session.validation.pictures, captions, strict=True):
             view = still(picture.options, picture)

@@ -51,7 +51,7 @@ def prepare(preset: Preset, pictures: Pictures, run: Run, events: Events, accele
     batches = make_batches(preset, index, accelerator)
     steps = total_steps(training, batches)
     write_pictures(preset, index, run, events, accelerator.num_processes)
-    caches = make_caches(preset, model)
+    caches = make_caches(preset, model, index)
     captions = captions_needed(preset, pictures, batches, steps, model)
     with memory.while_encoding(preset, accelerator.device):
         fill_caches(caches, pictures, captions, events, accelerator)
@@ -90,7 +90,6 @@ def make_batches(preset: Preset, index: Index, accelerator: Accelerator) -> Batc
     """The batches of this process."""
     return Batches(
         index,
-        preset.data,
         preset.training.batch_size,
         preset.training.accumulation,
         accelerator.num_processes,
@@ -152,16 +151,17 @@ class Caches:
     """None where captions are encoded in each step."""
 
 
-def make_caches(preset: Preset, model: Any) -> Caches:
+def make_caches(preset: Preset, model: Any, index: Index) -> Caches:
     """Captions are cached where neither they nor the text encoders change."""
-    stable = not (preset.data.shuffle or preset.data.part_dropout) and not setup.trains_texts(model, preset.targets)
+    vary = any(picture.options.shuffle or picture.options.part_dropout for picture in index.pictures)
+    stable = not vary and not setup.trains_texts(model, preset.targets)
     texts = TextCache(preset.data, model) if stable else None
     return Caches(LatentCache(preset.data, model), MaskCache(preset.data, model), texts)
 
 
 def captions_needed(preset: Preset, pictures: Pictures, batches: Batches, steps: int, model: Any) -> set[str]:
     """Every caption and prompt of a training."""
-    wanted = {*batches.captions(steps), *validation_captions(preset, pictures.validation)}
+    wanted = {*batches.captions(steps), *validation_captions(pictures.validation)}
     if preset.samples.enabled:
         negative = model.negative_prompt(preset.samples.negative)
         wanted |= {*sample_prompts(preset, pictures.training), *(() if negative is None else (negative,))}

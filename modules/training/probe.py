@@ -8,6 +8,7 @@ from pathlib import Path
 
 from accelerate import Accelerator
 
+from modules.data.folders import without_validation
 from modules.data.index import Index, Picture, by_bucket
 from modules.preset.schema import Preset
 from modules.training import loop, memory, setup
@@ -100,7 +101,7 @@ def shortened(preset: Preset) -> Preset:
     return replace_sections(
         preset,
         training={"steps": WARM_UP + MEASURED, "epochs": None},
-        data={"cache": False, "validation_folder": ""},
+        data={"cache": False, "folders": without_validation(preset.data).folders},
         samples={"enabled": False},
     )
 

@@ -15,7 +15,7 @@ def training_facts(session: Session) -> Facts:
     """Facts about this training for its files' metadata."""
     epoch = int(session.batches.epoch(session.step))
     prompts = sample_prompts(session.preset, session.index)
-    pictures = session.index.pictures
+    pictures = [picture for picture in session.index.pictures if picture.role == "train"]
     return facts_of(pictures, session.preset, session.step, epoch, session.started, time.time(), prompts)
 
 

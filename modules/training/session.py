@@ -4,6 +4,7 @@ import time
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -138,16 +139,20 @@ class Session:
 
 def total_steps(training: Training, batches: Batches) -> int:
     """Optimizer steps of the whole training."""
-    return training.steps if training.epochs is None else training.epochs * batches.steps_per_epoch
+    return training.steps if training.epochs is None else batches.steps(training.epochs)
 
 
-def validation_captions(preset: Preset, validation: Index | None) -> list[str]:
+def validation_captions(validation: Index | None) -> list[str]:
     """Captions of the validation pictures as they are used: with the trigger, never shuffled or dropped."""
     if validation is None:
         return []
-    return [whole_caption(preset.data, picture.caption) for picture in validation.pictures]
+    return [whole_caption(picture.options, picture.caption) for picture in validation.pictures]
 
 
 def sample_prompts(preset: Preset, training: Index) -> list[str]:
-    """The preset's prompts, or the captions of the first four pictures."""
-    return list(preset.samples.prompts) or [picture.caption for picture in training.pictures[:4]]
+    """The preset's prompts, or the captions of the first four pictures that are learned."""
+    learned: dict[Path, str] = {}
+    for picture in training.pictures:
+        if picture.role == "train":
+            learned.setdefault(picture.path, picture.caption)
+    return list(preset.samples.prompts) or list(learned.values())[:4]

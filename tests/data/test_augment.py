@@ -46,7 +46,7 @@ def test_without_the_options_everything_is_as_before(options):
             assert latents.key(picture, flip) == hashlib.sha256(repr(facts).encode()).hexdigest()
         opened = open_picture(picture.path)
         assert torch.equal(pixels(opened, picture.bucket, None), fit(opened, picture.bucket)[0])
-    batch = Batches(index, options, 3, 1, 1, 0, seed=2).at(4, 0)
+    batch = Batches(index, 3, 1, 1, 0, seed=2).at(4, 0)
     assert batch.views == (None,) * 3 and batch.masked == (True,) * 3 and not batch.has_prior
     assert batch.flips == tuple(flip_at(options, 2, position) for position in batch.positions)
     assert torch.equal(batch.sizes, torch.stack([sizes_of(p.width, p.height, p.bucket) for p in batch.pictures]))

@@ -1,6 +1,7 @@
 """The order of pictures: complete, repeatable, and the same for every number of processes."""
 
 from collections import Counter
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 
@@ -33,15 +34,19 @@ CASES = [
 ]
 
 
+def with_options(index, options):
+    return Index(tuple(replace(picture, options=options) for picture in index.pictures))
+
+
 def samples(index, steps, batch_size=1, accumulation=1, processes=1, rank=0, seed=0, options=PLAIN):
-    batches = Batches(index, options, batch_size, accumulation, processes, rank, seed)
+    batches = Batches(with_options(index, options), batch_size, accumulation, processes, rank, seed)
     return [[batches.at(step, micro) for micro in range(accumulation)] for step in range(steps)]
 
 
 @pytest.mark.parametrize("index", CASES)
 @pytest.mark.parametrize("total", [1, 2, 4, 6])
 def test_an_epoch_shows_everything(index, total):
-    batches = Batches(index, PLAIN, total, 1, 1, 0, seed=3)
+    batches = Batches(index, total, 1, 1, 0, seed=3)
     for epoch in range(3):
         first = epoch * batches.steps_per_epoch
         shown = [batches.at(step, 0) for step in range(first, first + batches.steps_per_epoch)]
@@ -77,14 +82,14 @@ def test_positions_are_unique_and_rise():
 def test_pure(index):
     options = Data(flip=True, shuffle=True, part_dropout=0.2)
     forward = samples(index, 40, 3, 2, options=options)
-    fresh = Batches(index, options, 3, 2, 1, 0, seed=0)
+    fresh = Batches(with_options(index, options), 3, 2, 1, 0, seed=0)
     for step in (39, 0, 17, 3, 17):
         assert [fresh.at(step, micro) for micro in (0, 1)] == forward[step]
 
 
 def test_seeds_and_epochs_differ():
     def order(seed, epoch):
-        batches = Batches(CASES[1], PLAIN, 1, 1, 1, 0, seed)
+        batches = Batches(CASES[1], 1, 1, 1, 0, seed)
         return [batches.at(epoch * 7 + step, 0).pictures[0].name for step in range(7)]
 
     assert len({tuple(order(seed, epoch)) for seed in range(3) for epoch in range(3)}) == 9
@@ -107,7 +112,7 @@ def test_accumulation_over_epochs():
     single = [batch for step in samples(CASES[2], 30, 2, 1) for batch in step]
     grouped = [batch for step in samples(CASES[2], 6, 2, 5) for batch in step]
     assert single == grouped
-    batches = Batches(CASES[1], PLAIN, 2, 3, 1, 0, seed=0)  # four batches an epoch
+    batches = Batches(CASES[1], 2, 3, 1, 0, seed=0)  # four batches an epoch
     assert batches.steps_per_epoch == 2 and batches.epoch(4) == 3.0
 
 
@@ -119,7 +124,7 @@ def test_flips():
 
 def test_captions_and_sizes():
     options = Data(shuffle=True, caption_dropout=0.3, trigger="sks")
-    batches = Batches(CASES[2], options, 2, 2, 2, 1, seed=5)
+    batches = Batches(with_options(CASES[2], options), 2, 2, 2, 1, seed=5)
     ahead = list(batches.captions(7))
     used = [batches.at(step, micro) for step in range(7) for micro in (0, 1)]
     assert ahead == [caption for batch in used for caption in batch.captions]

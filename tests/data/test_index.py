@@ -10,7 +10,7 @@ from PIL import Image
 from pydantic import ValidationError
 
 from modules.data.index import DataProblems, build_index, overlap
-from modules.data.survey import labels
+from modules.data.roots import labels
 from modules.preset.data_options import Data
 from tests.data.conftest import Folder
 
@@ -141,8 +141,8 @@ def test_nothing_to_train_on(folder):
     for paths, reason in [((), "is empty"), ((missing,), "no such folder"), (("", missing), "is empty; remove")]:
         with pytest.raises(DataProblems, match=reason):
             build_index(Data(folders=paths), "training", 32)
-    with pytest.raises(DataProblems, match=r"data\.validation_folder .*is a file"):
-        build_index(Data(validation_folder=str(folder.path / "a.txt")), "validation", 32)
+    with pytest.raises(DataProblems, match=r"data\.folders .*is a file"):
+        build_index(Data(folders=({"path": str(folder.path / "a.txt"), "role": "validation"},)), "validation", 32)
 
 
 def test_notes(folder):
@@ -263,5 +263,6 @@ def test_tables(folder):
 def test_overlap(folder):
     folder.picture("a.png")
     folder.picture("valid/b.png")
-    data = Data(folders=(str(folder.path),), validation_folder=str(folder.path / "valid"), resolution=64)
+    validation = {"path": str(folder.path / "valid"), "role": "validation"}
+    data = Data(folders=(str(folder.path), validation), resolution=64)
     assert overlap(*(build_index(data, which, 32) for which in ("training", "validation"))) == ("b.png",)

@@ -90,7 +90,10 @@ def test_several_masks_in_a_folder_are_a_problem(folder, tmp_path):
         index_of(folder, masks=str(masks.path))
 
 
-@pytest.mark.parametrize("word, hint", [("file", "did you mean files"), ("Alpha", "did you mean alpha"), ("/no", "give")])
+WRONG = [("file", "did you mean files"), ("Alpha", "did you mean alpha"), ("/no", "give none, alpha, files")]
+
+
+@pytest.mark.parametrize("word, hint", WRONG)
 def test_a_wrong_word_is_a_problem(folder, word, hint):
     folder.picture("a.png")
     with pytest.raises(DataProblems, match=rf"data\.masks: .* is neither none, alpha or files nor a folder; {hint}"):
@@ -208,7 +211,7 @@ def test_masks_are_ignored_as_often_as_asked(folder):
 
     def masked(**options):
         data = options_of(folder, **options)
-        batches = Batches(build_index(data, "training", 8), data, 4, 1, 1, 0, seed=5)
+        batches = Batches(build_index(data, "training", 8), 4, 1, 1, 0, seed=5)
         return [one for step in range(250) for one in batches.at(step, 0).masked]
 
     assert Counter(masked()) == {True: 1000} and Counter(masked(unmasked_probability=1.0)) == {False: 1000}

@@ -262,7 +262,7 @@ def test_concepts_and_samples(imported, accounted, of, tmp_path, packed):
         (tmp_path / "samples.json").write_text(json.dumps(SAMPLES))
     result = imported(values)
     data, samples = result.preset.data, result.preset.samples
-    assert (data.folders, data.validation_folder) == (("/data/a", "/data/d"), "/data/b")
+    assert data.folders == ("/data/a", "/data/d", Folder(path="/data/b", role="validation"))
     assert data.shuffle and data.flip and (data.keep_tokens, data.part_dropout) == (2, 0.2)
     assert data.missing_captions == "filename"
     assert samples.prompts == ("a cat", "a dog") and (samples.every, samples.seed) == (100, 7)

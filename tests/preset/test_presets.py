@@ -6,8 +6,10 @@ import subprocess
 import sys
 from dataclasses import asdict
 from pathlib import Path
+from typing import Annotated, get_args, get_origin
 
 import pytest
+from pydantic.fields import FieldInfo
 
 from modules import families
 from modules.preset import files, options
@@ -34,7 +36,7 @@ def test_a_shipped_preset_only_has_relative_paths_and_suits_its_family(name):
     assert not preset.optimizer.problems(preset.training.learning_rate, "cpu")
     if one.purpose == "demo":
         assert preset.base.path.startswith("demo/") and (ROOT / preset.base.path).is_dir()
-        assert (preset.data.folders, preset.data.resolution) == (("demo/dataset",), 64)
+        assert (preset.data.folders[0], preset.data.resolution) == ("demo/dataset", 64)
         assert not preset.training.gradient_checkpointing
         return
     assert preset.base.path == families.load_class(one.family).HUB_ID
@@ -58,6 +60,9 @@ def some_text(name: str, field, rng: random.Random, chosen: dict) -> str:
     if choices:
         return rng.choice(choices)
     kinds = options.members(field.annotation)
+    if get_origin(kinds[0]) is tuple and get_origin(get_args(kinds[0])[0]) is Annotated and name != "data.folders":
+        one = FieldInfo.from_annotation(get_args(kinds[0])[0])
+        return json.dumps([json.loads(some_text("", one, rng, {})) for _ in range(rng.randrange(3))])
     if entries := options.entry(field.annotation):
         one = {key: files.parse(some_text("", inner, rng, {}), inner.annotation)
                for key, inner in entries.model_fields.items() if inner.is_required() or rng.random() < 0.7}  # fmt: skip

@@ -57,14 +57,15 @@ def test_titles_are_words(schema):
 
 
 def test_places_have_a_kind(schema):
-    sections = {name: schema["$defs"][name]["properties"] for name in ("Base", "Data", "Saving")}
+    sections = {name: schema["$defs"][name]["properties"] for name in ("Base", "Data", "Folder", "Saving")}
     kinds = {(name, key): field.get("kind") for name in sections for key, field in sections[name].items()}
     kinds = {place: kind for place, kind in kinds.items() if kind}
     assert kinds == {
         ("Base", "path"): "model", ("Base", "config"): "folder", ("Data", "folders"): "folders",
-        ("Data", "validation_folder"): "folder", ("Data", "cache_folder"): "folder", ("Saving", "folder"): "folder",
+        ("Folder", "path"): "folder", ("Data", "cache_folder"): "folder", ("Saving", "folder"): "folder",
     }  # fmt: skip
     assert schema["renames"] == {"data.folder": "data.folders"}
+    assert schema["entries"] == {"data.validation_folder": ["data.folders", {"role": "validation"}]}
 
 
 def keys_of(field) -> list[str]:

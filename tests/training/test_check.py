@@ -65,7 +65,7 @@ BAD = [
      {"adapter": {"method": "oft"}, "targets": {"layers": "attention"}}, ["targets.exclude"]),
     (["--export.host", "diffusers"], {}, ["export.host"]),
     (["--data", "{stage}/nowhere", "--data", "{stage}/base", "--data.validation_folder", FILE], {},
-     ["data.folders", "data.folders", "data.validation_folder"]),
+     ["data.folders"] * 3),
     (["--data", "{stage}/pictures", "--data", "{stage}", "--data", "{stage}/pictures"], {}, ["data.folders"] * 2),
     (["--data.folders", "[]", "--data.resolution", "16", "--data.separator=", "--data.shuffle"], {},
      ["data.folders", "data.separator"]),

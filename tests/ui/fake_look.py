@@ -21,7 +21,9 @@ def answers(question: dict) -> Iterator[dict]:
         yield sees(question)
         return
     data = question["preset"]["data"]
-    folders = data["folders"] if question["which"] == "training" else [data["validation_folder"]]
+    wanted = question["which"] == "validation"
+    entries = [one if isinstance(one, dict) else {"path": one} for one in data["folders"]]
+    folders = [one["path"] for one in entries if (one.get("role") == "validation") == wanted]
     if any("deadly" in folder for folder in folders):
         print("MemoryError: too much", file=sys.stderr)
         raise SystemExit(3)

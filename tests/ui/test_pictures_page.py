@@ -42,7 +42,6 @@ def folder(tmp_path):
 @pytest.fixture
 def page(qtbot, document, folder):
     document.set("data.folders", [str(folder)])
-    document.set("data.validation_folder", "")
     document.undo.clear()
     page = PicturesPage(document, Settings(), Look(command=FAKE))
     qtbot.addWidget(page)
@@ -172,13 +171,12 @@ def test_a_removed_folder_takes_its_pictures_along_and_leaves_the_files(shown, d
 def test_the_validation_folder_has_its_own_view(shown, document, qtbot, folder, tmp_path):
     shown.parts.validation.click()
     assert names(shown) == [] and shown.parts.status.text() == "No validation folder chosen"
-    drop(shown, tmp_path, folder)
-    assert "one validation folder" in shown.parts.status.text() and document.value("data.validation_folder") == ""
+    training = document.value("data.folders")
     drop(shown, folder)
-    assert document.value("data.validation_folder") == str(folder)
+    assert document.value("data.folders") == [*training, {"path": str(folder), "role": "validation"}]
     qtbot.waitUntil(lambda: len(names(shown)) == 5, timeout=5000)
     shown.parts.folders.remove.click()
-    assert document.value("data.validation_folder") == ""
+    assert document.value("data.folders") == training
 
 
 def test_what_matters_is_asked_again_and_other_options_are_not(shown, document, qtbot, folder):

@@ -195,7 +195,11 @@ class Number(Input):
         self.edit.editingFinished.connect(self.on_finished)
 
     def show_value(self, value: Any) -> None:
-        self.edit.replace(written(value))
+        self.edit.replace(self.text(value))
+
+    def text(self, value: Any) -> str:
+        """The value as it is typed."""
+        return written(value)
 
     def read(self) -> Any:
         return parsed(self.edit.text(), self.field.kind == "integer")
@@ -216,14 +220,32 @@ class Number(Input):
         """One up or down."""
         with suppress(ValueError):  # nothing to step from; on_text has said so
             value = stepped(self.read(), direction, self.field)
-            self.edit.replace(written(value))
+            self.edit.replace(self.text(value))
             self.edited.emit(value)
 
     def on_finished(self) -> None:
         """Write the number in its usual way, so that one sees how it was read."""
         with suppress(ValueError):  # on_text has said so, and the text stays
-            self.edit.replace(written(self.read()))
+            self.edit.replace(self.text(self.read()))
             self.left.emit()
+
+
+class Numbers(Number):
+    """Several numbers on one line, with spaces or commas between them."""
+
+    def __init__(self, field: Field, settings: Settings):
+        super().__init__(field, settings)
+        self.edit.setFixedWidth(2 * self.short())
+
+    def text(self, value: Any) -> str:
+        return ", ".join(written(one) for one in value) if isinstance(value, list) else words.value(value)
+
+    def read(self) -> Any:
+        parts = re.split(r"[,;\s]+", self.edit.text().strip())
+        return [parsed(part, self.field.columns[0].kind == "integer") for part in parts if part]
+
+    def on_step(self, direction: int) -> None:
+        """Nothing: it would not be clear which of them."""
 
 
 class Combo(QComboBox):

@@ -7,6 +7,7 @@ from PySide6.QtGui import QFocusEvent, QPainter, QPaintEvent
 from PySide6.QtWidgets import QAbstractItemView, QListWidget, QListWidgetItem, QTableWidget
 
 from ui.core import words
+from ui.core.preset import entries
 from ui.core.preset.field import Field
 from ui.core.settings import Settings
 from ui.form.inputs import Input
@@ -173,20 +174,25 @@ class Texts(Rows):
         """Drop a line that was left empty."""
         item = self.list.currentItem()
         if item and not item.text():
-            self.change([text for row, text in enumerate(self._texts()) if row != self.list.row(item)], -1)
+            self.change([one for row, one in enumerate(self.shown()) if row != self.list.row(item)], -1)
 
     def on_item_changed(self, item: QListWidgetItem) -> None:
         if item.text():
-            self.hand_on(self._texts())
+            self.hand_on(self.shown())
             self.on_current_changed()
 
     def show_rows(self) -> None:
         self.list.clear()
         for one in self.values:
-            self._append(one if isinstance(one, str) else words.value(one))
+            self.add(one)
         self._fit()
 
-    def _texts(self) -> list[str]:
+    def add(self, one: Any) -> None:
+        """Show a value in a line at the end."""
+        self._append(one if isinstance(one, str) else words.value(one))
+
+    def shown(self) -> list[Any]:
+        """What stands in the lines."""
         return [self.list.item(row).text() for row in range(self.list.count())]
 
     def _append(self, text: str) -> QListWidgetItem:
@@ -202,7 +208,8 @@ class Texts(Rows):
 
 
 class Folders(Texts):
-    """Folders: chosen, dropped, or typed."""
+    """Folders: chosen, dropped, or typed. Those with settings of their own are shown with them, and are kept as they
+    are."""
 
     empty = "No folders: drop or add them here"
     adds = "Add a folder…"
@@ -211,11 +218,33 @@ class Folders(Texts):
         super().__init__(field, settings)
         self.finder = Finder(self)
         self.list.dropped.connect(self.on_dropped)
-        self.edited.connect(lambda: self.finder.look(self._texts()))
+        self.edited.connect(self.on_edited)
 
     def show_value(self, value: Any) -> None:
         super().show_value(value)
-        self.finder.look(self._texts())
+        self.on_edited()
+
+    def on_edited(self) -> None:
+        """Look whether the folders are there."""
+        self.finder.look([entries.path(one) for one in self.shown()])
+
+    def put(self, texts: list[str]) -> None:
+        """Add folders at the end, but for those that are there."""
+        values = [*self.values, *(text for text in dict.fromkeys(texts) if text not in self.values)]
+        self.change(values, len(values) - 1)
+
+    def add(self, one: Any) -> None:
+        """A folder; one with settings cannot be typed over."""
+        if not isinstance(one, dict):
+            super().add(one)
+            return
+        item = self._append(entries.words(one))
+        item.setData(Qt.ItemDataRole.UserRole, one)
+        item.setFlags(EDITABLE & ~Qt.ItemFlag.ItemIsEditable)
+
+    def shown(self) -> list[Any]:
+        items = [self.list.item(row) for row in range(self.list.count())]
+        return [item.data(Qt.ItemDataRole.UserRole) or item.text() for item in items]
 
     def on_add(self) -> None:
         """Ask for a folder."""

@@ -13,7 +13,7 @@ from ui.core.preset.document import Document
 from ui.core.preset.field import Field
 from ui.core.preset.schema import holds
 from ui.core.settings import Settings
-from ui.form.inputs import Choice, Flag, Input, Nullable, Number, Text, label
+from ui.form.inputs import Choice, Flag, Input, Nullable, Number, Numbers, Text, label
 from ui.form.lists import Folders, Texts
 from ui.form.paths import PathInput
 from ui.form.table import Table
@@ -28,6 +28,7 @@ KINDS: dict[str, type[Input]] = {
     "choice": Choice,
     "tag": Choice,
     "texts": Texts,
+    "numbers": Numbers,
     "file": PathInput,
     "folder": PathInput,
     "model": PathInput,

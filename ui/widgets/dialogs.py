@@ -20,7 +20,7 @@ from PySide6.QtWidgets import (
 )
 
 from ui.core import places, words
-from ui.core.preset import files
+from ui.core.preset import entries, files
 from ui.core.preset.document import Document
 from ui.core.preset.schema import at
 from ui.core.runs.devices import Devices
@@ -256,7 +256,7 @@ def summary(document: Document) -> str:
     values = document.values
     epochs, steps = at(values, "training.epochs"), at(values, "training.steps")
     length = words.plural(epochs, "epoch") if epochs else words.plural(steps, "step")
-    folders = ", ".join(at(values, "data.folders") or ())
+    folders = ", ".join(entries.path(one) for one in entries.of_set(at(values, "data.folders") or (), "training"))
     pictures = f"pictures from {folders}" if folders else "no picture folder chosen"
     base = at(values, "base.path") or "no base model"
     return f"{document.origin.name}: {length} of {at(values, 'adapter.method')} on {base}, {pictures}."

@@ -22,6 +22,7 @@ WRONG = {
     "integer": "is not a whole number",
     "number": "is not a number",
     "texts": "is not a list",
+    "numbers": "is not a list",
     "folders": "is not a list",
 }
 """What is wrong with a value of another type; for all other kinds: NO_TEXT."""
@@ -49,7 +50,7 @@ class Field:
     advanced: bool = False
 
     kind: str
-    """boolean, integer, number, text, choice, tag, texts, entries, file, folder, folders or model."""
+    """boolean, integer, number, text, choice, tag, texts, numbers, entries, file, folder, folders or model."""
 
     choices: tuple[str, ...]
     """Of a choice and a tag, else empty."""
@@ -69,7 +70,8 @@ class Field:
     """Of a tag: first line about each variant, by choice."""
 
     columns: tuple["Field", ...] = ()
-    """Of entries: what each of them has. Their paths are plain names."""
+    """Of entries: what each of them has. Their paths are plain names. Of numbers: what each of them is. Of folders:
+    what one in braces has."""
 
     entry: str = ""
     """Of entries: what one of them is called, in lower case."""
@@ -85,18 +87,19 @@ class Field:
             return "" if value in self.choices else sentences.not_one_of(value, self.choices)
         if value is None and self.required:
             return "required"
-        if self.kind == "entries":
-            return "\n".join(self._entries_problems(value))
+        if self.kind in ("entries", "folders"):
+            one_folder = self.kind == "folders" and isinstance(value, str)
+            return "\n".join(self._entries_problems([value] if one_folder else value))
         given, value = value, self.understood(value)
         if self.kind in ("integer", "number"):
             return self._number_problem(given, value)
         if self.kind == "boolean":
             return "" if isinstance(value, bool) else self._is_wrong(value)
-        if self.kind in ("texts", "folders"):
+        if self.kind in ("texts", "numbers"):
             if not isinstance(value, list):
                 return self._is_wrong(value)
-            place = next((place for place, one in enumerate(value) if not isinstance(one, str)), None)
-            return "" if place is None else f"number {place + 1}: {sentences.shown(value[place])} {NO_TEXT}"
+            wrong = ((place, self._part_problem(one)) for place, one in enumerate(value, start=1))
+            return next((f"number {place}: {problem}" for place, problem in wrong if problem), "")
         return "" if isinstance(value, str) else self._is_wrong(value)
 
     def understood(self, value: Any) -> Any:
@@ -114,13 +117,17 @@ class Field:
                 return float(value)
         if self.kind == "folders" and isinstance(value, str):
             return [value] if value else []
+        if self.kind == "folders" and isinstance(value, list | tuple):
+            return [self._understood_folder(one) if isinstance(one, dict) else one for one in value]
+        if self.kind == "numbers" and isinstance(value, list | tuple):
+            return [self.columns[0].understood(one) for one in value]
         if self.kind == "entries" and isinstance(value, list | tuple):
             return [self._understood_entry(one) if isinstance(one, dict) else one for one in value]
         return list(value) if isinstance(value, list | tuple) else value
 
     def brief(self, value: Any) -> Any:
         """The value as a preset file says it: without what is a default in an entry."""
-        if self.kind != "entries" or not isinstance(value, list):
+        if self.kind not in ("entries", "folders") or not isinstance(value, list):
             return value
         plain = {column.path: column.default for column in self.columns if not column.required}
 
@@ -134,16 +141,32 @@ class Field:
         known = [column for column in self.columns if column.path in given or not column.required]
         return {one.path: one.understood(given[one.path]) if one.path in given else one.default for one in known}
 
+    def _understood_folder(self, given: Mapping[str, Any]) -> Any:
+        """A folder without settings that only repeat the default; one without any is its path."""
+        (own,) = self.brief([self._understood_entry(given)])
+        return own["path"] if [*own] == ["path"] else own
+
+    def _part_problem(self, part: Any) -> str:
+        """What is wrong with one of several texts or numbers."""
+        if self.kind == "numbers":
+            return self.columns[0].problem(part)
+        return "" if isinstance(part, str) else f"{sentences.shown(part)} {NO_TEXT}"
+
     def _entries_problems(self, value: Any) -> Iterator[str]:
-        names = [column.path for column in self.columns]
+        names, plain = [column.path for column in self.columns], self.kind == "folders"
         needed = [column.path for column in self.columns if column.required] or names
         form = "{" + ", ".join(f'"{name}": ...' for name in needed) + "}"
         if not isinstance(value, list | tuple):
-            yield f"{sentences.shown(value)} is not a list of {self.entry}s, as in [{form}]"
+            yield self._is_wrong(value) if plain else (
+                f"{sentences.shown(value)} is not a list of {self.entry}s, as in [{form}]"
+            )
             return
         for place, one in enumerate(value):
+            if plain and isinstance(one, str):
+                continue
             if not isinstance(one, dict):
-                yield f"number {place + 1}: {sentences.shown(one)} is not a {self.entry} in braces, as in {form}"
+                what = NO_TEXT if plain else f"is not a {self.entry} in braces, as in {form}"
+                yield f"number {place + 1}: {sentences.shown(one)} {what}"
                 continue
             wrong = {column.path: column.problem_in(one) for column in self.columns}
             for name in [name for name in one if name not in names]:
@@ -188,9 +211,13 @@ def plain(path: str, node: Mapping[str, Any], required: bool, entry: Mapping[str
     members = node.get("anyOf", [node])
     inner = [member for member in members if member.get("type") != "null"]
     known = len(inner) == 1 and (inner[0].get("type") in TYPES or "enum" in inner[0])
-    if not known or not all(column.kind in COLUMNS for column in columns):
+    editable = node.get("kind") or all(column.kind in COLUMNS for column in columns)
+    if not known or not editable:
         raise ValueError(f"{path}: the schema describes it in a way that the window does not know: {node}")
     kind = "entries" if entry else "choice" if "enum" in inner[0] else TYPES[inner[0]["type"]]
+    parts = inner[0].get("items", {})
+    if parts.get("type") in ("integer", "number"):
+        kind, columns = "numbers", (plain(path, {**parts, "title": node["title"]}, True),)
     return Field(
         path=path,
         label=node["title"],

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from training_presets import composing
+from training_presets import composing, entries
 from training_presets.composing import Composed
 from training_presets.sentences import shown
 from ui.core import places, reading
@@ -164,7 +164,7 @@ def read(path: Path, schema: Schema) -> Opened:
     path = path / RUN_COPY if reading.is_folder(path) else path
     notes: list[str] = []
     values = _inherited(_renamed(_given(path, schema), path, schema, notes), path, schema, notes)
-    values = _implied(values, path, schema, notes)
+    values = _with_entries(_implied(values, path, schema, notes), schema)
     full, problems = schema.complete(schema.with_tags(values))
     origin = _origin(path)
     if origin.kind in ("run", "export"):  # the name of a run that was; another run of its preset is another one
@@ -240,6 +240,21 @@ def _renamed(values: Values, path: Path, schema: Schema, notes: list[str]) -> Va
         value = at(values, old)
         values = with_value(without(values, old), new, value)
         notes.append(f"{places.shown(path)}: {old} was renamed to {new}")
+    for old, (new, kind) in schema.entries.items():
+        if holds(values, old) and entries.has(at(values, new), kind):
+            raise ValueError(f"{places.shown(path)}: {old} was renamed to {new}, and both give one; remove {old}")
+        if at(values, old):
+            notes.append(f"{places.shown(path)}: {entries.note(old, new, kind)}")
+    return values
+
+
+def _with_entries(values: Values, schema: Schema) -> Values:
+    """`values` with entries of lists in place of the options that said them before."""
+    for old, (new, kind) in schema.entries.items():
+        if holds(values, old):
+            given = at(values, old)
+            values = without(values, old)
+            values = with_value(values, new, entries.replaced(at(values, new), kind, given))
     return values
 
 

@@ -80,6 +80,8 @@ class Schema:
         """The tag of each tagged section, by the section's path."""
         self.renames: Mapping[str, str] = root.get("renames", {})
         """Options that have got another name: old path to new one."""
+        self.entries: Mapping[str, tuple[str, Mapping[str, str]]] = root.get("entries", {})
+        """Options that are now an entry of a list: its path, and what the entry has besides the old option's text."""
         self.implied: Mapping[str, list[str]] = root.get("implied", {})
         """Options that meant by themselves what another one says now: its path and value."""
 
@@ -131,7 +133,8 @@ class Schema:
                 yield from self._read_tagged(inner, here, chosen, required)
             elif "const" not in inner:  # a tag, which stands before all of these
                 entry = inner.get("items", {})
-                below = self._definition(entry) if "$ref" in entry else None
+                kinds = [one for one in (entry, *entry.get("oneOf", ())) if "$ref" in one]
+                below = self._definition(kinds[0]) if kinds else None
                 yield _Row(top, chosen, fields_of.plain(here, inner, required, below))
 
     def _read_tagged(

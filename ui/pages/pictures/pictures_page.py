@@ -11,6 +11,7 @@ from PySide6.QtWidgets import QMessageBox, QWidget
 
 from ui.core import places, words
 from ui.core.look import Look
+from ui.core.preset import entries
 from ui.core.preset.document import Document
 from ui.core.settings import Settings
 from ui.core.unsaved import CrashCopy
@@ -66,33 +67,33 @@ class PicturesPage(Drops, QWidget):
         """Whether the training pictures are shown, not those for validation."""
         return self.parts.training.isChecked()
 
+    @property
+    def which(self) -> str:
+        """The set that is shown."""
+        return "training" if self.training else "validation"
+
     def folders(self) -> list[str]:
         """The folders that are shown, as the preset has them."""
-        if self.training:
-            return list(self._document.value("data.folders") or [])
-        return [folder for folder in [self._document.value("data.validation_folder")] if folder]
+        return [entries.path(one) for one in entries.of_set(self._entries(), self.which)]
+
+    def _entries(self) -> list[Any]:
+        return list(self._document.value("data.folders") or [])
 
     def add_folders(self, folders: Iterable[str]) -> None:
         """Add folders to the data set that is shown; one undo step."""
         new = [places.shown(places.full(folder)) for folder in folders]
         for folder in reversed(new):
             self._settings.remember_folder(folder)
-        if self.training:
-            old = self.folders()
-            known = {places.full(folder) for folder in old}
-            self._set("data.folders", [*old, *(one for one in dict.fromkeys(new) if places.full(one) not in known)])
-        elif len(new) > 1:
-            self._say(f"Choose one validation folder; {len(new)} were given.", "problem")
-        else:
-            self._set("data.validation_folder", new[0])
+        known = {places.full(folder) for folder in self.folders()}
+        added = [one for one in dict.fromkeys(new) if places.full(one) not in known]
+        more = added if self.training else [{"path": one, "role": "validation"} for one in added]
+        self._set("data.folders", [*self._entries(), *more])
 
     def remove_folders(self, folders: Iterable[str]) -> None:
         """Take folders out of the data set that is shown; the files stay."""
-        gone = set(folders)
-        if self.training:
-            self._set("data.folders", [folder for folder in self.folders() if folder not in gone])
-        else:
-            self._set("data.validation_folder", "")
+        gone, roles = set(folders), entries.ROLES[self.which]
+        kept = [one for one in self._entries() if entries.path(one) not in gone or entries.role(one) not in roles]
+        self._set("data.folders", kept)
 
     def refresh(self) -> None:
         """Look at folders and pictures again."""
@@ -176,8 +177,7 @@ class PicturesPage(Drops, QWidget):
 
     def ask(self, kind: str, question: Mapping[str, Any]) -> None:
         """Ask the trainer, PICTURES or SEES."""
-        which = "training" if self.training else "validation"
-        self.look.ask(kind, {"preset": self._document.values, "which": which, **question})
+        self.look.ask(kind, {"preset": self._document.values, "which": self.which, **question})
 
     def on_progressed(self, kind: str, done: int, total: int) -> None:
         """The trainer's eyes are at work."""

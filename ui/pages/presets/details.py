@@ -7,14 +7,14 @@ from typing import Any
 from PySide6.QtCore import Qt
 from PySide6.QtWidgets import QFrame, QGridLayout, QLabel, QScrollArea
 
-from ui.core.preset import files
+from ui.core.preset import entries, files
 from ui.core.preset.comparison import value_text
 from ui.core.preset.files import Entry, Opened
 from ui.core.preset.schema import Schema, at, flatten
 from ui.form import paths
 from ui.widgets.making import Part, dressed, panel, plain
 
-NEEDED = ("base.path", "base.config", "data.folders", "data.validation_folder")
+NEEDED = ("base.path", "base.config", "data.folders")
 """Options that name what has to be on this machine."""
 TITLES = ("name", "description")
 """Options that are not settings."""
@@ -94,7 +94,7 @@ def _needed(values: dict[str, Any], schema: Schema) -> list[tuple[str, str]]:
     for section in schema.sections(values):
         for field in (field for field in section.fields if field.path in NEEDED):
             value, subject = at(values, field.path), f"{section.title} {field.label.lower()}"
-            texts = value if isinstance(value, list) else [value]
+            texts = [entries.path(one) for one in (value if isinstance(value, list) else [value])]
             found += [_whereabouts(subject, field.kind, text) for text in texts if isinstance(text, str) and text]
     return found
 

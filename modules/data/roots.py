@@ -1,0 +1,167 @@
+"""The folders of a set of pictures: which can be read, which options hold in each, and which belong to another."""
+
+import os
+import stat
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from fractions import Fraction
+from functools import cached_property
+from pathlib import Path
+
+from modules.data import folders
+from modules.data.buckets import buckets
+from modules.data.names import shown
+from modules.preset.data_options import Data, Folder
+
+SETTING = "data.folders"
+"""The option with the folders of pictures."""
+
+
+@dataclass
+class Said:
+    """What is wrong with a set of pictures (problems), and what is worth knowing (notes)."""
+
+    problems: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    def problem(self, sentence: str) -> None:
+        """Add a reason why these pictures cannot be trained on."""
+        self.problems.append(f"{SETTING}: {sentence}")
+
+
+@dataclass(frozen=True)
+class Root:
+    """One data folder."""
+
+    folder: Folder
+    """As in the preset."""
+    path: Path
+    prefix: str
+    """In front of its pictures' names."""
+    entry: int
+    """Its place in data.folders."""
+    options: Data
+    """Those that hold for its pictures."""
+
+    @property
+    def given(self) -> str:
+        """Its path, as in the preset."""
+        return self.folder.path
+
+    @cached_property
+    def resolutions(self) -> list[tuple[Data, Fraction]]:
+        """The options at each resolution, and its share."""
+        return folders.at_resolutions(self.options)
+
+
+def read(options: Data, which: str, said: Said) -> list[Root]:
+    """The folders of a set, "training" or "validation", that can be read; a problem for each of the others."""
+    given = folders.entries(options, which)
+    if not given and which == "training":
+        said.problems.append(f"{SETTING} is empty; give the folder with the pictures (--data FOLDER)")
+    roots: list[Root] = []
+    for (entry, folder), label in zip(given, labels([one.path for _, one in given]), strict=True):
+        path, place = Path(folder.path), f"{SETTING} {shown(folder.path)}"
+        there = looked_at(path)
+        if not folder.path:
+            said.problem("one of the folders is empty; remove it")
+        elif isinstance(there, FileNotFoundError):
+            how = f"give the folder with the pictures, as in --{SETTING} FOLDER"
+            said.problems.append(f"{place}: no such folder; {how}")
+        elif isinstance(there, OSError):
+            said.problems.append(f"{place}: cannot be read ({there.strerror}); give the folder with the pictures")
+        elif not stat.S_ISDIR(there.st_mode):
+            said.problems.append(f"{place}: is a file; give the folder it is in")
+        else:
+            prefix = f"{label}/" if len(given) > 1 else ""
+            roots.append(Root(folder, path, prefix, entry, folders.folder_options(options, folder)))
+        if unused := folders.unused(folder):
+            said.notes.append(f"{place}: has the role validation, so {', '.join(unused)} has no effect")
+    return [root for place, root in enumerate(roots) if not _is_read_already(root, place, roots, said)]
+
+
+def labels(folders: Sequence[str]) -> list[str]:
+    """A short name for each folder: the last parts of its path, as many as make it unique."""
+    parts = [Path(os.path.abspath(folder)).parts for folder in folders]  # noqa: PTH100  resolve() would follow links
+    names = []
+    for one in parts:
+        count = 1
+        while any(other != one and other[-count:] == one[-count:] for other in parts):
+            count += 1
+        names.append("/".join(one[-count:]))
+    return names
+
+
+def _is_read_already(root: Root, place: int, roots: Sequence[Root], said: Said) -> bool:
+    """Whether a folder is among the others twice, or inside another that is read in the same way: its pictures would be
+    counted twice. One inside another with other settings is left to its own entry, see `own_places`."""
+    full = root.path.resolve()
+    for other_place, other in enumerate(roots):
+        if not _is_alike(root, other):
+            continue
+        other_full = other.path.resolve()
+        if full == other_full and other_place < place:
+            same = "is given twice" if root.given == other.given else f"is the same folder as {shown(other.given)}"
+            how = "remove one of them, or give them different settings"
+            said.problems.append(f"{SETTING} {shown(root.given)}: {same}; {how}")
+            return True
+        if full != other_full and full.is_relative_to(other_full) and other.options.recursive:
+            inside = f"is inside {shown(other.given)}, whose sub-folders are also read"
+            said.problems.append(f"{SETTING} {shown(root.given)}: {inside}; remove one of them")
+            return True
+    return False
+
+
+def _is_alike(root: Root, other: Root) -> bool:
+    """Whether the same values hold in two folders, so that giving both says nothing new."""
+    own, others = dict(root.folder), dict(other.folder)
+    same = all(own[name] == others[name] for name in folders.OF_FOLDERS if name != "path")
+    return same and root.options == other.options
+
+
+def own_places(root: Root, roots: Sequence[Root]) -> dict[Path, Root]:
+    """Sub-folders of a folder that have entries of their own, with other settings: those hold there."""
+    full = root.path.resolve()
+    inside = {other.path.resolve(): other for other in roots}
+    return {path: other for path, other in inside.items() if path != full and path.is_relative_to(full)}
+
+
+def looked_at(path: Path) -> os.stat_result | OSError:
+    """The status of the path, links followed; or why it cannot be read."""
+    try:
+        return path.stat()
+    except OSError as error:
+        return error
+    except ValueError:  # a zero byte, which no name has, or half a character
+        return FileNotFoundError(0, "No such file or directory")
+
+
+def check_options(all_options: Sequence[Data], step: int, said: Said) -> bool:
+    """What is wrong with the options of the data set and of each folder, once. Returns whether there are buckets."""
+    wrong: list[str] = []
+    notes: list[str] = []
+    fit = True
+    for options in all_options:
+        if not options.separator and (options.shuffle or options.part_dropout):
+            wrong.append('data.separator is empty; give the separator between the parts of a caption, such as ","')
+        if unfit := folders.problems(options):
+            fit, wrong = False, wrong + unfit
+            continue
+        for one, _ in folders.at_resolutions(options):
+            try:
+                bucket_sizes(one, step)
+            except ValueError as error:
+                fit = False
+                wrong.append(str(error))
+                continue
+            if one.resolution % step:
+                side = buckets(one.resolution, step, 1, False)[0][0]
+                notes.append(f"data.resolution {one.resolution} is not a multiple of {step}; {side} is used")
+    said.problems += dict.fromkeys(wrong)
+    said.notes += dict.fromkeys(notes)
+    return fit
+
+
+def bucket_sizes(options: Data, step: int) -> tuple[tuple[int, int], ...]:
+    """The buckets of these options. Raises ValueError if data.resolution is too small for any."""
+    return buckets(options.resolution, step, options.max_aspect, options.buckets)
