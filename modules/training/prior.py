@@ -3,16 +3,13 @@ them as they are. The base is the same network with its adapters switched off fo
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from modules.adapters.base import Adapted
+from modules.training.microbatch import Prepared
 from modules.training.session import Session
-
-if TYPE_CHECKING:
-    from modules.training.feed import Prepared
 
 
 @contextmanager
@@ -29,7 +26,7 @@ def base_alone(adapted: Iterable[Adapted]) -> Iterator[None]:
 
 
 @torch.no_grad()
-def targets(session: Session, given: "Prepared") -> Tensor:
+def targets(session: Session, given: Prepared) -> Tensor:
     """What the samples are to predict, with the base's predictions for those of `given.prior`.
 
     Call it before the pass with a graph, which may compute its layers again in the backward pass: adapters must be on
