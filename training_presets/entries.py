@@ -1,7 +1,7 @@
 """Options that became entries of a list, for presets that still have them. This file is shared by the trainer and the
 window; it imports neither."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 
@@ -25,9 +25,18 @@ def note(old: str, new: str, kind: Mapping[str, str]) -> str:
     return f"{old} was renamed to {new} (an entry with {_words(kind)})"
 
 
-def dropped(old: str, new: str, kind: Mapping[str, str]) -> str:
-    """The sentence about a list that replaces one with such an entry, and has none."""
-    return f"{new}: the preset's entry with {_words(kind)} is left out; give it with --{old}"
+def kept(before: Any, now: Any, kind: Mapping[str, str]) -> list[Any]:
+    """The entries of a kind that a list on the command line leaves as they were, because it has none of it: so it was
+    when they were an option of their own."""
+    if has(now, kind) or not isinstance(before, list | tuple) or not isinstance(now, list | tuple):
+        return []
+    return [one for one in before if _is(one, kind)]
+
+
+def note_of_kept(old: str, new: str, kind: Mapping[str, str], entries: Sequence[Any]) -> str:
+    """The sentence about it."""
+    paths = ", ".join(f"{one.get('path')}" for one in entries)
+    return f"{new}: the preset's entry with {_words(kind)} is kept ({paths}); --{old}= leaves it out"
 
 
 def _words(kind: Mapping[str, str]) -> str:

@@ -59,7 +59,7 @@ class Picture:
     """How often an epoch has it; 0.5: every second one."""
     key: str
     """sha256 of its pixels, hex."""
-    options: Data = field(default=Data(), repr=False)
+    options: Data = field(default=Data(), repr=False, hash=False)
     """Those that hold for it: of its folder, with `resolution` being its own."""
     role: str = "train"
     """"train" or "regularisation"; "validation" for one that is never trained on."""

@@ -57,8 +57,9 @@ class Root:
 def read(options: Data, which: str, said: Said) -> list[Root]:
     """The folders of a set, "training" or "validation", that can be read; a problem for each of the others."""
     given = folders.entries(options, which)
-    if not given and which == "training":
-        said.problems.append(f"{SETTING} is empty; give the folder with the pictures (--data FOLDER)")
+    if which == "training" and not any(folder.role == "train" for _, folder in given):
+        what = "has no folder of the role train" if options.folders else "is empty"
+        said.problems.append(f"{SETTING} {what}; give the folder with the pictures (--data FOLDER)")
     roots: list[Root] = []
     for (entry, folder), label in zip(given, labels([one.path for _, one in given]), strict=True):
         path, place = Path(folder.path), f"{SETTING} {shown(folder.path)}"

@@ -51,7 +51,7 @@ def training(preset: Preset, facts: Facts, form: "Form") -> dict[str, str]:
         "ss_network_dim": form.dim,
         "ss_network_alpha": form.dim if form.alpha is None else form.alpha,
         "ss_network_args": form.arguments,
-        "ss_resolution": f"({preset.data.resolution}, {preset.data.resolution})",
+        "ss_resolution": f"({preset.data.largest}, {preset.data.largest})",
         "ss_batch_size_per_device": preset.training.batch_size,
         "ss_gradient_accumulation_steps": preset.training.accumulation,
         "ss_num_train_images": sum(n * facts.repeats[folder] for folder, n in facts.pictures.items()),
@@ -79,7 +79,7 @@ def training(preset: Preset, facts: Facts, form: "Form") -> dict[str, str]:
 
 def described(preset: Preset, facts: Facts) -> dict[str, str]:
     """The `modelspec.*` keys that SwarmUI and model managers read."""
-    resolution = preset.data.resolution
+    resolution = preset.data.largest
     found = {
         "modelspec.sai_model_spec": "1.0.1",
         "modelspec.title": preset.export.title or preset.name,

@@ -249,6 +249,11 @@ class Data(Section):
     cache_folder: str = option("cache", why="shared by all runs", group="Cache", advanced=True, kind="folder")
     """Folder of the cache."""
 
+    @property
+    def largest(self) -> int:
+        """The largest resolution, in pixels, without those that only some folders have."""
+        return max(self.resolutions, default=self.resolution)
+
     @field_validator("folders", mode="before")
     @classmethod
     def one_folder_is_a_list_of_one(cls, given: object) -> object:

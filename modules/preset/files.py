@@ -296,8 +296,10 @@ def _override(values: Values, overrides: Sequence[tuple[str, str]], notes: list[
         else:
             problems.append(unknown(name, Preset, values))
     for old, (new, kind) in ENTRIES.items():
-        if entries.has(options.at(given, new), kind) and not entries.has(options.at(values, new), kind):
-            notes += [] if options.holds(values, old) else [entries.dropped(old, new, kind)]
+        now = options.at(values, new)
+        if not options.holds(values, old) and (kept := entries.kept(options.at(given, new), now, kind)):
+            _place(values, new, [*now, *kept])
+            notes.append(entries.note_of_kept(old, new, kind, kept))
     return problems
 
 

@@ -31,10 +31,10 @@ class Samples(Section):
     """Draw sample pictures."""
 
     width: int | None = option(None, unit="px", ge=16, advanced=True)
-    """Width of sample pictures. null: data.resolution."""
+    """Width of sample pictures. null: data.resolution, or the largest of data.resolutions."""
 
     height: int | None = option(None, unit="px", ge=16, advanced=True)
-    """Height of sample pictures. null: data.resolution."""
+    """Height of sample pictures. null: data.resolution, or the largest of data.resolutions."""
 
     steps: int = option(25, why="enough for common schedulers", ge=1, le=1000)
     """Number of denoising steps."""

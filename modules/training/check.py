@@ -3,6 +3,7 @@
 import importlib.util
 import os
 import shutil
+from collections import defaultdict
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -137,7 +138,7 @@ def expected_bytes(preset: Preset, found: Findings) -> tuple[int, int]:
     adapter = sum(tensor.nbytes for tensor in tensors)
     state = 3 * adapter  # two averages per parameter, as Adam has them
     files = 1 + (steps // saving.export_every if saving.export_every else 0)
-    side = preset.data.resolution
+    side = preset.data.largest
     picture = 2 * (samples.width or side) * (samples.height or side)  # PNG of a photograph: 2 of 3 bytes per pixel
     times = 2 + (steps // samples.every if samples.every else 0)
     pictures = times * (len(samples.prompts) or 4) * picture if samples.enabled else 0
@@ -250,8 +251,8 @@ def _too_large(preset: Preset, index: Index | None, longest: int | None) -> list
         problems.append(f"{given}, but {limit}; lower it, or lower data.max_aspect")
     samples = preset.samples
     for side, given in (("width", samples.width), ("height", samples.height)):
-        if samples.enabled and (given or preset.data.resolution) > longest:
-            problems.append(f"samples.{side}: {given or preset.data.resolution}, but {limit}; lower it")
+        if samples.enabled and (given or preset.data.largest) > longest:
+            problems.append(f"samples.{side}: {given or preset.data.largest}, but {limit}; lower it")
     return problems
 
 
@@ -291,10 +292,12 @@ def files(index: Index | None) -> int:
 
 def folder_rows(preset: Preset, found: Findings) -> list[dict[str, Any]]:
     """Each entry of data.folders with the values that hold in it, how many pictures it has, and a line that says so."""
-    rows = []
+    rows, of_entry = [], defaultdict(list)
     for which, index in (("training", found.training), ("validation", found.validation)):
+        for picture in index.pictures if index else ():
+            of_entry[picture.entry].append(picture)
         for place, folder in entries(preset.data, which):
-            own = [picture for picture in index.pictures if picture.entry == place] if index else []
+            own = of_entry[place]
             per_epoch = float(sum(exact(picture.repeats) for picture in own))
             rows.append({
                 "entry": place,

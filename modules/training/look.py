@@ -17,14 +17,14 @@ from modules.data import masks
 from modules.data.batches import flip_at
 from modules.data.buckets import GUESSED_STEP, nearest
 from modules.data.captions import caption_for, whole_caption
-from modules.data.folders import ROLES, at_resolutions, entries, exact, number
+from modules.data.folders import ROLES, at_resolutions, entries, exact, folder_options, number
 from modules.data.index import Picture, Progress, as_pictures, bucket_numbers, look_at, look_at_masks
 from modules.data.pictures import enlargement, placement, read_size
 from modules.data.roots import SETTING, bucket_sizes
 from modules.data.survey import Item, Survey, survey
 from modules.documents import parse_json
 from modules.preset.base_options import Base
-from modules.preset.data_options import Data, Folder
+from modules.preset.data_options import Data
 from modules.preset.problems import sentences
 from modules.preset.section import Section
 from modules.preset.training_options import Training
@@ -249,15 +249,29 @@ def _item_of(
 
     A picture that is in none of the folders has the options of the data set.
     """
-    alike = all(folder == Folder(path=folder.path) for _, folder in entries(options, which))
-    if caption is not None and alike and options.masks == "none" and options.crop != "focus":
-        return options, None, caption  # no need to list all files
+    own = _options_of(path, options, which, entry)
+    if caption is not None and own.masks == "none" and own.crop != "focus":
+        return own, None, caption  # no need to list all files
     for item in survey(options, which, GUESSED_STEP).items:
         if item.path.resolve() == path.resolve() and entry in (None, item.root.entry):
             return item.root.options, item, item.caption.text if caption is None else caption
     if caption is None:
         raise ValueError(f"{path}: is not one of the {which} pictures of {SETTING}; give a caption")
-    return options, None, caption
+    return own, None, caption
+
+
+def _options_of(path: Path, options: Data, which: str, entry: int | None) -> Data:
+    """The options of the innermost folder that the path is in."""
+    above = path.resolve().parents
+    depths = {
+        place: (len(full.parts), folder)
+        for place, folder in entries(options, which)
+        if entry in (None, place) and (full := Path(folder.path).resolve()) in above
+    }
+    if not depths:
+        return options
+    innermost = max(depths.values(), key=lambda one: one[0])[1]  # of equals, the first
+    return folder_options(options, innermost)
 
 
 # -- requests ---------------------------------------------------------------------------------------------------------

@@ -94,13 +94,17 @@ def next_knob(preset: Preset, device: torch.device, precision: str, blocks: int)
             "targets.text_encoders false",
             "the text encoders are not trained",
         ),
-        (
-            preset.data.resolution > SMALLEST,
-            f"data.resolution {max(SMALLEST, preset.data.resolution * 3 // 4 // 64 * 64)}",
-            "smaller pictures",
-        ),
+        (preset.data.largest > SMALLEST, _smaller(preset), "smaller pictures"),
     ]
     return next((f"--{option} ({price})" for applies, option, price in steps if applies), "")
+
+
+def _smaller(preset: Preset) -> str:
+    """Lower resolutions, as an option on the command line."""
+    given = preset.data.resolutions or (preset.data.resolution,)
+    lower = list(dict.fromkeys(min(one, max(SMALLEST, one * 3 // 4 // 64 * 64)) for one in given))
+    even = " --data.resolution_shares '[]'" if preset.data.resolution_shares else ""  # there may be fewer of them now
+    return f"data.resolutions '{lower}'{even}" if preset.data.resolutions else f"data.resolution {lower[0]}"
 
 
 def reset_peak(device: torch.device) -> None:

@@ -60,7 +60,7 @@ def sample(session: Session) -> None:
     if not wanted.enabled or not session.takes_part:
         return
     prompts = sample_prompts(session.preset, session.index)
-    side = session.preset.data.resolution
+    side = session.preset.data.largest
     size = (wanted.width or side, wanted.height or side)
     with averaged(session.optimizer), session.derived.frozen(), session.accelerator.autocast():
         pictures = session.model.sample(

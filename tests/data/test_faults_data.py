@@ -102,7 +102,7 @@ def test_the_adapter_does_not_depend_on_the_cache(place, tmp_path):
     few = tmp_path / "few"
     draw_pictures(few, 3, 0)  # the first of all of them
     (few / "0.txt").write_text("another caption", encoding="utf-8")
-    train("other", "shared", "--training.batch_size", "1", folders=[str(few)])
+    train("other", "shared", "--training.batch_size", "1", folders=[str(few)], validation_folder="")
     assert equal(cold, train("after", "shared")), "filled by another run"
 
 
@@ -146,7 +146,7 @@ def draw_one(path: Path) -> None:
 
 def test_whatever_the_file_system_holds_is_trained_on(place, odd, tmp_path):
     """Pipes are never opened: nobody writes into them, so that would last for ever."""
-    data = {"resolution": 16, "folders": [str(odd)], "cache_folder": str(tmp_path / "cache")}
+    data = {"resolution": 16, "folders": [str(odd)], "cache_folder": str(tmp_path / "cache"), "validation_folder": ""}
     index_of(odd)
     assert main(place.command("run", "--training.steps", "2", data=data)) == 0
     text = (place.runs / "run" / "pictures.tsv").read_text(encoding="utf-8")
@@ -166,7 +166,7 @@ def test_a_name_that_is_not_utf8_is_trained_on(place, tmp_path):
     draw_pictures(folder, 1, 3)
     draw_one(folder / "caf\udce9.png")
     (folder / "caf\udce9.txt").write_text("red apple", encoding="utf-8")
-    data = {"resolution": 16, "folders": [str(folder)], "cache_folder": str(tmp_path)}
+    data = {"resolution": 16, "folders": [str(folder)], "cache_folder": str(tmp_path), "validation_folder": ""}
     for more in (["--check"], ["--training.steps", "1"]):
         assert main(place.command("run", *more, data=data)) == 0
     assert "\ncaf\\xe9.png\t" in (place.runs / "run" / "pictures.tsv").read_text(encoding="utf-8")
@@ -358,7 +358,7 @@ def bombs(folder: Path) -> dict[str, str]:
 
 def test_pictures_that_are_too_much_are_told_of_at_once(place, folder, capsys):
     expected = bombs(folder.path)
-    data = {"resolution": 16, "folders": [str(folder.path)]}
+    data = {"resolution": 16, "folders": [str(folder.path)], "validation_folder": ""}
     begun = time.monotonic()
     found = problems_of(folder.path)
     assert time.monotonic() - begun < 10

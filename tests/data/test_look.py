@@ -134,7 +134,7 @@ def test_validation_pictures_are_seen_in_one_way(ask, folder):
     wanted = {"position": 0, "prompt": whole_caption(data, "one, two"), "flip": False, "cut": "", "variant": None}
     assert draw.items() >= wanted.items()
     assert ask("pictures", Data(), which="validation")["problems"] == []
-    assert "data.folders is empty" in ask("pictures", data)["problems"][0]
+    assert "data.folders has no folder of the role train" in ask("pictures", data)["problems"][0]
 
 
 @pytest.mark.parametrize("size", [(300, 111), (90, 200), (40, 40), (64, 64), (65, 97)])
@@ -224,3 +224,40 @@ def test_the_process_answers_one_line_each_and_ends_with_its_input(folder):
     assert "no such family: 'nothing'" in first["notes"][-1]
     assert broken["id"] is None and "line of JSON" in broken["error"] and "object" in other["error"]
     assert last["id"] == 3 and len(last["draws"]) == 2
+
+
+def test_the_role_and_sizes_of_each_picture_are_told(ask, folder, tmp_path):
+    """What the rows say is what the index of a training has, entry by entry and resolution by resolution."""
+    folder.picture("a.png", (64, 64))
+    folder.picture("small.png", (20, 20))
+    other = Folder(tmp_path / "reg")
+    other.picture("b.png", (64, 32))
+    entries = [
+        str(folder.path),
+        {"path": str(other.path), "role": "regularisation", "loss_weight": 0.5, "trigger": "tom"},
+        {"path": str(folder.path), "repeats": 0.5, "resolution": 48},
+        {"path": str(other.path), "role": "validation"},
+    ]
+    data = Data(folders=entries, resolutions=(32, 64), resolution_shares=(1, 0.5), max_enlargement=2, caption_dropout=0)
+    rows, index = ask("pictures", data)["pictures"], build_index(data, "training", STEP)
+    assert [(row["entry"], row["role"], row["loss_weight"]) for row in rows] == [
+        (0, "train", 1.0), (0, "train", 1.0), (1, "regularisation", 0.5), (2, "train", 1.0), (2, "train", 1.0)
+    ]  # fmt: skip
+    told = [(row["path"], row["entry"], one["resolution"], tuple(one["bucket"]), one["repeats"])
+            for row in rows for one in row["resolutions"]]  # fmt: skip
+    assert told == [(str(p.path), p.entry, p.options.resolution, p.bucket, p.repeats) for p in index.pictures]
+    assert len(told) == 2 + 1 + 2 + 1 + 1  # small.png at 32 px only, and at 48 px for want of a smaller one
+    assert rows[0]["repeats"] == 1.5 and rows[3]["repeats"] == 0.5
+    held = ask("pictures", data, which="validation")["pictures"]
+    assert [(row["entry"], row["role"]) for row in held] == [(3, "validation")]
+
+    picture = str(folder.path / "a.png")
+    assert [ask("sees", data, path=picture, **more)["resolution"] for more in (
+        {}, {"resolution": 64}, {"entry": 2}, {"entry": 0, "resolution": 32}
+    )] == [32, 64, 48, 32]  # fmt: skip
+    assert ask("sees", data, path=picture, resolution=64)["bucket"] == [64, 64]
+    assert "resolution: 99 is not one of those" in ask("sees", data, path=picture, resolution=99)["error"]
+    for caption, typed in (("a thing", {}), ("typed", {"caption": "typed"})):
+        draws = ask("sees", data, path=str(other.path / "b.png"), **typed)["draws"]
+        assert {draw["prompt"] for draw in draws} == {f"tom, {caption}"}
+        assert ask("sees", data, path=picture, entry=2, **typed)["resolution"] == 48

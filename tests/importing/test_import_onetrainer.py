@@ -5,6 +5,8 @@ import math
 
 import pytest
 
+from modules.preset.data_options import Folder
+
 SDXL = {
     "__version": 11,
     "training_method": "LORA",

@@ -6,7 +6,7 @@ import subprocess
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, get_args, get_origin
+from typing import Annotated, Literal, get_args, get_origin
 
 import pytest
 from pydantic.fields import FieldInfo
@@ -60,6 +60,8 @@ def some_text(name: str, field, rng: random.Random, chosen: dict) -> str:
     if choices:
         return rng.choice(choices)
     kinds = options.members(field.annotation)
+    if words := [word for kind in kinds if get_origin(kind) is Literal for word in get_args(kind)]:
+        return rng.choice(words)
     if get_origin(kinds[0]) is tuple and get_origin(get_args(kinds[0])[0]) is Annotated and name != "data.folders":
         one = FieldInfo.from_annotation(get_args(kinds[0])[0])
         return json.dumps([json.loads(some_text("", one, rng, {})) for _ in range(rng.randrange(3))])

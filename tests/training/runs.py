@@ -56,10 +56,15 @@ class Place:
     runs: Path
 
     def command(self, name: str, *more: str, **sections: Any) -> list[str]:
-        """Arguments of `scripts/train.py`; `sections` replace those of `OPTIONS`, `more` are options as typed."""
+        """Arguments of `scripts/train.py`; `sections` replace those of `OPTIONS`, `more` are options as typed. In
+        `data`, `validation_folder` stands for an entry of `folders`."""
         preset = {**OPTIONS, **sections, "base": {"path": str(self.stage / "base")}}
         places = {"folders": "pictures", "validation_folder": "validation", "cache_folder": "cache"}
-        preset["data"] = {**{key: str(self.stage / place) for key, place in places.items()}, **preset["data"]}
+        data = {**{key: str(self.stage / place) for key, place in places.items()}, **preset["data"]}
+        folders, held_out = data["folders"], data.pop("validation_folder")
+        data["folders"] = [folders] if isinstance(folders, str) else list(folders)
+        data["folders"] += [{"path": held_out, "role": "validation"}] if held_out else []
+        preset["data"] = data
         preset["saving"] = {"folder": str(self.runs), **preset["saving"]}
         path = self.runs / f"{name}.json"
         path.write_text(json.dumps(preset), encoding="utf-8")

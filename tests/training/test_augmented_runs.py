@@ -1,4 +1,4 @@
-"""Whole trainings with masks, augmentation and prior prediction: interrupted ones are the same as others, bit for bit."""
+"""Whole trainings with masks, augmentation and prior prediction: resumed ones are the same as others, bit for bit."""
 
 import numpy
 import pytest

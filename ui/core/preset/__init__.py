@@ -1,2 +1,2 @@
-"""A preset in the window: its options (schema, field), its values (document, comparison), its
-files, and how their list is divided (groups)."""
+"""A preset in the window: its options (schema, field), its values (document, comparison; entries: those of
+data.folders), its files, and how their list is divided (groups)."""

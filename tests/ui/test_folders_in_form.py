@@ -1,0 +1,78 @@
+"""Folders with settings of their own, and lists of numbers, in the form."""
+
+import pytest
+from PySide6.QtCore import Qt
+
+from ui.core.preset.schema import Schema
+from ui.core.settings import Settings
+from ui.form.row import make
+
+
+@pytest.fixture
+def made(qtbot):
+    """Makes an input for a field, with what the user entered in `.seen`."""
+
+    def make_input(one, value):
+        widget = make(one, Settings())
+        qtbot.addWidget(widget)
+        widget.seen = []
+        widget.edited.connect(widget.seen.append)
+        widget.show_value(value)
+        widget.show()
+        return widget
+
+    return make_input
+
+
+SETTINGS = {"path": "demo/validation", "role": "validation", "repeats": 2.0}
+
+
+def test_a_folder_with_settings_is_shown_with_them_and_kept(qtbot, made):
+    """Moved, removed and added around, but never typed over."""
+    entries = Schema.load().everything()["data.folders"][0]
+    widget = made(entries, ["demo/dataset", SETTINGS])
+    assert [widget.list.item(row).text() for row in (0, 1)] == [
+        "demo/dataset", "demo/validation (role validation, repeats 2)"
+    ]  # fmt: skip
+    assert [bool(widget.list.item(row).flags() & Qt.ItemFlag.ItemIsEditable) for row in (0, 1)] == [True, False]
+    found = []
+    widget.found.connect(lambda problem, note: found.append(problem))
+    widget.put(["no/where", "demo/dataset"])
+    assert widget.read() == ["demo/dataset", SETTINGS, "no/where"] == widget.seen[-1]
+    qtbot.waitUntil(lambda: found[-1:] == ["there is no folder no/where"])
+    widget.list.item(0).setText("demo")
+    assert widget.read() == ["demo", SETTINGS, "no/where"] == widget.seen[-1]
+    widget.list.setCurrentRow(1)
+    widget.on_moving(-1)
+    assert widget.read() == [SETTINGS, "demo", "no/where"]
+    widget.list.setCurrentRow(1)
+    widget.on_remove()
+    assert widget.read() == [SETTINGS, "no/where"] == widget.seen[-1]
+
+
+def test_entries_of_folders_are_checked_and_understood_as_the_trainer_does():
+    folders = Schema.load().everything()["data.folders"][0]
+    assert folders.problem(["a", SETTINGS, {"path": "b", "resolutions": [512], "flip": None}]) == ""
+    assert folders.problem([{"role": "train"}]) == "number 1, path: required"
+    assert folders.problem([5]) == "number 1: 5 is not a text (in quotes)"
+    assert folders.problem([{"path": "a", "repeats": 0}]) == "number 1, repeats: 0 is too small; more than 0"
+    assert folders.problem([{"path": "a", "resolutions": [512, 3]}]) == (
+        "number 1, resolutions: number 2: 3 is too small; at least 16"
+    )
+    assert folders.problem([{"path": "a", "reppeats": 1}]) == "number 1, reppeats: unknown; did you mean repeats?"
+    assert folders.problem(5) == "5 is not a list" and folders.problem("a") == ""
+    given = ["a", {"path": "b"}, {"path": "c", "role": "train", "repeats": 1}, {"path": "d", "flip": True}]
+    assert folders.understood(given) == ["a", "b", "c", {"path": "d", "flip": True}]
+
+
+def test_several_numbers_are_typed_on_a_line(made):
+    field = Schema.load().everything()["data.resolutions"][0]
+    widget = made(field, [512, 768])
+    assert widget.edit.text() == "512, 768" and widget.read() == [512, 768]
+    widget.edit.setText("512 640,1024")
+    widget.edit.textEdited.emit("")
+    assert widget.seen[-1] == [512, 640, 1024] == widget.read()
+    widget.edit.setText("512, x")
+    with pytest.raises(ValueError, match="'x' is not a number"):
+        widget.read()
+    assert field.problem([512, 3]) == "number 2: 3 is too small; at least 16" and field.problem([]) == ""
