@@ -132,7 +132,8 @@ def _placed(picture: Picture, angle: float, focus: tuple[float, float] | None, d
             begins.append((resized[axis] - picture.bucket[axis]) // 2)
         else:
             begins.append(min(max(round(focus[axis] * resized[axis] - picture.bucket[axis] / 2), low), high))
-    return View(resized, *begins, angle)
+    top, left = begins
+    return View(resized, top, left, angle)
 
 
 def _margins(bucket: tuple[int, int], angle: float) -> tuple[int, int]:
@@ -190,7 +191,7 @@ def coloured(image: Image.Image, view: View) -> Image.Image:
     if not turn:
         return image
     hue, *others = image.convert("HSV").split()
-    return Image.merge("HSV", (hue.point(lambda value: (value + turn) % 256), *others)).convert("RGB")
+    return Image.merge("HSV", (hue.point([(value + turn) % 256 for value in range(256)]), *others)).convert("RGB")
 
 
 def sizes_at(picture: Picture, view: View | None, flip: bool) -> Tensor:
