@@ -9,9 +9,10 @@ from torch import nn
 from modules import adapters, objectives
 from modules.adapters.base import attach, detach
 from modules.adapters.derived import Derived
+from modules.data.augment import sizes_at
 from modules.training import feed, loop, prior
 from tests.adapters.cases import label, randomise, variants
-from tests.training.runs import OPTIONS
+from tests.training.runs import OPTIONS, draw_pictures
 
 pytestmark = pytest.mark.usefixtures("forget_accelerate")
 
@@ -171,3 +172,38 @@ def test_an_error_in_between_switches_adapters_on_again():
         assert not layer.enabled
         raise RuntimeError
     assert layer.enabled
+
+
+def test_the_base_is_kept_better(place, tmp_path):
+    """After some steps the adapted network is nearer to the base on regularisation pictures than one that was trained
+    on the same pictures without them, or with them as targets."""
+    draw_pictures(tmp_path / "class", 4, 11)
+    own, far = {"path": str(place.stage / "pictures")}, {}
+    kinds = {"alone": None, "targets": {}, "prior": {"prior_prediction": True}}
+    for kind, more in kinds.items():
+        others = [] if more is None else [{"path": str(tmp_path / "class"), "role": "regularisation", **more}]
+        held = {"path": str(tmp_path / "class"), "role": "validation"}
+        data = {**PLAIN, "flip": False, "folders": [own, *others, held], "validation_folder": ""}
+        training = {**OPTIONS["training"], "steps": 30, "learning_rate": 0.003}
+        with place.session(kind, data=data, training=training) as session:
+            progress = loop.Progress(feed.Feed(session))
+            for session.step in range(30):
+                loop.take_step(session, progress)
+            far[kind] = distance_to_base(session)
+    assert far["prior"] < 0.7 * far["alone"] and far["prior"] < 0.7 * far["targets"], far
+
+
+def distance_to_base(session) -> float:
+    """Mean squared difference of the predictions with and without adapters, on the validation pictures."""
+    found = []
+    with torch.no_grad(), session.derived.frozen():
+        for number, picture in enumerate(session.validation.pictures):
+            mean, _ = session.latents.get(picture, False).chunk(2)
+            noise = torch.randn((4, *mean.shape), generator=torch.Generator().manual_seed(number))
+            times = session.model.process.times(torch.arange(1, 5, dtype=torch.float64) / 5, mean[0].numel())
+            sizes = sizes_at(picture, None, False).expand(4, -1)
+            given = feed.noised(session, mean.expand_as(noise), noise, times, (picture.caption,) * 4, sizes)
+            adapted = session.model.predict(given.noisy, given.times, given.texts, given.sizes)
+            base = prior.targets(session, replace(given, prior=(0, 1, 2, 3)))
+            found.append((adapted - base).square().mean())
+    return float(torch.stack(found).mean())
