@@ -190,10 +190,12 @@ def debiased_weight(snr: Tensor) -> Tensor:
     return snr.clamp(min=1e-3).rsqrt()
 
 
-def errors(kind: str, delta: float, predicted: Tensor, wanted: Tensor) -> Tensor:
-    """Mean error of each sample, `(n, ...) -> (n)`, in float32: "mse", "huber" (linear above `delta`, torch's
-    `huber_loss`) or "smooth_l1" (the same divided by `delta`)."""
-    predicted, wanted = predicted.float(), wanted.float()
+def errors(kind: str, delta: float, predicted: Tensor, wanted: Tensor, parts: Tensor | None = None) -> Tensor:
+    """Mean error of each sample, `(n, ...) -> (n)`, in float32 (float64 for predictions in it): "mse", "huber" (linear
+    above `delta`, torch's `huber_loss`) or "smooth_l1" (the same divided by `delta`). `parts` are weights of its
+    elements, `(n, 1, h, w)` for `(n, c, h, w)`."""
+    dtype = torch.float64 if predicted.dtype == torch.float64 else torch.float32
+    predicted, wanted = predicted.to(dtype), wanted.to(dtype)
     if kind == "mse":
         each = (predicted - wanted).square()
     elif kind == "huber":
@@ -201,4 +203,6 @@ def errors(kind: str, delta: float, predicted: Tensor, wanted: Tensor) -> Tensor
     else:
         assert kind == "smooth_l1", kind
         each = nn.functional.smooth_l1_loss(predicted, wanted, reduction="none", beta=delta)
+    if parts is not None:
+        each = each * parts.to(dtype)
     return each.flatten(1).mean(1)

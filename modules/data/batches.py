@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from modules.adapters.base import seed_of
+from modules.data.augment import View, sizes_at, view_at
 from modules.data.captions import caption_for
 from modules.data.epochs import Epochs
 from modules.data.index import Index, Picture, by_bucket
-from modules.data.pictures import sizes_of
 from modules.preset.data_options import Data
 
 KEPT_EPOCHS = 4
@@ -29,11 +29,18 @@ class Batch:
     flips: tuple[bool, ...]
     captions: tuple[str, ...]
     """As used for these samples, after trigger, shuffling and dropping."""
+    views: tuple[View | None, ...]
+    """How the pictures are seen."""
+    masked: tuple[bool, ...]
+    """Whether their masks are used, of those that have one."""
+    has_prior: bool
+    """Whether any picture of the batch, in any process, is trained towards the base's own prediction."""
 
     @property
     def sizes(self) -> Tensor:
         """`(pictures, 6)` float32, see `pictures.sizes_of`."""
-        return torch.stack([sizes_of(p.width, p.height, p.bucket) for p in self.pictures])
+        seen = zip(self.pictures, self.views, self.flips, strict=True)
+        return torch.stack([sizes_at(picture, view, flip) for picture, view, flip in seen])
 
 
 class Batches:
@@ -76,8 +83,8 @@ class Batches:
         assert step >= 0 and 0 <= micro < self.accumulation
         number = step * self.accumulation + micro
         epoch, place = self.epochs.place(number)
-        first = self.rank * self.batch_size
-        pictures = tuple(self._order(epoch)[place][first : first + self.batch_size])
+        first, together = self.rank * self.batch_size, self._order(epoch)[place]
+        pictures = tuple(together[first : first + self.batch_size])
         positions = tuple(range(number * self.total + first, number * self.total + first + self.batch_size))
         return Batch(
             pictures=pictures,
@@ -90,6 +97,15 @@ class Batches:
                 caption_for(picture.options, picture.caption, self.seed, position)
                 for picture, position in zip(pictures, positions, strict=True)
             ),
+            views=tuple(
+                view_at(picture.options, picture, self.seed, position)
+                for picture, position in zip(pictures, positions, strict=True)
+            ),
+            masked=tuple(
+                mask_at(picture.options, self.seed, position)
+                for picture, position in zip(pictures, positions, strict=True)
+            ),
+            has_prior=any(picture.is_prior for picture in together),
         )
 
     def captions(self, steps: int, start: int = 0) -> Iterator[str]:
@@ -128,6 +144,12 @@ def epoch_order(
 def flip_at(options: Data, seed: int, position: int) -> bool:
     """Whether the sample at `position` is mirrored: a pure function."""
     return options.flip and Random(seed_of("flip", seed, position)).random() < 0.5
+
+
+def mask_at(options: Data, seed: int, position: int) -> bool:
+    """Whether the sample at `position` uses its picture's mask, if it has one: a pure function."""
+    chance = options.unmasked_probability
+    return not chance or Random(seed_of("mask", seed, position)).random() >= chance
 
 
 def _shuffled(items: Sequence, draw: Random) -> list:

@@ -17,6 +17,7 @@ from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
 import PIL
 import safetensors.torch
 import torch
@@ -24,9 +25,12 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from modules import tensorfile
+from modules.data.augment import View, is_encoded_in_steps, key_of, placing_of, still, variants
+from modules.data.augment import pixels as seen
 from modules.data.index import Picture, Progress
+from modules.data.masks import placed, read
 from modules.data.names import shown
-from modules.data.pictures import content_key, fit, open_picture
+from modules.data.pictures import content_key, open_picture
 from modules.disk import DiskFull, remove_left_overs, whole
 from modules.families.base import Model, Texts
 from modules.preset.data_options import Data
@@ -59,41 +63,51 @@ class LatentCache:
         self.fingerprint = model.fingerprint("images")
         self.store = Store(Path(options.cache_folder, "latents") if options.cache else None)
 
-    def get(self, picture: Picture, flip: bool) -> Tensor:
-        """`(2 * channels, h, w)` float32 on the CPU: mean and standard deviation of the picture's latents."""
-        return self._get(picture, flip)
+    def get(self, picture: Picture, flip: bool, view: View | None = None) -> Tensor:
+        """`(2 * channels, h, w)` float32 on the CPU: mean and standard deviation of the picture's latents. They are not
+        kept where each use of the picture is another version of it."""
+        return self._get(picture, flip, view)
 
-    def fill(self, pictures: Iterable[Picture], progress: Progress | None = None) -> None:
-        """Read and check what is there, and encode what is missing; with the option `flip`, mirrored too. Raises
-        ValueError for pictures that the encoder cannot encode or that have changed since the index was made."""
-        items = {
-            self.key(picture, flip): (picture, flip)
-            for picture in pictures
-            for flip in ((False, True) if picture.options.flip else (False,))
-        }
-        for done, (picture, flip) in enumerate(items.values()):
-            _report(progress, done, len(items))
-            self._get(picture, flip)
-        _report(progress, len(items), len(items))
-
-    def key(self, picture: Picture, flip: bool) -> str:
-        """The name of an item: everything its latents depend on."""
-        return _key("latents", self.fingerprint, PIL.__version__, picture.key, picture.bucket, flip)
-
-    def _get(self, picture: Picture, flip: bool) -> Tensor:
-        key = self.key(picture, flip)
+    def _get(self, picture: Picture, flip: bool, view: View | None) -> Tensor:
+        if view is not None and is_encoded_in_steps(picture.options):
+            return self._encode(picture, flip, view)
+        key = self.key(picture, flip, view)
         stored = self.store.get(key, {"latents": (torch.float32, self._shape(picture))})
         if stored is None:
-            stored = self.store.put(key, {"latents": self._encode(picture, flip)})
+            stored = self.store.put(key, {"latents": self._encode(picture, flip, view)})
         return stored["latents"]
+
+    def fill(
+        self, pictures: Iterable[Picture], progress: Progress | None = None, validation: Iterable[Picture] = ()
+    ) -> None:
+        """Read and check what is there, and encode what is missing; with the option `flip`, mirrored too, and every
+        variant. Pictures for validation are always seen the same way. Raises ValueError for pictures that the encoder
+        cannot encode or that have changed since the index was made."""
+        needed = [
+            (picture, flip, view)
+            for picture in pictures
+            for flip in ((False, True) if picture.options.flip else (False,))
+            for view in variants(picture.options, picture)
+        ]
+        needed += [(picture, False, still(picture.options, picture)) for picture in validation]
+        items = {self.key(*item): item for item in needed}
+        for done, item in enumerate(items.values()):
+            _report(progress, done, len(items))
+            self._get(*item)
+        _report(progress, len(items), len(items))
+
+    def key(self, picture: Picture, flip: bool, view: View | None = None) -> str:
+        """The name of an item: everything its latents depend on."""
+        seen = () if view is None else (key_of(view),)
+        return _key("latents", self.fingerprint, PIL.__version__, picture.key, picture.bucket, flip, *seen)
 
     def _shape(self, picture: Picture) -> tuple[int, ...]:
         width, height = (side // self.model.latent_factor for side in picture.bucket)
         return 2 * self.model.latent_channels, height, width
 
-    def _encode(self, picture: Picture, flip: bool) -> Tensor:
+    def _encode(self, picture: Picture, flip: bool, view: View | None) -> Tensor:
         with torch.no_grad():
-            latents = self.model.encode_images(_pixels(picture, flip)[None])[0].float().cpu()
+            latents = self.model.encode_images(_pixels(picture, flip, view)[None])[0].float().cpu()
         assert latents.shape == self._shape(picture), f"{picture.path}: {latents.shape} is not {self._shape(picture)}"
         if not torch.isfinite(latents).all():
             raise ValueError(
@@ -101,6 +115,41 @@ class LatentCache:
                 "set training.precision to bfloat16 or float32"
             )
         return latents
+
+
+class MaskCache:
+    """Where the latents of pictures are trained: their masks on the latents' grid."""
+
+    def __init__(self, options: Data, model: Model):
+        self.cell = model.latent_factor
+        self.store = Store(Path(options.cache_folder, "masks") if options.cache else None)
+
+    def get(self, picture: Picture, flip: bool, view: View | None = None) -> Tensor:
+        """`(1, h, w)` float64 from 0 to 1, for a picture that has a mask."""
+        mask = picture.mask
+        assert mask is not None
+        size = picture.width, picture.height
+        key = _key("mask", mask.key, size, picture.bucket, self.cell, *(() if view is None else (placing_of(view),)))
+        kept = view is None or not is_encoded_in_steps(picture.options)
+        stored = self.store.get(key, {"mask": (torch.float64, self._shape(picture))}) if kept else None
+        if stored is None:
+            shares = placed(read(mask), size, picture.bucket, view, self.cell)[None] / 255
+            stored = {"mask": torch.from_numpy(np.ascontiguousarray(shares))}
+            stored = self.store.put(key, stored) if kept else stored
+        return stored["mask"].flip(-1) if flip else stored["mask"]
+
+    def fill(self, pictures: Iterable[Picture], validation: Iterable[Picture] = ()) -> None:
+        """Compute what is missing. Raises ValueError for masks that have changed since the index was made."""
+        for picture in pictures:
+            for view in variants(picture.options, picture) if picture.mask else ():
+                self.get(picture, False, view)
+        for picture in validation:
+            if picture.mask:
+                self.get(picture, False, still(picture.options, picture))
+
+    def _shape(self, picture: Picture) -> tuple[int, ...]:
+        width, height = (side // self.cell for side in picture.bucket)
+        return 1, height, width
 
 
 class TextCache:
@@ -259,13 +308,13 @@ def _key(*parts: object) -> str:
     return hashlib.sha256(repr((FORMAT, *parts)).encode()).hexdigest()
 
 
-def _pixels(picture: Picture, flip: bool) -> Tensor:
+def _pixels(picture: Picture, flip: bool, view: View | None) -> Tensor:
     """`(3, h, w)` float32 in [-1, 1], mirrored if `flip`."""
     opened = open_picture(picture.path)
     if content_key(opened) != picture.key:
         path = shown(picture.path)
         raise ValueError(f"{path}: has changed since training started; start again, and do not edit pictures meanwhile")
-    pixels, _ = fit(opened, picture.bucket)
+    pixels = seen(opened, picture.bucket, view)
     return pixels.flip(-1) if flip else pixels
 
 

@@ -18,9 +18,6 @@ BESIDE = (".txt", ".caption", ".json")
 FILES = ("txt", "caption", "json", "metadata")
 """Sources that are files, in the order in which data.captions auto takes them."""
 
-LABELS = ("-masklabel", "-condlabel")
-"""How the names of masks and of pictures for ControlNets end in OneTrainer's folders: they need no caption."""
-
 NUMBERED = re.compile(r"(\d+)_")
 """Beginning of a folder's name that is not part of a caption (kohya's repeats)."""
 
@@ -250,9 +247,6 @@ def _without(
     options, given = found.options, found.options.caption_text.strip()
     missing = found.lacking(paths)
     source = "text" if given else {"error": "missing"}.get(options.missing_captions, options.missing_captions)
-    labels = [path for path in missing if path.stem.endswith(LABELS)]
-    found.captions |= dict.fromkeys(labels, Caption("", "none", None))
-    missing = found.lacking(missing)
     for path in missing:
         text = given or (_text_of(path.stem) if source == "filename" else "")
         found.captions[path] = Caption(text, source, _existing(path, beside, options))

@@ -89,7 +89,10 @@ def unused(folder: Folder) -> list[str]:
     """Settings of a validation folder that only training uses."""
     if folder.role != "validation":
         return []
-    training = ("repeats", "loss_weight", "resolution_shares", "shuffle", "part_dropout", "caption_dropout", "flip")
+    training = (
+        *("repeats", "loss_weight", "resolution_shares", "shuffle", "part_dropout", "caption_dropout", "flip"),
+        *("rotation", "brightness", "contrast", "saturation", "hue", "variants", "prior_prediction"),
+    )
     plain = Folder(path=folder.path)
     given, usual = dict(folder), dict(plain)
     return [name for name in training if given[name] != usual[name]]

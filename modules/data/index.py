@@ -5,16 +5,18 @@ import io
 import math
 import os
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from pathlib import Path
 from typing import TypeVar
 
+from modules.data import masks
 from modules.data.buckets import nearest
 from modules.data.captions import samples_of
 from modules.data.folders import exact, number, scaled
+from modules.data.masks import Mask
 from modules.data.pictures import content_key, enlargement, open_picture
 from modules.data.roots import bucket_sizes
 from modules.data.survey import Item, Survey, survey
@@ -66,6 +68,14 @@ class Picture:
     """Of its error in training."""
     entry: int = 0
     """Place of its folder in data.folders."""
+    mask: Mask | None = None
+    focus: tuple[float, float] | None = None
+    """The point that a crop around a focus has in its middle, as fractions of width and height."""
+
+    @property
+    def is_prior(self) -> bool:
+        """Whether it is trained towards what the frozen base predicts for it."""
+        return self.role == "regularisation" and self.options.prior_prediction
 
 
 @dataclass(frozen=True)
@@ -118,9 +128,10 @@ def build_index(options: Data, which: str, bucket_step: int, progress: Progress 
     """
     found = survey(options, which, bucket_step)
     looks = look_at(found, _size_and_key, progress)
+    masked = look_at_masks([(item, size) for item, (size, _) in looks], found)
     if found.problems:
         raise DataProblems(found.problems, found.notes)
-    pictures = as_pictures(options, looks, found)
+    pictures = as_pictures(options, looks, found, masked)
     _remark_on_twins(pictures, found)
     return Index(tuple(pictures), tuple(found.notes), tuple(found.captions))
 
@@ -150,33 +161,64 @@ def look_at(
     return seen
 
 
+def look_at_masks(
+    looks: Iterable[tuple[Item, tuple[int, int]]], found: Survey
+) -> dict[tuple[int, Path], Mask]:
+    """The masks of the items of these widths and heights, by folder and path; those that cannot be used are
+    problems."""
+    items = [(item, size) for item, size in looks if item.mask is not None]
+
+    def look_or_say(item: Item, size: tuple[int, int]) -> Mask | None | ValueError:
+        assert item.mask is not None
+        try:
+            return masks.look(item.mask, item.path, size)
+        except ValueError as error:
+            return error
+
+    with ThreadPoolExecutor(WORKERS) as pool:
+        answers = list(pool.map(look_or_say, *zip(*items, strict=True))) if items else []
+    for error in dict.fromkeys(str(answer) for answer in answers if isinstance(answer, ValueError)):
+        found.problem(error)
+    pairs = list(zip(items, answers, strict=True))
+    found.note([item.path for (item, _), mask in pairs if mask is None], masks.OPAQUE)
+    known = [(item, size, mask) for (item, size), mask in pairs if isinstance(mask, Mask)]
+    masks.remark([(item.path, mask, size, item.root.options) for item, size, mask in known], found)
+    return {(item.root.entry, item.path): mask for item, _, mask in known}
+
+
 def as_pictures(
-    options: Data, looks: Iterable[tuple[Item, tuple[tuple[int, int], str]]], found: Survey
+    options: Data,
+    looks: Iterable[tuple[Item, tuple[tuple[int, int], str]]],
+    found: Survey,
+    masked: Mapping[tuple[int, Path], Mask],
 ) -> list[Picture]:
     """Every item, with its size and key, at each of its resolutions with each caption; notes on small and extreme ones.
+    `masked` as `look_at_masks` gives it.
 
     Regularisation pictures are repeated as often as data.regularisation_ratio says.
     """
     pictures: list[Picture] = []
     left_out: dict[Path, None] = {}
     for item, (size, key) in looks:
-        at_all = _at_resolutions(item, size, key, found.step)
+        at_all = _at_resolutions(item, size, key, found.step, masked.get((item.root.entry, item.path)))
         kept = _not_too_large(at_all, item.root.options.max_enlargement)
         left_out |= {item.path: None} if len(kept) < len(at_all) else {}
         pictures += [entry for one in kept for entry in by_caption(one)]
     why = "pictures that are too small for some of the resolutions (data.max_enlargement) are left out there"
     found.note([*left_out], why)
     remark_on_sizes(pictures, found)
+    remark_on_focus(pictures, found)
     return _in_proportion(options, pictures)
 
 
-def _at_resolutions(item: Item, size: tuple[int, int], key: str, step: int) -> list[Picture]:
+def _at_resolutions(item: Item, size: tuple[int, int], key: str, step: int, mask: Mask | None) -> list[Picture]:
     """An item of this size in its bucket at each resolution."""
+    focus = item.focus or (mask.centre if mask else None)
     return [
         Picture(
             item.path, item.name, item.caption.text, *size, nearest(*size, bucket_sizes(options, step)),
             number(item.repeats * share), key, options, item.root.folder.role, item.root.folder.loss_weight,
-            item.root.entry,
+            item.root.entry, mask, focus,
         )
         for options, share in item.root.resolutions
     ]
@@ -244,6 +286,12 @@ def remark_on_sizes(pictures: Sequence[Picture], found: Survey) -> None:
         found.note([*paths], f"pictures that are enlarged more than {most:g} times; consider a lower data.resolution")
     for aspect, paths in extreme.items():
         found.note([*paths], f"pictures longer than {aspect:g}:1 are cropped; raise data.max_aspect")
+
+
+def remark_on_focus(pictures: Sequence[Picture], found: Survey) -> None:
+    """A note on pictures without a focus that are to be cropped around one."""
+    without = [p.path for p in pictures if p.options.crop == "focus" and p.focus is None]
+    found.note(without, "pictures without a mask or a focus in metadata.jsonl are cropped to their middle")
 
 
 def _remark_on_twins(pictures: Sequence[Picture], found: Survey) -> None:

@@ -45,6 +45,16 @@ def open_picture(path: Path) -> Image.Image:
         return _on_white(ImageOps.exif_transpose(file))
 
 
+def open_mask(path: Path, alpha: bool) -> Image.Image | None:
+    """The mask in `path` in shades of grey ("L"), EXIF rotation applied; if `alpha`, the transparency of the picture
+    there, None if it has none. Raises ValueError like `open_picture`."""
+    with _opened(path) as file:
+        picture = ImageOps.exif_transpose(file)
+        if alpha:
+            return picture.convert("RGBA").getchannel("A") if picture.has_transparency_data else None
+        return _in_eight_bits(picture).convert("L")
+
+
 def read_size(path: Path) -> tuple[int, int]:
     """Width and height of what `open_picture` gives, from the file's header where possible.
 
@@ -132,15 +142,20 @@ def _has_more_behind_pixels(path: Path) -> bool:
 
 def _on_white(picture: Image.Image) -> Image.Image:
     """Any mode to RGB, transparent parts on white."""
-    if _is_deep(picture):
-        # convert() would clip 16 bits to the lowest 8 instead of scaling.
-        values = np.asarray(picture).astype(np.float64) / 257
-        return Image.fromarray(values.round().clip(0, 255).astype(np.uint8)).convert("RGB")
-    _refuse_unknown_range(picture)
+    picture = _in_eight_bits(picture)
     if picture.has_transparency_data:
         white = Image.new("RGBA", picture.size, "white")
         return Image.alpha_composite(white, picture.convert("RGBA")).convert("RGB")
     return picture.convert("RGB")
+
+
+def _in_eight_bits(picture: Image.Image) -> Image.Image:
+    """The picture with 8 bits per channel: convert() would clip 16 bits to the lowest 8 instead of scaling."""
+    if _is_deep(picture):
+        values = np.asarray(picture).astype(np.float64) / 257
+        return Image.fromarray(values.round().clip(0, 255).astype(np.uint8))
+    _refuse_unknown_range(picture)
+    return picture
 
 
 def _is_deep(picture: Image.Image) -> bool:

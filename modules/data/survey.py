@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
 
-from modules.data import folders, roots
+from modules.data import focus, folders, masks, roots
 from modules.data.caption_files import Caption, read_captions
 from modules.data.names import listing, looked_at, shown
 from modules.data.pictures import SUFFIXES
@@ -34,6 +34,10 @@ class Item:
     caption: Caption
     repeats: Fraction
     """How often an epoch has it, at a resolution with share 1."""
+    mask: Path | None = None
+    """The file of its mask: the picture's own where its transparency is the mask. None: all of it is trained."""
+    focus: tuple[float, float] | None = None
+    """The point of the picture that is to be in a crop, as fractions of width and height."""
 
 
 @dataclass
@@ -63,20 +67,28 @@ def survey(options: Data, which: str, bucket_step: int) -> Survey:
     if roots.check_options([options, *(root.options for root in given)], bucket_step, found):
         found.step = bucket_step
     listed = {root.entry: _list_files(root, given, found) for root in given}
+    mask_folders = masks.folders(given, found)
     for alike in _by_options(given):
+        own = alike[0].options
         files = list(dict.fromkeys(file for root in alike for file in listed[root.entry]))
-        paths = [file for file in files if file.suffix.lower() in SUFFIXES]
-        read = read_captions(alike[0].options, paths, files, found.names, [root.path for root in alike])
+        paths, mask_files = masks.apart(own, files, mask_folders, found)
+        read = read_captions(own, paths, files, found.names, [root.path for root in alike])
         for sentence in read.problems:
             found.problem(sentence)
         found.notes += read.notes
         found.captions += read.sources
+        focuses = focus.points(own, paths, files, found)
         others = [file for file in files if file.suffix.lower() not in SUFFIXES and file not in read.known]
         found.note(others, f"other files are ignored; pictures are {' '.join(SUFFIXES)}")
+        kept = set(paths)
         for root in alike:
-            own = [file for file in listed[root.entry] if file.suffix.lower() in SUFFIXES]
-            repeats = _repeats(own, root, found)
-            found.items += [Item(path, found.names[path], root, read.captions[path], repeats[path]) for path in own]
+            mine = [file for file in listed[root.entry] if file in kept]
+            repeats = _repeats(mine, root, found)
+            found.items += [
+                Item(path, found.names[path], root, read.captions[path], repeats[path], mask_files.get(path),
+                     focuses.get(path))
+                for path in mine
+            ]
     found.items.sort(key=lambda item: item.root.entry)  # stable: each folder's pictures keep their order
     return found
 
@@ -152,7 +164,7 @@ def _remark_on_root(root: Root, files: list[Path], found: Survey) -> None:
     place = f"{SETTING} {shown(root.given)}"
     if REPEATS.match(root.path.name):
         found.notes.append(f"{place}: the number in its name is ignored; only names of sub-folders set repeats")
-    if not any(file.suffix.lower() in SUFFIXES for file in files):
+    if not any(file.suffix.lower() in SUFFIXES and not masks.is_label(file) for file in files):
         kinds = Counter(shown(file.suffix.lower() or file.name) for file in files)
         there = "; it has " + ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items())) if kinds else ""
         found.problems.append(f"{place}: has no pictures{there}; pictures are {' '.join(SUFFIXES)}")

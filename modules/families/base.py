@@ -192,8 +192,9 @@ class Model(Protocol):
         conditions of prompts; without it the text encoders are moved to the device."""
         ...
 
-    def release_encoders(self, texts: bool) -> None:
-        """Move the image encoder, and the text encoders if `texts`, off the device. Encoding moves them back."""
+    def release_encoders(self, texts: bool, images: bool = True) -> None:
+        """Move the image encoder if `images`, and the text encoders if `texts`, off the device. Encoding moves them
+        back."""
         ...
 
     def export_key(self, layer: str, host: str) -> str:

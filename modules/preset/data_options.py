@@ -102,6 +102,33 @@ class Folder(Section):
     flip: bool | None = option(None)
     """As data.flip."""
 
+    crop: Literal["centre", "random", "focus"] | None = option(None)
+    """As data.crop."""
+
+    rotation: float | None = option(None, unit="degrees", ge=0, le=45)
+    """As data.rotation."""
+
+    brightness: float | None = option(None, ge=0, le=1)
+    """As data.brightness."""
+
+    contrast: float | None = option(None, ge=0, le=1)
+    """As data.contrast."""
+
+    saturation: float | None = option(None, ge=0, le=1)
+    """As data.saturation."""
+
+    hue: float | None = option(None, ge=0, le=0.5)
+    """As data.hue."""
+
+    variants: int | None = option(None, ge=0, le=1000)
+    """As data.variants."""
+
+    masks: str | None = option(None)
+    """As data.masks."""
+
+    prior_prediction: bool | None = option(None)
+    """As data.prior_prediction, for a folder of the role regularisation."""
+
     @model_serializer
     def given(self) -> dict[str, Any]:
         """What differs from the defaults, and the path."""
@@ -264,6 +291,60 @@ class Data(Section):
 
     flip: bool = option(False, why="mirroring spoils text, logos and faces", group="Pictures")
     """Mirror pictures horizontally half of the time."""
+
+    crop: Literal["centre", "random", "focus"] = option(
+        "centre", why="the subject is usually in the middle", group="Pictures"
+    )
+    """Which part of a picture is kept where its shape is not exactly the bucket's. random: another one at each use.
+    focus: around the middle of its mask, or around "focus": [x, y] in its entry of metadata.jsonl, as fractions of
+    width and height."""
+
+    rotation: float = option(0.0, group="Augmentation", unit="degrees", ge=0, le=45)
+    """Rotate pictures at random by up to this angle, in either direction. They are enlarged as far as needed, so that
+    no empty corners appear."""
+
+    brightness: float = option(0.0, group="Augmentation", advanced=True, ge=0, le=1)
+    """Change the brightness at random by a factor of 1 minus this to 1 plus this."""
+
+    contrast: float = option(0.0, group="Augmentation", advanced=True, ge=0, le=1)
+    """Change the contrast at random by a factor of 1 minus this to 1 plus this."""
+
+    saturation: float = option(0.0, group="Augmentation", advanced=True, ge=0, le=1)
+    """Change the saturation at random by a factor of 1 minus this to 1 plus this."""
+
+    hue: float = option(0.0, group="Augmentation", advanced=True, ge=0, le=0.5)
+    """Turn all colours at random by up to this part of the colour circle, in either direction. 0.5: any colour."""
+
+    variants: int = option(4, why="some variety for four times the encoding", group="Augmentation", ge=0, le=1000)
+    """Number of versions of each picture that are encoded and cached, where random crops, rotation or colours are on.
+    Each use of the picture takes one of them. 0: another version at each use, encoded in the training step; the image
+    encoder then stays on the device."""
+
+    masks: str = option("none", why="the whole picture is trained", group="Masks")
+    """Masks say which part of a picture is trained: white and opaque parts are, black and transparent ones are not.
+    none. alpha: the picture's own transparency. files: a file NAME-masklabel.png beside the picture. Or the path of a
+    folder that has masks of the pictures' names."""
+
+    unmasked_weight: float = option(
+        0.1, why="keeps the rest from falling apart", group="Masks", ge=0, le=1, title="Weight outside of masks"
+    )
+    """Least weight of any part of a picture in the loss, and so the weight of the parts that the mask excludes. 0: they
+    do not count."""
+
+    unmasked_probability: float = option(0.0, group="Masks", advanced=True, ge=0, le=1, title="Masks ignored")
+    """Probability that a picture's mask is ignored when it is used."""
+
+    normalize_mask: bool = option(
+        False, why="small subjects would get large gradients", group="Masks", advanced=True, title="Normalize by area"
+    )
+    """Divide the loss of a picture by the mean of its mask's weights, so that a small trained part counts as much as a
+    whole picture."""
+
+    prior_prediction: bool = option(
+        False, why="needs a second forward pass for these pictures", group="Regularisation"
+    )
+    """Pictures of regularisation folders are trained towards what the frozen base itself predicts for them, instead of
+    towards the pictures: the adapter learns to leave them as they are."""
 
     cache: bool = option(True, why="encoding only once saves half of the time", group="Cache", advanced=True)
     """Cache encoded pictures and captions on disk. Entries are looked up by content."""

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from accelerate.utils import gather_object
 
+from modules.data.augment import encodes_in_steps
 from modules.reasons import sentence
 from modules.training import memory, sharding, stopping
 from modules.training.events import each_event, skipped
@@ -49,7 +50,8 @@ def beside(session: Session, what: str, make: Callable[[Session], object], toget
 
 def give_back(session: Session) -> None:
     """Free the memory that an unfinished by-product has left in use."""
-    session.model.release_encoders(texts=session.texts is not None)  # it may have brought them to the device
+    images = not encodes_in_steps(session.index.pictures)
+    session.model.release_encoders(session.texts is not None, images)  # it may have brought them to the device
     gc.collect()
     if session.accelerator.device.type == "cuda":
         torch.cuda.empty_cache()

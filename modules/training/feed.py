@@ -1,54 +1,19 @@
 """Micro-batches with their noise, prepared while the device still computes the previous ones."""
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
-from functools import partial
+from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from modules import objectives
+from modules.data import masks
+from modules.data.augment import View
 from modules.data.batches import Batch
-from modules.families.base import Texts
+from modules.data.index import Picture
+from modules.training import prior, sharding
+from modules.training.microbatch import Prepared
 from modules.training.session import Session
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """Inputs and targets of the denoiser for `n` samples, on the CPU or on the device."""
-
-    noisy: Tensor
-    """`(n, c, h, w)` float32: noised latents."""
-    wanted: Tensor
-    """`(n, c, h, w)` float32: what is to be predicted."""
-    times: Tensor
-    """`(n)` float64, as the model's process has them."""
-    sizes: Tensor
-    """`(n, 6)` float32, see `pictures.sizes_of`."""
-    captions: tuple[str, ...]
-    texts: Texts | None
-    """Conditions of the captions from the cache; None where text encoders compute them in each step."""
-    weights: Tensor | None = None
-    """`(n)` float32: of the samples' errors; None: all 1."""
-
-    def to(self, device: torch.device) -> "Prepared":
-        """The same on the device, copied asynchronously."""
-        return self._map(partial(Tensor.to, device=device, non_blocking=True))
-
-    def pinned(self) -> "Prepared":
-        """The same in pinned memory: from pageable memory a copy waits for all work before it."""
-        return self._map(Tensor.pin_memory)
-
-    def _map(self, change: Callable[[Tensor], Tensor]) -> "Prepared":
-        return replace(
-            self,
-            noisy=change(self.noisy),
-            wanted=change(self.wanted),
-            times=change(self.times),
-            sizes=change(self.sizes),
-            texts=None if self.texts is None else {name: change(tensor) for name, tensor in self.texts.items()},
-            weights=None if self.weights is None else change(self.weights),
-        )
 
 
 class Feed:
@@ -84,8 +49,10 @@ class Feed:
 def prepare(session: Session, batch: Batch) -> Prepared:
     """A micro-batch with each sample's own noise and noise level: functions of seed and position alone."""
     seed, objective, process = session.preset.training.seed, session.preset.objective, session.model.process
-    pairs = list(zip(batch.pictures, batch.positions, batch.flips, strict=True))
-    latents = torch.stack([objectives.draw_latents(session.latents.get(p, f), seed, n) for p, n, f in pairs])
+    seen = list(zip(batch.pictures, batch.flips, batch.views, strict=True))
+    moments = [session.latents.get(*one) for one in seen]
+    pairs = zip(moments, batch.positions, strict=True)
+    latents = torch.stack([objectives.draw_latents(moment, seed, position) for moment, position in pairs])
     shape, density = tuple(latents.shape[1:]), session.density
     noise = torch.stack([objectives.sample_noise(seed, n, shape, objective.noise_offset) for n in batch.positions])
     levels = [objectives.sample_level(seed, n, process.count, density) for n in batch.positions]
@@ -98,7 +65,13 @@ def prepare(session: Session, batch: Batch) -> Prepared:
     elif objective.debiased:  # never both, see `noise.problems`
         snr = objectives.debiased_weight(process.snr(times))
         weights = snr if weights is None else snr * weights
-    ready = replace(noised(session, latents, noise, times, batch.captions, batch.sizes), weights=weights)
+    ready = replace(
+        noised(session, latents, noise, times, batch.captions, batch.sizes),
+        weights=weights,
+        parts=weights_inside(session, [one if used else None for one, used in zip(seen, batch.masked, strict=True)]),
+        prior=tuple(place for place, picture in enumerate(batch.pictures) if picture.is_prior),
+        base_too=batch.has_prior and sharding.is_wanted(),
+    )
     return ready.pinned() if session.accelerator.device.type == "cuda" else ready
 
 
@@ -106,6 +79,17 @@ def _weights_of_pictures(batch: Batch) -> Tensor | None:
     """`(n)` float32: the loss weights of the pictures' folders; None where all are 1."""
     weights = [picture.loss_weight for picture in batch.pictures]
     return None if all(weight == 1 for weight in weights) else torch.tensor(weights, dtype=torch.float32)
+
+
+def weights_inside(session: Session, seen: Sequence[tuple[Picture, bool, View | None] | None]) -> Tensor | None:
+    """`(n, 1, h, w)` float64: the weights that masks give to parts of pictures, each with its flip and view, or None
+    where its mask is not used. None if no mask is."""
+    found = [
+        None if one is None or one[0].mask is None else masks.weights(one[0].options, session.masks.get(*one))
+        for one in seen
+    ]
+    whole = next((torch.ones_like(one) for one in found if one is not None), None)
+    return None if whole is None else torch.stack([whole if one is None else one for one in found])
 
 
 def noised(
@@ -123,6 +107,7 @@ def errors(session: Session, prepared: Prepared) -> Tensor:
     """Weighted error of each sample `(n)`."""
     given, objective = prepared.to(session.accelerator.device), session.preset.objective
     texts = session.encode(list(given.captions)) if given.texts is None else given.texts
+    wanted = prior.targets(session, given) if given.prior or given.base_too else given.wanted
     predicted = session.model.predict(given.noisy, given.times, texts, given.sizes)
-    found = objectives.errors(objective.loss, objective.loss_delta, predicted, given.wanted)
+    found = objectives.errors(objective.loss, objective.loss_delta, predicted, wanted, given.parts)
     return found if given.weights is None else found * given.weights

@@ -36,7 +36,7 @@ LISTED = 10
 
 Made = dict[str, Any]
 """Fingerprints, as JSON: "base", "start_from" and "pool" (sha256 by name of the file), "pictures" and "validation"
-(`[pixels, caption, repeats]` by name, the first two hashes), "versions" (by package)."""
+(`[pixels, caption, repeats]` by name, the first two hashes; with a mask its hash, too), "versions" (by package)."""
 
 
 @dataclass
@@ -126,7 +126,8 @@ def _pictures(index: Index) -> dict[str, list]:
         while name in made:  # the same file again, at another resolution or with another caption
             number += 1
             name = f"{picture.name} #{number}"
-        made[name] = [picture.key[:16], short(picture.caption), picture.repeats]
+        masked = [picture.mask.key[:16]] if picture.mask else []
+        made[name] = [picture.key[:16], short(picture.caption), picture.repeats, *masked]
     return made
 
 
@@ -205,6 +206,7 @@ def _pictures_changed(what: str, before: Mapping[str, list], now: Mapping[str, l
         "with changed pixels": [name for name in both if before[name][0] != now[name][0]],
         "with a changed caption": [name for name in both if before[name][1] != now[name][1]],
         "with changed repeats": [name for name in both if before[name][2] != now[name][2]],
+        "with a changed mask": [name for name in both if before[name][3:] != now[name][3:]],
     }
     found = "; ".join(f"{len(names)} {how} ({listed(names)})" for how, names in parts.items() if names)
     return [f"{what} have changed since the run's last state: {found}"] if found else []

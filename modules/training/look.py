@@ -13,11 +13,12 @@ from typing import Any
 from pydantic import ValidationError
 
 from modules import families
+from modules.data import masks
 from modules.data.batches import flip_at
 from modules.data.buckets import GUESSED_STEP, nearest
 from modules.data.captions import caption_for, captions_of, samples_of, whole_caption
 from modules.data.folders import ROLES, at_resolutions, entries, exact, folder_options, number
-from modules.data.index import Picture, Progress, as_pictures, bucket_numbers, look_at
+from modules.data.index import Picture, Progress, as_pictures, bucket_numbers, look_at, look_at_masks
 from modules.data.pictures import enlargement, placement, read_size
 from modules.data.roots import SETTING, bucket_sizes
 from modules.data.survey import Item, Survey, survey
@@ -28,6 +29,7 @@ from modules.preset.data_options import Data
 from modules.preset.problems import sentences
 from modules.preset.section import Section
 from modules.preset.training_options import Training
+from modules.training import preview
 from modules.training.command import quiet_libraries
 
 SECTIONS = {"base": ("path", "config"), "training": ("batch_size",)}
@@ -124,7 +126,8 @@ def pictures(request: dict[str, Any], bases: Bases, progress: Progress) -> dict[
     found = survey(wanted.data, which, model.bucket_step if model else GUESSED_STEP)
     looks = look_at(found, read_size, progress)
     sizes = {item.path: size for item, size in looks}
-    shown = as_pictures(wanted.data, [(item, (size, "")) for item, size in looks], found) if found.step else []
+    masked = look_at_masks(looks, found)
+    shown = as_pictures(wanted.data, [(item, (size, "")) for item, size in looks], found, masked) if found.step else []
     uses: dict[tuple[Path, int], list[Picture]] = {}
     for picture in shown:
         uses.setdefault((picture.path, picture.entry), []).append(picture)
@@ -160,6 +163,7 @@ def _row(item: Item, size: tuple[int, int] | None, shown: list[Picture], found: 
         "caption_file": str(item.caption.file or ""),
         "width": size[0] if size else None,
         "height": size[1] if size else None,
+        "mask": str(first.mask.path) if first and first.mask else None,
         "bucket": first.bucket if first else None,
         "repeats": number(sum((exact(one.repeats) for one in shown), Fraction(0))) if shown else number(item.repeats),
         "resolutions": [
@@ -198,7 +202,7 @@ def sees(request: dict[str, Any], bases: Bases, _: Progress) -> dict[str, Any]:
         raise ValueError(f"{path}: no such file")
     model, reason = bases.get(wanted)
     size, caption = read_size(path), _given(request, "caption", str, None)
-    options, caption = _options_of(path, wanted.data, which, _given(request, "entry", int, None), caption)
+    options, item, caption = _item_of(path, wanted.data, which, _given(request, "entry", int, None), caption)
     resolution = _given(request, "resolution", int, None)
     step = model.bucket_step if model else GUESSED_STEP
     alone = [one for one, _ in at_resolutions(options) if resolution in (None, one.resolution)]
@@ -210,6 +214,8 @@ def sees(request: dict[str, Any], bases: Bases, _: Progress) -> dict[str, Any]:
     own, line = samples_of(options, caption), _given(request, "line", int, 0)
     if not 0 <= line < len(own):
         raise ValueError(f"line: {line} is not one of the {len(own)} captions of this picture, counted from 0")
+    picture = _picture(path, size, bucket, alone[0], item)
+    cell = (model.latent_factor if model else GUESSED_STEP) if _given(request, "pixels", bool, False) else None
     return {
         "bucket": bucket,
         "resolution": alone[0].resolution,
@@ -217,9 +223,9 @@ def sees(request: dict[str, Any], bases: Bases, _: Progress) -> dict[str, Any]:
         "crop": [left * across, top * down, bucket[0] * across, bucket[1] * down],
         "captions": captions_of(options, caption),
         "draws": [
-            {"position": position, "prompt": prompt, "flip": flip, **_read(model, prompt)}
-            for position, (prompt, flip) in enumerate(_seen(options, which, own[line], seed, draws))
+            {**draw, **_read(model, draw["prompt"])} for draw in _draws(picture, which, own[line], seed, draws, cell)
         ],
+        "variants": [] if which == "validation" else preview.all_variants(picture, cell),
         "notes": _guessed(reason),
     }
 
@@ -233,26 +239,51 @@ def _read(model: Any, prompt: str) -> dict[str, Any]:
             "cut": model.cut_off(prompt)}
 
 
-def _seen(options: Data, which: str, caption: str, seed: int, draws: int) -> list[tuple[str, bool]]:
-    """Prompt and flip at each position. Validation pictures are always seen the same way."""
+def _picture(path: Path, size: tuple[int, int], bucket: tuple[int, int], options: Data, item: Item | None) -> Picture:
+    """The picture as a training has it."""
+    mask = masks.look(item.mask, path, size) if item and item.mask else None
+    focus = item.focus if item and item.focus else mask.centre if mask else None
+    picture = Picture(path, path.name, "", *size, bucket, 1, "", options, mask=mask, focus=focus)
+    return preview.with_key(picture) if preview.needs_content(picture) else picture
+
+
+def _draws(
+    picture: Picture, which: str, caption: str, seed: int, draws: int, cell: int | None
+) -> list[dict[str, Any]]:
+    """What is seen at each position. Validation pictures are always seen the same way."""
+    options = picture.options
     if which == "validation":
-        return [(whole_caption(options, caption), False)]
-    return [(caption_for(options, caption, seed, place), flip_at(options, seed, place)) for place in range(draws)]
+        plain = {"position": 0, "prompt": whole_caption(options, caption), "flip": False}
+        return [{**plain, **preview.seen_always(picture, cell)}]
+    found = []
+    for place in range(draws):
+        flip = flip_at(options, seed, place)
+        said = {"position": place, "prompt": caption_for(options, caption, seed, place), "flip": flip}
+        found.append({**said, **preview.seen_at(picture, seed, place, flip, cell)})
+    return found
 
 
-def _options_of(
+def _item_of(
     path: Path, options: Data, which: str, entry: int | None, caption: str | None
-) -> tuple[Data, str]:
-    """The options that hold for a picture, and the caption that it has in its files, if none is given. `entry`: of
-    data.folders, where it is in several; otherwise the first.
+) -> tuple[Data, Item | None, str]:
+    """The options that hold for a picture, what is known of it, and its caption in its files, if none is given.
+    `entry`: of data.folders, where it is in several; otherwise the first.
 
     A picture that is in none of the folders has the options of the data set.
     """
+    own = _options_of(path, options, which, entry)
+    if caption is not None and own.masks == "none" and own.crop != "focus":
+        return own, None, caption  # no need to list all files
+    for item in survey(options, which, GUESSED_STEP).items:
+        if item.path.resolve() == path.resolve() and entry in (None, item.root.entry):
+            return item.root.options, item, item.caption.text if caption is None else caption
     if caption is None:
-        for item in survey(options, which, GUESSED_STEP).items:
-            if item.path.resolve() == path.resolve() and entry in (None, item.root.entry):
-                return item.root.options, item.caption.text
         raise ValueError(f"{path}: is not one of the {which} pictures of {SETTING}; give a caption")
+    return own, None, caption
+
+
+def _options_of(path: Path, options: Data, which: str, entry: int | None) -> Data:
+    """The options of the innermost folder that the path is in."""
     above = path.resolve().parents
     depths = {
         place: (len(full.parts), folder)
@@ -260,9 +291,9 @@ def _options_of(
         if entry in (None, place) and (full := Path(folder.path).resolve()) in above
     }
     if not depths:
-        return options, caption
+        return options
     innermost = max(depths.values(), key=lambda one: one[0])[1]  # of equals, the first
-    return folder_options(options, innermost), caption
+    return folder_options(options, innermost)
 
 
 # -- requests ---------------------------------------------------------------------------------------------------------

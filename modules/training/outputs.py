@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -13,7 +14,7 @@ from tqdm import tqdm
 
 from modules import objectives
 from modules.adapters.base import seed_of
-from modules.data.pictures import sizes_of
+from modules.data.augment import sizes_at, still
 from modules.disk import write_whole
 from modules.export.export import export
 from modules.export.report import Report
@@ -40,14 +41,16 @@ def validate(session: Session) -> None:
     captions, errors = validation_captions(session.validation), []
     with averaged(session.optimizer), session.derived.frozen(), session.accelerator.autocast():
         for picture, caption in zip(session.validation.pictures, captions, strict=True):
-            mean, _ = session.latents.get(picture, False).chunk(2)
+            view = still(picture.options, picture)
+            mean, _ = session.latents.get(picture, False, view).chunk(2)
             seeds = [seed_of("validation", picture.key, draw) for draw in range(draws)]
             noise = torch.stack([objectives.sample_noise(s, 0, tuple(mean.shape), 0.0) for s in seeds])
             latents = mean.expand_as(noise)
-            sizes = sizes_of(picture.width, picture.height, picture.bucket).expand(draws, -1)
+            sizes = sizes_at(picture, view, False).expand(draws, -1)
             times = process.times(levels, mean.shape[-2] * mean.shape[-1])
             prepared = feed.noised(session, latents, noise, times, (caption,) * draws, sizes)
-            errors.append(feed.errors(session, prepared))
+            parts = feed.weights_inside(session, [(picture, False, view)] * draws)
+            errors.append(feed.errors(session, replace(prepared, parts=parts)))
     loss = float(torch.cat(errors).mean())
     if session.step == 0:
         session.baseline = loss

@@ -11,8 +11,9 @@ from tqdm import tqdm
 
 from modules.adapters.base import Adapted
 from modules.adapters.derived import Derived
+from modules.data.augment import encodes_in_steps
 from modules.data.batches import Batches
-from modules.data.cache import LatentCache, TextCache
+from modules.data.cache import LatentCache, MaskCache, TextCache
 from modules.data.index import Index, Progress
 from modules.disk import write_whole
 from modules.preset.schema import Preset
@@ -57,7 +58,7 @@ def prepare(preset: Preset, pictures: Pictures, run: Run, events: Events, accele
     captions = captions_needed(preset, pictures, batches, steps, model) if caches.texts is not None else set()
     with memory.while_encoding(preset, accelerator.device):
         fill_caches(caches, pictures, captions, events, accelerator)
-    model.release_encoders(texts=caches.texts is not None)
+    model.release_encoders(texts=caches.texts is not None, images=not encodes_in_steps(index.pictures))
 
     groups = make_groups(preset, caches.texts, batches, captions, model, events)
     place(model, preset, events, accelerator)
@@ -79,6 +80,7 @@ def prepare(preset: Preset, pictures: Pictures, run: Run, events: Events, accele
         validation=validation,
         batches=batches,
         latents=caches.latents,
+        masks=caches.masks,
         texts=groups,
         steps=steps,
         made=made,
@@ -148,14 +150,15 @@ class Caches:
     """What has been encoded."""
 
     latents: LatentCache
+    masks: MaskCache
     texts: TextCache | None
     """None where captions are encoded in each step."""
 
 
 def make_caches(preset: Preset, model: Any) -> Caches:
     """Captions are cached where the text encoders do not change."""
-    frozen = not setup.trains_texts(model, preset.targets)
-    return Caches(LatentCache(preset.data, model), TextCache(preset.data, model) if frozen else None)
+    texts = None if setup.trains_texts(model, preset.targets) else TextCache(preset.data, model)
+    return Caches(LatentCache(preset.data, model), MaskCache(preset.data, model), texts)
 
 
 def captions_needed(preset: Preset, pictures: Pictures, batches: Batches, steps: int, model: Any) -> set[str]:
@@ -200,11 +203,12 @@ def fill_caches(
 ) -> None:
     """Encode what is not in the cache yet."""
     events.write("stage", {"name": "cache", "detail": "encoding pictures and captions"})
-    everything = [*pictures.training.pictures, *(pictures.validation.pictures if pictures.validation else ())]
+    training, validation = pictures.training.pictures, pictures.validation.pictures if pictures.validation else ()
     main = accelerator.is_main_process
     with accelerator.main_process_first():
         with progress_bar("encoding pictures", main) as move:
-            caches.latents.fill(everything, move)
+            caches.latents.fill(training, move, validation)
+        caches.masks.fill(training, validation)
         if caches.texts is not None:
             with progress_bar("encoding captions", main) as move:
                 caches.texts.fill(captions, move)

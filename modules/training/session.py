@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from modules.adapters.base import Adapted
 from modules.adapters.derived import Derived
 from modules.data.batches import Batches
-from modules.data.cache import LatentCache
+from modules.data.cache import LatentCache, MaskCache
 from modules.data.captions import as_prompt, filled_in, whole_caption
 from modules.data.index import Index
 from modules.families.base import Texts
@@ -70,6 +70,7 @@ class Session:
     validation: Index | None
     batches: Batches
     latents: LatentCache
+    masks: MaskCache
     texts: TextGroups | None
     """None where text encoders are trained, and encode captions in each step."""
     steps: int

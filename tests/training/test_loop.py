@@ -200,10 +200,10 @@ def test_a_loss_that_is_no_number_stops_before_the_step(place: Place, monkeypatc
     get = LatentCache.get
     seen = []
 
-    def poisoned(self, picture, flip):
+    def poisoned(self, picture, flip, view):
         seen.append(str(picture.path))
         # 8 of the loss before training and 2 of validation, then two pictures a step: the third step meets it
-        return get(self, picture, flip) * (float("nan") if len(seen) == 15 else 1.0)
+        return get(self, picture, flip, view) * (float("nan") if len(seen) == 15 else 1.0)
 
     capsys.readouterr()
     with monkeypatch.context() as patch:

@@ -312,9 +312,9 @@ class PipelineModel(Reader, Named):
         given = {ARGUMENTS[name]: value for name, value in texts.items()}
         return given | {f"negative_{ARGUMENTS[name]}": value for name, value in (negative or {}).items()}
 
-    def release_encoders(self, texts: bool) -> None:
-        """Move the VAE, and the text encoders if `texts`, off the device."""
-        self._released = {"vae", *self.text_encoders} if texts else {"vae"}
+    def release_encoders(self, texts: bool, images: bool = True) -> None:
+        """Move the VAE if `images`, and the text encoders if `texts`, off the device."""
+        self._released = {*(["vae"] if images else []), *(self.text_encoders if texts else [])}
         self._release_again()
 
     def _release_again(self) -> None:

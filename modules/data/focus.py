@@ -1,0 +1,53 @@
+"""Focus points: the middle of what a crop of a picture should show, from metadata files."""
+
+import json
+import os
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from modules.data.caption_tables import FOCUS, TABLES, file_named, rows
+from modules.data.names import shown
+from modules.preset.data_options import Data
+
+if TYPE_CHECKING:
+    from modules.data.survey import Survey
+
+
+def points(
+    options: Data, paths: Collection[Path], files: Sequence[Path], found: "Survey"
+) -> dict[Path, tuple[float, float]]:
+    """The focus points of pictures, if they are cropped around one, as fractions of width and height. Problems go to
+    `found`; what else is wrong with the files is said where captions are read from them."""
+    wanted = set(paths) if options.crop == "focus" else set()
+    given: dict[Path, tuple[float, float]] = {}
+    for file in files if wanted else ():
+        if file.name not in TABLES:
+            continue
+        for place, name, point in _entries(file):
+            if (path := file.parent / os.path.normpath(name)) in wanted:
+                try:
+                    given[path] = _point(point)
+                except ValueError as error:
+                    found.problem(f"{shown(file)} {place}: {error}")
+    return given
+
+
+def _entries(file: Path) -> list[tuple[str, str, Any]]:
+    """Place, file name and focus of the entries that have one."""
+    found = []
+    try:
+        for place, entry in rows(file):
+            if not isinstance(entry, ValueError) and entry.get(FOCUS) is not None:
+                found.append((place, file_named(entry), entry[FOCUS]))
+    except ValueError:
+        return found
+    return found
+
+
+def _point(given: Any) -> tuple[float, float]:
+    """Raises ValueError for what is no point of a picture."""
+    is_pair = isinstance(given, list) and len(given) == 2 and all(type(value) in (int, float) for value in given)
+    if not is_pair or not all(0 <= value <= 1 for value in given):
+        raise ValueError(f'"{FOCUS}" is {json.dumps(given)}; give two fractions of width and height, as in [0.5, 0.3]')
+    return float(given[0]), float(given[1])
