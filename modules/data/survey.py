@@ -4,14 +4,14 @@ import os
 import re
 import stat
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from modules.data.buckets import buckets
 from modules.data.captions import parse_metadata_line, read_text
-from modules.data.names import shown
-from modules.data.pictures import SUFFIXES
+from modules.data.formats import SUFFIXES, missing
+from modules.data.names import broken_link, companions, composed, is_passed_over, kind_of, shown
 from modules.preset.data_options import Data
 
 SETTINGS = {"training": "data.folders", "validation": "data.validation_folder"}
@@ -96,16 +96,17 @@ def survey(options: Data, which: str, bucket_step: int) -> Survey:
     found = Survey(SETTINGS[which])
     found.sizes = _checked_sizes(options, bucket_step, found)
     files: list[Path] = []
+    passed_over: list[Path] = []
     for root in _roots(folders_of(options, which), found):
-        listed = _list_files(root, found)
+        listed = _list_files(root, passed_over, found)
         _remark_on_root(root, listed, found)
         found.roots |= dict.fromkeys(listed, root)
         files += listed
+    found.note(passed_over, "hidden files, and thumbnails and recycle bins of file managers are passed over")
     paths = [file for file in files if file.suffix.lower() in SUFFIXES]
     captions = _captions(options, paths, files, found)
     repeats = _repeats(paths, found)
-    others = [f for f in files if f.suffix.lower() not in (*SUFFIXES, ".txt") and f.name != METADATA]
-    found.note(others, f"other files are ignored; pictures are {' '.join(SUFFIXES)}")
+    _remark_on_others([f for f in files if f.suffix.lower() not in (*SUFFIXES, ".txt") and f.name != METADATA], found)
     found.items = [
         Item(path, found.names[path], found.roots[path].given, captions[path], repeats[path]) for path in paths
     ]
@@ -159,7 +160,7 @@ def _roots(folders: Sequence[str], found: Survey) -> list[Root]:
             found.problem("one of the folders is empty; remove it")
         elif isinstance(there, FileNotFoundError):
             how = f"give the folder with the pictures, as in --{found.setting} FOLDER"
-            found.problems.append(f"{place}: no such folder; {how}")
+            found.problems.append(f"{place}: {broken_link(path) or 'no such folder'}; {how}")
         elif isinstance(there, OSError):
             found.problems.append(f"{place}: cannot be read ({there.strerror}); give the folder with the pictures")
         elif not stat.S_ISDIR(there.st_mode):
@@ -207,34 +208,34 @@ def _is_read_already(root: Root, place: int, roots: Sequence[Root], found: Surve
     return False
 
 
-def _list_files(root: Root, found: Survey) -> list[Path]:
-    """All visible files below the root, sorted by name the same way on every system."""
+def _list_files(root: Root, passed_over: list[Path], found: Survey) -> list[Path]:
+    """The user's files below the root, sorted by name the same way on every system; what else is there is added to
+    `passed_over`."""
     files: list[Path] = []
-    hidden: list[Path] = []
     devices: list[Path] = []
     seen: set[tuple[int, int]] = set()
-    waiting = [root.path]
+    waiting = [(root.path, root.prefix)]
     while waiting:
-        folder = waiting.pop()
-        folders: list[Path] = []
+        folder, prefix = waiting.pop()
+        folders: list[tuple[Path, str]] = []
         for entry in _entries(folder, seen, found):
-            found.names[entry] = shown(root.prefix + entry.relative_to(root.path).as_posix())
-            there = _looked_at(entry)
-            if entry.name.startswith("."):
-                hidden.append(entry)
-            elif not isinstance(there, OSError) and stat.S_ISDIR(there.st_mode):
-                folders.append(entry)
-            elif isinstance(there, OSError) or stat.S_ISREG(there.st_mode) or entry.suffix.lower() == ".txt":
-                files.append(entry)  # a broken link, or a pipe for a caption: reported when opened
+            path = folder / entry.name
+            found.names[path] = shown(prefix + entry.name)
+            is_folder, is_device = kind_of(entry)
+            if is_passed_over(entry.name):
+                passed_over.append(path)
+            elif is_folder:
+                folders.append((path, f"{prefix}{entry.name}/"))
+            elif is_device and path.suffix.lower() != ".txt":
+                devices.append(path)
             else:
-                devices.append(entry)
+                files.append(path)  # a broken link, or a pipe for a caption: reported when opened
         waiting += reversed(folders)
-    found.note(sorted(hidden), "hidden files and folders are ignored")
     found.note(sorted(devices), "pipes, sockets and devices are ignored")
     return sorted(files, key=found.names.__getitem__)
 
 
-def _entries(folder: Path, seen: set[tuple[int, int]], found: Survey) -> list[Path]:
+def _entries(folder: Path, seen: set[tuple[int, int]], found: Survey) -> list[os.DirEntry]:
     """What is in a folder, unless it is among those `seen`, to which it is added."""
     try:
         there = folder.stat()
@@ -242,10 +243,22 @@ def _entries(folder: Path, seen: set[tuple[int, int]], found: Survey) -> list[Pa
             found.note([folder], "links to folders that are already read are ignored")
             return []
         seen.add((there.st_dev, there.st_ino))
-        return sorted(folder.iterdir())
+        with os.scandir(folder) as entries:
+            return sorted(entries, key=lambda entry: entry.name)
     except OSError as error:
         found.problem(f"{shown(folder)}: cannot be read ({error.strerror}); check its permissions")
         return []
+
+
+def _remark_on_others(files: list[Path], found: Survey) -> None:
+    """Notes on files that are neither pictures nor captions."""
+    needed = missing(file.suffix.lower() for file in files)
+    for package, suffixes in needed.items():
+        lacking = [file for file in files if file.suffix.lower() in suffixes]
+        found.note(lacking, f"{' and '.join(suffixes)} files are left out; to read them: pip install {package}")
+    readable = {suffix for suffixes in needed.values() for suffix in suffixes}
+    others = [file for file in files if file.suffix.lower() not in readable]
+    found.note(others, f"other files are ignored; pictures are {' '.join(SUFFIXES)}")
 
 
 def _remark_on_root(root: Root, files: list[Path], found: Survey) -> None:
@@ -256,7 +269,9 @@ def _remark_on_root(root: Root, files: list[Path], found: Survey) -> None:
     if not any(file.suffix.lower() in SUFFIXES for file in files):
         kinds = Counter(shown(file.suffix.lower() or file.name) for file in files)
         there = "; it has " + ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items())) if kinds else ""
-        found.problems.append(f"{place}: has no pictures{there}; pictures are {' '.join(SUFFIXES)}")
+        packages = " ".join(missing(kinds))
+        how = f"; to read these: pip install {packages}" if packages else ""
+        found.problems.append(f"{place}: has no pictures{there}; pictures are {' '.join(SUFFIXES)}{how}")
 
 
 def _repeats(paths: list[Path], found: Survey) -> dict[Path, int]:
@@ -318,15 +333,9 @@ def _caption(options: Data, path: Path, file: Caption, listed: str) -> Caption:
 
 def _text_files(paths: list[Path], files: list[Path], found: Survey) -> dict[Path, Caption]:
     """The text of the .txt file beside each picture, "" where there is none."""
-    owners: dict[Path, list[Path]] = defaultdict(list)
-    for path in paths:
-        owners[path.with_suffix("")].append(path)
     captions = {path: Caption("", "txt", path.with_suffix(".txt")) for path in paths}
     unowned = []
-    for file in files:
-        if file.suffix.lower() != ".txt":
-            continue
-        pictures = owners[file.with_suffix("")]
+    for file, pictures in companions([file for file in files if file.suffix.lower() == ".txt"], paths).items():
         if not pictures:
             unowned.append(file)
             continue
@@ -345,6 +354,7 @@ def _text_files(paths: list[Path], files: list[Path], found: Survey) -> dict[Pat
 def _metadata(paths: set[Path], files: list[Path], found: Survey) -> dict[Path, str]:
     """Captions from all metadata.jsonl files; file names in them are relative to their own folder."""
     captions: dict[Path, str] = {}
+    alike = {composed(path): path for path in paths}
     for file in files:
         if file.name != METADATA:
             continue
@@ -359,7 +369,7 @@ def _metadata(paths: set[Path], files: list[Path], found: Survey) -> dict[Path, 
                 continue
             try:
                 name, caption, others = parse_metadata_line(line)
-                path = _picture_named(file.parent, name, paths)
+                path = _picture_named(file.parent, name, paths, alike)
                 if captions.setdefault(path, caption) != caption:
                     raise ValueError(f"is a second caption of {shown(name)}; keep one of them")
                 unused |= others
@@ -371,11 +381,13 @@ def _metadata(paths: set[Path], files: list[Path], found: Survey) -> dict[Path, 
     return captions
 
 
-def _picture_named(folder: Path, name: str, paths: set[Path]) -> Path:
-    """The picture a line of metadata.jsonl means. Raises ValueError when there is none."""
+def _picture_named(folder: Path, name: str, paths: set[Path], alike: Mapping[str, Path]) -> Path:
+    """The picture a line of metadata.jsonl means, in whichever normal form. Raises ValueError when there is none."""
     path = folder / os.path.normpath(name)
     if path in paths:
         return path
+    if composed(path) in alike:
+        return alike[composed(path)]
     if isinstance(_looked_at(path), OSError):
         raise ValueError(f"names a missing file, {shown(name)}; remove the line or restore the picture")
     raise ValueError(f"names {shown(name)}, which is not one of the pictures here; remove the line")
