@@ -1,5 +1,5 @@
-"""Colours as they were meant: a picture's embedded profile (ICC), or a PNG file's gamma, applied, so that its values are
-those of sRGB."""
+"""Colours as they were meant: a picture's embedded profile (ICC), or a PNG file's gamma, applied, so that its values
+are those of sRGB."""
 
 import io
 from functools import lru_cache
@@ -66,7 +66,7 @@ def _transform_of(picture: Image.Image) -> ImageCms.ImageCmsTransform | None:
 def _transform(profile: bytes) -> ImageCms.ImageCmsTransform | None:
     """From a profile's colours to sRGB; None if they are the same."""
     opened = ImageCms.ImageCmsProfile(io.BytesIO(profile))
-    mode = MODES[opened.profile.xcolor_space.strip()] if opened.profile.xcolor_space.strip() in MODES else ""
+    mode = MODES.get(opened.profile.xcolor_space.strip(), "")
     if not mode:
         raise ValueError(f"a profile of {opened.profile.xcolor_space}")
     transform = ImageCms.buildTransform(

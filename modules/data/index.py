@@ -2,28 +2,27 @@
 
 import csv
 import io
-import os
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
+from modules.data import workers
 from modules.data.buckets import nearest
-from modules.data.pictures import content_key, enlargement, open_picture
-from modules.data.survey import Item, Survey, survey
+from modules.data.looking import Look, Progress, looks, record_of
+from modules.data.pictures import enlargement
+from modules.data.survey import Item, Survey, listing, survey
+from modules.data.twins import pairs
 from modules.preset.data_options import Data
-
-Progress = Callable[[int, int], None]
-"""Called with the number done and the total."""
 
 Seen = TypeVar("Seen")
 
 ENLARGED = 2.0
 """Pictures that are enlarged by more than this get a note."""
 
-WORKERS = min(8, os.cpu_count() or 1)
+MOST_SENTENCES = 20
+"""Pictures that cannot be read are told of one by one, up to so many."""
 
 
 class DataProblems(ValueError):
@@ -73,6 +72,10 @@ class Index:
 
     pictures: tuple[Picture, ...]
     notes: tuple[str, ...] = ()
+    skipped: tuple[tuple[str, str], ...] = ()
+    """Names of the pictures that cannot be read, and why; with data.broken "skip"."""
+    alike: tuple[tuple[str, str], ...] = ()
+    """Names of pictures that look the same: the earlier one and the other."""
 
     def table(self, batch: int = 1) -> str:
         """The buckets as text; `batch` is the number of pictures in a batch over all processes."""
@@ -102,38 +105,64 @@ def build_index(options: Data, which: str, bucket_step: int, progress: Progress 
     Raises DataProblems with everything that is wrong at once.
     """
     found = survey(options, which, bucket_step)
-    looks = look_at(found, _size_and_key, progress)
+    roots = {root.path for root in found.roots.values()}
+    record = record_of(Path(options.cache_folder), roots) if options.cache else None
+    seen = seen_of(found, looks(paths_of(found), record, progress))
     if found.problems:
         raise DataProblems(found.problems, found.notes)
-    pictures = tuple(as_picture(item, size, found.sizes, key) for item, (size, key) in looks)
+    pictures = tuple(as_picture(item, look.size, found.sizes, look.key) for item, look in seen)
     remark_on_sizes(options, pictures, found)
-    _remark_on_twins(pictures, found)
-    return Index(pictures, tuple(found.notes))
+    by_path = {item.path: look for item, look in seen}
+    _remark_on_notes(by_path, found)
+    _remark_on_twins(by_path, found)
+    alike = _remark_on_likeness(by_path, found)
+    skipped = tuple((found.names[path], why) for path, why in found.broken.items())
+    return Index(pictures, tuple(found.notes), skipped, alike)
+
+
+def paths_of(found: Survey) -> list[Path]:
+    """The picture files, each once."""
+    return list(dict.fromkeys(item.path for item in found.items))
 
 
 def look_at(
     found: Survey, look: Callable[[Path], Seen], progress: Progress | None = None
 ) -> list[tuple[Item, Seen]]:
-    """The result of `look` for each picture; those for which it raises ValueError are left out, and are problems."""
+    """The result of `look` for each picture, as `seen_of` gives it."""
+    paths, answers = paths_of(found), {}
+    for path, answer in zip(paths, workers.each(look, paths), strict=True):
+        answers[path] = answer
+        if progress is not None:
+            progress(len(answers), len(paths))
+    return seen_of(found, answers)
 
-    def look_or_say(item: Item) -> Seen | ValueError:
-        try:
-            return look(item.path)
-        except ValueError as error:
-            return error
 
-    seen: list[tuple[Item, Seen]] = []
-    with ThreadPoolExecutor(WORKERS) as pool:
-        answers = zip(found.items, pool.map(look_or_say, found.items), strict=True)
-        for done, (item, answer) in enumerate(answers, start=1):
-            if isinstance(answer, ValueError):
-                found.broken[item.path] = str(answer)
-                found.problem(str(answer))
-            else:
-                seen.append((item, answer))
-            if progress is not None:
-                progress(done, len(found.items))
+def seen_of(found: Survey, answers: Mapping[Path, Seen | ValueError]) -> list[tuple[Item, Seen]]:
+    """Each picture with what was seen of it. Pictures that cannot be read are left out: they are problems, or with
+    data.broken "skip" noted."""
+    found.broken = {path: str(answer) for path, answer in answers.items() if isinstance(answer, ValueError)}
+    reasons = list(found.broken.values())
+    if found.skips and len(reasons) < len(answers):
+        how = f"pictures that cannot be read are skipped, as data.broken says; {_first(reasons)}"
+        found.note(list(found.broken), how)
+    elif found.skips and reasons:
+        found.problem(f"none of its {len(reasons)} pictures can be read; {_first(reasons)}")
+    else:
+        for reason in reasons[:MOST_SENTENCES]:
+            found.problem(reason)
+        if more := list(found.broken)[MOST_SENTENCES:]:
+            names = listing([found.names[path] for path in more])
+            found.problem(f'further pictures cannot be read ({names}); with data.broken "skip" they are left out')
+    seen = []
+    for item in found.items:
+        answer = answers[item.path]
+        if not isinstance(answer, ValueError):
+            seen.append((item, answer))
     return seen
+
+
+def _first(reasons: Sequence[str]) -> str:
+    return f"the first: {reasons[0]}" if reasons else ""
 
 
 def as_picture(item: Item, size: tuple[int, int], sizes: Sequence[tuple[int, int]], key: str) -> Picture:
@@ -174,16 +203,32 @@ def remark_on_sizes(options: Data, pictures: Sequence[Picture], found: Survey) -
         found.note(extreme, f"pictures longer than {options.max_aspect:g}:1 are cropped; raise data.max_aspect")
 
 
-def _remark_on_twins(pictures: Sequence[Picture], found: Survey) -> None:
-    """Notes on equal pictures."""
+def _remark_on_notes(looks: Mapping[Path, Look], found: Survey) -> None:
+    """What was noted of single pictures, together."""
+    noted: dict[str, list[Path]] = defaultdict(list)
+    for path, look in looks.items():
+        noted[look.note].append(path)
+    for note, paths in noted.items():
+        found.note(paths if note else [], note)
+
+
+def _remark_on_twins(looks: Mapping[Path, Look], found: Survey) -> None:
+    """A note on equal pictures."""
     twins: dict[str, list[Path]] = defaultdict(list)
-    for picture in pictures:
-        twins[picture.key].append(picture.path)
-    for same in twins.values():
-        if len(same) > 1:
-            found.note(same, "pictures with the same content; all are used")
+    for path, look in looks.items():
+        twins[look.key].append(path)
+    same = [", ".join(found.names[path] for path in paths) for paths in twins.values() if len(paths) > 1]
+    if same:
+        found.notes.append(f"pictures with the same content; all are used ({listing(same, separator='; ')})")
 
 
-def _size_and_key(path: Path) -> tuple[tuple[int, int], str]:
-    picture = open_picture(path)
-    return picture.size, content_key(picture)
+def _remark_on_likeness(looks: Mapping[Path, Look], found: Survey) -> tuple[tuple[str, str], ...]:
+    """A note on pictures that look the same; their names, in pairs."""
+    paths = list(looks)
+    places = pairs([look.signature for look in looks.values()], [look.key for look in looks.values()])
+    alike = tuple((found.names[paths[first]], found.names[paths[second]]) for first, second in places)
+    if alike:
+        names = listing([f"{first} and {second}" for first, second in alike], separator="; ")
+        how = "at another size, in another format or slightly cropped"
+        found.notes.append(f"pictures that look the same, {how}; all are used ({names})")
+    return alike

@@ -85,7 +85,7 @@ settings of a folder's view. Others have a dot in front."""
 
 def is_passed_over(name: str) -> bool:
     """Whether a file or folder of this name is none of the user's."""
-    return name.startswith(".") or name.lower() in PASSED_OVER or name.startswith("SYNOFILE_THUMB_")
+    return name.startswith((".", "SYNOFILE_THUMB_")) or name.lower() in PASSED_OVER
 
 
 def _escaped(found: re.Match[str]) -> str:

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from PIL import ExifTags, Image, ImageOps
 
-from modules.data.colours import as_rgb, is_described, to_srgb
+from modules.data.colours import is_described, to_srgb
 from modules.data.formats import FIRST_IS_THE_PICTURE, allowed
 from modules.data.names import broken_link, shown
 
@@ -26,6 +26,9 @@ MOST_PIXELS = 400_000_000
 
 Image.MAX_IMAGE_PIXELS = MOST_PIXELS
 
+LARGE = 64_000_000
+"""Pixels from which on pictures are decoded one at a time: of smaller ones as many as there are workers."""
+
 STRIP = 256
 """Rows of a picture that are hashed at once."""
 
@@ -34,20 +37,30 @@ class _Unusable(ValueError):
     """An intact picture that cannot be trained on; the message says why and what to do."""
 
 
+class TooLarge:
+    """Instead of a picture with more pixels than were asked for."""
+
+
 def open_picture(path: Path) -> Image.Image:
     """The picture in `path`: RGB in sRGB, EXIF rotation applied, transparent parts on white, completely decoded.
 
     Raises ValueError, naming the file, when it is damaged, not a picture or an animation.
     """
-    return open_with_note(path)[0]
-
-
-def open_with_note(path: Path) -> tuple[Image.Image, str]:
-    """As `open_picture`, and what is to be noted of pictures like it; mostly nothing, ""."""
     with _opened(path) as file:
-        file.load()
-        ImageOps.exif_transpose(file, in_place=True)
-        return _on_white(file)
+        return _decoded(file)[0]
+
+
+def open_with_note(path: Path, most: int = 0) -> tuple[Image.Image, str] | TooLarge:
+    """As `open_picture`, and what is to be noted of pictures like it, mostly nothing, "". With `most`, a picture of
+    more pixels is not decoded."""
+    with _opened(path) as file:
+        return TooLarge() if most and file.width * file.height > most else _decoded(file)
+
+
+def _decoded(file: Image.Image) -> tuple[Image.Image, str]:
+    file.load()
+    ImageOps.exif_transpose(file, in_place=True)
+    return _on_white(file)
 
 
 def read_size(path: Path) -> tuple[int, int]:

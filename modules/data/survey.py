@@ -3,7 +3,7 @@
 import os
 import re
 import stat
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -76,6 +76,8 @@ class Survey:
     notes: list[str] = field(default_factory=list)
     broken: dict[Path, str] = field(default_factory=dict)
     """Why pictures that were opened cannot be used."""
+    skips: bool = False
+    """Whether they are left out."""
     names: dict[Path, str] = field(default_factory=dict)
     """Of every file and folder."""
     roots: dict[Path, Root] = field(default_factory=dict)
@@ -93,7 +95,7 @@ class Survey:
 
 def survey(options: Data, which: str, bucket_step: int) -> Survey:
     """List the folders of a set, "training" or "validation"."""
-    found = Survey(SETTINGS[which])
+    found = Survey(SETTINGS[which], skips=options.broken == "skip")
     found.sizes = _checked_sizes(options, bucket_step, found)
     files: list[Path] = []
     passed_over: list[Path] = []
@@ -125,10 +127,10 @@ def bucket_sizes(options: Data, step: int) -> tuple[tuple[int, int], ...]:
     return buckets(options.resolution, step, options.max_aspect, options.buckets)
 
 
-def listing(names: Sequence[str], most: int = 10) -> str:
+def listing(names: Sequence[str], most: int = 10, separator: str = ", ") -> str:
     """The number of names, and the first `most` of them."""
     more = f" and {len(names) - most} more" if len(names) > most else ""
-    return f"{len(names)}: {', '.join(names[:most])}{more}"
+    return f"{len(names)}: {separator.join(names[:most])}{more}"
 
 
 def _checked_sizes(options: Data, step: int, found: Survey) -> tuple[tuple[int, int], ...]:

@@ -21,15 +21,13 @@ from modules.data.index import Index
 from modules.disk import remove_left_overs, write_whole
 from modules.files.facts import versions
 from modules.preset.schema import Base, Preset
+from modules.stamps import MARGIN as MARGIN
+from modules.stamps import is_older, stamp_of
 from modules.training.state import checksum
 
 RECORD = "fingerprints.json"
 """Name of the record, in the cache's folder, or in the run's where nothing is cached; and of the fingerprints in a
 state."""
-
-MARGIN = 5_000_000_000
-"""ns by which a file has to be older than its hash for that to be trusted. FAT's clock has steps of 2 s, and a network
-drive's may be off."""
 
 LISTED = 10
 """Names in a sentence; more are counted."""
@@ -85,17 +83,6 @@ class Record:
 
 def _sum(files: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(files).encode()).hexdigest()
-
-
-def stamp_of(path: Path) -> list[int]:
-    """What changes when a file changes: size, times in ns, inode. The ctime cannot be set back as the mtime can."""
-    found = path.stat()
-    return [found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino]
-
-
-def is_older(stamp: list[int], began: Any) -> bool:
-    """Whether a file is so much older than the start of its hashing that a change since must show in its times."""
-    return isinstance(began, int) and max(stamp[1:3]) + MARGIN < began
 
 
 def make(preset: Preset, training: Index, validation: Index | None, run_folder: Path, anew: bool = False) -> Made:
