@@ -91,12 +91,23 @@ class Index:
 
     def rows(self) -> str:
         """All pictures as tab-separated text with a heading, for the run folder."""
-        text = io.StringIO()
-        table = csv.writer(text, delimiter="\t", lineterminator="\n")
-        table.writerow(["name", "width", "height", "bucket", "repeats", "sha256", "caption"])
-        for p in self.pictures:
-            table.writerow([p.name, p.width, p.height, f"{p.bucket[0]}x{p.bucket[1]}", p.repeats, p.key, p.caption])
-        return text.getvalue()
+        heading = ["name", "width", "height", "bucket", "repeats", "sha256", "caption"]
+        rows = [
+            [p.name, p.width, p.height, f"{p.bucket[0]}x{p.bucket[1]}", p.repeats, p.key, p.caption]
+            for p in self.pictures
+        ]
+        return _separated([heading, *rows])
+
+    def skipped_rows(self) -> str:
+        """The pictures that cannot be read, in the same way."""
+        return _separated([("name", "reason"), *self.skipped])
+
+
+def _separated(rows: Iterable[Sequence[object]]) -> str:
+    """Tab-separated text."""
+    text = io.StringIO()
+    csv.writer(text, delimiter="\t", lineterminator="\n").writerows(rows)
+    return text.getvalue()
 
 
 def build_index(options: Data, which: str, bucket_step: int, progress: Progress | None = None) -> Index:

@@ -18,13 +18,13 @@ from modules.data.names import broken_link, shown
 # What Pillow's parsers raise for broken files.
 BROKEN = (
     *(OSError, SyntaxError, ValueError, EOFError, TypeError, LookupError, ArithmeticError, MemoryError, RuntimeError),
-    *(struct.error, zlib.error, Image.DecompressionBombError),
+    *(struct.error, zlib.error),
 )
 
 MOST_PIXELS = 400_000_000
 """A larger picture is refused: decoded, this one takes 1.6 GB. Files of a few kilobytes can claim to be larger."""
 
-Image.MAX_IMAGE_PIXELS = MOST_PIXELS
+Image.MAX_IMAGE_PIXELS = None  # Pillow's own limits, which it prints about, are lower
 
 LARGE = 64_000_000
 """Pixels from which on pictures are decoded one at a time: of smaller ones as many as there are workers."""
@@ -167,8 +167,6 @@ def _reason(path: Path, error: BaseException) -> str:
         return "its content is not a PNG, JPEG, WebP, BMP, GIF, TIFF or AVIF picture; convert it"
     if isinstance(error, _Unusable):
         return str(error)
-    if isinstance(error, Image.DecompressionBombError):
-        return f"it has more than {2 * MOST_PIXELS:,} pixels, of at most {MOST_PIXELS:,}; make it smaller"
     if isinstance(error, OSError) and error.errno:
         if why := broken_link(path):
             return f"it {why}; restore that"

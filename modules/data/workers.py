@@ -20,7 +20,8 @@ from typing import Any, TypeVar
 
 from modules.data.names import shown
 
-COUNT = min(8, os.cpu_count() or 1)
+COUNT = max(1, min(8, os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+"""Processes. Of several trainings on one machine that are one run, each has its part."""
 
 WORTH = 400
 """Files from which on processes are started; fewer are done in threads."""

@@ -3,6 +3,7 @@
 import importlib.util
 import os
 import shutil
+import sys
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,8 @@ from modules.judges import judges
 from modules.preset.schema import Preset
 from modules.printable import LONGEST, short
 from modules.training import first_values, graphics, noise, pool, schedules, setup, sharding
+from modules.training.bars import progress_bar
+from modules.training.processes import is_main_process
 from modules.training.session import Pictures, sample_prompts, total_steps
 
 NEEDED_ON_GPUS = "the package triton, and on Linux a C compiler (gcc or clang) for it,"
@@ -214,7 +217,8 @@ def _examine_pictures(preset: Preset, found: Findings) -> None:
     indices: dict[str, Index] = {}
     for which in ("training", "validation") if preset.data.validation_folder else ("training",):
         try:
-            indices[which] = build_index(preset.data, which, step)
+            with progress_bar(f"reading {which} pictures", is_main_process() and sys.stderr.isatty()) as move:
+                indices[which] = build_index(preset.data, which, step, move)
             found.notes += indices[which].notes
         except DataProblems as error:
             found.problems += error.problems
@@ -264,6 +268,7 @@ def report(preset: Preset, found: Findings, processes: int = 1) -> dict[str, Any
     """The findings as plain values, as `--check --json` prints them. Values that a problem hides are 0 or empty."""
     rows = setup.layer_rows(found.adapted, found.model, preset.targets) if found.model is not None else []
     index = found.training
+    indices = [one for one in (found.training, found.validation) if one is not None]
     return {
         "name": preset.name,
         "problems": found.problems,
@@ -274,6 +279,8 @@ def report(preset: Preset, found: Findings, processes: int = 1) -> dict[str, Any
         "trainable_layers": found.trainable_layers,
         "pictures": len(index.pictures) if index else 0,
         "validation_pictures": len(found.validation.pictures) if found.validation else 0,
+        "skipped": [{"name": name, "reason": reason} for index in indices for name, reason in index.skipped],
+        "alike": [list(names) for index in indices for names in index.alike],
         "buckets": index.table(preset.training.batch_size * processes) if index else "",
         "steps": found.steps,
         "steps_per_epoch": _batches(preset, index, processes).steps_per_epoch if index else 0,
