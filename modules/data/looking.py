@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from importlib import metadata
+from itertools import chain
 from pathlib import Path
 from typing import TypeVar
 
@@ -29,7 +30,7 @@ Progress = Callable[[int, int], None]
 
 Seen = TypeVar("Seen")
 
-FORMAT = 1
+FORMAT = 2
 """Part of a record. Raise it when pixels are read in another way, or `Look` has another meaning."""
 
 WORTH = 200
@@ -39,7 +40,7 @@ SAVED_EVERY = 30.0
 """Seconds between two writings of a record while pictures are looked at: it may take long, and be stopped."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Look:
     """What is known of a picture that was decoded."""
 
@@ -143,38 +144,38 @@ def made_by() -> str:
 
 
 class Record:
-    """Looks of earlier times: a line of JSON for each picture, then the checksum of all lines."""
+    """Looks of earlier times: a line for each picture, its path and what was seen, then the checksum of all lines."""
 
     def __init__(self, path: Path):
         self.path = path
         self.began = self.saved = time.time_ns()
         self.lines: dict[str, str] = {}
-        """By the picture's path; its line, which takes less memory than what it says."""
+        """By the picture's path, as JSON; what was seen as JSON too, which takes less memory than its values."""
         self.is_new = False
         with contextlib.suppress(OSError, ValueError, TypeError, KeyError, RecursionError):  # it only saves time
             self.lines = _read(path)
 
     def get(self, path: Path, stamp: list[int]) -> Look | None:
         """What was seen of a picture, unless it may have changed since."""
-        line = self.lines.get(str(path.absolute()))
+        line = self.lines.get(_name(path))
         if line is None:
             return None
-        _, then, began, size, key, tiles, note = json.loads(line)
+        then, began, size, key, tiles, note = json.loads(line)
         if then != stamp or not is_older(stamp, began):
             return None
         return Look((size[0], size[1]), key, base64.b64decode(tiles), note)
 
     def add(self, path: Path, stamp: list[int], seen: Look) -> None:
         """What is seen now. The stamp is of before it was opened."""
-        name, tiles = str(path.absolute()), base64.b64encode(seen.signature).decode()
-        self.lines[name] = json.dumps([name, stamp, self.began, seen.size, seen.key, tiles, seen.note])
+        tiles = base64.b64encode(seen.signature).decode()
+        self.lines[_name(path)] = json.dumps([stamp, self.began, seen.size, seen.key, tiles, seen.note])
         self.is_new = True
         if time.time_ns() - self.saved > SAVED_EVERY * 1e9:
             self._write()
 
     def keep(self, paths: Iterable[Path]) -> None:
         """Write what is known of these pictures, if that has changed. Of two processes the last one wins."""
-        wanted = {str(path.absolute()) for path in paths}
+        wanted = {_name(path) for path in paths}
         kept = {name: line for name, line in self.lines.items() if name in wanted}
         self.is_new |= len(kept) < len(self.lines)
         self.lines = kept
@@ -187,12 +188,16 @@ class Record:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             remove_left_overs(self.path.parent, f"{self.path.name}.*")
             with whole(self.path, flush=False) as partial, partial.open("wb") as file:
-                for line in (made_by(), *self.lines.values()):
+                for line in chain([made_by()], map("\t".join, self.lines.items())):
                     content = line.encode() + b"\n"
                     total.update(content)
                     file.write(content)
                 file.write(total.hexdigest().encode())
         self.saved, self.is_new = time.time_ns(), False
+
+
+def _name(path: Path) -> str:
+    return json.dumps(str(path.absolute()))
 
 
 def _read(path: Path) -> dict[str, str]:
@@ -210,6 +215,6 @@ def _read(path: Path) -> dict[str, str]:
                     raise ValueError("checksum mismatch")
                 return lines
             total.update(content)
-            line = content.decode().rstrip("\n")
-            lines[json.loads(line)[0]] = line
+            name, _, line = content.decode().rstrip("\n").partition("\t")
+            lines[name] = line
     raise ValueError("no checksum")

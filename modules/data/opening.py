@@ -101,6 +101,8 @@ def _opened(path: Path) -> Iterator[Image.Image]:
             frames = getattr(file, "n_frames", 1)
             if frames > 1 and file.format not in FIRST_IS_THE_PICTURE:
                 raise _Unusable(f"it has {frames} frames; save one of them as a picture")
+            if file.format == "JXL" and not vars(file).get("jpeg"):
+                file.info.pop("exif", None)  # its standard: pixels are decoded as they are to be shown
             yield file
     except BROKEN as error:
         raise ValueError(f"{shown(path)}: {_reason(path, error)}, or remove it from the folder") from error

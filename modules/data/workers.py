@@ -32,6 +32,9 @@ CHUNK = 32
 ROOT = Path(__file__).resolve().parents[2]
 PROGRAM = "import sys; sys.path[0] = sys.argv[1]; from modules.data.workers import serve; serve()"
 
+READY = "ready"
+"""What a worker says first."""
+
 Done = TypeVar("Done")
 
 
@@ -76,30 +79,37 @@ def outcome(work: Callable[[Path], Done], path: Path) -> Done | ValueError:
 
 
 class Worker:
-    """A process that does `work`."""
+    """A process that does `work`; where none can be started, it is done here."""
 
     def __init__(self, work: Callable[[Path], Any]):
         self.work = work
-        self.process = self._start()
+        self._start()
 
-    def _start(self) -> subprocess.Popen[bytes]:
+    def _start(self) -> None:
         command = [sys.executable, "-c", PROGRAM, str(ROOT)]
-        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-        _send(process.stdin, self.work)
-        return process
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        self.is_ready = False
+        _send(self.process.stdin, self.work)
 
     def ask(self, paths: Sequence[Path]) -> list[Any]:
         """The outcome for each path. One at which the process ends without an answer is damaged."""
         try:
             _send(self.process.stdin, list(paths))
-            return pickle.load(self.process.stdout)  # type: ignore[arg-type]
-        except (EOFError, OSError, pickle.UnpicklingError):
+            self.is_ready = self.is_ready or self._answer() == READY
+            return self._answer()
+        except (EOFError, OSError, ValueError, pickle.UnpicklingError):  # ValueError: it has ended before
             self.end()
-            self.process = self._start()
+        if not self.is_ready:
+            return [outcome(self.work, path) for path in paths]
+        self._start()
         if len(paths) > 1:
             return [answer for path in paths for answer in self.ask([path])]
         reason = "decoding it has ended the process that did so; save it again, or remove it from the folder"
         return [ValueError(f"{shown(paths[0])}: {reason}")]
+
+    def _answer(self) -> Any:
+        assert self.process.stdout is not None
+        return pickle.load(self.process.stdout)
 
     def end(self) -> None:
         """End the process."""
@@ -124,10 +134,8 @@ def serve() -> None:
     sys.stdout = sys.stderr  # what libraries print is no answer
     with contextlib.suppress(EOFError, BrokenPipeError):
         work = pickle.load(requests)
+        pickle.dump(READY, answers)
         while True:
-            _answer(answers, [outcome(work, path) for path in pickle.load(requests)])
-
-
-def _answer(pipe: Any, found: list[Any]) -> None:
-    pickle.dump(found, pipe)
-    pipe.flush()
+            found = [outcome(work, path) for path in pickle.load(requests)]
+            pickle.dump(found, answers)
+            answers.flush()

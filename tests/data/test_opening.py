@@ -1,7 +1,6 @@
 """Pictures as people really have them: colour profiles, new formats, huge scans, links to nowhere."""
 
 import io
-import os
 import struct
 import sys
 import types
@@ -178,6 +177,19 @@ def test_what_a_plug_in_would_read_is_named_with_it(folder):
         assert sum(all(word in note for word in words) for note in notes) == 1
 
 
+@pytest.mark.parametrize("name", ["a.heic", "a.jxl"])
+def test_real_plug_ins(folder, name):
+    plug_in = formats.PLUG_INS[f".{name[2:]}"]
+    module = pytest.importorskip(plug_in.module)
+    if plug_in.register:
+        vars(module)[plug_in.register]()
+    path = folder.save(name, gradient((64, 40)), quality=90)
+    assert open_picture(path).size == read_size(path) == (64, 40)
+    assert np.abs(np.asarray(open_picture(path)).astype(int) - np.asarray(gradient((64, 40)))).mean() < 6
+    with pytest.raises(ValueError, match=r"cut.* is damaged"):
+        open_picture(folder.write(f"cut.{name}", path.read_bytes()[:300]))
+
+
 def test_a_plug_in_is_asked(folder, monkeypatch):
     """One that reads a format of our own: "NEW" and then a PNG file."""
     from PIL import PngImagePlugin
@@ -251,7 +263,7 @@ def test_a_link_to_nowhere_is_called_one(folder):
             with pytest.raises(ValueError, match="is a link to .*, which does not exist; restore that") as raised:
                 read(folder.path / name)
             assert target in str(raised.value) and "damaged" not in str(raised.value)
-    os.rename(folder.path / "a.png", folder.path.parent / "link")
+    (folder.path / "a.png").rename(folder.path.parent / "link")
     data = Data(folders=(str(folder.path.parent / "link"),), resolution=64)
     with pytest.raises(DataProblems, match=r"link: is a link to gone\.png, which does not exist"):
         build_index(data, "training", 32)
