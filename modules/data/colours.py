@@ -3,6 +3,7 @@ are those of sRGB."""
 
 import io
 from functools import lru_cache
+from typing import cast
 
 import numpy as np
 from PIL import Image, ImageCms
@@ -66,9 +67,10 @@ def _transform_of(picture: Image.Image) -> ImageCms.ImageCmsTransform | None:
 def _transform(profile: bytes) -> ImageCms.ImageCmsTransform | None:
     """From a profile's colours to sRGB; None if they are the same."""
     opened = ImageCms.ImageCmsProfile(io.BytesIO(profile))
-    mode = MODES.get(opened.profile.xcolor_space.strip(), "")
-    if not mode:
-        raise ValueError(f"a profile of {opened.profile.xcolor_space}")
+    space = cast(ImageCms.core.CmsProfile, opened.profile).xcolor_space.strip()
+    if space not in MODES:
+        raise ValueError(f"a profile of {space}")
+    mode = MODES[space]
     transform = ImageCms.buildTransform(
         *(opened, ImageCms.createProfile("sRGB"), mode, "RGB"),
         renderingIntent=ImageCms.Intent.RELATIVE_COLORIMETRIC,  # white stays white

@@ -43,7 +43,7 @@ PLUG_INS = {".heic": HEIF, ".heif": HEIF, ".hif": HEIF, ".jxl": JXL, ".avif": AV
 
 
 def _is_readable(plug_in: PlugIn) -> bool:
-    return plug_in.is_installed or plug_in is AVIF and features.check("avif")
+    return plug_in.is_installed or plug_in is AVIF and bool(features.check("avif"))
 
 
 SUFFIXES = (

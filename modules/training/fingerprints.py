@@ -181,7 +181,11 @@ def differing(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
 
 
 def _pictures_changed(
-    what: str, before: Mapping[str, list], now: Mapping[str, list], skipped: Sequence[str], skipped_now: Sequence[str]
+    what: str,
+    before: Mapping[str, list],
+    now: Mapping[str, list],
+    skipped: Sequence[str] = (),
+    skipped_now: Sequence[str] = (),
 ) -> list[str]:
     both = [name for name in before if name in now]
     added, removed = [name for name in now if name not in before], [name for name in before if name not in now]

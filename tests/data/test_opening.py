@@ -185,9 +185,9 @@ def test_real_plug_ins(folder, name):
         vars(module)[plug_in.register]()
     path = folder.save(name, gradient((64, 40)), quality=90)
     assert open_picture(path).size == read_size(path) == (64, 40)
-    assert np.abs(np.asarray(open_picture(path)).astype(int) - np.asarray(gradient((64, 40)))).mean() < 6
+    assert np.abs(np.asarray(open_picture(path)).astype(int) - np.asarray(gradient((64, 40)))).mean() < 12
     with pytest.raises(ValueError, match=r"cut.* is damaged"):
-        open_picture(folder.write(f"cut.{name}", path.read_bytes()[:300]))
+        open_picture(folder.write(f"cut.{name}", path.read_bytes()[: path.stat().st_size // 2]))
 
 
 def test_a_plug_in_is_asked(folder, monkeypatch):
