@@ -28,7 +28,7 @@ ROOT = Path(__file__).resolve().parents[1]
 SUFFIXES = ("jpg", "png", "webp")
 PER_FOLDER = 1000
 HEAD = "| index | pictures | seconds | CPU seconds | pictures/s | memory | of workers |\n|---|---|---|---|---|---|---|"
-POLL = 0.05
+POLL = 0.2
 """Seconds between two looks at the memory."""
 
 
@@ -42,7 +42,7 @@ def draw(folder: Path, count: int) -> None:
             continue
         path.parent.mkdir(parents=True, exist_ok=True)
         small = np.array(colours * 8, dtype=np.uint8).reshape(4, 4, 3) + drawing.integers(0, 90, (4, 4, 3), np.uint8)
-        Image.fromarray(small).resize((width, height)).save(path)
+        Image.fromarray(small).resize((width, height)).save(path, compress_level=1, method=0)
         path.with_suffix(".txt").write_text(f"picture {number}, a thing, red, on a table", encoding="utf-8")
 
 
@@ -60,7 +60,8 @@ def measure(code: Path, folder: Path, record: Path) -> dict[str, float]:
             workers = 0
             for child in me.children(recursive=True):
                 try:
-                    workers += child.memory_full_info().uss
+                    found = child.memory_info()
+                    workers += found.rss - found.shared
                 except psutil.Error:  # it has ended since
                     continue
             peak[:] = max(peak[0], me.memory_info().rss - before), max(peak[1], workers)

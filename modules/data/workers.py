@@ -26,7 +26,7 @@ COUNT = max(1, min(8, os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SI
 WORTH = 400
 """Files from which on processes are started; fewer are done in threads."""
 
-CHUNK = 32
+CHUNK = 96
 """Files that are handed over at once."""
 
 ROOT = Path(__file__).resolve().parents[2]
