@@ -26,7 +26,7 @@ LONG_FUNCTIONS: dict[tuple[str, str], str] = {}
 ATTRIBUTES_BY_NAME: dict[tuple[str, str], str] = {
     ("modules/adapters/base.py", "getattr"): "Adapted answers for its base layer, a torch module",
     ("scripts/demo_training.py", "getattr"): "the mean and the deviation of a diffusers distribution",
-    ("modules/data/pictures.py", "getattr"): "Pillow's picture files have n_frames or not, depending on the format",
+    ("modules/data/opening.py", "getattr"): "Pillow's picture files have n_frames or not, depending on the format",
 }
 """(file, "getattr" or "hasattr"): why."""
 

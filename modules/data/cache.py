@@ -27,7 +27,8 @@ from torch import Tensor
 from modules import tensorfile
 from modules.data.augment import View, is_encoded_in_steps, key_of, placing_of, still, variants
 from modules.data.augment import pixels as seen
-from modules.data.index import Picture, Progress
+from modules.data.index import Picture
+from modules.data.looking import Progress
 from modules.data.masks import placed, read
 from modules.data.names import shown
 from modules.data.pictures import content_key, open_picture

@@ -5,7 +5,7 @@ from pathlib import Path
 from random import Random
 
 from modules.adapters.base import seed_of
-from modules.data.names import shown
+from modules.data.names import broken_link, shown
 from modules.data.wildcards import expanded
 from modules.preset.data_options import Data
 
@@ -175,6 +175,8 @@ def read_text(path: Path) -> str:
             raise ValueError(f"{place}: is not a regular file; replace it with a text file")
         text = path.read_bytes().decode("utf-8-sig")
     except OSError as error:
+        if why := broken_link(path):
+            raise ValueError(f"{place}: {why}; restore that, or remove the link") from error
         raise ValueError(f"{place}: cannot be read ({error.strerror}); check its permissions") from error
     except UnicodeDecodeError as error:
         raise ValueError(f"{place}: is not UTF-8 text (byte {error.start}); save it in the encoding UTF-8") from error

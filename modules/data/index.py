@@ -3,34 +3,25 @@
 import csv
 import io
 import math
-import os
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from pathlib import Path
-from typing import TypeVar
 
-from modules.data import masks
+from modules.data import seen
 from modules.data.buckets import nearest
 from modules.data.captions import samples_of
 from modules.data.folders import exact, number, scaled
+from modules.data.looking import Progress, looks, record_of
 from modules.data.masks import Mask
-from modules.data.pictures import content_key, enlargement, open_picture
+from modules.data.pictures import enlargement
 from modules.data.roots import bucket_sizes
 from modules.data.survey import Item, Survey, survey
 from modules.preset.data_options import Data
 
-Progress = Callable[[int, int], None]
-"""Called with the number done and the total."""
-
-Seen = TypeVar("Seen")
-
 ENLARGED = 2.0
 """Pictures that are enlarged by more than this get a note."""
-
-WORKERS = min(8, os.cpu_count() or 1)
 
 
 class DataProblems(ValueError):
@@ -98,6 +89,10 @@ class Index:
     notes: tuple[str, ...] = ()
     captions: tuple[str, ...] = ()
     """Where the captions of each folder come from: sentences."""
+    skipped: tuple[tuple[str, str], ...] = ()
+    """Names of the pictures that cannot be read, and why; with data.broken "skip"."""
+    alike: tuple[tuple[str, str], ...] = ()
+    """Names of pictures that look the same: the earlier one and the other."""
 
     def table(self, batch: int = 1) -> str:
         """The buckets as text; `batch` is the number of pictures in a batch over all processes."""
@@ -113,12 +108,23 @@ class Index:
 
     def rows(self) -> str:
         """All pictures as tab-separated text with a heading, for the run folder."""
-        text = io.StringIO()
-        table = csv.writer(text, delimiter="\t", lineterminator="\n")
-        table.writerow(["name", "width", "height", "bucket", "repeats", "sha256", "caption"])
-        for p in self.pictures:
-            table.writerow([p.name, p.width, p.height, f"{p.bucket[0]}x{p.bucket[1]}", p.repeats, p.key, p.caption])
-        return text.getvalue()
+        heading = ["name", "width", "height", "bucket", "repeats", "sha256", "caption"]
+        rows = [
+            [p.name, p.width, p.height, f"{p.bucket[0]}x{p.bucket[1]}", p.repeats, p.key, p.caption]
+            for p in self.pictures
+        ]
+        return _separated([heading, *rows])
+
+    def skipped_rows(self) -> str:
+        """The pictures that cannot be read, in the same way."""
+        return _separated([("name", "reason"), *self.skipped])
+
+
+def _separated(rows: Iterable[Sequence[object]]) -> str:
+    """Tab-separated text."""
+    text = io.StringIO()
+    csv.writer(text, delimiter="\t", lineterminator="\n").writerows(rows)
+    return text.getvalue()
 
 
 def build_index(options: Data, which: str, bucket_step: int, progress: Progress | None = None) -> Index:
@@ -127,63 +133,18 @@ def build_index(options: Data, which: str, bucket_step: int, progress: Progress 
     Raises DataProblems with everything that is wrong at once.
     """
     found = survey(options, which, bucket_step)
-    looks = look_at(found, _size_and_key, progress)
-    masked = look_at_masks([(item, size) for item, (size, _) in looks], found)
+    record = record_of(Path(options.cache_folder), {item.root.path for item in found.items}) if options.cache else None
+    opened = seen.seen_of(found, looks(seen.paths_of(found), record, progress))
+    masked = seen.look_at_masks([(item, look.size) for item, look in opened], found)
     if found.problems:
         raise DataProblems(found.problems, found.notes)
-    pictures = as_pictures(options, looks, found, masked)
-    _remark_on_twins(pictures, found)
-    return Index(tuple(pictures), tuple(found.notes), tuple(found.captions))
-
-
-def look_at(
-    found: Survey, look: Callable[[Path], Seen], progress: Progress | None = None
-) -> list[tuple[Item, Seen]]:
-    """The result of `look` for each picture; those for which it raises ValueError are left out, and are problems."""
-
-    def look_or_say(item: Item) -> Seen | ValueError:
-        try:
-            return look(item.path)
-        except ValueError as error:
-            return error
-
-    seen: list[tuple[Item, Seen]] = []
-    with ThreadPoolExecutor(WORKERS) as pool:
-        answers = zip(found.items, pool.map(look_or_say, found.items), strict=True)
-        for done, (item, answer) in enumerate(answers, start=1):
-            if isinstance(answer, ValueError):
-                found.broken[item.path] = str(answer)
-                found.problem(str(answer))
-            else:
-                seen.append((item, answer))
-            if progress is not None:
-                progress(done, len(found.items))
-    return seen
-
-
-def look_at_masks(
-    looks: Iterable[tuple[Item, tuple[int, int]]], found: Survey
-) -> dict[tuple[int, Path], Mask]:
-    """The masks of the items of these widths and heights, by folder and path; those that cannot be used are
-    problems."""
-    items = [(item, size) for item, size in looks if item.mask is not None]
-
-    def look_or_say(item: Item, size: tuple[int, int]) -> Mask | None | ValueError:
-        assert item.mask is not None
-        try:
-            return masks.look(item.mask, item.path, size)
-        except ValueError as error:
-            return error
-
-    with ThreadPoolExecutor(WORKERS) as pool:
-        answers = list(pool.map(look_or_say, *zip(*items, strict=True))) if items else []
-    for error in dict.fromkeys(str(answer) for answer in answers if isinstance(answer, ValueError)):
-        found.problem(error)
-    pairs = list(zip(items, answers, strict=True))
-    found.note([item.path for (item, _), mask in pairs if mask is None], masks.OPAQUE)
-    known = [(item, size, mask) for (item, size), mask in pairs if isinstance(mask, Mask)]
-    masks.remark([(item.path, mask, size, item.root.options) for item, size, mask in known], found)
-    return {(item.root.entry, item.path): mask for item, _, mask in known}
+    pictures = as_pictures(options, [(item, (look.size, look.key)) for item, look in opened], found, masked)
+    by_path = {item.path: look for item, look in opened}
+    seen.remark_on_notes(by_path, found)
+    seen.remark_on_twins(by_path, found)
+    alike = seen.remark_on_likeness(by_path, found)
+    skipped = tuple((found.names[path], why) for path, why in found.broken.items())
+    return Index(tuple(pictures), tuple(found.notes), tuple(found.captions), skipped, alike)
 
 
 def as_pictures(
@@ -292,18 +253,3 @@ def remark_on_focus(pictures: Sequence[Picture], found: Survey) -> None:
     """A note on pictures without a focus that are to be cropped around one."""
     without = [p.path for p in pictures if p.options.crop == "focus" and p.focus is None]
     found.note(without, "pictures without a mask or a focus in metadata.jsonl are cropped to their middle")
-
-
-def _remark_on_twins(pictures: Sequence[Picture], found: Survey) -> None:
-    """Notes on equal pictures."""
-    twins: dict[str, dict[Path, None]] = defaultdict(dict)
-    for picture in pictures:
-        twins[picture.key][picture.path] = None
-    for same in twins.values():
-        if len(same) > 1:
-            found.note([*same], "pictures with the same content; all are used")
-
-
-def _size_and_key(path: Path) -> tuple[tuple[int, int], str]:
-    picture = open_picture(path)
-    return picture.size, content_key(picture)

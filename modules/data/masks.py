@@ -17,9 +17,10 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from modules.data.names import shown
-from modules.data.pictures import SUFFIXES, open_mask, placement
-from modules.data.roots import Root, looked_at
+from modules.data.formats import SUFFIXES
+from modules.data.names import looked_at, shown
+from modules.data.pictures import open_mask, placement
+from modules.data.roots import Root
 from modules.preset.data_options import Data
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from modules.data import caption_files, folders
 from modules.data.buckets import buckets
-from modules.data.names import looked_at, shown
+from modules.data.names import broken_link, looked_at, shown
 from modules.preset.data_options import Data, Folder
 
 SETTING = "data.folders"
@@ -69,7 +69,7 @@ def read(options: Data, which: str, said: Said) -> list[Root]:
             said.problem("one of the folders is empty; remove it")
         elif isinstance(there, FileNotFoundError):
             how = f"give the folder with the pictures, as in --{SETTING} FOLDER"
-            said.problems.append(f"{place}: no such folder; {how}")
+            said.problems.append(f"{place}: {broken_link(path) or 'no such folder'}; {how}")
         elif isinstance(there, OSError):
             said.problems.append(f"{place}: cannot be read ({there.strerror}); give the folder with the pictures")
         elif not stat.S_ISDIR(there.st_mode):

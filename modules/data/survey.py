@@ -1,7 +1,7 @@
 """What is in the data folders, without opening a picture: files, captions, repeats, buckets, and what is wrong."""
 
+import os
 import re
-import stat
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,8 +10,8 @@ from pathlib import Path
 
 from modules.data import focus, folders, masks, roots
 from modules.data.caption_files import Caption, read_captions
-from modules.data.names import listing, looked_at, shown
-from modules.data.pictures import SUFFIXES
+from modules.data.formats import SUFFIXES, missing
+from modules.data.names import is_passed_over, kind_of, listing, shown
 from modules.data.roots import SETTING, Root, Said
 from modules.preset.data_options import Data
 
@@ -51,6 +51,8 @@ class Survey(Said):
     """Where the captions of each folder come from: sentences."""
     broken: dict[Path, str] = field(default_factory=dict)
     """Why pictures that were opened cannot be used."""
+    skips: bool = False
+    """Whether they are left out."""
     names: dict[Path, str] = field(default_factory=dict)
     """Of every file and folder."""
 
@@ -62,11 +64,13 @@ class Survey(Said):
 
 def survey(options: Data, which: str, bucket_step: int) -> Survey:
     """List the folders of a set, "training" or "validation"."""
-    found = Survey()
+    found = Survey(skips=options.broken == "skip")
     given = roots.read(options, which, found)
     if roots.check_options([options, *(root.options for root in given)], bucket_step, found):
         found.step = bucket_step
-    listed = {root.entry: _list_files(root, given, found) for root in given}
+    passed_over: list[Path] = []
+    listed = {root.entry: _list_files(root, given, passed_over, found) for root in given}
+    found.note(passed_over, "hidden files, and thumbnails and recycle bins of file managers are passed over")
     mask_folders = masks.folders(given, found)
     for alike in _by_options(given):
         own = alike[0].options
@@ -79,7 +83,7 @@ def survey(options: Data, which: str, bucket_step: int) -> Survey:
         found.captions += read.sources
         focuses = focus.points(own, paths, files, found)
         others = [file for file in files if file.suffix.lower() not in SUFFIXES and file not in read.known]
-        found.note(others, f"other files are ignored; pictures are {' '.join(SUFFIXES)}")
+        _remark_on_others(others, found)
         kept = set(paths)
         for root in alike:
             mine = [file for file in listed[root.entry] if file in kept]
@@ -104,29 +108,29 @@ def _by_options(given: Sequence[Root]) -> list[list[Root]]:
 # -- folders ----------------------------------------------------------------------------------------------------------
 
 
-def _list_files(root: Root, given: Sequence[Root], found: Survey) -> list[Path]:
-    """All visible files of the root, sorted by name the same way on every system."""
+def _list_files(root: Root, given: Sequence[Root], passed_over: list[Path], found: Survey) -> list[Path]:
+    """The user's files of the root, sorted by name the same way on every system; what else is there is added to
+    `passed_over`."""
     files: list[Path] = []
-    hidden: list[Path] = []
     devices: list[Path] = []
     seen: set[tuple[int, int]] = set()
-    waiting, others = [root.path], roots.own_places(root, given)
+    waiting, others = [(root.path, root.prefix)], roots.own_places(root, given)
     while waiting:
-        folder = waiting.pop()
-        inner: list[Path] = []
+        folder, prefix = waiting.pop()
+        inner: dict[Path, str] = {}
         for entry in _entries(folder, seen, found):
-            found.names[entry] = shown(root.prefix + entry.relative_to(root.path).as_posix())
-            there = looked_at(entry)
-            if entry.name.startswith("."):
-                hidden.append(entry)
-            elif not isinstance(there, OSError) and stat.S_ISDIR(there.st_mode):
-                inner.append(entry)
-            elif isinstance(there, OSError) or stat.S_ISREG(there.st_mode) or entry.suffix.lower() == ".txt":
-                files.append(entry)  # a broken link, or a pipe for a caption: reported when opened
+            path = folder / entry.name
+            found.names[path] = shown(prefix + entry.name)
+            is_folder, is_device = kind_of(entry)
+            if is_passed_over(entry.name):
+                passed_over.append(path)
+            elif is_folder:
+                inner[path] = f"{prefix}{entry.name}/"
+            elif is_device and path.suffix.lower() != ".txt":
+                devices.append(path)
             else:
-                devices.append(entry)
-        waiting += reversed(_read_too(inner, root, others, found))
-    found.note(sorted(hidden), "hidden files and folders are ignored")
+                files.append(path)  # a broken link, or a pipe for a caption: reported when opened
+        waiting += [(path, inner[path]) for path in reversed(_read_too([*inner], root, others, found))]
     found.note(sorted(devices), "pipes, sockets and devices are ignored")
     files = sorted(files, key=found.names.__getitem__)
     _remark_on_root(root, files, found)
@@ -145,7 +149,7 @@ def _read_too(inner: Sequence[Path], root: Root, others: Mapping[Path, Root], fo
     return named
 
 
-def _entries(folder: Path, seen: set[tuple[int, int]], found: Survey) -> list[Path]:
+def _entries(folder: Path, seen: set[tuple[int, int]], found: Survey) -> list[os.DirEntry]:
     """What is in a folder, unless it is among those `seen`, to which it is added."""
     try:
         there = folder.stat()
@@ -153,10 +157,22 @@ def _entries(folder: Path, seen: set[tuple[int, int]], found: Survey) -> list[Pa
             found.note([folder], "links to folders that are already read are ignored")
             return []
         seen.add((there.st_dev, there.st_ino))
-        return sorted(folder.iterdir())
+        with os.scandir(folder) as entries:
+            return sorted(entries, key=lambda entry: entry.name)
     except OSError as error:
         found.problem(f"{shown(folder)}: cannot be read ({error.strerror}); check its permissions")
         return []
+
+
+def _remark_on_others(files: list[Path], found: Survey) -> None:
+    """Notes on files that are neither pictures nor captions."""
+    needed = missing(file.suffix.lower() for file in files)
+    for package, suffixes in needed.items():
+        lacking = [file for file in files if file.suffix.lower() in suffixes]
+        found.note(lacking, f"{' and '.join(suffixes)} files are left out; to read them: pip install {package}")
+    readable = {suffix for suffixes in needed.values() for suffix in suffixes}
+    others = [file for file in files if file.suffix.lower() not in readable]
+    found.note(others, f"other files are ignored; pictures are {' '.join(SUFFIXES)}")
 
 
 def _remark_on_root(root: Root, files: list[Path], found: Survey) -> None:
@@ -167,7 +183,9 @@ def _remark_on_root(root: Root, files: list[Path], found: Survey) -> None:
     if not any(file.suffix.lower() in SUFFIXES and not masks.is_label(file) for file in files):
         kinds = Counter(shown(file.suffix.lower() or file.name) for file in files)
         there = "; it has " + ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items())) if kinds else ""
-        found.problems.append(f"{place}: has no pictures{there}; pictures are {' '.join(SUFFIXES)}")
+        packages = " ".join(missing(kinds))
+        how = f"; to read these: pip install {packages}" if packages else ""
+        found.problems.append(f"{place}: has no pictures{there}; pictures are {' '.join(SUFFIXES)}{how}")
 
 
 def _repeats(paths: list[Path], root: Root, found: Survey) -> dict[Path, Fraction]:

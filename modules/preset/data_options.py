@@ -292,6 +292,12 @@ class Data(Section):
     flip: bool = option(False, why="mirroring spoils text, logos and faces", group="Pictures")
     """Mirror pictures horizontally half of the time."""
 
+    broken: Literal["error", "skip"] = option(
+        "error", why="a damaged file is usually a failed copy", group="Pictures", advanced=True
+    )
+    """What to do with a picture file that cannot be read: stop with an error, or train without it. The run folder's
+    broken.tsv lists what was skipped, with the reasons."""
+
     crop: Literal["centre", "random", "focus"] = option(
         "centre", why="the subject is usually in the middle", group="Pictures"
     )

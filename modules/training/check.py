@@ -3,6 +3,7 @@
 import importlib.util
 import os
 import shutil
+import sys
 from collections import defaultdict
 from collections.abc import Collection
 from dataclasses import asdict, dataclass, field
@@ -35,6 +36,8 @@ from modules.training import (
     sharding,
     text_groups,
 )
+from modules.training.bars import progress_bar
+from modules.training.processes import is_main_process
 from modules.training.session import Pictures, sample_prompts, total_steps, whole_captions
 
 NEEDED_ON_GPUS = "the package triton, and on Linux a C compiler (gcc or clang) for it,"
@@ -248,7 +251,8 @@ def _examine_pictures(preset: Preset, found: Findings) -> None:
     indices: dict[str, Index] = {}
     for which in ("training", "validation") if entries(preset.data, "validation") else ("training",):
         try:
-            indices[which] = build_index(preset.data, which, step)
+            with progress_bar(f"reading {which} pictures", is_main_process() and sys.stderr.isatty()) as move:
+                indices[which] = build_index(preset.data, which, step, move)
             found.notes += indices[which].notes
         except DataProblems as error:
             found.problems += error.problems
@@ -292,6 +296,7 @@ def report(preset: Preset, found: Findings, processes: int = 1) -> dict[str, Any
     """The findings as plain values, as `--check --json` prints them. Values that a problem hides are 0 or empty."""
     rows = setup.layer_rows(found.adapted, found.model, preset.targets) if found.model is not None else []
     index = found.training
+    indices = [one for one in (found.training, found.validation) if one is not None]
     return {
         "name": preset.name,
         "problems": found.problems,
@@ -302,8 +307,10 @@ def report(preset: Preset, found: Findings, processes: int = 1) -> dict[str, Any
         "trainable_layers": found.trainable_layers,
         "pictures": files(index),
         "validation_pictures": files(found.validation),
-        "captions": [line for index in (index, found.validation) if index for line in index.captions],
+        "captions": [line for one in indices for line in one.captions],
         "folders": folder_rows(preset, found),
+        "skipped": [{"name": name, "reason": reason} for one in indices for name, reason in one.skipped],
+        "alike": [list(names) for one in indices for names in one.alike],
         "buckets": index.table(preset.training.batch_size * processes) if index else "",
         "steps": found.steps,
         "steps_per_epoch": _batches(preset, index, processes).steps_per_epoch if index else 0,

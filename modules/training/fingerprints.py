@@ -9,7 +9,7 @@ import contextlib
 import hashlib
 import json
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,22 +21,21 @@ from modules.data.index import Index
 from modules.disk import remove_left_overs, write_whole
 from modules.files.facts import versions
 from modules.preset.schema import Base, Preset
+from modules.stamps import MARGIN as MARGIN
+from modules.stamps import is_older, stamp_of
 from modules.training.state import checksum
 
 RECORD = "fingerprints.json"
 """Name of the record, in the cache's folder, or in the run's where nothing is cached; and of the fingerprints in a
 state."""
 
-MARGIN = 5_000_000_000
-"""ns by which a file has to be older than its hash for that to be trusted. FAT's clock has steps of 2 s, and a network
-drive's may be off."""
-
 LISTED = 10
 """Names in a sentence; more are counted."""
 
 Made = dict[str, Any]
 """Fingerprints, as JSON: "base", "start_from" and "pool" (sha256 by name of the file), "pictures" and "validation"
-(`[pixels, caption, repeats]` by name, the first two hashes; with a mask its hash, too), "versions" (by package)."""
+(`[pixels, caption, repeats]` by name, the first two hashes; with a mask its hash, too), "skipped" (names of pictures
+that cannot be read; not in earlier states), "versions" (by package)."""
 
 
 @dataclass
@@ -87,17 +86,6 @@ def _sum(files: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(files).encode()).hexdigest()
 
 
-def stamp_of(path: Path) -> list[int]:
-    """What changes when a file changes: size, times in ns, inode. The ctime cannot be set back as the mtime can."""
-    found = path.stat()
-    return [found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino]
-
-
-def is_older(stamp: list[int], began: Any) -> bool:
-    """Whether a file is so much older than the start of its hashing that a change since must show in its times."""
-    return isinstance(began, int) and max(stamp[1:3]) + MARGIN < began
-
-
 def make(preset: Preset, training: Index, validation: Index | None, run_folder: Path, anew: bool = False) -> Made:
     """All fingerprints of a run. `anew`: as in `Record.sha256`. Raises OSError for files that cannot be read."""
     record = Record((Path(preset.data.cache_folder) if preset.data.cache else run_folder) / RECORD)
@@ -110,6 +98,7 @@ def make(preset: Preset, training: Index, validation: Index | None, run_folder: 
         "pool": {path.name: record.sha256(path, anew) for path in pool},
         "pictures": _pictures(training),
         "validation": _pictures(validation) if validation else {},
+        "skipped": [name for index in (training, validation) if index for name, _ in index.skipped],
         "versions": versions(),
     }
     record.keep()
@@ -180,8 +169,9 @@ def compare(before: Made, now: Made, preset: Preset) -> Changes:
         decisive.append(f"adapter.start_from {preset.adapter.start_from}: {started}")
     if pool := differing(before["pool"], now["pool"]):
         others.append(f"adapter.folder {preset.adapter.pool}: {pool}; the run resumes from its own state")
-    others += _pictures_changed("pictures", before["pictures"], now["pictures"])
-    others += _pictures_changed("validation pictures", before["validation"], now["validation"])
+    skipped = before.get("skipped", []), now.get("skipped", [])
+    others += _pictures_changed("pictures", before["pictures"], now["pictures"], *skipped)
+    others += _pictures_changed("validation pictures", before["validation"], now["validation"], *skipped)
     if changed := versions_changed(before["versions"], now["versions"]):
         others.append(f"package versions have changed since the run's last state: {changed}")
     return Changes(decisive, others)
@@ -198,11 +188,21 @@ def differing(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
     return "; ".join(f"{what}: {listed(names)}" for what, names in parts.items() if names)
 
 
-def _pictures_changed(what: str, before: Mapping[str, list], now: Mapping[str, list]) -> list[str]:
+def _pictures_changed(
+    what: str,
+    before: Mapping[str, list],
+    now: Mapping[str, list],
+    skipped: Sequence[str] = (),
+    skipped_now: Sequence[str] = (),
+) -> list[str]:
     both = [name for name in before if name in now]
+    added, removed = [name for name in now if name not in before], [name for name in before if name not in now]
+    was_skipped, is_skipped = set(skipped), set(skipped_now)
     parts = {
-        "added": [name for name in now if name not in before],
-        "removed": [name for name in before if name not in now],
+        "added": [name for name in added if name not in was_skipped],
+        "removed": [name for name in removed if name not in is_skipped],
+        "skipped, since they cannot be read any more": [name for name in removed if name in is_skipped],
+        "that were skipped and can be read now": [name for name in added if name in was_skipped],
         "with changed pixels": [name for name in both if before[name][0] != now[name][0]],
         "with a changed caption": [name for name in both if before[name][1] != now[name][1]],
         "with changed repeats": [name for name in both if before[name][2] != now[name][2]],

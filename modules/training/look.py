@@ -18,9 +18,11 @@ from modules.data.batches import flip_at
 from modules.data.buckets import GUESSED_STEP, nearest
 from modules.data.captions import caption_for, captions_of, samples_of, whole_caption
 from modules.data.folders import ROLES, at_resolutions, entries, exact, folder_options, number
-from modules.data.index import Picture, Progress, as_pictures, bucket_numbers, look_at, look_at_masks
+from modules.data.index import Picture, as_pictures, bucket_numbers
+from modules.data.looking import Progress
 from modules.data.pictures import enlargement, placement, read_size
 from modules.data.roots import SETTING, bucket_sizes
+from modules.data.seen import look_at, look_at_masks
 from modules.data.survey import Item, Survey, survey
 from modules.documents import parse_json
 from modules.families.base import Reading

@@ -7,14 +7,13 @@ from functools import partial
 from typing import Any
 
 from accelerate import Accelerator
-from tqdm import tqdm
 
 from modules.adapters.base import Adapted
 from modules.adapters.derived import Derived
 from modules.data.augment import encodes_in_steps
 from modules.data.batches import Batches
 from modules.data.cache import LatentCache, MaskCache, TextCache
-from modules.data.index import Index, Progress
+from modules.data.index import Index
 from modules.disk import write_whole
 from modules.preset.schema import Preset
 from modules.training import (
@@ -30,13 +29,11 @@ from modules.training import (
     sharding,
     text_groups,
 )
+from modules.training.bars import progress_bar
 from modules.training.events import Events
 from modules.training.run import Run
 from modules.training.session import Pictures, Session, sample_prompts, total_steps, validation_captions, whole_captions
 from modules.training.text_groups import TextGroups
-
-BAR = "{desc}: {n_fmt} of {total_fmt} |{bar}| {remaining} left"
-"""How a progress bar of the preparations looks."""
 
 
 def prepare(preset: Preset, pictures: Pictures, run: Run, events: Events, accelerator: Accelerator) -> Session:
@@ -129,9 +126,14 @@ def place(model: Any, preset: Preset, events: Events, accelerator: Accelerator) 
 
 
 def write_pictures(preset: Preset, index: Index, run: Run, events: Events, processes: int) -> None:
-    """`pictures.tsv` in the run folder."""
+    """`pictures.tsv` in the run folder, and `broken.tsv` if pictures were skipped."""
     if events.main:
         write_whole(run.folder / "pictures.tsv", index.rows())
+        broken = run.folder / "broken.tsv"
+        if index.skipped:
+            write_whole(broken, index.skipped_rows())
+        else:
+            broken.unlink(missing_ok=True)  # of an earlier start
     events.write("stage", {"name": "buckets", "detail": index.table(preset.training.batch_size * processes)})
 
 
@@ -212,15 +214,3 @@ def fill_caches(
         if caches.texts is not None:
             with progress_bar("encoding captions", main) as move:
                 caches.texts.fill(captions, move)
-
-
-@contextmanager
-def progress_bar(title: str, shown: bool) -> Iterator[Progress]:
-    """A progress bar. It only appears for what takes a second or more, and is removed afterwards."""
-    with tqdm(desc=title, total=1, delay=1, leave=False, disable=not shown, bar_format=BAR) as bar:
-
-        def move(done: int, total: int) -> None:
-            bar.total = total
-            bar.update(done - bar.n)
-
-        yield move

@@ -39,8 +39,8 @@ MAY_CHANGE = (
 """Options and sections that may differ when a run is resumed: they do not change what is learned in a step. What
 follows from the length of the training is adapted when that differs (see `resuming`)."""
 
-FILES = ("preset.json", "environment.json", "events.jsonl", "log.txt", "layers.tsv", "pictures.tsv", "lock",
-         "adapter.safetensors")
+FILES = ("preset.json", "environment.json", "events.jsonl", "log.txt", "layers.tsv", "pictures.tsv", "broken.tsv",
+         "lock", "adapter.safetensors")
 FOLDERS = (state.FOLDER, "requests")
 """Names in a run folder that a training needs."""
 BESIDE = ("samples", "tensorboard", state.BEST)

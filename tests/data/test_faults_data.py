@@ -272,8 +272,9 @@ def test_links_to_nowhere_are_told_of(folder):
     (folder.path / "a.txt").symlink_to("a.txt")
     problems = problems_of(folder.path, missing_captions="empty")
     assert len(problems) == 3
-    for words in ("loop.png", "gone.png", "a.txt"):
-        assert sum(words in problem and "cannot be read" in problem for problem in problems) == 1
+    circle, nowhere = "is a link that leads back to itself", "is a link to nowhere.png, which does not exist"
+    for name, words in (("loop.png", circle), ("gone.png", nowhere), ("a.txt", circle)):
+        assert sum(f"/{name}: " in problem and words in problem for problem in problems) == 1
 
 
 def test_a_pipe_that_took_a_picture_s_place(folder):

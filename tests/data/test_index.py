@@ -154,7 +154,7 @@ def test_notes(folder):
     folder.picture("pair.png", caption="both")
     folder.picture("pair.jpg", caption="both")
     folder.write("README.txt", "hello")
-    folder.write("old.heic", "x")
+    folder.write("old.psd", "x")
     folder.write(".DS_Store", "x")
     (folder.path / "loop").symlink_to(folder.path, target_is_directory=True)
     notes = index_of(folder, resolution=70).notes
@@ -166,7 +166,7 @@ def test_notes(folder):
         ["several lines", "lines.png"],
         ["several pictures", "pair.png", "pair.jpg"],
         [".txt files without", "README.txt"],
-        ["other files are ignored", "old.heic"],
+        ["other files are ignored", "old.psd"],
         ["hidden", ".DS_Store"],
         ["repeat", "2023_summer"],
         ["already read", "loop"],
