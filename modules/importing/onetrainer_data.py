@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 from modules.documents import is_file, parse_json
-from modules.importing import base
+from modules.importing import base, methods
 from modules.importing.documents import read_text
 from modules.importing.ledger import Ledger, flat
 
@@ -329,9 +329,9 @@ def _intervals(ledger: Ledger) -> None:
 
 def _file(ledger: Ledger) -> None:
     key, kind = "output_model_format", ledger.text("output_model_format")
-    input_axis = ledger.values.get("adapter.axis") == "input" or ledger.values["adapter.method"] in base.ROTATIONS
+    foreign = ledger.values.get("adapter.axis") == "input" or ledger.values["adapter.method"] not in methods.LOW_RANK
     host = LORA_FORMATS.get(kind, "comfyui")
-    if host == "diffusers" and input_axis:
+    if host == "diffusers" and foreign:
         sentence = "diffusers' format cannot hold what this method learns; the file is for ComfyUI."
         ledger.change(key, sentence, {"export.host": "comfyui"})
     elif kind in LORA_FORMATS:

@@ -128,7 +128,7 @@ def test_prodigy_has_no_other_rate(imported, of):
     assert of(result.found, "train.lr").part == "changed"
 
 
-@pytest.mark.parametrize("kind", ["lokr", "lorm"])
+@pytest.mark.parametrize("kind", ["loha", "lorm"])
 def test_methods_that_are_missing(imported, kind):
     with pytest.raises(ValueError, match=r"not one of Gimbal's.*--method lora"):
         imported(job(network={"type": kind}))
@@ -137,7 +137,7 @@ def test_methods_that_are_missing(imported, kind):
 
 def test_patterns_of_layers(imported, of):
     result = imported(job(network={"network_kwargs": {"ignore_if_contains": ["norm"], "only_if_contains": ["attn"]}}))
-    assert "*norm*" in result.preset.targets.exclude and result.preset.targets.layers == "attention"
+    assert "*norm*" in result.preset.targets.exclude and result.preset.targets.layers == "transformer.*blocks*.*attn*"
 
 
 @pytest.mark.parametrize(

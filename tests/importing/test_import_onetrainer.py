@@ -117,7 +117,9 @@ def test_layer_presets(imported, of, preset, ours):
     found = of(result.found, "layer_filter_preset") if preset != "full" else None
     assert found is None or "window" in found.sentence
     other = imported({**SDXL, "layer_filter": "down_blocks", "layer_filter_preset": "custom"})
-    assert of(other.found, "layer_filter").part == "changed"
+    assert of(other.found, "layer_filter").part == "mapped" and "unet.*down_blocks*" in other.preset.targets.layers
+    regex = imported({**SDXL, "layer_filter": "down_blocks.[01]", "layer_filter_regex": True})
+    assert of(regex.found, "layer_filter").part == "changed"
 
 
 @pytest.mark.parametrize("scaled", [True, False])
@@ -132,15 +134,6 @@ def test_oft(imported, of, scaled):
 def test_a_rotation_without_block_size_has_the_default_whatever_the_rank(imported, of):
     result = imported({**SDXL, "peft_type": "OFT_2", "lora_rank": 24})
     assert result.preset.adapter.rotation.block_size == 32 and of(result.found, "lora_rank").part == "dropped"
-
-
-@pytest.mark.parametrize("kind", ["LOKR", "LOHA"])
-def test_methods_that_are_missing(imported, kind):
-    with pytest.raises(ValueError, match=r"not one of Gimbal's.*--method lora.*dora"):
-        imported({**SDXL, "peft_type": kind})
-    result = imported({**SDXL, "peft_type": kind}, method="dora")
-    assert result.preset.adapter.method == "dora"
-    assert "peft_type" in {entry.key for entry in result.found.changed}
 
 
 def test_flux(imported, accounted, of):
