@@ -6,11 +6,12 @@ import os
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
 from modules.data.buckets import nearest
+from modules.data.captions import entries
 from modules.data.pictures import content_key, enlargement, open_picture
 from modules.data.survey import Item, Survey, survey
 from modules.preset.data_options import Data
@@ -73,6 +74,8 @@ class Index:
 
     pictures: tuple[Picture, ...]
     notes: tuple[str, ...] = ()
+    captions: tuple[str, ...] = ()
+    """Where the captions of each folder come from: sentences."""
 
     def table(self, batch: int = 1) -> str:
         """The buckets as text; `batch` is the number of pictures in a batch over all processes."""
@@ -105,10 +108,11 @@ def build_index(options: Data, which: str, bucket_step: int, progress: Progress 
     looks = look_at(found, _size_and_key, progress)
     if found.problems:
         raise DataProblems(found.problems, found.notes)
-    pictures = tuple(as_picture(item, size, found.sizes, key) for item, (size, key) in looks)
-    remark_on_sizes(options, pictures, found)
-    _remark_on_twins(pictures, found)
-    return Index(pictures, tuple(found.notes))
+    alone = [as_picture(item, size, found.sizes, key) for item, (size, key) in looks]
+    remark_on_sizes(options, alone, found)
+    _remark_on_twins(alone, found)
+    pictures = tuple(entry for picture in alone for entry in by_caption(options, picture))
+    return Index(pictures, tuple(found.notes), tuple(found.captions))
 
 
 def look_at(
@@ -142,6 +146,11 @@ def as_picture(item: Item, size: tuple[int, int], sizes: Sequence[tuple[int, int
     return Picture(item.path, item.name, item.caption.text, *size, bucket, item.repeats, key)
 
 
+def by_caption(options: Data, picture: Picture) -> list[Picture]:
+    """The picture once for each of its captions that is a sample of its own."""
+    return [replace(picture, caption=caption) for caption in entries(options, picture.caption)]
+
+
 def bucket_numbers(pictures: Iterable[Picture], batch: int) -> list[Bucket]:
     """Every bucket that has pictures; `batch` is the number of pictures in a batch over all processes."""
     numbers = []
@@ -162,7 +171,7 @@ def by_bucket(pictures: Iterable[Picture]) -> dict[tuple[int, int], list[Picture
 def overlap(training: Index, validation: Index) -> tuple[str, ...]:
     """Names of validation pictures that are also trained on, by content; their loss is meaningless."""
     keys = {picture.key for picture in training.pictures}
-    return tuple(picture.name for picture in validation.pictures if picture.key in keys)
+    return tuple(dict.fromkeys(picture.name for picture in validation.pictures if picture.key in keys))
 
 
 def remark_on_sizes(options: Data, pictures: Sequence[Picture], found: Survey) -> None:

@@ -1,9 +1,10 @@
-"""Names of files as text. On most systems a name is any bytes without a slash, so not all of them can be written or
-shown as they are."""
+"""Names of files as text, and what they name. On most systems a name is any bytes without a slash, so not all of them
+can be written or shown as they are."""
 
 import os
 import re
-from pathlib import PurePath
+from collections.abc import Sequence
+from pathlib import Path, PurePath
 
 from modules.printable import IN_LINE
 
@@ -16,6 +17,22 @@ def shown(name: str | PurePath) -> str:
     """
     text = str(name)
     return IN_LINE.sub(_escaped, text if os.name == "nt" else text.replace("\\", 2 * "\\"))
+
+
+def listing(names: Sequence[str], most: int = 10) -> str:
+    """The number of names, and the first `most` of them."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return f"{len(names)}: {', '.join(names[:most])}{more}"
+
+
+def looked_at(path: Path) -> os.stat_result | OSError:
+    """The status of the path, links followed; or why it cannot be read."""
+    try:
+        return path.stat()
+    except OSError as error:
+        return error
+    except ValueError:  # a zero byte, which no name has, or half a character
+        return FileNotFoundError(0, "No such file or directory")
 
 
 def _escaped(found: re.Match[str]) -> str:

@@ -3,14 +3,15 @@
 import os
 import re
 import stat
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
+from modules.data import caption_files
 from modules.data.buckets import buckets
-from modules.data.captions import parse_metadata_line, read_text
-from modules.data.names import shown
+from modules.data.caption_files import Caption, read_captions
+from modules.data.names import listing, looked_at, shown
 from modules.data.pictures import SUFFIXES
 from modules.preset.data_options import Data
 
@@ -20,22 +21,7 @@ SETTINGS = {"training": "data.folders", "validation": "data.validation_folder"}
 MANY_REPEATS = 100
 """Folders such as 2023_summer get a note: the number is read as repeats."""
 
-METADATA = "metadata.jsonl"
 REPEATS = re.compile(r"(\d+)_")
-
-
-@dataclass(frozen=True)
-class Caption:
-    """A picture's caption."""
-
-    text: str
-    source: str
-    """Where it comes from: "txt", "metadata" or "filename"; "empty" or "missing" when there is none, depending on
-    data.missing_captions."""
-    file: Path
-    """The .txt file beside the picture, whether there is one or not."""
-    problem: str = ""
-    """Why that file cannot be read."""
 
 
 @dataclass(frozen=True)
@@ -74,6 +60,8 @@ class Survey:
     """The buckets; none if data.resolution is too small for any."""
     problems: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    captions: list[str] = field(default_factory=list)
+    """Where the captions of each folder come from: sentences."""
     broken: dict[Path, str] = field(default_factory=dict)
     """Why pictures that were opened cannot be used."""
     names: dict[Path, str] = field(default_factory=dict)
@@ -102,12 +90,16 @@ def survey(options: Data, which: str, bucket_step: int) -> Survey:
         found.roots |= dict.fromkeys(listed, root)
         files += listed
     paths = [file for file in files if file.suffix.lower() in SUFFIXES]
-    captions = _captions(options, paths, files, found)
+    read = read_captions(options, paths, files, found.names, list(dict.fromkeys(r.path for r in found.roots.values())))
+    for sentence in read.problems:
+        found.problem(sentence)
+    found.notes += read.notes
+    found.captions += read.sources
     repeats = _repeats(paths, found)
-    others = [f for f in files if f.suffix.lower() not in (*SUFFIXES, ".txt") and f.name != METADATA]
+    others = [file for file in files if file.suffix.lower() not in SUFFIXES and file not in read.known]
     found.note(others, f"other files are ignored; pictures are {' '.join(SUFFIXES)}")
     found.items = [
-        Item(path, found.names[path], found.roots[path].given, captions[path], repeats[path]) for path in paths
+        Item(path, found.names[path], found.roots[path].given, read.captions[path], repeats[path]) for path in paths
     ]
     return found
 
@@ -124,15 +116,8 @@ def bucket_sizes(options: Data, step: int) -> tuple[tuple[int, int], ...]:
     return buckets(options.resolution, step, options.max_aspect, options.buckets)
 
 
-def listing(names: Sequence[str], most: int = 10) -> str:
-    """The number of names, and the first `most` of them."""
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return f"{len(names)}: {', '.join(names[:most])}{more}"
-
-
 def _checked_sizes(options: Data, step: int, found: Survey) -> tuple[tuple[int, int], ...]:
-    if not options.separator and (options.shuffle or options.part_dropout):
-        found.problems.append('data.separator is empty; give the separator between the parts of a caption, such as ","')
+    found.problems += caption_files.problems(options)
     try:
         sizes = bucket_sizes(options, step)
     except ValueError as error:
@@ -154,7 +139,7 @@ def _roots(folders: Sequence[str], found: Survey) -> list[Root]:
     roots: list[Root] = []
     for folder, label in zip(folders, labels(folders), strict=True):
         path, place = Path(folder), f"{found.setting} {shown(folder)}"
-        there = _looked_at(path)
+        there = looked_at(path)
         if not folder:
             found.problem("one of the folders is empty; remove it")
         elif isinstance(there, FileNotFoundError):
@@ -167,16 +152,6 @@ def _roots(folders: Sequence[str], found: Survey) -> list[Root]:
         else:
             roots.append(Root(folder, path, f"{label}/" if len(folders) > 1 else ""))
     return [root for place, root in enumerate(roots) if not _is_read_already(root, place, roots, found)]
-
-
-def _looked_at(path: Path) -> os.stat_result | OSError:
-    """The status of the path, links followed; or why it cannot be read."""
-    try:
-        return path.stat()
-    except OSError as error:
-        return error
-    except ValueError:  # a zero byte, which no name has, or half a character
-        return FileNotFoundError(0, "No such file or directory")
 
 
 def labels(folders: Sequence[str]) -> list[str]:
@@ -219,7 +194,7 @@ def _list_files(root: Root, found: Survey) -> list[Path]:
         folders: list[Path] = []
         for entry in _entries(folder, seen, found):
             found.names[entry] = shown(root.prefix + entry.relative_to(root.path).as_posix())
-            there = _looked_at(entry)
+            there = looked_at(entry)
             if entry.name.startswith("."):
                 hidden.append(entry)
             elif not isinstance(there, OSError) and stat.S_ISDIR(there.st_mode):
@@ -276,106 +251,3 @@ def _repeats(paths: list[Path], found: Survey) -> dict[Path, int]:
     many = [folder for folder, number in numbers.items() if number >= MANY_REPEATS]
     found.note(many, f"the folder's name repeats pictures {MANY_REPEATS} times or more in each epoch")
     return repeats
-
-
-# -- captions ---------------------------------------------------------------------------------------------------------
-
-
-def _captions(options: Data, paths: list[Path], files: list[Path], found: Survey) -> dict[Path, Caption]:
-    """The caption of each picture."""
-    texts = _text_files(paths, files, found)
-    listed = _metadata(set(paths), files, found)
-    differing = [path for path in listed if texts[path].text and listed[path] != texts[path].text]
-    found.note(differing, f"the .txt file and {METADATA} disagree; the .txt file is used")
-    captions = {path: _caption(options, path, texts[path], listed.get(path, "")) for path in paths}
-    missing = [path for path in paths if captions[path].source in ("filename", "empty", "missing")]
-    if missing and options.missing_captions == "error":
-        names = listing([found.names[path] for path in missing], most=len(missing))
-        found.problem(
-            f"pictures without a caption ({names}); write one into a .txt file of the same name, or set "
-            'data.missing_captions to "empty" or "filename"'
-        )
-    elif options.missing_captions == "filename":
-        found.note(missing, "pictures without a caption use their file name as caption")
-    else:
-        found.note(missing, "pictures without a caption use the empty caption")
-    several = [path for path in paths if "\n" in captions[path].text]
-    found.note(several, "captions with several lines; all lines are used")
-    return captions
-
-
-def _caption(options: Data, path: Path, file: Caption, listed: str) -> Caption:
-    """A picture's caption, from its .txt file and its line in metadata.jsonl."""
-    if file.text or file.problem:
-        return file
-    if listed:
-        return replace(file, text=listed, source="metadata")
-    if options.missing_captions == "filename":
-        # No tokenizer takes bytes that are not UTF-8.
-        return replace(file, text=os.fsencode(path.stem).decode("utf-8", "replace"), source="filename")
-    return replace(file, source="empty" if options.missing_captions == "empty" else "missing")
-
-
-def _text_files(paths: list[Path], files: list[Path], found: Survey) -> dict[Path, Caption]:
-    """The text of the .txt file beside each picture, "" where there is none."""
-    owners: dict[Path, list[Path]] = defaultdict(list)
-    for path in paths:
-        owners[path.with_suffix("")].append(path)
-    captions = {path: Caption("", "txt", path.with_suffix(".txt")) for path in paths}
-    unowned = []
-    for file in files:
-        if file.suffix.lower() != ".txt":
-            continue
-        pictures = owners[file.with_suffix("")]
-        if not pictures:
-            unowned.append(file)
-            continue
-        if len(pictures) > 1:
-            found.note(pictures, f"{found.names[file]} is the caption of several pictures")
-        try:
-            caption = Caption(read_text(file), "txt", file)
-        except ValueError as error:
-            found.problem(str(error))
-            caption = Caption("", "txt", file, str(error))
-        captions |= dict.fromkeys(pictures, caption)
-    found.note(unowned, ".txt files without a picture of the same name are ignored")
-    return captions
-
-
-def _metadata(paths: set[Path], files: list[Path], found: Survey) -> dict[Path, str]:
-    """Captions from all metadata.jsonl files; file names in them are relative to their own folder."""
-    captions: dict[Path, str] = {}
-    for file in files:
-        if file.name != METADATA:
-            continue
-        unused: set[str] = set()
-        try:
-            lines = read_text(file).split("\n")
-        except ValueError as error:
-            found.problem(str(error))
-            continue
-        for number, line in enumerate(lines, start=1):
-            if not line.strip():
-                continue
-            try:
-                name, caption, others = parse_metadata_line(line)
-                path = _picture_named(file.parent, name, paths)
-                if captions.setdefault(path, caption) != caption:
-                    raise ValueError(f"is a second caption of {shown(name)}; keep one of them")
-                unused |= others
-            except ValueError as error:
-                found.problem(f"{shown(file)} line {number}: {error}")
-        if unused:
-            entries = shown(", ".join(sorted(unused)))
-            found.notes.append(f"{found.names[file]}: ignored entries ({entries})")
-    return captions
-
-
-def _picture_named(folder: Path, name: str, paths: set[Path]) -> Path:
-    """The picture a line of metadata.jsonl means. Raises ValueError when there is none."""
-    path = folder / os.path.normpath(name)
-    if path in paths:
-        return path
-    if isinstance(_looked_at(path), OSError):
-        raise ValueError(f"names a missing file, {shown(name)}; remove the line or restore the picture")
-    raise ValueError(f"names {shown(name)}, which is not one of the pictures here; remove the line")

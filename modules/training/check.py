@@ -14,8 +14,7 @@ from modules.data.buckets import GUESSED_STEP
 from modules.data.cache import has_entries
 from modules.data.captions import whole_caption
 from modules.data.index import DataProblems, Index, build_index, overlap
-from modules.data.names import shown
-from modules.data.survey import listing
+from modules.data.names import listing, shown
 from modules.judges import judges
 from modules.preset.schema import Preset
 from modules.printable import LONGEST, short
@@ -274,6 +273,7 @@ def report(preset: Preset, found: Findings, processes: int = 1) -> dict[str, Any
         "trainable_layers": found.trainable_layers,
         "pictures": len(index.pictures) if index else 0,
         "validation_pictures": len(found.validation.pictures) if found.validation else 0,
+        "captions": [line for index in (index, found.validation) if index for line in index.captions],
         "buckets": index.table(preset.training.batch_size * processes) if index else "",
         "steps": found.steps,
         "steps_per_epoch": _batches(preset, index, processes).steps_per_epoch if index else 0,
@@ -299,7 +299,8 @@ def text(facts: dict[str, Any]) -> str:
         lines.append(
             f"  {1 + len(others):4} {first['kind']} {shape}: {first['parameters']:,} each{own}, e.g. {first['name']}"
         )
-    lines += [f"{facts['pictures']} pictures, {facts['validation_pictures']} for validation", facts["buckets"]]
+    lines.append(f"{facts['pictures']} pictures, {facts['validation_pictures']} for validation")
+    lines += [*facts["captions"], facts["buckets"]]
     lines.append(f"{facts['steps']} steps, {facts['steps_per_epoch']} per epoch")
     forms = ", ".join(f"{count} {form}" for form, count in facts["forms"].items())
     lines += measured(facts["probe"]) if facts["probe"] else []

@@ -9,6 +9,7 @@ import contextlib
 import hashlib
 import json
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, field
@@ -120,7 +121,13 @@ def _pictures(index: Index) -> dict[str, list]:
     def short(text: str) -> str:
         return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
-    return {picture.name: [picture.key[:16], short(picture.caption), picture.repeats] for picture in index.pictures}
+    captions: dict[str, list[str]] = defaultdict(list)  # several, where each line is a sample of its own
+    for picture in index.pictures:
+        captions[picture.name].append(picture.caption)
+    return {
+        picture.name: [picture.key[:16], short("\n".join(captions[picture.name])), picture.repeats]
+        for picture in index.pictures
+    }
 
 
 def in_background(work: Callable[[], Made]) -> Future[Made]:

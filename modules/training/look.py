@@ -14,8 +14,8 @@ from pydantic import ValidationError
 from modules import families
 from modules.data.batches import flip_at
 from modules.data.buckets import GUESSED_STEP, nearest
-from modules.data.captions import caption_for, whole_caption
-from modules.data.index import Picture, Progress, as_picture, bucket_numbers, look_at, remark_on_sizes
+from modules.data.captions import caption_for, captions_of, entries, whole_caption
+from modules.data.index import Picture, Progress, as_picture, bucket_numbers, by_caption, look_at, remark_on_sizes
 from modules.data.pictures import enlargement, placement, read_size
 from modules.data.survey import SETTINGS, Item, Survey, bucket_sizes, survey
 from modules.documents import parse_json
@@ -120,11 +120,15 @@ def pictures(request: dict[str, Any], bases: Bases, progress: Progress) -> dict[
     }
     remark_on_sizes(wanted.data, list(shown.values()), found)
     rows = [_row(item, sizes.get(item.path), shown.get(item.path), found) for item in found.items]
-    for row in rows:
-        row["too_long"] = bool(model.cut_off(whole_caption(wanted.data, row["caption"]))) if model else None
+    for row, item in zip(rows, found.items, strict=True):
+        row["captions"] = captions_of(wanted.data, item.caption.text)
+        longest = [model.cut_off(whole_caption(wanted.data, caption)) for caption in row["captions"]] if model else []
+        row["too_long"] = any(longest) if model else None
+    samples = [entry for picture in shown.values() for entry in by_caption(wanted.data, picture)]
     return {
         "pictures": rows,
-        "buckets": [asdict(bucket) for bucket in bucket_numbers(shown.values(), wanted.training.batch_size)],
+        "captions": found.captions,
+        "buckets": [asdict(bucket) for bucket in bucket_numbers(samples, wanted.training.batch_size)],
         "problems": found.problems,
         "notes": found.notes + _guessed(reason),
         "tokens": model.caption_tokens if model else None,
@@ -139,7 +143,7 @@ def _row(item: Item, size: tuple[int, int] | None, picture: Picture | None, foun
         "folder": item.folder,
         "caption": item.caption.text,
         "source": item.caption.source,
-        "caption_file": str(item.caption.file),
+        "caption_file": str(item.caption.file or ""),
         "width": size[0] if size else None,
         "height": size[1] if size else None,
         "bucket": picture.bucket if picture else None,
@@ -177,13 +181,17 @@ def sees(request: dict[str, Any], bases: Bases, _: Progress) -> dict[str, Any]:
     caption = _given(request, "caption", str, None)
     if caption is None:
         caption = _caption_of(path, wanted.data, which)
+    own, line = entries(wanted.data, caption), _given(request, "line", int, 0)
+    if not 0 <= line < len(own):
+        raise ValueError(f"line: {line} is not one of the {len(own)} captions of this picture, counted from 0")
     return {
         "bucket": bucket,
         "resized": [width, height],
         "crop": [left * across, top * down, bucket[0] * across, bucket[1] * down],
+        "captions": captions_of(wanted.data, caption),
         "draws": [
             {"position": position, "prompt": prompt, "flip": flip, "cut": model.cut_off(prompt) if model else ""}
-            for position, (prompt, flip) in enumerate(_seen(wanted.data, which, caption, seed, draws))
+            for position, (prompt, flip) in enumerate(_seen(wanted.data, which, own[line], seed, draws))
         ],
         "notes": _guessed(reason),
     }

@@ -15,7 +15,7 @@ from modules.adapters.base import Adapted
 from modules.adapters.derived import Derived
 from modules.data.batches import Batches
 from modules.data.cache import LatentCache, TextCache
-from modules.data.captions import whole_caption
+from modules.data.captions import as_prompt, filled_in, whole_caption
 from modules.data.index import Index
 from modules.families.base import Texts
 from modules.objectives import Density
@@ -148,5 +148,6 @@ def validation_captions(preset: Preset, validation: Index | None) -> list[str]:
 
 
 def sample_prompts(preset: Preset, training: Index) -> list[str]:
-    """The preset's prompts, or the captions of the first four pictures."""
-    return list(preset.samples.prompts) or [picture.caption for picture in training.pictures[:4]]
+    """The preset's prompts, with the trigger for `[trigger]`, or the captions of the first four pictures."""
+    prompts = [filled_in(preset.data, prompt) for prompt in preset.samples.prompts]
+    return prompts or [as_prompt(preset.data, picture.caption) for picture in training.pictures[:4]]

@@ -2,7 +2,7 @@
 
 import pytest
 
-from modules.data.captions import caption_for, parse_metadata_line, read_text
+from modules.data.captions import caption_for, read_text
 from modules.preset.data_options import Data
 
 TAGS = "cat, sitting,  red sofa , window,night"
@@ -88,18 +88,3 @@ def test_read_text(tmp_path):
         path.write_bytes(content)
         with pytest.raises(ValueError, match=r"a\.txt: is not UTF-8 .* save it"):
             read_text(path)
-
-
-def test_metadata_line():
-    assert parse_metadata_line('{"file_name": "a.png", "text": " hi ", "score": 1}') == ("a.png", "hi", {"score"})
-    assert parse_metadata_line('{"file_name": "a.png", "caption": "hi"}') == ("a.png", "hi", set())
-    for line, reason in [
-        ("{", "not JSON"),
-        ("[]", "file_name"),
-        ('{"text": "x"}', "file_name"),
-        ('{"file_name": "a.png"}', "no caption"),
-        ('{"file_name": "a.png", "text": null}', "no caption"),
-        ('{"file_name": "a.png", "text": "x", "caption": "y"}', "keep one"),
-    ]:
-        with pytest.raises(ValueError, match=reason):
-            parse_metadata_line(line)
