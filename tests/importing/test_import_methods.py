@@ -131,7 +131,7 @@ def lycoris_step(weight, size, rate):
 
 @pytest.mark.parametrize("size", [8, 16])
 def test_a_step_of_lycoris_rotation_is_as_large_here(imported, size):
-    """By arithmetic of LyCORIS written anew: our rate, which is the relative change of a calibrated step, is its own."""
+    """LyCORIS' arithmetic written anew: our rate, the relative change of a calibrated step, is its own."""
     torch.manual_seed(0)
     found = lycoris_step(torch.randn(64, 64, dtype=torch.float64), size, 1e-5)
     text = toml("lycoris.kohya", '"algo=diag-oft"').replace("network_dim = 8", f"network_dim = {size}")
