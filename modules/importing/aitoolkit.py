@@ -8,7 +8,7 @@ Keys, defaults and their meaning: ostris/ai-toolkit `toolkit/config_modules.py`,
 import re
 from typing import Any
 
-from modules.importing import base, methods, optimizers
+from modules.importing import aitoolkit_data, base, methods, optimizers
 from modules.importing.documents import Document
 from modules.importing.ledger import Imported, Ledger, flat
 from modules.preset.section import NUMBER_FORMATS
@@ -39,9 +39,11 @@ def convert(document: Document, wishes: base.Wishes) -> Imported:
     kind = ledger.text("type")
     if kind not in TRAINERS:
         raise ValueError(f"{document.path}: type {kind} is no training of an adapter, so there is no preset for it")
+    family = _family(ledger, wishes)
+    if any(key.startswith("adapter") for key in ledger.given) and not wishes.method:
+        raise ValueError(f"{document.path}: adapter: is of a kind that reads pictures, which is not trained here")
     if not any(key.startswith("network.") for key in ledger.given) and not wishes.method:
         raise ValueError(f"{document.path}: there is no network section, so all weights were trained; give --method")
-    family = _family(ledger, wishes)
     _model(ledger, family)
     _training(ledger, "transformer" if base.is_flow(family) else "unet")
     name = _optimizer(ledger)
@@ -49,7 +51,7 @@ def convert(document: Document, wishes: base.Wishes) -> Imported:
     _method(ledger, family, wishes)
     _layers(ledger, family)
     _objective(ledger, family)
-    _data(ledger)
+    aitoolkit_data.convert(ledger)
     _samples(ledger)
     _saving(ledger)
     optimizers.settle(ledger, name)
@@ -305,57 +307,6 @@ def _flow_times(ledger: Ledger) -> None:
         ledger.change(key, sentence, ours)
 
 
-def _data(ledger: Ledger) -> None:
-    numbers = sorted({int(found[1]) for key in ledger.given if (found := re.match(r"datasets\[(\d+)\]", key))})
-    places = [f"datasets[{number}]" for number in numbers]
-    for place in [place for place in places if ledger.flag(f"{place}.is_reg")]:
-        ledger.drop(f"{place}.is_reg", "no counterpart: there are no regularisation pictures here")
-        for key in [key for key in ledger.given if key.startswith(f"{place}.")]:
-            ledger.drop(key, "of regularisation pictures")
-        places.remove(place)
-    paths = [f"{place}.{'folder_path' if ledger.text(f'{place}.folder_path') else 'dataset_path'}" for place in places]
-    for key in paths:
-        ledger.to(key, "data.folders", [ledger.text(one) for one in paths])
-    for number, place in enumerate(places):
-        _dataset(ledger, place, first=number == 0)
-    trigger = ledger.text("trigger_word")
-    if trigger:
-        sentence = "It is put in front of captions that do not begin with it; [trigger] in a caption is not replaced."
-        ledger.change("trigger_word", sentence, {"data.trigger": trigger})
-
-
-def _dataset(ledger: Ledger, place: str, first: bool) -> None:
-    if first:
-        base.resolution(ledger, f"{place}.resolution", ledger.value(f"{place}.resolution"))
-    elif ledger.written(f"{place}.resolution"):
-        ledger.change(f"{place}.resolution", "All folders are treated alike here; the first one's resolution is taken.")
-    cached = any(ledger.flag(f"{place}.cache_latents{end}") for end in ("", "_to_disk"))
-    wanted = {
-        "caption_dropout_rate": ("data.caption_dropout", ledger.number(f"{place}.caption_dropout_rate")),
-        "token_dropout_rate": ("data.part_dropout", min(ledger.number(f"{place}.token_dropout_rate"), 0.99)),
-        "shuffle_tokens": ("data.shuffle", ledger.flag(f"{place}.shuffle_tokens")),
-        "keep_tokens": ("data.keep_tokens", ledger.whole(f"{place}.keep_tokens")),
-        "flip_x": ("data.flip", ledger.flag(f"{place}.flip_x")),
-        "buckets": ("data.buckets", ledger.flag(f"{place}.buckets")),
-        "cache_latents_to_disk": ("data.cache", cached or not ledger.written(f"{place}.cache_latents_to_disk")),
-    }
-    if ledger.text(f"{place}.trigger_word"):
-        wanted["trigger_word"] = ("data.trigger", ledger.text(f"{place}.trigger_word"))
-    for key, (option, value) in wanted.items():
-        if first or ledger.values.get(option) == value:
-            ledger.to(f"{place}.{key}", option, value)
-        elif ledger.written(f"{place}.{key}"):
-            ledger.change(f"{place}.{key}", f"All folders are treated alike here; {option} is as in the first.")
-    repeats = ledger.whole(f"{place}.num_repeats")
-    if repeats != 1:
-        base.repeats(ledger, f"{place}.num_repeats", repeats)
-    ending = ledger.text(f"{place}.caption_ext").lstrip(".")
-    if ending != "txt":
-        base.caption_ending(ledger, f"{place}.caption_ext", ending)
-    elif ledger.written(f"{place}.caption_ext"):
-        ledger.agree(f"{place}.caption_ext", "captions are always read from .txt files")
-
-
 def _samples(ledger: Ledger) -> None:
     items = sorted({int(found[1]) for key in ledger.given if (found := re.match(r"sample\.samples\[(\d+)\]", key))})
     trigger = ledger.text("trigger_word")
@@ -389,5 +340,7 @@ def _saving(ledger: Ledger) -> None:
         "A training state and an exported file are written this often; a file of weights alone is not a state here."
     )
     ledger.change("save.save_every", sentence, {"saving.state_every": every, "saving.export_every": every})
-    ledger.to("save.max_step_saves_to_keep", "saving.keep_states", max(1, ledger.whole("save.max_step_saves_to_keep")))
+    kept = max(1, ledger.whole("save.max_step_saves_to_keep"))
+    ledger.to("save.max_step_saves_to_keep", "saving.keep_states", kept)
+    ledger.to("save.max_step_saves_to_keep", "saving.keep_exports", kept)
     ledger.to("save.dtype", "export.dtype", DTYPES.get(ledger.text("save.dtype"), "float16"))

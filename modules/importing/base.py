@@ -33,53 +33,20 @@ def table(name: str) -> tuple[dict[str, Any], dict[str, str]]:
     return found["keys"], found["reasons"]
 
 
-def resolution(ledger: Ledger, key: str, value: Any) -> None:
-    """One number for `512`, `"512,768"`, `[512, 768]` and `"768x1024"`."""
+def squares(ledger: Ledger, key: str, value: Any) -> list[tuple[int, bool]]:
+    """The sizes in `512`, `"512,768"`, `[512, 768]` and `"768x1024"`: the side of a square of the same area, and
+    whether it is given as a square. Raises ValueError."""
     parts = value if isinstance(value, list) else re.split(r"[,;]", str(value).strip().strip("[]()"))
-    sizes = []
+    found = []
     for part in parts:
         sides = [as_number(side) for side in (part if isinstance(part, list) else re.split(r"[xX]", str(part)))]
-        if not sides or any(side is None or side <= 0 for side in sides):
+        if not sides or any(side is None or side <= 0 or math.isinf(side) for side in sides):
             raise ledger.wrong(key, "a resolution")
-        sizes.append([side or 0 for side in sides])
-    if not sizes:
+        first, last = sides[0] or 0.0, sides[-1] or 0.0
+        found.append((round(math.sqrt(first * last)), first == last))
+    if not found:
         raise ledger.wrong(key, "a resolution")
-    if all(len(size) == 1 for size in sizes) and len({size[0] for size in sizes}) == 1:
-        ledger.to(key, "data.resolution", int(sizes[0][0]))
-        return
-    if len(sizes) == 1:
-        side = round(math.sqrt(sizes[0][0] * sizes[0][-1]))
-        sentence = f"An exact size has no counterpart; buckets of about {side} px squared have as many pixels."
-    else:
-        side = int(max(math.sqrt(size[0] * size[-1]) for size in sizes))
-        sentence = f"There is one resolution here, not several; the largest, {side}, is taken."
-    ledger.change(key, sentence, {"data.resolution": side})
-
-
-def pair_resolution(ledger: Ledger, key: str, value: Any) -> None:
-    """kohya's way: `512`, `"512,768"` and `[512, 768]` are width and height."""
-    parts = value if isinstance(value, list) else str(value).strip("[]() ").split(",")
-    resolution(
-        ledger, key, parts[0] if len(set(map(str, parts))) == 1 else "x".join(str(part).strip() for part in parts)
-    )
-
-
-def repeats(ledger: Ledger, key: str, many: float) -> None:
-    """Repeats of a folder's pictures, which are in folder names here."""
-    count = max(1, round(many))
-    sentence = (
-        f"Repeats are in folder names here: put the pictures into a sub-folder called {count}_name of this folder to "
-        "repeat them as often; until then every picture is shown once per epoch."
-    )
-    ledger.change(key, sentence)
-
-
-def caption_ending(ledger: Ledger, key: str, ending: str) -> None:
-    """Captions in other files than .txt."""
-    where = "" if ledger.written(key) else f" The file does not say so, it is the default of {ledger.trainer}."
-    ledger.change(
-        key, f"Captions are read from .txt files here; .{ending.lstrip('.')} files have to be renamed.{where}"
-    )
+    return found
 
 
 def conv_rank(ledger: Ledger, key: str, rank: int) -> None:
