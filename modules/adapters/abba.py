@@ -32,7 +32,7 @@ class Config(RankConfig):
     second_rank: int | None = option(None, ge=1, le=256, advanced=True)
     """Rank of the second matrix. The file is a LoRA of rank rank * second_rank. null: the same as rank."""
 
-    alpha: float | None = option(None, gt=0, advanced=True)
+    alpha: float | None = option(None, gt=0, advanced=True, needs="!.step_size raw")
     """Factor on the product, with raw steps only. null: 32, as published."""
 
 

@@ -25,7 +25,9 @@ class AdapterConfig(Section):
     """Continue from this adapter file, of any trainer, if the method and its options can represent it. Used only at the
     start: a resumed run continues from its own state."""
 
-    skip_unknown: bool = option(False, why="nothing in the file is dropped silently", group="Start", advanced=True)
+    skip_unknown: bool = option(
+        False, why="nothing in the file is dropped silently", group="Start", advanced=True, needs=".start_from"
+    )
     """Skip entries of the start_from file that change no trainable layer of this model: embeddings, norms, layers of
     another model. Off: they are an error."""
 

@@ -29,20 +29,16 @@ class RankConfig(AdapterConfig):
     rank: int = option(16, why="enough for a style or a subject", ge=1, le=4096)
     """Rank of the update. File size and capacity grow with it."""
 
-    alpha: float | None = option(None, why="equal to rank, so that the update is not scaled", gt=0, advanced=True)
+    alpha: float | None = option(
+        None, why="equal to rank, so that the update is not scaled", gt=0, advanced=True,
+        needs="!.step_size raw",
+    )
     """The update is multiplied by alpha / rank. null: alpha = rank."""
 
     @property
     def scale(self) -> float:
         """The factor on `up down` with raw steps."""
         return 1.0 if self.alpha is None else self.alpha / self.rank
-
-    @model_validator(mode="after")
-    def _alpha_has_an_effect(self) -> "RankConfig":
-        if self.alpha is not None and self.step_size == "calibrated":
-            raise ValueError(f"alpha {self.alpha:g} has no effect with calibrated steps: remove it, or set "
-                             "step_size raw")
-        return self
 
 
 class LowRankConfig(RankConfig):

@@ -21,7 +21,7 @@ class Config(DecomposedConfig):
     method: Literal["wora"] = "wora"
     """DoRA with learned weights of base and update."""
 
-    channel_beta: bool = option(False, why="one weight per layer, as published", advanced=True)
+    channel_beta: bool = option(False, why="one weight per layer, as published", advanced=True, needs=".learn_weights")
     """Learn the weight of the base (beta) per channel of the axis instead of per layer."""
 
     learn_weights: bool = option(True, why="the main idea of the method", advanced=True)

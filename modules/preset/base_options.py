@@ -11,7 +11,9 @@ class Base(Section):
     path: str = option("", why="set by the shipped presets", kind="model", title="Model")
     """A folder in diffusers layout, a model id on the Hugging Face hub, or a single .safetensors checkpoint."""
 
-    config: str = option("", why="only needed offline", group="Loading", advanced=True, kind="folder")
+    config: str = option(
+        "", why="only needed offline", group="Loading", advanced=True, kind="folder", needs="@single_file"
+    )
     """Only for a single-file checkpoint on a machine without network: a folder in diffusers layout with the
     configuration, the tokenizers, and the weights of parts that the file may lack (text encoders, VAE)."""
 

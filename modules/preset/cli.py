@@ -155,8 +155,8 @@ def about(group: options.Group) -> str:
 
 
 def description(field: FieldInfo) -> str:
-    """An option's docstring as one line."""
-    return " ".join((field.description or "").split())
+    """An option's docstring as one line, and what the option has an effect with."""
+    return " ".join([*(field.description or "").split(), *options.hint(field, "only_with").split()])
 
 
 def facts(field: FieldInfo) -> str:

@@ -25,7 +25,9 @@ class Data(Section):
     buckets: bool = option(True, why="keeps the aspect ratio of pictures", group="Buckets")
     """Group pictures by aspect ratio and crop each to the nearest bucket. Off: every picture is cropped to a square."""
 
-    max_aspect: float = option(2.0, why="covers 9:16 to 2:1", group="Buckets", advanced=True, ge=1, le=8)
+    max_aspect: float = option(
+        2.0, why="covers 9:16 to 2:1", group="Buckets", advanced=True, ge=1, le=8, needs="data.buckets"
+    )
     """Longest side divided by shortest side of the most extreme bucket."""
 
     captions: Literal["auto", "txt", "caption", "json", "metadata", "foldername", "filename", "text", "none"] = option(
@@ -69,14 +71,18 @@ class Data(Section):
     underscores: bool = option(False, why="some tags are written with them", group="Captions", advanced=True)
     """Replace underscores in captions by spaces, except in parts of up to three characters such as ^_^."""
 
-    separator: str = option(",", why="tags are usually separated by commas", group="Captions", advanced=True)
+    separator: str = option(
+        ",", why="tags are usually separated by commas", group="Captions", advanced=True,
+        needs="data.shuffle or data.part_dropout",
+    )
     """Separator between the parts of a caption (tags) that can be shuffled or dropped."""
 
     shuffle: bool = option(False, why="shuffling suits tags, but breaks sentences", group="Captions")
     """Shuffle the parts of a caption each time it is used."""
 
     keep_tokens: int = option(
-        1, why="the first part usually names the subject", group="Captions", advanced=True, ge=0, le=1000
+        1, why="the first part usually names the subject", group="Captions", advanced=True, ge=0, le=1000,
+        needs="data.shuffle or data.part_dropout",
     )
     """Number of parts at the front of a caption that are never shuffled or dropped."""
 
@@ -102,7 +108,9 @@ class Data(Section):
     cache: bool = option(True, why="encoding only once saves half of the time", group="Cache", advanced=True)
     """Cache encoded pictures and captions on disk. Entries are looked up by content."""
 
-    cache_folder: str = option("cache", why="shared by all runs", group="Cache", advanced=True, kind="folder")
+    cache_folder: str = option(
+        "cache", why="shared by all runs", group="Cache", advanced=True, kind="folder", needs="data.cache"
+    )
     """Folder of the cache."""
 
     @field_validator("folders", mode="before")

@@ -2,8 +2,6 @@
 
 from typing import Literal
 
-from pydantic import model_validator
-
 from modules.preset.section import Section, option
 
 
@@ -26,17 +24,19 @@ class Export(Section):
     difference of every layer (diffusers reads none, so it gets a LoRA of full rank). svd: a plain LoRA for every layer,
     which every program reads. The error of each approximated layer is printed and written into the file."""
 
-    rank: int | None = option(None, ge=1, advanced=True)
+    rank: int | None = option(None, ge=1, advanced=True, needs=("!.form compact|svd",))
     """Rank of LoRAs that approximate a layer (truncated SVD), with export.form compact or svd. null: 64."""
 
     comfyui_norm: Literal["original", "adapted"] = option(
-        "original", why="what ComfyUI currently computes", group="Compatibility", advanced=True, title="ComfyUI norm"
+        "original", why="what ComfyUI currently computes", group="Compatibility", advanced=True, title="ComfyUI norm",
+        needs=(".host comfyui|comfyui_node", "@output_magnitudes"),
     )
     """For output-axis magnitudes: the norm that ComfyUI divides by. Currently it is the norm of the original weight;
     after ComfyUI's pull request 15458 it is the norm of the adapted weight."""
 
     computes_in: Literal["auto", "float32", "float16", "bfloat16"] = option(
-        "auto", why="ComfyUI's default", group="Compatibility", advanced=True
+        "auto", why="ComfyUI's default", group="Compatibility", advanced=True,
+        needs=("!.host comfyui", "@magnitudes"),
     )
     """Number format in which ComfyUI computes magnitudes. ComfyUI adds this format's rounding unit to every norm (0.001
     in float16, 0.008 in bfloat16) and the file compensates for it. The file is therefore exact, up to rounding, in this
@@ -45,12 +45,16 @@ class Export(Section):
     encoders are always written for float32, ComfyUI's default for them."""
 
     node_fallback: int | None = option(
-        None, why="the file is for users with the node", ge=1, group="Compatibility", advanced=True
+        None, why="the file is for users with the node", ge=1, group="Compatibility", advanced=True,
+        needs=("!.host comfyui_node", "!.form auto|compact"),
     )
     """With host comfyui_node: rank of a LoRA that is added to the file for users without the node. Its error is
     printed."""
 
-    node_spelling: Literal["gimbal", "oftv2"] = option("gimbal", why="exact", group="Compatibility", advanced=True)
+    node_spelling: Literal["gimbal", "oftv2"] = option(
+        "gimbal", why="exact", group="Compatibility", advanced=True,
+        needs=("!.host comfyui_node", "!.form auto|compact"),
+    )
     """With host comfyui_node: write for our own node, or for the public ComfyUI-OFTv2 (rotations of linear layers)."""
 
     dataset_names: bool = option(True, why="model managers show them", group="Metadata", advanced=True)
@@ -64,16 +68,3 @@ class Export(Section):
 
     license: str = option("", group="Metadata", advanced=True, title="Licence")
     """Licence shown by model managers."""
-
-    @model_validator(mode="after")
-    def nothing_is_ignored(self) -> "Export":
-        """Reject options without effect."""
-        node = self.node_fallback is not None or self.node_spelling != "gimbal"
-        if node and (self.host != "comfyui_node" or self.form in ("full", "svd")):
-            raise ValueError("node_fallback and node_spelling need host comfyui_node and form auto or compact")
-        if self.computes_in != "auto" and self.host != "comfyui":
-            raise ValueError(f"computes_in {self.computes_in} has no effect with host {self.host}; remove it")
-        if self.rank is not None and self.form not in ("compact", "svd"):
-            raise ValueError(f"rank {self.rank} has no effect with form {self.form}; use export.form compact for a "
-                             "LoRA of this rank where no compact form is exact")
-        return self

@@ -57,6 +57,10 @@ class Resolved:
     name: str
     """Name of the run; also `preset.name`."""
 
+    given: frozenset[str] = frozenset()
+    """Dotted names of the options that the user has given, on the command line or in a file of his own: also with a
+    value that is the default."""
+
 
 def resolve(source: str, overrides: Sequence[tuple[str, str]] = ()) -> Resolved:
     """The preset that `source` and the overrides (dotted name, text) describe.
@@ -65,7 +69,9 @@ def resolve(source: str, overrides: Sequence[tuple[str, str]] = ()) -> Resolved:
     file. Raises PresetProblems with everything that is wrong.
     """
     path, notes = find(source), []
-    values = _with_tags(_implied(_inherited(_renamed(read(path), path, notes), path, notes), path, notes))
+    own = _renamed(read(path), path, notes)
+    given = _given(own, path) | {RENAMES.get(option, option) for option, _ in overrides}
+    values = _with_tags(_implied(_inherited(own, path, notes), path, notes))
     problems = _override(values, overrides, notes)
     values = _with_tags(values)
     try:
@@ -77,7 +83,15 @@ def resolve(source: str, overrides: Sequence[tuple[str, str]] = ()) -> Resolved:
         problems.append(f"name: {shown(name)} is not a valid folder name; remove the slashes")
     if problems:
         raise PresetProblems(problems)
-    return Resolved(preset.model_copy(update={"name": name}), notes, name)
+    return Resolved(preset.model_copy(update={"name": name}), notes, name, frozenset(given))
+
+
+def _given(values: Values, path: Path) -> set[str]:
+    """What the user has given in a preset's file: nothing where it was put together from parts, or is complete, as in a
+    run folder."""
+    names = set(options.flatten(values))
+    is_complete = names >= options.options(Preset, values).keys() - options.tag_choices(Preset).keys()
+    return set() if composed(path) or is_complete else names
 
 
 # -- finding and reading ----------------------------------------------------------------------------------------------

@@ -246,6 +246,6 @@ def number(value: Any) -> str:
 
 
 def hint(field: FieldInfo, key: str) -> str:
-    """What `section.option` keeps about a field: "unit", "why", "group" ...; "" when it is not given."""
+    """What `section.option` keeps about a field: "unit", "why", "only_with" ...; "" when it is not given."""
     extra = field.json_schema_extra
     return str(extra.get(key, "")) if isinstance(extra, dict) else ""

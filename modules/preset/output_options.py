@@ -9,17 +9,19 @@ class Validation(Section):
     every: int = option(0, unit="steps", ge=0, title="Validate every")
     """Steps between validations. 0: only before and after training."""
 
-    draws: int = option(4, why="four timesteps per picture give a stable value", advanced=True, ge=1, le=1000)
+    draws: int = option(
+        4, why="four timesteps per picture give a stable value", advanced=True, ge=1, le=1000, needs="@validation"
+    )
     """Noise samples per picture, at evenly spaced timesteps."""
 
 
 class Samples(Section):
     """Pictures drawn during training, always from the same noise."""
 
-    prompts: tuple[str, ...] = option((), why="captions of the first four pictures are used")
+    prompts: tuple[str, ...] = option((), why="captions of the first four pictures are used", needs="samples.enabled")
     """Prompts of the sample pictures."""
 
-    negative: str = option("", advanced=True)
+    negative: str = option("", advanced=True, needs=("samples.enabled", "samples.guidance >1"))
     """Negative prompt."""
 
     every: int = option(
@@ -30,22 +32,22 @@ class Samples(Section):
     enabled: bool = option(True)
     """Draw sample pictures."""
 
-    width: int | None = option(None, unit="px", ge=16, advanced=True)
+    width: int | None = option(None, unit="px", ge=16, advanced=True, needs="samples.enabled")
     """Width of sample pictures. null: data.resolution."""
 
-    height: int | None = option(None, unit="px", ge=16, advanced=True)
+    height: int | None = option(None, unit="px", ge=16, advanced=True, needs="samples.enabled")
     """Height of sample pictures. null: data.resolution."""
 
-    steps: int = option(25, why="enough for common schedulers", ge=1, le=1000)
+    steps: int = option(25, why="enough for common schedulers", ge=1, le=1000, needs="samples.enabled")
     """Number of denoising steps."""
 
-    guidance: float = option(5.0, why="a common value", ge=0, le=50)
+    guidance: float = option(5.0, why="a common value", ge=0, le=50, needs="samples.enabled")
     """Classifier-free guidance scale."""
 
-    seed: int = option(0, ge=0, lt=2**32)
+    seed: int = option(0, ge=0, lt=2**32, needs="samples.enabled")
     """Seed of the noise of the sample pictures."""
 
-    judges: str = option("", why="a file of your own is needed", kind="file", advanced=True)
+    judges: str = option("", why="a file of your own is needed", kind="file", advanced=True, needs="samples.enabled")
     """File of classifiers for the sample pictures, as demo/judges.safetensors. The share of pictures that show their
     subject (the prompt up to its first comma) and the share in the new style go into the events and TensorBoard."""
 

@@ -43,7 +43,9 @@ class Targets(Section):
     """The layers that are adapted."""
 
     layers: str = option("attention-mlp", why="attention and feed-forward layers learn style and subject best")
-    """A named layer set of the family, e.g. attention, attention-mlp, attention-mlp-conv or all."""
+    """A named layer set of the family, e.g. attention, attention-mlp, attention-mlp-conv or all; or patterns over full
+    layer names, separated by commas, e.g. "transformer.single_transformer_blocks.7.*,
+    transformer.single_transformer_blocks.20.*" for these two blocks only; or none: only those of targets.include."""
 
     include: tuple[str, ...] = option((), group="Patterns", advanced=True)
     """Additional layers, as patterns over full layer names, e.g. unet.conv_in or unet.*.proj_out. A pattern that
@@ -52,17 +54,15 @@ class Targets(Section):
     exclude: tuple[str, ...] = option((), group="Patterns", advanced=True)
     """Layers to leave out, as patterns over full layer names. A pattern that matches no layer is an error."""
 
-    text_encoders: bool = option(False, why="needs more memory and rarely helps with a style", group="Text encoders")
+    text_encoders: bool = option(
+        False, why="needs more memory and rarely helps with a style", group="Text encoders",
+        needs="@text_layers",
+    )
     """Also adapt the text encoders."""
 
     text_encoder_lr_scale: float = option(
-        0.5,
-        why="text encoders overfit faster",
-        group="Text encoders",
-        advanced=True,
-        title="Text encoder LR scale",
-        gt=0,
-        le=10,
+        0.5, why="text encoders overfit faster", group="Text encoders", advanced=True, title="Text encoder LR scale",
+        gt=0, le=10, needs=("targets.text_encoders or targets.include", "@text_layers"),
     )
     """Learning rate of the text encoders' adapters, as a multiple of training.learning_rate."""
 

@@ -8,7 +8,9 @@ from modules.preset.section import Section, option
 class Training(Section):
     """Training length, batch size, learning rate and precision."""
 
-    steps: int = option(2000, why="enough for a style with 20 to 100 pictures", unit="steps", ge=1)
+    steps: int = option(
+        2000, why="enough for a style with 20 to 100 pictures", unit="steps", ge=1, needs="not training.epochs"
+    )
     """Number of optimizer steps. A run that is started again with more steps continues from its last state."""
 
     epochs: int | None = option(None, why="steps are easier to compare between data sets", ge=1)
@@ -33,7 +35,8 @@ class Training(Section):
     """Warm-up: number of steps over which the learning rate rises linearly from zero."""
 
     final_lr: float = option(
-        0.05, why="zero would waste the last steps", group="Schedule", advanced=True, title="Final LR", ge=0, le=1
+        0.05, why="zero would waste the last steps", group="Schedule", advanced=True, title="Final LR", ge=0, le=1,
+        needs="training.schedule linear|cosine",
     )
     """Learning rate of the last step, as a fraction of training.learning_rate (schedules linear and cosine)."""
 
@@ -72,30 +75,33 @@ class Objective(Section):
     """Timestep distribution: how often each noise level is drawn (Esser et al. 2024, section 3.1)."""
 
     density_mean: float = option(
-        0.0, why="favours medium noise", group="Timesteps", advanced=True, ge=-10, le=10, title="Logit-normal mean"
+        0.0, why="favours medium noise", group="Timesteps", advanced=True, ge=-10, le=10, title="Logit-normal mean",
+        needs="!objective.density logit_normal",
     )
     """Mean of the logit_normal distribution. Below 0 favours little noise (detail), above 0 much noise
     (composition)."""
 
     density_spread: float = option(
-        1.0, why="the published value", group="Timesteps", advanced=True, gt=0, le=10, title="Logit-normal spread"
+        1.0, why="the published value", group="Timesteps", advanced=True, gt=0, le=10, title="Logit-normal spread",
+        needs="!objective.density logit_normal",
     )
     """Standard deviation of the logit_normal distribution."""
 
-    mode_scale: float = option(1.29, why="the published value", group="Timesteps", advanced=True, ge=-1, le=1.75)
+    mode_scale: float = option(
+        1.29, why="the published value", group="Timesteps", advanced=True, ge=-1, le=1.75,
+        needs="!objective.density mode",
+    )
     """Shape of the mode distribution. Above 0 favours medium noise, below 0 very little and very much noise."""
 
     shift: float | None = option(
-        None,
-        why="as the base model samples; some models shift more for large pictures",
-        group="Timesteps",
-        gt=0,
-        le=100,
+        None, why="as the base model samples; some models shift more for large pictures", group="Timesteps",
+        gt=0, le=100, needs="!@flow",
     )
     """Flow shift, for rectified flow: a fixed shift of the timesteps towards noise. null: the base model's own."""
 
     zero_terminal_snr: bool = option(
-        False, why="most base models are not trained this way", group="Timesteps", advanced=True
+        False, why="most base models are not trained this way", group="Timesteps", advanced=True,
+        needs="!@diffusion",
     )
     """Rescale the noise schedule to zero terminal SNR in training and sampling (Lin et al. 2024), so that very dark and
     very bright pictures can be learned. For diffusion families; needs a base with v-prediction."""
@@ -107,16 +113,20 @@ class Objective(Section):
     the others count less."""
 
     loss_delta: float = option(
-        0.1, why="a tenth of the noise's standard deviation", group="Loss", advanced=True, gt=0, le=10
+        0.1, why="a tenth of the noise's standard deviation", group="Loss", advanced=True, gt=0, le=10,
+        needs="!objective.loss huber|smooth_l1",
     )
     """Error above which huber and smooth_l1 are linear."""
 
     min_snr_gamma: float | None = option(
-        5.0, why="the published value; balances the timesteps", group="Loss", title="Min SNR gamma", gt=0
+        5.0, why="the published value; balances the timesteps", group="Loss", title="Min SNR gamma", gt=0,
+        needs="!@diffusion",
     )
     """Gamma of the min-SNR loss weighting (Hang et al. 2023), for diffusion families. null turns it off."""
 
-    debiased: bool = option(False, why="min-SNR is more common", group="Loss", advanced=True)
+    debiased: bool = option(
+        False, why="min-SNR is more common", group="Loss", advanced=True, needs="!@diffusion"
+    )
     """Use debiased loss weighting (Yu et al. 2023) instead of min-SNR."""
 
     noise_offset: float = option(0.0, group="Loss", ge=0, le=1)

@@ -3,6 +3,7 @@
 import importlib.util
 import os
 import shutil
+from collections.abc import Collection
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,9 +17,10 @@ from modules.data.captions import whole_caption
 from modules.data.index import DataProblems, Index, build_index, overlap
 from modules.data.names import listing, shown
 from modules.judges import judges
+from modules.preset import effects
 from modules.preset.schema import Preset
 from modules.printable import LONGEST, short
-from modules.training import first_values, graphics, noise, pool, schedules, setup, sharding
+from modules.training import first_values, graphics, known, noise, pool, schedules, setup, sharding
 from modules.training.session import Pictures, sample_prompts, total_steps
 
 NEEDED_ON_GPUS = "the package triton, and on Linux a C compiler (gcc or clang) for it,"
@@ -54,8 +56,8 @@ class Findings:
         return None if self.training is None else Pictures(self.training, self.validation)
 
 
-def examine(preset: Preset, device_type: str, processes: int = 1) -> Findings:
-    """Look at model files, layers, pictures and options. Loads no weights, writes nothing."""
+def examine(preset: Preset, device_type: str, processes: int = 1, given: Collection[str] = ()) -> Findings:
+    """Look at model files, layers, pictures and options; `given`: see `Resolved`. Loads no weights, writes nothing."""
     found = Findings()
     _examine_model(preset, found)
     _examine_export(preset, found)
@@ -64,6 +66,8 @@ def examine(preset: Preset, device_type: str, processes: int = 1) -> Findings:
     found.notes += [unused] if (unused := graphics.unused(device_type)) else []
     _examine_folders(preset, found)
     _examine_samples(preset, found)
+    facts = known.facts(preset, found.model, found.adapted, found.forms, found.pictures)
+    found.notes += effects.notes(preset, facts, given)
     # Pictures for training and for validation share options, and so may problems.
     found.problems, found.notes = _said(found.problems), _said(found.notes)
     return found

@@ -9,7 +9,7 @@ import logging
 import shlex
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -67,9 +67,9 @@ def chosen(argv: Sequence[str]) -> int:
     say_notes(resolved.notes)
     quiet_libraries()
     if arguments.check:
-        return check_only(resolved.preset, arguments.json, arguments.probe)
+        return check_only(resolved, arguments.json, arguments.probe)
     with companions(missing) as others:
-        code = run(resolved.preset)
+        code = run(resolved)
         if code != DONE:
             farewell(others, PARTING)
     return code
@@ -125,21 +125,22 @@ def quiet_libraries() -> None:
         library.disable_progress_bar()
 
 
-def examined(preset: Preset):
-    """Accelerate's view of this machine, and what is found before training."""
+def examined(preset: Preset, given: Collection[str]):
+    """Accelerate's view of this machine, and what is found before training; `given`: see `Resolved`."""
     from modules.training import check
     from modules.training.session import start_processes
 
     machine = start_processes()
     assert machine.device is not None
-    return machine, check.examine(preset, machine.device.type, machine.num_processes)
+    return machine, check.examine(preset, machine.device.type, machine.num_processes, given)
 
 
-def check_only(preset: Preset, as_json: bool, probing: bool) -> int:
+def check_only(resolved: files.Resolved, as_json: bool, probing: bool) -> int:
     """`--check`: everything except training; with `--probe` a few steps that are thrown away."""
     from modules.training import check
 
-    machine, found = examined(preset)
+    preset = resolved.preset
+    machine, found = examined(preset, resolved.given)
     facts = check.report(preset, found, machine.num_processes)
     if probing and not found.problems:
         say_measured(preset, found, machine, facts)
@@ -165,11 +166,12 @@ def say_measured(preset: Preset, found, machine, facts: dict[str, Any]) -> None:
         facts["problems"] = [*facts["problems"], str(error)]
 
 
-def run(preset: Preset) -> int:
+def run(resolved: files.Resolved) -> int:
     """Check, open the run folder, train, export."""
     from modules.training.session import start_accelerator
 
-    machine, found = examined(preset)
+    preset = resolved.preset
+    machine, found = examined(preset, resolved.given)
     if found.problems or found.pictures is None:
         return refuse(found.problems)
     accelerator = start_accelerator(preset, machine)

@@ -9,6 +9,12 @@ from collections.abc import Iterable, Sequence
 START, END = re.compile(r"[^*?\[]*"), re.compile(r"[^*?\]]*\Z")
 """What a pattern has before its first wildcard, and behind the last one."""
 
+NONE = "none"
+"""As targets.layers: no layers but those of targets.include."""
+
+COMMA = re.compile(r",(?![^\[]*\])")
+"""A comma that separates patterns: not one between brackets."""
+
 LAST = "\U0010ffff"
 """Sorts behind every name that begins alike."""
 
@@ -45,6 +51,16 @@ class Names:
         if last_back - first_back < last - first:
             return [name[::-1] for name in self._backwards[first_back:last_back] if fits(name[::-1])]
         return [name for name in self._forwards[first:last] if fits(name)]
+
+
+def parts_of(layers: str) -> list[str]:
+    """The layer sets and patterns that targets.layers names: several are separated by commas, `none` has none."""
+    return [] if layers.strip() == NONE else [part.strip() for part in COMMA.split(layers)]
+
+
+def is_pattern(part: str) -> bool:
+    """Whether a part of targets.layers that is no layer set is meant as a pattern, or as a layer's full name."""
+    return any(character in part for character in "*?[.")
 
 
 def _beginning(ordered: Sequence[str], start: str) -> tuple[int, int]:

@@ -3,14 +3,18 @@
 from typing import Any
 
 from modules.objectives import Flow, Process
+from modules.preset import effects
 from modules.preset.schema import Objective
 
-FLOW_ONLY = {"shift": "null"}
-DIFFUSION_ONLY = {"min_snr_gamma": "null", "debiased": "false", "zero_terminal_snr": "false"}
-"""Options of one kind of process, and the value that turns them off."""
+WEIGHTED = ("objective.min_snr_gamma",)
+"""On by default, and yet an error where it has no effect: the preset was written for another kind of model."""
 
-DENSITY_OPTIONS = {"logit_normal": ("density_mean", "density_spread"), "mode": ("mode_scale",)}
-"""Options of one timestep distribution only."""
+
+def facts_of(objective: Objective, process: Process) -> dict[str, Any]:
+    """What `effects.idle` has to know of the process."""
+    flow = isinstance(process, Flow)
+    density = process.density if objective.density == "auto" else objective.density
+    return {"flow": flow, "diffusion": not flow, "objective.density": density}
 
 
 def problems(objective: Objective, process: Process) -> list[str]:
@@ -22,26 +26,8 @@ def problems(objective: Objective, process: Process) -> list[str]:
         found.append(
             f"objective.prediction: this base is {kind}, which cannot predict {objective.prediction}; choose {choices}"
         )
-    values = objective.model_dump()
-    for option, off in (DIFFUSION_ONLY if flow else FLOW_ONLY).items():
-        if value := values[option]:
-            given = str(value).lower()
-            found.append(f"objective.{option}: {given} does not apply, because this base is {kind}; set it to {off}")
-    density = process.density if objective.density == "auto" else objective.density
-    for owner, options in DENSITY_OPTIONS.items():
-        for option in options if density != owner else ():
-            value, usual = values[option], Objective.model_fields[option].default
-            if value != usual:
-                found.append(
-                    f"objective.{option}: {value} does not apply, because objective.density is {density}; set "
-                    f"objective.density to {owner}, or leave {option} at {usual:g}"
-                )
-    delta, usual = objective.loss_delta, Objective.model_fields["loss_delta"].default
-    if objective.loss == "mse" and delta != usual:
-        found.append(
-            f"objective.loss_delta: {delta} does not apply, because the loss is mse; set objective.loss to huber or "
-            f"smooth_l1, or leave loss_delta at {usual:g}"
-        )
+    values = {"objective": objective.model_dump(mode="json")}
+    found += [one.problem for one in effects.idle(values, facts_of(objective, process), WEIGHTED) if one.is_refused]
     if not flow and objective.min_snr_gamma is not None and objective.debiased:
         found.append("objective.debiased: cannot be combined with min-SNR; set objective.min_snr_gamma to null")
     predicted = process.prediction if objective.prediction == "auto" else objective.prediction

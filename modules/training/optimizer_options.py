@@ -25,7 +25,7 @@ class Options(Section):
     averages: ClassVar[bool] = False
     """Whether the optimizer averages the weights, which replaces a learning-rate schedule."""
 
-    weight_decay: float = option(0.01, why="the common default", ge=0, le=1)
+    weight_decay: float = option(0.01, why="the common default", ge=0, le=1, needs="@decayed")
     """Decoupled weight decay: each step shrinks the weights by this times the learning rate. Magnitudes are never
     decayed."""
 

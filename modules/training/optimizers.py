@@ -107,7 +107,10 @@ class Prodigy(Moments):
     bias_correction: bool = option(True, why="as in Adam", group="Estimate", advanced=True)
     """Correct the bias of the moments in the first steps."""
 
-    safe_warmup: bool = option(True, why="a warm-up would distort the estimate", group="Estimate", advanced=True)
+    safe_warmup: bool = option(
+        True, why="a warm-up would distort the estimate", group="Estimate", advanced=True,
+        needs="training.warmup",
+    )
     """Exclude the learning-rate warm-up from the estimate."""
 
     def problems(self, lr: float, device_type: str, rates: Rates = (), unpaired: str = "") -> list[str]:
@@ -182,7 +185,7 @@ class Rite(Moments):
     name: Literal["lora_rite"] = "lora_rite"
     """Optimizer."""
 
-    weight_decay: float = option(0.0, why="the published value", ge=0, le=1)
+    weight_decay: float = option(0.0, why="the published value", ge=0, le=1, needs="@decayed")
     """Decoupled weight decay: each step shrinks the weights by this times the learning rate. Magnitudes are never
     decayed."""
 

@@ -2,7 +2,7 @@
 
 import difflib
 from collections import Counter
-from collections.abc import Collection, Hashable, Iterable, Mapping
+from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -18,9 +18,12 @@ from modules.families.parts.names import is_unused
 from modules.files.reading import listed
 from modules.preset.schema import Base, Preset, Rule, Targets
 from modules.training import noise
-from modules.training.matching import Names, hint_for
+from modules.training.matching import NONE, Names, hint_for, is_pattern, parts_of
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+NO_CHOICE = "targets.include: no layer is chosen; targets.layers is none, so give patterns here"
+NOTHING_LEFT = "targets.exclude: no layer is left to adapt; remove patterns, or change targets.layers"
 
 
 def precision(preset: Preset, device: torch.device) -> str:
@@ -48,16 +51,10 @@ def match_layers(model: Any, targets: Targets) -> tuple[list[str], list[str]]:
 
     Wrong are an unknown set, a pattern without a match, and no layer at all.
     """
-    names, sets, problems = layer_names(model), model.named_targets(), []
-    known, found = targets.layers in sets, Names(names)
-    if not known:
-        near = difflib.get_close_matches(targets.layers, sets, 1)
-        hint = f"did you mean {near[0]}?" if near else f"available: {', '.join(sets)}"
-        problems.append(f"targets.layers: {targets.layers!r} is not a layer set of this family; {hint}")
-    chosen = set(found.matching(sets.get(targets.layers, ())))
-    if not targets.text_encoders:
-        chosen = {name for name in chosen if in_denoiser(model, name)}
-    misses = 0
+    names = layer_names(model)
+    found = Names(names)
+    chosen, problems = _base_choice(model, targets, names, found)
+    known, misses = not problems, len(problems)
     for field, patterns in (("include", targets.include), ("exclude", targets.exclude)):
         for pattern in patterns:
             hits = set(found.matching([pattern]))
@@ -70,8 +67,27 @@ def match_layers(model: Any, targets: Targets) -> tuple[list[str], list[str]]:
                 problems.append(f"targets.{field}: {pattern!r} matches no layer{hint_for(pattern, names, misses)}")
                 misses += 1
     if not chosen and not problems:
-        problems.append("targets.exclude: no layer is left to adapt; remove patterns, or change targets.layers")
+        problems.append(NO_CHOICE if targets.layers == NONE and not targets.include else NOTHING_LEFT)
     return [name for name in names if name in chosen], problems
+
+
+def _base_choice(model: Any, targets: Targets, names: Sequence[str], found: Names) -> tuple[set[str], list[str]]:
+    """The layers that targets.layers means, before targets.include and targets.exclude; and what is wrong with it."""
+    chosen, problems, sets = set(), [], model.named_targets()
+    for part in parts_of(targets.layers):
+        hits = found.matching(sets.get(part, (part,)))
+        wanted = {name for name in hits if targets.text_encoders or in_denoiser(model, name)}
+        chosen |= wanted
+        if hits and not wanted and part not in sets:
+            problems.append(f"targets.layers: {part!r} matches only layers of text encoders, such as {hits[0]}; turn "
+                            "on targets.text_encoders")
+        elif not hits and is_pattern(part):
+            problems.append(f"targets.layers: {part!r} matches no layer{hint_for(part, names, len(problems))}")
+        elif not hits and part not in sets:
+            near = difflib.get_close_matches(part, [*sets, NONE], 1)
+            hint = f"did you mean {near[0]}?" if near else f"available: {', '.join(sets)}, {NONE}, or patterns"
+            problems.append(f"targets.layers: {part!r} is not a layer set of this family; {hint}")
+    return chosen, problems
 
 
 @dataclass(frozen=True)
@@ -152,7 +168,7 @@ def optimizer_problems(preset: Preset) -> list[str]:
 def unmatched_rules(model: Any, targets: Targets, chosen: Collection[str]) -> list[str]:
     """Rules that are for none of the layers `chosen`, in sentences. Call it before adapters are attached."""
     names, sets, problems = layer_names(model), model.named_targets(), []
-    expected = targets.layers in sets and chosen  # else another problem is reported
+    expected = bool(chosen) and not _base_choice(model, targets, names, Names(names))[1]  # else that is reported
     adapted, misses = set(chosen), 0
     for number, (rule, hits) in enumerate(_hits(model, targets, names)):
         place = f"targets.rules[{number}].match: {rule.match!r}"

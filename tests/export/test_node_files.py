@@ -89,9 +89,9 @@ def test_polar_steps_settle_on_the_cayley_transform():
 
 
 @pytest.mark.parametrize("options, words", [
-    ({"host": "comfyui", "node_fallback": 8}, "need host comfyui_node"),
-    ({"host": "kohya", "node_spelling": "oftv2"}, "need host comfyui_node"),
-    ({"host": "comfyui_node", "form": "svd", "node_fallback": 8}, "form auto or compact"),
+    ({"host": "comfyui", "node_fallback": 8}, "set host to comfyui_node"),
+    ({"host": "kohya", "node_spelling": "oftv2"}, "set host to comfyui_node"),
+    ({"host": "comfyui_node", "form": "svd", "node_fallback": 8}, "set form to auto or compact"),
 ])
 def test_options_that_would_do_nothing_are_refused(options, words):
     with pytest.raises(ValueError, match=words):
