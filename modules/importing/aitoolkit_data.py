@@ -83,10 +83,10 @@ def _captions(ledger: Ledger, plan: Plan, place: str) -> None:
     if ending in SOURCES:
         plan.options["missing_captions"] = (key, "empty")
         return
+    instead = "default_caption" if ledger.text(default) else "no caption"
     sentence = (
-        f"Captions in .{ending} files are not read here: all pictures have "
-        f"{'default_caption' if ledger.text(default) else 'no caption'}, as there pictures without such a file. If there "
-        "are any, rename them to .txt and set data.captions txt."
+        f"Captions in .{ending} files are not read here: all pictures have {instead}, as there pictures without such a "
+        "file. If there are any, rename them to .txt and set data.captions txt."
     )
     ledger.change(key, sentence)
 

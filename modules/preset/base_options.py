@@ -22,6 +22,19 @@ class Base(Section):
     )
     """Number format in which the frozen weights are kept. auto: as training.precision."""
 
+    clip_skip: int | None = option(
+        None,
+        why="bases are trained with the last layer unless their description says otherwise",
+        group="Text encoder",
+        advanced=True,
+        ge=1,
+        le=48,
+        title="CLIP skip",
+    )
+    """Which layer of the text encoder is read, counted from the last one: 1 is the last, 2 the last but one, which many
+    anime models are trained with. The final layer norm is applied to it, as in sd-scripts and A1111. null: the last.
+    For Stable Diffusion 1 and 2; others have a fixed layer, and --check says so."""
+
     quantization: Literal["none", "fp8", "int8", "nf4"] = option(
         "none", why="no rounding; use fp8, then nf4, when the model does not fit in memory", group="Memory"
     )
