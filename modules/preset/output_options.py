@@ -1,13 +1,21 @@
 """The options of what a run writes: validation, sample pictures, states and exported files."""
 
+from typing import Literal
+
 from modules.preset.section import Section, option
+
+Unit = Literal["steps", "epochs", "minutes"]
+"""Of how often something is due."""
 
 
 class Validation(Section):
     """Validation loss: the loss on held-out pictures, always with the same noise."""
 
-    every: int = option(0, unit="steps", ge=0, title="Validate every")
-    """Steps between validations. 0: only before and after training."""
+    every: int = option(0, ge=0, title="Validate every", needs="@validation")
+    """Steps (see validation.every_unit) between validations. 0: only before and after training."""
+
+    every_unit: Unit = option("steps", advanced=True, title="Unit", needs=("validation.every", "@validation"))
+    """Unit of validation.every. minutes: of training, resumed runs included."""
 
     draws: int = option(
         4, why="four timesteps per picture give a stable value", advanced=True, ge=1, le=1000, needs="@validation"
@@ -25,9 +33,12 @@ class Samples(Section):
     """Negative prompt."""
 
     every: int = option(
-        500, why="often enough to notice a failing training early", unit="steps", ge=0, title="Sample every"
+        500, why="often enough to notice a failing training early", ge=0, title="Sample every", needs="samples.enabled"
     )
-    """Steps between sample pictures. 0: only before and after training."""
+    """Steps (see samples.every_unit) between sample pictures. 0: only before and after training."""
+
+    every_unit: Unit = option("steps", advanced=True, title="Unit", needs=("samples.enabled", "samples.every"))
+    """Unit of samples.every. minutes: of training, resumed runs included."""
 
     enabled: bool = option(True)
     """Draw sample pictures."""
@@ -58,9 +69,12 @@ class Saving(Section):
     folder: str = option("runs", kind="folder")
     """Folder of all runs. Each run has a sub-folder of its name."""
 
-    state_every: int = option(250, why="at most a few minutes are lost", unit="steps", ge=0, title="Save state every")
-    """Steps between training states, from which the same command resumes. 0: only with each exported file, when
-    stopped, and at the end."""
+    state_every: int = option(250, why="at most a few minutes are lost", ge=0, title="Save state every")
+    """Steps (see saving.state_every_unit) between training states, from which the same command resumes. 0: only with
+    each exported file, when stopped, and at the end."""
+
+    state_every_unit: Unit = option("steps", advanced=True, title="Unit of states", needs="saving.state_every")
+    """Unit of saving.state_every. minutes: of training, resumed runs included."""
 
     keep_states: int = option(2, why="one to resume from and one as a backup", ge=1, le=1000)
     """Number of training states that are kept. Older ones are deleted."""
@@ -72,5 +86,16 @@ class Saving(Section):
     adapter.start_from. Changed pictures, captions and program versions are only reported and do not need this
     option."""
 
-    export_every: int = option(0, unit="steps", ge=0)
-    """Steps between exported files during training. 0: only at the end."""
+    export_every: int = option(0, ge=0)
+    """Steps (see saving.export_every_unit) between exported files during training. 0: only at the end."""
+
+    export_every_unit: Unit = option("steps", advanced=True, title="Unit of exports", needs="saving.export_every")
+    """Unit of saving.export_every. minutes: of training, resumed runs included."""
+
+    keep_exports: int | None = option(None, why="nothing is deleted", ge=1, needs="saving.export_every")
+    """Number of files exported during training that are kept; older ones are deleted. null: all. The file that is
+    exported at the end is always kept."""
+
+    keep_best: bool = option(False, needs=("@validation", "validation.every"))
+    """Keep the adapter with the lowest validation loss: its exported file, whose name ends with -best, and its training
+    state, in the run's folder best. They are replaced whenever a validation finds a lower loss."""

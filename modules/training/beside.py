@@ -105,7 +105,7 @@ def told(session: Session, value: Any) -> Any:
 
 
 def made(session: Session) -> set[str]:
-    """What the events have of the step at which this process begins: `validation`, `sample` and `export`.
+    """What the events have of the step at which this process begins: `validation`, `sample`, `export` and `state`.
 
     Only the main process reads them; the others are given its answer.
     """
@@ -128,6 +128,8 @@ def _made(session: Session) -> set[str]:
                 found.add("validation")
             elif event["event"] == "sample" and event["step"] == session.step:
                 pictures.add(event["path"])
+            elif event["event"] == "saved" and event["what"] == "state" and event["step"] == session.step:
+                found.add("state")
             elif event["event"] == "saved" and event["path"] == f"{step_name(session)}.safetensors":
                 found.add("export")
     except (OSError, ValueError) as error:

@@ -20,7 +20,7 @@ from modules.judges import judges
 from modules.preset import effects
 from modules.preset.schema import Preset
 from modules.printable import LONGEST, short
-from modules.training import first_values, graphics, known, noise, pool, schedules, setup, sharding
+from modules.training import due, first_values, graphics, known, noise, pool, schedules, setup, sharding
 from modules.training.session import Pictures, sample_prompts, total_steps
 
 NEEDED_ON_GPUS = "the package triton, and on Linux a C compiler (gcc or clang) for it,"
@@ -128,7 +128,7 @@ def _examine_room(preset: Preset, place: Path, found: Findings) -> None:
     elif free < most:
         found.notes.append(
             f"{where}, and the whole run may need {most:,} (states, exported files, sample pictures): free some space, "
-            "or lower saving.keep_states, or raise samples.every and saving.export_every"
+            "or lower saving.keep_states or saving.keep_exports, or raise samples.every and saving.export_every"
         )
 
 
@@ -138,13 +138,17 @@ def expected_bytes(preset: Preset, found: Findings) -> tuple[int, int]:
     tensors = (tensor for layer in found.adapted.values() for tensor in layer.adapter.state_dict().values())
     adapter = sum(tensor.nbytes for tensor in tensors)
     state = 3 * adapter  # two averages per parameter, as Adam has them
-    files = 1 + (steps // saving.export_every if saving.export_every else 0)
+    plans, batches = due.plans(preset), found.training and _batches(preset, found.training, 1)
+    per_epoch = batches.steps_per_epoch if batches else steps
+    files = due.times(plans["export"], steps, per_epoch)
+    files = 1 + min(files, saving.keep_exports or files)
     side = preset.data.resolution
     picture = 2 * (samples.width or side) * (samples.height or side)  # PNG of a photograph: 2 of 3 bytes per pixel
-    times = 2 + (steps // samples.every if samples.every else 0)
+    times = 2 + due.times(plans["sample"], steps, per_epoch)
     pictures = times * (len(samples.prompts) or 4) * picture if samples.enabled else 0
     lines = 2000 * steps  # of events, log and curves
-    most = (saving.keep_states + 1) * state + adapter + files * found.file_bytes + pictures + lines
+    best = 2 * (state + found.file_bytes) if saving.keep_best else 0  # the new one before the old one is deleted
+    most = (saving.keep_states + 1) * state + adapter + files * found.file_bytes + best + pictures + lines
     return state + adapter + found.file_bytes, most
 
 

@@ -42,6 +42,7 @@ KINDS: dict[str, tuple[str, ...]] = {
     "judged": ("step", "subject", "style", "unnamed"),
     "saved": ("what", "path", "step", "bytes"),
     "validation": ("step", "loss", "baseline"),
+    "due": ("what", "step", "minute"),
     "warning": ("message", "detail"),
     "error": ("message", "detail"),
     "finished": ("outcome", "exit_code", "step", "path"),

@@ -11,7 +11,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from modules.data.batches import Batch
-from modules.training import collapse, feed, gradient_start, optimizers, schedules, stopping
+from modules.training import best, collapse, due, feed, gradient_start, optimizers, schedules, stopping
 from modules.training.beside import beside, interrupted, made, step_name, told
 from modules.training.collapse import Watch
 from modules.training.feed import Feed
@@ -26,6 +26,9 @@ CURVES_EVERY = 10
 SCALER_PATIENCE = 20
 """With float16, this many steps in a row may overflow while the loss scale is being found."""
 
+
+FLAGS = (*REQUESTS, *(f"due {kind}" for kind in due.KINDS))
+"""What the main process tells the others with each step."""
 
 STOPPING = {"name": "stopping", "detail": "stop requested; saving the state"}
 """A `stage` event."""
@@ -67,15 +70,16 @@ def train(session: Session) -> bool:
             session.step += 1
             report(session, progress, bar, loss, norm)
             stopped = requests["stop"]  # agreed by all processes, unlike stopping.asked
+            due.record(session, [kind for kind in due.KINDS if requests[f"due {kind}"]])
 
             if stopped:
                 session.events.write("stage", STOPPING)
 
             # The state comes first: if the run is killed or stopped now, the rest is made from it on resuming.
-            wanted = due(session) + ["sample"] * requests["sample"]
+            wanted = due.due(session) + ["sample"] * requests["sample"]
             wanted += ["look"] * collapse.is_suspected(session, progress.watch, loss)
             last = session.step == session.steps  # saved too: should the export fail, no step is lost
-            saved = stopped or last or requests["save"] or state_is_due(session)
+            saved = stopped or last or requests["save"] or due.state_is_due(session)
             if saved:
                 save(session)
             if (wanted or last) and not stopped and interrupted(session, partial(make, session, wanted)):
@@ -83,11 +87,14 @@ def train(session: Session) -> bool:
                 session.events.write("stage", STOPPING)
                 if not saved:
                     save(session)
+            if "validation" in wanted and not stopped:
+                best.keep(session)
     if stopped:
         return False
 
     # After the last step.
     make(session, [*lacking(session, ["validation", "sample"]), "look"])
+    best.keep(session)
     save_adapter(session)
     export_now(session, session.run.name)
     session.accelerator.wait_for_everyone()
@@ -97,35 +104,17 @@ def train(session: Session) -> bool:
 def before_steps(session: Session) -> None:
     """Initial values from the data, and validation and samples of the base model. Or, in a resumed run, what was due
     at the step of its state and was not made before it was killed or stopped."""
+    due.begin(session)
     if session.step > 0:
-        make(session, lacking(session, due(session)))
+        wanted = due.due(session)
+        make(session, lacking(session, wanted))
+        if "validation" in wanted:
+            best.keep(session)
         return
     gradient_start.begin(session, batch_loss)
     beside(session, "the loss before training", collapse.begin)
     session.reference = told(session, session.reference)
     make(session, ["validation", "sample"])
-
-
-def due(session: Session) -> list[str]:
-    """What is due at this step, in order; nothing at the last one, after which all is made anyway."""
-    preset = session.preset
-    steps = {
-        "validation": preset.validation.every,
-        "sample": preset.samples.every,
-        "export": preset.saving.export_every,
-    }
-    return [what for what, number in steps.items() if every(session, number)]
-
-
-def state_is_due(session: Session) -> bool:
-    """Whether a state is due: before exported files too, which take long and may be interrupted."""
-    saving = session.preset.saving
-    return every(session, saving.state_every) or every(session, saving.export_every)
-
-
-def every(session: Session, number: int) -> bool:
-    """Whether something that happens every `number` steps happens now."""
-    return number > 0 and session.step % number == 0 and session.step < session.steps
 
 
 def lacking(session: Session, wanted: list[str]) -> list[str]:
@@ -175,6 +164,7 @@ def take_step(session: Session, progress: Progress) -> tuple[float, float, dict[
 
     wanted = [float(accelerator.is_main_process and session.run.requested(name)) for name in REQUESTS]
     wanted[0] += stopping.asked()
+    wanted += [float(is_due) for is_due in due.by_clock(session)]
     shared = average(session, torch.stack(losses).mean(), wanted)
     accelerator.unscale_gradients(session.optimizer)
     norm = session.flat.clip(training.max_grad_norm)
@@ -185,7 +175,7 @@ def take_step(session: Session, progress: Progress) -> tuple[float, float, dict[
         optimizers.forget(session.optimizer, session.flat.seen(session.after_step()))
     progress.steps_done += 1
     progress.step_seconds += time.monotonic() - begun
-    return loss, norm, {name: flag > 0 for name, flag in zip(REQUESTS, flags, strict=True)}
+    return loss, norm, {name: flag > 0 for name, flag in zip(FLAGS, flags, strict=True)}
 
 
 def batch_loss(session: Session, batch: Batch) -> Tensor:

@@ -1,5 +1,6 @@
 """What a training shows and writes beside its steps: validation loss, sample pictures, adapter and exported file."""
 
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -25,6 +26,9 @@ from modules.training.optimizers import averaged
 from modules.training.saving import training_facts
 from modules.training.session import Session, sample_prompts, validation_captions
 
+STEP_FILE = r"-step-([0-9]{6,18})\.safetensors"
+"""How the name of an exported file of a step ends, see `step_name`."""
+
 
 @torch.no_grad()
 def validate(session: Session) -> None:
@@ -47,6 +51,7 @@ def validate(session: Session) -> None:
     loss = float(torch.cat(errors).mean())
     if session.step == 0:
         session.baseline = loss
+    session.measured = (session.step, loss)
     session.events.write("validation", {"step": session.step, "loss": loss, "baseline": session.baseline})
     collapse.judge(session, session.baseline, loss, "on the validation pictures")
 
@@ -123,8 +128,21 @@ def export_now(session: Session, name: str) -> Path | None:
         return None
     # The event comes last: what has none is made again when a killed run resumes.
     beside(session, "the table of errors", partial(say_report, result=result, path=path), together=False)
+    beside(session, "deleting older exported files", prune_exports, together=False)
     session.events.write("saved", {"what": "export", "path": str(path), "step": session.step, "bytes": result.size})
     return path
+
+
+def prune_exports(session: Session) -> None:
+    """Delete the files of earlier steps, with their tables of errors, but for the last `saving.keep_exports`. The file
+    of this step is whole. Files of later steps, from before the run resumed, are replaced when it is there again."""
+    keep, name = session.preset.saving.keep_exports, re.compile(re.escape(session.run.name) + STEP_FILE)
+    found = [(int(match[1]), match[0]) for path in session.run.folder.iterdir() if (match := name.fullmatch(path.name))]
+    older = sorted(one for one in found if one[0] <= session.step)
+    for _, file in older[: -keep] if keep else ():
+        path = session.run.folder / file
+        path.unlink()
+        path.with_suffix(".errors.tsv").unlink(missing_ok=True)
 
 
 def say_report(session: Session, result: Report, path: Path) -> None:

@@ -47,6 +47,7 @@ def resume(session: Session) -> None:
     session.step, session.started = saved.step, saved.facts["started"]
     session.baseline, session.average = saved.facts["baseline"], saved.facts["average"]
     session.reference = saved.facts.get("reference")  # states of earlier versions have none
+    session.clock.trained = saved.facts.get("trained", 0.0)  # likewise
     if session.run.is_ours:
         notes += put_aside(session.run.folder, saved.step)
         prune(session, saved.folder)  # a run that was killed between saving and pruning has left a state too many

@@ -42,7 +42,7 @@ FILES = ("preset.json", "environment.json", "events.jsonl", "log.txt", "layers.t
          "adapter.safetensors")
 FOLDERS = (state.FOLDER, "requests")
 """Names in a run folder that a training needs."""
-BESIDE = ("samples", "tensorboard")
+BESIDE = ("samples", "tensorboard", state.BEST)
 """Folders of by-products."""
 
 PACKAGES = (
@@ -151,6 +151,7 @@ def _opened(run: Run, preset: Preset, steps: int | None) -> Run:
     """The run, checked and ready to be written to. The lock is held: no other process changes the folder."""
     place = run.folder
     state.tidy_states(place)
+    state.tidy_states(place / state.BEST)
     remove_leftovers(place, run.name)
     newest, damaged = state.newest(place)
     run.newest = newest

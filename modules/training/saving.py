@@ -2,13 +2,20 @@
 
 import os
 import time
+from collections.abc import Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from modules.files.facts import Facts, facts_of
 from modules.preset.files import to_json
 from modules.training import fingerprints, resuming, state
 from modules.training.session import Session, sample_prompts
+
+NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 
 def training_facts(session: Session) -> Facts:
@@ -26,6 +33,13 @@ def save(session: Session) -> None:
     if not session.accelerator.is_main_process:
         return
     session.check_folder()
+    path = write(session, session.run.folder, tensors)
+    resuming.prune(session, path)
+    session.events.write("saved", {"what": "state", "path": os.fspath(path), "step": session.step, "bytes": size(path)})
+
+
+def write(session: Session, place: Path, tensors: dict[str, Tensor], more: Mapping[str, Any] = NOTHING) -> Path:
+    """Write a state of this step, with `more` facts, to `place/state/`; its folder."""
     facts = {
         "baseline": session.baseline,
         "average": session.average,
@@ -33,14 +47,17 @@ def save(session: Session) -> None:
         "started": session.started,
         "processes": session.accelerator.num_processes,
         "steps": session.steps,
+        "trained": session.clock.trained,
         "training": training_facts(session).json(),
+        **more,
     }
     texts = {"preset.json": to_json(session.preset), **made_from(session)}
-    folder, step = session.run.folder, session.step
-    path = state.save_state(folder, step, tensors, session.optimizer, facts, texts)
-    resuming.prune(session, path)
-    size = sum(file.stat().st_size for file in path.iterdir())
-    session.events.write("saved", {"what": "state", "path": os.fspath(path), "step": step, "bytes": size})
+    return state.save_state(place, session.step, tensors, session.optimizer, facts, texts)
+
+
+def size(folder: Path) -> int:
+    """Bytes of a state."""
+    return sum(file.stat().st_size for file in folder.iterdir())
 
 
 def made_from(session: Session) -> dict[str, str]:

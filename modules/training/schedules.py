@@ -63,7 +63,7 @@ def notes(options: Training, steps: int) -> list[str]:
     """Sentences about what is done differently in a training of `steps` steps."""
     if options.warmup < steps:
         return []
-    return [
-        f"training.warmup is {options.warmup} steps, but the training has only {steps}: the warm-up is shortened "
-        f"to {warmup_steps(options, steps)} steps."
-    ]
+    left = warmup_steps(options, steps)
+    instead = f"is shortened to {left} steps" if left > 1 else "is shortened to 1 step" if left else "is left out"
+    return [f"training.warmup is {options.warmup} steps, but the training has only {steps}: the warm-up {instead}; "
+            "lower it, or train for more steps"]

@@ -21,6 +21,7 @@ from modules.families.base import Texts
 from modules.objectives import Density
 from modules.preset.schema import Preset, Training
 from modules.training import fingerprints, finite, setup, sharding
+from modules.training.clock import Clock
 from modules.training.events import Events
 from modules.training.flat import Flat
 from modules.training.run import Run
@@ -78,6 +79,9 @@ class Session:
     """Loss before training on the samples of the first steps, see `collapse`."""
     collapsed: dict[str, str] = field(default_factory=dict)
     """What is wrong with the loss now, in sentences, by what it was measured on."""
+    measured: tuple[int, float] | None = None
+    """Step and loss of the last validation of this process, where it validates."""
+    clock: Clock = field(default_factory=Clock)
     started: float = field(default_factory=time.time)
     """Unix time of the first start, s."""
     made: Future[fingerprints.Made] | None = None

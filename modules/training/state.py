@@ -33,6 +33,8 @@ from modules.training.optimizers import unwrapped
 from modules.training.trees import flatten, plain, unflatten
 
 FOLDER = "state"
+BEST = "best"
+"""A folder in the run folder that has such a folder itself, with the state of the best adapter (`best`)."""
 REPLACED = ".replaced"  # the old state of the same step, until the new one has its name
 LARGEST = 2**28  # bytes of state.json: what an optimizer keeps beside its tensors
 UNUSABLE = ".unusable"  # newer than the state from which the run resumed
@@ -238,7 +240,7 @@ def put_aside(folders: Sequence[Path]) -> None:
         return
     *others, last = sorted(folders, key=steps_of)
     for path in (*last.parent.glob(f"step-*{UNUSABLE}"), *others):
-        _delete(path)
+        delete(path)
     last.rename(last.with_name(last.name + UNUSABLE))
 
 
@@ -250,7 +252,7 @@ def prune_states(run_folder: Path, keep: int, written: Path) -> None:
     whole = 0
     for folder in reversed(older):
         if whole >= keep:
-            _delete(folder)
+            delete(folder)
         elif folder == written or is_whole(folder):
             whole += 1
 
@@ -299,7 +301,7 @@ def remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def _delete(folder: Path) -> None:
+def delete(folder: Path) -> None:
     """Delete a state. If that is interrupted, the rest does not have a state's name."""
     dying = folder.with_name(folder.name + PARTIAL)
     remove(dying)

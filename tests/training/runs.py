@@ -42,9 +42,12 @@ OPTIONS: dict[str, Any] = {
         "gradient_checkpointing": False,
     },
     "validation": {"draws": 2},
-    "samples": {"enabled": False, "steps": 2, "prompts": ["red apple", "blue heart"]},
+    "samples": {"enabled": False},
     "saving": {"state_every": 0},
 }
+
+SAMPLES = {"steps": 2, "prompts": ["red apple", "blue heart"]}
+"""What is drawn where samples are enabled."""
 
 
 @dataclass
@@ -57,7 +60,8 @@ class Place:
 
     def command(self, name: str, *more: str, **sections: Any) -> list[str]:
         """Arguments of `scripts/train.py`; `sections` replace those of `OPTIONS`, `more` are options as typed."""
-        preset = {**OPTIONS, **sections, "base": {"path": str(self.stage / "base")}}
+        drawn = {"samples": SAMPLES} if "--samples.enabled" in more else {}
+        preset = {**OPTIONS, **drawn, **sections, "base": {"path": str(self.stage / "base")}}
         places = {"folders": "pictures", "validation_folder": "validation", "cache_folder": "cache"}
         preset["data"] = {**{key: str(self.stage / place) for key, place in places.items()}, **preset["data"]}
         preset["saving"] = {"folder": str(self.runs), **preset["saving"]}

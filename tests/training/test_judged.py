@@ -5,9 +5,10 @@ import json
 import pytest
 
 from modules.judges import judges
-from tests.training.runs import OPTIONS, Place
+from tests.training import runs
+from tests.training.runs import Place
 
-SAMPLES = {**OPTIONS["samples"], "enabled": True, "prompts": ["owl, noto style", "bus"], "judges": str(judges.FILE)}
+SAMPLES = {**runs.SAMPLES, "enabled": True, "prompts": ["owl, noto style", "bus"], "judges": str(judges.FILE)}
 TWO = ("--training.steps", "2", "--samples.every", "1")
 
 

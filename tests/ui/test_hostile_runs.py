@@ -20,6 +20,7 @@ from ui.core.runs.tail import LogTail, Tail, last_events
 SOUND = {
     event["event"]: event for event in map(json.loads, (RECORDED / "good.jsonl").read_text().splitlines())
 } | {event["event"]: event for event in map(json.loads, (RECORDED / "failed.jsonl").read_text().splitlines())}
+SOUND["due"] = {**SOUND["validation"], "event": "due", "what": "sample", "minute": 10.0}
 SOUND["judged"] = {**SOUND["validation"], "event": "judged", "subject": 0.9, "style": 0.5, "unnamed": 0.0}
 """One event of each kind."""
 

@@ -27,6 +27,7 @@ FIELDS: dict[str, tuple[tuple[str, ...], ...]] = {
     "judged": (("step",), ("subject", "style", "unnamed"), (), (), ()),
     "saved": (("step",), ("bytes",), (), ("what", "path"), ()),
     "validation": (("step",), (), ("loss", "baseline"), (), ()),
+    "due": (("step",), ("minute",), (), ("what",), ()),
     "warning": ((), (), (), ("message", "detail"), ()),
     "error": ((), (), (), ("message", "detail"), ()),
     "finished": (("step",), ("exit_code",), (), ("outcome",), ("path",)),

@@ -46,7 +46,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class Saved:
-    """A file that was written; `what` is "state", "export" or "adapter"."""
+    """A file that was written; `what` is "state", "export", "adapter" or "best"."""
 
     what: str
     path: str
@@ -125,8 +125,8 @@ class History:
                     self.messages.append(Message(kind, event["message"], event["detail"], event["time"]))
                 case "finished":
                     self.finished = Finished(event["outcome"], event["exit_code"], event["step"], event["path"])
-                case "judged":
-                    pass  # TensorBoard draws it
+                case "judged" | "due":
+                    pass  # TensorBoard draws the one; what follows from the other has its own event
                 case kind:
                     self.unknown[kind[:80]] += 1
 

@@ -21,7 +21,12 @@ from ui.widgets import icons, theme
 from ui.widgets.making import down, dressed, split
 
 EMPTY = "No messages. Warnings, errors and saved files of the run appear here."
-NOUNS = {"state": "training state", "export": "exported file", "adapter": "Gimbal's own adapter file"}
+NOUNS = {
+    "state": "training state",
+    "export": "exported file",
+    "adapter": "Gimbal's own adapter file",
+    "best": "training state of the best adapter",
+}
 DETAIL = Qt.ItemDataRole.UserRole
 KIND = Qt.ItemDataRole.UserRole + 1
 
