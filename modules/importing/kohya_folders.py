@@ -60,6 +60,7 @@ def _plan(ledger: Ledger, place: str) -> Plan:
     plan = Plan(image if ledger.text(image) else table, ledger.text(image) or str(ledger.value(table)))
     plan.options["recursive"] = (plan.key, False)
     key = _nearest(ledger, "num_repeats", place)
+    key = key if ledger.written(key) else "dataset_repeats"
     plan.own["repeats"] = (key, ledger.number(key))
     if ledger.flag(f"{place}.is_reg"):
         _regularisation(ledger, plan, f"{place}.is_reg", _nearest(ledger, "prior_loss_weight", place))

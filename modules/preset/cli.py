@@ -38,7 +38,7 @@ def parse_overrides(argv: Sequence[str], own_flags: Sequence[str] = ()) -> list[
         name = last = ALIASES.get(name, name)
         value = text if equals else _value(name, words)
         current = files.RENAMES.get(name, name)
-        if current not in options.options(Preset):
+        if current not in options.options(Preset) and current not in files.ENTRIES:
             problems.append(_unknown_flag(flag, own_flags))
         elif value is None:
             problems.append(f"--{flag}: needs a value; write --{flag}=VALUE if it begins with --")

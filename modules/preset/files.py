@@ -22,7 +22,7 @@ from modules.disk import write_whole
 from modules.preset import options
 from modules.preset.problems import LIST_PRESETS, PresetProblems, enumerated, sentences, shown, unknown
 from modules.preset.schema import Preset
-from training_presets import composing
+from training_presets import composing, entries
 from training_presets.composing import Composed
 
 FOLDER = Path(__file__).parents[2] / "training_presets"
@@ -33,6 +33,9 @@ METADATA_KEY = "gimbal.preset"
 
 RENAMES: dict[str, str] = {"data.folder": "data.folders"}
 """Renamed options: old dotted name to new one. Old presets stay readable, with a note."""
+ENTRIES: dict[str, tuple[str, dict[str, str]]] = {"data.validation_folder": ("data.folders", {"role": "validation"})}
+"""Options that are now an entry of a list: the list, and what the entry has besides the path. The old option stands for
+the only such entry. Likewise."""
 IMPLIED: dict[str, tuple[str, str]] = {"export.rank": ("export.form", "compact")}
 """Options that used to imply another one: that one and its value. Likewise."""
 
@@ -73,7 +76,7 @@ def resolve(source: str, overrides: Sequence[tuple[str, str]] = ()) -> Resolved:
     given = _given(own, path) | {RENAMES.get(option, option) for option, _ in overrides}
     values = _with_tags(_implied(_inherited(own, path, notes), path, notes))
     problems = _override(values, overrides, notes)
-    values = _with_tags(values)
+    values = _with_tags(_with_entries(values))
     try:
         preset = Preset.model_validate(values)
     except ValidationError as error:
@@ -212,6 +215,21 @@ def _renamed(values: Values, path: Path, notes: list[str]) -> Values:
         if problems:
             raise PresetProblems(f"{path}: {problem}" for problem in problems)
         notes.append(f"{path}: {old} was renamed to {new}")
+    for old, (new, kind) in ENTRIES.items():
+        if not options.holds(values, old):
+            continue
+        if entries.has(options.at(values, new), kind):
+            raise PresetProblems([f"{path}: {old} was renamed to {new}, and both give one; remove {old}"])
+        notes += [f"{path}: {entries.note(old, new, kind)}"] if options.at(values, old) else []
+    return values
+
+
+def _with_entries(values: Values) -> Values:
+    """`values` with entries of lists in place of the options that said them before. Not before other presets and the
+    command line are laid over them: these may give the list or the old option alone."""
+    for old, (new, kind) in ENTRIES.items():
+        if options.holds(values, old):
+            _place(values, new, entries.replaced(options.at(values, new), kind, _take(values, old)))
     return values
 
 
@@ -275,18 +293,25 @@ def _with_tags(values: Values) -> Values:
 
 def _override(values: Values, overrides: Sequence[tuple[str, str]], notes: list[str]) -> list[str]:
     """Put overrides into `values`, tags first because they decide which other options there are. The problems."""
-    problems = []
+    problems, given = [], deepcopy(values)
     tags = list(options.tag_choices(Preset))
     current = [(RENAMES.get(name, name), name, text) for name, text in overrides]
     for name, old, text in sorted(current, key=lambda one: tags.index(one[0]) if one[0] in tags else len(tags)):
         if name != old:
             notes.append(f"{old} was renamed to {name}")
         known = options.options(Preset, values)
-        if name in known:
+        if name in ENTRIES:
+            new, kind = ENTRIES[name]
+            notes.append(entries.note(name, new, kind))
+            problems += _place(values, name, text)
+        elif name in known:
             notes += _leave(values, name, text) if name in tags else []
             problems += _place(values, name, parse(text, known[name].annotation))
         else:
             problems.append(unknown(name, Preset, values))
+    for old, (new, kind) in ENTRIES.items():
+        if entries.has(options.at(given, new), kind) and not entries.has(options.at(values, new), kind):
+            notes += [] if options.holds(values, old) else [entries.dropped(old, new, kind)]
     return problems
 
 
@@ -343,8 +368,8 @@ def parse(text: str, annotation: Any) -> Any:
             return text
     value = _json(text)
     if any(get_origin(kind) is tuple for kind in kinds):
-        texts = get_args(kinds[0])[0] is str
-        return value if isinstance(value, list) else [text if texts else value]
+        whole = isinstance(value, dict) and options.entry(kinds[0]) is not None
+        return value if isinstance(value, list) else [text if options.takes_texts(kinds[0]) and not whole else value]
     return value
 
 

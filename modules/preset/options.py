@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from types import NoneType, UnionType
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import annotated_types
 from pydantic import BaseModel
@@ -140,9 +140,32 @@ def entry_at(model: type[BaseModel], name: str) -> type[BaseModel] | None:
 
 
 def entry(annotation: Any) -> type[BaseModel] | None:
-    """The model that the entries of a list are; None for entries that are plain values, and for no list."""
-    first = get_args(annotation)[0] if get_origin(annotation) is tuple else None
-    return first if isinstance(first, type) and issubclass(first, BaseModel) else None
+    """The model that the entries of a list are, or may be; None for entries that are plain values, and for no list."""
+    models = (one for one in _inner(annotation) if isinstance(one, type) and issubclass(one, BaseModel))
+    return next(models, None)
+
+
+def is_mixed(model: type[BaseModel], name: str) -> bool:
+    """Whether the entries of the list that `name` is or is inside of may be models or texts."""
+    field = options(model).get(name.partition("[")[0])
+    return field is not None and entry(field.annotation) is not None and takes_texts(field.annotation)
+
+
+def takes_texts(annotation: Any) -> bool:
+    """Whether the entries of a list may be texts."""
+    return str in _inner(annotation)
+
+
+def _inner(annotation: Any) -> list[Any]:
+    """What the entries of a list may be; empty for no list."""
+    if get_origin(annotation) is not tuple:
+        return []
+    return [_bare(one) for one in members(_bare(get_args(annotation)[0]))]
+
+
+def _bare(annotation: Any) -> Any:
+    """A type without what is annotated to it."""
+    return get_args(annotation)[0] if get_origin(annotation) is Annotated else annotation
 
 
 def models_of(field: FieldInfo) -> list[type[BaseModel]]:
@@ -209,9 +232,10 @@ def type_words(annotation: Any) -> str:
     if get_origin(annotation) is Literal:
         return "one of " + ", ".join(f"{value}" for value in get_args(annotation))
     if entries := entry(annotation):
-        return f"list of {entries.__name__.lower()}s {{{', '.join(entries.model_fields)}}}"
+        also = "texts or " if takes_texts(annotation) else ""
+        return f"list of {also}{entries.__name__.lower()}s {{{', '.join(entries.model_fields)}}}"
     if get_origin(annotation) is tuple:
-        first, *more = get_args(annotation)
+        first, *more = (_bare(one) for one in get_args(annotation))
         return f"list of {type_words(first)}s" if more == [...] else f"list of {1 + len(more)} {type_words(first)}s"
     if len(members(annotation)) > 1:
         return " or ".join(type_words(member) for member in members(annotation))

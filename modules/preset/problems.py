@@ -51,7 +51,7 @@ def _sentence(error: Any, model: type[BaseModel], values: Mapping[str, Any]) -> 
     if entries := options.entry_at(model, name):
         if kind == "extra_forbidden":
             return unknown_in_entry(name, entries)
-        if kind.startswith(("model_", "tuple_")):
+        if kind.startswith(("model_", "tuple_")) and not options.is_mixed(model, name):
             return f"{name}: {shown(error['input'])} {not_an_entry(entries, kind.startswith('tuple_'))}"
     if kind == "extra_forbidden":
         return unknown(name, model, values)
@@ -117,6 +117,8 @@ def dotted(loc: tuple[int | str, ...], model: type[BaseModel]) -> str:
     for part in loc:
         if name in tags and name not in passed:
             passed.add(name)
+        elif name.endswith("]") and name not in passed and options.is_mixed(model, name):
+            passed.add(name)  # behind an entry that may be a text, pydantic puts which of both it is
         elif isinstance(part, int):
             name += f"[{part}]" if options.entry_at(model, name) else f" number {part + 1}"
         elif name not in leaves:  # behind an option, pydantic names the member of a union

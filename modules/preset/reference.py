@@ -50,7 +50,7 @@ def schema_text() -> str:
     schema["properties"]["family"]["enum"] = families.names()  # a validator in Python, where families can be added
     # for the window, which reads old presets as the trainer does
     named = {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema, "renames": files.RENAMES,
-             "implied": files.IMPLIED}
+             "entries": files.ENTRIES, "implied": files.IMPLIED}
     return json.dumps(named, indent=1, ensure_ascii=False) + "\n"
 
 
