@@ -38,8 +38,12 @@ def write(ledger: Ledger, plans: list[Plan]) -> None:
         for name, (key, value) in plan.own.items():
             _own(ledger, key, entry, place, name, value)
         sized = all(plan.options.get(name, (0, shared.get(name)))[1] == shared.get(name) for name in SIZES)
+        if not sized and len(plan.options["resolutions"][1]) == 1:
+            key, (side,) = plan.options["resolutions"]
+            plan.options = {**{name: one for name, one in plan.options.items() if name not in SIZES},
+                            "resolution": (key, side)}  # fmt: skip
         for name, (key, value) in plan.options.items():
-            same = sized if name in SIZES else value == shared[name]
+            same = sized if name in (*SIZES, "resolution") else value == shared[name]
             _option(ledger, key, entry, place, name, value, same)
         entries.append(entry)
     for name, value in shared.items():

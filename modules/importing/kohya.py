@@ -32,7 +32,8 @@ def recognises(document: Document) -> bool:
     names = {name for key, value in document.values.items() for name in (value if isinstance(value, dict) else [key])}
     found = plain & (names | document.values.keys())
     marks = {"pretrained_model_name_or_path", "network_module", "network_dim", "train_data_dir", "dataset_config"}
-    return {"LoRA_type", "max_resolution"}.isdisjoint(document.values) and (
+    foreign = not {"LoRA_type", "max_resolution"}.isdisjoint(document.values)
+    return not (foreign or kohya_data.is_sectioned(document.values)) and (
         bool(document.script)
         or bool(found & marks)
         or isinstance(document.values.get("datasets"), list)
@@ -164,14 +165,15 @@ def _schedule(ledger: Ledger) -> None:
         ledger.drop("lr_warmup_steps", "without effect there: Adafactor's own step size")
         return
     exact = {"constant": "constant", "constant_with_warmup": "constant", "linear": "linear", "cosine": "cosine"}
-    near = {"polynomial": "linear", "cosine_with_restarts": "cosine", "cosine_with_min_lr": "cosine"}
+    near = {"polynomial": "linear", "cosine_with_restarts": "cosine", "cosine_with_min_lr": "cosine",
+            "CosineAnnealingLR": "cosine", "CosineAnnealingWarmRestarts": "cosine"}  # fmt: skip
     custom = ledger.text("lr_scheduler_type")
     if custom:
         ledger.drop(key, "without effect there: lr_scheduler_type decides")
         key, kind = "lr_scheduler_type", custom
     cycles, power = ledger.number("lr_scheduler_num_cycles"), ledger.number("lr_scheduler_power")
     fits = kind in exact or (kind == "polynomial" and power == 1) or (kind == "cosine_with_restarts" and cycles == 1)
-    ours = exact.get(kind) or near.get(kind, "constant")
+    ours = exact.get(kind) or near.get(kind.rpartition(".")[2], "constant")
     if fits or kind == "cosine_with_min_lr":
         ledger.to(key, "training.schedule", ours)
     else:

@@ -33,6 +33,7 @@ def convert(ledger: Ledger, family: str) -> None:
         _flux_times(ledger)
     elif family == "sd3":
         _sd3_times(ledger)
+    read_data_sets(ledger)
     kohya_folders.convert(ledger)
     _clip_skip(ledger, family)
     _samples(ledger)
@@ -65,6 +66,33 @@ def given(document: Document, known: dict[str, Any]) -> dict[str, Any]:
                 raise ValueError(f"{document.path}: {name}: {word!r} is not key=value; correct it in the file")
             values[f"{name}.{option.strip()}"] = text.strip().strip("\"'")
     return flat(values, known) if known else values
+
+
+def is_sectioned(values: dict[str, Any]) -> bool:
+    """Whether these are the sections of a window around sd-scripts, with arguments below `args`."""
+    sections = [value for value in values.values() if isinstance(value, dict)]
+    return any({"args", "dataset_args"} & section.keys() for section in sections)
+
+
+def has_sets(ledger: Ledger) -> bool:
+    """Whether data sets are known."""
+    return any(key.startswith("datasets[") for key in ledger.given)
+
+
+def read_data_sets(ledger: Ledger) -> None:
+    """Read the file of data sets that `dataset_config` names, where it was not yet, and say what became of it."""
+    key = "dataset_config"
+    if not ledger.text(key):
+        return
+    path = None if has_sets(ledger) else _named_file(ledger.path, ledger.text(key))
+    if path is not None:
+        for one, value in flat(read(path).values, ledger.known).items():
+            ledger.given.setdefault(one, value)
+        ledger.check_size()
+    if has_sets(ledger):
+        ledger.agree(key, "its data sets were read")
+    else:
+        ledger.change(key, "The data sets stand in this file, which was not found; set data.folders yourself.")
 
 
 def _named_file(path: Path, name: Any) -> Path | None:
@@ -196,7 +224,7 @@ def _every(ledger: Ledger, what: str, field: str) -> None:
     steps, epochs = f"{what}_every_n_steps", f"{what}_every_n_epochs"
     if ledger.maybe(epochs) and (what == "sample" or not ledger.maybe(steps)):
         ledger.to(epochs, field, ledger.whole(epochs))
-        ledger.set({f"{field}_unit": "epochs"}, epochs)
+        ledger.to(epochs, f"{field}_unit", "epochs")
         ledger.drop(steps, f"without effect there: {epochs} decides")
     elif ledger.maybe(steps):
         ledger.to(steps, field, ledger.whole(steps))

@@ -43,6 +43,7 @@ def convert(ledger: Ledger) -> None:
     else:
         plan = Plan("resolution", "")
         _folder(ledger, plan, "")
+        _captions(ledger, plan, "", named=True)
         folders.write_alone(ledger, plan)
     _batch(ledger, places)
     for key in ("cache_latents", "cache_latents_to_disk"):
@@ -215,5 +216,8 @@ def _unused(ledger: Ledger) -> None:
     """Values of the general section, of data sets and arguments that a nearer one replaces."""
     names = {*CAPTIONS, "resolution", "batch_size", "num_repeats", "caption_extension", "enable_bucket", "random_crop"}
     for key in ledger.given:
-        if key.rpartition(".")[2] in names and key not in ledger.entries:
-            ledger.drop(key, "without effect there: all folders have values of their own")
+        name = key.rpartition(".")[2]
+        if name in ("train_data_dir", "reg_data_dir") and key not in ledger.entries:
+            ledger.drop(key, "without effect there: the data sets have folders of their own")
+        elif name in names and key not in ledger.entries:
+            ledger.drop(key, "without effect there: all folders have a value of their own")

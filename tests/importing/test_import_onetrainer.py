@@ -5,6 +5,8 @@ import math
 
 import pytest
 
+from tests.importing.conftest import settings
+
 SDXL = {
     "__version": 11,
     "training_method": "LORA",
@@ -219,7 +221,8 @@ CONCEPTS = [
         "name": "a",
         "path": "/data/a",
         "balancing": 3.0,
-        "image": {"enable_random_flip": True, "enable_random_hue": True},
+        "image": {"enable_random_flip": True, "enable_random_hue": True,
+                  "random_hue_max_strength": 0.2},
         "text": {
             "enable_tag_shuffling": True,
             "keep_tags_count": 2,
@@ -255,11 +258,17 @@ def test_concepts_and_samples(imported, accounted, of, tmp_path, packed):
         (tmp_path / "samples.json").write_text(json.dumps(SAMPLES))
     result = imported(values)
     data, samples = result.preset.data, result.preset.samples
-    assert (data.folders, data.validation_folder) == (("/data/a", "/data/d"), "/data/b")
-    assert data.shuffle and data.flip and (data.keep_tokens, data.part_dropout) == (2, 0.2)
-    assert data.missing_captions == "filename"
+    plain = {"shuffle": False, "keep_tokens": 1, "part_dropout": 0.0, "flip": False}
+    assert settings(result.preset) == {
+        "/data/a": {"repeats": 3.0},
+        "/data/b": {"role": "validation", **plain},
+        "/data/d": {"captions": "filename", **plain},
+    }
+    assert data.shuffle and data.flip and (data.keep_tokens, data.part_dropout, data.hue) == (2, 0.2, 0.1)
+    assert (data.captions, data.missing_captions, data.caption_lines) == ("txt", "empty", "random")
+    assert (data.crop, data.variants, data.recursive) == ("random", 1, False)
     assert samples.prompts == ("a cat", "a dog") and (samples.every, samples.seed) == (100, 7)
-    assert "3_name" in of(result.found, "concepts[0].balancing").sentence
+    assert of(result.found, "concepts[0].balancing").ours == {"data.folders[0].repeats": 3.0}
     assert of(result.found, "concepts[2].path").part == of(result.found, "samples[2].prompt").part == "dropped"
     assert of(result.found, "samples[0].width").part == "changed"
     accounted(result.found, {**values, "concepts": CONCEPTS, "samples": SAMPLES})
