@@ -21,10 +21,9 @@ def convert(ledger: Ledger) -> None:
     plans = [_plan(ledger, f"datasets[{number}]") for number in numbers]
     if plans:
         folders.write(ledger, plans)
-    trigger = ledger.text("trigger_word")
-    if trigger:
+    if ledger.text("trigger_word"):
         sentence = "It is put in front of captions that do not begin with it; there, of those that do not contain it."
-        ledger.change("trigger_word", sentence, {"data.trigger": trigger})
+        ledger.change("trigger_word", sentence, {} if plans else {"data.trigger": ledger.text("trigger_word")})
 
 
 def _plan(ledger: Ledger, place: str) -> Plan:
@@ -49,8 +48,9 @@ def _plan(ledger: Ledger, place: str) -> Plan:
         plan.options["variants"] = (f"{place}.random_crop", 1 if cached else 0)
     if ledger.text(f"{place}.trigger_word"):
         wanted["trigger_word"] = ("trigger", ledger.text(f"{place}.trigger_word"))
-    elif plan.role == "regularisation" and ledger.text("trigger_word"):
-        plan.options["trigger"] = (f"{place}.is_reg", "")
+    elif ledger.text("trigger_word"):
+        regular = plan.role == "regularisation"
+        plan.options["trigger"] = (f"{place}.is_reg", "") if regular else ("trigger_word", ledger.text("trigger_word"))
     plan.options |= {option: (f"{place}.{name}", value) for name, (option, value) in wanted.items()}
     _captions(ledger, plan, place)
     _masks(ledger, plan, place)

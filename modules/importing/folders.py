@@ -12,6 +12,13 @@ SIZES = ("resolutions", "resolution_shares")
 """Settings that belong together: a folder with resolutions of its own has shares of its own."""
 
 
+AS_THEY_ARE = (
+    "shuffle", "keep_tokens", "part_dropout", "drop_never", "drop_only", "caption_dropout", "flip", "crop", "variants",
+    "rotation", "brightness", "contrast", "saturation", "hue", "resolution_shares", "repeats", "loss_weight",
+)  # fmt: skip
+"""Settings that change nothing in a validation folder: its pictures and captions are as they are, once each."""
+
+
 @dataclass
 class Plan:
     """A folder as the other trainer has it."""
@@ -29,6 +36,9 @@ class Plan:
 def write(ledger: Ledger, plans: list[Plan]) -> None:
     """Write data.folders, the options of all folders, and where a folder differs its own settings. Options that a
     folder cannot have for itself are as in the first one, which is said."""
+    for plan in plans:
+        if plan.role == "validation":
+            _as_they_are(ledger, plan)
     _sizes(plans)
     shared, entries = _usual(plans), []
     for number, plan in enumerate(plans):
@@ -38,18 +48,24 @@ def write(ledger: Ledger, plans: list[Plan]) -> None:
         for name, (key, value) in plan.own.items():
             _own(ledger, key, entry, place, name, value)
         sized = all(plan.options.get(name, (0, shared.get(name)))[1] == shared.get(name) for name in SIZES)
-        if not sized and len(plan.options["resolutions"][1]) == 1:
-            key, (side,) = plan.options["resolutions"]
-            plan.options = {**{name: one for name, one in plan.options.items() if name not in SIZES},
-                            "resolution": (key, side)}  # fmt: skip
+        if not sized and len(plan.options["resolutions"][1]) == 1:  # said shorter, and not as data.resolution
+            key, (side,) = plan.options.pop("resolutions")
+            plan.options.pop("resolution_shares", None)
+            _option(ledger, key, entry, place, "resolution", side, False)
         for name, (key, value) in plan.options.items():
-            same = sized if name in (*SIZES, "resolution") else value == shared[name]
-            _option(ledger, key, entry, place, name, value, same)
+            _option(ledger, key, entry, place, name, value, sized if name in SIZES else value == shared[name])
         entries.append(entry)
     for name, value in shared.items():
         if f"data.{name}" not in ledger.values:
             ledger.set({f"data.{name}": value})
     ledger.set({"data.folders": [entry if len(entry) > 1 else entry["path"] for entry in entries]})
+
+
+def _as_they_are(ledger: Ledger, plan: Plan) -> None:
+    for settings in (plan.own, plan.options):
+        for name in [name for name in settings if name in AS_THEY_ARE]:
+            key, _ = settings.pop(name)
+            ledger.drop(key, "no counterpart: pictures and captions of a validation folder are as they are, once each")
 
 
 def write_alone(ledger: Ledger, plan: Plan) -> None:

@@ -122,8 +122,8 @@ def test_toml(imported, of):
     result = imported(toml(), "toml")
     preset = result.preset
     assert (preset.family, preset.adapter.alpha, preset.training.epochs) == ("sdxl", None, 10)
-    regular = {"role": "regularisation"}
-    assert settings(preset) == {"/data/a": {"repeats": 10.0}, "/data/b": {"captions": "caption"}, "/data/regular": regular}
+    own = {"/data/a": {"repeats": 10.0}, "/data/b": {"captions": "caption"}}
+    assert settings(preset) == {**own, "/data/regular": {"role": "regularisation"}}
     assert preset.data.shuffle and not preset.data.recursive and preset.data.captions == "txt"
     assert preset.data.resolution == round(math.sqrt(768 * 1024)) and preset.training.batch_size == 3
     assert not preset.targets.text_encoders and preset.training.seed == 42

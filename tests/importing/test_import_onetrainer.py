@@ -261,7 +261,7 @@ def test_concepts_and_samples(imported, accounted, of, tmp_path, packed):
     plain = {"shuffle": False, "keep_tokens": 1, "part_dropout": 0.0, "flip": False}
     assert settings(result.preset) == {
         "/data/a": {"repeats": 3.0},
-        "/data/b": {"role": "validation", **plain},
+        "/data/b": {"role": "validation"},
         "/data/d": {"captions": "filename", **plain},
     }
     assert data.shuffle and data.flip and (data.keep_tokens, data.part_dropout, data.hue) == (2, 0.2, 0.1)
