@@ -202,7 +202,8 @@ def _switched_off(ledger: Ledger, kind: str) -> None:
     """A nought or an empty text is not passed on to sd-scripts."""
     for key, value in list(ledger.given.items()):
         usual = ledger.known.get(RENAMED.get(key, f"network_args.{key}"))
-        if key in PASSED and kind not in PASSED[key] and not same(value, usual) and value not in OFF:
+        idle = same(value, usual) or (value in OFF and not usual)
+        if key in PASSED and kind not in PASSED[key] and not idle:
             ledger.drop(key, f"without effect there: of another kind of network than {kind}")
         elif key not in ZEROS and value in OFF and not isinstance(value, bool):
             ledger.idle[key] = ledger.given.pop(key)
