@@ -85,18 +85,21 @@ def base_of(family: str, folder: Path) -> Path:
 
 
 def checked(imported: Imported, folder: Path) -> list[str]:
-    """The problems that --check finds with a small base and the demo's pictures. Options that need a graphics card,
-    quantization and 8-bit optimizers, are taken out."""
+    """The problems that --check finds with a small base of its sizes and the demo's pictures, without quantization and
+    without files that are on the author's machine."""
     from modules.training import check
 
     target = folder / "preset.json"
     target.unlink(missing_ok=True)
     report.write(imported, target)
     family = imported.values["family"]
-    ours = {"base.path": str(base_of(family, folder)), "data.folders": [str(ROOT / "demo/dataset")], "name": "public"}
-    plain = {"base.quantization": "none", "training.compile": False, "data.captions": "auto", "data.masks": "none"}
-    preset = files.resolve(str(target), {**ours, **plain}).preset
-    return check.examine(preset, "cuda").problems
+    ours = {"base.path": str(base_of(family, folder)), "data.folders": str(ROOT / "demo/dataset"), "name": "public"}
+    plain = {"base.quantization": "none", "training.compile": "false", "data.captions": "auto", "data.masks": "none"}
+    small = dict.fromkeys(("data.resolution", "samples.width", "samples.height"), "64") | {"data.resolutions": "[]"}
+    if "start_from" in imported.values["adapter"]:
+        plain["adapter.start_from"] = ""
+    resolved = files.resolve(str(target), [*ours.items(), *plain.items(), *small.items()])
+    return check.examine(resolved.preset, "cuda").problems
 
 
 def rows(check: bool) -> list[Row]:
@@ -108,9 +111,10 @@ def rows(check: bool) -> list[Row]:
             try:
                 row.imported = import_file(path, Wishes())
                 report.preset_values(row.imported)
-                row.problems = checked(row.imported, Path(folder)) if check else []
             except ValueError as error:
                 row.imported, row.refused = None, str(error).removeprefix(f"{path}: ")
+            if check and row.imported is not None:
+                row.problems = checked(row.imported, Path(folder))
             found.append(row)
     return found
 
@@ -162,7 +166,10 @@ def main() -> int:
     parser.add_argument("--write", action="store_true", help="write the tables into docs/public-presets.md")
     parser.add_argument("--check", action="store_true", help="check each preset, which takes minutes")
     arguments = parser.parse_args()
-    found = rows(arguments.check)
+    try:
+        found = rows(arguments.check)
+    except ValueError as error:
+        parser.error(str(error))
     strange = 0
     for row in found:
         if row.imported is not None and not arguments.write:
