@@ -66,7 +66,7 @@ def most(method: str, field: str) -> int:
     """The largest value that a method's option may have; 0 if the method has no such option."""
     found = adapters.methods()[method].Config.model_fields.get(field)
     limits = [one.le for one in found.metadata if isinstance(one, annotated_types.Le)] if found else []
-    return limits[0] if limits else 0
+    return int(str(limits[0])) if limits else 0
 
 
 def set_rank(ledger: Ledger, method: str, rank: tuple[str, int], alpha: tuple[str, float | None]) -> None:
