@@ -85,8 +85,29 @@ class Folder(Section):
     crop: Literal["centre", "random", "focus"] | None = option(None)
     """As data.crop."""
 
+    rotation: float | None = option(None, unit="degrees", ge=0, le=45)
+    """As data.rotation."""
+
+    brightness: float | None = option(None, ge=0, le=1)
+    """As data.brightness."""
+
+    contrast: float | None = option(None, ge=0, le=1)
+    """As data.contrast."""
+
+    saturation: float | None = option(None, ge=0, le=1)
+    """As data.saturation."""
+
+    hue: float | None = option(None, ge=0, le=0.5)
+    """As data.hue."""
+
+    variants: int | None = option(None, ge=0, le=1000)
+    """As data.variants."""
+
     masks: str | None = option(None)
     """As data.masks."""
+
+    prior_prediction: bool | None = option(None)
+    """As data.prior_prediction, for a folder of the role regularisation."""
 
     @model_serializer
     def given(self) -> dict[str, Any]:

@@ -258,7 +258,7 @@ def test_concepts_and_samples(imported, accounted, of, tmp_path, packed):
         (tmp_path / "samples.json").write_text(json.dumps(SAMPLES))
     result = imported(values)
     data, samples = result.preset.data, result.preset.samples
-    plain = {"shuffle": False, "keep_tokens": 1, "part_dropout": 0.0, "flip": False}
+    plain = {"shuffle": False, "keep_tokens": 1, "part_dropout": 0.0, "flip": False, "hue": 0.0}
     assert settings(result.preset) == {
         "/data/a": {"repeats": 3.0},
         "/data/b": {"role": "validation"},
