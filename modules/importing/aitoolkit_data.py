@@ -30,6 +30,7 @@ def _plan(ledger: Ledger, place: str) -> Plan:
     """A data set, with all folders below."""
     key = f"{place}.{'folder_path' if ledger.text(f'{place}.folder_path') else 'dataset_path'}"
     plan = Plan(key, ledger.text(key))
+    ledger.agree(key, f"with all folders below; {folders.NUMBERED}")
     _role(ledger, plan, place)
     plan.own["repeats"] = (f"{place}.num_repeats", float(max(1, ledger.whole(f"{place}.num_repeats"))))
     folders.resolutions(ledger, plan, f"{place}.resolution", ledger.value(f"{place}.resolution"))

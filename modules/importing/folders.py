@@ -19,6 +19,10 @@ AS_THEY_ARE = (
 """Settings that change nothing in a validation folder: its pictures and captions are as they are, once each."""
 
 
+NUMBERED = "where a folder below is called 10_name, its pictures are repeated 10 times here, and not there"
+"""What a trainer that reads folders below does otherwise, in a sentence."""
+
+
 @dataclass
 class Plan:
     """A folder as the other trainer has it."""

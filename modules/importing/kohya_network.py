@@ -7,7 +7,7 @@
 import math
 import re
 
-from modules.importing import base, methods
+from modules.importing import base, kohya_blocks, methods
 from modules.importing.ledger import Ledger
 
 MODULES = {
@@ -222,6 +222,8 @@ def set_layers(ledger: Ledger, family: str, method: str) -> None:
         ledger.set({"targets.exclude": out}, "network_module")
     if conv and not base.is_flow(family) and layers != "attention":
         _conv(ledger, int(conv), method, layers)
+    if not is_lycoris:
+        kohya_blocks.convert(ledger, family, layers == "attention-mlp-conv")
 
 
 def _transformer_layers(ledger: Ledger, family: str, out: list[str]) -> tuple[str, list[str]]:

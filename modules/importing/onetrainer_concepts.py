@@ -57,6 +57,8 @@ def _plan(ledger: Ledger, place: str) -> Plan | None:
     plan.own["loss_weight"] = (f"{place}.loss_weight", ledger.number(f"{place}.loss_weight"))
     key = f"{place}.include_subdirectories"
     plan.options["recursive"] = (key, ledger.flag(key))
+    if ledger.flag(key):
+        ledger.agree(key, folders.NUMBERED)
     key = f"{place}.image.enable_resolution_override"
     own = f"{place}.image.resolution_override"
     if ledger.flag(key):

@@ -1,8 +1,8 @@
 """Imports every preset that other trainers ship: `python -m tests.importing.public_presets --write`.
 
-`GIMBAL_TRAINERS` names a folder with checkouts of OneTrainer, kohya_ss and ai-toolkit (or `owner+name`). Nothing of them
-is copied; docs/public-presets.md has the counts and our sentences. Each preset that is imported passes `--check` with a
-small base of its family and the demo's pictures, or its problems are printed. Without --write the lists are printed.
+`GIMBAL_TRAINERS` names a folder with checkouts of OneTrainer, kohya_ss and ai-toolkit (or `owner+name`). Nothing of
+them is copied; docs/public-presets.md has the counts and our sentences. With --check each preset that is imported is
+checked with a small base of its family and the demo's pictures. Without --write the lists are printed.
 """
 
 import argparse

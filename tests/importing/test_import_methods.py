@@ -2,9 +2,11 @@
 
 import copy
 import math
+import re
 import subprocess
 import sys
 from pathlib import Path
+from random import Random
 
 import pytest
 import torch
@@ -13,8 +15,8 @@ from modules import adapters, families
 from modules.adapters import layers
 from modules.importing import import_file
 from modules.preset.schema import Base, Preset
-from modules.training.setup import layer_names, match_layers
-from tests import tiny_flux
+from modules.training.setup import layer_names, match_layers, own_settings
+from tests import tiny_flux, tiny_sd15, tiny_sdxl
 from tests.importing.test_import_aitoolkit import job
 from tests.importing.test_import_kohya import FLUX, GUI, toml
 from tests.importing.test_import_onetrainer import SDXL
@@ -267,6 +269,77 @@ def test_a_filter_of_onetrainer(flux, tmp_path):
     wanted = {name for name in layer_names(flux) if name.startswith("transformer.")
               and ("transformer_blocks.0.attn" in name or "single_transformer_blocks.1" in name)}
     assert chosen(flux, path) == wanted and wanted
+
+
+# -- blocks of a UNet -------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def unets(tmp_path_factory):
+    """Skeletons of two families with other blocks."""
+    folder = tmp_path_factory.mktemp("unets")
+    tinies = {"sd15": tiny_sd15, "sdxl": tiny_sdxl}
+    return {name: families.read(name, Base(path=str(tiny.make_folder(folder / name))))[0]
+            for name, tiny in tinies.items()}
+
+
+def block_of(name, family):
+    """The number of a layer's block, by the naming of the original networks (sd-scripts' get_block_index)."""
+    way, i, part, j = re.match(r"unet\.(?:(down|up)_blocks\.(\d+)|mid_block)\.(\w+)\.(\d+)", name).groups()
+    ways, middles = (12, 1) if family == "sd15" else (9, 3)
+    if way is None:
+        return ways + (0 if middles == 1 else {"resnets0": 0, "attentions0": 1, "resnets1": 2}[f"{part}{j}"])
+    n = 3 * int(i) + (2 if "samplers" in part else int(j))
+    return 1 + n if way == "down" else ways + middles + n
+
+
+@pytest.mark.parametrize("family, script", [("sd15", "train_network.py"), ("sdxl", "sdxl_train_network.py")])
+@pytest.mark.parametrize("conv", ["", "conv_dim=4"])
+def test_weights_of_blocks(unets, tmp_path, family, script, conv):
+    """Those with 0 are not trained, and the others have their rates, for each layer of the network."""
+    model, rng = unets[family], Random(3)
+    ways, middles = (12, 1) if family == "sd15" else (9, 3)
+    weights = [rng.choice([0.0, 0.5, 1.0]) for _ in range(2 * ways + middles)]
+    parts = {"down": weights[:ways], "mid": weights[ways : ways + middles], "up": weights[ways + middles :]}
+    words = [f"{name}_lr_weight={','.join(map(str, part))}" for name, part in parts.items()]
+    plain = tmp_path / "plain.txt"
+    plain.write_text(f"{script} --network_module networks.lora --network_dim 4 --network_train_unet_only "
+                     f"--learning_rate 1e-4 {f'--network_args {conv}' if conv else ''}")
+    path = tmp_path / "command.txt"
+    path.write_text(f"{plain.read_text().partition(' --network_args')[0]} --network_args {conv} {' '.join(words)}")
+    every = chosen_of(model, plain)
+    targets = Preset.model_validate(import_file(path).values).targets
+    problems = match_layers(model, targets)[1]
+    there = {block_of(name, family) for name in every}
+    wanted = {name: weights[block_of(name, family)] for name in every}
+    found = own_settings(model, targets, match_layers(model, targets)[0])
+    assert {name: one.lr_scale for name, one in found.items()} == {k: v for k, v in wanted.items() if v}
+    missing = [one for one in problems if "matches no layer" in one]
+    assert len(there) < 2 * ways + middles or not missing
+
+
+def chosen_of(model, path):
+    """Names of the layers that the preset of a file adapts."""
+    return match_layers(model, Preset.model_validate(import_file(path).values).targets)[0]
+
+
+def test_ranks_of_blocks(imported, of):
+    dims = ",".join(["4"] * 12 + ["0"] + ["8"] * 12)
+    text = ("train_network.py --network_module networks.lora --network_dim 8 --learning_rate 1e-4 --network_args "
+            f"block_dims={dims}")  # fmt: skip
+    result = imported(text, "txt")
+    assert "unet.mid_block.attentions.0.*" in result.preset.targets.exclude
+    assert {(rule.match.split(".")[1], rule.rank) for rule in result.preset.targets.rules} == {("down_blocks", 4)}
+    with pytest.raises(ValueError, match="block_dims: '4,4' is not a list of 25 ranks"):
+        imported(text.replace(dims, "4,4"), "txt")
+
+
+def test_named_curves_and_prodigy(imported, of):
+    text = ("train_network.py --network_module networks.lora --network_dim 8 --learning_rate 1e-4 --network_args "
+            "down_lr_weight=linear+0.25")  # fmt: skip
+    rules = imported(text, "txt").preset.targets.rules
+    assert rules[0].match == "unet.down_blocks.0.attentions.0.*" and rules[0].lr_scale == pytest.approx(0.25 + 1 / 11)
+    assert not imported(f"{text} --optimizer_type Prodigy", "txt").preset.targets.rules
 
 
 # -- the terminal -----------------------------------------------------------------------------------------------------
