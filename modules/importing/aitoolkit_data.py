@@ -31,6 +31,9 @@ def _plan(ledger: Ledger, place: str) -> Plan:
     key = f"{place}.{'folder_path' if ledger.text(f'{place}.folder_path') else 'dataset_path'}"
     plan = Plan(key, ledger.text(key))
     ledger.agree(key, f"with all folders below; {folders.NUMBERED}")
+    if plan.path.lower().endswith(".json"):
+        sentence = "A file of paths and captions is no folder: give the folder, with the captions in metadata.json."
+        ledger.change(key, sentence)
     _role(ledger, plan, place)
     plan.own["repeats"] = (f"{place}.num_repeats", float(max(1, ledger.whole(f"{place}.num_repeats"))))
     folders.resolutions(ledger, plan, f"{place}.resolution", ledger.value(f"{place}.resolution"))

@@ -203,7 +203,9 @@ def set_layers(ledger: Ledger, family: str, method: str) -> None:
     """Write which layers are adapted."""
     preset, is_lycoris = ledger.text(f"{ARGS}preset"), ledger.text("network_module") == "lycoris.kohya"
     conv, out = ledger.maybe(f"{ARGS}conv_dim"), ledger.values.get("targets.exclude", [])
-    if base.is_flow(family):
+    if algorithm(ledger)[0] == "oft":
+        layers, out = _rotated_layers(ledger, family, out)
+    elif base.is_flow(family):
         layers, out = _transformer_layers(ledger, family, out)
     elif is_lycoris:
         layers = SETS.get(preset, "attention-mlp")
@@ -220,10 +222,33 @@ def set_layers(ledger: Ledger, family: str, method: str) -> None:
     ledger.set({"targets.layers": layers}, "network_module")
     if out:
         ledger.set({"targets.exclude": out}, "network_module")
-    if conv and not base.is_flow(family) and layers != "attention":
+    if conv and not base.is_flow(family) and layers in ("all", "attention-mlp", "attention-mlp-conv"):
         _conv(ledger, int(conv), method, layers)
     if not is_lycoris:
         kohya_blocks.convert(ledger, family, layers == "attention-mlp-conv")
+
+
+def _rotated_layers(ledger: Ledger, family: str, out: list[str]) -> tuple[str, list[str]]:
+    """networks.oft trains no text encoders, and only attention unless told otherwise; any value turns a switch on."""
+    if ledger.values.get("targets.text_encoders"):
+        sentence = "networks.oft has no layers of text encoders."
+        ledger.change("network_module", sentence, {"targets.text_encoders": False})
+    out = [pattern for pattern in out if not pattern.startswith("text_encoder")]
+    if not out:
+        ledger.values.pop("targets.exclude", None)
+    linear, conv = f"{ARGS}enable_all_linear", f"{ARGS}enable_conv"
+    everything = ledger.value(linear) is not None
+    if base.is_flow(family):
+        layers = "all" if everything else "transformer.transformer_blocks.*.attn.*"
+        out = [*out, *base.OUTSIDE] if everything else out
+    else:
+        layers = "attention-mlp" if everything else "attention"
+        if ledger.value(conv) is not None:
+            layers = f"{layers}, unet.*.resnets.*, unet.*samplers.*"
+            ledger.to(conv, "targets.layers", layers)
+    if everything:
+        ledger.to(linear, "targets.layers", layers)
+    return layers, out
 
 
 def _transformer_layers(ledger: Ledger, family: str, out: list[str]) -> tuple[str, list[str]]:

@@ -246,6 +246,21 @@ def test_blocks_that_are_not_there(imported):
         imported(FLUX.format(more="--network_args train_single_block_indices=38"), "txt")
 
 
+@pytest.mark.parametrize("more, wanted", [
+    ("", "transformer.transformer_blocks.*.attn.*"), ("--network_args enable_all_linear=False", "all"),
+])  # fmt: skip
+def test_layers_of_kohyas_rotations(flux, tmp_path, imported, more, wanted):
+    """Any value of its switch turns it on; text encoders have no rotations."""
+    text = FLUX.format(more=more).replace("networks.lora_flux", "networks.oft_flux")
+    targets = imported(text, "txt").preset.targets
+    assert targets.layers == wanted and not targets.text_encoders
+    path = tmp_path / "command.txt"
+    path.write_text(text)
+    names = chosen(flux, path)
+    inside = [name for name in layer_names(flux) if ".transformer_blocks" in name and ".attn." in name]
+    assert set(inside) <= names and (not wanted.startswith("transformer") or set(inside) == names)
+
+
 @pytest.mark.parametrize("word", ["single_transformer_blocks.1.proj_out", "transformer.transformer_blocks.0.", "attn",
                                   "proj_out"])  # fmt: skip
 def test_layers_that_contain_a_word(flux, tmp_path, word):
