@@ -59,7 +59,10 @@ def _arguments(document: Document) -> tuple[dict[str, Any], dict[str, str]]:
             put(section, section, content)
             continue
         for part, prefix in (("args", ""), ("dataset_args", "general.")):
-            for name, value in content.get(part, {}).items():
+            values = content.get(part, {})
+            if not isinstance(values, Mapping):
+                raise ValueError(f"{document.path}: {section}.{part}: is no section; save the file anew")
+            for name, value in values.items():
                 put(f"{prefix}{name}", f"{section}.{part}.{name}", value)
         for name in content.keys() - {"args", "dataset_args"}:
             put(f"{section}.{name}", f"{section}.{name}", content[name])
