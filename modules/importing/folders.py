@@ -36,6 +36,11 @@ class Plan:
     options: dict[str, tuple[str, Any]] = field(default_factory=dict)
     """Options of `data`: our name to their key and the value. `resolutions` is a list, also of a single one."""
 
+    def settings(self) -> dict[str, Any]:
+        """All but the repeats, by our names."""
+        values = {name: value for name, (_, value) in {**self.own, **self.options}.items() if name != "repeats"}
+        return {"path": self.path, "role": self.role, **values}
+
 
 def write(ledger: Ledger, plans: list[Plan]) -> None:
     """Write data.folders, the options of all folders, and where a folder differs its own settings. Options that a
@@ -43,6 +48,7 @@ def write(ledger: Ledger, plans: list[Plan]) -> None:
     for plan in plans:
         if plan.role == "validation":
             _as_they_are(ledger, plan)
+    plans = _without_twins(ledger, plans)
     _sizes(plans)
     shared, entries = _usual(plans), []
     for number, plan in enumerate(plans):
@@ -63,6 +69,21 @@ def write(ledger: Ledger, plans: list[Plan]) -> None:
         if f"data.{name}" not in ledger.values:
             ledger.set({f"data.{name}": value})
     ledger.set({"data.folders": [entry if len(entry) > 1 else entry["path"] for entry in entries]})
+
+
+def _without_twins(ledger: Ledger, plans: list[Plan]) -> list[Plan]:
+    """A folder that comes again with the same settings, as one with the sum of the repeats."""
+    found: list[Plan] = []
+    for plan in plans:
+        twin = next((one for one in found if one.settings() == plan.settings()), None)
+        if twin is None:
+            found.append(plan)
+            continue
+        (key, first), (_, second) = (one.own.get("repeats", (one.key, 1.0)) for one in (twin, plan))
+        twin.own["repeats"] = (key, first + second)
+        ledger.agree(plan.key, "the same folder again: its repeats are added to those of the first")
+        left_out(ledger, plan.key.rpartition(".")[0], "the same as in the first entry of this folder")
+    return found
 
 
 def _as_they_are(ledger: Ledger, plan: Plan) -> None:
@@ -146,5 +167,5 @@ def resolutions(ledger: Ledger, plan: Plan, key: str, value: Any, drawn: bool = 
 
 def left_out(ledger: Ledger, place: str, why: str) -> None:
     """Account for all keys of an entry that is not used."""
-    for key in [key for key in ledger.given if key.startswith(f"{place}.")]:
+    for key in [key for key in ledger.given if key.startswith(f"{place}.") and key not in ledger.entries]:
         ledger.drop(key, why)

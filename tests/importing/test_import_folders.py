@@ -171,6 +171,13 @@ def test_one_folder_at_several_resolutions(imported):
     ]
 
 
+def test_a_folder_that_comes_again(imported, of):
+    sets = "[[datasets]]\n" + subset("/a", "num_repeats = 2") + subset("/b") + subset("/a", "num_repeats = 3")
+    result = imported(kohya(sets), "toml")
+    assert settings(result.preset) == {"/a": {"repeats": 5.0}, "/b": {}}
+    assert "added" in of(result.found, "datasets[0].subsets[2].image_dir").sentence
+
+
 def test_captions_of_subsets(imported, accounted, of):
     sets = "[[datasets]]\n" + subset(
         "/a", "shuffle_caption = true", 'keep_tokens_separator = "|||"', 'caption_prefix = "sks,"',
