@@ -3,7 +3,8 @@
     python scripts/import_preset.py FILE [--name NAME] [--out FILE.json] [--method METHOD] [--family FAMILY] [--json]
 
 FILE is a saved configuration of OneTrainer (JSON), of kohya's sd-scripts (TOML, or a text file with the command line)
-or its window (JSON), or of ai-toolkit (YAML). The preset goes into training_presets/own/, where --preset finds it.
+or its windows kohya_ss (JSON) and LoRA_Easy_Training_Scripts (TOML), or of ai-toolkit (YAML). The
+preset goes into training_presets/own/, where --preset finds it.
 
 Exit codes: 0 done, 2 bad input.
 """

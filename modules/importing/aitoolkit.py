@@ -8,7 +8,7 @@ Keys, defaults and their meaning: ostris/ai-toolkit `toolkit/config_modules.py`,
 import re
 from typing import Any
 
-from modules.importing import base, optimizers
+from modules.importing import aitoolkit_data, base, methods, optimizers
 from modules.importing.documents import Document
 from modules.importing.ledger import Imported, Ledger, flat
 from modules.preset.section import NUMBER_FORMATS
@@ -21,7 +21,7 @@ FOREIGN_FLAGS = ("is_pixart", "is_pixart_sigma", "is_auraflow", "is_lumina2", "i
 """How older files name the kind of model."""
 
 TRAINERS = ("sd_trainer", "diffusion_trainer", "ui_trainer", "internal_trainer", "")
-METHODS = {"lora": "lora", "locon": "lora", "dora": "dora"}
+METHODS = {"lora": "lora", "locon": "lora", "dora": "dora", "lokr": "lokr"}
 DTYPES = NUMBER_FORMATS | {long: long for long in NUMBER_FORMATS.values()} | {"float": "float32"}
 LOSSES = {"mse": "mse", "l2": "mse"}
 
@@ -39,9 +39,11 @@ def convert(document: Document, wishes: base.Wishes) -> Imported:
     kind = ledger.text("type")
     if kind not in TRAINERS:
         raise ValueError(f"{document.path}: type {kind} is no training of an adapter, so there is no preset for it")
+    family = _family(ledger, wishes)
+    if any(key.startswith("adapter") for key in ledger.given) and not wishes.method:
+        raise ValueError(f"{document.path}: adapter: is of a kind that reads pictures, which is not trained here")
     if not any(key.startswith("network.") for key in ledger.given) and not wishes.method:
         raise ValueError(f"{document.path}: there is no network section, so all weights were trained; give --method")
-    family = _family(ledger, wishes)
     _model(ledger, family)
     _training(ledger, "transformer" if base.is_flow(family) else "unet")
     name = _optimizer(ledger)
@@ -49,7 +51,7 @@ def convert(document: Document, wishes: base.Wishes) -> Imported:
     _method(ledger, family, wishes)
     _layers(ledger, family)
     _objective(ledger, family)
-    _data(ledger)
+    aitoolkit_data.convert(ledger)
     _samples(ledger)
     _saving(ledger)
     optimizers.settle(ledger, name)
@@ -191,54 +193,80 @@ def _schedule(ledger: Ledger) -> None:
 
 
 def _method(ledger: Ledger, family: str, wishes: base.Wishes) -> None:
-    kind = ledger.text("network.type") or "lora"
-    theirs = {"lokr": "LoKr", "loha": "LoHa", "lorm": "LoRM"}.get(kind.lower(), kind)
-    method = base.set_method(ledger, "network.type", theirs, METHODS.get(kind.lower(), ""), wishes)
+    kind = (ledger.text("network.type") or "lora").lower()
+    method = methods.set_method(ledger, "network.type", kind, METHODS.get(kind, ""), wishes)
     rank_key = "network.rank" if ledger.value("network.rank") is not None else "network.linear"
     rank = 4 if ledger.value(rank_key) is None else ledger.whole(rank_key)
-    if method in base.ROTATIONS:
-        base.set_blocks(ledger, rank_key, 32, "A rank is no block size, so the usual one is taken.")
-        return
     alpha_key = "network.linear_alpha" if ledger.written("network.linear_alpha") else "network.alpha"
-    if base.is_flow(family):
-        base.set_rank(ledger, method, (rank_key, rank), (alpha_key, None))
-        if ledger.written(alpha_key) and ledger.number(alpha_key) != rank:
+    alpha = None if base.is_flow(family) else ledger.number(alpha_key)
+    if method in methods.ROTATIONS:
+        methods.set_blocks(ledger, rank_key, 32, "A rank is no block size, so the usual one is taken.")
+    elif kind == "lokr" and method == "lokr":
+        _kronecker(ledger, (rank_key, rank), (alpha_key, alpha))
+    else:
+        methods.set_rank(ledger, method, (rank_key, rank), (alpha_key, alpha))
+        if alpha is None and ledger.written(alpha_key) and ledger.number(alpha_key) != rank:
             sentence = "ai-toolkit ignores alpha for transformers and takes alpha = rank, and so it is here."
             ledger.change(alpha_key, sentence, {"adapter.alpha": None})
-    else:
-        base.set_rank(ledger, method, (rank_key, rank), (alpha_key, ledger.number(alpha_key)))
     if method in ("dora", "wora"):
         sentence = (
             "The magnitudes are per output feature there, and so they are here; Gimbal's default is the input axis."
         )
         ledger.change("network.type", sentence, {"adapter.axis": "output"})
+    if ledger.text("network.pretrained_lora_path"):
+        ledger.to("network.pretrained_lora_path", "adapter.start_from", ledger.text("network.pretrained_lora_path"))
+
+
+def _kronecker(ledger: Ledger, rank: tuple[str, int], alpha: tuple[str, float | None]) -> None:
+    """Its large factor is a full matrix unless the file says otherwise."""
+    whole = "network.lokr_full_rank" if ledger.flag("network.lokr_full_rank") else ""
+    methods.set_kronecker(ledger, rank, alpha, ("network.lokr_factor", ledger.whole("network.lokr_factor")), whole)
+    if not whole:
+        ledger.agree("network.lokr_full_rank", "the large factor has a rank")
+    ledger.drop("network.old_lokr_format", "of its file only; export.host chooses the format here")
 
 
 def _layers(ledger: Ledger, family: str) -> None:
-    conv = ledger.maybe("network.conv")
+    conv, denoiser = ledger.maybe("network.conv"), "transformer" if base.is_flow(family) else "unet"
+    out = list(ledger.values.get("targets.exclude", []))
     if base.is_flow(family):
-        out = [*ledger.values.get("targets.exclude", []), *base.OUTSIDE]
-        ledger.set({"targets.layers": "all", "targets.exclude": out}, "network.type")
+        layers, outside = "all", base.OUTSIDE
         ledger.drop("network.conv", "without effect there: this family has no convolutions in its blocks")
     elif conv:
-        ledger.to("network.conv", "targets.layers", "attention-mlp-conv")
+        layers, outside = "attention-mlp-conv", []
+        ledger.to("network.conv", "targets.layers", layers)
         base.conv_rank(ledger, "network.conv", int(conv))
         ledger.drop("network.conv_alpha", "no counterpart: alpha is the same for all layers")
     else:
-        ledger.set({"targets.layers": "attention-mlp"}, "network.type")
-    for key in ("network.network_kwargs.ignore_if_contains", "network.network_kwargs.only_if_contains"):
-        names = ledger.value(key)
-        if not names:
-            continue
-        names = [str(name) for name in names] if isinstance(names, list) else [str(names)]
-        if key.endswith("ignore_if_contains"):
-            out = [*ledger.values.get("targets.exclude", []), *(f"*{name}*" for name in names)]
-            sentence = "Layers are named as in diffusers here; a pattern that matches none is an error in --check."
-            ledger.change(key, sentence, {"targets.exclude": out})
-        else:
-            layers = base.nearest_layers(",".join(names))
-            sentence = f"These layers cannot be said exactly; {layers} is taken: compare the list of --check."
-            ledger.change(key, sentence, {"targets.layers": layers})
+        layers, outside = "attention-mlp", []
+    key = "network.network_kwargs.only_if_contains"
+    if ledger.value(key):
+        part = "blocks" if base.is_flow(family) else "" if conv else "attentions"
+        names = [_containing(name, part, denoiser) for name in _names(ledger, key)]
+        layers, outside = base.layer_patterns(ledger, names), []
+        ledger.to(key, "targets.layers", layers)
+    ledger.set({"targets.layers": layers}, "network.type")
+    key = "network.network_kwargs.ignore_if_contains"
+    if ledger.value(key):
+        sentence = "Layers are named as in diffusers here; a pattern that matches none is an error in --check."
+        out = [*out, *outside, *(f"*{name}*" for name in _names(ledger, key))]
+        ledger.change(key, sentence, {"targets.exclude": out})
+    elif out or outside:
+        ledger.set({"targets.exclude": [*out, *outside]}, "network.type")
+
+
+def _names(ledger: Ledger, key: str) -> list[str]:
+    """Parts of layers' names as patterns; `a$$b` and `a.b` are the same there."""
+    value = ledger.value(key)
+    names = [str(name).replace("$$", ".") for name in (value if isinstance(value, list) else [value])]
+    return [re.sub(r"([*?[])", r"[\1]", name) for name in names]
+
+
+def _containing(name: str, part: str, denoiser: str) -> str:
+    """A pattern of the denoiser's layers with `name` in theirs, and `part` in it or before it."""
+    if name.startswith(f"{denoiser}."):
+        return f"{name}*"
+    return f"{denoiser}.*{name}*" if part in name else f"{denoiser}.*{part}*.*{name}*"
 
 
 def _objective(ledger: Ledger, family: str) -> None:
@@ -279,57 +307,6 @@ def _flow_times(ledger: Ledger) -> None:
         ledger.change(key, sentence, ours)
 
 
-def _data(ledger: Ledger) -> None:
-    numbers = sorted({int(found[1]) for key in ledger.given if (found := re.match(r"datasets\[(\d+)\]", key))})
-    places = [f"datasets[{number}]" for number in numbers]
-    for place in [place for place in places if ledger.flag(f"{place}.is_reg")]:
-        ledger.drop(f"{place}.is_reg", "no counterpart: there are no regularisation pictures here")
-        for key in [key for key in ledger.given if key.startswith(f"{place}.")]:
-            ledger.drop(key, "of regularisation pictures")
-        places.remove(place)
-    paths = [f"{place}.{'folder_path' if ledger.text(f'{place}.folder_path') else 'dataset_path'}" for place in places]
-    for key in paths:
-        ledger.to(key, "data.folders", [ledger.text(one) for one in paths])
-    for number, place in enumerate(places):
-        _dataset(ledger, place, first=number == 0)
-    trigger = ledger.text("trigger_word")
-    if trigger:
-        sentence = "It is put in front of captions that do not begin with it; [trigger] in a caption is not replaced."
-        ledger.change("trigger_word", sentence, {"data.trigger": trigger})
-
-
-def _dataset(ledger: Ledger, place: str, first: bool) -> None:
-    if first:
-        base.resolution(ledger, f"{place}.resolution", ledger.value(f"{place}.resolution"))
-    elif ledger.written(f"{place}.resolution"):
-        ledger.change(f"{place}.resolution", "All folders are treated alike here; the first one's resolution is taken.")
-    cached = any(ledger.flag(f"{place}.cache_latents{end}") for end in ("", "_to_disk"))
-    wanted = {
-        "caption_dropout_rate": ("data.caption_dropout", ledger.number(f"{place}.caption_dropout_rate")),
-        "token_dropout_rate": ("data.part_dropout", min(ledger.number(f"{place}.token_dropout_rate"), 0.99)),
-        "shuffle_tokens": ("data.shuffle", ledger.flag(f"{place}.shuffle_tokens")),
-        "keep_tokens": ("data.keep_tokens", ledger.whole(f"{place}.keep_tokens")),
-        "flip_x": ("data.flip", ledger.flag(f"{place}.flip_x")),
-        "buckets": ("data.buckets", ledger.flag(f"{place}.buckets")),
-        "cache_latents_to_disk": ("data.cache", cached or not ledger.written(f"{place}.cache_latents_to_disk")),
-    }
-    if ledger.text(f"{place}.trigger_word"):
-        wanted["trigger_word"] = ("data.trigger", ledger.text(f"{place}.trigger_word"))
-    for key, (option, value) in wanted.items():
-        if first or ledger.values.get(option) == value:
-            ledger.to(f"{place}.{key}", option, value)
-        elif ledger.written(f"{place}.{key}"):
-            ledger.change(f"{place}.{key}", f"All folders are treated alike here; {option} is as in the first.")
-    repeats = ledger.whole(f"{place}.num_repeats")
-    if repeats != 1:
-        base.repeats(ledger, f"{place}.num_repeats", repeats)
-    ending = ledger.text(f"{place}.caption_ext").lstrip(".")
-    if ending != "txt":
-        base.caption_ending(ledger, f"{place}.caption_ext", ending)
-    elif ledger.written(f"{place}.caption_ext"):
-        ledger.agree(f"{place}.caption_ext", "captions are always read from .txt files")
-
-
 def _samples(ledger: Ledger) -> None:
     items = sorted({int(found[1]) for key in ledger.given if (found := re.match(r"sample\.samples\[(\d+)\]", key))})
     trigger = ledger.text("trigger_word")
@@ -363,5 +340,7 @@ def _saving(ledger: Ledger) -> None:
         "A training state and an exported file are written this often; a file of weights alone is not a state here."
     )
     ledger.change("save.save_every", sentence, {"saving.state_every": every, "saving.export_every": every})
-    ledger.to("save.max_step_saves_to_keep", "saving.keep_states", max(1, ledger.whole("save.max_step_saves_to_keep")))
+    kept = max(1, ledger.whole("save.max_step_saves_to_keep"))
+    ledger.to("save.max_step_saves_to_keep", "saving.keep_states", kept)
+    ledger.to("save.max_step_saves_to_keep", "saving.keep_exports", kept)
     ledger.to("save.dtype", "export.dtype", DTYPES.get(ledger.text("save.dtype"), "float16"))

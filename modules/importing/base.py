@@ -1,8 +1,9 @@
-"""What importing from all trainers has in common: methods, families, alpha, and how our preset is completed."""
+"""What importing from all trainers has in common: families, layers, and how our preset is completed."""
 
 import json
 import math
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,24 +11,6 @@ from typing import Any
 from modules import families
 from modules.families.parts.flow import FlowModel
 from modules.importing.ledger import Imported, Ledger, as_number
-from modules.preset.problems import enumerated
-
-LOW_RANK = ("lora", "dora", "wora")
-ROTATIONS = ("oft", "doft")
-
-NEAREST = {
-    "loha": ("lora", "dora"),
-    "lokr": ("lora", "dora", "oft"),
-    "dylora": ("lora",),
-    "glora": ("lora", "dora"),
-    "ia3": ("doft", "lora"),
-    "full": ("lora", "dora"),
-    "boft": ("oft", "doft"),
-    "lorm": ("lora",),
-    "lora-fa": ("lora",),
-    "tlora": ("lora",),
-}
-"""Methods of other trainers that are none here, and what is nearest to them, best first."""
 
 OUTSIDE = ["transformer.*_embed*", "transformer.proj_out"]
 """Layers of a transformer that are in none of its blocks."""
@@ -50,146 +33,34 @@ def table(name: str) -> tuple[dict[str, Any], dict[str, str]]:
     return found["keys"], found["reasons"]
 
 
-def chosen_method(ledger: Ledger, theirs: str, own: str, wishes: Wishes) -> str:
-    """The method: the wished one, or `own`, ours for `theirs`; "" in `own` raises ValueError with what is nearest."""
-    if wishes.method:
-        return wishes.method
-    if own:
-        return own
-    near = NEAREST.get(theirs.lower(), LOW_RANK)
-    flags = enumerated([f"--method {name}" for name in near], "or")
-    raise ValueError(f"{ledger.path}: the method {theirs} is not one of Gimbal's; choose what is nearest with {flags}")
-
-
-def set_method(ledger: Ledger, key: str, theirs: str, own: str, wishes: Wishes) -> str:
-    """Write the method, and say so where it is another one."""
-    method = chosen_method(ledger, theirs, own, wishes)
-    if method == own:
-        ledger.to(key, "adapter.method", method)
-    else:
-        sentence = f"The method was {theirs} there; --method made it {method}, which learns something else."
-        ledger.change(key, sentence, {"adapter.method": method})
-    return method
-
-
-def set_rank(ledger: Ledger, method: str, rank: tuple[str, int], alpha: tuple[str, float | None]) -> None:
-    """Rank and alpha of a low-rank method: each a key and its value; alpha None means alpha = rank there."""
-    (rank_key, r), (alpha_key, a) = rank, alpha
-    if not 1 <= r <= 4096:
-        ledger.change(rank_key, f"A rank of {r} is none here, so the usual one is taken.", {"adapter.rank": 16})
-        r, a = 16, None
-    else:
-        ledger.to(rank_key, "adapter.rank", r)
-    if a is None or a == r:
-        ledger.to(alpha_key, "adapter.alpha", None)
-        return
-    if a <= 0:
-        ledger.change(alpha_key, f"An alpha of {a:g} means alpha = rank there.", {"adapter.alpha": None})
-        return
-    where = "" if ledger.written(alpha_key) else f" The file does not say so, it is the default of {ledger.trainer}."
-    sentence = (
-        f"The update is multiplied by alpha / rank = {a:g} / {r} = {a / r:.4g}, as there, so the learning rate keeps "
-        f"its meaning; with Gimbal's default, alpha = rank, it would be {r / a:.4g} times as strong.{where}"
-    )
-    ledger.change(alpha_key, sentence, {"adapter.alpha": a})
-
-
-def set_axis(ledger: Ledger, key: str, output: bool, default: bool) -> None:
-    """Axis of the magnitudes; `default` is the trainer's usual axis, True for output."""
-    axis, other = ("output", "input") if output else ("input", "output")
-    usual = f"the default of {ledger.trainer}" if output == default else f"not the default of {ledger.trainer}"
-    each = "output feature" if output else "input channel"
-    sentence = (
-        f"The magnitudes are per {each} ({usual}), and so they are here; other trainers may mean {other} by DoRA, "
-        "and diffusers reads output only."
-    )
-    ledger.change(key, sentence, {"adapter.axis": axis})
-
-
-def set_blocks(ledger: Ledger, key: str, size: int, sentence: str = "") -> int:
-    """Block size of a rotation; the size that was taken."""
-    taken = min(max(size, 2), 1024)
-    ours = {"adapter.rotation.kind": "blocks", "adapter.rotation.block_size": taken}
-    if taken != size:
-        sentence = f"Blocks have 2 to 1024 channels here. {sentence}".strip()
-    if sentence:
-        ledger.change(key, sentence, ours)
-    else:
-        ledger.set({"adapter.rotation.kind": "blocks"}, key)
-        ledger.to(key, "adapter.rotation.block_size", taken)
-    return taken
-
-
-def unscaled_rotation(ledger: Ledger, lr_key: str, block_size: int, adaptive: bool) -> None:
-    """Rotations elsewhere move by the learning rate per entry, here by a calibrated part of it."""
-    factor = 2 * math.sqrt(block_size - 1)
-    if adaptive:
-        return
-    rate = ledger.values["training.learning_rate"]
-    ledger.change(
-        lr_key,
-        f"The rotation's step is not calibrated there: one step changes a weight by {factor:.3g} times the learning "
-        f"rate with blocks of {block_size}, here by the learning rate itself; it is multiplied by {factor:.3g} so that "
-        "the steps are as large as there.",
-        {"training.learning_rate": float(f"{min(rate * factor, 10.0):.4g}")},
-    )
-
-
-def resolution(ledger: Ledger, key: str, value: Any) -> None:
-    """One number for `512`, `"512,768"`, `[512, 768]` and `"768x1024"`."""
+def squares(ledger: Ledger, key: str, value: Any) -> list[tuple[int, bool]]:
+    """The sizes in `512`, `"512,768"`, `[512, 768]` and `"768x1024"`: the side of a square of the same area, and
+    whether it is given as a square. Raises ValueError."""
     parts = value if isinstance(value, list) else re.split(r"[,;]", str(value).strip().strip("[]()"))
-    sizes = []
+    found = []
     for part in parts:
         sides = [as_number(side) for side in (part if isinstance(part, list) else re.split(r"[xX]", str(part)))]
-        if not sides or any(side is None or side <= 0 for side in sides):
+        if not sides or any(side is None or side <= 0 or math.isinf(side) for side in sides):
             raise ledger.wrong(key, "a resolution")
-        sizes.append([side or 0 for side in sides])
-    if not sizes:
+        first, last = sides[0] or 0.0, sides[-1] or 0.0
+        found.append((round(math.sqrt(first * last)), first == last))
+    if not found:
         raise ledger.wrong(key, "a resolution")
-    if all(len(size) == 1 for size in sizes) and len({size[0] for size in sizes}) == 1:
-        ledger.to(key, "data.resolution", int(sizes[0][0]))
-        return
-    if len(sizes) == 1:
-        side = round(math.sqrt(sizes[0][0] * sizes[0][-1]))
-        sentence = f"An exact size has no counterpart; buckets of about {side} px squared have as many pixels."
-    else:
-        side = int(max(math.sqrt(size[0] * size[-1]) for size in sizes))
-        sentence = f"There is one resolution here, not several; the largest, {side}, is taken."
-    ledger.change(key, sentence, {"data.resolution": side})
-
-
-def pair_resolution(ledger: Ledger, key: str, value: Any) -> None:
-    """kohya's way: `512`, `"512,768"` and `[512, 768]` are width and height."""
-    parts = value if isinstance(value, list) else str(value).strip("[]() ").split(",")
-    resolution(
-        ledger, key, parts[0] if len(set(map(str, parts))) == 1 else "x".join(str(part).strip() for part in parts)
-    )
-
-
-def repeats(ledger: Ledger, key: str, many: float) -> None:
-    """Repeats of a folder's pictures, which are in folder names here."""
-    count = max(1, round(many))
-    sentence = (
-        f"Repeats are in folder names here: put the pictures into a sub-folder called {count}_name of this folder to "
-        "repeat them as often; until then every picture is shown once per epoch."
-    )
-    ledger.change(key, sentence)
-
-
-def caption_ending(ledger: Ledger, key: str, ending: str) -> None:
-    """Captions in other files than .txt."""
-    where = "" if ledger.written(key) else f" The file does not say so, it is the default of {ledger.trainer}."
-    ledger.change(
-        key, f"Captions are read from .txt files here; .{ending.lstrip('.')} files have to be renamed.{where}"
-    )
+    return found
 
 
 def conv_rank(ledger: Ledger, key: str, rank: int) -> None:
     """A rank of their own for the convolutions of a UNet's residual blocks and samplers."""
     if rank == ledger.values.get("adapter.rank") or "adapter.rank" not in ledger.values:
         return
+    rank = min(rank, 4096)  # what a rule allows, and a full matrix in any convolution
     rules = [{"match": f"unet.*{where}", "rank": rank} for where in (".resnets.*.conv[12]", "samplers.0.conv")]
     ledger.to(key, "targets.rules", rules)
+
+
+def layer_patterns(ledger: Ledger, patterns: Iterable[str]) -> str:
+    """Exactly these layers, for targets.layers; and those of text encoders, where these are trained."""
+    return ", ".join([*patterns, *(["text_encoder*"] if ledger.values.get("targets.text_encoders") else [])])
 
 
 def nearest_layers(patterns: str) -> str:

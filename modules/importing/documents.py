@@ -73,9 +73,20 @@ def command_line(path: Path, text: str) -> Document:
     words = split_command(path, text)
     scripts = [at for at, word in enumerate(words) if word.lower().endswith(".py")]
     first = scripts[-1] + 1 if scripts else 0
+    others = launcher_words(words[: max(0, first - 1)])
+    found = arguments(path, words[first:], others)
+    if not found:
+        raise ValueError(f"{path}: is neither JSON nor a command with arguments such as --network_dim 16")
+    script = re.split(r"[/\\]", words[first - 1])[-1] if scripts else ""
+    return Document(path, "command line", found, script, others)
+
+
+def arguments(path: Path, words: list[str], others: list[str] | None = None) -> dict[str, Any]:
+    """Values by name of `--name value`; words before the first name are added to `others`. Raises ValueError for a
+    name given twice, or with more values than it has."""
     values: dict[str, Any] = {}
-    others, name = launcher_words(words[: max(0, first - 1)]), ""
-    for word in words[first:]:
+    name = ""
+    for word in words:
         if re.match(r"--\w", word):
             name, equals, given = word[2:].partition("=")
             name = name.replace("-", "_")
@@ -84,13 +95,11 @@ def command_line(path: Path, text: str) -> Document:
             values[name] = [given] if equals else []
         elif name:
             values[name].append(word)
-        else:
+        elif others is not None:
             others.append(word)
-    found = {name: _plain(path, name, given) for name, given in values.items()}
-    if not found:
-        raise ValueError(f"{path}: is neither JSON nor a command with arguments such as --network_dim 16")
-    script = re.split(r"[/\\]", words[first - 1])[-1] if scripts else ""
-    return Document(path, "command line", found, script, others)
+        else:
+            raise ValueError(f"{path}: {word!r} is no argument such as --network_dim 16; correct it")
+    return {name: _plain(path, name, given) for name, given in values.items()}
 
 
 def launcher_words(words: list[str]) -> list[str]:

@@ -5,11 +5,10 @@ Keys, defaults and their meaning: kohya-ss/sd-scripts `library/train_util.py`, `
 `lycoris/kohya.py`.
 """
 
-import math
 import re
 from pathlib import Path
 
-from modules.importing import base, kohya_data, optimizers
+from modules.importing import base, kohya_data, kohya_network, optimizers
 from modules.importing.documents import Document
 from modules.importing.ledger import Imported, Ledger
 
@@ -23,25 +22,6 @@ SCRIPTS = {
 }
 """Programs that train adapters, and families; "" is Stable Diffusion 1 and 2."""
 
-MODULES = {
-    "networks.lora": "",
-    "networks.lora_flux": "flux",
-    "networks.lora_sd3": "sd3",
-    "networks.oft": "",
-    "networks.oft_flux": "flux",
-    "lycoris.kohya": "",
-    "locon.locon_kohya": "",
-    "networks.dylora": "",
-    "networks.lora_fa": "",
-    "networks.loha": "",
-    "networks.lokr": "",
-}
-"""Network modules, and families where they are for one."""
-
-ALGORITHMS = {"lora": "lora", "locon": "lora", "diag-oft": "oft"}
-THEIRS = {"networks.dylora": "dylora", "networks.lora_fa": "lora-fa", "networks.loha": "loha", "networks.lokr": "lokr"}
-WORDS = {"loha": "LoHa", "lokr": "LoKr", "dylora": "DyLoRA", "glora": "GLoRA", "lora-fa": "LoRA-FA", "boft": "BOFT"}
-
 PRECISIONS = {"no": "float32", "fp16": "float16", "bf16": "bfloat16", "float": "float32"}
 
 
@@ -52,7 +32,8 @@ def recognises(document: Document) -> bool:
     names = {name for key, value in document.values.items() for name in (value if isinstance(value, dict) else [key])}
     found = plain & (names | document.values.keys())
     marks = {"pretrained_model_name_or_path", "network_module", "network_dim", "train_data_dir", "dataset_config"}
-    return {"LoRA_type", "max_resolution"}.isdisjoint(document.values) and (
+    foreign = not {"LoRA_type", "max_resolution"}.isdisjoint(document.values)
+    return not (foreign or kohya_data.is_sectioned(document.values)) and (
         bool(document.script)
         or bool(found & marks)
         or isinstance(document.values.get("datasets"), list)
@@ -75,15 +56,13 @@ def train(ledger: Ledger, family: str, wishes: base.Wishes, reasons: dict[str, s
     ledger.to("pretrained_model_name_or_path", "base.path", ledger.text("pretrained_model_name_or_path"))
     _memory(ledger)
     _training(ledger)
-    method = _method(ledger, wishes)
+    method = kohya_network.set_method(ledger, wishes)
     name = _optimizer(ledger)
     _schedule(ledger)
-    if method in base.ROTATIONS and _algorithm(ledger)[1] in base.ROTATIONS:
-        size = ledger.values["adapter.rotation.block_size"]
-        key = ledger.origin["training.learning_rate"]
-        base.unscaled_rotation(ledger, key, size, name == "prodigy")
+    if name != "prodigy":
+        kohya_network.set_step(ledger, method)
     _text_encoders(ledger, family)
-    _layers(ledger, family, method)
+    kohya_network.set_layers(ledger, family, method)
     kohya_data.convert(ledger, family)
     optimizers.settle(ledger, name)
     title = ledger.text("output_name")
@@ -101,7 +80,7 @@ def _family(ledger: Ledger, document: Document, wishes: base.Wishes) -> str:
         )
     if ledger.text("model_type") == "chroma":
         raise ValueError(f"{ledger.path}: model_type chroma is none of Gimbal's families ({base.FAMILIES})")
-    found = wishes.family or SCRIPTS.get(script, "") or MODULES.get(module, "")
+    found = wishes.family or SCRIPTS.get(script, "") or kohya_network.MODULES.get(module, "")
     if not found and script:
         found = "sd15"
     if not found and (ledger.written("clip_g") or ledger.written("training_shift")):
@@ -118,7 +97,7 @@ def _family(ledger: Ledger, document: Document, wishes: base.Wishes) -> str:
             f"{ledger.path}: whether this is for Stable Diffusion 1.5 or XL stands in the command, not in the file; "
             "give --family sd15 or --family sdxl"
         )
-    if module and module not in MODULES and not wishes.method:
+    if module and module not in kohya_network.MODULES and not wishes.method:
         raise ValueError(
             f"{ledger.path}: network_module {module} is unknown here; give --method to take one of Gimbal's"
         )
@@ -165,64 +144,6 @@ def _training(ledger: Ledger) -> None:
         ledger.to("seed", "training.seed", int(seed))
 
 
-def _algorithm(ledger: Ledger) -> tuple[str, str]:
-    """The method by their name and by ours."""
-    module = ledger.text("network_module")
-    if module in THEIRS:
-        return THEIRS[module], ""
-    if module in ("networks.oft", "networks.oft_flux"):
-        return "oft", "oft"
-    if module in ("lycoris.kohya", "locon.locon_kohya"):
-        algorithm = ledger.text("network_args.algo").lower() or "lora"
-        own = ALGORITHMS.get(algorithm, "")
-        if own == "lora" and ledger.flag("network_args.dora_wd"):
-            own = "dora"
-        if own == "oft" and ledger.flag("network_args.rescaled"):
-            own = "doft"
-        return algorithm, own
-    return "lora", "lora"
-
-
-def _method(ledger: Ledger, wishes: base.Wishes) -> str:
-    theirs, own = _algorithm(ledger)
-    module_key = "network_args.algo" if ledger.written("network_args.algo") else "network_module"
-    method = base.set_method(ledger, module_key, WORDS.get(theirs, theirs), own, wishes)
-    if module_key != "network_module":
-        ledger.agree("network_module", "network_args has the method")
-    rank = ledger.maybe("network_dim")
-    rank = 4 if rank is None else int(rank)
-    if method in base.ROTATIONS:
-        _rotation(ledger, theirs, rank)
-        return method
-    alpha = ledger.number("network_alpha")
-    if ledger.flag("network_args.rs_lora") and alpha:
-        alpha = float(f"{alpha * math.sqrt(rank):.6g}")
-        ledger.change("network_args.rs_lora", f"It divides alpha by the root of the rank; alpha becomes {alpha:g}.")
-    base.set_rank(ledger, method, ("network_dim", rank), ("network_alpha", alpha))
-    if ledger.flag("network_args.dora_wd"):
-        ledger.to("network_args.dora_wd", "adapter.method", method)
-        if method in ("dora", "wora"):
-            key = "network_args.wd_on_output"
-            base.set_axis(ledger, key, ledger.flag(key), default=True)
-    return method
-
-
-def _rotation(ledger: Ledger, theirs: str, rank: int) -> None:
-    if theirs == "oft":
-        sentence = "network_dim is the number of blocks there, not their size; the usual size is taken."
-        base.set_blocks(ledger, "network_dim", 32, sentence)
-        ledger.drop("network_alpha", "no counterpart: the rotation is not constrained here")
-    elif theirs == "diag-oft":
-        sentence = "The blocks rotate the layer's output there, and its input here; their size is about the same."
-        base.set_blocks(ledger, "network_dim", rank, sentence)
-        ledger.drop("network_alpha", "without effect there: a rotation is not scaled")
-        if ledger.flag("network_args.rescaled"):
-            ledger.agree("network_args.rescaled", "the magnitude per output feature")
-    else:
-        base.set_blocks(ledger, "network_dim", 32, "A rank is no block size, so the usual one is taken.")
-        ledger.drop("network_alpha", "a rotation is not scaled")
-
-
 def _optimizer(ledger: Ledger) -> str:
     key, name = "optimizer_type", ledger.text("optimizer_type") or "AdamW"
     for flag, meant in {"use_8bit_adam": "AdamW8bit", "use_lion_optimizer": "Lion"}.items():
@@ -244,14 +165,15 @@ def _schedule(ledger: Ledger) -> None:
         ledger.drop("lr_warmup_steps", "without effect there: Adafactor's own step size")
         return
     exact = {"constant": "constant", "constant_with_warmup": "constant", "linear": "linear", "cosine": "cosine"}
-    near = {"polynomial": "linear", "cosine_with_restarts": "cosine", "cosine_with_min_lr": "cosine"}
+    near = {"polynomial": "linear", "cosine_with_restarts": "cosine", "cosine_with_min_lr": "cosine",
+            "CosineAnnealingLR": "cosine", "CosineAnnealingWarmRestarts": "cosine"}  # fmt: skip
     custom = ledger.text("lr_scheduler_type")
     if custom:
         ledger.drop(key, "without effect there: lr_scheduler_type decides")
         key, kind = "lr_scheduler_type", custom
     cycles, power = ledger.number("lr_scheduler_num_cycles"), ledger.number("lr_scheduler_power")
     fits = kind in exact or (kind == "polynomial" and power == 1) or (kind == "cosine_with_restarts" and cycles == 1)
-    ours = exact.get(kind) or near.get(kind, "constant")
+    ours = exact.get(kind) or near.get(kind.rpartition(".")[2], "constant")
     if fits or kind == "cosine_with_min_lr":
         ledger.to(key, "training.schedule", ours)
     else:
@@ -312,55 +234,3 @@ def _text_encoders(ledger: Ledger, family: str) -> None:
         ledger.change(key, "T5 is not trained there, so its layers are excluded.", {"targets.exclude": out})
     elif third:
         ledger.agree("network_args.train_t5xxl", "all text encoders are trained together here")
-
-
-def _layers(ledger: Ledger, family: str, method: str) -> None:
-    preset, blocks = ledger.text("network_args.preset"), ledger.text("network_args.train_blocks")
-    is_lycoris = ledger.text("network_module") == "lycoris.kohya"
-    conv, out = ledger.maybe("network_args.conv_dim"), ledger.values.get("targets.exclude", [])
-    if base.is_flow(family):
-        layers, out = "all", [*out, *base.OUTSIDE]
-        if family == "flux" and blocks in ("single", "double"):
-            layers, out = f"{blocks}-blocks", out[:-2]
-            sentence = "The blocks' modulation layers are left out here."
-            ledger.change("network_args.train_blocks", sentence, {"targets.layers": layers})
-        if not ledger.flag("network_args.split_qkv"):
-            sentence = "Queries, keys and values share one update there, and have one each here; the file is larger."
-            ledger.change("network_module", sentence)
-        else:
-            ledger.agree("network_args.split_qkv", "queries, keys and values have one update each here")
-    elif is_lycoris:
-        layers = {"full": "all", "attn-only": "attention"}.get(preset, "attention-mlp")
-        out = [*out, "unet.add_embedding.*"] if layers == "all" and family == "sdxl" else out
-        if preset in ("full", "attn-only", "attn-mlp", "unet-transformer-only"):
-            ledger.to("network_args.preset", "targets.layers", layers)
-        else:
-            sentence = f"There is no set of layers {preset} here; {layers} is taken."
-            ledger.change("network_args.preset", sentence, {"targets.layers": layers})
-    else:
-        layers = "attention-mlp-conv" if conv else "attention-mlp"
-    ledger.set({"targets.layers": layers}, "network_module")
-    if out:
-        ledger.set({"targets.exclude": out}, "network_module")
-    if conv and not base.is_flow(family) and method in base.LOW_RANK and layers != "attention":
-        _conv(ledger, int(conv), layers)
-
-
-def _conv(ledger: Ledger, rank: int, layers: str) -> None:
-    """Rank and alpha of convolutions with a kernel, which have their own there."""
-    if layers == "attention-mlp":
-        ledger.drop("network_args.conv_dim", "without effect there: no convolutions are trained")
-        return
-    ledger.agree("network_args.conv_dim", "convolutions are trained")
-    base.conv_rank(ledger, "network_args.conv_dim", rank)
-    own = ledger.maybe("network_args.conv_alpha")
-    alpha, scale = 1.0 if own is None else own, ledger.values["adapter.alpha"]
-    here = 1.0 if scale is None else scale / rank
-    if math.isclose(alpha / rank, here):
-        ledger.agree("network_args.conv_alpha", "the same scale as here")
-        return
-    sentence = (
-        f"Convolutions are scaled by conv_alpha / conv_dim = {alpha / rank:.4g} there; alpha is one number "
-        f"here, so it is {here:.4g}."
-    )
-    ledger.change("network_args.conv_alpha", sentence)

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from modules.documents import is_file
-from modules.importing import base
+from modules.importing import base, kohya_folders
 from modules.importing.documents import Document, read, read_text
-from modules.importing.ledger import Ledger, flat, same
+from modules.importing.ledger import Ledger, flat
 
 SAMPLE_FLAGS = {
     "w": "width",
@@ -26,18 +26,6 @@ FILE_DTYPES = {"fp16": "float16", "bf16": "bfloat16", "float": "float32"}
 ARGS = ("network_args", "optimizer_args", "lr_scheduler_args")
 """Arguments that are lists of `key=value`."""
 
-CAPTIONS = {
-    "shuffle_caption": ("data.shuffle", "flag"),
-    "keep_tokens": ("data.keep_tokens", "whole"),
-    "caption_separator": ("data.separator", "text"),
-    "caption_dropout_rate": ("data.caption_dropout", "number"),
-    "caption_tag_dropout_rate": ("data.part_dropout", "number"),
-    "flip_aug": ("data.flip", "flag"),
-    "enable_bucket": ("data.buckets", "flag"),
-}
-"""What a folder, a data set or the whole training may have, and our options."""
-
-
 def convert(ledger: Ledger, family: str) -> None:
     """Write these sections."""
     _loss(ledger)
@@ -45,7 +33,9 @@ def convert(ledger: Ledger, family: str) -> None:
         _flux_times(ledger)
     elif family == "sd3":
         _sd3_times(ledger)
-    _data(ledger)
+    read_data_sets(ledger)
+    kohya_folders.convert(ledger)
+    _clip_skip(ledger, family)
     _samples(ledger)
     _saving(ledger)
 
@@ -76,6 +66,33 @@ def given(document: Document, known: dict[str, Any]) -> dict[str, Any]:
                 raise ValueError(f"{document.path}: {name}: {word!r} is not key=value; correct it in the file")
             values[f"{name}.{option.strip()}"] = text.strip().strip("\"'")
     return flat(values, known) if known else values
+
+
+def is_sectioned(values: dict[str, Any]) -> bool:
+    """Whether these are the sections of a window around sd-scripts, with arguments below `args`."""
+    sections = [value for value in values.values() if isinstance(value, dict)]
+    return any({"args", "dataset_args"} & section.keys() for section in sections)
+
+
+def has_sets(ledger: Ledger) -> bool:
+    """Whether data sets are known."""
+    return any(key.startswith("datasets[") for key in ledger.given)
+
+
+def read_data_sets(ledger: Ledger) -> None:
+    """Read the file of data sets that `dataset_config` names, where it was not yet, and say what became of it."""
+    key = "dataset_config"
+    if not ledger.text(key):
+        return
+    path = None if has_sets(ledger) else _named_file(ledger.path, ledger.text(key))
+    if path is not None:
+        for one, value in flat(read(path).values, ledger.known).items():
+            ledger.given.setdefault(one, value)
+        ledger.check_size()
+    if has_sets(ledger):
+        ledger.agree(key, "its data sets were read")
+    else:
+        ledger.change(key, "The data sets stand in this file, which was not found; set data.folders yourself.")
 
 
 def _named_file(path: Path, name: Any) -> Path | None:
@@ -182,105 +199,37 @@ def _weighting(ledger: Ledger, flipped: bool) -> None:
         ledger.change(key, sentence, {"objective.density": "uniform"})
 
 
-# -- data -------------------------------------------------------------------------------------------------------------
-
-
-def _data(ledger: Ledger) -> None:
-    subsets = sorted(
-        {found[1] for key in ledger.given if (found := re.match(r"(datasets\[\d+\]\.subsets\[\d+\])", key))}
-    )
-    sets = sorted({found[1] for key in ledger.given if (found := re.match(r"(datasets\[\d+\])", key))})
-    regular = [place for place in subsets if ledger.flag(f"{place}.is_reg")]
-    for place in regular:
-        for key in [key for key in ledger.given if key.startswith(f"{place}.")]:
-            ledger.drop(key, "of regularisation pictures, which have no counterpart here")
-    subsets = [place for place in subsets if place not in regular]
-    _folders(ledger, subsets)
-    key = _nearest(ledger, "resolution", subsets, sets)
-    if ledger.value(key) not in (None, ""):
-        base.pair_resolution(ledger, key, ledger.value(key))
-    else:
-        ledger.set({"data.resolution": 512})
-    _others(ledger, key, "resolution")
-    batch = _nearest(ledger, "batch_size", subsets, sets)
-    batch = batch if ledger.written(batch) else "train_batch_size"
-    ledger.to(batch, "training.batch_size", ledger.whole(batch))
-    _others(ledger, batch, "batch_size")
-    for name, (option, kind) in CAPTIONS.items():
-        key = _nearest(ledger, name, subsets, sets)
-        value = {"flag": ledger.flag, "whole": ledger.whole, "text": ledger.text, "number": ledger.number}[kind](key)
-        ledger.to(key, option, min(value, 0.99) if option == "data.part_dropout" else value)
-        _others(ledger, key, name)
-    _captions(ledger, subsets, sets)
-
-
-def _nearest(ledger: Ledger, name: str, subsets: list[str], sets: list[str]) -> str:
-    """The key that decides: the first folder's, its data set's, the general one, or the argument."""
-    places = [f"{place}." for place in (*subsets[:1], *sets[:1], "general")]
-    return next((f"{place}{name}" for place in places if ledger.written(f"{place}{name}")), name)
-
-
-def _others(ledger: Ledger, key: str, name: str) -> None:
-    """The same key in other places."""
-    for other in [other for other in ledger.given if other.rpartition(".")[2] == name and other != key]:
-        if other.startswith(("datasets", "general")) or other == name:
-            if other in ledger.entries:
-                continue
-            if same(ledger.value(other), ledger.value(key)):
-                ledger.agree(other, f"the same as {key}")
-            else:
-                ledger.change(other, f"All pictures are treated alike here, as {key} says.")
-
-
-def _folders(ledger: Ledger, subsets: list[str]) -> None:
-    folders = []
-    for place in subsets:
-        if ledger.text(f"{place}.image_dir"):
-            folders.append((f"{place}.image_dir", ledger.text(f"{place}.image_dir")))
-        many = ledger.whole(f"{place}.num_repeats")
-        if many != 1:
-            base.repeats(ledger, f"{place}.num_repeats", many)
-    if not folders and ledger.text("train_data_dir"):
-        folders = [("train_data_dir", ledger.text("train_data_dir"))]
-    for key, _ in folders:
-        ledger.to(key, "data.folders", [folder for _, folder in folders])
-    if ledger.number("dataset_repeats") != 1:
-        base.repeats(ledger, "dataset_repeats", ledger.number("dataset_repeats"))
-    cached = [key for key in ("cache_latents", "cache_latents_to_disk") if ledger.flag(key)]
-    for key in cached:
-        ledger.to(key, "data.cache", True)
-
-
-def _captions(ledger: Ledger, subsets: list[str], sets: list[str]) -> None:
-    key = _nearest(ledger, "caption_extension", subsets, sets)
-    if not ledger.written(key) and ledger.text("caption_extention"):
-        key = "caption_extention"
-    ending = ledger.text(key)
-    if ending.lstrip(".") != "txt":
-        base.caption_ending(ledger, key, ending)
-    elif ledger.written(key):
-        ledger.agree(key, "captions are always read from .txt files")
-    _others(ledger, key, "caption_extension")
-    key = _nearest(ledger, "caption_prefix", subsets, sets)
-    prefix, separator = ledger.text(key), ledger.values.get("data.separator", ",")
-    if prefix:
-        word = prefix.strip().rstrip(separator).strip()
-        sentence = "It is put in front of captions that do not begin with it already, with the separator between."
-        ledger.change(key, sentence, {"data.trigger": word})
-
-
 # -- samples and files ------------------------------------------------------------------------------------------------
+
+
+def _clip_skip(ledger: Ledger, family: str) -> None:
+    skip = ledger.maybe("clip_skip")
+    if not skip:
+        return
+    if family == "sd15":
+        ledger.to("clip_skip", "base.clip_skip", ledger.whole("clip_skip"))
+    else:
+        ledger.drop("clip_skip", "without effect there: this family reads a fixed layer")
 
 
 def _samples(ledger: Ledger) -> None:
     key, text = "sample_prompts", ledger.text("sample_prompts")
     if text:
         _prompts(ledger, key, text)
-    every = ledger.maybe("sample_every_n_steps") or 0
-    if every:
-        ledger.to("sample_every_n_steps", "samples.every", int(every))
-    elif ledger.maybe("sample_every_n_epochs"):
-        ledger.change("sample_every_n_epochs", "It is counted in steps here; set samples.every.")
+    _every(ledger, "sample", "samples.every")
+
+
+def _every(ledger: Ledger, what: str, field: str) -> None:
+    """Every so many epochs or steps. Of samples, epochs come first there, and of files both are written."""
+    steps, epochs = f"{what}_every_n_steps", f"{what}_every_n_epochs"
+    if ledger.maybe(epochs) and (what == "sample" or not ledger.maybe(steps)):
+        ledger.to(epochs, field, ledger.whole(epochs))
+        ledger.to(epochs, f"{field}_unit", "epochs")
+        ledger.drop(steps, f"without effect there: {epochs} decides")
+    elif ledger.maybe(steps):
+        ledger.to(steps, field, ledger.whole(steps))
+        if ledger.maybe(epochs):
+            ledger.change(epochs, f"{field} is one number here, and counts steps, as {steps} says.")
 
 
 def _prompts(ledger: Ledger, key: str, text: str) -> None:
@@ -319,11 +268,15 @@ def _prompt(line: str) -> tuple[str, dict[str, Any]]:
 
 
 def _saving(ledger: Ledger) -> None:
-    every = ledger.maybe("save_every_n_steps") or 0
-    if every:
-        ledger.to("save_every_n_steps", "saving.export_every", int(every))
-    if ledger.maybe("save_every_n_epochs"):
-        ledger.change("save_every_n_epochs", "It is counted in steps here; set saving.export_every.")
+    ratio, epochs = ledger.maybe("save_n_epoch_ratio"), ledger.values.get("training.epochs")
+    if ratio and epochs and not ledger.maybe("save_every_n_epochs"):
+        every = max(1, int(epochs / ratio))
+        ours = {"saving.export_every": every, "saving.export_every_unit": "epochs"}
+        ledger.change("save_n_epoch_ratio", f"{ratio:g} files in {epochs} epochs are one every {every}.", ours)
+    else:
+        _every(ledger, "save", "saving.export_every")
+    _every(ledger, "validate", "validation.every")
+    _kept(ledger)
     if ledger.flag("save_state"):
         ledger.agree("save_state", "training states are always saved, every saving.state_every steps")
     precision = ledger.text("save_precision")

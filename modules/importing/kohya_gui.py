@@ -6,9 +6,9 @@ How its settings become arguments of sd-scripts: bmaltais/kohya_ss `kohya_gui/lo
 from typing import Any
 
 from modules.importing import base, kohya
-from modules.importing.documents import Document
+from modules.importing.documents import Document, arguments
 from modules.importing.kohya_data import words
-from modules.importing.ledger import Imported, Ledger, as_number
+from modules.importing.ledger import Imported, Ledger, as_number, same
 
 NAME = "kohya_ss"
 
@@ -79,7 +79,27 @@ NETWORK_ARGS = (
     "unit",
     "train_on_input",
 )
-WITH_CONV = ("Kohya LoCon", "LoCon", "LyCORIS/LoCon", "LyCORIS/Diag-OFT")
+LOCON = ("LoCon", "LyCORIS/LoCon")
+PRODUCTS = ("LyCORIS/LoHa", "LyCORIS/LoKr")
+NATIVE = ("Kohya LoHa", "Kohya LoKr")
+WITH_CONV = (*(set(ALGORITHMS) - {"LyCORIS/Native Fine-Tuning"}), *NATIVE, "Kohya LoCon", "Kohya DyLoRA")
+PASSED = {
+    "conv_dim": WITH_CONV,
+    "conv_alpha": WITH_CONV,
+    "dora_wd": (*LOCON, *PRODUCTS),
+    "bypass_mode": (*LOCON, *PRODUCTS),
+    "use_scalar": (*LOCON, *PRODUCTS),
+    "rescaled": ("LyCORIS/Diag-OFT",),
+    "constrain": ("LyCORIS/Diag-OFT",),
+    "factor": ("LyCORIS/LoKr", "Kohya LoKr"),
+    "decompose_both": ("LyCORIS/LoKr",),
+    "use_cp": ("LyCORIS/LoKr",),
+    "use_tucker": (*(set(ALGORITHMS) - {"LyCORIS/LoKr", "LyCORIS/iA3"}), *NATIVE),
+    "train_on_input": ("LyCORIS/iA3",),
+    "train_norm": (*ALGORITHMS,),
+    "unit": ("LyCORIS/DyLoRA", "Kohya DyLoRA"),
+}
+"""Fields of the network that the window passes on for some kinds only."""
 ARGUMENTS = ("optimizer_args", "lr_scheduler_args", "network_args")
 
 OFF = ("", 0, "0", None, False, "None", "none", 0.0)
@@ -146,8 +166,8 @@ def convert(document: Document, wishes: base.Wishes) -> Imported:
     for old, new in {**RENAMED, **{name: f"network_args.{name}" for name in NETWORK_ARGS}}.items():
         if old not in ledger.entries:
             ledger.rename(old, new)
-    unused = _unused(ledger)
-    return kohya.train(ledger, family, wishes, {**unused, **own, **reasons})
+    _additional(ledger)
+    return kohya.train(ledger, family, wishes, {**own, **reasons})
 
 
 def _family(ledger: Ledger, wishes: base.Wishes) -> str:
@@ -180,12 +200,13 @@ def _network(ledger: Ledger, wishes: base.Wishes) -> None:
 
 def _switched_off(ledger: Ledger, kind: str) -> None:
     """A nought or an empty text is not passed on to sd-scripts."""
-    conv, lycoris = kind in WITH_CONV, kind in ALGORITHMS
     for key, value in list(ledger.given.items()):
-        if key not in ZEROS and value in OFF and not isinstance(value, bool):
-            ledger.idle[key] = ledger.given.pop(key)
-        elif (key in ("conv_dim", "conv_alpha") and not conv) or (key in ("dora_wd", "rescaled") and not lycoris):
+        usual = ledger.known.get(RENAMED.get(key, f"network_args.{key}"))
+        idle = same(value, usual) or (value in OFF and not usual)
+        if key in PASSED and kind not in PASSED[key] and not idle:
             ledger.drop(key, f"without effect there: of another kind of network than {kind}")
+        elif key not in ZEROS and value in OFF and not isinstance(value, bool):
+            ledger.idle[key] = ledger.given.pop(key)
     ledger.given.setdefault("caption_extension", ".txt")
     if "max_train_epochs" in ledger.given or "max_train_steps" in ledger.given:
         ledger.drop("epoch", "without effect there: the number of steps or epochs is given on its own")
@@ -211,20 +232,43 @@ def _words(ledger: Ledger) -> None:
             ledger.given[f"{key}.{option}"] = text
 
 
-def _unused(ledger: Ledger) -> dict[str, str]:
-    """Settings of other kinds of networks, which the window keeps but does not pass on."""
-    if ledger.given.get("network_module") == "lycoris.kohya":
-        return {}
-    why = "without effect there: of another kind of network"
-    lycoris = (
-        "preset",
-        "factor",
-        "decompose_both",
-        "constraint",
-        "use_*",
-        "train_norm",
-        "bypass_mode",
-        "unit",
-        "train_on_input",
-    )
-    return {f"network_args.{name}": why for name in lycoris}
+def _additional(ledger: Ledger) -> None:
+    """Words for the command, which come after all fields of the page and win over them; quotes have no meaning."""
+    key = "additional_parameters"
+    words = ledger.text(key).replace('"', "").split()
+    if not words:
+        return
+    try:
+        given = arguments(ledger.path, words)
+    except ValueError as error:
+        raise ValueError(f"{error}; it is in {key}") from None
+    ledger.agree(key, "each of its arguments is an entry of its own")
+    for name, value in given.items():
+        if name not in ARGUMENTS:
+            _override(ledger, name, name, value)
+            continue
+        for old in [old for old in ledger.given if old.startswith(f"{name}.")]:
+            _overridden(ledger, old, name)
+        for word in value:
+            option, _, text = word.partition("=")
+            _override(ledger, f"{name}.{option}", name, text)
+
+
+def _override(ledger: Ledger, key: str, flag: str, value: Any) -> None:
+    if key in ledger.given:
+        _overridden(ledger, key, flag)
+    ledger.given[key] = value
+    ledger.originals.pop(key, None)
+    option = key.removeprefix(flag).replace(".", " ", 1)
+    ledger.names[key] = f"additional_parameters --{flag}{option}"
+
+
+def _overridden(ledger: Ledger, key: str, flag: str) -> None:
+    """A field of the page that an argument replaces, under a key of its own."""
+    page = f"page.{key}"
+    ledger.given[page] = ledger.given.pop(key)
+    ledger.known[page] = None
+    ledger.names[page] = ledger.names.get(key, key)
+    if key in ledger.originals:
+        ledger.originals[page] = ledger.originals[key]
+    ledger.drop(page, f"without effect there: additional_parameters --{flag} replaces it")

@@ -184,6 +184,11 @@ class Ledger:
         if self.differs(key):
             self._note(key, DROPPED, {}, reason)
 
+    def note(self, key: str, ours: Mapping[str, Any]) -> None:
+        """Their key is these settings of an entry in one of our lists, which is written as a whole."""
+        self.origin.update(dict.fromkeys(ours, key))
+        self._note(key, MAPPED, dict(ours), "")
+
     def _note(self, key: str, part: str, ours: dict[str, Any], sentence: str) -> None:
         name = self.names.get(key, key)
         before = self.entries.get(key) or self._by_name.get(name)  # two keys of today for one of theirs

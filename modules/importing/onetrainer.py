@@ -7,7 +7,7 @@ Keys, defaults and their meaning: `modules/util/config/TrainConfig.py`, `Concept
 import math
 from pathlib import Path
 
-from modules.importing import base, onetrainer_data, optimizers
+from modules.importing import base, onetrainer_data, onetrainer_method, optimizers
 from modules.importing.documents import Document
 from modules.importing.ledger import Imported, Ledger, flat
 
@@ -24,30 +24,6 @@ FAMILIES = {
     "STABLE_DIFFUSION_35": "sd3",
     "FLUX_DEV_1": "flux",
 }
-LAYERS: dict[str, dict[str, tuple[str, str, tuple[str, ...]]]] = {
-    "unet": {
-        "attn-mlp": ("attentions", "attention-mlp", ()),
-        "attn-only": ("attn", "attention", ()),
-        "full": ("", "all", ()),
-    },
-    "sd3": {
-        "attn-only": ("attn", "attention", ()),
-        "blocks": ("transformer_block", "all", tuple(base.OUTSIDE)),
-        "full": ("", "all", ()),
-    },
-    "flux": {
-        "attn-mlp": (
-            "attn,ff.net,proj_mlp",
-            "attention-mlp",
-            ("transformer.single_transformer_blocks.*.proj_out", "transformer.*.ff_context.*"),
-        ),
-        "attn-only": ("attn", "attention", ()),
-        "blocks": ("transformer_block", "all", tuple(base.OUTSIDE)),
-        "full": ("", "all", ()),
-    },
-}
-"""The window's layer presets: its patterns, our set of layers, and what has to be taken out of it."""
-
 DTYPES = {
     "FLOAT_32": "float32",
     "TFLOAT_32": "float32",
@@ -104,8 +80,7 @@ def convert(document: Document, wishes: base.Wishes) -> Imported:
         ledger.set({"optimizer.beta2": 0.999}, "optimizer.optimizer")
     optimizers.set_options(ledger, name, options)
     _text_encoders(ledger, family, denoiser)
-    _method(ledger, name, wishes)
-    _layers(ledger, family, denoiser)
+    onetrainer_method.convert(ledger, name, family, denoiser, wishes)
     onetrainer_data.convert(ledger, family)
     optimizers.settle(ledger, name)
     return base.finish(ledger, family, _name(ledger), reasons)
@@ -303,76 +278,3 @@ def _text_encoders(ledger: Ledger, family: str, denoiser: str) -> None:
             ledger.change(key, sentence)
             ledger.drop(f"{key}_unit", "goes with the number")
     base.text_encoder_rates(ledger, rates, base_rate)
-
-
-def _method(ledger: Ledger, optimizer: str, wishes: base.Wishes) -> None:
-    kind = ledger.text("peft_type")
-    own = {"LORA": "dora" if ledger.flag("lora_decompose") else "lora", "OFT_2": "oft"}.get(kind, "")
-    if ledger.value("training_method") != "LORA":
-        own, kind = "", "full"
-    theirs = {"LOKR": "LoKr", "LOHA": "LoHa"}.get(kind, kind)
-    method = base.set_method(ledger, "peft_type", theirs, own, wishes)
-    if method in base.LOW_RANK:
-        rank = "lokr_dim" if kind == "LOKR" and not ledger.written("lora_rank") else "lora_rank"
-        base.set_rank(ledger, method, (rank, ledger.whole(rank)), ("lora_alpha", ledger.number("lora_alpha")))
-    if kind == "LORA":
-        switch = ledger.flag("lora_decompose")
-        ledger.to("lora_decompose", "adapter.method", method)
-        if method in ("dora", "wora") and switch:
-            base.set_axis(
-                ledger, "lora_decompose_output_axis", ledger.flag("lora_decompose_output_axis"), default=False
-            )
-    if method in base.ROTATIONS:
-        _rotation(ledger, kind, optimizer)
-    if ledger.text("lora_model_name"):
-        ledger.drop("lora_model_name", "no counterpart: a training starts from nothing, or goes on with its own run")
-
-
-def _rotation(ledger: Ledger, kind: str, optimizer: str) -> None:
-    key = "oft_block_size"
-    size = base.set_blocks(ledger, key, ledger.whole(key))
-    ledger.drop("lora_rank", "not used: a rotation in blocks has no rank")
-    if kind != "OFT_2":
-        return
-    if ledger.flag("oft_scaled"):
-        ledger.agree("oft_scaled", "rotations are always scaled so here")
-    else:
-        base.unscaled_rotation(ledger, "oft_scaled", size, optimizer == "prodigy")
-    if ledger.flag("oft_block_share"):
-        ledger.change("oft_block_share", "Every block has a rotation of its own here; the file becomes larger.")
-    if ledger.flag("oft_coft"):
-        ledger.drop("oft_coft", "no counterpart: the rotation is not constrained here")
-    ledger.drop("coft_eps", "no counterpart: the rotation is not constrained here")
-
-
-def _layers(ledger: Ledger, family: str, denoiser: str) -> None:
-    table = LAYERS["unet" if denoiser == "unet" else family]
-    preset, key = ledger.text("layer_filter_preset"), "layer_filter"
-    given = ",".join(part.strip() for part in ledger.text(key).split(",") if part.strip())
-    by_filter = {patterns: (layers, out) for patterns, layers, out in table.values()}
-    if given in by_filter and (given or preset in ("full", "custom")) and not (given and ledger.flag(f"{key}_regex")):
-        layers, out = by_filter[given]
-        ledger.to(key if given else "layer_filter_preset", "targets.layers", layers)
-        if given:
-            ledger.drop("layer_filter_preset", f"without effect there: {key} decides")
-    elif not given and preset in table:
-        _, layers, out = table[preset]
-        sentence = (
-            f"Only OneTrainer's window turns the name {preset} into layers; its command line would have trained all "
-            f"layers with this file. What the window means, {layers}, is taken."
-        )
-        ledger.change("layer_filter_preset", sentence, {"targets.layers": layers})
-    else:
-        out, layers = (), base.nearest_layers(given or preset)
-        sentence = (
-            f"These layers cannot be said exactly; {layers} is taken. Compare the list of --check, and refine it with "
-            "targets.include and targets.exclude."
-        )
-        ledger.change(key if given else "layer_filter_preset", sentence, {"targets.layers": layers})
-        ledger.drop(f"{key}_regex", "goes with the pattern")
-        if given:
-            ledger.drop("layer_filter_preset", f"without effect there: {key} decides")
-    if out and not ledger.values.get("targets.exclude"):
-        ledger.set({"targets.exclude": list(out)}, key)
-    elif out:
-        ledger.set({"targets.exclude": [*ledger.values["targets.exclude"], *out]}, key)

@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 from modules.documents import is_file, parse_json
-from modules.importing import base
+from modules.importing import base, methods, onetrainer_concepts
 from modules.importing.documents import read_text
 from modules.importing.ledger import Ledger, flat
 
@@ -23,8 +23,8 @@ def convert(ledger: Ledger, family: str) -> None:
     """Write these sections."""
     _loss(ledger)
     _noise(ledger, family)
-    _pictures(ledger)
-    _concepts(ledger)
+    onetrainer_concepts.convert(ledger)
+    _clip_skip(ledger, family)
     _caption_dropout(ledger, family)
     _samples(ledger, family)
     _intervals(ledger)
@@ -299,36 +299,54 @@ def _plain(ledger: Ledger, key: str) -> int | float | str:
     return max(ledger.whole(key), 0)
 
 
+UNITS = {"EPOCH": ("epochs", 1.0), "MINUTE": ("minutes", 1.0), "HOUR": ("minutes", 60.0), "SECOND": ("minutes", 1 / 60)}
+"""Its units beside steps: ours, and how many of ours one is."""
+
+
 def _intervals(ledger: Ledger) -> None:
-    """Every so many steps; other units have to be set anew."""
+    """Every so many steps, epochs or minutes."""
     for key, field, wanted in (
         ("sample_after", "samples.every", True),
         ("backup_after", "saving.state_every", True),
         ("save_every", "saving.export_every", True),
         ("validate_after", "validation.every", ledger.flag("validation")),
     ):
-        unit, count = ledger.text(f"{key}_unit"), ledger.whole(key)
+        unit = ledger.text(f"{key}_unit")
         if unit == "NEVER" and key == "sample_after":
             ledger.to(f"{key}_unit", "samples.enabled", False)
-        elif unit == "STEP" and wanted:
-            accumulation = ledger.values["training.accumulation"]
-            ledger.to(key, field, max(0, round(count / accumulation)))
-            ledger.agree(f"{key}_unit", "everything is counted in steps here")
-            if accumulation > 1:
-                ledger.change(key, f"It counts batches there, and steps of {accumulation} batches here.")
-        elif unit != "NEVER" and wanted and (ledger.differs(key) or ledger.differs(f"{key}_unit")):
-            sentence = f"Every {count} {unit.lower()}s cannot be said here; set {field}, in steps."
-            ledger.change(key, sentence)
-            ledger.agree(f"{key}_unit", f"see {key}")
+        elif unit != "NEVER" and wanted:
+            _interval(ledger, key, field, unit)
+    if ledger.flag("rolling_backup"):
+        ledger.to("rolling_backup_count", "saving.keep_states", max(1, ledger.whole("rolling_backup_count")))
+        ledger.agree("rolling_backup", "old states are always deleted here")
     if ledger.flag("validation"):
         ledger.agree("validation", "the validation loss is always measured where there is a validation folder")
 
 
+def _interval(ledger: Ledger, key: str, field: str, unit: str) -> None:
+    count, accumulation = ledger.number(key), ledger.values["training.accumulation"]
+    if unit == "STEP":
+        ledger.to(key, field, max(0, round(count / accumulation)))
+        ledger.agree(f"{key}_unit", "it is counted in steps here")
+        if accumulation > 1:
+            ledger.change(key, f"It counts batches there, and steps of {accumulation} batches here.")
+        return
+    if unit not in UNITS:
+        ledger.change(f"{key}_unit", f"{field} is counted in steps, epochs or minutes here; set it yourself.")
+        return
+    ours, factor = UNITS[unit]
+    every = max(1, round(count * factor))
+    ledger.to(key, field, every)
+    ledger.to(f"{key}_unit", f"{field}_unit", ours)
+    if every != count * factor:
+        ledger.change(key, f"It is {count * factor:g} {ours}, rounded to a whole number.")
+
+
 def _file(ledger: Ledger) -> None:
     key, kind = "output_model_format", ledger.text("output_model_format")
-    input_axis = ledger.values.get("adapter.axis") == "input" or ledger.values["adapter.method"] in base.ROTATIONS
+    foreign = ledger.values.get("adapter.axis") == "input" or ledger.values["adapter.method"] not in methods.LOW_RANK
     host = LORA_FORMATS.get(kind, "comfyui")
-    if host == "diffusers" and input_axis:
+    if host == "diffusers" and foreign:
         sentence = "diffusers' format cannot hold what this method learns; the file is for ComfyUI."
         ledger.change(key, sentence, {"export.host": "comfyui"})
     elif kind in LORA_FORMATS:

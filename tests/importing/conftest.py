@@ -78,6 +78,12 @@ def entry(found, key):
     return one
 
 
+def settings(preset):
+    """The folders of a preset, by path, with what each has for itself."""
+    entries = [{"path": one} if isinstance(one, str) else one.model_dump() for one in preset.data.folders]
+    return {entry.pop("path"): entry for entry in entries}
+
+
 @pytest.fixture
 def of():
     """`entry`."""

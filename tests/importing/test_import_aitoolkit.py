@@ -4,6 +4,8 @@ import copy
 
 import pytest
 
+from tests.importing.conftest import settings
+
 FLUX = {
     "job": "extension",
     "config": {
@@ -57,8 +59,9 @@ def test_flux(imported, accounted, of, ending):
     preset = result.preset
     assert (preset.family, preset.name, preset.base.quantization) == ("flux", "my_flux", "fp8")
     assert (preset.adapter.method, preset.adapter.rank, preset.adapter.alpha) == ("lora", 16, None)
-    assert preset.data.folders == ("/data/a", "/data/b") and preset.data.trigger == "p3rs0n"
-    assert (preset.data.caption_dropout, preset.data.shuffle, preset.data.resolution) == (0.1, True, 768)
+    own = {"repeats": 4.0, "resolution": 512, "shuffle": False, "caption_dropout": 0.0, "flip": True}
+    assert settings(preset) == {"/data/a": {}, "/data/b": own} and preset.data.trigger == "p3rs0n"
+    assert (preset.data.caption_dropout, preset.data.shuffle, preset.data.resolutions) == (0.1, True, (512, 768))
     assert (preset.training.steps, preset.training.batch_size, preset.training.accumulation) == (1200, 2, 3)
     assert (preset.training.schedule, preset.training.warmup) == ("constant", 0)
     assert (preset.optimizer.weight_decay, preset.optimizer.eps) == (0.05, 1e-6)
@@ -66,8 +69,8 @@ def test_flux(imported, accounted, of, ending):
     assert preset.samples.prompts == ("p3rs0n at sea", "a cat") and preset.samples.height == 768
     assert (preset.saving.state_every, preset.saving.export_every, preset.saving.keep_states) == (250, 250, 4)
     assert of(result.found, "train.ema_config").part == "dropped"
-    assert "4_name" in of(result.found, "datasets[1].num_repeats").sentence
-    assert "alike" in of(result.found, "datasets[1].flip_x").sentence
+    assert of(result.found, "datasets[1].num_repeats").ours == {"data.folders[1].repeats": 4.0}
+    assert of(result.found, "datasets[1].flip_x").ours == {"data.folders[1].flip": True}
     process = FLUX["config"]["process"][0]
     accounted(result.found, {**process, "config.name": "", "job": "", "meta": FLUX["meta"]})
     assert "network.linear_alpha" not in {entry.key for entry in result.found.changed}
@@ -128,7 +131,7 @@ def test_prodigy_has_no_other_rate(imported, of):
     assert of(result.found, "train.lr").part == "changed"
 
 
-@pytest.mark.parametrize("kind", ["lokr", "lorm"])
+@pytest.mark.parametrize("kind", ["loha", "lorm"])
 def test_methods_that_are_missing(imported, kind):
     with pytest.raises(ValueError, match=r"not one of Gimbal's.*--method lora"):
         imported(job(network={"type": kind}))
@@ -137,7 +140,7 @@ def test_methods_that_are_missing(imported, kind):
 
 def test_patterns_of_layers(imported, of):
     result = imported(job(network={"network_kwargs": {"ignore_if_contains": ["norm"], "only_if_contains": ["attn"]}}))
-    assert "*norm*" in result.preset.targets.exclude and result.preset.targets.layers == "attention"
+    assert "*norm*" in result.preset.targets.exclude and result.preset.targets.layers == "transformer.*blocks*.*attn*"
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from modules import adapters, families
-from modules.importing import base, import_file, trainers
+from modules.importing import base, import_file, methods, trainers
 from modules.preset import files
 from modules.training.setup import match_layers
 from tests import tiny_flux, tiny_sd3, tiny_sdxl
@@ -120,8 +120,8 @@ def test_every_trainer_has_a_table():
 
 def test_nearest_methods_are_methods():
     known = set(adapters.methods())
-    assert {name for near in base.NEAREST.values() for name in near} <= known
-    assert {*base.LOW_RANK, *base.ROTATIONS} <= known
+    assert {name for near in methods.NEAREST.values() for name in near} <= known
+    assert {*methods.LOW_RANK, *methods.PRODUCTS, *methods.ROTATIONS, methods.BUTTERFLY} <= known
 
 
 # -- layers on networks of the real classes ---------------------------------------------------------------------------

@@ -1,0 +1,173 @@
+"""OneTrainer's settings about the method and its layers; `onetrainer` has the others.
+
+`modules/module/LoRAModule.py`, `modules/module/oft_utils.py`, `modules/util/ModuleFilter.py`, at commit 23df3832.
+"""
+
+from modules.importing import base, methods
+from modules.importing.ledger import Ledger
+
+LAYERS: dict[str, dict[str, tuple[str, str, tuple[str, ...]]]] = {
+    "unet": {
+        "attn-mlp": ("attentions", "attention-mlp", ()),
+        "attn-only": ("attn", "attention", ()),
+        "full": ("", "all", ()),
+    },
+    "sd3": {
+        "attn-only": ("attn", "attention", ()),
+        "blocks": ("transformer_block", "all", tuple(base.OUTSIDE)),
+        "full": ("", "all", ()),
+    },
+    "flux": {
+        "attn-mlp": (
+            "attn,ff.net,proj_mlp",
+            "attention-mlp",
+            ("transformer.single_transformer_blocks.*.proj_out", "transformer.*.ff_context.*"),
+        ),
+        "attn-only": ("attn", "attention", ()),
+        "blocks": ("transformer_block", "all", tuple(base.OUTSIDE)),
+        "full": ("", "all", ()),
+    },
+}
+"""The window's layer presets: its patterns, our set of layers, and what has to be taken out of it."""
+
+
+def convert(ledger: Ledger, optimizer: str, family: str, denoiser: str, wishes: base.Wishes) -> None:
+    """Write these sections."""
+    _method(ledger, optimizer, wishes)
+    _layers(ledger, family, denoiser)
+    _kernels(ledger, denoiser)
+
+
+def _method(ledger: Ledger, optimizer: str, wishes: base.Wishes) -> None:
+    kind = ledger.text("peft_type")
+    own = {"LORA": "dora" if ledger.flag("lora_decompose") else "lora", "LOHA": "loha", "LOKR": "lokr", "OFT_2": "oft"}
+    if ledger.value("training_method") != "LORA":
+        own, kind = {}, "full"
+    decomposed = kind == "OFT_2" and ledger.flag("lora_decompose")
+    meant = wishes.method if decomposed and wishes.method == "doft" else own.get(kind, "")
+    method = methods.set_method(ledger, "peft_type", kind, meant, wishes)
+    rank, alpha = ("lora_rank", ledger.whole("lora_rank")), ("lora_alpha", ledger.number("lora_alpha"))
+    if kind == "LOKR":
+        rank = ("lokr_dim", ledger.whole("lokr_dim"))
+    if kind == "LOKR" and method == "lokr":
+        _kronecker(ledger, rank, alpha)
+    elif method in methods.ROTATIONS:
+        _rotation(ledger, kind, method, optimizer)
+    else:
+        methods.set_rank(ledger, method, rank, alpha)
+    if kind == "LOKR":
+        ledger.drop("lora_rank", "without effect there: lokr_dim is the rank of a LoKr")
+    if kind == "LORA":
+        switch = ledger.flag("lora_decompose")
+        ledger.to("lora_decompose", "adapter.method", method)
+        if method in ("dora", "wora") and switch:
+            methods.set_axis(
+                ledger, "lora_decompose_output_axis", ledger.flag("lora_decompose_output_axis"), default=False
+            )
+    if decomposed:
+        _decomposed_rotation(ledger, method, optimizer)
+    if ledger.text("lora_model_name"):
+        ledger.to("lora_model_name", "adapter.start_from", ledger.text("lora_model_name"))
+
+
+def _kronecker(ledger: Ledger, rank: tuple[str, int], alpha: tuple[str, float]) -> None:
+    factor = ("lokr_decompose_factor", ledger.whole("lokr_decompose_factor"))
+    whole = "lokr_full_matrix" if ledger.flag("lokr_full_matrix") else ""
+    methods.set_kronecker(ledger, rank, alpha, factor, whole)
+    if ledger.flag("lokr_decompose_both"):
+        ledger.change("lokr_decompose_both", methods.SMALL_FACTOR)
+    if ledger.flag("lokr_use_tucker"):
+        ledger.change("lokr_use_tucker", methods.TUCKER)
+    if ledger.flag("lokr_weight_decompose"):
+        ledger.change("lokr_weight_decompose", methods.NO_MAGNITUDES)
+        ledger.drop("lokr_dora_on_output", "goes with lokr_weight_decompose")
+    ledger.drop("lokr_dora_on_output", "without effect there: lokr_weight_decompose is off")
+    ledger.drop("lokr_vec_trick", "how it is computed, not what")
+
+
+def _decomposed_rotation(ledger: Ledger, method: str, optimizer: str) -> None:
+    """Whether `lora_decompose` beside a rotation had an effect depends on the program's version."""
+    key = "lora_decompose"
+    if method != "doft":
+        sentence = (
+            "OneTrainer of August 2026 ignores this beside OFT_2, so it is left out here; its pull request 1335 trains "
+            "DOFT with it: if the file is from there, give --method doft."
+        )
+        ledger.change(key, sentence)
+        return
+    ledger.to(key, "adapter.method", method)
+    ledger.change(key, "OneTrainer's pull request 1335 trains DOFT with this; its version of August 2026 ignores it.")
+    if ledger.flag("oft_scaled") and optimizer != "prodigy":
+        methods.shared_step(ledger, key)
+
+
+def _rotation(ledger: Ledger, kind: str, method: str, optimizer: str) -> None:
+    key = "oft_block_size"
+    if kind != "OFT_2":
+        methods.set_blocks(ledger, key, ledger.whole(key))
+        ledger.drop("lora_rank", "not used: a rotation in blocks has no rank")
+        return
+    sentence = (
+        "Where this does not divide a layer's channels, OneTrainer takes the nearest divisor, and Gimbal the next "
+        "smaller one (of 40 channels 40 there, 20 here, with 32)."
+    )
+    size = methods.set_blocks(ledger, key, ledger.whole(key), sentence)
+    ledger.drop("lora_rank", "not used: a rotation in blocks has no rank")
+    ledger.drop("lora_alpha", "not used: a rotation is not scaled")
+    if ledger.flag("oft_scaled"):
+        ledger.agree("oft_scaled", "rotations are always scaled so here")
+    elif optimizer != "prodigy":
+        methods.unscaled_rotation(ledger, "oft_scaled", size, parts=2 if method == "doft" else 1)
+    if ledger.flag("oft_block_share"):
+        ledger.change("oft_block_share", "Every block has a rotation of its own here; the file becomes larger.")
+    if ledger.flag("oft_coft"):
+        ledger.drop("oft_coft", "no counterpart: the rotation is not constrained here")
+    ledger.drop("coft_eps", "no counterpart: the rotation is not constrained here")
+
+
+def _kernels(ledger: Ledger, denoiser: str) -> None:
+    """A rotation of convolutions with a kernel is another one there."""
+    rotated = ledger.text("peft_type") == "OFT_2" and ledger.values["adapter.method"] in methods.ROTATIONS
+    if rotated and denoiser == "unet" and ledger.values["targets.layers"] not in ("attention", "attention-mlp"):
+        sentence = (
+            "Convolutions with a kernel are rotated over channels x height x width of the kernel there, and over the "
+            "channels here, alike at each place of the kernel: fewer parameters, and another method for these layers."
+        )
+        ledger.change("peft_type", sentence)
+
+
+def _layers(ledger: Ledger, family: str, denoiser: str) -> None:
+    table = LAYERS["unet" if denoiser == "unet" else family]
+    preset, key = ledger.text("layer_filter_preset"), "layer_filter"
+    given = ",".join(part.strip() for part in ledger.text(key).split(",") if part.strip())
+    by_filter = {patterns: (layers, out) for patterns, layers, out in table.values()}
+    if given in by_filter and (given or preset in ("full", "custom")) and not (given and ledger.flag(f"{key}_regex")):
+        layers, out = by_filter[given]
+        ledger.to(key if given else "layer_filter_preset", "targets.layers", layers)
+        if given:
+            ledger.drop("layer_filter_preset", f"without effect there: {key} decides")
+    elif not given and preset in table:
+        _, layers, out = table[preset]
+        sentence = (
+            f"Only OneTrainer's window turns the name {preset} into layers; its command line would have trained all "
+            f"layers with this file. What the window means, {layers}, is taken."
+        )
+        ledger.change("layer_filter_preset", sentence, {"targets.layers": layers})
+    elif given and not ledger.flag(f"{key}_regex"):
+        out, layers = (), base.layer_patterns(ledger, (f"{denoiser}.*{part}*" for part in given.split(",")))
+        ledger.to(key, "targets.layers", layers)
+        ledger.drop("layer_filter_preset", f"without effect there: {key} decides")
+    else:
+        out, layers = (), base.nearest_layers(given or preset)
+        sentence = (
+            f"A regular expression cannot be used here; {layers} is taken. Compare the list of --check, and refine it "
+            "with patterns in targets.layers."
+        )
+        ledger.change(key if given else "layer_filter_preset", sentence, {"targets.layers": layers})
+        ledger.drop(f"{key}_regex", "goes with the pattern")
+        if given:
+            ledger.drop("layer_filter_preset", f"without effect there: {key} decides")
+    if out and not ledger.values.get("targets.exclude"):
+        ledger.set({"targets.exclude": list(out)}, key)
+    elif out:
+        ledger.set({"targets.exclude": [*ledger.values["targets.exclude"], *out]}, key)
