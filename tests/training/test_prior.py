@@ -95,6 +95,7 @@ def test_the_target_is_the_base_and_nothing_else(place, loss):
                 detach(network)
             base = session.model.predict(own.noisy, own.times, own.texts, own.sizes)
     assert found[0] == usual[0] and found[1] != usual[1]
+    assert own.weights is not None
     wanted = objectives.errors(loss, 0.01, adapted, base) * own.weights
     torch.testing.assert_close(found[1], wanted[1], rtol=1e-4, atol=1e-9)
 
