@@ -33,8 +33,6 @@ class Batch:
     """How the pictures are seen."""
     masked: tuple[bool, ...]
     """Whether their masks are used, of those that have one."""
-    has_prior: bool
-    """Whether any picture of the batch, in any process, is trained towards the base's own prediction."""
 
     @property
     def sizes(self) -> Tensor:
@@ -83,8 +81,8 @@ class Batches:
         assert step >= 0 and 0 <= micro < self.accumulation
         number = step * self.accumulation + micro
         epoch, place = self.epochs.place(number)
-        first, together = self.rank * self.batch_size, self._order(epoch)[place]
-        pictures = tuple(together[first : first + self.batch_size])
+        first = self.rank * self.batch_size
+        pictures = tuple(self._order(epoch)[place][first : first + self.batch_size])
         positions = tuple(range(number * self.total + first, number * self.total + first + self.batch_size))
         return Batch(
             pictures=pictures,
@@ -105,8 +103,12 @@ class Batches:
                 mask_at(picture.options, self.seed, position)
                 for picture, position in zip(pictures, positions, strict=True)
             ),
-            has_prior=any(picture.is_prior for picture in together),
         )
+
+    def together(self, batch: Batch) -> list[Picture]:
+        """The pictures that all processes have at the time of a batch of this one."""
+        epoch, place = self.epochs.place(batch.positions[0] // self.total)
+        return self._order(epoch)[place]
 
     def captions(self, steps: int, start: int = 0) -> Iterator[str]:
         """All captions that this process uses from step `start` up to but without step `steps`, with repetitions."""

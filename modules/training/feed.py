@@ -70,7 +70,7 @@ def prepare(session: Session, batch: Batch) -> Prepared:
         weights=weights,
         parts=weights_inside(session, [one if used else None for one, used in zip(seen, batch.masked, strict=True)]),
         prior=tuple(place for place, picture in enumerate(batch.pictures) if picture.is_prior),
-        base_too=batch.has_prior and sharding.is_wanted(),
+        base_too=sharding.is_wanted() and any(picture.is_prior for picture in session.batches.together(batch)),
     )
     return ready.pinned() if session.accelerator.device.type == "cuda" else ready
 

@@ -47,7 +47,7 @@ def test_without_the_options_everything_is_as_before(options):
         opened = open_picture(picture.path)
         assert torch.equal(pixels(opened, picture.bucket, None), fit(opened, picture.bucket)[0])
     batch = Batches(index, 3, 1, 1, 0, seed=2).at(4, 0)
-    assert batch.views == (None,) * 3 and batch.masked == (True,) * 3 and not batch.has_prior
+    assert batch.views == (None,) * 3 and batch.masked == (True,) * 3
     assert batch.flips == tuple(flip_at(options, 2, position) for position in batch.positions)
     assert torch.equal(batch.sizes, torch.stack([sizes_of(p.width, p.height, p.bucket) for p in batch.pictures]))
 

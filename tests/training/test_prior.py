@@ -1,6 +1,7 @@
 """Prior prediction: the target of regularisation pictures is what the frozen base predicts."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,6 +11,8 @@ from modules import adapters, objectives
 from modules.adapters.base import attach, detach
 from modules.adapters.derived import Derived
 from modules.data.augment import sizes_at
+from modules.data.batches import Batches
+from modules.data.index import Index, Picture
 from modules.training import feed, loop, prior
 from tests.adapters.cases import label, randomise, variants
 from tests.training.runs import OPTIONS, draw_pictures
@@ -28,7 +31,7 @@ def as_prior(batch, places=None):
         else picture
         for place, picture in enumerate(batch.pictures)
     ]
-    return replace(batch, pictures=tuple(pictures), has_prior=bool(places))
+    return replace(batch, pictures=tuple(pictures))
 
 
 def doubled(prepared):
@@ -92,6 +95,7 @@ def test_the_target_is_the_base_and_nothing_else(place, loss):
                 detach(network)
             base = session.model.predict(own.noisy, own.times, own.texts, own.sizes)
     assert found[0] == usual[0] and found[1] != usual[1]
+    assert own.weights is not None
     wanted = objectives.errors(loss, 0.01, adapted, base) * own.weights
     torch.testing.assert_close(found[1], wanted[1], rtol=1e-4, atol=1e-9)
 
@@ -151,6 +155,34 @@ def test_without_it_the_base_is_not_asked(place, monkeypatch):
         progress = loop.Progress(feed.Feed(session))
         loop.take_step(session, progress)
     assert not asked
+
+
+def test_a_sharded_base_is_asked_by_all_processes_or_none(place, monkeypatch):
+    """Reading it is done together: a process whose pictures are ordinary takes part where another's are not."""
+    asked = []
+    with place.session("run", data=PLAIN) as session:
+        ordinary = feed.prepare(session, session.batches.at(0, 0))
+        assert not ordinary.base_too
+        monkeypatch.setattr(feed.sharding, "is_wanted", lambda: True)
+        assert not feed.prepare(session, session.batches.at(0, 0)).base_too
+        elsewhere = as_prior(session.batches.at(0, 0)).pictures
+        monkeypatch.setattr(session.batches, "together", lambda batch: list(elsewhere))
+        prepared = feed.prepare(session, session.batches.at(0, 0))
+        assert prepared.base_too and prepared.prior == ()
+        predict = session.model.predict
+        monkeypatch.setattr(session.model, "predict", lambda *given: asked.append(len(given[0])) or predict(*given))
+        assert torch.equal(feed.errors(session, prepared), feed.errors(session, ordinary))
+    assert asked == [1, 2, 2]
+
+
+def test_the_pictures_of_all_processes_are_known_to_each():
+    index = Index(tuple(Picture(Path(f"{n}.png"), f"{n}", "", 64, 64, (64, 64), 1, f"{n}") for n in range(7)))
+    ranks = [Batches(index, 2, 2, 3, rank, seed=1) for rank in range(3)]
+    for step in range(6):
+        for micro in range(2):
+            own = [batches.at(step, micro) for batches in ranks]
+            every = [picture for batch in own for picture in batch.pictures]
+            assert all(one.together(batch) == every for one, batch in zip(ranks, own, strict=True))
 
 
 def test_accumulated_steps_take_part(place):
