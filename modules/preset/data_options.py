@@ -165,16 +165,6 @@ class Data(Section):
     """Regularisation pictures per training picture in an epoch, for folders of that role. Each epoch takes others of
     them, or repeats them, as needed. null: as often as their repeats say."""
 
-    recursive: bool = option(True, group="Folders", advanced=True)
-    """Also use the pictures in sub-folders. Off: only those in the folder itself and in its sub-folders named
-    10_name."""
-
-    regularisation_ratio: float | None = option(
-        1.0, why="as many as training pictures", group="Folders", advanced=True, gt=0, le=1000
-    )
-    """Regularisation pictures per training picture in an epoch, for folders of that role. Each epoch takes others of
-    them, or repeats them, as needed. null: as often as their repeats say."""
-
     resolution: int = option(1024, why="the resolution that most families were trained at", unit="px", ge=16, le=8192)
     """Pictures are resized to about this many pixels squared and keep their aspect ratio."""
 
