@@ -163,7 +163,7 @@ def run(copy: Path, targets: list[str], processes: int) -> tuple[str, str]:
     """The first test that an assertion ended, and what it says; else an empty name and the first other failure."""
     with tempfile.TemporaryDirectory() as place:
         report = Path(place) / "report.xml"
-        options = ["-q", "--maxfail=12", f"--junitxml={report}", "-p", "no:cacheprovider", "-n", str(processes)]
+        options = ["-q", "--maxfail=12", f"--junitxml={report}", "-p", "no:cacheprovider", "-n", str(processes if processes > 1 else 0)]
         subprocess.run([sys.executable, "-m", "pytest", *options, *targets], cwd=copy, capture_output=True, check=False)
         if not report.exists():
             return "", "pytest itself failed"
