@@ -91,7 +91,11 @@ def test_a_screen_that_is_gone_changes_nothing(words, code):
 
 
 @pytest.mark.short("ascii")
-@pytest.mark.parametrize("setting", [{"PYTHONIOENCODING": "ascii"}, {"LANG": "C", "LC_ALL": "C", "PYTHONUTF8": "0"}], ids=["ascii", "C"])
+@pytest.mark.parametrize(
+    "setting",
+    [{"PYTHONIOENCODING": "ascii"}, {"LANG": "C", "LC_ALL": "C", "PYTHONUTF8": "0"}],
+    ids=["ascii", "C"],
+)
 def test_words_from_outside_are_plain_and_never_an_error(setting, tmp_path):
     preset = tmp_path / "odd.json"
     values = {"family": "\x1b[31mroter Äpfel\u202e", "adapter": {"method": "漢\x07"}}
