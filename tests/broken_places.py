@@ -13,7 +13,9 @@ nothing broken.
 
 import argparse
 import ast
+import importlib
 import json
+import os
 import random
 import subprocess
 import sys
@@ -169,13 +171,40 @@ def pytest_exception_interact(node: pytest.Item, call: pytest.CallInfo) -> None:
         node.session.shouldstop = "found"
 
 
+LIBRARIES = ("numpy", "PIL.Image", "torch", "torch._dynamo", "diffusers.loaders", "diffusers.models.modeling_utils",
+             "diffusers.pipelines.pipeline_utils", "transformers.modeling_utils", "accelerate", "peft", "bitsandbytes")
+"""What nearly all tests import, in a second or ten: imported once for all places."""
+
+
+def pytest_in(copy: Path, arguments: list[str]) -> None:
+    """Run the tests of a copy of the repository, in a process that has only to import what is in the copy."""
+    if sys.platform != "linux":
+        subprocess.run([sys.executable, "-m", "pytest", *arguments], cwd=copy, capture_output=True, check=False)
+        return
+    if "torch" not in sys.modules:
+        os.environ |= {"OMP_NUM_THREADS": "1", "TORCHDYNAMO_DISABLE": "1", "HF_HUB_OFFLINE": "1"}
+        for name in LIBRARIES:
+            importlib.import_module(name)
+    child = os.fork()
+    if child:
+        os.waitpid(child, 0)
+        return
+    os.chdir(copy)
+    sys.path[:] = [str(copy), *(path for path in sys.path if path not in ("", str(ROOT)))]
+    sys.modules.pop("tests", None)
+    silent = os.open(os.devnull, os.O_RDWR)
+    for stream in range(3):
+        os.dup2(silent, stream)
+    os._exit(pytest.main(arguments))
+
+
 def run(copy: Path, targets: list[str], processes: int) -> tuple[str, str]:
     """The first test that an assertion ended, and what it says; else an empty name and the first other failure."""
     with tempfile.TemporaryDirectory() as place:
         report = Path(place) / "report.xml"
         options = ["-q", "--maxfail=12", f"--junitxml={report}", "-p", "no:cacheprovider", "-p", "tests.broken_places"]
         options += ["-n", str(processes if processes > 1 else 0)]
-        subprocess.run([sys.executable, "-m", "pytest", *options, *targets], cwd=copy, capture_output=True, check=False)
+        pytest_in(copy, [*options, *targets])
         if not report.exists():
             return "", "pytest itself failed"
         other = ""
