@@ -176,7 +176,7 @@ LIBRARIES = ("numpy", "PIL.Image", "torch", "torch._dynamo", "diffusers.loaders"
 """What nearly all tests import, in a second or ten: imported once for all places."""
 
 
-def pytest_in(copy: Path, arguments: list[str]) -> None:
+def tested_in(copy: Path, arguments: list[str]) -> None:
     """Run the tests of a copy of the repository, in a process that has only to import what is in the copy."""
     if sys.platform != "linux":
         subprocess.run([sys.executable, "-m", "pytest", *arguments], cwd=copy, capture_output=True, check=False)
@@ -191,7 +191,8 @@ def pytest_in(copy: Path, arguments: list[str]) -> None:
         return
     os.chdir(copy)
     sys.path[:] = [str(copy), *(path for path in sys.path if path not in ("", str(ROOT)))]
-    sys.modules.pop("tests", None)
+    for name in [name for name in sys.modules if name.split(".")[0] in ("tests", "modules")]:
+        del sys.modules[name]
     silent = os.open(os.devnull, os.O_RDWR)
     for stream in range(3):
         os.dup2(silent, stream)
@@ -204,13 +205,15 @@ def run(copy: Path, targets: list[str], processes: int) -> tuple[str, str]:
         report = Path(place) / "report.xml"
         options = ["-q", "--maxfail=12", f"--junitxml={report}", "-p", "no:cacheprovider", "-p", "tests.broken_places"]
         options += ["-n", str(processes if processes > 1 else 0)]
-        pytest_in(copy, [*options, *targets])
+        tested_in(copy, [*options, *targets])
         if not report.exists():
             return "", "pytest itself failed"
         other = ""
         for case in xml.parse(report).iter("testcase"):
             for failure in (*case.findall("failure"), *case.findall("error")):
                 message = (failure.get("message") or "").strip()
+                if case.get("name") == "internal":
+                    raise RuntimeError(f"pytest: {failure.text}")
                 name = f"{str(case.get('classname')).replace('.', '/')}.py::{case.get('name')}"
                 if message.startswith(ASSERTED):
                     return name, message.splitlines()[0][:120]
