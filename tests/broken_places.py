@@ -1,17 +1,21 @@
 """How thin the short suite is: places of modules/ are broken one at a time, and the suite is run on each.
 
-    python -m tests.broken_places [--seed 0] [--places 30] [--out broken_places.jsonl]
+    python -m tests.broken_places [--seed 0] [--places 30] [--out broken_places.jsonl] [--near]
 
 A place is drawn by the seed: first its room (at least five in export or files, in training, and in data), then the
 kind of mistake, then one of all places of that room where it can be made. It is found when a test fails by assertion.
 Where tests only fail with an exception (a sign between two texts), the mistake is too easy to see: it does not count,
-and another is drawn. The tests of the same room run first, then all others. What was done is in the file of --out, a
-JSON line for each, and is not done again.
+and another is drawn. The tests that import the broken file run first, then those of its room, then all others (not with
+--near: then a place is "unseen" by the first two, and a later call without --near goes on from there). What was done is
+in the file of --out, a JSON line for each, and is not done again. At last the tests that found something are run with
+nothing broken.
 """
 
 import argparse
 import ast
+import importlib
 import json
+import os
 import random
 import subprocess
 import sys
@@ -20,6 +24,8 @@ import xml.etree.ElementTree as xml
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+
+import pytest
 
 ROOT = Path(__file__).parent.parent
 ROOMS = {
@@ -159,39 +165,93 @@ def broken(copy: Path, place: Place) -> Callable[[], None]:
     return lambda: path.write_bytes(whole) and None
 
 
+def pytest_exception_interact(node: pytest.Item, call: pytest.CallInfo) -> None:
+    """As a plug-in of pytest: the first failed assertion is enough."""
+    if call.excinfo and call.excinfo.errisinstance((AssertionError, pytest.fail.Exception)):
+        node.session.shouldstop = "found"
+
+
+LIBRARIES = ("numpy", "PIL.Image", "torch", "torch._dynamo", "diffusers.loaders", "diffusers.models.modeling_utils",
+             "diffusers.pipelines.pipeline_utils", "transformers.modeling_utils", "accelerate", "peft", "bitsandbytes")
+"""What nearly all tests import, in a second or ten: imported once for all places."""
+
+
+def tested_in(copy: Path, arguments: list[str]) -> None:
+    """Run the tests of a copy of the repository, in a process that has only to import what is in the copy."""
+    if sys.platform != "linux":
+        subprocess.run([sys.executable, "-m", "pytest", *arguments], cwd=copy, capture_output=True, check=False)
+        return
+    if "torch" not in sys.modules:
+        os.environ |= {"OMP_NUM_THREADS": "1", "TORCHDYNAMO_DISABLE": "1", "HF_HUB_OFFLINE": "1"}
+        for name in LIBRARIES:
+            importlib.import_module(name)
+    child = os.fork()
+    if child:
+        os.waitpid(child, 0)
+        return
+    os.chdir(copy)
+    sys.path[:] = [str(copy), *(path for path in sys.path if path not in ("", str(ROOT)))]
+    for name in [name for name in sys.modules if name.split(".")[0] in ("tests", "modules")]:
+        del sys.modules[name]
+    silent = os.open(os.devnull, os.O_RDWR)
+    for stream in range(3):
+        os.dup2(silent, stream)
+    os._exit(pytest.main(arguments))
+
+
 def run(copy: Path, targets: list[str], processes: int) -> tuple[str, str]:
     """The first test that an assertion ended, and what it says; else an empty name and the first other failure."""
     with tempfile.TemporaryDirectory() as place:
         report = Path(place) / "report.xml"
-        options = ["-q", "--maxfail=12", f"--junitxml={report}", "-p", "no:cacheprovider", "-n", str(processes)]
-        subprocess.run([sys.executable, "-m", "pytest", *options, *targets], cwd=copy, capture_output=True, check=False)
+        options = ["-q", "--maxfail=12", f"--junitxml={report}", "-p", "no:cacheprovider", "-p", "tests.broken_places"]
+        options += ["-n", str(processes if processes > 1 else 0)]
+        tested_in(copy, [*options, *targets])
         if not report.exists():
             return "", "pytest itself failed"
         other = ""
         for case in xml.parse(report).iter("testcase"):
             for failure in (*case.findall("failure"), *case.findall("error")):
                 message = (failure.get("message") or "").strip()
-                name = f"{case.get('classname')}::{case.get('name')}"
+                if case.get("name") == "internal":
+                    raise RuntimeError(f"pytest: {failure.text}")
+                name = f"{str(case.get('classname')).replace('.', '/')}.py::{case.get('name')}"
                 if message.startswith(ASSERTED):
                     return name, message.splitlines()[0][:120]
                 other = other or f"{name}: {message[:120]}"
         return "", other
 
 
-def tried(copy: Path, room: str, place: Place, processes: int) -> dict:
-    """One place broken, and what the suite says of it."""
+def importers(copy: Path, file: str) -> list[str]:
+    """The files of tests that import a file of modules/."""
+    module = file.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
+    found = []
+    for path in sorted((copy / "tests").rglob("test_*.py")):
+        names = set()
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom):
+                names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+        if module in names:
+            found.append(path.relative_to(copy).as_posix())
+    return found
+
+
+def tried(copy: Path, room: str, place: Place, processes: int, before: str | None, near: bool) -> dict:
+    """One place broken, and what the suite says of it; `before` is what is known already."""
+    first = importers(copy, place.file)
+    second = [f"tests/{folder}" for folder in ROOMS[room] if folder] or [
+        path.relative_to(copy).as_posix() for path in sorted((copy / "tests").glob("test_*.py"))
+    ]
+    rest = ["tests", *(f"--ignore={path}" for path in second)]
+    found, other = "", ""
     undo = broken(copy, place)
     try:
-        first = [f"tests/{folder}" for folder in ROOMS[room] if folder] or [
-            path.relative_to(copy).as_posix() for path in sorted((copy / "tests").glob("test_*.py"))
-        ]
-        found, other = run(copy, first, processes)
-        if not found and not other:
-            found, other = run(copy, ["tests"], processes)
+        for targets in ([first, second] if before is None else []) + ([] if near else [rest]):
+            if targets and not found and not other:
+                found, other = run(copy, targets, processes)
     finally:
         undo()
-    return {"room": room, **asdict(place), "outcome": "found" if found else "raised" if other else "survived",
-            "by": found, "said": other}
+    outcome = "found" if found else "raised" if other else "unseen" if near else "survived"
+    return {"room": room, **asdict(place), "outcome": outcome, "by": found, "said": other}
 
 
 def main() -> None:
@@ -200,6 +260,7 @@ def main() -> None:
     parser.add_argument("--places", type=int, default=30)
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--out", type=Path, default=Path("broken_places.jsonl"))
+    parser.add_argument("--near", action="store_true", help="only run the tests of the place's room")
     parser.add_argument("--list", action="store_true", help="only say what would be broken")
     arguments = parser.parse_args()
     lines = arguments.out.read_text(encoding="utf-8").splitlines() if arguments.out.exists() else []
@@ -213,14 +274,18 @@ def main() -> None:
                 where = f"{number + 1} {place.file}:{place.line} {place.kind}"
                 print(f"{where}: {place.before}  ->  {place.after}", flush=True)
                 outcome = done.get((place.file, place.begin, place.after))
-                if outcome is None and not arguments.list:
-                    row = tried(copy, room, place, arguments.processes)
+                if not arguments.list and (outcome is None or outcome == "unseen" and not arguments.near):
+                    row = tried(copy, room, place, arguments.processes, outcome, arguments.near)
                     outcome = row["outcome"]
                     with arguments.out.open("a", encoding="utf-8") as out:
                         out.write(json.dumps(row) + "\n")
                     print(f"    {outcome} {row['by']}: {row['said']}", flush=True)
                 if outcome != "raised":
                     break
+        if arguments.list:
+            return
+        tests = sorted({row["by"] for row in map(json.loads, arguments.out.read_text().splitlines()) if row["by"]})
+        print("with nothing broken:", run(copy, tests, arguments.processes), flush=True)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,9 @@ import gc
 import logging
 import os
 import signal
+import sys
+import tempfile
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,6 +16,15 @@ from tests import thinning
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("QT_QPA_PLATFORM", "offscreen")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")  # else each import of bitsandbytes imports torch's compiler
+
+# Compiling all tests and modules takes ten seconds in each process of pytest. Where that must not be left beside the
+# sources, it is left elsewhere, also for the programs that tests start.
+if sys.dont_write_bytecode:
+    sys.dont_write_bytecode = False
+    sys.pycache_prefix = str(Path(tempfile.gettempdir()) / f"gimbal-tests-{os.getuid() if os.name != 'nt' else ''}")
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+    os.environ["PYTHONPYCACHEPREFIX"] = sys.pycache_prefix
 
 # A signal that is ignored (`nohup pytest`, a shell's background job) would stay so in every program that tests start.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
@@ -68,3 +80,15 @@ def forget_accelerate():
 
     AcceleratorState._reset_state(reset_partial_state=True)
     GradientState._reset_state()
+
+
+@pytest.fixture
+def compiler():
+    """torch.compile compiles, with nothing left of what it has compiled before."""
+    import torch
+    from torch._dynamo import config
+
+    torch.compiler.reset()
+    with config.patch(disable=False):  # pyright: ignore
+        yield
+    torch.compiler.reset()

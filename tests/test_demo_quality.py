@@ -180,11 +180,13 @@ def test_the_wanted_shares_decide(subject, noto, adapter, code, known_prompts, m
     assert run(monkeypatch, tmp_path, *(["--adapter", adapter] if adapter else [])) == code
 
 
-def test_bad_input_is_a_sentence(monkeypatch, tmp_path, capsys):
-    for arguments in ([str(tmp_path)], ["--judges", str(tmp_path / "none")], ["--adapter", str(tmp_path)]):
-        monkeypatch.setattr("sys.argv", ["demo_quality.py", *arguments])
-        assert demo_quality.main() == 2
-        assert str(tmp_path) in capsys.readouterr().err
+@pytest.mark.short("base", "--judges")
+@pytest.mark.parametrize("option", ["base", "--judges", "--adapter"])
+def test_bad_input_is_a_sentence(option, monkeypatch, tmp_path, capsys):
+    given = tmp_path / "none" if option == "--judges" else tmp_path
+    monkeypatch.setattr("sys.argv", ["demo_quality.py", *([option] if option.startswith("-") else []), str(given)])
+    assert demo_quality.main() == 2
+    assert str(given) in capsys.readouterr().err
 
 
 # -- training ---------------------------------------------------------------------------------------------------------

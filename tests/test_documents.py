@@ -30,6 +30,11 @@ def test_json_that_cannot_be_read_is_said_with_its_place(text):
     assert refused(documents.parse_json, text, "there").startswith("there: ")
 
 
+def test_what_is_given_twice_is_named_and_nothing_else():
+    said = refused(documents.parse_json, '{"one": 1, "two": 2, "one": 3, "three": 4}', "there")
+    assert "one is given twice" in said and "two" not in said and "three" not in said
+
+
 def test_json_is_what_the_standard_library_reads():
     values = {"a": [1, 2.5, None, True, "ü"], "b": {"c": {}}}
     assert documents.parse_json(json.dumps(values), "there") == values

@@ -69,7 +69,7 @@ def test_no_character_is_an_error(encoding):
 # -- the program ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.short("--list >&--0", "--preset nowhere 2> /dev/full-2")
+@pytest.mark.short("--preset nowhere 2> /dev/full-2")
 @pytest.mark.skipif(os.name == "nt", reason="a POSIX shell")
 @pytest.mark.parametrize(
     "words, code",
@@ -90,7 +90,12 @@ def test_a_screen_that_is_gone_changes_nothing(words, code):
     assert done.stderr == "" and f"code {code}\n" in done.stdout, (done.stdout, done.stderr)
 
 
-@pytest.mark.parametrize("setting", [{"PYTHONIOENCODING": "ascii"}, {"LANG": "C", "LC_ALL": "C", "PYTHONUTF8": "0"}])
+@pytest.mark.short("ascii")
+@pytest.mark.parametrize(
+    "setting",
+    [{"PYTHONIOENCODING": "ascii"}, {"LANG": "C", "LC_ALL": "C", "PYTHONUTF8": "0"}],
+    ids=["ascii", "C"],
+)
 def test_words_from_outside_are_plain_and_never_an_error(setting, tmp_path):
     preset = tmp_path / "odd.json"
     values = {"family": "\x1b[31mroter Äpfel\u202e", "adapter": {"method": "漢\x07"}}

@@ -33,9 +33,14 @@ def tokenizer(folder: Path) -> CLIPTokenizer:
 
 
 def make_pipeline(
-    folder: Path, depth: tuple[int, ...] = (1, 1, 2), seed: int = 0, plain: tuple[int, ...] = (0,)
+    folder: Path,
+    depth: tuple[int, ...] = (1, 1, 2),
+    seed: int = 0,
+    plain: tuple[int, ...] = (0,),
+    per_block: int = 2,
 ) -> StableDiffusionXLPipeline:
-    """A random pipeline; `folder` takes the tokenizer's files. `plain`: blocks without attention."""
+    """A random pipeline; `folder` takes the tokenizer's files. `plain`: blocks without attention; `per_block`: ResNets
+    in each block on the way down."""
     torch.manual_seed(seed)
     tokens = tokenizer(folder / "tokens")
     text = {
@@ -54,7 +59,7 @@ def make_pipeline(
     unet = UNet2DConditionModel(
         sample_size=8,
         block_out_channels=(8, 16, 16),
-        layers_per_block=2,
+        layers_per_block=per_block,
         norm_num_groups=4,
         down_block_types=tuple("DownBlock2D" if i in plain else "CrossAttnDownBlock2D" for i in range(3)),
         up_block_types=tuple("UpBlock2D" if i in plain else "CrossAttnUpBlock2D" for i in (2, 1, 0)),

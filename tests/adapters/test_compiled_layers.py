@@ -30,16 +30,10 @@ def step(layer: nn.Module, parameters: dict[str, Tensor], derived: Derived, x: T
     return {**grads, "x": x.grad, "y": y.detach()}
 
 
-@pytest.fixture(autouse=True)
-def fresh_compiler():
-    torch.compiler.reset()
-    yield
-    torch.compiler.reset()
+pytestmark = pytest.mark.usefixtures("compiler")
 
 
-@pytest.mark.short(
-    "lora-rank=4-linear", "wora-rank=4-axis=input-conv2d", "doft-kind=blocks-block_size=4-linear", "neat-rank=4-conv2d"
-)
+@pytest.mark.short("wora-rank=4-axis=input-conv2d", "doft-kind=blocks-block_size=4-linear")
 @pytest.mark.parametrize("method, options, case", COMPILED, ids=[f"{label(m, o)}-{c.name}" for m, o, c in COMPILED])
 def test_compiled_layers_do_the_same_and_know_every_size_after_two(method, options, case):
     adapted = adapt(method, options, case, DOUBLE)

@@ -150,6 +150,7 @@ def test_derived_once_a_step_is_exact(method, options, case):
         )
 
 
+@pytest.mark.once
 @every_pair
 def test_leaves_persist_from_step_to_step(method, options, case):
     adapted, x = adapt(method, options, case), inputs(case)
@@ -186,6 +187,7 @@ def test_export_terms_are_exact(method, options, case):
     close(V, adapted.adapter.weight(W), tolerance)
 
 
+@pytest.mark.once
 @every_pair
 def test_only_the_adapter_learns(method, options, case):
     adapted, x = adapt(method, options, case), inputs(case)

@@ -34,6 +34,7 @@ from tests.adapters.cases import (
 )
 
 
+@pytest.mark.once
 @every_pair
 def test_a_saved_adapter_is_the_loaded_one(method, options, case, tmp_path):
     config = adapters.methods()[method].Config(method=method, **options)
@@ -104,6 +105,7 @@ def test_a_rounded_base_is_measured_anew(method, options, case):
     close(adapted(x), by_oracle(method, options, adapted, x)[0], 3e-6)
 
 
+@pytest.mark.once
 @every_pair
 def test_double_precision_takes_the_adapter_along(method, options, case):
     adapted, x = adapt(method, options, case), inputs(case)
@@ -114,6 +116,7 @@ def test_double_precision_takes_the_adapter_along(method, options, case):
     close(adapted(x.detach().double() if x.is_floating_point() else x), expected, 3e-6)
 
 
+@pytest.mark.once
 @every_pair
 def test_a_deep_copy_is_independent(method, options, case):
     net = network(case)
@@ -128,6 +131,7 @@ def test_a_deep_copy_is_independent(method, options, case):
     assert twin[0].layer.base is twin[0].base, "the copy still computes with the original's base"
 
 
+@pytest.mark.once
 @every_pair
 @pytest.mark.parametrize("reentrant", [True, False], ids=["reentrant", "non-reentrant"])
 def test_gradient_checkpointing_changes_nothing(method, options, case, reentrant):

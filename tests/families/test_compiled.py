@@ -18,9 +18,8 @@ from tests.families.using import loaded, predicted
 
 
 @pytest.fixture(autouse=True)
-def traced_only(monkeypatch):
+def traced_only(compiler, monkeypatch):
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
-    torch.compiler.reset()
 
 
 def gradients(model, method: str, checkpointing: bool, compiled: bool) -> list[torch.Tensor]:

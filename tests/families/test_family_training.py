@@ -45,7 +45,7 @@ def stage(request, tmp_path_factory) -> tuple[str, Path]:
     return row.family, folder
 
 
-@pytest.mark.short("sdxl-wora", "flux-doft_planes")
+@pytest.mark.short("sdxl-lora")
 @pytest.mark.parametrize("method", HOSTS)
 def test_a_shipped_preset_trains_samples_and_exports(stage, method, tmp_path, forget_accelerate, monkeypatch):
     family, folder = stage

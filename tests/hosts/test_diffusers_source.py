@@ -46,6 +46,7 @@ def converted(modules: tuple[Any, Any], family: str, tensors: dict[str, torch.Te
     return found
 
 
+@pytest.mark.short("sdxl", "flux")
 @pytest.mark.parametrize("family", inspect_corpus.MODELS)
 def test_names_are_converted_as_by_the_package(family):
     """Every file of the corpus, with small tensors: the same names, values and exceptions."""

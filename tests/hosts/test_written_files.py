@@ -10,6 +10,7 @@ from tests import export_matrix
 from tests.hosts import bases, demo_files, files, measuring, run, table
 
 CASES = [(family, label) for family in bases.MAKE for label in files.methods()]
+FEW = ("sd15-OFT in blocks", "sdxl-DoRA, input axis", "sd3-DoRA, output axis", "flux-WoRA, input axis", "sdxl-LoKr")
 
 
 @pytest.fixture(scope="module")
@@ -17,7 +18,7 @@ def recorded():
     return table.record()["files"]
 
 
-@pytest.mark.once
+@pytest.mark.short(*FEW)
 @pytest.mark.parametrize("family, label", CASES)
 def test_what_we_write_is_what_was_measured(family, label, recorded):
     for name, written in run.files_of(family, label).items():

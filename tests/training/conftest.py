@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from modules.training import collapse
 from tests.tiny_sdxl import make_folder
 from tests.training.runs import Place, draw_pictures
 
@@ -12,11 +13,19 @@ from tests.training.runs import Place, draw_pictures
 def stage(tmp_path_factory) -> Path:
     """A tiny base and pictures."""
     folder = tmp_path_factory.mktemp("stage")
-    make_folder(folder, depth=(1, 1, 1), plain=(0, 2))  # half of a short run's time is for modules that do not learn
+    # Half of a short run's time is for modules that do not learn.
+    make_folder(folder, depth=(1, 1, 1), plain=(0, 2), per_block=1)
     draw_pictures(folder / "pictures", 5, 0)
     draw_pictures(folder / "validation", 2, 1)
     draw_pictures(folder / "one", 1, 2)
     return folder
+
+
+@pytest.fixture(autouse=True)
+def few_samples(request, monkeypatch):
+    """A collapse is judged by one step's samples instead of ten: else they are half of a short run's time."""
+    if not request.node.path.stem.endswith("faults_loop"):
+        monkeypatch.setattr(collapse, "SAMPLES", 1)
 
 
 @pytest.fixture

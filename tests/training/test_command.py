@@ -135,12 +135,13 @@ def test_check_says_what_would_happen(place: Place, capsys):
     assert place.train("bad", "--check") == 0
     assert time.monotonic() - began < 60
     said = capsys.readouterr()
-    assert "16 layers, " in said.out and "trainable parameters" in said.out
+    assert "8 layers, " in said.out and "trainable parameters" in said.out
     assert "5 pictures, 2 for validation" in said.out and "16 x 16" in said.out and "filled up" in said.out
     assert "4 steps, 3 per epoch" in said.out and "exported file: about" in said.out
     assert said.err == "" and {path.name for path in place.runs.iterdir()} == {"bad.json"}
 
 
+@pytest.mark.full
 def test_the_script_prints_one_json_and_nothing_else(place: Place):
     process = launch([sys.executable, "scripts/train.py", *place.command("json", "--check", "--json")])
     out, err = process.communicate(timeout=500)

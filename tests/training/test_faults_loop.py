@@ -288,13 +288,13 @@ def test_room_is_looked_at_before_a_run(place: Place, monkeypatch, capsys):
     monkeypatch.setattr(check.shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**9, 0, free[0]))
     assert place.train("room", "--check", "--samples.enabled") == 0
     assert "note: " not in capsys.readouterr().out
-    free[0] = 50_000
+    free[0] = 25_000
     assert place.train("room", "--check", "--samples.enabled") == 0
-    assert "50,000 bytes are free on its disk, and the whole run may need" in capsys.readouterr().out
-    free[0] = 5_000
+    assert "25,000 bytes are free on its disk, and the whole run may need" in capsys.readouterr().out
+    free[0] = 2_500
     assert place.train("room") == 2
     said = capsys.readouterr().err
-    assert str(place.runs) in said and "5,000 bytes are free" in said and "--saving.folder" in said
+    assert str(place.runs) in said and "2,500 bytes are free" in said and "--saving.folder" in said
 
 
 # -- collapse ---------------------------------------------------------------------------------------------------------

@@ -209,7 +209,11 @@ def test_states_that_cannot_be_renamed_or_deleted_do_not_end_the_run(place: Plac
 # -- the run's own small files ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("content", [b"", b"{}", b"null", b"[1]", b"\0" * 512, b"[" * 100_000, b"\xff"])
+DAMAGED = {"empty": b"", "null": b"null", "list": b"[]", "zeros": b"\0" * 512, "deep": b"[" * 100_000, "bytes": b"\xff"}
+
+
+@pytest.mark.short("empty", "object", "deep")
+@pytest.mark.parametrize("content", [*DAMAGED.values(), b"{}", b"[1]"], ids=[*DAMAGED, "object", "number"])
 def test_a_damaged_environment_is_begun_anew(place: Place, run, content, capsys):
     before = (run / "environment.json").write_bytes(content)
     with place.session("held", saving=KEEP) as session:
@@ -221,10 +225,8 @@ def test_a_damaged_environment_is_begun_anew(place: Place, run, content, capsys)
     assert (run / "environment.json.damaged").stat().st_size == before
 
 
-DAMAGED_PRESETS = [b"", b"null", b"[]", b"\0" * 512, b'{"family": "sdxl"', b"[" * 100_000, b"\xff", None]
-
-
-@pytest.mark.parametrize("content", DAMAGED_PRESETS)
+@pytest.mark.short("list", "half", "none")
+@pytest.mark.parametrize("content", [*DAMAGED.values(), b'{"family": "sdxl"', None], ids=[*DAMAGED, "half", "none"])
 def test_a_damaged_preset_is_that_of_the_states(place: Place, run, content, capsys):
     whole = (run / "preset.json").read_text()
     if content is None:
@@ -311,10 +313,11 @@ def test_a_file_in_place_of_the_run_folder(place: Place, capsys):
     assert f"{place.runs / 'held'} is a file" in said and "--name" in said
 
 
+@pytest.mark.short("null", "path", "step")
 @pytest.mark.parametrize("end", [
     "null", "[]", "3", '{"event": "finished"}', '{"event": "finished", "outcome": "done", "path": ["x"], "step": 3}',
     '{"event": "finished", "outcome": "done", "path": "held.safetensors", "step": "3"}',
-])  # fmt: skip
+], ids=["null", "list", "number", "bare", "path", "step"])  # fmt: skip
 def test_a_last_event_of_another_shape_is_no_end(place: Place, run, end):
     with (run / "events.jsonl").open("a") as file:
         file.write(end + "\n")

@@ -3,6 +3,7 @@
 import importlib.util
 import json
 
+import psutil
 import pytest
 import torch
 
@@ -18,6 +19,13 @@ GPU = torch.device("cuda")
 
 def contents(place: Place) -> set[str]:
     return {str(path) for folder in (place.stage, place.runs) for path in folder.rglob("*") if path.is_file()}
+
+
+def test_the_peak_is_in_mebibytes(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "max_memory_reserved", lambda device: 3 << 20)
+    assert memory.peak_mb(GPU) == 3
+    cpu = torch.device("cpu")
+    assert 0.9 * psutil.Process().memory_info().rss / 2**20 < memory.peak_mb(cpu) < 2 * memory.total_mb(cpu)
 
 
 def test_a_probe_measures_and_keeps_nothing(place: Place, capsys, monkeypatch):

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from modules.training.processes import HOW, asked_for, missing_processes, promised
+from modules.training.processes import HOW, asked_for, companions, missing_processes, promised
 from modules.training.state import latest_state, load_state
 from tests.training.runs import Place, launch, wait_for
 
@@ -53,6 +53,27 @@ def test_ctrl_c_reaches_two_processes_and_they_save(place: Place):
     end = place.events("two")[-1]
     assert end["outcome"] == "stopped"
     assert load_state(latest_state(place.runs / "two")).step == end["step"]
+
+
+def test_each_process_knows_its_number_and_how_many_there_are(monkeypatch):
+    told = []
+
+    class Started:
+        def __init__(self, command, env):
+            told.append(env)
+
+        def wait(self, seconds):
+            pass
+
+    names = ("MASTER_ADDR", "MASTER_PORT", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "RANK", "LOCAL_RANK")
+    for name in names:
+        monkeypatch.setenv(name, "")  # so that the old values come back
+    monkeypatch.setattr("modules.training.processes.subprocess.Popen", Started)
+    with companions(2):
+        told.insert(0, dict(os.environ))
+    for rank, found in enumerate(told):
+        assert [found[name] for name in names[2:]] == ["3", "3", str(rank), str(rank)]
+    assert len(told) == 3 and len({(found["MASTER_ADDR"], found["MASTER_PORT"]) for found in told}) == 1
 
 
 def test_the_launcher_is_recognised(monkeypatch):

@@ -42,6 +42,7 @@ def steps_done(place: Place, name: str) -> int:
 # -- from the first second --------------------------------------------------------------------------------------------
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 @pytest.mark.parametrize("seconds", [0.0, 1.5])
 def test_a_start_is_stopped_at_once(place: Place, number, seconds):
@@ -142,6 +143,7 @@ def test_a_terminal_that_is_closed_saves_and_nohup_goes_on(place: Place, twelve)
     assert equal(place.adapter("hung"), twelve)
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("function", ["validate", "sample", "export_now"])
 @pytest.mark.parametrize("optimizer", ["adamw", "schedulefree_adamw"])
 def test_a_stop_does_not_wait_for_what_comes_beside_the_steps(place: Place, monkeypatch, function, optimizer):

@@ -66,17 +66,18 @@ def test_damaged_events_are_counted_and_the_others_stay(events):
         words.when(message.time)
 
 
-@pytest.mark.parametrize("last", range(0, len(LINES), 3))
-def test_a_run_that_ends_with_a_damaged_event_is_told(tmp_path, last):
+@pytest.mark.parametrize("first", range(0, 24, 3))
+def test_a_run_that_ends_with_a_damaged_event_is_told(tmp_path, first):
     """Each third of them as the last line, without the run's own end."""
     run = made_run(tmp_path / "run", "good")
     lines = (run / "events.jsonl").read_text().splitlines()
-    (run / "events.jsonl").write_text("\n".join([*lines[:-1], LINES[last]]) + "\n")
-    seen = glance(run)
-    assert seen.status.sentence and seen.step >= 0 and isinstance(seen.last_time, str)
-    if seen.seconds_left is not None:
-        words.duration(seen.seconds_left)
-    words.count(seen.step), words.count(seen.steps), words.when(seen.last_time)
+    for last in LINES[first::24]:
+        (run / "events.jsonl").write_text("\n".join([*lines[:-1], last]) + "\n")
+        seen = glance(run)
+        assert seen.status.sentence and seen.step >= 0 and isinstance(seen.last_time, str), last
+        if seen.seconds_left is not None:
+            words.duration(seen.seconds_left)
+        words.count(seen.step), words.count(seen.steps), words.when(seen.last_time)
 
 
 def test_the_page_shows_the_run(page, tmp_path, qtbot, events):  # noqa: F811
