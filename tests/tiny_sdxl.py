@@ -32,6 +32,25 @@ def tokenizer(folder: Path) -> CLIPTokenizer:
     return CLIPTokenizer(str(folder / "vocab.json"), str(folder / "merges.txt"), model_max_length=77)
 
 
+def make_unet(depth: tuple[int, ...], plain: tuple[int, ...], per_block: int) -> UNet2DConditionModel:
+    """A random UNet, see `make_pipeline`."""
+    return UNet2DConditionModel(
+        sample_size=8,
+        block_out_channels=(8, 16, 16),
+        layers_per_block=per_block,
+        norm_num_groups=4,
+        down_block_types=tuple("DownBlock2D" if i in plain else "CrossAttnDownBlock2D" for i in range(3)),
+        up_block_types=tuple("UpBlock2D" if i in plain else "CrossAttnUpBlock2D" for i in (2, 1, 0)),
+        transformer_layers_per_block=depth,
+        attention_head_dim=(1, 2, 2),
+        cross_attention_dim=32,
+        use_linear_projection=True,
+        addition_embed_type="text_time",
+        addition_time_embed_dim=4,
+        projection_class_embeddings_input_dim=6 * 4 + 16,
+    )
+
+
 def make_pipeline(
     folder: Path,
     depth: tuple[int, ...] = (1, 1, 2),
@@ -56,21 +75,7 @@ def make_pipeline(
         "projection_dim": 16,
     }
     first, second = CLIPTextConfig(**text), CLIPTextConfig(**text, hidden_act="gelu")
-    unet = UNet2DConditionModel(
-        sample_size=8,
-        block_out_channels=(8, 16, 16),
-        layers_per_block=per_block,
-        norm_num_groups=4,
-        down_block_types=tuple("DownBlock2D" if i in plain else "CrossAttnDownBlock2D" for i in range(3)),
-        up_block_types=tuple("UpBlock2D" if i in plain else "CrossAttnUpBlock2D" for i in (2, 1, 0)),
-        transformer_layers_per_block=depth,
-        attention_head_dim=(1, 2, 2),
-        cross_attention_dim=32,
-        use_linear_projection=True,
-        addition_embed_type="text_time",
-        addition_time_embed_dim=4,
-        projection_class_embeddings_input_dim=6 * 4 + 16,
-    )
+    unet = make_unet(depth, plain, per_block)
     vae = AutoencoderKL(
         **SMALL_VAE,
         force_upcast=False,

@@ -14,6 +14,10 @@ if TYPE_CHECKING:
     from modules.data.survey import Survey
 
 
+COLUMNS = (".csv", ".parquet")
+"""Suffixes of tables, in which every picture has the column."""
+
+
 def points(
     options: Data, paths: Collection[Path], files: Sequence[Path], found: "Survey"
 ) -> dict[Path, tuple[float, float]]:
@@ -38,11 +42,23 @@ def _entries(file: Path) -> list[tuple[str, str, Any]]:
     found = []
     try:
         for place, entry in rows(file):
-            if not isinstance(entry, ValueError) and entry.get(FOCUS) is not None:
-                found.append((place, file_named(entry), entry[FOCUS]))
+            if not isinstance(entry, ValueError) and FOCUS in entry:
+                point = _in_table(entry[FOCUS]) if file.suffix in COLUMNS else entry[FOCUS]
+                if point is not None or file.suffix not in COLUMNS:
+                    found.append((place, file_named(entry), point))
     except ValueError:
         return found
     return found
+
+
+def _in_table(value: Any) -> Any:
+    """A cell of a table: none where it is empty; text is JSON."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return json.loads(value) if value.strip() else None
+    except (ValueError, RecursionError):
+        return value
 
 
 def _point(given: Any) -> tuple[float, float]:

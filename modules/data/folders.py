@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from modules.data.names import shown
-from modules.preset.data_options import Data, Folder
+from modules.preset.data_options import Data
+from modules.preset.folder_options import Folder
 from modules.printable import short
 
 ROLES = {"training": ("train", "regularisation"), "validation": ("validation",)}

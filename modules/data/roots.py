@@ -12,7 +12,8 @@ from pathlib import Path
 from modules.data import caption_files, folders
 from modules.data.buckets import buckets
 from modules.data.names import broken_link, looked_at, shown
-from modules.preset.data_options import Data, Folder
+from modules.preset.data_options import Data
+from modules.preset.folder_options import Folder
 
 SETTING = "data.folders"
 """The option with the folders of pictures."""

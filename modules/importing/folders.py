@@ -6,7 +6,7 @@ from typing import Any
 
 from modules.importing import base
 from modules.importing.ledger import Ledger
-from modules.preset.data_options import Folder
+from modules.preset.folder_options import Folder
 
 SIZES = ("resolutions", "resolution_shares")
 """Settings that belong together: a folder with resolutions of its own has shares of its own."""

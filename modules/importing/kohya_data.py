@@ -287,12 +287,22 @@ def _saving(ledger: Ledger) -> None:
             ledger.to(theirs, f"export.{ours}", ledger.text(theirs))
     folder = ledger.maybe("validation_split") or 0
     if folder:
-        ledger.change(
-            "validation_split",
-            "Validation pictures lie in a folder of their own here; give it to data.folders with role validation.",
-        )
-    if ledger.maybe("validate_every_n_steps"):
-        ledger.to("validate_every_n_steps", "validation.every", ledger.whole("validate_every_n_steps"))
+        sentence = "Validation pictures lie in a folder of their own here: add one with the role validation."
+        ledger.change("validation_split", sentence)
+
+
+def _kept(ledger: Ledger) -> None:
+    """How many files and states are kept. Of epochs a number of files is said there, of steps a stretch of them."""
+    epochs, steps, every = (ledger.maybe(f"save_{one}") for one in ("last_n_epochs", "last_n_steps", "every_n_steps"))
+    if epochs and "saving.export_every" in ledger.values:
+        ledger.to("save_last_n_epochs", "saving.keep_exports", int(epochs))
+    elif steps and every:
+        files = int(steps // every) + 1
+        sentence = f"The files of the last {steps:g} steps are {files}."
+        ledger.change("save_last_n_steps", sentence, {"saving.keep_exports": files})
+    states = ledger.maybe("save_last_n_epochs_state")
+    if states and ledger.flag("save_state"):
+        ledger.to("save_last_n_epochs_state", "saving.keep_states", int(states))
 
 
 def words(text: str) -> list[str]:

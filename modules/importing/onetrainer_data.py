@@ -116,99 +116,12 @@ def _density(ledger: Ledger) -> None:
 # -- data -------------------------------------------------------------------------------------------------------------
 
 
-def _pictures(ledger: Ledger) -> None:
-    base.resolution(ledger, "resolution", ledger.value("resolution"))
-    ledger.to("aspect_ratio_bucketing", "data.buckets", ledger.flag("aspect_ratio_bucketing"))
-    ledger.to("latent_caching", "data.cache", ledger.flag("latent_caching"))
-
-
-def _concepts(ledger: Ledger) -> None:
-    numbers = sorted({int(found[1]) for key in ledger.given if (found := re.match(r"concepts\[(\d+)\]", key))})
-    folders, validation, texts = [], [], []
-    for number in numbers:
-        place = f"concepts[{number}]"
-        path, kind = ledger.text(f"{place}.path"), ledger.text(f"{place}.type")
-        if not ledger.flag(f"{place}.enabled"):
-            for key in [key for key in ledger.given if key.startswith(f"{place}.")]:
-                ledger.drop(key, "of a concept that is switched off")
-            continue
-        if kind == "VALIDATION" or ledger.flag(f"{place}.validation_concept"):
-            marks = (f"{place}.type", f"{place}.validation_concept")
-            mark = next((key for key in marks if ledger.written(key)), marks[0])
-            validation.append((f"{place}.path", path, mark))
-            continue
-        if kind == "PRIOR_PREDICTION":
-            ledger.drop(f"{place}.path", "no counterpart: there is no prior preservation here")
-            ledger.drop(f"{place}.type", "no counterpart: there is no prior preservation here")
-            continue
-        folders.append(path)
-        ledger.to(f"{place}.path", "data.folders", list(folders))
-        _repeats(ledger, place)
-        texts.append(place)
-    for key in (f"concepts[{number}].path" for number in numbers):
-        if key in ledger.entries and "data.folders" in ledger.entries[key].ours:
-            ledger.entries[key].ours = {"data.folders": list(folders)}
-    held_out = [{"path": path, "role": "validation"} for _, path, _ in validation]
-    for key, _, mark in validation:
-        ledger.to(key, "data.folders", [*folders, *held_out])
-        ledger.agree(mark, "it is a validation folder")
-    for number, place in enumerate(texts):
-        _captions(ledger, place, first=number == 0)
-
-
-def _repeats(ledger: Ledger, place: str) -> None:
-    key = f"{place}.balancing"
-    many = ledger.number(key)
-    if ledger.text(f"{place}.balancing_strategy") == "SAMPLES":
-        sentence = "A fixed number of pictures per epoch has no counterpart; every picture is shown once."
-        ledger.change(key, sentence)
-        ledger.agree(f"{place}.balancing_strategy", "see balancing")
-    elif many != 1:
-        base.repeats(ledger, key, many)
-
-
-def _captions(ledger: Ledger, place: str, first: bool) -> None:
-    """What is done with captions; one way for all folders, the first concept's."""
-    text = f"{place}.text"
-    wanted = {
-        f"{text}.enable_tag_shuffling": ("data.shuffle", ledger.flag(f"{text}.enable_tag_shuffling")),
-        f"{text}.keep_tags_count": ("data.keep_tokens", ledger.whole(f"{text}.keep_tags_count")),
-        f"{text}.tag_delimiter": ("data.separator", ledger.text(f"{text}.tag_delimiter")),
-        f"{place}.image.enable_random_flip": ("data.flip", ledger.flag(f"{place}.image.enable_random_flip")),
-    }
-    if ledger.flag(f"{text}.tag_dropout_enable"):
-        wanted[f"{text}.tag_dropout_probability"] = (
-            "data.part_dropout",
-            min(ledger.number(f"{text}.tag_dropout_probability"), 0.99),
-        )
-        ledger.agree(f"{text}.tag_dropout_enable", "see tag_dropout_probability")
-        mode = ledger.text(f"{text}.tag_dropout_mode")
-        if mode != "RANDOM":
-            key = f"{text}.tag_dropout_probability"
-            ledger.change(key, f"Each part is dropped on its own here, not in the way {mode}.")
-            ledger.drop(f"{text}.tag_dropout_mode", "goes with the probability")
-        else:
-            ledger.agree(f"{text}.tag_dropout_mode", "parts are dropped one by one here")
-    for key, (option, value) in wanted.items():
-        if first or ledger.values.get(option) == value:
-            ledger.to(key, option, value)
-        else:
-            ledger.change(key, f"All folders are treated alike here; {option} is as in the first concept.")
-    if not ledger.flag(f"{text}.tag_dropout_enable"):
-        ledger.drop(f"{text}.tag_dropout_probability", "without effect there: tag dropout is off")
-    _prompt_source(ledger, text)
-
-
-def _prompt_source(ledger: Ledger, text: str) -> None:
-    key = f"{text}.prompt_source"
-    source = ledger.text(key)
-    if source == "filename":
-        sentence = "A .txt file beside a picture comes before its file name here."
-        ledger.change(key, sentence, {"data.missing_captions": "filename"})
-    elif source == "concept":
-        sentence = "One file of captions for all pictures has no counterpart; each picture needs its own .txt file."
-        ledger.change(key, sentence)
-        ledger.drop(f"{text}.prompt_path", "no counterpart: each picture has its own caption")
+def _clip_skip(ledger: Ledger, family: str) -> None:
+    """Layers of CLIP that are left out, which only Stable Diffusion 1 and 2 do here."""
+    key = "text_encoder_layer_skip"
+    skipped = ledger.whole(key)
+    if family == "sd15" and skipped:
+        ledger.to(key, "base.clip_skip", skipped + 1)
 
 
 def _caption_dropout(ledger: Ledger, family: str) -> None:

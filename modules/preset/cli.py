@@ -8,7 +8,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from modules.preset import files, options
+from modules.preset import files, options, renames
 from modules.preset.problems import PresetProblems, unknown
 from modules.preset.schema import Preset
 from training_presets.sentences import nearest
@@ -37,8 +37,8 @@ def parse_overrides(argv: Sequence[str], own_flags: Sequence[str] = ()) -> list[
         name = flag.replace("-", "_")
         name = last = ALIASES.get(name, name)
         value = text if equals else _value(name, words)
-        current = files.RENAMES.get(name, name)
-        if current not in options.options(Preset) and current not in files.ENTRIES:
+        current = renames.RENAMES.get(name, name)
+        if current not in options.options(Preset) and current not in renames.ENTRIES:
             problems.append(_unknown_flag(flag, own_flags))
         elif value is None:
             problems.append(f"--{flag}: needs a value; write --{flag}=VALUE if it begins with --")
@@ -68,7 +68,7 @@ def _value(name: str, words: list[str]) -> str | None:
     """Take the option's value from the front of `words`; "true" for a true-or-false option without one."""
     if words and not words[0].startswith("--"):
         return words.pop(0)
-    field = options.options(Preset).get(files.RENAMES.get(name, name))
+    field = options.options(Preset).get(renames.RENAMES.get(name, name))
     return "true" if field and field.annotation is bool else None
 
 

@@ -88,8 +88,15 @@ def _alternative(text: str) -> Alternative:
 
 def only_with(conditions: Sequence[str]) -> str:
     """`Only with A or B, and C.`, for the manual; "" without conditions."""
-    parts = [enumerated([one.words() for one in parse(condition)], "or") for condition in conditions]
+    parts = [enumerated([one.words() for one in _said(parse(condition))], "or") for condition in conditions]
     return f"Only with {', and '.join(parts)}." if parts else ""
+
+
+def _said(alternatives: Sequence[Alternative]) -> list[Alternative]:
+    """Those that are named in a sentence: not the option of a folder beside the same of all folders."""
+    usual = {one.name.removeprefix("data.") for one in alternatives if one.name.startswith("data.")}
+    repeated = {f"{place}.{name}" for name in usual for place in ("data.folders[]", "")}
+    return [one for one in alternatives if one.name not in repeated]
 
 
 def unmet(conditions: Sequence[str], look: Look, facts: Mapping[str, Any]) -> str:
@@ -101,7 +108,7 @@ def unmet(conditions: Sequence[str], look: Look, facts: Mapping[str, Any]) -> st
 def reason(condition: str, look: Look, path: str) -> str:
     """Why an option has no effect where this condition does not hold: `without data.shuffle or data.part_dropout`.
     `path`: of the section that the option is in, "" to leave it out."""
-    first, *others = alternatives = parse(condition)
+    first, *others = alternatives = _said(parse(condition))
     if others:
         return f"without {enumerated([_named(one, path) for one in alternatives], 'or')}"
     if first.name.startswith("@"):

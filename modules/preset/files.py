@@ -19,8 +19,9 @@ from pydantic import ValidationError
 
 from modules import documents
 from modules.disk import write_whole
-from modules.preset import options
+from modules.preset import options, renames
 from modules.preset.problems import LIST_PRESETS, PresetProblems, enumerated, sentences, shown, unknown
+from modules.preset.renames import Values, place
 from modules.preset.schema import Preset
 from training_presets import composing, entries
 from training_presets.composing import Composed
@@ -31,22 +32,11 @@ FOLDER = Path(__file__).parents[2] / "training_presets"
 METADATA_KEY = "gimbal.preset"
 """Where an exported .safetensors file keeps its preset."""
 
-RENAMES: dict[str, str] = {"data.folder": "data.folders"}
-"""Renamed options: old dotted name to new one. Old presets stay readable, with a note."""
-ENTRIES: dict[str, tuple[str, dict[str, str]]] = {"data.validation_folder": ("data.folders", {"role": "validation"})}
-"""Options that are now an entry of a list: the list, and what the entry has besides the path. The old option stands for
-the only such entry. Likewise."""
-IMPLIED: dict[str, tuple[str, str]] = {"export.rank": ("export.form", "compact")}
-"""Options that used to imply another one: that one and its value. Likewise."""
-
 NOT_INHERITED = ("based_on", "name", "description")
 """What a preset does not inherit from the one it is based on: two runs of one name would share a folder."""
 
 ABSENT = "(absent)"
 """In `differences`: the preset has no such option."""
-
-Values = dict[str, Any]
-"""A preset as read from JSON, not checked yet."""
 
 
 @dataclass(frozen=True)
@@ -72,11 +62,11 @@ def resolve(source: str, overrides: Sequence[tuple[str, str]] = ()) -> Resolved:
     file. Raises PresetProblems with everything that is wrong.
     """
     path, notes = find(source), []
-    own = _renamed(read(path), path, notes)
-    given = _given(own, path) | {RENAMES.get(option, option) for option, _ in overrides}
-    values = _with_tags(_implied(_inherited(own, path, notes), path, notes))
+    own = renames.renamed(read(path), path, notes)
+    given = _given(own, path) | {renames.RENAMES.get(option, option) for option, _ in overrides}
+    values = _with_tags(renames.implied(_inherited(own, path, notes), path, notes))
     problems = _override(values, overrides, notes)
-    values = _with_tags(_with_entries(values))
+    values = _with_tags(renames.with_entries(values))
     try:
         preset = Preset.model_validate(values)
     except ValidationError as error:
@@ -204,44 +194,6 @@ def _from_metadata(path: Path) -> str:
     return metadata[METADATA_KEY]
 
 
-def _renamed(values: Values, path: Path, notes: list[str]) -> Values:
-    """`values` with old names replaced by new ones."""
-    for old, new in RENAMES.items():
-        if not options.holds(values, old):
-            continue
-        if options.holds(values, new):
-            raise PresetProblems([f"{path}: {old} was renamed to {new}, but both are given; remove {old}"])
-        problems = _place(values, new, _take(values, old))
-        if problems:
-            raise PresetProblems(f"{path}: {problem}" for problem in problems)
-        notes.append(f"{path}: {old} was renamed to {new}")
-    for old, (new, kind) in ENTRIES.items():
-        if not options.holds(values, old):
-            continue
-        if entries.has(options.at(values, new), kind):
-            raise PresetProblems([f"{path}: {old} was renamed to {new}, and both give one; remove {old}"])
-        notes += [f"{path}: {entries.note(old, new, kind)}"] if options.at(values, old) else []
-    return values
-
-
-def _with_entries(values: Values) -> Values:
-    """`values` with entries of lists in place of the options that said them before. Not before other presets and the
-    command line are laid over them: these may give the list or the old option alone."""
-    for old, (new, kind) in ENTRIES.items():
-        if options.holds(values, old):
-            _place(values, new, entries.replaced(options.at(values, new), kind, _take(values, old)))
-    return values
-
-
-def _implied(values: Values, path: Path, notes: list[str]) -> Values:
-    """`values` with what old options implied, where the new option is not given."""
-    for old, (new, value) in IMPLIED.items():
-        if options.at(values, old) is not None and not options.holds(values, new):
-            _place(values, new, value)
-            notes.append(f"{path}: {old} no longer implies {new} {value}, so it is set")
-    return values
-
-
 # -- extending another preset -----------------------------------------------------------------------------------------
 
 
@@ -254,7 +206,7 @@ def _inherited(values: Values, path: Path, notes: list[str]) -> Values:
     if not isinstance(source, str):
         raise PresetProblems([f"{path}: based_on: {shown(source)} is not a preset name"])
     base_path = find(source, path.parent, besides=path)
-    base = _renamed(read(base_path), base_path, notes)
+    base = renames.renamed(read(base_path), base_path, notes)
     if "based_on" in base:
         raise PresetProblems(
             [f"{path}: based_on: {source} is itself based on {shown(base['based_on'])}, but only one level is allowed"]
@@ -295,24 +247,24 @@ def _override(values: Values, overrides: Sequence[tuple[str, str]], notes: list[
     """Put overrides into `values`, tags first because they decide which other options there are. The problems."""
     problems, given = [], deepcopy(values)
     tags = list(options.tag_choices(Preset))
-    current = [(RENAMES.get(name, name), name, text) for name, text in overrides]
+    current = [(renames.RENAMES.get(name, name), name, text) for name, text in overrides]
     for name, old, text in sorted(current, key=lambda one: tags.index(one[0]) if one[0] in tags else len(tags)):
         if name != old:
             notes.append(f"{old} was renamed to {name}")
         known = options.options(Preset, values)
-        if name in ENTRIES:
-            new, kind = ENTRIES[name]
+        if name in renames.ENTRIES:
+            new, kind = renames.ENTRIES[name]
             notes.append(entries.note(name, new, kind))
-            problems += _place(values, name, text)
+            problems += place(values, name, text)
         elif name in known:
             notes += _leave(values, name, text) if name in tags else []
-            problems += _place(values, name, parse(text, known[name].annotation))
+            problems += place(values, name, parse(text, known[name].annotation))
         else:
             problems.append(unknown(name, Preset, values))
-    for old, (new, kind) in ENTRIES.items():
+    for old, (new, kind) in renames.ENTRIES.items():
         now = options.at(values, new)
         if not options.holds(values, old) and (kept := entries.kept(options.at(given, new), now, kind)):
-            _place(values, new, [*now, *kept])
+            place(values, new, [*now, *kept])
             notes.append(entries.note_of_kept(old, new, kind, kept))
     return problems
 
@@ -337,27 +289,6 @@ def _leave(values: Values, tag: str, wanted: str) -> list[str]:
         f"{path}.{name} = {shown(section.pop(name))} dropped: {field} {wanted} has no such option"
         for name in dropped
     ]
-
-
-def _place(values: Values, name: str, value: Any) -> list[str]:
-    """Set a dotted name, creating sections as needed. The problem, if a section is something else."""
-    *path, last = name.split(".")
-    for part in path:
-        values = values.setdefault(part, {})
-        if not isinstance(values, dict):
-            return [f"{name}: {part} is {shown(values)} in the preset, which is not a section"]
-    values[last] = value
-    return []
-
-
-def _take(values: Values, name: str) -> Any:
-    """Remove and return the value at a dotted name; an emptied section is removed, too."""
-    path, _, last = name.rpartition(".")
-    section = options.at(values, path) if path else values
-    value = section.pop(last)
-    if path and not section:
-        _take(values, path)
-    return value
 
 
 def parse(text: str, annotation: Any) -> Any:

@@ -12,7 +12,7 @@ from pathlib import Path
 from pydantic.fields import FieldInfo
 
 from modules import families
-from modules.preset import cli, files, options
+from modules.preset import cli, options, renames
 from modules.preset.schema import Preset
 
 ROOT = Path(__file__).parents[2]
@@ -49,8 +49,8 @@ def schema_text() -> str:
     schema = Preset.model_json_schema()
     schema["properties"]["family"]["enum"] = families.names()  # a validator in Python, where families can be added
     # for the window, which reads old presets as the trainer does
-    named = {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema, "renames": files.RENAMES,
-             "entries": files.ENTRIES, "implied": files.IMPLIED}
+    named = {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema, "renames": renames.RENAMES,
+             "entries": renames.ENTRIES, "implied": renames.IMPLIED}
     return json.dumps(named, indent=1, ensure_ascii=False) + "\n"
 
 

@@ -92,16 +92,21 @@ def option(
     lt: float | None = None,
     multiple_of: int | None = None,
     needs: str | tuple[str, ...] = (),
+    description: str | None = None,
 ) -> Any:
     """A field of a preset.
 
     `why` is the one-line reason for the default, printed in the generated manual, "" where the description says enough;
     `group` and `advanced` place the field in the form; `unit` is shown behind the number; `kind` picks the widget where
     the type does not: one of `LOCAL_KINDS` or ""; `title` is the field's label where its name ("Learning rate") would
-    not do. `needs` are the conditions under which it has an effect, see `conditions`.
+    not do. `needs` are the conditions under which it has an effect, see `conditions`; `description` stands for the
+    docstring of a field that is made by code.
     """
     conditional = [one for one in ((needs,) if isinstance(needs, str) else needs) if one]
     extra = {"why": why, "group": group, "unit": unit, "advanced": advanced, "kind": kind}
     extra |= {"needs": conditional, "only_with": conditions.only_with(conditional)}
     given = {key: value for key, value in extra.items() if value}
-    return Field(default, title=title, ge=ge, gt=gt, le=le, lt=lt, multiple_of=multiple_of, json_schema_extra=given)
+    return Field(
+        default, title=title, ge=ge, gt=gt, le=le, lt=lt, multiple_of=multiple_of, description=description,
+        json_schema_extra=given,
+    )

@@ -13,7 +13,8 @@ from modules.data.batches import Batches
 from modules.data.captions import caption_for, whole_caption
 from modules.data.folders import OF_FOLDERS, folder_options
 from modules.data.index import DataProblems, Index, Picture, build_index, by_bucket
-from modules.preset.data_options import Data, Folder
+from modules.preset.data_options import Data
+from modules.preset.folder_options import Folder
 from tests.data.conftest import Folder as Pictures
 
 STEP = 8

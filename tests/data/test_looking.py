@@ -155,7 +155,8 @@ def test_what_was_seen_is_not_opened_again(folder, opened, later):
     assert again == first and len(opened) == 2 and moves == [(2, 2)] and any("profile" in note for note in first.notes)
     folder.picture("c.png")
     assert len(index_of(folder).pictures) == 3 and opened[2:] == ["c.png"]
-    assert index_of(folder, cache=False).pictures == index_of(folder).pictures and len(opened) == 6
+    keys = [[picture.key for picture in index_of(folder, cache=cache).pictures] for cache in (False, True)]
+    assert keys[0] == keys[1] and len(opened) == 6
 
 
 @pytest.mark.parametrize("how", ["same size and time", "renamed over", "damaged"])

@@ -5,7 +5,7 @@ import math
 
 import pytest
 
-from modules.preset.data_options import Folder
+from tests.importing.conftest import settings
 
 SDXL = {
     "__version": 11,
@@ -258,9 +258,15 @@ def test_concepts_and_samples(imported, accounted, of, tmp_path, packed):
         (tmp_path / "samples.json").write_text(json.dumps(SAMPLES))
     result = imported(values)
     data, samples = result.preset.data, result.preset.samples
-    assert data.folders == ("/data/a", "/data/d", Folder(path="/data/b", role="validation"))
-    assert data.shuffle and data.flip and (data.keep_tokens, data.part_dropout) == (2, 0.2)
-    assert data.missing_captions == "filename"
+    plain = {"shuffle": False, "keep_tokens": 1, "part_dropout": 0.0, "flip": False, "hue": 0.0}
+    assert settings(result.preset) == {
+        "/data/a": {"repeats": 3.0},
+        "/data/b": {"role": "validation"},
+        "/data/d": {"captions": "filename", **plain},
+    }
+    assert data.shuffle and data.flip and (data.keep_tokens, data.part_dropout, data.hue) == (2, 0.2, 0.1)
+    assert (data.captions, data.missing_captions, data.caption_lines) == ("txt", "empty", "random")
+    assert (data.crop, data.variants, data.recursive) == ("random", 1, False)
     assert samples.prompts == ("a cat", "a dog") and (samples.every, samples.seed) == (100, 7)
     assert of(result.found, "concepts[0].balancing").ours == {"data.folders[0].repeats": 3.0}
     assert of(result.found, "concepts[2].path").part == of(result.found, "samples[2].prompt").part == "dropped"

@@ -5,7 +5,7 @@ from typing import get_args
 
 import pytest
 
-from modules.preset import cli, files, options, section
+from modules.preset import cli, files, options, renames, section
 from modules.preset.files import PresetProblems
 from modules.preset.schema import Preset
 
@@ -66,7 +66,7 @@ def test_problems_of_a_command_line_come_at_once(line, wanted):
 
 
 def test_an_old_name_is_accepted(monkeypatch):
-    monkeypatch.setitem(files.RENAMES, "data.mix", "data.shuffle")
+    monkeypatch.setitem(renames.RENAMES, "data.mix", "data.shuffle")
     assert cli.parse_overrides(["--data.mix"]) == [("data.mix", "true")]
 
 

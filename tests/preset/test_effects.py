@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from modules.preset import conditions, effects, files, options, section
+from modules.preset import conditions, effects, files, options, renames, section
 from modules.preset.export_options import Export
 from modules.preset.schema import Preset
 
@@ -17,7 +17,11 @@ adapter.rotation.map adapter.rotation.planes adapter.second_rank adapter.side ad
 adapter.target_rank adapter.warmup
 base.dtype base.offload_blocks base.path base.quantization
 data.buckets data.cache data.caption_dropout data.flip data.folders data.missing_captions data.part_dropout
-data.resolution data.shuffle data.trigger data.validation_folder
+data.resolution data.shuffle data.trigger
+base.clip_skip data.broken data.brightness data.caption_lines data.caption_text data.caption_tokens data.captions
+data.contrast data.crop data.emphasis data.folders[].loss_weight data.folders[].path data.folders[].repeats
+data.folders[].role data.hue data.keep_separator data.masks data.max_enlargement data.prefix data.recursive
+data.resolutions data.rotation data.saturation data.suffix data.underscores data.wildcards
 description export.author export.dataset_names export.dtype export.form export.host export.license export.title
 family name
 objective.density objective.loss objective.noise_offset objective.prediction
@@ -58,7 +62,8 @@ def everything() -> list[One]:
 
 
 def test_every_option_says_what_it_needs_or_always_has_an_effect():
-    undecided = {one.name for one in everything() if not one.needs} - ALWAYS
+    mirrored = {name.replace("data.", "data.folders[].") for name in ALWAYS}  # a folder's settings: as all pictures'
+    undecided = {one.name for one in everything() if not one.needs} - ALWAYS - mirrored
     assert not undecided, f"give them needs=, or list them as ALWAYS: {sorted(undecided)}"
     needing = {one.name for one in everything() if one.needs}
     assert not ALWAYS - {one.name for one in everything()}, "no such option any more"
@@ -89,7 +94,7 @@ KNOWN = {"diffusion": True, "flow": False, "validation": False, "single_file": F
 
 IDLE = [
     ({"data.keep_tokens": 3}, "data.keep_tokens 3 has no effect without data.shuffle or data.part_dropout"),
-    ({"data.separator": ";"}, "data.separator ';' has no effect without data.shuffle or data.part_dropout"),
+    ({"data.separator": ";"}, "data.separator ';' has no effect without data.shuffle, data.part_dropout or data.trigger"),
     ({"training.final_lr": 0.2, "training.schedule": "constant"},
      "training.final_lr 0.2 has no effect with training.schedule constant; set training.schedule to linear or cosine"),
     ({"training.final_lr": 0, "training.schedule": "constant"},
@@ -123,7 +128,7 @@ IDLE = [
 def preset_of(given: dict) -> Preset:
     values = json.loads(json.dumps(BARE))
     for name, value in given.items():
-        files._place(values, name, value)
+        renames.place(values, name, value)
     return Preset.model_validate(values)
 
 
@@ -198,5 +203,7 @@ def test_the_manual_and_the_schema_say_it():
     assert row.endswith("Only with data.shuffle or data.part_dropout. |")
     schema = json.loads((files.FOLDER.parent / "configs" / "preset.schema.json").read_text(encoding="utf-8"))
     tokens = schema["$defs"]["Data"]["properties"]["keep_tokens"]
-    assert tokens["needs"] == ["data.shuffle or data.part_dropout"]
+    assert tokens["needs"] == [
+        "data.shuffle or data.folders[].shuffle or data.part_dropout or data.folders[].part_dropout"
+    ]
     assert tokens["only_with"] == "Only with data.shuffle or data.part_dropout."

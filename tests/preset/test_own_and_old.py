@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from modules.preset import files, listing
+from modules.preset import files, listing, options, renames
 from modules.preset.files import PresetProblems, resolve
 
 LORA = {"family": "sdxl", "adapter": {"method": "lora", "rank": 4}}
@@ -46,8 +46,8 @@ def test_own_presets_are_found_by_name_and_built_in_ones_win(saved, tmp_path, mo
 
 
 def test_renamed_options_are_read_and_reported(saved, monkeypatch):
-    monkeypatch.setitem(files.RENAMES, "training.lr", "training.learning_rate")
-    monkeypatch.setitem(files.RENAMES, "old.snr", "objective.min_snr_gamma")
+    monkeypatch.setitem(renames.RENAMES, "training.lr", "training.learning_rate")
+    monkeypatch.setitem(renames.RENAMES, "old.snr", "objective.min_snr_gamma")
     path = saved({**LORA, "training": {"lr": 0.5}, "old": {"snr": None}})
     resolved = resolve(path)
     assert (resolved.preset.training.learning_rate, resolved.preset.objective.min_snr_gamma) == (0.5, None)
@@ -68,7 +68,7 @@ def test_the_one_folder_of_old_presets(saved):
 
 
 def test_old_and_new_name_together_are_refused(saved, monkeypatch):
-    monkeypatch.setitem(files.RENAMES, "training.lr", "training.learning_rate")
+    monkeypatch.setitem(renames.RENAMES, "training.lr", "training.learning_rate")
     path = saved({**LORA, "training": {"lr": 0.5, "learning_rate": 0.5}})
     assert problem_of(path) == (
         f"{path}: training.lr was renamed to training.learning_rate, but both are given; remove training.lr"
@@ -76,11 +76,10 @@ def test_old_and_new_name_together_are_refused(saved, monkeypatch):
 
 
 def test_every_rename_leads_to_an_option_and_hides_none():
-    from modules.preset import options
     from modules.preset.schema import Preset
 
     known = options.options(Preset)
-    assert all(new in known and old not in known for old, new in files.RENAMES.items())
+    assert all(new in known and old not in known for old, new in renames.RENAMES.items())
 
 
 def test_a_rank_of_the_exported_file_means_what_it_meant_before_there_were_forms(saved):

@@ -12,7 +12,7 @@ import pytest
 from pydantic.fields import FieldInfo
 
 from modules import families
-from modules.preset import files, options
+from modules.preset import files, options, renames
 from modules.preset.schema import Preset
 
 ROOT = Path(files.__file__).parents[2]
@@ -146,7 +146,7 @@ def nested(flat: dict) -> dict:
     """Dotted names as nested mappings."""
     found: dict = {}
     for name, value in flat.items():
-        files._place(found, name, value)
+        renames.place(found, name, value)
     return found
 
 

@@ -9,6 +9,7 @@ from made_up import schema, some_preset
 from safetensors.torch import save_file
 
 from modules.preset import files as trainer
+from modules.preset import renames
 from ui.core import places
 from ui.core.preset import files
 from ui.core.preset.files import Origin
@@ -129,7 +130,7 @@ def test_renamed_options_are_read_and_reported(written):
 
 
 def test_old_names_are_the_trainer_s(written):
-    for old, new in trainer.RENAMES.items():
+    for old, new in renames.RENAMES.items():
         path = written(with_value(START, old, "x"))
         opened = files.read(path, schema())
         assert nameless(opened) == as_trainer(path)
