@@ -103,7 +103,7 @@ class Field:
             if not isinstance(value, list):
                 return self._is_wrong(value)
             wrong = ((place, self._part_problem(one)) for place, one in enumerate(value, start=1))
-            return next((f"number {place}: {problem}" for place, problem in wrong if problem), "")
+            return "\n".join(f"number {place}: {problem}" for place, problem in wrong if problem)
         return "" if isinstance(value, str) else self._is_wrong(value)
 
     def understood(self, value: Any) -> Any:
