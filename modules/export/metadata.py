@@ -65,12 +65,14 @@ def training(preset: Preset, facts: Facts, form: "Form") -> dict[str, str]:
         "ss_optimizer": preset.optimizer.name,
         "ss_mixed_precision": preset.training.precision,
         "ss_seed": preset.training.seed,
-        "ss_clip_skip": preset.base.clip_skip,
-        "ss_max_token_length": None if preset.data.caption_tokens == CHUNK else preset.data.caption_tokens,
         "ss_training_started_at": facts.started,
         "ss_training_finished_at": facts.finished,
         "ss_trigger_words": preset.data.trigger,
     }
+    if preset.base.clip_skip is not None:
+        found["ss_clip_skip"] = preset.base.clip_skip
+    if preset.data.caption_tokens != CHUNK:
+        found["ss_max_token_length"] = preset.data.caption_tokens
     if preset.export.dataset_names:
         folders = {f: {"n_repeats": facts.repeats[f], "img_count": n} for f, n in facts.pictures.items()}
         sizes = [{"resolution": [int(n) for n in b.split("x")], "count": c} for b, c in facts.buckets.items()]
