@@ -21,6 +21,7 @@ WIDGETS = {
     "choice": QComboBox,
     "tag": QComboBox,
     "texts": QListWidget,
+    "numbers": QLineEdit,
     "folders": QListWidget,
     "file": QLineEdit,
     "folder": QLineEdit,

@@ -81,7 +81,7 @@ def test_the_file_has_only_keys_that_the_window_understands():
              "exclusiveMinimum", "exclusiveMaximum", "multipleOf", "group", "why", "unit", "advanced", "kind",
              "needs", "only_with", "oneOf", "discriminator", "$ref"}  # fmt: skip
     root = json.loads(places.SCHEMA.read_text(encoding="utf-8"))
-    assert set(root) - {"$schema", "$defs", "renames", "implied"} <= {
+    assert set(root) - {"$schema", "$defs", "renames", "entries", "implied"} <= {
         *known, "additionalProperties", "properties", "required",
     }
     for node in (root, *root["$defs"].values()):

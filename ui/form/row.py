@@ -244,4 +244,5 @@ def _default(field: Field) -> str:
     shown = {"": "empty", None: "none", (): "none"}.get(
         tuple(field.default) if isinstance(field.default, list) else field.default, words.value(field.default)
     )
+    shown = field.none.lower() if field.default is None else shown
     return f"Default: {shown} ({why})." if why else f"Default: {shown}."

@@ -15,6 +15,7 @@ from PySide6.QtWidgets import (
     QWidget,
 )
 
+from ui.core.preset import entries
 from ui.core.settings import Settings
 from ui.pages.pictures.bucket_bars import Histogram
 from ui.pages.pictures.captions import Captions
@@ -73,3 +74,7 @@ class Parts:
         state = ((self.status, 1), self.progress, self.save_all, self.refresh)
         down(across(title, line, both, line // 2, *state), self.folders, (self.splitter, 1), of=page)
         self.progress.hide()
+
+    def set_of(self, role: str) -> QToolButton:
+        """The button that shows the folders of a role."""
+        return self.validation if role in entries.ROLES["validation"] else self.training
