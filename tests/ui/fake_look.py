@@ -45,7 +45,7 @@ def answers(question: dict) -> Iterator[dict]:
     good = [picture for picture in pictures if not picture["problem"]]
     yield {
         "pictures": pictures,
-        "buckets": [{"size": [64, 64], "pictures": len(good), "repeats": len(good), "filled": -len(good) % 8}],
+        "buckets": [{"size": [64, 64], "pictures": len(good), "repeats": len(good), "filled": -len(good) % 8}][: len(good)],
         "problems": [picture["problem"] for picture in pictures if picture["problem"]],
         "notes": ["a note on the folder"],
         "tokens": 77,

@@ -91,7 +91,7 @@ def test_a_draw_in_words_says_everything_that_is_done_to_it():
     varied = {**draw, "variant": 2, "angle": -4.5, "brightness": 1.1, "hue": 0.2, "masked": False}
     assert changes(varied, True) == done and changes(varied, False) == done[:-1]
     assert [line.strip() for line in draw_words(draw, changes(draw, True)).split("\n")] == [
-        "3.  a cat ┃ sat",
+        "3.  a cat ┃sat",
         "flipped",
         "cut off, too long: “on a mat”",
     ]
@@ -101,9 +101,9 @@ def test_a_draw_in_words_says_everything_that_is_done_to_it():
 
 def test_chunks_are_apart_and_what_is_cut_off_is_struck_through_where_it_stands(qapp):
     text = QTextDocument()
-    draw = {**DRAW, "prompt": "one <b> two three four", "chunks": [8, 12], "cut": "four"}
+    draw = {**DRAW, "prompt": "one <b> twothree four", "chunks": [8, 11], "cut": " four"}
     text.setHtml(draw_html(draw, ["flipped"]))
-    assert text.toPlainText().replace("\xa0", " ").split() == [*"3. one <b> ┃ two ┃ three four flipped".split()]
+    assert text.toPlainText().replace("\xa0", " ").split() == "3. one <b> ┃two┃three four flipped".split()
     struck = []
     block = text.begin()
     while block.isValid():

@@ -13,7 +13,7 @@ from ui.widgets.making import down, dressed, plain
 
 FOLDERS = "data.folders"
 LIKE_ALL = "As for all folders"
-SIZE = (110, 36)
+SIZE = (120, 42)
 """Width in letters and height in lines."""
 
 
@@ -40,7 +40,8 @@ class FolderDialog(QDialog):
         undo = self.document.undo
         for keys, slot in ((QKeySequence.StandardKey.Undo, undo.undo), (QKeySequence.StandardKey.Redo, undo.redo)):
             QShortcut(keys, self).activated.connect(slot)
-        said = f"What is “{LIKE_ALL.lower()}” follows the page Data, whose present value stands beside it in grey."
+        said = f"What is “{LIKE_ALL.lower()}” follows the page Data, whose value stands beside it in grey."
+        said += " A resolution of its own also replaces the several resolutions of that page."
         down(dressed(plain(said), "muted"), (self.page, 1), self.buttons, of=self)
         letter, line = self.fontMetrics().averageCharWidth(), self.fontMetrics().lineSpacing()
         self.resize(SIZE[0] * letter, SIZE[1] * line)

@@ -59,7 +59,7 @@ class FoldersBar(QWidget):
         for place, entry in folders.items():
             folder, said = entries.path(entry), entries.details(entry)
             if (number := counts.get((place, folder))) is not None:
-                said.append(words.plural(number, "picture"))
+                said.insert(1, words.plural(number, "picture"))
             item = QListWidgetItem(icon("folder"), f"{folder}   {' · '.join(said)}", self.list)
             item.setData(Qt.ItemDataRole.UserRole, place)
             item.setToolTip("\n".join([str(places.full(folder)), *said]))

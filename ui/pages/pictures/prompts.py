@@ -78,9 +78,7 @@ class _Draws(QStyledItemDelegate):
         """Qt: the style's background, the picture, and the words beside it."""
         styled: Any = QStyleOptionViewItem(option)
         rect = styled.rect
-        self._view.style().drawPrimitive(
-            QStyle.PrimitiveElement.PE_PanelItemViewItem, styled, painter, self._view
-        )
+        self._view.style().drawPrimitive(QStyle.PrimitiveElement.PE_PanelItemViewItem, styled, painter, self._view)
         pixmap, place = index.data(Qt.ItemDataRole.DecorationRole), self._picture(index)
         text = self._text(index, rect.width() - place.width())
         painter.save()
@@ -132,7 +130,7 @@ def changes(draw: Mapping[str, Any], has_mask: bool) -> list[str]:
 
 def draw_words(draw: Mapping[str, Any], done: Sequence[str]) -> str:
     """One draw in words, with what is done to the picture."""
-    prompt = f" {BORDER} ".join(one.strip() for one in pieces(draw)).strip()
+    prompt = BORDER.join(pieces(draw)).strip()
     lines = [f"{draw['position'] + 1}.  {prompt or '(empty prompt: caption dropped)'}"]
     if done:
         lines.append("      " + ", ".join(done))
@@ -145,10 +143,10 @@ def draw_html(draw: Mapping[str, Any], done: Sequence[str]) -> str:
     """The same for the eye: chunks apart, and what is cut off struck through where it stands."""
     colors = theme.colors()
     ink, muted, accent = colors.text.name(), colors.muted.name(), colors.accent.name()
-    border = f'<b style="color:{accent}"> {BORDER} </b>'
-    prompt = border.join(escape(one.strip()) for one in pieces(draw))
+    border = f'<b style="color:{accent}">{BORDER}</b>'
+    prompt = border.join(escape(one) for one in pieces(draw))
     if draw["cut"]:
-        prompt += f' <s style="color:{muted}">{escape(draw["cut"].strip())}</s>'
+        prompt += f'<s style="color:{muted}">{escape(draw["cut"])}</s>'
     prompt = prompt.strip() or f'<span style="color:{muted}">(empty prompt: caption dropped)</span>'
     number = f'<span style="color:{muted}">{words.count(draw["position"] + 1)}.</span>'
     below = f'<br><span style="color:{muted}">{escape(", ".join(done))}</span>' if done else ""
