@@ -9,6 +9,7 @@ from tests.ui.test_pictures_page import folder, names, page, shown  # noqa: F401
 from ui.core import places
 from ui.core.preset.schema import Schema
 from ui.form.inputs import Nullable
+from ui.form.row import help_text
 from ui.pages.pictures import folders_bar
 from ui.pages.pictures.folder_dialog import FolderDialog
 
@@ -65,6 +66,8 @@ def test_every_setting_of_the_schema_is_in_the_dialog_with_its_help_and_what_hol
     root = json.loads(places.SCHEMA.read_text(encoding="utf-8"))["$defs"]
     own, around = root["Folder"]["properties"], root["Data"]["properties"]
     assert dialog.page.rows.keys() == own.keys() and len(own) > 20
+    for name in own.keys() - around.keys():
+        assert " ".join(own[name]["description"].split()) in dialog.page.rows[name].help.text(), name
     for name in own.keys() & around.keys():
         row = dialog.page.rows[name]
         assert isinstance(row.input, Nullable) and row.input.none.isChecked(), name
@@ -79,6 +82,14 @@ def test_every_setting_of_the_schema_is_in_the_dialog_with_its_help_and_what_hol
             assert editor.currentText() == held
         elif isinstance(editor, QCheckBox):
             assert editor.isChecked() is held
+
+
+def test_the_page_of_the_options_names_the_place_of_the_settings_and_does_not_list_them(qtbot):
+    """Nor is there a line without words for a list of numbers."""
+    known = Schema.load().everything()
+    text = help_text(known["data.folders"][0], [])
+    assert "page Pictures" in text and "As data." not in text and "Repeats:" not in text
+    assert "Resolutions:" not in help_text(known["data.resolutions"][0], [])
 
 
 def test_an_option_that_is_new_in_the_schema_appears_by_itself(document):

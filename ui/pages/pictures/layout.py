@@ -67,7 +67,7 @@ class Parts:
         self.views.addTab(pictures, "Pictures")
         self.views.addTab(panel(self.bucket_line, (scrolled, 1), margins=INSIDE), "Buckets")
         self.views.addTab(panel(self.notes, margins=INSIDE), "Problems and notes")
-        self.splitter = split((self.views, 1), (self.panel, 0))
+        self.splitter = split((self.views, 2), (self.panel, 1))
         self.splitter.setSizes([letter * 90, letter * 46])
         title, both = dressed(QLabel("Pictures"), "title"), across(self.training, self.validation)
         both.setSpacing(0)
