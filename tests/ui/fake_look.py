@@ -43,9 +43,10 @@ def answers(question: dict) -> Iterator[dict]:
     ]
     yield {"progress": [len(pictures), len(pictures)]}
     good = [picture for picture in pictures if not picture["problem"]]
+    bucket = {"size": [64, 64], "pictures": len(good), "repeats": len(good), "filled": -len(good) % 8}
     yield {
         "pictures": pictures,
-        "buckets": [{"size": [64, 64], "pictures": len(good), "repeats": len(good), "filled": -len(good) % 8}][: len(good)],
+        "buckets": [bucket] if good else [],
         "problems": [picture["problem"] for picture in pictures if picture["problem"]],
         "notes": ["a note on the folder"],
         "tokens": 77,

@@ -16,8 +16,9 @@ from ui.pages.pictures.folder_dialog import FolderDialog
 CLASS = {"role": "regularisation", "repeats": 2.0, "loss_weight": 0.5, "resolutions": [512, 768]}
 
 
-def lines(page) -> list[str]:
-    return [page.parts.folders.list.item(row).text() for row in range(page.parts.folders.list.count())]
+def lines(of) -> list[str]:
+    listed = of.parts.folders.list
+    return [listed.item(row).text() for row in range(listed.count())]
 
 
 @pytest.fixture

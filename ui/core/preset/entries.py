@@ -32,8 +32,9 @@ def words(entry: Any) -> str:
 def details(entry: Any) -> list[str]:
     """Its role, and what else it has of its own, each in words."""
     own = entry if isinstance(entry, dict) else {}
-    others = {name: value for name, value in own.items() if name not in ("path", "role") and value is not None}
-    return [SPOKEN.get(f"{role(entry)}", "unknown role"), *(f"{name.replace('_', ' ')} {said.value(one)}" for name, one in others.items())]
+    others = [name for name, value in own.items() if name not in ("path", "role") and value is not None]
+    found = [SPOKEN.get(f"{role(entry)}", "unknown role")]
+    return found + [f"{name.replace('_', ' ')} {said.value(own[name])}" for name in others]
 
 
 def of_set(entries: Iterable[Any], which: str) -> list[Any]:

@@ -53,11 +53,12 @@ class Sees(QWidget):
 
     def show_picture(self, picture: Picture | None) -> None:
         """Offer the resolutions of another picture, at the one chosen before if it has that too."""
-        sizes = {one["resolution"]: "×".join(map(str, one["bucket"])) for one in (picture.resolutions if picture else ())}
-        known = [*sizes]
+        known = picture.resolutions if picture else ()
+        choices = [("{} px: {}×{}".format(one["resolution"], *one["bucket"]), one["resolution"]) for one in known]
         self._has_mask = picture is not None and bool(picture.mask)
         before = self.resolutions.currentData()
-        _offer(self.resolutions, [(f"{one} px: {size}", one) for one, size in sizes.items()], known.index(before) if before in known else 0)
+        row = next((row for row, (_, value) in enumerate(choices) if value == before), 0)
+        _offer(self.resolutions, choices, row)
         _offer(self.lines, [], 0)
 
     def question(self) -> dict[str, Any]:

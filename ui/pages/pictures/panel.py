@@ -35,7 +35,7 @@ class PicturePanel(QWidget):
         self._mask = QImage()
         self.preview = Preview(self)
         self.name, self.facts = dressed(QLabel(wordWrap=True), "heading"), dressed(QLabel(wordWrap=True), "muted")
-        self.masked = dressed(QCheckBox("Mask", checked=True), tip="Tint what its mask leaves out")
+        self.masked = dressed(QCheckBox("Mask"), tip="Tint what its mask leaves out", checked=True)
         for label in (self.name, self.facts):
             label.setSizePolicy(QSizePolicy.Policy.Ignored, QSizePolicy.Policy.Minimum)
         self.editor = CaptionEditor(captions, self)
@@ -100,8 +100,9 @@ class PicturePanel(QWidget):
             self.preview.set_image(image, own, "No preview in this window; the trainer can read the picture.")
 
     def on_caption_changed(self, file: str) -> None:
-        """Typed: other prompts."""
+        """Typed: other prompts, and perhaps fewer lines that are samples of their own."""
         if self.picture is not None and self.picture.caption_file == file:
+            self.sees.lines.setCurrentIndex(0)
             self.soon.start()
 
     def on_quiet(self) -> None:

@@ -104,6 +104,7 @@ class PicturesPage(Drops, QWidget):
 
         dialog = self.dialog = FolderDialog(self._document, self._settings, place, self)
         dialog.accepted.connect(take)
+        dialog.finished.connect(dialog.deleteLater)
         dialog.open()
 
     def refresh(self) -> None:
