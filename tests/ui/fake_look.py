@@ -95,11 +95,12 @@ def sees(question: dict) -> dict:
     lines, size = question["caption"].split("\n"), question.get("resolution", 64)
     said = f"{lines[question.get('line', 0)]} {question['seed']}"
     crop = [0.0, 8.0, 64.0, 64.0] if size == 64 else [1.0, 2.0, size, size]
-    plain = {"variant": None, "masked": True, "angle": 0.0, "brightness": 1.0, "contrast": 1.0, "saturation": 1.0}
+    plain = {"variant": None, "angle": 0.0, "brightness": 1.0, "contrast": 1.0, "saturation": 1.0}
     version = {**plain, "hue": 0.0, "crop": crop, "chunks": [], "cut": ""}
     if question.get("pixels"):
         version |= {"pixels": png((0, 0, 255)), "mask": png((0,))}
-    draws = [{"position": n, "prompt": said, "flip": n % 2 == 1, **version} for n in range(question["draws"])]
+    own = [{"position": n, "prompt": said, "flip": n % 2 == 1, "masked": n != 2} for n in range(question["draws"])]
+    draws = [{**version, **one} for one in own]
     answer = {"bucket": [size, size], "resized": [64, 80], "crop": crop, "draws": draws, "notes": []}
     return {**answer, "captions": lines, "samples": len(lines), "variants": []}
 

@@ -35,6 +35,14 @@ def test_a_mask_is_drawn_over_its_picture_and_can_be_taken_away(sees, shown, qtb
     assert colors()[1] != "#ff0000"
     sees.masked.click()
     assert colors() == ["#ff0000", "#ff0000"]
+    sees.masked.click()
+    sees.tabs.setCurrentWidget(sees.sees)
+    qtbot.waitUntil(lambda: sees.sees.prompts.count() == 8, timeout=5000)
+    assert colors()[1] != "#ff0000"
+    sees.sees.prompts.setCurrentRow(2)
+    assert "mask ignored" in prompts(sees)[2] and colors() == ["#ff0000", "#ff0000"]
+    sees.tabs.setCurrentWidget(sees.editor)
+    assert colors()[1] != "#ff0000"
     select(shown, "bare.png")
     qtbot.waitUntil(lambda: not sees.masked.isVisible(), timeout=5000)
     assert "mask" not in sees.facts.text()

@@ -32,7 +32,7 @@ class PicturePanel(QWidget):
         self._captions = captions
         self._loading: workers.Task | None = None
         self._asked: tuple[int, str] | None = None
-        self._mask = QImage()
+        self._mask, self._ignored = QImage(), False
         self.preview = Preview(self)
         self.name, self.facts = dressed(QLabel(wordWrap=True), "heading"), dressed(QLabel(wordWrap=True), "muted")
         self.masked = dressed(QCheckBox("Mask"), tip="Tint what its mask leaves out", checked=True)
@@ -119,18 +119,19 @@ class PicturePanel(QWidget):
         """The crop is drawn while the model's view is looked at."""
         if self.tabs.currentWidget() is self.sees:
             self.soon.start(0)
-            self.sees.on_row_changed(self.sees.prompts.currentRow())
-        else:
-            self.preview.set_crop(None)
+        self.sees.on_row_changed(self.sees.prompts.currentRow())
 
     def on_draw(self, draw: Mapping[str, Any] | None) -> None:
         """Another draw is looked at."""
-        if draw is None:
+        shown = draw if self.tabs.currentWidget() is self.sees else None
+        self._ignored = shown is not None and not shown["masked"]
+        self.on_masked()
+        if shown is None:
             self.preview.set_crop(None)
-        elif self.tabs.currentWidget() is self.sees:
-            self.preview.set_crop(QRectF(*draw["crop"]), draw["flip"], draw["angle"])
+        else:
+            self.preview.set_crop(QRectF(*shown["crop"]), shown["flip"], shown["angle"])
 
     def on_masked(self) -> None:
-        """The mask is to be seen, or not."""
+        """The mask is to be seen, or not: the selected draw may ignore it."""
         self.masked.setVisible(not self._mask.isNull())
-        self.preview.set_mask(self._mask if self.masked.isChecked() else QImage())
+        self.preview.set_mask(self._mask if self.masked.isChecked() and not self._ignored else QImage())
