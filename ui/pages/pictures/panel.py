@@ -75,9 +75,7 @@ class PicturePanel(QWidget):
             self.preview.set_image(QImage(), QSize(), words)
             return
         failed = partial(self.preview.set_image, QImage(), QSize())
-        self._loading = workers.run(
-            read_both, picture.path, picture.mask, LARGE, done=self.on_loaded, failed=failed
-        )
+        self._loading = workers.run(read_both, picture.path, picture.mask, LARGE, done=self.on_loaded, failed=failed)
         self.soon.start()
 
     def set_answer(self, answer: dict[str, Any]) -> None:
