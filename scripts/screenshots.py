@@ -101,7 +101,7 @@ def runs(window: Window) -> Iterator[str]:
 def wait_for_pictures(page: PicturesPage) -> None:
     """Wait until the pictures are read; then choose the first one."""
     wait(lambda: page.model.rowCount() > 0)
-    page.parts.grid.select(page.model.pictures[0].path)
+    page.parts.grid.select(page.model.pictures[0].key)
     pause(1500)
 
 

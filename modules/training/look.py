@@ -224,6 +224,7 @@ def sees(request: dict[str, Any], bases: Bases, _: Progress) -> dict[str, Any]:
         "resized": [width, height],
         "crop": [left * across, top * down, bucket[0] * across, bucket[1] * down],
         "captions": captions_of(options, caption),
+        "samples": len(own),
         "draws": [
             {**draw, **_read(model, draw["prompt"])} for draw in _draws(picture, which, own[line], seed, draws, cell)
         ],

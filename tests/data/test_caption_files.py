@@ -283,6 +283,8 @@ def test_each_line_is_a_sample_of_its_own(folder, ask):  # noqa: F811
     for line, prompt in enumerate([LINES[0], "changed", LINES[2]]):
         assert {draw["prompt"] for draw in ask("sees", data, path=path, line=line)["draws"]} == {prompt}
     assert "line: 3" in ask("sees", data, path=path, line=3)["error"]
+    found = [ask("sees", data_of(folder, caption_lines=way), path=path)["samples"] for way in ("each", "random", "all")]
+    assert found == [3, 1, 1]
 
 
 # -- the window -------------------------------------------------------------------------------------------------------

@@ -1,10 +1,14 @@
 """A stand-in for scripts/look.py: the same protocol, PNG headers only, every bucket 64 x 64; some folders misbehave."""
 
+import base64
+import io
 import json
 import struct
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+
+from PIL import Image
 
 
 def main() -> None:
@@ -30,12 +34,19 @@ def answers(question: dict) -> Iterator[dict]:
     if any("refused" in folder for folder in folders):
         yield {"error": "data.folders: not today"}
         return
-    pictures = [entry(file, folder) for folder in folders for file in sorted(Path(folder).glob("*.png"))]
+    places = [place for place, one in enumerate(entries) if (one.get("role") == "validation") == wanted]
+    pictures = [
+        {**entry(file, entries[place]["path"]), **of_folder(place, entries[place], data, file)}
+        for place in places
+        for file in sorted(Path(entries[place]["path"]).glob("*.png"))
+        if not file.stem.endswith("-masklabel")
+    ]
     yield {"progress": [len(pictures), len(pictures)]}
     good = [picture for picture in pictures if not picture["problem"]]
+    bucket = {"size": [64, 64], "pictures": len(good), "repeats": len(good), "filled": -len(good) % 8}
     yield {
         "pictures": pictures,
-        "buckets": [{"size": [64, 64], "pictures": len(good), "repeats": len(good), "filled": -len(good) % 8}],
+        "buckets": [bucket] if good else [],
         "problems": [picture["problem"] for picture in pictures if picture["problem"]],
         "notes": ["a note on the folder"],
         "tokens": 77,
@@ -65,13 +76,40 @@ def entry(file: Path, folder: str) -> dict:
     }
 
 
+def of_folder(place: int, folder: dict, data: dict, file: Path) -> dict:
+    """What the settings of its folder make of a picture."""
+    mask = file.with_name(f"{file.stem}-masklabel.png")
+    sizes = folder.get("resolutions") or data.get("resolutions") or [64]
+    return {
+        "entry": place,
+        "role": folder.get("role", "train"),
+        "loss_weight": folder.get("loss_weight", 1),
+        "repeats": folder.get("repeats", 1),
+        "mask": str(mask) if mask.exists() else None,
+        "resolutions": [{"resolution": size, "bucket": [size, size], "repeats": 1, "enlarged": 1} for size in sizes],
+    }
+
+
 def sees(question: dict) -> dict:
-    """Draws whose prompts tell what was asked."""
-    draws = [
-        {"position": n, "prompt": f"{question['caption']} {question['seed']}", "flip": n % 2 == 1, "cut": ""}
-        for n in range(question["draws"])
-    ]
-    return {"bucket": [64, 64], "resized": [64, 80], "crop": [0.0, 8.0, 64.0, 64.0], "draws": draws, "notes": []}
+    """Draws whose prompts tell what was asked; with a caption of several lines, each is a sample of its own."""
+    lines, size = question["caption"].split("\n"), question.get("resolution", 64)
+    said = f"{lines[question.get('line', 0)]} {question['seed']}"
+    crop = [0.0, 8.0, 64.0, 64.0] if size == 64 else [1.0, 2.0, size, size]
+    plain = {"variant": None, "angle": 0.0, "brightness": 1.0, "contrast": 1.0, "saturation": 1.0}
+    version = {**plain, "hue": 0.0, "crop": crop, "chunks": [], "cut": ""}
+    if question.get("pixels"):
+        version |= {"pixels": png((0, 0, 255)), "mask": png((0,))}
+    own = [{"position": n, "prompt": said, "flip": n % 2 == 1, "masked": n != 2} for n in range(question["draws"])]
+    draws = [{**version, **one} for one in own]
+    answer = {"bucket": [size, size], "resized": [64, 80], "crop": crop, "draws": draws, "notes": []}
+    return {**answer, "captions": lines, "samples": len(lines), "variants": []}
+
+
+def png(color: tuple[int, ...]) -> str:
+    """A picture of 8 x 8 pixels of one colour in base64, grey or RGB."""
+    file = io.BytesIO()
+    Image.new("RGB" if len(color) == 3 else "L", (8, 8), color if len(color) == 3 else color[0]).save(file, "PNG")
+    return base64.b64encode(file.getvalue()).decode()
 
 
 if __name__ == "__main__":

@@ -19,6 +19,11 @@ def test_numbers_are_short(value, text):
     assert words.number(value) == text
 
 
+@pytest.mark.parametrize("count, text", [(551626, "551,626 times"), (1, "1 time"), (1 / 3, "0.33 times")])
+def test_counts(count, text):
+    assert words.plural(count, "time") == text
+
+
 @pytest.mark.parametrize("count, text", [(12, "12 B"), (1024, "1.0 KiB"), (1144252, "1.1 MiB"), (5 * 2**40, "5.0 TiB")])
 def test_sizes(count, text):
     assert words.size(count) == text

@@ -29,12 +29,12 @@ def duration(seconds: float) -> str:
     return f"{whole} s"
 
 
-def count(value: int) -> str:
-    """A number with its thousands apart: `551,626`."""
-    return f"{value:,}"
+def count(value: float) -> str:
+    """A number with its thousands apart, and at most two decimal places: `551,626`, `0.33`."""
+    return f"{round(value, 2):,}"
 
 
-def plural(value: int, noun: str) -> str:
+def plural(value: float, noun: str) -> str:
     """`1 picture`, `32 pictures`."""
     return f"{count(value)} {noun}" if value == 1 else f"{count(value)} {noun}s"
 

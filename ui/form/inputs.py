@@ -290,10 +290,10 @@ class Nullable(Input):
 
     def __init__(self, inner: Input):
         super().__init__(inner.field, inner.settings)
-        self.inner, self.last = inner, inner.field.default
+        self.inner, self.last = inner, inner.field.instead if inner.field.default is None else inner.field.default
         self.editor = inner.editor
         self.line.addWidget(inner)
-        self.none = dressed(QCheckBox("None"), name=f"{inner.field.label}: none")
+        self.none = dressed(QCheckBox(self.field.none), name=f"{inner.field.label}: {self.field.none.lower()}")
         self.line.addSpacing(8)
         self.line.addWidget(self.none)
         self.line.addStretch(1)
@@ -307,7 +307,7 @@ class Nullable(Input):
         self.last = self.last if value is None else value
         self.none.setChecked(value is None)
         self.inner.setEnabled(value is not None)
-        self.inner.show_value(value)
+        self.inner.show_value(self.field.instead if value is None else value)
 
     def read(self) -> Any:
         return None if self.none.isChecked() else self.inner.read()
@@ -325,7 +325,7 @@ class Nullable(Input):
         if not none and self.last is None:
             self.inner.setEnabled(True)
             self.inner.focus()
-            self.refused.emit("enter a value, or tick None")
+            self.refused.emit(f"enter a value, or tick {self.field.none}")
             return
         self.refused.emit("")
         self.show_value(None if none else self.last)

@@ -214,7 +214,10 @@ def help_text(field: Field, value: Any) -> str:
     if field.kind == "tag" and isinstance(value, str) and field.descriptions.get(value):
         text = field.descriptions[value] if field.required else f"{text.rstrip('.')}. {field.descriptions[value]}"
     lines = [" ".join(filter(None, (_with_none(text) if field.nullable else text, _default(field))))]
-    lines += [f"{column.label}: {_with_none(_about(column))}" for column in field.columns]
+    if field.kind == "entries":
+        lines += [f"{column.label}: {_with_none(_about(column))}" for column in field.columns]
+    if field.kind == "folders":
+        lines.append("The settings of a folder are edited on the page Pictures.")
     return "\n".join(lines)
 
 
@@ -244,4 +247,5 @@ def _default(field: Field) -> str:
     shown = {"": "empty", None: "none", (): "none"}.get(
         tuple(field.default) if isinstance(field.default, list) else field.default, words.value(field.default)
     )
+    shown = field.none.lower() if field.default is None else shown
     return f"Default: {shown} ({why})." if why else f"Default: {shown}."

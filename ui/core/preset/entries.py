@@ -8,6 +8,9 @@ from ui.core import words as said
 ROLES = {"training": ("train", "regularisation"), "validation": ("validation",)}
 """The roles of the folders of each set of pictures."""
 
+SPOKEN = {"train": "training", "regularisation": "regularisation", "validation": "validation"}
+"""The roles as the window calls them."""
+
 
 def path(entry: Any) -> str:
     """The folder; empty for what is no entry."""
@@ -22,10 +25,16 @@ def role(entry: Any) -> str:
 
 def words(entry: Any) -> str:
     """The folder with its settings, in a line."""
-    if not isinstance(entry, dict):
-        return path(entry)
-    own = {name: value for name, value in entry.items() if name != "path"}
+    own = {name: value for name, value in entry.items() if name != "path"} if isinstance(entry, dict) else {}
     return f"{path(entry)} ({said.value(own)})" if own else path(entry)
+
+
+def details(entry: Any) -> list[str]:
+    """Its role, and what else it has of its own, each in words."""
+    own = entry if isinstance(entry, dict) else {}
+    others = [name for name, value in own.items() if name not in ("path", "role") and value is not None]
+    found = [SPOKEN.get(f"{role(entry)}", "unknown role")]
+    return found + [f"{name.replace('_', ' ')} {said.value(own[name])}" for name in others]
 
 
 def of_set(entries: Iterable[Any], which: str) -> list[Any]:

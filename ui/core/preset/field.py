@@ -59,6 +59,12 @@ class Field:
     """Of a choice and a tag, else empty."""
 
     nullable: bool = False
+    none: str = "None"
+    """What stands for null beside the input."""
+
+    instead: Any = None
+    """Of what null leaves to another option: that option's value."""
+
     required: bool
 
     default: Any
@@ -236,6 +242,8 @@ def plain(path: str, node: Mapping[str, Any], required: bool, entry: Mapping[str
         kind=node.get("kind") or kind,
         choices=tuple(inner[0].get("enum", ())),
         nullable=len(inner) < len(members),
+        none=node.get("none", "None"),
+        instead=node.get("instead"),
         required=required,
         default=node.get("default"),
         minimum=inner[0].get("minimum"),

@@ -67,7 +67,7 @@ class Schema:
     """All fields of all variants, and what follows from them for a preset's values."""
 
     def __init__(self, root: Mapping[str, Any]):
-        self._definitions = root["$defs"]
+        self._root, self._definitions = root, root["$defs"]
         self._heads: dict[str, tuple[str, str]] = {"": ("General", root.get("description", ""))}
         self._rows = tuple(self._read(root, "", ()))
         self._sections = {row.field.path.rpartition(".")[0] for row in self._rows}
@@ -116,6 +116,22 @@ class Schema:
                 if choice not in found.setdefault(tag, ()):
                     found[tag] += (choice,)
         return found
+
+    def of_entry(self, path: str, values: Mapping[str, Any], none: str) -> "Schema":
+        """What an object in the list at `path` has, as a schema of its own.
+
+        An option that can be null and has the name of one beside the list is as that one, which `none` says: it has
+        that one's help, and its present value in `values` as `instead`.
+        """
+        section, _, name = path.rpartition(".")
+        around = self._definition(self._root["properties"][section])["properties"]
+        (entry,) = [self._definition(one) for one in around[name]["items"]["oneOf"] if "$ref" in one]
+        properties = dict(entry["properties"])
+        for own, node in properties.items():
+            if own in around and "default" in node and node["default"] is None:
+                said = {key: around[own][key] for key in ("description", "group", "advanced") if key in around[own]}
+                properties[own] = {**node, **said, "none": none, "instead": at(values, f"{section}.{own}")}
+        return Schema({**entry, "description": "", "properties": properties, "$defs": self._definitions})
 
     def _read(self, node: Mapping[str, Any], path: str, chosen: tuple[tuple[str, str], ...]) -> Iterator[_Row]:
         """The rows of a section: its own fields, then those of the sections in it."""

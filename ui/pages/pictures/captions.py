@@ -190,7 +190,7 @@ class CaptionEditor(QWidget):
 
     def show_picture(self, picture: Picture | None) -> None:
         """Edit the caption of another picture; what was typed for the one before is kept."""
-        same = picture is not None and self.picture is not None and picture.path == self.picture.path
+        same = picture is not None and self.picture is not None and picture.key == self.picture.key
         self.picture = picture
         text = self._captions.edits.get(picture.caption_file, picture.caption) if picture else ""
         if not same or text.strip() != self.text.toPlainText().strip():

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from pathlib import Path
 from typing import Any
 
 from PySide6.QtCore import QAbstractListModel, QModelIndex, QPersistentModelIndex, Qt
@@ -36,21 +37,34 @@ class Picture:
     width: int | None
     height: int | None
     bucket: tuple[int, int] | None
-    repeats: int
+    repeats: float
     problem: str
     """Why the picture (then it has no size) or its caption cannot be read; "" when they can."""
     too_long: bool | None
     """Whether the caption is longer than the text encoder reads; None when nobody knows."""
     enlarged: float | None
+    entry: int = 0
+    """Place of its folder in data.folders; the same file may be in several."""
+    role: str = "train"
+    loss_weight: float = 1
+    mask: str = ""
+    """The file of its mask, the picture itself where its transparency is the mask; "" without one."""
+    resolutions: Sequence[Mapping[str, Any]] = ()
+    """Those at which it is used, each with its bucket."""
 
     @classmethod
     def understood(cls, entry: Mapping[str, Any]) -> "Picture":
         """The picture in one entry of an answer."""
-        values: dict[str, Any] = {field.name: entry.get(field.name) for field in fields(cls)}
-        for name in ("path", "caption_file"):
+        values: dict[str, Any] = {one.name: entry.get(one.name) for one in fields(cls)}
+        for name in ("path", "caption_file", "mask"):
             values[name] = str(places.full(values[name])) if values[name] else ""
         values["bucket"] = tuple(values["bucket"]) if values["bucket"] else None
         return cls(**values)
+
+    @property
+    def key(self) -> tuple[int, str]:
+        """What tells it from others: folder and file."""
+        return self.entry, self.path
 
     @property
     def is_own(self) -> bool:
@@ -74,8 +88,9 @@ class Picture:
         """Own size and that of the bucket."""
         if not self.width:
             return "size unknown"
-        bucket = f" → {self.bucket[0]}×{self.bucket[1]}" if self.bucket else ""
-        return f"{self.width}×{self.height}{bucket}"
+        sizes = [one["bucket"] for one in self.resolutions] or ([self.bucket] if self.bucket else [])
+        buckets = ", ".join(f"{width}×{height}" for width, height in dict.fromkeys(map(tuple, sizes)))
+        return f"{self.width}×{self.height}" + (f" → {buckets}" if buckets else "")
 
 
 class PictureModel(QAbstractListModel):
@@ -106,9 +121,9 @@ class PictureModel(QAbstractListModel):
         self._filter()
         self.endResetModel()
 
-    def row_of(self, path: str) -> int:
+    def row_of(self, key: tuple[int, str]) -> int:
         """Where a picture is shown, -1 when it is not."""
-        return next((row for row, picture in enumerate(self.shown) if picture.path == path), -1)
+        return next((row for row, picture in enumerate(self.shown) if picture.key == key), -1)
 
     def update(self, caption_file: str) -> None:
         """The edit of a caption file has changed: paint its pictures again."""
@@ -120,12 +135,12 @@ class PictureModel(QAbstractListModel):
         """The caption was saved: its pictures have it now, before the trainer has looked again."""
         source = caption_file.rpartition(".")[2].lower() if caption else "missing"
         new = {
-            picture.path: replace(picture, caption=caption, source=source, too_long=None)
+            picture.key: replace(picture, caption=caption, source=source, too_long=None)
             for picture in self.pictures
             if picture.caption_file == caption_file
         }
-        self.pictures = [new.get(picture.path, picture) for picture in self.pictures]
-        self.shown = [new.get(picture.path, picture) for picture in self.shown]
+        self.pictures = [new.get(picture.key, picture) for picture in self.pictures]
+        self.shown = [new.get(picture.key, picture) for picture in self.shown]
         self.update(caption_file)
 
     def caption(self, picture: Picture) -> str:
@@ -166,12 +181,19 @@ class PictureModel(QAbstractListModel):
 
 
 def facts(picture: Picture) -> str:
-    """Size, bucket, repeats and enlargement in one line."""
+    """Sizes, repeats, enlargement, role, weight and mask in one line."""
     if not picture.width:
         return ""
-    parts = [picture.sizes(), "once per epoch" if picture.repeats == 1 else f"{picture.repeats} times per epoch"]
+    often = "once" if picture.repeats == 1 else f"{words.number(round(picture.repeats, 3))} times"
+    parts = [picture.sizes(), f"{often} per epoch"]
     if picture.enlarged and picture.enlarged != 1:
         larger = picture.enlarged > 1
         factor = words.number(round(picture.enlarged, 2))
         parts.append(f"enlarged {factor}×" if larger else f"reduced to {picture.enlarged:.0%}")
+    if picture.role == "regularisation":
+        parts.append(picture.role)
+    if picture.loss_weight != 1:
+        parts.append(f"loss weight {words.number(picture.loss_weight)}")
+    if picture.mask:
+        parts.append("mask: " + ("its transparency" if picture.mask == picture.path else Path(picture.mask).name))
     return ", ".join(parts)

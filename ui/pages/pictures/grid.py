@@ -47,9 +47,9 @@ class PictureGrid(QListView):
         thumbnails.ready.connect(self.on_ready)
         self.selectionModel().currentChanged.connect(self.on_current_changed)
 
-    def select(self, path: str) -> None:
+    def select(self, key: tuple[int, str]) -> None:
         """Select a picture, or none when it is not shown; without a word to the outside if it stays the same."""
-        row = self.pictures.row_of(path)
+        row = self.pictures.row_of(key)
         self.setCurrentIndex(self.pictures.index(row) if row >= 0 else QModelIndex())
 
     def in_sight(self) -> list[str]:

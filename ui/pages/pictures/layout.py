@@ -15,6 +15,7 @@ from PySide6.QtWidgets import (
     QWidget,
 )
 
+from ui.core.preset import entries
 from ui.core.settings import Settings
 from ui.pages.pictures.bucket_bars import Histogram
 from ui.pages.pictures.captions import Captions
@@ -66,10 +67,14 @@ class Parts:
         self.views.addTab(pictures, "Pictures")
         self.views.addTab(panel(self.bucket_line, (scrolled, 1), margins=INSIDE), "Buckets")
         self.views.addTab(panel(self.notes, margins=INSIDE), "Problems and notes")
-        self.splitter = split((self.views, 1), (self.panel, 0))
+        self.splitter = split((self.views, 2), (self.panel, 1))
         self.splitter.setSizes([letter * 90, letter * 46])
         title, both = dressed(QLabel("Pictures"), "title"), across(self.training, self.validation)
         both.setSpacing(0)
         state = ((self.status, 1), self.progress, self.save_all, self.refresh)
         down(across(title, line, both, line // 2, *state), self.folders, (self.splitter, 1), of=page)
         self.progress.hide()
+
+    def set_of(self, role: str) -> QToolButton:
+        """The button that shows the folders of a role."""
+        return self.validation if role in entries.ROLES["validation"] else self.training

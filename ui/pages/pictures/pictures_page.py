@@ -1,7 +1,7 @@
 """The data page: folders, thumbnails with captions, buckets, and what the model sees."""
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from functools import partial
 from typing import Any
 
@@ -17,6 +17,7 @@ from ui.core.settings import Settings
 from ui.core.unsaved import CrashCopy
 from ui.pages.pictures.captions import Captions
 from ui.pages.pictures.data_set import Picture, PictureModel
+from ui.pages.pictures.folder_dialog import FolderDialog
 from ui.pages.pictures.layout import Parts
 from ui.pages.pictures.thumbnails import Thumbnails
 from ui.widgets import theme
@@ -72,28 +73,39 @@ class PicturesPage(Drops, QWidget):
         """The set that is shown."""
         return "training" if self.training else "validation"
 
-    def folders(self) -> list[str]:
-        """The folders that are shown, as the preset has them."""
-        return [entries.path(one) for one in entries.of_set(self._entries(), self.which)]
+    def folders(self) -> dict[int, Any]:
+        """The entries of data.folders that are shown, by their places."""
+        return {place: one for place, one in enumerate(self._entries()) if entries.of_set([one], self.which)}
 
     def _entries(self) -> list[Any]:
         return list(self._document.value("data.folders") or [])
 
-    def add_folders(self, folders: Iterable[str]) -> None:
-        """Add folders to the data set that is shown; one undo step."""
+    def add_folders(self, folders: Iterable[str], role: str = "") -> None:
+        """Add folders of a role, by default the usual one of the data set that is shown; one undo step."""
+        role = role or entries.ROLES[self.which][0]
         new = [places.shown(places.full(folder)) for folder in folders]
         for folder in reversed(new):
             self._settings.remember_folder(folder)
-        known = {places.full(folder) for folder in self.folders()}
-        added = [one for one in dict.fromkeys(new) if places.full(one) not in known]
-        more = added if self.training else [{"path": one, "role": "validation"} for one in added]
-        self._set("data.folders", [*self._entries(), *more])
+        known = {places.full(entries.path(one)) for one in self._entries() if entries.role(one) == role}
+        added = [{"path": one, "role": role} for one in dict.fromkeys(new) if places.full(one) not in known]
+        self._set("data.folders", [*self._entries(), *added])
+        self.parts.set_of(role).setChecked(True)
 
-    def remove_folders(self, folders: Iterable[str]) -> None:
-        """Take folders out of the data set that is shown; the files stay."""
-        gone, roles = set(folders), entries.ROLES[self.which]
-        kept = [one for one in self._entries() if entries.path(one) not in gone or entries.role(one) not in roles]
-        self._set("data.folders", kept)
+    def remove_folders(self, gone: Collection[int]) -> None:
+        """Take the entries at these places out of data.folders; the files stay."""
+        self._set("data.folders", [one for place, one in enumerate(self._entries()) if place not in gone])
+
+    def edit_folder(self, place: int) -> None:
+        """Ask for the settings of the entry at a place; one undo step."""
+
+        def take() -> None:
+            known = self._entries()
+            self._set("data.folders", [*known[:place], dialog.entry(), *known[place + 1 :]])
+
+        dialog = self.dialog = FolderDialog(self._document, self._settings, place, self)
+        dialog.accepted.connect(take)
+        dialog.finished.connect(dialog.deleteLater)
+        dialog.open()
 
     def refresh(self) -> None:
         """Look at folders and pictures again."""
@@ -167,7 +179,7 @@ class PicturesPage(Drops, QWidget):
         chosen = self.parts.panel.picture
         self.model.set_filter(self.parts.search.text(), self.parts.problems_only.isChecked())
         if chosen is not None:
-            self.parts.grid.select(chosen.path)
+            self.parts.grid.select(chosen.key)
         self._show_numbers()
 
     def on_chosen(self, picture: Picture | None) -> None:
@@ -206,7 +218,7 @@ class PicturesPage(Drops, QWidget):
         self.model.replace(file, text)
         chosen = self.parts.panel.picture
         if chosen is not None and chosen.caption_file == file:
-            self.parts.panel.show_picture(next(one for one in self.model.pictures if one.path == chosen.path))
+            self.parts.panel.show_picture(next(one for one in self.model.pictures if one.key == chosen.key))
         self._soon.start()
 
     # -- Qt -----------------------------------------------------------------------------------------------------------
@@ -240,6 +252,7 @@ class PicturesPage(Drops, QWidget):
         theme.notifier().changed.connect(self._show_folders)
         parts.folders.added.connect(self.add_folders)
         parts.folders.removed.connect(self.remove_folders)
+        parts.folders.opened.connect(self.edit_folder)
         parts.training.toggled.connect(self.on_switched)
         parts.refresh.clicked.connect(self.refresh)
         parts.save_all.clicked.connect(captions.save_all)
@@ -254,7 +267,7 @@ class PicturesPage(Drops, QWidget):
     def _set(self, path: str, value: Any) -> None:
         """An undo step of its own."""
         self._document.seal()
-        self._document.set(path, value)
+        self._document.set(path, self._document.field(path).understood(value))
         self._document.seal()
 
     def _take(self, answer: dict[str, Any]) -> None:
@@ -267,10 +280,10 @@ class PicturesPage(Drops, QWidget):
         if pictures != self.model.pictures:
             self.model.set_pictures(pictures)
         self.captions.settle(pictures)
-        path = chosen.path if chosen is not None else ""
-        found = next((picture for picture in pictures if picture.path == path), pictures[0] if pictures else None)
-        if found is not None and self.model.row_of(found.path) >= 0:
-            parts.grid.select(found.path)
+        key = chosen.key if chosen is not None else None
+        found = next((picture for picture in pictures if picture.key == key), pictures[0] if pictures else None)
+        if found is not None and self.model.row_of(found.key) >= 0:
+            parts.grid.select(found.key)
         if parts.panel.picture != found:
             parts.panel.show_picture(found)
         QTimer.singleShot(0, parts.grid, lambda: parts.grid.verticalScrollBar().setValue(place))
@@ -307,7 +320,7 @@ class PicturesPage(Drops, QWidget):
         return "No pictures in the folders" if self.folders() else "Drop folders with pictures here"
 
     def _show_folders(self) -> None:
-        counts = Counter(entry["folder"] for entry in self._answer.get("pictures", ()))
+        counts = Counter((one["entry"], one["folder"]) for one in self._answer.get("pictures", ()))
         self.parts.folders.set_folders(self.folders(), counts)
 
     def _show_edits(self) -> None:
