@@ -14,6 +14,7 @@ from modules.data.buckets import buckets
 from modules.data.names import broken_link, looked_at, shown
 from modules.preset.data_options import Data
 from modules.preset.folder_options import Folder
+from training_presets.sentences import enumerated
 
 SETTING = "data.folders"
 """The option with the folders of pictures."""
@@ -69,7 +70,9 @@ def read(options: Data, which: str, said: Said) -> list[Root]:
         if not folder.path:
             said.problem("one of the folders is empty; remove it")
         elif isinstance(there, FileNotFoundError):
-            how = f"give the folder with the pictures, as in --{SETTING} FOLDER"
+            how = "give the folder with the pictures, as in --data FOLDER"
+            if folder.path.lstrip().startswith("{"):
+                how = 'settings of a folder are JSON with double quotes, as in {"path": "FOLDER", "repeats": 2}'
             said.problems.append(f"{place}: {broken_link(path) or 'no such folder'}; {how}")
         elif isinstance(there, OSError):
             said.problems.append(f"{place}: cannot be read ({there.strerror}); give the folder with the pictures")
@@ -79,7 +82,10 @@ def read(options: Data, which: str, said: Said) -> list[Root]:
             prefix = f"{label}/" if len(given) > 1 else ""
             roots.append(Root(folder, path, prefix, entry, folders.folder_options(options, folder)))
         if unused := folders.unused(folder):
-            said.notes.append(f"{place}: has the role validation, so {', '.join(unused)} has no effect")
+            have = "has" if len(unused) == 1 else "have"
+            said.notes.append(f"{place}: has the role validation, so {enumerated(unused, 'and')} {have} no effect")
+        if folder.role != "validation" and not folder.loss_weight:
+            said.notes.append(f"{place}: has loss_weight 0, so its pictures are not learned")
     roots = [root for place, root in enumerate(roots) if not _is_read_already(root, place, roots, said)]
     _remark_on_twins(roots, said)
     return roots

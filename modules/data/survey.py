@@ -3,12 +3,12 @@
 import os
 import re
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
 
-from modules.data import focus, folders, masks, roots
+from modules.data import focus, folders, idle_captions, masks, roots
 from modules.data.caption_files import Caption, read_captions
 from modules.data.formats import SUFFIXES, missing
 from modules.data.names import is_passed_over, kind_of, listing, shown
@@ -53,6 +53,8 @@ class Survey(Said):
     """Why pictures that were opened cannot be used."""
     skips: bool = False
     """Whether they are left out."""
+    lacks: list[Callable[[Container[Path]], str]] = field(default_factory=list)
+    """What is wrong where captions are missing, but for pictures that are left out: they need none."""
     names: dict[Path, str] = field(default_factory=dict)
     """Of every file and folder."""
 
@@ -79,6 +81,7 @@ def survey(options: Data, which: str, bucket_step: int) -> Survey:
         read = read_captions(own, paths, files, found.names, [root.path for root in alike])
         for sentence in read.problems:
             found.problem(sentence)
+        found.lacks.append(read.lacks)
         found.notes += read.notes
         found.captions += read.sources
         focuses = focus.points(own, paths, files, found)
@@ -93,6 +96,7 @@ def survey(options: Data, which: str, bucket_step: int) -> Survey:
                      focuses.get(path))
                 for path in mine
             ]
+    found.notes += idle_captions.notes(found.items) if which == "training" else []
     found.items.sort(key=lambda item: item.root.entry)  # stable: each folder's pictures keep their order
     return found
 
