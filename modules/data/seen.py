@@ -45,8 +45,7 @@ def seen_of(found: Survey, answers: Mapping[Path, Seen | ValueError]) -> list[tu
     data.broken "skip" noted."""
     found.broken = {path: str(answer) for path, answer in answers.items() if isinstance(answer, ValueError)}
     reasons = list(found.broken.values())
-    left_out = found.broken if found.skips else {}
-    for sentence in filter(None, (lacks(left_out) for lacks in found.lacks)):
+    for sentence in filter(None, (lacks(found.broken) for lacks in found.lacks)):
         found.problem(sentence)
     if found.skips and len(reasons) < len(answers):
         how = f"pictures that cannot be read are skipped, as data.broken says; {_first(reasons)}"

@@ -54,7 +54,7 @@ class Survey(Said):
     skips: bool = False
     """Whether they are left out."""
     lacks: list[Callable[[Container[Path]], str]] = field(default_factory=list)
-    """What is wrong where captions are missing, but for pictures that are left out: they need none."""
+    """With `skips`, what is wrong where captions are missing, but for pictures that are left out: they need none."""
     names: dict[Path, str] = field(default_factory=dict)
     """Of every file and folder."""
 
@@ -81,7 +81,10 @@ def survey(options: Data, which: str, bucket_step: int) -> Survey:
         read = read_captions(own, paths, files, found.names, [root.path for root in alike])
         for sentence in read.problems:
             found.problem(sentence)
-        found.lacks.append(read.lacks)
+        if found.skips:
+            found.lacks.append(read.lacks)
+        elif lacking := read.lacks(()):
+            found.problem(lacking)
         found.notes += read.notes
         found.captions += read.sources
         focuses = focus.points(own, paths, files, found)

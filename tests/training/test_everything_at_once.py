@@ -215,7 +215,8 @@ def test_two_processes_are_one_with_twice_the_batch(place: Place, monkeypatch):
     losses, made, files = [], [], []
     for name in ("one", "two"):
         losses.append([event["loss"] for kind in ("step", "validation") for event in place.events(name, kind)])
-        made.append({(event["event"], event["what"], event["step"]) for event in place.events(name) if "what" in event})
+        made.append({(event["event"], event["what"], event["step"]) for event in place.events(name)
+                     if event.get("what", "best") != "best"})  # rounding may decide which of two alike is the best
         tensors, _, tables = kept(place, name)
         files.append((tensors.keys(), tables))
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
