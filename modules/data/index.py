@@ -139,6 +139,9 @@ def build_index(options: Data, which: str, bucket_step: int, progress: Progress 
     if found.problems:
         raise DataProblems(found.problems, found.notes)
     pictures = as_pictures(options, [(item, (look.size, look.key)) for item, look in opened], found, masked)
+    if which == "training" and not any(picture.role == "train" for picture in pictures):
+        found.problem("none of the pictures of the role train can be read; the notes list them")
+        raise DataProblems(found.problems, found.notes)
     if which == "training" and not any(map(_is_learned, pictures)):
         how = "raise data.folders[].loss_weight, or data.unmasked_weight where masks are black everywhere"
         found.problem(f"no picture has a weight in the loss, so nothing would be learned; {how}")

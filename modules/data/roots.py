@@ -73,6 +73,8 @@ def read(options: Data, which: str, said: Said) -> list[Root]:
             how = "give the folder with the pictures, as in --data FOLDER"
             if folder.path.lstrip().startswith("{"):
                 how = 'settings of a folder are JSON with double quotes, as in {"path": "FOLDER", "repeats": 2}'
+            elif folder.path.startswith("~"):
+                how = "~ is known to shells alone; write the whole path"
             said.problems.append(f"{place}: {broken_link(path) or 'no such folder'}; {how}")
         elif isinstance(there, OSError):
             said.problems.append(f"{place}: cannot be read ({there.strerror}); give the folder with the pictures")
@@ -141,11 +143,12 @@ def _is_alike(root: Root, other: Root) -> bool:
     return same and root.options == other.options
 
 
-def own_places(root: Root, roots: Sequence[Root]) -> dict[Path, Root]:
-    """Sub-folders of a folder that have entries of their own, with other settings: those hold there."""
+def own_places(root: Root, options: Data) -> set[Path]:
+    """Sub-folders of a folder that have entries of their own in data.folders, of whatever role: those hold there."""
     full = root.path.resolve()
-    inside = {other.path.resolve(): other for other in roots}
-    return {path: other for path, other in inside.items() if path != full and path.is_relative_to(full)}
+    given = [folder.path for which in folders.ROLES for _, folder in folders.entries(options, which) if folder.path]
+    inside = {Path(path).resolve() for path in given}
+    return {path for path in inside if path != full and path.is_relative_to(full)}
 
 
 def check_options(all_options: Sequence[Data], step: int, said: Said) -> bool:

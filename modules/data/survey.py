@@ -3,7 +3,7 @@
 import os
 import re
 from collections import Counter, defaultdict
-from collections.abc import Callable, Container, Mapping, Sequence
+from collections.abc import Callable, Container, Sequence, Set
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
@@ -71,7 +71,7 @@ def survey(options: Data, which: str, bucket_step: int) -> Survey:
     if roots.check_options([options, *(root.options for root in given)], bucket_step, found):
         found.step = bucket_step
     passed_over: list[Path] = []
-    listed = {root.entry: _list_files(root, given, passed_over, found) for root in given}
+    listed = {root.entry: _list_files(root, roots.own_places(root, options), passed_over, found) for root in given}
     found.note(passed_over, "hidden files, and thumbnails and recycle bins of file managers are passed over")
     mask_folders = masks.folders(given, found)
     for alike in _by_options(given):
@@ -115,13 +115,13 @@ def _by_options(given: Sequence[Root]) -> list[list[Root]]:
 # -- folders ----------------------------------------------------------------------------------------------------------
 
 
-def _list_files(root: Root, given: Sequence[Root], passed_over: list[Path], found: Survey) -> list[Path]:
-    """The user's files of the root, sorted by name the same way on every system; what else is there is added to
-    `passed_over`."""
+def _list_files(root: Root, others: Set[Path], passed_over: list[Path], found: Survey) -> list[Path]:
+    """The user's files of the root, without the folders `others` in it, sorted by name the same way on every system;
+    what else is there is added to `passed_over`."""
     files: list[Path] = []
     devices: list[Path] = []
     seen: set[tuple[int, int]] = set()
-    waiting, others = [(root.path, root.prefix)], roots.own_places(root, given)
+    waiting = [(root.path, root.prefix)]
     while waiting:
         folder, prefix = waiting.pop()
         inner: dict[Path, str] = {}
@@ -144,7 +144,7 @@ def _list_files(root: Root, given: Sequence[Root], passed_over: list[Path], foun
     return files
 
 
-def _read_too(inner: Sequence[Path], root: Root, others: Mapping[Path, Root], found: Survey) -> list[Path]:
+def _read_too(inner: Sequence[Path], root: Root, others: Set[Path], found: Survey) -> list[Path]:
     """Which of the folders in a root's folder belong to it."""
     own = [folder for folder in inner if folder.resolve() in others] if others else []
     found.note(own, f"sub-folders of {shown(root.given)} that are entries of {SETTING} themselves; only those count")

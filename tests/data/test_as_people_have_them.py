@@ -202,3 +202,29 @@ def test_a_picture_of_two_kinds_with_one_text_file(folder):
     index = read(folder)
     assert {picture.caption for picture in index.pictures} == {"a thing"} and len(index.pictures) == 2
     assert any("a.txt is the caption of several pictures (2: a.jpg, a.png)" in note for note in index.notes)
+
+
+@pytest.mark.parametrize("role", ["validation", "regularisation"])
+def test_a_folder_inside_the_training_folder_is_what_its_entry_says(folder, role):
+    """So pictures for validation are never trained on, wherever they are."""
+    folder.picture("a.png")
+    folder.picture("held/b.png")
+    own = {"path": str(folder.path / "held"), "role": role}
+    index = read(folder, folders=[own])
+    assert [picture.path.name for picture in index.pictures if picture.role == "train"] == ["a.png"]
+    assert any("entries of data.folders themselves; only those count" in note for note in index.notes)
+
+
+def test_pictures_for_regularisation_alone_are_nothing_to_train_on(folder):
+    for name in ("a.png", "b.png"):
+        folder.picture(name)
+        folder.write(name, b"broken")
+    folder.picture("reg/c.png")
+    own = {"path": str(folder.path / "reg"), "role": "regularisation"}
+    said = problems(folder, broken="skip", folders=[own])
+    assert "none of the pictures of the role train can be read" in said
+
+
+def test_a_home_folder_that_no_shell_has_read(folder):
+    folder.picture("a.png")
+    assert "~ is known to shells alone; write the whole path" in problems(folder, folders=["~/pictures"])
