@@ -122,7 +122,8 @@ def _read_beside(source: str, files: Mapping[Path, Path], found: Read) -> None:
         if read[file].text or read[file].problem and strict:
             found.captions[path] = read[file]
     found.empty |= {file for file, caption in read.items() if not caption.text}
-    found.note(useless, ".json files without a caption are ignored")
+    if useless:
+        found.note(useless, f".json files without a caption are ignored; the first: {read[useless[0]].problem}")
 
 
 def _caption_in(file: Path, source: str, options: Data) -> Caption:
@@ -197,7 +198,7 @@ def _read_table(
     if found.options.captions == "metadata" or file.suffix == ".jsonl":
         found.problems += wrong
     elif wrong:  # other programs' files of these names may say anything
-        found.notes.append(f"{len(wrong)} entries of {found.names[file]} are not used, the first because: {wrong[0]}")
+        found.notes.append(f"entries of {found.names[file]} are not used ({len(wrong)}); the first: {wrong[0]}")
     found.note(differing, f"{file.name} disagrees with another metadata file, which is used")
     if unused:
         found.notes.append(f"{found.names[file]}: ignored entries ({shown(', '.join(sorted(unused)))})")
@@ -253,7 +254,7 @@ def _without(
     if given:
         found.note(missing, "pictures without a caption use data.caption_text")
     elif missing and options.missing_captions == "error":
-        found.problems.append(_sentence(missing, roots, beside, found))
+        found.lacks = lambda left_out: _sentence([one for one in missing if one not in left_out], roots, beside, found)
     elif options.missing_captions == "filename":
         found.note(missing, "pictures without a caption use their file name as caption")
     else:
@@ -269,7 +270,10 @@ def _existing(path: Path, beside: Mapping[str, Mapping[Path, Path]], options: Da
 def _sentence(
     missing: list[Path], roots: Container[Path], beside: Mapping[str, Mapping[Path, Path]], found: Read
 ) -> str:
-    """What is wrong where captions are missing, and what can be done: a short sentence however many they are."""
+    """What is wrong where captions are missing, and what can be done: a short sentence however many they are, "" if
+    none is."""
+    if not missing:
+        return ""
     used = found.options.captions
     ways = []
     for source, files in beside.items():

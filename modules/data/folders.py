@@ -18,6 +18,13 @@ OF_FOLDERS = ("path", "role", "repeats", "loss_weight")
 """Settings that a folder has and the data set has not. All others are laid over the options of the same name."""
 
 
+OF_TRAINING = (
+    *("repeats", "loss_weight", "resolution_shares", "shuffle", "part_dropout", "caption_dropout", "flip"),
+    *("rotation", "brightness", "contrast", "saturation", "hue", "variants", "prior_prediction"),
+)
+"""Settings without effect on pictures for validation."""
+
+
 class Shown(Protocol):
     """A picture of a folder, as `modules.data.index.Picture`."""
 
@@ -54,7 +61,9 @@ def at_resolutions(options: Data) -> list[tuple[Data, Fraction]]:
     """The options at each resolution, as if it were the only one, with its share."""
     if not options.resolutions:
         return [(options, Fraction(1))]
-    shares = options.resolution_shares or [1.0] * len(options.resolutions)
+    shares = options.resolution_shares
+    if len(shares) != len(options.resolutions):  # where some are given, `problems` says so
+        shares = [1.0] * len(options.resolutions)
     alone = {"resolutions": (), "resolution_shares": ()}
     return [
         (options.model_copy(update={**alone, "resolution": resolution}), exact(share))
@@ -90,13 +99,9 @@ def unused(folder: Folder) -> list[str]:
     """Settings of a validation folder that only training uses."""
     if folder.role != "validation":
         return []
-    training = (
-        *("repeats", "loss_weight", "resolution_shares", "shuffle", "part_dropout", "caption_dropout", "flip"),
-        *("rotation", "brightness", "contrast", "saturation", "hue", "variants", "prior_prediction"),
-    )
     plain = Folder(path=folder.path)
     given, usual = dict(folder), dict(plain)
-    return [name for name in training if given[name] != usual[name]]
+    return [name for name in OF_TRAINING if given[name] != usual[name]]
 
 
 def values_of(options: Data, folder: Folder) -> dict[str, Any]:
@@ -116,7 +121,8 @@ def line_about(options: Data, folder: Folder, pictures: Sequence[Shown]) -> str:
     for one, share in resolutions:
         often = f" x {float(share):g}" if share != 1 and folder.role != "validation" else ""
         words.append(f"{one.resolution} px{often}")
-    told = (*OF_FOLDERS, "resolution", "resolutions", "resolution_shares")
+    told = {*OF_FOLDERS, "resolution", "resolutions", "resolution_shares"}
+    told |= set(OF_TRAINING) if folder.role == "validation" else set()
     words += [f"{name} {_short(value)}" for name, value in own.items() if name not in told and value != usual[name]]
     return f"{shown(folder.path)}: {', '.join(words)}"
 

@@ -14,7 +14,7 @@ from modules.data.buckets import nearest
 from modules.data.captions import samples_of
 from modules.data.folders import exact, number, scaled
 from modules.data.looking import Progress, looks, record_of
-from modules.data.masks import Mask
+from modules.data.masks import Mask, excludes_all
 from modules.data.pictures import enlargement
 from modules.data.roots import bucket_sizes
 from modules.data.survey import Item, Survey, survey
@@ -139,12 +139,24 @@ def build_index(options: Data, which: str, bucket_step: int, progress: Progress 
     if found.problems:
         raise DataProblems(found.problems, found.notes)
     pictures = as_pictures(options, [(item, (look.size, look.key)) for item, look in opened], found, masked)
+    if which == "training" and not any(picture.role == "train" for picture in pictures):
+        found.problem("none of the pictures of the role train can be read; the notes list them")
+        raise DataProblems(found.problems, found.notes)
+    if which == "training" and not any(map(_is_learned, pictures)):
+        how = "raise data.folders[].loss_weight, or data.unmasked_weight where masks are black everywhere"
+        found.problem(f"no picture has a weight in the loss, so nothing would be learned; {how}")
+        raise DataProblems(found.problems, found.notes)
     by_path = {item.path: look for item, look in opened}
     seen.remark_on_notes(by_path, found)
     seen.remark_on_twins(by_path, found)
     alike = seen.remark_on_likeness(by_path, found)
     skipped = tuple((found.names[path], why) for path, why in found.broken.items())
     return Index(tuple(pictures), tuple(found.notes), tuple(found.captions), skipped, alike)
+
+
+def _is_learned(picture: Picture) -> bool:
+    """Whether a picture has any weight in the loss."""
+    return picture.loss_weight > 0 and not excludes_all(picture.mask, picture.options)
 
 
 def as_pictures(

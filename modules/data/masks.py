@@ -7,6 +7,7 @@ picture of the data set.
 
 import difflib
 import hashlib
+import re
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -165,8 +166,17 @@ def _remark(
     found.note(lost, "mask files without a picture of the same name are ignored")
     found.note([f for f in labels if f.stem.lower().endswith(CONDITION)], "ControlNets' files (-condlabel) are ignored")
     found.note(sorted(inside), "files in the folder of data.masks are masks, not pictures")
+    stems = {path.stem for path in pictures if not _is_in_masks(path)}
+    like = [path for path in pictures if _is_in_masks(path) and path.stem in stems]
+    found.note(like, "pictures of the same names as others, in a folder whose name ends with masks, are trained; if "
+               "they are masks, give that folder as data.masks")
     bare = [path for path in pictures if options.masks != "none" and path not in masks]
     found.note(bare, "pictures without a mask; all of the picture is trained")
+
+
+def _is_in_masks(path: Path) -> bool:
+    """Whether a picture is in a folder whose name says that it has masks."""
+    return re.fullmatch(r"(.*[\W_])?masks?", path.parent.name, re.IGNORECASE) is not None
 
 
 # -- reading ----------------------------------------------------------------------------------------------------------
@@ -199,6 +209,11 @@ def remark(masks: Sequence[tuple[Path, Mask, tuple[int, int], Data]], found: "Su
         what = f"at data.unmasked_weight {weight:g}" if weight else "not at all, because data.unmasked_weight is 0"
         sentence = f"pictures whose masks are black everywhere are trained {what}"
         found.note([path for path, own in black if own == weight], sentence)
+
+
+def excludes_all(mask: Mask | None, options: Data) -> bool:
+    """Whether nothing of a picture with this mask is ever trained."""
+    return mask is not None and mask.share == options.unmasked_weight == options.unmasked_probability == 0
 
 
 def weights(options: Data, shares: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from modules.data.buckets import buckets
 from modules.data.names import broken_link, looked_at, shown
 from modules.preset.data_options import Data
 from modules.preset.folder_options import Folder
+from training_presets.sentences import enumerated
 
 SETTING = "data.folders"
 """The option with the folders of pictures."""
@@ -69,7 +70,11 @@ def read(options: Data, which: str, said: Said) -> list[Root]:
         if not folder.path:
             said.problem("one of the folders is empty; remove it")
         elif isinstance(there, FileNotFoundError):
-            how = f"give the folder with the pictures, as in --{SETTING} FOLDER"
+            how = "give the folder with the pictures, as in --data FOLDER"
+            if folder.path.lstrip().startswith("{"):
+                how = 'settings of a folder are JSON with double quotes, as in {"path": "FOLDER", "repeats": 2}'
+            elif folder.path.startswith("~"):
+                how = "~ is known to shells alone; write the whole path"
             said.problems.append(f"{place}: {broken_link(path) or 'no such folder'}; {how}")
         elif isinstance(there, OSError):
             said.problems.append(f"{place}: cannot be read ({there.strerror}); give the folder with the pictures")
@@ -79,7 +84,10 @@ def read(options: Data, which: str, said: Said) -> list[Root]:
             prefix = f"{label}/" if len(given) > 1 else ""
             roots.append(Root(folder, path, prefix, entry, folders.folder_options(options, folder)))
         if unused := folders.unused(folder):
-            said.notes.append(f"{place}: has the role validation, so {', '.join(unused)} has no effect")
+            have = "has" if len(unused) == 1 else "have"
+            said.notes.append(f"{place}: has the role validation, so {enumerated(unused, 'and')} {have} no effect")
+        if folder.role != "validation" and not folder.loss_weight:
+            said.notes.append(f"{place}: has loss_weight 0, so its pictures are not learned")
     roots = [root for place, root in enumerate(roots) if not _is_read_already(root, place, roots, said)]
     _remark_on_twins(roots, said)
     return roots
@@ -135,11 +143,12 @@ def _is_alike(root: Root, other: Root) -> bool:
     return same and root.options == other.options
 
 
-def own_places(root: Root, roots: Sequence[Root]) -> dict[Path, Root]:
-    """Sub-folders of a folder that have entries of their own, with other settings: those hold there."""
+def own_places(root: Root, options: Data) -> set[Path]:
+    """Sub-folders of a folder that have entries of their own in data.folders, of whatever role: those hold there."""
     full = root.path.resolve()
-    inside = {other.path.resolve(): other for other in roots}
-    return {path: other for path, other in inside.items() if path != full and path.is_relative_to(full)}
+    given = [folder.path for which in folders.ROLES for _, folder in folders.entries(options, which) if folder.path]
+    inside = {Path(path).resolve() for path in given}
+    return {path for path in inside if path != full and path.is_relative_to(full)}
 
 
 def check_options(all_options: Sequence[Data], step: int, said: Said) -> bool:

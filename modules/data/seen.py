@@ -45,6 +45,8 @@ def seen_of(found: Survey, answers: Mapping[Path, Seen | ValueError]) -> list[tu
     data.broken "skip" noted."""
     found.broken = {path: str(answer) for path, answer in answers.items() if isinstance(answer, ValueError)}
     reasons = list(found.broken.values())
+    for sentence in filter(None, (lacks(found.broken) for lacks in found.lacks)):
+        found.problem(sentence)
     if found.skips and len(reasons) < len(answers):
         how = f"pictures that cannot be read are skipped, as data.broken says; {_first(reasons)}"
         found.note(list(found.broken), how)

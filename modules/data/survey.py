@@ -3,12 +3,12 @@
 import os
 import re
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Container, Sequence, Set
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
 
-from modules.data import focus, folders, masks, roots
+from modules.data import focus, folders, idle_captions, masks, roots
 from modules.data.caption_files import Caption, read_captions
 from modules.data.formats import SUFFIXES, missing
 from modules.data.names import is_passed_over, kind_of, listing, shown
@@ -53,6 +53,8 @@ class Survey(Said):
     """Why pictures that were opened cannot be used."""
     skips: bool = False
     """Whether they are left out."""
+    lacks: list[Callable[[Container[Path]], str]] = field(default_factory=list)
+    """With `skips`, what is wrong where captions are missing, but for pictures that are left out: they need none."""
     names: dict[Path, str] = field(default_factory=dict)
     """Of every file and folder."""
 
@@ -69,7 +71,7 @@ def survey(options: Data, which: str, bucket_step: int) -> Survey:
     if roots.check_options([options, *(root.options for root in given)], bucket_step, found):
         found.step = bucket_step
     passed_over: list[Path] = []
-    listed = {root.entry: _list_files(root, given, passed_over, found) for root in given}
+    listed = {root.entry: _list_files(root, roots.own_places(root, options), passed_over, found) for root in given}
     found.note(passed_over, "hidden files, and thumbnails and recycle bins of file managers are passed over")
     mask_folders = masks.folders(given, found)
     for alike in _by_options(given):
@@ -79,6 +81,10 @@ def survey(options: Data, which: str, bucket_step: int) -> Survey:
         read = read_captions(own, paths, files, found.names, [root.path for root in alike])
         for sentence in read.problems:
             found.problem(sentence)
+        if found.skips:
+            found.lacks.append(read.lacks)
+        elif lacking := read.lacks(()):
+            found.problem(lacking)
         found.notes += read.notes
         found.captions += read.sources
         focuses = focus.points(own, paths, files, found)
@@ -93,6 +99,7 @@ def survey(options: Data, which: str, bucket_step: int) -> Survey:
                      focuses.get(path))
                 for path in mine
             ]
+    found.notes += idle_captions.notes(found.items) if which == "training" else []
     found.items.sort(key=lambda item: item.root.entry)  # stable: each folder's pictures keep their order
     return found
 
@@ -108,13 +115,13 @@ def _by_options(given: Sequence[Root]) -> list[list[Root]]:
 # -- folders ----------------------------------------------------------------------------------------------------------
 
 
-def _list_files(root: Root, given: Sequence[Root], passed_over: list[Path], found: Survey) -> list[Path]:
-    """The user's files of the root, sorted by name the same way on every system; what else is there is added to
-    `passed_over`."""
+def _list_files(root: Root, others: Set[Path], passed_over: list[Path], found: Survey) -> list[Path]:
+    """The user's files of the root, without the folders `others` in it, sorted by name the same way on every system;
+    what else is there is added to `passed_over`."""
     files: list[Path] = []
     devices: list[Path] = []
     seen: set[tuple[int, int]] = set()
-    waiting, others = [(root.path, root.prefix)], roots.own_places(root, given)
+    waiting = [(root.path, root.prefix)]
     while waiting:
         folder, prefix = waiting.pop()
         inner: dict[Path, str] = {}
@@ -137,7 +144,7 @@ def _list_files(root: Root, given: Sequence[Root], passed_over: list[Path], foun
     return files
 
 
-def _read_too(inner: Sequence[Path], root: Root, others: Mapping[Path, Root], found: Survey) -> list[Path]:
+def _read_too(inner: Sequence[Path], root: Root, others: Set[Path], found: Survey) -> list[Path]:
     """Which of the folders in a root's folder belong to it."""
     own = [folder for folder in inner if folder.resolve() in others] if others else []
     found.note(own, f"sub-folders of {shown(root.given)} that are entries of {SETTING} themselves; only those count")

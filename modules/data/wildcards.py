@@ -29,6 +29,14 @@ def expanded(text: str, draw: Random | None) -> str:
     return _within(text, 0, len(text), _partners(text), choose)
 
 
+def has_lone_brace(text: str) -> bool:
+    """Whether a brace is without a partner, and not a doubled one, which is meant as a brace."""
+    pairs = _partners(text)
+    with_partner = {*pairs, *pairs.values()}
+    lone = "".join(" " if place in with_partner else letter for place, letter in enumerate(text))
+    return any(brace in lone.replace(2 * brace, "") for brace in "{}")
+
+
 def _partners(text: str) -> dict[int, int]:
     """The closing brace of each opening one that has a partner."""
     partners: dict[int, int] = {}

@@ -114,6 +114,8 @@ def reason(condition: str, look: Look, path: str) -> str:
     if first.name.startswith("@"):
         return FACTS[first.name[1:]][1]
     name, found = absolute(first.name, path), look(first.name) or []
+    if "[]" in name:  # the values of some entries say nothing about those that would be needed
+        return f"without {_named(first, path)}"
     now = enumerated([value_text(value) for value in found], "and") if found else ""
     if first.negated:
         return f"with {name} {now}; set {name} to {'false' if True in found else 'null'}"

@@ -302,7 +302,10 @@ def parse(text: str, annotation: Any) -> Any:
     value = _json(text)
     if any(get_origin(kind) is tuple for kind in kinds):
         whole = isinstance(value, dict) and options.entry(kinds[0]) is not None
-        return value if isinstance(value, list) else [text if options.takes_texts(kinds[0]) and not whole else value]
+        texts = options.takes_texts(kinds[0])
+        if "," in text and not texts and not isinstance(value, list):  # 512,768,1024
+            value = _json(f"[{text}]")
+        return value if isinstance(value, list) else [text if texts and not whole else value]
     return value
 
 

@@ -261,7 +261,7 @@ def _examine_pictures(preset: Preset, found: Findings) -> None:
     if found.training is not None and found.validation is not None:
         shared = overlap(found.training, found.validation)
         if shared:
-            found.notes.append(f"validation pictures are also training pictures: {listing(shared)}")
+            found.notes.append(f"validation pictures are also training pictures ({listing(shared)})")
     if found.model is None and indices:
         found.notes.append(f"bucket sizes are estimated (multiples of {GUESSED_STEP} px): base model cannot be read")
     if found.model is not None:

@@ -6,6 +6,7 @@ from typing import Any
 
 from modules import documents
 from modules.adapters.base import Adapted
+from modules.data.folders import entries
 from modules.preset.schema import Preset
 from modules.training import noise, setup
 from modules.training.session import Pictures
@@ -29,7 +30,7 @@ def facts(
         found["magnitudes"] = any("magnitude" in form for form in forms)
         found["output_magnitudes"] = any("output magnitude" in form for form in forms)
     if pictures is not None:
-        found["validation"] = pictures.validation is not None
+        found["validation"] = pictures.validation is not None or bool(entries(preset.data, "validation"))
     return found
 
 

@@ -87,6 +87,8 @@ def _base_choice(model: Any, targets: Targets, names: Sequence[str], found: Name
         elif not hits and part not in sets:
             near = difflib.get_close_matches(part, [*sets, NONE], 1)
             hint = f"did you mean {near[0]}?" if near else f"available: {', '.join(sets)}, {NONE}, or patterns"
+            if part and not near and found.matching([f"*{part}*"]):
+                hint = f"did you mean the layers whose names have it, '*{part}*'?"
             problems.append(f"targets.layers: {part!r} is not a layer set of this family; {hint}")
     return chosen, problems
 

@@ -262,7 +262,9 @@ def test_tables(folder):
 
 def test_overlap(folder):
     folder.picture("a.png")
-    folder.picture("valid/b.png")
+    for name in ("b.png", "b.txt"):
+        folder.write(f"valid/{name}", (folder.picture("b.png") if name == "b.png" else folder.path / name).read_bytes())
     validation = {"path": str(folder.path / "valid"), "role": "validation"}
-    data = Data(folders=(str(folder.path), validation), resolution=64)
-    assert overlap(*(build_index(data, which, 32) for which in ("training", "validation"))) == ("b.png",)
+    data = Data.model_validate({"folders": [str(folder.path), validation], "resolution": 64})
+    training, held = (build_index(data, which, 32) for which in ("training", "validation"))
+    assert overlap(training, held) == ("b.png",) and [one.name for one in training.pictures] == ["a.png", "b.png"]

@@ -94,7 +94,8 @@ KNOWN = {"diffusion": True, "flow": False, "validation": False, "single_file": F
 
 IDLE = [
     ({"data.keep_tokens": 3}, "data.keep_tokens 3 has no effect without data.shuffle or data.part_dropout"),
-    ({"data.separator": ";"}, "data.separator ';' has no effect without data.shuffle, data.part_dropout or data.trigger"),
+    ({"data.separator": ";"},
+     "data.separator ';' has no effect without data.shuffle, data.part_dropout or data.trigger"),
     ({"training.final_lr": 0.2, "training.schedule": "constant"},
      "training.final_lr 0.2 has no effect with training.schedule constant; set training.schedule to linear or cosine"),
     ({"training.final_lr": 0, "training.schedule": "constant"},

@@ -56,6 +56,7 @@ def test_text_encoders_only_where_they_are_adapted(model):
     ("unet.mid_block.*, unet.nothing*", ["'unet.nothing*' matches no layer"]),
     ("atention", ["not a layer set", "did you mean attention?"]),
     ("nothing", ["not a layer set", "none, or patterns"]),
+    ("mid_block", ["not a layer set", "did you mean the layers whose names have it, '*mid_block*'?"]),
     ("", ["'' is not a layer set"]),
 ])  # fmt: skip
 def test_what_matches_nothing_is_named(model, layers, words):
