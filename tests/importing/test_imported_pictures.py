@@ -73,13 +73,9 @@ def test_concepts(imported, put, tmp_path, of):
     assert below.part == "changed" and "10_below" in below.sentence, "what is read here and not there is said"
 
 
-def test_subsets(imported, put, tmp_path, of):
-    """sd-scripts: class_tokens belong to their subset alone (load_dreambooth_dir), wildcards and a line are drawn
-    (process_caption), and as many regularisation as other pictures are used."""
-    image = [put("image", "a", "sks, {red|blue} |||cup\nsecond"), put("image", "b")][0]
-    words, masked = put("words", "w"), put("masked", "m", "by hand", mask="conditions/m.png", ending=".caption")
-    reg = [put("reg", name, "cup") for name in "wxyz"][0]
-    text = f"""
+def subsets(image, words, reg, masked, conditions):
+    """A document of sd-scripts: one folder at two resolutions, class tokens, a regularisation folder, masks."""
+    return f"""
         pretrained_model_name_or_path = "base"
         network_module = "networks.lora"
         network_dim = 4
@@ -111,10 +107,19 @@ def test_subsets(imported, put, tmp_path, of):
         resolution = 64
         [[datasets.subsets]]
         image_dir = "{masked}"
-        conditioning_data_dir = "{tmp_path / "conditions"}"
+        conditioning_data_dir = "{conditions}"
         caption_extension = ".caption"
     """
-    result = imported(text, "toml", family="sdxl")
+
+
+def test_subsets(imported, put, tmp_path, of):
+    """sd-scripts: class_tokens belong to their subset alone (load_dreambooth_dir), wildcards and a line are drawn
+    (process_caption), and as many regularisation as other pictures are used."""
+    image = [put("image", "a", "sks, {red|blue} |||cup\nsecond"), put("image", "b")][0]
+    words, masked = put("words", "w"), put("masked", "m", "by hand", mask="conditions/m.png", ending=".caption")
+    reg = [put("reg", name, "cup") for name in "wxyz"][0]
+    conditions = tmp_path / "conditions"
+    result = imported(subsets(image, words, reg, masked, conditions), "toml", family="sdxl")
     first = "sks, {red|blue} |||cup"
     training = 2 * 2 + 1 + 2 + 1
     assert seen(result.preset) == [
