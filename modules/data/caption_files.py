@@ -89,8 +89,11 @@ def _root(path: Path, roots: Container[Path]) -> Path:
 def _beside(paths: Sequence[Path], files: Sequence[Path], found: Read) -> dict[str, dict[Path, Path]]:
     """The caption file beside each picture, by the file's ending."""
     beside: dict[str, dict[Path, Path]] = {}
+    by_ending: dict[str, list[Path]] = defaultdict(list)
+    for file in files:
+        by_ending[file.suffix.lower()].append(file)
     for ending in BESIDE:
-        those = [file for file in files if file.suffix.lower() == ending]
+        those = by_ending[ending]
         beside[ending[1:]], unowned = {}, []
         for file, pictures in companions(those, paths).items():
             if not pictures:

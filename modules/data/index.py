@@ -219,7 +219,10 @@ def _in_proportion(options: Data, pictures: list[Picture]) -> list[Picture]:
 
 def by_caption(picture: Picture) -> list[Picture]:
     """The picture once for each of its captions that is a sample of its own."""
-    return [replace(picture, caption=caption) for caption in samples_of(picture.options, picture.caption)]
+    captions = samples_of(picture.options, picture.caption)
+    if list(captions) == [picture.caption]:  # of most: copies of 100,000 pictures would take seconds
+        return [picture]
+    return [replace(picture, caption=caption) for caption in captions]
 
 
 def bucket_numbers(pictures: Iterable[Picture], batch: int) -> list[Bucket]:

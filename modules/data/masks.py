@@ -158,7 +158,7 @@ def _remark(
     found: "Survey",
 ) -> None:
     """Notes on mask files without a picture and the other way round."""
-    used, owners = set(masks.values()), {path.with_suffix("") for path in pictures}
+    used, owners = set(masks.values()), {path.with_suffix("") for path in pictures if labels}
     unused = [file for file in labels if file.stem.lower().endswith(MASK) and file not in used]
     off = [file for file in unused if _plain(file) in owners and options.masks != "files"]
     found.note(off, "mask files are not pictures, and are ignored because data.masks is not files")

@@ -28,6 +28,8 @@ def companions(files: Iterable[Path], pictures: Iterable[Path]) -> dict[Path, li
     whose names are the same text in another Unicode normal form, which file systems and archives change, and that have
     no file of exactly their name."""
     files = list(files)
+    if not files:
+        return {}
     exact: dict[Path, list[Path]] = defaultdict(list)
     for picture in pictures:
         exact[picture.with_suffix("")].append(picture)

@@ -1,6 +1,8 @@
 """From a picture file to its pixels. Imports no torch: the workers of `looking.py` start in a moment."""
 
 import hashlib
+import os
+import stat
 import struct
 import zlib
 from collections.abc import Iterator
@@ -13,7 +15,7 @@ from PIL import ExifTags, Image, ImageOps
 
 from modules.data.colours import is_described, to_srgb
 from modules.data.formats import FIRST_IS_THE_PICTURE, allowed
-from modules.data.names import broken_link, shown
+from modules.data.names import broken_link, looked_at, shown
 
 # What Pillow's parsers raise for broken files.
 BROKEN = (
@@ -92,6 +94,9 @@ def content_key(picture: Image.Image) -> str:
     """sha256 of size and pixels of an RGB picture, hex: the same for every file name and format."""
     width, height = picture.size
     total = hashlib.sha256(struct.pack("<II", width, height))
+    if height <= STRIP:
+        total.update(picture.tobytes())
+        return total.hexdigest()
     for top in range(0, height, STRIP):  # not at once: of a large picture there would be three copies in memory
         total.update(picture.crop((0, top, width, min(height, top + STRIP))).tobytes())
     return total.hexdigest()
@@ -102,7 +107,8 @@ def _opened(path: Path) -> Iterator[Image.Image]:
     """A picture file with its header read. Raises ValueError, naming the file, for what is wrong with it, also while
     it is used."""
     try:
-        if path.exists() and not path.is_file():  # opening a pipe would block
+        if isinstance(there := looked_at(path), os.stat_result) and not stat.S_ISREG(there.st_mode):
+            # Opening a pipe would block.
             raise _Unusable("it is not a regular file; replace it with a picture")
         with Image.open(path, formats=_allowed(path)) as file:
             if file.width * file.height > MOST_PIXELS:

@@ -198,13 +198,15 @@ def _remark_on_root(root: Root, files: list[Path], found: Survey) -> None:
 def _repeats(paths: list[Path], root: Root, found: Survey) -> dict[Path, Fraction]:
     """Repeats of each picture: the folder's own, times the number of the innermost sub-folder called `10_name`."""
     numbers: dict[Path, int] = {}
-    repeats: dict[Path, Fraction] = {}
-    for path in paths:
-        named = [parent for parent in path.relative_to(root.path).parents if REPEATS.match(parent.name)]
+    own, by_folder = folders.exact(root.folder.repeats), {}
+    for inner in dict.fromkeys(path.parent for path in paths):
+        relative = inner.relative_to(root.path)
+        named = [folder for folder in (relative, *relative.parents) if REPEATS.match(folder.name)]
         number = int(named[0].name.split("_")[0]) if named else 1
-        repeats[path] = number * folders.exact(root.folder.repeats)
+        by_folder[inner] = number * own
         if named:
             numbers[root.path / named[0]] = number
+    repeats: dict[Path, Fraction] = {path: by_folder[path.parent] for path in paths}
     for folder, number in numbers.items():
         if number == 0:
             found.problem(f"{shown(folder)}: has 0 repeats in its name; give 1 or more, or remove the folder")

@@ -20,6 +20,7 @@ def convert(ledger: Ledger) -> None:
     numbers = sorted({int(found[1]) for key in ledger.given if (found := re.match(r"datasets\[(\d+)\]", key))})
     plans = [_plan(ledger, f"datasets[{number}]") for number in numbers]
     if plans:
+        _ratio(ledger, plans)
         folders.write(ledger, plans)
     if ledger.text("trigger_word"):
         sentence = "It is put in front of captions that do not begin with it; there, of those that do not contain it."
@@ -53,7 +54,7 @@ def _plan(ledger: Ledger, place: str) -> Plan:
     if ledger.text(f"{place}.trigger_word"):
         wanted["trigger_word"] = ("trigger", ledger.text(f"{place}.trigger_word"))
     elif ledger.text("trigger_word"):
-        regular = plan.role == "regularisation"
+        regular = ledger.flag(f"{place}.is_reg")
         plan.options["trigger"] = (f"{place}.is_reg", "") if regular else ("trigger_word", ledger.text("trigger_word"))
     plan.options |= {option: (f"{place}.{name}", value) for name, (option, value) in wanted.items()}
     _captions(ledger, plan, place)
@@ -76,6 +77,21 @@ def _role(ledger: Ledger, plan: Plan, place: str) -> None:
     plan.own["loss_weight"] = (key, weight)
     if key != f"{place}.loss_multiplier":
         ledger.drop(f"{place}.loss_multiplier", "in the folder's loss_weight, with train.reg_weight")
+
+
+def _ratio(ledger: Ledger, plans: list[Plan]) -> None:
+    """Data sets with prior_reg alone are among all others there, used as often as their repeats say."""
+    regular = [plan.key.rpartition(".")[0] for plan in plans if plan.role == "regularisation"]
+    alone = [place for place in regular if not ledger.flag(f"{place}.is_reg")]
+    for place in alone:
+        if alone == regular:
+            ledger.to(f"{place}.prior_reg", "data.regularisation_ratio", None)
+        else:
+            sentence = (
+                "An epoch has as many of these and the is_reg pictures together as of the others here; there these "
+                "are used as often as their repeats say."
+            )
+            ledger.change(f"{place}.prior_reg", sentence)
 
 
 def _captions(ledger: Ledger, plan: Plan, place: str) -> None:

@@ -1,9 +1,14 @@
 """The folders of a data set: what another trainer says of each, as options of all and settings of single folders."""
 
+import contextlib
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
+from modules.data.formats import SUFFIXES
+from modules.data.names import listing, shown
 from modules.importing import base
 from modules.importing.ledger import Ledger
 from modules.preset.folder_options import Folder
@@ -17,6 +22,15 @@ AS_THEY_ARE = (
     "rotation", "brightness", "contrast", "saturation", "hue", "resolution_shares", "repeats", "loss_weight",
 )  # fmt: skip
 """Settings that change nothing in a validation folder: its pictures and captions are as they are, once each."""
+
+
+OF_SOME = {
+    "caption_text": lambda plan: True,
+    "trigger": lambda plan: True,
+    "prior_prediction": lambda plan: plan.role == "regularisation",
+}
+"""Options that not every folder says something of there, and the folders that mean our default if they say nothing:
+what another folder says of them must not hold for these."""
 
 
 NUMBERED = "where a folder below is called 10_name, its pictures are repeated 10 times here, and not there"
@@ -63,7 +77,8 @@ def write(ledger: Ledger, plans: list[Plan]) -> None:
             plan.options.pop("resolution_shares", None)
             _option(ledger, key, entry, place, "resolution", side, False)
         for name, (key, value) in plan.options.items():
-            _option(ledger, key, entry, place, name, value, sized if name in SIZES else value == shared[name])
+            same = sized if name in SIZES else name in shared and value == shared[name]
+            _option(ledger, key, entry, place, name, value, same)
         entries.append(entry)
     for name, value in shared.items():
         if f"data.{name}" not in ledger.values:
@@ -119,11 +134,15 @@ def _sizes(plans: list[Plan]) -> None:
 
 
 def _usual(plans: Iterable[Plan]) -> dict[str, Any]:
-    """The options of all folders: those of the first folder that is trained on, and what it has none of, of others."""
+    """The options of all folders: those of the first folder that is trained on, and what it has none of, of others,
+    unless it is `OF_SOME`."""
     found: dict[str, Any] = {}
     for plan in sorted(plans, key=lambda plan: plan.role != "train"):
         for name, (_, value) in plan.options.items():
             found.setdefault(name, value)
+    for name, means_default in OF_SOME.items():
+        if any(name not in plan.options and means_default(plan) for plan in plans):
+            found.pop(name, None)
     if "resolutions" in found:
         found["resolution"] = max(found["resolutions"])
     return found
@@ -163,6 +182,30 @@ def resolutions(ledger: Ledger, plan: Plan, key: str, value: Any, drawn: bool = 
             "other pictures in the next."
         )
         ledger.change(key, sentence)
+
+
+def remark_on_numbered(ledger: Ledger, plan: Plan) -> None:
+    """A sentence if the folder is on this machine, and folders called `10_name` are in it: they are read here, even
+    without recursive, and not there."""
+    numbered = [name for name, is_folder in _inside(plan.path) if is_folder and re.match(r"\d+_", name)]
+    if numbered:
+        sentence = "Folders in it whose names begin with a number and _ are read too here, and not there"
+        ledger.change(plan.key, f"{sentence} ({listing(numbered)}): rename them.")
+
+
+def remark_on_loose(ledger: Ledger, plan: Plan) -> None:
+    """A sentence if pictures lie in the folder itself, of which only the folders called `10_name` are read there."""
+    loose = [name for name, is_folder in _inside(plan.path) if not is_folder and Path(name).suffix.lower() in SUFFIXES]
+    if loose:
+        sentence = "Pictures that lie in the folder itself are read too here, and not there"
+        ledger.change(plan.key, f"{sentence} ({listing(loose)}): move them.")
+
+
+def _inside(folder: str) -> list[tuple[str, bool]]:
+    """The names in a folder, and whether each is a folder itself; none if it is not on this machine."""
+    with contextlib.suppress(OSError, ValueError):
+        return sorted((shown(path.name), path.is_dir()) for path in Path(folder).iterdir()) if folder else []
+    return []
 
 
 def left_out(ledger: Ledger, place: str, why: str) -> None:

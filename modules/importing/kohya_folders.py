@@ -60,6 +60,7 @@ def _plan(ledger: Ledger, place: str) -> Plan:
         raise ValueError(f"{ledger.path}: {place}: has no image_dir; add it")
     plan = Plan(image if ledger.text(image) else table, ledger.text(image) or str(ledger.value(table)))
     plan.options["recursive"] = (plan.key, False)
+    folders.remark_on_numbered(ledger, plan)
     key = _nearest(ledger, "num_repeats", place)
     key = key if ledger.written(key) else "dataset_repeats"
     plan.own["repeats"] = (key, ledger.number(key))
@@ -83,6 +84,7 @@ def _arguments(ledger: Ledger) -> list[Plan]:
             continue
         plan = Plan(key, ledger.text(key))
         plan.options["recursive"] = (key, False)
+        folders.remark_on_loose(ledger, plan)
         if ledger.number("dataset_repeats") != 1:
             plan.own["repeats"] = ("dataset_repeats", ledger.number("dataset_repeats"))
         if key == "reg_data_dir":
@@ -158,7 +160,6 @@ def _masks(ledger: Ledger, plan: Plan, place: str) -> None:
         ledger.agree("masked_loss", "see alpha_mask")
     else:
         ledger.drop(folder, "without effect there: masked_loss is off")
-        ledger.drop("masked_loss", "without effect there: no folder has masks")
         plan.options["masks"] = (alpha, "none")
         return
     ledger.set({"data.unmasked_weight": 0.0, "data.normalize_mask": False}, plan.options["masks"][0])
@@ -213,7 +214,10 @@ def _lengths(ledger: Ledger, places: list[str]) -> None:
 
 
 def _unused(ledger: Ledger) -> None:
-    """Values of the general section, of data sets and arguments that a nearer one replaces."""
+    """Values of the general section, of data sets and arguments that a nearer one replaces; masked_loss without
+    masks."""
+    if "masked_loss" not in ledger.entries:
+        ledger.drop("masked_loss", "without effect there: no folder has masks")
     names = {*CAPTIONS, "resolution", "batch_size", "num_repeats", "caption_extension", "enable_bucket", "random_crop"}
     for key in ledger.given:
         name = key.rpartition(".")[2]

@@ -59,6 +59,8 @@ def _plan(ledger: Ledger, place: str) -> Plan | None:
     plan.options["recursive"] = (key, ledger.flag(key))
     if ledger.flag(key):
         ledger.agree(key, folders.NUMBERED)
+    else:
+        folders.remark_on_numbered(ledger, plan)
     key = f"{place}.image.enable_resolution_override"
     own = f"{place}.image.resolution_override"
     if ledger.flag(key):

@@ -2,10 +2,12 @@
 
 `GIMBAL_TRAINERS` names a folder with checkouts of OneTrainer, kohya_ss and ai-toolkit (or `owner+name`). Nothing of
 them is copied; docs/public-presets.md has the counts and our sentences. With --check each preset that is imported is
-checked with a small base of its family and the demo's pictures. Without --write the lists are printed.
+checked with a small base of its family, and with pictures, captions and masks in place of its folders. Without --write
+the lists are printed.
 """
 
 import argparse
+import json
 import os
 import re
 import sys
@@ -14,6 +16,8 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+
+from PIL import Image
 
 from modules.answer import put
 from modules.importing import import_file, report
@@ -84,21 +88,40 @@ def base_of(family: str, folder: Path) -> Path:
     return place / "base" if place.exists() else {"sd15": tiny_sd15, "sd3": tiny_sd3}[family].make_folder(place)
 
 
+def moved(entry: str | dict, place: Path) -> dict:
+    """A folder of the preset with all its settings, at a place with small pictures. Each has a caption in a file of
+    every kind, a mask beside it, and lies in a folder called `10_name`."""
+    inner = place / "10_sks thing"
+    if not inner.exists():
+        inner.mkdir(parents=True)
+        for number, path in enumerate(sorted((ROOT / "demo/dataset").glob("*.png"))[:8]):
+            with Image.open(path) as picture:
+                picture.convert("RGB").resize((96, 64 + 8 * number)).save(inner / path.name)
+            Image.new("L", (96, 64 + 8 * number), 255).save(inner / f"{path.stem}-masklabel.png")
+            for ending in (".txt", ".caption"):
+                (inner / path.name).with_suffix(ending).write_text(f"sks thing, {path.stem}", encoding="utf-8")
+    settings = {"path": entry} if isinstance(entry, str) else entry
+    return {**settings, "path": str(place)}
+
+
 def checked(imported: Imported, folder: Path) -> list[str]:
-    """The problems that --check finds with a small base of its sizes and the demo's pictures, without quantization and
-    without files that are on the author's machine."""
+    """The problems that --check finds with a small base and small pictures, captions and masks where the preset has its
+    folders, without quantization and without files that are on the author's machine."""
     from modules.training import check
 
     target = folder / "preset.json"
     target.unlink(missing_ok=True)
     report.write(imported, target)
     family = imported.values["family"]
-    ours = {"base.path": str(base_of(family, folder)), "data.folders": str(ROOT / "demo/dataset"), "name": "public"}
-    plain = {"base.quantization": "none", "training.compile": "false", "data.captions": "auto", "data.masks": "none"}
-    small = dict.fromkeys(("data.resolution", "samples.width", "samples.height"), "64") | {"data.resolutions": "[]"}
+    entries = imported.values.get("data", {}).get("folders") or ["images"]
+    places = [moved(entry, folder / f"pictures{number}") for number, entry in enumerate(entries)]
+    ours = {"base.path": str(base_of(family, folder)), "data.folders": json.dumps(places), "name": "public"}
+    plain = {"base.quantization": "none", "training.compile": "false"}
+    if family == "sd3":  # the small one has positions for no more
+        plain |= {"data.resolution": "48", "samples.width": "64", "samples.height": "64"}
     if "start_from" in imported.values["adapter"]:
         plain["adapter.start_from"] = ""
-    resolved = files.resolve(str(target), [*ours.items(), *plain.items(), *small.items()])
+    resolved = files.resolve(str(target), [*ours.items(), *plain.items()])
     return check.examine(resolved.preset, "cuda").problems
 
 
