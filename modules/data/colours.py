@@ -64,10 +64,10 @@ def _transform_of(picture: Image.Image) -> ImageCms.ImageCmsTransform | None:
 
 
 @lru_cache(maxsize=16)
-def _transform(profile: bytes) -> "ImageCms.ImageCmsTransform | None":
+def _transform(profile: bytes) -> ImageCms.ImageCmsTransform | None:
     """From a profile's colours to sRGB; None if they are the same."""
     opened = ImageCms.ImageCmsProfile(io.BytesIO(profile))
-    space = cast(ImageCms.core.CmsProfile, opened.profile).xcolor_space.strip()
+    space = cast(ImageCms.core.CmsProfile, opened.profile).xcolor_space.strip()  # pyright: ignore
     if space not in MODES:
         raise ValueError(f"a profile of {space}")
     mode = MODES[space]
