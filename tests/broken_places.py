@@ -224,7 +224,7 @@ def tried(copy: Path, room: str, place: Place, tests: list[str], processes: int)
     found, other = "", ""
     undo = broken(copy, place)
     try:
-        for targets in reaching.to_run(tests):
+        for targets in reaching.to_run(copy, place.file, tests):
             if not found and not other:
                 found, other = run(copy, targets, processes)
     finally:

@@ -4,6 +4,7 @@ which each place notes the test that reaches it, also in programs that the test 
 A mistake at a place can only be found by these tests, or by one that uses what such a test left in a cache.
 """
 
+import ast
 import subprocess
 import sys
 from collections import defaultdict
@@ -26,8 +27,8 @@ def reached(number):
 '''
 """A module of the copy; pytest has the name of the test in the environment."""
 
-CASES = 3
-"""Of one test, which is enough to find a mistake, mostly; then the whole file runs."""
+CASES, MOST = 3, 60
+"""Of one test, and of all, which is enough to find most mistakes; then whole files run."""
 
 
 class Spot(Protocol):
@@ -69,11 +70,28 @@ def noted(notes: Path) -> dict[int, list[str]]:
     return found
 
 
-def to_run(tests: Sequence[str]) -> list[list[str]]:
-    """Arguments of pytest that find a mistake soon, then those of all that may find it."""
-    few: dict[str, list[str]] = defaultdict(list)
-    for test in tests:
-        if len(few[test.partition("[")[0]]) < CASES:
-            few[test.partition("[")[0]].append(test)
-    files = sorted({test.partition("::")[0] for test in tests})
-    return [[test for cases in few.values() for test in cases], files] if files else []
+def to_run(copy: Path, file: str, tests: Sequence[str]) -> list[list[str]]:
+    """Arguments of pytest in turn: some tests that find most mistakes in `file`, then all that may find one."""
+    cases: dict[str, int] = defaultdict(int)
+    near = {test.partition("::")[0] for test in tests} & set(importers(copy, file))
+    some = []
+    for test in sorted(tests, key=lambda test: test.partition("::")[0] not in near):
+        cases[test.partition("[")[0]] += 1
+        if cases[test.partition("[")[0]] <= CASES:
+            some.append(test)
+    others = {test.partition("::")[0] for test in tests} - near
+    return [part for part in (some[:MOST], sorted(near), sorted(others)) if part]
+
+
+def importers(copy: Path, file: str) -> list[str]:
+    """The files of tests that import a file of modules/."""
+    module = file.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
+    found = []
+    for path in sorted((copy / "tests").rglob("test_*.py")):
+        names = set()
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom):
+                names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+        if module in names:
+            found.append(path.relative_to(copy).as_posix())
+    return found
