@@ -71,10 +71,7 @@ def make_pipeline(
         addition_time_embed_dim=4,
         projection_class_embeddings_input_dim=6 * 4 + 16,
     )
-    vae = AutoencoderKL(
-        **SMALL_VAE,
-        force_upcast=False,
-    )
+    vae = AutoencoderKL(**SMALL_VAE, force_upcast=False)
     return StableDiffusionXLPipeline(
         vae=vae,
         text_encoder=CLIPTextModel(first),
