@@ -160,7 +160,11 @@ def broken(copy: Path, place: Place) -> Callable[[], None]:
     path = copy / place.file
     whole = path.read_bytes()
     path.write_bytes(whole[: place.begin] + f"({place.after})".encode() + whole[place.end :])
-    return lambda: path.write_bytes(whole) and None
+
+    def undo() -> None:
+        path.write_bytes(whole)
+
+    return undo
 
 
 def pytest_exception_interact(node: pytest.Item, call: pytest.CallInfo) -> None:
