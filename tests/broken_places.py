@@ -1,14 +1,13 @@
 """How thin the short suite is: places of modules/ are broken one at a time, and the suite is run on each.
 
-    python -m tests.broken_places [--seed 0] [--places 30] [--out broken_places.jsonl] [--near]
+    python -m tests.broken_places [--seed 0] [--places 30] [--out broken_places.jsonl] [--notes broken_places.notes]
 
 A place is drawn by the seed: first its room (at least five in export or files, in training, and in data), then the
 kind of mistake, then one of all places of that room where it can be made. It is found when a test fails by assertion.
 Where tests only fail with an exception (a sign between two texts), the mistake is too easy to see: it does not count,
-and another is drawn. The tests that import the broken file run first, then those of its room, then all others (not with
---near: then a place is "unseen" by the first two, and a later call without --near goes on from there). What was done is
-in the file of --out, a JSON line for each, and is not done again. At last the tests that found something are run with
-nothing broken.
+and another is drawn. First the suite runs once to see which tests come to which place (`tests/reaching.py`, the file of
+--notes); then only these run for each. What was done is in the file of --out, a JSON line for each, and is not done
+again. At last the tests that found something are run with nothing broken.
 """
 
 import argparse
@@ -23,20 +22,19 @@ import tempfile
 import xml.etree.ElementTree as xml
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parent.parent
-ROOMS = {
-    "files": ["files", "export"], "export": ["export", "files"], "training": ["training"], "data": ["data"],
-    "adapters": ["adapters"], "families": ["families"], "hosts": ["export", "hosts"], "tools": ["export", "files"],
-    "preset": ["preset", "training"], "importing": ["importing"], "": [""],
-}
-"""By room of modules/ ("" is what lies in it directly): folders of tests/ that run first."""
+from tests import reaching
 
+ROOT = Path(__file__).parent.parent
 LEAST = [("export", "files"), ("training",), ("data",)]
 """Each of these has at least five places."""
+
+TRIES = 8
+"""Places drawn for each number; of the first ones that only raise, the next is taken."""
 
 ASSERTED = ("AssertionError", "assert ", "Failed: DID NOT")
 """How the message of a failed assertion begins, in pytest's report."""
@@ -162,7 +160,11 @@ def broken(copy: Path, place: Place) -> Callable[[], None]:
     path = copy / place.file
     whole = path.read_bytes()
     path.write_bytes(whole[: place.begin] + f"({place.after})".encode() + whole[place.end :])
-    return lambda: path.write_bytes(whole) and None
+
+    def undo() -> None:
+        path.write_bytes(whole)
+
+    return undo
 
 
 def pytest_exception_interact(node: pytest.Item, call: pytest.CallInfo) -> None:
@@ -221,71 +223,72 @@ def run(copy: Path, targets: list[str], processes: int) -> tuple[str, str]:
         return "", other
 
 
-def importers(copy: Path, file: str) -> list[str]:
-    """The files of tests that import a file of modules/."""
-    module = file.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
-    found = []
-    for path in sorted((copy / "tests").rglob("test_*.py")):
-        names = set()
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.ImportFrom):
-                names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
-        if module in names:
-            found.append(path.relative_to(copy).as_posix())
-    return found
-
-
-def tried(copy: Path, room: str, place: Place, processes: int, before: str | None, near: bool) -> dict:
-    """One place broken, and what the suite says of it; `before` is what is known already."""
-    first = importers(copy, place.file)
-    second = [f"tests/{folder}" for folder in ROOMS[room] if folder] or [
-        path.relative_to(copy).as_posix() for path in sorted((copy / "tests").glob("test_*.py"))
-    ]
-    rest = ["tests", *(f"--ignore={path}" for path in second)]
+def tried(copy: Path, room: str, place: Place, tests: list[str], processes: int) -> dict:
+    """One place broken, and what the tests say of it."""
     found, other = "", ""
     undo = broken(copy, place)
     try:
-        for targets in ([first, second] if before is None else []) + ([] if near else [rest]):
-            if targets and not found and not other:
+        for targets in reaching.to_run(copy, place.file, tests):
+            if not found and not other:
                 found, other = run(copy, targets, processes)
     finally:
         undo()
-    outcome = "found" if found else "raised" if other else "unseen" if near else "survived"
+    outcome = "found" if found else "raised" if other else "survived"
     return {"room": room, **asdict(place), "outcome": outcome, "by": found, "said": other}
 
 
+def cloned(folder: str, name: str) -> Path:
+    """A copy of the repository's last commit."""
+    subprocess.run(["git", "clone", "-q", str(ROOT), str(Path(folder) / name)], check=True)
+    return Path(folder) / name
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--places", type=int, default=30)
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--out", type=Path, default=Path("broken_places.jsonl"))
-    parser.add_argument("--near", action="store_true", help="only run the tests of the place's room")
+    parser.add_argument("--notes", type=Path, default=Path("broken_places.notes"))
     parser.add_argument("--list", action="store_true", help="only say what would be broken")
     arguments = parser.parse_args()
-    lines = arguments.out.read_text(encoding="utf-8").splitlines() if arguments.out.exists() else []
-    done = {(row["file"], row["begin"], row["after"]): row["outcome"] for row in map(json.loads, lines)}
     rooms = candidates()
+    tries = [list(islice(drawn(arguments.seed, number, rooms), TRIES)) for number in range(arguments.places)]
+    if arguments.list:
+        print("\n".join(f"{number} {described(some[0][1])}" for number, some in enumerate(tries, 1)))
+        return
+    spots = list(dict.fromkeys(place for some in tries for _, place in some))
     with tempfile.TemporaryDirectory() as folder:
-        copy = Path(folder) / "copy"
-        subprocess.run(["git", "clone", "-q", str(ROOT), str(copy)], check=True)
-        for number in range(arguments.places):
-            for room, place in drawn(arguments.seed, number, rooms):
-                where = f"{number + 1} {place.file}:{place.line} {place.kind}"
-                print(f"{where}: {place.before}  ->  {place.after}", flush=True)
-                outcome = done.get((place.file, place.begin, place.after))
-                if not arguments.list and (outcome is None or outcome == "unseen" and not arguments.near):
-                    row = tried(copy, room, place, arguments.processes, outcome, arguments.near)
-                    outcome = row["outcome"]
-                    with arguments.out.open("a", encoding="utf-8") as out:
-                        out.write(json.dumps(row) + "\n")
-                    print(f"    {outcome} {row['by']}: {row['said']}", flush=True)
-                if outcome != "raised":
-                    break
-        if arguments.list:
-            return
-        tests = sorted({row["by"] for row in map(json.loads, arguments.out.read_text().splitlines()) if row["by"]})
-        print("with nothing broken:", run(copy, tests, arguments.processes), flush=True)
+        if not arguments.notes.exists():
+            reaching.note(cloned(folder, "noting"), spots, arguments.notes.absolute(), arguments.processes)
+        tests = reaching.noted(arguments.notes)
+        carry_out(cloned(folder, "copy"), tries, {place: tests[at] for at, place in enumerate(spots)}, arguments)
+
+
+def carry_out(copy: Path, tries: list[list[tuple[str, Place]]], tests: dict[Place, list[str]],
+              arguments: argparse.Namespace) -> None:
+    """Break one place of each number, the first that counts."""
+    lines = arguments.out.read_text(encoding="utf-8").splitlines() if arguments.out.exists() else []
+    rows = list(map(json.loads, lines))
+    done = {(row["file"], row["begin"], row["after"]): row["outcome"] for row in rows}
+    for number, some in enumerate(tries, 1):
+        for room, place in some:
+            print(f"{number} {described(place)} ({len(tests[place])} tests)", flush=True)
+            outcome = done.get((place.file, place.begin, place.after))
+            if outcome is None:
+                rows.append(tried(copy, room, place, tests[place], arguments.processes))
+                outcome = rows[-1]["outcome"]
+                with arguments.out.open("a", encoding="utf-8") as out:
+                    out.write(json.dumps(rows[-1]) + "\n")
+                print(f"    {outcome} {rows[-1]['by']}: {rows[-1]['said']}", flush=True)
+            if outcome != "raised":
+                break
+    finders = sorted({row["by"] for row in rows if row["by"]})
+    print("with nothing broken:", run(copy, finders, arguments.processes), flush=True)
+
+
+def described(place: Place) -> str:
+    return f"{place.file}:{place.line} {place.kind}: {place.before}  ->  {place.after}"
 
 
 if __name__ == "__main__":

@@ -83,11 +83,12 @@ def forget_accelerate():
 
 
 @pytest.fixture
-def compiler():
+def compiler(monkeypatch):
     """torch.compile compiles, with nothing left of what it has compiled before."""
     import torch
     from torch._dynamo import config
 
+    monkeypatch.setenv("TORCHDYNAMO_DISABLE", "0")
     torch.compiler.reset()
     with config.patch(disable=False):  # pyright: ignore
         yield

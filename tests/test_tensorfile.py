@@ -111,3 +111,10 @@ def test_what_a_file_holds_byte_for_byte(tmp_path, other):
     tensorfile.write(own, tmp_path / "file.safetensors", {})
     assert tensorfile.holds(tmp_path / "file.safetensors", own)
     assert not tensorfile.holds(tmp_path / "file.safetensors", other)
+
+
+def test_a_name_may_be_as_long_as_is_said_and_no_longer(tmp_path):
+    longest = "x" * tensorfile.LONGEST_NAME
+    assert list(read_header(written(tmp_path / "x.safetensors", {longest: SOUND})).tensors) == [longest]
+    with pytest.raises(ValueError, match="too long for a name"):
+        read_header(written(tmp_path / "x.safetensors", {longest + "x": SOUND}))

@@ -76,10 +76,7 @@ def make_pipeline(
     }
     first, second = CLIPTextConfig(**text), CLIPTextConfig(**text, hidden_act="gelu")
     unet = make_unet(depth, plain, per_block)
-    vae = AutoencoderKL(
-        **SMALL_VAE,
-        force_upcast=False,
-    )
+    vae = AutoencoderKL(**SMALL_VAE, force_upcast=False)
     return StableDiffusionXLPipeline(
         vae=vae,
         text_encoder=CLIPTextModel(first),

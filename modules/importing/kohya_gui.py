@@ -206,12 +206,14 @@ def _switched_off(ledger: Ledger, kind: str) -> None:
         if key in PASSED and kind not in PASSED[key] and not idle:
             ledger.drop(key, f"without effect there: of another kind of network than {kind}")
         elif key not in ZEROS and value in OFF and not isinstance(value, bool):
-            ledger.idle[key] = ledger.given.pop(key)
+            del ledger.given[key]
+            ledger.idle.add(key)
     ledger.given.setdefault("caption_extension", ".txt")
     if "max_train_epochs" in ledger.given or "max_train_steps" in ledger.given:
         ledger.drop("epoch", "without effect there: the number of steps or epochs is given on its own")
         if "epoch" not in ledger.entries and "epoch" in ledger.given:
-            ledger.idle["epoch"] = ledger.given.pop("epoch")
+            del ledger.given["epoch"]
+            ledger.idle.add("epoch")
 
 
 def _warmup(ledger: Ledger) -> None:

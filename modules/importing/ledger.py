@@ -85,7 +85,7 @@ class Ledger:
         """What the file calls keys that have another name today."""
         self.originals: dict[str, Any] = {}
         """What the file says where `given` has it in another form."""
-        self.idle: dict[str, Any] = {}
+        self.idle: set[str] = set()
         """Keys that their program does not pass on, because they are switched off."""
         self.entries: dict[str, Entry] = {}
         self._by_name: dict[str, Entry] = {}

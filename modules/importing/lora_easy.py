@@ -73,7 +73,8 @@ def _switched_off(ledger: Ledger) -> None:
     """Noughts, empty texts and false are not passed on."""
     for key, value in list(ledger.given.items()):
         if not value or str(value).lower() == "false":
-            ledger.idle[key] = ledger.given.pop(key)
+            del ledger.given[key]
+            ledger.idle.add(key)
 
 
 def _family(ledger: Ledger, wishes: base.Wishes) -> str:

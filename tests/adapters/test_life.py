@@ -96,6 +96,7 @@ def test_half_precision_keeps_the_adapter(method, options, case):
     close(adapted(x), expected, 3e-2)
 
 
+@pytest.mark.once
 @every_pair
 def test_a_rounded_base_is_measured_anew(method, options, case):
     """Norms of the base are kept; after `.to` has rounded the base they are out of date."""

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageFile
 
 from modules.data.pictures import content_key, fit, open_picture, read_size, sizes_of
 
@@ -33,6 +33,19 @@ def test_the_head_tells_the_size(folder, name, orientation):
     more = ("MPO",) if name == "a.mpo.jpg" else ()
     path = folder.save(name, gradient(), None, *more, exif=exif)
     assert read_size(path) == open_picture(path).size == ((24, 40) if orientation > 4 else (40, 24))
+
+
+def test_the_size_of_a_png_is_read_without_its_pixels(folder, monkeypatch):
+    """They are in several chunks, which are skipped."""
+    noise = np.random.default_rng(0).integers(0, 256, (200, 300, 3), dtype=np.uint8)
+    path = folder.save("a.png", Image.fromarray(noise))
+    assert path.read_bytes().count(b"IDAT") > 1
+
+    def decoded(*_):
+        raise AssertionError("the pixels are decoded")
+
+    monkeypatch.setattr(ImageFile.ImageFile, "load", decoded)
+    assert read_size(path) == (300, 200)
 
 
 def test_a_rotation_behind_the_pixels_of_a_png(folder):

@@ -201,6 +201,7 @@ def test_rows_of_a_fused_matrix(tmp_path, node, variant):
     assert torch.equal(found[:16], fused[:16]) and torch.equal(found[32:], fused[32:])
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("variant", variants(), ids=label)
 def test_halves_in_the_order_of_the_model(tmp_path, node, variant):
     def exchanged(rows):

@@ -69,6 +69,24 @@ def test_a_plain_lora_is_held_by_all_hosts(family):
             assert all(form.startswith("LoRA") for form in tried.forms) and tried.forms, (label, host, tried)
 
 
+def numberless(text: str) -> str:
+    """Without the numbers of footnotes, which depend on the rows above."""
+    return re.sub(r"\(\d+\)", "(n)", text)
+
+
+@pytest.mark.short("LoRA", "DOFT in planes")
+@pytest.mark.parametrize("label", every.VARIANTS)
+def test_the_page_has_the_forms_of_each_method(label):
+    cells = [export_matrix.form_cell(label, host, export_matrix.Footnotes()) for host in export_matrix.PROGRAMS]
+    assert numberless(f"| {' | '.join([label, *cells])} |\n") in numberless(export_matrix.PAGE.read_text("utf-8"))
+
+
+def test_the_page_names_the_versions():
+    text = export_matrix.PAGE.read_text(encoding="utf-8")
+    assert export_matrix.settled(export_matrix.heading()) in export_matrix.settled(text)
+
+
+@pytest.mark.full
 def test_the_page_says_what_was_found():
     """The part of docs/exports.md that comes from these exports; `python -m tests.export_matrix` writes it again."""
     text = export_matrix.settled(export_matrix.PAGE.read_text(encoding="utf-8"))

@@ -44,6 +44,7 @@ def test_comfyui(tmp_path, variant, norm, dtype):
     assert_merges_to_trained(layers, report.path, "comfyui", distance.TOLERANCE[dtype])
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
 @pytest.mark.parametrize("variant", variants(), ids=label)
 def test_kohya(tmp_path, variant, dtype):
@@ -269,6 +270,7 @@ def test_truncated_is_the_svd():
 # -- hosts' arithmetic ------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("variant", variants(), ids=label)
 @pytest.mark.parametrize("strength", [0.0, 0.5, 1.0])
 def test_comfyui_strength_is_linear(tmp_path, variant, strength):
@@ -348,6 +350,7 @@ def test_quantised_base_is_said(tmp_path, kind):
         apply_file(model, report.path, "comfyui")
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("variant", variants(), ids=label)
 def test_base_in_other_precisions(tmp_path, variant, dtype):

@@ -61,6 +61,7 @@ def folder(tmp_path) -> Path:
     return tmp_path / "comfyui"
 
 
+@pytest.mark.full
 def test_installed_comfyui(tmp_path, folder):
     _, layers, report, tensors = write(tmp_path, BLOCKS, LAYERS, host="comfyui_node", dtype="float32")
     weights = {spelled(name): adapted.layer.native(adapted.layer.dense()) for name, adapted in layers.items()}

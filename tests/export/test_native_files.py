@@ -65,6 +65,7 @@ def test_inspecting_says_what_it_is_and_who_reads_it(tmp_path, options):
         assert ("wrong by about" if beside else "not read") in trouble, (host, trouble)
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("variant", variants(), ids=label)
 def test_the_node_is_said_to_read_all_of_every_method(tmp_path, variant):
     file, *_ = read_back(tmp_path, variant)
