@@ -23,6 +23,7 @@ TIMES = (
     "started",
     "finished",
     "time",
+    "trained",
     "seconds",
     "ss_training_started_at",
     "ss_training_finished_at",

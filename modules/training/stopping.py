@@ -155,5 +155,11 @@ def run(program: Callable[[], int]) -> int:
     except Exception as error:  # noqa: BLE001  whatever it was, a traceback tells a user nothing
         print(f"{REFUSAL}\n  - {sentence(error)}", file=sys.stderr)
         return REFUSED
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":  # of pydantic, which is written in Rust, interrupted in its import
+            raise
+        end()
+        print("Stopped.", file=sys.stderr)
+        return STOPPED
     finally:
         end()

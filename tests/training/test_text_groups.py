@@ -77,8 +77,8 @@ class Watched:
 
         monkeypatch.setattr(owner, name, wrapped)
 
-    def released(self, model, texts: bool) -> None:
-        self.there -= {"vae", *(model.text_encoders if texts else ())}
+    def released(self, model, texts: bool, images: bool = True) -> None:
+        self.there -= {*(("vae",) if images else ()), *(model.text_encoders if texts else ())}
 
     def encoded(self, model, captions) -> None:
         assert len(captions) == 1
