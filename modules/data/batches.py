@@ -84,25 +84,14 @@ class Batches:
         first = self.rank * self.batch_size
         pictures = tuple(self._order(epoch)[place][first : first + self.batch_size])
         positions = tuple(range(number * self.total + first, number * self.total + first + self.batch_size))
+        samples = list(zip(pictures, positions, strict=True))
         return Batch(
             pictures=pictures,
             positions=positions,
-            flips=tuple(
-                flip_at(picture.options, self.seed, position)
-                for picture, position in zip(pictures, positions, strict=True)
-            ),
-            captions=tuple(
-                caption_for(picture.options, picture.caption, self.seed, position)
-                for picture, position in zip(pictures, positions, strict=True)
-            ),
-            views=tuple(
-                view_at(picture.options, picture, self.seed, position)
-                for picture, position in zip(pictures, positions, strict=True)
-            ),
-            masked=tuple(
-                mask_at(picture.options, self.seed, position)
-                for picture, position in zip(pictures, positions, strict=True)
-            ),
+            flips=tuple(flip_at(one.options, self.seed, position) for one, position in samples),
+            captions=tuple(caption_for(one.options, one.caption, self.seed, position) for one, position in samples),
+            views=tuple(view_at(one.options, one, self.seed, position) for one, position in samples),
+            masked=tuple(mask_at(one.options, self.seed, position) for one, position in samples),
         )
 
     def together(self, batch: Batch) -> list[Picture]:

@@ -9,6 +9,7 @@ GUESSED_STEP = 8
 
 
 @cache
+@cache  # asked for every picture of a set
 def buckets(resolution: int, step: int, max_aspect: float, enabled: bool) -> tuple[tuple[int, int], ...]:
     """The sizes (width, height) in pixels, multiples of `step`, from narrow to wide.
 

@@ -1,7 +1,6 @@
 """Where captions come from: files beside the pictures, metadata files, names; and what is done where there is none."""
 
 import os
-import re
 from collections import defaultdict
 from collections.abc import Container, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -9,7 +8,7 @@ from pathlib import Path
 from modules.data import caption_tables
 from modules.data.captions import read_text
 from modules.data.captions_found import Caption, Read, remark, sources
-from modules.data.names import companions, composed, listing, looked_at, shown
+from modules.data.names import REPEATS, companions, composed, listing, looked_at, shown
 from modules.preset.data_options import Data
 
 BESIDE = (".txt", ".caption", ".json")
@@ -17,9 +16,6 @@ BESIDE = (".txt", ".caption", ".json")
 
 FILES = ("txt", "caption", "json", "metadata")
 """Sources that are files, in the order in which data.captions auto takes them."""
-
-NUMBERED = re.compile(r"(\d+)_")
-"""Beginning of a folder's name that is not part of a caption (kohya's repeats)."""
 
 
 def read_captions(
@@ -62,8 +58,8 @@ def folder_caption(path: Path, roots: Container[Path]) -> str:
     """The caption that the folder of a picture gives it: the name of the innermost one called `10_name`, without the
     number, or else of the folder that it is in."""
     names = _folders(path, roots)
-    named = [name for name in names if NUMBERED.match(name)]
-    return _text_of(NUMBERED.sub("", named[0], count=1) if named else names[0])
+    named = [name for name in names if REPEATS.match(name)]
+    return _text_of(REPEATS.sub("", named[0], count=1) if named else names[0])
 
 
 def _folders(path: Path, roots: Container[Path]) -> list[str]:
@@ -288,7 +284,7 @@ def _sentence(
         f"add them to {caption_tables.TABLES[0]}" if used == "metadata"
         else f"write one into a .{ending} file of the same name"
     )  # fmt: skip
-    if any(map(NUMBERED.match, _folders(missing[0], roots))) and (folder := folder_caption(missing[0], roots)):
+    if any(map(REPEATS.match, _folders(missing[0], roots))) and (folder := folder_caption(missing[0], roots)):
         ways.append(f'use the folder\'s name ("{shown(folder)}") with --data.captions foldername')
     names = listing([found.names[path] for path in missing], most=3)
     return (

@@ -91,7 +91,7 @@ def _arranged(options: Data, caption: str, draw: Random) -> str:
     rest = caption[len(options.trigger) :] if leads else caption
     if options.prefix.strip() or options.suffix.strip():
         rest = _framed(options, rest, leads)
-    divided = options.shuffle or options.part_dropout > 0 or _is_marked(options, rest)
+    divided = options.shuffle or options.part_dropout > 0 or is_marked(options, rest)
     if divided:
         rest = glue(options).join(_parts(options, rest, draw))
     elif options.underscores:
@@ -112,15 +112,15 @@ def _framed(options: Data, rest: str, leads: bool) -> str:
 def _parts(options: Data, text: str, draw: Random) -> list[str]:
     """The parts of a caption: those that are kept at the front, the others dropped and shuffled, and those that are
     kept at the end. `keep_separator` divides them as in sd-scripts."""
-    if _is_marked(options, text):
+    if is_marked(options, text):
         front, middle, *last = (_clean(options, part) for part in text.split(options.keep_separator, 2))
     else:
         parts, last = _clean(options, text), []
         front, middle = parts[: options.keep_tokens], parts[options.keep_tokens :]
-    never, only = (set(map(_tag, names)) for names in (options.drop_never, options.drop_only))
+    never, only = (set(map(tag, names)) for names in (options.drop_never, options.drop_only))
     middle = [
         part for part in middle
-        if draw.random() >= options.part_dropout or _tag(part) in never or only and _tag(part) not in only
+        if draw.random() >= options.part_dropout or tag(part) in never or only and tag(part) not in only
     ]  # fmt: skip
     if options.shuffle:
         draw.shuffle(middle)
@@ -142,12 +142,13 @@ def _spaced(part: str) -> str:
     return part.replace("_", " ") if len(part.strip()) > SHORT else part
 
 
-def _tag(part: str) -> str:
+def tag(part: str) -> str:
     """A part as it is compared with those of a list: upper case and underscores make no difference."""
     return part.strip().replace("_", " ").casefold()
 
 
-def _is_marked(options: Data, text: str) -> bool:
+def is_marked(options: Data, text: str) -> bool:
+    """Whether the text has the mark of the parts that are kept."""
     return bool(options.keep_separator) and options.keep_separator in text
 
 
@@ -159,7 +160,7 @@ def _has_trigger(options: Data, caption: str) -> bool:
     return (
         not rest
         or rest.startswith(options.separator or " ")
-        or _is_marked(options, rest) and rest.lstrip().startswith(options.keep_separator)
+        or is_marked(options, rest) and rest.lstrip().startswith(options.keep_separator)
     )
 
 

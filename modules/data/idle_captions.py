@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Protocol
 
+from modules.data.captions import is_marked, tag
 from modules.data.captions_found import Caption
 from modules.data.names import shown
 from modules.data.roots import Root
@@ -46,7 +47,7 @@ def _without(
 
 def _has_parts(least: int, options: Data, text: str) -> bool:
     """Whether a caption has so many parts that are not kept."""
-    if options.keep_separator and options.keep_separator in text:
+    if is_marked(options, text):
         return True
     parts = f"{options.prefix} {text} {options.suffix}".split(options.separator or None)
     return len(parts) >= options.keep_tokens + least
@@ -54,9 +55,9 @@ def _has_parts(least: int, options: Data, text: str) -> bool:
 
 def _unknown_tags(items: Sequence[Captioned], name: str) -> list[str]:
     """A note on tags of a list that are in none of the captions."""
-    there = [(dict(item.root.options)[name], _plain(_whole(item))) for item in items]
-    tags = dict.fromkeys(tag for given, _ in there for tag in given)
-    unknown = [tag for tag in tags if not any(tag in given and _plain(tag) in text for given, text in there)]
+    there = [(dict(item.root.options)[name], tag(_whole(item))) for item in items]
+    tags = dict.fromkeys(one for given, _ in there for one in given)
+    unknown = [one for one in tags if not any(one in given and tag(one) in text for given, text in there)]
     listed = shown(", ".join(unknown))
     return [f"data.{name}: no caption has these parts: {listed}; check their spelling"] if unknown else []
 
@@ -64,7 +65,3 @@ def _unknown_tags(items: Sequence[Captioned], name: str) -> list[str]:
 def _whole(item: Captioned) -> str:
     options = item.root.options
     return " ".join((options.trigger, options.prefix, item.caption.text, options.suffix))
-
-
-def _plain(text: str) -> str:
-    return text.strip().replace("_", " ").casefold()

@@ -12,6 +12,9 @@ from pathlib import Path, PurePath
 
 from modules.printable import IN_LINE
 
+REPEATS = re.compile(r"(\d+)_")
+"""Beginning of a folder's name that says how often its pictures are repeated (kohya's layout)."""
+
 
 def shown(name: str | PurePath) -> str:
     """A name or path as one line of valid UTF-8: invisible characters are escaped as in Python's texts, bytes that are

@@ -1,7 +1,6 @@
 """What is in the data folders, without opening a picture: files, captions, repeats, buckets, and what is wrong."""
 
 import os
-import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Container, Sequence, Set
 from dataclasses import dataclass, field
@@ -11,14 +10,12 @@ from pathlib import Path
 from modules.data import focus, folders, idle_captions, masks, roots
 from modules.data.caption_files import Caption, read_captions
 from modules.data.formats import SUFFIXES, missing
-from modules.data.names import is_passed_over, kind_of, listing, shown
+from modules.data.names import REPEATS, is_passed_over, kind_of, listing, shown
 from modules.data.roots import SETTING, Root, Said
 from modules.preset.data_options import Data
 
 MANY_REPEATS = 100
 """Folders such as 2023_summer get a note: the number is read as repeats."""
-
-REPEATS = re.compile(r"(\d+)_")
 
 
 @dataclass(frozen=True)

@@ -61,9 +61,11 @@ def prepare(session: Session, batch: Batch) -> Prepared:
     weights = _weights_of_pictures(batch)
     if objective.min_snr_gamma is not None:
         snr = objectives.min_snr_weight(session.prediction, process.snr(times), objective.min_snr_gamma)
-        weights = snr if weights is None else snr * weights
     elif objective.debiased:  # never both, see `noise.problems`
         snr = objectives.debiased_weight(process.snr(times))
+    else:
+        snr = None
+    if snr is not None:
         weights = snr if weights is None else snr * weights
     ready = replace(
         noised(session, latents, noise, times, batch.captions, batch.sizes),
