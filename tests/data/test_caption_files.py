@@ -173,7 +173,7 @@ def test_a_broken_table_of_parquet(folder):
     pytest.importorskip("pyarrow")
     folder.picture("a.png", caption=None)
     folder.write("metadata.parquet", b"PAR1 and nothing else")
-    (problem,) = problems_of(folder)
+    (problem,) = problems_of(folder, captions="metadata")
     assert "metadata.parquet" in problem and "is not a Parquet file" in problem
 
 
