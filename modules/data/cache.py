@@ -31,7 +31,7 @@ from modules.data.index import Picture
 from modules.data.looking import Progress
 from modules.data.masks import placed, read
 from modules.data.names import shown
-from modules.data.pictures import content_key, open_picture
+from modules.data.opening import content_key, open_picture
 from modules.disk import DiskFull, remove_left_overs, whole
 from modules.families.base import Model, Texts
 from modules.preset.data_options import Data

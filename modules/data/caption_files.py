@@ -2,13 +2,13 @@
 
 import os
 from collections import defaultdict
-from collections.abc import Container, Iterable, Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from pathlib import Path
 
 from modules.data import caption_tables
 from modules.data.captions import read_text
 from modules.data.captions_found import Caption, Read, remark, sources
-from modules.data.names import REPEATS, companions, composed, listing, looked_at, shown
+from modules.data.names import REPEATS, companions, listing, shown
 from modules.preset.data_options import Data
 
 BESIDE = (".txt", ".caption", ".json")
@@ -154,7 +154,7 @@ def _read_tables(paths: Sequence[Path], files: Sequence[Path], found: Read) -> N
         found.note(tables, f"metadata files are not used (data.captions is {found.options.captions})")
         return
     listed: dict[Path, tuple[Path, str]] = {}
-    places = _places(paths if tables else ())
+    places = caption_tables.places(paths if tables else ())
     for file in tables:
         if file.suffix != ".parquet" or any(path not in listed for path in found.lacking(paths)):  # it needs a package
             _read_table(file, places, listed, found)
@@ -187,7 +187,7 @@ def _read_table(
             name, said = caption_tables.file_named(entry), caption_tables.said(found.options, entry)
             unused |= said.unused
             text = said.text(found.options)
-            for path in _named(file.parent, name, places):
+            for path in caption_tables.named(file.parent, name, places):
                 origin, known = listed.setdefault(path, (file, text))
                 if text != known and origin == file:
                     raise ValueError(f"is a second caption of {shown(name)}; keep one of them")
@@ -201,28 +201,6 @@ def _read_table(
     found.note(differing, f"{file.name} disagrees with another metadata file, which is used")
     if unused:
         found.notes.append(f"{found.names[file]}: ignored entries ({shown(', '.join(sorted(unused)))})")
-
-
-def _places(paths: Iterable[Path]) -> dict[str, list[Path]]:
-    """The pictures by their whole paths, and, as sd-scripts writes them, without the endings; also in the composed
-    Unicode normal form."""
-    whole = {os.path.abspath(path): [path] for path in paths}  # noqa: PTH100  resolve() would follow links
-    stems: dict[str, list[Path]] = defaultdict(list)
-    for place, own in whole.items():
-        stems[str(Path(place).with_suffix(""))] += own
-    exact = {**stems, **whole}
-    return {**{composed(Path(place)): own for place, own in exact.items()}, **exact}
-
-
-def _named(folder: Path, name: str, places: Mapping[str, list[Path]]) -> list[Path]:
-    """The pictures that an entry of a metadata file means. Raises ValueError when there are none."""
-    for written in dict.fromkeys((name, name.replace("\\", "/"))):
-        place = os.path.abspath(folder / os.path.normpath(written))  # noqa: PTH100
-        if pictures := places.get(place) or places.get(composed(Path(place))):
-            return pictures
-    if isinstance(looked_at(folder / os.path.normpath(name)), OSError):
-        raise ValueError(f"names a missing file, {shown(name)}; remove the line or restore the picture")
-    raise ValueError(f"names {shown(name)}, which is not one of the pictures here; remove the line")
 
 
 # -- names, and pictures without a caption ----------------------------------------------------------------------------

@@ -7,13 +7,15 @@ The forms are those of Hugging Face's image folders (`file_name` and `text`), of
 import csv
 import io
 import json
+import os
+from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from modules.data.captions import glue, lines, read_text
-from modules.data.names import shown
+from modules.data.names import composed, looked_at, shown
 from modules.documents import parse_json
 from modules.preset.data_options import Data
 
@@ -125,6 +127,29 @@ def file_named(entry: Mapping[str, Any]) -> str:
         if isinstance(entry.get(key), str) and entry[key]:
             return entry[key]
     raise ValueError('has no "file_name"; write {"file_name": "a.png", "text": "the caption"}')
+
+
+def places(paths: Iterable[Path]) -> dict[str, list[Path]]:
+    """The pictures by their whole paths, and, as sd-scripts writes them, without the endings; also in the composed
+    Unicode normal form."""
+    whole = {os.path.abspath(path): [path] for path in paths}  # noqa: PTH100  resolve() would follow links
+    stems: dict[str, list[Path]] = defaultdict(list)
+    for place, own in whole.items():
+        stems[str(Path(place).with_suffix(""))] += own
+    exact = {**stems, **whole}
+    return {**{composed(Path(place)): own for place, own in exact.items()}, **exact}
+
+
+def named(folder: Path, name: str, there: Mapping[str, list[Path]]) -> list[Path]:
+    """The pictures that an entry of a metadata file in `folder` means, of those `there` (`places`). Raises ValueError
+    when there are none."""
+    for written in dict.fromkeys((name, name.replace("\\", "/"))):
+        place = os.path.abspath(folder / os.path.normpath(written))  # noqa: PTH100
+        if pictures := there.get(place) or there.get(composed(Path(place))):
+            return pictures
+    if isinstance(looked_at(folder / os.path.normpath(name)), OSError):
+        raise ValueError(f"names a missing file, {shown(name)}; remove the line or restore the picture")
+    raise ValueError(f"names {shown(name)}, which is not one of the pictures here; remove the line")
 
 
 def _json_lines(_: Path, text: str) -> Iterable[Row]:

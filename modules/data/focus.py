@@ -1,12 +1,11 @@
 """Focus points: the middle of what a crop of a picture should show, from metadata files."""
 
 import json
-import os
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from modules.data.caption_tables import FOCUS, TABLES, file_named, rows
+from modules.data.caption_tables import FOCUS, TABLES, file_named, named, places, rows
 from modules.data.names import shown
 from modules.preset.data_options import Data
 
@@ -23,18 +22,26 @@ def points(
 ) -> dict[Path, tuple[float, float]]:
     """The focus points of pictures, if they are cropped around one, as fractions of width and height. Problems go to
     `found`; what else is wrong with the files is said where captions are read from them."""
-    wanted = set(paths) if options.crop == "focus" else set()
     given: dict[Path, tuple[float, float]] = {}
-    for file in files if wanted else ():
+    there = places(paths) if options.crop == "focus" else {}
+    for file in files if there else ():
         if file.name not in TABLES:
             continue
         for place, name, point in _entries(file):
-            if (path := file.parent / os.path.normpath(name)) in wanted:
+            for path in _pictures(file.parent, name, there):
                 try:
                     given[path] = _point(point)
                 except ValueError as error:
                     found.problem(f"{shown(file)} {place}: {error}")
     return given
+
+
+def _pictures(folder: Path, name: str, there: Mapping[str, list[Path]]) -> list[Path]:
+    """Those that an entry means; none where it names another folder's, or nothing, which captions are checked for."""
+    try:
+        return named(folder, name, there)
+    except ValueError:
+        return []
 
 
 def _entries(file: Path) -> list[tuple[str, str, Any]]:

@@ -9,7 +9,7 @@ import contextlib
 import hashlib
 import json
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from itertools import chain
@@ -79,21 +79,13 @@ def looks(
         if known and (seen := known.get(path, stamp)):
             found[path] = seen
     new = [path for path in paths if path not in found]
-    large: list[Path] = []
-    report = _Reports(progress, len(paths), len(found))
+    if progress is not None and found:
+        progress(len(found), len(paths))
     try:
-        for path, seen in zip(new, workers.each(look, new), strict=True):
-            if isinstance(seen, TooLarge):
-                large.append(path)
-                continue
+        for path, seen in _small_first(new):
             found[path] = seen
-            report.one_more()
-            if known and isinstance(seen, Look) and path in stamps:
-                known.add(path, stamps[path], seen)
-        for path, seen in zip(large, workers.each(look_alone, large, count=1), strict=True):
-            assert not isinstance(seen, TooLarge)
-            found[path] = seen
-            report.one_more()
+            if progress is not None:
+                progress(len(found), len(paths))
             if known and isinstance(seen, Look) and path in stamps:
                 known.add(path, stamps[path], seen)
     finally:
@@ -102,18 +94,17 @@ def looks(
     return found
 
 
-class _Reports:
-    """Counts for a progress bar."""
-
-    def __init__(self, progress: Progress | None, total: int, done: int):
-        self.progress, self.total, self.done = progress, total, done
-        if progress is not None and done:
-            progress(done, total)
-
-    def one_more(self) -> None:
-        self.done += 1
-        if self.progress is not None:
-            self.progress(self.done, self.total)
+def _small_first(paths: Sequence[Path]) -> Iterator[tuple[Path, Look | ValueError]]:
+    """What is seen of each path; large pictures come last, one at a time."""
+    large: list[Path] = []
+    for path, seen in zip(paths, workers.each(look, paths), strict=True):
+        if isinstance(seen, TooLarge):
+            large.append(path)
+        else:
+            yield path, seen
+    for path, seen in zip(large, workers.each(look_alone, large, count=1), strict=True):
+        assert not isinstance(seen, TooLarge)
+        yield path, seen
 
 
 def _stamp(path: Path) -> list[int]:

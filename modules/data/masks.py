@@ -20,7 +20,8 @@ from torch import Tensor
 
 from modules.data.formats import SUFFIXES
 from modules.data.names import looked_at, shown
-from modules.data.pictures import open_mask, placement
+from modules.data.opening import open_mask
+from modules.data.pictures import placement
 from modules.data.roots import Root
 from modules.preset.data_options import Data
 

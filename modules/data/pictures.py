@@ -5,10 +5,6 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from modules.data.opening import content_key, open_mask, open_picture, read_size
-
-__all__ = ["content_key", "enlargement", "fit", "open_mask", "open_picture", "placement", "read_size", "sizes_of"]
-
 
 def fit(picture: Image.Image, bucket: tuple[int, int]) -> tuple[Tensor, Tensor]:
     """An RGB picture resized to cover `bucket` (width, height) and cropped to its middle.

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from modules.training import saving, state
 from modules.training.beside import beside, told
-from modules.training.events import each_event
+from modules.training.events import of_kind
 from modules.training.outputs import export_now
 from modules.training.session import Session
 
@@ -47,14 +47,8 @@ def _loss(session: Session) -> float | None:
     """The validation loss of this step: just measured, or by an earlier process, which was killed then."""
     if session.measured is not None and session.measured[0] == session.step:
         return session.measured[1]
-    found = None
-    try:
-        for event in each_event(session.run.folder / "events.jsonl"):
-            if event is not None and event["event"] == "validation" and event["step"] == session.step:
-                found = event["loss"]
-    except (OSError, ValueError):
-        return None  # `beside.made` reports it
-    return found
+    measured = of_kind(session.run.folder / "events.jsonl", "validation")
+    return next((event["loss"] for event in reversed(measured) if event["step"] == session.step), None)
 
 
 def _kept(folder: Path) -> float | None:

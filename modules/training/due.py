@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from modules.preset.schema import Preset
 from modules.training.beside import told
-from modules.training.events import each_event
+from modules.training.events import of_kind
 from modules.training.session import Session
 
 BESIDE = ("validation", "sample", "export")
@@ -99,14 +99,10 @@ def times(plan: tuple[int, str], steps: int, per_epoch: int) -> int:
 
 
 def _recorded(session: Session) -> tuple[dict[int, set[str]], dict[str, float]]:
-    """`Clock.recorded` and `Clock.last` as the run's events have them. A file that cannot be read has none."""
+    """`Clock.recorded` and `Clock.last` as the run's events have them."""
     steps: dict[int, set[str]] = {}
     last: dict[str, float] = {}
-    try:
-        for event in each_event(session.run.folder / "events.jsonl"):
-            if event is not None and event["event"] == "due":
-                steps.setdefault(event["step"], set()).add(event["what"])
-                last[event["what"]] = max(last.get(event["what"], 0.0), event["minute"] or 0.0)
-    except (OSError, ValueError):
-        pass  # `beside.made` reports it
+    for event in of_kind(session.run.folder / "events.jsonl", "due"):
+        steps.setdefault(event["step"], set()).add(event["what"])
+        last[event["what"]] = max(last.get(event["what"], 0.0), event["minute"] or 0.0)
     return steps, last

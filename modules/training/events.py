@@ -284,6 +284,14 @@ def each_event(path: Path) -> Iterator[dict[str, Any] | None]:
                 yield None
 
 
+def of_kind(path: Path, kind: str) -> list[dict[str, Any]]:
+    """The events of one kind; none of a file that cannot be read, which `beside.made` reports."""
+    try:
+        return [event for event in each_event(path) if event is not None and event["event"] == kind]
+    except (OSError, ValueError):
+        return []
+
+
 def skipped(path: Path, damaged: int) -> str:
     """The warning about lines that were left out."""
     return f"{path}: {damaged} damaged {'line is' if damaged == 1 else 'lines are'} skipped"

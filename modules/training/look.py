@@ -20,7 +20,8 @@ from modules.data.captions import caption_for, captions_of, samples_of, whole_ca
 from modules.data.folders import ROLES, at_resolutions, entries, exact, folder_options, number
 from modules.data.index import Picture, as_pictures, bucket_numbers
 from modules.data.looking import Progress
-from modules.data.pictures import enlargement, placement, read_size
+from modules.data.opening import read_size
+from modules.data.pictures import enlargement, placement
 from modules.data.roots import SETTING, bucket_sizes
 from modules.data.seen import look_at, look_at_masks
 from modules.data.survey import Item, Survey, survey

@@ -13,7 +13,8 @@ from modules.data.augment import View, is_varied, number_at, pixels, still, vari
 from modules.data.batches import mask_at
 from modules.data.index import Picture
 from modules.data.masks import placed, read
-from modules.data.pictures import content_key, open_picture, placement
+from modules.data.opening import content_key, open_picture
+from modules.data.pictures import placement
 
 
 def needs_content(picture: Picture) -> bool:

@@ -1,5 +1,6 @@
 """Masks: never pictures, found for their pictures, read as they are meant, and said where they are missing or wrong."""
 
+import json
 from collections import Counter
 
 import numpy as np
@@ -204,6 +205,17 @@ def test_focus_points(folder):
         with pytest.raises(DataProblems, match=r'metadata\.jsonl line 1: "focus" is'):
             index_of(folder, masks="files", crop="focus")
     assert not survey(options_of(folder), "training", 8).problems, "not read, not wrong"
+
+
+def test_focus_points_of_pictures_named_as_captions_may_name_them(folder):
+    folder.picture("a.png")
+    folder.picture("in/ä.png")
+    folder.write("metadata.jsonl", "".join(
+        f"{json.dumps({'file_name': name, 'text': 'a thing', 'focus': focus})}\n"
+        for name, focus in (("a", [0.1, 0.2]), ("in\\a\u0308.png", [0.3, 0.4]))
+    ))  # fmt: skip
+    index = index_of(folder, crop="focus", captions="metadata")
+    assert {p.path.name: p.focus for p in index.pictures} == {"a.png": (0.1, 0.2), "ä.png": (0.3, 0.4)}
 
 
 def test_masks_are_ignored_as_often_as_asked(folder):

@@ -110,7 +110,7 @@ def size_words(answer: Mapping[str, Any]) -> list[str]:
 
 
 def _offer(box: QComboBox, choices: Sequence[tuple[str, Any]], row: int) -> None:
-    """Offer these, without a word to the outside; a box without a choice is hidden."""
+    """Offer these, without emitting a signal; a box without a choice is hidden."""
     with QSignalBlocker(box):
         box.clear()
         for text, value in choices:

@@ -48,7 +48,7 @@ class PictureGrid(QListView):
         self.selectionModel().currentChanged.connect(self.on_current_changed)
 
     def select(self, key: tuple[int, str]) -> None:
-        """Select a picture, or none when it is not shown; without a word to the outside if it stays the same."""
+        """Select a picture, or none when it is not shown; without emitting a signal if it stays the same."""
         row = self.pictures.row_of(key)
         self.setCurrentIndex(self.pictures.index(row) if row >= 0 else QModelIndex())
 
