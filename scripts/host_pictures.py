@@ -11,7 +11,6 @@ Exit codes: 0 all pictures match the trainer's to within 2/255, 1 some do not, 2
 
 import argparse
 import inspect
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -47,14 +46,16 @@ def main() -> int:
 
 def export(run: Path, file: Path) -> str:
     """Write `file` from the run's adapter; its form. Raises ValueError with the exporter's sentence."""
-    command = [sys.executable, ROOT / "scripts/export.py", run, "--host", "diffusers", "--dtype", "float32"]
-    said = ""
-    for form in ("auto", "full"):
-        outcome = subprocess.run([*command, "--form", form, "--out", file], capture_output=True, text=True)
-        if not outcome.returncode:
-            return form
-        said = outcome.stderr.strip()
-    raise ValueError(said)
+    from scripts import export as exporting
+
+    options = dict.fromkeys(("state", "base", "rank", "comfyui_norm", "computes_in"))
+    options |= {"run": run, "host": "diffusers", "dtype": "float32", "out": file, "device": "cpu"}
+    try:
+        exporting.run(argparse.Namespace(**options, form="auto"))
+    except ValueError:
+        exporting.run(argparse.Namespace(**options, form="full"))
+        return "full"
+    return "auto"
 
 
 def differences(run: Path, file: Path) -> list[int]:

@@ -139,6 +139,7 @@ def test_the_shipped_demos_are_found():
         compare.demos("elsewhere")
 
 
+@pytest.mark.full
 def test_steps_are_timed_in_turn(tmp_path, monkeypatch, forget_accelerate):
     light = [("targets.layers", "attention"), ("training.batch_size", "1"), ("training.steps", "3")]
     pair = [preset(tmp_path, name, *light) for name in ("first", "second")]

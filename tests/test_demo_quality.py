@@ -81,6 +81,7 @@ def test_what_nobody_could_name_is_none(name, judges, drawings):
 # -- judge ------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.full
 def test_judge_counts_what_is_right(pictures, judges):
     facts = judging.judge(pictures, SUBJECTS)
     assert facts.subject >= 0.97 and facts.noto >= 0.97 and facts.none <= 0.02
@@ -120,6 +121,7 @@ def test_judge_refuses_what_it_does_not_know(pictures, tmp_path):
         judging.judge(pictures[:1], SUBJECTS[:1], tmp_path / "other.safetensors")
 
 
+@pytest.mark.full
 def test_judge_needs_torch_and_pillow_alone():
     heavy = ["diffusers", "transformers", "accelerate", "modules.families", "modules.training", "scripts"]
     code = f"import sys; from modules.judges.judges import judge; print([m for m in {heavy} if m in sys.modules])"

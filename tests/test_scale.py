@@ -116,6 +116,7 @@ def test_patterns_of_another_model():
     assert growth(prepared) < 1.5
 
 
+@pytest.mark.full
 def test_checking_a_model_of_real_size_takes_seconds(tmp_path):
     """With patterns and rules for each of SDXL's layers, and as many for layers of another model: they took minutes."""
     place = make_folder("sdxl", tmp_path)
@@ -195,6 +196,7 @@ def test_inspecting_and_resizing(tmp_path):
     assert growth(prepared) < 1.5
 
 
+@pytest.mark.full
 def test_writing_tensors_as_they_were(tmp_path):
     """What converting does with layers that the other program reads as they are."""
 

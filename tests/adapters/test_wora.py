@@ -88,6 +88,7 @@ def smallest_beta(route, axis: str, steps: int = 3000) -> float:
     return lowest
 
 
+@pytest.mark.full
 @pytest.mark.short("input")
 @both_axes
 def test_beta_cannot_drift_through_zero(axis):

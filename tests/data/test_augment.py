@@ -14,7 +14,8 @@ from modules.data.augment import View, coloured, number_at, pixels, still, varia
 from modules.data.batches import Batches, flip_at
 from modules.data.cache import LatentCache
 from modules.data.index import build_index
-from modules.data.pictures import fit, open_picture, sizes_of
+from modules.data.opening import open_picture
+from modules.data.pictures import fit, sizes_of
 from tests.data.encoder import Encoder, pictures_of
 
 ON = {"crop": "random", "rotation": 8.0, "brightness": 0.2, "contrast": 0.2, "saturation": 0.3, "hue": 0.1}
@@ -142,6 +143,7 @@ def test_colours_follow_the_crop(options):
 # -- cache ------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.short("True")
 @pytest.mark.parametrize("cache", [True, False])
 def test_every_variant_is_encoded_once_and_found_again(options, cache):
     options = on(options, flip=True, cache=cache, variants=3)

@@ -9,7 +9,8 @@ import torch
 from PIL import Image
 
 from modules.data.cache import LatentCache, Store, TextCache
-from modules.data.pictures import fit, open_picture
+from modules.data.opening import open_picture
+from modules.data.pictures import fit
 from tests.data.encoder import Encoder, pictures_of
 
 

@@ -193,6 +193,7 @@ def test_partial_files_of_killed_runs_go(options):
     assert all(path.exists() for path in (young, future, entry, *strangers)), "another run may be writing"
 
 
+@pytest.mark.full
 def test_a_killed_writer_leaves_nothing_that_is_read(options):
     """The process dies between writing and renaming; the next run finds no entry and its partial file is no entry."""
     code = (

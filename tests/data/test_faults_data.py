@@ -279,7 +279,7 @@ def test_links_to_nowhere_are_told_of(folder):
 
 def test_a_pipe_that_took_a_picture_s_place(folder):
     from modules.data.captions import read_text
-    from modules.data.pictures import open_picture, read_size
+    from modules.data.opening import open_picture, read_size
 
     path = folder.path / "pipe.png"
     os.mkfifo(path)

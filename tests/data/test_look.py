@@ -14,7 +14,8 @@ from PIL import Image
 from modules.data.batches import Batches
 from modules.data.captions import whole_caption
 from modules.data.index import build_index
-from modules.data.pictures import fit, open_picture
+from modules.data.opening import open_picture
+from modules.data.pictures import fit
 from modules.preset.schema import Base, Data
 from modules.training.look import Bases, answer_one, serve
 from tests.data.conftest import Folder
@@ -220,6 +221,7 @@ def test_a_picture_of_another_folder_needs_a_caption(ask, data, tmp_path):
     assert ask("sees", data, path=str(path), caption="x")["bucket"] == [64, 64]
 
 
+@pytest.mark.full
 def test_the_process_answers_one_line_each_and_ends_with_its_input(folder):
     path = str(folder.picture("ä.png"))
     preset = {"data": {"folders": [str(folder.path)], "resolution": 64}, "family": "nothing"}

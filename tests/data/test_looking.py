@@ -270,6 +270,7 @@ def test_different_pictures_do_not_look_the_same():
     assert pairs([signature(image) for image in images], [str(place) for place in range(len(images))]) == []
 
 
+@pytest.mark.full
 def test_pairs_are_found_among_many_and_in_little_time():
     """Not each with each: of these there would be 200 million."""
     draw = np.random.default_rng(0)

@@ -235,6 +235,7 @@ def test_a_plug_in_that_cannot_be_imported(folder, monkeypatch):
 # -- too large, and links to nowhere ----------------------------------------------------------------------------------
 
 
+@pytest.mark.full
 def test_a_large_scan_is_read_and_a_larger_one_refused_with_its_size(folder):
     """182 megapixels were called broken."""
     path = folder.save("scan.png", Image.new("1", (14_000, 13_000), 1))

@@ -5,7 +5,8 @@ import pytest
 import torch
 from PIL import Image, ImageFile
 
-from modules.data.pictures import content_key, fit, open_picture, read_size, sizes_of
+from modules.data.opening import content_key, open_picture, read_size
+from modules.data.pictures import fit, sizes_of
 
 
 def gradient(size=(40, 24)):

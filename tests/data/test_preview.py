@@ -13,7 +13,7 @@ from modules.data.augment import pixels, still, variants
 from modules.data.batches import Batches
 from modules.data.cache import MaskCache
 from modules.data.index import build_index
-from modules.data.pictures import open_picture
+from modules.data.opening import open_picture
 from modules.preset.data_options import Data
 from modules.training.look import Bases, answer_one
 from tests.data.encoder import Encoder

@@ -55,6 +55,7 @@ def assert_weights(network, cases: dict[str, foreign.Case]) -> None:
         assert (case.weight - case.base.weight).norm() > 0.01 * case.base.weight.norm(), "the file does something"
 
 
+@pytest.mark.short("OneTrainer OFT", "LyCORIS LoKr-DoRA")
 @pytest.mark.parametrize("trainer", TRAINERS)
 def test_inspected_converted_and_merged(base, tmp_path, monkeypatch, capsys, trainer):
     make, start, metadata, word = TRAINERS[trainer]

@@ -83,6 +83,7 @@ def test_installed_comfyui(tmp_path, folder):
                 assert (found[spelled(name)].float() - wanted).abs().max() <= bound
 
 
+@pytest.mark.full
 def test_comfyui_in_a_python_without_packages_for_pictures(tmp_path, folder):
     """It imports them on the way to its loader, as 0.28.0 does (run in a Python that lacks them)."""
     (folder / "comfy/utils.py").write_text(

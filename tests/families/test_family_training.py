@@ -36,7 +36,12 @@ SMALL = {
 """What the shipped presets leave to larger machines."""
 
 
-@pytest.fixture(scope="module", params=FAMILIES)
+WITH = [*HOSTS, *list(HOSTS) * len(FAMILIES)][: len(FAMILIES) + 2]
+CASES = list(zip(["sdxl", "sdxl", *FAMILIES], WITH, strict=True))
+"""Each kind of base with one of the presets in turn, SDXL with all."""
+
+
+@pytest.fixture(scope="module")
 def stage(request, tmp_path_factory) -> tuple[str, Path]:
     """The family's name, and a folder with a tiny base and pictures."""
     row, folder = FAMILIES[request.param], tmp_path_factory.mktemp("stage")
@@ -46,7 +51,7 @@ def stage(request, tmp_path_factory) -> tuple[str, Path]:
 
 
 @pytest.mark.short("sdxl-lora")
-@pytest.mark.parametrize("method", HOSTS)
+@pytest.mark.parametrize("stage, method", CASES, indirect=["stage"])
 def test_a_shipped_preset_trains_samples_and_exports(stage, method, tmp_path, forget_accelerate, monkeypatch):
     family, folder = stage
     options = {

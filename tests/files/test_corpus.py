@@ -94,6 +94,7 @@ MERGED = ("LyCORIS norms", "LyCORIS IA3", "LyCORIS LoKr Tucker", "peft lora_bias
           "peft embedding", "peft VeRA", "peft WoRA", "OneTrainer embeddings", "FLUX BFL control", "FLUX XLabs generic")
 
 
+@pytest.mark.short("LyCORIS norms", "peft WoRA", "FLUX BFL control", "peft embedding")
 @pytest.mark.parametrize("name", MERGED)
 def test_merged_into_a_base_on_disk(bases, tmp_path, name):
     sample = READ[name]()
@@ -120,6 +121,9 @@ CONVERTED = {
 }
 
 
+@pytest.mark.short(
+    "LyCORIS norms-comfyui", "LyCORIS LoKr Tucker-kohya", "peft WoRA-diffusers", "peft VeRA-comfyui", "FLUX BFL-comfyui"
+)
 @pytest.mark.parametrize("name, host", [(name, host) for name, hosts in CONVERTED.items() for host in hosts])
 def test_converted_for_programs_that_can_hold_it(bases, models, tmp_path, name, host):
     """The new file means what the old one meant, so read again it gives the same weights."""

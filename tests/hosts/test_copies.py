@@ -8,6 +8,7 @@ from tests.hosts import copies, programs
 THERE = [copy for copy, program in copies.PROGRAM.items() if programs.programs(program)]
 
 
+@pytest.mark.short("0.5-lycoris")
 @pytest.mark.parametrize("copy", THERE)
 @pytest.mark.parametrize("strength", copies.STRENGTHS)
 def test_the_copy_is_the_program(copy, strength):

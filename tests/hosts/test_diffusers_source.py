@@ -46,7 +46,7 @@ def converted(modules: tuple[Any, Any], family: str, tensors: dict[str, torch.Te
     return found
 
 
-@pytest.mark.short("sdxl", "flux")
+@pytest.mark.short("sdxl")
 @pytest.mark.parametrize("family", inspect_corpus.MODELS)
 def test_names_are_converted_as_by_the_package(family):
     """Every file of the corpus, with small tensors: the same names, values and exceptions."""
@@ -60,6 +60,7 @@ def test_names_are_converted_as_by_the_package(family):
         assert alone == package, case.name
 
 
+@pytest.mark.full
 def test_inspect_imports_no_models(tmp_path):
     """Importing diffusers takes longer than all that inspect does."""
     path = next(case for case in inspect_corpus.cases() if case.family == "sdxl").write(tmp_path)

@@ -360,6 +360,7 @@ def test_named_curves_and_prodigy(imported, of):
 # -- the terminal -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.full
 def test_the_script_prints_nothing_that_steers_the_terminal(tmp_path):
     script = Path(__file__).parents[2] / "scripts" / "import_preset.py"
     path = tmp_path / "evil.toml"

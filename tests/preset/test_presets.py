@@ -164,6 +164,7 @@ def test_accelerate_reads_the_launch_files(path):
     assert "--config_file configs/" + path.name in path.read_text()
 
 
+@pytest.mark.full
 def test_two_cpu_processes_are_really_two(tmp_path):
     script = tmp_path / "script.py"
     script.write_text(

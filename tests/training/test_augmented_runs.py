@@ -34,6 +34,7 @@ def everything(folders, **more):
     return {**options, **more}
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("variants", [3, 0])
 def test_a_resumed_run_is_the_same_run(place, folders, monkeypatch, variants):
     data = everything(folders, variants=variants)

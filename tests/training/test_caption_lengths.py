@@ -91,6 +91,7 @@ def test_options_without_effect_are_said(place: Place):
     assert any(note.startswith("base.clip_skip: 2 has no effect") for note in notes_of(place, "--base.clip_skip", "2"))
 
 
+@pytest.mark.full
 def test_clip_skip_of_a_run(place: Place, tmp_path):
     base = str(make_folder(tmp_path / "sd15"))
     targets = {"layers": "attention", "include": [], "exclude": []}

@@ -157,6 +157,7 @@ def test_the_script_refuses_with_json_too(place: Place, capsys):
     assert "nobody/nothing" in json.loads(capsys.readouterr().out)["problems"][0]
 
 
+@pytest.mark.full
 def test_a_training_says_only_its_own_words(place: Place):
     process = launch([sys.executable, "scripts/train.py", *place.command("quiet", "--training.steps", "2")])
     out, err = process.communicate(timeout=500)

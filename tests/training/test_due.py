@@ -88,6 +88,7 @@ def test_the_clock_says_when_and_it_is_an_event_before_it_is_made(place: Place, 
     assert equal(place.adapter("clock"), place.adapter("plain")), "the clock has changed what is learned"
 
 
+@pytest.mark.full
 def test_what_was_due_is_made_by_the_run_that_resumes_and_the_clock_asks_no_second_time(place: Place, monkeypatch):
     minutes = ["--validation.every", "10", "--validation.every_unit", "minutes", "--saving.state_every", "2"]
 
@@ -181,6 +182,7 @@ def test_the_best_is_kept_apart_from_the_last_states(place: Place, monkeypatch):
     assert steps_of(place, "best", "best") == [1, 2]
 
 
+@pytest.mark.short("_save")
 @pytest.mark.parametrize("function", ["validate", "export_now", "_save"])
 def test_the_best_survives_a_kill_at_any_point_and_the_old_one_stays_until_the_new_one_is_whole(
     place: Place, monkeypatch, function

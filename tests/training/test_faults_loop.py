@@ -89,6 +89,7 @@ def test_what_is_no_failure_of_a_by_product_ends_the_run(place: Place, monkeypat
     assert place.events("ends")[-1]["exit_code"] == code
 
 
+@pytest.mark.full
 def test_an_export_along_the_way_may_fail_and_the_last_one_may_not(place: Place, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(outputs, "export", fails)
@@ -146,6 +147,7 @@ def test_a_grid_of_nothing_is_none(tmp_path):
     assert samples.write_grid(tmp_path, samples.sampled_steps(tmp_path, 2), ["a", "b"]) is None
 
 
+@pytest.mark.full
 def test_damaged_samples_do_not_keep_a_run_from_its_export(place: Place, monkeypatch):
     ask(monkeypatch, place, "drawn", "stop", at=2)
     assert place.train("drawn", *DRAWN) == 130

@@ -82,6 +82,7 @@ def own(stage: Path, tmp_path: Path) -> Place:
     return place
 
 
+@pytest.mark.short("unet", "text_encoder_2")
 @pytest.mark.parametrize("part", ["unet", "vae", "text_encoder_2"])
 def test_a_base_that_has_changed_is_refused(own: Place, part, capsys):
     file = next((own.stage / "base" / part).glob("*.safetensors"))

@@ -56,6 +56,7 @@ def test_the_loss_of_a_folder_has_its_weight(place: Place):
     torch.testing.assert_close(found["weighted"], expected, rtol=1e-6, atol=0)
 
 
+@pytest.mark.full
 def test_with_all_settings_a_resumed_run_is_the_whole_one(place: Place, monkeypatch):
     data = everything(place)
     assert place.train("whole", *MORE, data=data) == 0

@@ -54,7 +54,7 @@ def independent() -> list[str]:
     return [name for name, module in methods().items() if module.Adapter.replanned.__func__ is Base.replanned.__func__]
 
 
-@pytest.mark.short("wora-adamw", "lora-schedulefree_adamw")
+@pytest.mark.short("wora-adamw")
 @pytest.mark.parametrize(
     "method, optimizer",
     [*((method, "adamw") for method in independent()), *(("lora", name) for name in optimizers_on_cpu())],
@@ -76,6 +76,7 @@ def test_a_lengthened_run_is_the_longer_run(place: Place, method, optimizer):
     assert warnings(place, "run") == warnings(place, "longer")
 
 
+@pytest.mark.full
 def test_epochs_and_a_run_that_was_stopped(place: Place, monkeypatch, capsys):
     """Three steps make an epoch."""
     assert place.train("longer", "--training.epochs", "2") == 0
@@ -128,6 +129,7 @@ def test_a_schedule_differs_only_where_its_past_does():
     assert schedules.replanned(linear, 5, 10, 20) == "" != schedules.replanned(linear, 7, 10, 20)
 
 
+@pytest.mark.short("adapter0-ranks of the layers were final")
 @pytest.mark.parametrize("adapter, words", [(ADALORA, "ranks of the layers were final"), (RACLORA, "link 2 of the")])
 def test_methods_that_depend_on_the_length_say_how_they_go_on(place: Place, adapter, words, capsys):
     assert place.train("run", *TWO, adapter=adapter) == 0
@@ -184,6 +186,7 @@ def test_the_old_file_stays_until_the_new_one_is_whole(place: Place, monkeypatch
     assert [event["step"] for event in place.events("run", "step")] == [1, 2, 3, 4]
 
 
+@pytest.mark.short("3")
 @pytest.mark.parametrize("at", [3, 4])
 def test_a_crash_on_the_way_is_no_end(place: Place, monkeypatch, at, capsys):
     """Before the first state of the longer run, and after: the last event `finished` is of the shorter one."""

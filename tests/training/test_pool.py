@@ -72,6 +72,7 @@ def test_it_trains_and_needs_the_folder_no_more(place, pooled, monkeypatch):
     assert load_file(place.runs / "run" / "run.safetensors")
 
 
+@pytest.mark.full
 def test_a_run_goes_on_from_its_file_without_the_folder(place, pooled):
     assert place.train("run", adapter=cora(pooled), export=EXPORT) == 0
     file = place.runs / "run" / "run.safetensors"

@@ -206,6 +206,7 @@ def test_an_error_in_between_switches_adapters_on_again():
     assert layer.enabled
 
 
+@pytest.mark.full
 def test_the_base_is_kept_better(place, tmp_path):
     """After some steps the adapted network is nearer to the base on regularisation pictures than one that was trained
     on the same pictures without them, or with them as targets."""

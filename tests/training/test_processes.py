@@ -27,12 +27,11 @@ def close(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> 
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("flags", [["--num_processes", "2", "--cpu"], CONFIG], ids=["flags", "config"])
-def test_two_processes_are_one_with_twice_the_batch(place: Place, flags):
+def test_two_processes_are_one_with_twice_the_batch(place: Place):
     """An optimizer with plain steps: Adam would blow rounding up where a gradient is near zero."""
     more = ["--training.steps", "3", "--optimizer.eps", "1.0", "--saving.state_every", "1"]
     command = place.command("two", *more, "--training.batch_size", "1")
-    process = launch([*LAUNCHER, *flags, "scripts/train.py", *command], ACCELERATE_USE_CPU="1")
+    process = launch([*LAUNCHER, *CONFIG, "scripts/train.py", *command], ACCELERATE_USE_CPU="1")
     out, err = process.communicate(timeout=500)
     assert process.returncode == 0, err
     assert out.count("Done:") == 1 and "Traceback" not in err

@@ -26,6 +26,7 @@ def data(place, **more) -> dict:
     return {"resolution": 16, "validation_folder": "", "broken": "skip", **more}
 
 
+@pytest.mark.full
 def test_a_run_without_broken_pictures_equals_one_that_skips_them(place, capsys):
     assert place.train("stop", data=data(place, broken="error")) == 2
     assert "3.png" in (said := capsys.readouterr().err) and "away.png, which does not exist" in said
@@ -46,6 +47,7 @@ def test_a_run_without_broken_pictures_equals_one_that_skips_them(place, capsys)
     assert not (place.runs / "without" / "broken.tsv").exists()
 
 
+@pytest.mark.full
 def test_a_resumed_run_is_the_same_or_says_what_has_changed(place):
     assert place.train("whole", data=data(place), saving=KEEP) == 0
     assert place.train("half", "--training.steps", "2", data=data(place), saving=KEEP) == 0

@@ -46,6 +46,7 @@ def first(place, adapter=LORA, **more):
     return exported(place, "first")
 
 
+@pytest.mark.short("dora-2-input")
 @pytest.mark.parametrize("adapter", METHODS, ids=lambda adapter: "-".join(map(str, list(adapter.values())[:3])))
 def test_a_run_begins_with_the_weights_of_a_finished_one(place, adapter):
     node = {"host": "comfyui_node", "node_spelling": "oftv2"} if adapter["method"] == "oft" else {}

@@ -98,6 +98,7 @@ def test_a_run_under_way_is_exported(place: Place, monkeypatch):
     assert equal(load_file(place.runs / "under_way.safetensors"), own)
 
 
+@pytest.mark.full
 def test_a_newer_state_than_the_finished_adapter_is_taken(place: Place, monkeypatch, capsys):
     assert place.train("run", "--training.steps", "1") == 0
     ask(monkeypatch, place, "run", "stop", at=2)

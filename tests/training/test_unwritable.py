@@ -21,6 +21,7 @@ SHORT = {"adapter": {"method": "lora", "rank": 2}, "training": {"steps": 2, "bat
 LONGER = {**SHORT, "training": {**SHORT["training"], "steps": 3}}
 
 
+@pytest.mark.short("state")
 @pytest.mark.parametrize("name", ["state", "samples", "requests", "."])
 def test_a_run_that_cannot_be_written_is_refused_before_anything_is_loaded(place: Place, name, capsys):
     assert place.train("a", **SHORT) == 0
@@ -60,6 +61,7 @@ def test_a_read_only_cache_that_lacks_something_is_refused(place: Place, tmp_pat
         assert place.train("b", **SHORT, **empty) == 2
 
 
+@pytest.mark.short("4")
 @pytest.mark.parametrize("at", [2, 4])
 def test_a_run_folder_that_is_deleted_ends_the_run(place: Place, monkeypatch, at, capsys):
     take_step, folder = loop.take_step, place.runs / "a"

@@ -36,6 +36,7 @@ def test_a_check_that_breaks_says_its_last_words(output):
     assert understood(output, "it ended with code 1: MemoryError: no").failed.endswith("MemoryError: no)")
 
 
+@pytest.mark.full
 def test_the_real_check_answers_and_an_older_one_is_given_up(qtbot, document, tmp_path):
     check = Check(tmp_path)
     answers = []

@@ -116,6 +116,7 @@ def test_an_event_of_the_wrong_kind_leaves_the_curves_in_step():
     assert all(len(curve.steps) == len(curve.values) for curve in history.curves.values())
 
 
+@pytest.mark.full
 def test_a_hundred_thousand_steps_are_read_in_slices(tmp_path):
     lines = [json.dumps({**STEP, "step": step, "loss": 1 / step}) for step in range(1, 100_001)]
     (tmp_path / "events.jsonl").write_text("\n".join(lines) + "\n")

@@ -325,6 +325,7 @@ def test_a_refusal_and_a_death_are_sentences_and_refresh_asks_again(shown, docum
     qtbot.waitUntil(lambda: shown.parts.status.text().startswith("5 pictures"), timeout=5000)
 
 
+@pytest.mark.full
 def test_two_thousand_pictures_do_not_hold_up_the_window(page, document, qtbot, tmp_path):
     many = tmp_path / "many"
     many.mkdir()

@@ -191,6 +191,7 @@ def test_a_run_is_followed_while_it_grows(page, tmp_path, qtbot):
     assert page.live.messages.detail.toPlainText() == "Something to know.\n\nand more"
 
 
+@pytest.mark.full
 def test_a_hundred_thousand_steps_do_not_block_the_window(page, tmp_path, qtbot):
     run = made_run(tmp_path / "runs/long", "good")
     lines = [json.loads(line) for line in (run / "events.jsonl").read_text().splitlines()]

@@ -99,6 +99,7 @@ def test_a_shape_that_the_window_does_not_know_is_refused():
 # -- values -----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.full
 def test_odd_values_are_judged_as_the_trainer_judges_them():
     judged = []
     for values in of_each_variant():

@@ -115,6 +115,7 @@ def test_a_file_that_cannot_be_read_is_said_once(tmp_path, qtbot, follower):
     assert len(said) == 1 and "cannot be read" in said[0] and str(tmp_path) in said[0]
 
 
+@pytest.mark.full
 def test_a_long_run_loads_in_slices_between_which_the_window_answers(tmp_path, qtbot, follower):
     (tmp_path / "events.jsonl").write_text("".join(line(step) for step in range(1, 100_001)))
     seen, shown = [], []
