@@ -186,9 +186,9 @@ def text_sources(
 
 def _agreeing(network: Any, header: Header, places: Places) -> int:
     """How many of the network's tensors the file has in the same shape."""
-    stored, wanted = header.tensors, network.state_dict()
-    return sum(isinstance(place, Place) and place.name in stored and stored[place.name].shape == tuple(wanted[name].shape)
-               for name, place in places.items())
+    shapes = {name: entry.shape for name, entry in header.tensors.items()}
+    wanted = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
+    return sum(isinstance(place, Place) and shapes.get(place.name) == wanted[name] for name, place in places.items())
 
 
 def described(names: Collection[str]) -> str:
