@@ -9,7 +9,6 @@ from PySide6.QtWidgets import QApplication, QFileDialog
 
 from ui.core import places
 from ui.core.preset.field import plain
-from ui.core.preset.schema import Schema
 from ui.core.settings import Settings
 from ui.form import inputs as fields
 from ui.form.inputs import bounds, parsed, stepped
@@ -287,24 +286,6 @@ def test_folders_are_dropped_once_each_and_missing_ones_said(qtbot, made, tmp_pa
     assert widget.read() == [tmp_path.as_posix(), "demo"] == widget.seen[-1]
     widget.put(["no/where"])
     qtbot.waitUntil(lambda: found[-1:] == ["there is no folder no/where"])
-
-
-def test_files_are_chosen_dropped_and_looked_for(qtbot, made, tmp_path, monkeypatch):
-    field = Schema.load().everything()["base.texts"][0]
-    widget = made(field, [])
-    found = []
-    widget.found.connect(lambda problem, note: found.append(problem))
-    (tmp_path / "a.safetensors").write_bytes(b"")
-    drop_on(widget.list, tmp_path / "a.safetensors", tmp_path)
-    path = (tmp_path / "a.safetensors").as_posix()
-    assert widget.read() == [path, tmp_path.as_posix()] == widget.seen[-1]
-    qtbot.waitUntil(lambda: found[-1:] == [f"{tmp_path.as_posix()} is a folder; a file is needed"])
-    monkeypatch.setattr("ui.form.paths.QFileDialog.getOpenFileName", lambda *a: (str(places.ROOT / "README.md"), ""))
-    widget.on_add()
-    assert widget.read() == [path, tmp_path.as_posix(), "README.md"]
-    widget.put(["no/where.safetensors"])
-    qtbot.waitUntil(lambda: "there is no file no/where.safetensors" in found[-1])
-    assert field.problem(["a", 5]) == "number 2: 5 is not a text (in quotes)" and field.problem("a")
 
 
 # -- paths ------------------------------------------------------------------------------------------------------------
