@@ -28,6 +28,7 @@ from modules.training import (
     setup,
     sharding,
     text_groups,
+    training_adapter,
 )
 from modules.training.bars import progress_bar
 from modules.training.events import Events
@@ -59,6 +60,7 @@ def prepare(preset: Preset, pictures: Pictures, run: Run, events: Events, accele
 
     groups = make_groups(preset, caches.texts, batches, captions, model, events)
     place(model, preset, events, accelerator)
+    trained_beside = training_adapter.read(preset, model)
     adapted = attach(model, preset, run, events)
     parameters = setup.parameter_groups(adapted, model, preset.targets)
     gradients, optimizer = flat.build(preset.optimizer, parameters, training.learning_rate)
@@ -70,6 +72,7 @@ def prepare(preset: Preset, pictures: Pictures, run: Run, events: Events, accele
         accelerator=accelerator,
         model=model,
         adapted=adapted,
+        training_adapter=training_adapter.add(trained_beside, model),
         derived=Derived(adapted.values()),
         flat=gradients,
         optimizer=accelerator.prepare_optimizer(optimizer),

@@ -63,6 +63,7 @@ class PipelineModel(Reader, Named):
 
     bucket_step: int
     longest_side: int | None = None
+    distilled: bool = False
 
     def __init__(self, pipeline: Any, device: torch.device):
         self.pipeline, self.device = _computing_on(device, pipeline), device
