@@ -152,8 +152,8 @@ def _strangers(placed: Iterable[Placed], model: Any) -> list[str]:
             texts.append(one.name)
         elif not kinds.is_pair(one.parts) or kinds.has_bias(one.parts):
             others.setdefault(kinds.words(one.parts), []).append(one.name)
-    found = [f"{listed(names)}: {what}, but a training adapter is a plain LoRA: another method's change, a magnitude "
-             "or a bias cannot be added to the output of a layer" for what, names in others.items()]
+    found = [f"{listed(names)}: {what}, but a training adapter is a plain LoRA, without magnitudes, biases and norms"
+             for what, names in others.items()]
     if texts:
         found.append(f"{listed(texts)}: text encoders, but a training adapter changes the denoiser alone")
     return found
