@@ -90,7 +90,7 @@ def kinds_of_files(folder: Path) -> dict[str, Path]:
         "safetensors": folder / "text.safetensors",
         "save it as .safetensors": folder / "pickle.pt",
         "is empty": folder / "empty.safetensors",
-        "does not exist": folder / "missing.safetensors",
+        "no such file": folder / "missing.safetensors",
         "is a folder": folder,
     }
 
