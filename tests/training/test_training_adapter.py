@@ -10,6 +10,7 @@ import numpy
 import pytest
 import torch
 from PIL import Image
+from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -19,12 +20,7 @@ from modules.export.export import export
 from modules.files import opening, reading
 from modules.files.facts import Facts
 from modules.preset.files import resolve
-from modules.training import (
-    fingerprints,
-    setup,
-    stored,
-    training_adapter,
-)
+from modules.training import fingerprints, setup, stored, training_adapter
 from modules.training.state import load_state, states
 from modules.training.training_adapter import Beside
 from tests.adapters.cases import FIRST, adapter_class, apply, close, randomise
@@ -116,6 +112,11 @@ def pictures(place: Place, name: str) -> dict[int, numpy.ndarray]:
     return {one["step"]: numpy.asarray(Image.open(place.runs / name / one["path"]), int) for one in found}
 
 
+def read_header(path: Path) -> dict[str, str]:
+    with safe_open(path, "pt") as file:
+        return file.metadata()
+
+
 @pytest.mark.parametrize("more", [(), ("--training.accumulation", "2", "--training.gradient_checkpointing", "true")])
 def test_a_run_trains_what_a_base_with_it_inside_does_and_shows_the_plain_base(place, given: Given, more):
     """Losses, validation and adapter are those of a base that has it in its weights; the pictures are not."""
@@ -129,6 +130,10 @@ def test_a_run_trains_what_a_base_with_it_inside_does_and_shows_the_plain_base(p
         assert losses(place, "beside", kind) != pytest.approx(losses(place, "plain", kind), rel=2e-3)
     for key, tensor in place.adapter("inside").items():
         torch.testing.assert_close(place.adapter("beside")[key], tensor, rtol=1e-2, atol=1e-3)
+
+    files = [place.runs / name / f"{name}.safetensors" for name in ("beside", "plain")]
+    hashes = [read_header(file)["gimbal.base_hash"] for file in files]
+    assert hashes[0] == hashes[1], "the base of the file is the plain one"
 
     shown = pictures(place, "beside")
     assert numpy.array_equal(shown[0], pictures(place, "plain")[0])

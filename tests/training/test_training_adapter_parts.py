@@ -4,6 +4,7 @@ from functools import partial
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from torch import Tensor
 
 from modules import quant
@@ -88,6 +89,30 @@ def test_quantized_and_offloaded_bases(place, given: Given, packing, offloaded):
             expected = feed.errors(session, prepared)
     torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-5)
     assert (alone - found).abs().max() > 0.01
+
+
+HALF = ("--training.precision", "bfloat16")
+
+
+@pytest.mark.parametrize("options", [HALF, (*HALF, "--base.dtype", "float32")], ids=["bfloat16", "base in float32"])
+def test_half_precision(place, given: Given, options):
+    """Layers give what they give without it in number formats, and the loss is that of float32 up to rounding."""
+    found, kinds = [], dict[torch.nn.Module, torch.dtype]()
+
+    def look(module: torch.nn.Module, _, y: Tensor) -> None:
+        kinds[module] = y.dtype
+
+    for more in ((), options):
+        AcceleratorState._reset_state(reset_partial_state=True)
+        with place.session(f"run {len(more)}", *given.typed, *more, data=PLAIN, adapter=LORA) as session:
+            besides = [spot.beside for spot in session.training_adapter.spots]
+            for beside in besides:
+                beside.register_forward_hook(look)
+                beside.inner.register_forward_hook(look)
+            found.append(loop.take_step(session, loop.Progress(feed.Feed(session)))[0])
+            assert all(kinds[beside] == kinds[beside.inner] for beside in besides)
+    assert set(kinds.values()) >= {torch.float32, torch.bfloat16}
+    assert found[1] == pytest.approx(found[0], rel=0.02) and found[1] != found[0]
 
 
 @pytest.mark.full
