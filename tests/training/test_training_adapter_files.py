@@ -116,6 +116,7 @@ def test_a_file_of_peft_is_read_as_one_of_kohya(place, given: Given, tmp_path):
     found = training_adapter.read(preset, plain)
     assert found.keys() == set(names)
     for name, (layer, terms) in found.items():
+        assert terms.up is not None and terms.down is not None
         changed = layer.dense() + terms.up @ terms.down
         torch.testing.assert_close(changed, wanted[f"{name}.weight"], rtol=1e-4, atol=1e-5)
 

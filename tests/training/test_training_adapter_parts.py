@@ -60,7 +60,7 @@ def test_initial_values_from_gradients_follow_the_loss_that_is_trained(place, gi
     for stage, options in ((place.stage, given.typed), (given.merged, ())):
         with Place(stage, place.runs).session(f"run {len(options)}", *options, adapter=adapter, data=PLAIN) as session:
             gradient_start.begin(session, loop.batch_loss)
-            downs = {name: layer.adapter.down.detach() for name, layer in session.adapted.items()}
+            downs = {name: layer.adapter.state_dict()["down"] for name, layer in session.adapted.items()}
             found.append({name: down / down.norm(dim=1, keepdim=True) for name, down in downs.items()})
     for name, rows in found[0].items():
         assert (rows * found[1][name]).sum(1).abs().min() > 0.99, name
