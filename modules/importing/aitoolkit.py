@@ -99,6 +99,7 @@ def _family(ledger: Ledger, wishes: base.Wishes) -> str:
 
 def _model(ledger: Ledger, family: str) -> None:
     ledger.to("model.name_or_path", "base.path", ledger.text("model.name_or_path"))
+    base.split_files(ledger, ["model.te_name_or_path"], ["model.vae_path"])
     _assistant(ledger)
     if ledger.written("model.dtype"):
         ledger.to("model.dtype", "base.dtype", DTYPES.get(ledger.text("model.dtype"), "auto"))
