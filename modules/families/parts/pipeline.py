@@ -8,6 +8,7 @@ methods under "defaults that a family may override" hold for most.
 from __future__ import annotations
 
 import hashlib
+import inspect
 from collections.abc import Sequence
 from pathlib import Path
 from pkgutil import resolve_name
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from PIL.Image import Image
 from torch import Tensor, nn
+from torch.nn.functional import pixel_shuffle, pixel_unshuffle
 from torch.utils.checkpoint import checkpoint
 
 from modules import quant
@@ -60,6 +62,8 @@ class PipelineModel(Reader, Named):
     CONFIGS: ClassVar[tuple[str, ...]]
     """Files that a folder of configurations needs besides the index."""
     VAE_DTYPE: ClassVar[torch.dtype] = torch.float32
+    FOLD: ClassVar[int] = 1
+    """Latents of the VAE, along each side, that are channels of one latent of the denoiser."""
 
     bucket_step: int
     longest_side: int | None = None
@@ -70,8 +74,8 @@ class PipelineModel(Reader, Named):
         self.networks: dict[str, nn.Module] = {name: part for name, part in components.items() if part is not None}
         self.text_encoders = [name for name in self.TEXT_ENCODERS if name in self.networks]
         vae = pipeline.vae.config
-        self.latent_factor = 2 ** (len(vae.block_out_channels) - 1)
-        self.latent_channels: int = vae.latent_channels
+        self.latent_factor = self.FOLD * 2 ** (len(vae.block_out_channels) - 1)
+        self.latent_channels: int = self.FOLD**2 * vae.latent_channels
         self._released: set[str] = set()
 
     # -- defaults that a family may override --------------------------------------------------------------------------
@@ -92,14 +96,14 @@ class PipelineModel(Reader, Named):
         """The pipeline of a single checkpoint."""
         config = base.config or cls.hub_id(base.path)
         cls.index(config)
-        return cls.pipeline_class().from_single_file(base.path, config=config, dtype=dtype, **cls.OPTIONS)
+        return cls.pipeline_class(config).from_single_file(base.path, config=config, dtype=dtype, **cls.OPTIONS)
 
     @classmethod
     def read_folder(cls, base: Base, dtype: torch.dtype) -> Any:
         """The pipeline of a folder or of the hub's model, without the parts that its index does not have."""
         absent = {name: None for name, kind in cls.index(base.path).items() if kind == [None, None]}
         given = {**absent, **cls.OPTIONS}
-        return cls.pipeline_class().from_pretrained(base.path, dtype=dtype, use_safetensors=True, **given)
+        return cls.pipeline_class(base.path).from_pretrained(base.path, dtype=dtype, use_safetensors=True, **given)
 
     @classmethod
     def beside(cls, base: Base) -> Sequence[str]:
@@ -107,12 +111,18 @@ class PipelineModel(Reader, Named):
         return ()
 
     @classmethod
+    def pipeline_name(cls, source: str) -> str:
+        """Name of the class in diffusers, for the folder, or the hub's model, `source`."""
+        return cls.PIPELINE
+
+    @classmethod
     def skeleton_pipeline(cls, source: str) -> Any:
         """The pipeline on the meta device, from the configuration in the folder, or of the hub's model, `source`."""
-        found = cls.index(source).items()
-        components = {name: _component(component_class(kind, name, source), name, source) for name, kind in found
-                      if isinstance(kind, list) and name not in cls.OPTIONS}
-        return cls.pipeline_class()(**components, **cls.OPTIONS)
+        found, kind = cls.index(source), cls.pipeline_class(source)
+        components = {name: _component(component_class(entry, name, source), name, source) for name, entry
+                      in found.items() if isinstance(entry, list) and name not in cls.OPTIONS}
+        facts = {name: found[name] for name in inspect.signature(kind).parameters if name in found}
+        return kind(**{**facts, **components, **cls.OPTIONS})
 
     def guidance_options(self, guidance: float, away: bool) -> dict[str, float]:
         """The pipeline's arguments for guidance; `away`: from a negative prompt."""
@@ -133,9 +143,9 @@ class PipelineModel(Reader, Named):
     # -- loading ------------------------------------------------------------------------------------------------------
 
     @classmethod
-    def pipeline_class(cls) -> Any:
-        """diffusers' class."""
-        return resolve_name(f"diffusers:{cls.PIPELINE}")
+    def pipeline_class(cls, source: str = "") -> Any:
+        """diffusers' class, for the folder, or the hub's model, `source`."""
+        return resolve_name(f"diffusers:{cls.pipeline_name(source)}")
 
     @classmethod
     def problems(cls, base: Base) -> list[str]:
@@ -161,7 +171,7 @@ class PipelineModel(Reader, Named):
     @classmethod
     def index(cls, source: str) -> dict[str, Any]:
         """The index of parts of the folder, or of the hub's model, `source`; checked, or ValueError."""
-        return read_index(cls.pipeline_class(), source, cls.OPTIONS)
+        return read_index(cls.pipeline_class(source), source, cls.OPTIONS)
 
     @classmethod
     def load(cls, base: Base, device: torch.device, dtype: torch.dtype, pictures: bool = True) -> Self:
@@ -256,14 +266,16 @@ class PipelineModel(Reader, Named):
         vae = self.present("vae")
         with torch.autocast(self.device.type, enabled=False):
             latents = vae.encode(pixels.to(self.device, self.VAE_DTYPE)).latent_dist
+        mean, std = (pixel_unshuffle(moment.float(), self.FOLD) for moment in (latents.mean, latents.std))
         shift, scale = self._latent_scale()
-        return torch.cat([(latents.mean.float() - shift) * scale, latents.std.float() * scale], 1)
+        return torch.cat([(mean - shift) * scale, std * scale], 1)
 
     def _decode(self, latents: Tensor) -> list[Image]:
         shift, scale = self._latent_scale()
         vae = self.present("vae")
         with torch.autocast(self.device.type, enabled=False):
-            pixels = vae.decode((latents.float() / scale + shift).to(self.VAE_DTYPE), return_dict=False)[0]
+            folded = latents.float() / scale + shift
+            pixels = vae.decode(pixel_shuffle(folded, self.FOLD).to(self.VAE_DTYPE), return_dict=False)[0]
         return self.pipeline.image_processor.postprocess(pixels.float())
 
     def _latent_scale(self) -> tuple[Tensor | float, Tensor | float]:

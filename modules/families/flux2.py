@@ -1,0 +1,300 @@
+"""FLUX.2: Klein 4B and 9B, base and distilled, with a Qwen3 text encoder; dev with a Mistral text encoder.
+
+Encoding and sampling are diffusers' own `Flux2KleinPipeline` and `Flux2Pipeline`. A latent is what the transformer gets
+as one token: 2x2 latents of the VAE with 32 channels, normalised with the statistics of the VAE's batch norm.
+
+The shift of the noise levels in training is that of the scheduler's line over the number of tokens, as in OneTrainer and
+musubi-tuner. It is what the pipelines' `compute_empirical_mu` gives for 200 steps; for fewer steps they shift samples
+further, which makes up for the errors of long steps.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pixel_unshuffle
+
+from modules.documents import is_folder, read_object
+from modules.families import base as protocol
+from modules.families.parts import files, qwen3
+from modules.families.parts.components import component_class, read_index
+from modules.families.parts.flow import FlowModel
+from modules.families.parts.names import DENOISER, Files, Place, layer_name, transformer
+from modules.preset.base_options import Base
+
+DEV_PIPELINE = "Flux2Pipeline"
+DEV, KLEIN = "black-forest-labs/FLUX.2-dev", "black-forest-labs/FLUX.2-klein-"
+
+TRAINED_GUIDANCE = 1.0
+"""Input of dev's guidance embedding in training: no guidance, as in other trainers."""
+
+KLEIN_LAYERS, DEV_LAYERS = (9, 18, 27), (10, 20, 30)
+"""Hidden states of the text encoders that the pipelines read."""
+
+PROCESSORS = (["transformers", "PixtralProcessor"], ["transformers", "AutoProcessor"])
+"""What dev's index has as tokenizer: one with a reader of pictures, which needs packages that captions do not."""
+
+DOUBLE, SINGLE = "transformer.transformer_blocks.*", "transformer.single_transformer_blocks.*"
+ATTENTION = [f"{DOUBLE}.attn.*", f"{SINGLE}.attn.*"]
+MLP = [f"{DOUBLE}.ff*.linear_*"]
+REST = ["transformer.*_embed*", "transformer.*_modulation*.linear", "transformer.proj_out"]
+
+# Modules of diffusers' transformer in the naming of the original checkpoints.
+OUTSIDE = {
+    "x_embedder": "img_in",
+    "context_embedder": "txt_in",
+    "time_guidance_embed.timestep_embedder.linear_1": "time_in.in_layer",
+    "time_guidance_embed.timestep_embedder.linear_2": "time_in.out_layer",
+    "time_guidance_embed.guidance_embedder.linear_1": "guidance_in.in_layer",
+    "time_guidance_embed.guidance_embedder.linear_2": "guidance_in.out_layer",
+    "double_stream_modulation_img.linear": "double_stream_modulation_img.lin",
+    "double_stream_modulation_txt.linear": "double_stream_modulation_txt.lin",
+    "single_stream_modulation.linear": "single_stream_modulation.lin",
+    "norm_out.linear": "final_layer.adaLN_modulation.1",
+    "proj_out": "final_layer.linear",
+}
+IN_BLOCKS = {
+    "attn.to_q": "img_attn.qkv",
+    "attn.to_k": "img_attn.qkv",
+    "attn.to_v": "img_attn.qkv",
+    "attn.to_out.0": "img_attn.proj",
+    "ff.linear_in": "img_mlp.0",
+    "ff.linear_out": "img_mlp.2",
+    "attn.norm_added_q": "txt_attn.norm.query_norm",
+    "attn.norm_added_k": "txt_attn.norm.key_norm",
+    "attn.add_q_proj": "txt_attn.qkv",
+    "attn.add_k_proj": "txt_attn.qkv",
+    "attn.add_v_proj": "txt_attn.qkv",
+    "attn.to_add_out": "txt_attn.proj",
+    "ff_context.linear_in": "txt_mlp.0",
+    "ff_context.linear_out": "txt_mlp.2",
+    "attn.to_qkv_mlp_proj": "linear1",
+    "attn.to_out": "linear2",
+}
+NORMS = {"attn.norm_q": "norm.query_norm", "attn.norm_k": "norm.key_norm"}
+ROWS = {"to_q": 0, "add_q_proj": 0, "to_k": 1, "add_k_proj": 1, "to_v": 2, "add_v_proj": 2}
+"""Where a layer begins in the matrix that the original has for three, in widths of the transformer."""
+
+UNKNOWN_TO_COMFYUI = ("time_guidance_embed.", "double_stream_modulation_", "single_stream_modulation.")
+"""Modules that ComfyUI has no names of diffusers for."""
+
+WIDTH_4B, WIDTH_4B_DENOISER = 2560, 3072
+"""Of the smallest models' text encoder and transformer."""
+
+PREFIX = DENOISER
+"""Of the transformer in full checkpoints; transformer-only files have it or not."""
+
+MARK = "double_stream_modulation_img.lin.weight"
+"""A tensor that every transformer of this family has, in the original naming."""
+
+
+class Model(qwen3.Qwen3Reader, FlowModel):
+    """A loaded FLUX.2 base: dev where its transformer has a guidance embedding, else Klein.
+
+    `Samples.guidance` is the input of dev's guidance embedding (2.5 to 4 is usual), and of Klein base the scale of
+    classifier-free guidance (4 is usual). Distilled Klein has none.
+    """
+
+    computed_in = "bfloat16"
+    FOLD, TOKEN = 2, 1
+    THINKING = False
+    TITLE = "a FLUX.2 model"
+    HUB_ID = KLEIN + "base-4B"
+    PIPELINE = "Flux2KleinPipeline"
+    TEXT_ENCODERS = (qwen3.ENCODER,)
+    CONFIGS = (
+        *(f"{part}/config.json" for part in ("transformer", "vae", qwen3.ENCODER)),
+        "tokenizer/tokenizer_config.json",
+        "scheduler/scheduler_config.json",
+    )
+    LIKE = (
+        "single_(transformer_)?blocks_[0-9]+_(linear[12]|attn_to_(qkv_mlp|out)|norm_(query|key))|double_blocks_|"
+        "(^|_)transformer_blocks_[0-9]+_(attn_|ff(_context)?_linear_)|_stream_modulation|time_guidance_embed|"
+        "(img|txt|time|guidance)_in_|transformer_(x|context)_embedder|qwen3_[48]b|mistral3_24b|lm_head|"
+        "(^|_)layers_[0-9]+_(self_attn_[qkvo]_proj|mlp_(gate|up|down)_proj)"
+    )
+    UNLIKE = (
+        "joint_blocks|attn[12]_|(down|up)_blocks_|mid_block|put_blocks|clip_|te_text|te1_|text_model|text_encoder_[23]|"
+        "t5xxl|double_blocks_([89]|[1-9][0-9])_|transformer_blocks_([89]|[1-3][0-9])_attn_(add|to_(add|out_0|[qkv]_))|"
+        "(img|txt)_mod_|blocks_[0-9]+_modulation_|vector_in_|norm1_(context_)?linear|ff_(context_)?net|proj_mlp|"
+        "time_text_embed|distilled_guidance|_img_|noise_refiner|context_refiner|layers_[0-9]+_(attention|feed_forward)"
+    )
+
+    def __init__(self, pipeline: Any, device: torch.device):
+        super().__init__(pipeline, device)
+        self.guided: bool = pipeline.transformer.config.guidance_embeds
+        self.distilled: bool = bool(pipeline.config.get("is_distilled", False))
+        if self.guided:
+            pipeline.text_encoder.model.vision_tower = None
+            pipeline.text_encoder.model.multi_modal_projector = None
+
+    # -- loading ------------------------------------------------------------------------------------------------------
+
+    @classmethod
+    def pipeline_name(cls, source: str) -> str:
+        """dev's where the index says so."""
+        if not source:
+            return cls.PIPELINE
+        index = read_object(Path(source, files.INDEX)) if is_folder(Path(source)) else cls.pipeline_class().load_config(source)
+        return DEV_PIPELINE if index.get("_class_name") == DEV_PIPELINE else cls.PIPELINE
+
+    @classmethod
+    def index(cls, source: str) -> dict[str, Any]:
+        """With the tokenizer alone where dev's has a processor of texts and pictures."""
+        found = read_index(cls.pipeline_class(source), source, ("tokenizer",))
+        if found.get("tokenizer") in PROCESSORS:
+            found["tokenizer"] = ["transformers", "PreTrainedTokenizerFast"]
+        component_class(found.get("tokenizer"), "tokenizer", f"{Path(source) / files.INDEX}")
+        return found
+
+    @classmethod
+    def read_folder(cls, base: Base, dtype: torch.dtype) -> Any:
+        """The pipeline with the tokenizer of `index`."""
+        kind: Any = component_class(cls.index(base.path)["tokenizer"], "tokenizer", base.path)
+        whole = cls.pipeline_class(base.path).from_pretrained
+        pipeline = whole(base.path, dtype=dtype, use_safetensors=True, tokenizer=None)
+        pipeline.register_modules(tokenizer=kind.from_pretrained(base.path, subfolder="tokenizer"))
+        return pipeline
+
+    # -- layers -------------------------------------------------------------------------------------------------------
+
+    def named_targets(self) -> dict[str, list[str]]:
+        """Patterns of the named sets of layers.
+
+        In single blocks the attention's layers have the feed-forward network in them. "double-blocks" and
+        "single-blocks" are the attention and feed-forward layers of these blocks. None has `norm_out.linear`: hosts
+        store its halves exchanged, and exchange a low-rank update but no magnitude.
+        """
+        read = DEV_LAYERS if self.guided else KLEIN_LAYERS
+        attention, mlp = qwen3.targets(self.language_model, read)
+        texts = attention + mlp
+        return {
+            "attention": ATTENTION + attention,
+            "attention-mlp": ATTENTION + MLP + texts,
+            "double-blocks": [f"{DOUBLE}.attn.*", *MLP, *texts],
+            "single-blocks": [f"{SINGLE}.attn.*", *texts],
+            "all": ATTENTION + MLP + REST + texts,
+        }
+
+    @property
+    def language_model(self) -> Any:
+        """The text encoder without what it is wrapped in."""
+        encoder: Any = self.networks[qwen3.ENCODER]
+        return encoder.model.language_model if self.guided else encoder.model
+
+    # -- latents ------------------------------------------------------------------------------------------------------
+
+    def _latent_scale(self) -> tuple[Tensor, Tensor]:
+        """By the statistics of the VAE's batch norm, `(1, c, 1, 1)`."""
+        vae = self.pipeline.vae
+        mean, variance = (each.float().to(self.device).view(1, -1, 1, 1) for each in (vae.bn.running_mean, vae.bn.running_var))
+        return mean, (variance + vae.config.batch_norm_eps).rsqrt()
+
+    def unpacked(self, latents: Tensor, height: int, width: int) -> Tensor:
+        """dev's pipeline gives tokens `(n, tokens, c)`, Klein's what the VAE decodes."""
+        if self.guided:
+            return grid(latents, height // self.latent_factor, width // self.latent_factor)
+        shift, scale = self._latent_scale()
+        return (pixel_unshuffle(latents.float(), self.FOLD) - shift) * scale
+
+    # -- texts --------------------------------------------------------------------------------------------------------
+
+    def message(self, caption: str) -> str:
+        """dev's has a system message in front."""
+        if not self.guided:
+            return super().message(caption)
+        from diffusers.pipelines.flux2.pipeline_flux2 import format_input
+
+        (said,) = format_input([caption], self.pipeline.system_message)
+        return self.tokenizer.apply_chat_template(said, tokenize=False, add_generation_prompt=False)
+
+    def encode_texts(self, captions: Sequence[str]) -> protocol.Texts:
+        """`hidden (n, 512, 3 dim)`: three layers of the text encoder."""
+        self.place_texts()
+        hidden, _ = self.pipeline.encode_prompt(list(captions), device=self.device)
+        return {"hidden": hidden}
+
+    # -- denoising ----------------------------------------------------------------------------------------------------
+
+    def predict(self, noisy: Tensor, times: Tensor, texts: protocol.Texts, sizes: Tensor) -> Tensor:
+        """The transformer on `noisy (n, c, h, w)`; it does not use `sizes`."""
+        denoiser, pipeline, hidden = self.pipeline.transformer, self.pipeline, texts["hidden"]
+        noisy = noisy.to(denoiser.dtype)
+        predicted = denoiser(
+            hidden_states=pipeline._pack_latents(noisy),
+            timestep=times.to(noisy.dtype) / self.process.count,
+            guidance=torch.full((len(noisy),), TRAINED_GUIDANCE, device=noisy.device) if self.guided else None,
+            encoder_hidden_states=hidden,
+            txt_ids=pipeline._prepare_text_ids(hidden).to(noisy.device),
+            img_ids=pipeline._prepare_latent_ids(noisy).to(noisy.device),
+            return_dict=False,
+        )[0]
+        return grid(predicted, *noisy.shape[2:])
+
+    def negative_prompt(self, given: str) -> str | None:
+        """None where guidance is distilled."""
+        return None if self.guided or self.distilled else given
+
+    # -- exporting ----------------------------------------------------------------------------------------------------
+
+    def names_of(self, network: str) -> Files:
+        """The network's names in files. kohya's names of the transformer are the original ones."""
+        if network == self.DENOISER:
+            return transformer()
+        if self.guided:
+            return qwen3.names("mistral3_24b")
+        return qwen3.names("qwen3_8b" if self.language_model.config.hidden_size > WIDTH_4B else "qwen3_4b")
+
+    def split(self, layer: str) -> tuple[str, str, Files]:
+        """dev's text encoder without the level that its class has for the language model."""
+        network, path, names = super().split(layer)
+        return network, path if network == self.DENOISER else path.replace("language_model.", "", 1), names
+
+    def export_key(self, layer: str, host: str) -> str:
+        """ComfyUI has only the original names of some modules."""
+        network, path, names = self.split(layer)
+        if host in ("diffusers", "kohya", "lycoris") or not path.startswith(UNKNOWN_TO_COMFYUI):
+            return super().export_key(layer, host)
+        return names.original[0] + layer_name(self.original(network, path, "weight"))
+
+    def original(self, network: str, path: str, kind: str) -> Place:
+        """Where original checkpoints have a tensor."""
+        if network == self.DENOISER:
+            return transformer_place(path, kind, self.pipeline.transformer.inner_dim)
+        return qwen3.place(path, kind)
+
+    def metadata(self) -> dict[str, str]:
+        """What model managers read about the architecture, in the words of musubi-tuner and ai-toolkit."""
+        size = "9b" if self.pipeline.transformer.inner_dim > WIDTH_4B_DENOISER else "4b"
+        kind, version = ("dev", "flux2") if self.guided else (f"klein-{size}", f"flux2_klein_{size}")
+        return {
+            "modelspec.architecture": f"Flux.2-{kind}/lora",
+            "modelspec.implementation": "https://github.com/black-forest-labs/flux2",
+            "modelspec.prediction_type": self.process.prediction,
+            "ss_base_model_version": version,
+            "ss_v2": "False",
+        }
+
+
+def grid(tokens: Tensor, height: int, width: int) -> Tensor:
+    """`(n, tokens, c)` as `(n, c, h, w)`."""
+    return tokens.mT.unflatten(2, (height, width))
+
+
+def transformer_place(path: str, kind: str, width: int) -> Place:
+    """Where the original checkpoints have a tensor of diffusers' transformer of this `width`, e.g. in
+    `double_blocks.0.img_mlp.0.weight`."""
+    blocks, _, rest = path.partition(".")
+    number, _, inside = rest.partition(".")
+    if blocks == "transformer_blocks":
+        original = f"double_blocks.{number}.{IN_BLOCKS.get(inside) or 'img_attn.' + NORMS[inside]}"
+    elif blocks == "single_transformer_blocks":
+        original = f"single_blocks.{number}.{IN_BLOCKS.get(inside) or NORMS[inside]}"
+    else:
+        original = OUTSIDE[path]
+    name = f"{original}.{'scale' if original.endswith('_norm') else kind}"
+    if (row := ROWS.get(path.rpartition(".")[2])) is not None:
+        return Place(name, row * width, width)
+    return Place(name, exchanged=path == "norm_out.linear")  # the original has the shift first, diffusers the scale
