@@ -39,6 +39,8 @@ class Known(NamedTuple):
     """Of the denoiser, as published."""
     presets: bool
     """Whether it is the one that its family's presets name."""
+    source: str = ""
+    """Where its configuration is from, if not from its own files."""
 
 
 def models() -> dict[str, Known]:
@@ -85,6 +87,11 @@ def save_tokenizer(encoder: str, folder: Path) -> str:
 
         t5_tokenizer().save_pretrained(folder)
         return "T5TokenizerFast"
+    if encoder.startswith("Qwen"):
+        from tests.tiny_qwen3 import tokenizer as qwen_tokenizer
+
+        qwen_tokenizer().save_pretrained(folder)
+        return "Qwen2Tokenizer"
     clip_tokenizer(folder).save_pretrained(folder)
     return "CLIPTokenizer"
 
