@@ -3,12 +3,13 @@
 Encoding and sampling are diffusers' own `Flux2KleinPipeline` and `Flux2Pipeline`. A latent is what the transformer gets
 as one token: 2x2 latents of the VAE with 32 channels, normalised with the statistics of the VAE's batch norm.
 
-The shift of the noise levels in training is that of the scheduler's line over the number of tokens, as in OneTrainer and
-musubi-tuner. It is what the pipelines' `compute_empirical_mu` gives for 200 steps; for fewer steps they shift samples
-further, which makes up for the errors of long steps.
+The noise levels of training are shifted by the scheduler's line over the number of tokens, as in OneTrainer and
+musubi-tuner. It is what the pipelines' `compute_empirical_mu` gives for 200 steps; samples, which have fewer, are shifted
+further.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,9 @@ from modules.families.parts import files, qwen3
 from modules.families.parts.components import component_class, read_index
 from modules.families.parts.flow import FlowModel
 from modules.families.parts.names import DENOISER, Files, Place, layer_name, transformer
+from modules.families.parts.split import Source, TextFile
 from modules.preset.base_options import Base
+from modules.tensorfile import read_header
 
 DEV_PIPELINE = "Flux2Pipeline"
 DEV, KLEIN = "black-forest-labs/FLUX.2-dev", "black-forest-labs/FLUX.2-klein-"
@@ -80,14 +83,40 @@ ROWS = {"to_q": 0, "add_q_proj": 0, "to_k": 1, "add_k_proj": 1, "to_v": 2, "add_
 UNKNOWN_TO_COMFYUI = ("time_guidance_embed.", "double_stream_modulation_", "single_stream_modulation.")
 """Modules that ComfyUI has no names of diffusers for."""
 
-WIDTH_4B, WIDTH_4B_DENOISER = 2560, 3072
-"""Of the smallest models' text encoder and transformer."""
+WIDTH_4B = 3072
+"""Of the smallest transformer."""
 
 PREFIX = DENOISER
 """Of the transformer in full checkpoints; transformer-only files have it or not."""
 
 MARK = "double_stream_modulation_img.lin.weight"
 """A tensor that every transformer of this family has, in the original naming."""
+
+INPUTS = ("img_in.weight", "x_embedder.weight")
+"""Ends of names of the transformer's first layer, in the original naming and in diffusers'."""
+KLEIN_WIDTHS = {3072: "4B", 4096: "9B"}
+GUIDANCE = ("guidance_in.in_layer.weight", "time_guidance_embed.guidance_embedder.linear_1.weight")
+"""A tensor that dev has and Klein has not."""
+
+WORDS = ("qwen3_4b", "qwen3_8b", "mistral3_24b")
+"""ComfyUI's for the text encoders of Klein 4B and 9B, and of dev."""
+TEXT_MARK = "text_encoders.qwen3_4b.transformer.model.embed_tokens.weight"
+
+AROUND = ("quant_conv.", "post_quant_conv.")
+"""The VAE's convolutions around the latents."""
+COUNTER = "bn.num_batches_tracked"
+"""Of the VAE's batch norm: nothing depends on it."""
+
+
+def text_name(name: str) -> str:
+    """A tensor of the text encoder in files with it alone: those of dev have no parts for pictures, and no level for
+    the language model."""
+    return name.replace("language_model.", "", 1)
+
+
+TEXT_FILE = TextFile(
+    "the text encoder's file (qwen_3_4b.safetensors for Klein 4B, qwen_3_8b.safetensors for 9B, "
+    "mistral_3_small_flux2_bf16.safetensors for dev)", "model.layers.0.self_attn.q_proj.weight", text_name)
 
 
 class Model(qwen3.Qwen3Reader, FlowModel):
@@ -104,6 +133,9 @@ class Model(qwen3.Qwen3Reader, FlowModel):
     HUB_ID = KLEIN + "base-4B"
     PIPELINE = "Flux2KleinPipeline"
     TEXT_ENCODERS = (qwen3.ENCODER,)
+    FILE = "flux-2-klein-base-4b.safetensors"
+    TEXT_FILES = {qwen3.ENCODER: TEXT_FILE}
+    PARTS = {PREFIX + MARK: "a FLUX.2 transformer", TEXT_MARK: "the text encoder", "vae.bn.running_mean": "the VAE"}
     CONFIGS = (
         *(f"{part}/config.json" for part in ("transformer", "vae", qwen3.ENCODER)),
         "tokenizer/tokenizer_config.json",
@@ -112,14 +144,14 @@ class Model(qwen3.Qwen3Reader, FlowModel):
     LIKE = (
         "single_(transformer_)?blocks_[0-9]+_(linear[12]|attn_to_(qkv_mlp|out)|norm_(query|key))|double_blocks_|"
         "(^|_)transformer_blocks_[0-9]+_(attn_|ff(_context)?_linear_)|_stream_modulation|time_guidance_embed|"
-        "(img|txt|time|guidance)_in_|transformer_(x|context)_embedder|qwen3_[48]b|mistral3_24b|lm_head|"
+        "(img|txt|time|guidance)_in_|transformer_(x|context)_embedder|qwen3_[48]b|mistral3_24b|"
         "(^|_)layers_[0-9]+_(self_attn_[qkvo]_proj|mlp_(gate|up|down)_proj)"
     )
     UNLIKE = (
         "joint_blocks|attn[12]_|(down|up)_blocks_|mid_block|put_blocks|clip_|te_text|te1_|text_model|text_encoder_[23]|"
-        "t5xxl|double_blocks_([89]|[1-9][0-9])_|transformer_blocks_([89]|[1-3][0-9])_attn_(add|to_(add|out_0|[qkv]_))|"
+        "single_transformer_blocks_[0-9]+_(attn_to_[qkv]_|proj_|norm_linear)|t5xxl|double_blocks_([89]|[1-9][0-9])_|transformer_blocks_([89]|[1-3][0-9])_attn_(add|to_(add|out_0|[qkv]_))|"
         "(img|txt)_mod_|blocks_[0-9]+_modulation_|vector_in_|norm1_(context_)?linear|ff_(context_)?net|proj_mlp|"
-        "time_text_embed|distilled_guidance|_img_|noise_refiner|context_refiner|layers_[0-9]+_(attention|feed_forward)"
+        "time_text_embed|distilled_guidance|noise_refiner|context_refiner|layers_[0-9]+_(attention|feed_forward)"
     )
 
     def __init__(self, pipeline: Any, device: torch.device):
@@ -129,6 +161,7 @@ class Model(qwen3.Qwen3Reader, FlowModel):
         if self.guided:
             pipeline.text_encoder.model.vision_tower = None
             pipeline.text_encoder.model.multi_modal_projector = None
+        qwen3.drop_unread(pipeline.text_encoder, self.language_model, DEV_LAYERS if self.guided else KLEIN_LAYERS)
 
     # -- loading ------------------------------------------------------------------------------------------------------
 
@@ -137,7 +170,8 @@ class Model(qwen3.Qwen3Reader, FlowModel):
         """dev's where the index says so."""
         if not source:
             return cls.PIPELINE
-        index = read_object(Path(source, files.INDEX)) if is_folder(Path(source)) else cls.pipeline_class().load_config(source)
+        path = Path(source)
+        index = read_object(path / files.INDEX) if is_folder(path) else cls.pipeline_class().load_config(source)
         return DEV_PIPELINE if index.get("_class_name") == DEV_PIPELINE else cls.PIPELINE
 
     @classmethod
@@ -151,12 +185,47 @@ class Model(qwen3.Qwen3Reader, FlowModel):
 
     @classmethod
     def read_folder(cls, base: Base, dtype: torch.dtype) -> Any:
-        """The pipeline with the tokenizer of `index`."""
-        kind: Any = component_class(cls.index(base.path)["tokenizer"], "tokenizer", base.path)
-        whole = cls.pipeline_class(base.path).from_pretrained
-        pipeline = whole(base.path, dtype=dtype, use_safetensors=True, tokenizer=None)
-        pipeline.register_modules(tokenizer=kind.from_pretrained(base.path, subfolder="tokenizer"))
-        return pipeline
+        """Part by part: diffusers would want the processor of the folder's own index."""
+        return cls.read_file(base, dtype)
+
+    @classmethod
+    def hub_id(cls, path: str) -> str:
+        """The model of the file's width. Distilled Klein where the file's name says Klein and not base: the tensors have
+        the same names and shapes."""
+        width = next((entry.shape[0] for name, entry in read_header(Path(path)).tensors.items()
+                      if name.endswith(INPUTS) and entry.shape), 0)
+        if width not in KLEIN_WIDTHS:
+            return DEV
+        name = Path(path).name.lower()
+        return KLEIN + ("" if "klein" in name and "base" not in name else "base-") + KLEIN_WIDTHS[width]
+
+    @classmethod
+    def parts_in(cls, names: Collection[str]) -> dict[str, str]:
+        """With the mark of the text encoder that the file has, if any."""
+        start, _, rest = TEXT_MARK.partition("qwen3_4b")
+        found = next((word for word in WORDS if start + word + rest in names), "qwen3_4b")
+        return {name.replace("qwen3_4b", found): words for name, words in cls.PARTS.items()}
+
+    @classmethod
+    def variant_problems(cls, base: Base, names: Collection[str]) -> list[str]:
+        """dev's file with Klein's configuration, or the other way round."""
+        path, guided = Path(base.config, "transformer", "config.json"), any(name.endswith(GUIDANCE) for name in names)
+        if not base.config or read_object(path).get("guidance_embeds", True) == guided:
+            return []
+        has = "has a guidance embedding, like dev" if guided else "has no guidance embedding, like Klein"
+        return [f"base.config: {base.path} {has}, but {path} says the opposite; give the configuration of the same "
+                "variant"]
+
+    def sources(self, base: Base) -> dict[str, Source]:
+        """A file with the VAE has a counter or not, and the convolutions around the latents beside the encoder and the
+        decoder, or in them."""
+        found = super().sources(base)
+        if "vae" in found:
+            names = read_header(found["vae"].path).tensors
+            found["vae"] = replace(found["vae"], places={
+                name: "zeros" if name == COUNTER else _inside(place, names) if name.startswith(AROUND) else place
+                for name, place in found["vae"].places.items()})
+        return found
 
     # -- layers -------------------------------------------------------------------------------------------------------
 
@@ -189,7 +258,8 @@ class Model(qwen3.Qwen3Reader, FlowModel):
     def _latent_scale(self) -> tuple[Tensor, Tensor]:
         """By the statistics of the VAE's batch norm, `(1, c, 1, 1)`."""
         vae = self.pipeline.vae
-        mean, variance = (each.float().to(self.device).view(1, -1, 1, 1) for each in (vae.bn.running_mean, vae.bn.running_var))
+        found = (vae.bn.running_mean, vae.bn.running_var)
+        mean, variance = (each.to(self.device, torch.float32).view(1, -1, 1, 1) for each in found)
         return mean, (variance + vae.config.batch_norm_eps).rsqrt()
 
     def unpacked(self, latents: Tensor, height: int, width: int) -> Tensor:
@@ -243,14 +313,13 @@ class Model(qwen3.Qwen3Reader, FlowModel):
         """The network's names in files. kohya's names of the transformer are the original ones."""
         if network == self.DENOISER:
             return transformer()
-        if self.guided:
-            return qwen3.names("mistral3_24b")
-        return qwen3.names("qwen3_8b" if self.language_model.config.hidden_size > WIDTH_4B else "qwen3_4b")
+        small, large, dev = WORDS
+        return qwen3.names(dev if self.guided else large if self.pipeline.transformer.inner_dim > WIDTH_4B else small)
 
     def split(self, layer: str) -> tuple[str, str, Files]:
         """dev's text encoder without the level that its class has for the language model."""
         network, path, names = super().split(layer)
-        return network, path if network == self.DENOISER else path.replace("language_model.", "", 1), names
+        return network, path if network == self.DENOISER else text_name(path), names
 
     def export_key(self, layer: str, host: str) -> str:
         """ComfyUI has only the original names of some modules."""
@@ -267,7 +336,7 @@ class Model(qwen3.Qwen3Reader, FlowModel):
 
     def metadata(self) -> dict[str, str]:
         """What model managers read about the architecture, in the words of musubi-tuner and ai-toolkit."""
-        size = "9b" if self.pipeline.transformer.inner_dim > WIDTH_4B_DENOISER else "4b"
+        size = "9b" if self.pipeline.transformer.inner_dim > WIDTH_4B else "4b"
         kind, version = ("dev", "flux2") if self.guided else (f"klein-{size}", f"flux2_klein_{size}")
         return {
             "modelspec.architecture": f"Flux.2-{kind}/lora",
@@ -276,6 +345,15 @@ class Model(qwen3.Qwen3Reader, FlowModel):
             "ss_base_model_version": version,
             "ss_v2": "False",
         }
+
+
+def _inside(place: Any, names: Collection[str]) -> Any:
+    """The place of a convolution around the latents, in the encoder or the decoder where the file with these names has it
+    there."""
+    start, _, rest = place.name.rpartition("post_quant_conv." if "post_quant_conv." in place.name else "quant_conv.")
+    side = "decoder.post_quant_conv." if "post_quant_conv." in place.name else "encoder.quant_conv."
+    there = f"{start}{side}{rest}"
+    return replace(place, name=there) if there in names else place
 
 
 def grid(tokens: Tensor, height: int, width: int) -> Tensor:

@@ -28,14 +28,14 @@ NAMES = (
     ("x_embedder.", "img_in."), ("context_embedder.", "txt_in."), ("_img.linear.", "_img.lin."),
     ("_txt.linear.", "_txt.lin."), ("single_stream_modulation.linear", "single_stream_modulation.lin"),
     ("norm_out.linear", "final_layer.adaLN_modulation.1"), ("proj_out.", "final_layer.linear."),
-    ("single_transformer_blocks.", "single_blocks."), ("attn.to_qkv_mlp_proj", "linear1"), ("attn.to_out.w", "linear2.w"),
-    ("transformer_blocks.", "double_blocks."), ("attn.to_out.0", "img_attn.proj"), ("attn.to_add_out", "txt_attn.proj"),
-    ("ff.linear_in", "img_mlp.0"), ("ff.linear_out", "img_mlp.2"), ("ff_context.linear_in", "txt_mlp.0"),
+    ("single_transformer_blocks.", "single_blocks."), ("attn.to_qkv_mlp_proj", "linear1"),
+    ("attn.to_out.w", "linear2.w"), ("transformer_blocks.", "double_blocks."), ("attn.to_out.0", "img_attn.proj"),
+    ("attn.to_add_out", "txt_attn.proj"), ("ff.linear_in", "img_mlp.0"), ("ff.linear_out", "img_mlp.2"), ("ff_context.linear_in", "txt_mlp.0"),
     ("ff_context.linear_out", "txt_mlp.2"), ("attn.norm_added_q.weight", "txt_attn.norm.query_norm.scale"),
     ("attn.norm_added_k.weight", "txt_attn.norm.key_norm.scale"),
 )
-"""Parts of names in diffusers and in the files of Black Forest Labs (diffusers' scripts/convert_flux2_to_diffusers.py at
-commit 58eb52c0 has them the other way round)."""
+"""Parts of names in diffusers and in the files of Black Forest Labs: diffusers' scripts/convert_flux2_to_diffusers.py
+at commit 58eb52c0 has them the other way round."""
 
 
 def make_pair(folder: Path, kind: str = "base") -> tuple[Path, Path]:
@@ -82,8 +82,8 @@ def original_vae(vae: nn.Module) -> dict[str, Tensor]:
 
 def text_encoder(encoder: nn.Module) -> dict[str, Tensor]:
     """The text encoder's as its file has them: of dev without the parts for pictures."""
-    tensors = {name.replace("model.language_model.", "model."): tensor for name, tensor in language_model(encoder).items()}
-    return {name: t for name, t in tensors.items() if "vision_tower" not in name and "projector" not in name}
+    return {name.replace("model.language_model.", "model."): tensor for name, tensor in language_model(encoder).items()
+            if "vision_tower" not in name and "projector" not in name}
 
 
 def write(tensors: dict[str, Tensor], path: Path, prefix: str = "", dtype: torch.dtype | None = None) -> Path:
