@@ -22,7 +22,7 @@ from modules.families import base as protocol
 from modules.families.parts import files, qwen3
 from modules.families.parts.components import component_class, read_index
 from modules.families.parts.flow import FlowModel
-from modules.families.parts.names import DENOISER, Files, Place, layer_name, transformer
+from modules.families.parts.names import DENOISER, Files, Place, transformer
 from modules.families.parts.split import Source, TextFile
 from modules.preset.base_options import Base
 from modules.tensorfile import read_header
@@ -79,9 +79,6 @@ IN_BLOCKS = {
 NORMS = {"attn.norm_q": "norm.query_norm", "attn.norm_k": "norm.key_norm"}
 ROWS = {"to_q": 0, "add_q_proj": 0, "to_k": 1, "add_k_proj": 1, "to_v": 2, "add_v_proj": 2}
 """Where a layer begins in the matrix that the original has for three, in widths of the transformer."""
-
-UNKNOWN_TO_COMFYUI = ("time_guidance_embed.", "double_stream_modulation_", "single_stream_modulation.")
-"""Modules that ComfyUI has no names of diffusers for."""
 
 WIDTH_4B = 3072
 """Of the smallest transformer."""
@@ -320,13 +317,6 @@ class Model(qwen3.Qwen3Reader, FlowModel):
         """dev's text encoder without the level that its class has for the language model."""
         network, path, names = super().split(layer)
         return network, path if network == self.DENOISER else text_name(path), names
-
-    def export_key(self, layer: str, host: str) -> str:
-        """ComfyUI has only the original names of some modules."""
-        network, path, names = self.split(layer)
-        if host in ("diffusers", "kohya", "lycoris") or not path.startswith(UNKNOWN_TO_COMFYUI):
-            return super().export_key(layer, host)
-        return names.original[0] + layer_name(self.original(network, path, "weight"))
 
     def original(self, network: str, path: str, kind: str) -> Place:
         """Where original checkpoints have a tensor."""
