@@ -39,6 +39,8 @@ class Known(NamedTuple):
     """Of the denoiser, as published."""
     presets: bool
     """Whether it is the one that its family's presets name."""
+    source: str = ""
+    """Where its configuration is from, if not from its own files."""
 
 
 def models() -> dict[str, Known]:
