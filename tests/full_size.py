@@ -87,6 +87,11 @@ def save_tokenizer(encoder: str, folder: Path) -> str:
 
         t5_tokenizer().save_pretrained(folder)
         return "T5TokenizerFast"
+    if encoder.startswith("Qwen"):
+        from tests.tiny_qwen3 import tokenizer as qwen_tokenizer
+
+        qwen_tokenizer().save_pretrained(folder)
+        return "Qwen2Tokenizer"
     clip_tokenizer(folder).save_pretrained(folder)
     return "CLIPTokenizer"
 

@@ -5,10 +5,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from tests import tiny_sd15
-from tests.families import single_file, single_file_chroma, single_file_flux, single_file_sd3
+from tests.families import single_file, single_file_chroma, single_file_flux, single_file_sd3, single_file_zimage
 
 SIZE = (32, 16)
 """Height and width of pictures, in pixels; multiples of every tiny model's bucket step."""
@@ -32,6 +33,14 @@ def joint_call(model: Any, args: tuple, named: dict, output: Tensor) -> tuple[Te
     return named["hidden_states"], named["timestep"].double(), output
 
 
+def listed_call(model: Any, args: tuple, named: dict, output: Any) -> tuple[Tensor, Tensor, Tensor]:
+    """The same of a transformer that gets lists of pictures with frames, and predicts the other way round."""
+    scheduler = model.pipeline.scheduler
+    noisy, result = (torch.stack(found).squeeze(2) for found in (args[0], output))
+    time = scheduler.timesteps[scheduler.begin_index if scheduler.step_index is None else scheduler.step_index]
+    return noisy, time.double().expand(len(noisy)), -result
+
+
 @dataclass(frozen=True)
 class Row:
     """One family, or one kind of its bases."""
@@ -50,6 +59,8 @@ class Row:
     """Patterns of the denoiser's layers that no named set has."""
     unreachable: tuple[str, ...] = ()
     """Patterns of layers that files for diffusers cannot hold."""
+    prompt_first: bool = False
+    """Whether the pipeline's call for both prompts has the negative one behind the other."""
 
 
 UNET_SETS = {
@@ -79,6 +90,12 @@ LAST_BLOCK = "transformer.transformer_blocks.2"
 SD3_NEVER = ("transformer.norm_out.linear", f"{LAST_BLOCK}.norm1_context.linear", f"{LAST_BLOCK}.attn.add_q_proj")
 CLIPS = {"text_encoder": 8, "text_encoder_2": 8}
 
+ZIMAGE_SETS = {
+    "attention": "transformer.context_refiner.0.attention.to_q",
+    "attention-mlp": "transformer.layers.0.feed_forward.w2",
+    "all": "transformer.all_final_layer.2-1.adaLN_modulation.1",
+}
+
 FAMILIES = {
     "sdxl": Row("sdxl", single_file.make_pair, UNET_SETS, {"text_encoder": 8, "text_encoder_2": 8}, PROJ_IN),
     "sd1": Row("sd15", tiny_sd15.make_pair, UNET_SETS, {"text_encoder": 8}, FEED),
@@ -91,4 +108,6 @@ FAMILIES = {
                joint_call, SD3_NEVER, ("text_encoder_3.*",)),
     "sd3 without t5": Row("sd3", lambda path: single_file_sd3.make_pair(path, False), SD3_SETS, CLIPS, SD3_PACKED,
                           joint_call, SD3_NEVER),
+    "zimage": Row("zimage", single_file_zimage.make_pair, ZIMAGE_SETS, {"text_encoder": 8}, "layers.0.attention.to_q",
+                  listed_call, unreachable=("text_encoder.*",), prompt_first=True),
 }

@@ -23,7 +23,7 @@ ABOUT_FILES = ("architectures", "dtype", "transformers_version")
 
 COMPUTING = ("torch", "diffusers", "transformers")
 """Libraries whose versions may change the last bits."""
-TEXTS = (".json", ".txt", ".model")
+TEXTS = (".json", ".txt", ".model", ".jinja")
 """Ends of the names of configurations and tokenizers."""
 
 PICKLES = (".bin", ".pt", ".ckpt")
