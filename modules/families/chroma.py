@@ -12,6 +12,7 @@ padding token too, ai-toolkit lets T5 read all padding, and ComfyUI's transforme
 
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -136,7 +137,8 @@ class Model(DoubleSingleModel):
     def names_of(self, network: str) -> Files:
         """The network's names in files. kohya's names of the transformer are the original ones; of T5 it has `te3`, and
         OneTrainer and ComfyUI `te1`."""
-        return {"transformer": transformer(), "text_encoder": t5(network, "lora_te1_", "lora_te3_")}[network]
+        whole = replace(transformer(), comfyui_original=(GUIDANCE,))
+        return {"transformer": whole, "text_encoder": t5(network, "lora_te1_", "lora_te3_")}[network]
 
     def original(self, network: str, path: str, kind: str) -> Place:
         """Where original checkpoints have a tensor."""
