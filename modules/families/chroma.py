@@ -4,10 +4,10 @@ Encoding and sampling are diffusers' own `ChromaPipeline`. Instead of modulation
 small network, the distilled guidance layer, which computes the modulations of all blocks from the time.
 
 Which texts the transformer sees: the caption, its end token and one padding token, as the model was trained. T5 itself
-reads no padding. diffusers up to 0.42.1 means the same but adds its mask of 0 and 1 to the attention's scores, so that
-all padding is seen (its issues 12116 and 13619); `_with_real_mask` corrects that. Others: OneTrainer lets T5 read the one
-padding token too, ai-toolkit lets T5 read all padding, and ComfyUI's transformer sees no padding unless its node
-"T5TokenizerOptions" asks for it.
+reads no padding. diffusers up to 0.42.1 means the same, but adds its mask of 0 and 1 to the attention's scores, so
+that all padding is seen (its issues 12116 and 13619); `_with_real_mask` corrects that. Others: OneTrainer lets T5 read
+the one padding token too, ai-toolkit lets T5 read all padding, and ComfyUI's transformer sees no padding unless the
+node T5TokenizerOptions asks for it.
 """
 
 import re
@@ -24,6 +24,7 @@ from modules.families.parts.double_single import DoubleSingleModel, original_pla
 from modules.families.parts.flow import PATCH
 from modules.families.parts.names import DENOISER, Files, Place, t5, t5_place, transformer
 from modules.families.parts.pipeline import recompute_inside
+from modules.families.parts.split import T5
 
 HD = "lodestones/Chroma1-HD"
 
@@ -59,7 +60,9 @@ class Model(DoubleSingleModel):
     TITLE = "a Chroma model"
     HUB_ID = HD
     PIPELINE = "ChromaPipeline"
+    FILE = "Chroma1-HD.safetensors"
     TEXT_ENCODERS = ("text_encoder",)
+    TEXT_FILES = {"text_encoder": T5}
     PARTS = {
         PREFIX + MARK: "a Chroma transformer",
         "text_encoders.t5xxl.transformer.shared.weight": "the text encoder",

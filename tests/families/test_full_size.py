@@ -8,7 +8,6 @@ from modules.training import setup
 from tests import full_size
 from tests.families.test_every_family import own_place
 
-
 ALIKE = ["chroma", "flux"]
 """Families whose layers of attention have the same names and shapes."""
 
