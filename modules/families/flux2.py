@@ -4,10 +4,11 @@ Encoding and sampling are diffusers' own `Flux2KleinPipeline` and `Flux2Pipeline
 as one token: 2x2 latents of the VAE with 32 channels, normalised with the statistics of the VAE's batch norm.
 
 The noise levels of training are shifted by the scheduler's line over the number of tokens, as in OneTrainer and
-musubi-tuner. It is what the pipelines' `compute_empirical_mu` gives for 200 steps; samples, which have fewer, are shifted
-further.
+musubi-tuner. It is what the pipelines' `compute_empirical_mu` gives for 200 steps; samples, which have fewer, are
+shifted further.
 """
 
+import re
 from collections.abc import Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -79,6 +80,9 @@ IN_BLOCKS = {
 NORMS = {"attn.norm_q": "norm.query_norm", "attn.norm_k": "norm.key_norm"}
 ROWS = {"to_q": 0, "add_q_proj": 0, "to_k": 1, "add_k_proj": 1, "to_v": 2, "add_v_proj": 2}
 """Where a layer begins in the matrix that the original has for three, in widths of the transformer."""
+
+ORIGINAL_ONLY = ("time_guidance_embed.", "double_stream_modulation_", "single_stream_modulation.")
+"""Beginnings of the paths that ComfyUI has only the original names of."""
 
 WIDTH_4B = 3072
 """Of the smallest transformer."""
@@ -187,8 +191,8 @@ class Model(qwen3.Qwen3Reader, FlowModel):
 
     @classmethod
     def hub_id(cls, path: str) -> str:
-        """The model of the file's width. Distilled Klein where the file's name says Klein and not base: the tensors have
-        the same names and shapes."""
+        """The model of the file's width. Distilled Klein where the file's name says Klein and not base: the tensors
+        have the same names and shapes."""
         width = next((entry.shape[0] for name, entry in read_header(Path(path)).tensors.items()
                       if name.endswith(INPUTS) and entry.shape), 0)
         if width not in KLEIN_WIDTHS:
@@ -309,7 +313,7 @@ class Model(qwen3.Qwen3Reader, FlowModel):
     def names_of(self, network: str) -> Files:
         """The network's names in files. kohya's names of the transformer are the original ones."""
         if network == self.DENOISER:
-            return transformer()
+            return replace(transformer(), comfyui_original=ORIGINAL_ONLY)
         small, large, dev = WORDS
         return qwen3.names(dev if self.guided else large if self.pipeline.transformer.inner_dim > WIDTH_4B else small)
 
@@ -338,12 +342,11 @@ class Model(qwen3.Qwen3Reader, FlowModel):
 
 
 def _inside(place: Any, names: Collection[str]) -> Any:
-    """The place of a convolution around the latents, in the encoder or the decoder where the file with these names has it
-    there."""
-    start, _, rest = place.name.rpartition("post_quant_conv." if "post_quant_conv." in place.name else "quant_conv.")
-    side = "decoder.post_quant_conv." if "post_quant_conv." in place.name else "encoder.quant_conv."
-    there = f"{start}{side}{rest}"
-    return replace(place, name=there) if there in names else place
+    """The place of a convolution around the latents in a file with these names, which may have it in the encoder or the
+    decoder."""
+    name = re.sub(r"(?<![a-z_])post_quant_conv", "decoder.post_quant_conv", place.name)
+    name = re.sub(r"(?<![a-z_])quant_conv", "encoder.quant_conv", name)
+    return replace(place, name=name) if name in names else place
 
 
 def grid(tokens: Tensor, height: int, width: int) -> Tensor:

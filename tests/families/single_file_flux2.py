@@ -30,7 +30,8 @@ NAMES = (
     ("norm_out.linear", "final_layer.adaLN_modulation.1"), ("proj_out.", "final_layer.linear."),
     ("single_transformer_blocks.", "single_blocks."), ("attn.to_qkv_mlp_proj", "linear1"),
     ("attn.to_out.w", "linear2.w"), ("transformer_blocks.", "double_blocks."), ("attn.to_out.0", "img_attn.proj"),
-    ("attn.to_add_out", "txt_attn.proj"), ("ff.linear_in", "img_mlp.0"), ("ff.linear_out", "img_mlp.2"), ("ff_context.linear_in", "txt_mlp.0"),
+    ("attn.to_add_out", "txt_attn.proj"), ("ff.linear_in", "img_mlp.0"), ("ff.linear_out", "img_mlp.2"),
+    ("ff_context.linear_in", "txt_mlp.0"),
     ("ff_context.linear_out", "txt_mlp.2"), ("attn.norm_added_q.weight", "txt_attn.norm.query_norm.scale"),
     ("attn.norm_added_k.weight", "txt_attn.norm.key_norm.scale"),
 )
