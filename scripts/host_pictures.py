@@ -109,22 +109,25 @@ def draw(pipeline: Any, prompt: str, number: int, samples: dict[str, Any], size:
     told = "true_cfg_scale" in known
     if told and samples["negative"]:
         raise ValueError("samples.negative is not supported for guidance-distilled networks")
-    options = {} if told else {"negative_prompt": samples["negative"]}
+    if "negative_prompt" not in known and samples["negative"]:
+        raise ValueError(f"samples.negative is not supported by {type(pipeline).__name__}")
+    options = {"negative_prompt": samples["negative"]} if "negative_prompt" in known and not told else {}
     if "max_sequence_length" in known:
-        options["max_sequence_length"] = tokens(pipeline, known["max_sequence_length"].default)
+        options["max_sequence_length"] = tokens(pipeline, known["max_sequence_length"].default, told)
     return pipeline(
-        prompt, **options, height=size[0], width=size[1], num_inference_steps=samples["steps"],
+        prompt=prompt, **options, height=size[0], width=size[1], num_inference_steps=samples["steps"],
         guidance_scale=samples["guidance"], generator=torch.Generator().manual_seed(samples["seed"] + number),
     ).images[0]
 
 
-def tokens(pipeline: Any, default: int) -> int:
-    """The number of tokens for T5: `default` is the pipeline's own, for the guidance-distilled network. The other one
-    was published with 256, and a small base's tokenizer may have less."""
+def tokens(pipeline: Any, default: int, told: bool) -> int:
+    """The number of tokens for the text encoder: `default` is the pipeline's own. Of those that are `told` a scale of true
+    guidance, it is for the guidance-distilled network; the other one was published with 256. A small base's tokenizer may
+    have less."""
     tokenizers = [part for name, part in pipeline.components.items() if name.startswith("tokenizer") and part]
     denoiser = pipeline.components["transformer"]
-    distilled = denoiser.config.get("guidance_embeds") is False
-    return min(256 if distilled else default, tokenizers[-1].model_max_length)
+    short = told and denoiser.config.get("guidance_embeds") is False
+    return min(256 if short else default, tokenizers[-1].model_max_length)
 
 
 if __name__ == "__main__":

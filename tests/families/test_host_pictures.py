@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from scripts import host_pictures
-from tests import tiny_flux, tiny_sd3, tiny_sd15, tiny_sdxl
+from tests import tiny_flux, tiny_flux2, tiny_sd3, tiny_sd15, tiny_sdxl
 from tests.training.runs import Place, draw_pictures
 
 FLOW = {"min_snr_gamma": None}
@@ -22,6 +22,7 @@ class Row:
     objective: dict = field(default_factory=dict)
     exclude: tuple[str, ...] = ()
     """Layers that diffusers cannot hold."""
+    steps: int = 2
 
 
 ROWS = {
@@ -31,7 +32,16 @@ ROWS = {
     "sd3": Row("sd3", tiny_sd3.make_folder, {**FLOW, "shift": 3.0}, ("text_encoder_3.*",)),
     "flux dev": Row("flux", tiny_flux.make_folder, FLOW, ("text_encoder_2.*",)),
     "flux schnell": Row("flux", lambda folder: tiny_flux.make_folder(folder, dev=False), FLOW, ("text_encoder_2.*",)),
+    "flux2 klein": Row("flux2", lambda folder: saved(folder, "base"), FLOW, ("text_encoder.*",), 30),
+    "flux2 distilled": Row("flux2", lambda folder: saved(folder, "distilled"), FLOW, ("text_encoder.*",)),
+    "flux2 dev": Row("flux2", lambda folder: saved(folder, "dev"), FLOW, ("text_encoder.*",), 30),
 }
+
+
+def saved(folder: Path, kind: str) -> Path:
+    """The base of this kind as diffusers saves it: it reads captions alone, also of dev."""
+    tiny_flux2.make_pipeline(kind).save_pretrained(folder / "base")
+    return folder / "base"
 
 
 @pytest.mark.full
@@ -49,7 +59,7 @@ def test_diffusers_draws_the_trainers_pictures(tmp_path, forget_accelerate, name
         adapter={"method": "dora", "rank": 2, "axis": "output"},
         objective=row.objective,
         data={"resolution": 32},
-        training={"steps": 2, "learning_rate": 0.1, "warmup": 0, "schedule": "constant"},
+        training={"steps": row.steps, "learning_rate": 0.1, "warmup": 0, "schedule": "constant"},
         samples={"steps": 3, "prompts": ["red apple", "a blue heart"], "negative": ""},
     )
     assert code == 0
