@@ -73,6 +73,8 @@ class Model(DoubleSingleModel):
         "tokenizer/tokenizer_config.json",
         "scheduler/scheduler_config.json",
     )
+    SHARES_NAMES = True
+    CALLED = "chroma"
     LIKE = f"{double_single.LIKE}|{GUIDANCE[:-1]}|te[13]_encoder|text_encoder_encoder|t5xxl"
     UNLIKE = f"{double_single.UNLIKE}|{MODULATED}|te1?_text_model|text_encoder_text_model|text_encoder_2|te2_|clip_l"
 

@@ -37,7 +37,8 @@ def trouble(spelling: str, family: str, names: Collection[str]) -> str:
         return "only sd-scripts itself and A1111 read them"
     if is_transformer(family) and spelling == spellings.KOHYA_PATH:
         return "it does not recognize these names for this model family"
-    if family == "sd3" and spelling in (spellings.PEFT, spellings.LEGACY, spellings.LYCORIS):
+    others = (spellings.PEFT, spellings.LEGACY, spellings.LYCORIS)
+    if is_transformer(family) and family != "flux" and spelling in others:
         return "it does not recognize these names for this model family"
     return ""
 

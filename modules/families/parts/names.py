@@ -160,6 +160,12 @@ class Named:
     UNLIKE: ClassVar[str]
     """A pattern that is nowhere in them."""
 
+    SHARES_NAMES: ClassVar[bool] = False
+    """Whether an older family has the names and shapes of many of its layers. A file with no others may be for either,
+    and counts as the older one's where one has to be assumed."""
+    CALLED: ClassVar[str] = ""
+    """A pattern that is in what metadata call the architecture, in lower case; "" for a family whose keys show it."""
+
     def names_of(self, network: str) -> Files:
         """The network's names in files."""
         raise NotImplementedError

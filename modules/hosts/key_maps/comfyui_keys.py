@@ -86,9 +86,15 @@ def unet_names(layer: Published) -> Iterator[str]:
 
 
 def transformer_names(layer: Published, is_flow: bool) -> Iterator[str]:
-    """With diffusers' path; `is_flow`: of a Stable Diffusion 3 model."""
+    """With diffusers' path, where it has one; `is_flow`: of a Stable Diffusion 3 model."""
+    if layer.original.startswith(PATHLESS):
+        return
     yield from (f"transformer.{layer.path}", f"base_model.model.{layer.path}" if is_flow else layer.path)
     yield from (f"lycoris_{joined(layer.path)}", f"lora_transformer_{joined(layer.path)}")
+
+
+PATHLESS = ("distilled_guidance_layer.",)
+"""Layers that it has under the original checkpoint's names only."""
 
 
 def text_names(layers: tuple[Published, ...]) -> set[str]:
@@ -109,7 +115,7 @@ def text_names(layers: tuple[Published, ...]) -> set[str]:
     return found
 
 
-T5_NUMBERS = {2: (2, 3), 3: (3,)}
+T5_NUMBERS = {1: (1,), 2: (2, 3), 3: (3,)}
 """By the number of text encoders: the number of the T5 in kohya's and OneTrainer's names."""
 
 

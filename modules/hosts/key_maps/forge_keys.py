@@ -48,7 +48,6 @@ def _controlled(key: str) -> str:
 def names(family: str) -> frozenset[str]:
     """The names, without suffixes, that it finds in models of the family."""
     layers = published.layers(family)
-    is_flow = any("joint_blocks" in layer.original for layer in layers)
     found = _text_names(layers)
     for layer in layers:
         if layer.is_text:
@@ -57,7 +56,7 @@ def names(family: str) -> frozenset[str]:
         found |= {f"diffusion_model.{name}"} | ({f"lora_unet_{joined(name)}"} if name != layer.original else set())
         if layer.network == "unet":
             found |= set(comfyui_keys.unet_names(layer))
-        elif not is_flow:
+        elif family == "flux":
             found |= {f"transformer.{layer.path}", f"lycoris_{joined(layer.path)}",
                       f"lora_transformer_{joined(layer.path)}"}
     return frozenset(found)
