@@ -121,9 +121,9 @@ def draw(pipeline: Any, prompt: str, number: int, samples: dict[str, Any], size:
 
 
 def tokens(pipeline: Any, default: int, told: bool) -> int:
-    """The number of tokens for the text encoder: `default` is the pipeline's own. Of those that are `told` a scale of true
-    guidance, it is for the guidance-distilled network; the other one was published with 256. A small base's tokenizer may
-    have less."""
+    """The number of tokens for the text encoder: `default` is the pipeline's own. Of those that are `told` a scale of
+    true guidance, it is for the guidance-distilled network; the other one was published with 256. A small base's
+    tokenizer may have less."""
     tokenizers = [part for name, part in pipeline.components.items() if name.startswith("tokenizer") and part]
     denoiser = pipeline.components["transformer"]
     short = told and denoiser.config.get("guidance_embeds") is False
