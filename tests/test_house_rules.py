@@ -111,10 +111,7 @@ HEAVY_IMPORTS: dict[tuple[str, str], str] = {
 }
 """(file, package) that a file imports although its folder may not: why."""
 
-FAMILY_WORDS: dict[tuple[str, str], str] = {
-    ("modules/files/models_by_name.py", "FLUX.2"): "another model",
-    ("modules/files/models_by_name.py", "flux[-_. ]?2"): "another model",
-}
+FAMILY_WORDS: dict[tuple[str, str], str] = {}
 """(file, words in it) of other programs that contain a family's name: whose words they are."""
 
 

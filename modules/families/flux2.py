@@ -142,6 +142,9 @@ class Model(qwen3.Qwen3Reader, FlowModel):
         "tokenizer/tokenizer_config.json",
         "scheduler/scheduler_config.json",
     )
+    SHARES_NAMES = True
+    CALLED = r"flux[-_. ]?2|klein"
+    PROPORTIONS = {"linear1$": 9, r"(img|txt)_mlp[._]0$": 6}
     LIKE = (
         "single_(transformer_)?blocks_[0-9]+_(linear[12]|attn_to_(qkv_mlp|out)|norm_(query|key))|double_blocks_|"
         "(^|_)transformer_blocks_[0-9]+_(attn_|ff(_context)?_linear_)|_stream_modulation|time_guidance_embed|"

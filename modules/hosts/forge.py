@@ -21,6 +21,7 @@ fitted = usual.fitted
 others = usual.others
 own = usual.own
 WORDS = "Forge"
+NO_FAMILY = {"flux2": "it does not support FLUX.2"}
 ROTATIONS = (keys.BLOCKS, keys.RESCALE)
 
 
@@ -33,6 +34,8 @@ def notes(forms: Collection[str]) -> list[str]:
 
 def trouble(spelling: str, family: str, names: Collection[str]) -> str:
     """It recognizes most programs' names; for transformers, diffusers' names for FLUX only."""
+    if family in NO_FAMILY:
+        return NO_FAMILY[family]
     if spelling == spellings.KOHYA_OFT:
         return "only sd-scripts itself and A1111 read them"
     if is_transformer(family) and spelling == spellings.KOHYA_PATH:
@@ -44,8 +47,9 @@ def trouble(spelling: str, family: str, names: Collection[str]) -> str:
 
 
 def unfound(family: str, names: Collection[str]) -> dict[str, str]:
-    """Those of these names, all in kohya's spelling, that it does not find, and why: none."""
-    return {}
+    """Those of these names, all in kohya's spelling, that it does not find, and why: none of a family that it
+    has, all of others."""
+    return dict.fromkeys(names, NO_FAMILY[family]) if family in NO_FAMILY else {}
 
 
 def bias_change(tensors: dict[str, Tensor], strength: float) -> Tensor | None:

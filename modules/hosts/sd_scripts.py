@@ -33,6 +33,9 @@ OUTSIDE = re.compile(
 """Names of layers outside of the module classes that it searches."""
 
 
+NO_FAMILY = {"flux2": "it does not support FLUX.2, which musubi-tuner does"}
+
+
 def notes(forms: Collection[str]) -> list[str]:
     """The exporter reports what it ignores, by layer."""
     return []
@@ -40,6 +43,8 @@ def notes(forms: Collection[str]) -> list[str]:
 
 def trouble(spelling: str, family: str, names: Collection[str]) -> str:
     """Only its own names."""
+    if family in NO_FAMILY:
+        return NO_FAMILY[family]
     if spelling in (spellings.KOHYA_ORIGINAL, spellings.KOHYA_TEXT):
         return ""
     if spelling == spellings.KOHYA_PATH and not is_transformer(family):
@@ -51,6 +56,8 @@ def trouble(spelling: str, family: str, names: Collection[str]) -> str:
 
 def unfound(family: str, names: Collection[str]) -> dict[str, str]:
     """Those of these names, all in kohya's spelling, that it does not find, and why."""
+    if family in NO_FAMILY:
+        return dict.fromkeys(names, NO_FAMILY[family])
     found = [name for name in names if OUTSIDE.fullmatch(name)]
     if family == "sd3":  # whose last layer it lists by name
         found = [name for name in found if "final_layer" not in name]

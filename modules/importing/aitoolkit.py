@@ -16,8 +16,10 @@ from modules.preset.section import NUMBER_FORMATS
 NAME = "ai-toolkit"
 
 ARCHES = {"sd1": "sd15", "sd2": "sd15", "sd15": "sd15", "sdxl": "sdxl", "sd3": "sd3", "flux": "flux",
-          "chroma": "chroma"}
+          "chroma": "chroma", "flux2": "flux2", "flux2_klein_4b": "flux2", "flux2_klein_9b": "flux2"}
 FLAGS = {"is_flux": "flux", "is_v3": "sd3", "is_xl": "sdxl", "is_v2": "sd15"}
+BLOCKS = ("flux2",)
+"""Families that have a named set of all layers in blocks."""
 WHOLE = ("chroma",)
 """Families of which it adapts layers outside of the blocks, too."""
 FOREIGN_FLAGS = ("is_pixart", "is_pixart_sigma", "is_auraflow", "is_lumina2", "is_ssd", "is_vega")
@@ -242,7 +244,8 @@ def _layers(ledger: Ledger, family: str) -> None:
     conv, denoiser = ledger.maybe("network.conv"), "transformer" if base.is_flow(family) else "unet"
     out = list(ledger.values.get("targets.exclude", []))
     if base.is_flow(family):
-        layers, outside = "all", [] if family in WHOLE else base.OUTSIDE
+        layers = "attention-mlp" if family in BLOCKS else "all"
+        outside = [] if family in (*BLOCKS, *WHOLE) else base.OUTSIDE
         ledger.drop("network.conv", "without effect there: this family has no convolutions in its blocks")
     elif conv:
         layers, outside = "attention-mlp-conv", []
@@ -254,24 +257,31 @@ def _layers(ledger: Ledger, family: str) -> None:
     key = "network.network_kwargs.only_if_contains"
     if ledger.value(key):
         part = "blocks" if base.is_flow(family) else "" if conv else "attentions"
-        names = [_containing(name, part, denoiser) for name in _names(ledger, key)]
+        names = [_containing(name, part, denoiser) for name in _names(ledger, key, family)]
         layers, outside = base.layer_patterns(ledger, names), []
         ledger.to(key, "targets.layers", layers)
     ledger.set({"targets.layers": layers}, "network.type")
     key = "network.network_kwargs.ignore_if_contains"
     if ledger.value(key):
         sentence = "Layers are named as in diffusers here; a pattern that matches none is an error in --check."
-        out = [*out, *outside, *(f"*{name}*" for name in _names(ledger, key))]
+        out = [*out, *outside, *(f"*{name}*" for name in _names(ledger, key, family))]
         ledger.change(key, sentence, {"targets.exclude": out})
     elif out or outside:
         ledger.set({"targets.exclude": [*out, *outside]}, "network.type")
 
 
-def _names(ledger: Ledger, key: str) -> list[str]:
-    """Parts of layers' names as patterns; `a$$b` and `a.b` are the same there."""
+def _names(ledger: Ledger, key: str, family: str) -> list[str]:
+    """Parts of layers' names as patterns; `a$$b` and `a.b` are the same there. Some families' blocks have the names of
+    the original checkpoints there."""
     value = ledger.value(key)
     names = [str(name).replace("$$", ".") for name in (value if isinstance(value, list) else [value])]
+    if family in BLOCKS:
+        names = [re.sub(r"double_blocks|(single)_blocks", _block, name) for name in names]
     return [re.sub(r"([*?[])", r"[\1]", name) for name in names]
+
+
+def _block(found: re.Match[str]) -> str:
+    return "single_transformer_blocks" if found[1] else "transformer_blocks"
 
 
 def _containing(name: str, part: str, denoiser: str) -> str:

@@ -24,6 +24,7 @@ FAMILIES = {
     "STABLE_DIFFUSION_35": "sd3",
     "FLUX_DEV_1": "flux",
     "CHROMA_1": "chroma",
+    "FLUX_2": "flux2",
 }
 DTYPES = {
     "FLOAT_32": "float32",

@@ -314,7 +314,8 @@ def test_files_as_others_write_them(split, tmp_path):
 
 @pytest.mark.parametrize("name, width, hub", [
     ("flux-2-klein-4b.safetensors", 3072, KLEIN + "4B"),
-    ("flux-2-klein-base-4b-fp8.safetensors", 3072, KLEIN + "base-4B"), ("flux-2-klein-9b.safetensors", 4096, KLEIN + "9B"), ("mine.safetensors", 4096, KLEIN + "base-9B"),
+    ("flux-2-klein-base-4b-fp8.safetensors", 3072, KLEIN + "base-4B"),
+    ("flux-2-klein-9b.safetensors", 4096, KLEIN + "9B"), ("mine.safetensors", 4096, KLEIN + "base-9B"),
     ("flux2-dev.safetensors", 6144, DEV),
 ])
 def test_the_configuration_of_a_file_follows_from_its_width_and_name(tmp_path, name, width, hub):

@@ -53,6 +53,21 @@ def job(**sections):
     return values
 
 
+@pytest.mark.parametrize("arch, path", [
+    ("flux2", "black-forest-labs/FLUX.2-dev"), ("flux2_klein_9b", "black-forest-labs/FLUX.2-klein-base-9B"),
+])
+def test_flux2(imported, arch, path):
+    """It adapts the layers of all blocks, and none beside them."""
+    model = {"is_flux": None, "arch": arch, "name_or_path": path, "qtype": "qfloat8"}
+    preset = imported(job(model=model, train={"timestep_type": "sigmoid"})).preset
+    assert (preset.family, preset.base.path, preset.base.quantization) == ("flux2", path, "fp8")
+    assert preset.targets.layers == "attention-mlp" and not preset.targets.exclude
+    assert (preset.objective.density, preset.objective.shift) == ("logit_normal", 1)
+    kwargs = {"only_if_contains": ["single_blocks.1.", "double_blocks"]}
+    some = imported(job(model=model, network={"network_kwargs": kwargs}))
+    assert some.preset.targets.layers == "transformer.*single_transformer_blocks.1.*, transformer.*transformer_blocks*"
+
+
 @pytest.mark.parametrize("path, taken", [
     ("lodestones/Chroma/v28", "lodestones/Chroma1-HD"), ("lodestones/Chroma", "lodestones/Chroma1-HD"),
     ("lodestones/Chroma1-Base", "lodestones/Chroma1-Base"), ("/models/c.safetensors", "/models/c.safetensors"),

@@ -13,7 +13,7 @@ from modules import adapters, families
 from modules.importing import base, import_file, methods, trainers
 from modules.preset import files
 from modules.training.setup import match_layers
-from tests import tiny_chroma, tiny_flux, tiny_sd3, tiny_sdxl
+from tests import tiny_chroma, tiny_flux, tiny_flux2, tiny_sd3, tiny_sdxl
 
 ROOT = Path(__file__).parents[2]
 
@@ -126,8 +126,9 @@ def test_nearest_methods_are_methods():
 
 # -- layers on networks of the real classes ---------------------------------------------------------------------------
 
-NETWORKS = {"sdxl": tiny_sdxl, "flux": tiny_flux, "chroma": tiny_chroma, "sd3": tiny_sd3}
+NETWORKS = {"sdxl": tiny_sdxl, "flux": tiny_flux, "chroma": tiny_chroma, "flux2": tiny_flux2, "sd3": tiny_sd3}
 KINDS = {"sdxl": "STABLE_DIFFUSION_XL_10_BASE", "flux": "FLUX_DEV_1", "chroma": "CHROMA_1",
+         "flux2": "FLUX_2",
          "sd3": "STABLE_DIFFUSION_35"}
 
 
@@ -154,6 +155,8 @@ def models(tmp_path_factory):
         ("chroma", "attn-mlp"),
         ("chroma", "blocks"),
         ("chroma", "full"),
+        ("flux2", "blocks"),
+        ("flux2", "full"),
         ("sd3", "attn-only"),
         ("sd3", "blocks"),
     ],
