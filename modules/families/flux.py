@@ -5,7 +5,7 @@ transformer. dev is distilled: it has a guidance embedding instead of being run 
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from modules.families import base as protocol
 from modules.families.parts import files
 from modules.families.parts.flow import PATCH, FlowModel
 from modules.families.parts.names import DENOISER, Files, Place, Spelling, clip, t5, t5_place, transformer
-from modules.families.parts.original import packed_problems, read_weights
+from modules.families.parts.split import CLIP_L, T5
 from modules.preset.base_options import Base
 
 DEV, SCHNELL = "black-forest-labs/FLUX.1-dev", "black-forest-labs/FLUX.1-schnell"
@@ -99,6 +99,7 @@ MARK = "double_blocks.0.img_attn.norm.key_norm.scale"
 """A tensor that every transformer of this family has, in the original naming."""
 
 GUIDANCE = "guidance_in.in_layer.weight"
+GUIDANCE_IN_DIFFUSERS = "time_text_embed.guidance_embedder.linear_1.weight"
 """A tensor that dev has and schnell has not."""
 
 
@@ -115,7 +116,9 @@ class Model(FlowModel):
     TITLE = "a FLUX.1 model"
     HUB_ID = DEV
     PIPELINE = "FluxPipeline"
+    FILE = "flux1-dev.safetensors"
     TEXT_ENCODERS = ("text_encoder", "text_encoder_2")
+    TEXT_FILES = {"text_encoder": CLIP_L, "text_encoder_2": T5}
     PARTS = {
         PREFIX + MARK: "a FLUX.1 transformer",
         "text_encoders.clip_l.transformer.text_model.embeddings.position_embedding.weight": "the first text encoder",
@@ -149,38 +152,14 @@ class Model(FlowModel):
         return DEV if _is_guided(files.tensor_names(path) or set()) else SCHNELL
 
     @classmethod
-    def file_problems(cls, base: Base) -> list[str]:
-        """Why a file with the transformer, alone or with all other parts, cannot be read."""
-        names = files.tensor_names(base.path)
-        if names is None:
-            return files.checkpoint_problems(base.path, cls.TITLE, cls.PARTS)
-        if found := packed_problems(base.path, names):
-            return found
-        if MARK not in names and PREFIX + MARK not in names:
-            return [f"base.path: {base.path} has no FLUX.1 transformer in the original naming; give a file such as "
-                    "flux1-dev.safetensors, or a folder in diffusers layout"]
-        found = _rest_problems(base, cls.hub_id(base.path)) if _is_alone(names) else super().file_problems(base)
-        return found or _variant_problems(base, _is_guided(names))
-
-    @classmethod
-    def beside(cls, base: Base) -> Sequence[str]:
-        """All other parts, where the file has the transformer alone."""
-        return ("vae", *cls.TEXT_ENCODERS) if _is_alone(files.tensor_names(base.path) or set()) else ()
-
-    @classmethod
-    def read_file(cls, base: Base, dtype: torch.dtype) -> Any:
-        """The file's transformer; the other parts from the file if it has them, else with their weights from
-        `base.config` or the hub."""
-        source = base.config or cls.hub_id(base.path)
-        cls.index(source)
-        transformer = read_transformer(base.path, source, dtype)
-        if _is_alone(files.tensor_names(base.path) or set()):
-            whole = cls.pipeline_class().from_pretrained
-            return whole(source, transformer=transformer, dtype=dtype, use_safetensors=True)
-        single = cls.pipeline_class().from_single_file
-        pipeline = single(base.path, config=source, transformer=transformer, dtype=dtype)
-        pipeline.text_encoder_2.tie_weights()  # the file has the token embedding once
-        return pipeline
+    def variant_problems(cls, base: Base, names: Collection[str]) -> list[str]:
+        """dev's file with schnell's configuration, or the other way round."""
+        path, guided = Path(base.config, "transformer", "config.json"), _is_guided(names)
+        if not base.config or read_object(path).get("guidance_embeds", False) == guided:
+            return []
+        has = "has a guidance embedding, like dev" if guided else "has no guidance embedding, like schnell"
+        return [f"base.config: {base.path} {has}, but {path} says the opposite; give the configuration of the same "
+                "variant"]
 
     # -- layers -------------------------------------------------------------------------------------------------------
 
@@ -324,59 +303,6 @@ def transformer_place(path: str, kind: str, width: int) -> Place:
     return Place(name, exchanged=path == "norm_out.linear")  # the original has the shift first, diffusers the scale
 
 
-def read_transformer(path: str, source: str, dtype: torch.dtype) -> Any:
-    """The transformer of a file in the original naming, with the configuration in the folder or hub model `source`.
-
-    Not diffusers' own reader: that supports the width of the real model only, and skips unknown tensors.
-    """
-    from diffusers import FluxTransformer2DModel
-
-    with torch.device("meta"):
-        config: Any = FluxTransformer2DModel.load_config(source, subfolder="transformer")
-        transformer: Any = FluxTransformer2DModel.from_config(config)
-    split = {name: name.rpartition(".") for name in transformer.state_dict()}
-    places = {name: transformer_place(path, kind, transformer.inner_dim) for name, (path, _, kind) in split.items()}
-    prefix = "" if MARK in (files.tensor_names(path) or ()) else PREFIX
-    try:
-        read_weights(transformer, path, places, prefix, dtype)
-    except ValueError as error:
-        raise ValueError(f"{error} (by the configuration of {source})") from error
-    return transformer
-
-
-# -- what can be wrong with a file ------------------------------------------------------------------------------------
-
-
-def _is_guided(names: set[str]) -> bool:
-    return GUIDANCE in names or PREFIX + GUIDANCE in names
-
-
-def _is_alone(names: set[str]) -> bool:
-    """Whether a file has the transformer and nothing else."""
-    return not any(name.startswith(("text_encoders.", "vae.")) for name in names)
-
-
-def _rest_problems(base: Base, hub: str) -> list[str]:
-    """Whether the other parts are there, with weights, for a file that has the transformer alone."""
-    found = files.config_problems(base, Model.CONFIGS, hub)
-    if not base.config:
-        return found and [
-            f"base.config: {base.path} has only the transformer; its text encoders, VAE and tokenizers are those of "
-            f"{hub}, which is not in the hub's local cache, and the hub cannot be reached; give --base.config with a "
-            "folder in diffusers layout that has them with their weights"
-        ]
-    parts = (*Model.TEXT_ENCODERS, "vae")
-    lacking = [part for part in parts if not any(Path(base.config, part).glob("*.safetensors"))]
-    return found or (lacking and [
-        f"base.config: {base.path} has only the transformer, and {base.config} has no weights of {', '.join(lacking)}; "
-        "give a folder in diffusers layout with them"
-    ])
-
-
-def _variant_problems(base: Base, guided: bool) -> list[str]:
-    """dev's file with schnell's configuration, or the other way round."""
-    path = Path(base.config, "transformer", "config.json")
-    if not base.config or read_object(path).get("guidance_embeds", False) == guided:
-        return []
-    has = "has a guidance embedding, like dev" if guided else "has no guidance embedding, like schnell"
-    return [f"base.config: {base.path} {has}, but {path} says the opposite; give the configuration of the same variant"]
+def _is_guided(names: Collection[str]) -> bool:
+    """Whether a file's transformer has a guidance embedding, by the original name or diffusers'."""
+    return any(name.endswith((GUIDANCE, GUIDANCE_IN_DIFFUSERS)) for name in names)

@@ -4,7 +4,7 @@ The second generation has OpenCLIP's text encoder without its last layer, and a 
 and sampling are diffusers' own `StableDiffusionPipeline`, without its safety checker.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from modules.families import base as protocol
-from modules.families.parts import files, long_texts
+from modules.families.parts import files, long_texts, split_problems
 from modules.families.parts.names import Files, Place, clip, open_clip_place, unet
+from modules.families.parts.split import CLIP
 from modules.families.parts.unet import ANY_UNET, UNetModel, prediction_word
 from modules.preset.base_options import Base
 from modules.tensorfile import opened
@@ -32,7 +33,9 @@ class Model(UNetModel):
     HUB_ID = "stable-diffusion-v1-5/stable-diffusion-v1-5"
     PIPELINE = "StableDiffusionPipeline"
     OPTIONS = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
+    FILE = "v1-5-pruned-emaonly.safetensors"
     TEXT_ENCODERS = ("text_encoder",)
+    TEXT_FILES = {"text_encoder": CLIP}
     PARTS = {
         "model.diffusion_model.time_embed.0.weight": "the UNet",
         "cond_stage_model.transformer.text_model.embeddings.position_embedding.weight": "the text encoder",
@@ -63,15 +66,25 @@ class Model(UNetModel):
         return HUB_ID_2 if _predicts_v(path) else f"{HUB_ID_2}-base"
 
     @classmethod
-    def file_problems(cls, base: Base) -> list[str]:
-        """What a checkpoint of either generation, or the configuration beside it, lacks."""
-        names = files.tensor_names(base.path) or set()
+    def parts_in(cls, names: Collection[str]) -> dict[str, str]:
+        """With the text encoder of the file's generation."""
+        return {TEXT_ENCODER_2 if TEXT_ENCODER_2 in names and words == "the text encoder" else key: words
+                for key, words in cls.PARTS.items()}
+
+    @classmethod
+    def variant_problems(cls, base: Base, names: Collection[str]) -> list[str]:
+        """Whether `base.config` is of the checkpoint's generation."""
+        from diffusers import UNet2DConditionModel
+
         second = TEXT_ENCODER_2 in names
-        parts = {TEXT_ENCODER_2 if second and words == "the text encoder" else key: words
-                 for key, words in cls.PARTS.items()}
-        found = files.checkpoint_problems(base.path, cls.TITLE, parts)
-        found = found or files.config_problems(base, cls.CONFIGS, cls.hub_id(base.path))
-        return found or _generation_problems(base, second)
+        if not base.config or split_problems.is_alone(cls, names):
+            return []
+        config: Any = UNet2DConditionModel.load_config(Path(base.config) / "unet")
+        if bool(config.get("use_linear_projection")) == second:
+            return []
+        is_, has = ("2", "1") if second else ("1", "2")
+        return [f"base.config: {base.path} is a Stable Diffusion {is_} checkpoint, but {base.config} is for Stable "
+                f"Diffusion {has}; give a matching folder, such as one of {HUB_ID_2 if second else cls.HUB_ID}"]
 
     def encode_texts(self, captions: Sequence[str]) -> protocol.Texts:
         """`hidden (n, tokens, dim)`: the text encoder's last layer, or another (`base.clip_skip`)."""
@@ -121,17 +134,3 @@ def _predicts_v(path: str) -> bool:
     768 px models than in the 512 px ones. A guess; `objective.prediction` overrides it."""
     with opened(Path(path)) as file:
         return V_MARK in file.keys() and float(file.get_tensor(V_MARK).float().std(correction=0)) > 0.09  # noqa: SIM118
-
-
-def _generation_problems(base: Base, second: bool) -> list[str]:
-    """Whether `base.config` is of the checkpoint's generation."""
-    from diffusers import UNet2DConditionModel
-
-    if not base.config:
-        return []
-    config: Any = UNet2DConditionModel.load_config(Path(base.config) / "unet")
-    if bool(config.get("use_linear_projection")) == second:
-        return []
-    is_, has = ("2", "1") if second else ("1", "2")
-    return [f"base.config: {base.path} is a Stable Diffusion {is_} checkpoint, but {base.config} is for "
-            f"Stable Diffusion {has}; give a matching folder, such as one of {HUB_ID_2 if second else Model.HUB_ID}"]

@@ -13,30 +13,15 @@ from torch import Tensor
 
 from modules.families import base as protocol
 from modules.families.parts import files
-from modules.families.parts.components import component_class
 from modules.families.parts.flow import FlowModel
 from modules.families.parts.names import Files, Place, clip, t5, t5_place, transformer
-from modules.families.parts.original import packed_problems
+from modules.families.parts.split import CLIP_G, CLIP_L, T5
 from modules.preset.base_options import Base
 
 T5_TOKENS = 256
 """Tokens that T5 reads of a caption, end token included; the pipeline's default."""
 
-DENOISERS = ("model.diffusion_model.joint_blocks.0.x_block.attn.qkv.weight", "joint_blocks.0.x_block.attn.qkv.weight")
-"""A single checkpoint has the transformer if it has one of these."""
-
 POSITIONS = "transformer.text_model.embeddings.position_embedding.weight"
-
-OTHERS = {
-    "vae": ("first_stage_model.encoder.conv_in.weight", "VAE"),
-    "text_encoder": (f"text_encoders.clip_l.{POSITIONS}", "first text encoder (CLIP-L)"),
-    "text_encoder_2": (f"text_encoders.clip_g.{POSITIONS}", "second text encoder (CLIP-G)"),
-    "text_encoder_3": ("text_encoders.t5xxl.transformer.shared.weight", "third text encoder (T5)"),
-}
-"""The other parts of a single checkpoint: a tensor of it, and the part in words."""
-
-WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "diffusion_pytorch_model.safetensors")
-"""Files of which a part's folder has one if it has weights."""
 
 LAST = "text_encoder_3"
 """T5: the optional part."""
@@ -115,7 +100,21 @@ class Model(FlowModel):
     TITLE = "an SD3 model"
     HUB_ID = "stabilityai/stable-diffusion-3.5-medium"
     PIPELINE = "StableDiffusion3Pipeline"
+    FILE = "sd3.5_medium.safetensors"
     TEXT_ENCODERS = ("text_encoder", "text_encoder_2", "text_encoder_3")
+    TEXT_FILES = {"text_encoder": CLIP_L, "text_encoder_2": CLIP_G, "text_encoder_3": T5}
+    PARTS = {
+        "model.diffusion_model.joint_blocks.0.x_block.attn.qkv.weight": "an SD3 transformer",
+        f"text_encoders.clip_l.{POSITIONS}": "the first text encoder (CLIP-L)",
+        f"text_encoders.clip_g.{POSITIONS}": "the second text encoder (CLIP-G)",
+        "text_encoders.t5xxl.transformer.shared.weight": "the third text encoder (T5)",
+        "first_stage_model.encoder.conv_in.weight": "the VAE",
+    }
+    PARTIAL = True
+    OPTIONAL = (LAST,)
+    IDENTITIES = ("text_encoder.text_projection.weight",)
+    """CLIP's own projection of CLIP-L's pooled text, which some files have, is not used."""
+    STRICT = False
     CONFIGS = (
         *(f"{part}/config.json" for part in ("transformer", "vae", "text_encoder", "text_encoder_2")),
         *(f"{part}/tokenizer_config.json" for part in ("tokenizer", "tokenizer_2")),
@@ -148,39 +147,11 @@ class Model(FlowModel):
         return "stabilityai/stable-diffusion-3" + (".5-large" if normed else "-medium-diffusers")
 
     @classmethod
-    def file_problems(cls, base: Base) -> list[str]:
-        """What a checkpoint, the configuration beside it, and the parts that come from there lack."""
-        names = files.tensor_names(base.path)
-        if names is None:
-            return [f"base.path: {base.path} is damaged or not a .safetensors file; download it again"]
-        if names.isdisjoint(DENOISERS):
-            return [f"base.path: {base.path} is not a checkpoint of {cls.TITLE}: it has no transformer; give one that "
-                    "has it, or a folder in diffusers layout"]
-        if found := packed_problems(base.path, names):
-            return found
-        found = files.config_problems(base, cls.CONFIGS + _t5_configs(base), cls.hub_id(base.path))
-        return found or _lacking_problems(base, cls.hub_id(base.path))
-
-    @classmethod
-    def beside(cls, base: Base) -> Sequence[str]:
-        """The parts that the checkpoint lacks."""
-        return _lacking(base)
-
-    @classmethod
-    def read_file(cls, base: Base, dtype: torch.dtype) -> Any:
-        """The pipeline of a checkpoint. The parts that it lacks come from the configuration's folder, or the hub; T5 is
-        left out if the index there has none."""
-        source = base.config or cls.hub_id(base.path)
-        index = cls.index(source)
-        given: dict[str, Any] = {name: None for name, kind in index.items() if kind == [None, None]}
-        for part in _lacking(base):
-            if part not in given:
-                network = component_class(index[part], part, source)
-                given[part] = network.from_pretrained(source, subfolder=part, dtype=dtype, use_safetensors=True)
-        pipeline = cls.pipeline_class().from_single_file(base.path, config=source, dtype=dtype, **given)
-        if pipeline.text_encoder_3 is not None:
-            pipeline.text_encoder_3.tie_weights()  # diffusers loads only one of the two names of T5's embeddings
-        return pipeline
+    def configs(cls, base: Base) -> tuple[str, ...]:
+        """With T5's, unless the configuration says that there is none; the hub's have one."""
+        if base.config and (Path(base.config) / files.INDEX).is_file() and cls.index(base.config)[LAST] == [None, None]:
+            return cls.CONFIGS
+        return (*cls.CONFIGS, "text_encoder_3/config.json", "tokenizer_3/tokenizer_config.json")
 
     # -- layers -------------------------------------------------------------------------------------------------------
 
@@ -249,6 +220,8 @@ class Model(FlowModel):
 
     def original(self, network: str, path: str, kind: str) -> Place:
         """Where original checkpoints have a tensor."""
+        if path == "pos_embed":
+            return Place(kind)
         if network != self.DENOISER:
             return t5_place(path, kind) if network == LAST else Place(f"{path}.{kind}")
         config = self.pipeline.transformer.config
@@ -279,42 +252,3 @@ def transformer_place(path: str, kind: str, width: int, depth: int) -> Place:
     last = int(number) == depth - 1 and inside == "norm1_context.linear"
     name, row = f"joint_blocks.{number}.{IN_BLOCK[inside]}.{kind}", ROWS.get(inside.rpartition(".")[2])
     return Place(name, exchanged=last) if row is None else Place(name, row * width, width)
-
-
-def _lacking(base: Base) -> list[str]:
-    """Parts of the pipeline that the checkpoint has no weights of."""
-    names = files.tensor_names(base.path) or set()
-    return [part for part, (tensor, _) in OTHERS.items() if tensor not in names]
-
-
-def _has_t5(base: Base) -> bool:
-    """Whether the configuration beside a checkpoint says so; the hub's do."""
-    if not base.config:
-        return True
-    return Model.index(base.config)[LAST] != [None, None]
-
-
-def _t5_configs(base: Base) -> tuple[str, ...]:
-    return ("text_encoder_3/config.json", "tokenizer_3/tokenizer_config.json") if _has_t5(base) else ()
-
-
-def _lacking_problems(base: Base, hub_id: str) -> list[str]:
-    """Parts that neither the checkpoint nor the configuration's folder, or the hub, has weights of."""
-    from huggingface_hub import try_to_load_from_cache
-
-    t5 = _has_t5(base)
-    files_of = {part: [f"{part}/{name}" for name in WEIGHTS] for part in _lacking(base) if t5 or part != LAST}
-    if base.config:
-        here = {part: any((Path(base.config) / name).is_file() for name in names) for part, names in files_of.items()}
-        where = f"base.config {base.config} has no weights of it"
-    else:
-        cached = {name: try_to_load_from_cache(hub_id, name) for names in files_of.values() for name in names}
-        here = {part: any(isinstance(cached[name], str) for name in names) for part, names in files_of.items()}
-        where = f"{hub_id} is not complete in the hub's local cache, and the hub cannot be reached"
-    absent = [part for part in files_of if not here[part]]
-    if not absent or not base.config and not protocol.base_problems(Base(path=hub_id), f"{absent[0]}/none", hub_id):
-        return []
-    words = ", ".join(OTHERS[part][1] for part in absent)
-    without = "; for no T5, set text_encoder_3 to [null, null] in its model_index.json" if LAST in absent else ""
-    return [f"base.path: {base.path} lacks the {words}, and {where}; give --base.config with a folder in diffusers "
-            f"layout that has weights in {', '.join(absent)}{without}"]

@@ -13,6 +13,7 @@ from modules.families import base as protocol
 from modules.families.parts import long_texts
 from modules.families.parts.names import Files, Place, clip, open_clip_place, unet
 from modules.families.parts.reader import unread
+from modules.families.parts.split import CLIP_G, CLIP_L
 from modules.families.parts.unet import ANY_UNET, UNetModel, prediction_word
 
 LAYER = 2
@@ -26,7 +27,9 @@ class Model(UNetModel):
     HUB_ID = "stabilityai/stable-diffusion-xl-base-1.0"
     PIPELINE = "StableDiffusionXLPipeline"
     OPTIONS = {"add_watermarker": False}
+    FILE = "sd_xl_base_1.0.safetensors"
     TEXT_ENCODERS = ("text_encoder", "text_encoder_2")
+    TEXT_FILES = {"text_encoder": CLIP_L, "text_encoder_2": CLIP_G}
     PARTS = {
         "model.diffusion_model.label_emb.0.0.weight": "an SDXL UNet",
         "conditioner.embedders.0.transformer.text_model.embeddings.position_embedding.weight": "the first text encoder",

@@ -17,6 +17,15 @@ class Base(Section):
     """Only for a single-file checkpoint on a machine without network: a folder in diffusers layout with the
     configuration, the tokenizers, and the weights of parts that the file may lack (text encoders, VAE)."""
 
+    texts: tuple[str, ...] = option((), group="Loading", advanced=True, kind="file", title="Text encoder files")
+    """Files with one text encoder each, as for ComfyUI (`clip_l.safetensors`, `t5xxl_fp16.safetensors`), in any order:
+    which encoder a file has is found from its tensors. They replace those of the model; with a file of the denoiser
+    alone nothing is downloaded for them but configurations and tokenizers."""
+
+    vae: str = option("", group="Loading", advanced=True, kind="file", title="VAE file")
+    """A file with a VAE (`ae.safetensors`, `sdxl_vae.safetensors`), in the original naming or diffusers'. It replaces
+    that of the model."""
+
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = option(
         "auto", why="avoids conversions during training", group="Loading", advanced=True, title="Number format"
     )

@@ -113,7 +113,7 @@ def changed(place: Path, name: str, path: Path, change) -> Path:
     return path
 
 
-@pytest.mark.parametrize("mark", ["double_blocks.0.img_attn.qkv.scale_weight", "scaled_fp8",
+@pytest.mark.parametrize("mark", ["double_blocks.0.img_attn.qkv.weight_scale_2", "double_blocks.0.img_mlp.0.wscales",
                                   "single_blocks.0.linear1.weight.absmax"])
 def test_packed_weights_are_refused(place, tmp_path, mark):
     path = changed(place, "alone.safetensors", tmp_path / "x.safetensors", lambda t: t.update({mark: torch.ones(1)}))

@@ -1,47 +1,149 @@
-"""Reading a denoiser from a file in its authors' naming: every tensor, no other, without a second copy in memory."""
+"""Reading a network's weights from one file: names of its authors, weights in scaled fp8 dequantized, every tensor that
+the network has, without a second copy in memory."""
 
+import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any, Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from modules.families.parts.names import Place, exchange_halves
-from modules.tensorfile import opened
+from modules.tensorfile import DTYPES, Header, opened, read_header
 
-PACKED = ("scale_weight", "weight_scale", "scaled_fp8", "comfy_quant", "absmax", "quant_map", "wscales")
-"""Ends of names of tensors that only files with quantized weights have (scaled fp8, nf4, int4)."""
+SCALES = ("scale_weight", "weight_scale")
+"""What ends the name of the scale of a weight in scaled fp8: older files, and newer ones."""
+BESIDE = (*SCALES, "scale_input", "input_scale", "scaled_fp8", "comfy_quant")
+"""Ends of names of tensors that only files in scaled fp8 have. Activations are not quantized here."""
+UNREAD = ("absmax", "quant_map", "wscales", "weight_scale_2")
+"""Ends of names of tensors that only files in nf4, int4 or nvfp4 have."""
+PACKED = (*BESIDE, *UNREAD)
+"""Ends of names of tensors that only files with quantized weights have."""
+FORMATS = ("float8_e4m3fn", "float8_e5m2")
+"""ComfyUI's words for the formats that are read."""
+LAYERS = "_quantization_metadata"
+"""ComfyUI's entry in the metadata of a file, with the format of each layer."""
+
+Places = Mapping[str, Place | Literal["identity", "zeros"]]
+"""Where a file has each of a network's tensors, or what it is as no file has it."""
 
 
-def packed_problems(path: str, names: set[str]) -> list[str]:
-    """A sentence if the file's weights are quantized by another program."""
-    packed = sorted(name for name in names if name.endswith(PACKED))
-    return packed and [
-        f"base.path: {path} has quantized weights (scaled fp8, nf4 or int4: {packed[0]}), which cannot be read; "
-        "give the model in bf16, fp16 or plain fp8, and save memory with base.quantization"
-    ]
+def packed_problems(option: str, path: Path) -> list[str]:
+    """A sentence if the file's weights are quantized in a format that is not read."""
+    found = _unread(path)
+    return [f"{option}: {path} has quantized weights ({found}), which cannot be read; give the model in bf16, fp16, "
+            "plain or scaled fp8, and save memory with base.quantization"] if found else []
 
 
-def read_weights(network: nn.Module, path: str, places: dict[str, Place], prefix: str, dtype: torch.dtype) -> None:
-    """Fill `network`, which is on the meta device, from the safetensors file at `path`.
+def _unread(path: Path) -> str:
+    """The format of the weights, and a tensor of it, if it is not read; "" otherwise."""
+    header = read_header(path)
+    for name, entry in header.tensors.items():
+        if name.endswith(UNREAD):
+            return f"nf4, int4 or nvfp4: {name}"
+        if name.endswith(".weight") and len(entry.shape) > 1 and entry.dtype not in DTYPES:
+            return f"{entry.dtype}: {name}"
+        if name.endswith(SCALES) and entry.numbers not in (1, _rows(header, name)):
+            return f"a scale for each block of a matrix: {name}"
+    for name, format in _formats(header).items():
+        if format not in FORMATS:
+            return f"{format}: {name}"
+    return ""
 
-    `places`: where each of the network's tensors is; names in the file have `prefix` in front. Raises ValueError for
-    tensors that are missing, unknown or of another shape.
-    """
+
+def _rows(header: Header, scale: str) -> int:
+    """Rows of the weight that a scale is for; 0 without one."""
+    weight = header.tensors.get(f"{scale.rpartition('.')[0]}.weight")
+    return weight.shape[0] if weight and weight.shape else 0
+
+
+def _formats(header: Header) -> dict[str, str]:
+    """The formats of layers that ComfyUI has quantized, by their names."""
+    said: dict[str, Any] = {}
+    names = [name for name in header.tensors if name.endswith(".comfy_quant")]
+    try:
+        if LAYERS in header.metadata:
+            said |= json.loads(header.metadata[LAYERS])["layers"]
+        if names:
+            with opened(header.path) as file:
+                said |= {name: json.loads(file.get_tensor(name).numpy().tobytes()) for name in names}
+        return {name: str(entry["format"]) for name, entry in said.items()}
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        return {"its layers": "an unknown format"}
+
+
+def misfit(network: nn.Module, header: Header, places: Places, whole: str | None = None) -> str:
+    """What of the network's tensors the file lacks or has in another shape, as a clause; "" if it has all.
+    `whole`: all names that begin with this have to be known, too."""
     shapes = {ours: tensor.shape for ours, tensor in network.state_dict().items()}
+    found = {ours: place for ours, place in places.items() if isinstance(place, Place)}
     rows: dict[str, int] = {}
-    for ours, place in places.items():
-        rows[place.name] = max(rows.get(place.name, 0), place.row + shapes[ours][0])
-    tensors = {}
-    with opened(Path(path)) as file:
-        names = {name.removeprefix(prefix) for name in set(file.keys()) if name.startswith(prefix)}
-        for what, found in (("lacks", rows.keys() - names), ("has unknown", names - rows.keys())):
-            if found:
-                raise ValueError(f"it {what} {', '.join(sorted(found)[:3])} ({len(found)} in all)")
+    for ours, place in found.items():
+        rows[place.name] = max(rows.get(place.name, 0), place.row + shapes[ours][0] if shapes[ours] else 0)
+    known = {name for name in header.tensors if name.startswith(whole or "") and not name.endswith(BESIDE)}
+    for what, names in (("lacks", rows.keys() - header.tensors.keys()), ("has unknown", known - rows.keys())):
+        if names and (what == "lacks" or whole is not None):
+            return f"it {what} {', '.join(sorted(names)[:3])} ({len(names)} in all)"
+    for ours, place in found.items():
+        stored, shape = header.tensors[place.name].shape, tuple(shapes[ours])
+        wanted = shape[::-1] if place.transposed else (rows[place.name], *shape[1:]) if shape else ()
+        if _plain(stored) != _plain(wanted):
+            return f"{place.name} is {tuple(stored)}, not {wanted}"
+    return ""
+
+
+def _plain(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape of a convolution of 1 x 1 as that of the matrix that others have for it."""
+    return _plain(shape[:-1]) if len(shape) > 2 and shape[-1] == 1 else tuple(shape)
+
+
+def read_weights(network: Any, path: Path, places: Places, dtype: torch.dtype, whole: str | None = None) -> None:
+    """Fill `network`, which is on the meta device, from the safetensors file at `path`. Raises ValueError for tensors
+    that are missing, of another shape, or unknown, see `misfit`."""
+    header = read_header(path)
+    if said := misfit(network, header, places, whole):
+        raise ValueError(f"{path}: {said}")
+    shapes = {ours: tensor.shape for ours, tensor in network.state_dict().items()}
+    tensors: dict[str, Tensor] = {}
+    read: dict[Place, Tensor] = {}  # T5 has its table of tokens under two names
+    with opened(path) as file:
         for ours, place in places.items():
-            stored = file.get_slice(prefix + place.name)
-            whole = (rows[place.name], *shapes[ours][1:])
-            if tuple(stored.get_shape()) != whole:
-                raise ValueError(f"{place.name} is {tuple(stored.get_shape())}, not {whole}")
-            part = stored[place.row : place.row + place.rows] if place.rows else stored[:]
-            tensors[ours] = (exchange_halves(part) if place.exchanged else part).to(dtype)
+            kind = _kept_in(network, ours, dtype)
+            if not isinstance(place, Place):
+                tensors[ours] = _made(place, shapes[ours], kind)
+                continue
+            if place not in read:
+                read[place] = _tensor(file, header, place, kind)
+            tensors[ours] = read[place].reshape(shapes[ours])
     network.load_state_dict(tensors, assign=True)
+
+
+def _made(what: str, shape: torch.Size, dtype: torch.dtype) -> Tensor:
+    return torch.eye(*shape, dtype=dtype) if what == "identity" else torch.zeros((), dtype=dtype).expand(shape)
+
+
+def _tensor(file: Any, header: Header, place: Place, dtype: torch.dtype) -> Tensor:
+    """A tensor as the network has it; one in scaled fp8 is multiplied in `dtype`, as ComfyUI does."""
+    rows = slice(place.row, place.row + place.rows) if place.rows else slice(None)
+    whole = not place.rows
+    part = (file.get_tensor(place.name) if whole else file.get_slice(place.name)[rows]).to(dtype)
+    layer, _, kind = place.name.rpartition(".")
+    scale = next((name for end in SCALES if (name := f"{layer}.{end}") in header.tensors), None)
+    if kind == "weight" and scale is not None:
+        factor = file.get_tensor(scale).to(dtype)
+        axes = (-1, *[1] * (part.dim() - 1))
+        part = part * (factor.reshape(()) if factor.numel() == 1 else factor.reshape(-1)[rows].reshape(axes))
+    part = part.mT.contiguous() if place.transposed else part
+    return exchange_halves(part) if place.exchanged else part
+
+
+def _kept_in(network: Any, name: str, dtype: torch.dtype) -> torch.dtype:
+    """The number format of a tensor: some parts of networks overflow in less than float32. transformers' keep only in
+    float16."""
+    from transformers import PreTrainedModel
+
+    kept = set(network._keep_in_fp32_modules or ())
+    if isinstance(network, PreTrainedModel) and dtype != torch.float16:
+        kept = set()
+    return torch.float32 if kept & set(name.split(".")) else dtype

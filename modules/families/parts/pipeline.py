@@ -1,4 +1,4 @@
-"""A model around a diffusers pipeline: loading, encoding pictures, sampling, memory, hashes.
+"""A model around a diffusers pipeline: encoding pictures, sampling, memory, hashes; loading.py: how it is loaded.
 
 A family derives from `PipelineModel`, sets the class attributes, and adds the process and the bucket step (in
 `__init__`), `encode_texts`, `predict`, `named_targets`, `names_of`, `original`, `LIKE`, `UNLIKE` and `metadata`. The
@@ -9,10 +9,8 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from pathlib import Path
-from pkgutil import resolve_name
 from types import MethodType
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any
 
 import torch
 from PIL.Image import Image
@@ -20,17 +18,11 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from modules import quant
-from modules.documents import is_folder
 from modules.families import base as protocol
 from modules.families.parts import files
-from modules.families.parts.components import component_class, pickle_problems, read_index
-from modules.families.parts.names import Named
+from modules.families.parts.loading import Loaded
 from modules.families.parts.reader import Reader
 from modules.preset.base_options import Base
-
-if TYPE_CHECKING:
-    from typing import Self
-
 
 COMPILED_VERSIONS = 64
 """Of a kind of block: one for each width, rank, method of calling (training, sampling) and, at first, bucket. Beyond
@@ -40,32 +32,14 @@ ARGUMENTS = {"hidden": "prompt_embeds", "pooled": "pooled_prompt_embeds"}
 """Names of the parts of an encoded prompt in diffusers' pipelines."""
 
 
-class PipelineModel(Reader, Named):
+class PipelineModel(Loaded, Reader):
     """A loaded base; see `families.base.Model` for what each part means."""
-
-    TITLE: ClassVar[str]
-    """In sentences: "an SDXL model"."""
-    HUB_ID: ClassVar[str]
-    """The usual base on the hub."""
-    PIPELINE: ClassVar[str]
-    """Name of the class in diffusers."""
-    OPTIONS: ClassVar[dict[str, Any]] = {}
-    """For making the pipeline in any way: what it has besides the parts below."""
-    DENOISER: ClassVar[str]
-    """Name of the denoiser in the pipeline."""
-    TEXT_ENCODERS: ClassVar[tuple[str, ...]]
-    """Names of the text encoders in the pipeline, in order. One that is None there is left out."""
-    PARTS: ClassVar[dict[str, str]]
-    """One tensor of each part of a single-file checkpoint, in the original naming, and the part in words."""
-    CONFIGS: ClassVar[tuple[str, ...]]
-    """Files that a folder of configurations needs besides the index."""
-    VAE_DTYPE: ClassVar[torch.dtype] = torch.float32
 
     bucket_step: int
     longest_side: int | None = None
 
     def __init__(self, pipeline: Any, device: torch.device):
-        self.pipeline, self.device = _computing_on(device, pipeline), device
+        super().__init__(_computing_on(device, pipeline), device)
         components = {name: pipeline.components[name] for name in (self.DENOISER, *self.TEXT_ENCODERS)}
         self.networks: dict[str, nn.Module] = {name: part for name, part in components.items() if part is not None}
         self.text_encoders = [name for name in self.TEXT_ENCODERS if name in self.networks]
@@ -75,44 +49,6 @@ class PipelineModel(Reader, Named):
         self._released: set[str] = set()
 
     # -- defaults that a family may override --------------------------------------------------------------------------
-
-    @classmethod
-    def hub_id(cls, path: str) -> str:
-        """The model on the hub whose configuration the single checkpoint at `path` has."""
-        return cls.HUB_ID
-
-    @classmethod
-    def file_problems(cls, base: Base) -> list[str]:
-        """What a single checkpoint, or the configuration beside it, lacks."""
-        found = files.checkpoint_problems(base.path, cls.TITLE, cls.PARTS)
-        return found or files.config_problems(base, cls.CONFIGS, cls.hub_id(base.path))
-
-    @classmethod
-    def read_file(cls, base: Base, dtype: torch.dtype) -> Any:
-        """The pipeline of a single checkpoint."""
-        config = base.config or cls.hub_id(base.path)
-        cls.index(config)
-        return cls.pipeline_class().from_single_file(base.path, config=config, dtype=dtype, **cls.OPTIONS)
-
-    @classmethod
-    def read_folder(cls, base: Base, dtype: torch.dtype) -> Any:
-        """The pipeline of a folder or of the hub's model, without the parts that its index does not have."""
-        absent = {name: None for name, kind in cls.index(base.path).items() if kind == [None, None]}
-        given = {**absent, **cls.OPTIONS}
-        return cls.pipeline_class().from_pretrained(base.path, dtype=dtype, use_safetensors=True, **given)
-
-    @classmethod
-    def beside(cls, base: Base) -> Sequence[str]:
-        """Parts whose weights a single checkpoint lacks, so that they are read from its configuration's folder."""
-        return ()
-
-    @classmethod
-    def skeleton_pipeline(cls, source: str) -> Any:
-        """The pipeline on the meta device, from the configuration in the folder, or of the hub's model, `source`."""
-        found = cls.index(source).items()
-        components = {name: _component(component_class(kind, name, source), name, source) for name, kind in found
-                      if isinstance(kind, list) and name not in cls.OPTIONS}
-        return cls.pipeline_class()(**components, **cls.OPTIONS)
 
     def guidance_options(self, guidance: float, away: bool) -> dict[str, float]:
         """The pipeline's arguments for guidance; `away`: from a negative prompt."""
@@ -130,61 +66,7 @@ class PipelineModel(Reader, Named):
         """Conditions of the captions, named as in `ARGUMENTS`."""
         raise NotImplementedError
 
-    # -- loading ------------------------------------------------------------------------------------------------------
-
-    @classmethod
-    def pipeline_class(cls) -> Any:
-        """diffusers' class."""
-        return resolve_name(f"diffusers:{cls.PIPELINE}")
-
-    @classmethod
-    def problems(cls, base: Base) -> list[str]:
-        """Why `load` cannot work, as sentences."""
-        if found := protocol.base_problems(base, files.INDEX, cls.HUB_ID):
-            return found
-        if is_folder(Path(base.path)):
-            parts = (cls.DENOISER, *cls.TEXT_ENCODERS, "vae")
-            return cls._index_problems("base.path", base.path) or pickle_problems(Path(base.path), parts)
-        if not Path(base.path).is_file():
-            return []
-        found = cls.file_problems(base)
-        return found or (cls._index_problems("base.config", base.config) if base.config else [])
-
-    @classmethod
-    def _index_problems(cls, option: str, source: str) -> list[str]:
-        try:
-            cls.index(source)
-        except ValueError as error:
-            return [f"{option}: {error}; give a complete copy"]
-        return []
-
-    @classmethod
-    def index(cls, source: str) -> dict[str, Any]:
-        """The index of parts of the folder, or of the hub's model, `source`; checked, or ValueError."""
-        return read_index(cls.pipeline_class(), source, cls.OPTIONS)
-
-    @classmethod
-    def load(cls, base: Base, device: torch.device, dtype: torch.dtype, pictures: bool = True) -> Self:
-        """The frozen pipeline in main memory. The VAE gets its own dtype if `pictures`, else the stored one."""
-        try:
-            pipeline = cls.read_file(base, dtype) if Path(base.path).is_file() else cls.read_folder(base, dtype)
-            model = cls(pipeline, device)
-            files.refuse_gaps({**model.networks, "vae": pipeline.vae})
-        except Exception as error:  # noqa: BLE001  diffusers raises anything for values of wrong kinds in its files
-            raise ValueError(f"base.path: {base.path} could not be loaded as {cls.TITLE}: {_said(error)}") from error
-        pipeline.set_progress_bar_config(disable=True)
-        for network in (*model.networks.values(), pipeline.vae.to(cls.VAE_DTYPE) if pictures else pipeline.vae):
-            network.requires_grad_(False).eval()
-        return model
-
-    @classmethod
-    def files_of(cls, base: Base) -> dict[str, Path]:
-        """The files that `load` reads, by part."""
-        path = Path(base.path)
-        if not path.is_file():
-            return files.files_of_parts(base.path, cls.OPTIONS)
-        source, others = base.config or cls.hub_id(base.path), cls.beside(base)
-        return {"checkpoint": path, **files.files_of_parts(source, cls.OPTIONS, others)}
+    # -- memory -------------------------------------------------------------------------------------------------------
 
     def place(self, base: Base, texts: bool) -> None:
         """Move the denoiser, and text encoders if `texts`, to the device. Linear layers are quantized there one by one.
@@ -211,15 +93,6 @@ class PipelineModel(Reader, Named):
         denoiser: Any = self.networks[self.DENOISER]
         names = denoiser._repeated_blocks or denoiser._no_split_modules
         return [module for module in denoiser.modules() if type(module).__name__ in names]
-
-    @classmethod
-    def skeleton(cls, base: Base) -> Self:
-        """The networks on the meta device, from the configuration files alone."""
-        source = base.config or cls.hub_id(base.path) if Path(base.path).is_file() else base.path
-        try:
-            return cls(cls.skeleton_pipeline(source), torch.device("meta"))
-        except Exception as error:  # noqa: BLE001  as in `load`
-            raise ValueError(_said(error)) from error
 
     def enable_checkpointing(self) -> None:
         """Recompute activations in the backward pass of every network."""
@@ -360,25 +233,3 @@ def _computing_on(device: torch.device, pipeline: Any) -> Any:
     kind = type(pipeline)
     pipeline.__class__ = type(kind.__name__, (kind,), {"_execution_device": property(lambda _: device)})
     return pipeline
-
-
-def _said(error: Exception) -> str:
-    """The message of a library's error, in one line that begins with its class where it is not a sentence."""
-    text = " ".join(str(error).split()) or "no reason given"
-    return text if isinstance(error, ValueError | OSError | RuntimeError) else f"{type(error).__name__}: {text}"
-
-
-def _component(found: Any, name: str, source: str) -> Any:
-    """Part `name` of a pipeline, of class `found` if any; networks without weights, on the meta device."""
-    from diffusers import ModelMixin
-    from transformers import PreTrainedModel
-
-    if found is None:
-        return None
-    is_network, is_text = issubclass(found, ModelMixin), issubclass(found, PreTrainedModel)
-    if not is_network and not is_text:
-        return found.from_pretrained(source, subfolder=name)
-    with torch.device("meta"):
-        if is_network:
-            return found.from_config(found.load_config(source, subfolder=name))
-        return found(found.config_class.from_pretrained(source, subfolder=name))

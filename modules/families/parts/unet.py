@@ -29,6 +29,8 @@ class UNetModel(PipelineModel):
     """A pipeline with a UNet for diffusion in discrete steps."""
 
     DENOISER = "unet"
+    STRICT = False
+    """Published checkpoints have left-overs of their training."""
     reads_chunks = True
     computed_in = "float16"
 
