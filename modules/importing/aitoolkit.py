@@ -15,12 +15,15 @@ from modules.preset.section import NUMBER_FORMATS
 
 NAME = "ai-toolkit"
 
-ARCHES = {"sd1": "sd15", "sd2": "sd15", "sd15": "sd15", "sdxl": "sdxl", "sd3": "sd3", "flux": "flux"}
+ARCHES = {"sd1": "sd15", "sd2": "sd15", "sd15": "sd15", "sdxl": "sdxl", "sd3": "sd3", "flux": "flux",
+          "zimage": "zimage"}
 FLAGS = {"is_flux": "flux", "is_v3": "sd3", "is_xl": "sdxl", "is_v2": "sd15"}
 FOREIGN_FLAGS = ("is_pixart", "is_pixart_sigma", "is_auraflow", "is_lumina2", "is_ssd", "is_vega")
 """How older files name the kind of model."""
 
 TRAINERS = ("sd_trainer", "diffusion_trainer", "ui_trainer", "internal_trainer", "")
+BLOCKS = {"zimage": "layers"}
+"""What the names of a transformer's layers contain that it trains, where that is not `blocks`."""
 METHODS = {"lora": "lora", "locon": "lora", "dora": "dora", "lokr": "lokr"}
 DTYPES = NUMBER_FORMATS | {long: long for long in NUMBER_FORMATS.values()} | {"float": "float32"}
 LOSSES = {"mse": "mse", "l2": "mse"}
@@ -230,7 +233,7 @@ def _layers(ledger: Ledger, family: str) -> None:
     conv, denoiser = ledger.maybe("network.conv"), "transformer" if base.is_flow(family) else "unet"
     out = list(ledger.values.get("targets.exclude", []))
     if base.is_flow(family):
-        layers, outside = "all", base.OUTSIDE
+        layers, outside = (f"{denoiser}.{BLOCKS[family]}.*", []) if family in BLOCKS else ("all", base.OUTSIDE)
         ledger.drop("network.conv", "without effect there: this family has no convolutions in its blocks")
     elif conv:
         layers, outside = "attention-mlp-conv", []
@@ -241,7 +244,7 @@ def _layers(ledger: Ledger, family: str) -> None:
         layers, outside = "attention-mlp", []
     key = "network.network_kwargs.only_if_contains"
     if ledger.value(key):
-        part = "blocks" if base.is_flow(family) else "" if conv else "attentions"
+        part = BLOCKS.get(family, "blocks") if base.is_flow(family) else "" if conv else "attentions"
         names = [_containing(name, part, denoiser) for name in _names(ledger, key)]
         layers, outside = base.layer_patterns(ledger, names), []
         ledger.to(key, "targets.layers", layers)

@@ -23,6 +23,7 @@ FAMILIES = {
     "STABLE_DIFFUSION_3": "sd3",
     "STABLE_DIFFUSION_35": "sd3",
     "FLUX_DEV_1": "flux",
+    "Z_IMAGE": "zimage",
 }
 DTYPES = {
     "FLOAT_32": "float32",

@@ -1,4 +1,4 @@
-"""What Z-Image has of its own, on tiny random pipelines of real diffusers classes, base and turbo; and what all families
+"""What Z-Image has of its own, on tiny random pipelines of real diffusers classes, base and turbo; and what families
 with a Qwen3 text encoder share."""
 
 import json
