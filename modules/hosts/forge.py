@@ -37,8 +37,8 @@ def trouble(spelling: str, family: str, names: Collection[str]) -> str:
         return "only sd-scripts itself and A1111 read them"
     if is_transformer(family) and spelling == spellings.KOHYA_PATH:
         return "it does not recognize these names for this model family"
-    others = (spellings.PEFT, spellings.LEGACY, spellings.LYCORIS)
-    if is_transformer(family) and family != "flux" and spelling in others:
+    unknown = (spellings.PEFT, spellings.LEGACY, spellings.LYCORIS)
+    if is_transformer(family) and family != "flux" and spelling in unknown:
         return "it does not recognize these names for this model family"
     return ""
 
