@@ -122,13 +122,25 @@ def draw(
     told = "true_cfg_scale" in known
     if told and samples["negative"]:
         raise ValueError("samples.negative is not supported for guidance-distilled networks")
-    options = {} if told else {"negative_prompt": samples["negative"]}
+    options: dict[str, Any] = {"prompt": prompt} | ({} if told else {"negative_prompt": samples["negative"]})
     if "max_sequence_length" in known:
         options["max_sequence_length"] = tokens(pipeline, known["max_sequence_length"].default)
+    if "prompt_attention_mask" in known:
+        options = masked(pipeline, options)
     return pipeline(
-        prompt, **options, height=size[0], width=size[1], num_inference_steps=samples["steps"],
-        **guidance, generator=torch.Generator().manual_seed(samples["seed"] + number),
+        **options, **guidance, height=size[0], width=size[1], num_inference_steps=samples["steps"],
+        generator=torch.Generator().manual_seed(samples["seed"] + number),
     ).images[0]
+
+
+def masked(pipeline: Any, prompts: dict[str, Any]) -> dict[str, Any]:
+    """The encoded prompts, with masks of booleans: of its own masks, which are numbers, diffusers 0.42.1 only adds 0 and
+    1 to the attention's scores (its issue 12116)."""
+    found = pipeline.encode_prompt(**prompts)
+    places = {"prompt_embeds": 0, "prompt_attention_mask": 2, "negative_prompt_embeds": 3,
+              "negative_prompt_attention_mask": 5}
+    given = {name: found[place] for name, place in places.items()}
+    return {name: tensor.bool() if name.endswith("mask") else tensor for name, tensor in given.items()}
 
 
 def tokens(pipeline: Any, default: int) -> int:

@@ -20,7 +20,6 @@ OTHERS: tuple[tuple[str, str], ...] = (
     ("Kolors", r"encoder_hid_proj|chatglm"),
     ("FLUX.2", r"(double|single)_stream_modulation|to_qkv_mlp_proj|transformer_blocks[._]\d+[._]ff(_context)?[._]"
                r"linear_(in|out)|single_transformer_blocks[._]\d+[._]attn[._]to_out[._]"),
-    ("Chroma", r"distilled_guidance_layer"),
     ("HunyuanVideo", r"token_refiner|(img|txt)_mod[._]linear|(img|txt)_mlp[._]fc[12]|single_blocks[._]\d+[._]modulation"
                      r"[._]linear|\.double_blocks\.\d+\.(img|txt)_attn_|double_blocks[._](19|[2-5]\d)[._]|"
                      r"single_transformer_blocks[._]3[89][._]"),
@@ -49,7 +48,7 @@ OTHERS: tuple[tuple[str, str], ...] = (
 first match counts."""
 
 IN_METADATA: tuple[tuple[str, str], ...] = (
-    ("Chroma", "chroma"), ("FLUX.2", r"flux[-_. ]?2|klein"), ("Kolors", "kolors"), ("Stable Cascade", "cascade"),
+    ("FLUX.2", r"flux[-_. ]?2|klein"), ("Kolors", "kolors"), ("Stable Cascade", "cascade"),
     ("Qwen-Image", "qwen"), ("Krea 2", r"krea[-_ ]?2"), ("Anima", r"\banima\b"),
     ("HunyuanVideo", r"hunyuan[-_ ]?video"), ("Wan 2.1 or 2.2", r"\bwan[-_ ]?(video|2)"), ("HiDream", "hidream"),
     ("Lumina 2", "lumina"), ("AuraFlow", "auraflow"), ("PixArt", "pixart"), ("LTX-Video", r"\bltx"),
@@ -62,11 +61,6 @@ WIDE = (4096, 6144)
 """Widths of FLUX.2's larger models, whose layers have the older model's names."""
 NARROW, LUMINA = re.compile(r"(layers|refiner)[._]\d+[._]attention[._](qkv|out)"), 2304
 """Layers whose names Z-Image and Lumina 2 share, and the width of the latter."""
-OLD_ONLY = (
-    r"(img|txt)_mod|modulation[._]lin|norm1(_context)?[._]linear|(?<!final_)norm[._]linear|vector_in|text_embedder|"
-    r"clip_l|te1?[._]text_model|text_encoder\.(text_model|encoder\.layers)"
-)
-"""Parts of keys that only FLUX.1 has, among models with the same names for attention."""
 
 
 @dataclass(frozen=True)
@@ -98,15 +92,24 @@ def whose(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> Whose:
     found = [family for family, score in scores.items() if score == best or not best]
     known = [family for family in found if families.load_class(family).recognises(list(tensors))]
     found = known or (found if best else [])  # text encoders show what denoisers leave open
-    return Whose(found, ["Chroma"] if _is_either(tensors, found, metadata) else [])
+    called = [family for family in found if _is_called(family, metadata)]  # and metadata, what all keys do
+    return Whose(called or found)
 
 
 TEXT = re.compile(r"(^|[._])(te\d?|text_encoder(_\d)?|text_encoders|clip_[lgh]|t5xxl|text_model)[._]|bundle_emb")
 
 
 def _in_metadata(metadata: Mapping[str, str]) -> str:
-    text = " ".join(metadata.get(key, "") for key in ARCHITECTURE).lower()
-    return next((title for title, pattern in IN_METADATA if re.search(pattern, text)), "")
+    return next((title for title, pattern in IN_METADATA if re.search(pattern, _architecture(metadata))), "")
+
+
+def _is_called(family: str, metadata: Mapping[str, str]) -> bool:
+    pattern = families.load_class(family).CALLED
+    return bool(pattern) and re.search(pattern, _architecture(metadata)) is not None
+
+
+def _architecture(metadata: Mapping[str, str]) -> str:
+    return " ".join(metadata.get(key, "") for key in ARCHITECTURE).lower()
 
 
 def _by_keys(tensors: Mapping[str, Tensor]) -> str:
@@ -134,13 +137,6 @@ def _is_narrow(tensors: Mapping[str, Tensor]) -> bool:
     layers, _ = kinds.grouped(tensors)
     return any(LUMINA in tensors[parts["down"]].shape for name, parts in layers.items()
                if NARROW.search(name) and "down" in parts)
-
-
-def _is_either(tensors: Mapping[str, Tensor], found: list[str], metadata: Mapping[str, str]) -> bool:
-    """Whether nothing distinguishes FLUX.1 from Chroma, whose blocks have its names without modulations."""
-    blocks = any("double" in layer.original for name in found for layer in published.layers(name))
-    return blocks and not any(metadata.get(key) for key in (*ARCHITECTURE, "gimbal.method")) and not any(
-        re.search(OLD_ONLY, key) for key in tensors)
 
 
 def _denoisers() -> dict[str, frozenset[str]]:

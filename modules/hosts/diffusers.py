@@ -34,7 +34,7 @@ def trouble(spelling: str, family: str, names: Collection[str]) -> str:
         return "it rejects the original checkpoint's paths for this model family"
     if spelling in (spellings.KOHYA_ORIGINAL, spellings.KOHYA_PATH) and family == "sd3":
         return "it loads nothing, with a message in its log only"
-    return "it rejects such names" if spelling == spellings.KOHYA_PATH and family == "flux" else ""
+    return "it rejects such names" if spelling == spellings.KOHYA_PATH and family in ("flux", "chroma") else ""
 
 
 def bias_change(tensors: dict[str, Tensor], strength: float) -> Tensor | None:

@@ -16,10 +16,15 @@ from modules.preset.section import NUMBER_FORMATS
 NAME = "ai-toolkit"
 
 ARCHES = {"sd1": "sd15", "sd2": "sd15", "sd15": "sd15", "sdxl": "sdxl", "sd3": "sd3", "flux": "flux",
-          "zimage": "zimage"}
+          "chroma": "chroma", "zimage": "zimage"}
 FLAGS = {"is_flux": "flux", "is_v3": "sd3", "is_xl": "sdxl", "is_v2": "sd15"}
+WHOLE = ("chroma",)
+"""Families of which it adapts layers outside of the blocks, too."""
 FOREIGN_FLAGS = ("is_pixart", "is_pixart_sigma", "is_auraflow", "is_lumina2", "is_ssd", "is_vega")
 """How older files name the kind of model."""
+
+SINGLE_FILES = {"lodestones/Chroma": "lodestones/Chroma1-HD"}
+"""Models on the hub that are not in diffusers layout, and which of that layout to take."""
 
 TRAINERS = ("sd_trainer", "diffusion_trainer", "ui_trainer", "internal_trainer", "")
 BLOCKS = {"zimage": "layers"}
@@ -98,7 +103,13 @@ def _family(ledger: Ledger, wishes: base.Wishes) -> str:
 
 
 def _model(ledger: Ledger, family: str) -> None:
-    ledger.to("model.name_or_path", "base.path", ledger.text("model.name_or_path"))
+    key, path = "model.name_or_path", ledger.text("model.name_or_path")
+    if path in SINGLE_FILES or path.startswith(tuple(f"{one}/" for one in SINGLE_FILES)):
+        path = SINGLE_FILES["/".join(path.split("/")[:2])]
+        sentence = f"The hub has this version as a single file, not as a folder; {path} is the finished model."
+        ledger.change(key, sentence, {"base.path": path})
+    else:
+        ledger.to(key, "base.path", path)
     if ledger.written("model.dtype"):
         ledger.to("model.dtype", "base.dtype", DTYPES.get(ledger.text("model.dtype"), "auto"))
     if ledger.flag("model.is_v_pred"):
@@ -233,7 +244,9 @@ def _layers(ledger: Ledger, family: str) -> None:
     conv, denoiser = ledger.maybe("network.conv"), "transformer" if base.is_flow(family) else "unet"
     out = list(ledger.values.get("targets.exclude", []))
     if base.is_flow(family):
-        layers, outside = (f"{denoiser}.{BLOCKS[family]}.*", []) if family in BLOCKS else ("all", base.OUTSIDE)
+        layers, outside = "all", [] if family in WHOLE else base.OUTSIDE
+        if family in BLOCKS:
+            layers, outside = f"{denoiser}.{BLOCKS[family]}.*", []
         ledger.drop("network.conv", "without effect there: this family has no convolutions in its blocks")
     elif conv:
         layers, outside = "attention-mlp-conv", []

@@ -23,6 +23,7 @@ FAMILIES = {
     "STABLE_DIFFUSION_3": "sd3",
     "STABLE_DIFFUSION_35": "sd3",
     "FLUX_DEV_1": "flux",
+    "CHROMA_1": "chroma",
     "Z_IMAGE": "zimage",
 }
 DTYPES = {

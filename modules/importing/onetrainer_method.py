@@ -6,6 +6,17 @@
 from modules.importing import base, methods
 from modules.importing.ledger import Ledger
 
+BLOCKS: dict[str, tuple[str, str, tuple[str, ...]]] = {
+    "attn-mlp": (
+        "attn,ff.net,proj_mlp",
+        "attention-mlp",
+        ("transformer.single_transformer_blocks.*.proj_out", "transformer.*.ff_context.*"),
+    ),
+    "attn-only": ("attn", "attention", ()),
+    "blocks": ("transformer_block", "all", tuple(base.OUTSIDE)),
+}
+"""Of transformers of double and single blocks."""
+
 LAYERS: dict[str, dict[str, tuple[str, str, tuple[str, ...]]]] = {
     "unet": {
         "attn-mlp": ("attentions", "attention-mlp", ()),
@@ -17,16 +28,8 @@ LAYERS: dict[str, dict[str, tuple[str, str, tuple[str, ...]]]] = {
         "blocks": ("transformer_block", "all", tuple(base.OUTSIDE)),
         "full": ("", "all", ()),
     },
-    "flux": {
-        "attn-mlp": (
-            "attn,ff.net,proj_mlp",
-            "attention-mlp",
-            ("transformer.single_transformer_blocks.*.proj_out", "transformer.*.ff_context.*"),
-        ),
-        "attn-only": ("attn", "attention", ()),
-        "blocks": ("transformer_block", "all", tuple(base.OUTSIDE)),
-        "full": ("", "all", ()),
-    },
+    "flux": {**BLOCKS, "full": ("", "all", ())},
+    "chroma": {**BLOCKS, "full": ("", "all, transformer.distilled_guidance_layer.*", ())},
     "zimage": {
         "attn-mlp": (
             "^(?=.*attention)(?!.*refiner).*,^(?=.*feed_forward)(?!.*refiner).*",

@@ -125,7 +125,6 @@ def test_onetrainers_names_of_flux_are_read_by_diffusers(tmp_path):
 
 STRANGERS = {
     "FLUX.2": ("diffusion_model.single_blocks.0.linear1", 144, 16),
-    "Chroma": ("lora_unet_distilled_guidance_layer_layers_0_in_layer", 8, 8),
     "Stable Cascade": ("lora_prior_te_text_model_encoder_layers_0_self_attn_q_proj", 8, 8),
     "Lumina 2": ("diffusion_model.layers.0.attention.qkv", 3840, 2304),
     "Krea 2": ("diffusion_model.blocks.0.attn.wq", 8, 8),
@@ -149,9 +148,12 @@ def test_models_that_are_none_of_ours_are_named_and_not_judged(tmp_path, title):
 
 def test_metadata_tell_models_apart_whose_layers_have_the_same_names(tmp_path):
     layer = pair("lora_unet_double_blocks_0_img_attn_proj")
-    assert inspected(tmp_path, layer).model == "a FLUX.1 model or Chroma"
-    assert inspected(tmp_path, layer, metadata={"modelspec.architecture": "chroma/lora"}).model == "Chroma"
+    assert inspected(tmp_path, layer).model == "a Chroma model or a FLUX.1 model"
+    assert inspected(tmp_path, layer, metadata={"modelspec.architecture": "chroma/lora"}).model == "a Chroma model"
+    assert inspected(tmp_path, layer, metadata={"ss_base_model_version": "flux1"}).model == "a FLUX.1 model"
     assert inspected(tmp_path, layer, pair("lora_unet_double_blocks_0_img_mod_lin")).model == "a FLUX.1 model"
+    own = pair("lora_unet_distilled_guidance_layer_layers_0_in_layer")
+    assert inspected(tmp_path, layer, own).model == "a Chroma model"
 
 
 # -- what the programs' own loaders showed since ----------------------------------------------------------------------

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from tests import tiny_sd15
-from tests.families import single_file, single_file_flux, single_file_sd3, single_file_zimage
+from tests.families import single_file, single_file_chroma, single_file_flux, single_file_sd3, single_file_zimage
 
 SIZE = (32, 16)
 """Height and width of pictures, in pixels; multiples of every tiny model's bucket step."""
@@ -78,6 +78,8 @@ FLUX_SETS = {
 }
 T5, ONE = "text_encoder_2.*", "transformer_blocks.0.attn.to_q"
 
+CHROMA_SETS = {**FLUX_SETS, "all": "transformer.context_embedder"}
+
 SD3_SETS = {
     "attention": "transformer.transformer_blocks.0.attn2.to_q",
     "attention-mlp": "transformer.transformer_blocks.0.ff_context.net.2",
@@ -100,6 +102,8 @@ FAMILIES = {
     "sd2": Row("sd15", lambda path: tiny_sd15.make_pair(path, True), UNET_SETS, {"text_encoder": 8}, PROJ_IN),
     "flux": Row("flux", single_file_flux.make_pair, FLUX_SETS, {"text_encoder": 8, "text_encoder_2": 8}, ONE,
                 packed_call, ("transformer.norm_out.linear",), (T5,)),
+    "chroma": Row("chroma", single_file_chroma.make_pair, CHROMA_SETS, {"text_encoder": 8}, ONE, packed_call,
+                  ("transformer.distilled_guidance_layer.*",), ("text_encoder.*",)),
     "sd3": Row("sd3", single_file_sd3.make_pair, SD3_SETS, {**CLIPS, "text_encoder_3": 8}, SD3_PACKED,
                joint_call, SD3_NEVER, ("text_encoder_3.*",)),
     "sd3 without t5": Row("sd3", lambda path: single_file_sd3.make_pair(path, False), SD3_SETS, CLIPS, SD3_PACKED,

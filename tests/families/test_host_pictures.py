@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from scripts import host_pictures
-from tests import tiny_flux, tiny_sd3, tiny_sd15, tiny_sdxl, tiny_zimage
+from tests import tiny_chroma, tiny_flux, tiny_sd3, tiny_sd15, tiny_sdxl, tiny_zimage
 from tests.training.runs import Place, draw_pictures
 
 FLOW = {"min_snr_gamma": None}
@@ -32,6 +32,7 @@ ROWS = {
     "sd2": Row("sd15", lambda folder: tiny_sd15.make_folder(folder, True), {"prediction": "v_prediction"}),
     "sdxl": Row("sdxl", tiny_sdxl.make_folder),
     "sd3": Row("sd3", tiny_sd3.make_folder, {**FLOW, "shift": 3.0}, ("text_encoder_3.*",)),
+    "chroma": Row("chroma", tiny_chroma.make_folder, FLOW, ("text_encoder.*",), steps=30, tolerance=1),
     "flux dev": Row("flux", tiny_flux.make_folder, FLOW, ("text_encoder_2.*",)),
     "flux schnell": Row("flux", lambda folder: tiny_flux.make_folder(folder, dev=False), FLOW, ("text_encoder_2.*",)),
     "zimage": Row("zimage", tiny_zimage.make_folder, FLOW, ("text_encoder.*",), 30, 1),

@@ -34,6 +34,7 @@ TEXTS = {
     "sdxl": {"text_encoder": "lora_te1_", "text_encoder_2": "lora_te2_"},
     "sd3": {"text_encoder": "lora_te1_", "text_encoder_2": "lora_te2_", "text_encoder_3": "lora_te3_"},
     "flux": {"text_encoder": "lora_te1_", "text_encoder_2": "lora_te3_"},
+    "chroma": {"text_encoder": "lora_te1_"},
     "zimage": {"text_encoder": "lora_te_"},
 }
 """kohya's beginnings."""
@@ -370,5 +371,5 @@ def _others() -> Iterator[Made]:
     attention = {f"lora_unet_{joined(row.original.removesuffix('.weight'))}{end}": (out, RANK) if end == KOHYA[0] else
                  (RANK, 3072) for row in rows("flux") for end in KOHYA for out in (3072,)
                  if row.original.endswith("img_attn.proj.weight")}
-    yield "other: Chroma by its metadata", "", attention, {"modelspec.architecture": "chroma/lora"}
-    yield "flux or Chroma", "flux", attention, {}
+    yield "chroma by its metadata", "chroma", attention, {"modelspec.architecture": "chroma/lora"}
+    yield "flux or chroma", "flux", attention, {}

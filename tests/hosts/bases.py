@@ -19,7 +19,7 @@ from modules.families import load_class
 from modules.families.parts.names import with_level
 from tests import tiny_flux, tiny_sd3, tiny_sd15, tiny_sdxl
 from tests.export import every
-from tests.families import single_file, single_file_flux, single_file_sd3, single_file_zimage
+from tests.families import single_file, single_file_chroma, single_file_flux, single_file_sd3, single_file_zimage
 
 ROW = 2**20
 """Rows of a tensor are numbered within this when layouts are found out."""
@@ -151,6 +151,8 @@ def original(base: Base, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     network = base.model.networks["transformer"]
     if base.family == "flux":
         renamed = single_file_flux.original(parts["transformer"], network.inner_dim)
+    elif base.family == "chroma":
+        renamed = single_file_chroma.original(parts["transformer"], network.inner_dim)
     elif base.family == "zimage":
         renamed = single_file_zimage.original(parts["transformer"])
     else:

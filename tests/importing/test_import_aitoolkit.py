@@ -58,6 +58,18 @@ def job(**sections):
     return values
 
 
+@pytest.mark.parametrize("path, taken", [
+    ("lodestones/Chroma/v28", "lodestones/Chroma1-HD"), ("lodestones/Chroma", "lodestones/Chroma1-HD"),
+    ("lodestones/Chroma1-Base", "lodestones/Chroma1-Base"), ("/models/c.safetensors", "/models/c.safetensors"),
+])
+def test_chroma(imported, of, path, taken):
+    result = imported(job(model={"is_flux": None, "arch": "chroma", "name_or_path": path}))
+    preset = result.preset
+    assert (preset.family, preset.base.path, preset.targets.layers) == ("chroma", taken, "all")
+    assert not preset.targets.exclude and preset.objective.density == "logit_normal"
+    assert of(result.found, "model.name_or_path").part == ("mapped" if path == taken else "changed")
+
+
 @pytest.mark.parametrize("ending", ["yaml", "json"])
 def test_flux(imported, accounted, of, ending):
     result = imported(FLUX, ending)

@@ -14,7 +14,7 @@ from modules import adapters, families
 from modules.importing import base, import_file, methods, trainers
 from modules.preset import files
 from modules.training.setup import match_layers
-from tests import tiny_flux, tiny_sd3, tiny_sdxl, tiny_zimage
+from tests import tiny_chroma, tiny_flux, tiny_sd3, tiny_sdxl, tiny_zimage
 
 ROOT = Path(__file__).parents[2]
 
@@ -127,9 +127,9 @@ def test_nearest_methods_are_methods():
 
 # -- layers on networks of the real classes ---------------------------------------------------------------------------
 
-NETWORKS = {"sdxl": tiny_sdxl, "flux": tiny_flux, "sd3": tiny_sd3, "zimage": tiny_zimage}
-KINDS = {"sdxl": "STABLE_DIFFUSION_XL_10_BASE", "flux": "FLUX_DEV_1", "sd3": "STABLE_DIFFUSION_35",
-         "zimage": "Z_IMAGE"}
+NETWORKS = {"sdxl": tiny_sdxl, "flux": tiny_flux, "chroma": tiny_chroma, "sd3": tiny_sd3, "zimage": tiny_zimage}
+KINDS = {"sdxl": "STABLE_DIFFUSION_XL_10_BASE", "flux": "FLUX_DEV_1", "chroma": "CHROMA_1",
+         "sd3": "STABLE_DIFFUSION_35", "zimage": "Z_IMAGE"}
 REGULAR = {
     "attn-only": "^(?=.*attention)(?!.*refiner).*",
     "attn-mlp": "^(?=.*attention)(?!.*refiner).*,^(?=.*feed_forward)(?!.*refiner).*",
@@ -159,6 +159,9 @@ def models(tmp_path_factory):
         ("flux", "attn-mlp"),
         ("flux", "attn-only"),
         ("flux", "blocks"),
+        ("chroma", "attn-mlp"),
+        ("chroma", "blocks"),
+        ("chroma", "full"),
         ("sd3", "attn-only"),
         ("sd3", "blocks"),
     ],
@@ -166,7 +169,7 @@ def models(tmp_path_factory):
 def test_layer_presets_mean_the_same_layers(models, tmp_path, family, preset):
     """Against what OneTrainer does: every linear and convolution layer whose name has one of the parts."""
     parts = {"attn-only": ["attn"], "attn-mlp": ["attentions"], "blocks": ["transformer_block"], "full": [""]}[preset]
-    parts = ["attn", "ff.net", "proj_mlp"] if (family, preset) == ("flux", "attn-mlp") else parts
+    parts = ["attn", "ff.net", "proj_mlp"] if preset == "attn-mlp" and family in ("flux", "chroma") else parts
     frozen = {"train": False}
     values = {
         **ONETRAINER,
@@ -226,13 +229,14 @@ def allowed_to_be_left_out(name):
     return name.endswith(("norm1_context.linear", "add_q_proj", "norm_out.linear"))
 
 
-@pytest.mark.parametrize("family", ["sdxl", "flux", "sd3"])
+@pytest.mark.parametrize("family", ["sdxl", "flux", "chroma", "sd3"])
 @pytest.mark.parametrize("texts", [True, False])
 def test_layers_of_commands_match(models, tmp_path, family, texts):
     """kohya's choice as patterns that all match something."""
     script, module = {
         "sdxl": ("sdxl_train_network.py", "lycoris.kohya"),
         "flux": ("flux_train_network.py", "networks.lora_flux"),
+        "chroma": ("flux_train_network.py --model_type chroma", "networks.lora_flux"),
         "sd3": ("sd3_train_network.py", "networks.lora_sd3"),
     }[family]
     more = "" if texts else "--network_train_unet_only"

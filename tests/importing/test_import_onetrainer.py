@@ -152,6 +152,23 @@ def test_flux(imported, accounted, of):
     assert dynamic.preset.objective.shift is None
 
 
+def test_chroma(imported, accounted):
+    """As in its own preset for 24 GB."""
+    values = {
+        "base_model_name": "lodestones/Chroma1-HD", "batch_size": 2, "learning_rate": 0.0003,
+        "model_type": "CHROMA_1", "resolution": "512", "transformer": {"train": True, "weight_dtype": "FLOAT_8"},
+        "text_encoder": {"train": False, "weight_dtype": "BFLOAT_16"}, "training_method": "LORA",
+        "timestep_distribution": "INVERTED_PARABOLA", "noising_weight": 7.7,
+        "layer_filter": "attn,ff.net,proj_mlp", "layer_filter_preset": "attn-mlp",
+    }
+    result = imported(values)
+    preset = result.preset
+    assert (preset.family, preset.base.path) == ("chroma", "lodestones/Chroma1-HD")
+    assert (preset.base.quantization, preset.objective.density) == ("fp8", "logit_normal")
+    assert preset.objective.shift == 1 and not preset.targets.text_encoders
+    accounted(result.found, values)
+
+
 def test_text_encoders(imported, of):
     values = {**SDXL, "text_encoder": {"train": True, "learning_rate": 1e-4, "stop_training_after": 5}}
     result = imported(values)

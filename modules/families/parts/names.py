@@ -98,6 +98,8 @@ class Files:
     """Prefix of ComfyUI's generic names of a text encoder, followed by transformers' path."""
     comfyui_reads_paths: bool = False
     """Whether ComfyUI supports diffusers' paths in this network."""
+    comfyui_original: tuple[str, ...] = ()
+    """What those paths begin with for which it has the original checkpoint's names only, after `original[0]`."""
     peft: bool = True
     """Whether diffusers reads adapters of this network."""
     level: str = ""
@@ -158,6 +160,12 @@ class Named:
     UNLIKE: ClassVar[str]
     """A pattern that is nowhere in them."""
 
+    SHARES_NAMES: ClassVar[bool] = False
+    """Whether an older family has the names and shapes of many of its layers. A file with no others may be for either,
+    and counts as the older one's where one has to be assumed."""
+    CALLED: ClassVar[str] = ""
+    """A pattern that is in what metadata call the architecture, in lower case; "" for a family whose keys show it."""
+
     def names_of(self, network: str) -> Files:
         """The network's names in files."""
         raise NotImplementedError
@@ -213,6 +221,8 @@ class Named:
                 f"export.host diffusers: {layer}: diffusers supports no adapters of this text encoder; set "
                 f"targets.exclude to {network}.*, or export.host to comfyui"
             )
+        if host not in ("diffusers", "kohya", "lycoris") and path.startswith(files.comfyui_original):
+            return files.original[0] + layer_name(self.original(network, path, "weight"))
         if host == "diffusers" or (files.comfyui_reads_paths and host not in ("kohya", "lycoris")):
             return f"{network}.{path}"
         if host == "lycoris" and "lycoris_" in files.joined:

@@ -8,7 +8,7 @@ methods under "defaults that a family may override" hold for most.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from types import MethodType
 from typing import Any
 
@@ -28,7 +28,7 @@ COMPILED_VERSIONS = 64
 """Of a kind of block: one for each width, rank, method of calling (training, sampling) and, at first, bucket. Beyond
 torch's own limit of 8 it would silently run the rest uncompiled."""
 
-ARGUMENTS = {"hidden": "prompt_embeds", "pooled": "pooled_prompt_embeds"}
+ARGUMENTS = {"hidden": "prompt_embeds", "pooled": "pooled_prompt_embeds", "mask": "prompt_attention_mask"}
 """Names of the parts of an encoded prompt in diffusers' pipelines."""
 
 
@@ -110,15 +110,9 @@ class PipelineModel(Loaded, Reader):
         compile what is called by a checkpoint outside."""
         limits: Any = torch._dynamo.config
         limits.recompile_limit = max(limits.recompile_limit, COMPILED_VERSIONS)
-        denoiser: Any = self.networks[self.DENOISER]
-        blocks = set(self.blocks())
-        for name, block in denoiser.named_modules():
-            if block not in blocks:
-                continue
-            if checkpointing:
-                owner = ".".join(name.split(".")[:-2])  # of the list that the block is in
-                denoiser.get_submodule(owner).gradient_checkpointing = False
-                block.once, block.forward = block.forward, MethodType(_recomputed, block)
+        if checkpointing:
+            recompute_inside(self.networks[self.DENOISER], self.blocks())
+        for block in self.blocks():
             block.compile()
 
     # -- encoding -----------------------------------------------------------------------------------------------------
@@ -220,6 +214,15 @@ class PipelineModel(Loaded, Reader):
     def base_hash(self) -> str:
         """sha256 of the denoiser's weights."""
         return files.weights_hash(self.networks[self.DENOISER])
+
+
+def recompute_inside(denoiser: Any, blocks: Collection[Any]) -> None:
+    """Move checkpointing, which is enabled, from the modules that call the denoiser's `blocks` into the blocks."""
+    for name, block in denoiser.named_modules():
+        if block in blocks:
+            owner = ".".join(name.split(".")[:-2])  # of the list that the block is in
+            denoiser.get_submodule(owner).gradient_checkpointing = False
+            block.once, block.forward = block.forward, MethodType(_recomputed, block)
 
 
 def _recomputed(block: Any, *given: Any, **named: Any) -> Any:

@@ -86,8 +86,10 @@ def unet_names(layer: Published) -> Iterator[str]:
 
 
 def transformer_names(layer: Published, starts: tuple[str, ...]) -> Iterator[str]:
-    """With diffusers' path after these beginnings; underscores for dots after those that end with one."""
-    yield from (start + (joined(layer.path) if start.endswith("_") else layer.path) for start in starts)
+    """With diffusers' path, where it has one, after these beginnings; underscores for dots after those that end with
+    one."""
+    if not layer.original.startswith(PATHLESS):
+        yield from (start + (joined(layer.path) if start.endswith("_") else layer.path) for start in starts)
 
 
 USUAL = ("transformer.", "", "lycoris_", "lora_transformer_")
@@ -96,6 +98,10 @@ STARTS = {
     "noise_refiner": ("transformer.", "", "lycoris_", "diffusion_model."),
 }
 """Beginnings of names with diffusers' paths, by a part of the transformer's original names."""
+
+
+PATHLESS = ("distilled_guidance_layer.",)
+"""Layers that it has under the original checkpoint's names only."""
 
 
 def text_names(layers: tuple[Published, ...]) -> set[str]:
@@ -119,7 +125,7 @@ def text_names(layers: tuple[Published, ...]) -> set[str]:
     return found
 
 
-T5_NUMBERS = {2: (2, 3), 3: (3,)}
+T5_NUMBERS = {1: (1,), 2: (2, 3), 3: (3,)}
 """By the number of text encoders: the number of the T5 in kohya's and OneTrainer's names."""
 
 

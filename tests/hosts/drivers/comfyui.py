@@ -32,12 +32,13 @@ from safetensors.torch import load_file  # noqa: E402
 CPU = torch.device("cpu")
 LOG = answering.Log()
 logging.getLogger().addHandler(LOG)
-CLASSES = {"sd15": "SD15", "sdxl": "SDXL", "sd3": "SD3", "flux": "Flux", "zimage": "ZImage"}
+CLASSES = {"sd15": "SD15", "sdxl": "SDXL", "sd3": "SD3", "flux": "Flux", "chroma": "Chroma", "zimage": "ZImage"}
 ENCODERS = {
     "sd15": {"text_encoder": "clip_l"},
     "sdxl": {"text_encoder": "clip_l", "text_encoder_2": "clip_g"},
     "sd3": {"text_encoder": "clip_l", "text_encoder_2": "clip_g", "text_encoder_3": "t5xxl"},
     "flux": {"text_encoder": "clip_l", "text_encoder_2": "t5xxl"},
+    "chroma": {"text_encoder": "t5xxl"},
     "zimage": {"text_encoder": "qwen3_4b"},
 }
 
