@@ -41,6 +41,8 @@ class Known(NamedTuple):
     """Whether it is the one that its family's presets name."""
     source: str = ""
     """Where its configuration is from, if not from its own files."""
+    memory: str = ""
+    """What cards of different sizes need, as arithmetic."""
 
 
 def models() -> dict[str, Known]:
@@ -170,6 +172,7 @@ def page() -> str:
             text += f"## {known.title}\n\nFamily `{family}`; the denoiser has {weights:,} weights and "
             text += f"{len(setup.layer_names(model))} layers (text encoders included) that can be adapted. Named sets: "
             text += ", ".join(f"`{target}`" for target in model.named_targets()) + ".\n\n"
+            text += f"{known.memory}\n\n" if known.memory else ""
             if not known.presets:
                 continue  # hardly anything else than in the first
             text += "| preset | layers | parameters | file | form of the layers in it |\n|---|---|---|---|---|\n"

@@ -16,10 +16,11 @@ from modules.preset.section import NUMBER_FORMATS
 NAME = "ai-toolkit"
 
 ARCHES = {"sd1": "sd15", "sd2": "sd15", "sd15": "sd15", "sdxl": "sdxl", "sd3": "sd3", "flux": "flux",
-          "chroma": "chroma", "flux2": "flux2", "flux2_klein_4b": "flux2", "flux2_klein_9b": "flux2"}
+          "chroma": "chroma", "zimage": "zimage", "flux2": "flux2", "flux2_klein_4b": "flux2",
+          "flux2_klein_9b": "flux2"}
 FLAGS = {"is_flux": "flux", "is_v3": "sd3", "is_xl": "sdxl", "is_v2": "sd15"}
-BLOCKS = ("flux2",)
-"""Families that have a named set of all layers in blocks."""
+ORIGINAL = ("flux2",)
+"""Families whose layers have the names of the original checkpoints there; it adapts those of the blocks."""
 WHOLE = ("chroma",)
 """Families of which it adapts layers outside of the blocks, too."""
 FOREIGN_FLAGS = ("is_pixart", "is_pixart_sigma", "is_auraflow", "is_lumina2", "is_ssd", "is_vega")
@@ -29,6 +30,8 @@ SINGLE_FILES = {"lodestones/Chroma": "lodestones/Chroma1-HD"}
 """Models on the hub that are not in diffusers layout, and which of that layout to take."""
 
 TRAINERS = ("sd_trainer", "diffusion_trainer", "ui_trainer", "internal_trainer", "")
+BLOCKS = {"zimage": "layers"}
+"""What the names of a transformer's layers contain that it trains, where that is not `blocks`."""
 METHODS = {"lora": "lora", "locon": "lora", "dora": "dora", "lokr": "lokr"}
 DTYPES = NUMBER_FORMATS | {long: long for long in NUMBER_FORMATS.values()} | {"float": "float32"}
 LOSSES = {"mse": "mse", "l2": "mse"}
@@ -244,8 +247,11 @@ def _layers(ledger: Ledger, family: str) -> None:
     conv, denoiser = ledger.maybe("network.conv"), "transformer" if base.is_flow(family) else "unet"
     out = list(ledger.values.get("targets.exclude", []))
     if base.is_flow(family):
-        layers = "attention-mlp" if family in BLOCKS else "all"
-        outside = [] if family in (*BLOCKS, *WHOLE) else base.OUTSIDE
+        layers, outside = "all", [] if family in WHOLE else base.OUTSIDE
+        if family in BLOCKS:
+            layers, outside = f"{denoiser}.{BLOCKS[family]}.*", []
+        if family in ORIGINAL:
+            layers, outside = "attention-mlp", []
         ledger.drop("network.conv", "without effect there: this family has no convolutions in its blocks")
     elif conv:
         layers, outside = "attention-mlp-conv", []
@@ -256,7 +262,7 @@ def _layers(ledger: Ledger, family: str) -> None:
         layers, outside = "attention-mlp", []
     key = "network.network_kwargs.only_if_contains"
     if ledger.value(key):
-        part = "blocks" if base.is_flow(family) else "" if conv else "attentions"
+        part = BLOCKS.get(family, "blocks") if base.is_flow(family) else "" if conv else "attentions"
         names = [_containing(name, part, denoiser) for name in _names(ledger, key, family)]
         layers, outside = base.layer_patterns(ledger, names), []
         ledger.to(key, "targets.layers", layers)
@@ -275,7 +281,7 @@ def _names(ledger: Ledger, key: str, family: str) -> list[str]:
     the original checkpoints there."""
     value = ledger.value(key)
     names = [str(name).replace("$$", ".") for name in (value if isinstance(value, list) else [value])]
-    if family in BLOCKS:
+    if family in ORIGINAL:
         names = [re.sub(r"double_blocks|(single)_blocks", _block, name) for name in names]
     return [re.sub(r"([*?[])", r"[\1]", name) for name in names]
 

@@ -13,7 +13,7 @@ from modules.families.parts import published
 from modules.families.parts.names import joined
 from modules.families.parts.published import Published
 from modules.hosts.key_maps import comfyui_keys
-from modules.hosts.key_maps.loading import Loading, Suffixes, read
+from modules.hosts.key_maps.loading import KNOWN, NO_FAMILY, Loading, Suffixes, read
 
 TITLE = "Forge"
 
@@ -28,6 +28,8 @@ PATIENCE = 12
 
 def loading(tensors: Mapping[str, Tensor], family: str) -> Loading:
     """What it reads of the file in a model of the family."""
+    if family not in KNOWN:
+        return Loading(unjudged=NO_FAMILY)
     renamed = {key: key for key in tensors}
     if all(key in tensors for key in comfyui_keys.CONTROL):
         renamed = {f"diffusion_model.{_controlled(key)}": key for key in tensors}
@@ -47,8 +49,6 @@ def _controlled(key: str) -> str:
 @cache
 def names(family: str) -> frozenset[str]:
     """The names, without suffixes, that it finds in models of the family."""
-    if family == "flux2":  # a later one
-        return frozenset()
     layers = published.layers(family)
     found = _text_names(layers)
     for layer in layers:
@@ -69,7 +69,7 @@ def _text_names(layers: tuple[Published, ...]) -> set[str]:
     for network in sorted({layer.network for layer in layers if layer.is_text}):
         own = [layer.path for layer in layers if layer.network == network]
         if comfyui_keys.is_t5(own):
-            found |= {f"lora_te{number}_{joined(path)}" for number in (1, 2, 3) for path in own
+            found |= {f"lora_te{number}_{joined(path)}" for number in (2, 3) for path in own
                       if path != "encoder.embed_tokens"}
         else:
             found |= comfyui_keys.clip_names(own, network)

@@ -15,7 +15,7 @@ from modules.families.parts.names import joined
 from modules.families.parts.published import Published
 from modules.files import keys
 from modules.hosts.key_maps.comfyui_keys import CLIP_LAYERS
-from modules.hosts.key_maps.loading import Loading
+from modules.hosts.key_maps.loading import KNOWN, NO_FAMILY, Loading
 
 TITLE = "sd-scripts"
 
@@ -34,6 +34,8 @@ WIDTH = 320
 
 def loading(tensors: Mapping[str, Tensor], family: str) -> Loading:
     """What it reads of the file in a model of the family."""
+    if family not in KNOWN:
+        return Loading(unjudged=NO_FAMILY)
     if next((key for key in tensors if key.startswith(("lora", "oft"))), "").startswith("oft"):
         return _rotations(tensors, family)
     known, layers = names(family), {}
@@ -89,8 +91,6 @@ def rotated(family: str, all_linear: bool, convolutions: bool) -> frozenset[str]
 @cache
 def names(family: str) -> frozenset[str]:
     """The names, without suffixes, that it finds in models of the family."""
-    if family == "flux2":  # a later one
-        return frozenset()
     layers, number = _layers(family)
     found = {name for layer in layers for name in (_text(layer, number) if layer.is_text else _denoiser(layer, number))}
     return frozenset(found)
