@@ -190,7 +190,7 @@ class Model(qwen3.Qwen3Reader, FlowModel):
     @classmethod
     def read_folder(cls, base: Base, dtype: torch.dtype) -> Any:
         """Part by part: diffusers would want the processor of the folder's own index."""
-        return cls.read_file(base, dtype)
+        return cls._part_by_part(base, dtype)
 
     @classmethod
     def hub_id(cls, path: str) -> str:

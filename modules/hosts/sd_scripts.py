@@ -34,8 +34,6 @@ OUTSIDE = re.compile(
 """Names of layers outside of the module classes that it searches."""
 
 
-
-
 def notes(forms: Collection[str]) -> list[str]:
     """The exporter reports what it ignores, by layer."""
     return []

@@ -229,10 +229,15 @@ class Loaded(Named):
 
     @classmethod
     def read_file(cls, base: Base, dtype: torch.dtype) -> Any:
-        """The pipeline of a file, and of what is given besides; other parts with the weights beside the configuration,
-        and nothing else of that."""
+        """The pipeline of a file, and of what is given besides."""
         if found := split_problems.of_content(cls, base):
             raise ValueError(found[0].removeprefix("base.path: "))
+        return cls._part_by_part(base, dtype)
+
+    @classmethod
+    def _part_by_part(cls, base: Base, dtype: torch.dtype) -> Any:
+        """The pipeline of what is given in files; other parts with the weights beside the configuration, and nothing
+        else of that."""
         source = cls.source(base)
         given = cls._read_given(base, dtype)
 
