@@ -7,13 +7,15 @@ import shutil
 import pytest
 import torch
 from diffusers.pipelines.flux2.pipeline_flux2_klein import compute_empirical_mu
+from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors.torch import load_file, save_file
 
 from modules.adapters.base import detach
 from modules.families.flux2 import DEV, KLEIN, PREFIX, Model
 from modules.objectives import add_noise, target
 from modules.preset.schema import Base, Targets
-from modules.training.setup import match_layers
+from modules.training.setup import layer_names, match_layers
+from tests import full_size
 from tests.export.test_hosts import LORA, WORA_OUTPUT, assert_diffusers_computes
 from tests.families.rows import SIZE, normalised
 from tests.families.single_file_flux2 import original, original_vae, text_encoder, write
@@ -254,6 +256,31 @@ def test_diffusers_loads_and_computes_what_was_trained(tmp_path, models, kind, v
     finally:
         for network in model.networks.values():
             detach(network)
+
+
+UNREAD_BY_DIFFUSERS = ("_modulation", "guidance_embedder", "norm_out")
+"""Layers with names in kohya's files that its conversion lacks."""
+
+
+@pytest.mark.parametrize("name", [name for name, known in full_size.MODELS.items() if known.family == "flux2"])
+@pytest.mark.parametrize("host", ["diffusers", "kohya"])
+def test_diffusers_loads_every_layer_of_the_real_models(tmp_path, name, host):
+    """`load_lora_weights` into the networks in full size, which have no weights."""
+    model = full_size.skeleton(name, tmp_path)
+    network = model.networks["transformer"]
+    layers = [layer for layer in layer_names(model) if layer.startswith("transformer.")]
+    shapes: dict[str, tuple[int, int]] = {}
+    for layer in layers:
+        key, (out, inputs) = model.export_key(layer, host), network.get_submodule(layer.partition(".")[2]).weight.shape
+        shapes[key] = (shapes.get(key, (0, 0))[0] + out, inputs)  # layers that are fused share the key
+    up, down = (".lora_B.weight", ".lora_A.weight") if host == "diffusers" else (".lora_up.weight", ".lora_down.weight")
+    file = {key + end: tensor for key, (out, inputs) in shapes.items()
+            for end, tensor in ((up, torch.ones(out, 1)), (down, torch.ones(1, inputs)))}
+    model.pipeline.load_lora_weights(file, adapter_name="own")
+    found = {f"transformer.{path}" for path, module in network.named_modules() if isinstance(module, BaseTunerLayer)
+             and module.lora_B["own"].weight.shape == (module.get_base_layer().weight.shape[0], 1)}
+    assert found == {layer for layer in layers if host == "diffusers" or not any(
+        word in layer for word in UNREAD_BY_DIFFUSERS)}
 
 
 # -- files ------------------------------------------------------------------------------------------------------------
