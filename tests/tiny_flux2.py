@@ -44,9 +44,9 @@ def make_pipeline(kind: str = "base", seed: int = 0) -> Any:
     return Flux2KleinPipeline(scheduler, vae(), encoder, tokens, transformer, is_distilled=kind == "distilled")
 
 
-def vae() -> AutoencoderKLFlux2:
+def vae() -> Any:
     """Two pixels per latent, and statistics of latents that are not normalised."""
-    found = AutoencoderKLFlux2(**SMALL_VAE)
+    found: Any = AutoencoderKLFlux2(**SMALL_VAE)
     nn.init.normal_(found.bn.running_mean, std=0.5)
     nn.init.uniform_(found.bn.running_var, 0.5, 2.0)
     return found

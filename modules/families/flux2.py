@@ -103,8 +103,8 @@ WORDS = ("qwen3_4b", "qwen3_8b", "mistral3_24b")
 """ComfyUI's for the text encoders of Klein 4B and 9B, and of dev."""
 TEXT_MARK = "text_encoders.qwen3_4b.transformer.model.embed_tokens.weight"
 
-AROUND = ("quant_conv.", "post_quant_conv.")
-"""The VAE's convolutions around the latents."""
+SIDES = {"quant_conv": "encoder", "post_quant_conv": "decoder"}
+"""Where the VAE's convolutions around the latents are in the original."""
 COUNTER = "bn.num_batches_tracked"
 """Of the VAE's batch norm: nothing depends on it."""
 
@@ -226,10 +226,8 @@ class Model(qwen3.Qwen3Reader, FlowModel):
         found = super().sources(base)
         if "vae" in found:
             names = read_header(found["vae"].path).tensors
-            found["vae"] = replace(found["vae"], places={
-                name: "zeros" if name == COUNTER and place.name not in names else
-                _inside(place, names) if name.startswith(AROUND) else place
-                for name, place in found["vae"].places.items()})
+            places = {name: _in_vae(place, names) for name, place in found["vae"].places.items()}
+            found["vae"] = replace(found["vae"], places=places)
         return found
 
     # -- layers -------------------------------------------------------------------------------------------------------
@@ -345,12 +343,15 @@ class Model(qwen3.Qwen3Reader, FlowModel):
         }
 
 
-def _inside(place: Any, names: Collection[str]) -> Any:
-    """The place of a convolution around the latents in a file with these names, which may have it in the encoder or the
-    decoder."""
-    name = re.sub(r"(?<![a-z_])post_quant_conv", "decoder.post_quant_conv", place.name)
-    name = re.sub(r"(?<![a-z_])quant_conv", "encoder.quant_conv", name)
-    return replace(place, name=name) if name in names else place
+def _in_vae(place: Any, names: Collection[str]) -> Any:
+    """The place of a tensor of the VAE in a file with these names, which may lack the counter, and have the
+    convolutions around the latents in the encoder and the decoder."""
+    if place.name in names:
+        return place
+    if place.name.endswith(COUNTER):
+        return "zeros"
+    name = re.sub(r"(?<![a-z_])(quant_conv|post_quant_conv)", lambda found: f"{SIDES[found[1]]}.{found[1]}", place.name)
+    return replace(place, name=name)
 
 
 def grid(tokens: Tensor, height: int, width: int) -> Tensor:

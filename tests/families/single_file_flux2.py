@@ -74,7 +74,7 @@ def original(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def original_vae(vae: nn.Module) -> dict[str, Tensor]:
     """The VAE's, with the convolutions around the latents in the encoder and the decoder."""
-    found = dict(renamed(vae, (*vae_names(vae), ("bn", "bn"))))
+    found = dict(renamed(vae, iter((*vae_names(vae), ("bn", "bn")))))
     around = {"quant_conv.": "encoder.quant_conv.", "post_quant_conv.": "decoder.post_quant_conv."}
     for ours, theirs in around.items():
         found = {theirs + name.removeprefix(ours) if name.startswith(ours) else name: t for name, t in found.items()}

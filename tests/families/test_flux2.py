@@ -3,6 +3,7 @@
 import math
 import re
 import shutil
+from typing import Any
 
 import pytest
 import torch
@@ -267,7 +268,7 @@ UNREAD_BY_DIFFUSERS = ("_modulation", "guidance_embedder", "norm_out")
 def test_diffusers_loads_every_layer_of_the_real_models(tmp_path, name, host):
     """`load_lora_weights` into the networks in full size, which have no weights."""
     model = full_size.skeleton(name, tmp_path)
-    network = model.networks["transformer"]
+    network: Any = model.networks["transformer"]
     layers = [layer for layer in layer_names(model) if layer.startswith("transformer.")]
     shapes: dict[str, tuple[int, int]] = {}
     for layer in layers:
@@ -277,8 +278,9 @@ def test_diffusers_loads_every_layer_of_the_real_models(tmp_path, name, host):
     file = {key + end: tensor for key, (out, inputs) in shapes.items()
             for end, tensor in ((up, torch.ones(out, 1)), (down, torch.ones(1, inputs)))}
     model.pipeline.load_lora_weights(file, adapter_name="own")
-    found = {f"transformer.{path}" for path, module in network.named_modules() if isinstance(module, BaseTunerLayer)
-             and module.lora_B["own"].weight.shape == (module.get_base_layer().weight.shape[0], 1)}
+    tuned: dict[str, Any] = {path: one for path, one in network.named_modules() if isinstance(one, BaseTunerLayer)}
+    found = {f"transformer.{path}" for path, module in tuned.items()
+             if module.lora_B["own"].weight.shape == (module.get_base_layer().weight.shape[0], 1)}
     assert found == {layer for layer in layers if host == "diffusers" or not any(
         word in layer for word in UNREAD_BY_DIFFUSERS)}
 
@@ -301,7 +303,7 @@ def split(request, tmp_path_factory, folders):
 def in_parts(place, **changes) -> Base:
     given = {"path": place / "transformer.safetensors", "texts": (str(place / "text.safetensors"),),
              "vae": place / "vae.safetensors", "config": place / "config"} | changes
-    return Base(**{name: value if name == "texts" else str(value) for name, value in given.items()})
+    return Base.model_validate({name: value if name == "texts" else str(value) for name, value in given.items()})
 
 
 def assert_same(base: Base, folder) -> None:
