@@ -131,7 +131,7 @@ class Model(qwen3.Qwen3Reader, FlowModel):
     FOLD, TOKEN = 2, 1
     THINKING = False
     TITLE = "a FLUX.2 model"
-    HUB_ID = KLEIN + "base-4B"
+    HUB_ID = KLEIN + "base-9B"
     PIPELINE = "Flux2KleinPipeline"
     TEXT_ENCODERS = (qwen3.ENCODER,)
     FILE = "flux-2-klein-base-4b.safetensors"
