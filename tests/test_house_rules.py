@@ -91,6 +91,7 @@ HOST_WORDS: dict[tuple[str, str], str] = {
     ("modules/export/metadata.py", "dora_wd"): LYCORIS,
     ("modules/export/metadata.py", "diag-oft"): LYCORIS,
     ("modules/families/parts/names.py", "lora_unet_"): KOHYA,
+    ("modules/families/parts/qwen3.py", "lora_te_"): KOHYA,
     ("modules/families/parts/names.py", "oft_unet_"): KOHYA,
     ("modules/families/parts/names.py", "lora_transformer_"): "name of a tensor in OneTrainer's files",
     ("modules/families", "lora_te"): KOHYA,
