@@ -58,6 +58,21 @@ def job(**sections):
     return values
 
 
+@pytest.mark.parametrize("arch, path", [
+    ("flux2", "black-forest-labs/FLUX.2-dev"), ("flux2_klein_9b", "black-forest-labs/FLUX.2-klein-base-9B"),
+])
+def test_flux2(imported, arch, path):
+    """It adapts the layers of all blocks, and none beside them."""
+    model = {"is_flux": None, "arch": arch, "name_or_path": path, "qtype": "qfloat8"}
+    preset = imported(job(model=model, train={"timestep_type": "sigmoid"})).preset
+    assert (preset.family, preset.base.path, preset.base.quantization) == ("flux2", path, "fp8")
+    assert preset.targets.layers == "attention-mlp" and not preset.targets.exclude
+    assert (preset.objective.density, preset.objective.shift) == ("logit_normal", 1)
+    kwargs = {"only_if_contains": ["single_blocks.1.", "double_blocks"]}
+    some = imported(job(model=model, network={"network_kwargs": kwargs}))
+    assert some.preset.targets.layers == "transformer.*single_transformer_blocks.1.*, transformer.*transformer_blocks*"
+
+
 @pytest.mark.parametrize("path, taken", [
     ("lodestones/Chroma/v28", "lodestones/Chroma1-HD"), ("lodestones/Chroma", "lodestones/Chroma1-HD"),
     ("lodestones/Chroma1-Base", "lodestones/Chroma1-Base"), ("/models/c.safetensors", "/models/c.safetensors"),
@@ -91,6 +106,13 @@ def test_flux(imported, accounted, of, ending):
     process = FLUX["config"]["process"][0]
     accounted(result.found, {**process, "config.name": "", "job": "", "meta": FLUX["meta"]})
     assert "network.linear_alpha" not in {entry.key for entry in result.found.changed}
+
+
+def test_files_of_text_encoder_and_vae(imported, of):
+    base = imported(job(model={"vae_path": "/m/ae.safetensors", "te_name_or_path": "/m/t5xxl.safetensors"})).preset.base
+    assert (base.texts, base.vae) == (("/m/t5xxl.safetensors",), "/m/ae.safetensors")
+    result = imported(job(model={"vae_path": "someone/vae"}))
+    assert result.preset.base.vae == "" and of(result.found, "model.vae_path").part == "dropped"
 
 
 def test_alpha_of_transformers_is_ignored_there(imported, of):

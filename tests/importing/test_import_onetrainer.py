@@ -152,6 +152,27 @@ def test_flux(imported, accounted, of):
     assert dynamic.preset.objective.shift is None
 
 
+def test_flux2(imported, accounted):
+    """Its own preset for 16 GB."""
+    values = {
+        "base_model_name": "black-forest-labs/FLUX.2-klein-base-9B", "batch_size": 2, "learning_rate": 3e-5,
+        "model_type": "FLUX_2", "resolution": "512", "output_model_format": "DIFFUSERS_LORA", "compile": True,
+        "transformer": {"train": True, "weight_dtype": "INT_W8A8"},
+        "text_encoder": {"train": False, "weight_dtype": "FLOAT_8"}, "training_method": "LORA",
+        "vae": {"weight_dtype": "FLOAT_32"}, "train_dtype": "BFLOAT_16", "output_dtype": "BFLOAT_16",
+        "layer_filter": "transformer_block", "layer_filter_preset": "blocks",
+        "quantization": {"layer_filter": "transformer_block", "layer_filter_preset": "blocks"},
+        "timestep_distribution": "LOGIT_NORMAL", "dynamic_timestep_shifting": True,
+    }
+    result = imported(values)
+    preset = result.preset
+    assert (preset.family, preset.base.path) == ("flux2", "black-forest-labs/FLUX.2-klein-base-9B")
+    assert (preset.base.quantization, preset.objective.density) == ("int8", "logit_normal")
+    assert preset.objective.shift is None and preset.targets.layers == "attention-mlp"
+    assert not preset.targets.exclude and not preset.targets.text_encoders
+    accounted(result.found, values)
+
+
 def test_chroma(imported, accounted):
     """As in its own preset for 24 GB."""
     values = {
@@ -167,6 +188,22 @@ def test_chroma(imported, accounted):
     assert (preset.base.quantization, preset.objective.density) == ("fp8", "logit_normal")
     assert preset.objective.shift == 1 and not preset.targets.text_encoders
     accounted(result.found, values)
+
+
+def test_files_of_the_denoiser_and_the_vae(imported, of):
+    result = imported({**FLUX, "transformer": {**FLUX["transformer"], "model_name": "/m/flux1-dev.safetensors"},
+                       "vae": {"model_name": "/m/vae"}})
+    base = result.preset.base
+    assert (base.path, base.config) == ("/m/flux1-dev.safetensors", "")
+    assert base.vae == "/m/vae/diffusion_pytorch_model.safetensors"
+    assert of(result.found, "transformer.model_name").part == "mapped"
+    result = imported({**FLUX, "base_model_name": "/m/flux", "vae": {"model_name": "someone/vae"},
+                       "transformer": {**FLUX["transformer"], "model_name": "/m/flux1-dev.safetensors"}})
+    base = result.preset.base
+    assert (base.path, base.config, base.vae) == ("/m/flux1-dev.safetensors", "/m/flux", "")
+    assert of(result.found, "vae.model_name").part == "dropped"
+    base = imported({**FLUX, "vae": {"model_name": "/m/ae.safetensors"}}).preset.base
+    assert (base.path, base.vae) == ("someone/some-flux", "/m/ae.safetensors")
 
 
 def test_text_encoders(imported, of):

@@ -13,7 +13,7 @@ from torch import nn
 
 from modules.families.parts.names import Place, open_clip_place, t5_path
 from modules.families.parts.original import Places, misfit
-from modules.tensorfile import read_header
+from modules.tensorfile import Header, read_header
 
 
 @dataclass(frozen=True)
@@ -177,10 +177,18 @@ def text_sources(
             raise ValueError(f"base.texts: {found[same[0]].path} and {path} are the same text encoder, {same[0]}; give "
                              "one of them")
         if not same:
-            raise ValueError(f"base.texts: {path}: {next(iter(said.values()))}, by the configuration of {title}; give "
-                             f"{' or '.join(dict.fromkeys(kinds[name].title for name in fitting))} of this size")
+            closest = max(fitting, key=lambda name: _agreeing(networks[name], header, fitting[name]))
+            raise ValueError(f"base.texts: {path}: {said[closest]}, by the configuration of {title}; give "
+                             f"{kinds[closest].title} of this size")
         found[free[0]] = Source("base.texts", path, fitting[free[0]])
     return found
+
+
+def _agreeing(network: Any, header: Header, places: Places) -> int:
+    """How many of the network's tensors the file has in the same shape."""
+    shapes = {name: entry.shape for name, entry in header.tensors.items()}
+    wanted = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
+    return sum(isinstance(place, Place) and shapes.get(place.name) == wanted[name] for name, place in places.items())
 
 
 def described(names: Collection[str]) -> str:

@@ -89,7 +89,7 @@ def unet_names(layer: Published) -> Iterator[str]:
 def transformer_names(layer: Published, starts: tuple[str, ...]) -> Iterator[str]:
     """With diffusers' path, where it has one, after these beginnings; underscores for dots after those that end with
     one."""
-    if not layer.original.startswith(PATHLESS):
+    if not layer.path.startswith(PATHLESS):
         yield from (start + (joined(layer.path) if start.endswith("_") else layer.path) for start in starts)
 
 
@@ -101,7 +101,9 @@ STARTS = {
 """Beginnings of names with diffusers' paths, by a part of the transformer's original names."""
 
 
-PATHLESS = ("distilled_guidance_layer.",)
+PATHLESS = (
+    "distilled_guidance_layer.", "time_guidance_embed.", "double_stream_modulation_", "single_stream_modulation.",
+)
 """Layers that it has under the original checkpoint's names only."""
 
 
@@ -118,6 +120,9 @@ def text_names(layers: tuple[Published, ...]) -> set[str]:
             known = [path for path in own if path != "encoder.embed_tokens"]  # the same table as `shared`
             found |= {f"lora_te{index}_{joined(path)}" for index in T5_NUMBERS[len(networks)] for path in known}
             found |= {f"text_encoders.{wrapper}transformer.{path}" for wrapper in ("t5xxl.", "") for path in known}
+        elif any(path.startswith("model.layers.") for path in own):
+            found |= {f"text_encoders.{word}.transformer.{path}" for word in LANGUAGE_MODELS for path in own}
+            found |= {f"lora_te_{joined(path.removeprefix('model.'))}" for path in own}
         else:
             is_second, known = network.endswith("_2"), (*own, "text_projection")
             wrappers = ("clip_g",) if is_second else ("clip_l", "clip_h") if len(networks) == 1 else ("clip_l",)
@@ -125,6 +130,9 @@ def text_names(layers: tuple[Published, ...]) -> set[str]:
             found |= clip_names(own, network)
     return found
 
+
+LANGUAGE_MODELS = ("qwen3_4b", "qwen3_8b", "mistral3_24b")
+"""Its words for text encoders that are such."""
 
 T5_NUMBERS = {1: (1,), 2: (2, 3), 3: (3,)}
 """By the number of text encoders: the number of the T5 in kohya's and OneTrainer's names."""
