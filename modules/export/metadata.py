@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import re
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -13,6 +12,7 @@ from pydantic_core import to_jsonable_python
 
 from modules import hosts
 from modules.files.facts import Facts
+from modules.preset.base_options import is_hub_id
 from modules.preset.data_options import CHUNK
 from modules.preset.files import METADATA_KEY
 from modules.preset.schema import Preset
@@ -30,11 +30,6 @@ def without_paths(section: BaseModel) -> dict[str, Any]:
         elif isinstance(extra, dict) and extra.get("kind") in LOCAL_KINDS:
             values[name] = to_jsonable_python(info.get_default())
     return values
-
-
-def is_hub_id(path: str) -> bool:
-    """Whether a base path is a model id on the hub: `owner/name`, and no folder or file here."""
-    return re.fullmatch(r"[\w.-]*\w[\w.-]*/[\w.-]+", path) is not None and not Path(path).exists()
 
 
 def base_name(preset: Preset) -> str:

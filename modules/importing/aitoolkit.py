@@ -108,6 +108,7 @@ def _model(ledger: Ledger, family: str) -> None:
         ledger.change(key, sentence, {"base.path": path})
     else:
         ledger.to(key, "base.path", path)
+    base.split_files(ledger, ["model.te_name_or_path"], ["model.vae_path"])
     if ledger.written("model.dtype"):
         ledger.to("model.dtype", "base.dtype", DTYPES.get(ledger.text("model.dtype"), "auto"))
     if ledger.flag("model.is_v_pred"):

@@ -3,7 +3,7 @@
 import json
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -96,6 +96,17 @@ def text_encoder_rates(ledger: Ledger, rates: dict[str, float], base: float) -> 
             ledger.to(key, "targets.text_encoder_lr_scale", 1.0)
         elif number == 0 or ledger.written(key):
             ledger.change(key, sentence, {"targets.text_encoder_lr_scale": ratio})
+
+
+def split_files(ledger: Ledger, texts: Sequence[str], vae: Sequence[str]) -> None:
+    """Files of text encoders and of the VAE: the keys that may have one."""
+    files = {key: ledger.text(key) for key in (*texts, *vae) if ledger.text(key)}
+    for key in [key for key, path in files.items() if not path.lower().endswith(".safetensors")]:
+        option = "base.texts takes" if key in texts else "base.vae is"
+        ledger.drop(key, f"no counterpart: {option} .safetensors files, and {files.pop(key)} is none")
+    found = [path for key, path in files.items() if key in texts]
+    for key, path in files.items():
+        ledger.to(key, *(("base.texts", found) if key in texts else ("base.vae", path)))
 
 
 def is_flow(family: str) -> bool:

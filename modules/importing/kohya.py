@@ -22,6 +22,9 @@ SCRIPTS = {
 }
 """Programs that train adapters, and families; "" is Stable Diffusion 1 and 2."""
 
+FILES = {"flux": ("clip_l", "t5xxl"), "sd3": ("clip_l", "clip_g", "t5xxl")}
+"""Files of text encoders, which only these scripts take; the VAE's is `ae` for FLUX.1 and `vae` for all others."""
+
 PRECISIONS = {"no": "float32", "fp16": "float16", "bf16": "bfloat16", "float": "float32"}
 
 
@@ -54,6 +57,8 @@ def convert(document: Document, wishes: base.Wishes) -> Imported:
 def train(ledger: Ledger, family: str, wishes: base.Wishes, reasons: dict[str, str]) -> Imported:
     """All after the family is known; the window's files come here too."""
     ledger.to("pretrained_model_name_or_path", "base.path", ledger.text("pretrained_model_name_or_path"))
+    texts = FILES.get(family, ())
+    base.split_files(ledger, texts, ["ae" if family == "flux" else "vae"])
     _memory(ledger)
     _training(ledger)
     method = kohya_network.set_method(ledger, wishes)

@@ -163,7 +163,9 @@ def convert(document: Document, wishes: base.Wishes) -> Imported:
     _network(ledger, wishes)
     _warmup(ledger)
     _words(ledger)
-    for old, new in {**RENAMED, **{name: f"network_args.{name}" for name in NETWORK_ARGS}}.items():
+    page_of = {"flux": "flux1", "sd3": "sd3"}.get(family, "")
+    parts = {f"{page_of}_{name}": name for name in ("clip_l", "t5xxl")}
+    for old, new in {**RENAMED, **parts, **{name: f"network_args.{name}" for name in NETWORK_ARGS}}.items():
         if old not in ledger.entries:
             ledger.rename(old, new)
     _additional(ledger)

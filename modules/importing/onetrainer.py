@@ -10,6 +10,7 @@ from pathlib import Path
 from modules.importing import base, onetrainer_data, onetrainer_method, optimizers
 from modules.importing.documents import Document
 from modules.importing.ledger import Imported, Ledger, flat
+from modules.preset.base_options import is_hub_id
 
 NAME = "OneTrainer"
 
@@ -161,7 +162,7 @@ def _family(ledger: Ledger, wishes: base.Wishes) -> str:
 
 
 def _model(ledger: Ledger, denoiser: str) -> None:
-    ledger.to("base_model_name", "base.path", ledger.text("base_model_name"))
+    _files(ledger, denoiser)
     key = f"{denoiser}.weight_dtype"
     kind = ledger.text(key)
     if kind in DTYPES:
@@ -183,10 +184,27 @@ def _model(ledger: Ledger, denoiser: str) -> None:
     rate = ledger.maybe(f"{denoiser}.learning_rate")
     if rate is not None:
         ledger.to(f"{denoiser}.learning_rate", "training.learning_rate", rate)
-    ledger.drop(f"{denoiser}.model_name", "no counterpart: base.path is the whole model")
     ledger.to("compile", "training.compile", ledger.flag("compile"))
     dtype = ledger.text("train_dtype")
     ledger.to("train_dtype", "training.precision", DTYPES.get(dtype, "auto"))
+
+
+def _files(ledger: Ledger, denoiser: str) -> None:
+    """The model; its denoiser may be a file of its own, and its VAE a folder in diffusers layout."""
+    whole, own = ledger.text("base_model_name"), f"{denoiser}.model_name"
+    if ledger.text(own).lower().endswith(".safetensors"):
+        ledger.to(own, "base.path", ledger.text(own))
+        if is_hub_id(whole):
+            ledger.agree("base_model_name", "a file of the denoiser has its configuration from the family's own model")
+        else:
+            ledger.to("base_model_name", "base.config", whole)
+    else:
+        ledger.to("base_model_name", "base.path", whole)
+        ledger.drop(own, "no counterpart: base.path is the whole model, or a .safetensors file of the denoiser")
+    if (vae := ledger.text("vae.model_name")) and not is_hub_id(vae) and not Path(vae).suffix:
+        ledger.to("vae.model_name", "base.vae", str(Path(vae) / "diffusion_pytorch_model.safetensors"))
+    else:
+        base.split_files(ledger, [], ["vae.model_name"])
 
 
 def _training(ledger: Ledger) -> None:

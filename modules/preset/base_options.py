@@ -1,5 +1,7 @@
 """Options of the model that is adapted."""
 
+import re
+from pathlib import Path
 from typing import Literal
 
 from modules.preset.section import Section, option
@@ -15,9 +17,9 @@ class Base(Section):
         "", why="only needed offline", group="Loading", advanced=True, kind="folder", needs="@single_file"
     )
     """Only for a single-file checkpoint on a machine without network: a folder in diffusers layout with the
-    configuration, the tokenizers, and the weights of parts that the file may lack (text encoders, VAE)."""
+    configuration, the tokenizers, and the weights of parts that neither the file nor base.texts and base.vae have."""
 
-    texts: tuple[str, ...] = option((), group="Loading", advanced=True, kind="file", title="Text encoder files")
+    texts: tuple[str, ...] = option((), group="Loading", advanced=True, kind="files", title="Text encoder files")
     """Files with one text encoder each, as for ComfyUI (`clip_l.safetensors`, `t5xxl_fp16.safetensors`), in any order:
     which encoder a file has is found from its tensors. They replace those of the model; with a file of the denoiser
     alone nothing is downloaded for them but configurations and tokenizers."""
@@ -60,3 +62,8 @@ class Base(Section):
     )
     """Number of the denoiser's blocks, counted from the last one, whose weights stay in main memory. They are copied to
     the device for each use."""
+
+
+def is_hub_id(path: str) -> bool:
+    """Whether a base path is a model id on the hub: `owner/name`, and no folder or file here."""
+    return re.fullmatch(r"[\w.-]*\w[\w.-]*/[\w.-]+", path) is not None and not Path(path).exists()

@@ -73,7 +73,7 @@ def idle_value(field: FieldInfo) -> Any:
     return None if NoneType in get_args(field.annotation) else field.default
 
 
-LOCAL_KINDS = ("file", "folder", "folders", "model")
+LOCAL_KINDS = ("file", "files", "folder", "folders", "model")
 """Kinds of options that are local paths; a model may also be an id on the Hugging Face hub."""
 
 

@@ -64,8 +64,8 @@ class Wanted(Section):
 class Bases:
     """The bases that were requested, without weights: read once, since that takes seconds."""
 
-    models: dict[tuple[str, str, str], Any] = field(default_factory=dict)
-    failures: dict[tuple[str, str, str], tuple[float, str]] = field(default_factory=dict)
+    models: dict[tuple[str, ...], Any] = field(default_factory=dict)
+    failures: dict[tuple[str, ...], tuple[float, str]] = field(default_factory=dict)
     """When it was tried, and why it cannot be read."""
 
     def get(self, wanted: Wanted) -> tuple[Any, str]:
@@ -76,7 +76,8 @@ class Bases:
         return model, reason
 
     def _read(self, wanted: Wanted) -> tuple[Any, str]:
-        key = (wanted.family, wanted.base.path, wanted.base.config)
+        base = wanted.base
+        key = (wanted.family, base.path, base.config, *base.texts, base.vae)
         if key in self.models:
             return self.models[key], ""
         tried, reason = self.failures.get(key, (-PATIENCE, ""))

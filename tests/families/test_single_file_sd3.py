@@ -113,9 +113,9 @@ def test_what_is_missing_is_one_sentence(without, config, pair, tmp_path):
     one_sentence(Base(path=str(tmp_path / "cut.safetensors"), config=str(pair[0])), "base.path", "damaged")
 
 
-def test_scaled_8_bit_weights_are_refused(without):
-    mark = {TRANSFORMER + "scaled_fp8": torch.zeros(0), TRANSFORMER + "proj.scale_weight": torch.ones(1)}
-    one_sentence(without(**mark), "base.path", "fp8", "base.quantization")
+def test_weights_in_4_bits_are_refused(without):
+    mark = {TRANSFORMER + "context_embedder.weight.absmax": torch.ones(1)}
+    one_sentence(without(**mark), "base.path", "nf4", "base.quantization")
 
 
 def test_a_missing_weight_is_an_error_when_loading(without):

@@ -1,4 +1,4 @@
-"""What lists are edited with: texts one below the other, and folders; `Rows` is what these and tables have alike."""
+"""What lists are edited with: texts one below the other, files, folders; `Rows` is what these and tables have alike."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ from ui.core.preset import entries
 from ui.core.preset.field import Field
 from ui.core.settings import Settings
 from ui.form.inputs import Input
-from ui.form.paths import Finder, ask_folder
+from ui.form.paths import Finder, ask_file, ask_folder
 from ui.widgets import theme
 from ui.widgets.drops import Drops
 from ui.widgets.making import action, button, down, dressed
@@ -207,12 +207,8 @@ class Texts(Rows):
         self.list.setFixedHeight(line * max(least, min(self.list.count(), most)) + 8)
 
 
-class Folders(Texts):
-    """Folders: chosen, dropped, or typed. Those with settings of their own are shown with them, and are kept as they
-    are."""
-
-    empty = "No folders: drop or add them here"
-    adds = "Add a folder…"
+class Paths(Texts):
+    """Files or folders: chosen, dropped, or typed."""
 
     def __init__(self, field: Field, settings: Settings):
         super().__init__(field, settings)
@@ -225,8 +221,31 @@ class Folders(Texts):
         self.on_edited()
 
     def on_edited(self) -> None:
-        """Look whether the folders are there."""
+        """Look whether they are there."""
         self.finder.look([entries.path(one) for one in self.shown()])
+
+    def on_dropped(self, paths: list[str]) -> None:
+        """Add what was dropped; what is of the other kind is then said to be so."""
+        self.put(paths)
+
+
+class Files(Paths):
+    """Files."""
+
+    empty = "No files: drop or add them here"
+    adds = "Add a file…"
+
+    def on_add(self) -> None:
+        """Ask for a file."""
+        if file := ask_file(self, self.field.label, ""):
+            self.put([file])
+
+
+class Folders(Paths):
+    """Folders. Those with settings of their own are shown with them, and are kept as they are."""
+
+    empty = "No folders: drop or add them here"
+    adds = "Add a folder…"
 
     def put(self, texts: list[str]) -> None:
         """Add folders at the end, but for those that are there."""
@@ -252,7 +271,6 @@ class Folders(Texts):
             self.put([folder])
 
     def on_dropped(self, paths: list[str]) -> None:
-        """Add what was dropped; a file among it is then said to be one."""
         for path in paths:
             self.settings.remember_folder(path)
-        self.put(paths)
+        super().on_dropped(paths)

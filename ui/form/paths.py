@@ -65,9 +65,7 @@ class PathInput(Text):
 
     def on_browse_file(self) -> None:
         """Ask for a file."""
-        start = str(places.ROOT / self.read())
-        path, _ = QFileDialog.getOpenFileName(self, self.field.label, start, CHECKPOINTS)
-        self._put(places.shown(Path(path)) if path else "")
+        self._put(ask_file(self, self.field.label, self.read()))
 
     def on_dropped(self, paths: list[str]) -> None:
         """Take the first of what was dropped."""
@@ -132,7 +130,7 @@ def remark(kind: str, path: str) -> tuple[str, str]:
     except RuntimeError:  # ~nobody
         return f"{path}: there is no such user", ""
     if place.is_dir():
-        return ("this is a folder; a file is needed" if kind == "file" else ""), ""
+        return (f"{path} is a folder; a file is needed" if kind in ("file", "files") else ""), ""
     if place.is_file():
         return (f"{path} is a file; a folder is needed" if kind in ("folder", "folders") else ""), ""
     if kind == "folder":  # it may be one that will be written to
@@ -142,7 +140,13 @@ def remark(kind: str, path: str) -> tuple[str, str]:
     first = Path(path).parts[0]
     if kind == "model" and HUB.fullmatch(path) and not LOCAL.match(path) and not (places.ROOT / first).exists():
         return "", "Not found on this machine; used as a model id on the Hugging Face hub."
-    return f"there is no {'file' if kind == 'file' else 'file or folder'} {path}", ""
+    return f"there is no {'file or folder' if kind == 'model' else 'file'} {path}", ""
+
+
+def ask_file(parent: QWidget, title: str, now: str) -> str:
+    """The file that the user chooses, as presets write it; empty if none."""
+    path, _ = QFileDialog.getOpenFileName(parent, title, str(places.ROOT / now), CHECKPOINTS)
+    return places.shown(Path(path)) if path else ""
 
 
 def ask_folder(parent: QWidget, title: str, now: str, settings: Settings) -> str:

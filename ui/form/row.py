@@ -14,7 +14,7 @@ from ui.core.preset.field import Field
 from ui.core.preset.schema import holds
 from ui.core.settings import Settings
 from ui.form.inputs import Choice, Flag, Input, Nullable, Number, Numbers, Text, label
-from ui.form.lists import Folders, Texts
+from ui.form.lists import Files, Folders, Texts
 from ui.form.paths import PathInput
 from ui.form.table import Table
 from ui.widgets import theme
@@ -32,6 +32,7 @@ KINDS: dict[str, type[Input]] = {
     "file": PathInput,
     "folder": PathInput,
     "model": PathInput,
+    "files": Files,
     "folders": Folders,
     "entries": Table,
 }

@@ -63,7 +63,8 @@ class Loaded(Named):
     STRICT: ClassVar[bool] = True
     """Whether a file's denoiser with further tensors is refused as another one."""
 
-    pipeline: Any
+    def __init__(self, pipeline: Any, device: torch.device):
+        self.pipeline, self.device = pipeline, device
 
     # -- what a family may override -----------------------------------------------------------------------------------
 
@@ -131,7 +132,7 @@ class Loaded(Named):
         source = cls.source(base)
         for part, one in sources.items():
             if said := misfit(model.pipeline.components[part], read_header(one.path), one.places, one.whole):
-                return [f"{one.option}: {one.path} {said}, by the configuration of {source}; give a file of the same "
+                return [f"{one.option}: {one.path}: {said}, by the configuration of {source}; give a file of the same "
                         "model, or its configuration"]
         lacking = [part for part in cls.parts() if part not in sources and model.pipeline.components[part] is not None]
         return split_problems.of_lacking(cls, base, lacking) if Path(base.path).is_file() else []
@@ -225,6 +226,8 @@ class Loaded(Named):
     def read_file(cls, base: Base, dtype: torch.dtype) -> Any:
         """The pipeline of a file, and of what is given besides; other parts with the weights beside the configuration,
         and nothing else of that."""
+        if found := split_problems.of_content(cls, base):
+            raise ValueError(found[0].removeprefix("base.path: "))
         source = cls.source(base)
         given = cls._read_given(base, dtype)
 
@@ -334,11 +337,11 @@ def _component(found: Any, name: str, source: str) -> Any:
 def _with_buffers(network: Any) -> Any:
     """A network on the meta device, or the same with the buffers that no file has."""
     from accelerate import init_empty_weights
-    from diffusers import ModelMixin
+    from transformers import PreTrainedModel
 
     stored = network.state_dict().keys()
     if all(name in stored for name, _ in network.named_buffers()):
         return network
     with init_empty_weights(include_buffers=False):
-        return type(network).from_config(network.config) if isinstance(network, ModelMixin) else type(network)(
-            network.config)
+        make = type(network) if isinstance(network, PreTrainedModel) else type(network).from_config
+        return make(network.config)

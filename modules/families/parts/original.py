@@ -74,7 +74,7 @@ def _formats(header: Header) -> dict[str, str]:
 
 
 def misfit(network: nn.Module, header: Header, places: Places, whole: str | None = None) -> str:
-    """What of the network's tensors the file lacks or has in another shape, for "the file ..."; "" if it has all.
+    """What of the network's tensors the file lacks or has in another shape, as a clause; "" if it has all.
     `whole`: all names that begin with this have to be known, too."""
     shapes = {ours: tensor.shape for ours, tensor in network.state_dict().items()}
     found = {ours: place for ours, place in places.items() if isinstance(place, Place)}
@@ -84,12 +84,12 @@ def misfit(network: nn.Module, header: Header, places: Places, whole: str | None
     known = {name for name in header.tensors if name.startswith(whole or "") and not name.endswith(BESIDE)}
     for what, names in (("lacks", rows.keys() - header.tensors.keys()), ("has unknown", known - rows.keys())):
         if names and (what == "lacks" or whole is not None):
-            return f"{what} {', '.join(sorted(names)[:3])} ({len(names)} in all)"
+            return f"it {what} {', '.join(sorted(names)[:3])} ({len(names)} in all)"
     for ours, place in found.items():
         stored, shape = header.tensors[place.name].shape, tuple(shapes[ours])
         wanted = shape[::-1] if place.transposed else (rows[place.name], *shape[1:]) if shape else ()
         if _plain(stored) != _plain(wanted):
-            return f"has {place.name} of shape {tuple(stored)}, not {wanted}"
+            return f"{place.name} is {tuple(stored)}, not {wanted}"
     return ""
 
 
@@ -103,7 +103,7 @@ def read_weights(network: Any, path: Path, places: Places, dtype: torch.dtype, w
     that are missing, of another shape, or unknown, see `misfit`."""
     header = read_header(path)
     if said := misfit(network, header, places, whole):
-        raise ValueError(f"{path} {said}")
+        raise ValueError(f"{path}: {said}")
     shapes = {ours: tensor.shape for ours, tensor in network.state_dict().items()}
     tensors: dict[str, Tensor] = {}
     read: dict[Place, Tensor] = {}  # T5 has its table of tokens under two names
@@ -134,7 +134,7 @@ def _tensor(file: Any, header: Header, place: Place, dtype: torch.dtype) -> Tens
         factor = file.get_tensor(scale).to(dtype)
         axes = (-1, *[1] * (part.dim() - 1))
         part = part * (factor.reshape(()) if factor.numel() == 1 else factor.reshape(-1)[rows].reshape(axes))
-    part = part.mT if place.transposed else part
+    part = part.mT.contiguous() if place.transposed else part
     return exchange_halves(part) if place.exchanged else part
 
 

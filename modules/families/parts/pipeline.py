@@ -39,7 +39,7 @@ class PipelineModel(Loaded, Reader):
     longest_side: int | None = None
 
     def __init__(self, pipeline: Any, device: torch.device):
-        self.pipeline, self.device = _computing_on(device, pipeline), device
+        super().__init__(_computing_on(device, pipeline), device)
         components = {name: pipeline.components[name] for name in (self.DENOISER, *self.TEXT_ENCODERS)}
         self.networks: dict[str, nn.Module] = {name: part for name, part in components.items() if part is not None}
         self.text_encoders = [name for name in self.TEXT_ENCODERS if name in self.networks]

@@ -13,7 +13,7 @@ from torch import nn
 
 from modules.families.parts.names import Place, open_clip_place, t5_path
 from modules.families.parts.original import Places, misfit
-from modules.tensorfile import read_header
+from modules.tensorfile import Header, read_header
 
 
 @dataclass(frozen=True)
@@ -131,9 +131,9 @@ def _present(name: str, names: Collection[str]) -> str:
 DENOISERS = "a whole checkpoint or a denoiser"
 KINDS = {
     "an adapter file such as a LoRA": r"(_down|_up|_A|_B|_w1|_w2)(\.default)?\.weight$|\.alpha$|_w[12](_a|_b)?$",
-    "a VAE": r"^(first_stage_model\.|vae\.)?(encoder|decoder)\.(conv_in|mid\.block_1|mid_block)",
     DENOISERS: r"^(model\.)?diffusion_model\.|^(double|joint|single|input|output)_blocks\.|"
-               r"^((single_)?transformer_blocks|(down|up)_blocks)\.",
+               r"^(transformer\.|unet\.)?((single_)?transformer_blocks|(down|up)_blocks)\.",
+    "a VAE": r"^(first_stage_model\.|vae\.)?(encoder|decoder)\.(conv_in|mid\.block_1|mid_block)",
     "a text encoder": r"(^|\.)text_model\.|^transformer\.resblocks\.|^encoder\.block\.|^model\.layers\.",
 }
 """Kinds of files in words, and a pattern of a tensor's name in them."""
@@ -177,12 +177,20 @@ def text_sources(
             raise ValueError(f"base.texts: {found[same[0]].path} and {path} are the same text encoder, {same[0]}; give "
                              "one of them")
         if not same:
-            raise ValueError(f"base.texts: {path} {next(iter(said.values()))}, by the configuration of {title}; give "
-                             f"{' or '.join(dict.fromkeys(kinds[name].title for name in fitting))} of this size")
+            closest = max(fitting, key=lambda name: _agreeing(networks[name], header, fitting[name]))
+            raise ValueError(f"base.texts: {path}: {said[closest]}, by the configuration of {title}; give "
+                             f"{kinds[closest].title} of this size")
         found[free[0]] = Source("base.texts", path, fitting[free[0]])
     return found
 
 
+def _agreeing(network: Any, header: Header, places: Places) -> int:
+    """How many of the network's tensors the file has in the same shape."""
+    stored, wanted = header.tensors, network.state_dict()
+    return sum(isinstance(place, Place) and place.name in stored and stored[place.name].shape == tuple(wanted[name].shape)
+               for name, place in places.items())
+
+
 def described(names: Collection[str]) -> str:
     """What a file with tensors of these names is."""
-    return kind_of(names) or f"a file with tensors such as {min(names)}"
+    return kind_of(names) or f"a file with tensors such as {min(names, default='none')}"

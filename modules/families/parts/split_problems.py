@@ -46,10 +46,8 @@ def not_a_vae(base: Base, names: Collection[str]) -> str:
 def of_file(model: Any, base: Base) -> list[str]:
     """What `base.path`, a file, and the configuration beside it lack, as far as names tell. `model`: a family's class.
     """
-    names = files.tensor_names(base.path)
-    if names is None:
-        return files.checkpoint_problems(base.path, model.TITLE, model.PARTS)
-    if found := _content_problems(model, base, names):
+    names = files.tensor_names(base.path) or set()
+    if found := of_content(model, base):
         return found
     hub = model.hub_id(base.path)
     found = files.config_problems(base, model.configs(base), hub)
@@ -60,27 +58,32 @@ def of_file(model: Any, base: Base) -> list[str]:
     return found or model.variant_problems(base, names)
 
 
-def _content_problems(model: Any, base: Base, names: Collection[str]) -> list[str]:
+def of_content(model: Any, base: Base) -> list[str]:
+    """Whether `base.path`, a file, has the denoiser, and the other parts as far as those may not come from elsewhere.
+    """
+    names = files.tensor_names(base.path)
+    if names is None:
+        return files.checkpoint_problems(base.path, model.TITLE, model.PARTS)
     parts = model.parts_in(names)
-    others = [mark for mark in parts if mark in names][1:] if next(iter(parts)) in names else [
-        mark for mark in parts if mark in names]
-    if not others and not (kind_of(names) == DENOISERS and model.recognises(names)):
-        how = f"give a file such as {model.FILE}" if model.FILE else f"give a file with {next(iter(parts.values()))}"
+    first, *others = parts
+    is_whole = not names.isdisjoint(others)
+    denoiser = first in names if is_whole else kind_of(names) in (DENOISERS, "") and model.recognises(names)
+    if not denoiser and (model.PARTIAL or not is_whole):
+        how = f"give a file such as {model.FILE}" if model.FILE else f"give a file with {parts[first]}"
         return [f"base.path: {base.path} is not {model.TITLE}: it has no {_word(model)} of this kind, but is "
                 f"{described(names)}; {how}, or a folder in diffusers layout"]
     if found := packed_problems("base.path", Path(base.path)):
         return found
-    if is_alone(model, names):
+    if not is_whole or model.PARTIAL:
         return []
     given = _given_marks(model, base)
-    missing = {mark: words for mark, words in parts.items() if model.PARTIAL is False or mark == next(iter(parts))}
     return files.checkpoint_problems(base.path, model.TITLE, {
-        mark: words for mark, words in missing.items() if mark not in given})
+        mark: words for mark, words in parts.items() if mark not in given})
 
 
 def _given_marks(model: Any, base: Base) -> set[str]:
     """The marks of parts that are given as files of their own."""
-    order = dict(zip(model.parts(), model.PARTS, strict=True))
+    order = dict(zip(model.parts(), model.parts_in(files.tensor_names(base.path) or ()), strict=True))
     contents = [read_header(Path(name)).tensors for name in base.texts]
     texts = {part for part, kind in model.TEXT_FILES.items() if any(kind.is_in(names) for names in contents)}
     return {order[part] for part in (*texts, *(["vae"] if base.vae else []))}

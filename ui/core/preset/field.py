@@ -23,6 +23,7 @@ WRONG = {
     "number": "is not a number",
     "texts": "is not a list",
     "numbers": "is not a list",
+    "files": "is not a list",
     "folders": "is not a list",
 }
 """What is wrong with a value of another type; for all other kinds: NO_TEXT."""
@@ -53,7 +54,8 @@ class Field:
     advanced: bool = False
 
     kind: str
-    """boolean, integer, number, text, choice, tag, texts, numbers, entries, file, folder, folders or model."""
+    """boolean, integer, number, text, choice, tag, texts, numbers, entries, file, files, folder, folders or
+    model."""
 
     choices: tuple[str, ...]
     """Of a choice and a tag, else empty."""
@@ -105,7 +107,7 @@ class Field:
             return self._number_problem(given, value)
         if self.kind == "boolean":
             return "" if isinstance(value, bool) else self._is_wrong(value)
-        if self.kind in ("texts", "numbers"):
+        if self.kind in ("texts", "numbers", "files"):
             if not isinstance(value, list):
                 return self._is_wrong(value)
             wrong = ((place, self._part_problem(one)) for place, one in enumerate(value, start=1))

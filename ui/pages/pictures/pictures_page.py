@@ -23,7 +23,7 @@ from ui.pages.pictures.thumbnails import Thumbnails
 from ui.widgets import theme
 from ui.widgets.drops import Drops
 
-MATTERS = ("family", "base.path", "base.config", "data", "training.batch_size")
+MATTERS = ("family", "base.path", "base.config", "base.texts", "base.vae", "data", "training.batch_size")
 """Options that change what the trainer says about pictures."""
 
 PICTURES, SEES = "pictures", "sees"
