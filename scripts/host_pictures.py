@@ -14,6 +14,7 @@ import inspect
 import subprocess
 import sys
 import tempfile
+from copy import copy
 from pathlib import Path
 from typing import Any
 
@@ -76,10 +77,11 @@ def differences(run: Path, file: Path) -> list[int]:
     if not drawn or not all(path.is_file() for path in drawn):
         raise ValueError(f"no sample pictures of step {facts['step']}; train with samples.enabled true")
     pipeline = pipeline_with(preset["base"]["path"], file)
+    guidance = guidance_of(preset["family"], pipeline, preset["samples"])
     found = []
     for number, (path, prompt) in enumerate(zip(drawn, facts["prompts"], strict=True)):
         wanted = numpy.asarray(Image.open(path).convert("RGB")).astype(int)
-        picture = draw(pipeline, prompt, number, preset["samples"], wanted.shape[:2])
+        picture = draw(pipeline, prompt, number, preset["samples"], guidance, wanted.shape[:2])
         found.append(int(abs(numpy.asarray(picture).astype(int) - wanted).max()))
     return found
 
@@ -98,7 +100,19 @@ def pipeline_with(base: Path | str, file: Path | None) -> Any:
     return pipeline
 
 
-def draw(pipeline: Any, prompt: str, number: int, samples: dict[str, Any], size: tuple[int, int]) -> Any:
+def guidance_of(family: str, pipeline: Any, samples: dict[str, Any]) -> dict[str, float]:
+    """The pipeline's arguments for the guidance of a preset's `samples`; pipelines differ in what no guidance is."""
+    import torch
+
+    from modules.families import load_class
+
+    model = load_class(family)(copy(pipeline), torch.device("cpu"))  # it changes its pipeline
+    return model.guidance_options(samples["guidance"], model.negative_prompt(samples["negative"]) is not None)
+
+
+def draw(
+    pipeline: Any, prompt: str, number: int, samples: dict[str, Any], guidance: dict[str, float], size: tuple[int, int]
+) -> Any:
     """Picture `number` of a preset's `samples`, `size` (height, width) in pixels, with diffusers.
 
     Raises ValueError for a negative prompt with a guidance-distilled network, which has two kinds of guidance.
@@ -116,13 +130,13 @@ def draw(pipeline: Any, prompt: str, number: int, samples: dict[str, Any], size:
         options = masked(pipeline, options)
     return pipeline(
         **options, height=size[0], width=size[1], num_inference_steps=samples["steps"],
-        guidance_scale=samples["guidance"], generator=torch.Generator().manual_seed(samples["seed"] + number),
+        **guidance, generator=torch.Generator().manual_seed(samples["seed"] + number),
     ).images[0]
 
 
 def masked(pipeline: Any, prompts: dict[str, Any]) -> dict[str, Any]:
-    """The encoded prompts, with masks of booleans: of its own masks, which are numbers, diffusers 0.42.1 only adds 0 and
-    1 to the attention's scores (its issue 12116)."""
+    """The encoded prompts, with masks of booleans: diffusers 0.42.1 has them as numbers, and adds these 0 and 1 to the
+    attention's scores (its issue 12116)."""
     found = pipeline.encode_prompt(**prompts)
     places = {"prompt_embeds": 0, "prompt_attention_mask": 2, "negative_prompt_embeds": 3,
               "negative_prompt_attention_mask": 5}

@@ -65,7 +65,16 @@ class Model(qwen3.Qwen3Reader, FlowModel):
     TITLE = "a Z-Image model"
     HUB_ID = BASE
     PIPELINE = "ZImagePipeline"
+    FILE = "z_image_bf16.safetensors"
     TEXT_ENCODERS = ("text_encoder",)
+    TEXT_FILES = {"text_encoder": qwen3.text_file("qwen_3_4b.safetensors")}
+    PARTS = {
+        "model.diffusion_model.noise_refiner.0.attention.q_norm.weight": "a Z-Image transformer",
+        f"text_encoders.{ENCODER}.transformer.model.norm.weight": "the text encoder",
+        "vae.encoder.conv_in.weight": "the VAE",
+    }
+    STRICT = False
+    """Some files have a last norm (`norm_final.weight`) that no program uses."""
     THINKING = True
     CONFIGS = (
         *(f"{part}/config.json" for part in ("transformer", "vae", "text_encoder")),

@@ -36,9 +36,8 @@ OTHERS: tuple[tuple[str, str], ...] = (
                    r"[._]attn[._]"),
     ("AuraFlow", r"joint_transformer_blocks|(double|single)_layers[._]\d+[._]"),
     ("HiDream", r"(double|single)_stream_blocks"),
-    ("Lumina 2", r"layers[._]\d+[._]attn[._]to_[qkv]|(noise|context)_refiner[._]\d+[._]attn[._]"),
-    ("Z-Image or Lumina 2", r"layers[._]\d+[._](attention[._](qkv|to_|out)|feed_forward[._]w[123]|adaLN_modulation)|"
-                            r"(noise|context)_refiner"),
+    ("Lumina 2", r"layers[._]\d+[._]attn[._]to_[qkv]|(noise|context)_refiner[._]\d+[._]attn[._]|"
+                 r"(layers|refiner)[._]\d+[._]adaLN_modulation[._]1"),
     ("HunyuanDiT", r"Wqkv|unet_blocks[._]\d+[._]attn[12][._]|blocks[._]\d+[._]attn[12][._](q_proj|kv_proj|out_proj)"),
     ("Mochi", r"blocks[._]\d+[._]attn[._](qkv|proj)_[xy]"),
     ("Kandinsky 5", r"(visual|text)_transformer_blocks"),
@@ -50,7 +49,7 @@ first match counts."""
 
 IN_METADATA: tuple[tuple[str, str], ...] = (
     ("FLUX.2", r"flux[-_. ]?2|klein"), ("Kolors", "kolors"), ("Stable Cascade", "cascade"),
-    ("Z-Image", r"z[-_ ]?image"), ("Qwen-Image", "qwen"), ("Krea 2", r"krea[-_ ]?2"), ("Anima", r"\banima\b"),
+    ("Qwen-Image", "qwen"), ("Krea 2", r"krea[-_ ]?2"), ("Anima", r"\banima\b"),
     ("HunyuanVideo", r"hunyuan[-_ ]?video"), ("Wan 2.1 or 2.2", r"\bwan[-_ ]?(video|2)"), ("HiDream", "hidream"),
     ("Lumina 2", "lumina"), ("AuraFlow", "auraflow"), ("PixArt", "pixart"), ("LTX-Video", r"\bltx"),
 )
@@ -60,6 +59,8 @@ ARCHITECTURE = ("modelspec.architecture", "ss_base_model_version")
 BLOCK = re.compile(r"(double_blocks|single_blocks)[._]\d+")
 WIDE = (4096, 6144)
 """Widths of FLUX.2's larger models, whose layers have the older model's names."""
+NARROW, LUMINA = re.compile(r"(layers|refiner)[._]\d+[._]attention[._](qkv|out)"), 2304
+"""Layers whose names Z-Image and Lumina 2 share, and the width of the latter."""
 
 
 @dataclass(frozen=True)
@@ -114,7 +115,7 @@ def _architecture(metadata: Mapping[str, str]) -> str:
 def _by_keys(tensors: Mapping[str, Tensor]) -> str:
     text = "\n".join(tensors)
     title = next((title for title, pattern in OTHERS if re.search(pattern, text, re.MULTILINE)), "")
-    return title or ("FLUX.2" if _has_other_shapes(tensors) else "")
+    return title or ("FLUX.2" if _has_other_shapes(tensors) else "Lumina 2" if _is_narrow(tensors) else "")
 
 
 def _has_other_shapes(tensors: Mapping[str, Tensor]) -> bool:
@@ -129,6 +130,13 @@ def _has_other_shapes(tensors: Mapping[str, Tensor]) -> bool:
         if times and len(up) == times * width or width in WIDE and re.search("attn.proj|attn.qkv|linear1", name):
             return True
     return False
+
+
+def _is_narrow(tensors: Mapping[str, Tensor]) -> bool:
+    """Whether attention with Z-Image's names in the original checkpoint has Lumina 2's width."""
+    layers, _ = kinds.grouped(tensors)
+    return any(LUMINA in tensors[parts["down"]].shape for name, parts in layers.items()
+               if NARROW.search(name) and "down" in parts)
 
 
 def _denoisers() -> dict[str, frozenset[str]]:

@@ -16,7 +16,7 @@ from modules.preset.section import NUMBER_FORMATS
 NAME = "ai-toolkit"
 
 ARCHES = {"sd1": "sd15", "sd2": "sd15", "sd15": "sd15", "sdxl": "sdxl", "sd3": "sd3", "flux": "flux",
-          "chroma": "chroma"}
+          "chroma": "chroma", "zimage": "zimage"}
 FLAGS = {"is_flux": "flux", "is_v3": "sd3", "is_xl": "sdxl", "is_v2": "sd15"}
 WHOLE = ("chroma",)
 """Families of which it adapts layers outside of the blocks, too."""
@@ -27,6 +27,8 @@ SINGLE_FILES = {"lodestones/Chroma": "lodestones/Chroma1-HD"}
 """Models on the hub that are not in diffusers layout, and which of that layout to take."""
 
 TRAINERS = ("sd_trainer", "diffusion_trainer", "ui_trainer", "internal_trainer", "")
+BLOCKS = {"zimage": "layers"}
+"""What the names of a transformer's layers contain that it trains, where that is not `blocks`."""
 METHODS = {"lora": "lora", "locon": "lora", "dora": "dora", "lokr": "lokr"}
 DTYPES = NUMBER_FORMATS | {long: long for long in NUMBER_FORMATS.values()} | {"float": "float32"}
 LOSSES = {"mse": "mse", "l2": "mse"}
@@ -243,7 +245,8 @@ def _layers(ledger: Ledger, family: str) -> None:
     conv, denoiser = ledger.maybe("network.conv"), "transformer" if base.is_flow(family) else "unet"
     out = list(ledger.values.get("targets.exclude", []))
     if base.is_flow(family):
-        layers, outside = "all", [] if family in WHOLE else base.OUTSIDE
+        layers, outside = (f"{denoiser}.{BLOCKS[family]}.*", []) if family in BLOCKS else (
+            "all", [] if family in WHOLE else base.OUTSIDE)
         ledger.drop("network.conv", "without effect there: this family has no convolutions in its blocks")
     elif conv:
         layers, outside = "attention-mlp-conv", []
@@ -254,7 +257,7 @@ def _layers(ledger: Ledger, family: str) -> None:
         layers, outside = "attention-mlp", []
     key = "network.network_kwargs.only_if_contains"
     if ledger.value(key):
-        part = "blocks" if base.is_flow(family) else "" if conv else "attentions"
+        part = BLOCKS.get(family, "blocks") if base.is_flow(family) else "" if conv else "attentions"
         names = [_containing(name, part, denoiser) for name in _names(ledger, key)]
         layers, outside = base.layer_patterns(ledger, names), []
         ledger.to(key, "targets.layers", layers)

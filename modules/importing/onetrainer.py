@@ -25,6 +25,7 @@ FAMILIES = {
     "STABLE_DIFFUSION_35": "sd3",
     "FLUX_DEV_1": "flux",
     "CHROMA_1": "chroma",
+    "Z_IMAGE": "zimage",
 }
 DTYPES = {
     "FLOAT_32": "float32",

@@ -126,7 +126,7 @@ def test_onetrainers_names_of_flux_are_read_by_diffusers(tmp_path):
 STRANGERS = {
     "FLUX.2": ("diffusion_model.single_blocks.0.linear1", 144, 16),
     "Stable Cascade": ("lora_prior_te_text_model_encoder_layers_0_self_attn_q_proj", 8, 8),
-    "Z-Image or Lumina 2": ("diffusion_model.layers.0.attention.qkv", 24, 8),
+    "Lumina 2": ("diffusion_model.layers.0.attention.qkv", 3840, 2304),
     "Krea 2": ("diffusion_model.blocks.0.attn.wq", 8, 8),
     "Wan 2.1 or 2.2": ("diffusion_model.blocks.0.self_attn.q", 8, 8),
     "HunyuanVideo": ("transformer.double_blocks.0.img_attn_qkv", 24, 8),

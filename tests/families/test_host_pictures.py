@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from scripts import host_pictures
-from tests import tiny_chroma, tiny_flux, tiny_sd3, tiny_sd15, tiny_sdxl
+from tests import tiny_chroma, tiny_flux, tiny_sd3, tiny_sd15, tiny_sdxl, tiny_zimage
 from tests.training.runs import Place, draw_pictures
 
 FLOW = {"min_snr_gamma": None}
@@ -24,6 +24,7 @@ class Row:
     """Layers that diffusers cannot hold."""
     steps: int = 2
     tolerance: int = host_pictures.TOLERANCE
+    """Of 255."""
 
 
 ROWS = {
@@ -34,6 +35,7 @@ ROWS = {
     "chroma": Row("chroma", tiny_chroma.make_folder, FLOW, ("text_encoder.*",), steps=30, tolerance=1),
     "flux dev": Row("flux", tiny_flux.make_folder, FLOW, ("text_encoder_2.*",)),
     "flux schnell": Row("flux", lambda folder: tiny_flux.make_folder(folder, dev=False), FLOW, ("text_encoder_2.*",)),
+    "zimage": Row("zimage", tiny_zimage.make_folder, FLOW, ("text_encoder.*",), 30, 1),
 }
 
 

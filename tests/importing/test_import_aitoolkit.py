@@ -3,7 +3,12 @@
 import copy
 
 import pytest
+import torch
 
+from modules import families
+from modules.preset.schema import Base
+from modules.training.setup import match_layers
+from tests import tiny_zimage
 from tests.importing.conftest import settings
 
 FLUX = {
@@ -172,3 +177,17 @@ def test_bad_jobs(imported, values, words):
     with pytest.raises(ValueError, match=words) as caught:
         imported(values)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("arch", ["zimage", "zimage:turbo"])
+def test_z_image_trains_what_has_layers_in_its_name(imported, arch, tmp_path):
+    """`transformer_block_names` in toolkit/lora_special.py: every linear layer whose name contains one."""
+    model = families.read("zimage", Base(path=str(tiny_zimage.make_folder(tmp_path))))[0]
+    preset = imported(job(model={"is_flux": None, "arch": arch})).preset
+    assert (preset.family, preset.objective.density, preset.objective.shift) == ("zimage", "logit_normal", 1.0)
+    wanted = {f"transformer.{name}" for name, module in model.networks["transformer"].named_modules()
+              if isinstance(module, torch.nn.Linear) and "layers" in f"transformer.{name}"}
+    assert set(match_layers(model, preset.targets)[0]) == wanted
+    some = job(model={"is_flux": None, "arch": arch}, network={"network_kwargs": {"only_if_contains": ["attention"]}})
+    chosen, problems = match_layers(model, imported(some).preset.targets)
+    assert not problems and set(chosen) == {name for name in wanted if "attention" in name}

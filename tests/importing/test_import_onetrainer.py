@@ -323,3 +323,24 @@ def test_unknown_keys_are_listed(imported, of):
     result = imported({**SDXL, "no_such_key": 3, "unet": {"train": True, "nor_this": 1}})
     assert of(result.found, "no_such_key").sentence.startswith("unknown")
     assert of(result.found, "unet.nor_this").sentence.startswith("unknown")
+
+
+def test_z_image(imported, accounted):
+    """As its shipped preset for 16 GB."""
+    values = {
+        "base_model_name": "Tongyi-MAI/Z-Image", "batch_size": 2, "learning_rate": 0.0003, "model_type": "Z_IMAGE",
+        "output_model_format": "DIFFUSERS_LORA", "resolution": "512", "compile": True,
+        "transformer": {"train": True, "weight_dtype": "FLOAT_8"},
+        "text_encoder": {"train": False, "weight_dtype": "FLOAT_8"}, "training_method": "LORA",
+        "train_dtype": "BFLOAT_16", "output_dtype": "BFLOAT_16", "timestep_distribution": "LOGIT_NORMAL",
+        "layer_filter": "^(?=.*attention)(?!.*refiner).*,^(?=.*feed_forward)(?!.*refiner).*",
+        "layer_filter_preset": "attn-mlp", "layer_filter_regex": True,
+        "samples": [{"prompt": "a cat", "enabled": True}],
+    }
+    result = imported(values)
+    preset = result.preset
+    assert (preset.family, preset.base.path, preset.base.quantization) == ("zimage", "Tongyi-MAI/Z-Image", "fp8")
+    assert (preset.targets.layers, preset.targets.text_encoders) == ("main-blocks", False)
+    assert (preset.objective.density, preset.objective.shift) == ("logit_normal", 1.0)
+    assert (preset.export.host, preset.samples.steps, preset.samples.guidance) == ("diffusers", 28, 4.0)
+    accounted(result.found, values)

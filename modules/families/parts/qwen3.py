@@ -8,14 +8,26 @@ from collections.abc import Sequence
 from functools import cached_property
 from typing import Any, ClassVar
 
-from modules.families.parts.names import HEAD, MODEL, Files, Place
+from modules.families.parts.names import HEAD, MODEL, Files, Place, with_level
 from modules.families.parts.reader import Reader
+from modules.families.parts.split import TextFile
 
 ENCODER = "text_encoder"
 """Its name in pipelines."""
 
 TABLE = "model.embed_tokens"
 """The table of tokens. Files without an output layer have its weights here."""
+
+
+def _file_name(name: str) -> str:
+    """A tensor's name in files, which have the `model` level and no output layer."""
+    path, _, kind = name.rpartition(".")
+    return place(with_level(path, MODEL), kind).name
+
+
+def text_file(example: str) -> TextFile:
+    """Files with such an encoder; `example` is the usual one of the size."""
+    return TextFile(f"a Qwen3 file such as {example}", "model.layers.0.self_attn.q_norm.weight", _file_name)
 
 
 class Qwen3Reader(Reader):

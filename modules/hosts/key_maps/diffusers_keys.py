@@ -22,9 +22,11 @@ TITLE = "diffusers"
 MIXINS = {
     "sd15": "StableDiffusionLoraLoaderMixin", "sdxl": "StableDiffusionXLLoraLoaderMixin", "sd3": "SD3LoraLoaderMixin",
     "flux": "FluxLoraLoaderMixin", "chroma": "FluxLoraLoaderMixin",
+    "zimage": "ZImageLoraLoaderMixin",
 }
 ENCODERS = {"sd15": ("text_encoder",), "sdxl": ("text_encoder", "text_encoder_2"),
-            "sd3": ("text_encoder", "text_encoder_2"), "flux": ("text_encoder",), "chroma": ("text_encoder",)}
+            "sd3": ("text_encoder", "text_encoder_2"), "flux": ("text_encoder",), "chroma": ("text_encoder",),
+            "zimage": ()}
 """Text encoders that a pipeline's loader searches."""
 FLAT = {("sd15", "text_encoder"), ("sdxl", "text_encoder"), ("flux", "text_encoder")}
 """Of them, those that have no `text_model` level with transformers 5."""

@@ -17,7 +17,9 @@ from diffusers.loaders import lora_pipeline  # noqa: E402
 
 MIXINS = {"sd15": "StableDiffusionLoraLoaderMixin", "sdxl": "StableDiffusionXLLoraLoaderMixin",
           "sd3": "SD3LoraLoaderMixin", "flux": "FluxLoraLoaderMixin",
-          "chroma": "FluxLoraLoaderMixin"}
+          "chroma": "FluxLoraLoaderMixin",
+
+          "zimage": "ZImageLoraLoaderMixin"}
 
 
 def pipeline(folder, family):
