@@ -41,6 +41,7 @@ class PipelineModel(Loaded, Reader):
 
     bucket_step: int
     longest_side: int | None = None
+    distilled: bool = False
 
     def __init__(self, pipeline: Any, device: torch.device):
         super().__init__(_computing_on(device, pipeline), device)
