@@ -227,7 +227,8 @@ class Model(qwen3.Qwen3Reader, FlowModel):
         if "vae" in found:
             names = read_header(found["vae"].path).tensors
             found["vae"] = replace(found["vae"], places={
-                name: "zeros" if name == COUNTER else _inside(place, names) if name.startswith(AROUND) else place
+                name: "zeros" if name == COUNTER and place.name not in names else
+                _inside(place, names) if name.startswith(AROUND) else place
                 for name, place in found["vae"].places.items()})
         return found
 
