@@ -136,6 +136,16 @@ def test_checkpointing_keeps_the_mask(folder):
     assert torch.equal(*found)
 
 
+def test_sharded_blocks_are_still_blocks(folder):
+    """torch's fully_shard derives their classes; checkpointing begins after that."""
+    model = Model.load(Base(path=str(folder)), CPU, torch.float32)
+    blocks = model.blocks()
+    assert len(blocks) == 4
+    for block in blocks:
+        block.__class__ = type(f"FSDP{type(block).__name__}", (type(block),), {})
+    assert model.blocks() == blocks
+
+
 # -- training ---------------------------------------------------------------------------------------------------------
 
 
