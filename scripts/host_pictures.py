@@ -14,6 +14,7 @@ import inspect
 import subprocess
 import sys
 import tempfile
+from copy import copy
 from pathlib import Path
 from typing import Any
 
@@ -105,7 +106,7 @@ def guidance_of(family: str, pipeline: Any, samples: dict[str, Any]) -> dict[str
 
     from modules.families import load_class
 
-    model = load_class(family)(pipeline, torch.device("cpu"))
+    model = load_class(family)(copy(pipeline), torch.device("cpu"))  # it changes its pipeline
     return model.guidance_options(samples["guidance"], model.negative_prompt(samples["negative"]) is not None)
 
 
@@ -138,8 +139,8 @@ def draw(
 
 
 def masked(pipeline: Any, prompts: dict[str, Any]) -> dict[str, Any]:
-    """The encoded prompts, with masks of booleans: of its own masks, which are numbers, diffusers 0.42.1 only adds 0 and
-    1 to the attention's scores (its issue 12116)."""
+    """The encoded prompts, with masks of booleans: diffusers 0.42.1 has them as numbers, and adds these 0 and 1 to the
+    attention's scores (its issue 12116)."""
     found = pipeline.encode_prompt(**prompts)
     places = {"prompt_embeds": 0, "prompt_attention_mask": 2, "negative_prompt_embeds": 3,
               "negative_prompt_attention_mask": 5}

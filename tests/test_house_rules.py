@@ -25,6 +25,7 @@ LONG_FUNCTIONS: dict[tuple[str, str], str] = {}
 
 ATTRIBUTES_BY_NAME: dict[tuple[str, str], str] = {
     ("modules/adapters/base.py", "getattr"): "Adapted answers for its base layer, a torch module",
+    ("modules/training/training_adapter.py", "getattr"): "Beside answers for its layer, as Adapted does",
     ("scripts/demo_training.py", "getattr"): "the mean and the deviation of a diffusers distribution",
     ("modules/data/opening.py", "getattr"): "Pillow's picture files have n_frames or not, depending on the format",
 }
@@ -91,6 +92,7 @@ HOST_WORDS: dict[tuple[str, str], str] = {
     ("modules/export/metadata.py", "dora_wd"): LYCORIS,
     ("modules/export/metadata.py", "diag-oft"): LYCORIS,
     ("modules/families/parts/names.py", "lora_unet_"): KOHYA,
+    ("modules/families/parts/qwen3.py", "lora_te_"): KOHYA,
     ("modules/families/parts/names.py", "oft_unet_"): KOHYA,
     ("modules/families/parts/names.py", "lora_transformer_"): "name of a tensor in OneTrainer's files",
     ("modules/families", "lora_te"): KOHYA,

@@ -43,8 +43,8 @@ IN_GUIDANCE = {"linear_1": "in_layer", "linear_2": "out_layer"}
 PREFIX = DENOISER
 """Of the transformer in full checkpoints; transformer-only files have it or not."""
 
-MARK = f"{GUIDANCE}in_proj.weight"
-"""A tensor that every transformer of this family has, and no other, in the original naming."""
+MARK = f"{GUIDANCE}layers.0.in_layer.weight"
+"""A tensor that every transformer of this family has, and no other, in the original naming alone."""
 
 MODULATED = (
     "(img|txt)_mod_|modulation_lin|norm1(_context)?_linear|(?<!final_)norm_linear|norm_out_linear|adaLN|time_in_|"

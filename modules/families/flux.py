@@ -91,6 +91,8 @@ class Model(DoubleSingleModel):
     def __init__(self, pipeline: Any, device: torch.device):
         super().__init__(pipeline, device)
         self.guided: bool = pipeline.transformer.config.guidance_embeds
+        # schnell's noise levels are those of its few steps; a model trained back from it has dev's growing shift.
+        self.distilled = not self.guided and not pipeline.scheduler.config.get("use_dynamic_shifting", False)
 
     # -- single files -------------------------------------------------------------------------------------------------
 

@@ -6,6 +6,7 @@ Keys, defaults and their meaning: ostris/ai-toolkit `toolkit/config_modules.py`,
 """
 
 import re
+from pathlib import Path
 from typing import Any
 
 from modules.importing import aitoolkit_data, base, methods, optimizers
@@ -34,6 +35,8 @@ BLOCKS = {"zimage": "layers"}
 """What the names of a transformer's layers contain that it trains, where that is not `blocks`."""
 METHODS = {"lora": "lora", "locon": "lora", "dora": "dora", "lokr": "lokr"}
 DTYPES = NUMBER_FORMATS | {long: long for long in NUMBER_FORMATS.values()} | {"float": "float32"}
+ASSISTANT = "pytorch_lora_weights.safetensors"
+"""The file that is read of a folder, or of a model on the hub, with a training adapter."""
 LOSSES = {"mse": "mse", "l2": "mse"}
 
 
@@ -114,6 +117,7 @@ def _model(ledger: Ledger, family: str) -> None:
     else:
         ledger.to(key, "base.path", path)
     base.split_files(ledger, ["model.te_name_or_path"], ["model.vae_path"])
+    _assistant(ledger)
     if ledger.written("model.dtype"):
         ledger.to("model.dtype", "base.dtype", DTYPES.get(ledger.text("model.dtype"), "auto"))
     if ledger.flag("model.is_v_pred"):
@@ -132,6 +136,21 @@ def _model(ledger: Ledger, family: str) -> None:
     for key in ("model.compile", "model.block_compile"):
         if ledger.flag(key):
             ledger.to(key, "training.compile", True)
+
+
+def _assistant(ledger: Ledger) -> None:
+    """The LoRA with which distilled bases are trained, which may come from the hub there: `owner/name`, or
+    `owner/name/file`."""
+    key = "model.assistant_lora_path"
+    given = ledger.text(key)
+    if not given:
+        return
+    file = given if given.endswith(".safetensors") else f"{given.rstrip('/')}/{ASSISTANT}"
+    if file.startswith((".", "/", "~")) or file.count("/") < 2 or Path(given).exists():
+        ledger.to(key, "base.training_adapter", file)
+        return
+    sentence = "It comes from the Hugging Face hub there; download this file, and give its path here."
+    ledger.change(key, sentence, {"base.training_adapter": file})
 
 
 def _training(ledger: Ledger, denoiser: str) -> None:

@@ -136,6 +136,16 @@ def test_checkpointing_keeps_the_mask(folder):
     assert torch.equal(*found)
 
 
+def test_sharded_blocks_are_still_blocks(folder):
+    """torch's fully_shard derives their classes; checkpointing begins after that."""
+    model = Model.load(Base(path=str(folder)), CPU, torch.float32)
+    blocks = model.blocks()
+    assert len(blocks) == 4
+    for block in blocks:
+        block.__class__ = type(f"FSDP{type(block).__name__}", (type(block),), {})
+    assert model.blocks() == blocks
+
+
 # -- training ---------------------------------------------------------------------------------------------------------
 
 
@@ -144,7 +154,7 @@ def test_noise_time_and_target_are_those_of_sd_scripts(model):
     `get_noise_pred_and_target` (library/flux_train_utils.py and flux_train_network.py at commit 48d368fa), restated.
     OneTrainer's (BaseChromaSetup.py at 23df3832) differ in one thing: its transformer's time is 1/1000 lower."""
     generator = torch.Generator().manual_seed(0)
-    latents, noise, normal = (torch.randn(*shape, generator=generator) for shape in ((2, 4, 12, 8), (2, 4, 12, 8), (2,)))
+    latents, noise, normal = (torch.randn(*shape, generator=generator) for shape in 2 * [(2, 4, 12, 8)] + [(2,)])
     sigmas = torch.sigmoid(1.0 * normal)
     wide = sigmas.view(-1, 1, 1, 1)
     noisy_there, time_there, target_there = (1 - wide) * latents + wide * noise, sigmas * 1000 / 1000, noise - latents

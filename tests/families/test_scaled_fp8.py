@@ -26,6 +26,12 @@ SMALL = torch.float8_e4m3fn
 LAYOUTS = ("old", "old without marker", "comfy_quant", "metadata", "rows", "e5m2")
 
 
+class Layers(nn.ModuleDict):
+    """Some layers, none of which has to be kept in float32."""
+
+    _keep_in_fp32_modules = None
+
+
 def quantized(weight: Tensor, kind: torch.dtype = SMALL, rows: bool = False) -> tuple[Tensor, Tensor]:
     """A weight in 8 bits, and its scale: one, or one for each row."""
     top = weight.abs().amax(1, keepdim=True) if rows else weight.abs().max()
@@ -67,8 +73,7 @@ def expected(name: str, tensors: dict[str, Tensor], dtype: torch.dtype) -> Tenso
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_a_layer_is_its_value_times_its_scale(layout, dtype, tmp_path):
     generator, path = torch.Generator().manual_seed(0), tmp_path / "x.safetensors"
-    network = nn.ModuleDict({"a": nn.Linear(6, 4), "b": nn.Linear(6, 8, bias=False)})
-    network._keep_in_fp32_modules = None
+    network = Layers({"a": nn.Linear(6, 4), "b": nn.Linear(6, 8, bias=False)})
     stored = {"qkv.weight": torch.randn(12, 6, generator=generator), "a.bias": torch.randn(4, generator=generator)}
     tensors, metadata = in_layout(stored, layout)
     save_file(tensors, path, metadata)
@@ -82,6 +87,7 @@ def test_a_layer_is_its_value_times_its_scale(layout, dtype, tmp_path):
     assert (whole.float() - stored["qkv.weight"]).abs().max() < (0.4 if layout == "e5m2" else 0.2)
 
 
+@pytest.mark.short("old")
 @pytest.mark.parametrize("layout", ["old", "comfy_quant", "metadata"])
 def test_a_whole_checkpoint_with_all_parts_in_scaled_fp8(layout, tmp_path):
     """As Comfy-Org's SD3.5: the transformer and T5."""
@@ -140,6 +146,7 @@ def test_metadata_that_is_none_is_refused(tmp_path):
         assert len(packed_problems("base.path", path)) == 1, text
 
 
+@pytest.mark.short("metadata")
 @pytest.mark.parametrize("layout", ["old", "comfy_quant", "metadata"])
 def test_merging_into_scaled_weights_is_refused(layout, tmp_path):
     folder, file = single_file_flux.make_pair(tmp_path)
@@ -174,9 +181,8 @@ def test_comfyui_makes_the_same_of_the_same_file(layout, dtype, tmp_path):
     script = programs.DRIVERS / "scaled_comfyui.py"
     subprocess.run([sys.executable, str(script), str(folder), str(file), dtype, str(out)], check=True, env=environment,
                    timeout=300)
-    network = nn.ModuleDict({"qkv": nn.Linear(6, 12, False), "x": nn.ModuleDict({"mlp": nn.Linear(6, 12, False)}),
+    network = Layers({"qkv": nn.Linear(6, 12, False), "x": Layers({"mlp": nn.Linear(6, 12, False)}),
                              "shared": nn.Embedding(12, 6)}).to("meta")
-    network._keep_in_fp32_modules = None
     read_weights(network, file, {name: Place(name) for name in stored}, getattr(torch, dtype), "")
     with safe_open(out, "pt") as theirs:
         assert set(theirs.keys()) == stored.keys()

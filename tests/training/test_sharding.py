@@ -7,6 +7,7 @@ than they do. The optimizer makes plain steps: Adam would blow rounding up where
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 from collections.abc import Iterator
@@ -18,16 +19,17 @@ import pytest
 import torch
 from PIL import Image
 from safetensors import safe_open
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from modules.preset.files import resolve
 from modules.training import resuming
 from modules.training.command import FAILED, REFUSED
 from modules.training.sharding import SETTINGS, problems
-from tests import tiny_flux
+from tests import tiny_chroma, tiny_flux
 from tests.training.runs import ROOT, Place, draw_pictures, equal, launch
 from tests.training.sharded import Plan, write_plans
 from tests.training.test_processes import LAUNCHER, close
+from tests.training.test_training_adapter_files import LAST, QKV, random_pairs
 
 CONFIG = ["--config_file", "configs/fsdp2.yaml", "--main_process_port", "0"]
 
@@ -54,6 +56,9 @@ TURNED = {
 }
 """Nothing is derived from base weights; convolutions, and text encoders that are whole everywhere."""
 
+MASKED = {**FLUX, "family": "chroma"}
+"""Checkpointing is inside of the blocks."""
+
 HALF = {**FLUX, "adapter": {"method": "dora", "rank": 2, "axis": "output"}}
 HALF["training"] = {**TRAINING, "steps": 2, "precision": "bfloat16", "gradient_checkpointing": True}
 
@@ -64,20 +69,30 @@ class Shared:
 
     flux: Place
     sdxl: Place
+    chroma: Place
     process: subprocess.Popen
     out: str
     err: str
 
 
-def plans(flux: Place, sdxl: Place) -> list[Plan]:
+def beside(flux: Place) -> tuple[str, str]:
+    """A training adapter for some layers, trained and not."""
+    file = flux.stage / "beside.safetensors"
+    save_file(random_pairs(**{QKV: (96, 32), LAST: (64, 32)}), file)
+    return "--base.training_adapter", str(file)
+
+
+def plans(flux: Place, sdxl: Place, chroma: Place) -> list[Plan]:
     """All trainings of two processes."""
     return [
         Plan(flux.command("sampled", **SAMPLED)),
         Plan(flux.command("stopped", **FLUX), stop_at=2),
         Plan(flux.command("stopped", **FLUX)),
         Plan(sdxl.command("turned", **TURNED), reshard=False),
+        Plan(chroma.command("masked", **MASKED)),
         Plan(flux.command("half", **HALF), as_on_gpu=True),
         Plan(flux.command("whole", **HALF), sharded=False),
+        Plan(flux.command("beside", *beside(flux), **SAMPLED)),
         Plan(flux.command("failing", **SAMPLED), failing=1),
     ]
 
@@ -88,24 +103,27 @@ def shared(stage: Path, tmp_path_factory) -> Iterator[Shared]:
     tiny_flux.make_folder(folder / "stage")
     draw_pictures(folder / "stage" / "pictures", 5, 0)
     draw_pictures(folder / "stage" / "validation", 2, 1)
-    (folder / "flux").mkdir()
-    (folder / "sdxl").mkdir()
+    shutil.copytree(folder / "stage", folder / "other", ignore=shutil.ignore_patterns("base"))
+    tiny_chroma.make_folder(folder / "other")
+    for name in ("flux", "sdxl", "chroma"):
+        (folder / name).mkdir()
     flux, sdxl = Place(folder / "stage", folder / "flux"), Place(stage, folder / "sdxl")
-    written = write_plans(folder / "plans.json", plans(flux, sdxl))
+    chroma = Place(folder / "other", folder / "chroma")
+    written = write_plans(folder / "plans.json", plans(flux, sdxl, chroma))
     command = [*LAUNCHER, *CONFIG, "tests/training/sharded.py", str(written)]
     process = launch(command, ACCELERATE_USE_CPU="1", PYTHONPATH=str(ROOT))
     try:
         out, err = process.communicate(timeout=500)
-        yield Shared(flux, sdxl, process, out, err)
+        yield Shared(flux, sdxl, chroma, process, out, err)
     finally:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
 
 
-def alone(place: Place, name: str, sections: dict) -> None:
+def alone(place: Place, name: str, sections: dict, *more: str) -> None:
     """The same training in one process with twice the batch."""
     twice = {**sections, "training": {**sections["training"], "batch_size": 2}}
-    assert place.train(name, **twice) == 0
+    assert place.train(name, *more, **twice) == 0
 
 
 def losses(place: Place, name: str, kind: str) -> list[float]:
@@ -151,6 +169,20 @@ def test_a_shared_base_learns_shows_and_writes_what_a_whole_one_does(shared: Sha
 
 
 @pytest.mark.full
+def test_a_training_adapter_is_whole_in_every_process(shared: Shared):
+    place = shared.flux
+    alone(place, "beside alone", SAMPLED, *beside(place))
+    assert_same_run(place, "beside", "beside alone")
+    assert losses(place, "beside", "step") != pytest.approx(losses(place, "sampled", "step"), rel=1e-3)
+
+
+@pytest.mark.full
+def test_a_shared_base_whose_blocks_checkpoint_themselves(shared: Shared):
+    alone(shared.chroma, "alone", MASKED)
+    assert_same_run(shared.chroma, "masked", "alone")
+
+
+@pytest.mark.full
 def test_each_process_has_its_share_only(shared: Shared):
     """The numbers are of each process' own tensors."""
     for place, name in ((shared.flux, "sampled"), (shared.sdxl, "turned")):
@@ -189,7 +221,7 @@ def test_an_error_in_one_process_ends_all(shared: Shared):
     assert shared.process.returncode not in (0, None)
     assert "Process 1 failed: no samples here" in shared.err
     assert not (shared.flux.runs / "failing" / "failing.safetensors").exists()
-    assert shared.out.count("Done:") == 5
+    assert shared.out.count("Done:") == 6
 
 
 @pytest.mark.full

@@ -41,6 +41,7 @@ class PipelineModel(Loaded, Reader):
 
     bucket_step: int
     longest_side: int | None = None
+    distilled: bool = False
 
     def __init__(self, pipeline: Any, device: torch.device):
         super().__init__(_computing_on(device, pipeline), device)
@@ -96,7 +97,8 @@ class PipelineModel(Loaded, Reader):
         """The denoiser's transformer blocks, in order; nearly all of its linear layers are in them."""
         denoiser: Any = self.networks[self.DENOISER]
         names = denoiser._repeated_blocks or denoiser._no_split_modules
-        return [module for module in denoiser.modules() if type(module).__name__ in names]
+        return [module for module in denoiser.modules()
+                if any(kind.__name__ in names for kind in type(module).__mro__)]  # a sharded block's class is derived
 
     def enable_checkpointing(self) -> None:
         """Recompute activations in the backward pass of every network."""

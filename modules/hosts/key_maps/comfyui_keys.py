@@ -63,10 +63,11 @@ def names(family: str) -> frozenset[str]:
     """The names, without suffixes, that it finds in models of the family."""
     layers = published.layers(family)
     denoiser = [layer for layer in layers if not layer.is_text]
-    starts = next((starts for mark, starts in STARTS.items() if any(mark in layer.original for layer in denoiser)), "")
+    originals = " ".join(layer.original for layer in denoiser)
+    starts = next((starts for mark, starts in STARTS.items() if mark in originals), USUAL)
     found = {name for layer in denoiser for name in original_names(layer)}
     for layer in denoiser:
-        found |= set(unet_names(layer) if layer.network == "unet" else transformer_names(layer, starts or USUAL))
+        found |= set(unet_names(layer) if layer.network == "unet" else transformer_names(layer, starts))
     return frozenset(found | text_names(layers))
 
 
