@@ -8,7 +8,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from modules.preset.schema import Base, Targets
-from modules.training.setup import match_layers
+from modules.tools.merge.checkpoint import Checkpoint
+from modules.training.setup import layer_names, match_layers
 from tests.families import single_file, split_files
 from tests.families.using import CPU
 
@@ -20,7 +21,7 @@ def whole(family, folder):
 
 @pytest.fixture(scope="module")
 def split(pair, whole, tmp_path_factory):
-    return split_files.write(*pair, whole.pipeline, tmp_path_factory.mktemp("split"))
+    return split_files.write(pair[0], pair[1], whole.pipeline, tmp_path_factory.mktemp("split"))
 
 
 @pytest.fixture(scope="module")
@@ -67,6 +68,7 @@ def test_every_file_is_in_the_fingerprint_and_no_other_weights(family, split, in
     assert family.files_of(with_(in_files, texts=in_files.texts[::-1])) == found
 
 
+@pytest.mark.short("sd2", "flux", "sd3")
 def test_a_denoiser_in_diffusers_naming(family, folder, whole, in_files):
     (path,) = (folder / family.DENOISER).glob("*.safetensors")
     base = with_(in_files, path=path)
@@ -74,25 +76,27 @@ def test_a_denoiser_in_diffusers_naming(family, folder, whole, in_files):
     assert_same(family.load(base, CPU, torch.float32), whole)
 
 
+@pytest.mark.short("sdxl", "flux")
 def test_a_vae_in_either_naming_stands_for_that_of_folder_and_checkpoint(family, pair, whole, tmp_path):
     folder, checkpoint = pair
     vae = {name: tensor + 1 for name, tensor in whole.pipeline.vae.state_dict().items()}
     other = type(whole.pipeline.vae).from_config(whole.pipeline.vae.config)
     other.load_state_dict(vae)
     old = {name.replace("attentions.0.to_q", "attentions.0.query"): tensor for name, tensor in vae.items()}
-    for number, tensors in enumerate((split_files.ldm(other), vae, old)):
-        path = tmp_path / f"{number}.safetensors"
+    path = tmp_path / "vae.safetensors"
+    in_folder, in_checkpoint = Base(path=str(folder), vae=str(path)), Base(path=str(checkpoint), config=str(folder),
+                                                                           vae=str(path))
+    for base, tensors in ((in_folder, split_files.ldm(other)), (in_checkpoint, vae), (in_folder, old)):
         save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path)
-        for base in (Base(path=str(folder), vae=str(path)),
-                     Base(path=str(checkpoint), config=str(folder), vae=str(path))):
-            assert family.problems(base) == []
-            model = family.load(base, CPU, torch.float32)
-            assert all(torch.equal(tensor, vae[name]) for name, tensor in model.pipeline.vae.state_dict().items())
-            assert_same(model, whole, whole.networks)
-            found = family.files_of(base)
-            assert found["vae"] == path and not any(f.startswith("vae/") and f.endswith("tensors") for f in found)
+        assert family.problems(base) == []
+        model = family.load(base, CPU, torch.float32)
+        assert all(torch.equal(tensor, vae[name]) for name, tensor in model.pipeline.vae.state_dict().items())
+        assert_same(model, whole, whole.networks)
+        found = family.files_of(base)
+        assert found["vae"] == path and not any(f.startswith("vae/") and f.endswith("tensors") for f in found)
 
 
+@pytest.mark.short("sd1", "sd3")
 def test_text_encoders_stand_for_those_of_the_folder(family, folder, whole, split, tmp_path):
     changed = {name: tensor * 2 if tensor.is_floating_point() else tensor
                for name, tensor in load_file(split.texts["text_encoder"]).items()}
@@ -104,6 +108,7 @@ def test_text_encoders_stand_for_those_of_the_folder(family, folder, whole, spli
     assert_same(model, whole, [part for part in (*whole.networks, "vae") if part != "text_encoder"])
 
 
+@pytest.mark.short("sdxl", "sd3")
 def test_in_float16_the_number_formats_are_the_folders(family, folder, in_files):
     model, whole = (family.load(base, CPU, torch.float16, False) for base in (in_files, Base(path=str(folder))))
     for part in (*whole.networks, "vae"):
@@ -111,9 +116,39 @@ def test_in_float16_the_number_formats_are_the_folders(family, folder, in_files)
         assert {name: t.dtype for name, t in ours.items()} == {name: t.dtype for name, t in theirs.items()}, part
 
 
+@pytest.mark.short("sdxl", "sd3", "flux")
+def test_the_hubs_small_files_are_enough(family, split, in_files, whole, tmp_path, monkeypatch):
+    if set(family.OPTIONAL) - split.texts.keys():
+        pytest.skip("the hub's model has all encoders")
+    for place in ("huggingface_hub", "transformers.utils.hub"):
+        monkeypatch.setattr(f"{place}.constants.HF_HUB_CACHE", str(tmp_path))
+    here = tmp_path / f"models--{family.hub_id(str(split.denoiser)).replace('/', '--')}"
+    (here / "refs").mkdir(parents=True)
+    (here / "refs" / "main").write_text("0" * 40)
+    shutil.copytree(split.config, here / "snapshots" / ("0" * 40))
+    base = with_(in_files, config="")
+    assert family.problems(base) == []
+    assert_same(family.load(base, CPU, torch.float32), whole)
+
+
+@pytest.mark.short("sdxl", "flux")
+def test_merging_finds_the_layers_of_a_denoiser_alone(family, folder, whole, split, tmp_path):
+    (other,) = (folder / family.DENOISER).glob("*.safetensors")
+    long = tmp_path / "long.safetensors"
+    save_file({f"diffusion_model.{name}": tensor for name, tensor in load_file(split.denoiser).items()}, long)
+    skeleton, denoiser = family.skeleton(Base(path=str(folder))), whole.networks[family.DENOISER]
+    for path in (split.denoiser, long, other):
+        stored = Checkpoint(skeleton, path)
+        for layer in layer_names(skeleton):
+            network, _, inside = layer.partition(".")
+            if network == family.DENOISER:
+                assert torch.equal(stored.tensor((layer, "weight")), denoiser.get_submodule(inside).weight), layer
+
+
 # -- what can be wrong ------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.short("sd2", "flux")
 def test_a_missing_part_says_which_file_it_is_in(family, split, in_files):
     for part, path in split.texts.items():
         texts = tuple(text for text in in_files.texts if text != str(path))
@@ -122,6 +157,7 @@ def test_a_missing_part_says_which_file_it_is_in(family, split, in_files):
     one_sentence(family, with_(in_files, vae=""), "base.path", "no weights of vae", "--base.vae")
 
 
+@pytest.mark.short("sdxl", "sd3")
 def test_a_file_of_another_kind_is_named(family, split, in_files, tmp_path):
     adapter = {"transformer.transformer_blocks.0.attn.to_q.lora_A.weight": torch.ones(2, 2),
                "unet.down_blocks.0.attentions.0.to_q.lora_B.weight": torch.ones(2, 2)}
@@ -138,6 +174,7 @@ def test_a_file_of_another_kind_is_named(family, split, in_files, tmp_path):
     one_sentence(family, with_(in_files, path=first), "base.path", "a text encoder")
 
 
+@pytest.mark.short("sd1", "flux")
 def test_the_same_encoder_twice(family, split, in_files, tmp_path):
     again = tmp_path / "again.safetensors"
     shutil.copy(split.texts["text_encoder"], again)
@@ -145,6 +182,7 @@ def test_the_same_encoder_twice(family, split, in_files, tmp_path):
                  "the same text encoder")
 
 
+@pytest.mark.short("sdxl", "sd3")
 def test_another_width_is_a_sentence_with_the_tensor(family, split, in_files, tmp_path):
     def wider(path: Path, name: str) -> str:
         tensors = load_file(path)
@@ -163,6 +201,7 @@ def test_another_width_is_a_sentence_with_the_tensor(family, split, in_files, tm
     one_sentence(family, with_(in_files, path=wider(split.denoiser, name)), "base.path", name, ", not (")
 
 
+@pytest.mark.short("flux")
 def test_a_missing_or_damaged_file(family, split, in_files, tmp_path):
     one_sentence(family, with_(in_files, vae=tmp_path / "no.safetensors"), "base.vae", "does not exist")
     one_sentence(family, with_(in_files, texts=(str(tmp_path),)), "base.texts", "is a folder")
@@ -175,13 +214,16 @@ def test_a_missing_or_damaged_file(family, split, in_files, tmp_path):
     one_sentence(family, with_(in_files, path=tmp_path / "empty.safetensors"), "base.path")
 
 
+@pytest.mark.short("sdxl", "sd3")
 def test_open_clips_names_are_read(family, whole, split, in_files, tmp_path):
     """As OpenCLIP's own files have them: the second text encoder of SDXL."""
     if "text_encoder_2" not in split.texts or family.TEXT_FILES["text_encoder_2"].other is None:
         pytest.skip("no second CLIP")
-    path = tmp_path / "g.safetensors"
-    tensors = dict(single_file.open_clip(whole.pipeline.text_encoder_2))
-    save_file({name: tensor.clone().contiguous() for name, tensor in tensors.items()}, path)
+    path, usual = tmp_path / "g.safetensors", load_file(split.texts["text_encoder_2"])
+    older = {name: tensor for name, tensor in usual.items() if not name.startswith("text_projection")}
+    older["text_projection"] = usual["text_projection.weight"].T  # of ComfyUI's own node
     texts = tuple(str(path) if text == str(split.texts["text_encoder_2"]) else text for text in in_files.texts)
-    assert family.problems(with_(in_files, texts=texts)) == []
-    assert_same(family.load(with_(in_files, texts=texts), CPU, torch.float32), whole)
+    for tensors in (older, dict(single_file.open_clip(whole.pipeline.text_encoder_2))):
+        save_file({name: tensor.clone().contiguous() for name, tensor in tensors.items()}, path)
+        assert family.problems(with_(in_files, texts=texts)) == []
+        assert_same(family.load(with_(in_files, texts=texts), CPU, torch.float32), whole)

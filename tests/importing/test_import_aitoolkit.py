@@ -93,6 +93,13 @@ def test_flux(imported, accounted, of, ending):
     assert "network.linear_alpha" not in {entry.key for entry in result.found.changed}
 
 
+def test_files_of_text_encoder_and_vae(imported, of):
+    base = imported(job(model={"vae_path": "/m/ae.safetensors", "te_name_or_path": "/m/t5xxl.safetensors"})).preset.base
+    assert (base.texts, base.vae) == (("/m/t5xxl.safetensors",), "/m/ae.safetensors")
+    result = imported(job(model={"vae_path": "someone/vae"}))
+    assert result.preset.base.vae == "" and of(result.found, "model.vae_path").part == "dropped"
+
+
 def test_alpha_of_transformers_is_ignored_there(imported, of):
     result = imported(job(network={"linear_alpha": 4}))
     assert result.preset.adapter.alpha is None and "ignores alpha" in of(result.found, "network.linear_alpha").sentence

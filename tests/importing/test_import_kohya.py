@@ -250,6 +250,28 @@ def test_chroma(imported, of, more, texts):
     assert imported(window).preset.family == "chroma"
 
 
+def test_files_of_text_encoders_and_vae(imported, of):
+    result = imported(FLUX.format(more="--vae other.safetensors"), "txt")
+    assert (result.preset.base.texts, result.preset.base.vae) == (("c.safetensors", "t.safetensors"), "ae.safetensors")
+    assert of(result.found, "t5xxl").part == "mapped" and of(result.found, "vae").part == "dropped"
+    three = "--clip_l l.safetensors --clip_g g.safetensors --t5xxl t.safetensors --vae v.safetensors"
+    base = imported(f"sd3_train_network.py {three}", "txt").preset.base
+    assert (base.texts, base.vae) == (("l.safetensors", "g.safetensors", "t.safetensors"), "v.safetensors")
+    plain = "sdxl_train_network.py --pretrained_model_name_or_path a.safetensors --clip_l x.safetensors --vae"
+    base = imported(f"{plain} sdxl_vae.safetensors", "txt").preset.base
+    assert (base.texts, base.vae) == ((), "sdxl_vae.safetensors")
+    result = imported(f"{plain} some/folder", "txt")
+    assert result.preset.base.vae == "" and of(result.found, "vae").part == "dropped"
+
+
+def test_the_windows_fields_of_text_encoders(imported):
+    page = {"LoRA_type": "Flux1", "max_resolution": "512,512", "flux1_checkbox": True, "pretrained_model_name_or_path":
+            "f.safetensors", "flux1_clip_l": "l.safetensors", "flux1_t5xxl": "t.safetensors", "ae": "ae.safetensors",
+            "sd3_clip_l": "", "max_train_steps": 10}
+    base = imported(page, "json").preset.base
+    assert (base.path, base.texts, base.vae) == ("f.safetensors", ("l.safetensors", "t.safetensors"), "ae.safetensors")
+
+
 def test_the_family_has_to_be_known(imported):
     text = toml().replace("someXL", "some")
     with pytest.raises(ValueError, match="give --family sd15 or --family sdxl"):

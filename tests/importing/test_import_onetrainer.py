@@ -169,6 +169,22 @@ def test_chroma(imported, accounted):
     accounted(result.found, values)
 
 
+def test_files_of_the_denoiser_and_the_vae(imported, of):
+    result = imported({**FLUX, "transformer": {**FLUX["transformer"], "model_name": "/m/flux1-dev.safetensors"},
+                       "vae": {"model_name": "/m/vae"}})
+    base = result.preset.base
+    assert (base.path, base.config) == ("/m/flux1-dev.safetensors", "")
+    assert base.vae == "/m/vae/diffusion_pytorch_model.safetensors"
+    assert of(result.found, "transformer.model_name").part == "mapped"
+    result = imported({**FLUX, "base_model_name": "/m/flux", "vae": {"model_name": "someone/vae"},
+                       "transformer": {**FLUX["transformer"], "model_name": "/m/flux1-dev.safetensors"}})
+    base = result.preset.base
+    assert (base.path, base.config, base.vae) == ("/m/flux1-dev.safetensors", "/m/flux", "")
+    assert of(result.found, "vae.model_name").part == "dropped"
+    base = imported({**FLUX, "vae": {"model_name": "/m/ae.safetensors"}}).preset.base
+    assert (base.path, base.vae) == ("someone/some-flux", "/m/ae.safetensors")
+
+
 def test_text_encoders(imported, of):
     values = {**SDXL, "text_encoder": {"train": True, "learning_rate": 1e-4, "stop_training_after": 5}}
     result = imported(values)

@@ -1,8 +1,9 @@
-"""Folders with settings of their own, and lists of numbers, in the form."""
+"""Folders with settings of their own, lists of files, and lists of numbers, in the form."""
 
 import pytest
 from PySide6.QtCore import Qt
 
+from ui.core import places
 from ui.core.preset.schema import Schema
 from ui.core.settings import Settings
 from ui.form.row import make
@@ -48,6 +49,24 @@ def test_a_folder_with_settings_is_shown_with_them_and_kept(qtbot, made):
     widget.list.setCurrentRow(1)
     widget.on_remove()
     assert widget.read() == [SETTINGS, "no/where"] == widget.seen[-1]
+
+
+def test_files_are_chosen_dropped_and_looked_for(qtbot, made, tmp_path, monkeypatch):
+    field = Schema.load().everything()["base.texts"][0]
+    widget = made(field, [])
+    found = []
+    widget.found.connect(lambda problem, note: found.append(problem))
+    (tmp_path / "a.safetensors").write_bytes(b"")
+    widget.on_dropped([(tmp_path / "a.safetensors").as_posix(), tmp_path.as_posix()])
+    path = (tmp_path / "a.safetensors").as_posix()
+    assert widget.read() == [path, tmp_path.as_posix()] == widget.seen[-1]
+    qtbot.waitUntil(lambda: found[-1:] == [f"{tmp_path.as_posix()} is a folder; a file is needed"])
+    monkeypatch.setattr("ui.form.paths.QFileDialog.getOpenFileName", lambda *a: (str(places.ROOT / "README.md"), ""))
+    widget.on_add()
+    assert widget.read() == [path, tmp_path.as_posix(), "README.md"]
+    widget.put(["no/where.safetensors"])
+    qtbot.waitUntil(lambda: "there is no file no/where.safetensors" in found[-1])
+    assert field.problem(["a", 5]) == "number 2: 5 is not a text (in quotes)" and field.problem("a")
 
 
 def test_entries_of_folders_are_checked_and_understood_as_the_trainer_does():

@@ -22,6 +22,7 @@ WIDGETS = {
     "tag": QComboBox,
     "texts": QListWidget,
     "numbers": QLineEdit,
+    "files": QListWidget,
     "folders": QListWidget,
     "file": QLineEdit,
     "folder": QLineEdit,

@@ -19,7 +19,7 @@ from modules.documents import is_folder
 from modules.families import base as protocol
 from modules.families.parts import files, split_problems
 from modules.families.parts.components import component_class, pickle_problems, read_index
-from modules.families.parts.names import DENOISER, Named, Place
+from modules.families.parts.names import DENOISER, PREFIXES, Named, Place
 from modules.families.parts.original import Places, misfit, read_weights
 from modules.families.parts.split import Source, TextFile, text_sources, vae_place, vae_places
 from modules.preset.base_options import Base
@@ -101,10 +101,13 @@ class Loaded(Named):
         if found:
             return found
         if is_folder(Path(base.path)):
-            parts = [part for part in cls.parts() if not (part == "vae" and base.vae)]
+            parts = [part for part in cls.parts() if part not in split_problems.given_parts(cls, base)]
             found = cls._index_problems("base.path", base.path) or pickle_problems(Path(base.path), parts)
         elif Path(base.path).is_file():
-            found = split_problems.of_file(cls, base)
+            try:
+                found = split_problems.of_file(cls, base)
+            except ValueError as error:
+                found = [f"base.config: {error}"]  # of a damaged configuration
             found = found or (cls._index_problems("base.config", base.config) if base.config else [])
         return found or cls._fit_problems(base)
 
@@ -149,6 +152,12 @@ class Loaded(Named):
         """The folder, or the hub's model, with the configuration, and with the weights that are not in files."""
         return base.config or cls.hub_id(base.path) if Path(base.path).is_file() else base.path
 
+    @classmethod
+    def marked(cls, names: Collection[str]) -> list[str]:
+        """The denoiser, and the other parts that a file with tensors of these names has."""
+        marks = list(cls.parts_in(names))[1:]
+        return [cls.DENOISER, *(part for part, mark in zip(cls.parts()[1:], marks, strict=True) if mark in names)]
+
     def sources(self, base: Base) -> dict[str, Source]:
         """The files that are given, by the part whose weights are read from them. Raises ValueError with a sentence for
         a file that has none."""
@@ -170,8 +179,8 @@ class Loaded(Named):
         """The same of `base.path`."""
         names = read_header(path).tensors
         found = {self.DENOISER: self._denoiser(path, names)}
-        for part, mark in zip(self.parts()[1:], list(self.parts_in(names))[1:], strict=True):
-            if mark not in names or part != "vae" and part not in self.networks:
+        for part in self.marked(names)[1:]:
+            if part != "vae" and part not in self.networks:
                 continue
             if part == "vae":
                 places = vae_places(self.pipeline.vae, names, self.vae_original)
@@ -264,16 +273,17 @@ class Loaded(Named):
     @classmethod
     def files_of(cls, base: Base) -> dict[str, Path]:
         """The files that `load` reads, by part."""
-        path, given = Path(base.path), dict[str, Path]()
-        if in_files(base):
+        path, given = Path(base.path), {"vae": Path(base.vae)} if base.vae else {}
+        if base.texts:
             try:
-                given = {part: one.path for part, one in cls.skeleton(base).sources(base).items()}
+                given |= {part: one.path for part, one in cls.skeleton(base).sources(base).items()
+                          if one.option == "base.texts"}
             except ValueError:  # loading reports what is wrong
-                given = {f"file {number}": Path(name) for number, name in enumerate((*base.texts, base.vae)) if name}
-        others = [part for part in cls.parts() if part not in given]
+                given |= {f"text {number}": Path(name) for number, name in enumerate(base.texts)}
+        whole = cls.marked(files.tensor_names(base.path) or ()) if path.is_file() else []
+        others = [part for part in cls.parts() if part not in (*given, *whole)]
         found = files.files_of_parts(cls.source(base), cls.OPTIONS, others)
-        alone = {part: file for part, file in given.items() if file != path}
-        return found | alone | ({"checkpoint": path} if path.is_file() else {})
+        return found | given | ({"checkpoint": path} if path.is_file() else {})
 
     @classmethod
     def skeleton(cls, base: Base) -> Self:
@@ -309,7 +319,7 @@ def original_prefix(names: Collection[str], mark: str) -> str | None:
     """What the denoiser's names begin with in a file in the original naming; `mark`: one of them in a whole checkpoint.
     None: the file has no such tensor."""
     core = mark.removeprefix(DENOISER)
-    return next((prefix for prefix in (DENOISER, "", "diffusion_model.") if prefix + core in names), None)
+    return next((prefix for prefix in PREFIXES if prefix + core in names), None)
 
 
 def _said(error: Exception) -> str:

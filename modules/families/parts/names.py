@@ -16,6 +16,9 @@ from torch import Tensor, nn
 DENOISER = "model.diffusion_model."
 """What the denoiser's names begin with in full checkpoints; files with the denoiser alone often leave it away."""
 
+PREFIXES = (DENOISER, "", "diffusion_model.")
+"""The same of all files with a denoiser in its authors' naming."""
+
 EMBEDDINGS = ("token_embedding", "position_embedding", "shared", "embed_tokens", "relative_attention_bias")
 """Embeddings of text encoders. ComfyUI has only its own names for them."""
 

@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from torch import nn
 
@@ -37,13 +37,18 @@ class TextFile:
         """Where a file with tensors of these names has those of the network; None: it is of another kind."""
         state = network.state_dict()
         if self.mark in names:
-            found = {name: self.names(name) for name in state}
-            return {name: "zeros" if name.startswith(self.unused) and file not in names else Place(file)
-                    for name, file in found.items()}
+            return {name: self._place(name, self.names(name), names) for name in state}
         if self.other is not None and self.other_mark in names:
             split = {name: name.rpartition(".") for name in state}
             return {name: self.other(path, kind, network) for name, (path, _, kind) in split.items()}
         return None
+
+    def _place(self, name: str, file: str, names: Collection[str]) -> Place | Literal["zeros"]:
+        """Where a file with tensors of these names has `name`, which is usually called `file` there."""
+        old = file.removesuffix(".weight")
+        if file not in names and old in names:
+            return Place(old, transposed=True)  # the projection, in OpenCLIP's form, as older ComfyUI saved it
+        return "zeros" if file not in names and name.startswith(self.unused) else Place(file)
 
     def is_in(self, names: Collection[str]) -> bool:
         """Whether a file with tensors of these names is of this kind."""
@@ -186,9 +191,9 @@ def text_sources(
 
 def _agreeing(network: Any, header: Header, places: Places) -> int:
     """How many of the network's tensors the file has in the same shape."""
-    stored, wanted = header.tensors, network.state_dict()
-    return sum(isinstance(place, Place) and place.name in stored and stored[place.name].shape == tuple(wanted[name].shape)
-               for name, place in places.items())
+    shapes = {name: entry.shape for name, entry in header.tensors.items()}
+    wanted = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
+    return sum(isinstance(place, Place) and shapes.get(place.name) == wanted[name] for name, place in places.items())
 
 
 def described(names: Collection[str]) -> str:

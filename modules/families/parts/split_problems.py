@@ -76,17 +76,16 @@ def of_content(model: Any, base: Base) -> list[str]:
         return found
     if not is_whole or model.PARTIAL:
         return []
-    given = _given_marks(model, base)
+    given = given_parts(model, base)
     return files.checkpoint_problems(base.path, model.TITLE, {
-        mark: words for mark, words in parts.items() if mark not in given})
+        mark: words for part, (mark, words) in zip(model.parts(), parts.items(), strict=True) if part not in given})
 
 
-def _given_marks(model: Any, base: Base) -> set[str]:
-    """The marks of parts that are given as files of their own."""
-    order = dict(zip(model.parts(), model.parts_in(files.tensor_names(base.path) or ()), strict=True))
+def given_parts(model: Any, base: Base) -> set[str]:
+    """The parts that may be in files of their own, by the kinds of the files."""
     contents = [read_header(Path(name)).tensors for name in base.texts]
     texts = {part for part, kind in model.TEXT_FILES.items() if any(kind.is_in(names) for names in contents)}
-    return {order[part] for part in (*texts, *(["vae"] if base.vae else []))}
+    return {*texts, *(["vae"] if base.vae else [])}
 
 
 def is_alone(model: Any, names: Collection[str]) -> bool:

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from modules.families.parts.names import DENOISER, Place, stored_names
+from modules.families.parts.names import DENOISER, PREFIXES, Place, stored_names
 from modules.families.parts.original import PACKED
 from modules.tensorfile import Header, read_header
 
@@ -54,7 +54,11 @@ class Checkpoint:
             return [(part, Place(name)) for name in stored_names(f"{path}.{kind}")]
         place = self.model.checkpoint_place(layer, kind)
         where = (place.row, place.rows, place.exchanged, place.transposed)
-        return [("", Place(name, *where)) for name in (place.name, place.name.removeprefix(DENOISER))]
+        network, _, path = layer.partition(".")
+        if network != self.model.DENOISER:
+            return [("", place)]
+        found = [("", Place(prefix + place.name.removeprefix(DENOISER), *where)) for prefix in PREFIXES]
+        return found + [("", Place(f"{prefix}{path}.{kind}")) for prefix in ("", f"{network}.", DENOISER)]
 
 
 def _headers(model: Any, path: Path) -> list[Header]:
