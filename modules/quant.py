@@ -233,8 +233,7 @@ def with_dense_weight(layer: Any, weight: Tensor) -> nn.Module:
     else:
         new = copy.copy(layer)
         new._parameters = dict(layer._parameters)
-    dtype = layer.dense_dtype if is_packed(layer) else layer.weight.dtype
-    new.weight = nn.Parameter(weight.to(dtype), requires_grad=False)
+    new.weight = nn.Parameter(weight.to(dtype_of(layer)), requires_grad=False)
     return new
 
 
@@ -262,6 +261,11 @@ def move_own(module: nn.Module, device: torch.device) -> None:
     there."""
     if module._parameters or module._buffers:
         module._apply(lambda tensor: tensor.to(device), recurse=False)
+
+
+def dtype_of(layer: Any) -> torch.dtype:
+    """The dtype of a frozen layer's dense weight; a packed weight's own may be another."""
+    return layer.dense_dtype if is_packed(layer) else layer.weight.dtype
 
 
 def device_of(layer: Any) -> torch.device:

@@ -123,14 +123,18 @@ def draw(
     told = "true_cfg_scale" in known
     if told and samples["negative"]:
         raise ValueError("samples.negative is not supported for guidance-distilled networks")
-    options: dict[str, Any] = {"prompt": prompt} | ({} if told else {"negative_prompt": samples["negative"]})
+    if "negative_prompt" not in known and samples["negative"]:
+        raise ValueError(f"samples.negative is not supported by {type(pipeline).__name__}")
+    options: dict[str, Any] = {"prompt": prompt}
+    if "negative_prompt" in known and not told:
+        options["negative_prompt"] = samples["negative"]
     if "max_sequence_length" in known:
-        options["max_sequence_length"] = tokens(pipeline, known["max_sequence_length"].default)
+        options["max_sequence_length"] = tokens(pipeline, known["max_sequence_length"].default, told)
     if "prompt_attention_mask" in known:
         options = masked(pipeline, options)
     return pipeline(
-        **options, height=size[0], width=size[1], num_inference_steps=samples["steps"],
-        **guidance, generator=torch.Generator().manual_seed(samples["seed"] + number),
+        **options, **guidance, height=size[0], width=size[1], num_inference_steps=samples["steps"],
+        generator=torch.Generator().manual_seed(samples["seed"] + number),
     ).images[0]
 
 
@@ -144,13 +148,14 @@ def masked(pipeline: Any, prompts: dict[str, Any]) -> dict[str, Any]:
     return {name: tensor.bool() if name.endswith("mask") else tensor for name, tensor in given.items()}
 
 
-def tokens(pipeline: Any, default: int) -> int:
-    """The number of tokens for T5: `default` is the pipeline's own, for the guidance-distilled network. The other one
-    was published with 256, and a small base's tokenizer may have less."""
+def tokens(pipeline: Any, default: int, told: bool) -> int:
+    """The number of tokens for the text encoder: `default` is the pipeline's own. Of those that are `told` a scale of
+    true guidance, it is for the guidance-distilled network; the other one was published with 256. A small base's
+    tokenizer may have less."""
     tokenizers = [part for name, part in pipeline.components.items() if name.startswith("tokenizer") and part]
     denoiser = pipeline.components["transformer"]
-    distilled = denoiser.config.get("guidance_embeds") is False
-    return min(256 if distilled else default, tokenizers[-1].model_max_length)
+    short = told and denoiser.config.get("guidance_embeds") is False
+    return min(256 if short else default, tokenizers[-1].model_max_length)
 
 
 if __name__ == "__main__":

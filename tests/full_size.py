@@ -94,6 +94,11 @@ def save_tokenizer(encoder: str, folder: Path) -> str:
 
         qwen_tokenizer().save_pretrained(folder)
         return "Qwen2Tokenizer"
+    if encoder.startswith("Mistral"):
+        from tests.tiny_mistral import tokenizer as mistral_tokenizer
+
+        mistral_tokenizer().save_pretrained(folder)
+        return "PixtralProcessor"
     clip_tokenizer(folder).save_pretrained(folder)
     return "CLIPTokenizer"
 

@@ -1,6 +1,7 @@
 """A tiny random Z-Image pipeline of real diffusers classes: base or turbo, which differ in their shift."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, ZImagePipeline, ZImageTransformer2DModel
@@ -26,7 +27,8 @@ def make_pipeline(turbo: bool = False, seed: int = 0, dim: int = 32) -> ZImagePi
         nn.init.normal_(token)
     scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0 if turbo else 6.0)
     encoder = Qwen3Model(tiny_qwen3.config(tokens, WIDTH, 3))
-    return ZImagePipeline(scheduler, small_vae(), encoder, tokens, transformer)
+    tokenizer: Any = tokens
+    return ZImagePipeline(scheduler, small_vae(), encoder, tokenizer, transformer)
 
 
 def make_folder(folder: Path, turbo: bool = False) -> Path:

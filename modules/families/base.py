@@ -92,6 +92,9 @@ class Model(Protocol):
     process: Process
     """The noise process of this family."""
 
+    distilled: bool
+    """Whether this base is distilled to few steps, so that training needs a `base.training_adapter`."""
+
     @classmethod
     def problems(cls, base: Base) -> list[str]:
         """Why `load` cannot work (missing or wrong files), as sentences; quick, loads no weights."""

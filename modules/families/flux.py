@@ -80,7 +80,7 @@ class Model(DoubleSingleModel):
         *(f"{part}/tokenizer_config.json" for part in ("tokenizer", "tokenizer_2")),
         "scheduler/scheduler_config.json",
     )
-    CALLED = "flux"
+    CALLED = r"flux(?![-_. ]?2)(?!.*klein)"
     LIKE = (
         f"{double_single.LIKE}|(^|_)transformer_blocks_[0-9]+_norm1_|(vector|guidance)_in_|te[123]_|"
         "text_encoder(_2)?_|clip_l|t5xxl"
@@ -91,6 +91,8 @@ class Model(DoubleSingleModel):
     def __init__(self, pipeline: Any, device: torch.device):
         super().__init__(pipeline, device)
         self.guided: bool = pipeline.transformer.config.guidance_embeds
+        # schnell's noise levels are those of its few steps; a model trained back from it has dev's growing shift.
+        self.distilled = not self.guided and not pipeline.scheduler.config.get("use_dynamic_shifting", False)
 
     # -- single files -------------------------------------------------------------------------------------------------
 

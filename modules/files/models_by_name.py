@@ -18,8 +18,6 @@ OTHERS: tuple[tuple[str, str], ...] = (
     ("Stable Cascade", r"prior_unet[._]|lora_prior_"),
     ("Stable Video Diffusion or AnimateDiff", r"motion_modules|temporal_(transformer_blocks|res_block)|time_stack"),
     ("Kolors", r"encoder_hid_proj|chatglm"),
-    ("FLUX.2", r"(double|single)_stream_modulation|to_qkv_mlp_proj|transformer_blocks[._]\d+[._]ff(_context)?[._]"
-               r"linear_(in|out)|single_transformer_blocks[._]\d+[._]attn[._]to_out[._]"),
     ("HunyuanVideo", r"token_refiner|(img|txt)_mod[._]linear|(img|txt)_mlp[._]fc[12]|single_blocks[._]\d+[._]modulation"
                      r"[._]linear|\.double_blocks\.\d+\.(img|txt)_attn_|double_blocks[._](19|[2-5]\d)[._]|"
                      r"single_transformer_blocks[._]3[89][._]"),
@@ -48,7 +46,7 @@ OTHERS: tuple[tuple[str, str], ...] = (
 first match counts."""
 
 IN_METADATA: tuple[tuple[str, str], ...] = (
-    ("FLUX.2", r"flux[-_. ]?2|klein"), ("Kolors", "kolors"), ("Stable Cascade", "cascade"),
+    ("Kolors", "kolors"), ("Stable Cascade", "cascade"),
     ("Qwen-Image", "qwen"), ("Krea 2", r"krea[-_ ]?2"), ("Anima", r"\banima\b"),
     ("HunyuanVideo", r"hunyuan[-_ ]?video"), ("Wan 2.1 or 2.2", r"\bwan[-_ ]?(video|2)"), ("HiDream", "hidream"),
     ("Lumina 2", "lumina"), ("AuraFlow", "auraflow"), ("PixArt", "pixart"), ("LTX-Video", r"\bltx"),
@@ -56,9 +54,8 @@ IN_METADATA: tuple[tuple[str, str], ...] = (
 """The same for what a file's metadata calls its base's architecture."""
 ARCHITECTURE = ("modelspec.architecture", "ss_base_model_version")
 
-BLOCK = re.compile(r"(double_blocks|single_blocks)[._]\d+")
-WIDE = (4096, 6144)
-"""Widths of FLUX.2's larger models, whose layers have the older model's names."""
+BLOCK = re.compile(r"(double_blocks|single_blocks)[._]\d+[._](.*attn|linear1|.*mlp[._]0$)")
+"""Layers whose sizes tell families apart that have the same names."""
 NARROW, LUMINA = re.compile(r"(layers|refiner)[._]\d+[._]attention[._](qkv|out)"), 2304
 """Layers whose names Z-Image and Lumina 2 share, and the width of the latter."""
 
@@ -91,6 +88,8 @@ def whose(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> Whose:
         return Whose()
     found = [family for family, score in scores.items() if score == best or not best]
     known = [family for family in found if families.load_class(family).recognises(list(tensors))]
+    sizes = _sizes(tensors)
+    known = [family for family in known if families.load_class(family).fits(sizes)] or known
     found = known or (found if best else [])  # text encoders show what denoisers leave open
     called = [family for family in found if _is_called(family, metadata)]  # and metadata, what all keys do
     return Whose(called or found)
@@ -115,21 +114,17 @@ def _architecture(metadata: Mapping[str, str]) -> str:
 def _by_keys(tensors: Mapping[str, Tensor]) -> str:
     text = "\n".join(tensors)
     title = next((title for title, pattern in OTHERS if re.search(pattern, text, re.MULTILINE)), "")
-    return title or ("FLUX.2" if _has_other_shapes(tensors) else "Lumina 2" if _is_narrow(tensors) else "")
+    return title or ("Lumina 2" if _is_narrow(tensors) else "")
 
 
-def _has_other_shapes(tensors: Mapping[str, Tensor]) -> bool:
-    """Whether layers with FLUX.1's names have FLUX.2's sizes."""
-    layers, _ = kinds.grouped(tensors)
-    for name, parts in layers.items():
-        if not BLOCK.search(name) or not {"up", "down"} <= parts.keys():
-            continue
-        up, down = tensors[parts["up"]], tensors[parts["down"]]
-        width = down[0].numel() if down.dim() > 1 else 0
-        times = 9 if name.endswith("linear1") else 6 if re.search(r"mlp[._]0$", name) else 0
-        if times and len(up) == times * width or width in WIDE and re.search("attn.proj|attn.qkv|linear1", name):
-            return True
-    return False
+def _sizes(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, int]]:
+    """Numbers of outputs and inputs of the layers that tell by them, by name; of low-rank pairs alone."""
+    found = {}
+    for name, parts in kinds.grouped(tensors)[0].items():
+        if BLOCK.search(name) and {"up", "down"} <= parts.keys():
+            up, down = tensors[parts["up"]], tensors[parts["down"]]
+            found[name] = (len(up), down[0].numel() if down.dim() > 1 else 0)
+    return found
 
 
 def _is_narrow(tensors: Mapping[str, Tensor]) -> bool:

@@ -63,6 +63,7 @@ def trouble(spelling: str, family: str, names: Collection[str]) -> str:
 
 REASONS = {
     "flux": "it does not support FLUX",
+    "flux2": "it does not support FLUX.2",
     "chroma": "it does not support Chroma",
     "sd3": "it fails on .alpha in a file for SD 3 (1.10) or does not support SD 3",
 }

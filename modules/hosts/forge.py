@@ -11,7 +11,7 @@ from torch import Tensor
 
 from modules.files import keys, spellings
 from modules.hosts import How, comfyui, is_transformer
-from modules.hosts.key_maps.loading import NO_FAMILY, OF_2024
+from modules.hosts.key_maps.loading import KNOWN, NO_FAMILY
 from modules.hosts.parts import arithmetic, usual
 from modules.hosts.parts.arithmetic import Unread
 
@@ -34,7 +34,7 @@ def notes(forms: Collection[str]) -> list[str]:
 
 def trouble(spelling: str, family: str, names: Collection[str]) -> str:
     """It recognizes most programs' names; for transformers, diffusers' names for FLUX only."""
-    if family not in ("", *OF_2024):
+    if family not in ("", *KNOWN):
         return NO_FAMILY
     if spelling == spellings.KOHYA_OFT:
         return "only sd-scripts itself and A1111 read them"
@@ -48,7 +48,7 @@ def trouble(spelling: str, family: str, names: Collection[str]) -> str:
 
 def unfound(family: str, names: Collection[str]) -> dict[str, str]:
     """Those of these names, all in kohya's spelling, that it does not find, and why."""
-    return {} if family in OF_2024 else dict.fromkeys(names, NO_FAMILY)
+    return {} if family in KNOWN else dict.fromkeys(names, NO_FAMILY)
 
 
 def bias_change(tensors: dict[str, Tensor], strength: float) -> Tensor | None:

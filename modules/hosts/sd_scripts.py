@@ -11,7 +11,7 @@ from torch import Tensor
 
 from modules.files import keys, spellings
 from modules.hosts import How, is_transformer
-from modules.hosts.key_maps.loading import NO_FAMILY, OF_2024
+from modules.hosts.key_maps.loading import KNOWN, NO_FAMILY
 from modules.hosts.parts import arithmetic, usual
 from modules.hosts.parts.arithmetic import Unread
 
@@ -41,7 +41,7 @@ def notes(forms: Collection[str]) -> list[str]:
 
 def trouble(spelling: str, family: str, names: Collection[str]) -> str:
     """Only its own names."""
-    if family not in ("", *OF_2024):
+    if family not in ("", *KNOWN):
         return NO_FAMILY
     if spelling in (spellings.KOHYA_ORIGINAL, spellings.KOHYA_TEXT):
         return ""
@@ -54,7 +54,7 @@ def trouble(spelling: str, family: str, names: Collection[str]) -> str:
 
 def unfound(family: str, names: Collection[str]) -> dict[str, str]:
     """Those of these names, all in kohya's spelling, that it does not find, and why."""
-    if family not in OF_2024:
+    if family not in KNOWN:
         return dict.fromkeys(names, NO_FAMILY)
     found = [name for name in names if OUTSIDE.fullmatch(name)]
     if family == "sd3":  # whose last layer it lists by name

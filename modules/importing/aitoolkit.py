@@ -6,6 +6,7 @@ Keys, defaults and their meaning: ostris/ai-toolkit `toolkit/config_modules.py`,
 """
 
 import re
+from pathlib import Path
 from typing import Any
 
 from modules.importing import aitoolkit_data, base, methods, optimizers
@@ -16,8 +17,11 @@ from modules.preset.section import NUMBER_FORMATS
 NAME = "ai-toolkit"
 
 ARCHES = {"sd1": "sd15", "sd2": "sd15", "sd15": "sd15", "sdxl": "sdxl", "sd3": "sd3", "flux": "flux",
-          "chroma": "chroma", "zimage": "zimage"}
+          "chroma": "chroma", "zimage": "zimage", "flux2": "flux2", "flux2_klein_4b": "flux2",
+          "flux2_klein_9b": "flux2"}
 FLAGS = {"is_flux": "flux", "is_v3": "sd3", "is_xl": "sdxl", "is_v2": "sd15"}
+ORIGINAL = ("flux2",)
+"""Families whose layers have the names of the original checkpoints there; it adapts those of the blocks."""
 WHOLE = ("chroma",)
 """Families of which it adapts layers outside of the blocks, too."""
 FOREIGN_FLAGS = ("is_pixart", "is_pixart_sigma", "is_auraflow", "is_lumina2", "is_ssd", "is_vega")
@@ -31,6 +35,8 @@ BLOCKS = {"zimage": "layers"}
 """What the names of a transformer's layers contain that it trains, where that is not `blocks`."""
 METHODS = {"lora": "lora", "locon": "lora", "dora": "dora", "lokr": "lokr"}
 DTYPES = NUMBER_FORMATS | {long: long for long in NUMBER_FORMATS.values()} | {"float": "float32"}
+ASSISTANT = "pytorch_lora_weights.safetensors"
+"""The file that is read of a folder, or of a model on the hub, with a training adapter."""
 LOSSES = {"mse": "mse", "l2": "mse"}
 
 
@@ -111,6 +117,7 @@ def _model(ledger: Ledger, family: str) -> None:
     else:
         ledger.to(key, "base.path", path)
     base.split_files(ledger, ["model.te_name_or_path"], ["model.vae_path"])
+    _assistant(ledger)
     if ledger.written("model.dtype"):
         ledger.to("model.dtype", "base.dtype", DTYPES.get(ledger.text("model.dtype"), "auto"))
     if ledger.flag("model.is_v_pred"):
@@ -129,6 +136,21 @@ def _model(ledger: Ledger, family: str) -> None:
     for key in ("model.compile", "model.block_compile"):
         if ledger.flag(key):
             ledger.to(key, "training.compile", True)
+
+
+def _assistant(ledger: Ledger) -> None:
+    """The LoRA with which distilled bases are trained, which may come from the hub there: `owner/name`, or
+    `owner/name/file`."""
+    key = "model.assistant_lora_path"
+    given = ledger.text(key)
+    if not given:
+        return
+    file = given if given.endswith(".safetensors") else f"{given.rstrip('/')}/{ASSISTANT}"
+    if file.startswith((".", "/", "~")) or file.count("/") < 2 or Path(given).exists():
+        ledger.to(key, "base.training_adapter", file)
+        return
+    sentence = "It comes from the Hugging Face hub there; download this file, and give its path here."
+    ledger.change(key, sentence, {"base.training_adapter": file})
 
 
 def _training(ledger: Ledger, denoiser: str) -> None:
@@ -245,8 +267,11 @@ def _layers(ledger: Ledger, family: str) -> None:
     conv, denoiser = ledger.maybe("network.conv"), "transformer" if base.is_flow(family) else "unet"
     out = list(ledger.values.get("targets.exclude", []))
     if base.is_flow(family):
-        layers, outside = (f"{denoiser}.{BLOCKS[family]}.*", []) if family in BLOCKS else (
-            "all", [] if family in WHOLE else base.OUTSIDE)
+        layers, outside = "all", [] if family in WHOLE else base.OUTSIDE
+        if family in BLOCKS:
+            layers, outside = f"{denoiser}.{BLOCKS[family]}.*", []
+        if family in ORIGINAL:
+            layers, outside = "attention-mlp", []
         ledger.drop("network.conv", "without effect there: this family has no convolutions in its blocks")
     elif conv:
         layers, outside = "attention-mlp-conv", []
@@ -258,24 +283,31 @@ def _layers(ledger: Ledger, family: str) -> None:
     key = "network.network_kwargs.only_if_contains"
     if ledger.value(key):
         part = BLOCKS.get(family, "blocks") if base.is_flow(family) else "" if conv else "attentions"
-        names = [_containing(name, part, denoiser) for name in _names(ledger, key)]
+        names = [_containing(name, part, denoiser) for name in _names(ledger, key, family)]
         layers, outside = base.layer_patterns(ledger, names), []
         ledger.to(key, "targets.layers", layers)
     ledger.set({"targets.layers": layers}, "network.type")
     key = "network.network_kwargs.ignore_if_contains"
     if ledger.value(key):
         sentence = "Layers are named as in diffusers here; a pattern that matches none is an error in --check."
-        out = [*out, *outside, *(f"*{name}*" for name in _names(ledger, key))]
+        out = [*out, *outside, *(f"*{name}*" for name in _names(ledger, key, family))]
         ledger.change(key, sentence, {"targets.exclude": out})
     elif out or outside:
         ledger.set({"targets.exclude": [*out, *outside]}, "network.type")
 
 
-def _names(ledger: Ledger, key: str) -> list[str]:
-    """Parts of layers' names as patterns; `a$$b` and `a.b` are the same there."""
+def _names(ledger: Ledger, key: str, family: str) -> list[str]:
+    """Parts of layers' names as patterns; `a$$b` and `a.b` are the same there. Some families' blocks have the names of
+    the original checkpoints there."""
     value = ledger.value(key)
     names = [str(name).replace("$$", ".") for name in (value if isinstance(value, list) else [value])]
+    if family in ORIGINAL:
+        names = [re.sub(r"double_blocks|(single)_blocks", _block, name) for name in names]
     return [re.sub(r"([*?[])", r"[\1]", name) for name in names]
+
+
+def _block(found: re.Match[str]) -> str:
+    return "single_transformer_blocks" if found[1] else "transformer_blocks"
 
 
 def _containing(name: str, part: str, denoiser: str) -> str:

@@ -25,6 +25,7 @@ FAMILIES = {
     "STABLE_DIFFUSION_35": "sd3",
     "FLUX_DEV_1": "flux",
     "CHROMA_1": "chroma",
+    "FLUX_2": "flux2",
     "Z_IMAGE": "zimage",
 }
 DTYPES = {

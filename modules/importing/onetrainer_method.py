@@ -29,6 +29,7 @@ LAYERS: dict[str, dict[str, tuple[str, str, tuple[str, ...]]]] = {
         "full": ("", "all", ()),
     },
     "flux": {**BLOCKS, "full": ("", "all", ())},
+    "flux2": {"blocks": ("transformer_block", "attention-mlp", ()), "full": ("", "all", ())},
     "chroma": {**BLOCKS, "full": ("", "all, transformer.distilled_guidance_layer.*", ())},
     "zimage": {
         "attn-mlp": (

@@ -28,6 +28,13 @@ class Base(Section):
     """A file with a VAE (`ae.safetensors`, `sdxl_vae.safetensors`), in the original naming or diffusers'. It replaces
     that of the model."""
 
+    training_adapter: str = option(
+        "", why="needed for distilled bases only (turbo and other few-step models)", group="Loading", kind="file"
+    )
+    """A LoRA file of any trainer that belongs to the base while it is trained: active in training, validation and prior
+    prediction, off in sample pictures, and never exported or merged. For a distilled base, which would lose its few
+    steps in training: such a LoRA takes the distillation back for that time."""
+
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = option(
         "auto", why="avoids conversions during training", group="Loading", advanced=True, title="Number format"
     )

@@ -35,6 +35,7 @@ from modules.training import (
     setup,
     sharding,
     text_groups,
+    training_adapter,
 )
 from modules.training.bars import progress_bar
 from modules.training.processes import is_main_process
@@ -222,6 +223,9 @@ def _examine_model(preset: Preset, found: Findings) -> None:
     found.problems += setup.block_problems(found.model, preset.base)
     found.layer_sets = list(found.model.named_targets())
     found.trainable_layers = len(setup.layer_names(found.model))
+    found.problems += training_adapter.look(preset, found.model)
+    if found.model.distilled and not preset.base.training_adapter:
+        found.notes.append(training_adapter.UNTRAINED)
     started, problems = first_values.look(preset, found.model)
     found.problems += problems
     problems, notes = pool.look(preset, found.model)

@@ -1,4 +1,5 @@
-"""What a run was made from, as hashes of the contents: base, first values, pictures, captions, and program versions.
+"""What a run was made from, as hashes of the contents: base, training adapter, first values, pictures, captions, and
+program versions.
 
 States store them, so that a resumed run can report what has changed. Hashes of large files are kept in a record and
 computed again where a file may have changed: where its size, times or inode differ, and where it is as young as its
@@ -33,9 +34,10 @@ LISTED = 10
 """Names in a sentence; more are counted."""
 
 Made = dict[str, Any]
-"""Fingerprints, as JSON: "base", "start_from" and "pool" (sha256 by name of the file), "pictures" and "validation"
-(`[pixels, caption, repeats]` by name, the first two hashes; with a mask its hash, too), "skipped" (names of pictures
-that cannot be read; not in earlier states), "versions" (by package)."""
+"""Fingerprints, as JSON: "base", "training_adapter", "start_from" and "pool" (sha256 by name of the file), "pictures"
+and "validation" (`[pixels, caption, repeats]` by name, the first two hashes; with a mask its hash, too), "skipped"
+(names of pictures that cannot be read), "versions" (by package). Earlier states have no "training_adapter" and no
+"skipped"."""
 
 
 @dataclass
@@ -90,10 +92,12 @@ def make(preset: Preset, training: Index, validation: Index | None, run_folder: 
     """All fingerprints of a run. `anew`: as in `Record.sha256`. Raises OSError for files that cannot be read."""
     record = Record((Path(preset.data.cache_folder) if preset.data.cache else run_folder) / RECORD)
     started = Path(preset.adapter.start_from) if preset.adapter.start_from else None
+    beside = [Path(preset.base.training_adapter)] if preset.base.training_adapter else []
     pool = sorted(Path(preset.adapter.pool).glob("*.safetensors")) if preset.adapter.pool else []
     base = families.load_class(preset.family).files_of(preset.base)
     made = {
         "base": {name: record.sha256(path, anew) for name, path in base.items()},
+        "training_adapter": {path.name: record.sha256(path, anew) for path in beside},
         "start_from": {started.name: record.sha256(started, anew)} if started and started.is_file() else {},
         "pool": {path.name: record.sha256(path, anew) for path in pool},
         "pictures": _pictures(training),
@@ -161,10 +165,13 @@ class Changes:
 def compare(before: Made, now: Made, preset: Preset) -> Changes:
     """What has changed from `before` to `now`."""
     base = differing(before["base"], now["base"])
+    beside = differing(before.get("training_adapter", {}), now["training_adapter"])
     started = differing(before["start_from"], now["start_from"])
     decisive, others = [], []
     if base:
         decisive.append(f"base.path {preset.base.path}: {base}")
+    if beside:
+        decisive.append(f"base.training_adapter {preset.base.training_adapter}: {beside}")
     if started and now["start_from"]:  # a resumed run does not need the file, so it may be missing
         decisive.append(f"adapter.start_from {preset.adapter.start_from}: {started}")
     if pool := differing(before["pool"], now["pool"]):

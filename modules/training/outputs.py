@@ -67,7 +67,8 @@ def sample(session: Session) -> None:
     prompts = sample_prompts(session.preset, session.index)
     side = session.preset.data.largest
     size = (wanted.width or side, wanted.height or side)
-    with averaged(session.optimizer), session.derived.frozen(), session.accelerator.autocast():
+    bare = session.training_adapter.off()
+    with bare, averaged(session.optimizer), session.derived.frozen(), session.accelerator.autocast():
         pictures = session.model.sample(
             prompts, wanted.negative, *size, wanted.steps, wanted.guidance, wanted.seed, session.encode
         )
@@ -124,7 +125,7 @@ def export_now(session: Session, name: str) -> Path | None:
     if not session.takes_part:
         return None
     session.check_folder()
-    with place_of_files(session) as folder, averaged(session.optimizer):
+    with place_of_files(session) as folder, session.training_adapter.off(), averaged(session.optimizer):
         path = folder / f"{name}.safetensors"
         result = export(session.model, session.adapted, session.preset, training_facts(session), path)
     if not session.accelerator.is_main_process:

@@ -28,12 +28,14 @@ from modules.training import (
     setup,
     sharding,
     text_groups,
+    training_adapter,
 )
 from modules.training.bars import progress_bar
 from modules.training.events import Events
 from modules.training.run import Run
 from modules.training.session import Pictures, Session, sample_prompts, total_steps, validation_captions, whole_captions
 from modules.training.text_groups import TextGroups
+from modules.training.training_adapter import TrainingAdapter
 
 
 def prepare(preset: Preset, pictures: Pictures, run: Run, events: Events, accelerator: Accelerator) -> Session:
@@ -56,10 +58,9 @@ def prepare(preset: Preset, pictures: Pictures, run: Run, events: Events, accele
     with memory.while_encoding(preset, accelerator.device):
         fill_caches(caches, pictures, captions, events, accelerator)
     model.release_encoders(texts=caches.texts is not None, images=not encodes_in_steps(index.pictures))
-
     groups = make_groups(preset, caches.texts, batches, captions, model, events)
     place(model, preset, events, accelerator)
-    adapted = attach(model, preset, run, events)
+    adapted, beside = attach(model, preset, run, events)
     parameters = setup.parameter_groups(adapted, model, preset.targets)
     gradients, optimizer = flat.build(preset.optimizer, parameters, training.learning_rate)
     # Not accelerate's `prepare`: it would shard the optimizer's parameters too.
@@ -70,6 +71,7 @@ def prepare(preset: Preset, pictures: Pictures, run: Run, events: Events, accele
         accelerator=accelerator,
         model=model,
         adapted=adapted,
+        training_adapter=beside,
         derived=Derived(adapted.values()),
         flat=gradients,
         optimizer=accelerator.prepare_optimizer(optimizer),
@@ -99,22 +101,22 @@ def make_batches(preset: Preset, index: Index, accelerator: Accelerator) -> Batc
     )
 
 
-def attach(model: Any, preset: Preset, run: Run, events: Events) -> dict[str, Adapted]:
+def attach(model: Any, preset: Preset, run: Run, events: Events) -> tuple[dict[str, Adapted], TrainingAdapter]:
     """The adapters, by full layer name: fresh ones; in a new run with the values of adapter.start_from or of a pool of
-    adapters."""
-    begun = first_values.is_begun(run.folder)
-    given, beside = {}, None
+    adapters. And the training adapter beside them."""
+    begun, changes = first_values.is_begun(run.folder), training_adapter.read(preset, model)
+    given, others = {}, None
     if not begun:
-        given, beside = first_values.read(preset, model), pool.read(preset, model)
+        given, others = first_values.read(preset, model), pool.read(preset, model)
     adapted = setup.attach_ready(model, preset)
-    for note in [*first_values.apply(given, adapted), *pool.apply(beside, adapted)]:
+    for note in [*first_values.apply(given, adapted), *pool.apply(others, adapted)]:
         events.write("warning", {"message": note, "detail": ""})
     for note in setup.unmoved(adapted):  # `check`, which reads no weights, cannot say it
         resuming.warn(events, note)
     if not begun:  # computed values may differ between devices
         values = [tensor for layer in adapted.values() for tensor in layer.adapter.state_dict().values()]
         gradient_start.share([tensor for tensor in values if tensor.is_floating_point()])
-    return adapted
+    return adapted, training_adapter.add(changes, model)
 
 
 def place(model: Any, preset: Preset, events: Events, accelerator: Accelerator) -> None:

@@ -27,6 +27,7 @@ from modules.training.events import Events
 from modules.training.flat import Flat
 from modules.training.run import Run
 from modules.training.text_groups import TextGroups
+from modules.training.training_adapter import TrainingAdapter
 
 PATIENCE = timedelta(hours=6)
 """How long processes wait for the main one, which makes samples and exports alone."""
@@ -63,6 +64,7 @@ class Session:
     accelerator: Accelerator
     model: Any
     adapted: dict[str, Adapted]
+    training_adapter: TrainingAdapter
     derived: Derived
     flat: Flat
     optimizer: Any

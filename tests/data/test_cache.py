@@ -1,9 +1,11 @@
 """Caches: found again by content, exact, and safe against broken files and other processes."""
 
 import dataclasses
+import random
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 from PIL import Image
@@ -140,6 +142,32 @@ def test_memory_is_bounded(tmp_path):
     for number in range(10):
         kept.put(str(number), {"x": torch.zeros(100)})
     assert all(kept.get(str(number)) is not None for number in range(10))
+
+
+class Wide(Encoder):
+    """Conditions of 4 MiB per caption, as those of a large text encoder."""
+
+    def encode_texts(self, captions):
+        self.texts += len(captions)
+        return {"hidden": torch.stack([torch.full((1024, 1024), float(len(caption))) for caption in captions])}
+
+
+def test_captions_larger_than_the_memory_for_them_stream_from_disk(options):
+    """Measured: the process' own memory grows by a part of what all conditions take, in filling and in use."""
+    captions, encoder = ["x" * number for number in range(1, 49)], Wide()
+    texts = TextCache(options, encoder)
+    texts.store.memory = 4 * 2**22
+    process, order = psutil.Process(), random.Random(0)
+    texts.get(captions[:8])  # what the libraries need is there now
+    before, most = process.memory_info().rss, 0
+    texts.fill(captions)
+    for _ in range(40):
+        few = order.sample(captions, 2)
+        found = texts.get(few)["hidden"]
+        assert found.shape == (2, 1024, 1024) and found[:, 7, 9].tolist() == [len(caption) for caption in few]
+        most = max(most, process.memory_info().rss)
+    assert encoder.texts == len(captions), "each caption is encoded once"
+    assert most - before < len(captions) * 2**22 / 2, (most - before) / 2**20
 
 
 def test_folder_that_cannot_be_written(tmp_path, options):

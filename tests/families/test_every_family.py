@@ -87,13 +87,14 @@ def test_encoders_leave_and_come_back(own):
 # -- encoding and prediction ------------------------------------------------------------------------------------------
 
 
-def test_latents_are_shifted_and_scaled(model):
-    pixels, config = torch.rand(2, 3, *SIZE) * 2 - 1, model.pipeline.vae.config
+def test_latents_are_shifted_and_scaled(row, model):
+    pixels = torch.rand(2, 3, *SIZE) * 2 - 1
     moments = model.encode_images(pixels)
     side = [length // model.latent_factor for length in SIZE]
     assert moments.shape == (2, 2 * model.latent_channels, *side) and moments.dtype == torch.float32
-    found, factor = model.pipeline.vae.encode(pixels).latent_dist, config.scaling_factor
-    expected = torch.cat([(found.mean - (config.shift_factor or 0)) * factor, found.std * factor], 1)
+    found = model.pipeline.vae.encode(pixels).latent_dist
+    expected = [row.scaled(model.pipeline, *part) for part in ((found.mean, False), (found.std, True))]
+    expected = torch.cat(expected, 1)
     torch.testing.assert_close(moments, expected)
 
 
@@ -103,14 +104,15 @@ def test_prediction_is_the_pipelines_own_call(row, model):
     hook = next(iter(model.networks.values())).register_forward_hook(
         lambda _, args, named, output: calls.append(row.call(model, args, named, output[0])), with_kwargs=True
     )
-    model.sample(["red apple"], "a face", SIZE[1], SIZE[0], steps=3, guidance=4.0, seed=0)
+    model.sample(["red apple"], "a face", SIZE[1], SIZE[0], steps=3, guidance=row.guidance, seed=0)
     hook.remove()
     assert len(calls) >= 3
     each = [model.encode_texts([caption]) for caption in ("a face", "red apple")]  # by itself, as the pipeline does
     both = each[::-1] if row.prompt_first else each
+    turns = each[::-1] if model.negative_prompt("a face") else each[1:]  # one call for each prompt, the positive first
     with torch.no_grad():
         for number, (noisy, times, output) in enumerate(calls):
-            texts = together(both if len(noisy) == 2 else [each[1 - number % 2]])  # or the positive prompt first
+            texts = together(both if len(noisy) == 2 else [turns[number % len(turns)]])
             assert torch.equal(model.predict(noisy, times, texts, SIZES.expand(len(noisy), -1)), output)
 
 
@@ -202,7 +204,8 @@ def test_samples_are_made_of_the_conditions_that_are_given(model):
 
     (expected,) = model.sample(["red"], "a face", **options)
     (found,) = model.sample(["red"], "a face", **options, encode=encode)
-    assert found.tobytes() == expected.tobytes() and sorted(asked) == ["a face", "red"]
+    assert found.tobytes() == expected.tobytes()
+    assert sorted(asked) == (["a face", "red"] if model.negative_prompt("a face") else ["red"])
     much = {name: 20 * tensor for name, tensor in model.encode_texts(["red"]).items()}
     (other,) = model.sample(["red"], "a face", **options, encode=lambda _: much)
     assert other.tobytes() != expected.tobytes()

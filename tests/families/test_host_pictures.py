@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from scripts import host_pictures
-from tests import tiny_chroma, tiny_flux, tiny_sd3, tiny_sd15, tiny_sdxl, tiny_zimage
+from tests import tiny_chroma, tiny_flux, tiny_flux2, tiny_sd3, tiny_sd15, tiny_sdxl, tiny_zimage
 from tests.training.runs import Place, draw_pictures
 
 FLOW = {"min_snr_gamma": None}
@@ -35,8 +35,17 @@ ROWS = {
     "chroma": Row("chroma", tiny_chroma.make_folder, FLOW, ("text_encoder.*",), steps=30, tolerance=1),
     "flux dev": Row("flux", tiny_flux.make_folder, FLOW, ("text_encoder_2.*",)),
     "flux schnell": Row("flux", lambda folder: tiny_flux.make_folder(folder, dev=False), FLOW, ("text_encoder_2.*",)),
+    "flux2 klein": Row("flux2", lambda folder: saved(folder, "base"), FLOW, ("text_encoder.*",), 30, 1),
+    "flux2 distilled": Row("flux2", lambda folder: saved(folder, "distilled"), FLOW, ("text_encoder.*",)),
+    "flux2 dev": Row("flux2", lambda folder: saved(folder, "dev"), FLOW, ("text_encoder.*",), 30, 1),
     "zimage": Row("zimage", tiny_zimage.make_folder, FLOW, ("text_encoder.*",), 30, 1),
 }
+
+
+def saved(folder: Path, kind: str) -> Path:
+    """The base of this kind as diffusers saves it: it reads captions alone, also of dev."""
+    tiny_flux2.make_pipeline(kind).save_pretrained(folder / "base")
+    return folder / "base"
 
 
 @pytest.mark.full

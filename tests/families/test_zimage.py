@@ -16,10 +16,14 @@ from modules.adapters.base import detach
 from modules.families.base import together
 from modules.families.parts.files import INDEX
 from modules.families.zimage import BASE, ENCODER, TURBO, Model, unpadded
+from modules.files import reading
 from modules.preset.schema import Base, Targets
 from modules.training.setup import layer_names, match_layers
 from tests import tiny_qwen3
+from tests.export import foreign
 from tests.export.test_hosts import LORA, OUTPUT, PLANES, assert_diffusers_computes
+from tests.export.test_reading import assert_changes
+from tests.export.test_reading import written as written_file
 from tests.families import single_file_zimage
 from tests.families.single_file import renamed, vae_names
 from tests.tiny_zimage import WIDTH, make_folder, make_pipeline
@@ -214,6 +218,32 @@ def test_keys(model, layer, host, key):
 def test_comfyuis_own_names_are_rows_of_one_matrix(model):
     places = {(s.name, s.row, s.rows) for s in model.spellings(FIRST)}
     assert {("diffusion_model.layers.0.attention.qkv", 32, 32), ("lora_unet_layers_0_attention_qkv", 32, 32)} <= places
+
+
+OTHERS = {  # whose files begin so: ai-toolkit and OneTrainer, diffusers, musubi-tuner, SimpleTuner
+    "diffusion_model.": False, "transformer.": False, "lora_unet_": True, "lycoris_": True,
+}
+
+
+@pytest.mark.parametrize("start", OTHERS)
+def test_files_of_other_trainers_are_read(tmp_path, bare, start):
+    paths = ("layers.1.attention.to_k", "layers.0.attention.to_out.0", "context_refiner.0.feed_forward.w2")
+    cases = {path: foreign.lora_of_kohya(bare.pipeline.transformer.get_submodule(path)) for path in paths}
+    named = {start + (path.replace(".", "_") if OTHERS[start] else path): case for path, case in cases.items()}
+    file = written_file(tmp_path / "a.safetensors", named)
+    assert Model.recognises(list(file.tensors))
+    assert_changes(reading.changes(file, bare), {f"transformer.{path}": case.weight for path, case in cases.items()})
+
+
+@pytest.mark.parametrize("name", ["diffusion_model.layers.0.attention.qkv", "lora_unet_layers_0_attention_qkv"])
+def test_comfyuis_fused_attention_is_taken_apart(tmp_path, bare, name):
+    parts = [f"transformer.layers.0.attention.to_{letter}" for letter in "qkv"]
+    weights = [bare.pipeline.transformer.get_submodule(part.partition(".")[2]).weight for part in parts]
+    fused = torch.nn.Linear(32, 96, bias=False).requires_grad_(False)
+    fused.weight.copy_(torch.cat(weights))
+    case = foreign.lora_of_kohya(fused)
+    file = written_file(tmp_path / "a.safetensors", {name: case})
+    assert_changes(reading.changes(file, bare), dict(zip(parts, case.weight.split(32), strict=True)))
 
 
 @pytest.mark.parametrize("variant", [LORA, OUTPUT, PLANES], ids=["lora", "dora", "oft"])

@@ -341,9 +341,6 @@ OTHERS = {
     "Wan, diffusers": ("transformer.blocks.0.attn1.to_q", 1536, 1536),
     "HunyuanVideo": ("transformer.double_blocks.0.img_attn_qkv", 9216, 3072),
     "HunyuanVideo, musubi": ("lora_unet_double_blocks_0_img_mlp_fc1", 12288, 3072),
-    "Klein": ("diffusion_model.single_blocks.0.linear1", 27648, 3072),
-    "Klein 9B": ("diffusion_model.double_blocks.0.img_attn.qkv", 12288, 4096),
-    "Klein, diffusers": ("transformer.single_transformer_blocks.0.attn.to_qkv_mlp_proj", 27648, 3072),
     "Chroma": ("lora_unet_distilled_guidance_layer_layers_0_in_layer", 5120, 5120),
     "Krea 2": ("diffusion_model.blocks.0.attn.wq", 6144, 6144),
     "Krea 2, mlp": ("diffusion_model.blocks.0.mlp.gate", 16384, 6144),
@@ -364,7 +361,17 @@ OTHERS = {
 """A layer of each model that is not ours, and its size."""
 
 
+LATER = {
+    "Klein": ("diffusion_model.single_blocks.0.linear1", 27648, 3072),
+    "Klein 9B": ("diffusion_model.double_blocks.0.img_attn.qkv", 12288, 4096),
+    "Klein, diffusers": ("transformer.single_transformer_blocks.0.attn.to_qkv_mlp_proj", 27648, 3072),
+}
+"""The same of FLUX.2."""
+
+
 def _others() -> Iterator[Made]:
+    for name, (layer, out, inputs) in LATER.items():
+        yield f"flux2: {name}", "flux2", {f"{layer}{PEFT[0]}": (out, RANK), f"{layer}{PEFT[1]}": (RANK, inputs)}, {}
     for name, (layer, out, inputs) in OTHERS.items():
         ends = KOHYA if layer.startswith("lora") else PEFT
         yield f"other: {name}", "", {f"{layer}{ends[0]}": (out, RANK), f"{layer}{ends[1]}": (RANK, inputs)}, {}

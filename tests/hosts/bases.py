@@ -16,10 +16,16 @@ from diffusers import SD3Transformer2DModel
 from torch import Tensor
 
 from modules.families import load_class
-from modules.families.parts.names import with_level
 from tests import tiny_flux, tiny_sd3, tiny_sd15, tiny_sdxl
 from tests.export import every
-from tests.families import single_file, single_file_chroma, single_file_flux, single_file_sd3, single_file_zimage
+from tests.families import (
+    single_file,
+    single_file_chroma,
+    single_file_flux,
+    single_file_flux2,
+    single_file_sd3,
+    single_file_zimage,
+)
 
 ROW = 2**20
 """Rows of a tensor are numbered within this when layouts are found out."""
@@ -119,10 +125,9 @@ def _texts(base: Base, parts: dict[str, dict[str, Tensor]]) -> dict[str, Tensor]
     found = {}
     for part, tensors in parts.items():
         if part.startswith(TEXT):
-            level = base.model.names_of(part).level
             for name, tensor in tensors.items():
                 path, _, kind = name.rpartition(".")
-                found[f"{part}.{with_level(path, level)}.{kind}"] = tensor
+                found[f"{part}.{base.model.split(f'{part}.{path}')[1]}.{kind}"] = tensor
     return found
 
 
@@ -153,6 +158,8 @@ def original(base: Base, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         renamed = single_file_flux.original(parts["transformer"], network.inner_dim)
     elif base.family == "chroma":
         renamed = single_file_chroma.original(parts["transformer"], network.inner_dim)
+    elif base.family == "flux2":
+        renamed = single_file_flux2.original(parts["transformer"])
     elif base.family == "zimage":
         renamed = single_file_zimage.original(parts["transformer"])
     else:

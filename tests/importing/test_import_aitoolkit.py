@@ -58,6 +58,21 @@ def job(**sections):
     return values
 
 
+@pytest.mark.parametrize("arch, path", [
+    ("flux2", "black-forest-labs/FLUX.2-dev"), ("flux2_klein_9b", "black-forest-labs/FLUX.2-klein-base-9B"),
+])
+def test_flux2(imported, arch, path):
+    """It adapts the layers of all blocks, and none beside them."""
+    model = {"is_flux": None, "arch": arch, "name_or_path": path, "qtype": "qfloat8"}
+    preset = imported(job(model=model, train={"timestep_type": "sigmoid"})).preset
+    assert (preset.family, preset.base.path, preset.base.quantization) == ("flux2", path, "fp8")
+    assert preset.targets.layers == "attention-mlp" and not preset.targets.exclude
+    assert (preset.objective.density, preset.objective.shift) == ("logit_normal", 1)
+    kwargs = {"only_if_contains": ["single_blocks.1.", "double_blocks"]}
+    some = imported(job(model=model, network={"network_kwargs": kwargs}))
+    assert some.preset.targets.layers == "transformer.*single_transformer_blocks.1.*, transformer.*transformer_blocks*"
+
+
 @pytest.mark.parametrize("path, taken", [
     ("lodestones/Chroma/v28", "lodestones/Chroma1-HD"), ("lodestones/Chroma", "lodestones/Chroma1-HD"),
     ("lodestones/Chroma1-Base", "lodestones/Chroma1-Base"), ("/models/c.safetensors", "/models/c.safetensors"),
@@ -198,3 +213,24 @@ def test_z_image_trains_what_has_layers_in_its_name(imported, arch, tmp_path):
     some = job(model={"is_flux": None, "arch": arch}, network={"network_kwargs": {"only_if_contains": ["attention"]}})
     chosen, problems = match_layers(model, imported(some).preset.targets)
     assert not problems and set(chosen) == {name for name in wanted if "attention" in name}
+
+
+@pytest.mark.parametrize(
+    "theirs, ours, part",
+    [
+        ("/models/adapter.safetensors", "/models/adapter.safetensors", "mapped"),
+        ("loras/adapter.safetensors", "loras/adapter.safetensors", "mapped"),
+        ("./folder", "./folder/pytorch_lora_weights.safetensors", "mapped"),
+        ("someone/adapter-of-it", "someone/adapter-of-it/pytorch_lora_weights.safetensors", "changed"),
+        ("someone/adapter/v2.safetensors", "someone/adapter/v2.safetensors", "changed"),
+    ],
+)
+def test_the_assistant_of_a_distilled_base_is_the_training_adapter(imported, of, theirs, ours, part):
+    result = imported(job(model={"assistant_lora_path": theirs}))
+    entry = of(result.found, "model.assistant_lora_path")
+    assert result.preset.base.training_adapter == ours
+    assert (entry.part, entry.ours) == (part, {"base.training_adapter": ours})
+    assert ("download this file" in entry.sentence) == (part == "changed")
+    assert imported(job()).preset.base.training_adapter == ""
+    other = imported(job(model={"inference_lora_path": theirs}))
+    assert of(other.found, "model.inference_lora_path").part == "dropped" and other.preset == imported(job()).preset

@@ -14,7 +14,7 @@ from modules import adapters, families
 from modules.importing import base, import_file, methods, trainers
 from modules.preset import files
 from modules.training.setup import match_layers
-from tests import tiny_chroma, tiny_flux, tiny_sd3, tiny_sdxl, tiny_zimage
+from tests import tiny_chroma, tiny_flux, tiny_flux2, tiny_sd3, tiny_sdxl, tiny_zimage
 
 ROOT = Path(__file__).parents[2]
 
@@ -127,9 +127,10 @@ def test_nearest_methods_are_methods():
 
 # -- layers on networks of the real classes ---------------------------------------------------------------------------
 
-NETWORKS = {"sdxl": tiny_sdxl, "flux": tiny_flux, "chroma": tiny_chroma, "sd3": tiny_sd3, "zimage": tiny_zimage}
+NETWORKS = {"sdxl": tiny_sdxl, "flux": tiny_flux, "chroma": tiny_chroma, "flux2": tiny_flux2, "sd3": tiny_sd3,
+            "zimage": tiny_zimage}
 KINDS = {"sdxl": "STABLE_DIFFUSION_XL_10_BASE", "flux": "FLUX_DEV_1", "chroma": "CHROMA_1",
-         "sd3": "STABLE_DIFFUSION_35", "zimage": "Z_IMAGE"}
+         "sd3": "STABLE_DIFFUSION_35", "zimage": "Z_IMAGE", "flux2": "FLUX_2"}
 REGULAR = {
     "attn-only": "^(?=.*attention)(?!.*refiner).*",
     "attn-mlp": "^(?=.*attention)(?!.*refiner).*,^(?=.*feed_forward)(?!.*refiner).*",
@@ -162,6 +163,8 @@ def models(tmp_path_factory):
         ("chroma", "attn-mlp"),
         ("chroma", "blocks"),
         ("chroma", "full"),
+        ("flux2", "blocks"),
+        ("flux2", "full"),
         ("sd3", "attn-only"),
         ("sd3", "blocks"),
     ],

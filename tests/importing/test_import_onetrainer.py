@@ -152,6 +152,27 @@ def test_flux(imported, accounted, of):
     assert dynamic.preset.objective.shift is None
 
 
+def test_flux2(imported, accounted):
+    """Its own preset for 16 GB."""
+    values = {
+        "base_model_name": "black-forest-labs/FLUX.2-klein-base-9B", "batch_size": 2, "learning_rate": 3e-5,
+        "model_type": "FLUX_2", "resolution": "512", "output_model_format": "DIFFUSERS_LORA", "compile": True,
+        "transformer": {"train": True, "weight_dtype": "INT_W8A8"},
+        "text_encoder": {"train": False, "weight_dtype": "FLOAT_8"}, "training_method": "LORA",
+        "vae": {"weight_dtype": "FLOAT_32"}, "train_dtype": "BFLOAT_16", "output_dtype": "BFLOAT_16",
+        "layer_filter": "transformer_block", "layer_filter_preset": "blocks",
+        "quantization": {"layer_filter": "transformer_block", "layer_filter_preset": "blocks"},
+        "timestep_distribution": "LOGIT_NORMAL", "dynamic_timestep_shifting": True,
+    }
+    result = imported(values)
+    preset = result.preset
+    assert (preset.family, preset.base.path) == ("flux2", "black-forest-labs/FLUX.2-klein-base-9B")
+    assert (preset.base.quantization, preset.objective.density) == ("int8", "logit_normal")
+    assert preset.objective.shift is None and preset.targets.layers == "attention-mlp"
+    assert not preset.targets.exclude and not preset.targets.text_encoders
+    accounted(result.found, values)
+
+
 def test_chroma(imported, accounted):
     """As in its own preset for 24 GB."""
     values = {

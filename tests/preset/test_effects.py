@@ -15,7 +15,7 @@ adapter.folder adapter.form adapter.frozen adapter.init adapter.interval adapter
 adapter.links adapter.norm_gradient adapter.orthogonality adapter.planes adapter.rank adapter.rotation.block_size
 adapter.rotation.map adapter.rotation.planes adapter.second_rank adapter.side adapter.start_from adapter.step_size
 adapter.target_rank adapter.warmup
-base.dtype base.offload_blocks base.path base.quantization base.texts base.vae
+base.dtype base.offload_blocks base.path base.quantization base.texts base.training_adapter base.vae
 data.buckets data.cache data.caption_dropout data.flip data.folders data.missing_captions data.part_dropout
 data.resolution data.shuffle data.trigger
 base.clip_skip data.broken data.brightness data.caption_lines data.caption_text data.caption_tokens data.captions

@@ -61,8 +61,8 @@ def test_places_have_a_kind(schema):
     kinds = {(name, key): field.get("kind") for name in sections for key, field in sections[name].items()}
     kinds = {place: kind for place, kind in kinds.items() if kind}
     assert kinds == {
-        ("Base", "path"): "model", ("Base", "config"): "folder", ("Base", "texts"): "files",
-        ("Base", "vae"): "file", ("Data", "folders"): "folders",
+        ("Base", "path"): "model", ("Base", "config"): "folder", ("Base", "texts"): "files", ("Base", "vae"): "file",
+        ("Base", "training_adapter"): "file", ("Data", "folders"): "folders",
         ("Folder", "path"): "folder", ("Data", "cache_folder"): "folder", ("Saving", "folder"): "folder",
     }  # fmt: skip
     assert schema["renames"] == {"data.folder": "data.folders"}

@@ -6,6 +6,7 @@ import pytest
 
 from modules.training import collapse
 from tests.tiny_sdxl import make_folder
+from tests.training import distilled
 from tests.training.runs import Place, draw_pictures
 
 
@@ -32,3 +33,9 @@ def few_samples(request, monkeypatch):
 def place(stage: Path, tmp_path: Path) -> Place:
     """The same with a folder for this test's runs."""
     return Place(stage, tmp_path)
+
+
+@pytest.fixture(scope="session")
+def given(stage: Path, tmp_path_factory) -> distilled.Given:
+    """A training adapter for the base, and a base with it in its weights."""
+    return distilled.make(stage, tmp_path_factory.mktemp("given"))

@@ -19,7 +19,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors import safe_open
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from modules.preset.files import resolve
 from modules.training import resuming
@@ -29,6 +29,7 @@ from tests import tiny_chroma, tiny_flux
 from tests.training.runs import ROOT, Place, draw_pictures, equal, launch
 from tests.training.sharded import Plan, write_plans
 from tests.training.test_processes import LAUNCHER, close
+from tests.training.test_training_adapter_files import LAST, QKV, random_pairs
 
 CONFIG = ["--config_file", "configs/fsdp2.yaml", "--main_process_port", "0"]
 
@@ -74,6 +75,13 @@ class Shared:
     err: str
 
 
+def beside(flux: Place) -> tuple[str, str]:
+    """A training adapter for some layers, trained and not."""
+    file = flux.stage / "beside.safetensors"
+    save_file(random_pairs(**{QKV: (96, 32), LAST: (64, 32)}), file)
+    return "--base.training_adapter", str(file)
+
+
 def plans(flux: Place, sdxl: Place, chroma: Place) -> list[Plan]:
     """All trainings of two processes."""
     return [
@@ -84,6 +92,7 @@ def plans(flux: Place, sdxl: Place, chroma: Place) -> list[Plan]:
         Plan(chroma.command("masked", **MASKED)),
         Plan(flux.command("half", **HALF), as_on_gpu=True),
         Plan(flux.command("whole", **HALF), sharded=False),
+        Plan(flux.command("beside", *beside(flux), **SAMPLED)),
         Plan(flux.command("failing", **SAMPLED), failing=1),
     ]
 
@@ -111,10 +120,10 @@ def shared(stage: Path, tmp_path_factory) -> Iterator[Shared]:
             os.killpg(process.pid, signal.SIGKILL)
 
 
-def alone(place: Place, name: str, sections: dict) -> None:
+def alone(place: Place, name: str, sections: dict, *more: str) -> None:
     """The same training in one process with twice the batch."""
     twice = {**sections, "training": {**sections["training"], "batch_size": 2}}
-    assert place.train(name, **twice) == 0
+    assert place.train(name, *more, **twice) == 0
 
 
 def losses(place: Place, name: str, kind: str) -> list[float]:
@@ -157,6 +166,14 @@ def test_a_shared_base_learns_shows_and_writes_what_a_whole_one_does(shared: Sha
         found, expected = (numpy.asarray(Image.open(place.runs / name / event["path"]), int)
                            for name in ("sampled", "alone"))
         assert numpy.abs(found - expected).max() <= 1
+
+
+@pytest.mark.full
+def test_a_training_adapter_is_whole_in_every_process(shared: Shared):
+    place = shared.flux
+    alone(place, "beside alone", SAMPLED, *beside(place))
+    assert_same_run(place, "beside", "beside alone")
+    assert losses(place, "beside", "step") != pytest.approx(losses(place, "sampled", "step"), rel=1e-3)
 
 
 @pytest.mark.full
@@ -204,7 +221,7 @@ def test_an_error_in_one_process_ends_all(shared: Shared):
     assert shared.process.returncode not in (0, None)
     assert "Process 1 failed: no samples here" in shared.err
     assert not (shared.flux.runs / "failing" / "failing.safetensors").exists()
-    assert shared.out.count("Done:") == 5
+    assert shared.out.count("Done:") == 6
 
 
 @pytest.mark.full

@@ -22,7 +22,8 @@ LIKE = (
 """In names of their layers, underscores for dots."""
 UNLIKE = (
     "joint_blocks|attn[12]_|(down|up)_blocks|mid_block|put_blocks|clip_g|te_text|text_encoder_3|"
-    "(?<!single_)transformer_blocks_([0-9]+_img_|19|[2-9][0-9])"
+    "(?<!single_)transformer_blocks_([0-9]+_img_|19|[2-9][0-9])|single_(transformer_)?blocks_(3[89]|[4-9][0-9])_|"
+    "stream_modulation|to_qkv_mlp_proj|single_transformer_blocks_[0-9]+_attn_to_out_|linear_(in|out)_|guidance_embed_"
 )
 """In those of others' layers. There are 19 blocks of the first kind, and more in others' transformers."""
 
@@ -77,6 +78,8 @@ class DoubleSingleModel(FlowModel):
     """A pipeline with such a transformer."""
 
     computed_in = "bfloat16"
+    PROPORTIONS = {"linear1$": 7, r"(img|txt)_mlp[._]0$": 4}
+    FOREIGN_WIDTHS = (4096, 6144)
 
     def call(self, noisy: Tensor, times: Tensor, hidden: Tensor, more: Mapping[str, Any]) -> Tensor:
         """The transformer on `noisy (n, c, h, w)` and the texts' `hidden (n, tokens, dim)`; `more`: the arguments that

@@ -6,7 +6,7 @@ name that a host's file gets.
 """
 
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -166,8 +166,20 @@ class Named:
     SHARES_NAMES: ClassVar[bool] = False
     """Whether an older family has the names and shapes of many of its layers. A file with no others may be for either,
     and counts as the older one's where one has to be assumed."""
+    PROPORTIONS: ClassVar[dict[str, int]] = {}
+    """How many outputs for each input layers have whose names in files match a pattern, where other families have such
+    names."""
+    FOREIGN_WIDTHS: ClassVar[tuple[int, ...]] = ()
+    """How many inputs such layers have in others' models alone."""
     CALLED: ClassVar[str] = ""
     """A pattern that is in what metadata call the architecture, in lower case; "" for a family whose keys show it."""
+
+    @classmethod
+    def fits(cls, sizes: Mapping[str, tuple[int, int]]) -> bool:
+        """Whether layers with these names in a file can have these numbers of outputs and inputs."""
+        return all(out == times * width for name, (out, width) in sizes.items()
+                   for pattern, times in cls.PROPORTIONS.items() if re.search(pattern, name)
+                   ) and not any(width in cls.FOREIGN_WIDTHS for _, width in sizes.values())
 
     def names_of(self, network: str) -> Files:
         """The network's names in files."""

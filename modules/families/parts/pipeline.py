@@ -10,11 +10,12 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Collection, Sequence
 from types import MethodType
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from PIL.Image import Image
 from torch import Tensor, nn
+from torch.nn.functional import pixel_shuffle, pixel_unshuffle
 from torch.utils.checkpoint import checkpoint
 
 from modules import quant
@@ -35,8 +36,12 @@ ARGUMENTS = {"hidden": "prompt_embeds", "pooled": "pooled_prompt_embeds", "mask"
 class PipelineModel(Loaded, Reader):
     """A loaded base; see `families.base.Model` for what each part means."""
 
+    FOLD: ClassVar[int] = 1
+    """Latents of the VAE, along each side, that are channels of one latent of the denoiser."""
+
     bucket_step: int
     longest_side: int | None = None
+    distilled: bool = False
 
     def __init__(self, pipeline: Any, device: torch.device):
         super().__init__(_computing_on(device, pipeline), device)
@@ -44,8 +49,8 @@ class PipelineModel(Loaded, Reader):
         self.networks: dict[str, nn.Module] = {name: part for name, part in components.items() if part is not None}
         self.text_encoders = [name for name in self.TEXT_ENCODERS if name in self.networks]
         vae = pipeline.vae.config
-        self.latent_factor = 2 ** (len(vae.block_out_channels) - 1)
-        self.latent_channels: int = vae.latent_channels
+        self.latent_factor = self.FOLD * 2 ** (len(vae.block_out_channels) - 1)
+        self.latent_channels: int = self.FOLD**2 * vae.latent_channels
         self._released: set[str] = set()
 
     # -- defaults that a family may override --------------------------------------------------------------------------
@@ -124,14 +129,16 @@ class PipelineModel(Loaded, Reader):
         vae = self.present("vae")
         with torch.autocast(self.device.type, enabled=False):
             latents = vae.encode(pixels.to(self.device, self.VAE_DTYPE)).latent_dist
+        mean, std = (pixel_unshuffle(moment.float(), self.FOLD) for moment in (latents.mean, latents.std))
         shift, scale = self._latent_scale()
-        return torch.cat([(latents.mean.float() - shift) * scale, latents.std.float() * scale], 1)
+        return torch.cat([(mean - shift) * scale, std * scale], 1)
 
     def _decode(self, latents: Tensor) -> list[Image]:
         shift, scale = self._latent_scale()
         vae = self.present("vae")
         with torch.autocast(self.device.type, enabled=False):
-            pixels = vae.decode((latents.float() / scale + shift).to(self.VAE_DTYPE), return_dict=False)[0]
+            folded = latents.float() / scale + shift
+            pixels = vae.decode(pixel_shuffle(folded, self.FOLD).to(self.VAE_DTYPE), return_dict=False)[0]
         return self.pipeline.image_processor.postprocess(pixels.float())
 
     def _latent_scale(self) -> tuple[Tensor | float, Tensor | float]:

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from functools import cached_property
 from typing import Any, ClassVar
 
+from torch import nn
+
 from modules.families.parts.names import HEAD, MODEL, Files, Place, with_level
 from modules.families.parts.reader import Reader
 from modules.families.parts.split import TextFile
@@ -79,6 +81,14 @@ def names(word: str) -> Files:
 def place(path: str, kind: str) -> Place:
     """Where checkpoints have a tensor of the encoder; `path` has the `model` level."""
     return Place(f"{TABLE if path == HEAD else path}.{kind}")
+
+
+def drop_unread(encoder: Any, model: Any, layers: Sequence[int]) -> None:
+    """Take the parts out of a text `encoder` that no condition depends on, where hidden states `layers` of its language
+    `model` are read: the blocks behind the last of them, the norm behind the last block, and the output."""
+    model.layers = model.layers[: max(layers)]
+    model.norm = nn.Identity()  # what comes out of the last block is a hidden state, and no longer normed
+    encoder.lm_head = nn.Identity()
 
 
 def targets(encoder: Any, layers: Sequence[int]) -> tuple[list[str], list[str]]:

@@ -63,10 +63,11 @@ def names(family: str) -> frozenset[str]:
     """The names, without suffixes, that it finds in models of the family."""
     layers = published.layers(family)
     denoiser = [layer for layer in layers if not layer.is_text]
-    starts = next((starts for mark, starts in STARTS.items() if any(mark in layer.original for layer in denoiser)), "")
+    originals = " ".join(layer.original for layer in denoiser)
+    starts = next((starts for mark, starts in STARTS.items() if mark in originals), USUAL)
     found = {name for layer in denoiser for name in original_names(layer)}
     for layer in denoiser:
-        found |= set(unet_names(layer) if layer.network == "unet" else transformer_names(layer, starts or USUAL))
+        found |= set(unet_names(layer) if layer.network == "unet" else transformer_names(layer, starts))
     return frozenset(found | text_names(layers))
 
 
@@ -86,10 +87,10 @@ def unet_names(layer: Published) -> Iterator[str]:
 
 
 def transformer_names(layer: Published, starts: tuple[str, ...]) -> Iterator[str]:
-    """With diffusers' path after these beginnings; underscores for dots after those that end with one."""
-    if layer.original.startswith(PATHLESS):
-        return
-    yield from (start + (joined(layer.path) if start.endswith("_") else layer.path) for start in starts)
+    """With diffusers' path, where it has one, after these beginnings; underscores for dots after those that end with
+    one."""
+    if not layer.path.startswith(PATHLESS):
+        yield from (start + (joined(layer.path) if start.endswith("_") else layer.path) for start in starts)
 
 
 USUAL = ("transformer.", "", "lycoris_", "lora_transformer_")
@@ -100,7 +101,9 @@ STARTS = {
 """Beginnings of names with diffusers' paths, by a part of the transformer's original names."""
 
 
-PATHLESS = ("distilled_guidance_layer.",)
+PATHLESS = (
+    "distilled_guidance_layer.", "time_guidance_embed.", "double_stream_modulation_", "single_stream_modulation.",
+)
 """Layers that it has under the original checkpoint's names only."""
 
 
@@ -117,6 +120,9 @@ def text_names(layers: tuple[Published, ...]) -> set[str]:
             known = [path for path in own if path != "encoder.embed_tokens"]  # the same table as `shared`
             found |= {f"lora_te{index}_{joined(path)}" for index in T5_NUMBERS[len(networks)] for path in known}
             found |= {f"text_encoders.{wrapper}transformer.{path}" for wrapper in ("t5xxl.", "") for path in known}
+        elif any(path.startswith("model.layers.") for path in own):
+            found |= {f"text_encoders.{word}.transformer.{path}" for word in LANGUAGE_MODELS for path in own}
+            found |= {f"lora_te_{joined(path.removeprefix('model.'))}" for path in own}
         else:
             is_second, known = network.endswith("_2"), (*own, "text_projection")
             wrappers = ("clip_g",) if is_second else ("clip_l", "clip_h") if len(networks) == 1 else ("clip_l",)
@@ -124,6 +130,9 @@ def text_names(layers: tuple[Published, ...]) -> set[str]:
             found |= clip_names(own, network)
     return found
 
+
+LANGUAGE_MODELS = ("qwen3_4b", "qwen3_8b", "mistral3_24b")
+"""Its words for text encoders that are such."""
 
 T5_NUMBERS = {1: (1,), 2: (2, 3), 3: (3,)}
 """By the number of text encoders: the number of the T5 in kohya's and OneTrainer's names."""

@@ -13,7 +13,7 @@ from modules.families.parts import published
 from modules.families.parts.names import joined
 from modules.families.parts.published import Published
 from modules.hosts.key_maps import comfyui_keys
-from modules.hosts.key_maps.loading import NO_FAMILY, OF_2024, Loading, Suffixes, read
+from modules.hosts.key_maps.loading import KNOWN, NO_FAMILY, Loading, Suffixes, read
 
 TITLE = "Forge"
 
@@ -28,7 +28,7 @@ PATIENCE = 12
 
 def loading(tensors: Mapping[str, Tensor], family: str) -> Loading:
     """What it reads of the file in a model of the family."""
-    if family not in OF_2024:
+    if family not in KNOWN:
         return Loading(unjudged=NO_FAMILY)
     renamed = {key: key for key in tensors}
     if all(key in tensors for key in comfyui_keys.CONTROL):

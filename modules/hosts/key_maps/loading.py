@@ -7,7 +7,7 @@ from torch import Tensor
 
 from modules.files import keys
 
-OF_2024 = ("sd15", "sdxl", "sd3", "flux")
+KNOWN = ("sd15", "sdxl", "sd3", "flux", "chroma")
 """The families that Forge and sd-scripts have."""
 NO_FAMILY = "it does not support this model family"
 
