@@ -69,7 +69,7 @@ def _text_names(layers: tuple[Published, ...]) -> set[str]:
     for network in sorted({layer.network for layer in layers if layer.is_text}):
         own = [layer.path for layer in layers if layer.network == network]
         if comfyui_keys.is_t5(own):
-            found |= {f"lora_te{number}_{joined(path)}" for number in (2, 3) for path in own
+            found |= {f"lora_te{number}_{joined(path)}" for number in (1, 2, 3) for path in own
                       if path != "encoder.embed_tokens"}
         else:
             found |= comfyui_keys.clip_names(own, network)
