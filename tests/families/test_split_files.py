@@ -7,6 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from modules import families
 from modules.preset.schema import Base, Targets
 from modules.tools.merge.checkpoint import Checkpoint
 from modules.training.setup import layer_names, match_layers
@@ -172,6 +173,14 @@ def test_a_file_of_another_kind_is_named(family, split, in_files, tmp_path):
     one_sentence(family, with_(in_files, vae=split.denoiser), "base.vae", "a denoiser")
     one_sentence(family, with_(in_files, path=split.vae), "base.path", "a VAE")
     one_sentence(family, with_(in_files, path=first), "base.path", "a text encoder")
+
+
+def test_a_file_is_of_one_family_alone(family, row, pair, split):
+    """So that its family can be found, although the VAEs and text encoders of families are alike."""
+    for path in (pair[1], split.denoiser):
+        others = {name for name in families.names() if name != row.family}
+        said = {name: families.load_class(name).problems(Base(path=str(path))) for name in others}
+        assert all(problems[0].startswith("base.path") for problems in said.values()), said
 
 
 @pytest.mark.short("sd1", "flux")

@@ -6,6 +6,7 @@ from typing import Any
 
 from modules.families import base as protocol
 from modules.families.parts import files
+from modules.families.parts.names import DENOISER
 from modules.families.parts.original import packed_problems
 from modules.families.parts.split import DENOISERS, described, kind_of
 from modules.preset.base_options import Base
@@ -67,7 +68,8 @@ def of_content(model: Any, base: Base) -> list[str]:
     parts = model.parts_in(names)
     first, *others = parts
     is_whole = not names.isdisjoint(others)
-    denoiser = first in names if is_whole else kind_of(names) in (DENOISERS, "") and model.recognises(names)
+    own = {name for name in names if name.startswith(DENOISER)} or names  # a VAE's names are like those of a UNet
+    denoiser = first in names if is_whole else kind_of(names) in (DENOISERS, "") and model.recognises(own)
     if not denoiser and (model.PARTIAL or not is_whole):
         how = f"give a file such as {model.FILE}" if model.FILE else f"give a file with {parts[first]}"
         return [f"base.path: {base.path} is not {model.TITLE}: it has no {_word(model)} of this kind, but is "
