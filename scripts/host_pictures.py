@@ -13,6 +13,7 @@ import argparse
 import inspect
 import sys
 import tempfile
+from copy import copy
 from pathlib import Path
 from typing import Any
 
@@ -77,10 +78,11 @@ def differences(run: Path, file: Path) -> list[int]:
     if not drawn or not all(path.is_file() for path in drawn):
         raise ValueError(f"no sample pictures of step {facts['step']}; train with samples.enabled true")
     pipeline = pipeline_with(preset["base"]["path"], file)
+    guidance = guidance_of(preset["family"], pipeline, preset["samples"])
     found = []
     for number, (path, prompt) in enumerate(zip(drawn, facts["prompts"], strict=True)):
         wanted = numpy.asarray(Image.open(path).convert("RGB")).astype(int)
-        picture = draw(pipeline, prompt, number, preset["samples"], wanted.shape[:2])
+        picture = draw(pipeline, prompt, number, preset["samples"], guidance, wanted.shape[:2])
         found.append(int(abs(numpy.asarray(picture).astype(int) - wanted).max()))
     return found
 
@@ -99,7 +101,19 @@ def pipeline_with(base: Path | str, file: Path | None) -> Any:
     return pipeline
 
 
-def draw(pipeline: Any, prompt: str, number: int, samples: dict[str, Any], size: tuple[int, int]) -> Any:
+def guidance_of(family: str, pipeline: Any, samples: dict[str, Any]) -> dict[str, float]:
+    """The pipeline's arguments for the guidance of a preset's `samples`; pipelines differ in what no guidance is."""
+    import torch
+
+    from modules.families import load_class
+
+    model = load_class(family)(copy(pipeline), torch.device("cpu"))  # it changes its pipeline
+    return model.guidance_options(samples["guidance"], model.negative_prompt(samples["negative"]) is not None)
+
+
+def draw(
+    pipeline: Any, prompt: str, number: int, samples: dict[str, Any], guidance: dict[str, float], size: tuple[int, int]
+) -> Any:
     """Picture `number` of a preset's `samples`, `size` (height, width) in pixels, with diffusers.
 
     Raises ValueError for a negative prompt with a guidance-distilled network, which has two kinds of guidance.
@@ -110,22 +124,39 @@ def draw(pipeline: Any, prompt: str, number: int, samples: dict[str, Any], size:
     told = "true_cfg_scale" in known
     if told and samples["negative"]:
         raise ValueError("samples.negative is not supported for guidance-distilled networks")
-    options = {} if told else {"negative_prompt": samples["negative"]}
+    if "negative_prompt" not in known and samples["negative"]:
+        raise ValueError(f"samples.negative is not supported by {type(pipeline).__name__}")
+    options: dict[str, Any] = {"prompt": prompt}
+    if "negative_prompt" in known and not told:
+        options["negative_prompt"] = samples["negative"]
     if "max_sequence_length" in known:
-        options["max_sequence_length"] = tokens(pipeline, known["max_sequence_length"].default)
+        options["max_sequence_length"] = tokens(pipeline, known["max_sequence_length"].default, told)
+    if "prompt_attention_mask" in known:
+        options = masked(pipeline, options)
     return pipeline(
-        prompt, **options, height=size[0], width=size[1], num_inference_steps=samples["steps"],
-        guidance_scale=samples["guidance"], generator=torch.Generator().manual_seed(samples["seed"] + number),
+        **options, **guidance, height=size[0], width=size[1], num_inference_steps=samples["steps"],
+        generator=torch.Generator().manual_seed(samples["seed"] + number),
     ).images[0]
 
 
-def tokens(pipeline: Any, default: int) -> int:
-    """The number of tokens for T5: `default` is the pipeline's own, for the guidance-distilled network. The other one
-    was published with 256, and a small base's tokenizer may have less."""
+def masked(pipeline: Any, prompts: dict[str, Any]) -> dict[str, Any]:
+    """The encoded prompts, with masks of booleans: diffusers 0.42.1 has them as numbers, and adds these 0 and 1 to the
+    attention's scores (its issue 12116)."""
+    found = pipeline.encode_prompt(**prompts)
+    places = {"prompt_embeds": 0, "prompt_attention_mask": 2, "negative_prompt_embeds": 3,
+              "negative_prompt_attention_mask": 5}
+    given = {name: found[place] for name, place in places.items()}
+    return {name: tensor.bool() if name.endswith("mask") else tensor for name, tensor in given.items()}
+
+
+def tokens(pipeline: Any, default: int, told: bool) -> int:
+    """The number of tokens for the text encoder: `default` is the pipeline's own. Of those that are `told` a scale of
+    true guidance, it is for the guidance-distilled network; the other one was published with 256. A small base's
+    tokenizer may have less."""
     tokenizers = [part for name, part in pipeline.components.items() if name.startswith("tokenizer") and part]
     denoiser = pipeline.components["transformer"]
-    distilled = denoiser.config.get("guidance_embeds") is False
-    return min(256 if distilled else default, tokenizers[-1].model_max_length)
+    short = told and denoiser.config.get("guidance_embeds") is False
+    return min(256 if short else default, tokenizers[-1].model_max_length)
 
 
 if __name__ == "__main__":

@@ -131,8 +131,7 @@ def name_notes(host: str, found: Any) -> list[str]:
     from modules.files import reading
     from modules.hosts.parts import effect_of_file
 
-    like = reading.families_of(found.file.tensors)
-    family = like[0] if len(like) == 1 else ""
+    family = reading.family_of(found.file.tensors)
     troubles = effect_of_file.name_troubles(host, family, [placed.name for placed in found.placed])
     return [f"note: {effect_of_file.counted(len(names))} with {reason}" for reason, names in troubles.items()]
 

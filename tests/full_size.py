@@ -39,6 +39,10 @@ class Known(NamedTuple):
     """Of the denoiser, as published."""
     presets: bool
     """Whether it is the one that its family's presets name."""
+    source: str = ""
+    """Where its configuration is from, if not from its own files."""
+    memory: str = ""
+    """What cards of different sizes need, as arithmetic."""
 
 
 def models() -> dict[str, Known]:
@@ -85,6 +89,16 @@ def save_tokenizer(encoder: str, folder: Path) -> str:
 
         t5_tokenizer().save_pretrained(folder)
         return "T5TokenizerFast"
+    if encoder.startswith("Qwen"):
+        from tests.tiny_qwen3 import tokenizer as qwen_tokenizer
+
+        qwen_tokenizer().save_pretrained(folder)
+        return "Qwen2Tokenizer"
+    if encoder.startswith("Mistral"):
+        from tests.tiny_mistral import tokenizer as mistral_tokenizer
+
+        mistral_tokenizer().save_pretrained(folder)
+        return "PixtralProcessor"
     clip_tokenizer(folder).save_pretrained(folder)
     return "CLIPTokenizer"
 
@@ -158,6 +172,7 @@ def page() -> str:
             text += f"## {known.title}\n\nFamily `{family}`; the denoiser has {weights:,} weights and "
             text += f"{len(setup.layer_names(model))} layers (text encoders included) that can be adapted. Named sets: "
             text += ", ".join(f"`{target}`" for target in model.named_targets()) + ".\n\n"
+            text += f"{known.memory}\n\n" if known.memory else ""
             if not known.presets:
                 continue  # hardly anything else than in the first
             text += "| preset | layers | parameters | file | form of the layers in it |\n|---|---|---|---|---|\n"

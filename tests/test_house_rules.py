@@ -92,12 +92,14 @@ HOST_WORDS: dict[tuple[str, str], str] = {
     ("modules/export/metadata.py", "dora_wd"): LYCORIS,
     ("modules/export/metadata.py", "diag-oft"): LYCORIS,
     ("modules/families/parts/names.py", "lora_unet_"): KOHYA,
+    ("modules/families/parts/qwen3.py", "lora_te_"): KOHYA,
     ("modules/families/parts/names.py", "oft_unet_"): KOHYA,
     ("modules/families/parts/names.py", "lora_transformer_"): "name of a tensor in OneTrainer's files",
     ("modules/families", "lora_te"): KOHYA,
+    ("modules/families/parts/qwen3.py", "lora_te"): KOHYA,
     ("modules/families", "/lora"): "modelspec's architecture",
-    ("modules/families/flux.py", "qkv_lora"): "name of a tensor in XLabs' files",
-    ("modules/families/flux.py", "proj_lora"): "name of a tensor in XLabs' files",
+    ("modules/families/parts/double_single.py", "qkv_lora"): "name of a tensor in XLabs' files",
+    ("modules/families/parts/double_single.py", "proj_lora"): "name of a tensor in XLabs' files",
     ("modules/files/strangers.py", "boft_"): PEFT,
     ("modules/files/strangers.py", "BOFT"): "peft's word for a kind of file",
     ("modules/files/strangers.py", "lora_controlnet"): "name of a tensor in Stability AI's files",
@@ -112,10 +114,7 @@ HEAVY_IMPORTS: dict[tuple[str, str], str] = {
 }
 """(file, package) that a file imports although its folder may not: why."""
 
-FAMILY_WORDS: dict[tuple[str, str], str] = {
-    ("modules/files/models_by_name.py", "FLUX.2"): "another model",
-    ("modules/files/models_by_name.py", "flux[-_. ]?2"): "another model",
-}
+FAMILY_WORDS: dict[tuple[str, str], str] = {}
 """(file, words in it) of other programs that contain a family's name: whose words they are."""
 
 
@@ -214,7 +213,8 @@ def check_mentions(names: set[str], homes: tuple[str, ...], allowed: dict[tuple[
     for path in files(*PROGRAM):
         if name(path.parent) in FORMATS:
             continue
-        foreign = names - ({path.stem} if name(path.parent) in homes else set())
+        own = {one for one in names if path.stem.startswith(one)}  # a later model's name has the older one's in it
+        foreign = names - (own if name(path.parent) in homes else set())
         stray += mentions(path, foreign, {words for file, words in allowed if file in (name(path), name(path.parent))})
     assert not stray, f"named outside of its own file: {stray}"
     unused = [(file, words) for file, words in allowed if not any(words in text for text in texts(file))]

@@ -33,7 +33,7 @@ from modules.data.masks import placed, read
 from modules.data.names import shown
 from modules.data.opening import content_key, open_picture
 from modules.disk import DiskFull, remove_left_overs, whole
-from modules.families.base import Model, Texts
+from modules.families.base import Model, Texts, together
 from modules.preset.data_options import Data
 from modules.printable import short
 
@@ -162,9 +162,8 @@ class TextCache:
         self.store = Store(Path(options.cache_folder, "texts") if options.cache else None)
 
     def get(self, captions: Sequence[str]) -> Texts:
-        """The captions' features on the CPU, each tensor with the captions along dimension 0."""
-        items = [self._get(caption) for caption in captions]
-        return {name: torch.cat([item[name] for item in items]) for name in items[0]}
+        """The captions' features on the CPU, as those of one batch."""
+        return together([self._get(caption) for caption in captions])
 
     def fill(self, captions: Iterable[str], progress: Progress | None = None) -> None:
         """Read and check what is there, and encode what is missing."""

@@ -18,7 +18,6 @@ from modules.export.rounding import DTYPES, Numbers
 from modules.files import distance, forms, keys, opening
 from modules.files.change import Change, parts
 from modules.files.facts import Facts
-from modules.files.reading import families_of
 from modules.hosts import How
 from modules.hosts.parts import arithmetic
 from modules.preset.schema import Export, Preset
@@ -65,7 +64,7 @@ def write(
     report = Report(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with torch.no_grad(), _exact_products(), disk.whole(path) as partial:
-        how = _how(options, spelling)
+        how = _how(options, model)
         tensors = _tensors(changes, numbers, how, report)
         report.notes += _notes(changes, numbers.options, report)
         told = about(Written(report, _form(tensors, hosts.load(options.host).NAMES)))
@@ -94,7 +93,7 @@ def expected_size(model: Any, layers: dict[str, Adapted], options: Export) -> tu
         changes, spelling = _named(model, _changes(layers), options)
         for name, change in changes.items():
             sketches[name] = encodings.on_meta(forms.seen(change.layer, change.layer.dense(), change.terms))
-        plans = choosing.plans(sketches, options, False, _how(options, spelling).family)
+        plans = choosing.plans(sketches, options, False, _how(options, model).family)
         size, counts = 0, Counter()
         for name, plan in plans.items():
             size += encodings.size(plan.encodings[0], plan.view(sketches[name]), names, options.dtype)
@@ -102,10 +101,9 @@ def expected_size(model: Any, layers: dict[str, Adapted], options: Export) -> tu
     return size, dict(counts)
 
 
-def _how(options: Export, spelling: dict[str, str]) -> How:
-    """The conditions under which the file will be read, as far as options and names in the file show."""
-    like = families_of(spelling.values())
-    return How(options.comfyui_norm, family=like[0] if len(like) == 1 else "")
+def _how(options: Export, model: Any) -> How:
+    """The conditions under which the file will be read, as far as options and the model show."""
+    return How(options.comfyui_norm, family=families.name_of(model))
 
 
 def _changes(layers: dict[str, Adapted]) -> dict[str, Change]:

@@ -15,6 +15,11 @@ def load_class(name: str):
     return import_module(f"{__name__}.{name}").Model
 
 
+def name_of(model: Any) -> str:
+    """The family of a model."""
+    return type(model).__module__.rpartition(".")[2]
+
+
 def read(name: str, base: Any) -> tuple[Any, list[str]]:
     """The `Model.skeleton` of `base` (a preset's section), or None and sentences about why it cannot be read."""
     family = load_class(name)

@@ -19,7 +19,27 @@ from modules.preset.data_options import CHUNK, Data
 from modules.tensorfile import A_PICKLE, PICKLES
 
 Texts = dict[str, Tensor]
-"""Encoded captions: named tensors, each with the captions along dimension 0."""
+"""Encoded captions: named tensors, each with the captions along dimension 0. Where captions have different numbers of
+tokens, these are along dimension 1, with zeros behind those of the shorter ones, and a tensor among them is `mask`."""
+
+
+def together(items: Sequence[Texts]) -> Texts:
+    """The conditions of several captions, each encoded by itself, as those of one batch."""
+    return {name: _stacked([item[name] for item in items]) for name in items[0]}
+
+
+def _stacked(tensors: Sequence[Tensor]) -> Tensor:
+    """Along dimension 0, each made as long as the longest along dimension 1."""
+    longest = max((tensor.shape[1] for tensor in tensors if tensor.dim() > 1), default=0)
+    return torch.cat([_lengthened(tensor, longest) for tensor in tensors])
+
+
+def _lengthened(tensor: Tensor, length: int) -> Tensor:
+    """With zeros at the end of dimension 1."""
+    if tensor.dim() < 2 or tensor.shape[1] == length:
+        return tensor
+    rest = tensor.new_zeros(tensor.shape[0], length - tensor.shape[1], *tensor.shape[2:])
+    return torch.cat([tensor, rest], 1)
 
 
 Encode = Callable[[Sequence[str]], Texts]

@@ -4,9 +4,7 @@ Encoding and sampling are diffusers' own `FluxPipeline`. Latents are packed: 2x2
 transformer. dev is distilled: it has a guidance embedding instead of being run twice.
 """
 
-import re
 from collections.abc import Collection, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +13,9 @@ from torch import Tensor
 
 from modules.documents import read_object
 from modules.families import base as protocol
-from modules.families.parts import files
-from modules.families.parts.flow import PATCH, FlowModel
-from modules.families.parts.names import DENOISER, Files, Place, Spelling, clip, t5, t5_place, transformer
+from modules.families.parts import double_single, files
+from modules.families.parts.double_single import DOUBLE, SINGLE, DoubleSingleModel, original_place
+from modules.families.parts.names import DENOISER, Files, Place, clip, t5, t5_place, transformer
 from modules.families.parts.split import CLIP_L, T5
 from modules.preset.base_options import Base
 
@@ -27,14 +25,11 @@ TRAINED_GUIDANCE = 1.0
 """Input of the guidance embedding in training: 1 is no guidance, and pictures of a data set come from none. Other
 trainers do the same; a larger value trains the adapter to undo the guidance."""
 
-DOUBLE, SINGLE = "transformer.transformer_blocks.*", "transformer.single_transformer_blocks.*"
-ATTENTION = [f"{DOUBLE}.attn.*", f"{SINGLE}.attn.*", "text_encoder.*.self_attn.*"]
-ATTENTION += ["text_encoder_2.*.SelfAttention.[qkvo]"]
-MLP = [f"{DOUBLE}.ff*.net.*", f"{SINGLE}.proj_mlp", f"{SINGLE}.proj_out", "text_encoder.*.mlp.fc[12]"]
-MLP += ["text_encoder_2.*.DenseReluDense.w*"]
+ATTENTION = [*double_single.ATTENTION, "text_encoder.*.self_attn.*", "text_encoder_2.*.SelfAttention.[qkvo]"]
+MLP = [*double_single.MLP, "text_encoder.*.mlp.fc[12]", "text_encoder_2.*.DenseReluDense.w*"]
 REST = [f"{DOUBLE}.norm1*.linear", f"{SINGLE}.norm.linear", "transformer.*_embedder*", "transformer.proj_out"]
 
-# Modules of diffusers' transformer in the naming of the original checkpoints.
+# Modules of diffusers' transformer outside of its blocks in the naming of the original checkpoints.
 OUTSIDE = {
     "x_embedder": "img_in",
     "context_embedder": "txt_in",
@@ -47,50 +42,6 @@ OUTSIDE = {
     "norm_out.linear": "final_layer.adaLN_modulation.1",
     "proj_out": "final_layer.linear",
 }
-IN_DOUBLE = {
-    "norm1.linear": "img_mod.lin",
-    "attn.to_q": "img_attn.qkv",
-    "attn.to_k": "img_attn.qkv",
-    "attn.to_v": "img_attn.qkv",
-    "attn.norm_q": "img_attn.norm.query_norm",
-    "attn.norm_k": "img_attn.norm.key_norm",
-    "attn.to_out.0": "img_attn.proj",
-    "ff.net.0.proj": "img_mlp.0",
-    "ff.net.2": "img_mlp.2",
-    "norm1_context.linear": "txt_mod.lin",
-    "attn.add_q_proj": "txt_attn.qkv",
-    "attn.add_k_proj": "txt_attn.qkv",
-    "attn.add_v_proj": "txt_attn.qkv",
-    "attn.norm_added_q": "txt_attn.norm.query_norm",
-    "attn.norm_added_k": "txt_attn.norm.key_norm",
-    "attn.to_add_out": "txt_attn.proj",
-    "ff_context.net.0.proj": "txt_mlp.0",
-    "ff_context.net.2": "txt_mlp.2",
-}
-IN_SINGLE = {
-    "norm.linear": "modulation.lin",
-    "attn.to_q": "linear1",
-    "attn.to_k": "linear1",
-    "attn.to_v": "linear1",
-    "proj_mlp": "linear1",
-    "attn.norm_q": "norm.query_norm",
-    "attn.norm_k": "norm.key_norm",
-    "proj_out": "linear2",
-}
-PROCESSORS = {
-    "img_attn.qkv": "qkv_lora1", "img_attn.proj": "proj_lora1",
-    "txt_attn.qkv": "qkv_lora2", "txt_attn.proj": "proj_lora2",
-    "linear1": "qkv", "linear2": "proj",
-}
-"""XLabs' names of a block's layers, those of single blocks without the `_lora` that other programs' keys have there
-too; of linear1 only the query, key and value."""
-ROWS = {
-    "to_q": (0, 1), "to_k": (1, 1), "to_v": (2, 1),
-    "add_q_proj": (0, 1), "add_k_proj": (1, 1), "add_v_proj": (2, 1),
-    "proj_mlp": (3, 4),
-}
-"""Where a layer begins in the matrix that the original has for several, and how many rows it has; in widths of the
-transformer."""
 
 PREFIX = DENOISER
 """Of the transformer in full checkpoints; transformer-only files have it or not."""
@@ -103,7 +54,7 @@ GUIDANCE_IN_DIFFUSERS = "time_text_embed.guidance_embedder.linear_1.weight"
 """A tensor that dev has and schnell has not."""
 
 
-class Model(FlowModel):
+class Model(DoubleSingleModel):
     """A loaded FLUX.1 base, dev where its transformer has a guidance embedding, else schnell.
 
     `Samples.guidance` is the input of dev's guidance embedding (3.5 is usual). With a negative prompt both variants
@@ -112,7 +63,6 @@ class Model(FlowModel):
     none at 1 or below. schnell has no embedding, so without a negative prompt guidance has no effect there.
     """
 
-    computed_in = "bfloat16"
     TITLE = "a FLUX.1 model"
     HUB_ID = DEV
     PIPELINE = "FluxPipeline"
@@ -130,15 +80,13 @@ class Model(FlowModel):
         *(f"{part}/tokenizer_config.json" for part in ("tokenizer", "tokenizer_2")),
         "scheduler/scheduler_config.json",
     )
+    CALLED = r"flux(?![-_. ]?2)(?!.*klein)"
     LIKE = (
-        "single_(transformer_)?blocks_|double_blocks_|(^|_)transformer_blocks_[0-9]+_(attn_|norm1_|ff_)|"
-        "transformer_x_embedder_|(img|txt|vector|guidance)_in_|te[123]_|text_encoder(_2)?_|clip_l|t5xxl"
+        f"{double_single.LIKE}|(^|_)transformer_blocks_[0-9]+_norm1_|(vector|guidance)_in_|te[123]_|"
+        "text_encoder(_2)?_|clip_l|t5xxl"
     )
-    UNLIKE = (
-        "joint_blocks|attn[12]_|(down|up)_blocks|mid_block|put_blocks|clip_g|te_text|text_encoder_3|"
-        "(?<!single_)transformer_blocks_([0-9]+_img_|19|[2-9][0-9])"
-    )
-    """There are 19 blocks of the first kind, and more in others' transformers."""
+    UNLIKE = f"{double_single.UNLIKE}|distilled_guidance_layer|te1_encoder_block|text_encoder_encoder_block"
+    """With what a model of the same blocks has instead of modulations, and with a T5 as its only text encoder."""
 
     def __init__(self, pipeline: Any, device: torch.device):
         super().__init__(pipeline, device)
@@ -211,25 +159,9 @@ class Model(FlowModel):
 
     def predict(self, noisy: Tensor, times: Tensor, texts: protocol.Texts, sizes: Tensor) -> Tensor:
         """The transformer on `noisy (n, c, h, w)`; it does not use `sizes`."""
-        transformer, pipeline, hidden = self.pipeline.transformer, self.pipeline, texts["hidden"]
-        n, channels, height, width = noisy.shape
-        noisy = noisy.to(transformer.dtype)
-        like = {"device": noisy.device, "dtype": hidden.dtype}
-        predicted = transformer(
-            hidden_states=pipeline._pack_latents(noisy, n, channels, height, width),
-            timestep=times.to(noisy.dtype) / self.process.count,
-            guidance=torch.full((n,), TRAINED_GUIDANCE, device=noisy.device) if self.guided else None,
-            pooled_projections=texts["pooled"],
-            encoder_hidden_states=hidden,
-            txt_ids=torch.zeros(hidden.shape[1], 3, **like),
-            img_ids=pipeline._prepare_latent_image_ids(n, height // PATCH, width // PATCH, **like),
-            return_dict=False,
-        )[0]
-        return self.unpacked(predicted, height * self.latent_factor, width * self.latent_factor)
-
-    def unpacked(self, latents: Tensor, height: int, width: int) -> Tensor:
-        """`(n, tokens, 4 c)` as `(n, c, h, w)`; `height` and `width` in pixels."""
-        return self.pipeline._unpack_latents(latents, height, width, self.latent_factor)
+        guidance = torch.full((len(noisy),), TRAINED_GUIDANCE, device=noisy.device) if self.guided else None
+        more = {"guidance": guidance, "pooled_projections": texts["pooled"]}
+        return self.call(noisy, times, texts["hidden"], more)
 
     def negative_prompt(self, given: str) -> str | None:
         """None by default: guidance is embedded."""
@@ -259,15 +191,6 @@ class Model(FlowModel):
             return transformer_place(path, kind, self.pipeline.transformer.inner_dim)
         return t5_place(path, kind) if network == "text_encoder_2" else Place(f"{path}.{kind}")
 
-    def spellings(self, layer: str) -> list[Spelling]:
-        """With ComfyUI's name for query, key and value of a single block without the rest of their matrix, and with
-        those of XLabs' processors."""
-        found = super().spellings(layer)
-        fused = [s for s in found if s.rows and s.name.endswith("linear1") and not layer.endswith("proj_mlp")]
-        processors = [replace(s, name=f"{block}.processor.{PROCESSORS[part]}") for s in found
-                      for block, part in [split_block(s.name)] if part in PROCESSORS and not layer.endswith("proj_mlp")]
-        return found + [replace(spelling, name=f"{spelling.name}_qkv") for spelling in fused] + processors
-
     def metadata(self) -> dict[str, str]:
         """What model managers read about the architecture."""
         return {
@@ -282,27 +205,10 @@ class Model(FlowModel):
 # -- the original transformer -----------------------------------------------------------------------------------------
 
 
-def split_block(name: str) -> tuple[str, str]:
-    """A name such as `diffusion_model.double_blocks.0.img_attn.qkv` behind the block's number."""
-    found = re.fullmatch(r"(.*(?:double|single)_blocks\.\d+)\.(.+)", name)
-    return (found[1], found[2]) if found else ("", name)
-
-
 def transformer_place(path: str, kind: str, width: int) -> Place:
     """Where the original checkpoints have a tensor of diffusers' transformer of this `width`, e.g. in
     `double_blocks.0.img_mlp.0.weight`."""
-    blocks, _, rest = path.partition(".")
-    number, _, inside = rest.partition(".")
-    if blocks == "transformer_blocks":
-        original = f"double_blocks.{number}.{IN_DOUBLE[inside]}"
-    elif blocks == "single_transformer_blocks":
-        original = f"single_blocks.{number}.{IN_SINGLE[inside]}"
-    else:
-        original = OUTSIDE[path]
-    name = f"{original}.{'scale' if original.endswith('_norm') else kind}"
-    if (rows := ROWS.get(path.rpartition(".")[2])) is not None:
-        return Place(name, rows[0] * width, rows[1] * width)
-    return Place(name, exchanged=path == "norm_out.linear")  # the original has the shift first, diffusers the scale
+    return original_place(path, kind, width, OUTSIDE)
 
 
 def _is_guided(names: Collection[str]) -> bool:

@@ -18,9 +18,6 @@ OTHERS: tuple[tuple[str, str], ...] = (
     ("Stable Cascade", r"prior_unet[._]|lora_prior_"),
     ("Stable Video Diffusion or AnimateDiff", r"motion_modules|temporal_(transformer_blocks|res_block)|time_stack"),
     ("Kolors", r"encoder_hid_proj|chatglm"),
-    ("FLUX.2", r"(double|single)_stream_modulation|to_qkv_mlp_proj|transformer_blocks[._]\d+[._]ff(_context)?[._]"
-               r"linear_(in|out)|single_transformer_blocks[._]\d+[._]attn[._]to_out[._]"),
-    ("Chroma", r"distilled_guidance_layer"),
     ("HunyuanVideo", r"token_refiner|(img|txt)_mod[._]linear|(img|txt)_mlp[._]fc[12]|single_blocks[._]\d+[._]modulation"
                      r"[._]linear|\.double_blocks\.\d+\.(img|txt)_attn_|double_blocks[._](19|[2-5]\d)[._]|"
                      r"single_transformer_blocks[._]3[89][._]"),
@@ -37,9 +34,8 @@ OTHERS: tuple[tuple[str, str], ...] = (
                    r"[._]attn[._]"),
     ("AuraFlow", r"joint_transformer_blocks|(double|single)_layers[._]\d+[._]"),
     ("HiDream", r"(double|single)_stream_blocks"),
-    ("Lumina 2", r"layers[._]\d+[._]attn[._]to_[qkv]|(noise|context)_refiner[._]\d+[._]attn[._]"),
-    ("Z-Image or Lumina 2", r"layers[._]\d+[._](attention[._](qkv|to_|out)|feed_forward[._]w[123]|adaLN_modulation)|"
-                            r"(noise|context)_refiner"),
+    ("Lumina 2", r"layers[._]\d+[._]attn[._]to_[qkv]|(noise|context)_refiner[._]\d+[._]attn[._]|"
+                 r"(layers|refiner)[._]\d+[._]adaLN_modulation[._]1"),
     ("HunyuanDiT", r"Wqkv|unet_blocks[._]\d+[._]attn[12][._]|blocks[._]\d+[._]attn[12][._](q_proj|kv_proj|out_proj)"),
     ("Mochi", r"blocks[._]\d+[._]attn[._](qkv|proj)_[xy]"),
     ("Kandinsky 5", r"(visual|text)_transformer_blocks"),
@@ -50,22 +46,18 @@ OTHERS: tuple[tuple[str, str], ...] = (
 first match counts."""
 
 IN_METADATA: tuple[tuple[str, str], ...] = (
-    ("Chroma", "chroma"), ("FLUX.2", r"flux[-_. ]?2|klein"), ("Kolors", "kolors"), ("Stable Cascade", "cascade"),
-    ("Z-Image", r"z[-_ ]?image"), ("Qwen-Image", "qwen"), ("Krea 2", r"krea[-_ ]?2"), ("Anima", r"\banima\b"),
+    ("Kolors", "kolors"), ("Stable Cascade", "cascade"),
+    ("Qwen-Image", "qwen"), ("Krea 2", r"krea[-_ ]?2"), ("Anima", r"\banima\b"),
     ("HunyuanVideo", r"hunyuan[-_ ]?video"), ("Wan 2.1 or 2.2", r"\bwan[-_ ]?(video|2)"), ("HiDream", "hidream"),
     ("Lumina 2", "lumina"), ("AuraFlow", "auraflow"), ("PixArt", "pixart"), ("LTX-Video", r"\bltx"),
 )
 """The same for what a file's metadata calls its base's architecture."""
 ARCHITECTURE = ("modelspec.architecture", "ss_base_model_version")
 
-BLOCK = re.compile(r"(double_blocks|single_blocks)[._]\d+")
-WIDE = (4096, 6144)
-"""Widths of FLUX.2's larger models, whose layers have the older model's names."""
-OLD_ONLY = (
-    r"(img|txt)_mod|modulation[._]lin|norm1(_context)?[._]linear|(?<!final_)norm[._]linear|vector_in|text_embedder|"
-    r"clip_l|te1?[._]text_model|text_encoder\.(text_model|encoder\.layers)"
-)
-"""Parts of keys that only FLUX.1 has, among models with the same names for attention."""
+BLOCK = re.compile(r"(double_blocks|single_blocks)[._]\d+[._](.*attn|linear1|.*mlp[._]0$)")
+"""Layers whose sizes tell families apart that have the same names."""
+NARROW, LUMINA = re.compile(r"(layers|refiner)[._]\d+[._]attention[._](qkv|out)"), 2304
+"""Layers whose names Z-Image and Lumina 2 share, and the width of the latter."""
 
 
 @dataclass(frozen=True)
@@ -96,43 +88,50 @@ def whose(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> Whose:
         return Whose()
     found = [family for family, score in scores.items() if score == best or not best]
     known = [family for family in found if families.load_class(family).recognises(list(tensors))]
+    sizes = _sizes(tensors)
+    known = [family for family in known if families.load_class(family).fits(sizes)] or known
     found = known or (found if best else [])  # text encoders show what denoisers leave open
-    return Whose(found, ["Chroma"] if _is_either(tensors, found, metadata) else [])
+    called = [family for family in found if _is_called(family, metadata)]  # and metadata, what all keys do
+    return Whose(called or found)
 
 
 TEXT = re.compile(r"(^|[._])(te\d?|text_encoder(_\d)?|text_encoders|clip_[lgh]|t5xxl|text_model)[._]|bundle_emb")
 
 
 def _in_metadata(metadata: Mapping[str, str]) -> str:
-    text = " ".join(metadata.get(key, "") for key in ARCHITECTURE).lower()
-    return next((title for title, pattern in IN_METADATA if re.search(pattern, text)), "")
+    return next((title for title, pattern in IN_METADATA if re.search(pattern, _architecture(metadata))), "")
+
+
+def _is_called(family: str, metadata: Mapping[str, str]) -> bool:
+    pattern = families.load_class(family).CALLED
+    return bool(pattern) and re.search(pattern, _architecture(metadata)) is not None
+
+
+def _architecture(metadata: Mapping[str, str]) -> str:
+    return " ".join(metadata.get(key, "") for key in ARCHITECTURE).lower()
 
 
 def _by_keys(tensors: Mapping[str, Tensor]) -> str:
     text = "\n".join(tensors)
     title = next((title for title, pattern in OTHERS if re.search(pattern, text, re.MULTILINE)), "")
-    return title or ("FLUX.2" if _has_other_shapes(tensors) else "")
+    return title or ("Lumina 2" if _is_narrow(tensors) else "")
 
 
-def _has_other_shapes(tensors: Mapping[str, Tensor]) -> bool:
-    """Whether layers with FLUX.1's names have FLUX.2's sizes."""
+def _sizes(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, int]]:
+    """Numbers of outputs and inputs of the layers that tell by them, by name; of low-rank pairs alone."""
+    found = {}
+    for name, parts in kinds.grouped(tensors)[0].items():
+        if BLOCK.search(name) and {"up", "down"} <= parts.keys():
+            up, down = tensors[parts["up"]], tensors[parts["down"]]
+            found[name] = (len(up), down[0].numel() if down.dim() > 1 else 0)
+    return found
+
+
+def _is_narrow(tensors: Mapping[str, Tensor]) -> bool:
+    """Whether attention with Z-Image's names in the original checkpoint has Lumina 2's width."""
     layers, _ = kinds.grouped(tensors)
-    for name, parts in layers.items():
-        if not BLOCK.search(name) or not {"up", "down"} <= parts.keys():
-            continue
-        up, down = tensors[parts["up"]], tensors[parts["down"]]
-        width = down[0].numel() if down.dim() > 1 else 0
-        times = 9 if name.endswith("linear1") else 6 if re.search(r"mlp[._]0$", name) else 0
-        if times and len(up) == times * width or width in WIDE and re.search("attn.proj|attn.qkv|linear1", name):
-            return True
-    return False
-
-
-def _is_either(tensors: Mapping[str, Tensor], found: list[str], metadata: Mapping[str, str]) -> bool:
-    """Whether nothing distinguishes FLUX.1 from Chroma, whose blocks have its names without modulations."""
-    blocks = any("double" in layer.original for name in found for layer in published.layers(name))
-    return blocks and not any(metadata.get(key) for key in (*ARCHITECTURE, "gimbal.method")) and not any(
-        re.search(OLD_ONLY, key) for key in tensors)
+    return any(LUMINA in tensors[parts["down"]].shape for name, parts in layers.items()
+               if NARROW.search(name) and "down" in parts)
 
 
 def _denoisers() -> dict[str, frozenset[str]]:

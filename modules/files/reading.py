@@ -235,6 +235,13 @@ def families_of(keys: Iterable[str]) -> list[str]:
     return list(_recognised(tuple(keys)))
 
 
+def family_of(keys: Iterable[str]) -> str:
+    """The family whose keys these look like, the older one of two that share them; "" if there are several or none."""
+    like = families_of(keys)
+    alone = [name for name in like if not families.load_class(name).SHARES_NAMES] or like
+    return alone[0] if len(alone) == 1 else ""
+
+
 @functools.lru_cache(8)  # every tool calls it several times for the same file
 def _recognised(keys: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(name for name in families.names() if families.load_class(name).recognises(keys))

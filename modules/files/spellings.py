@@ -13,7 +13,8 @@ LEGACY, LYCORIS, KOHYA_OFT, BARE = "OneTrainer's old names", "LyCORIS", "kohya's
 SPELLINGS = (
     (r"lora_te\d?_", KOHYA_TEXT),
     (r"lora_unet_(input_blocks|output_blocks|middle_block|time_embed|label_emb|out_2|double_blocks|single_blocks|"
-     r"joint_blocks|final_layer|img_in|txt_in|time_in|vector_in|guidance_in|x_embedder|context_embedder)",
+     r"joint_blocks|final_layer|img_in|txt_in|time_in|vector_in|guidance_in|x_embedder|context_embedder|"
+     r"(layers|(noise|context)_refiner)_\d+_attention_(qkv|out$|[qk]_norm))",
      KOHYA_ORIGINAL),
     (r"lora_unet_", KOHYA_PATH),
     (r"lora_transformer_", LEGACY),

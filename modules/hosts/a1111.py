@@ -13,6 +13,7 @@ from torch import Tensor
 from modules.files import keys, spellings
 from modules.files.kinds import gains
 from modules.hosts import How, is_transformer
+from modules.hosts.key_maps.loading import NO_FAMILY
 from modules.hosts.parts import arithmetic, usual
 from modules.hosts.parts.arithmetic import Delta, Unread
 
@@ -54,14 +55,16 @@ def others(how: How) -> dict[str, How]:
 def trouble(spelling: str, family: str, names: Collection[str]) -> str:
     """It recognizes only kohya's names, of the families that it supports."""
     if is_transformer(family):
-        return NO_FAMILY.get(family, "it does not support this model family")
+        return REASONS.get(family, NO_FAMILY)
     if spelling not in (spellings.KOHYA_PATH, spellings.KOHYA_ORIGINAL, spellings.KOHYA_TEXT, spellings.KOHYA_OFT):
         return "it does not recognize such names"
     return ""
 
 
-NO_FAMILY = {
+REASONS = {
     "flux": "it does not support FLUX",
+    "flux2": "it does not support FLUX.2",
+    "chroma": "it does not support Chroma",
     "sd3": "it fails on .alpha in a file for SD 3 (1.10) or does not support SD 3",
 }
 
@@ -69,7 +72,7 @@ NO_FAMILY = {
 def unfound(family: str, names: Collection[str]) -> dict[str, str]:
     """Those of these names, all in kohya's spelling, that it does not find, and why."""
     if is_transformer(family):
-        return dict.fromkeys(names, NO_FAMILY.get(family, "it does not support this model family"))
+        return dict.fromkeys(names, REASONS.get(family, NO_FAMILY))
     found = {name: "it has no layer with this name" for name in names if name.endswith("text_projection")}
     together: dict[str, list[str]] = {}
     for name in names:

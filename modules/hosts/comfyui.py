@@ -11,6 +11,7 @@ from torch import Tensor
 
 from modules.files import keys, spellings
 from modules.hosts import How, Way, is_transformer, is_unet
+from modules.hosts.key_maps import comfyui_keys
 from modules.hosts.parts import arithmetic, usual
 from modules.hosts.parts.arithmetic import Delta, Unread
 
@@ -29,6 +30,8 @@ is the default on NVIDIA cards (dynamic VRAM) and is done everywhere when memory
 the layer's input: float16, for large transformers bfloat16, for text encoders float32. Those that are patched when the
 model is loaded are patched in float16 on a GPU, for every dtype of the model, the update in float32, and in float32 on
 a CPU. For a float16 model both are equal up to the update's last digit."""
+
+LANGUAGE_MODEL = ("text_encoder.layers.", "text_encoder.model.")
 
 SIXTEEN = (torch.float16, torch.bfloat16)
 STEPS = 2
@@ -58,11 +61,13 @@ def trouble(spelling: str, family: str, names: Collection[str]) -> str:
     """Names of diffusers and kohya are recognized as far as a family's key map has them."""
     if spelling == spellings.PEFT and is_unet(family):
         return "it does not find query, key, value and output of the attention under these names; only the rest loads"
-    if spelling == spellings.KOHYA_PATH and is_transformer(family):
+    if spelling == spellings.KOHYA_PATH and is_transformer(family) and not comfyui_keys.names(family).issuperset(names):
         return "it does not recognize these names for this model family"
     if spelling == spellings.LEGACY and is_unet(family):
         return "it does not recognize these names for this model family"
     text = spelling == spellings.PEFT_TEXT
+    if text and any(name.startswith(LANGUAGE_MODEL) for name in names):
+        return "it does not find language models under these names"
     if text and any("text_model." not in name and "encoder.block" not in name for name in names):
         return "it does not find text encoders' layers without text_model. in their names"
     if text and any("encoder.block" in name for name in names):

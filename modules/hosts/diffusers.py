@@ -24,6 +24,8 @@ def notes(forms: Collection[str]) -> list[str]:
 
 def trouble(spelling: str, family: str, names: Collection[str]) -> str:
     """Other names than its own are rejected, or converted, as in the family's loader."""
+    if family == "flux2" and spelling in (spellings.GENERIC, spellings.KOHYA_PATH):
+        return "" if spelling == spellings.GENERIC else "it loads nothing, with a message in its log only"
     if spelling == spellings.GENERIC and is_transformer(family):
         return "it loads nothing, with a message in its log only"
     if spelling in (spellings.GENERIC, spellings.LEGACY, spellings.LYCORIS, spellings.KOHYA_OFT):
@@ -34,7 +36,7 @@ def trouble(spelling: str, family: str, names: Collection[str]) -> str:
         return "it rejects the original checkpoint's paths for this model family"
     if spelling in (spellings.KOHYA_ORIGINAL, spellings.KOHYA_PATH) and family == "sd3":
         return "it loads nothing, with a message in its log only"
-    return "it rejects such names" if spelling == spellings.KOHYA_PATH and family == "flux" else ""
+    return "it rejects such names" if spelling == spellings.KOHYA_PATH and family in ("flux", "chroma") else ""
 
 
 def bias_change(tensors: dict[str, Tensor], strength: float) -> Tensor | None:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from modules.files import keys, spellings
 from modules.hosts import How, comfyui, is_transformer
+from modules.hosts.key_maps.loading import KNOWN, NO_FAMILY
 from modules.hosts.parts import arithmetic, usual
 from modules.hosts.parts.arithmetic import Unread
 
@@ -33,18 +34,21 @@ def notes(forms: Collection[str]) -> list[str]:
 
 def trouble(spelling: str, family: str, names: Collection[str]) -> str:
     """It recognizes most programs' names; for transformers, diffusers' names for FLUX only."""
+    if family not in ("", *KNOWN):
+        return NO_FAMILY
     if spelling == spellings.KOHYA_OFT:
         return "only sd-scripts itself and A1111 read them"
     if is_transformer(family) and spelling == spellings.KOHYA_PATH:
         return "it does not recognize these names for this model family"
-    if family == "sd3" and spelling in (spellings.PEFT, spellings.LEGACY, spellings.LYCORIS):
+    unknown = (spellings.PEFT, spellings.LEGACY, spellings.LYCORIS)
+    if is_transformer(family) and family != "flux" and spelling in unknown:
         return "it does not recognize these names for this model family"
     return ""
 
 
 def unfound(family: str, names: Collection[str]) -> dict[str, str]:
-    """Those of these names, all in kohya's spelling, that it does not find, and why: none."""
-    return {}
+    """Those of these names, all in kohya's spelling, that it does not find, and why."""
+    return {} if family in KNOWN else dict.fromkeys(names, NO_FAMILY)
 
 
 def bias_change(tensors: dict[str, Tensor], strength: float) -> Tensor | None:

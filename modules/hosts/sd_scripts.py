@@ -11,6 +11,7 @@ from torch import Tensor
 
 from modules.files import keys, spellings
 from modules.hosts import How, is_transformer
+from modules.hosts.key_maps.loading import KNOWN, NO_FAMILY
 from modules.hosts.parts import arithmetic, usual
 from modules.hosts.parts.arithmetic import Unread
 
@@ -40,6 +41,8 @@ def notes(forms: Collection[str]) -> list[str]:
 
 def trouble(spelling: str, family: str, names: Collection[str]) -> str:
     """Only its own names."""
+    if family not in ("", *KNOWN):
+        return NO_FAMILY
     if spelling in (spellings.KOHYA_ORIGINAL, spellings.KOHYA_TEXT):
         return ""
     if spelling == spellings.KOHYA_PATH and not is_transformer(family):
@@ -51,6 +54,8 @@ def trouble(spelling: str, family: str, names: Collection[str]) -> str:
 
 def unfound(family: str, names: Collection[str]) -> dict[str, str]:
     """Those of these names, all in kohya's spelling, that it does not find, and why."""
+    if family not in KNOWN:
+        return dict.fromkeys(names, NO_FAMILY)
     found = [name for name in names if OUTSIDE.fullmatch(name)]
     if family == "sd3":  # whose last layer it lists by name
         found = [name for name in found if "final_layer" not in name]

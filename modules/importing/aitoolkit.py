@@ -16,12 +16,23 @@ from modules.preset.section import NUMBER_FORMATS
 
 NAME = "ai-toolkit"
 
-ARCHES = {"sd1": "sd15", "sd2": "sd15", "sd15": "sd15", "sdxl": "sdxl", "sd3": "sd3", "flux": "flux"}
+ARCHES = {"sd1": "sd15", "sd2": "sd15", "sd15": "sd15", "sdxl": "sdxl", "sd3": "sd3", "flux": "flux",
+          "chroma": "chroma", "zimage": "zimage", "flux2": "flux2", "flux2_klein_4b": "flux2",
+          "flux2_klein_9b": "flux2"}
 FLAGS = {"is_flux": "flux", "is_v3": "sd3", "is_xl": "sdxl", "is_v2": "sd15"}
+ORIGINAL = ("flux2",)
+"""Families whose layers have the names of the original checkpoints there; it adapts those of the blocks."""
+WHOLE = ("chroma",)
+"""Families of which it adapts layers outside of the blocks, too."""
 FOREIGN_FLAGS = ("is_pixart", "is_pixart_sigma", "is_auraflow", "is_lumina2", "is_ssd", "is_vega")
 """How older files name the kind of model."""
 
+SINGLE_FILES = {"lodestones/Chroma": "lodestones/Chroma1-HD"}
+"""Models on the hub that are not in diffusers layout, and which of that layout to take."""
+
 TRAINERS = ("sd_trainer", "diffusion_trainer", "ui_trainer", "internal_trainer", "")
+BLOCKS = {"zimage": "layers"}
+"""What the names of a transformer's layers contain that it trains, where that is not `blocks`."""
 METHODS = {"lora": "lora", "locon": "lora", "dora": "dora", "lokr": "lokr"}
 DTYPES = NUMBER_FORMATS | {long: long for long in NUMBER_FORMATS.values()} | {"float": "float32"}
 ASSISTANT = "pytorch_lora_weights.safetensors"
@@ -98,7 +109,13 @@ def _family(ledger: Ledger, wishes: base.Wishes) -> str:
 
 
 def _model(ledger: Ledger, family: str) -> None:
-    ledger.to("model.name_or_path", "base.path", ledger.text("model.name_or_path"))
+    key, path = "model.name_or_path", ledger.text("model.name_or_path")
+    if path in SINGLE_FILES or path.startswith(tuple(f"{one}/" for one in SINGLE_FILES)):
+        path = SINGLE_FILES["/".join(path.split("/")[:2])]
+        sentence = f"The hub has this version as a single file, not as a folder; {path} is the finished model."
+        ledger.change(key, sentence, {"base.path": path})
+    else:
+        ledger.to(key, "base.path", path)
     base.split_files(ledger, ["model.te_name_or_path"], ["model.vae_path"])
     _assistant(ledger)
     if ledger.written("model.dtype"):
@@ -250,7 +267,11 @@ def _layers(ledger: Ledger, family: str) -> None:
     conv, denoiser = ledger.maybe("network.conv"), "transformer" if base.is_flow(family) else "unet"
     out = list(ledger.values.get("targets.exclude", []))
     if base.is_flow(family):
-        layers, outside = "all", base.OUTSIDE
+        layers, outside = "all", [] if family in WHOLE else base.OUTSIDE
+        if family in BLOCKS:
+            layers, outside = f"{denoiser}.{BLOCKS[family]}.*", []
+        if family in ORIGINAL:
+            layers, outside = "attention-mlp", []
         ledger.drop("network.conv", "without effect there: this family has no convolutions in its blocks")
     elif conv:
         layers, outside = "attention-mlp-conv", []
@@ -261,25 +282,32 @@ def _layers(ledger: Ledger, family: str) -> None:
         layers, outside = "attention-mlp", []
     key = "network.network_kwargs.only_if_contains"
     if ledger.value(key):
-        part = "blocks" if base.is_flow(family) else "" if conv else "attentions"
-        names = [_containing(name, part, denoiser) for name in _names(ledger, key)]
+        part = BLOCKS.get(family, "blocks") if base.is_flow(family) else "" if conv else "attentions"
+        names = [_containing(name, part, denoiser) for name in _names(ledger, key, family)]
         layers, outside = base.layer_patterns(ledger, names), []
         ledger.to(key, "targets.layers", layers)
     ledger.set({"targets.layers": layers}, "network.type")
     key = "network.network_kwargs.ignore_if_contains"
     if ledger.value(key):
         sentence = "Layers are named as in diffusers here; a pattern that matches none is an error in --check."
-        out = [*out, *outside, *(f"*{name}*" for name in _names(ledger, key))]
+        out = [*out, *outside, *(f"*{name}*" for name in _names(ledger, key, family))]
         ledger.change(key, sentence, {"targets.exclude": out})
     elif out or outside:
         ledger.set({"targets.exclude": [*out, *outside]}, "network.type")
 
 
-def _names(ledger: Ledger, key: str) -> list[str]:
-    """Parts of layers' names as patterns; `a$$b` and `a.b` are the same there."""
+def _names(ledger: Ledger, key: str, family: str) -> list[str]:
+    """Parts of layers' names as patterns; `a$$b` and `a.b` are the same there. Some families' blocks have the names of
+    the original checkpoints there."""
     value = ledger.value(key)
     names = [str(name).replace("$$", ".") for name in (value if isinstance(value, list) else [value])]
+    if family in ORIGINAL:
+        names = [re.sub(r"double_blocks|(single)_blocks", _block, name) for name in names]
     return [re.sub(r"([*?[])", r"[\1]", name) for name in names]
+
+
+def _block(found: re.Match[str]) -> str:
+    return "single_transformer_blocks" if found[1] else "transformer_blocks"
 
 
 def _containing(name: str, part: str, denoiser: str) -> str:

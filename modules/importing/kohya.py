@@ -83,8 +83,6 @@ def _family(ledger: Ledger, document: Document, wishes: base.Wishes) -> str:
         raise ValueError(
             f"{ledger.path}: {script} trains no adapter of a family of Gimbal's; of sd-scripts, {known} do"
         )
-    if ledger.text("model_type") == "chroma":
-        raise ValueError(f"{ledger.path}: model_type chroma is none of Gimbal's families ({base.FAMILIES})")
     found = wishes.family or SCRIPTS.get(script, "") or kohya_network.MODULES.get(module, "")
     if not found and script:
         found = "sd15"
@@ -106,10 +104,20 @@ def _family(ledger: Ledger, document: Document, wishes: base.Wishes) -> str:
         raise ValueError(
             f"{ledger.path}: network_module {module} is unknown here; give --method to take one of Gimbal's"
         )
+    found = wishes.family or of_type(ledger, found)
     ledger.set({"family": found}, "pretrained_model_name_or_path")
     if ledger.flag("v2"):
         ledger.agree("v2", "the base tells whether it is Stable Diffusion 2")
     return found
+
+
+def of_type(ledger: Ledger, family: str) -> str:
+    """The family, which an option tells where two have one program."""
+    if family != "flux" or ledger.text("model_type") != "chroma":
+        return family
+    ledger.to("model_type", "family", "chroma")
+    ledger.agree("apply_t5_attn_mask", "this family always has the mask")
+    return "chroma"
 
 
 def _memory(ledger: Ledger) -> None:
@@ -220,6 +228,7 @@ def _text_encoders(ledger: Ledger, family: str) -> None:
     if any(rate is None for rate in rates):
         raise ledger.wrong("text_encoder_lr", "a number")
     alone = ledger.flag("network_train_unet_only") or (bool(rates) and not any(rates))
+    alone |= family == "chroma" and not ledger.flag("network_args.train_t5xxl")  # it has no other text encoder
     key = "network_train_unet_only" if ledger.flag("network_train_unet_only") else "text_encoder_lr"
     ledger.to(key, "targets.text_encoders", not alone)
     if alone:

@@ -29,8 +29,9 @@ ARGS = ("network_args", "optimizer_args", "lr_scheduler_args")
 def convert(ledger: Ledger, family: str) -> None:
     """Write these sections."""
     _loss(ledger)
-    if family == "flux":
+    if family in ("flux", "chroma"):
         _flux_times(ledger)
+        _embedded_guidance(ledger, family)
     elif family == "sd3":
         _sd3_times(ledger)
     read_data_sets(ledger)
@@ -164,7 +165,12 @@ def _flux_times(ledger: Ledger) -> None:
             f"It weighs noise levels by {ledger.text(key)} there; here the network's output is compared as it is."
         )
         ledger.change(key, sentence)
-    if ledger.written("guidance_scale"):
+
+
+def _embedded_guidance(ledger: Ledger, family: str) -> None:
+    if family == "chroma":
+        ledger.drop("guidance_scale", "not needed here: this family has no guidance embedding")
+    elif ledger.written("guidance_scale"):
         sentence = "Guidance is always embedded as 1 in training here, as for pictures that come from none."
         if ledger.number("guidance_scale") == 1:
             ledger.agree("guidance_scale", "it is always 1 in training here")

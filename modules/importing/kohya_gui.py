@@ -178,7 +178,7 @@ def _family(ledger: Ledger, wishes: base.Wishes) -> str:
         kind = foreign[0].removesuffix("_checkbox")
         raise ValueError(f"{ledger.path}: {foreign[0]}: {kind} is none of Gimbal's families ({base.FAMILIES})")
     found = [(key, family) for key, family in FLAGS.items() if ledger.flag(key)]
-    family = wishes.family or (found[0][1] if found else "sd15")
+    family = wishes.family or kohya.of_type(ledger, found[0][1] if found else "sd15")
     for key, _ in found:
         ledger.to(key, "family", family)
     ledger.set({"family": family}, "LoRA_type")

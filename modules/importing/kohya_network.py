@@ -257,7 +257,7 @@ def _transformer_layers(ledger: Ledger, family: str, out: list[str]) -> tuple[st
         ledger.change("network_module", sentence)
     else:
         ledger.agree(f"{ARGS}split_qkv", "queries, keys and values have one update each here")
-    patterns = _blocks(ledger) if family == "flux" else None
+    patterns = _blocks(ledger) if family in ("flux", "chroma") else None
     if patterns is None:
         return "all", [*out, *base.OUTSIDE]
     return base.layer_patterns(ledger, patterns), out

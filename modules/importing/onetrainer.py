@@ -24,6 +24,9 @@ FAMILIES = {
     "STABLE_DIFFUSION_3": "sd3",
     "STABLE_DIFFUSION_35": "sd3",
     "FLUX_DEV_1": "flux",
+    "CHROMA_1": "chroma",
+    "FLUX_2": "flux2",
+    "Z_IMAGE": "zimage",
 }
 DTYPES = {
     "FLOAT_32": "float32",

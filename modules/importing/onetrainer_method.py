@@ -6,6 +6,17 @@
 from modules.importing import base, methods
 from modules.importing.ledger import Ledger
 
+BLOCKS: dict[str, tuple[str, str, tuple[str, ...]]] = {
+    "attn-mlp": (
+        "attn,ff.net,proj_mlp",
+        "attention-mlp",
+        ("transformer.single_transformer_blocks.*.proj_out", "transformer.*.ff_context.*"),
+    ),
+    "attn-only": ("attn", "attention", ()),
+    "blocks": ("transformer_block", "all", tuple(base.OUTSIDE)),
+}
+"""Of transformers of double and single blocks."""
+
 LAYERS: dict[str, dict[str, tuple[str, str, tuple[str, ...]]]] = {
     "unet": {
         "attn-mlp": ("attentions", "attention-mlp", ()),
@@ -17,18 +28,22 @@ LAYERS: dict[str, dict[str, tuple[str, str, tuple[str, ...]]]] = {
         "blocks": ("transformer_block", "all", tuple(base.OUTSIDE)),
         "full": ("", "all", ()),
     },
-    "flux": {
+    "flux": {**BLOCKS, "full": ("", "all", ())},
+    "flux2": {"blocks": ("transformer_block", "attention-mlp", ()), "full": ("", "all", ())},
+    "chroma": {**BLOCKS, "full": ("", "all, transformer.distilled_guidance_layer.*", ())},
+    "zimage": {
         "attn-mlp": (
-            "attn,ff.net,proj_mlp",
-            "attention-mlp",
-            ("transformer.single_transformer_blocks.*.proj_out", "transformer.*.ff_context.*"),
+            "^(?=.*attention)(?!.*refiner).*,^(?=.*feed_forward)(?!.*refiner).*",
+            "main-blocks",
+            (),
         ),
-        "attn-only": ("attn", "attention", ()),
-        "blocks": ("transformer_block", "all", tuple(base.OUTSIDE)),
+        "attn-only": ("^(?=.*attention)(?!.*refiner).*", "transformer.layers.*.attention.*", ()),
+        "blocks": ("layers", "transformer.layers.*", ()),
         "full": ("", "all", ()),
     },
 }
-"""The window's layer presets: its patterns, our set of layers, and what has to be taken out of it."""
+"""The window's layer presets: its patterns (regular expressions begin with ^), our set of layers, and what has to be
+taken out of it."""
 
 
 def convert(ledger: Ledger, optimizer: str, family: str, denoiser: str, wishes: base.Wishes) -> None:
@@ -141,9 +156,12 @@ def _layers(ledger: Ledger, family: str, denoiser: str) -> None:
     preset, key = ledger.text("layer_filter_preset"), "layer_filter"
     given = ",".join(part.strip() for part in ledger.text(key).split(",") if part.strip())
     by_filter = {patterns: (layers, out) for patterns, layers, out in table.values()}
-    if given in by_filter and (given or preset in ("full", "custom")) and not (given and ledger.flag(f"{key}_regex")):
+    is_regex = bool(given) and ledger.flag(f"{key}_regex")
+    if given in by_filter and (given or preset in ("full", "custom")) and is_regex == given.startswith("^"):
         layers, out = by_filter[given]
         ledger.to(key if given else "layer_filter_preset", "targets.layers", layers)
+        if is_regex:
+            ledger.drop(f"{key}_regex", "goes with the pattern")
         if given:
             ledger.drop("layer_filter_preset", f"without effect there: {key} decides")
     elif not given and preset in table:

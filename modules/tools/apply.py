@@ -7,11 +7,10 @@ from typing import Any
 
 import torch
 
-from modules import hosts, quant
+from modules import families, hosts, quant
 from modules.adapters.layers import KINDS
 from modules.export import fuse, read_back
 from modules.families.parts.names import is_unused
-from modules.files.reading import families_of
 from modules.tensorfile import read_header
 
 
@@ -26,9 +25,8 @@ def apply_file(model: Any, path: Path, host: str, strength: float = 1.0) -> list
     norm, fitted = told.get("gimbal.comfyui_norm", "original"), json.loads(told.get("gimbal.fitted", "{}"))
     program, groups = hosts.load(host), {group.name: group for group in _groups(model, host)}
     found = read_back.read(path, {name: group.key for name, group in groups.items()}, program.NAMES)
-    like = families_of(groups[name].key for name in found)
     how = hosts.How(norm, any(program.NAMES.magnitude in tensors for tensors in found.values()),
-                    family=like[0] if len(like) == 1 else "")
+                    family=families.name_of(model))
     layers = {name: fuse.layer_of(model, groups[name], {}) for name in found}
     single = {name: layer.layers if isinstance(layer, fuse.Fused) else [layer] for name, layer in layers.items()}
     packed = [layer.name for each in single.values() for layer in each if quant.is_rounded(layer.base)]

@@ -22,7 +22,7 @@ from modules import quant
 from modules.adapters.base import Adapter
 from modules.data.batches import Batches
 from modules.data.cache import MEMORY_BYTES, TextCache
-from modules.families.base import Texts
+from modules.families.base import Texts, together
 from modules.training import sharding
 
 MOST_OFTEN = 1000
@@ -72,9 +72,8 @@ class TextGroups:
         self.steps = range(step, last)
 
     def get(self, captions: Sequence[str]) -> Texts:
-        """The captions' features on the CPU, each tensor with the captions along dimension 0."""
-        items = [self._get(caption) for caption in captions]
-        return {name: torch.cat([item[name] for item in items]) for name in items[0]}
+        """The captions' features on the CPU, as those of one batch."""
+        return together([self._get(caption) for caption in captions])
 
     def _is_cached(self, caption: str) -> bool:
         return caption in self.kept or self.cache.find(caption) is not None

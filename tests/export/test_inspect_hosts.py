@@ -124,10 +124,8 @@ def test_onetrainers_names_of_flux_are_read_by_diffusers(tmp_path):
 # -- files.md 15: models that are none of ours are named, and not judged --------------------------------------------
 
 STRANGERS = {
-    "FLUX.2": ("diffusion_model.single_blocks.0.linear1", 144, 16),
-    "Chroma": ("lora_unet_distilled_guidance_layer_layers_0_in_layer", 8, 8),
     "Stable Cascade": ("lora_prior_te_text_model_encoder_layers_0_self_attn_q_proj", 8, 8),
-    "Z-Image or Lumina 2": ("diffusion_model.layers.0.attention.qkv", 24, 8),
+    "Lumina 2": ("diffusion_model.layers.0.attention.qkv", 3840, 2304),
     "Krea 2": ("diffusion_model.blocks.0.attn.wq", 8, 8),
     "Wan 2.1 or 2.2": ("diffusion_model.blocks.0.self_attn.q", 8, 8),
     "HunyuanVideo": ("transformer.double_blocks.0.img_attn_qkv", 24, 8),
@@ -149,9 +147,28 @@ def test_models_that_are_none_of_ours_are_named_and_not_judged(tmp_path, title):
 
 def test_metadata_tell_models_apart_whose_layers_have_the_same_names(tmp_path):
     layer = pair("lora_unet_double_blocks_0_img_attn_proj")
-    assert inspected(tmp_path, layer).model == "a FLUX.1 model or Chroma"
-    assert inspected(tmp_path, layer, metadata={"modelspec.architecture": "chroma/lora"}).model == "Chroma"
+    assert inspected(tmp_path, layer).model == "a Chroma model or a FLUX.1 model or a FLUX.2 model"
+    assert inspected(tmp_path, layer, metadata={"modelspec.architecture": "chroma/lora"}).model == "a Chroma model"
+    assert inspected(tmp_path, layer, metadata={"ss_base_model_version": "flux1"}).model == "a FLUX.1 model"
     assert inspected(tmp_path, layer, pair("lora_unet_double_blocks_0_img_mod_lin")).model == "a FLUX.1 model"
+    own = pair("lora_unet_distilled_guidance_layer_layers_0_in_layer")
+    assert inspected(tmp_path, layer, own).model == "a Chroma model"
+    for said in ("Flux.2-klein-4b/lora", "flux2", "flux2_klein_9b"):
+        assert inspected(tmp_path, layer, metadata={"modelspec.architecture": said}).model == "a FLUX.2 model"
+
+
+@pytest.mark.parametrize("name, out, inputs, model", [
+    ("diffusion_model.single_blocks.0.linear1", 9 * 16, 16, "a FLUX.2 model"),
+    ("diffusion_model.single_blocks.0.linear1", 7 * 16, 16, "a Chroma model or a FLUX.1 model"),
+    ("lora_unet_double_blocks_0_txt_mlp_0", 6 * 16, 16, "a FLUX.2 model"),
+    ("lora_unet_double_blocks_0_txt_mlp_0", 4 * 16, 16, "a Chroma model or a FLUX.1 model"),
+    ("transformer.transformer_blocks.0.ff.linear_in", 6 * 16, 16, "a FLUX.2 model"),
+    ("diffusion_model.double_blocks.0.img_attn.proj", 4096, 4096, "a FLUX.2 model"),
+    ("diffusion_model.double_stream_modulation_img.lin", 48, 8, "a FLUX.2 model"),
+])
+def test_sizes_tell_models_apart_whose_layers_have_the_same_names(tmp_path, name, out, inputs, model):
+    ends = KOHYA if name.startswith("lora") else PEFT
+    assert inspected(tmp_path, pair(name, ends, False, out, inputs)).model == model
 
 
 # -- what the programs' own loaders showed since ----------------------------------------------------------------------
@@ -159,7 +176,8 @@ def test_metadata_tell_models_apart_whose_layers_have_the_same_names(tmp_path):
 
 def test_sd_scripts_asks_alpha_of_every_layer_of_a_transformer(tmp_path):
     names = [f"lora_unet_double_blocks_{number}_img_attn_proj" for number in (0, 1)]
-    found = inspected(tmp_path, pair(names[0]), pair(names[1], alpha=False), metadata={"ss_network_module": "networks"})
+    facts = {"ss_network_module": "networks", "ss_base_model_version": "flux1"}
+    found = inspected(tmp_path, pair(names[0]), pair(names[1], alpha=False), metadata=facts)
     assert found.hosts["sd_scripts"].loads == NOTHING and names[1] in found.hosts["sd_scripts"].raises
     unet = [pair(f"lora_unet_{path.replace('.', '_')}", alpha=False) for path in sdxl()]
     assert inspected(tmp_path, *unet).hosts["sd_scripts"].loads == ALL

@@ -5,10 +5,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from tests import tiny_sd15
-from tests.families import single_file, single_file_flux, single_file_sd3
+from tests.families import (
+    single_file,
+    single_file_chroma,
+    single_file_flux,
+    single_file_flux2,
+    single_file_sd3,
+    single_file_zimage,
+)
 
 SIZE = (32, 16)
 """Height and width of pictures, in pixels; multiples of every tiny model's bucket step."""
@@ -32,6 +40,35 @@ def joint_call(model: Any, args: tuple, named: dict, output: Tensor) -> tuple[Te
     return named["hidden_states"], named["timestep"].double(), output
 
 
+def listed_call(model: Any, args: tuple, named: dict, output: Any) -> tuple[Tensor, Tensor, Tensor]:
+    """The same of a transformer that gets lists of pictures with frames, and predicts the other way round."""
+    scheduler = model.pipeline.scheduler
+    noisy, result = (torch.stack(found).squeeze(2) for found in (args[0], output))
+    time = scheduler.timesteps[scheduler.begin_index if scheduler.step_index is None else scheduler.step_index]
+    return noisy, time.double().expand(len(noisy)), -result
+
+
+def token_call(model: Any, args: tuple, named: dict, output: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The same of a transformer that gets each latent as one token."""
+    side = [length // model.latent_factor for length in SIZE]
+    noisy, result = (tokens.mT.unflatten(2, side) for tokens in (named["hidden_states"], output))
+    return noisy, model.pipeline._current_timestep.double().expand(len(noisy)), result
+
+
+def scaled(pipeline: Any, latents: Tensor, is_spread: bool) -> Tensor:
+    """Latents of the VAE, or their standard deviations if `is_spread`, as the pipeline scales them."""
+    config = pipeline.vae.config
+    return (latents - (0 if is_spread else config.shift_factor or 0)) * config.scaling_factor
+
+
+def normalised(pipeline: Any, latents: Tensor, is_spread: bool) -> Tensor:
+    """The same by the statistics of a batch norm over 2 x 2 latents."""
+    norm = pipeline.vae.bn
+    mean, variance = (each.view(1, -1, 1, 1) for each in (norm.running_mean, norm.running_var))
+    folded = pipeline._patchify_latents(latents)
+    return (folded - (0 if is_spread else mean)) / torch.sqrt(variance + pipeline.vae.config.batch_norm_eps)
+
+
 @dataclass(frozen=True)
 class Row:
     """One family, or one kind of its bases."""
@@ -50,6 +87,11 @@ class Row:
     """Patterns of the denoiser's layers that no named set has."""
     unreachable: tuple[str, ...] = ()
     """Patterns of layers that files for diffusers cannot hold."""
+    scaled: Callable[[Any, Tensor, bool], Tensor] = scaled
+    guidance: float = 4.0
+    """Of samples that are compared with predictions."""
+    prompt_first: bool = False
+    """Whether the pipeline's call for both prompts has the negative one behind the other."""
 
 
 UNET_SETS = {
@@ -67,6 +109,8 @@ FLUX_SETS = {
 }
 T5, ONE = "text_encoder_2.*", "transformer_blocks.0.attn.to_q"
 
+CHROMA_SETS = {**FLUX_SETS, "all": "transformer.context_embedder"}
+
 SD3_SETS = {
     "attention": "transformer.transformer_blocks.0.attn2.to_q",
     "attention-mlp": "transformer.transformer_blocks.0.ff_context.net.2",
@@ -77,14 +121,35 @@ LAST_BLOCK = "transformer.transformer_blocks.2"
 SD3_NEVER = ("transformer.norm_out.linear", f"{LAST_BLOCK}.norm1_context.linear", f"{LAST_BLOCK}.attn.add_q_proj")
 CLIPS = {"text_encoder": 8, "text_encoder_2": 8}
 
+ZIMAGE_SETS = {
+    "attention": "transformer.context_refiner.0.attention.to_q",
+    "attention-mlp": "transformer.layers.0.feed_forward.w2",
+    "all": "transformer.all_final_layer.2-1.adaLN_modulation.1",
+}
+
+FLUX2_SETS = {
+    "attention": "transformer.single_transformer_blocks.0.attn.to_qkv_mlp_proj",
+    "attention-mlp": "transformer.transformer_blocks.0.ff_context.linear_in",
+    "all": "transformer.double_stream_modulation_txt.linear",
+}
+FLUX2 = {"call": token_call, "never": ("transformer.norm_out.linear",), "unreachable": ("text_encoder.*",),
+         "scaled": normalised}
+
 FAMILIES = {
     "sdxl": Row("sdxl", single_file.make_pair, UNET_SETS, {"text_encoder": 8, "text_encoder_2": 8}, PROJ_IN),
     "sd1": Row("sd15", tiny_sd15.make_pair, UNET_SETS, {"text_encoder": 8}, FEED),
     "sd2": Row("sd15", lambda path: tiny_sd15.make_pair(path, True), UNET_SETS, {"text_encoder": 8}, PROJ_IN),
     "flux": Row("flux", single_file_flux.make_pair, FLUX_SETS, {"text_encoder": 8, "text_encoder_2": 8}, ONE,
                 packed_call, ("transformer.norm_out.linear",), (T5,)),
+    "chroma": Row("chroma", single_file_chroma.make_pair, CHROMA_SETS, {"text_encoder": 8}, ONE, packed_call,
+                  ("transformer.distilled_guidance_layer.*",), ("text_encoder.*",)),
     "sd3": Row("sd3", single_file_sd3.make_pair, SD3_SETS, {**CLIPS, "text_encoder_3": 8}, SD3_PACKED,
                joint_call, SD3_NEVER, ("text_encoder_3.*",)),
     "sd3 without t5": Row("sd3", lambda path: single_file_sd3.make_pair(path, False), SD3_SETS, CLIPS, SD3_PACKED,
                           joint_call, SD3_NEVER),
+    "flux2 klein": Row("flux2", single_file_flux2.make_pair, FLUX2_SETS, {"text_encoder": 27 * 4}, ONE, **FLUX2),
+    "flux2 dev": Row("flux2", lambda path: single_file_flux2.make_pair(path, "dev"), FLUX2_SETS,
+                     {"text_encoder": 30 * 4}, ONE, guidance=1.0, **FLUX2),
+    "zimage": Row("zimage", single_file_zimage.make_pair, ZIMAGE_SETS, {"text_encoder": 8}, "layers.0.attention.to_q",
+                  listed_call, unreachable=("text_encoder.*",), prompt_first=True),
 }

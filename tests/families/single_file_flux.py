@@ -25,12 +25,12 @@ def make_pair(folder: Path) -> tuple[Path, Path]:
     return folder / "base", write_checkpoint(pipeline, folder / "full.safetensors")
 
 
-def original(state: dict[str, Tensor], width: int) -> dict[str, Tensor]:
-    """The transformer's tensors as its authors store them."""
+def original(state: dict[str, Tensor], width: int, where: Any = transformer_place) -> dict[str, Tensor]:
+    """The transformer's tensors as its authors store them: at the places that `where` gives."""
     rows: dict[str, dict[int, Tensor]] = {}
     for name, tensor in state.items():
         path, _, kind = name.rpartition(".")
-        place = transformer_place(path, kind, width)
+        place = where(path, kind, width)
         halves = tensor.chunk(2)[::-1] if name.startswith("norm_out.") else [tensor]
         rows.setdefault(place.name, {})[place.row] = torch.cat(halves)
     return {name: torch.cat([found[row] for row in sorted(found)]) for name, found in rows.items()}

@@ -49,6 +49,9 @@ def in_comfyui(encoder: Any) -> dict[str, Tensor]:
     if "shared.weight" in state:
         state.pop("encoder.embed_tokens.weight", None)
         return state | {"spiece_model": torch.zeros(8, dtype=torch.uint8)}
+    if any(name.endswith("embed_tokens.weight") for name in state):  # a language model, without its output
+        return {"model." + name.replace("language_model.", "").removeprefix("model."): tensor
+                for name, tensor in state.items() if not name.startswith("lm_head")}
     named = {name if name.startswith("text_projection") else f"text_model.{name.removeprefix('text_model.')}": tensor
              for name, tensor in state.items()}
     return named | {"text_model.embeddings.position_ids": torch.arange(77)[None]}
@@ -57,5 +60,5 @@ def in_comfyui(encoder: Any) -> dict[str, Tensor]:
 def ldm(vae: Any) -> dict[str, Tensor]:
     """A VAE in the original naming, where convolutions stand for the attention's matrices."""
     present = dict(vae.named_modules())
-    names = (pair for pair in vae_names(vae) if present.get(pair[0]) is not None)
+    names = (pair for pair in (*vae_names(vae), ("bn", "bn")) if present.get(pair[0]) is not None)
     return {name: tensor.clone().contiguous() for name, tensor in renamed(vae, names)}

@@ -205,7 +205,7 @@ def test_keys(model, layer, host, key):
 
 
 def test_t5_has_no_name_for_diffusers(model):
-    with pytest.raises(ValueError, match=r"SelfAttention\.q: diffusers supports no adapters of T5; set targets"):
+    with pytest.raises(ValueError, match=r"SelfAttention\.q: diffusers supports no adapters of this text encoder; set"):
         model.export_key(T5, "diffusers")
 
 
@@ -233,4 +233,4 @@ def test_what_diffusers_cannot_hold_is_said_before_the_training(folders):
         "targets": {"text_encoders": True}, "export": {"host": "diffusers"},
     }
     problems = examine(Preset.model_validate(sections), "cpu").problems
-    assert any("diffusers supports no adapters of T5" in problem for problem in problems), problems
+    assert any("diffusers supports no adapters of this text encoder" in problem for problem in problems), problems

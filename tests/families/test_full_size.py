@@ -8,6 +8,9 @@ from modules.training import setup
 from tests import full_size
 from tests.families.test_every_family import own_place
 
+ALIKE = {"chroma": {"flux"}, "flux": {"chroma"}, "flux2": {"chroma", "flux"}}
+"""Families whose attention may have the same names, by family."""
+
 
 @pytest.fixture(scope="module", params=full_size.MODELS)
 def named(request, tmp_path_factory):
@@ -42,7 +45,7 @@ def test_no_two_layers_share_a_key_and_its_rows(named, host):
             keys.append(own_place(model, layer, host))
         except ValueError:
             continue  # says that the host has no name for it
-    assert len(keys) == len(set(keys)) > 300
+    assert len(keys) == len(set(keys)) > 100
 
 
 @pytest.mark.parametrize("host", full_size.HOSTS)
@@ -57,10 +60,11 @@ def test_files_are_recognised_as_one_familys(named, host):
         except ValueError:
             continue
         (whole if layer.startswith(f"{model.DENOISER}.") else texts).append(key)
-        attention += [key] if layer.startswith(f"{model.DENOISER}.") and ".attn" in layer else []
+        attention += [key] if layer.startswith(f"{model.DENOISER}.") and ".att" in layer else []
     for keys in (whole, attention, whole + texts):
-        assert [kind for kind in families.names() if families.load_class(kind).recognises(keys)] == [family]
-    assert families.load_class(family).recognises(texts)
+        found = {kind for kind in families.names() if families.load_class(kind).recognises(keys)}
+        assert {family} <= found <= {family, *(ALIKE.get(family, ()) if keys is attention else ())}
+    assert not texts or families.load_class(family).recognises(texts)
 
 
 @pytest.mark.full

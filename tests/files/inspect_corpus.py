@@ -34,6 +34,8 @@ TEXTS = {
     "sdxl": {"text_encoder": "lora_te1_", "text_encoder_2": "lora_te2_"},
     "sd3": {"text_encoder": "lora_te1_", "text_encoder_2": "lora_te2_", "text_encoder_3": "lora_te3_"},
     "flux": {"text_encoder": "lora_te1_", "text_encoder_2": "lora_te3_"},
+    "chroma": {"text_encoder": "lora_te1_"},
+    "zimage": {"text_encoder": "lora_te_"},
 }
 """kohya's beginnings."""
 
@@ -339,11 +341,6 @@ OTHERS = {
     "Wan, diffusers": ("transformer.blocks.0.attn1.to_q", 1536, 1536),
     "HunyuanVideo": ("transformer.double_blocks.0.img_attn_qkv", 9216, 3072),
     "HunyuanVideo, musubi": ("lora_unet_double_blocks_0_img_mlp_fc1", 12288, 3072),
-    "Z-Image": ("diffusion_model.layers.0.attention.qkv", 11520, 3840),
-    "Z-Image, diffusers": ("transformer.layers.0.attention.to_q", 3840, 3840),
-    "Klein": ("diffusion_model.single_blocks.0.linear1", 27648, 3072),
-    "Klein 9B": ("diffusion_model.double_blocks.0.img_attn.qkv", 12288, 4096),
-    "Klein, diffusers": ("transformer.single_transformer_blocks.0.attn.to_qkv_mlp_proj", 27648, 3072),
     "Chroma": ("lora_unet_distilled_guidance_layer_layers_0_in_layer", 5120, 5120),
     "Krea 2": ("diffusion_model.blocks.0.attn.wq", 6144, 6144),
     "Krea 2, mlp": ("diffusion_model.blocks.0.mlp.gate", 16384, 6144),
@@ -355,6 +352,7 @@ OTHERS = {
     "PixArt": ("transformer.transformer_blocks.0.attn1.to_q", 1152, 1152),
     "AuraFlow": ("transformer.joint_transformer_blocks.0.attn.to_q", 3072, 3072),
     "Lumina 2": ("transformer.layers.0.attn.to_q", 2304, 2304),
+    "Lumina 2, original": ("diffusion_model.layers.0.attention.qkv", 3840, 2304),
     "LTX-Video": ("diffusion_model.transformer_blocks.0.attn1.to_q", 2048, 2048),
     "Cosmos": ("diffusion_model.blocks.block0.blocks.0.block.attn.to_q.0", 4096, 4096),
     "HiDream": ("diffusion_model.double_stream_blocks.0.block.attn1.to_q", 2560, 2560),
@@ -363,12 +361,22 @@ OTHERS = {
 """A layer of each model that is not ours, and its size."""
 
 
+LATER = {
+    "Klein": ("diffusion_model.single_blocks.0.linear1", 27648, 3072),
+    "Klein 9B": ("diffusion_model.double_blocks.0.img_attn.qkv", 12288, 4096),
+    "Klein, diffusers": ("transformer.single_transformer_blocks.0.attn.to_qkv_mlp_proj", 27648, 3072),
+}
+"""The same of FLUX.2."""
+
+
 def _others() -> Iterator[Made]:
+    for name, (layer, out, inputs) in LATER.items():
+        yield f"flux2: {name}", "flux2", {f"{layer}{PEFT[0]}": (out, RANK), f"{layer}{PEFT[1]}": (RANK, inputs)}, {}
     for name, (layer, out, inputs) in OTHERS.items():
         ends = KOHYA if layer.startswith("lora") else PEFT
         yield f"other: {name}", "", {f"{layer}{ends[0]}": (out, RANK), f"{layer}{ends[1]}": (RANK, inputs)}, {}
     attention = {f"lora_unet_{joined(row.original.removesuffix('.weight'))}{end}": (out, RANK) if end == KOHYA[0] else
                  (RANK, 3072) for row in rows("flux") for end in KOHYA for out in (3072,)
                  if row.original.endswith("img_attn.proj.weight")}
-    yield "other: Chroma by its metadata", "", attention, {"modelspec.architecture": "chroma/lora"}
-    yield "flux or Chroma", "flux", attention, {}
+    yield "chroma by its metadata", "chroma", attention, {"modelspec.architecture": "chroma/lora"}
+    yield "flux or chroma", "flux", attention, {}

@@ -18,7 +18,14 @@ from torch import Tensor
 from modules.families import load_class
 from tests import tiny_flux, tiny_sd3, tiny_sd15, tiny_sdxl
 from tests.export import every
-from tests.families import single_file, single_file_flux, single_file_sd3
+from tests.families import (
+    single_file,
+    single_file_chroma,
+    single_file_flux,
+    single_file_flux2,
+    single_file_sd3,
+    single_file_zimage,
+)
 
 ROW = 2**20
 """Rows of a tensor are numbered within this when layouts are found out."""
@@ -113,15 +120,14 @@ def _parts(tensors: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:
     return found
 
 
-def _texts(parts: dict[str, dict[str, Tensor]]) -> dict[str, Tensor]:
+def _texts(base: Base, parts: dict[str, dict[str, Tensor]]) -> dict[str, Tensor]:
     """Text encoders as transformers 4 names their tensors, which is how programs have them."""
     found = {}
     for part, tensors in parts.items():
         if part.startswith(TEXT):
-            is_clip = any("self_attn" in name for name in tensors)
             for name, tensor in tensors.items():
-                bare = is_clip and not name.startswith(("text_model.", "text_projection"))
-                found[f"{part}.{'text_model.' if bare else ''}{name}"] = tensor
+                path, _, kind = name.rpartition(".")
+                found[f"{part}.{base.model.split(f'{part}.{path}')[1]}.{kind}"] = tensor
     return found
 
 
@@ -141,7 +147,7 @@ class _Filled:
 def original(base: Base, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """The denoiser as its authors name it, text encoders as transformers does."""
     parts = _parts(tensors)
-    found = _texts(parts)
+    found = _texts(base, parts)
     if "unet" in parts:
         network: Any = base.model.networks["unet"]
         filled: Any = _Filled(network, parts["unet"])
@@ -150,6 +156,12 @@ def original(base: Base, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     network = base.model.networks["transformer"]
     if base.family == "flux":
         renamed = single_file_flux.original(parts["transformer"], network.inner_dim)
+    elif base.family == "chroma":
+        renamed = single_file_chroma.original(parts["transformer"], network.inner_dim)
+    elif base.family == "flux2":
+        renamed = single_file_flux2.original(parts["transformer"])
+    elif base.family == "zimage":
+        renamed = single_file_zimage.original(parts["transformer"])
     else:
         filled = _Filled(network, parts["transformer"])
         renamed = dict(single_file_sd3.original(filled))
@@ -173,7 +185,7 @@ def kohya(base: Base, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     if base.family != "sd15":
         return original(base, tensors)
     parts = _parts(tensors)
-    return _texts(parts) | {f"unet.{name}": tensor for name, tensor in parts["unet"].items()}
+    return _texts(base, parts) | {f"unet.{name}": tensor for name, tensor in parts["unet"].items()}
 
 
 def diffusers(base: Base, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from modules.importing import import_file, report
-from modules.importing.base import Wishes
+from modules.importing.base import Wishes, is_flow
 from modules.importing.ledger import flat
 from modules.objectives import Diffusion, Flow
 from modules.preset import files
@@ -43,7 +43,7 @@ def check(found, preset):
     assert not preset.optimizer.problems(preset.training.learning_rate, "cuda", setup.possible_rates(preset.targets))
     assert not schedules.problems(preset.training, preset.optimizer)
     assert not setup.rule_problems(preset)
-    process = Flow() if preset.family in ("flux", "sd3") else Diffusion(None, "epsilon")
+    process = Flow() if is_flow(preset.family) else Diffusion(None, "epsilon")
     predictions = () if preset.objective.prediction == "auto" else process.predictions
     if not (preset.objective.zero_terminal_snr and not predictions):
         assert not noise.problems(preset.objective, process)

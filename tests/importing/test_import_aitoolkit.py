@@ -3,7 +3,12 @@
 import copy
 
 import pytest
+import torch
 
+from modules import families
+from modules.preset.schema import Base
+from modules.training.setup import match_layers
+from tests import tiny_zimage
 from tests.importing.conftest import settings
 
 FLUX = {
@@ -51,6 +56,33 @@ def job(**sections):
         else:
             process[name] = section
     return values
+
+
+@pytest.mark.parametrize("arch, path", [
+    ("flux2", "black-forest-labs/FLUX.2-dev"), ("flux2_klein_9b", "black-forest-labs/FLUX.2-klein-base-9B"),
+])
+def test_flux2(imported, arch, path):
+    """It adapts the layers of all blocks, and none beside them."""
+    model = {"is_flux": None, "arch": arch, "name_or_path": path, "qtype": "qfloat8"}
+    preset = imported(job(model=model, train={"timestep_type": "sigmoid"})).preset
+    assert (preset.family, preset.base.path, preset.base.quantization) == ("flux2", path, "fp8")
+    assert preset.targets.layers == "attention-mlp" and not preset.targets.exclude
+    assert (preset.objective.density, preset.objective.shift) == ("logit_normal", 1)
+    kwargs = {"only_if_contains": ["single_blocks.1.", "double_blocks"]}
+    some = imported(job(model=model, network={"network_kwargs": kwargs}))
+    assert some.preset.targets.layers == "transformer.*single_transformer_blocks.1.*, transformer.*transformer_blocks*"
+
+
+@pytest.mark.parametrize("path, taken", [
+    ("lodestones/Chroma/v28", "lodestones/Chroma1-HD"), ("lodestones/Chroma", "lodestones/Chroma1-HD"),
+    ("lodestones/Chroma1-Base", "lodestones/Chroma1-Base"), ("/models/c.safetensors", "/models/c.safetensors"),
+])
+def test_chroma(imported, of, path, taken):
+    result = imported(job(model={"is_flux": None, "arch": "chroma", "name_or_path": path}))
+    preset = result.preset
+    assert (preset.family, preset.base.path, preset.targets.layers) == ("chroma", taken, "all")
+    assert not preset.targets.exclude and preset.objective.density == "logit_normal"
+    assert of(result.found, "model.name_or_path").part == ("mapped" if path == taken else "changed")
 
 
 @pytest.mark.parametrize("ending", ["yaml", "json"])
@@ -167,6 +199,20 @@ def test_bad_jobs(imported, values, words):
     with pytest.raises(ValueError, match=words) as caught:
         imported(values)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("arch", ["zimage", "zimage:turbo"])
+def test_z_image_trains_what_has_layers_in_its_name(imported, arch, tmp_path):
+    """`transformer_block_names` in toolkit/lora_special.py: every linear layer whose name contains one."""
+    model = families.read("zimage", Base(path=str(tiny_zimage.make_folder(tmp_path))))[0]
+    preset = imported(job(model={"is_flux": None, "arch": arch})).preset
+    assert (preset.family, preset.objective.density, preset.objective.shift) == ("zimage", "logit_normal", 1.0)
+    wanted = {f"transformer.{name}" for name, module in model.networks["transformer"].named_modules()
+              if isinstance(module, torch.nn.Linear) and "layers" in f"transformer.{name}"}
+    assert set(match_layers(model, preset.targets)[0]) == wanted
+    some = job(model={"is_flux": None, "arch": arch}, network={"network_kwargs": {"only_if_contains": ["attention"]}})
+    chosen, problems = match_layers(model, imported(some).preset.targets)
+    assert not problems and set(chosen) == {name for name in wanted if "attention" in name}
 
 
 @pytest.mark.parametrize(

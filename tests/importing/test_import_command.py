@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +14,7 @@ from modules import adapters, families
 from modules.importing import base, import_file, methods, trainers
 from modules.preset import files
 from modules.training.setup import match_layers
-from tests import tiny_flux, tiny_sd3, tiny_sdxl
+from tests import tiny_chroma, tiny_flux, tiny_flux2, tiny_sd3, tiny_sdxl, tiny_zimage
 
 ROOT = Path(__file__).parents[2]
 
@@ -126,8 +127,17 @@ def test_nearest_methods_are_methods():
 
 # -- layers on networks of the real classes ---------------------------------------------------------------------------
 
-NETWORKS = {"sdxl": tiny_sdxl, "flux": tiny_flux, "sd3": tiny_sd3}
-KINDS = {"sdxl": "STABLE_DIFFUSION_XL_10_BASE", "flux": "FLUX_DEV_1", "sd3": "STABLE_DIFFUSION_35"}
+NETWORKS = {"sdxl": tiny_sdxl, "flux": tiny_flux, "chroma": tiny_chroma, "flux2": tiny_flux2, "sd3": tiny_sd3,
+            "zimage": tiny_zimage}
+KINDS = {"sdxl": "STABLE_DIFFUSION_XL_10_BASE", "flux": "FLUX_DEV_1", "chroma": "CHROMA_1",
+         "sd3": "STABLE_DIFFUSION_35", "zimage": "Z_IMAGE", "flux2": "FLUX_2"}
+REGULAR = {
+    "attn-only": "^(?=.*attention)(?!.*refiner).*",
+    "attn-mlp": "^(?=.*attention)(?!.*refiner).*,^(?=.*feed_forward)(?!.*refiner).*",
+    "blocks": "layers",
+    "full": "",
+}
+"""OneTrainer's `LAYER_PRESETS` of its newer models, of which the first two are regular expressions."""
 
 
 @pytest.fixture(scope="module")
@@ -150,6 +160,11 @@ def models(tmp_path_factory):
         ("flux", "attn-mlp"),
         ("flux", "attn-only"),
         ("flux", "blocks"),
+        ("chroma", "attn-mlp"),
+        ("chroma", "blocks"),
+        ("chroma", "full"),
+        ("flux2", "blocks"),
+        ("flux2", "full"),
         ("sd3", "attn-only"),
         ("sd3", "blocks"),
     ],
@@ -157,7 +172,7 @@ def models(tmp_path_factory):
 def test_layer_presets_mean_the_same_layers(models, tmp_path, family, preset):
     """Against what OneTrainer does: every linear and convolution layer whose name has one of the parts."""
     parts = {"attn-only": ["attn"], "attn-mlp": ["attentions"], "blocks": ["transformer_block"], "full": [""]}[preset]
-    parts = ["attn", "ff.net", "proj_mlp"] if (family, preset) == ("flux", "attn-mlp") else parts
+    parts = ["attn", "ff.net", "proj_mlp"] if preset == "attn-mlp" and family in ("flux", "chroma") else parts
     frozen = {"train": False}
     values = {
         **ONETRAINER,
@@ -184,6 +199,27 @@ def test_layer_presets_mean_the_same_layers(models, tmp_path, family, preset):
     assert not left_out and not set(chosen) - theirs
 
 
+@pytest.mark.parametrize("preset", REGULAR)
+@pytest.mark.parametrize("by_name", [True, False])
+def test_layer_presets_of_regular_expressions_mean_the_same_layers(models, tmp_path, preset, by_name):
+    """By the preset's name alone, and by the pattern that its window writes beside it."""
+    import torch
+
+    model, pattern = models["zimage"], REGULAR[preset]
+    given = {} if by_name else {"layer_filter": pattern, "layer_filter_regex": pattern.startswith("^")}
+    values = {**ONETRAINER, "model_type": KINDS["zimage"], "layer_filter_preset": preset, **given,
+              "text_encoder": {"train": False}}
+    for name in ("layer_filter", "layer_filter_regex") if by_name else ():
+        values.pop(name, None)
+    path = tmp_path / "layers.json"
+    path.write_text(json.dumps(values))
+    chosen, problems = match_layers(model, imported_targets(path))
+    assert not problems
+    theirs = {f"transformer.{name}" for name, module in model.networks["transformer"].named_modules()
+              if isinstance(module, torch.nn.Linear) and any(re.search(part, name) for part in pattern.split(","))}
+    assert set(chosen) == theirs
+
+
 def imported_targets(path):
     """The `targets` of the preset of a file."""
     from modules.preset.schema import Preset
@@ -196,13 +232,14 @@ def allowed_to_be_left_out(name):
     return name.endswith(("norm1_context.linear", "add_q_proj", "norm_out.linear"))
 
 
-@pytest.mark.parametrize("family", ["sdxl", "flux", "sd3"])
+@pytest.mark.parametrize("family", ["sdxl", "flux", "chroma", "sd3"])
 @pytest.mark.parametrize("texts", [True, False])
 def test_layers_of_commands_match(models, tmp_path, family, texts):
     """kohya's choice as patterns that all match something."""
     script, module = {
         "sdxl": ("sdxl_train_network.py", "lycoris.kohya"),
         "flux": ("flux_train_network.py", "networks.lora_flux"),
+        "chroma": ("flux_train_network.py --model_type chroma", "networks.lora_flux"),
         "sd3": ("sd3_train_network.py", "networks.lora_sd3"),
     }[family]
     more = "" if texts else "--network_train_unet_only"

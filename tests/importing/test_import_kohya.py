@@ -233,6 +233,23 @@ def test_noise_levels_of_flux(imported, of, more, density, mean, shift):
     assert ("logit_mean" in {entry.key for entry in result.found.changed}) == (mean != 0)
 
 
+@pytest.mark.parametrize("more, texts", [("", False), ("--network_args train_t5xxl=True", True)])
+def test_chroma(imported, of, more, texts):
+    """The same program, told by an option. Without T5 it has no text encoder to train."""
+    command = FLUX.replace("--clip_l c.safetensors ", "").replace("flux1-dev", "Chroma1-HD").replace("1.0", "0.0")
+    more = f"--model_type chroma --apply_t5_attn_mask --timestep_sampling sigmoid --model_prediction_type raw {more}"
+    result = imported(command.format(more=more), "txt")
+    preset = result.preset
+    assert (preset.family, preset.base.path) == ("chroma", "Chroma1-HD.safetensors")
+    assert (preset.objective.density, preset.objective.density_mean, preset.objective.shift) == ("logit_normal", 0, 1)
+    assert preset.targets.text_encoders == texts
+    assert {of(result.found, key).part for key in ("model_type", "apply_t5_attn_mask")} == {"mapped"}
+    assert of(result.found, "guidance_scale").part == "dropped"
+    window = {"LoRA_type": "Flux1", "flux1_checkbox": True, "model_type": "chroma", "learning_rate": 1e-4,
+              "pretrained_model_name_or_path": "Chroma1-HD.safetensors", "max_train_steps": 100}
+    assert imported(window).preset.family == "chroma"
+
+
 def test_files_of_text_encoders_and_vae(imported, of):
     result = imported(FLUX.format(more="--vae other.safetensors"), "txt")
     assert (result.preset.base.texts, result.preset.base.vae) == (("c.safetensors", "t.safetensors"), "ae.safetensors")
@@ -267,7 +284,6 @@ def test_the_family_has_to_be_known(imported):
     [
         ("sdxl_train.py --learning_rate 1e-5", "sdxl_train.py trains no adapter"),
         ("anima_train_network.py --network_dim 4", "trains no adapter of a family"),
-        (FLUX.format(more="--model_type chroma"), "chroma is none of Gimbal's families"),
         ("train_network.py --network_dim many", "network_dim: 'many' is not a number"),
         ("train_network.py --network_dim 4 --network_dim 8", "given twice"),
         ("train_network.py --network_dim 4 8", "more than one value"),

@@ -152,6 +152,44 @@ def test_flux(imported, accounted, of):
     assert dynamic.preset.objective.shift is None
 
 
+def test_flux2(imported, accounted):
+    """Its own preset for 16 GB."""
+    values = {
+        "base_model_name": "black-forest-labs/FLUX.2-klein-base-9B", "batch_size": 2, "learning_rate": 3e-5,
+        "model_type": "FLUX_2", "resolution": "512", "output_model_format": "DIFFUSERS_LORA", "compile": True,
+        "transformer": {"train": True, "weight_dtype": "INT_W8A8"},
+        "text_encoder": {"train": False, "weight_dtype": "FLOAT_8"}, "training_method": "LORA",
+        "vae": {"weight_dtype": "FLOAT_32"}, "train_dtype": "BFLOAT_16", "output_dtype": "BFLOAT_16",
+        "layer_filter": "transformer_block", "layer_filter_preset": "blocks",
+        "quantization": {"layer_filter": "transformer_block", "layer_filter_preset": "blocks"},
+        "timestep_distribution": "LOGIT_NORMAL", "dynamic_timestep_shifting": True,
+    }
+    result = imported(values)
+    preset = result.preset
+    assert (preset.family, preset.base.path) == ("flux2", "black-forest-labs/FLUX.2-klein-base-9B")
+    assert (preset.base.quantization, preset.objective.density) == ("int8", "logit_normal")
+    assert preset.objective.shift is None and preset.targets.layers == "attention-mlp"
+    assert not preset.targets.exclude and not preset.targets.text_encoders
+    accounted(result.found, values)
+
+
+def test_chroma(imported, accounted):
+    """As in its own preset for 24 GB."""
+    values = {
+        "base_model_name": "lodestones/Chroma1-HD", "batch_size": 2, "learning_rate": 0.0003,
+        "model_type": "CHROMA_1", "resolution": "512", "transformer": {"train": True, "weight_dtype": "FLOAT_8"},
+        "text_encoder": {"train": False, "weight_dtype": "BFLOAT_16"}, "training_method": "LORA",
+        "timestep_distribution": "INVERTED_PARABOLA", "noising_weight": 7.7,
+        "layer_filter": "attn,ff.net,proj_mlp", "layer_filter_preset": "attn-mlp",
+    }
+    result = imported(values)
+    preset = result.preset
+    assert (preset.family, preset.base.path) == ("chroma", "lodestones/Chroma1-HD")
+    assert (preset.base.quantization, preset.objective.density) == ("fp8", "logit_normal")
+    assert preset.objective.shift == 1 and not preset.targets.text_encoders
+    accounted(result.found, values)
+
+
 def test_files_of_the_denoiser_and_the_vae(imported, of):
     result = imported({**FLUX, "transformer": {**FLUX["transformer"], "model_name": "/m/flux1-dev.safetensors"},
                        "vae": {"model_name": "/m/vae"}})
@@ -322,3 +360,24 @@ def test_unknown_keys_are_listed(imported, of):
     result = imported({**SDXL, "no_such_key": 3, "unet": {"train": True, "nor_this": 1}})
     assert of(result.found, "no_such_key").sentence.startswith("unknown")
     assert of(result.found, "unet.nor_this").sentence.startswith("unknown")
+
+
+def test_z_image(imported, accounted):
+    """As its shipped preset for 16 GB."""
+    values = {
+        "base_model_name": "Tongyi-MAI/Z-Image", "batch_size": 2, "learning_rate": 0.0003, "model_type": "Z_IMAGE",
+        "output_model_format": "DIFFUSERS_LORA", "resolution": "512", "compile": True,
+        "transformer": {"train": True, "weight_dtype": "FLOAT_8"},
+        "text_encoder": {"train": False, "weight_dtype": "FLOAT_8"}, "training_method": "LORA",
+        "train_dtype": "BFLOAT_16", "output_dtype": "BFLOAT_16", "timestep_distribution": "LOGIT_NORMAL",
+        "layer_filter": "^(?=.*attention)(?!.*refiner).*,^(?=.*feed_forward)(?!.*refiner).*",
+        "layer_filter_preset": "attn-mlp", "layer_filter_regex": True,
+        "samples": [{"prompt": "a cat", "enabled": True}],
+    }
+    result = imported(values)
+    preset = result.preset
+    assert (preset.family, preset.base.path, preset.base.quantization) == ("zimage", "Tongyi-MAI/Z-Image", "fp8")
+    assert (preset.targets.layers, preset.targets.text_encoders) == ("main-blocks", False)
+    assert (preset.objective.density, preset.objective.shift) == ("logit_normal", 1.0)
+    assert (preset.export.host, preset.samples.steps, preset.samples.guidance) == ("diffusers", 28, 4.0)
+    accounted(result.found, values)

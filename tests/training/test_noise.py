@@ -11,7 +11,7 @@ from modules.objectives import Diffusion, Flow
 from modules.preset import files
 from modules.preset.schema import Base, Objective
 from modules.training import noise
-from tests import tiny_flux, tiny_sd3
+from tests import tiny_chroma, tiny_flux, tiny_sd3
 
 EPSILON = Diffusion(torch.linspace(0.99, 0.01, 1000), "epsilon")
 V = Diffusion(torch.linspace(0.99, 0.01, 1000), "v_prediction")
@@ -85,7 +85,7 @@ def test_what_the_preset_leaves_open_stays_the_bases_own():
     assert model.process is FLOW
 
 
-MAKERS = {"sd3": tiny_sd3.make_folder, "flux": tiny_flux.make_folder}
+MAKERS = {"sd3": tiny_sd3.make_folder, "flux": tiny_flux.make_folder, "chroma": tiny_chroma.make_folder}
 
 
 @pytest.fixture(scope="module", params=MAKERS)

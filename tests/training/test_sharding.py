@@ -7,6 +7,7 @@ than they do. The optimizer makes plain steps: Adam would blow rounding up where
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 from collections.abc import Iterator
@@ -24,7 +25,7 @@ from modules.preset.files import resolve
 from modules.training import resuming
 from modules.training.command import FAILED, REFUSED
 from modules.training.sharding import SETTINGS, problems
-from tests import tiny_flux
+from tests import tiny_chroma, tiny_flux
 from tests.training.runs import ROOT, Place, draw_pictures, equal, launch
 from tests.training.sharded import Plan, write_plans
 from tests.training.test_processes import LAUNCHER, close
@@ -55,6 +56,9 @@ TURNED = {
 }
 """Nothing is derived from base weights; convolutions, and text encoders that are whole everywhere."""
 
+MASKED = {**FLUX, "family": "chroma"}
+"""Checkpointing is inside of the blocks."""
+
 HALF = {**FLUX, "adapter": {"method": "dora", "rank": 2, "axis": "output"}}
 HALF["training"] = {**TRAINING, "steps": 2, "precision": "bfloat16", "gradient_checkpointing": True}
 
@@ -65,6 +69,7 @@ class Shared:
 
     flux: Place
     sdxl: Place
+    chroma: Place
     process: subprocess.Popen
     out: str
     err: str
@@ -77,13 +82,14 @@ def beside(flux: Place) -> tuple[str, str]:
     return "--base.training_adapter", str(file)
 
 
-def plans(flux: Place, sdxl: Place) -> list[Plan]:
+def plans(flux: Place, sdxl: Place, chroma: Place) -> list[Plan]:
     """All trainings of two processes."""
     return [
         Plan(flux.command("sampled", **SAMPLED)),
         Plan(flux.command("stopped", **FLUX), stop_at=2),
         Plan(flux.command("stopped", **FLUX)),
         Plan(sdxl.command("turned", **TURNED), reshard=False),
+        Plan(chroma.command("masked", **MASKED)),
         Plan(flux.command("half", **HALF), as_on_gpu=True),
         Plan(flux.command("whole", **HALF), sharded=False),
         Plan(flux.command("beside", *beside(flux), **SAMPLED)),
@@ -97,15 +103,18 @@ def shared(stage: Path, tmp_path_factory) -> Iterator[Shared]:
     tiny_flux.make_folder(folder / "stage")
     draw_pictures(folder / "stage" / "pictures", 5, 0)
     draw_pictures(folder / "stage" / "validation", 2, 1)
-    (folder / "flux").mkdir()
-    (folder / "sdxl").mkdir()
+    shutil.copytree(folder / "stage", folder / "other", ignore=shutil.ignore_patterns("base"))
+    tiny_chroma.make_folder(folder / "other")
+    for name in ("flux", "sdxl", "chroma"):
+        (folder / name).mkdir()
     flux, sdxl = Place(folder / "stage", folder / "flux"), Place(stage, folder / "sdxl")
-    written = write_plans(folder / "plans.json", plans(flux, sdxl))
+    chroma = Place(folder / "other", folder / "chroma")
+    written = write_plans(folder / "plans.json", plans(flux, sdxl, chroma))
     command = [*LAUNCHER, *CONFIG, "tests/training/sharded.py", str(written)]
     process = launch(command, ACCELERATE_USE_CPU="1", PYTHONPATH=str(ROOT))
     try:
         out, err = process.communicate(timeout=500)
-        yield Shared(flux, sdxl, process, out, err)
+        yield Shared(flux, sdxl, chroma, process, out, err)
     finally:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
@@ -165,6 +174,12 @@ def test_a_training_adapter_is_whole_in_every_process(shared: Shared):
     alone(place, "beside alone", SAMPLED, *beside(place))
     assert_same_run(place, "beside", "beside alone")
     assert losses(place, "beside", "step") != pytest.approx(losses(place, "sampled", "step"), rel=1e-3)
+
+
+@pytest.mark.full
+def test_a_shared_base_whose_blocks_checkpoint_themselves(shared: Shared):
+    alone(shared.chroma, "alone", MASKED)
+    assert_same_run(shared.chroma, "masked", "alone")
 
 
 @pytest.mark.full

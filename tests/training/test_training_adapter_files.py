@@ -85,7 +85,7 @@ def kinds_of_files(folder: Path) -> dict[str, Path]:
     (folder / "pickle.pt").write_bytes(b"PK\3\4 anything")
     (folder / "empty.safetensors").write_bytes(b"")
     return {
-        "is for a FLUX.1 model, but the base is an SDXL model": folder / "flux.safetensors",
+        "a FLUX.1 model, but the base is an SDXL model": folder / "flux.safetensors",
         "LoKr, but a training adapter is a plain LoRA": folder / "lokr.safetensors",
         "safetensors": folder / "text.safetensors",
         "save it as .safetensors": folder / "pickle.pt",

@@ -23,7 +23,7 @@ ABOUT_FILES = ("architectures", "dtype", "transformers_version")
 
 COMPUTING = ("torch", "diffusers", "transformers")
 """Libraries whose versions may change the last bits."""
-TEXTS = (".json", ".txt", ".model")
+TEXTS = (".json", ".txt", ".model", ".jinja")
 """Ends of the names of configurations and tokenizers."""
 
 PICKLES = (".bin", ".pt", ".ckpt")
@@ -126,8 +126,15 @@ def weights_hash(*networks: nn.Module) -> str:
 def settings(config: Any) -> str:
     """A network's configuration, without what does not affect its results."""
     entries = config if isinstance(config, dict) else config.to_dict()
-    kept = {name: value for name, value in entries.items() if name[0] != "_" and name not in ABOUT_FILES}
-    return json.dumps(kept, sort_keys=True, default=str)
+    return json.dumps(_without_files(entries), sort_keys=True, default=str)
+
+
+def _without_files(entries: Any) -> Any:
+    """Entries of a configuration, and of those in it, without what says how a file was written."""
+    if not isinstance(entries, dict):
+        return entries
+    return {name: _without_files(value) for name, value in entries.items()
+            if not str(name).startswith("_") and name not in ABOUT_FILES}
 
 
 def tokenizing(tokenizer: Any) -> str:

@@ -1,7 +1,7 @@
 """Rectified-flow transformers."""
 
 from dataclasses import replace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
@@ -9,7 +9,7 @@ from modules.families.parts.pipeline import PipelineModel
 from modules.objectives import Flow
 
 PATCH = 2
-"""Latents along each side of a token."""
+"""Latents along each side of a token, in most families."""
 
 
 class FlowModel(PipelineModel):
@@ -17,14 +17,16 @@ class FlowModel(PipelineModel):
 
     DENOISER = "transformer"
     computed_in = "float16"
+    TOKEN: ClassVar[int] = PATCH
+    """Latents along each side of this family's tokens."""
 
     def __init__(self, pipeline: Any, device: torch.device):
         super().__init__(pipeline, device)
-        self.bucket_step = self.latent_factor * PATCH
+        self.bucket_step = self.latent_factor * self.TOKEN
         schedule = pipeline.scheduler.config
         self.process = Flow(shift=schedule.shift)
         if schedule.use_dynamic_shifting:  # its points are in tokens
-            small, large = (PATCH**2 * n for n in (schedule.base_image_seq_len, schedule.max_image_seq_len))
+            small, large = (self.TOKEN**2 * n for n in (schedule.base_image_seq_len, schedule.max_image_seq_len))
             self.process = Flow(growth=(small, schedule.base_shift, large, schedule.max_shift))
 
     def use_shift(self, shift: float) -> None:

@@ -84,6 +84,11 @@ class Loaded(Named):
         return cls.CONFIGS
 
     @classmethod
+    def pipeline_name(cls, source: str) -> str:
+        """`PIPELINE`, for the folder, or the hub's model, `source`."""
+        return cls.PIPELINE
+
+    @classmethod
     def variant_problems(cls, base: Base, names: Collection[str]) -> list[str]:
         """Whether `base.config` is of another variant of the family than a file with tensors of these names."""
         return []
@@ -208,14 +213,14 @@ class Loaded(Named):
     # -- loading ------------------------------------------------------------------------------------------------------
 
     @classmethod
-    def pipeline_class(cls) -> Any:
-        """diffusers' class."""
-        return resolve_name(f"diffusers:{cls.PIPELINE}")
+    def pipeline_class(cls, source: str = "") -> Any:
+        """diffusers' class, for the folder, or the hub's model, `source`."""
+        return resolve_name(f"diffusers:{cls.pipeline_name(source)}")
 
     @classmethod
     def index(cls, source: str) -> dict[str, Any]:
         """The index of parts of the folder, or of the hub's model, `source`; checked, or ValueError."""
-        return read_index(cls.pipeline_class(), source, cls.OPTIONS)
+        return read_index(cls.pipeline_class(source), source, cls.OPTIONS)
 
     @classmethod
     def load(cls, base: Base, device: torch.device, dtype: torch.dtype, pictures: bool = True) -> Self:
@@ -233,10 +238,15 @@ class Loaded(Named):
 
     @classmethod
     def read_file(cls, base: Base, dtype: torch.dtype) -> Any:
-        """The pipeline of a file, and of what is given besides; other parts with the weights beside the configuration,
-        and nothing else of that."""
+        """The pipeline of a file, and of what is given besides."""
         if found := split_problems.of_content(cls, base):
             raise ValueError(found[0].removeprefix("base.path: "))
+        return cls._part_by_part(base, dtype)
+
+    @classmethod
+    def _part_by_part(cls, base: Base, dtype: torch.dtype) -> Any:
+        """The pipeline of what is given in files; other parts with the weights beside the configuration, and nothing
+        else of that."""
         source = cls.source(base)
         given = cls._read_given(base, dtype)
 
@@ -253,7 +263,7 @@ class Loaded(Named):
         """The pipeline of a folder or of the hub's model, without the parts that its index does not have."""
         absent = {name: None for name, kind in cls.index(base.path).items() if kind == [None, None]}
         given = {**absent, **cls.OPTIONS, **cls._read_given(base, dtype)}
-        return cls.pipeline_class().from_pretrained(base.path, dtype=dtype, use_safetensors=True, **given)
+        return cls.pipeline_class(base.path).from_pretrained(base.path, dtype=dtype, use_safetensors=True, **given)
 
     @classmethod
     def _read_given(cls, base: Base, dtype: torch.dtype) -> dict[str, Any]:
@@ -304,10 +314,10 @@ class Loaded(Named):
         found, where = cls.index(source), source
         kinds = {name: component_class(kind, name, where) for name, kind in found.items()
                  if isinstance(kind, list) and name not in cls.OPTIONS}
-        taken = inspect.signature(cls.pipeline_class().__init__).parameters
+        taken = inspect.signature(cls.pipeline_class(source).__init__).parameters
         values = {name: value for name, value in found.items() if name in taken and not isinstance(value, list)}
         parts = {name: part(kind, name) for name, kind in kinds.items()}
-        return cls.pipeline_class()(**{**values, **parts, **cls.OPTIONS})
+        return cls.pipeline_class(source)(**{**values, **parts, **cls.OPTIONS})
 
 
 def in_files(base: Base) -> bool:
@@ -354,4 +364,10 @@ def _with_buffers(network: Any) -> Any:
         return network
     with init_empty_weights(include_buffers=False):
         make = type(network) if isinstance(network, PreTrainedModel) else type(network).from_config
-        return make(network.config)
+        whole = make(network.config)
+    if whole.state_dict().keys() == stored:
+        return whole
+    for name in [name for name, _ in network.named_buffers() if name not in stored]:  # parts of it have been taken out
+        owner, _, buffer = name.rpartition(".")
+        network.get_submodule(owner).register_buffer(buffer, whole.get_buffer(name), persistent=False)
+    return network

@@ -6,7 +6,7 @@ name that a host's file gets.
 """
 
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -25,6 +25,15 @@ EMBEDDINGS = ("token_embedding", "position_embedding", "shared", "embed_tokens",
 
 NORMS = ("layer_norm", "layer_norm1", "layer_norm2")
 """Ends of the names of text encoders' norms, of which the same is true."""
+
+TEXT_MODEL, MODEL = "text_model.", "model."
+"""First levels of the paths in CLIP and in language models."""
+
+HEAD = "lm_head"
+"""What a language model says its words with: no condition depends on it."""
+
+BESIDE = ("text_projection", HEAD)
+"""Layers of text encoders beside that level."""
 
 
 @dataclass(frozen=True)
@@ -92,10 +101,17 @@ class Files:
     """Prefix of ComfyUI's generic names of a text encoder, followed by transformers' path."""
     comfyui_reads_paths: bool = False
     """Whether ComfyUI supports diffusers' paths in this network."""
+    comfyui_original: tuple[str, ...] = ()
+    """What those paths begin with for which it has the original checkpoint's names only, after `original[0]`."""
     peft: bool = True
     """Whether diffusers reads adapters of this network."""
-    is_clip: bool = False
-    """Whether hosts expect CLIP's `text_model` level, which transformers 5 has dropped."""
+    level: str = ""
+    """The first level of the layers' paths, `text_model.` or `model.`, that hosts expect whether the class in
+    transformers has it or not (transformers 5 has dropped CLIP's)."""
+    kohya_level: bool = True
+    """Whether kohya's names have it too."""
+    generic_only: bool = False
+    """Whether `comfyui` is the only prefix that all versions of ComfyUI read."""
 
 
 def unet(kohya_original: bool) -> Files:
@@ -127,7 +143,7 @@ def clip(network: str, kohya: str, comfyui: str, checkpoint: str = "", alone: bo
     generic = f"text_encoders.{comfyui}.transformer."
     dotted = (f"{network}.", generic, f"{comfyui}.transformer.", f"{network}.base_model.model.",
               kohya.removesuffix("_") + ".", *([""] if alone else []))
-    return Files(checkpoint or generic, kohya, dotted=dotted, joined=(kohya,), comfyui=generic, is_clip=True)
+    return Files(checkpoint or generic, kohya, dotted=dotted, joined=(kohya,), comfyui=generic, level=TEXT_MODEL)
 
 
 def t5(network: str, *kohya: str) -> Files:
@@ -147,6 +163,24 @@ class Named:
     UNLIKE: ClassVar[str]
     """A pattern that is nowhere in them."""
 
+    SHARES_NAMES: ClassVar[bool] = False
+    """Whether an older family has the names and shapes of many of its layers. A file with no others may be for either,
+    and counts as the older one's where one has to be assumed."""
+    PROPORTIONS: ClassVar[dict[str, int]] = {}
+    """How many outputs for each input layers have whose names in files match a pattern, where other families have such
+    names."""
+    FOREIGN_WIDTHS: ClassVar[tuple[int, ...]] = ()
+    """How many inputs such layers have in others' models alone."""
+    CALLED: ClassVar[str] = ""
+    """A pattern that is in what metadata call the architecture, in lower case; "" for a family whose keys show it."""
+
+    @classmethod
+    def fits(cls, sizes: Mapping[str, tuple[int, int]]) -> bool:
+        """Whether layers with these names in a file can have these numbers of outputs and inputs."""
+        return all(out == times * width for name, (out, width) in sizes.items()
+                   for pattern, times in cls.PROPORTIONS.items() if re.search(pattern, name)
+                   ) and not any(width in cls.FOREIGN_WIDTHS for _, width in sizes.values())
+
     def names_of(self, network: str) -> Files:
         """The network's names in files."""
         raise NotImplementedError
@@ -163,10 +197,10 @@ class Named:
         return any(re.search(cls.LIKE, key) for key in joined) and not any(re.search(cls.UNLIKE, key) for key in joined)
 
     def split(self, layer: str) -> tuple[str, str, Files]:
-        """Network and path of a full layer name (CLIP's with the `text_model` level); what files call the network."""
+        """Network and path of a full layer name, with the level that hosts expect; what files call the network."""
         network, _, path = layer.partition(".")
         files = self.names_of(network)
-        return network, text_model_path(path) if files.is_clip else path, files
+        return network, with_level(path, files.level), files
 
     def checkpoint_place(self, layer: str, kind: str = "weight") -> Place:
         """Where a full single checkpoint of this family has the layer's weight (or bias)."""
@@ -178,10 +212,11 @@ class Named:
         """Every name that any known tool's adapter files have for the layer, each once."""
         network, path, files = self.split(layer)
         found = [Spelling(start + path) for start in files.dotted]
-        if files.is_clip:
-            found += [Spelling(start + path.removeprefix("text_model.")) for start in files.dotted]
+        if files.level:
+            found += [Spelling(start + path.removeprefix(files.level)) for start in files.dotted]
+        if files.level == TEXT_MODEL:
             found += [Spelling(f"{network}.{old}") for old in before_peft(path)]
-        found += [Spelling(start + joined(path)) for start in files.joined]
+        found += [Spelling(start + kohya_path(path, files)) for start in files.joined]
         if path == TOKENS:
             found += [Spelling(start + STORED_TOKENS) for start in (*files.dotted, *files.joined)]
         place = self.original(network, path, "weight")
@@ -198,18 +233,20 @@ class Named:
         network, path, files = self.split(layer)
         if host == "diffusers" and not files.peft:
             raise ValueError(
-                f"export.host diffusers: {layer}: diffusers supports no adapters of T5; set targets.exclude to "
-                f"{network}.*, or export.host to comfyui"
+                f"export.host diffusers: {layer}: diffusers supports no adapters of this text encoder; set "
+                f"targets.exclude to {network}.*, or export.host to comfyui"
             )
+        if host not in ("diffusers", "kohya", "lycoris") and path.startswith(files.comfyui_original):
+            return files.original[0] + layer_name(self.original(network, path, "weight"))
         if host == "diffusers" or (files.comfyui_reads_paths and host not in ("kohya", "lycoris")):
             return f"{network}.{path}"
         if host == "lycoris" and "lycoris_" in files.joined:
             return "lycoris_" + joined(path)
-        if host != "kohya" and files.comfyui and path.endswith((*EMBEDDINGS, *NORMS)):  # ComfyUI has no kohya spelling
-            return files.comfyui + t5_path(path)
+        if host != "kohya" and (files.generic_only or files.comfyui and path.endswith((*EMBEDDINGS, *NORMS))):
+            return files.comfyui + t5_path(path)  # ComfyUI has no kohya spelling
         if files.kohya_original:
             path = layer_name(self.original(network, path, "weight"))
-        return files.kohya + joined(path)
+        return files.kohya + kohya_path(path, files)
 
 
 def layer_name(place: Place) -> str:
@@ -222,6 +259,11 @@ def joined(name: str) -> str:
     return name.replace(".", "_")
 
 
+def kohya_path(path: str, files: Files) -> str:
+    """A layer's path with underscores for dots, as kohya's names of the network have it."""
+    return joined(path if files.kohya_level else path.removeprefix(files.level))
+
+
 def before_peft(path: str) -> list[str]:
     """What diffusers 0.17 called a layer of a CLIP text encoder, `self_attn.to_q` for `self_attn.q_proj`."""
     parent, _, part = path.rpartition(".")
@@ -230,16 +272,17 @@ def before_peft(path: str) -> list[str]:
     return [f"{start}.to_{part.removesuffix('_proj')}" for start in (parent, parent.removeprefix("text_model."))]
 
 
-def text_model_path(path: str) -> str:
-    """A layer of a CLIP text encoder with the `text_model` level that hosts expect and transformers 5 has dropped."""
-    return path if path == "text_projection" else "text_model." + path.removeprefix("text_model.")
+def with_level(path: str, level: str) -> str:
+    """A layer of a text encoder with the `level` that hosts expect, which layers beside it do not have."""
+    return path if path in BESIDE else level + path.removeprefix(level)
 
 
 def stored_names(name: str) -> list[str]:
-    """What the weights in a diffusers folder may call a tensor that the loaded network calls `name`: CLIP has the
-    `text_model` level or not, T5's table is stored under the name of its other use."""
-    short = name.removeprefix("text_model.")
-    return [name, short, f"text_model.{short}", name.replace(f"{TOKENS}.", f"{STORED_TOKENS}.")]
+    """What the weights in a diffusers folder may call a tensor that the loaded network calls `name`: CLIP and Qwen have
+    their first level or not, T5's table is stored under the name of its other use."""
+    levels = [one for level in (TEXT_MODEL, MODEL) for short in [name.removeprefix(level)]
+              for one in (short, level + short)]
+    return list(dict.fromkeys([name, *levels, name.replace(f"{TOKENS}.", f"{STORED_TOKENS}.")]))
 
 
 TOKENS, STORED_TOKENS = "encoder.embed_tokens", "shared"
@@ -257,10 +300,10 @@ def t5_path(path: str) -> str:
 
 
 def is_unused(layer: str) -> bool:
-    """Whether a full layer name is that of T5's embedding where no tokens are looked up: an adapter there has no
-    effect."""
+    """Whether a full layer name is that of T5's embedding where no tokens are looked up, or of a language model's
+    output: an adapter there has no effect."""
     network, _, path = layer.partition(".")
-    return network.startswith("text_encoder") and path == STORED_TOKENS
+    return network.startswith("text_encoder") and path in (STORED_TOKENS, HEAD)
 
 
 IN_RESBLOCK = {

@@ -140,9 +140,12 @@ def _tensor(file: Any, header: Header, place: Place, dtype: torch.dtype) -> Tens
 
 def _kept_in(network: Any, name: str, dtype: torch.dtype) -> torch.dtype:
     """The number format of a tensor: some parts of networks overflow in less than float32. transformers' keep only in
-    float16."""
+    float16. Counters stay whole numbers."""
     from transformers import PreTrainedModel
 
+    buffers = dict(network.named_buffers())
+    if name in buffers and not buffers[name].is_floating_point():
+        return buffers[name].dtype
     kept = set(network._keep_in_fp32_modules or ())
     if isinstance(network, PreTrainedModel) and dtype != torch.float16:
         kept = set()

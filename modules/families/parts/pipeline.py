@@ -8,13 +8,14 @@ methods under "defaults that a family may override" hold for most.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from types import MethodType
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from PIL.Image import Image
 from torch import Tensor, nn
+from torch.nn.functional import pixel_shuffle, pixel_unshuffle
 from torch.utils.checkpoint import checkpoint
 
 from modules import quant
@@ -28,12 +29,15 @@ COMPILED_VERSIONS = 64
 """Of a kind of block: one for each width, rank, method of calling (training, sampling) and, at first, bucket. Beyond
 torch's own limit of 8 it would silently run the rest uncompiled."""
 
-ARGUMENTS = {"hidden": "prompt_embeds", "pooled": "pooled_prompt_embeds"}
+ARGUMENTS = {"hidden": "prompt_embeds", "pooled": "pooled_prompt_embeds", "mask": "prompt_attention_mask"}
 """Names of the parts of an encoded prompt in diffusers' pipelines."""
 
 
 class PipelineModel(Loaded, Reader):
     """A loaded base; see `families.base.Model` for what each part means."""
+
+    FOLD: ClassVar[int] = 1
+    """Latents of the VAE, along each side, that are channels of one latent of the denoiser."""
 
     bucket_step: int
     longest_side: int | None = None
@@ -45,8 +49,8 @@ class PipelineModel(Loaded, Reader):
         self.networks: dict[str, nn.Module] = {name: part for name, part in components.items() if part is not None}
         self.text_encoders = [name for name in self.TEXT_ENCODERS if name in self.networks]
         vae = pipeline.vae.config
-        self.latent_factor = 2 ** (len(vae.block_out_channels) - 1)
-        self.latent_channels: int = vae.latent_channels
+        self.latent_factor = self.FOLD * 2 ** (len(vae.block_out_channels) - 1)
+        self.latent_channels: int = self.FOLD**2 * vae.latent_channels
         self._released: set[str] = set()
 
     # -- defaults that a family may override --------------------------------------------------------------------------
@@ -93,7 +97,8 @@ class PipelineModel(Loaded, Reader):
         """The denoiser's transformer blocks, in order; nearly all of its linear layers are in them."""
         denoiser: Any = self.networks[self.DENOISER]
         names = denoiser._repeated_blocks or denoiser._no_split_modules
-        return [module for module in denoiser.modules() if type(module).__name__ in names]
+        return [module for module in denoiser.modules()
+                if any(kind.__name__ in names for kind in type(module).__mro__)]  # a sharded block's class is derived
 
     def enable_checkpointing(self) -> None:
         """Recompute activations in the backward pass of every network."""
@@ -111,15 +116,9 @@ class PipelineModel(Loaded, Reader):
         compile what is called by a checkpoint outside."""
         limits: Any = torch._dynamo.config
         limits.recompile_limit = max(limits.recompile_limit, COMPILED_VERSIONS)
-        denoiser: Any = self.networks[self.DENOISER]
-        blocks = set(self.blocks())
-        for name, block in denoiser.named_modules():
-            if block not in blocks:
-                continue
-            if checkpointing:
-                owner = ".".join(name.split(".")[:-2])  # of the list that the block is in
-                denoiser.get_submodule(owner).gradient_checkpointing = False
-                block.once, block.forward = block.forward, MethodType(_recomputed, block)
+        if checkpointing:
+            recompute_inside(self.networks[self.DENOISER], self.blocks())
+        for block in self.blocks():
             block.compile()
 
     # -- encoding -----------------------------------------------------------------------------------------------------
@@ -130,14 +129,16 @@ class PipelineModel(Loaded, Reader):
         vae = self.present("vae")
         with torch.autocast(self.device.type, enabled=False):
             latents = vae.encode(pixels.to(self.device, self.VAE_DTYPE)).latent_dist
+        mean, std = (pixel_unshuffle(moment.float(), self.FOLD) for moment in (latents.mean, latents.std))
         shift, scale = self._latent_scale()
-        return torch.cat([(latents.mean.float() - shift) * scale, latents.std.float() * scale], 1)
+        return torch.cat([(mean - shift) * scale, std * scale], 1)
 
     def _decode(self, latents: Tensor) -> list[Image]:
         shift, scale = self._latent_scale()
         vae = self.present("vae")
         with torch.autocast(self.device.type, enabled=False):
-            pixels = vae.decode((latents.float() / scale + shift).to(self.VAE_DTYPE), return_dict=False)[0]
+            folded = latents.float() / scale + shift
+            pixels = vae.decode(pixel_shuffle(folded, self.FOLD).to(self.VAE_DTYPE), return_dict=False)[0]
         return self.pipeline.image_processor.postprocess(pixels.float())
 
     def _latent_scale(self) -> tuple[Tensor | float, Tensor | float]:
@@ -221,6 +222,15 @@ class PipelineModel(Loaded, Reader):
     def base_hash(self) -> str:
         """sha256 of the denoiser's weights."""
         return files.weights_hash(self.networks[self.DENOISER])
+
+
+def recompute_inside(denoiser: Any, blocks: Collection[Any]) -> None:
+    """Move checkpointing, which is enabled, from the modules that call the denoiser's `blocks` into the blocks."""
+    for name, block in denoiser.named_modules():
+        if block in blocks:
+            owner = ".".join(name.split(".")[:-2])  # of the list that the block is in
+            denoiser.get_submodule(owner).gradient_checkpointing = False
+            block.once, block.forward = block.forward, MethodType(_recomputed, block)
 
 
 def _recomputed(block: Any, *given: Any, **named: Any) -> Any:

@@ -15,7 +15,7 @@ from modules.families.parts import published
 from modules.families.parts.names import joined
 from modules.families.parts.published import Published
 from modules.files import keys
-from modules.hosts.key_maps.loading import Loading
+from modules.hosts.key_maps.loading import NO_FAMILY, Loading
 
 TITLE = "A1111"
 
@@ -49,7 +49,7 @@ def loading(tensors: Mapping[str, Tensor], family: str) -> Loading:
     """What it reads of the file in a model of the family."""
     kinds = names(family)
     if not kinds:
-        return Loading(unjudged="it does not support this model family")
+        return Loading(unjudged=NO_FAMILY)
     is_flow = any("joint_blocks" in layer.original for layer in published.layers(family))
     layers: dict[str, dict[str, str]] = {}
     read = {key for key in tensors if key.partition(".")[0] == EMBEDDINGS and key.count(".") > 1}
@@ -83,10 +83,9 @@ def _split_at_the_last(key: str) -> tuple[str, str, str]:
 def names(family: str) -> dict[str, str]:
     """The names, without suffixes, that it finds in models of the family, and the classes of these modules."""
     layers = published.layers(family)
-    paths = {layer.original for layer in layers}
-    if any("double_blocks" in path for path in paths):
+    is_flow = any("joint_blocks" in layer.original for layer in layers)
+    if not is_flow and all(layer.network != "unet" for layer in layers):
         return {}
-    is_flow = any("joint_blocks" in path for path in paths)
     is_two = any(layer.network.endswith("_2") for layer in layers)
     # The roots of its models are modules too, with names that are prefixes of other programs' keys.
     roots = ["diffusion_model"] if is_flow else ["diffusion_model", *([] if is_two else ["transformer"])]

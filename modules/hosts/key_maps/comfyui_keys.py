@@ -8,7 +8,7 @@ from functools import cache
 from torch import Tensor
 
 from modules.families.parts import published
-from modules.families.parts.names import joined
+from modules.families.parts.names import MODEL, joined
 from modules.families.parts.published import Published
 from modules.files import keys
 from modules.hosts.key_maps.loading import Loading, Pair, Suffixes, read
@@ -63,10 +63,11 @@ def names(family: str) -> frozenset[str]:
     """The names, without suffixes, that it finds in models of the family."""
     layers = published.layers(family)
     denoiser = [layer for layer in layers if not layer.is_text]
-    is_flow = any("joint_blocks" in layer.original for layer in layers)
+    originals = " ".join(layer.original for layer in denoiser)
+    starts = next((starts for mark, starts in STARTS.items() if mark in originals), USUAL)
     found = {name for layer in denoiser for name in original_names(layer)}
     for layer in denoiser:
-        found |= set(unet_names(layer) if layer.network == "unet" else transformer_names(layer, is_flow))
+        found |= set(unet_names(layer) if layer.network == "unet" else transformer_names(layer, starts))
     return frozenset(found | text_names(layers))
 
 
@@ -85,10 +86,25 @@ def unet_names(layer: Published) -> Iterator[str]:
     yield from (f"lora_unet_{joined(layer.path)}", f"lycoris_{joined(layer.path)}", old, f"unet.{old}")
 
 
-def transformer_names(layer: Published, is_flow: bool) -> Iterator[str]:
-    """With diffusers' path; `is_flow`: of a Stable Diffusion 3 model."""
-    yield from (f"transformer.{layer.path}", f"base_model.model.{layer.path}" if is_flow else layer.path)
-    yield from (f"lycoris_{joined(layer.path)}", f"lora_transformer_{joined(layer.path)}")
+def transformer_names(layer: Published, starts: tuple[str, ...]) -> Iterator[str]:
+    """With diffusers' path, where it has one, after these beginnings; underscores for dots after those that end with
+    one."""
+    if not layer.path.startswith(PATHLESS):
+        yield from (start + (joined(layer.path) if start.endswith("_") else layer.path) for start in starts)
+
+
+USUAL = ("transformer.", "", "lycoris_", "lora_transformer_")
+STARTS = {
+    "joint_blocks": ("transformer.", "base_model.model.", "lycoris_", "lora_transformer_"),
+    "noise_refiner": ("transformer.", "", "lycoris_", "diffusion_model."),
+}
+"""Beginnings of names with diffusers' paths, by a part of the transformer's original names."""
+
+
+PATHLESS = (
+    "distilled_guidance_layer.", "time_guidance_embed.", "double_stream_modulation_", "single_stream_modulation.",
+)
+"""Layers that it has under the original checkpoint's names only."""
 
 
 def text_names(layers: tuple[Published, ...]) -> set[str]:
@@ -97,10 +113,16 @@ def text_names(layers: tuple[Published, ...]) -> set[str]:
     networks = sorted({layer.network for layer in layers if layer.is_text})
     for network in networks:
         own = [layer.path for layer in layers if layer.network == network]
-        if is_t5(own):
+        if is_language_model(own):
+            found |= {f"text_encoders.{wrapper}transformer.{path}" for wrapper in ("qwen3_4b.", "") for path in own}
+            found |= {f"lora_te_{joined(path.removeprefix(MODEL))}" for path in own}
+        elif is_t5(own):
             known = [path for path in own if path != "encoder.embed_tokens"]  # the same table as `shared`
             found |= {f"lora_te{index}_{joined(path)}" for index in T5_NUMBERS[len(networks)] for path in known}
             found |= {f"text_encoders.{wrapper}transformer.{path}" for wrapper in ("t5xxl.", "") for path in known}
+        elif any(path.startswith("model.layers.") for path in own):
+            found |= {f"text_encoders.{word}.transformer.{path}" for word in LANGUAGE_MODELS for path in own}
+            found |= {f"lora_te_{joined(path.removeprefix('model.'))}" for path in own}
         else:
             is_second, known = network.endswith("_2"), (*own, "text_projection")
             wrappers = ("clip_g",) if is_second else ("clip_l", "clip_h") if len(networks) == 1 else ("clip_l",)
@@ -109,8 +131,16 @@ def text_names(layers: tuple[Published, ...]) -> set[str]:
     return found
 
 
-T5_NUMBERS = {2: (2, 3), 3: (3,)}
+LANGUAGE_MODELS = ("qwen3_4b", "qwen3_8b", "mistral3_24b")
+"""Its words for text encoders that are such."""
+
+T5_NUMBERS = {1: (1,), 2: (2, 3), 3: (3,)}
 """By the number of text encoders: the number of the T5 in kohya's and OneTrainer's names."""
+
+
+def is_language_model(paths: list[str]) -> bool:
+    """Whether a text encoder with these layers is a language model."""
+    return any(path.startswith(MODEL) for path in paths)
 
 
 def is_t5(paths: list[str]) -> bool:

@@ -21,13 +21,17 @@ TITLE = "diffusers"
 
 MIXINS = {
     "sd15": "StableDiffusionLoraLoaderMixin", "sdxl": "StableDiffusionXLLoraLoaderMixin", "sd3": "SD3LoraLoaderMixin",
-    "flux": "FluxLoraLoaderMixin",
+    "flux": "FluxLoraLoaderMixin", "chroma": "FluxLoraLoaderMixin", "zimage": "ZImageLoraLoaderMixin",
+    "flux2": "Flux2LoraLoaderMixin",
 }
 ENCODERS = {"sd15": ("text_encoder",), "sdxl": ("text_encoder", "text_encoder_2"),
-            "sd3": ("text_encoder", "text_encoder_2"), "flux": ("text_encoder",)}
+            "sd3": ("text_encoder", "text_encoder_2"), "flux": ("text_encoder",), "chroma": ("text_encoder",),
+            "zimage": (), "flux2": ()}
 """Text encoders that a pipeline's loader searches."""
 FLAT = {("sd15", "text_encoder"), ("sdxl", "text_encoder"), ("flux", "text_encoder")}
 """Of them, those that have no `text_model` level with transformers 5."""
+READS_LOKR = ("flux2",)
+"""Families whose loader converts other products than low-rank ones."""
 NORMS = ("norm_q", "norm_k", "norm_added_q", "norm_added_k")
 """Parts of keys that FLUX's loader treats as whole norms."""
 
@@ -54,7 +58,7 @@ class Tracked(torch.Tensor):
 
 def loading(tensors: Mapping[str, Tensor], family: str) -> Loading:
     """What it reads of the file in a pipeline of the family."""
-    if any(".lokr_" in key and "lora" in key for key in tensors):
+    if any(".lokr_" in key and ("lora" in key or family in READS_LOKR) for key in tensors):
         return Loading(unjudged="how diffusers reads this kind of file (LoKr) is not modelled")
     mixin = _mixin(family)
     with torch.no_grad():
@@ -62,7 +66,7 @@ def loading(tensors: Mapping[str, Tensor], family: str) -> Loading:
             read = {key for _, tensor in _found(mixin, tensors, family) for key in tensor.origins}
         except Exception as error:  # any exception of diffusers is what its user would see
             return Loading(raises=f"{type(error).__name__}: {_first_words(str(error))}")
-    is_flux = mixin.__name__.startswith("Flux")
+    is_flux = mixin.__name__ == MIXINS["flux"]
     if not is_flux or not _passes_alphas_over(tensors):
         names = {key.rpartition(".lora")[0] or key.partition(".")[0] for key in read}
         read |= {key for key in tensors if key.removesuffix(keys.KOHYA.alpha) in names}
@@ -88,7 +92,7 @@ def _found(mixin: Any, tensors: Mapping[str, Tensor], family: str) -> list[tuple
     """The layers of the pipeline that receive tensors, and which."""
     given: dict[str, Any] = {key: _stand_in(key, tensor) for key, tensor in tensors.items()}
     more = {"unet_config": SimpleNamespace(layers_per_block=2)} if len(ENCODERS[family]) == 2 else {}
-    is_flux = mixin.__name__.startswith("Flux")
+    is_flux = mixin.__name__ == MIXINS["flux"]
     state = mixin.lora_state_dict(given, **(more if "unet" in mixin._lora_loadable_modules else {}),
                                   **({"return_alphas": True} if is_flux else {}))
     state = state[0] if isinstance(state, tuple) else state

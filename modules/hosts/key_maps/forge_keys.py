@@ -13,7 +13,7 @@ from modules.families.parts import published
 from modules.families.parts.names import joined
 from modules.families.parts.published import Published
 from modules.hosts.key_maps import comfyui_keys
-from modules.hosts.key_maps.loading import Loading, Suffixes, read
+from modules.hosts.key_maps.loading import KNOWN, NO_FAMILY, Loading, Suffixes, read
 
 TITLE = "Forge"
 
@@ -28,6 +28,8 @@ PATIENCE = 12
 
 def loading(tensors: Mapping[str, Tensor], family: str) -> Loading:
     """What it reads of the file in a model of the family."""
+    if family not in KNOWN:
+        return Loading(unjudged=NO_FAMILY)
     renamed = {key: key for key in tensors}
     if all(key in tensors for key in comfyui_keys.CONTROL):
         renamed = {f"diffusion_model.{_controlled(key)}": key for key in tensors}
@@ -48,7 +50,6 @@ def _controlled(key: str) -> str:
 def names(family: str) -> frozenset[str]:
     """The names, without suffixes, that it finds in models of the family."""
     layers = published.layers(family)
-    is_flow = any("joint_blocks" in layer.original for layer in layers)
     found = _text_names(layers)
     for layer in layers:
         if layer.is_text:
@@ -57,7 +58,7 @@ def names(family: str) -> frozenset[str]:
         found |= {f"diffusion_model.{name}"} | ({f"lora_unet_{joined(name)}"} if name != layer.original else set())
         if layer.network == "unet":
             found |= set(comfyui_keys.unet_names(layer))
-        elif not is_flow:
+        elif family == "flux":
             found |= {f"transformer.{layer.path}", f"lycoris_{joined(layer.path)}",
                       f"lora_transformer_{joined(layer.path)}"}
     return frozenset(found)

@@ -7,6 +7,10 @@ from torch import Tensor
 
 from modules.files import keys
 
+KNOWN = ("sd15", "sdxl", "sd3", "flux", "chroma")
+"""The families that Forge and sd-scripts have."""
+NO_FAMILY = "it does not support this model family"
+
 
 @dataclass(frozen=True)
 class Loading:

@@ -15,7 +15,7 @@ from modules.families.parts.names import joined
 from modules.families.parts.published import Published
 from modules.files import keys
 from modules.hosts.key_maps.comfyui_keys import CLIP_LAYERS
-from modules.hosts.key_maps.loading import Loading
+from modules.hosts.key_maps.loading import KNOWN, NO_FAMILY, Loading
 
 TITLE = "sd-scripts"
 
@@ -34,6 +34,8 @@ WIDTH = 320
 
 def loading(tensors: Mapping[str, Tensor], family: str) -> Loading:
     """What it reads of the file in a model of the family."""
+    if family not in KNOWN:
+        return Loading(unjudged=NO_FAMILY)
     if next((key for key in tensors if key.startswith(("lora", "oft"))), "").startswith("oft"):
         return _rotations(tensors, family)
     known, layers = names(family), {}

@@ -12,7 +12,7 @@ from modules import hosts
 from modules.files import keys, kinds, spellings, writer
 from modules.files.distance import Comparison, LayerError
 from modules.files.opening import AdapterFile
-from modules.files.reading import families_of
+from modules.files.reading import family_of
 from modules.hosts import How
 from modules.hosts.parts import arithmetic
 
@@ -81,8 +81,7 @@ def view(file: AdapterFile, host: str, norm: str = "") -> View:
     )
     common = alphas.most_common(1)[0][0] if len(alphas) > 1 else None
     config = file.config if writer.PEFT_OPTIONS in file.metadata else {}
-    like = families_of(file.tensors)
-    how = How(norm or "original", magnitudes, family=like[0] if len(like) == 1 else "")
+    how = How(norm or "original", magnitudes, family=family_of(file.tensors))
     return View(host, how, common, writer.About(config=config))
 
 

@@ -77,8 +77,9 @@ PATCHED = (torch.nn.Linear, torch.nn.Conv2d, torch.nn.LayerNorm, torch.nn.Multih
 
 def missing(family, dtype):
     """What this A1111 does not have, in words."""
-    if family == "flux" or family == "sd3" and not REAL:
-        return f"A1111 {version()} has no {'FLUX' if family == 'flux' else 'SD 3'}"
+    later = {"flux": "FLUX", "chroma": "Chroma", **({} if REAL else {"sd3": "SD 3"})}
+    if family in later:
+        return f"A1111 {version()} has no {later[family]}"
     return "A1111 computes in float32 or float16" if dtype == "bfloat16" else ""
 
 

@@ -32,13 +32,18 @@ from safetensors.torch import load_file  # noqa: E402
 CPU = torch.device("cpu")
 LOG = answering.Log()
 logging.getLogger().addHandler(LOG)
-CLASSES = {"sd15": "SD15", "sdxl": "SDXL", "sd3": "SD3", "flux": "Flux"}
+CLASSES = {"sd15": "SD15", "sdxl": "SDXL", "sd3": "SD3", "flux": "Flux", "chroma": "Chroma", "zimage": "ZImage",
+           "flux2": "Flux2"}
 ENCODERS = {
     "sd15": {"text_encoder": "clip_l"},
     "sdxl": {"text_encoder": "clip_l", "text_encoder_2": "clip_g"},
     "sd3": {"text_encoder": "clip_l", "text_encoder_2": "clip_g", "text_encoder_3": "t5xxl"},
     "flux": {"text_encoder": "clip_l", "text_encoder_2": "t5xxl"},
+    "chroma": {"text_encoder": "t5xxl"},
+    "zimage": {"text_encoder": "qwen3_4b"},
 }
+SIZES = {2560: "qwen3_4b", 4096: "qwen3_8b", 5120: "mistral3_24b"}
+"""The text encoder of a family that has several, by its width."""
 
 
 class Tree(torch.nn.Module):
@@ -170,7 +175,9 @@ def names(request):
     part = next(one for one in tensors if one in ("unet", "transformer"))
     model = denoiser(request["family"], tensors[part], tiny=False)
     context = [tensor.shape[1] for key, tensor in tensors[part].items() if key.endswith("attn2.to_k.weight")]
-    encoders = {"text_encoder": "clip_h"} if context[:1] == [1024] else ENCODERS[request["family"]]
+    encoders = {"text_encoder": "clip_h"} if context[:1] == [1024] else ENCODERS.get(request["family"])
+    if encoders is None:
+        encoders = {"text_encoder": SIZES[tensors["text_encoder"]["model.embed_tokens.weight"].shape[1]]}
     texts = Tree({f"{theirs}.transformer.{key}": tensor for ours, theirs in encoders.items()
                   for key, tensor in tensors.get(ours, {}).items()})
     found = comfy.lora.model_lora_keys_clip(texts, comfy.lora.model_lora_keys_unet(model, {}))

@@ -26,9 +26,11 @@ import comfy.utils  # noqa: E402
 import torch  # noqa: E402
 
 CLASSES = {"sd15": "SD15", "sd21": "SD20", "sdxl": "SDXL", "sd35_medium": "SD3", "sd35_large": "SD3",
-           "flux_dev": "Flux", "flux_schnell": "FluxSchnell"}
+           "flux_dev": "Flux", "flux_schnell": "FluxSchnell", "chroma1_hd": "Chroma",
+           "zimage": "ZImage", "zimage_turbo": "ZImage"}
 CLIPS = {"sd15": ("clip_l",), "sd21": ("clip_h",), "sdxl": ("clip_l", "clip_g"), "flux_dev": ("clip_l", "t5xxl"),
-         "flux_schnell": ("clip_l", "t5xxl")}
+         "flux_schnell": ("clip_l", "t5xxl"), "chroma1_hd": ("t5xxl",), "zimage": ("qwen3_4b",),
+         "zimage_turbo": ("qwen3_4b",)}
 META = torch.device("meta")
 
 

@@ -13,7 +13,8 @@ from safetensors.torch import load_file
 DEPTHS = {
     "sdxl": {"num_res_blocks": [2] * 3, "channel_mult": [1, 2, 4], "transformer_depth": [0, 0, 2, 2, 10, 10],
              "transformer_depth_output": [0, 0, 0, 2, 2, 2, 10, 10, 10], "transformer_depth_middle": 10},
-    "flux": {"depth": 19, "depth_single_blocks": 38, "hidden_size": 3072}, "sd3": {"depth": 24},
+    **dict.fromkeys(("flux", "chroma"), {"depth": 19, "depth_single_blocks": 38, "hidden_size": 3072}),
+    "sd3": {"depth": 24},
 }
 
 

@@ -16,7 +16,8 @@ import transformers  # noqa: E402
 from diffusers.loaders import lora_pipeline  # noqa: E402
 
 MIXINS = {"sd15": "StableDiffusionLoraLoaderMixin", "sdxl": "StableDiffusionXLLoraLoaderMixin",
-          "sd3": "SD3LoraLoaderMixin", "flux": "FluxLoraLoaderMixin"}
+          "sd3": "SD3LoraLoaderMixin", "flux": "FluxLoraLoaderMixin",
+          "chroma": "FluxLoraLoaderMixin", "zimage": "ZImageLoraLoaderMixin"}
 
 
 def pipeline(folder, family):

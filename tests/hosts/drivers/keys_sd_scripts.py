@@ -19,7 +19,7 @@ TARGETS = tuple(oft.OFTNetwork.UNET_TARGET_REPLACE_MODULE_ATTN_ONLY), tuple(
 def model(family, folder):
     """Its networks in full size, without weights."""
     network, module = sd_scripts.denoiser(family)
-    texts = []
+    texts = [torch.nn.Module()] if family == "chroma" else []  # it has a stand-in for the CLIP
     with torch.device("meta"):
         for part in sd_scripts.ENCODERS:
             if (Path(folder) / part).exists():
@@ -35,7 +35,7 @@ def answer(request):
     network, texts, module = model(request["family"], request["folder"])
     file = load_file(request["file"])
     if next((key for key in file if key.startswith(("lora", "oft"))), "").startswith("oft"):
-        return rotations(file, network, oft_flux if request["family"] == "flux" else oft)
+        return rotations(file, network, oft_flux if request["family"] in ("flux", "chroma") else oft)
     given = texts if len(texts) > 1 else texts[0]
     renamed = dict(file)  # it may rename keys
     found, weights = module.create_network_from_weights(1.0, "", None, given, network, weights_sd=renamed,

@@ -94,6 +94,11 @@ def denoiser(family):
             from networks import lora_flux
 
             return flux_models.Flux(flux_models.configs["dev"].params), lora_flux
+        if family == "chroma":
+            from library import chroma_models
+            from networks import lora_flux
+
+            return chroma_models.Chroma(chroma_models.chroma_params), lora_flux
         from library import sd3_models
         from networks import lora_sd3
 
