@@ -310,6 +310,10 @@ class Model(qwen3.Qwen3Reader, FlowModel):
         """None where guidance is distilled."""
         return None if self.guided or self.distilled else given
 
+    def guidance_options(self, guidance: float, away: bool) -> dict[str, float]:
+        """Distilled Klein has none, and its pipeline warns of any other."""
+        return {"guidance_scale": 1.0 if self.distilled else guidance}
+
     # -- exporting ----------------------------------------------------------------------------------------------------
 
     def names_of(self, network: str) -> Files:
