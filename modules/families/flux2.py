@@ -22,6 +22,7 @@ from modules.documents import is_folder, read_object
 from modules.families import base as protocol
 from modules.families.parts import files, qwen3
 from modules.families.parts.components import component_class, read_index
+from modules.families.parts.double_single import original_place
 from modules.families.parts.flow import FlowModel
 from modules.families.parts.names import DENOISER, Files, Place, transformer
 from modules.families.parts.split import Source, TextFile
@@ -77,9 +78,8 @@ IN_BLOCKS = {
     "attn.to_qkv_mlp_proj": "linear1",
     "attn.to_out": "linear2",
 }
-NORMS = {"attn.norm_q": "norm.query_norm", "attn.norm_k": "norm.key_norm"}
-ROWS = {"to_q": 0, "add_q_proj": 0, "to_k": 1, "add_k_proj": 1, "to_v": 2, "add_v_proj": 2}
-"""Where a layer begins in the matrix that the original has for three, in widths of the transformer."""
+IN_SINGLE = IN_BLOCKS | {"attn.norm_q": "norm.query_norm", "attn.norm_k": "norm.key_norm"}
+IN_DOUBLE = IN_BLOCKS | {"attn.norm_q": "img_attn.norm.query_norm", "attn.norm_k": "img_attn.norm.key_norm"}
 
 ORIGINAL_ONLY = ("time_guidance_embed.", "double_stream_modulation_", "single_stream_modulation.")
 """Beginnings of the paths that ComfyUI has only the original names of."""
@@ -366,15 +366,4 @@ def grid(tokens: Tensor, height: int, width: int) -> Tensor:
 def transformer_place(path: str, kind: str, width: int) -> Place:
     """Where the original checkpoints have a tensor of diffusers' transformer of this `width`, e.g. in
     `double_blocks.0.img_mlp.0.weight`."""
-    blocks, _, rest = path.partition(".")
-    number, _, inside = rest.partition(".")
-    if blocks == "transformer_blocks":
-        original = f"double_blocks.{number}.{IN_BLOCKS.get(inside) or 'img_attn.' + NORMS[inside]}"
-    elif blocks == "single_transformer_blocks":
-        original = f"single_blocks.{number}.{IN_BLOCKS.get(inside) or NORMS[inside]}"
-    else:
-        original = OUTSIDE[path]
-    name = f"{original}.{'scale' if original.endswith('_norm') else kind}"
-    if (row := ROWS.get(path.rpartition(".")[2])) is not None:
-        return Place(name, row * width, width)
-    return Place(name, exchanged=path == "norm_out.linear")  # the original has the shift first, diffusers the scale
+    return original_place(path, kind, width, OUTSIDE, IN_DOUBLE, IN_SINGLE)

@@ -119,15 +119,23 @@ def split_block(name: str) -> tuple[str, str]:
     return (found[1], found[2]) if found else ("", name)
 
 
-def original_place(path: str, kind: str, width: int, outside: Mapping[str, str]) -> Place:
+def original_place(
+    path: str,
+    kind: str,
+    width: int,
+    outside: Mapping[str, str],
+    double: Mapping[str, str] = IN_DOUBLE,
+    single: Mapping[str, str] = IN_SINGLE,
+) -> Place:
     """Where the original checkpoints have a tensor of diffusers' transformer of this `width`, e.g. in
-    `double_blocks.0.img_mlp.0.weight`; `outside`: the original names of modules outside of the blocks."""
+    `double_blocks.0.img_mlp.0.weight`; `outside`, `double`, `single`: the original names of modules outside of the
+    blocks and in them."""
     blocks, _, rest = path.partition(".")
     number, _, inside = rest.partition(".")
     if blocks == "transformer_blocks":
-        original = f"double_blocks.{number}.{IN_DOUBLE[inside]}"
+        original = f"double_blocks.{number}.{double[inside]}"
     elif blocks == "single_transformer_blocks":
-        original = f"single_blocks.{number}.{IN_SINGLE[inside]}"
+        original = f"single_blocks.{number}.{single[inside]}"
     else:
         original = outside[path]
     name = f"{original}.{'scale' if original.endswith('_norm') else kind}"
