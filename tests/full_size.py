@@ -160,9 +160,9 @@ def row(preset: Preset, model: Any) -> str:
     return f"| `{preset.name}` | {len(adapted)} | {parameters:,} | {size / 2**20:,.1f} MiB | {counted} |"
 
 
-def page() -> str:
-    """docs/families.md."""
-    text = INTRODUCTION
+def page(every: int = 1) -> str:
+    """docs/families.md; or with a row for one of `every` presets, in each family for others."""
+    text, number = INTRODUCTION, 0
     with tempfile.TemporaryDirectory() as place:
         for name, known in MODELS.items():
             family = known.family
@@ -176,7 +176,10 @@ def page() -> str:
             if not known.presets:
                 continue  # hardly anything else than in the first
             text += "| preset | layers | parameters | file | form of the layers in it |\n|---|---|---|---|---|\n"
-            text += "\n".join(row(preset, model) for preset in presets(family)) + "\n\n"
+            for preset in presets(family):
+                number += 1
+                text += f"{row(preset, model)}\n" if number % every == 0 else ""
+            text += "\n"
     return text.rstrip() + "\n"
 
 

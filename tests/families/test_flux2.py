@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from modules.adapters.base import detach
 from modules.families.flux2 import DEV, KLEIN, PREFIX, Model
+from modules.files.models_by_name import whose
 from modules.objectives import add_noise, target
 from modules.preset.schema import Base, Targets
 from modules.training.setup import layer_names, match_layers
@@ -367,3 +368,12 @@ def test_distilled_bases_are_told_from_the_index(folders, tmp_path):
         assert Model.skeleton(base).distilled == Model.skeleton(Base(path=str(folders[kind]))).distilled == (
             kind == "distilled")
         assert Model.load(base, CPU, torch.float32).distilled == (kind == "distilled")
+
+
+@pytest.mark.parametrize("out, family", [(27648, "flux2"), (21504, "flux")])
+def test_a_file_of_one_layer_is_told_by_its_size(out, family):
+    """Klein 4B has FLUX.1's width and a wider layer."""
+    name = "diffusion_model.single_blocks.0.linear1"
+    pair = {f"{name}.lora_A.weight": torch.zeros(2, 3072), f"{name}.lora_B.weight": torch.zeros(out, 2)}
+    found = whose(pair, {}).families
+    assert family in found and ("flux2" in found) == (family == "flux2")

@@ -136,7 +136,7 @@ def test_keys(full, host):
 
 
 def test_t5_for_diffusers_does_not_exist(full):
-    with pytest.raises(ValueError, match=r"^export.host diffusers: .*T5.*targets.exclude.*comfyui"):
+    with pytest.raises(ValueError, match=r"^export.host diffusers: text_encoder_3.*targets.exclude.*comfyui"):
         full.export_key("text_encoder_3.encoder.block.0.layer.0.SelfAttention.q", "diffusers")
 
 

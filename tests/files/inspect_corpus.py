@@ -362,11 +362,11 @@ OTHERS = {
 
 
 LATER = {
-    "Klein": ("diffusion_model.single_blocks.0.linear1", 27648, 3072),
-    "Klein 9B": ("diffusion_model.double_blocks.0.img_attn.qkv", 12288, 4096),
-    "Klein, diffusers": ("transformer.single_transformer_blocks.0.attn.to_qkv_mlp_proj", 27648, 3072),
+    "linear1 alone": ("diffusion_model.single_blocks.0.linear1", 36864, 4096),
+    "qkv alone": ("diffusion_model.double_blocks.0.img_attn.qkv", 12288, 4096),
+    "diffusers, one layer": ("transformer.single_transformer_blocks.0.attn.to_qkv_mlp_proj", 36864, 4096),
 }
-"""The same of FLUX.2."""
+"""The same of FLUX.2 Klein 9B."""
 
 
 def _others() -> Iterator[Made]:

@@ -9,7 +9,10 @@ import pytest
 from tests import export_matrix
 from tests.hosts import bases, demo_files, files, measuring, run, table
 
-CASES = [(family, label) for family in bases.MAKE for label in files.methods()]
+ALL = [(family, label) for family in bases.MAKE for label in files.methods()]
+CASES = [(family, label) for f, family in enumerate(bases.MAKE) for m, label in enumerate(files.methods())
+         if (f + m) % 2 == 0]
+"""Each method with every second family."""
 FEW = ("sd15-OFT in blocks", "sdxl-DoRA, input axis", "sd3-DoRA, output axis", "flux-WoRA, input axis", "sdxl-LoKr")
 
 
@@ -29,7 +32,7 @@ def test_what_we_write_is_what_was_measured(family, label, recorded):
 
 
 def test_nothing_is_recorded_that_we_do_not_write(recorded):
-    assert {tuple(name.split(" / ")[:2]) for name in recorded} == set(CASES)
+    assert {tuple(name.split(" / ")[:2]) for name in recorded} == set(ALL)
 
 
 def test_a_change_of_a_file_is_noticed(tmp_path):

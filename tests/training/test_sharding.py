@@ -221,7 +221,7 @@ def test_an_error_in_one_process_ends_all(shared: Shared):
     assert shared.process.returncode not in (0, None)
     assert "Process 1 failed: no samples here" in shared.err
     assert not (shared.flux.runs / "failing" / "failing.safetensors").exists()
-    assert shared.out.count("Done:") == 6
+    assert shared.out.count("Done:") == 7
 
 
 @pytest.mark.full

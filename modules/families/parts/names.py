@@ -279,11 +279,16 @@ def with_level(path: str, level: str) -> str:
 
 def stored_names(name: str) -> list[str]:
     """What the weights in a diffusers folder may call a tensor that the loaded network calls `name`: CLIP and Qwen have
-    their first level or not, T5's table is stored under the name of its other use."""
+    their first level or not, T5's table is stored under the name of its other use, and two levels of a language model
+    that also sees pictures are exchanged."""
     levels = [one for level in (TEXT_MODEL, MODEL) for short in [name.removeprefix(level)]
               for one in (short, level + short)]
-    return list(dict.fromkeys([name, *levels, name.replace(f"{TOKENS}.", f"{STORED_TOKENS}.")]))
+    others = name.replace(f"{TOKENS}.", f"{STORED_TOKENS}."), name.replace(*INSIDE, 1)
+    return list(dict.fromkeys([name, *levels, *others]))
 
+
+INSIDE = "model.language_model.", "language_model.model."
+"""Levels of a language model inside of one that also sees pictures, as transformers names them and as files do."""
 
 TOKENS, STORED_TOKENS = "encoder.embed_tokens", "shared"
 """T5's table of tokens, by the module that looks tokens up in it, and as files and other programs name it."""

@@ -103,7 +103,7 @@ def family_of(base: Base) -> str:
             raise ValueError(f"{path} has no {INDEX}, so it is not a diffusers folder; give one, or a .safetensors "
                              "checkpoint")
         pipeline = read_object(path / INDEX).get("_class_name")
-        found = [name for name in kinds if pipeline == families.load_class(name).PIPELINE]
+        found = [name for name in kinds if pipeline == families.load_class(name).pipeline_name(base.path)]
         if not found:
             raise ValueError(f"{path} is a {pipeline}, which is not supported; supported are {', '.join(kinds)}")
         return found[0]
