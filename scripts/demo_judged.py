@@ -1,4 +1,4 @@
-"""Accuracy of the demo's judges on unseen pictures: the drawings of the subjects, also through an autoencoder.
+"""Accuracy of the demo's judges on unseen pictures: drawings of the subjects, also changed and through an autoencoder.
 
 Subjects are classified with the prototypes of one set on the other set's drawings. An answer "none" counts as wrong.
 """
@@ -13,7 +13,7 @@ import torch
 from torch import Generator, Tensor
 
 from modules.judges.judges import NONE, STYLES, Answer, Judges
-from scripts.demo_augment import DAMAGES
+from scripts.demo_augment import DAMAGES, varied
 
 SEED = 20_000
 """Seed of the damage that is judged, which was not used in training."""
@@ -43,7 +43,9 @@ class Row:
 
 def judged(judges: Judges, pairs: Tensor, vae: Path | None) -> list[Row]:
     """The table for both drawings of all subjects, `pairs (set, name, 3, SIDE, SIDE)` in [0, 1]."""
-    kinds = {"drawings": pairs}
+    chance = torch.Generator().manual_seed(SEED + 1)
+    changed = varied(pairs.flatten(0, 1), 1.0, chance).unflatten(0, (2, -1))
+    kinds = {"drawings": pairs, "bent and smeared drawings": changed}
     if vae is not None:
         kinds["drawings through the autoencoder"] = through(vae, pairs)
     rows = [row for kind, pictures in kinds.items() for row in drawings(judges, pictures, kind)]

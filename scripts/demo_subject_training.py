@@ -1,7 +1,7 @@
 """Training of the demo's judge of subjects: a published trunk with a linear head.
 
 The trunk is frozen. The head is a linear discriminant: directions in which the drawings of different names differ most,
-and the two drawings of a name, each also mirrored, least. It is deterministic.
+and the two drawings of a name, each also mirrored and changed, least. It is deterministic.
 """
 
 import math
@@ -12,9 +12,13 @@ from torch import Tensor
 from tqdm import tqdm
 
 from modules.judges.trunk import EMBEDDING, FEATURES, SubjectNet, Trunk
+from scripts import demo_augment
+from scripts.demo_training import draw
 
-SHRINKAGE = 0.5
+SHRINKAGE = 0.1
 """Shrinkage: how much of the mean variance is added to each one, since there are few drawings for so many features."""
+STRENGTHS = (0.7, 1.0, 1.3, 1.6)
+"""Of the changed copies of each drawing: without them a bent drawing is taken for another thing."""
 
 
 def mirrored(pictures: Tensor) -> Tensor:
@@ -35,12 +39,23 @@ def features_of(trunk: Trunk, pictures: Tensor, file: Path) -> Tensor:
     return found
 
 
+def changed(pictures: Tensor) -> Tensor:
+    """Copies `(4, n, 3, SIZE, SIZE)` uint8 of drawings `(n, ...)` uint8, bent, tinted and smeared."""
+    chance = draw(0, 0)
+    copies = [
+        torch.cat([demo_augment.varied(some.float() / 255, strength, chance) for some in pictures.split(64)])
+        for strength in STRENGTHS
+    ]
+    return torch.stack([(255 * copy).round().byte() for copy in copies])
+
+
 def train_subject(pairs: Tensor, trunk: Trunk, work: Path) -> tuple[SubjectNet, Tensor]:
-    """The network, and its embeddings `(2 * set * n, EMBEDDING)` of what it learned from: drawings and mirror images.
+    """The network, and its embeddings `(2 * set * n, EMBEDDING)` of drawings and mirror images that it learned from.
 
     `pairs (set, n, 3, SIZE, SIZE)` uint8.
     """
-    drawn = mirrored(pairs).flatten(0, 1)  # (kind, n, ...): four pictures of each name
+    same = mirrored(pairs).flatten(0, 1)
+    drawn = torch.cat([same, *(changed(one) for one in pairs)])  # (kind, n, ...): 12 pictures of each name
     features = features_of(trunk, drawn.flatten(0, 1), work / "features.pt")
     net = SubjectNet(trunk)
     net.usual.copy_(features.mean(0))
@@ -48,7 +63,7 @@ def train_subject(pairs: Tensor, trunk: Trunk, work: Path) -> tuple[SubjectNet, 
     even = ((features - net.usual) / net.spread).unflatten(0, (len(drawn), -1))
     with torch.no_grad():
         net.head.weight.copy_(discriminants(even, EMBEDDING))
-        return net.eval(), net.of_features(features)
+        return net.eval(), net.of_features(features[: same.flatten(0, 1).shape[0]])
 
 
 def discriminants(features: Tensor, count: int) -> Tensor:
