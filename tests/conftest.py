@@ -39,7 +39,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """The short run, unless all is asked for or single tests are named."""
-    if config.getoption("--all") or any("::" in argument for argument in config.args):
+    if any("::" in argument for argument in config.args):
+        return
+    if config.getoption("--all"):
+        for group in thinning.groups(items):
+            thinning.named(group)  # an error in the short run is one here too
         return
     kept = set(thinning.short(items))
     config.hook.pytest_deselected(items=[item for item in items if item not in kept])

@@ -80,11 +80,13 @@ def test_what_pytest_runs(tmp_path, more, ran):
     assert int(done.stdout.split(" passed")[0].split()[-1]) in ran, done.stdout + done.stderr
 
 
-def test_a_case_that_is_gone_is_an_error(tmp_path):
+@pytest.mark.parametrize("more", [[], ["--all"]])
+def test_a_case_that_is_gone_is_an_error(tmp_path, more):
+    """In all too, which is what is run before a change is accepted."""
     (tmp_path / "test_made.py").write_text(SUITE.replace('short("b"', 'short("z"'))
     (tmp_path / "conftest.py").write_text(CONFTEST)
     command = [sys.executable, "-m", "pytest", "-q", f"--rootdir={tmp_path}", "-c", "/dev/null", str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = subprocess.run([*command, *more], capture_output=True, text=True, check=False)
     assert done.returncode and "short names ['z']" in done.stdout + done.stderr, done.stdout + done.stderr
 
 

@@ -16,21 +16,33 @@ Facts = frozenset[Hashable]
 
 def short(items: list[pytest.Item]) -> list[pytest.Item]:
     """The items of the short run, in their order."""
-    groups: dict[str, list[pytest.Item]] = {}
+    kept = {item.nodeid for group in groups(items) for item in fewest(group)}
+    return [item for item in items if item.nodeid in kept]
+
+
+def groups(items: list[pytest.Item]) -> list[list[pytest.Item]]:
+    """The cases of each test of the short run."""
+    found: dict[str, list[pytest.Item]] = {}
     for item in items:
         if item.get_closest_marker("full") is None:
-            groups.setdefault(item.nodeid.split("[")[0], []).append(item)
-    kept = {item.nodeid for group in groups.values() for item in fewest(group)}
-    return [item for item in items if item.nodeid in kept]
+            found.setdefault(item.nodeid.split("[")[0], []).append(item)
+    return list(found.values())
+
+
+def named(group: list[pytest.Item]) -> list[pytest.Item]:
+    """The cases that a test's mark `short` names, none without it. Raises UsageError for one that is not there."""
+    if not (chosen := group[0].get_closest_marker("short")):
+        return []
+    cases = {item.name.partition("[")[2].removesuffix("]"): item for item in group}
+    if unknown := [name for name in chosen.args if name not in cases]:
+        raise pytest.UsageError(f"{group[0].nodeid}: short names {unknown}, which are no cases of it")
+    return [cases[name] for name in chosen.args]
 
 
 def fewest(group: list[pytest.Item]) -> list[pytest.Item]:
     """As few cases of one test as a greedy choice finds that together have all facts of all of them."""
-    if chosen := group[0].get_closest_marker("short"):
-        cases = {item.name.partition("[")[2].removesuffix("]"): item for item in group}
-        if unknown := [name for name in chosen.args if name not in cases]:
-            raise pytest.UsageError(f"{group[0].nodeid}: short names {unknown}, which are no cases of it")
-        return [cases[name] for name in chosen.args]
+    if chosen := named(group):
+        return chosen
     singly = group[0].get_closest_marker("once") is not None
     return [group[i] for i in cover([facts(values_of(item), singly) for item in group])]
 
