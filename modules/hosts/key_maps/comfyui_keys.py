@@ -114,15 +114,13 @@ def text_names(layers: tuple[Published, ...]) -> set[str]:
     for network in networks:
         own = [layer.path for layer in layers if layer.network == network]
         if is_language_model(own):
-            found |= {f"text_encoders.{wrapper}transformer.{path}" for wrapper in ("qwen3_4b.", "") for path in own}
+            wrappers = (*(f"{word}." for word in LANGUAGE_MODELS), "")
+            found |= {f"text_encoders.{wrapper}transformer.{path}" for wrapper in wrappers for path in own}
             found |= {f"lora_te_{joined(path.removeprefix(MODEL))}" for path in own}
         elif is_t5(own):
             known = [path for path in own if path != "encoder.embed_tokens"]  # the same table as `shared`
             found |= {f"lora_te{index}_{joined(path)}" for index in T5_NUMBERS[len(networks)] for path in known}
             found |= {f"text_encoders.{wrapper}transformer.{path}" for wrapper in ("t5xxl.", "") for path in known}
-        elif any(path.startswith("model.layers.") for path in own):
-            found |= {f"text_encoders.{word}.transformer.{path}" for word in LANGUAGE_MODELS for path in own}
-            found |= {f"lora_te_{joined(path.removeprefix('model.'))}" for path in own}
         else:
             is_second, known = network.endswith("_2"), (*own, "text_projection")
             wrappers = ("clip_g",) if is_second else ("clip_l", "clip_h") if len(networks) == 1 else ("clip_l",)
