@@ -33,9 +33,7 @@ def original(state: dict[str, Tensor], width: int) -> dict[str, Tensor]:
 
 def write_transformer(pipeline: Any, path: Path, prefix: str = "", dtype: torch.dtype = torch.float32) -> Path:
     """The transformer alone, as ComfyUI's users have it."""
-    tensors = original(pipeline.transformer.state_dict(), pipeline.transformer.inner_dim)
-    save_file({prefix + name: tensor.to(dtype) for name, tensor in tensors.items()}, path)
-    return path
+    return single_file_flux.write_transformer(pipeline, path, prefix, dtype, transformer_place)
 
 
 def write_checkpoint(pipeline: Any, path: Path) -> Path:

@@ -36,9 +36,11 @@ def original(state: dict[str, Tensor], width: int, where: Any = transformer_plac
     return {name: torch.cat([found[row] for row in sorted(found)]) for name, found in rows.items()}
 
 
-def write_transformer(pipeline: Any, path: Path, prefix: str = "", dtype: torch.dtype = torch.float32) -> Path:
+def write_transformer(
+    pipeline: Any, path: Path, prefix: str = "", dtype: torch.dtype = torch.float32, where: Any = transformer_place
+) -> Path:
     """The transformer alone, as ComfyUI's users have it."""
-    tensors = original(pipeline.transformer.state_dict(), pipeline.transformer.inner_dim)
+    tensors = original(pipeline.transformer.state_dict(), pipeline.transformer.inner_dim, where)
     save_file({prefix + name: tensor.to(dtype) for name, tensor in tensors.items()}, path)
     return path
 
