@@ -72,9 +72,16 @@ def smeared(pictures: Tensor, strength: float, chance: Generator) -> Tensor:
     return (pictures + strength * grain).clamp(0, 1)
 
 
+def changed(pictures: Tensor, strengths: tuple[float, float, float], chance: Generator) -> Tensor:
+    """Moved, tinted and smeared with these strengths; one of 0 leaves the pictures as they are."""
+    for change, strength in zip((moved, tinted, smeared), strengths, strict=True):
+        pictures = change(pictures, strength, chance) if strength else pictures
+    return pictures
+
+
 def varied(pictures: Tensor, strength: float, chance: Generator) -> Tensor:
-    """All of the above; still the same drawing in the same style."""
-    return smeared(tinted(moved(pictures, strength, chance), strength, chance), strength, chance)
+    """All of the above; still the same drawing."""
+    return changed(pictures, (strength, strength, strength), chance)
 
 
 # -- unrecognizable ---------------------------------------------------------------------------------------------------

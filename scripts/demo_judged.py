@@ -13,10 +13,14 @@ import torch
 from torch import Generator, Tensor
 
 from modules.judges.judges import NONE, STYLES, Answer, Judges
-from scripts.demo_augment import DAMAGES, varied
+from scripts import demo_augment
+from scripts.demo_augment import DAMAGES
 
 SEED = 20_000
 """Seed of the damage that is judged, which was not used in training."""
+
+CHANGED = {"bent and smeared drawings": (1.0, 0.15, 1.0), "recoloured, bent and smeared drawings": (1.0, 1.0, 1.0)}
+"""Kinds of drawings that are judged beside the plain ones: strengths of moving, tinting and smearing."""
 
 
 @dataclass(frozen=True)
@@ -44,8 +48,9 @@ class Row:
 def judged(judges: Judges, pairs: Tensor, vae: Path | None) -> list[Row]:
     """The table for both drawings of all subjects, `pairs (set, name, 3, SIDE, SIDE)` in [0, 1]."""
     chance = torch.Generator().manual_seed(SEED + 1)
-    changed = varied(pairs.flatten(0, 1), 1.0, chance).unflatten(0, (2, -1))
-    kinds = {"drawings": pairs, "bent and smeared drawings": changed}
+    kinds = {"drawings": pairs}
+    for kind, strengths in CHANGED.items():
+        kinds[kind] = demo_augment.changed(pairs.flatten(0, 1), strengths, chance).unflatten(0, (2, -1))
     if vae is not None:
         kinds["drawings through the autoencoder"] = through(vae, pairs)
     rows = [row for kind, pictures in kinds.items() for row in drawings(judges, pictures, kind)]

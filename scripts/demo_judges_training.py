@@ -31,8 +31,11 @@ COPY = 0.95
 """Correlation from which a drawing counts as a subject's in other colours."""
 COPIES = 7
 """Changed copies of a drawing, beside itself, that the limit of "none" is set on."""
-CHANGES = ((0.0, 0.0), (0.0, 0.3), (0.0, 0.6), (1.0, 0.0), (1.0, 0.3), (1.0, 0.6), (1.0, 0.3), (1.0, 0.6))
-"""Strengths of moving and smearing each copy of a picture in training the style."""
+CHANGES = (
+    (0.0, 0.0, 0.0), (0.0, 0.0, 0.3), (0.0, 0.0, 0.6), (1.0, 0.15, 0.0), (1.0, 0.15, 0.3), (1.0, 0.15, 0.6),
+    (1.0, 0.3, 0.3), (1.0, 0.3, 0.6), (1.0, 0.5, 1.0), (1.0, 0.5, 0.0), (0.3, 0.3, 1.0),
+)  # fmt: skip
+"""Strengths of moving, tinting and smearing each copy of a picture in training the style."""
 
 
 @dataclass
@@ -91,7 +94,7 @@ def frequencies(known: Names, numbers: Tensor) -> Tensor:
 
 
 def train_style(known: Names, parts: Parts, arguments: argparse.Namespace) -> nn.Sequential:
-    """The network that distinguishes Noto from Twemoji. Colours are augmented little: each set has its own."""
+    """The network that distinguishes Noto from Twemoji. Colours change less than shapes: each set has its own."""
     torch.manual_seed(arguments.seed)
     net = judging.style_net()
     stage = Stage("style", net, arguments.style_steps, 2e-3, arguments.work)
@@ -101,7 +104,7 @@ def train_style(known: Names, parts: Parts, arguments: argparse.Namespace) -> nn
     def seen() -> Tensor:
         drawn = known.floats(parts.learned).flatten(0, 1)
         copies = [(change, draw(arguments.seed, -1 - number)) for number, change in enumerate(CHANGES)]
-        return torch.stack([seen_by(net[0], drawn, *change, chance) for change, chance in copies])
+        return torch.stack([seen_by(net[0], drawn, change, chance) for change, chance in copies])
 
     def loss_of(step: int) -> Tensor:
         chance = draw(arguments.seed, step)
@@ -114,13 +117,9 @@ def train_style(known: Names, parts: Parts, arguments: argparse.Namespace) -> nn
     return net.eval()
 
 
-def seen_by(front: nn.Module, pictures: Tensor, move: float, smear: float, chance: Generator) -> Tensor:
+def seen_by(front: nn.Module, pictures: Tensor, strengths: tuple[float, float, float], chance: Generator) -> Tensor:
     """Style features of augmented pictures: (n, 1080) float16."""
-    found = []
-    for some in pictures.split(64):
-        changed = demo_augment.tinted(demo_augment.moved(some, move, chance), 0.15 * move, chance)
-        found.append(front(demo_augment.smeared(changed, smear, chance) if smear else changed).half())
-    return torch.cat(found)
+    return torch.cat([front(demo_augment.changed(some, strengths, chance)).half() for some in pictures.split(64)])
 
 
 def train_none(known: Names, parts: Parts, arguments: argparse.Namespace) -> nn.Sequential:
