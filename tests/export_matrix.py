@@ -302,8 +302,8 @@ default on NVIDIA cards, and when memory is short, it patches a weight when it i
 input: float16, for FLUX bfloat16, for text encoders float32. Without dynamic VRAM it patches when the model is
 loaded, in float16, for every dtype of the model. On a CPU it computes in float32.
 
-The figures are errors relative to the trained change (Frobenius norm), of a layer of {WIDTH} x {WIDTH} with rows of norm 1
-whose change is {CHANGE:.0%} of its weight, in a float16 file. They are larger for smaller changes: five times as
+The figures are errors relative to the trained change (Frobenius norm), of a layer of {WIDTH} x {WIDTH} with rows of
+norm 1 whose change is {CHANGE:.0%} of its weight, in a float16 file. They are larger for smaller changes: five times as
 large for a change of 1 %. The last line is the error of rounding the adapted weight. No method can do better, except
 those that leave most values of a weight unchanged (SBoRA, MoRA's rope), which are not rounded again.
 
@@ -333,8 +333,8 @@ them.
 
 def page(width: int = WIDTH) -> str:
     """docs/exports.md; `width`: of the layer whose errors in 16 bits are shown."""
-    sections = (heading(), forms_section(), errors_section(), sizes_section(), half_section(width), demo_files.section(),
-                measured.section())
+    sections = (heading(), forms_section(), errors_section(), sizes_section(), half_section(width),
+                demo_files.section(), measured.section())
     return "\n".join(sections)
 
 

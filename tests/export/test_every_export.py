@@ -96,7 +96,7 @@ def test_the_whole_page_is_fresh_and_all_of_it_is_exact_or_refused():
         test_exact_or_refused_with_what_to_do(family, label)
         test_what_is_advised_works(family, label)
     text = export_matrix.PAGE.read_text(encoding="utf-8")
-    page = export_matrix.page(width=512)  # the errors themselves are left out, and a layer of 1280 takes ten times as long
+    page = export_matrix.page(width=512)  # errors are left out, and with a layer of 1280 they take ten times as long
     assert export_matrix.settled(text) == export_matrix.settled(page)
 
 
