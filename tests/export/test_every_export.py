@@ -9,10 +9,10 @@ from tests import export_matrix
 from tests.export import every
 
 ALL = [(family, label) for family in every.FAMILIES for label in every.VARIANTS]
-FEW = [(list(every.FAMILIES)[n % len(every.FAMILIES)], label) for n, label in enumerate(every.VARIANTS)]
-"""Each variant with one family in turn; the test of the whole page has all."""
-SHORT = ["-".join(case) for case in FEW[::2]]
-"""Two or three of each family."""
+FEW = [(list(every.FAMILIES)[n % len(every.FAMILIES)], label) for n, label in enumerate(every.VARIANTS)][::2]
+"""Every second variant with one family in turn; the test of the whole page, with --all, has all of all."""
+LABELS = ("LoRA", "DOFT in planes")
+"""Variants for tests of all families, which that test repeats for each."""
 LIMITS = {"float32": 1e-5, "float16": 2e-3}
 
 
@@ -20,7 +20,6 @@ def test_limits_are_those_of_the_exporter():
     assert {dtype: TOLERANCE[dtype] for dtype in LIMITS} == LIMITS
 
 
-@pytest.mark.short(*SHORT)
 @pytest.mark.parametrize("family, label", FEW)
 def test_exact_or_refused_with_what_to_do(family, label):
     found = every.outcomes(family, label)
@@ -36,7 +35,6 @@ def test_exact_or_refused_with_what_to_do(family, label):
         assert outcome.forms and outcome.error <= LIMITS[dtype], where
 
 
-@pytest.mark.short(*SHORT)
 @pytest.mark.parametrize("family, label", FEW)
 def test_what_is_advised_works(family, label):
     """Each alternative that a refusal names is tried: another host, another axis, an approximation."""
@@ -54,8 +52,7 @@ def test_what_is_advised_works(family, label):
             assert not tried.refusal and tried.forms, (host, form, tried.refusal)
 
 
-@pytest.mark.short("LoRA", "DOFT in planes")
-@pytest.mark.parametrize("label", every.VARIANTS)
+@pytest.mark.parametrize("label", LABELS)
 def test_comfyui_and_its_node_hold_everything(label):
     """What the refusals' best alternative is."""
     for family in every.FAMILIES:
@@ -78,8 +75,7 @@ def numberless(text: str) -> str:
     return re.sub(r"\(\d+\)", "(n)", text)
 
 
-@pytest.mark.short("LoRA", "DOFT in planes")
-@pytest.mark.parametrize("label", every.VARIANTS)
+@pytest.mark.parametrize("label", LABELS)
 def test_the_page_has_the_forms_of_each_method(label):
     cells = [export_matrix.form_cell(label, host, export_matrix.Footnotes()) for host in export_matrix.PROGRAMS]
     assert numberless(f"| {' | '.join([label, *cells])} |\n") in numberless(export_matrix.PAGE.read_text("utf-8"))
@@ -95,6 +91,8 @@ def test_the_whole_page_is_fresh_and_all_of_it_is_exact_or_refused():
     for family, label in ALL:
         test_exact_or_refused_with_what_to_do(family, label)
         test_what_is_advised_works(family, label)
+    for label in every.VARIANTS:
+        test_comfyui_and_its_node_hold_everything(label)
     text = export_matrix.PAGE.read_text(encoding="utf-8")
     page = export_matrix.page(width=512)  # errors are left out, and with a layer of 1280 they take ten times as long
     assert export_matrix.settled(text) == export_matrix.settled(page)
