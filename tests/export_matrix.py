@@ -38,6 +38,8 @@ T5 = {"SD 3": "text_encoder_3", "FLUX": "text_encoder_2"}
 CHANGE = 0.05
 """Size of the change in the table about 16 bits, as a part of the weight."""
 RANK = 64
+WIDTH = 1280
+"""Of the layer in that table."""
 NUMBERS = {"float16": torch.float16, "bfloat16": torch.bfloat16}
 COLUMNS = {
     "fp16": ("comfyui", "float16", "float16"),
@@ -246,13 +248,13 @@ def moved(adapted: Adapted) -> None:
         scale *= CHANGE / ((adapted.adapted_weight() - W).norm() / W.norm()).item()
 
 
-def half_errors(label: str) -> dict[str, float]:
-    """Errors as parts of the change on a layer of 1280 x 1280: by the columns of `COLUMNS`, of form svd, and of
+def half_errors(label: str, width: int) -> dict[str, float]:
+    """Errors as parts of the change on a layer of `width` x `width`: by the columns of `COLUMNS`, of form svd, and of
     rounding the exact weight alone."""
     torch.manual_seed(0)
-    layer = nn.Linear(1280, 1280)
+    layer = nn.Linear(width, width)
     with torch.no_grad():
-        layer.weight.copy_((torch.randn(1280, 1280) / 1280**0.5).bfloat16())
+        layer.weight.copy_((torch.randn(width, width) / width**0.5).bfloat16())
         model = Wide(layer)
         layers = adapted_on(model, label)
         (name, adapted), = layers.items()
@@ -280,10 +282,10 @@ def written(model: Any, layers: dict[str, Adapted], chosen: Any) -> tuple[dict[s
     return found, max(error.change for error in report.errors.values())
 
 
-def half_section() -> str:
+def half_section(width: int) -> str:
     """Where ComfyUI computes in 16 bits, and form svd."""
     columns = [*COLUMNS, "svd"]
-    found = {label: half_errors(label) for label in every.VARIANTS}
+    found = {label: half_errors(label, width) for label in every.VARIANTS}
     rows = [[label, *("exact" if column == "svd" and errors[column] < 1e-3 else f"{errors[column]:.1%}"
                       for column in columns)] for label, errors in found.items()]
     least = {number: max(errors[f"rounding {number}"] for errors in found.values()) for number in NUMBERS}
@@ -300,8 +302,8 @@ default on NVIDIA cards, and when memory is short, it patches a weight when it i
 input: float16, for FLUX bfloat16, for text encoders float32. Without dynamic VRAM it patches when the model is
 loaded, in float16, for every dtype of the model. On a CPU it computes in float32.
 
-The figures are errors relative to the trained change (Frobenius norm), of a layer of 1280 x 1280 with rows of norm 1
-whose change is {CHANGE:.0%} of its weight, in a float16 file. They are larger for smaller changes: five times as
+The figures are errors relative to the trained change (Frobenius norm), of a layer of {WIDTH} x {WIDTH} with rows of
+norm 1 whose change is {CHANGE:.0%} of its weight, in a float16 file. They are larger for smaller changes: five times as
 large for a change of 1 %. The last line is the error of rounding the adapted weight. No method can do better, except
 those that leave most values of a weight unchanged (SBoRA, MoRA's rope), which are not rounded again.
 
@@ -329,10 +331,10 @@ them.
 """
 
 
-def page() -> str:
-    """docs/exports.md."""
-    sections = (heading(), forms_section(), errors_section(), sizes_section(), half_section(), demo_files.section(),
-                measured.section())
+def page(width: int = WIDTH) -> str:
+    """docs/exports.md; `width`: of the layer whose errors in 16 bits are shown."""
+    sections = (heading(), forms_section(), errors_section(), sizes_section(), half_section(width),
+                demo_files.section(), measured.section())
     return "\n".join(sections)
 
 

@@ -1,6 +1,7 @@
 """Headers of safetensors files that say what cannot be: one sentence, before the library sees them."""
 
 import json
+import os
 import struct
 
 import pytest
@@ -84,6 +85,25 @@ def test_what_the_library_writes_is_read(tmp_path):
     assert {name: entry.shape for name, entry in header.tensors.items()} == shapes
     with opened(tmp_path / "x.safetensors") as file:
         assert set(file.keys()) == set(tensors)
+
+
+def test_a_header_is_that_of_the_file_as_it_is_now(tmp_path):
+    """Headers are kept: neither what a caller does to one nor what the file was before is in the next."""
+    path, times = tmp_path / "a.safetensors", None
+    for value in ("one", "two"):
+        save_file({"w": torch.ones(2)}, path, {"is": value})
+        times = times or (path.stat().st_atime_ns, path.stat().st_mtime_ns)
+        os.utime(path, ns=times)  # as in a copy that keeps them
+        header = read_header(path)
+        assert header.metadata == {"is": value} and list(header.tensors) == ["w"]
+        header.metadata["is"] = "ours"
+        header.tensors.clear()
+    assert read_header(path).metadata == {"is": "two"} and list(read_header(path).tensors) == ["w"]
+    other = path.rename(tmp_path / "b.safetensors")
+    assert read_header(other).path == other
+    other.write_bytes(other.read_bytes()[:-1])
+    with pytest.raises(ValueError, match="damaged"):
+        read_header(other)
 
 
 @pytest.mark.parametrize("steers", ["\x1b[2J", "a\nowned", "\u202e", "\x07", "\x9b2J"])

@@ -89,10 +89,14 @@ def expected_size(model: Any, layers: dict[str, Adapted], options: Export) -> tu
     networks may be on the meta device. Layers that are too inexact in 16 bits, which depends on their values, may add a
     quarter (`rounding.in_full`). Raises ValueError like `export` for updates that the host does not support."""
     names, sketches = hosts.load(options.host).NAMES, {}
+    alike: dict[int, tuple[Terms, forms.Seen]] = {}  # similar layers on the meta device share their terms
     with torch.no_grad():
         changes, spelling = _named(model, _changes(layers), options)
         for name, change in changes.items():
-            sketches[name] = encodings.on_meta(forms.seen(change.layer, change.layer.dense(), change.terms))
+            layer, terms = change.layer, change.terms
+            if id(terms) not in alike:
+                alike[id(terms)] = terms, encodings.on_meta(forms.seen(layer, layer.dense(), terms))
+            sketches[name] = replace(alike[id(terms)][1], layer=layer)
         plans = choosing.plans(sketches, options, False, _how(options, model).family)
         size, counts = 0, Counter()
         for name, plan in plans.items():

@@ -119,6 +119,8 @@ def factor_tensors(
 def balanced(up: Tensor, down: Tensor) -> tuple[Tensor, Tensor]:
     """The same product with each component's largest entry equal in both factors, to avoid fp16 overflow and
     underflow."""
+    if up.is_meta:  # the shapes stay
+        return up, down
     above, below = up.abs().amax(dim=0), down.abs().amax(dim=1)
     factor = torch.where((above > 0) & (below > 0), (below / above).sqrt(), 1.0)
     return up * factor, down / factor.unsqueeze(1)

@@ -78,6 +78,7 @@ def test_an_index_that_is_none(folder, text):
     assert "model_index.json" in refused(Base(path=str(folder)))
 
 
+@pytest.mark.once
 @pytest.mark.parametrize(
     "text", ["null", "[]", "{}", "[" * 100_000, '{"in_channels": "x"}', '{"block_out_channels": 3}']
 )

@@ -40,7 +40,7 @@ def noise(model: Any) -> tuple[Source, dict[tuple[str, str], Tensor]]:
     return Source(frozenset(wanted), lambda layer, kind, W: W + wanted[layer, kind]), wanted
 
 
-@pytest.mark.short("sdxl", "sd3")
+@pytest.mark.short("sd3")
 def test_a_merged_checkpoint_is_the_merged_folder(family, pair, tmp_path):
     folder, file = pair
     base = family.load(Base(path=str(folder)), CPU, torch.float32)

@@ -150,7 +150,7 @@ def test_keys_are_diffusers_names_for_every_host(model, second):
     assert model.export_key(f"text_encoder.{table}", "comfyui") == f"text_encoders.{clip}.transformer.{table}"
 
 
-@pytest.mark.short("1-kohya-variant0", "2-diffusers-variant3")
+@pytest.mark.short("2-diffusers-variant3")
 @pytest.mark.parametrize(
     "host, variant",
     [

@@ -69,7 +69,7 @@ def test_every_file_is_in_the_fingerprint_and_no_other_weights(family, split, in
     assert family.files_of(with_(in_files, texts=in_files.texts[::-1])) == found
 
 
-@pytest.mark.short("sd2", "flux", "sd3")
+@pytest.mark.short("sd1", "flux", "sd3")
 def test_a_denoiser_in_diffusers_naming(family, folder, whole, in_files):
     (path,) = (folder / family.DENOISER).glob("*.safetensors")
     base = with_(in_files, path=path)
@@ -149,7 +149,7 @@ def test_merging_finds_the_layers_of_a_denoiser_alone(family, folder, whole, spl
 # -- what can be wrong ------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.short("sd2", "flux")
+@pytest.mark.short("sd1", "flux")
 def test_a_missing_part_says_which_file_it_is_in(family, split, in_files):
     for part, path in split.texts.items():
         texts = tuple(text for text in in_files.texts if text != str(path))

@@ -44,6 +44,7 @@ def test_the_program_does_what_is_recorded(program):
     program.close()
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("kind", PACKAGES)
 @pytest.mark.parametrize("family", bases.MAKE)
 def test_packages_read_all_of_what_is_for_them(kind, family):

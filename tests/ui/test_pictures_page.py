@@ -356,6 +356,7 @@ def test_two_thousand_pictures_do_not_hold_up_the_window(page, document, qtbot, 
     assert beats.count(0) > 5 and beats.count(2000) > 5, "the window answers before, while and after they come"
 
 
+@pytest.mark.full
 def test_with_the_trainers_own_eyes(qtbot, document, tmp_path):
     from modules.data import index
 

@@ -45,6 +45,7 @@ def nameless(opened):
 # -- reading ----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.short(*(path.stem for path in SHIPPED[::8]))
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
 def test_a_shipped_preset_is_read_as_the_trainer_reads_it(path, tmp_path):
     opened = files.read(path, schema())

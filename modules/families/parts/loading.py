@@ -342,13 +342,14 @@ def _component(found: Any, name: str, source: str) -> Any:
     """Part `name` of a pipeline, of class `found` if any; networks without weights, on the meta device."""
     from diffusers import ModelMixin
     from transformers import PreTrainedModel
+    from transformers.initialization import no_init_weights
 
     if found is None:
         return None
     is_network, is_text = issubclass(found, ModelMixin), issubclass(found, PreTrainedModel)
     if not is_network and not is_text:
         return found.from_pretrained(source, subfolder=name)
-    with torch.device("meta"):
+    with torch.device("meta"), no_init_weights():  # torch would decompose each random number that nobody reads
         if is_network:
             return found.from_config(found.load_config(source, subfolder=name))
         return found(found.config_class.from_pretrained(source, subfolder=name))
@@ -358,11 +359,12 @@ def _with_buffers(network: Any) -> Any:
     """A network on the meta device, or the same with the buffers that no file has."""
     from accelerate import init_empty_weights
     from transformers import PreTrainedModel
+    from transformers.initialization import no_init_weights
 
     stored = network.state_dict().keys()
     if all(name in stored for name, _ in network.named_buffers()):
         return network
-    with init_empty_weights(include_buffers=False):
+    with init_empty_weights(include_buffers=False), no_init_weights():
         make = type(network) if isinstance(network, PreTrainedModel) else type(network).from_config
         whole = make(network.config)
     if whole.state_dict().keys() == stored:

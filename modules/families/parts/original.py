@@ -2,7 +2,7 @@
 the network has, without a second copy in memory."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -107,9 +107,10 @@ def read_weights(network: Any, path: Path, places: Places, dtype: torch.dtype, w
     shapes = {ours: tensor.shape for ours, tensor in network.state_dict().items()}
     tensors: dict[str, Tensor] = {}
     read: dict[Place, Tensor] = {}  # T5 has its table of tokens under two names
+    kinds = _kept_in(network, dtype)
     with opened(path) as file:
         for ours, place in places.items():
-            kind = _kept_in(network, ours, dtype)
+            kind = kinds(ours)
             if not isinstance(place, Place):
                 tensors[ours] = _made(place, shapes[ours], kind)
                 continue
@@ -138,15 +139,13 @@ def _tensor(file: Any, header: Header, place: Place, dtype: torch.dtype) -> Tens
     return exchange_halves(part) if place.exchanged else part
 
 
-def _kept_in(network: Any, name: str, dtype: torch.dtype) -> torch.dtype:
-    """The number format of a tensor: some parts of networks overflow in less than float32. transformers' keep only in
-    float16. Counters stay whole numbers."""
+def _kept_in(network: Any, dtype: torch.dtype) -> Callable[[str], torch.dtype]:
+    """The number format of a tensor by its name: some parts of networks overflow in less than float32. transformers'
+    keep only in float16. Counters stay whole numbers."""
     from transformers import PreTrainedModel
 
-    buffers = dict(network.named_buffers())
-    if name in buffers and not buffers[name].is_floating_point():
-        return buffers[name].dtype
+    counters = {name: buffer.dtype for name, buffer in network.named_buffers() if not buffer.is_floating_point()}
     kept = set(network._keep_in_fp32_modules or ())
     if isinstance(network, PreTrainedModel) and dtype != torch.float16:
         kept = set()
-    return torch.float32 if kept & set(name.split(".")) else dtype
+    return lambda name: counters.get(name) or (torch.float32 if kept & set(name.split(".")) else dtype)
