@@ -159,6 +159,8 @@ class Source:
     places: Places
     whole: str | None = None
     """All names in the file that begin with this have to be known; None: any others may be there."""
+    unused: str = ""
+    """But not those behind it that match this pattern, unless they are of further blocks."""
 
 
 def text_sources(

@@ -50,6 +50,8 @@ def of_file(model: Any, base: Base) -> list[str]:
     names = files.tensor_names(base.path) or set()
     if found := of_content(model, base):
         return found
+    if base.config and (found := model.index_problems("base.config", base.config)):
+        return found
     hub = model.hub_id(base.path)
     found = files.config_problems(base, model.configs(base), hub)
     if found and not base.config and is_alone(model, names):
