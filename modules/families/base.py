@@ -3,6 +3,7 @@
 A `Model` is loaded once per run and holds the frozen networks.
 """
 
+import re
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -262,6 +263,8 @@ def base_problems(base: Base, index: str, example: str) -> list[str]:
         missing = f"base.path: {path} has no {index}, so it is not a diffusers folder; {how}"
         return [] if (path / index).is_file() else [missing]
     if path.is_file():
+        if found := unread_problems("base.path", path):
+            return found
         wrong = path.suffix != ".safetensors"
         if path.suffix in PICKLES:
             how = f"convert it to .safetensors in a sandbox, or {how}"
@@ -271,6 +274,19 @@ def base_problems(base: Base, index: str, example: str) -> list[str]:
     if base.path.count("/") != 1 or looks_local:
         return [f"base.path: {base.path} does not exist; {how}"]
     return _hub_problems(base.path, index, how)
+
+
+def unread_problems(option: str, path: Path) -> list[str]:
+    """Whether a file is one that other programs read, and that is not read here."""
+    if path.suffix.lower() == ".gguf":
+        return [f"{option}: {path} is a GGUF file, which is not read; give a .safetensors file in bf16, fp16, plain or "
+                "scaled fp8, and save memory with base.quantization"]
+    shard = re.search(r"-\d{5}-of-(\d{5})\.safetensors$", path.name)
+    if path.name.endswith(".safetensors.index.json") or shard and int(shard[1]) > 1:
+        what = f"one of {int(shard[1])} files" if shard else "the list of several files"
+        return [f"{option}: {path} is {what} with a part of a model; give one file that has all of it, or the whole "
+                "model's folder in diffusers layout as base.path"]
+    return []
 
 
 def _config_problems(base: Base, index: str) -> list[str]:

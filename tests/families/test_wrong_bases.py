@@ -11,6 +11,7 @@ from torch import nn
 from modules import families
 from modules.families.parts.names import Place
 from modules.families.parts.original import misfit, packed_problems, read_weights
+from modules.families.parts.split import described
 from modules.families.zimage import Model as ZImage
 from modules.preset.schema import Base
 from modules.tensorfile import read_header
@@ -131,3 +132,38 @@ def test_weights_that_the_metadata_says_are_scaled(tmp_path: Path):
     told = {"_quantization_metadata": json.dumps({"layers": {"b.0.a": {"format": "float8_e4m3fn"}}})}
     save_file(BLOCKS, path, told)
     assert len(packed_problems("base.path", path)) == 1
+
+
+# -- files of other programs ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name, words", [
+    ("flux1-dev-Q4_K_S.gguf", "is a GGUF file"),
+    ("model-00001-of-00003.safetensors", "is one of 3 files"),
+    ("model.safetensors.index.json", "the list of several files"),
+])
+def test_files_that_other_programs_read(name, words, tmp_path):
+    """They were said to be damaged, or to lack layers of another family."""
+    path, whole = tmp_path / name, tmp_path / "x.safetensors"
+    save_file({"model.layers.0.self_attn.q_norm.weight": torch.ones(2)}, path)
+    save_file({"noise_refiner.0.attention.q_norm.weight": torch.ones(2)}, whole)
+    for option, base in (("path", Base(path=str(path))), ("texts", Base(path=str(whole), texts=(str(path),))),
+                         ("vae", Base(path=str(whole), vae=str(path)))):
+        (problem,) = ZImage.problems(base)
+        assert problem.startswith(f"base.{option}: {path} ") and words in problem and "; give " in problem, problem
+
+
+def test_one_file_of_one_is_a_whole_file(tmp_path):
+    path = tmp_path / "model-00001-of-00001.safetensors"
+    save_file({"x": torch.ones(2)}, path)
+    assert not any("one of" in problem for problem in ZImage.problems(Base(path=str(path))))
+
+
+@pytest.mark.parametrize("tensor, words", [
+    ("text_model.embeddings.token_embedding.weight", "text encoder (CLIP)"),
+    ("encoder.block.0.layer.0.SelfAttention.k.weight", "text encoder (T5)"),
+    ("model.layers.0.self_attn.q_norm.weight", "text encoder (Qwen3 or Mistral)"),
+])
+def test_another_text_encoder_is_named(tensor, words):
+    """Files were "no text encoder of this model but a text encoder", without which."""
+    assert words in described([tensor])

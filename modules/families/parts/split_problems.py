@@ -28,6 +28,8 @@ def of_given(base: Base) -> list[str]:
         if not path.is_file():
             return [f"{option}: {path} {'is a folder' if path.is_dir() else 'does not exist'}; give a .safetensors "
                     "file"]
+        if found := protocol.unread_problems(option, path):
+            return found
         try:
             names = read_header(path).tensors
         except ValueError as error:
