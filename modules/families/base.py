@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from modules.families.parts.names import Files, Place, Spelling
 from modules.objectives import Process
-from modules.preset.base_options import Base
+from modules.preset.base_options import Base, is_hub_id
 from modules.preset.data_options import CHUNK, Data
 from modules.tensorfile import A_PICKLE, PICKLES
 
@@ -291,6 +291,10 @@ def unread_problems(option: str, path: Path) -> list[str]:
 
 def _config_problems(base: Base, index: str) -> list[str]:
     if base.config and not (Path(base.config) / index).is_file():
+        if is_hub_id(base.config):
+            return [f"base.config: {base.config} is no folder here, but may be a model on the hub; download its small "
+                    f"files with: hf download {base.config} --exclude '*.safetensors' --local-dir FOLDER, and give "
+                    "that folder"]
         return [f"base.config: {base.config} has no {index}; give a folder in diffusers layout, or leave it empty"]
     return []
 

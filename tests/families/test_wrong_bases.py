@@ -41,7 +41,7 @@ def index_of(family: str) -> dict:
 
 @pytest.mark.parametrize("family", KINDS)
 def test_a_folder_of_another_family_is_one_sentence(family, tmp_path):
-    """diffusers loads a folder of FLUX.1, with its transformer, as a Chroma pipeline, and SDXL as Stable Diffusion 1."""
+    """diffusers loads a folder of FLUX.1 as a Chroma pipeline, with its own transformer, and SDXL as SD 1."""
     assert set(KINDS) == set(families.names())
     for other in KINDS:
         folder = tmp_path / other
@@ -167,3 +167,11 @@ def test_one_file_of_one_is_a_whole_file(tmp_path):
 def test_another_text_encoder_is_named(tensor, words):
     """Files were "no text encoder of this model but a text encoder", without which."""
     assert words in described([tensor])
+
+
+def test_a_model_on_the_hub_as_configuration(tmp_path):
+    """It was a folder that lacks its index, which did not say what to do."""
+    path = tmp_path / "x.safetensors"
+    save_file({"x": torch.ones(2)}, path)
+    (problem,) = ZImage.problems(Base(path=str(path), config="Tongyi-MAI/Z-Image-Turbo"))
+    assert problem.startswith("base.config: Tongyi-MAI/Z-Image-Turbo is ") and "hf download Tongyi-MAI" in problem

@@ -36,8 +36,8 @@ def packed_problems(option: str, path: Path) -> list[str]:
     """A sentence if the file's weights are quantized in a format that is not read."""
     header = read_header(path)
     if found := _unread(header):
-        return [f"{option}: {path} has quantized weights ({found}), which cannot be read; give the model in bf16, fp16, "
-                "plain or scaled fp8, and save memory with base.quantization"]
+        return [f"{option}: {path} has quantized weights ({found}), which cannot be read; give the model in bf16, "
+                "fp16, plain or scaled fp8, and save memory with base.quantization"]
     if found := _wrong_scale(header):
         return [f"{option}: {path} is damaged: {found}; copy or download it again"]
     return []
