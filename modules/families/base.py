@@ -3,6 +3,7 @@
 A `Model` is loaded once per run and holds the frozen networks.
 """
 
+import re
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 
 from modules.families.parts.names import Files, Place, Spelling
 from modules.objectives import Process
-from modules.preset.base_options import Base
+from modules.preset.base_options import Base, is_hub_id
 from modules.preset.data_options import CHUNK, Data
 from modules.tensorfile import A_PICKLE, PICKLES
 
@@ -262,6 +263,8 @@ def base_problems(base: Base, index: str, example: str) -> list[str]:
         missing = f"base.path: {path} has no {index}, so it is not a diffusers folder; {how}"
         return [] if (path / index).is_file() else [missing]
     if path.is_file():
+        if found := unread_problems("base.path", path):
+            return found
         wrong = path.suffix != ".safetensors"
         if path.suffix in PICKLES:
             how = f"convert it to .safetensors in a sandbox, or {how}"
@@ -273,8 +276,25 @@ def base_problems(base: Base, index: str, example: str) -> list[str]:
     return _hub_problems(base.path, index, how)
 
 
+def unread_problems(option: str, path: Path) -> list[str]:
+    """Whether a file is one that other programs read, and that is not read here."""
+    if path.suffix.lower() == ".gguf":
+        return [f"{option}: {path} is a GGUF file, which is not read; give a .safetensors file in bf16, fp16, plain or "
+                "scaled fp8, and save memory with base.quantization"]
+    shard = re.search(r"-\d{5}-of-(\d{5})\.safetensors$", path.name)
+    if path.name.endswith(".safetensors.index.json") or shard and int(shard[1]) > 1:
+        what = f"one of {int(shard[1])} files" if shard else "the list of several files"
+        return [f"{option}: {path} is {what} with a part of a model; give one file that has all of it, or the whole "
+                "model's folder in diffusers layout as base.path"]
+    return []
+
+
 def _config_problems(base: Base, index: str) -> list[str]:
     if base.config and not (Path(base.config) / index).is_file():
+        if is_hub_id(base.config):
+            return [f"base.config: {base.config} is no folder here, but may be a model on the hub; download its small "
+                    f"files with: hf download {base.config} --exclude '*.safetensors' --local-dir FOLDER, and give "
+                    "that folder"]
         return [f"base.config: {base.config} has no {index}; give a folder in diffusers layout, or leave it empty"]
     return []
 

@@ -114,7 +114,7 @@ class Model(FlowModel):
     OPTIONAL = (LAST,)
     IDENTITIES = ("text_encoder.text_projection.weight",)
     """CLIP's own projection of CLIP-L's pooled text, which some files have, is not used."""
-    STRICT = False
+    UNUSED = ".*"
     CONFIGS = (
         *(f"{part}/config.json" for part in ("transformer", "vae", "text_encoder", "text_encoder_2")),
         *(f"{part}/tokenizer_config.json" for part in ("tokenizer", "tokenizer_2")),

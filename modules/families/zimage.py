@@ -73,8 +73,8 @@ class Model(qwen3.Qwen3Reader, FlowModel):
         f"text_encoders.{ENCODER}.transformer.model.norm.weight": "the text encoder",
         "vae.encoder.conv_in.weight": "the VAE",
     }
-    STRICT = False
-    """Some files have a last norm (`norm_final.weight`) that no program uses."""
+    UNUSED = r"norm_final\.weight"
+    """A last norm that some files have."""
     THINKING = True
     CONFIGS = (
         *(f"{part}/config.json" for part in ("transformer", "vae", "text_encoder")),

@@ -14,18 +14,27 @@ from modules.tensorfile import A_PICKLE, PICKLES
 
 LIBRARIES = ("diffusers", "transformers")
 
+DENOISERS = ("unet", "transformer")
+"""What pipelines call theirs."""
+
 HOW_TO_CONVERT = "load it in diffusers and save it with save_pretrained(FOLDER, safe_serialization=True)"
 
 
-def read_index(pipeline: Any, source: str, given: Collection[str] = ()) -> dict[str, Any]:
+class AnotherKind(ValueError):
+    """An index of another kind of model."""
+
+
+def read_index(pipeline: Any, source: str, denoiser: str, given: Collection[str] = ()) -> dict[str, Any]:
     """The index of the folder, or of the hub's model, `source`. Raises ValueError, naming the index and the entry,
-    unless all parts that diffusers' class `pipeline` needs are there and allowed. `given`: parts that the caller passes
-    and that are not read from the index."""
+    unless all parts that diffusers' class `pipeline` needs are there and allowed, and AnotherKind for a model that is
+    not one of this pipeline's. `denoiser`: its part in the pipeline; `given`: parts that the caller passes and that are
+    not read from the index."""
     where = f"{Path(source) / INDEX}"
     index = read_object(Path(where)) if is_folder(Path(source)) else pipeline.load_config(source)
     kind = index.get("_class_name", pipeline.__name__)
     if not isinstance(kind, str):
         raise ValueError(f"{where}: _class_name is {_short(kind)}, not the name of a diffusers pipeline")
+    _refuse_another(pipeline, index, denoiser, where)
     for name, entry in index.items():
         if isinstance(entry, list | tuple) and name not in given:
             component_class(entry, name, where)
@@ -36,6 +45,22 @@ def read_index(pipeline: Any, source: str, given: Collection[str] = ()) -> dict[
             said = f"is {_short(index[name])}" if name in index else "is missing"
             raise ValueError(f"{where}: {name} {said}; a {pipeline.__name__} has it as a list of library and class")
     return index
+
+
+def _refuse_another(pipeline: Any, index: dict[str, Any], denoiser: str, where: str) -> None:
+    """Raise AnotherKind for another denoiser, and for text encoders that the pipeline does not read: diffusers loads
+    both without a word."""
+    taken = inspect.signature(pipeline.__init__).parameters
+    ours = taken[denoiser].annotation.__name__
+    found = next((name for name in (denoiser, *DENOISERS) if name in index), denoiser)
+    theirs = index[found][1] if isinstance(index.get(found), list | tuple) and len(index[found]) == 2 else None
+    further = [name for name, one in index.items() if name.startswith("text_encoder") and name not in taken
+               and isinstance(one, list | tuple) and any(one)]
+    said = f"its {found} is a {shown(theirs)}, not a {ours}" if isinstance(theirs, str) and theirs != ours else (
+        f"it has {shown(further[0])}, which a {pipeline.__name__} has not" if further else "")
+    if said:
+        raise AnotherKind(f"{where} is of another kind of model: {said}; give a model of this preset's family, or take "
+                          "the preset of the model's own family")
 
 
 def component_class(entry: Any, name: str, where: str) -> Any:

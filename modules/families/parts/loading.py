@@ -18,7 +18,7 @@ import torch
 from modules.documents import is_folder
 from modules.families import base as protocol
 from modules.families.parts import files, split_problems
-from modules.families.parts.components import component_class, pickle_problems, read_index
+from modules.families.parts.components import AnotherKind, component_class, pickle_problems, read_index
 from modules.families.parts.names import DENOISER, PREFIXES, Named, Place
 from modules.families.parts.original import Places, misfit, read_weights
 from modules.families.parts.split import Source, TextFile, text_sources, vae_place, vae_places
@@ -60,8 +60,9 @@ class Loaded(Named):
     """Whether checkpoints with some of the other parts are published, not only with all of them or none."""
     IDENTITIES: ClassVar[tuple[str, ...]] = ()
     """Tensors that no file has, or that it has and no program uses: they are the identity."""
-    STRICT: ClassVar[bool] = True
-    """Whether a file's denoiser with further tensors is refused as another one."""
+    UNUSED: ClassVar[str] = ""
+    """A pattern of the names of tensors, behind the prefix, that a file with the denoiser may have besides and that
+    nothing uses. A file with others, or with further blocks, is refused as another model."""
 
     def __init__(self, pipeline: Any, device: torch.device):
         self.pipeline, self.device = pipeline, device
@@ -107,21 +108,27 @@ class Loaded(Named):
             return found
         if is_folder(Path(base.path)):
             parts = [part for part in cls.parts() if part not in split_problems.given_parts(cls, base)]
-            found = cls._index_problems("base.path", base.path) or pickle_problems(Path(base.path), parts)
+            found = cls.index_problems("base.path", base.path) or pickle_problems(Path(base.path), parts)
         elif Path(base.path).is_file():
             try:
                 found = split_problems.of_file(cls, base)
             except ValueError as error:
                 found = [f"base.config: {error}"]  # of a damaged configuration
-            found = found or (cls._index_problems("base.config", base.config) if base.config else [])
+        else:
+            found = cls.index_problems("base.path", base.path)
         return found or cls._fit_problems(base)
 
     @classmethod
-    def _index_problems(cls, option: str, source: str) -> list[str]:
+    def index_problems(cls, option: str, source: str) -> list[str]:
+        """What is wrong with the index of the folder, or of the hub's model, `source`, in sentences."""
         try:
             cls.index(source)
+        except AnotherKind as error:
+            return [f"{option}: {error}"]
         except ValueError as error:
             return [f"{option}: {error}; give a complete copy"]
+        except OSError:
+            return []  # of the hub; whoever matches layers reports it
         return []
 
     @classmethod
@@ -139,7 +146,8 @@ class Loaded(Named):
             return [f"{error}"]
         source = cls.source(base)
         for part, one in sources.items():
-            if said := misfit(model.pipeline.components[part], read_header(one.path), one.places, one.whole):
+            network, header = model.pipeline.components[part], read_header(one.path)
+            if said := misfit(network, header, one.places, one.whole, one.unused):
                 return [f"{one.option}: {one.path}: {said}, by the configuration of {source}; give a file of the same "
                         "model, or its configuration"]
         lacking = [part for part in cls.parts() if part not in sources and model.pipeline.components[part] is not None]
@@ -208,7 +216,7 @@ class Loaded(Named):
             known = {one: sum(one + name in names for name in split) for one in ("", f"{self.DENOISER}.", DENOISER)}
             prefix = max(known, key=known.__getitem__)
             places = {name: Place(prefix + name) for name in split}
-        return Source("base.path", path, places, prefix if self.STRICT else None)
+        return Source("base.path", path, places, prefix, self.UNUSED)
 
     # -- loading ------------------------------------------------------------------------------------------------------
 
@@ -220,7 +228,7 @@ class Loaded(Named):
     @classmethod
     def index(cls, source: str) -> dict[str, Any]:
         """The index of parts of the folder, or of the hub's model, `source`; checked, or ValueError."""
-        return read_index(cls.pipeline_class(source), source, cls.OPTIONS)
+        return read_index(cls.pipeline_class(source), source, cls.DENOISER, cls.OPTIONS)
 
     @classmethod
     def load(cls, base: Base, device: torch.device, dtype: torch.dtype, pictures: bool = True) -> Self:
@@ -275,7 +283,7 @@ class Loaded(Named):
         for name, one in model.sources(base).items():
             networks[name] = _with_buffers(model.pipeline.components[name])
             try:
-                read_weights(networks[name], one.path, one.places, dtype, one.whole)
+                read_weights(networks[name], one.path, one.places, dtype, one.whole, one.unused)
             except ValueError as error:
                 raise ValueError(f"{error} (by the configuration of {source})") from error
         return networks
@@ -312,9 +320,9 @@ class Loaded(Named):
     def _assembled(cls, source: str, part: Callable[[Any, str], Any]) -> Any:
         """The pipeline of parts that `part` makes, of a class or None and a name, with the index' other values."""
         found, where = cls.index(source), source
-        kinds = {name: component_class(kind, name, where) for name, kind in found.items()
-                 if isinstance(kind, list) and name not in cls.OPTIONS}
         taken = inspect.signature(cls.pipeline_class(source).__init__).parameters
+        kinds = {name: component_class(kind, name, where) for name, kind in found.items()
+                 if isinstance(kind, list) and name in taken and name not in cls.OPTIONS}
         values = {name: value for name, value in found.items() if name in taken and not isinstance(value, list)}
         parts = {name: part(kind, name) for name, kind in kinds.items()}
         return cls.pipeline_class(source)(**{**values, **parts, **cls.OPTIONS})

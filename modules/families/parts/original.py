@@ -2,7 +2,8 @@
 the network has, without a second copy in memory."""
 
 import json
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,7 +15,9 @@ from modules.tensorfile import DTYPES, Header, opened, read_header
 
 SCALES = ("scale_weight", "weight_scale")
 """What ends the name of the scale of a weight in scaled fp8: older files, and newer ones."""
-BESIDE = (*SCALES, "scale_input", "input_scale", "scaled_fp8", "comfy_quant")
+MARKER = "scaled_fp8"
+"""What ends the name of the tensor that marks older files."""
+BESIDE = (*SCALES, "scale_input", "input_scale", MARKER, "comfy_quant")
 """Ends of names of tensors that only files in scaled fp8 have. Activations are not quantized here."""
 UNREAD = ("absmax", "quant_map", "wscales", "weight_scale_2")
 """Ends of names of tensors that only files in nf4, int4 or nvfp4 have."""
@@ -31,14 +34,17 @@ Places = Mapping[str, Place | Literal["identity", "zeros"]]
 
 def packed_problems(option: str, path: Path) -> list[str]:
     """A sentence if the file's weights are quantized in a format that is not read."""
-    found = _unread(path)
-    return [f"{option}: {path} has quantized weights ({found}), which cannot be read; give the model in bf16, fp16, "
-            "plain or scaled fp8, and save memory with base.quantization"] if found else []
-
-
-def _unread(path: Path) -> str:
-    """The format of the weights, and a tensor of it, if it is not read; "" otherwise."""
     header = read_header(path)
+    if found := _unread(header):
+        return [f"{option}: {path} has quantized weights ({found}), which cannot be read; give the model in bf16, "
+                "fp16, plain or scaled fp8, and save memory with base.quantization"]
+    if found := _wrong_scale(header):
+        return [f"{option}: {path} is damaged: {found}; copy or download it again"]
+    return []
+
+
+def _unread(header: Header) -> str:
+    """The format of the weights, and a tensor of it, if it is not read; "" otherwise."""
     for name, entry in header.tensors.items():
         if name.endswith(UNREAD):
             return f"nf4, int4 or nvfp4: {name}"
@@ -49,6 +55,26 @@ def _unread(path: Path) -> str:
     for name, format in _formats(header).items():
         if format not in FORMATS:
             return f"{format}: {name}"
+    return ""
+
+
+def _wrong_scale(header: Header) -> str:
+    """A scale that cannot be right, or a weight in scaled fp8 without one, as a clause; "" without any. Layers are in
+    scaled fp8 where the file says so, and where one that differs in the numbers of its name alone is."""
+    layers = {name.rpartition(".")[0] for name in header.tensors if name.endswith(SCALES)}
+    alike = {_numberless(layer) for layer in layers}
+    told = {name.removesuffix(".comfy_quant") for name in _formats(header)}
+    for name, entry in header.tensors.items():
+        layer, _, kind = name.rpartition(".")
+        scaled = layer in told or _numberless(layer) in alike
+        if kind == "weight" and entry.dtype.startswith("F8") and scaled and layer not in layers:
+            return f"{name} is in scaled fp8, but there is no scale of it"
+    if layers:
+        with opened(header.path) as file:
+            for name in (name for name in header.tensors if name.endswith(SCALES)):
+                scale = file.get_tensor(name).float()
+                if not bool(scale.isfinite().all()) or not bool((scale != 0).all()):
+                    return f"{name}, the scale of a weight, has values that are zero or not finite"
     return ""
 
 
@@ -73,17 +99,18 @@ def _formats(header: Header) -> dict[str, str]:
         return {"its layers": "an unknown format"}
 
 
-def misfit(network: nn.Module, header: Header, places: Places, whole: str | None = None) -> str:
+def misfit(network: nn.Module, header: Header, places: Places, whole: str | None = None, unused: str = "") -> str:
     """What of the network's tensors the file lacks or has in another shape, as a clause; "" if it has all.
-    `whole`: all names that begin with this have to be known, too."""
+    `whole`: all names that begin with this have to be known, too, unless the rest of them matches the pattern `unused`
+    and is not like that of a known one with other numbers, as of a further block."""
     shapes = {ours: tensor.shape for ours, tensor in network.state_dict().items()}
     found = {ours: place for ours, place in places.items() if isinstance(place, Place)}
     rows: dict[str, int] = {}
     for ours, place in found.items():
         rows[place.name] = max(rows.get(place.name, 0), place.row + shapes[ours][0] if shapes[ours] else 0)
-    known = {name for name in header.tensors if name.startswith(whole or "") and not name.endswith(BESIDE)}
-    for what, names in (("lacks", rows.keys() - header.tensors.keys()), ("has unknown", known - rows.keys())):
-        if names and (what == "lacks" or whole is not None):
+    unknown = [] if whole is None else _unknown(header, rows, whole, unused)
+    for what, names in (("lacks", rows.keys() - header.tensors.keys()), ("has unknown", unknown)):
+        if names:
             return f"it {what} {', '.join(sorted(names)[:3])} ({len(names)} in all)"
     for ours, place in found.items():
         stored, shape = header.tensors[place.name].shape, tuple(shapes[ours])
@@ -93,16 +120,30 @@ def misfit(network: nn.Module, header: Header, places: Places, whole: str | None
     return ""
 
 
+def _unknown(header: Header, known: Collection[str], whole: str, unused: str) -> list[str]:
+    """Names in the file that `misfit` does not let pass."""
+    layers, alike = {name.rpartition(".")[0] for name in known}, {_numberless(name) for name in known}
+    found = [name for name in header.tensors if name.startswith(whole) and name not in known]
+    return [name for name in found
+            if (name.rpartition(".")[0] not in layers or not name.endswith(BESIDE)) and not name.endswith(MARKER)
+            and (_numberless(name) in alike or not re.fullmatch(unused, name.removeprefix(whole)))]
+
+
+def _numberless(name: str) -> str:
+    return re.sub(r"(?<=\.)\d+(?=\.)", "N", name)
+
+
 def _plain(shape: tuple[int, ...]) -> tuple[int, ...]:
     """The shape of a convolution of 1 x 1 as that of the matrix that others have for it."""
     return _plain(shape[:-1]) if len(shape) > 2 and shape[-1] == 1 else tuple(shape)
 
 
-def read_weights(network: Any, path: Path, places: Places, dtype: torch.dtype, whole: str | None = None) -> None:
+def read_weights(network: Any, path: Path, places: Places, dtype: torch.dtype, whole: str | None = None,
+                 unused: str = "") -> None:
     """Fill `network`, which is on the meta device, from the safetensors file at `path`. Raises ValueError for tensors
     that are missing, of another shape, or unknown, see `misfit`."""
     header = read_header(path)
-    if said := misfit(network, header, places, whole):
+    if said := misfit(network, header, places, whole, unused):
         raise ValueError(f"{path}: {said}")
     shapes = {ours: tensor.shape for ours, tensor in network.state_dict().items()}
     tensors: dict[str, Tensor] = {}

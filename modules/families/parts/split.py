@@ -139,7 +139,9 @@ KINDS = {
     DENOISERS: r"^(model\.)?diffusion_model\.|^(double|joint|single|input|output)_blocks\.|"
                r"^(transformer\.|unet\.)?((single_)?transformer_blocks|(down|up)_blocks|(noise|context)_refiner)\.",
     "a VAE": r"^(first_stage_model\.|vae\.)?(encoder|decoder)\.(conv_in|mid\.block_1|mid_block)",
-    "a text encoder": r"(^|\.)text_model\.|^transformer\.resblocks\.|^encoder\.block\.|^model\.layers\.",
+    "a text encoder (CLIP)": r"(^|\.)text_model\.|^transformer\.resblocks\.",
+    "a text encoder (T5)": r"^encoder\.block\.",
+    "a text encoder (Qwen3 or Mistral)": r"^(language_model\.)?model\.(language_model\.)?layers\.",
 }
 """Kinds of files in words, and a pattern of a tensor's name in them."""
 
@@ -159,6 +161,8 @@ class Source:
     places: Places
     whole: str | None = None
     """All names in the file that begin with this have to be known; None: any others may be there."""
+    unused: str = ""
+    """But not those behind it that match this pattern, unless they are of further blocks."""
 
 
 def text_sources(

@@ -28,6 +28,8 @@ def of_given(base: Base) -> list[str]:
         if not path.is_file():
             return [f"{option}: {path} {'is a folder' if path.is_dir() else 'does not exist'}; give a .safetensors "
                     "file"]
+        if found := protocol.unread_problems(option, path):
+            return found
         try:
             names = read_header(path).tensors
         except ValueError as error:
@@ -49,6 +51,8 @@ def of_file(model: Any, base: Base) -> list[str]:
     """
     names = files.tensor_names(base.path) or set()
     if found := of_content(model, base):
+        return found
+    if base.config and (found := model.index_problems("base.config", base.config)):
         return found
     hub = model.hub_id(base.path)
     found = files.config_problems(base, model.configs(base), hub)

@@ -29,7 +29,7 @@ class UNetModel(PipelineModel):
     """A pipeline with a UNet for diffusion in discrete steps."""
 
     DENOISER = "unet"
-    STRICT = False
+    UNUSED = ".*"
     """Published checkpoints have left-overs of their training."""
     reads_chunks = True
     computed_in = "float16"
