@@ -20,6 +20,7 @@ from modules.training import stopping
 from modules.training.command import main
 from modules.training.processes import free_port
 
+
 @dataclass
 class Pair:
     """Two processes that are under way."""
@@ -69,8 +70,8 @@ def carry_out(command: Sequence[str], rank: int, port: int, file: Path) -> NoRet
         sys.stdout = sys.stderr = file.open("w", encoding="utf-8", buffering=1)
         os.dup2(sys.stdout.fileno(), 1)
         os.dup2(sys.stdout.fileno(), 2)
-        own, all_of_them = dict(RANK=str(rank), LOCAL_RANK=str(rank)), dict(WORLD_SIZE="2", LOCAL_WORLD_SIZE="2")
-        os.environ.update(own | all_of_them, ACCELERATE_USE_CPU="true", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+        os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", LOCAL_WORLD_SIZE="2")
+        os.environ.update(ACCELERATE_USE_CPU="true", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
         AcceleratorState._reset_state(reset_partial_state=True)
         GradientState._reset_state()
         stopping.begin()

@@ -31,7 +31,7 @@ CAPTION = f"{{3::red|blue}}_one, [trigger] ||| (apple:1.3), face, {LONG}\na {{bi
 def stage(tmp_path_factory) -> Path:
     """A tiny base and folders as people have them: masks, a broken picture, classes, another kind of captions."""
     folder = tmp_path_factory.mktemp("stage")
-    make_folder(folder)
+    make_folder(folder, short=True)
     for name, count in (("own", 4), ("class/4_a dog", 3), ("more/2_few", 2), ("held", 2)):
         draw_pictures(folder / name, count, len(name))
     for number, size in enumerate(SIZES):
