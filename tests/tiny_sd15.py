@@ -18,7 +18,7 @@ CLIP, OPEN_CLIP = "cond_stage_model.transformer.text_model.", "cond_stage_model.
 
 def make_pipeline(folder: Path, second: bool = False, seed: int = 0, short: bool = False) -> StableDiffusionPipeline:
     """A random pipeline of the first or the second generation (768 px); `folder` takes the tokenizer's files. `short`:
-    a UNet of two blocks, with attention in the inner one on the way down and between."""
+    of the UNet's blocks with attention only the second one and the middle."""
     torch.manual_seed(seed)
     tokens = tokenizer(folder / "tokens")
     text = CLIPTextConfig(
@@ -34,13 +34,15 @@ def make_pipeline(folder: Path, second: bool = False, seed: int = 0, short: bool
         hidden_act="gelu" if second else "quick_gelu",
     )
     down, up = (*("CrossAttnDownBlock2D",) * 3, "DownBlock2D"), ("UpBlock2D", *("CrossAttnUpBlock2D",) * 3)
+    if short:
+        down, up = ("DownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D", "DownBlock2D"), ("UpBlock2D",) * 4
     unet = UNet2DConditionModel(
         sample_size=8,
-        block_out_channels=(8, 16) if short else (8, 8, 16, 16),
+        block_out_channels=(8, 8, 16, 16),
         layers_per_block=1 if short else 2,
         norm_num_groups=4,
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D") if short else down,
-        up_block_types=("UpBlock2D",) * 2 if short else up,
+        down_block_types=down,
+        up_block_types=up,
         attention_head_dim=(1, 1, 2, 2) if second else 2,
         cross_attention_dim=16,
         use_linear_projection=second,
