@@ -74,6 +74,7 @@ def test_merging_is_the_forward_and_can_be_undone(method, options, case):
     close(adapted(x), network(case)(x), 1e-6)
 
 
+@pytest.mark.once
 @every_pair
 def test_half_precision_keeps_the_adapter(method, options, case):
     adapted, x = adapt(method, options, case), inputs(case)

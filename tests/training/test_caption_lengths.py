@@ -93,7 +93,7 @@ def test_options_without_effect_are_said(place: Place):
 
 @pytest.mark.full
 def test_clip_skip_of_a_run(place: Place, tmp_path):
-    base = str(make_folder(tmp_path / "sd15"))
+    base = str(make_folder(tmp_path / "sd15", short=True))
     targets = {"layers": "attention", "include": [], "exclude": []}
     given = {"family": "sd15", "targets": targets}
     more = ["--base.path", base, "--training.steps", "1", "--data.caption_dropout", "0"]

@@ -9,8 +9,8 @@ from safetensors import safe_open
 
 from modules.training import best, clock, due, loop, state
 from modules.training.clock import Clock
-from tests.training.runs import ROOT, Place, ask, equal, launch
-from tests.training.test_processes import LAUNCHER
+from tests.training import pair
+from tests.training.runs import Place, ask, equal
 
 STEPS = ("--training.steps", "6")
 
@@ -217,31 +217,16 @@ def test_the_best_survives_a_kill_at_any_point_and_the_old_one_stays_until_the_n
     assert kept(place, "torn") == ([3], 3)
 
 
-FAST = """
-import sys
-
-sys.path.insert(0, {root!r})
-from modules.training import due
-
-due.MINUTE = 1e-6  # each step is minutes long
-from modules.training.command import main
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
-"""
-
-
 @pytest.mark.full
-def test_two_processes_agree_on_what_the_clock_of_one_says_and_on_the_best(place: Place):
-    script = place.runs / "fast.py"
-    script.write_text(FAST.format(root=str(ROOT)))
+def test_two_processes_agree_on_what_the_clock_of_one_says_and_on_the_best(place: Place, monkeypatch):
+    """Each step is minutes long."""
+    monkeypatch.setattr(due, "MINUTE", 1e-6)
     units = [word for section in ("validation.every", "saving.export_every")
              for word in (f"--{section}", "1", f"--{section}_unit", "minutes")]  # fmt: skip
     command = place.command("two", "--training.steps", "3", "--training.batch_size", "1", "--saving.keep_best",
                             "--saving.keep_exports", "1", *units)  # fmt: skip
-    process = launch([*LAUNCHER, "--num_processes", "2", "--cpu", str(script), *command])
-    _, err = process.communicate(timeout=500)
-    assert process.returncode == 0, err
+    codes, said = pair.train(command, place.runs)
+    assert codes == [0, 0], said
     assert [(what, step) for what, step, _ in dues(place, "two")] == [
         ("validation", 1), ("export", 1), ("validation", 2), ("export", 2)
     ]  # fmt: skip

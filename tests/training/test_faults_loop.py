@@ -260,6 +260,7 @@ def fill_up(path: Path, left: int = 0) -> None:
             file.write(b"x" * 4096)
 
 
+@pytest.mark.short("save_adapter")
 @pytest.mark.parametrize("function", ["save_adapter", "export_now", "save"])
 def test_a_disk_that_is_full_is_said_with_bytes_and_path(place: Place, tmp_path, monkeypatch, capsys, function):
     more = ["--training.steps", "2", "--saving.state_every", "1", "--saving.folder", str(tmp_path / "small")]

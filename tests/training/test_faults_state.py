@@ -81,6 +81,7 @@ def plant(monkeypatch, at: int) -> None:
     monkeypatch.setattr(loop, "take_step", planted)
 
 
+@pytest.mark.short("2")
 @pytest.mark.parametrize("at", [2, 4])
 def test_a_parameter_that_is_not_finite_is_never_saved(place: Place, held: Place, at, monkeypatch, capsys):
     """In the middle, and at the last step, where the adapter would be written next."""
@@ -148,6 +149,7 @@ UNUSABLE = [
 ]
 
 
+@pytest.mark.short("with_nan-", "of_another_preset-")
 @pytest.mark.parametrize("damage, reason", UNUSABLE, ids=lambda value: getattr(value, "__name__", ""))
 def test_a_state_that_cannot_be_used_is_said_and_put_aside(place: Place, held: Place, run, damage, reason, capsys):
     damage(run / "state" / "step-000003")

@@ -29,6 +29,7 @@ def whole_gradients(session):
     return {name: base.weight.grad.flatten(1) for name, base in bases.items()}
 
 
+@pytest.mark.short("dora-2-gradient")
 @pytest.mark.parametrize("adapter", GRADIENT, ids=lambda a: "-".join(map(str, a.values())))
 def test_down_holds_the_gradients_own_directions(place, adapter):
     with place.session("run", adapter=adapter) as session:

@@ -100,6 +100,7 @@ def test_the_target_is_the_base_and_nothing_else(place, loss):
     torch.testing.assert_close(found[1], wanted[1], rtol=1e-4, atol=1e-9)
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("packing", ["none", "nf4", "int8"])
 @pytest.mark.parametrize("texts", [False, True])
 def test_trained_text_encoders_and_packed_bases(place, packing, texts):

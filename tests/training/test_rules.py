@@ -250,6 +250,7 @@ def test_the_check_tells_ranks_and_rates_apart(place: Place, capsys):
 # -- files ------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("method", ["lora", "wora"])
 @pytest.mark.parametrize("host", [comfyui, kohya, diffusers], ids=lambda host: host.__name__.rpartition(".")[2])
 def test_the_file_has_each_layer_s_rank_and_tells_the_truth(place: Place, host, method):

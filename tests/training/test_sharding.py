@@ -92,7 +92,7 @@ def plans(flux: Place, sdxl: Place, chroma: Place) -> list[Plan]:
         Plan(chroma.command("masked", **MASKED)),
         Plan(flux.command("half", **HALF), as_on_gpu=True),
         Plan(flux.command("whole", **HALF), sharded=False),
-        Plan(flux.command("beside", *beside(flux), **SAMPLED)),
+        Plan(flux.command("beside", *beside(flux), **FLUX)),
         Plan(flux.command("failing", **SAMPLED), failing=1),
     ]
 
@@ -171,7 +171,7 @@ def test_a_shared_base_learns_shows_and_writes_what_a_whole_one_does(shared: Sha
 @pytest.mark.full
 def test_a_training_adapter_is_whole_in_every_process(shared: Shared):
     place = shared.flux
-    alone(place, "beside alone", SAMPLED, *beside(place))
+    alone(place, "beside alone", FLUX, *beside(place))
     assert_same_run(place, "beside", "beside alone")
     assert losses(place, "beside", "step") != pytest.approx(losses(place, "sampled", "step"), rel=1e-3)
 

@@ -99,6 +99,7 @@ class Watched:
             self.groups += 1
 
 
+@pytest.mark.short("3-4")
 @pytest.mark.parametrize("ahead, groups", [(3, 4), (100, 1)])
 def test_encoders_and_denoiser_are_never_on_the_device_together(many, monkeypatch, ahead, groups):
     watched = Watched(monkeypatch)

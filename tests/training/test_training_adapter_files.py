@@ -57,6 +57,7 @@ WRONG = {
 """What is in a file beside a fitting pair, and what is said."""
 
 
+@pytest.mark.short("text encoders", "a magnitude", "another size")
 @pytest.mark.parametrize("what", WRONG)
 def test_what_it_cannot_have_is_one_sentence(place, what, tmp_path, capsys):
     """Before anything is touched, and in a training too."""

@@ -35,6 +35,7 @@ def test_prior_prediction_has_it_on(place, given: Given):
     torch.testing.assert_close(*found, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.short("lora-2-pissa", "wora-2")
 @pytest.mark.parametrize(
     "adapter",
     [{"method": "dora", "rank": 2}, {"method": "lora", "rank": 2, "init": "pissa"}, {"method": "wora", "rank": 2},
@@ -69,6 +70,7 @@ def test_initial_values_from_gradients_follow_the_loss_that_is_trained(place, gi
 PLACES = [("none", 0), ("nf4", 0), ("int8", 0), ("fp8", 2), ("none", 2)]
 
 
+@pytest.mark.short("nf4-0", "fp8-2")
 @pytest.mark.parametrize("packing, offloaded", PLACES)
 def test_quantized_and_offloaded_bases(place, given: Given, packing, offloaded):
     """Its own change is not rounded: the prediction is that of the base's dense weights with the change added."""
@@ -94,6 +96,7 @@ def test_quantized_and_offloaded_bases(place, given: Given, packing, offloaded):
 HALF = ("--training.precision", "bfloat16")
 
 
+@pytest.mark.short("bfloat16")
 @pytest.mark.parametrize("options", [HALF, (*HALF, "--base.dtype", "float32")], ids=["bfloat16", "base in float32"])
 def test_half_precision(place, given: Given, options):
     """Layers give what they give without it in number formats, and the loss is that of float32 up to rounding."""
