@@ -69,7 +69,7 @@ def test_no_character_is_an_error(encoding):
 # -- the program ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.short("--preset nowhere 2> /dev/full-2")
+@pytest.mark.full
 @pytest.mark.skipif(os.name == "nt", reason="a POSIX shell")
 @pytest.mark.parametrize(
     "words, code",

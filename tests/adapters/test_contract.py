@@ -205,6 +205,7 @@ def test_only_the_adapter_learns(method, options, case):
     assert torch.equal(adapted.layer.dense(), dense_before)
 
 
+@pytest.mark.once
 @every_pair
 def test_dead_rows_and_channels_stay_finite(method, options, case):
     if case.packing:

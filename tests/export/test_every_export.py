@@ -52,6 +52,7 @@ def test_what_is_advised_works(family, label):
             assert not tried.refusal and tried.forms, (host, form, tried.refusal)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("label", LABELS)
 def test_comfyui_and_its_node_hold_everything(label):
     """What the refusals' best alternative is."""

@@ -6,6 +6,8 @@ from modules.preset import files
 from modules.preset.files import Resolved
 
 NAMES = sorted(one.name for one in files.every())
+FEW = tuple(name for name in NAMES if name.startswith(("lora_", "wora_")))
+"""Of two methods, for all families and purposes."""
 
 
 @cache

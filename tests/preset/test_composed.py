@@ -58,6 +58,7 @@ def test_every_method_goes_with_every_family_and_purpose():
     assert {one.family for one in PRESETS.values()} == set(families.names())
 
 
+@pytest.mark.short(*shipped.FEW)
 @pytest.mark.parametrize("name", PRESETS)
 def test_a_preset_is_found_by_its_name_with_or_without_the_family_and_by_the_path_of_its_file(name):
     full, plain = PRESETS[name].full_name, shipped.resolved(name)

@@ -75,7 +75,7 @@ def whole(stage, tmp_path_factory) -> Place:
     return place
 
 
-@pytest.mark.short("adapter0-2")
+@pytest.mark.full
 @pytest.mark.parametrize("adapter, stop", [(ADALORA, 2), (ADALORA, 5), (RACLORA, 2), (RACLORA, 3)])
 def test_half_and_half_is_the_whole(place: Place, whole: Place, monkeypatch, adapter, stop):
     """Stopped between two choices, after the last, at the end of a link and in the middle of one."""

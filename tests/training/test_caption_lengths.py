@@ -72,6 +72,7 @@ def test_the_run_says_so_too(long: Place, capsys):
     assert "3: b.png, c.png, d.png" in capsys.readouterr().err
 
 
+@pytest.mark.full
 def test_a_run_on_long_captions_learns_from_their_end(long: Place):
     """Only the last token differs; and its file says how long captions were."""
     adapters = []

@@ -145,7 +145,7 @@ def kept(place: Place, name: str) -> tuple[dict[str, dict[str, Tensor]], list[in
     return tensors, best, tables
 
 
-@pytest.mark.short("3")
+@pytest.mark.full
 @pytest.mark.parametrize("variants", [3, 0])
 def test_a_run_that_is_stopped_and_killed_is_the_whole_run(place: Place, monkeypatch, variants):
     sections = everything(place, variants)

@@ -226,6 +226,7 @@ def test_left_overs_of_killed_processes_go_and_others_stay(place: Place):
     assert not gone.exists() and alive.exists() and not list((folder / "samples").iterdir())
 
 
+@pytest.mark.full
 def test_a_damaged_event_file_keeps_no_run_from_going_on(place: Place, monkeypatch):
     ask(monkeypatch, place, "torn", "stop", at=2)
     assert place.train("torn", "--validation.every", "1") == 130
@@ -334,6 +335,7 @@ def test_a_collapse_is_said_in_the_run_and_at_its_end(place: Place, monkeypatch,
     assert done.startswith("Done, with a warning: ") and "makes the model worse" in last and "--name" in last
 
 
+@pytest.mark.full
 def test_a_training_that_learns_is_not_called_a_collapse(place: Place, capsys):
     assert place.train("calm", "--training.steps", "25") == 0
     assert not place.events("calm", "warning")

@@ -82,7 +82,7 @@ def own(stage: Path, tmp_path: Path) -> Place:
     return place
 
 
-@pytest.mark.short("unet", "text_encoder_2")
+@pytest.mark.short("unet")
 @pytest.mark.parametrize("part", ["unet", "vae", "text_encoder_2"])
 def test_a_base_that_has_changed_is_refused(own: Place, part, capsys):
     file = next((own.stage / "base" / part).glob("*.safetensors"))
@@ -140,6 +140,7 @@ def test_many_changes_are_counted():
     assert "30 removed (0.png, 1.png" in said and said.endswith("9.png and 20 more)")
 
 
+@pytest.mark.full
 def test_other_versions_are_said(own: Place, monkeypatch, capsys):
     found = fingerprints.versions()
     monkeypatch.setattr(fingerprints, "versions", lambda: {**found, "torch": "9.9", "gimbal": "8.8"})
@@ -150,6 +151,7 @@ def test_other_versions_are_said(own: Place, monkeypatch, capsys):
     assert "torch" in warnings(own)
 
 
+@pytest.mark.full
 def test_the_file_that_a_run_began_with_is_guarded_too(place: Place, monkeypatch, capsys):
     adapter = {"method": "lora", "rank": 2}
     assert place.train("first", "--training.steps", "1", adapter=adapter) == 0

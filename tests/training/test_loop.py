@@ -281,6 +281,7 @@ def test_text_encoders_are_trained_and_resume(place: Place):
     assert changed == {"unet", "text_encoder", "text_encoder_2"}
 
 
+@pytest.mark.full
 def test_a_run_on_another_number_of_processes_says_so(place: Place, monkeypatch):
     ask(monkeypatch, place, "moved", "stop", at=1)
     assert place.train("moved") == 130

@@ -69,6 +69,7 @@ def test_everything_wrong_is_said_at_once():
     assert len(found) == 4
 
 
+@pytest.mark.short(*shipped.FEW)
 @pytest.mark.parametrize("name", shipped.NAMES)
 def test_shipped_presets_suit_their_bases(name):
     preset = shipped.resolved(name).preset

@@ -40,6 +40,7 @@ def make_pool(place, folder):
     (folder / "damaged.safetensors").write_bytes(b"not a file")
 
 
+@pytest.mark.full
 def test_up_spans_what_the_files_change_most(place, pooled):
     with place.session("run", adapter=cora(pooled, **RAW)) as session:
         ups = {name: layer.adapter.up for name, layer in session.adapted.items()}

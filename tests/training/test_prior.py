@@ -63,6 +63,7 @@ def readapted(session, method, options):
     session.adapted = {f"unet.{name}": attach(unet, name, config, seed=1) for name in names}
 
 
+@pytest.mark.full
 def test_nothing_pulls_at_the_start(place):
     """For every method the gradient of such pictures is below 1e-10 of what their own targets give."""
     compared = {}

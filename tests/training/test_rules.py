@@ -220,6 +220,7 @@ def test_a_first_step_is_as_long_as_the_rate_says(place: Place):
     assert {(".attn1." in row[0], *row[-2:]) for row in rows[1:]} == {(True, "3", "0.125"), (False, "2", "1")}
 
 
+@pytest.mark.full
 def test_stopped_and_resumed_is_the_whole_run_bit_for_bit(place: Place, monkeypatch):
     rules = ruled({"match": FIRST, "rank": 4, "lr_scale": 0.5}, {"match": KEYS, "rank": 1, "lr_scale": 3})
     assert place.train("whole", **rules) == 0

@@ -41,7 +41,7 @@ def steps_done(place: Place, name: str) -> int:
 # -- from the first second --------------------------------------------------------------------------------------------
 
 
-@pytest.mark.once
+@pytest.mark.short("0.0-2")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 @pytest.mark.parametrize("seconds", [0.0, 1.5])
 def test_a_start_is_stopped_at_once(place: Place, number, seconds):

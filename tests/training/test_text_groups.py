@@ -163,6 +163,7 @@ def test_there_and_back_is_bit_for_bit(kind):
 # -- the same whatever the groups are ---------------------------------------------------------------------------------
 
 
+@pytest.mark.full
 def test_groups_do_not_change_a_run(many, monkeypatch):
     """Neither their size nor a break in one, nor whether there is a cache."""
     runs = {"one": ["--data.encode_ahead", "1"], "five": ["--data.encode_ahead", "5"],

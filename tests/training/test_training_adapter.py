@@ -161,6 +161,7 @@ def test_a_resumed_run_is_the_same_bit_for_bit(place, given: Given, monkeypatch)
     assert equal(*files)
 
 
+@pytest.mark.full
 def test_another_file_ends_a_resumed_run_before_it_begins(place, given: Given, monkeypatch, capsys):
     """The same name with other values; a file that is gone; another name."""
     own = place.runs / "own.safetensors"

@@ -55,6 +55,7 @@ def test_methods_see_the_plain_base(place, given: Given, adapter):
     assert equal(*found)
 
 
+@pytest.mark.full
 def test_initial_values_from_gradients_follow_the_loss_that_is_trained(place, given: Given):
     """They are the directions of the first steps, in which it is on: those of a base with it inside."""
     adapter, found = {**LORA, "init": "gradient"}, []
@@ -151,6 +152,7 @@ def test_compiled_blocks_have_it_where_others_of_their_kind_have_not(place, comp
                 torch.testing.assert_close(one, two, rtol=1e-3, atol=1e-4 * float(two.abs().max()))
 
 
+@pytest.mark.full
 def test_what_is_moved_for_text_encoders_comes_back(place, given: Given):
     """Captions of coming steps are encoded with the base off the device; the change is part of it."""
     with place.session("run", *given.typed, data=PLAIN) as session:
@@ -174,6 +176,7 @@ def test_an_error_inside_puts_it_back(place, given: Given):
         assert sum(isinstance(module, Beside) for module in unet.modules()) == len(given.changes)
 
 
+@pytest.mark.full
 def test_the_probe_has_it_too(place, given: Given, monkeypatch):
     seen = []
     take_step = loop.take_step
