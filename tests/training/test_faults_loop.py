@@ -41,14 +41,9 @@ def messages(place: Place, name: str) -> list[str]:
 def test_no_by_product_ends_a_training(place: Place, monkeypatch, capsys):
     """All of them fail at every step, and each is told of once."""
     assert place.train("whole") == 0
-    for owner, name in (
-        (samples, "write_grid"),
-        (outputs, "sample_prompts"),
-        (outputs, "validation_captions"),
-        (loop, "curves"),
-        (outputs, "write_whole"),
-        (collapse, "measured"),
-    ):
+    owned = ((outputs, ("sample_prompts", "validation_captions", "write_whole")), (samples, ("write_grid",)),
+             (loop, ("curves",)), (collapse, ("measured",)))  # fmt: skip
+    for owner, name in ((owner, name) for owner, names in owned for name in names):
         monkeypatch.setattr(owner, name, fails)
     monkeypatch.setattr(loop, "CURVES_EVERY", 1)
     monkeypatch.setattr("torch.utils.tensorboard.writer.SummaryWriter.add_scalar", fails)
