@@ -50,7 +50,8 @@ def main() -> None:
     if arguments.vae is None:
         google = demo_data.read_pictures("google", arguments.google or demo_data.pack("google", arguments.work))
         print(f"{len(twitter)} Twemoji and {len(google)} Noto pictures for the VAE")
-        often = VAE_REPEATS * (learned + [p for p in google if p.names[0] in demo_data.SUBJECTS])
+        first = [p for p in learned if not p.variant]
+        often = VAE_REPEATS * (first + [p for p in google if p.names[0] in demo_data.SUBJECTS])
         drawn = torch.cat([*demo_training.drawings(twitter + google + often)])
         vae = demo_training.train_vae(drawn, arguments)
     else:
