@@ -9,6 +9,7 @@ from benchmarks import mutating, mutations
 from benchmarks.readers import Reader, all_readers
 
 
+@pytest.mark.full
 def test_every_reader_answers_or_refuses_in_a_sentence():
     readers = all_readers()
     tallies = mutations.run(readers, 5 * len(readers), seed=7, seconds=60)

@@ -76,6 +76,7 @@ def numberless(text: str) -> str:
     return re.sub(r"\(\d+\)", "(n)", text)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("label", LABELS)
 def test_the_page_has_the_forms_of_each_method(label):
     cells = [export_matrix.form_cell(label, host, export_matrix.Footnotes()) for host in export_matrix.PROGRAMS]

@@ -101,6 +101,7 @@ def without_refused(source: str, chosen: dict, values: dict, rng: random.Random)
         values = {name: value for name, value in values.items() if name != left_out}
 
 
+@pytest.mark.short("0", "1", "2", "3", "4", "5", "6", "7", "8", "9")
 @pytest.mark.parametrize("seed", range(60))
 def test_any_preset_written_is_the_preset_read(seed, tmp_path):
     rng = random.Random(seed)
