@@ -76,6 +76,13 @@ def test_what_it_cannot_have_is_one_sentence(place, what, tmp_path, capsys):
         training_adapter.read(preset, plain_model(place))
 
 
+def test_a_file_that_changes_nothing_is_refused(place, tmp_path):
+    for name, shape in (("alpha", ()), ("lora_up.weight", (16, 2))):
+        save_file({**pair(KEY, 16, 16), f"{KEY}.{name}": torch.zeros(shape)}, path := tmp_path / f"{name}.safetensors")
+        (problem,) = look(place, path).problems
+        assert problem.startswith(f"base.training_adapter: {path}: all its changes are zero"), problem
+
+
 def kinds_of_files(folder: Path) -> dict[str, Path]:
     """Files that are no adapters of this base, by what is said about them."""
     flux = {f"transformer.single_transformer_blocks.{n}.attn.to_q.lora_{side}.weight": ones(4, 4) for n in (0, 37)
