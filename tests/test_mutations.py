@@ -34,6 +34,7 @@ def gossip(folder: Path) -> None:
     raise ValueError("something is wrong somewhere")
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("read, words", [(forget, "KeyError"), (wait, "Late"), (fill, "MemoryError"),
                                          (gossip, "does not say which file")])  # fmt: skip
 def test_what_is_bad_is_found(read, words, monkeypatch):

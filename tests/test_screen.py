@@ -90,7 +90,7 @@ def test_a_screen_that_is_gone_changes_nothing(words, code):
     assert done.stderr == "" and f"code {code}\n" in done.stdout, (done.stdout, done.stderr)
 
 
-@pytest.mark.short("ascii")
+@pytest.mark.full
 @pytest.mark.parametrize(
     "setting",
     [{"PYTHONIOENCODING": "ascii"}, {"LANG": "C", "LC_ALL": "C", "PYTHONUTF8": "0"}],

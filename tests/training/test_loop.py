@@ -118,7 +118,7 @@ def ten_steps(stage, tmp_path_factory) -> dict[str, torch.Tensor]:
     return place.adapter("whole")
 
 
-@pytest.mark.short("adamw8bit-128")
+@pytest.mark.full
 @pytest.mark.parametrize(
     "optimizer, rank",
     [("adamw", 2), ("adamw8bit", 128), ("schedulefree_adamw", 2), ("lora_rite", 2), ("lora_pre", 2)],

@@ -118,7 +118,7 @@ def read_header(path: Path) -> dict[str, str]:
         return file.metadata()
 
 
-@pytest.mark.short("more1")
+@pytest.mark.full
 @pytest.mark.parametrize("more", [(), ("--training.accumulation", "2", "--training.gradient_checkpointing", "true")])
 def test_a_run_trains_what_a_base_with_it_inside_does_and_shows_the_plain_base(place, given: Given, more):
     """Losses, validation and adapter are those of a base that has it in its weights; the pictures are not."""
@@ -148,6 +148,7 @@ def test_a_run_trains_what_a_base_with_it_inside_does_and_shows_the_plain_base(p
     assert numpy.abs(shown[4] - shown[0]).max() > 0
 
 
+@pytest.mark.full
 def test_a_resumed_run_is_the_same_bit_for_bit(place, given: Given, monkeypatch):
     assert place.train("whole", *given.typed) == 0
     with monkeypatch.context() as patch:
