@@ -241,10 +241,14 @@ def latents_of(vae: Any, pictures: list[demo_data.Picture], work: Path) -> tuple
     kept: dict[str, Any] = torch.load(path, weights_only=True) if path.exists() else {"of": None}
     if kept["of"] != same:
         bar = tqdm(drawings(pictures), desc="latents", total=-(-len(pictures) // CHUNK), mininterval=5)
-        found = [vae.encode(chunk).latent_dist for chunk in bar]
-        mean, std = torch.cat([one.mean for one in found]), torch.cat([one.std for one in found])
-        kept = {"of": same, **{k: (v * vae.config.scaling_factor).half() for k, v in (("mean", mean), ("std", std))}}
-        torch.save(kept, path)
+        scale, means, stds = vae.config.scaling_factor, list[Tensor](), list[Tensor]()
+        for given in (vae.encode(chunk).latent_dist for chunk in bar):
+            means.append((given.mean * scale).half())
+            stds.append((given.std * scale).half())
+        kept = {"of": same, "mean": torch.cat(means), "std": torch.cat(stds)}
+        part = path.with_suffix(".part")
+        torch.save(kept, part)
+        part.replace(path)
     return kept["mean"], kept["std"]
 
 

@@ -48,7 +48,7 @@ def read_index(pipeline: Any, source: str, given: Collection[str] = ()) -> dict[
 
 def _refuse_another(pipeline: Any, index: dict[str, Any], where: str) -> None:
     """Raise AnotherKind for another denoiser, and for text encoders that the pipeline does not read: diffusers loads
-    both without a word."""
+    both without an error."""
     taken = inspect.signature(pipeline.__init__).parameters
     denoiser = next((name for name in DENOISERS if name in taken), None)
     if denoiser is None:
