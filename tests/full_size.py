@@ -142,10 +142,9 @@ def numberless(name: str) -> str:
     return re.sub(r"(?<=[._])\d+(?=[._]|$)", "#", name)
 
 
-def presets(family: str) -> list[Preset]:
-    """The shipped presets of a family, without those for the demo's small models."""
-    names = sorted(one.name for one in every() if one.family == family and not one.purpose)
-    return [resolve(name).preset for name in names]
+def presets(family: str) -> list[str]:
+    """Names of the shipped presets of a family, without those for the demo's small models."""
+    return sorted(one.name for one in every() if one.family == family and not one.purpose)
 
 
 def row(preset: Preset, model: Any) -> str:
@@ -176,9 +175,9 @@ def page(every: int = 1) -> str:
             if not known.presets:
                 continue  # hardly anything else than in the first
             text += "| preset | layers | parameters | file | form of the layers in it |\n|---|---|---|---|---|\n"
-            for preset in presets(family):
+            for name in presets(family):
                 number += 1
-                text += f"{row(preset, model)}\n" if number % every == 0 else ""
+                text += f"{row(resolve(name).preset, model)}\n" if number % every == 0 else ""
             text += "\n"
     return text.rstrip() + "\n"
 

@@ -12,8 +12,8 @@ from tests.adapters.cases import CASES, DOUBLE, PAIRS, adapt, all_close, label, 
 
 SHOWN = ("linear", "conv2d")
 ALL = [(m, options, case) for m, options, case in PAIRS if case.name in SHOWN]
-COMPILED = ALL[::3]
-"""Every third, so that linear layers and convolutions take turns."""
+COMPILED = ALL[::5]
+"""Every fifth, so that linear layers and convolutions take turns."""
 WARM_UP, LATER = ((9, 8), (8, 10)), ((12, 11), (9, 8), (10, 13))
 """Heights and widths; the second makes sizes unknown numbers."""
 

@@ -9,8 +9,10 @@ from tests import export_matrix
 from tests.export import every
 
 ALL = [(family, label) for family in every.FAMILIES for label in every.VARIANTS]
-FEW = [(list(every.FAMILIES)[n % len(every.FAMILIES)], label) for n, label in enumerate(every.VARIANTS)][::2]
-"""Every second variant with one family in turn; the test of the whole page, with --all, has all of all."""
+IN_TURN = [(list(every.FAMILIES)[n % len(every.FAMILIES)], label) for n, label in enumerate(every.VARIANTS)]
+"""Every variant with one family in turn."""
+FEW = IN_TURN[::2]
+"""The test of the whole page, with --all, has all of all."""
 LABELS = ("LoRA", "DOFT in planes")
 """Variants for tests of all families, which that test repeats for each."""
 LIMITS = {"float32": 1e-5, "float16": 2e-3}
@@ -92,6 +94,7 @@ def test_the_page_names_the_versions():
 def test_the_whole_page_is_fresh_and_all_of_it_is_exact_or_refused():
     for family, label in ALL:
         test_exact_or_refused_with_what_to_do(family, label)
+    for family, label in IN_TURN:
         test_what_is_advised_works(family, label)
     for label in every.VARIANTS:
         test_comfyui_and_its_node_hold_everything(label)

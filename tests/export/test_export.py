@@ -207,10 +207,12 @@ def test_untrained_adapter_changes_nothing(tmp_path):
         assert max(error.weight for error in report.errors.values()) < 1e-6
 
 
-@pytest.mark.parametrize("options", [
-    {}, {"dtype": "float32"}, {"form": "compact", "rank": 2}, {"form": "svd", "rank": 2}, {"form": "full"},
-], ids=str)
-@pytest.mark.parametrize("variant", variants(), ids=label)
+OTHERS = ({"dtype": "float32"}, {"form": "compact", "rank": 2}, {"form": "svd", "rank": 2}, {"form": "full"})
+"""Ways to write a file besides the default."""
+SIZED = [(variant, options) for n, variant in enumerate(variants()) for options in ({}, OTHERS[n % len(OTHERS)])]
+
+
+@pytest.mark.parametrize("variant, options", SIZED, ids=[f"{label(v)}-{o}" for v, o in SIZED])
 def test_expected_size_is_the_written_one(tmp_path, variant, options):
     _, _, report, tensors = write(tmp_path, variant, **options)
     meta = Model()

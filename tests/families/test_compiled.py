@@ -62,7 +62,7 @@ def test_compiled_blocks_train_as_plain_ones(family, folder):
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("row", ["sdxl", "flux", "sd3"], indirect=True)
+@pytest.mark.parametrize("row", ["sdxl", "flux"], indirect=True)
 def test_buckets_compile_nothing_new_after_two(family, folder, monkeypatch):
     """Graphs are counted, which even this backend traces: half the time of the other."""
     monkeypatch.setattr(torch, "compile", partial(torch.compile.func, backend="eager"))

@@ -163,7 +163,8 @@ def test_keys_are_diffusers_names_for_every_host(model, second):
 )
 def test_diffusers_loads_and_computes_what_was_trained(tmp_path, model, host, variant):
     names, _ = match_layers(model, Targets(layers="all", text_encoders=True))
-    assert_diffusers_computes(model, variant, names, tmp_path, {"host": host, "dtype": "float32"})
+    every = 1 if (host, variant) == ("diffusers", LORA) else 4
+    assert_diffusers_computes(model, variant, names[::every], tmp_path, {"host": host, "dtype": "float32"})
 
 
 def test_files_say_which_generation(tmp_path, model, second):

@@ -16,7 +16,7 @@ from modules.preset.files import resolve
 from modules.preset.schema import Preset
 from modules.tools.apply import apply_file
 from modules.training.setup import load_and_attach, whole
-from tests import tiny_chroma, tiny_flux, tiny_sd3, tiny_zimage
+from tests import tiny_flux, tiny_sd3, tiny_zimage
 from tests.training.runs import Place, draw_pictures
 
 CPU = torch.device("cpu")
@@ -43,11 +43,10 @@ class Row:
 
 
 ROWS = {
-    "flux dev": Row("flux", tiny_flux.make_folder, ("wora", "dora"), exclude=("text_encoder_2.*",)),
+    "flux dev": Row("flux", tiny_flux.make_folder, ("dora",), exclude=("text_encoder_2.*",)),
     "flux schnell": Row("flux", lambda folder: tiny_flux.make_folder(folder, dev=False), ("doft",),
                         {"min_snr_gamma": None, "shift": 2.0}, ("text_encoder_2.*",)),
-    "chroma": Row("chroma", tiny_chroma.make_folder, ("wora",)),
-    "sd3": Row("sd3", tiny_sd3.make_folder, ("wora", "doft"), {"min_snr_gamma": None, "shift": 2.0},
+    "sd3": Row("sd3", tiny_sd3.make_folder, ("wora",), {"min_snr_gamma": None, "shift": 2.0},
                ("text_encoder_3.*",)),
     "sd3 without t5": Row("sd3", lambda folder: tiny_sd3.make_folder(folder, t5=False), ("dora",)),
     "zimage": Row("zimage", tiny_zimage.make_folder, ("wora",)),

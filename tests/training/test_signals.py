@@ -143,8 +143,9 @@ def test_a_terminal_that_is_closed_saves_and_nohup_goes_on(place: Place, twelve)
 
 
 @pytest.mark.short("adamw-validate")
-@pytest.mark.parametrize("function", ["validate", "sample", "export_now"])
-@pytest.mark.parametrize("optimizer", ["adamw", "schedulefree_adamw"])
+@pytest.mark.parametrize("optimizer, function", [
+    ("adamw", "validate"), ("adamw", "sample"), ("adamw", "export_now"), ("schedulefree_adamw", "validate"),
+])
 def test_a_stop_does_not_wait_for_what_comes_beside_the_steps(place: Place, monkeypatch, function, optimizer):
     """The signal comes while it is under way. It is given up, the state of the step is saved, and it is made later. A
     schedule-free optimizer has other weights in the parameters meanwhile."""

@@ -116,7 +116,7 @@ def test_all_kinds_have_an_input():
 
 @pytest.mark.short("doft_flux")
 @pytest.mark.parametrize(
-    "path", [e.path for n, e in enumerate(files.listing()) if n % 7 == 0 or e.path.stem in SHORT], ids=lambda p: p.stem
+    "path", [e.path for n, e in enumerate(files.listing()) if n % 14 == 0 or e.path.stem in SHORT], ids=lambda p: p.stem
 )
 def test_every_preset_round_trips_through_all_pages(page, document, path):
     document.open(files.read(path, document.schema))

@@ -53,17 +53,31 @@ def emptied(network):
     return network
 
 
+KEPT = {}
+"""The last request's networks, by folder and family: making them takes longer than loading a file."""
+
+
 def answer(request):
-    """Load one file."""
-    found = pipeline(request["folder"], request["family"])
+    """Load one file, and unload it. Where either fails, the networks are not used again."""
+    key = request["folder"], request["family"]
+    found = KEPT.pop(key, None) or pipeline(*key)
+    KEPT.clear()
     found.load_lora_weights(request["file"])
+    told = {"version": diffusers.__version__, "layers": sorted(given_values(found))}
+    found.unload_lora_weights()
+    KEPT[key] = found
+    return told
+
+
+def given_values(found):
+    """Layers whose adapter is not zero, as "network.path"."""
     layers = set()
     for part, network in found.components.items():
         for name, tensor in network.named_parameters():
             path, mark, _ = name.partition(".lora_B.")
             if mark and not tensor.is_meta and tensor.abs().max() > 0:
                 layers.add(f"{part}.{path}")
-    return {"version": diffusers.__version__, "layers": sorted(layers)}
+    return layers
 
 
 if __name__ == "__main__":
