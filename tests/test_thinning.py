@@ -4,6 +4,7 @@ import random
 import subprocess
 import sys
 from itertools import combinations, product
+from types import SimpleNamespace
 
 import pytest
 
@@ -50,6 +51,35 @@ def test_tests_of_no_or_one_parameter_stay_whole(values):
     assert thinning.cover([thinning.facts(row, False) for row in values]) == list(range(len(values)))
 
 
+class Case(SimpleNamespace):
+    """As little of a test's case as is looked at."""
+
+    def get_closest_marker(self, name):
+        return name if name in self.marks else None
+
+
+def of_families(test: str, *marks: str) -> list:
+    params = [{"row": row, "kind": kind} for row in "abcdefg" for kind in range(2)]
+    return [Case(nodeid=f"tests/test_x.py::{test}[{one}]", callspec=SimpleNamespace(params=one), marks=marks)
+            for one in params]
+
+
+def test_a_third_of_the_families_and_another_for_another_test():
+    chosen = [thinning.some_families(of_families(f"test_{n}")) for n in range(20)]
+    for cases in chosen:
+        rows = {case.callspec.params["row"] for case in cases}
+        assert len(rows) in (2, 3) and len(cases) == 2 * len(rows), "both kinds of each"
+    assert {case.callspec.params["row"] for cases in chosen for case in cases} == set("abcdefg")
+    for mark in ("every_family", "short", "once"):
+        assert len(thinning.some_families(of_families("test_0", mark))) == 14
+
+
+def test_tests_of_no_or_few_families_stay_whole():
+    plain = [Case(nodeid="tests/test_x.py::test_y", marks=())]
+    assert thinning.some_families(plain) == plain
+    assert len(thinning.some_families(of_families("test_0")[:10])) == 10
+
+
 CONFTEST = "from tests.conftest import pytest_addoption, pytest_collection_modifyitems\n"
 SUITE = """
 import pytest
@@ -72,7 +102,7 @@ def test_short(): pass
 def test_what_pytest_runs(tmp_path, more, ran):
     (tmp_path / "test_made.py").write_text(SUITE)
     (tmp_path / "conftest.py").write_text(CONFTEST)
-    (tmp_path / "pytest.ini").write_text("[pytest]\nmarkers =\n full\n once\n short\n")
+    (tmp_path / "pytest.ini").write_text("[pytest]\nmarkers =\n every_family\n full\n once\n short\n")
     words = [word for word in more if not word.startswith("::")]
     target = str(tmp_path / "test_made.py") + "".join(word for word in more if word.startswith("::"))
     command = [sys.executable, "-m", "pytest", "-q", "-c", tmp_path / "pytest.ini", f"--rootdir={tmp_path}", target]

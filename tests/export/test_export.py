@@ -217,8 +217,7 @@ def test_expected_size_is_the_written_one(tmp_path, variant, options):
     _, _, report, tensors = write(tmp_path, variant, **options)
     meta = Model()
     meta.networks["unet"].to("meta")
-    module = adapters.methods()[variant[0]]
-    config = module.Config(method=variant[0], **variant[1])
+    config = adapters.methods()[variant[0]].Config(method=variant[0], **variant[1])
     for name in report.forms:
         attach(meta.networks["unet"], name.removeprefix("unet."), config, 0)
     size, counts = expected_size(meta, dict(adapted_layers(meta.networks["unet"])), preset(*variant, **options).export)

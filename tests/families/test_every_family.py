@@ -91,6 +91,7 @@ def test_encoders_leave_and_come_back(own):
 # -- encoding and prediction ------------------------------------------------------------------------------------------
 
 
+@pytest.mark.every_family
 def test_latents_are_shifted_and_scaled(row, model):
     pixels = torch.rand(2, 3, *SIZE) * 2 - 1
     moments = model.encode_images(pixels)
@@ -102,6 +103,7 @@ def test_latents_are_shifted_and_scaled(row, model):
     torch.testing.assert_close(moments, expected)
 
 
+@pytest.mark.every_family
 def test_prediction_is_the_pipelines_own_call(row, model):
     """Every step of sampling, with the inputs that the pipeline gave its denoiser; bit for bit."""
     calls = []
@@ -274,6 +276,7 @@ def test_every_adapter_learns_and_checkpointing_changes_nothing(family, folder):
 # -- exporting --------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.every_family
 @pytest.mark.parametrize("host", HOSTS)
 def test_every_layer_has_its_own_key(row, model, host):
     layers, _ = match_layers(model, Targets(layers="all", text_encoders=True))

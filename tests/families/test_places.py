@@ -73,6 +73,7 @@ def test_every_name_means_one_layer_or_rows_that_lie_side_by_side(family, folder
     assert not found.keys() & layers_by_name.norm_index(model).keys()
 
 
+@pytest.mark.every_family
 @pytest.mark.parametrize("host", ["comfyui", "kohya", "diffusers", "lycoris"])
 def test_the_name_in_a_hosts_file_is_one_that_is_read(family, folder, host):
     model = family.skeleton(Base(path=str(folder)))

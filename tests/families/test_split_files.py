@@ -49,6 +49,7 @@ def one_sentence(family, base: Base, *words: str) -> None:
     assert "\n" not in problem and all(word in problem for word in words), problem
 
 
+@pytest.mark.every_family
 def test_the_files_are_the_folders_model(family, whole, in_files):
     assert family.problems(in_files) == []
     model = family.load(in_files, CPU, torch.float32)
