@@ -109,15 +109,9 @@ COUNTER = "bn.num_batches_tracked"
 """Of the VAE's batch norm: nothing depends on it."""
 
 
-def text_name(name: str) -> str:
-    """A tensor of the text encoder in files with it alone: those of dev have no parts for pictures, and no level for
-    the language model."""
-    return name.replace("language_model.", "", 1)
-
-
 TEXT_FILE = TextFile(
     "the text encoder's file (qwen_3_4b.safetensors for Klein 4B, qwen_3_8b.safetensors for 9B, "
-    "mistral_3_small_flux2_bf16.safetensors for dev)", "model.layers.0.self_attn.q_proj.weight", text_name)
+    "mistral_3_small_flux2_bf16.safetensors for dev)", "model.layers.0.self_attn.q_proj.weight", qwen3.text_name)
 
 
 class Model(qwen3.Qwen3Reader, FlowModel):
@@ -326,7 +320,7 @@ class Model(qwen3.Qwen3Reader, FlowModel):
     def split(self, layer: str) -> tuple[str, str, Files]:
         """dev's text encoder without the level that its class has for the language model."""
         network, path, names = super().split(layer)
-        return network, path if network == self.DENOISER else text_name(path), names
+        return network, path if network == self.DENOISER else qwen3.text_name(path), names
 
     def original(self, network: str, path: str, kind: str) -> Place:
         """Where original checkpoints have a tensor."""

@@ -126,7 +126,8 @@ class Model(FlowModel):
         "text_encoder(_[23])?_|clip_[lg]|t5xxl"
     )
     UNLIKE = (
-        "single_(transformer_)?blocks|double_blocks|(down|up)_blocks|mid_block|put_blocks|attn1_|img_(mlp|mod)|te_text"
+        "single_(transformer_)?blocks|double_blocks|(down|up)_blocks|mid_block|put_blocks|attn1_|img_(mlp|mod)|te_text|"
+        "transformer_blocks_(3[89]|[4-9][0-9])_"
     )
 
     def __init__(self, pipeline: Any, device: torch.device):

@@ -41,9 +41,11 @@ def of_given(base: Base) -> list[str]:
     return []
 
 
-def not_a_vae(base: Base, names: Collection[str]) -> str:
-    """The sentence about a file without a VAE."""
-    return f"base.vae: {base.vae} is not a VAE but {described(names)}; give a file such as ae.safetensors"
+def not_a_vae(model: Any, base: Base, names: Collection[str]) -> str:
+    """The sentence about a file without a VAE of the family's kind."""
+    found = described(names)
+    what = f"has {found}, which is not that of {model.TITLE}" if found.startswith("a VAE") else f"is not a VAE but {found}"
+    return f"base.vae: {base.vae} {what}; give a file such as {model.VAE_FILE}"
 
 
 def of_file(model: Any, base: Base) -> list[str]:
