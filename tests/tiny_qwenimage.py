@@ -32,7 +32,7 @@ def make_pipeline(seed: int = 0, dim: int = 32) -> QwenImagePipeline:
     torch.manual_seed(seed)
     tokens: Any = tokenizer()
     transformer = QwenImageTransformer2DModel(
-        in_channels=16, out_channels=4, num_layers=2, attention_head_dim=16, num_attention_heads=dim // 16,
+        in_channels=16, out_channels=4, num_layers=3, attention_head_dim=16, num_attention_heads=dim // 16,
         joint_attention_dim=WIDTH, axes_dims_rope=(4, 6, 6),
     )
     return QwenImagePipeline(FlowMatchEulerDiscreteScheduler(**SCHEDULE), vae(), encoder(len(tokens)), tokens,

@@ -130,7 +130,6 @@ STRANGERS = {
     "Wan 2.1 or 2.2": ("diffusion_model.blocks.0.self_attn.q", 8, 8),
     "HunyuanVideo": ("transformer.double_blocks.0.img_attn_qkv", 24, 8),
     "Anima or Cosmos-Predict2": ("lora_unet_blocks_0_self_attn_q_proj", 8, 8),
-    "Qwen-Image": ("transformer.transformer_blocks.0.img_mlp.net.0.proj", 8, 8),
     "AuraFlow": ("transformer.joint_transformer_blocks.0.attn.to_q", 8, 8),
     "HiDream": ("diffusion_model.double_stream_blocks.0.block.attn1.to_q", 8, 8),
     "": ("diffusion_model.tower.0.mixer", 8, 8),

@@ -151,7 +151,7 @@ FLUX2_SETS = {
 FLUX2 = {"call": token_call, "never": ("transformer.norm_out.linear",), "unreachable": ("text_encoder.*",),
          "scaled": normalised}
 
-QWEN_UNREAD = tuple(f"transformer.transformer_blocks.1.{layer}"
+QWEN_UNREAD = tuple(f"transformer.transformer_blocks.2.{layer}"
                     for layer in ("attn.add_q_proj", "attn.to_add_out", "txt_mlp.net.*"))
 QWEN_SETS = {
     "attention": "transformer.transformer_blocks.0.attn.add_q_proj",

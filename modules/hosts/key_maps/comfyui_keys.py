@@ -129,7 +129,7 @@ def text_names(layers: tuple[Published, ...]) -> set[str]:
     return found
 
 
-LANGUAGE_MODELS = ("qwen3_4b", "qwen3_8b", "mistral3_24b")
+LANGUAGE_MODELS = ("qwen3_4b", "qwen3_8b", "mistral3_24b", "qwen25_7b")
 """Its words for text encoders that are such."""
 
 T5_NUMBERS = {1: (1,), 2: (2, 3), 3: (3,)}
