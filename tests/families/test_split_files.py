@@ -83,7 +83,7 @@ def test_a_vae_in_either_naming_stands_for_that_of_folder_and_checkpoint(family,
     vae = {name: tensor + 1 for name, tensor in whole.pipeline.vae.state_dict().items()}
     other = type(whole.pipeline.vae).from_config(whole.pipeline.vae.config)
     other.load_state_dict(vae)
-    old = {name.replace("attentions.0.to_q", "attentions.0.query"): tensor for name, tensor in vae.items()}
+    old = {name.replace("attentions.0.to_q.", "attentions.0.query."): tensor for name, tensor in vae.items()}
     path = tmp_path / "vae.safetensors"
     in_folder, in_checkpoint = Base(path=str(folder), vae=str(path)), Base(path=str(checkpoint), config=str(folder),
                                                                            vae=str(path))
