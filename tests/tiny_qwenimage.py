@@ -18,8 +18,8 @@ from tests import tiny_qwen3
 WIDTH = 16
 """Of the text encoder."""
 
-TEMPLATE = ("the image by detailing the color shape size texture quantity text spatial relationships of the objects and "
-            "background")
+TEMPLATE = ("the image by detailing the color shape size texture quantity text spatial relationships of the objects "
+            "and background")
 """Words of the pipeline's system message: with them it has as many tokens as the real tokenizer makes of it."""
 
 SCHEDULE = {"use_dynamic_shifting": True, "base_shift": 0.5, "max_shift": 0.9, "base_image_seq_len": 256,

@@ -1,8 +1,10 @@
 """What Qwen-Image has of its own, on tiny random pipelines of real diffusers classes; and what families share with it:
 the VAE that reads films, and a Qwen2.5-VL as text encoder."""
 
-import subprocess
+import json
+import shutil
 import sys
+from typing import Any
 
 import pytest
 import torch
@@ -99,24 +101,17 @@ def test_what_is_cut_off_is_what_no_condition_depends_on(model):
     assert not torch.equal(found, nearer)
 
 
-def test_texts_need_no_reader_of_pictures(folder, tmp_path):
+def test_texts_need_no_reader_of_pictures(folder, tmp_path, monkeypatch):
     """Nor a package for one; an index that has it, as those of models that edit do, is read all the same."""
-    code = (
-        "import sys; sys.modules['torchvision'] = None\n"
-        "import torch; from modules.families.qwenimage import Model; from modules.preset.schema import Base\n"
-        "base = Base(path=sys.argv[1]); assert Model.problems(base) == []\n"
-        "model = Model.load(base, torch.device('cpu'), torch.float32)\n"
-        "print(model.encode_texts(['red'])['hidden'].shape[-1], model.pipeline.text_encoder.model.visual)\n"
-    )
-    index = (folder / "model_index.json").read_text()
-    try:
-        (folder / "model_index.json").write_text(
-            index.replace('"scheduler"', '"processor": ["transformers", "Qwen2VLProcessor"], "scheduler"', 1))
-        done = subprocess.run([sys.executable, "-c", code, str(folder)], capture_output=True, text=True, check=False)
-    finally:
-        (folder / "model_index.json").write_text(index)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.split() == [str(WIDTH), "None"]
+    monkeypatch.setitem(sys.modules, "torchvision", None)
+    base = Base(path=str(shutil.copytree(folder, tmp_path / "base")))
+    index = json.loads((tmp_path / "base/model_index.json").read_text())
+    index["processor"] = ["transformers", "Qwen2VLProcessor"]
+    (tmp_path / "base/model_index.json").write_text(json.dumps(index))
+    assert Model.problems(base) == []
+    found = Model.load(base, CPU, torch.float32)
+    assert found.encode_texts(["red"])["hidden"].shape[-1] == WIDTH
+    assert found.pipeline.text_encoder.model.visual is None
 
 
 # -- pictures ---------------------------------------------------------------------------------------------------------
@@ -138,7 +133,7 @@ def test_latents_are_those_of_a_film_of_one_frame(model):
 def test_the_names_of_the_published_vae_are_those_that_diffusers_reads():
     """Wan 2.1's VAE has the same names: diffusers' own converter gives back what we call each."""
     with torch.device("meta"):
-        vae = AutoencoderKLQwenImage()
+        vae: Any = AutoencoderKLQwenImage()
     split = {name: name.rpartition(".") for name in vae.state_dict()}
     ours = {qwen_vae.place(path, kind, vae.config.num_res_blocks).name: name for name, (path, _, kind) in split.items()}
     assert len(ours) == len(split)
@@ -236,7 +231,8 @@ def test_layers_that_no_prediction_depends_on_are_in_no_set(model):
 
 # -- names and files --------------------------------------------------------------------------------------------------
 
-FIRST_LAYER, TEXT = "transformer.transformer_blocks.0.attn.to_k", "text_encoder.model.language_model.layers.0.mlp.up_proj"
+FIRST_LAYER = "transformer.transformer_blocks.0.attn.to_k"
+TEXT = "text_encoder.model.language_model.layers.0.mlp.up_proj"
 KEYS = {
     (FIRST_LAYER, "comfyui"): FIRST_LAYER, (FIRST_LAYER, "diffusers"): FIRST_LAYER,
     (FIRST_LAYER, "kohya"): "lora_unet_transformer_blocks_0_attn_to_k",
@@ -259,7 +255,8 @@ OTHERS = {  # whose files begin so: ai-toolkit, diffusers and OneTrainer, musubi
 @pytest.mark.parametrize("start", OTHERS)
 def test_files_of_other_trainers_are_read(tmp_path, bare, start):
     """With the layers of the last block that train nothing: these trainers have them too."""
-    paths = ("transformer_blocks.2.attn.to_add_out", "transformer_blocks.0.img_mod.1", "transformer_blocks.1.txt_mlp.net.2")
+    inside = ("2.attn.to_add_out", "0.img_mod.1", "1.txt_mlp.net.2")
+    paths = [f"transformer_blocks.{path}" for path in inside]
     cases = {path: foreign.lora_of_kohya(bare.pipeline.transformer.get_submodule(path)) for path in paths}
     named = {start + (path.replace(".", "_") if OTHERS[start] else path): case for path, case in cases.items()}
     file = written_file(tmp_path / "a.safetensors", named)
@@ -320,7 +317,8 @@ def test_what_is_no_file_of_this_family_is_a_sentence(tmp_path, in_files):
     save_file({"encoder.conv_in.weight": torch.ones(2), "decoder.mid.block_1.norm1.weight": torch.ones(2)},
               tmp_path / "ae.safetensors")
     (problem,) = Model.problems(base.model_copy(update={"vae": str(tmp_path / "ae.safetensors")}))
-    assert "has a VAE, which is not that of a Qwen-Image model; give a file such as qwen_image_vae.safetensors" in problem
+    assert "has a VAE, which is not that of a Qwen-Image model" in problem
+    assert "give a file such as qwen_image_vae.safetensors" in problem
     text = load_file(base.texts[0])
     third = {name: tensor for name, tensor in text.items() if not name.endswith("self_attn.q_proj.bias")}
     write(third, tmp_path / "qwen3.safetensors")

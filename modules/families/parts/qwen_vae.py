@@ -71,7 +71,7 @@ def _inside(path: str, resnets: int) -> str:
         return f"{MIDDLE[found[1]]}.{_in_block(found[2])}"
     if found := re.fullmatch(r"down_blocks\.(\d+)\.(.+)", path):
         return f"downsamples.{found[1]}.{_in_block(found[2])}"
-    block, kind, number, rest = re.fullmatch(r"up_blocks\.(\d+)\.(resnets|upsamplers)\.(\d+)\.(.+)", path).groups()
+    _, block, kind, number, rest = path.split(".", 4)
     at = int(block) * (resnets + 1) + (int(number) if kind == "resnets" else resnets)
     return f"upsamples.{at}.{_in_block(rest)}"
 

@@ -44,8 +44,9 @@ def of_given(base: Base) -> list[str]:
 def not_a_vae(model: Any, base: Base, names: Collection[str]) -> str:
     """The sentence about a file without a VAE of the family's kind."""
     found = described(names)
-    what = f"has {found}, which is not that of {model.TITLE}" if found.startswith("a VAE") else f"is not a VAE but {found}"
-    return f"base.vae: {base.vae} {what}; give a file such as {model.VAE_FILE}"
+    is_other = found.startswith("a VAE")
+    said = f"has {found}, which is not that of {model.TITLE}" if is_other else f"is not a VAE but {found}"
+    return f"base.vae: {base.vae} {said}; give a file such as {model.VAE_FILE}"
 
 
 def of_file(model: Any, base: Base) -> list[str]:
