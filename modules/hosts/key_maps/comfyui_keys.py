@@ -96,6 +96,7 @@ def transformer_names(layer: Published, starts: tuple[str, ...]) -> Iterator[str
 USUAL = ("transformer.", "", "lycoris_", "lora_transformer_")
 STARTS = {
     "joint_blocks": ("transformer.", "base_model.model.", "lycoris_", "lora_transformer_"),
+    "txt_norm": ("transformer.", "", "lycoris_"),
     "noise_refiner": ("transformer.", "", "lycoris_", "diffusion_model."),
 }
 """Beginnings of names with diffusers' paths, by a part of the transformer's original names."""
