@@ -24,7 +24,7 @@ from modules.families.parts import files, qwen3
 from modules.families.parts.components import component_class, read_index
 from modules.families.parts.double_single import original_place
 from modules.families.parts.flow import FlowModel
-from modules.families.parts.names import DENOISER, Files, Place, transformer
+from modules.families.parts.names import DENOISER, Files, Place, text_name, transformer
 from modules.families.parts.split import Source, TextFile
 from modules.preset.base_options import Base
 from modules.tensorfile import read_header
@@ -111,7 +111,7 @@ COUNTER = "bn.num_batches_tracked"
 
 TEXT_FILE = TextFile(
     "the text encoder's file (qwen_3_4b.safetensors for Klein 4B, qwen_3_8b.safetensors for 9B, "
-    "mistral_3_small_flux2_bf16.safetensors for dev)", "model.layers.0.self_attn.q_proj.weight", qwen3.text_name)
+    "mistral_3_small_flux2_bf16.safetensors for dev)", "model.layers.0.self_attn.q_proj.weight", text_name)
 
 
 class Model(qwen3.Qwen3Reader, FlowModel):
@@ -320,7 +320,7 @@ class Model(qwen3.Qwen3Reader, FlowModel):
     def split(self, layer: str) -> tuple[str, str, Files]:
         """dev's text encoder without the level that its class has for the language model."""
         network, path, names = super().split(layer)
-        return network, path if network == self.DENOISER else qwen3.text_name(path), names
+        return network, path if network == self.DENOISER else text_name(path), names
 
     def original(self, network: str, path: str, kind: str) -> Place:
         """Where original checkpoints have a tensor."""

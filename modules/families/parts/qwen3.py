@@ -27,12 +27,6 @@ def _file_name(name: str) -> str:
     return place(with_level(path, MODEL), kind).name
 
 
-def text_name(name: str) -> str:
-    """A layer or tensor of a language model inside of one that also sees pictures, as files name it: without the level
-    that transformers' class has for the language model."""
-    return name.replace("language_model.", "", 1)
-
-
 def text_file(example: str) -> TextFile:
     """Files with such an encoder; `example` is the usual one of the size."""
     return TextFile(f"a Qwen3 file such as {example}", "model.layers.0.self_attn.q_norm.weight", _file_name)

@@ -9,8 +9,8 @@ from typing import Any
 
 from torch import nn
 
-from modules.families.parts.names import Place
-from modules.families.parts.qwen3 import Qwen3Reader, text_name
+from modules.families.parts.names import Place, text_name
+from modules.families.parts.qwen3 import Qwen3Reader
 from modules.families.parts.split import TextFile
 
 MARK, NEW_MARK = "model.layers.0.self_attn.q_proj.bias", "model.language_model.layers.0.self_attn.q_proj.bias"
