@@ -49,6 +49,7 @@ def encoder(vocabulary: int, width: int = WIDTH) -> Qwen2_5_VLForConditionalGene
     text = {
         "vocab_size": vocabulary, "hidden_size": width, "intermediate_size": 2 * width, "num_hidden_layers": 2,
         "num_attention_heads": 2, "num_key_value_heads": 1, "max_position_embeddings": 2048,
+        "bos_token_id": None, "eos_token_id": None,
         "rope_parameters": {"rope_type": "default", "mrope_section": [1, 1, 2], "rope_theta": 1e6},
     }
     vision = {"depth": 1, "hidden_size": 8, "intermediate_size": 8, "num_heads": 1, "out_hidden_size": width,
