@@ -18,7 +18,7 @@ from torch import Tensor
 from modules.families import base as protocol
 from modules.families.parts import qwen3, qwen_vl
 from modules.families.parts.flow import PATCH, FlowModel
-from modules.families.parts.names import DENOISER, Files, Place, text_name, transformer
+from modules.families.parts.names import DENOISER, Files, Place, transformer
 from modules.families.parts.qwen_vae import MARK as VAE_MARK
 from modules.families.parts.qwen_vae import QwenVae
 
@@ -144,11 +144,6 @@ class Model(qwen_vl.QwenVLReader, QwenVae, FlowModel):
     def names_of(self, network: str) -> Files:
         """The network's names in files. kohya's names of the transformer are those of musubi-tuner."""
         return replace(transformer(), kohya_original=False) if network == self.DENOISER else qwen3.names(ENCODER)
-
-    def split(self, layer: str) -> tuple[str, str, Files]:
-        """The text encoder without the level that its class has for the language model."""
-        network, path, names = super().split(layer)
-        return network, path if network == self.DENOISER else text_name(path), names
 
     def original(self, network: str, path: str, kind: str) -> Place:
         """Where ComfyUI's checkpoints have a tensor: where diffusers has it."""

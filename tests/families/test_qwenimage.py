@@ -264,6 +264,19 @@ def test_files_of_other_trainers_are_read(tmp_path, bare, start):
     assert_changes(reading.changes(file, bare), {f"transformer.{path}": case.weight for path, case in cases.items()})
 
 
+@pytest.mark.parametrize("start", ["text_encoder.", "text_encoders.qwen25_7b.transformer.", "lora_te_"])
+@pytest.mark.parametrize("level", ["model.", "model.language_model."])
+def test_text_encoders_of_other_trainers_are_read(tmp_path, bare, start, level):
+    """With the level of transformers' class, as OneTrainer writes them, or without."""
+    path = "layers.1.self_attn.v_proj"
+    case = foreign.lora_of_kohya(bare.pipeline.text_encoder.model.language_model.get_submodule(path))
+    name = (level + path).replace(".", "_") if start.endswith("_") else level + path
+    name = name.removeprefix("model_") if level == "model." else name  # kohya's have no first level
+    file = written_file(tmp_path / "a.safetensors", {start + name: case})
+    assert Model.recognises(list(file.tensors))
+    assert_changes(reading.changes(file, bare), {f"text_encoder.model.language_model.{path}": case.weight})
+
+
 @pytest.mark.parametrize("variant", [LORA, OUTPUT, PLANES], ids=["lora", "dora", "oft"])
 def test_diffusers_loads_and_computes_what_was_trained(tmp_path, bare, variant):
     names = match_layers(bare, Targets(layers="all"))[0]

@@ -9,8 +9,9 @@ from typing import Any
 
 from torch import nn
 
-from modules.families.parts.names import Place, text_name
-from modules.families.parts.qwen3 import Qwen3Reader
+from modules.families.parts.names import Files, Place, Spelling, joined, text_name
+from modules.families.parts.pipeline import PipelineModel
+from modules.families.parts.qwen3 import ENCODER, Qwen3Reader
 from modules.families.parts.split import TextFile
 
 MARK, NEW_MARK = "model.layers.0.self_attn.q_proj.bias", "model.language_model.layers.0.self_attn.q_proj.bias"
@@ -28,8 +29,8 @@ def _new_place(path: str, kind: str, network: Any) -> Place:
     return Place(f"{path}.{kind}")
 
 
-class QwenVLReader(Qwen3Reader):
-    """How a pipeline reads captions with such a model."""
+class QwenVLReader(Qwen3Reader, PipelineModel):
+    """How a pipeline reads captions with such a model, and what files call its layers."""
 
     def message(self, caption: str) -> str:
         """The text that is tokenized, as the pipeline makes it."""
@@ -39,6 +40,20 @@ class QwenVLReader(Qwen3Reader):
     def caption_tokens(self) -> int:
         """Tokens of a caption that are read: `text_length` are counted from where the system message ends."""
         return super().caption_tokens + self.pipeline.prompt_template_encode_start_idx
+
+    def split(self, layer: str) -> tuple[str, str, Files]:
+        """The text encoder without the level that its class has for the language model."""
+        network, path, names = super().split(layer)
+        return network, text_name(path) if network == ENCODER else path, names
+
+    def spellings(self, layer: str) -> list[Spelling]:
+        """With that level too, as OneTrainer writes names."""
+        found, (network, path, names) = super().spellings(layer), self.split(layer)
+        if network != ENCODER:
+            return found
+        whole = path.replace("model.", "model.language_model.", 1)
+        found += [Spelling(start + whole) for start in names.dotted]
+        return found + [Spelling(start + joined(whole)) for start in names.joined]
 
 
 def drop_unread(encoder: Any) -> None:
