@@ -15,6 +15,7 @@ import sys
 import tarfile
 import tempfile
 from dataclasses import dataclass, field, replace
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -94,9 +95,12 @@ use."""
 WAYS_SHARE = 0.45
 """Share of pictures in one of the ways."""
 
-MOVED, MOVED_SHARE = 10, 0.6
-"""Variants of a plain picture that are moved, stretched and bent, and their share of its plain appearances. Without
-them a base learns one drawing per subject by heart, not its parts, and another set's proportions break it."""
+MOVED, MOVED_SHARE = 40, 0.6
+"""Variants of a plain picture that are moved, stretched and bent, and their share of its plain appearances."""
+
+VARIANTS = 8
+"""Variants of each subject in each way, in proportions of their own. With few of these and of those a base learns its
+pictures by heart, not their parts, and another set's proportions break it."""
 
 
 @dataclass
@@ -108,8 +112,8 @@ class Picture:
     png: bytes = field(repr=False)
     way: int | None = None
     """None is as it is."""
-    moved: int = 0
-    """Number of the moved variant; 0 is not moved."""
+    variant: int = 0
+    """Number of the variant: of a way, each in proportions of its own; of a plain picture, moved but for 0."""
 
     def pixels(self) -> np.ndarray:
         """As it is, on white: (SIZE, SIZE, 3) uint8."""
@@ -182,10 +186,10 @@ def names_of(row: dict) -> list[str]:
 
 
 def to_draw(pictures: list[Picture]) -> list[Picture]:
-    """The subjects of SUBJECTS, each as it is, moved, and in every way."""
+    """The subjects of SUBJECTS, each as it is, moved, and in every way and variant."""
     by_name = {picture.names[0]: picture for picture in pictures}
-    plain = [replace(by_name[name], moved=number) for number in range(1 + MOVED) for name in SUBJECTS]
-    return [*plain, *(replace(by_name[name], way=way) for way in range(WAYS) for name in SUBJECTS)]
+    kinds = [*((None, number) for number in range(1 + MOVED)), *product(range(WAYS), range(VARIANTS))]
+    return [replace(by_name[name], way=way, variant=number) for way, number in kinds for name in SUBJECTS]
 
 
 def made_up_words() -> tuple[list[str], list[str]]:
@@ -218,9 +222,10 @@ def make_captions(pictures: list[Picture]) -> list[list[tuple[str, float]]]:
 
 def make_weights(pictures: list[Picture]) -> list[float]:
     """How often each picture is drawn, relative to an ordinary one."""
-    way, moved = WAYS_SHARE / (1 - WAYS_SHARE) / WAYS, MOVED_SHARE / MOVED
-    return [(PROMPT_WEIGHT if picture.names[0] in PROMPTS else 1.0)
-            * (way if picture.way is not None else moved if picture.moved else 1 - MOVED_SHARE) for picture in pictures]
+    way, moved = WAYS_SHARE / (1 - WAYS_SHARE) / WAYS / VARIANTS, MOVED_SHARE / MOVED
+    kinds = [way if picture.way is not None else moved if picture.variant else 1 - MOVED_SHARE for picture in pictures]
+    return [kind * (PROMPT_WEIGHT if picture.names[0] in PROMPTS else 1.0)
+            for kind, picture in zip(kinds, pictures, strict=True)]
 
 
 def write_folder(pictures: list[Picture], names: tuple[str, ...], folder: Path) -> None:

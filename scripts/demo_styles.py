@@ -33,7 +33,6 @@ def ways(count: int, seed: int = 11) -> Numbers:
         "tint": some(-0.12, 0.12, 3, often=0.6), "angle": some(0, 2 * math.pi), "slope": some(-0.45, 0.45, often=0.7),
         "place": some(-0.5, 0.5, 2), "glow": some(-0.5, 0.5, often=0.6), "rim": some(-1.2, 0.8, often=0.7),
         "lines": some(-3.0, 1.0, often=0.5), "soft": some(-0.8, 1.0, often=0.6), "sigma": some(0.8, 2.0),
-        "stretch": some(-0.15, 0.15, 2, often=0.8), "bend": some(-5 / SIZE, 5 / SIZE, 2, 4, 4, often=0.8),
     }
 
 
@@ -70,15 +69,16 @@ def turned(colours: Tensor, angle: Tensor) -> Tensor:
 
 
 def varied(pictures: Tensor, numbers: Tensor, table: Numbers, chance: Generator) -> Tensor:
-    """Pictures in the ways of those indices, shifted a little: `(n, 3, SIZE, SIZE)`."""
+    """Pictures in the ways of those indices, each in proportions of its own: `(n, 3, SIZE, SIZE)`."""
     way = {name: value[numbers] for name, value in table.items()}
-    return moved(bent(drawn(pictures, way), way), 0.9, chance).clamp(0, 1)
+    return moved(bent(drawn(pictures, way), chance), 0.9, chance).clamp(0, 1)
 
 
-def bent(pictures: Tensor, way: Numbers) -> Tensor:
-    """Pictures on white in the way's proportions: stretched, and bent smoothly by up to 5 pixels."""
+def bent(pictures: Tensor, chance: Generator) -> Tensor:
+    """Pictures on white in other proportions: stretched by up to an eighth, and bent smoothly by up to 5 pixels."""
     n = len(pictures)
-    stretch = torch.cat([torch.diag_embed(1 + way["stretch"]), torch.zeros(n, 2, 1)], 2)
-    places = F.affine_grid(stretch, [n, 3, SIZE, SIZE], align_corners=False)
-    bend = F.interpolate(way["bend"], (SIZE, SIZE), mode="bicubic", align_corners=True)
+    scale = torch.diag_embed(1 + uniform(-0.12, 0.12, (n, 2), chance))
+    places = F.affine_grid(torch.cat([scale, torch.zeros(n, 2, 1)], 2), [n, 3, SIZE, SIZE], align_corners=False)
+    bend = uniform(-5 / SIZE, 5 / SIZE, (n, 2, 4, 4), chance)
+    bend = F.interpolate(bend, (SIZE, SIZE), mode="bicubic", align_corners=True)
     return F.grid_sample(pictures - 1, places + bend.permute(0, 2, 3, 1), align_corners=False) + 1

@@ -7,7 +7,7 @@ import json
 import math
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,8 @@ from scripts.demo_data import SIZE
 
 CLIP_TOKENS = 20
 """Tokens per caption that CLIP reads."""
+CHUNK = 256
+"""Pictures that are drawn at once."""
 
 
 # -- captions ---------------------------------------------------------------------------------------------------------
@@ -232,11 +234,27 @@ def train_vae(pictures: Tensor, arguments: argparse.Namespace) -> diffusers.Auto
 
 
 @torch.no_grad()
-def latents_of(vae: Any, pictures: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation of the scaled latents, each `(n, 4, 16, 16)`."""
-    distributions = [vae.encode(batch).latent_dist for batch in pictures.split(64)]
-    mean, std = (torch.cat([getattr(d, k) for d in distributions]) * vae.config.scaling_factor for k in ("mean", "std"))
-    return mean, std
+def latents_of(vae: Any, pictures: list[demo_data.Picture], work: Path) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of the scaled latents, each `(n, 4, 16, 16)` float16. Read from `work` where they
+    have been made with the same VAE."""
+    path, same = work / "latents.pt", [len(pictures), float(sum(p.double().sum() for p in vae.parameters()))]
+    kept: dict[str, Any] = torch.load(path, weights_only=True) if path.exists() else {"of": None}
+    if kept["of"] != same:
+        bar = tqdm(drawings(pictures), desc="latents", total=-(-len(pictures) // CHUNK), mininterval=5)
+        scale, means, stds = vae.config.scaling_factor, list[Tensor](), list[Tensor]()
+        for given in (vae.encode(chunk).latent_dist for chunk in bar):
+            means.append((given.mean * scale).half())
+            stds.append((given.std * scale).half())
+        kept = {"of": same, "mean": torch.cat(means), "std": torch.cat(stds)}
+        part = path.with_suffix(".part")
+        torch.save(kept, part)
+        part.replace(path)
+    return kept["mean"], kept["std"]
+
+
+def sampled(mean: Tensor, std: Tensor, generator: torch.Generator) -> Tensor:
+    """Latents of that mean and deviation, `(n, 4, 16, 16)` float32."""
+    return mean.float() + std.float() * torch.randn(mean.shape, generator=generator)
 
 
 def save_grid(pixels: Tensor, path: Path, columns: int = 8) -> None:
@@ -250,20 +268,19 @@ def save_grid(pixels: Tensor, path: Path, columns: int = 8) -> None:
 # -- writing ----------------------------------------------------------------------------------------------------------
 
 
-def as_tensor(pictures: list[demo_data.Picture]) -> Tensor:
-    """On white, each in its way: `(n, 3, 64, 64)` in [-1, 1]."""
-    table, chance, done = demo_styles.ways(demo_data.WAYS), torch.Generator().manual_seed(5), []
-    for start in range(0, len(pictures), 256):
-        some = pictures[start : start + 256]
+def drawings(pictures: list[demo_data.Picture]) -> Iterator[Tensor]:
+    """CHUNK pictures at a time on white, each in its way: `(n, 3, 64, 64)` in [-1, 1]."""
+    table, chance = demo_styles.ways(demo_data.WAYS), torch.Generator().manual_seed(5)
+    for start in range(0, len(pictures), CHUNK):
+        some = pictures[start : start + CHUNK]
         pixels = torch.from_numpy(np.stack([p.layers() for p in some])).permute(0, 3, 1, 2).float() / 255
         white = pixels[:, :3] * pixels[:, 3:] + 1 - pixels[:, 3:]
         other = [i for i, p in enumerate(some) if p.way is not None]
         numbers = torch.tensor([p.way for p in some if p.way is not None], dtype=torch.long)
         white[other] = demo_styles.varied(pixels[other], numbers, table, chance) if other else white[other]
-        moved = [i for i, p in enumerate(some) if p.moved]
+        moved = [i for i, p in enumerate(some) if p.way is None and p.variant]
         white[moved] = demo_augment.moved(white[moved], 0.9, chance).clamp(0, 1) if moved else white[moved]
-        done.append(2 * white - 1)
-    return torch.cat(done)
+        yield 2 * white - 1
 
 
 def write_pipeline(pipeline: Any, out: Path) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import diffusers
+import torch
 
 from modules.answer import script
 from scripts import demo_data, demo_training
@@ -49,14 +50,16 @@ def main() -> None:
     if arguments.vae is None:
         google = demo_data.read_pictures("google", arguments.google or demo_data.pack("google", arguments.work))
         print(f"{len(twitter)} Twemoji and {len(google)} Noto pictures for the VAE")
-        often = VAE_REPEATS * (learned + [p for p in google if p.names[0] in demo_data.SUBJECTS])
-        vae = demo_training.train_vae(demo_training.as_tensor(twitter + google + often), arguments)
+        first = [p for p in learned if not p.variant]
+        often = VAE_REPEATS * (first + [p for p in google if p.names[0] in demo_data.SUBJECTS])
+        drawn = torch.cat([*demo_training.drawings(twitter + google + often)])
+        vae = demo_training.train_vae(drawn, arguments)
     else:
         vae = diffusers.AutoencoderKL.from_pretrained(arguments.vae, use_safetensors=True).requires_grad_(False).eval()
     print(f"{len(demo_data.SUBJECTS)} subjects in {1 + demo_data.WAYS} ways for the denoiser")
     captions = demo_training.Captions(learned)
     tokenizer = demo_training.make_tokenizer(captions.every_text, arguments.work / "tokenizer")
-    kind.train(vae, demo_training.as_tensor(learned), captions, tokenizer, arguments)
+    kind.train(vae, learned, captions, tokenizer, arguments)
 
 
 if __name__ == "__main__":

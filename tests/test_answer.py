@@ -103,7 +103,7 @@ def test_with_neither_stream_the_code_still_tells(tmp_path, redirected):
     assert done.stdout == "result\ncode 0\n"
 
 
-@pytest.mark.short("words0")
+@pytest.mark.full
 @pytest.mark.parametrize("words", [["train.py", "--list"], ["train.py", "--help"], ["inspect_adapter.py", "-h"]])
 def test_a_reader_that_goes_away_is_not_told(words):
     """As `| head -0` does: the pipe is closed before the first line."""

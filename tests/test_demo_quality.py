@@ -164,6 +164,7 @@ def test_the_script_draws_every_prompt_and_counts(known_prompts, monkeypatch, tm
     assert Image.open(tmp_path / "grid.png").size == (8 * 136 + 8, 6 * 160 + 8)
 
 
+@pytest.mark.full
 def test_a_wrong_picture_is_named(known_prompts, monkeypatch, tmp_path, capsys, pictures):
     swapped = [pictures[1], pictures[0], *pictures[2:]]
     monkeypatch.setattr(demo_quality, "generate", lambda *_: swapped)
@@ -260,6 +261,7 @@ def test_missing_weights_are_a_sentence(tmp_path, monkeypatch):
         demo_trunk.pretrained(tmp_path / "other.pth")
 
 
+@pytest.mark.full
 def test_judged_through_the_same_prototypes_all_is_right(judges, drawings):
     """The table's arithmetic: with the drawings' own embeddings all is right, with those of others all is wrong."""
     drawings, names = drawings[:8], tuple(SUBJECTS[:8])

@@ -26,7 +26,6 @@ LONG_FUNCTIONS: dict[tuple[str, str], str] = {}
 ATTRIBUTES_BY_NAME: dict[tuple[str, str], str] = {
     ("modules/adapters/base.py", "getattr"): "Adapted answers for its base layer, a torch module",
     ("modules/training/training_adapter.py", "getattr"): "Beside answers for its layer, as Adapted does",
-    ("scripts/demo_training.py", "getattr"): "the mean and the deviation of a diffusers distribution",
     ("modules/data/opening.py", "getattr"): "Pillow's picture files have n_frames or not, depending on the format",
 }
 """(file, "getattr" or "hasattr"): why."""

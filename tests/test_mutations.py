@@ -9,6 +9,7 @@ from benchmarks import mutating, mutations
 from benchmarks.readers import Reader, all_readers
 
 
+@pytest.mark.full
 def test_every_reader_answers_or_refuses_in_a_sentence():
     readers = all_readers()
     tallies = mutations.run(readers, 5 * len(readers), seed=7, seconds=60)
@@ -33,6 +34,7 @@ def gossip(folder: Path) -> None:
     raise ValueError("something is wrong somewhere")
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("read, words", [(forget, "KeyError"), (wait, "Late"), (fill, "MemoryError"),
                                          (gossip, "does not say which file")])  # fmt: skip
 def test_what_is_bad_is_found(read, words, monkeypatch):

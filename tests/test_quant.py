@@ -322,6 +322,7 @@ def placed(folder, kind: str, dtype: torch.dtype) -> Model:
     return model
 
 
+@pytest.mark.short("lora-nf4", "wora-int8", "lora-fp8")
 @ROUNDED
 @pytest.mark.parametrize("method", ["lora", "wora"])
 def test_a_step_on_a_packed_model_is_the_dense_models(folder, kind, method):

@@ -164,6 +164,7 @@ def test_the_state_of_adapters():
     assert growth(prepared) < 1.5
 
 
+@pytest.mark.full
 def test_exporting(tmp_path):
     assert growth(lambda count: lambda: exported(count, tmp_path)) < 1.5
 
@@ -188,6 +189,7 @@ def test_the_report_of_an_export(form):
     assert growth(prepared) < 1.5
 
 
+@pytest.mark.full
 def test_inspecting_and_resizing(tmp_path):
     def prepared(count: int) -> Callable[[], Any]:
         file = opening.read(exported(count, tmp_path)[1].path)

@@ -69,7 +69,7 @@ def test_no_character_is_an_error(encoding):
 # -- the program ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.short("--preset nowhere 2> /dev/full-2")
+@pytest.mark.full
 @pytest.mark.skipif(os.name == "nt", reason="a POSIX shell")
 @pytest.mark.parametrize(
     "words, code",
@@ -90,7 +90,7 @@ def test_a_screen_that_is_gone_changes_nothing(words, code):
     assert done.stderr == "" and f"code {code}\n" in done.stdout, (done.stdout, done.stderr)
 
 
-@pytest.mark.short("ascii")
+@pytest.mark.full
 @pytest.mark.parametrize(
     "setting",
     [{"PYTHONIOENCODING": "ascii"}, {"LANG": "C", "LC_ALL": "C", "PYTHONUTF8": "0"}],

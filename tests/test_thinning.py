@@ -80,6 +80,7 @@ def test_what_pytest_runs(tmp_path, more, ran):
     assert int(done.stdout.split(" passed")[0].split()[-1]) in ran, done.stdout + done.stderr
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("more", [[], ["--all"]])
 def test_a_case_that_is_gone_is_an_error(tmp_path, more):
     """In all too, which is what is run before a change is accepted."""

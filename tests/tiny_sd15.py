@@ -16,8 +16,9 @@ NOISE = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.
 CLIP, OPEN_CLIP = "cond_stage_model.transformer.text_model.", "cond_stage_model.model."
 
 
-def make_pipeline(folder: Path, second: bool = False, seed: int = 0) -> StableDiffusionPipeline:
-    """A random pipeline of the first or the second generation (768 px); `folder` takes the tokenizer's files."""
+def make_pipeline(folder: Path, second: bool = False, seed: int = 0, short: bool = False) -> StableDiffusionPipeline:
+    """A random pipeline of the first or the second generation (768 px); `folder` takes the tokenizer's files. `short`:
+    of the UNet's blocks with attention only the second one and the middle."""
     torch.manual_seed(seed)
     tokens = tokenizer(folder / "tokens")
     text = CLIPTextConfig(
@@ -32,13 +33,16 @@ def make_pipeline(folder: Path, second: bool = False, seed: int = 0) -> StableDi
         pad_token_id=tokens.pad_token_id,
         hidden_act="gelu" if second else "quick_gelu",
     )
+    down, up = (*("CrossAttnDownBlock2D",) * 3, "DownBlock2D"), ("UpBlock2D", *("CrossAttnUpBlock2D",) * 3)
+    if short:
+        down, up = ("DownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D", "DownBlock2D"), ("UpBlock2D",) * 4
     unet = UNet2DConditionModel(
         sample_size=8,
         block_out_channels=(8, 8, 16, 16),
-        layers_per_block=2,
+        layers_per_block=1 if short else 2,
         norm_num_groups=4,
-        down_block_types=(*("CrossAttnDownBlock2D",) * 3, "DownBlock2D"),
-        up_block_types=("UpBlock2D", *("CrossAttnUpBlock2D",) * 3),
+        down_block_types=down,
+        up_block_types=up,
         attention_head_dim=(1, 1, 2, 2) if second else 2,
         cross_attention_dim=16,
         use_linear_projection=second,
@@ -54,10 +58,10 @@ def make_pipeline(folder: Path, second: bool = False, seed: int = 0) -> StableDi
     )
 
 
-def make_folder(folder: Path, second: bool = False) -> Path:
+def make_folder(folder: Path, second: bool = False, short: bool = False) -> Path:
     """The pipeline saved as a diffusers folder; its path."""
     base = folder / "base"
-    make_pipeline(folder, second).save_pretrained(base)
+    make_pipeline(folder, second, short=short).save_pretrained(base)
     return base
 
 

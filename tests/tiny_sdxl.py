@@ -32,17 +32,18 @@ def tokenizer(folder: Path) -> CLIPTokenizer:
     return CLIPTokenizer(str(folder / "vocab.json"), str(folder / "merges.txt"), model_max_length=77)
 
 
-def make_unet(depth: tuple[int, ...], plain: tuple[int, ...], per_block: int) -> UNet2DConditionModel:
-    """A random UNet, see `make_pipeline`."""
+def make_unet(depth: tuple[int, ...], plain: tuple[int, ...], per_block: int, plain_up: bool) -> UNet2DConditionModel:
+    """A random UNet with a block for each number of `depth`, see `make_pipeline`."""
+    blocks = range(len(depth))
     return UNet2DConditionModel(
         sample_size=8,
-        block_out_channels=(8, 16, 16),
+        block_out_channels=(8, 16, 16)[: len(depth)],
         layers_per_block=per_block,
         norm_num_groups=4,
-        down_block_types=tuple("DownBlock2D" if i in plain else "CrossAttnDownBlock2D" for i in range(3)),
-        up_block_types=tuple("UpBlock2D" if i in plain else "CrossAttnUpBlock2D" for i in (2, 1, 0)),
+        down_block_types=tuple("DownBlock2D" if i in plain else "CrossAttnDownBlock2D" for i in blocks),
+        up_block_types=tuple("UpBlock2D" if plain_up or i in plain else "CrossAttnUpBlock2D" for i in reversed(blocks)),
         transformer_layers_per_block=depth,
-        attention_head_dim=(1, 2, 2),
+        attention_head_dim=(1, 2, 2)[: len(depth)],
         cross_attention_dim=32,
         use_linear_projection=True,
         addition_embed_type="text_time",
@@ -57,9 +58,10 @@ def make_pipeline(
     seed: int = 0,
     plain: tuple[int, ...] = (0,),
     per_block: int = 2,
+    plain_up: bool = False,
 ) -> StableDiffusionXLPipeline:
-    """A random pipeline; `folder` takes the tokenizer's files. `plain`: blocks without attention; `per_block`: ResNets
-    in each block on the way down."""
+    """A random pipeline; `folder` takes the tokenizer's files. `plain`: blocks without attention, with `plain_up`
+    also all on the way up; `per_block`: ResNets in each block on the way down."""
     torch.manual_seed(seed)
     tokens = tokenizer(folder / "tokens")
     text = {
@@ -75,7 +77,7 @@ def make_pipeline(
         "projection_dim": 16,
     }
     first, second = CLIPTextConfig(**text), CLIPTextConfig(**text, hidden_act="gelu")
-    unet = make_unet(depth, plain, per_block)
+    unet = make_unet(depth, plain, per_block, plain_up)
     vae = AutoencoderKL(**SMALL_VAE, force_upcast=False)
     return StableDiffusionXLPipeline(
         vae=vae,

@@ -175,7 +175,7 @@ class Model(qwen3.Qwen3Reader, FlowModel):
     @classmethod
     def index(cls, source: str) -> dict[str, Any]:
         """With the tokenizer alone where dev's has a processor of texts and pictures."""
-        found = read_index(cls.pipeline_class(source), source, cls.DENOISER, ("tokenizer",))
+        found = read_index(cls.pipeline_class(source), source, ("tokenizer",))
         if found.get("tokenizer") in PROCESSORS:
             found["tokenizer"] = ["transformers", "PreTrainedTokenizerFast"]
         component_class(found.get("tokenizer"), "tokenizer", f"{Path(source) / files.INDEX}")

@@ -139,9 +139,18 @@ def _each(preset: Preset, model: Any, make: Callable[[Placed], Result]) -> list[
         if wrong:
             raise ValueError("; ".join(wrong))
         with torch.no_grad():
+            if found.placed and all(_is_zero(placed) for placed in found.placed):
+                raise ValueError("all its changes are zero (an alpha of 0, or matrices of zeros), so it does nothing")
             return [make(placed) for placed in found.placed]
     except ValueError as error:
         raise ValueError(f"{file.path}: {error}") from error
+
+
+def _is_zero(placed: Placed) -> bool:
+    """Whether the pair changes nothing."""
+    terms = placed.terms_for(torch.zeros(()))
+    assert terms.up is not None and terms.down is not None
+    return not (terms.up.any() and terms.down.any())
 
 
 def _strangers(placed: Iterable[Placed], model: Any) -> list[str]:

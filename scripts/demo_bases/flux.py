@@ -21,7 +21,8 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from scripts.demo_training import Captions, Stage, draw, fast, latents_of, make_clip, write_pipeline
+from scripts.demo_data import Picture
+from scripts.demo_training import Captions, Stage, draw, fast, latents_of, make_clip, sampled, write_pipeline
 
 OPTIONS = {"steps": 20000, "learning_rate": 1e-3, "out": Path("demo/flux_base"), "vae": Path("demo/base/vae")}
 """Defaults of make_demo_base.py for this kind."""
@@ -130,16 +131,16 @@ class Generator(nn.Module):
 class Training:
     """What all stages draw their batches from."""
 
-    def __init__(self, vae: Any, pictures: Tensor, captions: Captions, tokenizers: tuple[Any, Any], arguments: Any):
+    def __init__(self, vae: Any, pictures: list[Picture], captions: Captions, tokenizers: tuple, arguments: Any):
         self.vae, self.arguments, self.captions, self.tokenizers = vae, arguments, captions, tokenizers
-        self.mean, self.std = latents_of(vae, pictures)
+        self.mean, self.std = latents_of(vae, pictures, arguments.work)
 
     def batch(self, seed: int, step: int) -> tuple[Tensor, Tensor, Tensor, list[tuple[int, int]], torch.Generator]:
         """Latents, noise, noise levels, and for each picture its number and its caption's."""
         generator, size = draw(seed, step), self.arguments.batch
         chosen = self.captions.choose(size, generator)
         numbers = torch.tensor([number for number, _ in chosen])
-        latents = self.mean[numbers] + self.std[numbers] * torch.randn(self.mean[numbers].shape, generator=generator)
+        latents = sampled(self.mean[numbers], self.std[numbers], generator)
         noise = torch.randn(latents.shape, generator=generator)
         even = torch.rand(size, generator=generator)
         levels = 2 * even / (1 + even)  # noisy ones oftener
@@ -230,7 +231,9 @@ def weighted(error: Tensor, levels: Tensor) -> Tensor:
     return (error.square().mean((1, 2, 3)) * (levels / GENTLE).square().clamp(max=1)).mean()
 
 
-def train(vae: Any, pictures: Tensor, captions: Captions, clip_tokens: Any, arguments: argparse.Namespace) -> None:
+def train(
+    vae: Any, pictures: list[Picture], captions: Captions, clip_tokens: Any, arguments: argparse.Namespace
+) -> None:
     """All stages, and the diffusers folder."""
     torch.manual_seed(arguments.seed + 1)
     t5_tokens = make_t5_tokenizer(captions.every_text, arguments.work / "tokenizer_2")

@@ -16,10 +16,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from scripts.demo_data import SIZE
-from scripts.demo_training import Captions, Stage, draw, fast, latents_of, make_clip, write_pipeline
+from scripts.demo_data import SIZE, Picture
+from scripts.demo_training import Captions, Stage, draw, fast, latents_of, make_clip, sampled, write_pipeline
 
-OPTIONS = {"steps": 24000, "learning_rate": 1.2e-3, "out": Path("demo/base"), "vae": None}
+OPTIONS = {"steps": 30000, "learning_rate": 1.2e-3, "out": Path("demo/base"), "vae": None}
 """Defaults of make_demo_base.py for this kind."""
 
 WIDTH = 96
@@ -71,13 +71,13 @@ class Generator(nn.Module):
         return self.unet(noisy, timesteps, hidden, added_cond_kwargs=added).sample
 
 
-def train(vae: Any, pictures: Tensor, captions: Captions, tokenizer: Any, arguments: argparse.Namespace) -> None:
+def train(vae: Any, pictures: list[Picture], captions: Captions, tokenizer: Any, arguments: argparse.Namespace) -> None:
     """Velocity prediction on the latents; the caption is left out one time in ten, for guidance. Writes the folder."""
     torch.manual_seed(arguments.seed + 1)
     model = Generator(make_unet(), make_clip(tokenizer, WIDTH), make_clip(tokenizer, WIDTH, projected=True))
     stage = Stage("generator", model, arguments.steps, arguments.learning_rate, arguments.work)
     alphas = diffusers.DDPMScheduler(**SCHEDULE).alphas_cumprod
-    mean, std = latents_of(vae, pictures)
+    mean, std = latents_of(vae, pictures, arguments.work)
     padded = {"padding": "max_length", "truncation": True, "return_tensors": "pt"}
     ids = captions.encoded(lambda texts: tokenizer(texts, **padded).input_ids)
     losses: list[float] = []
@@ -88,7 +88,7 @@ def train(vae: Any, pictures: Tensor, captions: Captions, tokenizer: Any, argume
         left_out = torch.rand(len(chosen), generator=generator) < 0.1
         tokens = [ids.empty if out else ids.of[n][c] for (n, c), out in zip(chosen, left_out, strict=True)]
         numbers = torch.tensor([number for number, _ in chosen])
-        latents = mean[numbers] + std[numbers] * torch.randn(mean[numbers].shape, generator=generator)
+        latents = sampled(mean[numbers], std[numbers], generator)
         noise = torch.randn(latents.shape, generator=generator)
         timesteps = (1000 * torch.rand(len(chosen), generator=generator).sqrt()).long()  # noisy ones oftener
         signal = alphas[timesteps].view(-1, 1, 1, 1)

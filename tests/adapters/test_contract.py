@@ -122,6 +122,7 @@ def test_both_routes_and_their_gradients_agree_with_the_oracle(method, options, 
         all_close(found, expected_gradients, tolerance, floor=1e-6 if case.packing else 1e-12)
 
 
+@pytest.mark.once
 @every_pair
 def test_both_routes_agree_in_single_precision(method, options, case):
     adapted, x = adapt(method, options, case), inputs(case)
@@ -204,6 +205,7 @@ def test_only_the_adapter_learns(method, options, case):
     assert torch.equal(adapted.layer.dense(), dense_before)
 
 
+@pytest.mark.once
 @every_pair
 def test_dead_rows_and_channels_stay_finite(method, options, case):
     if case.packing:

@@ -52,6 +52,7 @@ def moved(adapted: Adapted) -> float:
     return ((adapted.adapted_weight() - W).norm() / W.norm()).item()
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("case", [LINEAR, CONV], ids=lambda case: case.name)
 @pytest.mark.parametrize("method, options", STARTS, ids=[label(*start) for start in STARTS])
 def test_decay_alone_never_changes_the_weight(method, options, case):

@@ -59,6 +59,7 @@ def test_a_saved_adapter_of_other_options_is_refused(method, options):
             load_adapter_state(dict(adapted_layers(net)), wrong)
 
 
+@pytest.mark.once
 @every_pair
 def test_merging_is_the_forward_and_can_be_undone(method, options, case):
     adapted, x = adapt(method, options, case), inputs(case)
@@ -74,6 +75,7 @@ def test_merging_is_the_forward_and_can_be_undone(method, options, case):
     close(adapted(x), network(case)(x), 1e-6)
 
 
+@pytest.mark.once
 @every_pair
 def test_half_precision_keeps_the_adapter(method, options, case):
     adapted, x = adapt(method, options, case), inputs(case)

@@ -143,7 +143,7 @@ def test_colours_follow_the_crop(options):
 # -- cache ------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.short("True")
+@pytest.mark.full
 @pytest.mark.parametrize("cache", [True, False])
 def test_every_variant_is_encoded_once_and_found_again(options, cache):
     options = on(options, flip=True, cache=cache, variants=3)

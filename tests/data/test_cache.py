@@ -153,6 +153,7 @@ class Wide(Encoder):
         return {"hidden": torch.stack([torch.full((1024, 1024), float(len(caption))) for caption in captions])}
 
 
+@pytest.mark.full
 def test_captions_larger_than_the_memory_for_them_stream_from_disk(options):
     """Measured: the process' own memory grows by a part of what all conditions take, in filling and in use."""
     captions, encoder = ["x" * number for number in range(1, 49)], Wide()

@@ -188,6 +188,7 @@ def listed_only(path: Path, count: int) -> Path:
     return path
 
 
+@pytest.mark.full
 def test_3000_pictures_without_captions_are_one_short_sentence(tmp_path):
     path = listed_only(tmp_path / "5_sks dog", 3000)
     for number in range(30):

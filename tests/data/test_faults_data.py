@@ -23,8 +23,7 @@ from modules.data.index import DataProblems, build_index
 from modules.data.names import shown
 from modules.preset.data_options import Data
 from modules.training.command import main
-from tests.tiny_sdxl import make_folder
-from tests.training.runs import ROOT, Place, draw_pictures, equal
+from tests.training.runs import ROOT, Place, draw_pictures, equal, make_base
 
 ODD = {
     "caf\udce9.png": "caf\\xe9.png",
@@ -45,7 +44,7 @@ ODD = {
 def stage(tmp_path_factory) -> Path:
     """A tiny base and pictures that are larger than those of most tests: rounding shows in them."""
     folder = tmp_path_factory.mktemp("stage")
-    make_folder(folder)
+    make_base(folder)
     draw_pictures(folder / "pictures", 8, 0)
     draw_pictures(folder / "validation", 2, 1)
     return folder

@@ -52,6 +52,7 @@ def test_what_is_advised_works(family, label):
             assert not tried.refusal and tried.forms, (host, form, tried.refusal)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("label", LABELS)
 def test_comfyui_and_its_node_hold_everything(label):
     """What the refusals' best alternative is."""
@@ -75,6 +76,7 @@ def numberless(text: str) -> str:
     return re.sub(r"\(\d+\)", "(n)", text)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("label", LABELS)
 def test_the_page_has_the_forms_of_each_method(label):
     cells = [export_matrix.form_cell(label, host, export_matrix.Footnotes()) for host in export_matrix.PROGRAMS]

@@ -49,7 +49,7 @@ def converted(file, model, out, host="diffusers", kept=False):
     return export.write(out, model, changes, Export(host=host), lambda written: {})
 
 
-@pytest.mark.short("diffusers")
+@pytest.mark.full
 @pytest.mark.parametrize("host", ["diffusers", "kohya", "comfyui"])
 def test_of_many_layers_one_at_a_time_is_computed(tmp_path, host):
     file, model = pairs(tmp_path / "a.safetensors", MANY, SIDE), Layers(MANY, SIDE)

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import pytest
 import torch
 from safetensors.torch import save_file
 
@@ -13,6 +14,7 @@ from modules.training.setup import match_layers, whole
 from tests.families.using import loaded, predicted
 
 
+@pytest.mark.short("flux", "zimage")
 def test_the_network_with_it_is_the_one_with_it_inside(row, family, folder, tmp_path: Path):
     """In diffusers' naming, on all layers; and off it is the plain base, bit for bit."""
     model, file, draw = loaded(family, folder), tmp_path / "beside.safetensors", torch.Generator().manual_seed(0)

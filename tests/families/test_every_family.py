@@ -44,6 +44,7 @@ def test_is_found_by_its_file_and_has_a_row():
     assert {row.family for row in FAMILIES.values()} == set(names())
 
 
+@pytest.mark.short("sd1", "zimage")
 def test_everything_is_frozen(model):
     assert not any(p.requires_grad for p in whole(model).parameters())
     assert not any(m.training for network in model.networks.values() for m in network.modules())
@@ -60,6 +61,7 @@ def test_skeleton_has_the_same_layers_without_weights(family, folder, model):
     assert skeleton.process.prediction == model.process.prediction
 
 
+@pytest.mark.short("sd1", "zimage")
 def test_fingerprints_follow_the_weights(own, model):
     parts = ("images", "texts")
     assert [own.fingerprint(part) for part in parts] == [model.fingerprint(part) for part in parts]
@@ -71,11 +73,13 @@ def test_fingerprints_follow_the_weights(own, model):
         assert own.fingerprint(part) != model.fingerprint(part)
 
 
+@pytest.mark.short("sd1", "zimage")
 def test_adapters_do_not_change_the_hash(own, model):
     adapters_on(own, Targets(layers="attention"))
     assert own.base_hash() == model.base_hash()
 
 
+@pytest.mark.short("sd1", "zimage")
 def test_encoders_leave_and_come_back(own):
     captions = ["red apple"]
     before = own.encode_texts(captions)
@@ -153,6 +157,7 @@ def test_what_is_cached_of_an_item_depends_on_it_alone(model, tmp_path):
     assert len(written[0]) == 2 + 2 and written[0].items() <= written[1].items()
 
 
+@pytest.mark.short("sd1", "zimage")
 def test_fingerprints_say_how_items_are_encoded(own, monkeypatch):
     """The same weights with other settings, tokenizers or versions give other features; use alone changes nothing."""
     def fingerprints():
@@ -185,6 +190,7 @@ def test_what_captions_are_too_long_by(model):
 # -- sampling ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.short("sd1", "zimage")
 def test_samples_follow_from_the_seed(model):
     options: dict[str, Any] = {"negative": "", "width": SIZE[1], "height": SIZE[0], "steps": 2, "guidance": 3.0}
     first, again = (model.sample(["red"], **options, seed=1)[0] for _ in range(2))

@@ -37,6 +37,7 @@ def test_blocks_kept_in_main_memory_change_nothing(family, folder, kind):
         torch.testing.assert_close(one, two)
 
 
+@pytest.mark.short("flux", "zimage")
 def test_blocks_for_main_memory_go_there_before_the_next_one_is_packed(family, folder, monkeypatch):
     """So that never all of them have to fit on the device."""
     waiting, most = set(), 0
@@ -62,6 +63,7 @@ def test_blocks_for_main_memory_go_there_before_the_next_one_is_packed(family, f
     assert most <= max(*inside, len(linears) - sum(inside)) < sum(inside)
 
 
+@pytest.mark.short("sd1", "zimage")
 def test_half_precision(family, folder):
     model = family.load(Base(path=str(folder)), CPU, torch.bfloat16)
     result = predicted(model, ["red"])
@@ -69,6 +71,7 @@ def test_half_precision(family, folder):
     assert model.pipeline.vae.dtype == torch.float32
 
 
+@pytest.mark.short("sd1", "zimage")
 def test_the_pipeline_computes_where_the_model_does(family, folder):
     """Also while its encoders are elsewhere: the device "meta" stands for a GPU."""
     model = family.load(Base(path=str(folder)), torch.device("meta"), torch.float32)

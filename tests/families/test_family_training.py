@@ -50,7 +50,7 @@ def stage(request, tmp_path_factory) -> tuple[str, Path]:
     return row.family, folder
 
 
-@pytest.mark.short("sdxl-lora")
+@pytest.mark.full
 @pytest.mark.parametrize("stage, method", CASES, indirect=["stage"])
 def test_a_shipped_preset_trains_samples_and_exports(stage, method, tmp_path, forget_accelerate, monkeypatch):
     family, folder = stage

@@ -26,6 +26,7 @@ def assert_same(one, other) -> None:
     assert one.cut_off("red " * 600) == other.cut_off("red " * 600)
 
 
+@pytest.mark.short("sd1", "zimage")
 def test_the_files_of_a_folder_are_enough(family, folder, tmp_path):
     files = family.files_of(Base(path=str(folder)))
     whole = family.load(Base(path=str(folder)), CPU, torch.float32)

@@ -41,6 +41,7 @@ def models(folders):
 # -- texts and predictions --------------------------------------------------------------------------------------------
 
 
+@pytest.mark.short("dev")
 @pytest.mark.parametrize("kind", ["base", "dev"])
 def test_conditions_are_those_of_the_whole_text_encoder(models, kind):
     """The blocks that nothing is read behind, and dev's reader of pictures, are taken out."""
@@ -264,6 +265,7 @@ UNREAD_BY_DIFFUSERS = ("_modulation", "guidance_embedder", "norm_out")
 """Layers with names in kohya's files that its conversion lacks."""
 
 
+@pytest.mark.short("diffusers-flux2_klein_4b", "kohya-flux2_klein_4b")
 @pytest.mark.parametrize("name", [name for name, known in full_size.MODELS.items() if known.family == "flux2"])
 @pytest.mark.parametrize("host", ["diffusers", "kohya"])
 def test_diffusers_loads_every_layer_of_the_real_models(tmp_path, name, host):

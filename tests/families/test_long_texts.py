@@ -126,6 +126,7 @@ def assert_equal(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> None:
 # -- chunks -----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("tokens", [150, 225, 300])
 @pytest.mark.parametrize("length", [0, 1, 74, 75, 76, 140, 149, 150, 151, 224, 225, 400])
 def test_chunks_are_those_of_sd_scripts(model, tokens, length):
@@ -191,6 +192,7 @@ def test_the_usual_reading_is_the_pipelines_own(model):
             assert "pooled" not in found or torch.equal(found["pooled"], given[2])
 
 
+@pytest.mark.short("sdxl")
 def test_samples_read_long_prompts_too(model):
     model.use_reading(Reading(150))
     sampling: dict[str, Any] = {"width": 16, "height": 16, "steps": 2, "guidance": 5.0, "seed": 0}
@@ -324,6 +326,7 @@ def test_weights_multiply_the_features_as_in_sd_scripts(model, tokens):
 # -- other families ---------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("name", [name for name, row in FAMILIES.items() if row.family not in ("sdxl", "sd15")])
 def test_families_with_a_length_of_their_own_say_so(name, tmp_path):
     row = FAMILIES[name]

@@ -174,6 +174,7 @@ def test_marks_of_v_prediction_are_followed(pair, tmp_path, single, marks, zero_
     assert (model.process.alphas_cumprod[-1] < 1e-6) == zero_snr
 
 
+@pytest.mark.short("EulerDiscreteScheduler")
 @pytest.mark.parametrize("scheduler", [EulerDiscreteScheduler, EulerAncestralDiscreteScheduler, PNDMScheduler])
 def test_samples_of_bases_with_zero_terminal_snr_begin_in_pure_noise(pair, tmp_path, scheduler):
     """Whatever spacing the configuration has (SDXL's is "leading"), and with a scheduler that knows no such thing."""

@@ -33,6 +33,7 @@ def test_nothing_false_is_said_of_a_program(host, family):
     assert not false, "\n".join(false)
 
 
+@pytest.mark.full
 def test_the_corpus_has_sixty_files_and_others_than_ours():
     cases = inspect_corpus.cases()
     assert len([case for case in cases if case.family]) >= 60

@@ -24,7 +24,7 @@ from modules.importing import import_file, report
 from modules.importing.base import Wishes
 from modules.importing.ledger import Imported
 from modules.preset import files
-from tests import tiny_sd3, tiny_sd15
+from tests.families.rows import FAMILIES
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs/public-presets.md"
@@ -85,7 +85,10 @@ def base_of(family: str, folder: Path) -> Path:
     if family in own:
         return own[family]
     place = folder / family
-    return place / "base" if place.exists() else {"sd15": tiny_sd15, "sd3": tiny_sd3}[family].make_folder(place)
+    if not place.exists():
+        row = next(row for row in FAMILIES.values() if row.family == family)
+        row.make_pair(place)[0].rename(place / "base")
+    return place / "base"
 
 
 def moved(entry: str | dict, place: Path) -> dict:

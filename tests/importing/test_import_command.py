@@ -104,6 +104,7 @@ def test_bad_arguments(run, arguments, words):
     assert code == 2 and words in err
 
 
+@pytest.mark.full
 def test_the_script_itself(tmp_path):
     words = [sys.executable, str(ROOT / "scripts/import_preset.py"), str(tmp_path / "nothing.json")]
     done = subprocess.run(words, capture_output=True, text=True, env={**os.environ, "HF_HUB_OFFLINE": "1"})

@@ -9,6 +9,7 @@ from modules import adapters, families
 from modules.preset import files, listing, options
 from modules.preset.files import FOLDER, PresetProblems, resolve
 from modules.preset.schema import Preset
+from tests.preset import shipped
 
 PRESETS = {one.name: one for one in files.every()}
 VARIANTS = {"doft": ["output", "planes"]}
@@ -57,13 +58,15 @@ def test_every_method_goes_with_every_family_and_purpose():
     assert {one.family for one in PRESETS.values()} == set(families.names())
 
 
+@pytest.mark.short(*shipped.FEW)
 @pytest.mark.parametrize("name", PRESETS)
 def test_a_preset_is_found_by_its_name_with_or_without_the_family_and_by_the_path_of_its_file(name):
-    full = PRESETS[name].full_name
-    for source in (name, full, str(FOLDER / f"{name}.json"), f"{FOLDER}/own/../{name}.json"):
+    full, plain = PRESETS[name].full_name, shipped.resolved(name)
+    assert plain.name == name
+    for source in {full, str(FOLDER / f"{name}.json"), f"{FOLDER}/own/../{name}.json"} - {name}:
         resolved = resolve(source)
         assert resolved.name == (full if source == full else name)
-        assert resolved.preset.model_copy(update={"name": name}) == resolve(name).preset
+        assert resolved.preset.model_copy(update={"name": name}) == plain.preset
 
 
 def test_no_two_presets_have_one_name():

@@ -8,6 +8,7 @@ import pytest
 from modules.preset import conditions, effects, files, options, renames, section
 from modules.preset.export_options import Export
 from modules.preset.schema import Preset
+from tests.preset import shipped
 
 LISTED = """
 adapter.axis adapter.block_size adapter.bound adapter.depth adapter.exact adapter.factor adapter.final
@@ -179,9 +180,9 @@ def test_a_default_that_was_given_is_noted_too_and_a_complete_preset_gives_nothi
     assert [note.split()[0] for note in effects.notes(resolved.preset, KNOWN, resolved.given)] == ["data.keep_tokens"]
 
 
-@pytest.mark.parametrize("name", sorted(one.name for one in files.every()))
+@pytest.mark.parametrize("name", shipped.NAMES)
 def test_shipped_presets_set_nothing_without_effect(name):
-    resolved = files.resolve(name)
+    resolved = shipped.resolved(name)
     flow = resolved.preset.objective.min_snr_gamma is None
     facts = {**KNOWN, "diffusion": not flow, "flow": flow, "objective.density": "logit_normal" if flow else "uniform"}
     del facts["validation"]  # some of them have a folder

@@ -14,25 +14,20 @@ from pydantic.fields import FieldInfo
 from modules import families
 from modules.preset import files, options, renames
 from modules.preset.schema import Preset
+from tests.preset.shipped import NAMES, resolved
 
 ROOT = Path(files.__file__).parents[2]
 PRESETS = {one.name: one for one in files.every()}
-NAMES = sorted(PRESETS)
 LAUNCH_FILES = sorted((ROOT / "configs").glob("*.yaml"))
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_shipped_preset_is_right_and_described(name):
-    resolved = files.resolve(name)
-    assert (resolved.name, resolved.notes) == (name, [])
-    assert resolved.preset.adapter.method == PRESETS[name].method
-    assert resolved.preset.description.endswith(".") and "\n" not in resolved.preset.description
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_a_shipped_preset_only_has_relative_paths_and_suits_its_family(name):
-    preset, one = files.resolve(name).preset, PRESETS[name]
-    assert preset.family == one.family
+def test_a_shipped_preset_is_right_and_suits_its_family(name):
+    found, one = resolved(name), PRESETS[name]
+    preset = found.preset
+    assert (found.name, found.notes) == (name, [])
+    assert (preset.adapter.method, preset.family) == (one.method, one.family)
+    assert preset.description.endswith(".") and "\n" not in preset.description
     assert not preset.optimizer.problems(preset.training.learning_rate, "cpu")
     if one.purpose == "demo":
         assert preset.base.path.startswith("demo/") and (ROOT / preset.base.path).is_dir()
@@ -106,6 +101,7 @@ def without_refused(source: str, chosen: dict, values: dict, rng: random.Random)
         values = {name: value for name, value in values.items() if name != left_out}
 
 
+@pytest.mark.short("0", "1", "2", "3", "4", "5", "6", "7", "8", "9")
 @pytest.mark.parametrize("seed", range(60))
 def test_any_preset_written_is_the_preset_read(seed, tmp_path):
     rng = random.Random(seed)

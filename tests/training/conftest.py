@@ -5,17 +5,15 @@ from pathlib import Path
 import pytest
 
 from modules.training import collapse
-from tests.tiny_sdxl import make_folder
 from tests.training import distilled
-from tests.training.runs import Place, draw_pictures
+from tests.training.runs import Place, draw_pictures, make_base
 
 
 @pytest.fixture(scope="session")
 def stage(tmp_path_factory) -> Path:
     """A tiny base and pictures."""
     folder = tmp_path_factory.mktemp("stage")
-    # Half of a short run's time is for modules that do not learn.
-    make_folder(folder, depth=(1, 1, 1), plain=(0, 2), per_block=1)
+    make_base(folder)
     draw_pictures(folder / "pictures", 5, 0)
     draw_pictures(folder / "validation", 2, 1)
     draw_pictures(folder / "one", 1, 2)

@@ -8,8 +8,9 @@ from accelerate.optimizer import AcceleratedOptimizer
 from modules.adapters import methods
 from modules.training import loop
 from modules.training.state import latest_state, load_state
-from tests.training.runs import Place, ask, equal, launch
-from tests.training.test_processes import LAUNCHER, close
+from tests.training import pair
+from tests.training.runs import Place, ask, equal
+from tests.training.test_processes import close
 
 ADALORA = {"method": "adalora", "rank": 3, "target_rank": 1, "warmup": 0.2, "final": 0.2, "interval": 1}
 RACLORA = {"method": "raclora", "rank": 2, "links": 3}
@@ -74,7 +75,7 @@ def whole(stage, tmp_path_factory) -> Place:
     return place
 
 
-@pytest.mark.short("adapter0-2")
+@pytest.mark.full
 @pytest.mark.parametrize("adapter, stop", [(ADALORA, 2), (ADALORA, 5), (RACLORA, 2), (RACLORA, 3)])
 def test_half_and_half_is_the_whole(place: Place, whole: Place, monkeypatch, adapter, stop):
     """Stopped between two choices, after the last, at the end of a link and in the middle of one."""
@@ -115,8 +116,7 @@ def test_an_optimizer_that_averages_weights_is_refused(place: Place, adapter, ca
 def test_two_processes_are_one_with_twice_the_batch(place: Place):
     adapter, more = ADALORA, ["--training.steps", "3", "--optimizer.eps", "1.0"]
     command = place.command("two", *more, "--training.batch_size", "1", adapter=adapter)
-    process = launch([*LAUNCHER, "--num_processes", "2", "--cpu", "scripts/train.py", *command], ACCELERATE_USE_CPU="1")
-    _, err = process.communicate(timeout=500)
-    assert process.returncode == 0, err
+    codes, said = pair.train(command, place.runs)
+    assert codes == [0, 0], said
     assert place.train("one", *more, "--training.batch_size", "2", adapter=adapter) == 0
     close(place.adapter("two"), place.adapter("one"))

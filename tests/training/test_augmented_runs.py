@@ -50,6 +50,7 @@ def test_a_resumed_run_is_the_same_run(place, folders, monkeypatch, variants):
     assert equal(place.adapter("uncached"), place.adapter("whole"))
 
 
+@pytest.mark.short("off0")
 @pytest.mark.parametrize("off", [{"prior_prediction": None}, {"masks": None}])
 def test_each_of_them_is_in_the_loss(place, folders, off):
     data = everything(folders)

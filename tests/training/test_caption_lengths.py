@@ -72,6 +72,7 @@ def test_the_run_says_so_too(long: Place, capsys):
     assert "3: b.png, c.png, d.png" in capsys.readouterr().err
 
 
+@pytest.mark.full
 def test_a_run_on_long_captions_learns_from_their_end(long: Place):
     """Only the last token differs; and its file says how long captions were."""
     adapters = []
@@ -93,7 +94,7 @@ def test_options_without_effect_are_said(place: Place):
 
 @pytest.mark.full
 def test_clip_skip_of_a_run(place: Place, tmp_path):
-    base = str(make_folder(tmp_path / "sd15"))
+    base = str(make_folder(tmp_path / "sd15", short=True))
     targets = {"layers": "attention", "include": [], "exclude": []}
     given = {"family": "sd15", "targets": targets}
     more = ["--base.path", base, "--training.steps", "1", "--data.caption_dropout", "0"]

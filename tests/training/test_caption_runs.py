@@ -27,7 +27,7 @@ def pictures(path: Path, kind: str) -> str:
     return str(path)
 
 
-@pytest.mark.short("random")
+@pytest.mark.full
 @pytest.mark.parametrize("lines", ["random", "each"])
 def test_a_run_is_the_same_in_two_parts_and_from_another_source(place: Place, tmp_path, lines):
     cache = str(tmp_path / "cache")

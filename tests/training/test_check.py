@@ -125,6 +125,6 @@ def test_a_report_always_has_the_same_fields(checked):
 
 
 def test_notes_are_said_once(place: Place):
-    preset = files.resolve(place.command("odd", "--data.resolution", "20")[1], [("data.resolution", "20")]).preset
+    preset = files.resolve(place.command("odd", "--data.resolution", "18")[1], [("data.resolution", "18")]).preset
     notes = check.examine(preset, "cpu").notes
     assert len(notes) == len(set(notes)) and sum("not a multiple" in note for note in notes) == 1

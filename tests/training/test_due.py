@@ -9,8 +9,8 @@ from safetensors import safe_open
 
 from modules.training import best, clock, due, loop, state
 from modules.training.clock import Clock
-from tests.training.runs import ROOT, Place, ask, equal, launch
-from tests.training.test_processes import LAUNCHER
+from tests.training import pair
+from tests.training.runs import Place, ask, equal
 
 STEPS = ("--training.steps", "6")
 
@@ -74,6 +74,7 @@ def test_epochs_in_a_run(place: Place):
     assert not place.events("epochs", "due"), "an epoch follows from the step"
 
 
+@pytest.mark.full
 def test_the_clock_says_when_and_it_is_an_event_before_it_is_made(place: Place, monkeypatch):
     minutes = ["--validation.every", "10", "--validation.every_unit", "minutes", "--saving.state_every", "15",
                "--saving.state_every_unit", "minutes"]  # fmt: skip
@@ -117,6 +118,7 @@ def test_what_was_due_is_made_by_the_run_that_resumes_and_the_clock_asks_no_seco
     assert equal(place.adapter("killed"), place.adapter("plain"))
 
 
+@pytest.mark.full
 def test_a_run_that_is_stopped_where_something_is_due_makes_it_when_it_resumes(place: Place, monkeypatch):
     minutes = ["--validation.every", "10", "--validation.every_unit", "minutes"]
     with monkeypatch.context() as patch:
@@ -139,6 +141,7 @@ def test_only_the_main_process_reads_the_clock(monkeypatch):
 # -- what is kept -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.full
 def test_the_last_exported_files_are_kept(place: Place):
     assert place.train("kept", *STEPS, "--saving.export_every", "1", "--saving.keep_exports", "2") == 0
     folder = place.runs / "kept"
@@ -182,7 +185,7 @@ def test_the_best_is_kept_apart_from_the_last_states(place: Place, monkeypatch):
     assert steps_of(place, "best", "best") == [1, 2]
 
 
-@pytest.mark.short("_save")
+@pytest.mark.full
 @pytest.mark.parametrize("function", ["validate", "export_now", "_save"])
 def test_the_best_survives_a_kill_at_any_point_and_the_old_one_stays_until_the_new_one_is_whole(
     place: Place, monkeypatch, function
@@ -217,31 +220,16 @@ def test_the_best_survives_a_kill_at_any_point_and_the_old_one_stays_until_the_n
     assert kept(place, "torn") == ([3], 3)
 
 
-FAST = """
-import sys
-
-sys.path.insert(0, {root!r})
-from modules.training import due
-
-due.MINUTE = 1e-6  # each step is minutes long
-from modules.training.command import main
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
-"""
-
-
 @pytest.mark.full
-def test_two_processes_agree_on_what_the_clock_of_one_says_and_on_the_best(place: Place):
-    script = place.runs / "fast.py"
-    script.write_text(FAST.format(root=str(ROOT)))
+def test_two_processes_agree_on_what_the_clock_of_one_says_and_on_the_best(place: Place, monkeypatch):
+    """Each step is minutes long."""
+    monkeypatch.setattr(due, "MINUTE", 1e-6)
     units = [word for section in ("validation.every", "saving.export_every")
              for word in (f"--{section}", "1", f"--{section}_unit", "minutes")]  # fmt: skip
     command = place.command("two", "--training.steps", "3", "--training.batch_size", "1", "--saving.keep_best",
                             "--saving.keep_exports", "1", *units)  # fmt: skip
-    process = launch([*LAUNCHER, "--num_processes", "2", "--cpu", str(script), *command])
-    _, err = process.communicate(timeout=500)
-    assert process.returncode == 0, err
+    codes, said = pair.train(command, place.runs)
+    assert codes == [0, 0], said
     assert [(what, step) for what, step, _ in dues(place, "two")] == [
         ("validation", 1), ("export", 1), ("validation", 2), ("export", 2)
     ]  # fmt: skip

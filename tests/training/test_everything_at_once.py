@@ -13,9 +13,10 @@ from torch import Tensor
 from modules.training import due, loop
 from modules.training.state import BEST, latest_state, states, steps_of
 from tests.tiny_sd15 import make_folder
-from tests.training.runs import ROOT, Place, ask, draw_pictures, equal, launch
-from tests.training.test_due import FAST, dues, shows
-from tests.training.test_processes import LAUNCHER, close
+from tests.training import pair
+from tests.training.runs import Place, ask, draw_pictures, equal
+from tests.training.test_due import dues, shows
+from tests.training.test_processes import close
 
 pytestmark = pytest.mark.usefixtures("forget_accelerate")
 
@@ -30,7 +31,7 @@ CAPTION = f"{{3::red|blue}}_one, [trigger] ||| (apple:1.3), face, {LONG}\na {{bi
 def stage(tmp_path_factory) -> Path:
     """A tiny base and folders as people have them: masks, a broken picture, classes, another kind of captions."""
     folder = tmp_path_factory.mktemp("stage")
-    make_folder(folder)
+    make_folder(folder, short=True)
     for name, count in (("own", 4), ("class/4_a dog", 3), ("more/2_few", 2), ("held", 2)):
         draw_pictures(folder / name, count, len(name))
     for number, size in enumerate(SIZES):
@@ -144,7 +145,7 @@ def kept(place: Place, name: str) -> tuple[dict[str, dict[str, Tensor]], list[in
     return tensors, best, tables
 
 
-@pytest.mark.short("3")
+@pytest.mark.full
 @pytest.mark.parametrize("variants", [3, 0])
 def test_a_run_that_is_stopped_and_killed_is_the_whole_run(place: Place, monkeypatch, variants):
     sections = everything(place, variants)
@@ -203,13 +204,10 @@ def test_each_part_is_in_the_result(place: Place):
 def test_two_processes_are_one_with_twice_the_batch(place: Place, monkeypatch):
     """Minutes go by in every step; plain steps of the optimizer, see `test_processes`."""
     more = ("--training.steps", "4", "--optimizer.eps", "1.0", *CLIP_SKIP)
-    script = place.runs / "fast.py"
-    script.write_text(FAST.format(root=str(ROOT)))
-    command = place.command("two", *more, "--training.batch_size", "1", **everything(place))
-    process = launch([*LAUNCHER, "--num_processes", "2", "--cpu", str(script), *command])
-    _, err = process.communicate(timeout=500)
-    assert process.returncode == 0, err
     monkeypatch.setattr(due, "MINUTE", 1e-6)
+    command = place.command("two", *more, "--training.batch_size", "1", **everything(place))
+    codes, said = pair.train(command, place.runs)
+    assert codes == [0, 0], said
     assert place.train("one", *more, **everything(place)) == 0
     close(place.adapter("two"), place.adapter("one"))
     losses, made, files = [], [], []

@@ -41,14 +41,9 @@ def messages(place: Place, name: str) -> list[str]:
 def test_no_by_product_ends_a_training(place: Place, monkeypatch, capsys):
     """All of them fail at every step, and each is told of once."""
     assert place.train("whole") == 0
-    for owner, name in (
-        (samples, "write_grid"),
-        (outputs, "sample_prompts"),
-        (outputs, "validation_captions"),
-        (loop, "curves"),
-        (outputs, "write_whole"),
-        (collapse, "measured"),
-    ):
+    owned = ((outputs, ("sample_prompts", "validation_captions", "write_whole")), (samples, ("write_grid",)),
+             (loop, ("curves",)), (collapse, ("measured",)))  # fmt: skip
+    for owner, name in ((owner, name) for owner, names in owned for name in names):
         monkeypatch.setattr(owner, name, fails)
     monkeypatch.setattr(loop, "CURVES_EVERY", 1)
     monkeypatch.setattr("torch.utils.tensorboard.writer.SummaryWriter.add_scalar", fails)
@@ -226,6 +221,7 @@ def test_left_overs_of_killed_processes_go_and_others_stay(place: Place):
     assert not gone.exists() and alive.exists() and not list((folder / "samples").iterdir())
 
 
+@pytest.mark.full
 def test_a_damaged_event_file_keeps_no_run_from_going_on(place: Place, monkeypatch):
     ask(monkeypatch, place, "torn", "stop", at=2)
     assert place.train("torn", "--validation.every", "1") == 130
@@ -260,6 +256,7 @@ def fill_up(path: Path, left: int = 0) -> None:
             file.write(b"x" * 4096)
 
 
+@pytest.mark.short("save_adapter")
 @pytest.mark.parametrize("function", ["save_adapter", "export_now", "save"])
 def test_a_disk_that_is_full_is_said_with_bytes_and_path(place: Place, tmp_path, monkeypatch, capsys, function):
     more = ["--training.steps", "2", "--saving.state_every", "1", "--saving.folder", str(tmp_path / "small")]
@@ -333,6 +330,7 @@ def test_a_collapse_is_said_in_the_run_and_at_its_end(place: Place, monkeypatch,
     assert done.startswith("Done, with a warning: ") and "makes the model worse" in last and "--name" in last
 
 
+@pytest.mark.full
 def test_a_training_that_learns_is_not_called_a_collapse(place: Place, capsys):
     assert place.train("calm", "--training.steps", "25") == 0
     assert not place.events("calm", "warning")

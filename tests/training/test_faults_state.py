@@ -61,6 +61,7 @@ def flip_a_bit(file: Path) -> None:
 # -- states -----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.full
 def test_a_clock_that_was_set_back_loses_nothing(place: Place, held: Place, run):
     later = (run / "state" / "step-000001").stat().st_mtime + 3600
     os.utime(run / "state" / "step-000001", (later, later))
@@ -81,6 +82,7 @@ def plant(monkeypatch, at: int) -> None:
     monkeypatch.setattr(loop, "take_step", planted)
 
 
+@pytest.mark.short("2")
 @pytest.mark.parametrize("at", [2, 4])
 def test_a_parameter_that_is_not_finite_is_never_saved(place: Place, held: Place, at, monkeypatch, capsys):
     """In the middle, and at the last step, where the adapter would be written next."""
@@ -148,6 +150,7 @@ UNUSABLE = [
 ]
 
 
+@pytest.mark.short("with_nan-", "of_another_preset-")
 @pytest.mark.parametrize("damage, reason", UNUSABLE, ids=lambda value: getattr(value, "__name__", ""))
 def test_a_state_that_cannot_be_used_is_said_and_put_aside(place: Place, held: Place, run, damage, reason, capsys):
     damage(run / "state" / "step-000003")
@@ -216,7 +219,7 @@ ENVIRONMENTS = {**DAMAGED, "list": b"[1]", "object": b"{}"}
 """An empty list is a right one: of no starts."""
 
 
-@pytest.mark.short("empty", "object", "deep")
+@pytest.mark.short("empty")
 @pytest.mark.parametrize("content", ENVIRONMENTS.values(), ids=ENVIRONMENTS)
 def test_a_damaged_environment_is_begun_anew(place: Place, run, content, capsys):
     before = (run / "environment.json").write_bytes(content)
@@ -282,6 +285,7 @@ def test_what_was_being_written_goes(place: Place, run):
     assert not [name for name in left if (run / name).exists()]
 
 
+@pytest.mark.full
 def test_a_run_whose_name_looks_like_a_leftover_keeps_its_files(place: Place):
     name = "a.partial"
     with place.session(name):
@@ -317,7 +321,7 @@ def test_a_file_in_place_of_the_run_folder(place: Place, capsys):
     assert f"{place.runs / 'held'} is a file" in said and "--name" in said
 
 
-@pytest.mark.short("null", "path", "step")
+@pytest.mark.short("null", "path")
 @pytest.mark.parametrize("end", [
     "null", "[]", "3", '{"event": "finished"}', '{"event": "finished", "outcome": "done", "path": ["x"], "step": 3}',
     '{"event": "finished", "outcome": "done", "path": "held.safetensors", "step": "3"}',
@@ -329,6 +333,7 @@ def test_a_last_event_of_another_shape_is_no_end(place: Place, run, end):
         assert session.step == 3 and session.run.finished is None
 
 
+@pytest.mark.full
 def test_a_state_too_many_goes_when_the_run_goes_on(place, monkeypatch):
     """Killed between saving the last state and deleting the ones before."""
 

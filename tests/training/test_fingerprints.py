@@ -10,9 +10,9 @@ from safetensors.torch import load_file, save_file
 from modules.training import fingerprints, state
 from modules.training.fingerprints import MARGIN, Record
 from modules.training.state import load_state, states
-from tests.training.runs import Place, ask, draw_pictures, launch
+from tests.training import pair
+from tests.training.runs import Place, ask, draw_pictures
 from tests.training.test_faults_state import KEEP, flip_a_bit, steps, warnings
-from tests.training.test_processes import LAUNCHER
 
 
 def change_a_weight(file: Path) -> None:
@@ -82,7 +82,7 @@ def own(stage: Path, tmp_path: Path) -> Place:
     return place
 
 
-@pytest.mark.short("unet", "text_encoder_2")
+@pytest.mark.short("unet")
 @pytest.mark.parametrize("part", ["unet", "vae", "text_encoder_2"])
 def test_a_base_that_has_changed_is_refused(own: Place, part, capsys):
     file = next((own.stage / "base" / part).glob("*.safetensors"))
@@ -140,6 +140,7 @@ def test_many_changes_are_counted():
     assert "30 removed (0.png, 1.png" in said and said.endswith("9.png and 20 more)")
 
 
+@pytest.mark.full
 def test_other_versions_are_said(own: Place, monkeypatch, capsys):
     found = fingerprints.versions()
     monkeypatch.setattr(fingerprints, "versions", lambda: {**found, "torch": "9.9", "gimbal": "8.8"})
@@ -150,6 +151,7 @@ def test_other_versions_are_said(own: Place, monkeypatch, capsys):
     assert "torch" in warnings(own)
 
 
+@pytest.mark.full
 def test_the_file_that_a_run_began_with_is_guarded_too(place: Place, monkeypatch, capsys):
     adapter = {"method": "lora", "rank": 2}
     assert place.train("first", "--training.steps", "1", adapter=adapter) == 0
@@ -176,18 +178,15 @@ def test_check_reads_no_weights(place: Place, monkeypatch):
 
 @pytest.mark.full
 def test_two_processes_refuse_together_and_go_back_together(own: Place):
-    def go_on(*more: str) -> tuple[int, str]:
-        command = own.command("held", *more, saving=KEEP)
-        process = launch([*LAUNCHER, "--num_processes", "2", "--cpu", "scripts/train.py", *command])
-        _, err = process.communicate(timeout=500)
-        return process.returncode, err
+    def go_on(*more: str) -> tuple[list[int], str]:
+        return pair.train(own.command("held", *more, saving=KEEP), own.runs)
 
     change_a_weight(next((own.stage / "base" / "unet").glob("*.safetensors")))
-    code, said = go_on()
-    assert code and said.count("Cannot start:") == said.count("--saving.resume_changed") == 1, said
-    assert steps(own) == [1, 2] and "modules/" not in said  # the launcher has a traceback of its own
+    codes, said = go_on()
+    assert all(codes) and said.count("Cannot start:") == said.count("--saving.resume_changed") == 1, said
+    assert steps(own) == [1, 2] and "modules/" not in said
     flip_a_bit(own.runs / "held" / "state" / "step-000002" / "adapter.safetensors")
-    code, said = go_on("--saving.resume_changed", "true")
-    assert code == 0 and said.count("step-000002 is damaged") == 1, said
+    codes, said = go_on("--saving.resume_changed", "true")
+    assert codes == [0, 0] and said.count("step-000002 is damaged") == 1, said
     assert steps(own) == [1, 2, 2, 3, 4]
     assert (own.runs / "held" / "state" / "step-000002.unusable").is_dir()

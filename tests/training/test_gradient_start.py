@@ -29,6 +29,7 @@ def whole_gradients(session):
     return {name: base.weight.grad.flatten(1) for name, base in bases.items()}
 
 
+@pytest.mark.short("dora-2-gradient")
 @pytest.mark.parametrize("adapter", GRADIENT, ids=lambda a: "-".join(map(str, a.values())))
 def test_down_holds_the_gradients_own_directions(place, adapter):
     with place.session("run", adapter=adapter) as session:
@@ -53,6 +54,7 @@ def test_down_holds_the_gradients_own_directions(place, adapter):
     assert min(shares) > 0.93 and sum(shares) / len(shares) > 0.99, sorted(shares)[:5]
 
 
+@pytest.mark.full
 def test_it_is_the_same_each_time_and_a_resumed_run_does_not_begin_again(place, monkeypatch):
     adapter, saving = GRADIENT[0], {"state_every": 1}
     assert place.train("whole", adapter=adapter, saving=saving) == 0

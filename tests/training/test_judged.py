@@ -30,6 +30,7 @@ def curve(place: Place, name: str, tag: str) -> list[tuple[int, float]]:
     return [(scalar.step, scalar.value) for scalar in found.Scalars(tag)]
 
 
+@pytest.mark.full
 def test_the_real_judges_name_nothing_in_the_pictures_of_a_random_base(place: Place):
     assert place.train("real", "--training.steps", "1", samples=SAMPLES) == 0
     assert all(event["subject"] == 0 for event in place.events("real", "judged"))

@@ -107,6 +107,7 @@ def test_fewer_steps_than_done_are_refused_and_as_many_end_the_run(place: Place,
     assert_same(place, "run", "two")
 
 
+@pytest.mark.full
 def test_a_cosine_follows_the_new_schedule_from_there(place: Place, capsys):
     assert place.train("run", *TWO, training=COSINE) == 0
     capsys.readouterr()
@@ -144,6 +145,7 @@ def test_methods_that_depend_on_the_length_say_how_they_go_on(place: Place, adap
     assert any(not torch.equal(after[name], tensor) for name, tensor in before.items() if name.endswith(".up"))
 
 
+@pytest.mark.full
 def test_before_a_method_has_decided_anything_it_is_the_longer_run(place: Place, monkeypatch):
     """The budget falls from step 4 of 12 on, and from step 2 of 6."""
     late = {**ADALORA, "warmup": 0.34}
@@ -169,6 +171,7 @@ def test_a_finished_link_is_never_begun_again():
     assert link_after(11, 40, 4) == 1 and adapter.link == 3 and torch.equal(adapter.chain(), chain)
 
 
+@pytest.mark.full
 def test_the_old_file_stays_until_the_new_one_is_whole(place: Place, monkeypatch):
     assert place.train("run", *TWO) == 0
     file, adapter = place.runs / "run" / "run.safetensors", place.runs / "run" / "adapter.safetensors"
@@ -186,7 +189,7 @@ def test_the_old_file_stays_until_the_new_one_is_whole(place: Place, monkeypatch
     assert [event["step"] for event in place.events("run", "step")] == [1, 2, 3, 4]
 
 
-@pytest.mark.short("3")
+@pytest.mark.full
 @pytest.mark.parametrize("at", [3, 4])
 def test_a_crash_on_the_way_is_no_end(place: Place, monkeypatch, at, capsys):
     """Before the first state of the longer run, and after: the last event `finished` is of the shorter one."""
@@ -223,6 +226,7 @@ def test_a_finished_run_without_states_cannot_be_lengthened(place: Place, capsys
     assert "already finished" in capsys.readouterr().out
 
 
+@pytest.mark.full
 def test_the_run_folder_tells_the_new_length(place: Place):
     assert place.train("run", *TWO) == 0
     assert place.train("run", *FOUR) == 0

@@ -90,7 +90,7 @@ def test_events_tell_the_whole_story_in_order(place: Place):
     assert all((folder / event["path"]).stat().st_size for event in events if event["event"] in ("sample", "saved"))
     with Image.open(folder / "samples" / "grid.png") as grid:
         assert grid.width > 2 * 160 and grid.height > 3 * 160
-    assert len((folder / "layers.tsv").read_text().splitlines()) > 40 and (folder / "pictures.tsv").exists()
+    assert len((folder / "layers.tsv").read_text().splitlines()) > 30 and (folder / "pictures.tsv").exists()
     assert list((folder / "tensorboard").iterdir())
 
 
@@ -118,7 +118,7 @@ def ten_steps(stage, tmp_path_factory) -> dict[str, torch.Tensor]:
     return place.adapter("whole")
 
 
-@pytest.mark.short("adamw8bit-128")
+@pytest.mark.full
 @pytest.mark.parametrize(
     "optimizer, rank",
     [("adamw", 2), ("adamw8bit", 128), ("schedulefree_adamw", 2), ("lora_rite", 2), ("lora_pre", 2)],
@@ -281,6 +281,7 @@ def test_text_encoders_are_trained_and_resume(place: Place):
     assert changed == {"unet", "text_encoder", "text_encoder_2"}
 
 
+@pytest.mark.full
 def test_a_run_on_another_number_of_processes_says_so(place: Place, monkeypatch):
     ask(monkeypatch, place, "moved", "stop", at=1)
     assert place.train("moved") == 130

@@ -89,6 +89,7 @@ def masked(session, tmp_path, batch, **options):
     return replace(batch, pictures=pictures, masked=(True,) * len(pictures))
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("loss", LOSSES)
 @pytest.mark.parametrize("weights", WEIGHTS)
 @pytest.mark.parametrize("normalize", [True, False])

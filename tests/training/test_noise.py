@@ -8,10 +8,10 @@ import torch
 
 from modules.families import load_class
 from modules.objectives import Diffusion, Flow
-from modules.preset import files
 from modules.preset.schema import Base, Objective
 from modules.training import noise
 from tests import tiny_chroma, tiny_flux, tiny_sd3
+from tests.preset import shipped
 
 EPSILON = Diffusion(torch.linspace(0.99, 0.01, 1000), "epsilon")
 V = Diffusion(torch.linspace(0.99, 0.01, 1000), "v_prediction")
@@ -69,9 +69,10 @@ def test_everything_wrong_is_said_at_once():
     assert len(found) == 4
 
 
-@pytest.mark.parametrize("name", sorted(one.name for one in files.every()))
+@pytest.mark.short(*shipped.FEW)
+@pytest.mark.parametrize("name", shipped.NAMES)
 def test_shipped_presets_suit_their_bases(name):
-    preset = files.resolve(name).preset
+    preset = shipped.resolved(name).preset
     flow = preset.objective.min_snr_gamma is None
     assert noise.problems(preset.objective, FLOW if flow else EPSILON) == []
 

@@ -63,6 +63,7 @@ def readapted(session, method, options):
     session.adapted = {f"unet.{name}": attach(unet, name, config, seed=1) for name in names}
 
 
+@pytest.mark.full
 def test_nothing_pulls_at_the_start(place):
     """For every method the gradient of such pictures is below 1e-10 of what their own targets give."""
     compared = {}
@@ -100,6 +101,7 @@ def test_the_target_is_the_base_and_nothing_else(place, loss):
     torch.testing.assert_close(found[1], wanted[1], rtol=1e-4, atol=1e-9)
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("packing", ["none", "nf4", "int8"])
 @pytest.mark.parametrize("texts", [False, True])
 def test_trained_text_encoders_and_packed_bases(place, packing, texts):

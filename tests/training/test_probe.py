@@ -119,6 +119,7 @@ def test_only_what_changes_the_result_asks_for_another_name(place: Place, monkey
     assert "--training.batch_size 1" in (said := capsys.readouterr().err) and "another --name" in said
 
 
+@pytest.mark.full
 def test_memory_full_of_encoders_is_not_the_denoisers(place: Place, capsys, monkeypatch):
     """It comes later, so nothing that makes it smaller helps."""
     monkeypatch.setattr(LatentCache, "fill", no_memory)

@@ -11,10 +11,10 @@ import torch
 
 from modules.training.processes import HOW, asked_for, companions, missing_processes, promised
 from modules.training.state import latest_state, load_state
+from tests.training import pair
 from tests.training.runs import Place, launch, wait_for
 
 LAUNCHER = [str(Path(sys.executable).with_name("accelerate")), "launch"]
-CONFIG = ["--config_file", "configs/two_cpu_processes.yaml"]
 
 LAUNCHED = {"ACCELERATE_USE_CPU": "True", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
 """What the launcher sets for several processes on the CPU, of which it starts one."""
@@ -31,10 +31,8 @@ def test_two_processes_are_one_with_twice_the_batch(place: Place):
     """An optimizer with plain steps: Adam would blow rounding up where a gradient is near zero."""
     more = ["--training.steps", "3", "--optimizer.eps", "1.0", "--saving.state_every", "1"]
     command = place.command("two", *more, "--training.batch_size", "1")
-    process = launch([*LAUNCHER, *CONFIG, "scripts/train.py", *command], ACCELERATE_USE_CPU="1")
-    out, err = process.communicate(timeout=500)
-    assert process.returncode == 0, err
-    assert out.count("Done:") == 1 and "Traceback" not in err
+    codes, said = pair.train(command, place.runs)
+    assert codes == [0, 0] and said.count("Done:") == 1 and "Traceback" not in said, said
     assert load_state(latest_state(place.runs / "two")).facts["processes"] == 2
     assert place.train("one", *more, "--training.batch_size", "2") == 0
     close(place.adapter("two"), place.adapter("one"))

@@ -220,6 +220,7 @@ def test_a_first_step_is_as_long_as_the_rate_says(place: Place):
     assert {(".attn1." in row[0], *row[-2:]) for row in rows[1:]} == {(True, "3", "0.125"), (False, "2", "1")}
 
 
+@pytest.mark.full
 def test_stopped_and_resumed_is_the_whole_run_bit_for_bit(place: Place, monkeypatch):
     rules = ruled({"match": FIRST, "rank": 4, "lr_scale": 0.5}, {"match": KEYS, "rank": 1, "lr_scale": 3})
     assert place.train("whole", **rules) == 0
@@ -250,6 +251,7 @@ def test_the_check_tells_ranks_and_rates_apart(place: Place, capsys):
 # -- files ------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("method", ["lora", "wora"])
 @pytest.mark.parametrize("host", [comfyui, kohya, diffusers], ids=lambda host: host.__name__.rpartition(".")[2])
 def test_the_file_has_each_layer_s_rank_and_tells_the_truth(place: Place, host, method):

@@ -25,7 +25,7 @@ from modules.preset.files import resolve
 from modules.training import resuming
 from modules.training.command import FAILED, REFUSED
 from modules.training.sharding import SETTINGS, problems
-from tests import tiny_chroma, tiny_flux
+from tests import tiny_chroma, tiny_flux, tiny_zimage
 from tests.training.runs import ROOT, Place, draw_pictures, equal, launch
 from tests.training.sharded import Plan, write_plans
 from tests.training.test_processes import LAUNCHER, close
@@ -59,6 +59,9 @@ TURNED = {
 MASKED = {**FLUX, "family": "chroma"}
 """Checkpointing is inside of the blocks."""
 
+LISTED = {**FLUX, "family": "zimage"}
+"""Each condition has a length of its own."""
+
 HALF = {**FLUX, "adapter": {"method": "dora", "rank": 2, "axis": "output"}}
 HALF["training"] = {**TRAINING, "steps": 2, "precision": "bfloat16", "gradient_checkpointing": True}
 
@@ -70,6 +73,7 @@ class Shared:
     flux: Place
     sdxl: Place
     chroma: Place
+    zimage: Place
     process: subprocess.Popen
     out: str
     err: str
@@ -82,7 +86,7 @@ def beside(flux: Place) -> tuple[str, str]:
     return "--base.training_adapter", str(file)
 
 
-def plans(flux: Place, sdxl: Place, chroma: Place) -> list[Plan]:
+def plans(flux: Place, sdxl: Place, chroma: Place, zimage: Place) -> list[Plan]:
     """All trainings of two processes."""
     return [
         Plan(flux.command("sampled", **SAMPLED)),
@@ -90,9 +94,10 @@ def plans(flux: Place, sdxl: Place, chroma: Place) -> list[Plan]:
         Plan(flux.command("stopped", **FLUX)),
         Plan(sdxl.command("turned", **TURNED), reshard=False),
         Plan(chroma.command("masked", **MASKED)),
+        Plan(zimage.command("listed", **LISTED)),
         Plan(flux.command("half", **HALF), as_on_gpu=True),
         Plan(flux.command("whole", **HALF), sharded=False),
-        Plan(flux.command("beside", *beside(flux), **SAMPLED)),
+        Plan(flux.command("beside", *beside(flux), **FLUX)),
         Plan(flux.command("failing", **SAMPLED), failing=1),
     ]
 
@@ -103,18 +108,19 @@ def shared(stage: Path, tmp_path_factory) -> Iterator[Shared]:
     tiny_flux.make_folder(folder / "stage")
     draw_pictures(folder / "stage" / "pictures", 5, 0)
     draw_pictures(folder / "stage" / "validation", 2, 1)
-    shutil.copytree(folder / "stage", folder / "other", ignore=shutil.ignore_patterns("base"))
-    tiny_chroma.make_folder(folder / "other")
-    for name in ("flux", "sdxl", "chroma"):
+    stages = {"flux": folder / "stage", "sdxl": stage, "chroma": folder / "masked", "zimage": folder / "listed"}
+    for name, tiny in (("chroma", tiny_chroma), ("zimage", tiny_zimage)):
+        shutil.copytree(folder / "stage", stages[name], ignore=shutil.ignore_patterns("base"))
+        tiny.make_folder(stages[name])
+    for name in stages:
         (folder / name).mkdir()
-    flux, sdxl = Place(folder / "stage", folder / "flux"), Place(stage, folder / "sdxl")
-    chroma = Place(folder / "other", folder / "chroma")
-    written = write_plans(folder / "plans.json", plans(flux, sdxl, chroma))
+    places = [Place(at, folder / name) for name, at in stages.items()]
+    written = write_plans(folder / "plans.json", plans(*places))
     command = [*LAUNCHER, *CONFIG, "tests/training/sharded.py", str(written)]
     process = launch(command, ACCELERATE_USE_CPU="1", PYTHONPATH=str(ROOT))
     try:
         out, err = process.communicate(timeout=500)
-        yield Shared(flux, sdxl, chroma, process, out, err)
+        yield Shared(*places, process, out, err)
     finally:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
@@ -171,7 +177,7 @@ def test_a_shared_base_learns_shows_and_writes_what_a_whole_one_does(shared: Sha
 @pytest.mark.full
 def test_a_training_adapter_is_whole_in_every_process(shared: Shared):
     place = shared.flux
-    alone(place, "beside alone", SAMPLED, *beside(place))
+    alone(place, "beside alone", FLUX, *beside(place))
     assert_same_run(place, "beside", "beside alone")
     assert losses(place, "beside", "step") != pytest.approx(losses(place, "sampled", "step"), rel=1e-3)
 
@@ -180,6 +186,12 @@ def test_a_training_adapter_is_whole_in_every_process(shared: Shared):
 def test_a_shared_base_whose_blocks_checkpoint_themselves(shared: Shared):
     alone(shared.chroma, "alone", MASKED)
     assert_same_run(shared.chroma, "masked", "alone")
+
+
+@pytest.mark.full
+def test_a_shared_base_with_conditions_of_their_own_lengths(shared: Shared):
+    alone(shared.zimage, "alone", LISTED)
+    assert_same_run(shared.zimage, "listed", "alone")
 
 
 @pytest.mark.full
@@ -221,7 +233,7 @@ def test_an_error_in_one_process_ends_all(shared: Shared):
     assert shared.process.returncode not in (0, None)
     assert "Process 1 failed: no samples here" in shared.err
     assert not (shared.flux.runs / "failing" / "failing.safetensors").exists()
-    assert shared.out.count("Done:") == 7
+    assert shared.out.count("Done:") == 8
 
 
 @pytest.mark.full

@@ -10,13 +10,12 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import psutil
 import pytest
 
 from modules.training import loop, stopping
 from modules.training.state import latest_state, load_state
+from tests.training import pair
 from tests.training.runs import Place, equal, launch, wait_for
-from tests.training.test_processes import LAUNCHER
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
 
@@ -42,7 +41,7 @@ def steps_done(place: Place, name: str) -> int:
 # -- from the first second --------------------------------------------------------------------------------------------
 
 
-@pytest.mark.once
+@pytest.mark.short("0.0-2")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 @pytest.mark.parametrize("seconds", [0.0, 1.5])
 def test_a_start_is_stopped_at_once(place: Place, number, seconds):
@@ -58,6 +57,7 @@ def test_a_start_is_stopped_at_once(place: Place, number, seconds):
         assert (event["event"], event["outcome"]) == ("finished", "stopped")
 
 
+@pytest.mark.short("2")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_start_is_stopped_while_torch_is_imported(place: Place, number):
     """Whatever of the program listens by then: the library is in the process's memory, and nothing is trained yet."""
@@ -118,11 +118,10 @@ def twelve(stage, tmp_path_factory):
 
 @pytest.mark.full
 def test_ctrl_c_behind_tee_loses_nothing(place: Place, twelve):
-    for repeat in range(2):
-        name, at = f"tee{repeat}", random.randint(1, 8)
-        stopped_behind_tee(place, name, at)
-        assert place.train(name, *STEPS) == 0
-        assert equal(place.adapter(name), twelve), at
+    at = random.randint(1, 8)
+    stopped_behind_tee(place, "tee", at)
+    assert place.train("tee", *STEPS) == 0
+    assert equal(place.adapter("tee"), twelve), at
 
 
 @pytest.mark.full
@@ -190,21 +189,17 @@ def test_a_second_ctrl_c_stops_at_once(monkeypatch):
 # -- several processes ------------------------------------------------------------------------------------------------
 
 
-def second(place: Place, name: str, launcher: int) -> psutil.Process:
-    """The process of rank 1."""
-    train = [child for child in psutil.Process(launcher).children(recursive=True) if name in " ".join(child.cmdline())]
-    (found,) = [child for child in train if child.environ().get("RANK") == "1"]
-    return found
-
-
 @pytest.mark.full
 def test_a_signal_to_one_of_two_processes_stops_both_at_one_step(place: Place):
     command = place.command("pair", "--training.steps", "200", "--training.batch_size", "1")
-    process = launch([*LAUNCHER, "--num_processes", "2", "--cpu", "scripts/train.py", *command])
-    wait_for(process, lambda: steps_done(place, "pair") > 2, lambda: None)
-    second(place, "pair", process.pid).send_signal(signal.SIGTERM)
-    _, err = process.communicate(timeout=500)
-    assert "Process 1 failed" not in err and err.count("Stopped. The same command resumes from") == 1, err
+    both = pair.begin(command, place.runs)
+    end = time.monotonic() + 240
+    while steps_done(place, "pair") < 3 and time.monotonic() < end:
+        time.sleep(0.01)
+    os.kill(both.pids[1], signal.SIGTERM)
+    codes, said = both.wait()
+    assert codes == [130, 130] and "Process 1 failed" not in said, said
+    assert said.count("Stopped. The same command resumes from") == 1, said
     end = place.events("pair")[-1]
     assert (end["outcome"], end["exit_code"]) == ("stopped", 130)
     state = load_state(latest_state(place.runs / "pair"))

@@ -5,15 +5,14 @@ import json
 
 import pytest
 
-from tests.tiny_sdxl import make_folder
-from tests.training.runs import Place, draw_pictures, equal
+from tests.training.runs import Place, draw_pictures, equal, make_base
 
 KEEP = {"state_every": 1, "keep_states": 20}
 
 
 @pytest.fixture
 def place(tmp_path) -> Place:
-    make_folder(tmp_path)
+    make_base(tmp_path)
     draw_pictures(tmp_path / "pictures", 6, 0)
     (tmp_path / "runs").mkdir()
     (tmp_path / "pictures" / "3.png").write_bytes((tmp_path / "pictures" / "3.png").read_bytes()[:90])

@@ -58,6 +58,7 @@ def test_a_run_begins_with_the_weights_of_a_finished_one(place, adapter):
             assert torch.allclose(adapted.adapted_weight(), wanted[name], rtol=0, atol=1e-5), name
 
 
+@pytest.mark.full
 def test_a_file_of_peft(place, stage):
     with place.session("plain", adapter=LORA) as session:
         names = list(session.adapted)
@@ -125,6 +126,7 @@ def test_layers_that_are_not_trained_and_files_that_are_not_there(place, capfd):
     assert "adapter.start_from: nowhere.safetensors: no such file" in said and "Traceback" not in said
 
 
+@pytest.mark.full
 def test_a_run_that_goes_on_needs_the_file_no_more(place, monkeypatch):
     file = first(place)
     adapter = {**LORA, "start_from": str(file)}
@@ -136,6 +138,7 @@ def test_a_run_that_goes_on_needs_the_file_no_more(place, monkeypatch):
     assert place.train("second", adapter=adapter, saving=KEEP) == 0  # finished already
 
 
+@pytest.mark.full
 def test_where_the_file_lies_stays_private(place):
     file = first(place)
     assert place.train("second", adapter={**LORA, "start_from": str(file)}, export=EXPORT) == 0

@@ -45,6 +45,7 @@ def test_the_last_state_of_every_method_is_what_the_run_exports(place: Place, mo
         assert equal(load_file(file), load_file(folder / f"{method}.safetensors")), method
 
 
+@pytest.mark.full
 def test_an_average_is_exported_as_an_average(place: Place, monkeypatch):
     options = {"optimizer": {"name": "schedulefree_adamw"}, "adapter": {"method": "lora", "rank": 2}}
     assert place.train("run", **options) == 0

@@ -99,6 +99,7 @@ class Watched:
             self.groups += 1
 
 
+@pytest.mark.short("3-4")
 @pytest.mark.parametrize("ahead, groups", [(3, 4), (100, 1)])
 def test_encoders_and_denoiser_are_never_on_the_device_together(many, monkeypatch, ahead, groups):
     watched = Watched(monkeypatch)
@@ -162,6 +163,7 @@ def test_there_and_back_is_bit_for_bit(kind):
 # -- the same whatever the groups are ---------------------------------------------------------------------------------
 
 
+@pytest.mark.full
 def test_groups_do_not_change_a_run(many, monkeypatch):
     """Neither their size nor a break in one, nor whether there is a cache."""
     runs = {"one": ["--data.encode_ahead", "1"], "five": ["--data.encode_ahead", "5"],

@@ -63,6 +63,7 @@ def layer_input(layer: Layer, seed: int) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
+@pytest.mark.short("lora", "wora", "doft", "lokr")
 @pytest.mark.parametrize("method", FIRST)
 def test_the_file_on_the_plain_base_is_the_trained_layer_without_it(place, given: Given, untouched, method, tmp_path):
     """For every method, on linear layers and convolutions; and it is in no weight that the methods see."""
@@ -117,6 +118,7 @@ def read_header(path: Path) -> dict[str, str]:
         return file.metadata()
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("more", [(), ("--training.accumulation", "2", "--training.gradient_checkpointing", "true")])
 def test_a_run_trains_what_a_base_with_it_inside_does_and_shows_the_plain_base(place, given: Given, more):
     """Losses, validation and adapter are those of a base that has it in its weights; the pictures are not."""
@@ -146,6 +148,7 @@ def test_a_run_trains_what_a_base_with_it_inside_does_and_shows_the_plain_base(p
     assert numpy.abs(shown[4] - shown[0]).max() > 0
 
 
+@pytest.mark.full
 def test_a_resumed_run_is_the_same_bit_for_bit(place, given: Given, monkeypatch):
     assert place.train("whole", *given.typed) == 0
     with monkeypatch.context() as patch:
@@ -159,6 +162,7 @@ def test_a_resumed_run_is_the_same_bit_for_bit(place, given: Given, monkeypatch)
     assert equal(*files)
 
 
+@pytest.mark.full
 def test_another_file_ends_a_resumed_run_before_it_begins(place, given: Given, monkeypatch, capsys):
     """The same name with other values; a file that is gone; another name."""
     own = place.runs / "own.safetensors"

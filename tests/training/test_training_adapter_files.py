@@ -57,6 +57,7 @@ WRONG = {
 """What is in a file beside a fitting pair, and what is said."""
 
 
+@pytest.mark.short("text encoders", "a magnitude", "another size")
 @pytest.mark.parametrize("what", WRONG)
 def test_what_it_cannot_have_is_one_sentence(place, what, tmp_path, capsys):
     """Before anything is touched, and in a training too."""
@@ -73,6 +74,13 @@ def test_what_it_cannot_have_is_one_sentence(place, what, tmp_path, capsys):
     preset = resolve(place.command("run")[1], [("base.training_adapter", str(path))]).preset
     with pytest.raises(ValueError, match="base.training_adapter: .*wrong.safetensors: "):
         training_adapter.read(preset, plain_model(place))
+
+
+def test_a_file_that_changes_nothing_is_refused(place, tmp_path):
+    for name, shape in (("alpha", ()), ("lora_up.weight", (16, 2))):
+        save_file({**pair(KEY, 16, 16), f"{KEY}.{name}": torch.zeros(shape)}, path := tmp_path / f"{name}.safetensors")
+        (problem,) = look(place, path).problems
+        assert problem.startswith(f"base.training_adapter: {path}: all its changes are zero"), problem
 
 
 def kinds_of_files(folder: Path) -> dict[str, Path]:

@@ -35,6 +35,7 @@ def test_prior_prediction_has_it_on(place, given: Given):
     torch.testing.assert_close(*found, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.short("lora-2-pissa", "wora-2")
 @pytest.mark.parametrize(
     "adapter",
     [{"method": "dora", "rank": 2}, {"method": "lora", "rank": 2, "init": "pissa"}, {"method": "wora", "rank": 2},
@@ -54,6 +55,7 @@ def test_methods_see_the_plain_base(place, given: Given, adapter):
     assert equal(*found)
 
 
+@pytest.mark.full
 def test_initial_values_from_gradients_follow_the_loss_that_is_trained(place, given: Given):
     """They are the directions of the first steps, in which it is on: those of a base with it inside."""
     adapter, found = {**LORA, "init": "gradient"}, []
@@ -69,6 +71,7 @@ def test_initial_values_from_gradients_follow_the_loss_that_is_trained(place, gi
 PLACES = [("none", 0), ("nf4", 0), ("int8", 0), ("fp8", 2), ("none", 2)]
 
 
+@pytest.mark.short("nf4-0", "fp8-2")
 @pytest.mark.parametrize("packing, offloaded", PLACES)
 def test_quantized_and_offloaded_bases(place, given: Given, packing, offloaded):
     """Its own change is not rounded: the prediction is that of the base's dense weights with the change added."""
@@ -94,6 +97,7 @@ def test_quantized_and_offloaded_bases(place, given: Given, packing, offloaded):
 HALF = ("--training.precision", "bfloat16")
 
 
+@pytest.mark.short("bfloat16")
 @pytest.mark.parametrize("options", [HALF, (*HALF, "--base.dtype", "float32")], ids=["bfloat16", "base in float32"])
 def test_half_precision(place, given: Given, options):
     """Layers give what they give without it in number formats, and the loss is that of float32 up to rounding."""
@@ -148,6 +152,7 @@ def test_compiled_blocks_have_it_where_others_of_their_kind_have_not(place, comp
                 torch.testing.assert_close(one, two, rtol=1e-3, atol=1e-4 * float(two.abs().max()))
 
 
+@pytest.mark.full
 def test_what_is_moved_for_text_encoders_comes_back(place, given: Given):
     """Captions of coming steps are encoded with the base off the device; the change is part of it."""
     with place.session("run", *given.typed, data=PLAIN) as session:
@@ -171,6 +176,7 @@ def test_an_error_inside_puts_it_back(place, given: Given):
         assert sum(isinstance(module, Beside) for module in unet.modules()) == len(given.changes)
 
 
+@pytest.mark.full
 def test_the_probe_has_it_too(place, given: Given, monkeypatch):
     seen = []
     take_step = loop.take_step

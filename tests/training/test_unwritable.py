@@ -47,6 +47,7 @@ def test_a_read_only_cache_with_everything_in_it_is_enough(place: Place, tmp_pat
     assert equal(place.adapter("a"), place.adapter("b"))
 
 
+@pytest.mark.full
 def test_a_read_only_cache_that_lacks_something_is_refused(place: Place, tmp_path, capsys):
     cache = tmp_path / "cache"
     data = {"data": {"resolution": 16, "cache_folder": str(cache)}}
@@ -61,7 +62,7 @@ def test_a_read_only_cache_that_lacks_something_is_refused(place: Place, tmp_pat
         assert place.train("b", **SHORT, **empty) == 2
 
 
-@pytest.mark.short("4")
+@pytest.mark.full
 @pytest.mark.parametrize("at", [2, 4])
 def test_a_run_folder_that_is_deleted_ends_the_run(place: Place, monkeypatch, at, capsys):
     take_step, folder = loop.take_step, place.runs / "a"

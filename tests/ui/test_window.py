@@ -68,6 +68,7 @@ def test_every_page_opens_from_the_list(open_window):
             assert window.stack.currentWidget() is window.page(place.key), place
 
 
+@pytest.mark.full
 def test_the_theme_can_be_chosen_and_is_remembered(open_window):
     window = open_window()
     for name, dark in (("dark", True), ("light", False)):

@@ -24,17 +24,16 @@ class AnotherKind(ValueError):
     """An index of another kind of model."""
 
 
-def read_index(pipeline: Any, source: str, denoiser: str, given: Collection[str] = ()) -> dict[str, Any]:
+def read_index(pipeline: Any, source: str, given: Collection[str] = ()) -> dict[str, Any]:
     """The index of the folder, or of the hub's model, `source`. Raises ValueError, naming the index and the entry,
     unless all parts that diffusers' class `pipeline` needs are there and allowed, and AnotherKind for a model that is
-    not one of this pipeline's. `denoiser`: its part in the pipeline; `given`: parts that the caller passes and that are
-    not read from the index."""
+    not one of this pipeline's. `given`: parts that the caller passes and that are not read from the index."""
     where = f"{Path(source) / INDEX}"
     index = read_object(Path(where)) if is_folder(Path(source)) else pipeline.load_config(source)
     kind = index.get("_class_name", pipeline.__name__)
     if not isinstance(kind, str):
         raise ValueError(f"{where}: _class_name is {_short(kind)}, not the name of a diffusers pipeline")
-    _refuse_another(pipeline, index, denoiser, where)
+    _refuse_another(pipeline, index, where)
     for name, entry in index.items():
         if isinstance(entry, list | tuple) and name not in given:
             component_class(entry, name, where)
@@ -47,10 +46,13 @@ def read_index(pipeline: Any, source: str, denoiser: str, given: Collection[str]
     return index
 
 
-def _refuse_another(pipeline: Any, index: dict[str, Any], denoiser: str, where: str) -> None:
+def _refuse_another(pipeline: Any, index: dict[str, Any], where: str) -> None:
     """Raise AnotherKind for another denoiser, and for text encoders that the pipeline does not read: diffusers loads
-    both without a word."""
+    both without an error."""
     taken = inspect.signature(pipeline.__init__).parameters
+    denoiser = next((name for name in DENOISERS if name in taken), None)
+    if denoiser is None:
+        return  # any pipeline's: diffusers' own base class
     ours = taken[denoiser].annotation.__name__
     found = next((name for name in (denoiser, *DENOISERS) if name in index), denoiser)
     theirs = index[found][1] if isinstance(index.get(found), list | tuple) and len(index[found]) == 2 else None

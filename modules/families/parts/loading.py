@@ -232,7 +232,7 @@ class Loaded(Named):
     @classmethod
     def index(cls, source: str) -> dict[str, Any]:
         """The index of parts of the folder, or of the hub's model, `source`; checked, or ValueError."""
-        return read_index(cls.pipeline_class(source), source, cls.DENOISER, cls.OPTIONS)
+        return read_index(cls.pipeline_class(source), source, cls.OPTIONS)
 
     @classmethod
     def load(cls, base: Base, device: torch.device, dtype: torch.dtype, pictures: bool = True) -> Self:
