@@ -78,22 +78,25 @@ def differences(run: Path, file: Path) -> list[int]:
     if not drawn or not all(path.is_file() for path in drawn):
         raise ValueError(f"no sample pictures of step {facts['step']}; train with samples.enabled true")
     pipeline = pipeline_with(preset["base"]["path"], file)
-    guidance = guidance_of(preset["family"], pipeline, preset["samples"])
+    guidance, against = guidance_of(preset["family"], pipeline, preset["samples"])
     found = []
     for number, (path, prompt) in enumerate(zip(drawn, facts["prompts"], strict=True)):
         wanted = numpy.asarray(Image.open(path).convert("RGB")).astype(int)
-        picture = draw(pipeline, prompt, number, preset["samples"], guidance, wanted.shape[:2])
+        picture = draw(pipeline, prompt, number, preset["samples"], guidance, wanted.shape[:2], against)
         found.append(int(abs(numpy.asarray(picture).astype(int) - wanted).max()))
     return found
 
 
 def pipeline_with(base: Path | str, file: Path | None) -> Any:
-    """The base's own pipeline, with the adapter that a file for diffusers has."""
+    """The base's own pipeline, with the adapter that a file for diffusers has. Raises ValueError for a base of no
+    family."""
     from diffusers import DiffusionPipeline
 
-    from modules.families.parts.components import read_index
+    from modules import families
 
-    read_index(DiffusionPipeline, str(base))  # only classes of diffusers and transformers
+    problems = {name: families.load_class(name).index_problems("base", str(base)) for name in families.names()}
+    if all(problems.values()):  # only classes of diffusers and transformers
+        raise ValueError(f"{base} is a base of none of the families: {next(iter(problems.values()))[0]}")
     pipeline = DiffusionPipeline.from_pretrained(base, use_safetensors=True)
     pipeline.set_progress_bar_config(disable=True)
     if file is not None:
@@ -101,18 +104,21 @@ def pipeline_with(base: Path | str, file: Path | None) -> Any:
     return pipeline
 
 
-def guidance_of(family: str, pipeline: Any, samples: dict[str, Any]) -> dict[str, float]:
-    """The pipeline's arguments for the guidance of a preset's `samples`; pipelines differ in what no guidance is."""
+def guidance_of(family: str, pipeline: Any, samples: dict[str, Any]) -> tuple[dict[str, float], str | None]:
+    """The pipeline's arguments for the guidance of a preset's `samples`, and the negative prompt, None for none;
+    pipelines differ in what no guidance is."""
     import torch
 
     from modules.families import load_class
 
     model = load_class(family)(copy(pipeline), torch.device("cpu"))  # it changes its pipeline
-    return model.guidance_options(samples["guidance"], model.negative_prompt(samples["negative"]) is not None)
+    against = model.negative_prompt(samples["negative"])
+    return model.guidance_options(samples["guidance"], against is not None), against
 
 
 def draw(
-    pipeline: Any, prompt: str, number: int, samples: dict[str, Any], guidance: dict[str, float], size: tuple[int, int]
+    pipeline: Any, prompt: str, number: int, samples: dict[str, Any], guidance: dict[str, float], size: tuple[int, int],
+    against: str | None,
 ) -> Any:
     """Picture `number` of a preset's `samples`, `size` (height, width) in pixels, with diffusers.
 
@@ -121,14 +127,14 @@ def draw(
     import torch
 
     known = inspect.signature(pipeline.__call__).parameters
-    told = "true_cfg_scale" in known
-    if told and samples["negative"]:
+    told = "true_cfg_scale" in known and against is None
+    if "true_cfg_scale" in known and "guidance_scale" in guidance and samples["negative"]:
         raise ValueError("samples.negative is not supported for guidance-distilled networks")
     if "negative_prompt" not in known and samples["negative"]:
         raise ValueError(f"samples.negative is not supported by {type(pipeline).__name__}")
     options: dict[str, Any] = {"prompt": prompt}
     if "negative_prompt" in known and not told:
-        options["negative_prompt"] = samples["negative"]
+        options["negative_prompt"] = against
     if "max_sequence_length" in known:
         options["max_sequence_length"] = tokens(pipeline, known["max_sequence_length"].default, told)
     if "prompt_attention_mask" in known:

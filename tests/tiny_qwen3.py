@@ -1,5 +1,7 @@
 """A tiny Qwen3 language model with a tokenizer that is built here: bytes, a few words, and the real one's template."""
 
+from collections.abc import Sequence
+
 from transformers import Qwen2Tokenizer, Qwen3Config
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
@@ -16,11 +18,11 @@ TEMPLATE = (
 SPECIAL = ("<|im_start|>", "<|im_end|>", "<think>", "</think>")
 
 
-def tokenizer(length: int = 1024) -> Qwen2Tokenizer:
-    """Qwen's kind of tokenizer: pairs of bytes, of which it knows those that a few words are made of."""
+def tokenizer(length: int = 1024, words: Sequence[str] = ()) -> Qwen2Tokenizer:
+    """Qwen's kind of tokenizer: pairs of bytes, of which it knows those that a few words are made of, `words` first."""
     letters = bytes_to_unicode().values()
     vocabulary, merges = list(letters), []
-    for word in (word for word in WORDS if len(word) > 1):
+    for word in (word for word in (*words, *WORDS) if len(word) > 1):
         for end in range(2, len(word) + 1):
             if word[:end] not in vocabulary:
                 merges.append((word[: end - 1], word[end - 1]))

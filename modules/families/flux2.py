@@ -24,7 +24,7 @@ from modules.families.parts import files, qwen3
 from modules.families.parts.components import component_class, read_index
 from modules.families.parts.double_single import original_place
 from modules.families.parts.flow import FlowModel
-from modules.families.parts.names import DENOISER, Files, Place, transformer
+from modules.families.parts.names import DENOISER, Files, Place, text_name, transformer
 from modules.families.parts.split import Source, TextFile
 from modules.preset.base_options import Base
 from modules.tensorfile import read_header
@@ -109,12 +109,6 @@ COUNTER = "bn.num_batches_tracked"
 """Of the VAE's batch norm: nothing depends on it."""
 
 
-def text_name(name: str) -> str:
-    """A tensor of the text encoder in files with it alone: those of dev have no parts for pictures, and no level for
-    the language model."""
-    return name.replace("language_model.", "", 1)
-
-
 TEXT_FILE = TextFile(
     "the text encoder's file (qwen_3_4b.safetensors for Klein 4B, qwen_3_8b.safetensors for 9B, "
     "mistral_3_small_flux2_bf16.safetensors for dev)", "model.layers.0.self_attn.q_proj.weight", text_name)
@@ -152,7 +146,7 @@ class Model(qwen3.Qwen3Reader, FlowModel):
         "(^|_)layers_[0-9]+_(self_attn_[qkvo]_proj|mlp_(gate|up|down)_proj)"
     )
     UNLIKE = (
-        "joint_blocks|attn[12]_|(down|up)_blocks_|mid_block|put_blocks|clip_|te_text|te1_|text_model|text_encoder_[23]|"
+        "joint_blocks|attn[12]_|(down|up)_blocks_|mid_block|put_blocks|clip_|qwen25|te_text|te1_|text_model|text_encoder_[23]|"
         "single_transformer_blocks_[0-9]+_(attn_to_[qkv]_|proj_|norm_linear)|t5xxl|double_blocks_([89]|[1-9][0-9])_|transformer_blocks_([89]|[1-3][0-9])_attn_(add|to_(add|out_0|[qkv]_))|"
         "(img|txt)_mod_|blocks_[0-9]+_modulation_|vector_in_|norm1_(context_)?linear|ff_(context_)?net|proj_mlp|"
         "time_text_embed|distilled_guidance|noise_refiner|context_refiner|layers_[0-9]+_(attention|feed_forward)"

@@ -121,12 +121,14 @@ class Model(FlowModel):
         "scheduler/scheduler_config.json",
     )
     """T5's are added, unless the index has no T5."""
+    FOREIGN_WIDTHS = (3072, 4096, 6144)
     LIKE = (
         "joint_blocks_|(^|_)transformer_blocks_[0-9]+_(attn_(to|add|norm)_|attn2_|norm1_|ff_)|te[123]_|"
         "text_encoder(_[23])?_|clip_[lg]|t5xxl"
     )
     UNLIKE = (
-        "single_(transformer_)?blocks|double_blocks|(down|up)_blocks|mid_block|put_blocks|attn1_|img_(mlp|mod)|te_text"
+        "single_(transformer_)?blocks|double_blocks|(down|up)_blocks|mid_block|put_blocks|attn1_|img_(mlp|mod)|te_text|"
+        "transformer_blocks_(3[89]|[4-9][0-9])_"
     )
 
     def __init__(self, pipeline: Any, device: torch.device):

@@ -30,8 +30,7 @@ OTHERS: tuple[tuple[str, str], ...] = (
                        r"(0|2|net)|(^|transformer\.|model\.|unet_|lora_transformer_|lycoris_)blocks[._]\d+[._]attn[12][._]to_"),
     ("Krea 2", r"blocks[._]\d+[._]attn[._](w[qkvo]|gate|to_gate)[._]|blocks[._]\d+[._](mlp|ff)[._](gate|up|down)[._]|"
                r"txtfusion|text_fusion"),
-    ("Qwen-Image", r"transformer_blocks[._]\d+[._](img|txt)_(mlp|mod)|(?<!single_)transformer_blocks[._](3[89]|[45]\d)"
-                   r"[._]attn[._]"),
+    ("Qwen-Image 2.1", r"transformer_blocks[._]\d+[._]img_mlp[._](proj|out|gate)"),
     ("AuraFlow", r"joint_transformer_blocks|(double|single)_layers[._]\d+[._]"),
     ("HiDream", r"(double|single)_stream_blocks"),
     ("Lumina 2", r"layers[._]\d+[._]attn[._]to_[qkv]|(noise|context)_refiner[._]\d+[._]attn[._]|"
@@ -47,14 +46,15 @@ first match counts."""
 
 IN_METADATA: tuple[tuple[str, str], ...] = (
     ("Kolors", "kolors"), ("Stable Cascade", "cascade"),
-    ("Qwen-Image", "qwen"), ("Krea 2", r"krea[-_ ]?2"), ("Anima", r"\banima\b"),
+    ("Qwen-Image 2.1", r"qwen[-_ ]?image[-_ ]?2[-_.]?1(?!\d)"), ("Krea 2", r"krea[-_ ]?2"), ("Anima", r"\banima\b"),
     ("HunyuanVideo", r"hunyuan[-_ ]?video"), ("Wan 2.1 or 2.2", r"\bwan[-_ ]?(video|2)"), ("HiDream", "hidream"),
     ("Lumina 2", "lumina"), ("AuraFlow", "auraflow"), ("PixArt", "pixart"), ("LTX-Video", r"\bltx"),
 )
 """The same for what a file's metadata calls its base's architecture."""
 ARCHITECTURE = ("modelspec.architecture", "ss_base_model_version")
 
-BLOCK = re.compile(r"(double_blocks|single_blocks)[._]\d+[._](.*attn|linear1|.*mlp[._]0$)")
+BLOCK = re.compile(r"(double_blocks|single_blocks)[._]\d+[._](.*attn|linear1|.*mlp[._]0$)|"
+                   r"(?<!single_)(?<!joint_)transformer_blocks[._]\d+[._]attn[._]")
 """Layers whose sizes tell families apart that have the same names."""
 NARROW, LUMINA = re.compile(r"(layers|refiner)[._]\d+[._]attention[._](qkv|out)"), 2304
 """Layers whose names Z-Image and Lumina 2 share, and the width of the latter."""

@@ -18,7 +18,7 @@ NAME = "ai-toolkit"
 
 ARCHES = {"sd1": "sd15", "sd2": "sd15", "sd15": "sd15", "sdxl": "sdxl", "sd3": "sd3", "flux": "flux",
           "chroma": "chroma", "zimage": "zimage", "flux2": "flux2", "flux2_klein_4b": "flux2",
-          "flux2_klein_9b": "flux2"}
+          "flux2_klein_9b": "flux2", "qwen_image": "qwenimage"}
 FLAGS = {"is_flux": "flux", "is_v3": "sd3", "is_xl": "sdxl", "is_v2": "sd15"}
 ORIGINAL = ("flux2",)
 """Families whose layers have the names of the original checkpoints there; it adapts those of the blocks."""
@@ -267,7 +267,7 @@ def _layers(ledger: Ledger, family: str) -> None:
     conv, denoiser = ledger.maybe("network.conv"), "transformer" if base.is_flow(family) else "unet"
     out = list(ledger.values.get("targets.exclude", []))
     if base.is_flow(family):
-        layers, outside = "all", [] if family in WHOLE else base.OUTSIDE
+        layers, outside = "all", [] if family in WHOLE else base.outside(family)
         if family in BLOCKS:
             layers, outside = f"{denoiser}.{BLOCKS[family]}.*", []
         if family in ORIGINAL:

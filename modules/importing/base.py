@@ -14,6 +14,8 @@ from modules.importing.ledger import Imported, Ledger, as_number
 
 OUTSIDE = ["transformer.*_embed*", "transformer.proj_out"]
 """Layers of a transformer that are in none of its blocks."""
+OWN_OUTSIDE = {"qwenimage": ["transformer.???_in", "transformer.norm_out.linear"]}
+"""The same that only some families have."""
 
 FAMILIES = ", ".join(families.names())
 """As sentences list them."""
@@ -107,6 +109,11 @@ def split_files(ledger: Ledger, texts: Sequence[str], vae: Sequence[str]) -> Non
     found = [path for key, path in files.items() if key in texts]
     for key, path in files.items():
         ledger.to(key, *(("base.texts", found) if key in texts else ("base.vae", path)))
+
+
+def outside(family: str) -> list[str]:
+    """The layers of a family's transformer that are in none of its blocks."""
+    return [*OUTSIDE, *OWN_OUTSIDE.get(family, [])]
 
 
 def is_flow(family: str) -> bool:

@@ -27,6 +27,7 @@ FAMILIES = {
     "CHROMA_1": "chroma",
     "FLUX_2": "flux2",
     "Z_IMAGE": "zimage",
+    "QWEN": "qwenimage",
 }
 DTYPES = {
     "FLOAT_32": "float32",

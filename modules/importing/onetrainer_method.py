@@ -31,6 +31,12 @@ LAYERS: dict[str, dict[str, tuple[str, str, tuple[str, ...]]]] = {
     "flux": {**BLOCKS, "full": ("", "all", ())},
     "flux2": {"blocks": ("transformer_block", "attention-mlp", ()), "full": ("", "all", ())},
     "chroma": {**BLOCKS, "full": ("", "all, transformer.distilled_guidance_layer.*", ())},
+    "qwenimage": {
+        "attn-mlp": ("attn,img_mlp,txt_mlp", "attention-mlp", ()),
+        "attn-only": ("attn", "attention", ()),
+        "blocks": ("transformer_block", "all", tuple(base.outside("qwenimage"))),
+        "full": ("", "all", ()),
+    },
     "zimage": {
         "attn-mlp": (
             "^(?=.*attention)(?!.*refiner).*,^(?=.*feed_forward)(?!.*refiner).*",

@@ -212,15 +212,15 @@ OTHERS = ({"dtype": "float32"}, {"form": "compact", "rank": 2}, {"form": "svd", 
 SIZED = [(variant, options) for n, variant in enumerate(variants()) for options in ({}, OTHERS[n % len(OTHERS)])]
 
 
-@pytest.mark.parametrize("variant, options", SIZED, ids=[f"{label(v)}-{o}" for v, o in SIZED])
-def test_expected_size_is_the_written_one(tmp_path, variant, options):
-    _, _, report, tensors = write(tmp_path, variant, **options)
+@pytest.mark.parametrize("variant, way", SIZED, ids=[f"{label(v)}-{w}" for v, w in SIZED])
+def test_expected_size_is_the_written_one(tmp_path, variant, way):
+    _, _, report, tensors = write(tmp_path, variant, **way)
     meta = Model()
     meta.networks["unet"].to("meta")
     config = adapters.methods()[variant[0]].Config(method=variant[0], **variant[1])
     for name in report.forms:
         attach(meta.networks["unet"], name.removeprefix("unet."), config, 0)
-    size, counts = expected_size(meta, dict(adapted_layers(meta.networks["unet"])), preset(*variant, **options).export)
+    size, counts = expected_size(meta, dict(adapted_layers(meta.networks["unet"])), preset(*variant, **way).export)
     assert size == sum(tensor.nbytes for tensor in tensors.values())
     assert counts == Counter(report.forms.values())
 

@@ -130,7 +130,6 @@ STRANGERS = {
     "Wan 2.1 or 2.2": ("diffusion_model.blocks.0.self_attn.q", 8, 8),
     "HunyuanVideo": ("transformer.double_blocks.0.img_attn_qkv", 24, 8),
     "Anima or Cosmos-Predict2": ("lora_unet_blocks_0_self_attn_q_proj", 8, 8),
-    "Qwen-Image": ("transformer.transformer_blocks.0.img_mlp.net.0.proj", 8, 8),
     "AuraFlow": ("transformer.joint_transformer_blocks.0.attn.to_q", 8, 8),
     "HiDream": ("diffusion_model.double_stream_blocks.0.block.attn1.to_q", 8, 8),
     "": ("diffusion_model.tower.0.mixer", 8, 8),
@@ -153,6 +152,12 @@ def test_metadata_tell_models_apart_whose_layers_have_the_same_names(tmp_path):
     assert inspected(tmp_path, layer, pair("lora_unet_double_blocks_0_img_mod_lin")).model == "a FLUX.1 model"
     own = pair("lora_unet_distilled_guidance_layer_layers_0_in_layer")
     assert inspected(tmp_path, layer, own).model == "a Chroma model"
+    layer = pair("transformer.transformer_blocks.0.attn.to_q", PEFT)
+    for said in ("Qwen-Image/lora", "qwen_image", "qwen-image-2512"):
+        assert inspected(tmp_path, layer, metadata={"modelspec.architecture": said}).model == "a Qwen-Image model"
+    later = inspected(tmp_path, layer, metadata={"modelspec.architecture": "Qwen-Image-2.1/lora"})
+    assert later.model == "Qwen-Image 2.1" and not later.families
+    layer = pair("lora_unet_double_blocks_0_img_attn_proj")
     for said in ("Flux.2-klein-4b/lora", "flux2", "flux2_klein_9b"):
         assert inspected(tmp_path, layer, metadata={"modelspec.architecture": said}).model == "a FLUX.2 model"
 
@@ -165,6 +170,14 @@ def test_metadata_tell_models_apart_whose_layers_have_the_same_names(tmp_path):
     ("transformer.transformer_blocks.0.ff.linear_in", 6 * 16, 16, "a FLUX.2 model"),
     ("diffusion_model.double_blocks.0.img_attn.proj", 4096, 4096, "a FLUX.2 model"),
     ("diffusion_model.double_stream_modulation_img.lin", 48, 8, "a FLUX.2 model"),
+    ("transformer.transformer_blocks.3.attn.to_q", 4096, 4096, "a FLUX.2 model"),
+    ("transformer.transformer_blocks.10.attn.to_q", 3072, 3072,
+     "a Chroma model or a FLUX.1 model or a Qwen-Image model"),
+    ("transformer.transformer_blocks.10.attn.to_q", 2432, 2432, "an SD3 model"),
+    ("transformer.transformer_blocks.30.attn.to_q", 3072, 3072, "a Qwen-Image model"),
+    ("diffusion_model.transformer_blocks.0.img_mod.1", 48, 8, "a Qwen-Image model"),
+    ("text_encoders.qwen25_7b.transformer.model.layers.0.self_attn.q_proj", 8, 8, "a Qwen-Image model"),
+    ("transformer.transformer_blocks.0.img_mlp.gate_layer", 24, 8, "Qwen-Image 2.1"),
 ])
 def test_sizes_tell_models_apart_whose_layers_have_the_same_names(tmp_path, name, out, inputs, model):
     ends = KOHYA if name.startswith("lora") else PEFT

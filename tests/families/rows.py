@@ -14,6 +14,7 @@ from tests.families import (
     single_file_chroma,
     single_file_flux,
     single_file_flux2,
+    single_file_qwenimage,
     single_file_sd3,
     single_file_zimage,
 )
@@ -55,10 +56,23 @@ def token_call(model: Any, args: tuple, named: dict, output: Tensor) -> tuple[Te
     return noisy, model.pipeline._current_timestep.double().expand(len(noisy)), result
 
 
+def film_call(model: Any, args: tuple, named: dict, output: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The same as `packed_call` of a pipeline whose latents are those of a film of one frame."""
+    noisy, times, result = packed_call(model, args, named, output)
+    return noisy.squeeze(2), times, result.squeeze(2)
+
+
 def scaled(pipeline: Any, latents: Tensor, is_spread: bool) -> Tensor:
     """Latents of the VAE, or their standard deviations if `is_spread`, as the pipeline scales them."""
     config = pipeline.vae.config
     return (latents - (0 if is_spread else config.shift_factor or 0)) * config.scaling_factor
+
+
+def by_channel(pipeline: Any, latents: Tensor, is_spread: bool) -> Tensor:
+    """The same by the mean and the standard deviation of each channel."""
+    config = pipeline.vae.config
+    mean, std = (torch.tensor(each).view(1, -1, 1, 1) for each in (config.latents_mean, config.latents_std))
+    return (latents - (0 if is_spread else mean)) / std
 
 
 def normalised(pipeline: Any, latents: Tensor, is_spread: bool) -> Tensor:
@@ -90,6 +104,8 @@ class Row:
     scaled: Callable[[Any, Tensor, bool], Tensor] = scaled
     guidance: float = 4.0
     """Of samples that are compared with predictions."""
+    film: bool = False
+    """Whether the VAE reads films."""
     prompt_first: bool = False
     """Whether the pipeline's call for both prompts has the negative one behind the other."""
 
@@ -135,6 +151,14 @@ FLUX2_SETS = {
 FLUX2 = {"call": token_call, "never": ("transformer.norm_out.linear",), "unreachable": ("text_encoder.*",),
          "scaled": normalised}
 
+QWEN_UNREAD = tuple(f"transformer.transformer_blocks.2.{layer}"
+                    for layer in ("attn.add_q_proj", "attn.to_add_out", "txt_mlp.net.*"))
+QWEN_SETS = {
+    "attention": "transformer.transformer_blocks.0.attn.add_q_proj",
+    "attention-mlp": "transformer.transformer_blocks.0.txt_mlp.net.2",
+    "all": "transformer.transformer_blocks.1.img_mod.1",
+}
+
 FAMILIES = {
     "sdxl": Row("sdxl", single_file.make_pair, UNET_SETS, {"text_encoder": 8, "text_encoder_2": 8}, PROJ_IN),
     "sd1": Row("sd15", tiny_sd15.make_pair, UNET_SETS, {"text_encoder": 8}, FEED),
@@ -152,4 +176,6 @@ FAMILIES = {
                      {"text_encoder": 30 * 4}, ONE, guidance=1.0, **FLUX2),
     "zimage": Row("zimage", single_file_zimage.make_pair, ZIMAGE_SETS, {"text_encoder": 8}, "layers.0.attention.to_q",
                   listed_call, unreachable=("text_encoder.*",), prompt_first=True),
+    "qwenimage": Row("qwenimage", single_file_qwenimage.make_pair, QWEN_SETS, {"text_encoder": 8}, ONE, film_call,
+                     QWEN_UNREAD, ("text_encoder.*",), by_channel, film=True),
 }

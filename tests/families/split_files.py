@@ -6,9 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from diffusers import AutoencoderKLQwenImage
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from tests.families import single_file_qwenimage
 from tests.families.single_file import renamed, vae_names
 
 DENOISER = "model.diffusion_model."
@@ -59,6 +61,8 @@ def in_comfyui(encoder: Any) -> dict[str, Tensor]:
 
 def ldm(vae: Any) -> dict[str, Tensor]:
     """A VAE in the original naming, where convolutions stand for the attention's matrices."""
+    if isinstance(vae, AutoencoderKLQwenImage):
+        return {name: tensor.clone().contiguous() for name, tensor in single_file_qwenimage.original_vae(vae).items()}
     present = dict(vae.named_modules())
     names = (pair for pair in (*vae_names(vae), ("bn", "bn")) if present.get(pair[0]) is not None)
     return {name: tensor.clone().contiguous() for name, tensor in renamed(vae, names)}

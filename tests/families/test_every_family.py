@@ -97,8 +97,9 @@ def test_latents_are_shifted_and_scaled(row, model):
     moments = model.encode_images(pixels)
     side = [length // model.latent_factor for length in SIZE]
     assert moments.shape == (2, 2 * model.latent_channels, *side) and moments.dtype == torch.float32
-    found = model.pipeline.vae.encode(pixels).latent_dist
-    expected = [row.scaled(model.pipeline, *part) for part in ((found.mean, False), (found.std, True))]
+    found = model.pipeline.vae.encode(pixels.unsqueeze(2) if row.film else pixels).latent_dist
+    mean, std = (each.squeeze(2) if row.film else each for each in (found.mean, found.std))
+    expected = [row.scaled(model.pipeline, *part) for part in ((mean, False), (std, True))]
     expected = torch.cat(expected, 1)
     torch.testing.assert_close(moments, expected)
 

@@ -7,7 +7,7 @@ from modules.adapters import methods
 from modules.adapters.base import attach, detach
 from modules.families.flux import Model
 from modules.families.parts import files
-from modules.families.parts.pipeline import ARGUMENTS
+from modules.families.parts.pipeline import PipelineModel
 from modules.files import layers_by_name
 from modules.objectives import Flow
 from modules.preset.schema import Base, Preset, Targets
@@ -148,7 +148,7 @@ def test_a_negative_prompt_is_true_guidance(models, dev, monkeypatch):
     with_negative = picture(model, "blue heart", 3.0)
     assert (given["true_cfg_scale"], given["guidance_scale"]) == (3.0, 1.0)
     for name, expected in model.encode_texts(["blue heart"]).items():
-        assert torch.equal(given[f"negative_{ARGUMENTS[name]}"], expected)
+        assert torch.equal(given[f"negative_{PipelineModel.ARGUMENTS[name]}"], expected)
     given.clear()
     without = picture(model, "", 3.0)
     assert (given["true_cfg_scale"], given["guidance_scale"]) == (1.0, 3.0)

@@ -8,7 +8,7 @@ from modules.training import setup
 from tests import full_size
 from tests.families.test_every_family import own_place
 
-ALIKE = {"chroma": {"flux"}, "flux": {"chroma"}, "flux2": {"chroma", "flux"}}
+ALIKE = {"chroma": {"flux"}, "flux": {"chroma"}, "flux2": {"chroma", "flux"}, "sd3": {"qwenimage"}}
 """Families whose attention may have the same names, by family."""
 
 

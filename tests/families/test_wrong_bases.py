@@ -23,6 +23,7 @@ KINDS = {
     "flux": ("FluxPipeline", "transformer", "FluxTransformer2DModel", 2),
     "chroma": ("ChromaPipeline", "transformer", "ChromaTransformer2DModel", 1),
     "flux2": ("Flux2KleinPipeline", "transformer", "Flux2Transformer2DModel", 1),
+    "qwenimage": ("QwenImagePipeline", "transformer", "QwenImageTransformer2DModel", 1),
     "zimage": ("ZImagePipeline", "transformer", "ZImageTransformer2DModel", 1),
 }
 """Of each family: its pipeline, its denoiser, and how many text encoders it has."""
@@ -162,7 +163,7 @@ def test_one_file_of_one_is_a_whole_file(tmp_path):
 @pytest.mark.parametrize("tensor, words", [
     ("text_model.embeddings.token_embedding.weight", "text encoder (CLIP)"),
     ("encoder.block.0.layer.0.SelfAttention.k.weight", "text encoder (T5)"),
-    ("model.layers.0.self_attn.q_norm.weight", "text encoder (Qwen3 or Mistral)"),
+    ("model.layers.0.self_attn.q_norm.weight", "text encoder (Qwen or Mistral)"),
 ])
 def test_another_text_encoder_is_named(tensor, words):
     """Files were "no text encoder of this model but a text encoder", without which."""

@@ -36,6 +36,7 @@ TEXTS = {
     "flux": {"text_encoder": "lora_te1_", "text_encoder_2": "lora_te3_"},
     "chroma": {"text_encoder": "lora_te1_"},
     "zimage": {"text_encoder": "lora_te_"},
+    "qwenimage": {"text_encoder": "lora_te_"},
 }
 """kohya's beginnings."""
 
@@ -345,8 +346,6 @@ OTHERS = {
     "Krea 2": ("diffusion_model.blocks.0.attn.wq", 6144, 6144),
     "Krea 2, mlp": ("diffusion_model.blocks.0.mlp.gate", 16384, 6144),
     "Anima": ("lora_unet_blocks_0_self_attn_q_proj", 2048, 2048),
-    "Qwen-Image": ("transformer.transformer_blocks.0.img_mlp.net.0.proj", 12288, 3072),
-    "Qwen-Image, attention": ("transformer_blocks.59.attn.to_q", 3072, 3072),
     "Stable Cascade": ("lora_prior_unet_down_blocks_0_2_attention_attn_to_q", 2048, 2048),
     "Stable Cascade, text encoder": ("lora_prior_te_text_model_encoder_layers_0_self_attn_q_proj", 1280, 1280),
     "PixArt": ("transformer.transformer_blocks.0.attn1.to_q", 1152, 1152),
@@ -367,11 +366,21 @@ LATER = {
     "diffusers, one layer": ("transformer.single_transformer_blocks.0.attn.to_qkv_mlp_proj", 36864, 4096),
 }
 """The same of FLUX.2 Klein 9B."""
+QWEN = {
+    "feed-forward": ("transformer.transformer_blocks.0.img_mlp.net.0.proj", 12288, 3072),
+    "modulation": ("lora_unet_transformer_blocks_3_txt_mod_1", 18432, 3072),
+    "a late block": ("transformer_blocks.59.attn.to_q", 3072, 3072),
+}
+"""And of Qwen-Image."""
 
 
 def _others() -> Iterator[Made]:
     for name, (layer, out, inputs) in LATER.items():
         yield f"flux2: {name}", "flux2", {f"{layer}{PEFT[0]}": (out, RANK), f"{layer}{PEFT[1]}": (RANK, inputs)}, {}
+    for name, (layer, out, inputs) in QWEN.items():
+        ends = KOHYA if layer.startswith("lora") else PEFT
+        yield f"qwenimage: {name}", "qwenimage", {f"{layer}{ends[0]}": (out, RANK),
+                                                  f"{layer}{ends[1]}": (RANK, inputs)}, {}
     for name, (layer, out, inputs) in OTHERS.items():
         ends = KOHYA if layer.startswith("lora") else PEFT
         yield f"other: {name}", "", {f"{layer}{ends[0]}": (out, RANK), f"{layer}{ends[1]}": (RANK, inputs)}, {}

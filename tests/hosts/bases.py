@@ -160,6 +160,8 @@ def original(base: Base, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         renamed = single_file_chroma.original(parts["transformer"], network.inner_dim)
     elif base.family == "flux2":
         renamed = single_file_flux2.original(parts["transformer"])
+    elif base.family == "qwenimage":
+        renamed = parts["transformer"]  # diffusers' names
     elif base.family == "zimage":
         renamed = single_file_zimage.original(parts["transformer"])
     else:

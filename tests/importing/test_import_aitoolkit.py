@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from modules import families
-from modules.preset.schema import Base
+from modules.preset.schema import Base, Targets
 from modules.training.setup import match_layers
-from tests import tiny_zimage
+from tests import tiny_qwenimage, tiny_zimage
 from tests.importing.conftest import settings
 
 FLUX = {
@@ -213,6 +213,18 @@ def test_z_image_trains_what_has_layers_in_its_name(imported, arch, tmp_path):
     some = job(model={"is_flux": None, "arch": arch}, network={"network_kwargs": {"only_if_contains": ["attention"]}})
     chosen, problems = match_layers(model, imported(some).preset.targets)
     assert not problems and set(chosen) == {name for name in wanted if "attention" in name}
+
+
+def test_qwen_image_trains_its_blocks(imported, tmp_path):
+    """`get_transformer_block_names` in extensions_built_in/diffusion_models/qwen_image/qwen_image.py."""
+    model = families.read("qwenimage", Base(path=str(tiny_qwenimage.make_folder(tmp_path))))[0]
+    preset = imported(job(model={"is_flux": None, "arch": "qwen_image"})).preset
+    chosen, problems = match_layers(model, preset.targets)
+    everything = match_layers(model, Targets(layers="all"))[0]
+    assert preset.family == "qwenimage" and not problems
+    assert set(chosen) == {name for name in everything if "transformer_blocks" in name}
+    with pytest.raises(ValueError, match="qwen_image_edit is none of"):
+        imported(job(model={"is_flux": None, "arch": "qwen_image_edit"}))
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,8 @@ from modules import adapters, families
 from modules.importing import base, import_file, methods, trainers
 from modules.preset import files
 from modules.training.setup import match_layers
-from tests import tiny_chroma, tiny_flux, tiny_flux2, tiny_sd3, tiny_sdxl, tiny_zimage
+from tests import tiny_chroma, tiny_flux, tiny_flux2, tiny_qwenimage, tiny_sd3, tiny_sdxl, tiny_zimage
+from tests.families.rows import FAMILIES
 
 ROOT = Path(__file__).parents[2]
 
@@ -129,9 +131,9 @@ def test_nearest_methods_are_methods():
 # -- layers on networks of the real classes ---------------------------------------------------------------------------
 
 NETWORKS = {"sdxl": tiny_sdxl, "flux": tiny_flux, "chroma": tiny_chroma, "flux2": tiny_flux2, "sd3": tiny_sd3,
-            "zimage": tiny_zimage}
+            "zimage": tiny_zimage, "qwenimage": tiny_qwenimage}
 KINDS = {"sdxl": "STABLE_DIFFUSION_XL_10_BASE", "flux": "FLUX_DEV_1", "chroma": "CHROMA_1",
-         "sd3": "STABLE_DIFFUSION_35", "zimage": "Z_IMAGE", "flux2": "FLUX_2"}
+         "sd3": "STABLE_DIFFUSION_35", "zimage": "Z_IMAGE", "flux2": "FLUX_2", "qwenimage": "QWEN"}
 REGULAR = {
     "attn-only": "^(?=.*attention)(?!.*refiner).*",
     "attn-mlp": "^(?=.*attention)(?!.*refiner).*,^(?=.*feed_forward)(?!.*refiner).*",
@@ -166,6 +168,9 @@ def models(tmp_path_factory):
         ("chroma", "full"),
         ("flux2", "blocks"),
         ("flux2", "full"),
+        ("qwenimage", "attn-mlp"),
+        ("qwenimage", "blocks"),
+        ("qwenimage", "full"),
         ("sd3", "attn-only"),
         ("sd3", "blocks"),
     ],
@@ -174,6 +179,7 @@ def test_layer_presets_mean_the_same_layers(models, tmp_path, family, preset):
     """Against what OneTrainer does: every linear and convolution layer whose name has one of the parts."""
     parts = {"attn-only": ["attn"], "attn-mlp": ["attentions"], "blocks": ["transformer_block"], "full": [""]}[preset]
     parts = ["attn", "ff.net", "proj_mlp"] if preset == "attn-mlp" and family in ("flux", "chroma") else parts
+    parts = ["attn", "img_mlp", "txt_mlp"] if preset == "attn-mlp" and family == "qwenimage" else parts
     frozen = {"train": False}
     values = {
         **ONETRAINER,
@@ -230,7 +236,8 @@ def imported_targets(path):
 
 def allowed_to_be_left_out(name):
     """Layers that no set of ours has, because other programs store their halves exchanged or nobody reads them."""
-    return name.endswith(("norm1_context.linear", "add_q_proj", "norm_out.linear"))
+    return name.endswith(("norm1_context.linear", "add_q_proj", "norm_out.linear")) or any(
+        fnmatch(name, pattern) for pattern in FAMILIES["qwenimage"].never)
 
 
 @pytest.mark.parametrize("family", ["sdxl", "flux", "chroma", "sd3"])

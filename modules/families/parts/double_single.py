@@ -79,7 +79,7 @@ class DoubleSingleModel(FlowModel):
 
     computed_in = "bfloat16"
     PROPORTIONS = {"linear1$": 7, r"(img|txt)_mlp[._]0$": 4}
-    FOREIGN_WIDTHS = (4096, 6144)
+    FOREIGN_WIDTHS = (1536, 2432, 4096, 6144)
 
     def call(self, noisy: Tensor, times: Tensor, hidden: Tensor, more: Mapping[str, Any]) -> Tensor:
         """The transformer on `noisy (n, c, h, w)` and the texts' `hidden (n, tokens, dim)`; `more`: the arguments that

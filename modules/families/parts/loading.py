@@ -21,7 +21,7 @@ from modules.families.parts import files, split_problems
 from modules.families.parts.components import AnotherKind, component_class, pickle_problems, read_index
 from modules.families.parts.names import DENOISER, PREFIXES, Named, Place
 from modules.families.parts.original import Places, misfit, read_weights
-from modules.families.parts.split import Source, TextFile, text_sources, vae_place, vae_places
+from modules.families.parts.split import VAE_MARKS, Source, TextFile, text_sources, vae_place, vae_places
 from modules.preset.base_options import Base
 from modules.tensorfile import read_header
 
@@ -52,6 +52,10 @@ class Loaded(Named):
     VAE_DTYPE: ClassVar[torch.dtype] = torch.float32
     FILE: ClassVar[str] = ""
     """The usual file with the denoiser, as an example in sentences; "" where there are many."""
+    VAE_FILE: ClassVar[str] = "ae.safetensors"
+    """The same of a file with the VAE alone."""
+    VAE_MARKS: ClassVar[tuple[str, str]] = VAE_MARKS
+    """A tensor of the VAE in the original naming, and in diffusers'."""
     TEXT_FILES: ClassVar[dict[str, TextFile]] = {}
     """The kind of file that has a text encoder alone, by its name in the pipeline."""
     OPTIONAL: ClassVar[tuple[str, ...]] = ()
@@ -179,9 +183,9 @@ class Loaded(Named):
         found |= text_sources(base.texts, networks, self.TEXT_FILES, self.TITLE)
         if base.vae:
             names = read_header(Path(base.vae)).tensors
-            places = vae_places(self.pipeline.vae, names, self.vae_original)
+            places = vae_places(self.pipeline.vae, names, self.vae_original, self.VAE_MARKS)
             if places is None:
-                raise ValueError(split_problems.not_a_vae(base, names))
+                raise ValueError(split_problems.not_a_vae(self, base, names))
             found["vae"] = Source("base.vae", Path(base.vae), places)
         return {part: replace(one, places=self._with_identities(part, one.places)) for part, one in found.items()}
 
@@ -196,7 +200,7 @@ class Loaded(Named):
             if part != "vae" and part not in self.networks:
                 continue
             if part == "vae":
-                places = vae_places(self.pipeline.vae, names, self.vae_original)
+                places = vae_places(self.pipeline.vae, names, self.vae_original, self.VAE_MARKS)
                 assert places is not None  # it has the mark
             else:
                 split = {name: name.rpartition(".") for name in self.networks[part].state_dict()}
@@ -364,13 +368,14 @@ def _component(found: Any, name: str, source: str) -> Any:
 
 
 def _with_buffers(network: Any) -> Any:
-    """A network on the meta device, or the same with the buffers that no file has."""
+    """A network on the meta device, or the same with the buffers, and other tensors, that no file has."""
     from accelerate import init_empty_weights
     from transformers import PreTrainedModel
     from transformers.initialization import no_init_weights
 
     stored = network.state_dict().keys()
-    if all(name in stored for name, _ in network.named_buffers()):
+    beside = any(isinstance(value, torch.Tensor) for module in network.modules() for value in vars(module).values())
+    if not beside and all(name in stored for name, _ in network.named_buffers()):
         return network
     with init_empty_weights(include_buffers=False), no_init_weights():
         make = type(network) if isinstance(network, PreTrainedModel) else type(network).from_config

@@ -279,12 +279,18 @@ def with_level(path: str, level: str) -> str:
 
 def stored_names(name: str) -> list[str]:
     """What the weights in a diffusers folder may call a tensor that the loaded network calls `name`: CLIP and Qwen have
-    their first level or not, T5's table is stored under the name of its other use, and two levels of a language model
-    that also sees pictures are exchanged."""
+    their first level or not, T5's table is stored under the name of its other use, and of two levels of a language
+    model that also sees pictures one is left out, or both are exchanged."""
     levels = [one for level in (TEXT_MODEL, MODEL) for short in [name.removeprefix(level)]
               for one in (short, level + short)]
-    others = name.replace(f"{TOKENS}.", f"{STORED_TOKENS}."), name.replace(*INSIDE, 1)
+    others = name.replace(f"{TOKENS}.", f"{STORED_TOKENS}."), text_name(name), name.replace(*INSIDE, 1)
     return list(dict.fromkeys([name, *levels, *others]))
+
+
+def text_name(name: str) -> str:
+    """A layer or tensor of a language model inside of one that also sees pictures, as files with the text encoder alone
+    name it: without the level that transformers' class has for the language model."""
+    return name.replace("language_model.", "", 1)
 
 
 INSIDE = "model.language_model.", "language_model.model."

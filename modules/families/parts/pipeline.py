@@ -29,15 +29,16 @@ COMPILED_VERSIONS = 64
 """Of a kind of block: one for each width, rank, method of calling (training, sampling) and, at first, bucket. Beyond
 torch's own limit of 8 it would silently run the rest uncompiled."""
 
-ARGUMENTS = {"hidden": "prompt_embeds", "pooled": "pooled_prompt_embeds", "mask": "prompt_attention_mask"}
-"""Names of the parts of an encoded prompt in diffusers' pipelines."""
-
 
 class PipelineModel(Loaded, Reader):
     """A loaded base; see `families.base.Model` for what each part means."""
 
     FOLD: ClassVar[int] = 1
     """Latents of the VAE, along each side, that are channels of one latent of the denoiser."""
+
+    ARGUMENTS: ClassVar[dict[str, str]] = {
+        "hidden": "prompt_embeds", "pooled": "pooled_prompt_embeds", "mask": "prompt_attention_mask"}
+    """Names of the parts of an encoded prompt in the pipeline."""
 
     bucket_step: int
     longest_side: int | None = None
@@ -48,9 +49,9 @@ class PipelineModel(Loaded, Reader):
         components = {name: pipeline.components[name] for name in (self.DENOISER, *self.TEXT_ENCODERS)}
         self.networks: dict[str, nn.Module] = {name: part for name, part in components.items() if part is not None}
         self.text_encoders = [name for name in self.TEXT_ENCODERS if name in self.networks]
-        vae = pipeline.vae.config
-        self.latent_factor = self.FOLD * 2 ** (len(vae.block_out_channels) - 1)
-        self.latent_channels: int = self.FOLD**2 * vae.latent_channels
+        factor, channels = self.vae_grid()
+        self.latent_factor = self.FOLD * factor
+        self.latent_channels: int = self.FOLD**2 * channels
         self._released: set[str] = set()
 
     # -- defaults that a family may override --------------------------------------------------------------------------
@@ -70,6 +71,11 @@ class PipelineModel(Loaded, Reader):
     def encode_texts(self, captions: Sequence[str]) -> protocol.Texts:
         """Conditions of the captions, named as in `ARGUMENTS`."""
         raise NotImplementedError
+
+    def vae_grid(self) -> tuple[int, int]:
+        """Pixels per latent of the VAE, along each side, and its channels."""
+        config = self.pipeline.vae.config
+        return 2 ** (len(config.block_out_channels) - 1), config.latent_channels
 
     # -- memory -------------------------------------------------------------------------------------------------------
 
@@ -128,8 +134,8 @@ class PipelineModel(Loaded, Reader):
         """`(n, 3, h, w)` in [-1, 1] to mean and standard deviation of the scaled latents, float32."""
         vae = self.present("vae")
         with torch.autocast(self.device.type, enabled=False):
-            latents = vae.encode(pixels.to(self.device, self.VAE_DTYPE)).latent_dist
-        mean, std = (pixel_unshuffle(moment.float(), self.FOLD) for moment in (latents.mean, latents.std))
+            moments = self._moments(vae, pixels.to(self.device, self.VAE_DTYPE))
+        mean, std = (pixel_unshuffle(moment.float(), self.FOLD) for moment in moments)
         shift, scale = self._latent_scale()
         return torch.cat([(mean - shift) * scale, std * scale], 1)
 
@@ -138,8 +144,17 @@ class PipelineModel(Loaded, Reader):
         vae = self.present("vae")
         with torch.autocast(self.device.type, enabled=False):
             folded = latents.float() / scale + shift
-            pixels = vae.decode(pixel_shuffle(folded, self.FOLD).to(self.VAE_DTYPE), return_dict=False)[0]
+            pixels = self._pixels(vae, pixel_shuffle(folded, self.FOLD).to(self.VAE_DTYPE))
         return self.pipeline.image_processor.postprocess(pixels.float())
+
+    def _moments(self, vae: Any, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation of the VAE's latents."""
+        found = vae.encode(pixels).latent_dist
+        return found.mean, found.std
+
+    def _pixels(self, vae: Any, latents: Tensor) -> Tensor:
+        """What the VAE decodes."""
+        return vae.decode(latents, return_dict=False)[0]
 
     def _latent_scale(self) -> tuple[Tensor | float, Tensor | float]:
         """`(shift, scale)`: scaled latents are `(latents - shift) * scale`."""
@@ -184,8 +199,8 @@ class PipelineModel(Loaded, Reader):
 
     def conditions(self, texts: protocol.Texts, negative: protocol.Texts | None) -> dict[str, Tensor]:
         """Encoded prompts as arguments of the pipeline."""
-        given = {ARGUMENTS[name]: value for name, value in texts.items()}
-        return given | {f"negative_{ARGUMENTS[name]}": value for name, value in (negative or {}).items()}
+        given = {self.ARGUMENTS[name]: value for name, value in texts.items()}
+        return given | {f"negative_{self.ARGUMENTS[name]}": value for name, value in (negative or {}).items()}
 
     def release_encoders(self, texts: bool, images: bool = True) -> None:
         """Move the VAE if `images`, and the text encoders if `texts`, off the device."""

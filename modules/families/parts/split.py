@@ -81,7 +81,7 @@ T5 = TextFile(
 
 VAE_PREFIXES = ("", "first_stage_model.", "vae.")
 """What the names of a VAE begin with, in files with it alone and in whole checkpoints."""
-VAE_MARK, DIFFUSERS_VAE_MARK = "encoder.down.0.block.0.norm1.weight", "encoder.down_blocks.0.resnets.0.norm1.weight"
+VAE_MARKS = "encoder.down.0.block.0.norm1.weight", "encoder.down_blocks.0.resnets.0.norm1.weight"
 """A tensor of every VAE of Stable Diffusion's kind in the original naming, and in diffusers'."""
 VAE_ATTENTION = {"group_norm": "norm", "to_q": "q", "to_k": "k", "to_v": "v", "to_out.0": "proj_out"}
 OLD_ATTENTION = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
@@ -110,15 +110,17 @@ def _in_resnet(path: str) -> str:
     return path.replace("conv_shortcut", "nin_shortcut")
 
 
-def vae_places(vae: nn.Module, names: Collection[str], place: Callable[[str, str], Place]) -> Places | None:
+def vae_places(
+    vae: nn.Module, names: Collection[str], place: Callable[[str, str], Place], marks: tuple[str, str]
+) -> Places | None:
     """Where a file with tensors of these names has those of the VAE, in the original naming, as `place` has it, or in
-    diffusers'; None: it has none."""
+    diffusers'; None: it has none. `marks`: a tensor in each of these namings."""
     split = {name: name.rpartition(".") for name in vae.state_dict()}
     for prefix in VAE_PREFIXES:
-        if prefix + VAE_MARK in names:
+        if prefix + marks[0] in names:
             ours = {name: place(path, kind) for name, (path, _, kind) in split.items()}
             return {name: replace(found, name=prefix + found.name) for name, found in ours.items()}
-        if prefix + DIFFUSERS_VAE_MARK in names:
+        if prefix + marks[1] in names:
             return {name: Place(_present(prefix + name, names)) for name in split}
     return None
 
@@ -138,10 +140,12 @@ KINDS = {
     "an adapter file such as a LoRA": r"(_down|_up|_A|_B|_w1|_w2)(\.default)?\.weight$|\.alpha$|_w[12](_a|_b)?$",
     DENOISERS: r"^(model\.)?diffusion_model\.|^(double|joint|single|input|output)_blocks\.|"
                r"^(transformer\.|unet\.)?((single_)?transformer_blocks|(down|up)_blocks|(noise|context)_refiner)\.",
+    "a VAE of Wan's or Qwen-Image's kind":
+        r"^(vae\.)?(encoder|decoder)\.(middle\.|mid_block\.resnets\.0\.norm1\.gamma)",
     "a VAE": r"^(first_stage_model\.|vae\.)?(encoder|decoder)\.(conv_in|mid\.block_1|mid_block)",
     "a text encoder (CLIP)": r"(^|\.)text_model\.|^transformer\.resblocks\.",
     "a text encoder (T5)": r"^encoder\.block\.",
-    "a text encoder (Qwen3 or Mistral)": r"^(language_model\.)?model\.(language_model\.)?layers\.",
+    "a text encoder (Qwen or Mistral)": r"^(language_model\.)?model\.(language_model\.)?layers\.",
 }
 """Kinds of files in words, and a pattern of a tensor's name in them."""
 

@@ -41,9 +41,12 @@ def of_given(base: Base) -> list[str]:
     return []
 
 
-def not_a_vae(base: Base, names: Collection[str]) -> str:
-    """The sentence about a file without a VAE."""
-    return f"base.vae: {base.vae} is not a VAE but {described(names)}; give a file such as ae.safetensors"
+def not_a_vae(model: Any, base: Base, names: Collection[str]) -> str:
+    """The sentence about a file without a VAE of the family's kind."""
+    found = described(names)
+    is_other = found.startswith("a VAE")
+    said = f"has {found}, which is not that of {model.TITLE}" if is_other else f"is not a VAE but {found}"
+    return f"base.vae: {base.vae} {said}; give a file such as {model.VAE_FILE}"
 
 
 def of_file(model: Any, base: Base) -> list[str]:
