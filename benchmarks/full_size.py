@@ -171,7 +171,7 @@ def main() -> None:
         return
     rows = []
     for name in arguments.models if arguments.base is None else [arguments.models[0]]:
-        shipped = [preset.name for preset in presets(MODELS[name].family)]
+        shipped = presets(MODELS[name].family)
         for preset in arguments.presets or shipped:
             rows += one_row(name, preset, arguments)
     text = table(rows)
