@@ -1,0 +1,121 @@
+"""Bases that edit, of every family that has some: their predictions and samples with reference pictures are those of
+diffusers' own pipelines, bit for bit."""
+
+import shutil
+from pkgutil import resolve_name
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from modules import families
+from modules.families.base import Instruction
+from modules.families.parts import qwen_edit
+from modules.preset.schema import Base
+from tests import tiny_edit
+from tests.families.using import CPU, SIZES
+
+KINDS = {"FluxKontextPipeline": "flux", "Flux2KleinPipeline": "flux2", "Flux2Pipeline": "flux2",
+         "QwenImageEditPipeline": "qwenimage", "QwenImageEditPlusPipeline": "qwenimage"}
+ONE = ("FluxKontextPipeline", "QwenImageEditPipeline")
+"""Those that take a single reference picture."""
+SIZE = (32, 16)
+"""Height and width of the target."""
+
+
+class Shown:
+    """A reference picture in memory."""
+
+    def __init__(self, width: int, height: int, seed: int):
+        self.pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+        self.content = ("memory", seed, width, height)
+
+    def image(self):
+        return Image.fromarray(self.pixels)
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def kind(request):
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def folder(kind, tmp_path_factory):
+    return tiny_edit.make_folder(tmp_path_factory.mktemp(kind), kind)
+
+
+@pytest.fixture
+def base(folder, monkeypatch):
+    tiny_edit.small(monkeypatch)
+    return Base(path=str(folder))
+
+
+@pytest.fixture
+def shown(kind):
+    """Of different shapes; the pipelines of FLUX.2 make none larger."""
+    return (Shown(70, 90, 0),) if kind in ONE else (Shown(70, 90, 0), Shown(96, 64, 1))
+
+
+def load(kind, base, count=1) -> Any:
+    family = families.load_class(KINDS[kind])
+    assert family.problems(base) == []
+    model = family.load(base, CPU, torch.float32)
+    assert model.use_references(base, {"data.folders[].references": count}) == []
+    return model
+
+
+def of_diffusers(kind, model, folder) -> Any:
+    """diffusers' pipeline, with nothing of ours but how Qwen's processor is made without torchvision."""
+    found = resolve_name(f"diffusers:{kind}")
+    parts = dict(model.pipeline.components)
+    if KINDS[kind] == "qwenimage":
+        parts["processor"] = qwen_edit.processor(str(folder), parts["tokenizer"])
+    return found(**parts)
+
+
+def draw(kind, pipeline, shown, prompt, **more) -> Any:
+    images = [one.image() for one in shown]
+    more |= {"max_area": SIZE[0] * SIZE[1]} if kind == "FluxKontextPipeline" else {}
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline(
+        image=images[0] if kind in ONE else images, prompt=prompt, height=SIZE[0], width=SIZE[1],
+        num_inference_steps=2, generator=torch.Generator().manual_seed(3), **more,
+    )
+
+
+def test_prediction_and_samples_are_the_pipelines_own(kind, base, folder, shown):
+    """Every step of sampling, with the inputs that diffusers' pipeline gave its denoiser, from the same pictures."""
+    model = load(kind, base, len(shown))
+    caption, calls = Instruction("make it red", shown), []
+    references = [model.encode_reference(one.image())[None] for one in shown]
+    hook = model.pipeline.transformer.register_forward_hook(
+        lambda _, args, named, output: calls.append((named, output[0])), with_kwargs=True
+    )
+    pipeline = of_diffusers(kind, model, folder)
+    if model.reads_references:  # ours has what reads pictures beside the text encoder
+        pipeline.text_encoder.model.visual = model.eyes
+    guidance = {"guidance_scale": 1.0} if KINDS[kind] != "qwenimage" else {}
+    theirs = draw(kind, pipeline, shown, caption.text, **guidance).images[0]
+    hook.remove()
+    if model.reads_references:
+        model.pipeline.text_encoder.model.visual = None
+    times = pipeline.scheduler.timesteps.double()
+    count = SIZE[0] * SIZE[1] // (model.latent_factor * model.TOKEN) ** 2
+    texts = model.encode_texts([caption])
+    assert len(calls) == 2
+    with torch.no_grad():
+        for (named, output), time in zip(calls, times, strict=True):
+            side = [length // model.latent_factor for length in SIZE]
+            tokens, result = named["hidden_states"][:, :count], output[:, :count]
+            if model.TOKEN == 1:
+                noisy, wanted = (found.mT.unflatten(2, side) for found in (tokens, result))
+            else:
+                noisy, wanted = (model.unpacked(found, *SIZE) for found in (tokens, result))
+            found = model.predict(noisy, time[None], texts, SIZES, references)
+            assert torch.equal(found, wanted)
+            assert not torch.equal(model.predict(noisy, time[None], texts, SIZES, [-one for one in references]), wanted)
+    (ours,) = model.sample([caption], "", SIZE[1], SIZE[0], 2, 1.0, 3)
+    assert ours.size == SIZE[::-1]
+    assert np.abs(np.asarray(ours, int) - np.asarray(theirs, int)).max() <= 1
