@@ -38,8 +38,8 @@ def make_pipeline(
         in_channels=16, out_channels=4, num_layers=3, attention_head_dim=16, num_attention_heads=dim // 16,
         joint_attention_dim=WIDTH, axes_dims_rope=(4, 6, 6),
     )
-    return QwenImagePipeline(FlowMatchEulerDiscreteScheduler(**SCHEDULE), vae(), encoder(len(tokens), places=places), tokens,
-                             transformer)
+    texts = encoder(len(tokens), places=places)
+    return QwenImagePipeline(FlowMatchEulerDiscreteScheduler(**SCHEDULE), vae(), texts, tokens, transformer)
 
 
 def tokenizer() -> Any:

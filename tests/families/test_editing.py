@@ -1,7 +1,6 @@
 """Bases that edit, of every family that has some: their predictions and samples with reference pictures are those of
 diffusers' own pipelines, bit for bit."""
 
-import shutil
 from pkgutil import resolve_name
 from typing import Any
 
