@@ -10,8 +10,9 @@ import pytest
 from PIL import Image
 
 from modules.data.batches import Batches
+from modules.families.qwenimage import Model
 from modules.preset.files import resolve
-from modules.training import check, loop
+from modules.training import check
 from tests import tiny_edit
 from tests.training.runs import Place, ask, draw_pictures, equal
 
@@ -68,18 +69,15 @@ def examined(place, **sections):
 
 def test_half_and_half_is_the_whole_and_what_is_read_is_cached(place, stage, monkeypatch):
     """With samples from references, validation, and captions that change."""
-    prompts = [{"prompt": "make it red", "references": [str(stage / "held/0.bmp"), str(stage / "style/0.bmp")]}, "apple"]
+    shown = [str(stage / "held/0.bmp"), str(stage / "style/0.bmp")]
+    prompts = [{"prompt": "make it red", "references": shown}, "apple"]
     sections = {**OPTIONS, "data": {**data(stage), "shuffle": True}, "validation": {"draws": 1, "every": 2},
                 "samples": {"enabled": True, "steps": 1, "prompts": prompts, "width": 32, "height": 32, "every": 2,
                             "guidance": 2.0}}
     assert place.train("whole", **sections) == 0
     ask(monkeypatch, place, "parts", "stop", at=2)
     assert place.train("parts", **sections) == 130
-    encoded = []
-    monkeypatch.setattr(loop, "take_step", loop.take_step)
-    from modules.families.qwenimage import Model
-
-    encode = Model.encode_reference
+    encoded, encode = [], Model.encode_reference
     monkeypatch.setattr(Model, "encode_reference", lambda model, image: encoded.append(1) or encode(model, image))
     assert place.train("parts", **sections) == 0
     assert equal(place.adapter("parts"), place.adapter("whole"))
@@ -113,7 +111,8 @@ def test_a_changed_reference_is_encoded_again_and_told_of(place, stage, tmp_path
     assert place.train("changed", **sections) == 130
 
     def entries():
-        return {path.name for kind in ("references", "texts") for path in (tmp_path / "cache" / kind).rglob("*.safetensors")}
+        kinds = "references", "texts"
+        return {path.name for kind in kinds for path in (tmp_path / "cache" / kind).rglob("*.safetensors")}
 
     before = entries()
     Image.new("RGB", (20, 20), "red").save(tmp_path / "before/0.bmp")
