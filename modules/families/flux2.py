@@ -8,7 +8,6 @@ musubi-tuner. It is what the pipelines' `compute_empirical_mu` gives for 200 ste
 shifted further.
 """
 
-import math
 import re
 from collections.abc import Collection, Sequence
 from dataclasses import replace
@@ -16,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL.Image import Image
 from torch import Tensor
 from torch.nn.functional import pixel_unshuffle
 
@@ -25,9 +23,10 @@ from modules.families import base as protocol
 from modules.families.parts import files, qwen3
 from modules.families.parts.components import component_class, read_index
 from modules.families.parts.double_single import original_place
-from modules.families.parts.editing import EditModel, joined
+from modules.families.parts.editing import joined
 from modules.families.parts.flow import FlowModel
 from modules.families.parts.names import DENOISER, Files, Place, text_name, transformer
+from modules.families.parts.own_size import OwnSizeEditor
 from modules.families.parts.split import Source, TextFile
 from modules.preset.base_options import Base
 from modules.tensorfile import read_header
@@ -43,11 +42,6 @@ KLEIN_LAYERS, DEV_LAYERS = (9, 18, 27), (10, 20, 30)
 
 PROCESSORS = (["transformers", "PixtralProcessor"], ["transformers", "AutoProcessor"])
 """What dev's index has as tokenizer: one with a reader of pictures, which needs packages that captions do not."""
-
-LARGEST = 1024 * 1024
-"""Pixels of a reference picture; the pipelines make larger ones smaller."""
-SMALLEST, LONGEST = 64, 8
-"""Of a reference picture: least pixels along each side, and most of the longer one per pixel of the shorter one."""
 
 DOUBLE, SINGLE = "transformer.transformer_blocks.*", "transformer.single_transformer_blocks.*"
 ATTENTION = [f"{DOUBLE}.attn.*", f"{SINGLE}.attn.*"]
@@ -122,7 +116,7 @@ TEXT_FILE = TextFile(
     "mistral_3_small_flux2_bf16.safetensors for dev)", "model.layers.0.self_attn.q_proj.weight", text_name)
 
 
-class Model(qwen3.Qwen3Reader, EditModel, FlowModel):
+class Model(qwen3.Qwen3Reader, OwnSizeEditor, FlowModel):
     """A loaded FLUX.2 base: dev where its transformer has a guidance embedding, else Klein.
 
     `Samples.guidance` is the input of dev's guidance embedding (2.5 to 4 is usual), and of Klein base the scale of
@@ -283,25 +277,6 @@ class Model(qwen3.Qwen3Reader, EditModel, FlowModel):
     def edit_pipeline(cls, base: Base) -> str:
         """Every base edits too."""
         return cls.pipeline_name(cls.source(base))
-
-    def reference_size(self, width: int, height: int) -> tuple[int, int]:
-        """The picture's own size, at most about a million pixels."""
-        if min(width, height) < SMALLEST or max(width, height) > LONGEST * min(width, height):
-            raise ValueError(f"it has {width} x {height} px, and the model takes {SMALLEST} px and more along each "
-                             f"side, and shapes up to {LONGEST}:1; remove it")
-        if width * height > LARGEST:
-            factor = math.sqrt(LARGEST / (width * height))
-            width, height = int(width * factor), int(height * factor)
-        step = self.editor.vae_scale_factor * 2
-        return width // step * step, height // step * step
-
-    def reference_pixels(self, image: Image) -> Tensor:
-        """Resized where it is too large, and then cropped."""
-        width, height = self.reference_size(*image.size)
-        processor = self.editor.image_processor
-        if image.width * image.height > LARGEST:
-            image = processor._resize_to_target_area(image, LARGEST)
-        return processor.preprocess(image, height=height, width=width, resize_mode="crop")
 
     # -- texts --------------------------------------------------------------------------------------------------------
 

@@ -32,6 +32,7 @@ from modules.training import (
     known,
     noise,
     pool,
+    reference_checks,
     schedules,
     setup,
     sharding,
@@ -40,7 +41,7 @@ from modules.training import (
 )
 from modules.training.bars import progress_bar
 from modules.training.processes import is_main_process
-from modules.training.session import Pictures, sample_captions, sample_prompts, total_steps, usual_captions
+from modules.training.session import Pictures, sample_prompts, total_steps, usual_captions
 
 NEEDED_ON_GPUS = "the package triton, and on Linux a C compiler (gcc or clang) for it,"
 """By torch.compile."""
@@ -97,11 +98,8 @@ def examine(preset: Preset, device_type: str, processes: int = 1, given: Collect
 def _examine_samples(preset: Preset, found: Findings) -> None:
     """Whether reference pictures can be read, and judges of the sample pictures, which have to know the prompts'
     subjects."""
-    if preset.samples.enabled and found.takes_references and found.training is not None:
-        try:
-            sample_captions(preset, found.model, found.training)
-        except ValueError as error:
-            found.problems.append(f"samples.prompts: {error}")
+    if found.takes_references:
+        found.problems += reference_checks.of_samples(preset, found.model)
     if not preset.samples.judges or not preset.samples.enabled or found.training is None:
         return
     subjects = [judges.subject_of(prompt) for prompt in sample_prompts(preset, found.training)]
@@ -229,7 +227,8 @@ def _examine_model(preset: Preset, found: Findings) -> None:
         found.notes += found.model.use_reading(Reading.of(preset.base, preset.data))
     except ValueError as error:
         found.problems.append(str(error))
-    _examine_references(preset, found)
+    found.takes_references, problems, notes = reference_checks.look(preset, found.model)
+    found.problems, found.notes = found.problems + problems, found.notes + notes
     found.problems += setup.block_problems(found.model, preset.base)
     found.layer_sets = list(found.model.named_targets())
     found.trainable_layers = len(setup.layer_names(found.model))
@@ -244,16 +243,6 @@ def _examine_model(preset: Preset, found: Findings) -> None:
     found.problems += problems
     if found.adapted and started is not None:
         found.problems += first_values.misfits(started, found.adapted)
-
-
-def _examine_references(preset: Preset, found: Findings) -> None:
-    """Whether the base takes the reference pictures that are given."""
-    try:
-        found.notes += found.model.use_references(preset.base, setup.reference_counts(preset))
-    except ValueError as error:
-        found.problems.append(str(error))
-    else:
-        found.takes_references = any(setup.reference_counts(preset).values())
 
 
 def _examine_export(preset: Preset, found: Findings) -> None:

@@ -1,6 +1,7 @@
 """Bases that edit, of every family that has some: their predictions and samples with reference pictures are those of
 diffusers' own pipelines, bit for bit."""
 
+import re
 from pkgutil import resolve_name
 from typing import Any
 
@@ -13,7 +14,7 @@ from modules import families
 from modules.families.base import Instruction
 from modules.families.parts import qwen_edit
 from modules.preset.schema import Base
-from tests import tiny_edit
+from tests import tiny_edit, tiny_flux, tiny_zimage
 from tests.families.using import CPU, SIZES
 
 KINDS = {"FluxKontextPipeline": "flux", "Flux2KleinPipeline": "flux2", "Flux2Pipeline": "flux2",
@@ -118,3 +119,48 @@ def test_prediction_and_samples_are_the_pipelines_own(kind, base, folder, shown)
     (ours,) = model.sample([caption], "", SIZE[1], SIZE[0], 2, 1.0, 3)
     assert ours.size == SIZE[::-1]
     assert np.abs(np.asarray(ours, int) - np.asarray(theirs, int)).max() <= 1
+
+
+def test_a_base_takes_as_many_references_as_its_pipeline(kind, base):
+    skeleton = families.load_class(KINDS[kind]).skeleton(base)
+    option = "data.folders[].references"
+    if kind in ONE:
+        with pytest.raises(ValueError, match=rf"{re.escape(option)}: 2 reference pictures, but .* takes 1 at once"):
+            skeleton.use_references(base, {option: 2})
+    else:
+        assert skeleton.use_references(base, {option: 3}) == []
+    notes = skeleton.use_references(base, {option: 0})
+    assert len(notes) == (0 if kind.startswith("Flux2") else 1)
+    assert all("is a model that edits, and is trained without reference pictures" in note for note in notes)
+
+
+def test_without_references_a_base_is_the_same(kind, base):
+    """Fingerprints of what is cached, and layers; what reads pictures is given back."""
+    family = families.load_class(KINDS[kind])
+    plain, editing = (family.load(base, CPU, torch.float32) for _ in range(2))
+    plain.use_references(base, {})
+    editing.use_references(base, {"data.folders[].references": 1})
+    assert [plain.fingerprint(part) for part in ("images", "texts")] == [
+        editing.fingerprint(part) for part in ("images", "texts")]
+    assert [*plain.pipeline.transformer.state_dict()] == [*editing.pipeline.transformer.state_dict()]
+    one = Instruction("red", (Shown(70, 90, 0),))
+    texts = [model.encode_texts(["red"])["hidden"] for model in (plain, editing)]
+    assert torch.equal(*texts)
+    assert editing.reads_references == (KINDS[kind] == "qwenimage") and not plain.reads_references
+    assert torch.equal(editing.encode_texts([one])["hidden"], texts[0]) != editing.reads_references
+    if editing.reads_references:
+        assert plain.eyes is None and editing.pipeline.text_encoder.model.visual is None
+        others = [Instruction("red", (Shown(70, 90, 1),)), Instruction("blue", one.references)]
+        assert not any(torch.equal(editing.encode_texts([other])["hidden"], editing.encode_texts([one])["hidden"])
+                       for other in others)
+
+
+def test_a_plain_base_takes_none(tmp_path):
+    base = Base(path=str(tiny_flux.make_folder(tmp_path)))
+    skeleton = families.load_class("flux").skeleton(base)
+    assert skeleton.use_references(base, {"data.folders[].references": 0}) == []
+    with pytest.raises(ValueError, match=r"references: .*base takes no reference pictures; .*FLUX\.1-Kontext-dev"):
+        skeleton.use_references(base, {"data.folders[].references": 1})
+    other = Base(path=str(tiny_zimage.make_folder(tmp_path / "zimage")))
+    with pytest.raises(ValueError, match="takes no reference pictures; remove them"):
+        families.load_class("zimage").skeleton(other).use_references(other, {"samples.prompts[].references": 1})

@@ -7,7 +7,9 @@ base without reference pictures is the same in every way. Pictures are read with
 import hashlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any
 
 from PIL.Image import Image
@@ -156,9 +158,6 @@ def processor(source: str, tokenizer: Any) -> Any:
     return WithoutFilms(reader, tokenizer, None)
 
 
-def _modules() -> tuple[Any, Any]:
+def _modules() -> list[Any]:
     """diffusers' modules with the pipelines that edit."""
-    from diffusers.pipelines.qwenimage import pipeline_qwenimage_edit as one
-    from diffusers.pipelines.qwenimage import pipeline_qwenimage_edit_plus as several
-
-    return one, several
+    return [import_module(resolve_name(f"diffusers:{name}").__module__) for name in (ONE, SEVERAL)]
