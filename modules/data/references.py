@@ -91,7 +91,7 @@ def folders(roots: Sequence[Root], found: "Survey") -> dict[str, Path]:
                 found.problems.append(f"{place}: no such folder; give the folder with the reference pictures")
             elif root.folder.references.count(given) > 1:
                 found.problems.append(f"{place}: is given twice; remove one of them")
-            elif any(one.path.resolve().is_relative_to(folder.resolve()) for one in roots):
+            elif root.path.resolve().is_relative_to(folder.resolve()):
                 found.problems.append(f"{place}: has the pictures themselves; give a folder with references alone")
             else:
                 known[given] = folder
@@ -115,11 +115,16 @@ def _unfit(root: Root) -> list[str]:
             "cropped to their middle and never varied; set the default for this folder"]
 
 
-def apart(files: Sequence[Path], known: Mapping[str, Path], found: "Survey") -> list[Path]:
-    """The files that are not in a folder of references."""
-    if not known:
-        return [*files]
+def apart(
+    files: Sequence[Path], known: Mapping[str, Path], roots: Sequence[Root], found: "Survey"
+) -> list[Path]:
+    """The files that are not in a folder of references, unless that is one of the `roots` too: pictures may be made
+    from those of another folder."""
+    owned = [root.path.resolve() for root in roots]
     places = [folder.resolve() for folder in known.values()]
+    places = [place for place in places if not any(own.is_relative_to(place) for own in owned)]
+    if not places:
+        return [*files]
     inside = {file for file in files if any(file.resolve().is_relative_to(place) for place in places)}
     found.note(sorted(inside), "files in folders of reference pictures are no pictures of the data set")
     return [file for file in files if file not in inside]

@@ -88,7 +88,7 @@ def survey(options: Data, which: str, bucket_step: int) -> Survey:
     for alike in _by_options(given):
         own = alike[0].options
         files = list(dict.fromkeys(file for root in alike for file in listed[root.entry]))
-        files = references.apart(files, reference_folders, found)
+        files = references.apart(files, reference_folders, given, found)
         paths, mask_files = masks.apart(own, files, mask_folders, found)
         read = read_captions(own, paths, files, found.names, [root.path for root in alike])
         for sentence in read.problems:

@@ -61,6 +61,16 @@ def test_a_folder_of_references_inside_of_the_pictures_has_no_pictures(stage):
     assert any("files in folders of reference pictures" in note for note in found.notes)
 
 
+def test_pictures_may_be_made_from_those_of_another_folder(stage):
+    draw_pictures(stage / "after", 3, 1)
+    both = [{"path": str(stage / one), "references": str(stage / other)}
+            for one, other in (("pictures", "after"), ("after", "pictures"))]
+    options = Data.model_validate({"folders": both, "resolution": 16, "cache": False})
+    pictures = build_index(options, "training", 8).pictures
+    found = [(one.path.parent.name, one.references[0].path.parent.name) for one in pictures]
+    assert found == [("pictures", "after")] * 3 + [("after", "pictures")] * 3
+
+
 def test_what_is_wrong_is_one_sentence(stage):
     assert "before2: no such folder" in said(stage, given=("before2",))
     assert "is given twice" in said(stage, given=("before", "before"))

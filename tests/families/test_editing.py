@@ -2,6 +2,7 @@
 diffusers' own pipelines, bit for bit."""
 
 import re
+import shutil
 from pkgutil import resolve_name
 from typing import Any
 
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from modules import families
 from modules.families.base import Instruction
@@ -85,6 +87,7 @@ def draw(kind, pipeline, shown, prompt, **more) -> Any:
     )
 
 
+@pytest.mark.short("FluxKontextPipeline", "Flux2KleinPipeline", "QwenImageEditPlusPipeline")
 def test_prediction_and_samples_are_the_pipelines_own(kind, base, folder, shown):
     """Every step of sampling, with the inputs that diffusers' pipeline gave its denoiser, from the same pictures."""
     model = load(kind, base, len(shown))
@@ -134,6 +137,7 @@ def test_a_base_takes_as_many_references_as_its_pipeline(kind, base):
     assert all("is a model that edits, and is trained without reference pictures" in note for note in notes)
 
 
+@pytest.mark.short("FluxKontextPipeline", "QwenImageEditPlusPipeline")
 def test_without_references_a_base_is_the_same(kind, base):
     """Fingerprints of what is cached, and layers; what reads pictures is given back."""
     family = families.load_class(KINDS[kind])
@@ -164,3 +168,41 @@ def test_a_plain_base_takes_none(tmp_path):
     other = Base(path=str(tiny_zimage.make_folder(tmp_path / "zimage")))
     with pytest.raises(ValueError, match="takes no reference pictures; remove them"):
         families.load_class("zimage").skeleton(other).use_references(other, {"samples.prompts[].references": 1})
+
+
+def test_what_reads_pictures_comes_from_the_text_encoders_file(tmp_path, monkeypatch):
+    """As in ComfyUI's file, which has it; one without it is named, before anything is loaded."""
+    tiny_edit.small(monkeypatch)
+    kind = "QwenImageEditPlusPipeline"
+    folder = tiny_edit.make_folder(tmp_path, kind)
+    (stored,) = (folder / "text_encoder").glob("*.safetensors")
+    base = Base(path=str(folder), texts=(str(stored),))
+    whole, split = load(kind, Base(path=str(folder))), load(kind, base)
+    caption = Instruction("make it red", (Shown(70, 90, 0),))
+    assert torch.equal(whole.encode_texts([caption])["hidden"], split.encode_texts([caption])["hidden"])
+    assert whole.fingerprint("instructions") == split.fingerprint("instructions")
+    bare = {name: tensor for name, tensor in load_file(stored).items() if "visual." not in name}
+    save_file(bare, tmp_path / "bare.safetensors")
+    base = Base(path=str(folder), texts=(str(tmp_path / "bare.safetensors"),))
+    with pytest.raises(ValueError, match=r"base\.texts: .*bare\.safetensors lacks the part .* that reads pictures"):
+        families.load_class("qwenimage").skeleton(base).use_references(base, {"data.folders[].references": 1})
+
+
+def test_a_base_without_settings_for_reading_pictures_is_refused(tmp_path):
+    folder = tiny_edit.make_folder(tmp_path, "QwenImageEditPipeline")
+    shutil.rmtree(folder / "processor")
+    base = Base(path=str(folder))
+    skeleton = families.load_class("qwenimage").skeleton(base)
+    with pytest.raises(ValueError, match="preprocessor_config.json, cannot be read; give a complete copy"):
+        skeleton.use_references(base, {"data.folders[].references": 1})
+
+
+@pytest.mark.parametrize("name, expected", [
+    ("qwen_image_edit_2509_fp8_e4m3fn.safetensors", "Qwen/Qwen-Image-Edit-2509"),
+    ("qwen_image_edit_bf16.safetensors", "Qwen/Qwen-Image-Edit"),
+    ("qwen-image-edit-2511.safetensors", "Qwen/Qwen-Image-Edit-2511"),
+    ("qwen_image_2512_bf16.safetensors", "Qwen/Qwen-Image-2512"),
+    ("accredited.safetensors", "Qwen/Qwen-Image"),
+])
+def test_a_single_files_name_says_which_configuration_it_has(name, expected):
+    assert families.load_class("qwenimage").hub_id(name) == expected

@@ -224,8 +224,8 @@ def test_qwen_image_trains_its_blocks(imported, tmp_path):
     everything = match_layers(model, Targets(layers="all"))[0]
     assert preset.family == "qwenimage" and not problems
     assert set(chosen) == {name for name in everything if "transformer_blocks" in name}
-    with pytest.raises(ValueError, match="qwen_image_edit is none of"):
-        imported(job(model={"is_flux": None, "arch": "qwen_image_edit"}))
+    with pytest.raises(ValueError, match="qwen_image_layered is none of"):
+        imported(job(model={"is_flux": None, "arch": "qwen_image_layered"}))
 
 
 @pytest.mark.parametrize(

@@ -101,6 +101,7 @@ def test_batches_have_references_of_one_size(place, stage):
     assert "32 x 32 from " in found.training.table(2)
 
 
+@pytest.mark.full
 def test_a_changed_reference_is_encoded_again_and_told_of(place, stage, tmp_path, monkeypatch):
     shutil.copytree(stage / "before", tmp_path / "before")
     shutil.copytree(stage / "style", tmp_path / "style")
