@@ -27,16 +27,19 @@ SCHEDULE = {"use_dynamic_shifting": True, "base_shift": 0.5, "max_shift": 0.9, "
 """As published."""
 
 
-def make_pipeline(seed: int = 0, dim: int = 32) -> QwenImagePipeline:
-    """A random pipeline; `dim`: width of the transformer."""
+def make_pipeline(
+    seed: int = 0, dim: int = 32, tokens: Any = None, places: dict[str, int] | None = None
+) -> QwenImagePipeline:
+    """A random pipeline; `dim`: width of the transformer. `tokens`: another tokenizer, `places`: where it has tokens
+    that stand for pictures."""
     torch.manual_seed(seed)
-    tokens: Any = tokenizer()
+    tokens = tokens or tokenizer()
     transformer = QwenImageTransformer2DModel(
         in_channels=16, out_channels=4, num_layers=3, attention_head_dim=16, num_attention_heads=dim // 16,
         joint_attention_dim=WIDTH, axes_dims_rope=(4, 6, 6),
     )
-    return QwenImagePipeline(FlowMatchEulerDiscreteScheduler(**SCHEDULE), vae(), encoder(len(tokens)), tokens,
-                             transformer)
+    texts = encoder(len(tokens), places=places)
+    return QwenImagePipeline(FlowMatchEulerDiscreteScheduler(**SCHEDULE), vae(), texts, tokens, transformer)
 
 
 def tokenizer() -> Any:
@@ -44,7 +47,9 @@ def tokenizer() -> Any:
     return tiny_qwen3.tokenizer(words=["system", "user", "Describe", *(f"Ġ{word}" for word in TEMPLATE.split())])
 
 
-def encoder(vocabulary: int, width: int = WIDTH) -> Qwen2_5_VLForConditionalGeneration:
+def encoder(
+    vocabulary: int, width: int = WIDTH, places: dict[str, int] | None = None
+) -> Qwen2_5_VLForConditionalGeneration:
     """A language model that also sees pictures."""
     text = {
         "vocab_size": vocabulary, "hidden_size": width, "intermediate_size": 2 * width, "num_hidden_layers": 2,
@@ -54,7 +59,7 @@ def encoder(vocabulary: int, width: int = WIDTH) -> Qwen2_5_VLForConditionalGene
     }
     vision = {"depth": 1, "hidden_size": 8, "intermediate_size": 8, "num_heads": 1, "out_hidden_size": width,
               "fullatt_block_indexes": [0]}
-    return Qwen2_5_VLForConditionalGeneration(Qwen2_5_VLConfig(text_config=text, vision_config=vision))
+    return Qwen2_5_VLForConditionalGeneration(Qwen2_5_VLConfig(text_config=text, vision_config=vision, **places or {}))
 
 
 def vae() -> AutoencoderKLQwenImage:

@@ -12,7 +12,8 @@ from modules.adapters.base import seed_of
 from modules.data.augment import View, sizes_at, view_at
 from modules.data.captions import caption_for
 from modules.data.epochs import Epochs
-from modules.data.index import Index, Picture, by_bucket
+from modules.data.index import Index, Picture, by_shape
+from modules.families.base import Caption, about
 from modules.preset.data_options import Data
 
 KEPT_EPOCHS = 4
@@ -21,14 +22,15 @@ KEPT_EPOCHS = 4
 
 @dataclass(frozen=True)
 class Batch:
-    """One micro-batch of one process. All pictures have the same bucket."""
+    """One micro-batch of one process. All pictures have the same bucket, and references of the same sizes."""
 
     pictures: tuple[Picture, ...]
     positions: tuple[int, ...]
     """The samples' indices in the whole run over all processes; noise and timesteps follow from them."""
     flips: tuple[bool, ...]
-    captions: tuple[str, ...]
-    """As used for these samples, after trigger, shuffling and dropping."""
+    captions: tuple[Caption, ...]
+    """As used for these samples, after trigger, shuffling and dropping; those of pictures with references are about
+    these."""
     views: tuple[View | None, ...]
     """How the pictures are seen."""
     masked: tuple[bool, ...]
@@ -44,7 +46,7 @@ class Batch:
 class Batches:
     """All batches of a run, for process `rank` of `processes`.
 
-    A global batch has `batch_size * processes` pictures of one bucket, of which the processes take consecutive
+    A global batch has `batch_size * processes` pictures of one shape, of which the processes take consecutive
     slices. An epoch has every picture `repeats` times (see `epochs`) in a new order; the last batch of a bucket is
     filled up with further pictures of that bucket. A step takes `accumulation` consecutive global batches, across
     epochs too.
@@ -55,7 +57,7 @@ class Batches:
         self.seed = seed
         self.batch_size, self.accumulation, self.processes, self.rank = batch_size, accumulation, processes, rank
         self.total = batch_size * processes
-        self.groups = [pictures for _, pictures in sorted(by_bucket(index.pictures).items())]
+        self.groups = [pictures for _, pictures in sorted(by_shape(index.pictures).items())]
         self.epochs = Epochs(self.groups, self.total, seed)
         self._orders: dict[int, list[list[Picture]]] = {}
 
@@ -89,7 +91,8 @@ class Batches:
             pictures=pictures,
             positions=positions,
             flips=tuple(flip_at(one.options, self.seed, position) for one, position in samples),
-            captions=tuple(caption_for(one.options, one.caption, self.seed, position) for one, position in samples),
+            captions=tuple(about(caption_for(one.options, one.caption, self.seed, position), one.references)
+                           for one, position in samples),
             views=tuple(view_at(one.options, one, self.seed, position) for one, position in samples),
             masked=tuple(mask_at(one.options, self.seed, position) for one, position in samples),
         )
@@ -99,7 +102,7 @@ class Batches:
         epoch, place = self.epochs.place(batch.positions[0] // self.total)
         return self._order(epoch)[place]
 
-    def captions(self, steps: int, start: int = 0) -> Iterator[str]:
+    def captions(self, steps: int, start: int = 0) -> Iterator[Caption]:
         """All captions that this process uses from step `start` up to but without step `steps`, with repetitions."""
         for step in range(start, steps):
             for micro in range(self.accumulation):

@@ -15,6 +15,7 @@ import os
 import uuid
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -32,8 +33,9 @@ from modules.data.looking import Progress
 from modules.data.masks import placed, read
 from modules.data.names import shown
 from modules.data.opening import content_key, open_picture
+from modules.data.references import Reference
 from modules.disk import DiskFull, remove_left_overs, whole
-from modules.families.base import Model, Texts, together
+from modules.families.base import Caption, Instruction, Model, Texts, text_of, together
 from modules.preset.data_options import Data
 from modules.printable import short
 
@@ -110,12 +112,7 @@ class LatentCache:
         with torch.no_grad():
             latents = self.model.encode_images(_pixels(picture, flip, view)[None])[0].float().cpu()
         assert latents.shape == self._shape(picture), f"{picture.path}: {latents.shape} is not {self._shape(picture)}"
-        if not torch.isfinite(latents).all():
-            raise ValueError(
-                f"{shown(picture.path)}: non-finite latents from the image encoder, as some give in float16; "
-                "set training.precision to bfloat16 or float32"
-            )
-        return latents
+        return _finite(latents, picture.path)
 
 
 class MaskCache:
@@ -153,6 +150,37 @@ class MaskCache:
         return 1, height, width
 
 
+class ReferenceCache:
+    """The image encoder's latents of reference pictures."""
+
+    def __init__(self, options: Data, model: Model):
+        self.model = model
+        self.fingerprint = model.fingerprint("images")
+        self.store = Store(Path(options.cache_folder, "references") if options.cache else None)
+
+    def get(self, reference: Reference) -> Tensor:
+        """`(channels, h, w)` float32 on the CPU."""
+        key = _key("reference", self.fingerprint, PIL.__version__, reference.content)
+        width, height = (side // self.model.latent_factor for side in reference.size)
+        shape = self.model.latent_channels, height, width
+        stored = self.store.get(key, {"latents": (torch.float32, shape)})
+        if stored is None:
+            latents = self.model.encode_reference(reference.image())
+            assert latents.shape == shape, f"{reference.path}: {latents.shape} is not {shape}"
+            stored = self.store.put(key, {"latents": _finite(latents, reference.path)})
+        return stored["latents"]
+
+    def of(self, pictures: Sequence[Picture]) -> tuple[Tensor, ...]:
+        """Those of pictures of one shape: `(n, channels, h, w)` for each of their references."""
+        each = zip(*(one.references for one in pictures), strict=True)
+        return tuple(torch.stack([*map(self.get, shown)]) for shown in each)
+
+    def fill(self, pictures: Iterable[Picture]) -> None:
+        """Encode what is missing. Raises ValueError for references that have changed since the index was made."""
+        for reference in dict.fromkeys(one for picture in pictures for one in picture.references):
+            self.get(reference)
+
+
 class TextCache:
     """The text encoders' features of captions, each in the dtype the encoders give."""
 
@@ -161,11 +189,11 @@ class TextCache:
         self.fingerprint = model.fingerprint("texts")
         self.store = Store(Path(options.cache_folder, "texts") if options.cache else None)
 
-    def get(self, captions: Sequence[str]) -> Texts:
+    def get(self, captions: Sequence[Caption]) -> Texts:
         """The captions' features on the CPU, as those of one batch."""
         return together([self._get(caption) for caption in captions])
 
-    def fill(self, captions: Iterable[str], progress: Progress | None = None) -> None:
+    def fill(self, captions: Iterable[Caption], progress: Progress | None = None) -> None:
         """Read and check what is there, and encode what is missing."""
         unique = list(dict.fromkeys(captions))
         for done, caption in enumerate(unique):
@@ -173,27 +201,35 @@ class TextCache:
             self._get(caption)
         _report(progress, len(unique), len(unique))
 
-    def key(self, caption: str) -> str:
+    def key(self, caption: Caption) -> str:
         """The name of an item: everything its features depend on."""
-        return _key("texts", self.fingerprint, caption)
+        if isinstance(caption, Instruction) and self.model.reads_references:
+            seen = tuple(one.content for one in caption.references)
+            return _key("instruction", self.instructions, PIL.__version__, caption.text, seen)
+        return _key("texts", self.fingerprint, text_of(caption))
 
-    def find(self, caption: str) -> Texts | None:
+    @cached_property
+    def instructions(self) -> str:
+        """The fingerprint of what reads captions about pictures."""
+        return self.model.fingerprint("instructions")
+
+    def find(self, caption: Caption) -> Texts | None:
         """One caption's features, if they are there."""
         return self.store.get(self.key(caption))
 
-    def _get(self, caption: str) -> Texts:
+    def _get(self, caption: Caption) -> Texts:
         found = self.find(caption)
         return self.store.put(self.key(caption), self.encode(caption)) if found is None else found
 
-    def encode(self, caption: str) -> Texts:
+    def encode(self, caption: Caption) -> Texts:
         """One caption's features, encoded anew and not kept. Raises ValueError where they are non-finite."""
         # In a training step, where a damaged file may be noticed, autocast is on; while the cache is filled it is not.
         with torch.no_grad(), torch.autocast(self.model.device.type, enabled=False):
             encoded = {name: features.cpu() for name, features in self.model.encode_texts([caption]).items()}
         if not all(torch.isfinite(features).all() for features in encoded.values()):
             raise ValueError(
-                f"non-finite features from the text encoders for the caption {short(caption)!r}, as some give in "
-                "float16; set training.precision to bfloat16 or float32"
+                f"non-finite features from the text encoders for the caption {short(text_of(caption))!r}, as some give "
+                "in float16; set training.precision to bfloat16 or float32"
             )
         return encoded
 
@@ -316,6 +352,16 @@ def _pixels(picture: Picture, flip: bool, view: View | None) -> Tensor:
         raise ValueError(f"{path}: has changed since training started; start again, and do not edit pictures meanwhile")
     pixels = seen(opened, picture.bucket, view)
     return pixels.flip(-1) if flip else pixels
+
+
+def _finite(latents: Tensor, path: Path) -> Tensor:
+    """The latents of the picture at `path`. Raises ValueError where they are non-finite."""
+    if not torch.isfinite(latents).all():
+        raise ValueError(
+            f"{shown(path)}: non-finite latents from the image encoder, as some give in float16; set "
+            "training.precision to bfloat16 or float32"
+        )
+    return latents
 
 
 def _report(progress: Progress | None, done: int, total: int) -> None:

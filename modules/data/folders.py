@@ -14,7 +14,7 @@ from modules.printable import short
 ROLES = {"training": ("train", "regularisation"), "validation": ("validation",)}
 """The roles of the folders of a set."""
 
-OF_FOLDERS = ("path", "role", "repeats", "loss_weight")
+OF_FOLDERS = ("path", "role", "repeats", "loss_weight", "references")
 """Settings that a folder has and the data set has not. All others are laid over the options of the same name."""
 
 
@@ -117,6 +117,7 @@ def line_about(options: Data, folder: Folder, pictures: Sequence[Shown]) -> str:
     if folder.role != "validation":
         words += [f"{float(sum(exact(picture.repeats) for picture in pictures)):g} per epoch"]
         words += [f"repeats {folder.repeats:g}", f"loss weight {folder.loss_weight:g}"]
+    words += [f"references {', '.join(map(shown, folder.references))}"] if folder.references else []
     resolutions = at_resolutions(folder_options(options, folder))
     for one, share in resolutions:
         often = f" x {float(share):g}" if share != 1 and folder.role != "validation" else ""

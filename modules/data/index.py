@@ -9,13 +9,14 @@ from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from pathlib import Path
 
-from modules.data import seen
+from modules.data import references, seen
 from modules.data.buckets import nearest
 from modules.data.captions import samples_of
 from modules.data.folders import exact, number, scaled
-from modules.data.looking import Progress, looks, record_of
+from modules.data.looking import Look, Progress, looks, record_of
 from modules.data.masks import Mask, excludes_all
 from modules.data.pictures import enlargement
+from modules.data.references import Fitted, Reference
 from modules.data.roots import bucket_sizes
 from modules.data.survey import Item, Survey, survey
 from modules.preset.data_options import Data
@@ -32,6 +33,10 @@ class DataProblems(ValueError):
         """One sentence each: which option, which file, what is wrong, what to do."""
         self.notes = list(notes)
         super().__init__("\n".join(self.problems))
+
+
+Shape = tuple[tuple[int, int], tuple[tuple[int, int], ...]]
+"""A bucket, and the sizes that reference pictures are resized to."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +67,13 @@ class Picture:
     mask: Mask | None = None
     focus: tuple[float, float] | None = None
     """The point that a crop around a focus has in its middle, as fractions of width and height."""
+    references: tuple[Reference, ...] = ()
+    """What it is made from, for a model that edits."""
+
+    @property
+    def shape(self) -> Shape:
+        """What all pictures of a batch have alike."""
+        return self.bucket, tuple(one.size for one in self.references)
 
     @property
     def is_prior(self) -> bool:
@@ -79,6 +91,8 @@ class Bucket:
     """How often its pictures are used; on average, where that is not whole."""
     filled: float
     """How many more are used to fill the last batch; likewise."""
+    references: tuple[tuple[int, int], ...] = ()
+    """The sizes of its pictures' references."""
 
 
 @dataclass(frozen=True)
@@ -102,7 +116,7 @@ class Index:
             batches = round((bucket.repeats + bucket.filled) / batch)
             row = [bucket.pictures, bucket.repeats, batches, bucket.filled]
             totals = [total + value for total, value in zip(totals, row, strict=True)]
-            size = f"{bucket.size[0]} x {bucket.size[1]}"
+            size = " from ".join(f"{width} x {height}" for width, height in (bucket.size, *bucket.references))
             lines.append(f"{size:>12} " + " ".join(f"{round(value, 2):>9}" for value in row))
         return "\n".join([*lines, f"{'all':>12} " + " ".join(f"{round(value, 2):>9}" for value in totals)])
 
@@ -127,18 +141,29 @@ def _separated(rows: Iterable[Sequence[object]]) -> str:
     return text.getvalue()
 
 
-def build_index(options: Data, which: str, bucket_step: int, progress: Progress | None = None) -> Index:
-    """Read and check all pictures and captions of a set, "training" or "validation".
+def build_index(
+    options: Data,
+    which: str,
+    bucket_step: int,
+    progress: Progress | None = None,
+    fitted: Fitted = references.as_it_is,
+) -> Index:
+    """Read and check all pictures and captions of a set, "training" or "validation"; `fitted`: see `references`.
 
     Raises DataProblems with everything that is wrong at once.
     """
     found = survey(options, which, bucket_step)
     record = record_of(Path(options.cache_folder), {item.root.path for item in found.items}) if options.cache else None
-    opened = seen.seen_of(found, looks(seen.paths_of(found), record, progress))
+    answers = looks(seen.paths_of(found), record, progress)
+    opened = seen.seen_of(found, answers)
+    shown_with = {path: (path, one.size, one.key) for path, one in answers.items() if isinstance(one, Look)}
     masked = seen.look_at_masks([(item, look.size) for item, look in opened], found)
     if found.problems:
         raise DataProblems(found.problems, found.notes)
     pictures = as_pictures(options, [(item, (look.size, look.key)) for item, look in opened], found, masked)
+    pictures = _with_references(pictures, [item for item, _ in opened], shown_with, fitted, found)
+    if found.problems:
+        raise DataProblems(found.problems, found.notes)
     if which == "training" and not any(picture.role == "train" for picture in pictures):
         found.problem("none of the pictures of the role train can be read; the notes list them")
         raise DataProblems(found.problems, found.notes)
@@ -152,6 +177,27 @@ def build_index(options: Data, which: str, bucket_step: int, progress: Progress 
     alike = seen.remark_on_likeness(by_path, found)
     skipped = tuple((found.names[path], why) for path, why in found.broken.items())
     return Index(tuple(pictures), tuple(found.notes), tuple(found.captions), skipped, alike)
+
+
+def _with_references(
+    pictures: list[Picture],
+    items: Sequence[Item],
+    looks: Mapping[Path, tuple[Path, references.Size, str]],
+    fitted: Fitted,
+    found: Survey,
+) -> list[Picture]:
+    """The pictures with the references of their items; problems for those that the model does not take."""
+    owners = {(item.root.entry, item.path): item.references for item in items if item.references}
+    made: list[Picture] = []
+    for picture in pictures:
+        size, own = (picture.width, picture.height), owners.get((picture.entry, picture.path), ())
+        try:
+            shown = references.of_item(map(looks.__getitem__, own), size, picture.bucket, fitted)
+        except ValueError as error:
+            found.problem(str(error))
+        else:
+            made.append(replace(picture, references=shown) if shown else picture)
+    return made
 
 
 def _is_learned(picture: Picture) -> bool:
@@ -226,19 +272,20 @@ def by_caption(picture: Picture) -> list[Picture]:
 
 
 def bucket_numbers(pictures: Iterable[Picture], batch: int) -> list[Bucket]:
-    """Every bucket that has pictures; `batch` is the number of pictures in a batch over all processes."""
+    """Every bucket that has pictures, once for each size of references; `batch` is the number of pictures in a batch
+    over all processes."""
     numbers = []
-    for size, group in sorted(by_bucket(pictures).items()):
+    for (size, of_references), group in sorted(by_shape(pictures).items()):
         shown = number(sum((exact(picture.repeats) for picture in group), Fraction(0)))
-        numbers.append(Bucket(size, len(group), shown, math.ceil(shown / batch) * batch - shown))
+        numbers.append(Bucket(size, len(group), shown, math.ceil(shown / batch) * batch - shown, of_references))
     return numbers
 
 
-def by_bucket(pictures: Iterable[Picture]) -> dict[tuple[int, int], list[Picture]]:
-    """Pictures by their bucket, in their order."""
-    groups: dict[tuple[int, int], list[Picture]] = defaultdict(list)
+def by_shape(pictures: Iterable[Picture]) -> dict[Shape, list[Picture]]:
+    """Pictures by their bucket and the sizes of their references, in their order."""
+    groups: dict[Shape, list[Picture]] = defaultdict(list)
     for picture in pictures:
-        groups[picture.bucket].append(picture)
+        groups[picture.shape].append(picture)
     return dict(groups)
 
 

@@ -8,7 +8,6 @@ picture of the data set.
 import difflib
 import hashlib
 import re
-from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +22,7 @@ from modules.data.names import looked_at, shown
 from modules.data.opening import open_mask
 from modules.data.pictures import placement
 from modules.data.roots import Root
+from modules.data.same_name import by_name, name_of, nearest
 from modules.preset.data_options import Data
 
 if TYPE_CHECKING:
@@ -105,9 +105,9 @@ def apart(
         masks = {path: beside[path.with_suffix("")] for path in pictures if path.with_suffix("") in beside}
     elif options.masks in known:
         folder = known[options.masks]
-        names = _by_name(folder)
+        names = by_name(folder, MASK)
         for path in pictures:
-            if (file := _named(path, folder, names.get(path.stem, []), found)) is not None:
+            if (file := _named(path, folder, names.get(name_of(path), []), found)) is not None:
                 masks[path] = file
     _remark(options, labels, inside, pictures, masks, found)
     return pictures, masks
@@ -122,32 +122,13 @@ def _plain(file: Path) -> Path:
     return file.with_name(file.stem[: -len(MASK)])
 
 
-def _by_name(folder: Path) -> dict[str, list[Path]]:
-    """The mask files in a folder and below it, by their names without suffix."""
-    names: dict[str, list[Path]] = defaultdict(list)
-    for file in sorted(folder.rglob("*")):
-        if file.suffix.lower() in SUFFIXES and not file.name.startswith("."):
-            stem = file.stem
-            names[stem[: -len(MASK)] if stem.lower().endswith(MASK) else stem].append(file)
-    return names
-
-
 def _named(path: Path, folder: Path, files: Sequence[Path], found: "Survey") -> Path | None:
-    """A picture's mask among those of its name: of several, the one in the sub-folder that is most like its own."""
-    if len(files) < 2:
-        return files[0] if files else None
-
-    def alike(file: Path) -> int:
-        below = file.parent.relative_to(folder).parts
-        return len(below) if path.parent.parts[len(path.parent.parts) - len(below) :] == below else -1
-
-    most = max(map(alike, files))
-    best = [file for file in files if alike(file) == most]
-    if most >= 0 and len(best) == 1:
-        return best[0]
-    listed = ", ".join(shown(file) for file in files)
-    found.problem(f"{found.names[path]}: has several masks ({listed}); keep one of them")
-    return None
+    """A picture's mask among those of its name."""
+    best = nearest(path, folder, files)
+    if len(best) > 1:
+        listed = ", ".join(shown(file) for file in files)
+        found.problem(f"{found.names[path]}: has several masks ({listed}); keep one of them")
+    return best[0] if len(best) == 1 else None
 
 
 def _remark(

@@ -24,8 +24,9 @@ THREADS = min(8, os.cpu_count() or 1)
 
 
 def paths_of(found: Survey) -> list[Path]:
-    """The picture files, each once."""
-    return list(dict.fromkeys(item.path for item in found.items))
+    """The picture files, each once, and then those of reference pictures."""
+    pictures = dict.fromkeys(item.path for item in found.items)
+    return list(pictures | dict.fromkeys(path for item in found.items for path in item.references))
 
 
 def look_at(
@@ -41,8 +42,11 @@ def look_at(
 
 
 def seen_of(found: Survey, answers: Mapping[Path, Seen | ValueError]) -> list[tuple[Item, Seen]]:
-    """Each picture with what was seen of it. Pictures that cannot be read are left out: they are problems, or with
-    data.broken "skip" noted."""
+    """Each picture with what was seen of it. Pictures that cannot be read, or whose references cannot, are left out:
+    they are problems, or with data.broken "skip" noted."""
+    of_references = {item.path: answers[path] for item in found.items for path in item.references
+                     if isinstance(answers[path], ValueError)}
+    answers = {path: of_references.get(path, answers[path]) for path in dict.fromkeys(one.path for one in found.items)}
     found.broken = {path: str(answer) for path, answer in answers.items() if isinstance(answer, ValueError)}
     reasons = list(found.broken.values())
     for sentence in filter(None, (lacks(found.broken) for lacks in found.lacks)):

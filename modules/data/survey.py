@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
 
-from modules.data import focus, folders, idle_captions, masks, roots
+from modules.data import focus, folders, idle_captions, masks, references, roots
 from modules.data.caption_files import Caption, read_captions
 from modules.data.formats import SUFFIXES, missing
 from modules.data.names import REPEATS, is_passed_over, kind_of, listing, shown
@@ -35,6 +35,8 @@ class Item:
     """The file of its mask: the picture's own where its transparency is the mask. None: all of it is trained."""
     focus: tuple[float, float] | None = None
     """The point of the picture that is to be in a crop, as fractions of width and height."""
+    references: tuple[Path, ...] = ()
+    """The files of its reference pictures."""
 
 
 @dataclass
@@ -60,6 +62,18 @@ class Survey(Said):
         if paths:
             self.notes.append(f"{sentence} ({listing([self.names[path] for path in paths])})")
 
+    def lacks_references(self, paths: Sequence[Path], folder: str) -> None:
+        """A problem for pictures that have no reference in a folder, which one that cannot be read needs none of."""
+        def said(broken: Container[Path]) -> str:
+            lacking = [self.names[path] for path in paths if path not in broken]
+            return (f"pictures without a reference picture of the same name in {shown(folder)} ({listing(lacking)}); "
+                    "add it there, or remove the picture") if lacking else ""
+
+        if self.skips:
+            self.lacks.append(said)
+        else:
+            self.problem(said(()))
+
 
 def survey(options: Data, which: str, bucket_step: int) -> Survey:
     """List the folders of a set, "training" or "validation"."""
@@ -70,10 +84,11 @@ def survey(options: Data, which: str, bucket_step: int) -> Survey:
     passed_over: list[Path] = []
     listed = {root.entry: _list_files(root, roots.own_places(root, options), passed_over, found) for root in given}
     found.note(passed_over, "hidden files, and thumbnails and recycle bins of file managers are passed over")
-    mask_folders = masks.folders(given, found)
+    mask_folders, reference_folders = masks.folders(given, found), references.folders(given, found)
     for alike in _by_options(given):
         own = alike[0].options
         files = list(dict.fromkeys(file for root in alike for file in listed[root.entry]))
+        files = references.apart(files, reference_folders, given, found)
         paths, mask_files = masks.apart(own, files, mask_folders, found)
         read = read_captions(own, paths, files, found.names, [root.path for root in alike])
         for sentence in read.problems:
@@ -91,9 +106,10 @@ def survey(options: Data, which: str, bucket_step: int) -> Survey:
         for root in alike:
             mine = [file for file in listed[root.entry] if file in kept]
             repeats = _repeats(mine, root, found)
+            shown_with = references.of_pictures(root, mine, reference_folders, found)
             found.items += [
                 Item(path, found.names[path], root, read.captions[path], repeats[path], mask_files.get(path),
-                     focuses.get(path))
+                     focuses.get(path), shown_with.get(path, ()))
                 for path in mine
             ]
     found.notes += idle_captions.notes(found.items) if which == "training" else []

@@ -101,13 +101,15 @@ def own(preset: Preset, facts: Facts, base_hash: str) -> dict[str, str]:
     values = preset.model_dump(mode="json") if named else without_paths(preset)
     if is_hub_id(preset.base.path):
         values["base"]["path"] = preset.base.path
+    if not named:
+        values["samples"]["prompts"] = preset.samples.texts
     found = {
         METADATA_KEY: values,
         "gimbal.method": preset.adapter.method,
         "gimbal.host": preset.export.host,
         "gimbal.base": base_name(preset),
         "gimbal.base_hash": base_hash,
-        "gimbal.prompts": facts.prompts if named else preset.samples.prompts,
+        "gimbal.prompts": facts.prompts if named else preset.samples.texts,
         "gimbal.dataset": {"pictures": sum(facts.pictures.values()), **({"folders": facts.pictures} if named else {})},
         "gimbal.versions": facts.versions,
         "gimbal.seed": preset.training.seed,

@@ -4,7 +4,7 @@ A `Model` is loaded once per run and holds the frozen networks.
 """
 
 import re
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -43,7 +43,41 @@ def _lengthened(tensor: Tensor, length: int) -> Tensor:
     return torch.cat([tensor, rest], 1)
 
 
-Encode = Callable[[Sequence[str]], Texts]
+class Shown(Protocol):
+    """A reference picture, as a caption or prompt is about it."""
+
+    @property
+    def content(self) -> tuple:
+        """What a model's view of it depends on."""
+        ...
+
+    def image(self) -> Image:
+        """The picture, in RGB."""
+        ...
+
+
+@dataclass(frozen=True)
+class Instruction:
+    """A caption or prompt about reference pictures."""
+
+    text: str
+    references: tuple[Shown, ...]
+
+
+Caption = str | Instruction
+
+
+def about(text: str, references: tuple[Shown, ...]) -> Caption:
+    """A text that is about these reference pictures, if there are any."""
+    return Instruction(text, references) if references else text
+
+
+def text_of(caption: Caption) -> str:
+    """The text alone."""
+    return caption if isinstance(caption, str) else caption.text
+
+
+Encode = Callable[[Sequence[Caption]], Texts]
 """Gives the conditions of captions."""
 
 
@@ -96,6 +130,9 @@ class Model(Protocol):
     distilled: bool
     """Whether this base is distilled to few steps, so that training needs a `base.training_adapter`."""
 
+    reads_references: bool
+    """Whether conditions of an `Instruction` depend on its reference pictures."""
+
     @classmethod
     def problems(cls, base: Base) -> list[str]:
         """Why `load` cannot work (missing or wrong files), as sentences; quick, loads no weights."""
@@ -145,7 +182,8 @@ class Model(Protocol):
 
     def fingerprint(self, part: str) -> str:
         """A short hash of all that the results of "images" or "texts" encoders depend on besides the picture or
-        caption, for cache keys: weights, configuration, tokenizers, device, versions of the libraries."""
+        caption, for cache keys: weights, configuration, tokenizers, device, versions of the libraries. "instructions":
+        of captions about reference pictures, if it `reads_references`."""
         ...
 
     def encode_images(self, pixels: Tensor) -> Tensor:
@@ -153,8 +191,23 @@ class Model(Protocol):
         mean and standard deviation of the scaled latents."""
         ...
 
-    def encode_texts(self, captions: Sequence[str]) -> Texts:
+    def encode_texts(self, captions: Sequence[Caption]) -> Texts:
         """Conditions of the captions. Differentiable in adapted text encoders."""
+        ...
+
+    def use_references(self, base: Base, counts: Mapping[str, int]) -> list[str]:
+        """Train and sample with so many reference pictures at most, by the option that has them; without any, give
+        back the memory of what reads them. Call it after loading. Returns what is worth knowing, in sentences. Raises
+        ValueError, with a sentence, where this base does not take them."""
+        ...
+
+    def reference_size(self, width: int, height: int) -> tuple[int, int]:
+        """The size that a reference picture is resized to, in pixels. Raises ValueError, with the end of a sentence,
+        for one that the model does not take."""
+        ...
+
+    def encode_reference(self, image: Image) -> Tensor:
+        """A reference picture's latents `(c, h', w')`, float32 on the CPU, as `predict` takes them."""
         ...
 
     def use_reading(self, reading: Reading) -> list[str]:
@@ -192,9 +245,12 @@ class Model(Protocol):
         """Train and sample with this fixed shift of the noise levels; for rectified flows only."""
         ...
 
-    def predict(self, noisy: Tensor, times: Tensor, texts: Texts, sizes: Tensor) -> Tensor:
+    def predict(
+        self, noisy: Tensor, times: Tensor, texts: Texts, sizes: Tensor, references: Sequence[Tensor] = ()
+    ) -> Tensor:
         """The denoiser. `noisy (n, c, h, w)`, `times (n)` as `process` gives them, `sizes (n, 6)`: original height and
-        width, crop top and left, target height and width."""
+        width, crop top and left, target height and width. `references`: latents `(n, c, h', w')` of each reference
+        picture, in their order; a family that takes none has no such argument."""
         ...
 
     def negative_prompt(self, given: str) -> str | None:
@@ -203,7 +259,7 @@ class Model(Protocol):
 
     def sample(
         self,
-        prompts: Sequence[str],
+        prompts: Sequence[Caption],
         negative: str,
         width: int,
         height: int,

@@ -1,7 +1,8 @@
-"""FLUX.1 dev and schnell: a CLIP text encoder (pooled), a T5 text encoder (sequence), a transformer, a VAE.
+"""FLUX.1 dev, schnell and Kontext: a CLIP text encoder (pooled), a T5 text encoder (sequence), a transformer, a VAE.
 
 Encoding and sampling are diffusers' own `FluxPipeline`. Latents are packed: 2x2 of them are one token of the
-transformer. dev is distilled: it has a guidance embedding instead of being run twice.
+transformer. dev is distilled: it has a guidance embedding instead of being run twice. Kontext is a dev that edits; with
+reference pictures encoding and sampling are those of `FluxKontextPipeline`.
 """
 
 from collections.abc import Collection, Sequence
@@ -15,11 +16,14 @@ from modules.documents import read_object
 from modules.families import base as protocol
 from modules.families.parts import double_single, files
 from modules.families.parts.double_single import DOUBLE, SINGLE, DoubleSingleModel, original_place
+from modules.families.parts.editing import EditModel
 from modules.families.parts.names import DENOISER, Files, Place, clip, t5, t5_place, transformer
 from modules.families.parts.split import CLIP_L, T5
 from modules.preset.base_options import Base
 
 DEV, SCHNELL = "black-forest-labs/FLUX.1-dev", "black-forest-labs/FLUX.1-schnell"
+
+KONTEXT = "FluxKontextPipeline"
 
 TRAINED_GUIDANCE = 1.0
 """Input of the guidance embedding in training: 1 is no guidance, and pictures of a data set come from none. Other
@@ -54,7 +58,7 @@ GUIDANCE_IN_DIFFUSERS = "time_text_embed.guidance_embedder.linear_1.weight"
 """A tensor that dev has and schnell has not."""
 
 
-class Model(DoubleSingleModel):
+class Model(EditModel, DoubleSingleModel):
     """A loaded FLUX.1 base, dev where its transformer has a guidance embedding, else schnell.
 
     `Samples.guidance` is the input of dev's guidance embedding (3.5 is usual). With a negative prompt both variants
@@ -63,6 +67,8 @@ class Model(DoubleSingleModel):
     none at 1 or below. schnell has no embedding, so without a negative prompt guidance has no effect there.
     """
 
+    EDITORS = {KONTEXT: 1}
+    EXAMPLE = "black-forest-labs/FLUX.1-Kontext-dev"
     TITLE = "a FLUX.1 model"
     HUB_ID = DEV
     PIPELINE = "FluxPipeline"
@@ -111,6 +117,30 @@ class Model(DoubleSingleModel):
         return [f"base.config: {base.path} {has}, but {path} says the opposite; give the configuration of the same "
                 "variant"]
 
+    # -- reference pictures -------------------------------------------------------------------------------------------
+
+    @classmethod
+    def edit_pipeline(cls, base: Base) -> str:
+        """Kontext's file has the tensors and the configuration of dev's, so that its name says what it is."""
+        path = Path(base.path)
+        return KONTEXT if path.is_file() and "kontext" in path.name.lower() else super().edit_pipeline(base)
+
+    def reference_size(self, width: int, height: int) -> tuple[int, int]:
+        """Of the sizes that Kontext was trained at the one of the nearest shape."""
+        from diffusers.pipelines.flux import pipeline_flux_kontext as pipeline
+
+        step = self.editor.image_processor.config.vae_scale_factor
+        if min(width, height) < step:
+            raise ValueError(f"it has {width} x {height} px, and the model takes {step} px and more; remove it")
+        shape = (width - width % step) / (height - height % step)
+        _, *side = min((abs(shape - wide / high), wide, high) for wide, high in pipeline.PREFERRED_KONTEXT_RESOLUTIONS)
+        return side[0] // step * step, side[1] // step * step
+
+    def drawing(self, prompt: protocol.Caption, width: int, height: int) -> tuple[Any, dict[str, Any]]:
+        """With the pixels of the sample, which would else be resized to a million."""
+        pipeline, more = super().drawing(prompt, width, height)
+        return pipeline, {**more, "max_area": width * height} if more else {}
+
     # -- layers -------------------------------------------------------------------------------------------------------
 
     def named_targets(self) -> dict[str, list[str]]:
@@ -146,22 +176,24 @@ class Model(DoubleSingleModel):
         """Tokens that T5 reads, without the end token."""
         return self.text_length - self.tokenizer.num_special_tokens_to_add()
 
-    def encode_texts(self, captions: Sequence[str]) -> protocol.Texts:
+    def encode_texts(self, captions: Sequence[protocol.Caption]) -> protocol.Texts:
         """`hidden (n, tokens, dim)` of T5; `pooled (n, dim)` of CLIP."""
         for name in self.text_encoders:
             self.present(name)
         hidden, pooled, _ = self.pipeline.encode_prompt(
-            list(captions), device=self.device, max_sequence_length=self.text_length
+            [*map(protocol.text_of, captions)], device=self.device, max_sequence_length=self.text_length
         )
         return {"hidden": hidden, "pooled": pooled}
 
     # -- denoising ----------------------------------------------------------------------------------------------------
 
-    def predict(self, noisy: Tensor, times: Tensor, texts: protocol.Texts, sizes: Tensor) -> Tensor:
+    def predict(
+        self, noisy: Tensor, times: Tensor, texts: protocol.Texts, sizes: Tensor, references: Sequence[Tensor] = ()
+    ) -> Tensor:
         """The transformer on `noisy (n, c, h, w)`; it does not use `sizes`."""
         guidance = torch.full((len(noisy),), TRAINED_GUIDANCE, device=noisy.device) if self.guided else None
         more = {"guidance": guidance, "pooled_projections": texts["pooled"]}
-        return self.call(noisy, times, texts["hidden"], more)
+        return self.call(noisy, times, texts["hidden"], more, references)
 
     def negative_prompt(self, given: str) -> str | None:
         """None by default: guidance is embedded."""

@@ -23,8 +23,10 @@ from modules.families import base as protocol
 from modules.families.parts import files, qwen3
 from modules.families.parts.components import component_class, read_index
 from modules.families.parts.double_single import original_place
+from modules.families.parts.editing import joined
 from modules.families.parts.flow import FlowModel
 from modules.families.parts.names import DENOISER, Files, Place, text_name, transformer
+from modules.families.parts.own_size import OwnSizeEditor
 from modules.families.parts.split import Source, TextFile
 from modules.preset.base_options import Base
 from modules.tensorfile import read_header
@@ -114,7 +116,7 @@ TEXT_FILE = TextFile(
     "mistral_3_small_flux2_bf16.safetensors for dev)", "model.layers.0.self_attn.q_proj.weight", text_name)
 
 
-class Model(qwen3.Qwen3Reader, FlowModel):
+class Model(qwen3.Qwen3Reader, OwnSizeEditor, FlowModel):
     """A loaded FLUX.2 base: dev where its transformer has a guidance embedding, else Klein.
 
     `Samples.guidance` is the input of dev's guidance embedding (2.5 to 4 is usual), and of Klein base the scale of
@@ -124,6 +126,9 @@ class Model(qwen3.Qwen3Reader, FlowModel):
     computed_in = "bfloat16"
     FOLD, TOKEN = 2, 1
     THINKING = False
+    EDITORS = {"Flux2KleinPipeline": None, DEV_PIPELINE: None}
+    EXAMPLE = KLEIN + "base-9B"
+    ONLY_EDITS = False
     TITLE = "a FLUX.2 model"
     HUB_ID = KLEIN + "base-9B"
     PIPELINE = "Flux2KleinPipeline"
@@ -266,6 +271,13 @@ class Model(qwen3.Qwen3Reader, FlowModel):
         shift, scale = self._latent_scale()
         return (pixel_unshuffle(latents.float(), self.FOLD) - shift) * scale
 
+    # -- reference pictures -------------------------------------------------------------------------------------------
+
+    @classmethod
+    def edit_pipeline(cls, base: Base) -> str:
+        """Every base edits too."""
+        return cls.pipeline_name(cls.source(base))
+
     # -- texts --------------------------------------------------------------------------------------------------------
 
     def message(self, caption: str) -> str:
@@ -277,28 +289,35 @@ class Model(qwen3.Qwen3Reader, FlowModel):
         (said,) = format_input([caption], self.pipeline.system_message)
         return self.tokenizer.apply_chat_template(said, tokenize=False, add_generation_prompt=False)
 
-    def encode_texts(self, captions: Sequence[str]) -> protocol.Texts:
+    def encode_texts(self, captions: Sequence[protocol.Caption]) -> protocol.Texts:
         """`hidden (n, 512, 3 dim)`: three layers of the text encoder."""
         self.place_texts()
-        hidden, _ = self.pipeline.encode_prompt(list(captions), device=self.device)
+        hidden, _ = self.pipeline.encode_prompt([*map(protocol.text_of, captions)], device=self.device)
         return {"hidden": hidden}
 
     # -- denoising ----------------------------------------------------------------------------------------------------
 
-    def predict(self, noisy: Tensor, times: Tensor, texts: protocol.Texts, sizes: Tensor) -> Tensor:
+    def predict(
+        self, noisy: Tensor, times: Tensor, texts: protocol.Texts, sizes: Tensor, references: Sequence[Tensor] = ()
+    ) -> Tensor:
         """The transformer on `noisy (n, c, h, w)`; it does not use `sizes`."""
         denoiser, pipeline, hidden = self.pipeline.transformer, self.pipeline, texts["hidden"]
-        noisy = noisy.to(denoiser.dtype)
+        noisy, ids = noisy.to(denoiser.dtype), pipeline._prepare_latent_ids(noisy)
+        if references:
+            own = pipeline._prepare_image_ids([one[:1] for one in references])
+            ids = torch.cat([ids, own.repeat(len(noisy), 1, 1)], 1)
         predicted = denoiser(
-            hidden_states=pipeline._pack_latents(noisy),
+            hidden_states=joined(pipeline._pack_latents(noisy),
+                                 [pipeline._pack_latents(one.to(noisy.dtype)) for one in references]),
             timestep=times.to(noisy.dtype) / self.process.count,
             guidance=torch.full((len(noisy),), TRAINED_GUIDANCE, device=noisy.device) if self.guided else None,
             encoder_hidden_states=hidden,
             txt_ids=pipeline._prepare_text_ids(hidden).to(noisy.device),
-            img_ids=pipeline._prepare_latent_ids(noisy).to(noisy.device),
+            img_ids=ids.to(noisy.device),
             return_dict=False,
         )[0]
-        return grid(predicted, *noisy.shape[2:])
+        height, width = noisy.shape[2:]
+        return grid(predicted[:, : height * width], height, width)
 
     def negative_prompt(self, given: str) -> str | None:
         """None where guidance is distilled."""

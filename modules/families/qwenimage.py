@@ -1,12 +1,15 @@
-"""Qwen-Image, the first and 2512: a Qwen2.5-VL text encoder, a transformer with two streams, a VAE of its own.
+"""Qwen-Image, the first and 2512, and Qwen-Image-Edit: a Qwen2.5-VL text encoder, a transformer with two streams, a VAE
+of its own.
 
-Encoding and sampling are diffusers' own `QwenImagePipeline`. Latents are packed: 2x2 of them are one token of the
-transformer, which gets captions of different lengths with a mask. ComfyUI's files have diffusers' names.
+Encoding and sampling are diffusers' own `QwenImagePipeline`; with reference pictures, which the text encoder sees too,
+`QwenImageEditPipeline`, or of 2509 and later `QwenImageEditPlusPipeline`. Latents are packed: 2x2 of them are one token
+of the transformer, which gets captions of different lengths with a mask. ComfyUI's files have diffusers' names.
 
 The noise levels of training are shifted by the scheduler's line over the number of tokens, as in OneTrainer. Samples
 end at a small level besides (`shift_terminal`), which training, there and here, has none of.
 """
 
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -17,12 +20,17 @@ from torch import Tensor
 
 from modules.families import base as protocol
 from modules.families.parts import qwen3, qwen_vl
+from modules.families.parts.editing import joined
 from modules.families.parts.flow import PATCH, FlowModel
 from modules.families.parts.names import DENOISER, Files, Place, transformer
+from modules.families.parts.qwen_edit import QwenEditor
 from modules.families.parts.qwen_vae import MARK as VAE_MARK
 from modules.families.parts.qwen_vae import QwenVae
 
 FIRST, NEWER = "Qwen/Qwen-Image", "Qwen/Qwen-Image-2512"
+EDIT = "Qwen/Qwen-Image-Edit"
+PLUS = ("2511", "2509")
+"""Later ones that edit, by the end of their names."""
 
 ENCODER = "qwen25_7b"
 """ComfyUI's word for the text encoder."""
@@ -49,10 +57,11 @@ MARK = "txt_norm.weight"
 """A tensor that every transformer of this family has, and no other."""
 
 
-class Model(qwen_vl.QwenVLReader, QwenVae, FlowModel):
+class Model(qwen_vl.QwenVLReader, QwenVae, QwenEditor, FlowModel):
     """A loaded Qwen-Image. `Samples.guidance` is the scale of classifier-free guidance; there is none at 1 or below."""
 
     computed_in = "bfloat16"
+    EXAMPLE = f"{EDIT}-2509"
     TITLE = "a Qwen-Image model"
     HUB_ID = FIRST
     PIPELINE = "QwenImagePipeline"
@@ -86,12 +95,15 @@ class Model(qwen_vl.QwenVLReader, QwenVae, FlowModel):
 
     def __init__(self, pipeline: Any, device: torch.device):
         super().__init__(pipeline, device)
-        qwen_vl.drop_unread(pipeline.text_encoder)
+        self.eyes = qwen_vl.drop_unread(pipeline.text_encoder)
 
     @classmethod
     def hub_id(cls, path: str) -> str:
-        """2512 where the file's name says so: the tensors have the same names and shapes."""
-        return NEWER if "2512" in Path(path).name else FIRST
+        """What the file's name says: the tensors have the same names and shapes."""
+        name = Path(path).name.lower()
+        if re.search(r"(^|[-_. ])edit", name):
+            return next((f"{EDIT}-{one}" for one in PLUS if one in name), EDIT)
+        return NEWER if "2512" in name else FIRST
 
     # -- layers -------------------------------------------------------------------------------------------------------
 
@@ -106,30 +118,37 @@ class Model(qwen_vl.QwenVLReader, QwenVae, FlowModel):
 
     # -- encoding and predicting --------------------------------------------------------------------------------------
 
-    def encode_texts(self, captions: Sequence[str]) -> protocol.Texts:
+    def encode_texts(self, captions: Sequence[protocol.Caption]) -> protocol.Texts:
         """`hidden (n, tokens, dim)` of the last block, padded with zeros, and `mask (n, tokens)`: which of them are
-        tokens of the caption and the end of its template."""
+        tokens of the caption and the end of its template, and of its reference pictures."""
         self.place_texts()
-        hidden, mask = self.pipeline.encode_prompt(
+        if any(isinstance(caption, protocol.Instruction) for caption in captions):
+            return protocol.together([self._condition(*self.seen(caption)) for caption in captions])
+        return self._condition(*self.pipeline.encode_prompt(
             list(captions), device=self.device, max_sequence_length=self.text_length
-        )
+        ))
+
+    def _condition(self, hidden: Tensor, mask: Tensor | None) -> protocol.Texts:
         every = torch.ones(hidden.shape[:2], dtype=torch.bool, device=self.device)
         return {"hidden": hidden, "mask": every if mask is None else mask.bool()}
 
-    def predict(self, noisy: Tensor, times: Tensor, texts: protocol.Texts, sizes: Tensor) -> Tensor:
+    def predict(
+        self, noisy: Tensor, times: Tensor, texts: protocol.Texts, sizes: Tensor, references: Sequence[Tensor] = ()
+    ) -> Tensor:
         """The transformer on `noisy (n, c, h, w)`; it does not use `sizes`."""
-        denoiser, mask = self.pipeline.transformer, texts["mask"]
-        n, channels, height, width = noisy.shape
+        denoiser, mask, (height, width) = self.pipeline.transformer, texts["mask"], noisy.shape[2:]
         noisy = noisy.to(denoiser.dtype)
+        tokens, *others = (self.pipeline._pack_latents(one.to(noisy.dtype), *one.shape) for one in (noisy, *references))
+        grids = [(1, one.shape[2] // PATCH, one.shape[3] // PATCH) for one in (noisy, *references)]
         predicted = denoiser(
-            hidden_states=self.pipeline._pack_latents(noisy, n, channels, height, width),
+            hidden_states=joined(tokens, others),
             timestep=times.to(noisy.dtype) / self.process.count,
             encoder_hidden_states=texts["hidden"],
             encoder_hidden_states_mask=None if mask.all() else mask,
-            img_shapes=[[(1, height // PATCH, width // PATCH)]] * n,
+            img_shapes=[grids] * len(noisy),
             return_dict=False,
         )[0]
-        return self.unpacked(predicted, height * self.latent_factor, width * self.latent_factor)
+        return self.unpacked(predicted[:, : tokens.shape[1]], height * self.latent_factor, width * self.latent_factor)
 
     def unpacked(self, latents: Tensor, height: int, width: int) -> Tensor:
         """`(n, tokens, 4 c)` as `(n, c, h, w)`; `height` and `width` in pixels."""

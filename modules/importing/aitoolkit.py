@@ -18,7 +18,8 @@ NAME = "ai-toolkit"
 
 ARCHES = {"sd1": "sd15", "sd2": "sd15", "sd15": "sd15", "sdxl": "sdxl", "sd3": "sd3", "flux": "flux",
           "chroma": "chroma", "zimage": "zimage", "flux2": "flux2", "flux2_klein_4b": "flux2",
-          "flux2_klein_9b": "flux2", "qwen_image": "qwenimage"}
+          "flux2_klein_9b": "flux2", "qwen_image": "qwenimage", "flux_kontext": "flux",
+          "qwen_image_edit": "qwenimage", "qwen_image_edit_plus": "qwenimage"}
 FLAGS = {"is_flux": "flux", "is_v3": "sd3", "is_xl": "sdxl", "is_v2": "sd15"}
 ORIGINAL = ("flux2",)
 """Families whose layers have the names of the original checkpoints there; it adapts those of the blocks."""
@@ -360,11 +361,15 @@ def _samples(ledger: Ledger) -> None:
     trigger = ledger.text("trigger_word")
     prompts = [(f"sample.samples[{number}].prompt") for number in items]
     texts = [ledger.text(key) for key in prompts]
+    shown = aitoolkit_data.references_of_samples(ledger, items)
     if not items and isinstance(ledger.value("sample.prompts"), list):
         prompts, texts = ["sample.prompts"], [str(prompt) for prompt in ledger.value("sample.prompts")]
-    replaced = [text.replace("[trigger]", trigger) for text in texts]
+    replaced: list[Any] = [text.replace("[trigger]", trigger) for text in texts]
+    for number, own in shown.items():
+        replaced[items.index(number)] = {"prompt": replaced[items.index(number)], "references": own}
+    what = "[trigger] is replaced." if any("[trigger]" in text for text in texts) else ""
     for key in prompts:
-        base.sample_prompts(ledger, key, replaced, "[trigger] is replaced." if replaced != texts else "")
+        base.sample_prompts(ledger, key, replaced, what)
     for theirs, ours in {
         "sample_every": "every",
         "width": "width",

@@ -11,6 +11,12 @@ from modules.importing import folders
 from modules.importing.folders import Plan
 from modules.importing.ledger import Ledger
 
+EDITORS = ("flux_kontext", "qwen_image_edit", "qwen_image_edit_plus", "flux2", "flux2_klein_4b", "flux2_klein_9b")
+"""Values of model.arch whose control pictures are what pictures are made from."""
+
+CONTROLS = ("control_path", "control_path_1", "control_path_2", "control_path_3")
+"""Keys of folders of control pictures; the numbered ones replace the first."""
+
 SOURCES = {"txt": "txt", "caption": "caption", "json": "json"}
 """Endings of files with captions, and our sources."""
 
@@ -59,7 +65,47 @@ def _plan(ledger: Ledger, place: str) -> Plan:
     plan.options |= {option: (f"{place}.{name}", value) for name, (option, value) in wanted.items()}
     _captions(ledger, plan, place)
     _masks(ledger, plan, place)
+    if edits(ledger):
+        _references(ledger, plan, place)
     return plan
+
+
+def edits(ledger: Ledger) -> bool:
+    """Whether the model edits pictures."""
+    return ledger.text("model.arch").partition(":")[0] in EDITORS
+
+
+def _references(ledger: Ledger, plan: Plan, place: str) -> None:
+    """Folders of control pictures, matched by name there too; with them nothing is varied here."""
+    keys = [key for name in CONTROLS if ledger.value(key := f"{place}.{name}")]
+    keys = [key for key in keys if not key.endswith("control_path")] or keys
+    if not keys:
+        return
+    given = [ledger.value(key) for key in keys]
+    paths = [str(path) for one in given for path in (one if isinstance(one, list) else [one])]
+    plan.own["references"] = (keys[0], paths)
+    for key in keys[1:]:
+        ledger.agree(key, "one of the folder's references")
+    unvaried = (("flip_x", "flip", False), ("random_crop", "crop", "centre"))
+    for theirs, ours, value in unvaried:
+        if ledger.flag(f"{place}.{theirs}"):
+            plan.options[ours] = (f"{place}.{theirs}", value)
+            sentence = "Pictures with references are cropped to their middle and never mirrored here."
+            ledger.change(f"{place}.{theirs}", sentence)
+    plan.options.pop("variants", None)
+
+
+def references_of_samples(ledger: Ledger, items: list[int]) -> dict[int, list[str]]:
+    """The control pictures of those of the samples that have some, for a model that edits."""
+    found: dict[int, list[str]] = {}
+    for place, number in enumerate(items if edits(ledger) else ()):
+        keys = [key for end in ("", "_1", "_2", "_3") if ledger.text(key := f"sample.samples[{number}].ctrl_img{end}")]
+        paths = list(dict.fromkeys(map(ledger.text, keys)))
+        for key in keys:
+            ledger.note(key, {f"samples.prompts[{place}].references": paths})
+        if paths:
+            found[number] = paths
+    return found
 
 
 def _role(ledger: Ledger, plan: Plan, place: str) -> None:

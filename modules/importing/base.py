@@ -73,7 +73,7 @@ def nearest_layers(patterns: str) -> str:
     return "attention-mlp" if all("att" in part or "ff" in part or "mlp" in part for part in parts) else "all"
 
 
-def sample_prompts(ledger: Ledger, key: str, prompts: list[str], what: str = "") -> None:
+def sample_prompts(ledger: Ledger, key: str, prompts: Sequence[Any], what: str = "") -> None:
     """Prompts to draw; `what` was taken from the first prompt for all."""
     found = [prompt for prompt in prompts if prompt]
     if not found:

@@ -74,7 +74,7 @@ def _value(name: str, words: list[str]) -> str | None:
 
 def _stray(word: str, last: str) -> str:
     if _is_list(last):
-        entries = options.entry_at(Preset, last)
+        entries = None if options.is_mixed(Preset, last) else options.entry_at(Preset, last)
         one, two = (options.entry_words(entries),) * 2 if entries else ('"one"', '"two"')
         return f"unexpected {word!r}; give several values as a list: --{last} '[{one}, {two}]'"
     return f"unexpected {word!r}; give options as --section.option value"

@@ -3,7 +3,7 @@
 from dataclasses import asdict
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, create_model, model_serializer
+from pydantic import Field, create_model, field_validator, model_serializer
 
 from modules.preset import options, section
 from modules.preset.section import Section, option
@@ -180,6 +180,21 @@ class _Entry(Section):
 
     loss_weight: float = option(1.0, ge=0, le=1000)
     """Weight of these pictures' loss."""
+
+    references: tuple[str, ...] = option((), kind="folders")
+    """Folder with the pictures that these are made from, for a model that edits: each picture has one of its own name
+    there, whatever its ending, and its caption is the instruction. Several folders: a reference picture from each, in
+    their order. A reference of its picture's shape is cropped as the picture is, and resized as the model's own
+    pipeline does. These pictures are cropped to their middle, and never mirrored, rotated or recoloured, since
+    instructions may speak of left and right or of colours."""
+
+    @field_validator("references", mode="before")
+    @classmethod
+    def one_folder_is_a_list_of_one(cls, given: object) -> object:
+        """A single text is one folder; the empty text is none."""
+        if isinstance(given, str):
+            return (given,) if given else ()
+        return given
 
     @model_serializer
     def given(self) -> dict[str, Any]:

@@ -1,6 +1,9 @@
 """The options of what a run writes: validation, sample pictures, states and exported files."""
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import Discriminator, Tag, field_validator
 
 from modules.preset.section import Section, option
 
@@ -23,11 +26,41 @@ class Validation(Section):
     """Noise samples per picture, at evenly spaced timesteps."""
 
 
+class Prompt(Section):
+    """A prompt with settings of its own."""
+
+    prompt: str = option()
+    """The prompt; for a model that edits, the instruction."""
+
+    references: tuple[str, ...] = option((), kind="files")
+    """The picture files that are edited, for a model that edits; as many as data.folders[].references has folders."""
+
+    @field_validator("references", mode="before")
+    @classmethod
+    def one_file_is_a_list_of_one(cls, given: object) -> object:
+        """A single text is one file; the empty text is none."""
+        if isinstance(given, str):
+            return (given,) if given else ()
+        return given
+
+
+def _kind_of_prompt(given: Any) -> str:
+    return "entry" if isinstance(given, Mapping | Prompt) else "text"
+
+
+PromptOrText = Annotated[
+    Annotated[str, Tag("text")] | Annotated[Prompt, Tag("entry")],
+    Discriminator(_kind_of_prompt),
+]
+
+
 class Samples(Section):
     """Pictures drawn during training, always from the same noise."""
 
-    prompts: tuple[str, ...] = option((), why="captions of the first four pictures are used", needs="samples.enabled")
-    """Prompts of the sample pictures."""
+    prompts: tuple[PromptOrText, ...] = option(
+        (), why="captions of the first four pictures are used", kind="prompts", needs="samples.enabled"
+    )
+    """Prompts of the sample pictures. One with reference pictures, for a model that edits, is given in braces."""
 
     negative: str = option("", advanced=True, needs=("samples.enabled", "samples.guidance >1"))
     """Negative prompt."""
@@ -61,6 +94,17 @@ class Samples(Section):
     judges: str = option("", why="a file of your own is needed", kind="file", advanced=True, needs="samples.enabled")
     """File of classifiers for the sample pictures, as demo/judges.safetensors. The share of pictures that show their
     subject (the prompt up to its first comma) and the share in the new style go into the events and TensorBoard."""
+
+    @property
+    def texts(self) -> list[str]:
+        """The prompts alone."""
+        return [one if isinstance(one, str) else one.prompt for one in self.prompts]
+
+    @field_validator("prompts")
+    @classmethod
+    def without_references_it_is_a_text(cls, given: tuple[str | Prompt, ...]) -> tuple[str | Prompt, ...]:
+        """An entry that only has a prompt is that text."""
+        return tuple(one.prompt if isinstance(one, Prompt) and not one.references else one for one in given)
 
 
 class Saving(Section):

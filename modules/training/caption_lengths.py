@@ -18,7 +18,7 @@ def notes(preset: Preset, model: Any, training: Index | None, validation: Index 
             names = [picture.name for picture in index.pictures]
             found += _cut(model, what, dict(zip(names, whole_captions(index), strict=True)))
     if preset.samples.enabled:
-        prompts = {f"samples.prompts[{number}]": prompt for number, prompt in enumerate(preset.samples.prompts)}
+        prompts = {f"samples.prompts[{number}]": prompt for number, prompt in enumerate(preset.samples.texts)}
         found += _cut(model, "prompts", {"samples.negative": preset.samples.negative, **prompts})
     return found
 

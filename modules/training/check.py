@@ -12,6 +12,7 @@ from typing import Any
 
 from modules import adapters, families
 from modules.adapters.base import Adapted
+from modules.data import references
 from modules.data.batches import Batches
 from modules.data.buckets import GUESSED_STEP
 from modules.data.cache import has_entries
@@ -31,6 +32,7 @@ from modules.training import (
     known,
     noise,
     pool,
+    reference_checks,
     schedules,
     setup,
     sharding,
@@ -39,7 +41,7 @@ from modules.training import (
 )
 from modules.training.bars import progress_bar
 from modules.training.processes import is_main_process
-from modules.training.session import Pictures, sample_prompts, total_steps, whole_captions
+from modules.training.session import Pictures, sample_prompts, total_steps, usual_captions
 
 NEEDED_ON_GPUS = "the package triton, and on Linux a C compiler (gcc or clang) for it,"
 """By torch.compile."""
@@ -57,6 +59,8 @@ class Findings:
     training: Index | None = None
     validation: Index | None = None
     model: Any = None
+    takes_references: bool = False
+    """Whether there are reference pictures, and the model takes them."""
     layer_sets: list[str] = field(default_factory=list)
     """What targets.layers may be."""
     trainable_layers: int = 0
@@ -92,7 +96,10 @@ def examine(preset: Preset, device_type: str, processes: int = 1, given: Collect
 
 
 def _examine_samples(preset: Preset, found: Findings) -> None:
-    """Whether the judges of the sample pictures can be read and know the prompts' subjects."""
+    """Whether reference pictures can be read, and judges of the sample pictures, which have to know the prompts'
+    subjects."""
+    if found.takes_references:
+        found.problems += reference_checks.of_samples(preset, found.model)
     if not preset.samples.judges or not preset.samples.enabled or found.training is None:
         return
     subjects = [judges.subject_of(prompt) for prompt in sample_prompts(preset, found.training)]
@@ -200,7 +207,7 @@ def _notes_on_sharding(preset: Preset, found: Findings, processes: int) -> list[
     if not sharding.is_wanted() or preset.targets.text_encoders or found.training is None:
         return []
     coming = _batches(preset, found.training, processes).captions(min(found.steps, preset.data.encode_ahead))
-    return [text_groups.TOGETHER] if text_groups.changes(coming, {"", *whole_captions(found.training)}) else []
+    return [text_groups.TOGETHER] if text_groups.changes(coming, usual_captions(found.training)) else []
 
 
 def _can_compile(device_type: str) -> bool:
@@ -220,6 +227,8 @@ def _examine_model(preset: Preset, found: Findings) -> None:
         found.notes += found.model.use_reading(Reading.of(preset.base, preset.data))
     except ValueError as error:
         found.problems.append(str(error))
+    found.takes_references, problems, notes = reference_checks.look(preset, found.model)
+    found.problems, found.notes = found.problems + problems, found.notes + notes
     found.problems += setup.block_problems(found.model, preset.base)
     found.layer_sets = list(found.model.named_targets())
     found.trainable_layers = len(setup.layer_names(found.model))
@@ -252,11 +261,12 @@ def _examine_export(preset: Preset, found: Findings) -> None:
 
 def _examine_pictures(preset: Preset, found: Findings) -> None:
     step = found.model.bucket_step if found.model is not None else GUESSED_STEP
+    fitted = found.model.reference_size if found.takes_references else references.as_it_is
     indices: dict[str, Index] = {}
     for which in ("training", "validation") if entries(preset.data, "validation") else ("training",):
         try:
             with progress_bar(f"reading {which} pictures", is_main_process() and sys.stderr.isatty()) as move:
-                indices[which] = build_index(preset.data, which, step, move)
+                indices[which] = build_index(preset.data, which, step, move, fitted)
             found.notes += indices[which].notes
         except DataProblems as error:
             found.problems += error.problems

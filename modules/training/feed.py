@@ -11,6 +11,7 @@ from modules.data import masks
 from modules.data.augment import View
 from modules.data.batches import Batch
 from modules.data.index import Picture
+from modules.families.base import Caption
 from modules.training import prior, sharding
 from modules.training.microbatch import Prepared
 from modules.training.session import Session
@@ -72,6 +73,7 @@ def prepare(session: Session, batch: Batch) -> Prepared:
         weights=weights,
         parts=weights_inside(session, [one if used else None for one, used in zip(seen, batch.masked, strict=True)]),
         prior=tuple(place for place, picture in enumerate(batch.pictures) if picture.is_prior),
+        references=references_of(session, batch.pictures),
         base_too=sharding.is_wanted() and any(picture.is_prior for picture in session.batches.together(batch)),
     )
     return ready.pinned() if session.accelerator.device.type == "cuda" else ready
@@ -94,8 +96,13 @@ def weights_inside(session: Session, seen: Sequence[tuple[Picture, bool, View | 
     return None if whole is None else torch.stack([whole if one is None else one for one in found])
 
 
+def references_of(session: Session, pictures: Sequence[Picture]) -> tuple[Tensor, ...]:
+    """Latents `(n, c, h, w)` of each reference of the pictures, which have one shape."""
+    return () if session.references is None else session.references.of(pictures)
+
+
 def noised(
-    session: Session, latents: Tensor, noise: Tensor, times: Tensor, captions: tuple[str, ...], sizes: Tensor
+    session: Session, latents: Tensor, noise: Tensor, times: Tensor, captions: tuple[Caption, ...], sizes: Tensor
 ) -> Prepared:
     """Samples at the given noise, all of equal weight."""
     parts = session.model.process.parts(times)
@@ -110,6 +117,7 @@ def errors(session: Session, prepared: Prepared) -> Tensor:
     given, objective = prepared.to(session.accelerator.device), session.preset.objective
     texts = session.encode(list(given.captions)) if given.texts is None else given.texts
     wanted = prior.targets(session, given) if given.prior or given.base_too else given.wanted
-    predicted = session.model.predict(given.noisy, given.times, texts, given.sizes)
+    more = (given.references,) if given.references else ()
+    predicted = session.model.predict(given.noisy, given.times, texts, given.sizes, *more)
     found = objectives.errors(objective.loss, objective.loss_delta, predicted, wanted, given.parts)
     return found if given.weights is None else found * given.weights

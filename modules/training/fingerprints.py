@@ -35,7 +35,8 @@ LISTED = 10
 
 Made = dict[str, Any]
 """Fingerprints, as JSON: "base", "training_adapter", "start_from" and "pool" (sha256 by name of the file), "pictures"
-and "validation" (`[pixels, caption, repeats]` by name, the first two hashes; with a mask its hash, too), "skipped"
+and "validation" (`[pixels, caption, repeats]` by name, the first two hashes; with a mask its hash, too, and
+with references a list of theirs), "skipped"
 (names of pictures that cannot be read), "versions" (by package). Earlier states have no "training_adapter" and no
 "skipped"."""
 
@@ -120,7 +121,8 @@ def _pictures(index: Index) -> dict[str, list]:
             number += 1
             name = f"{picture.name} #{number}"
         masked = [picture.mask.key[:16]] if picture.mask else []
-        made[name] = [picture.key[:16], short(picture.caption), picture.repeats, *masked]
+        shown = [[one.key[:16] for one in picture.references]] if picture.references else []
+        made[name] = [picture.key[:16], short(picture.caption), picture.repeats, *masked, *shown]
     return made
 
 
@@ -213,10 +215,19 @@ def _pictures_changed(
         "with changed pixels": [name for name in both if before[name][0] != now[name][0]],
         "with a changed caption": [name for name in both if before[name][1] != now[name][1]],
         "with changed repeats": [name for name in both if before[name][2] != now[name][2]],
-        "with a changed mask": [name for name in both if before[name][3:] != now[name][3:]],
+        "with a changed mask": [name for name in both if _masks(before[name]) != _masks(now[name])],
+        "with changed references": [name for name in both if _references(before[name]) != _references(now[name])],
     }
     found = "; ".join(f"{len(names)} {how} ({listed(names)})" for how, names in parts.items() if names)
     return [f"{what} have changed since the run's last state: {found}"] if found else []
+
+
+def _masks(picture: list) -> list:
+    return [one for one in picture[3:] if isinstance(one, str)]
+
+
+def _references(picture: list) -> list:
+    return [one for one in picture[3:] if isinstance(one, list)]
 
 
 def versions_changed(before: Mapping[str, str], now: Mapping[str, str]) -> str:

@@ -7,7 +7,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from modules.families.base import Texts
+from modules.families.base import Caption, Texts
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class Prepared:
     """`(n)` float64, as the model's process has them."""
     sizes: Tensor
     """`(n, 6)` float32, see `pictures.sizes_of`."""
-    captions: tuple[str, ...]
+    captions: tuple[Caption, ...]
     texts: Texts | None
     """Conditions of the captions from the cache; None where text encoders compute them in each step."""
     weights: Tensor | None = None
@@ -33,6 +33,8 @@ class Prepared:
     """The samples whose target is what the frozen base predicts, instead of `wanted`."""
     base_too: bool = False
     """Whether another process has such samples in this batch."""
+    references: tuple[Tensor, ...] = ()
+    """Latents `(n, c, h', w')` of each reference picture."""
 
     def to(self, device: torch.device) -> "Prepared":
         """The same on the device, copied asynchronously."""
@@ -52,4 +54,5 @@ class Prepared:
             texts=None if self.texts is None else {name: change(tensor) for name, tensor in self.texts.items()},
             weights=None if self.weights is None else change(self.weights),
             parts=None if self.parts is None else change(self.parts),
+            references=tuple(map(change, self.references)),
         )

@@ -18,6 +18,7 @@ from modules.data.augment import sizes_at, still
 from modules.disk import write_whole
 from modules.export.export import export
 from modules.export.report import Report
+from modules.families.base import text_of
 from modules.files import run_file
 from modules.judges import judges
 from modules.training import collapse, feed, samples
@@ -25,7 +26,7 @@ from modules.training.beside import beside
 from modules.training.ended import ADAPTER
 from modules.training.optimizers import averaged
 from modules.training.saving import training_facts
-from modules.training.session import Session, sample_prompts, validation_captions
+from modules.training.session import Session, sample_captions, validation_captions
 
 STEP_FILE = r"-step-([0-9]{6,18})\.safetensors"
 """How the name of an exported file of a step ends, see `step_name`."""
@@ -50,7 +51,8 @@ def validate(session: Session) -> None:
             times = process.times(levels, mean.shape[-2] * mean.shape[-1])
             prepared = feed.noised(session, latents, noise, times, (caption,) * draws, sizes)
             parts = feed.weights_inside(session, [(picture, False, view)] * draws)
-            errors.append(feed.errors(session, replace(prepared, parts=parts)))
+            shown = feed.references_of(session, [picture] * draws)
+            errors.append(feed.errors(session, replace(prepared, parts=parts, references=shown)))
     loss = float(torch.cat(errors).mean())
     if session.step == 0:
         session.baseline = loss
@@ -64,17 +66,17 @@ def sample(session: Session) -> None:
     wanted = session.preset.samples
     if not wanted.enabled or not session.takes_part:
         return
-    prompts = sample_prompts(session.preset, session.index)
+    captions = sample_captions(session.preset, session.model, session.index)
     side = session.preset.data.largest
     size = (wanted.width or side, wanted.height or side)
     bare = session.training_adapter.off()
     with bare, averaged(session.optimizer), session.derived.frozen(), session.accelerator.autocast():
         pictures = session.model.sample(
-            prompts, wanted.negative, *size, wanted.steps, wanted.guidance, wanted.seed, session.encode
+            captions, wanted.negative, *size, wanted.steps, wanted.guidance, wanted.seed, session.encode
         )
     if not session.accelerator.is_main_process:
         return
-    written = partial(write_samples, pictures=pictures, prompts=prompts)
+    written = partial(write_samples, pictures=pictures, prompts=[*map(text_of, captions)])
     beside(session, "the sample pictures", written, together=False)
 
 

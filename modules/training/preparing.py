@@ -12,9 +12,10 @@ from modules.adapters.base import Adapted
 from modules.adapters.derived import Derived
 from modules.data.augment import encodes_in_steps
 from modules.data.batches import Batches
-from modules.data.cache import LatentCache, MaskCache, TextCache
-from modules.data.index import Index
+from modules.data.cache import LatentCache, MaskCache, ReferenceCache, TextCache
+from modules.data.index import Index, Picture
 from modules.disk import write_whole
+from modules.families.base import Caption, Instruction, about
 from modules.preset.schema import Preset
 from modules.training import (
     collapse,
@@ -33,7 +34,14 @@ from modules.training import (
 from modules.training.bars import progress_bar
 from modules.training.events import Events
 from modules.training.run import Run
-from modules.training.session import Pictures, Session, sample_prompts, total_steps, validation_captions, whole_captions
+from modules.training.session import (
+    Pictures,
+    Session,
+    sample_captions,
+    total_steps,
+    usual_captions,
+    validation_captions,
+)
 from modules.training.text_groups import TextGroups
 from modules.training.training_adapter import TrainingAdapter
 
@@ -53,7 +61,7 @@ def prepare(preset: Preset, pictures: Pictures, run: Run, events: Events, accele
     batches = make_batches(preset, index, accelerator)
     steps = total_steps(training, batches)
     write_pictures(preset, index, run, events, accelerator.num_processes)
-    caches = make_caches(preset, model)
+    caches = make_caches(preset, model, pictures)
     captions = captions_needed(preset, pictures, batches, steps, model) if caches.texts is not None else set()
     with memory.while_encoding(preset, accelerator.device):
         fill_caches(caches, pictures, captions, events, accelerator)
@@ -80,6 +88,7 @@ def prepare(preset: Preset, pictures: Pictures, run: Run, events: Events, accele
         batches=batches,
         latents=caches.latents,
         masks=caches.masks,
+        references=caches.references,
         texts=groups,
         steps=steps,
         made=made,
@@ -157,26 +166,40 @@ class Caches:
     masks: MaskCache
     texts: TextCache | None
     """None where captions are encoded in each step."""
+    references: ReferenceCache | None
+    """None where no picture has any."""
 
 
-def make_caches(preset: Preset, model: Any) -> Caches:
+def make_caches(preset: Preset, model: Any, pictures: Pictures) -> Caches:
     """Captions are cached where the text encoders do not change."""
     texts = None if setup.trains_texts(model, preset.targets) else TextCache(preset.data, model)
-    return Caches(LatentCache(preset.data, model), MaskCache(preset.data, model), texts)
+    references = ReferenceCache(preset.data, model) if any(one.references for one in all_of(pictures)) else None
+    return Caches(LatentCache(preset.data, model), MaskCache(preset.data, model), texts, references)
 
 
-def captions_needed(preset: Preset, pictures: Pictures, batches: Batches, steps: int, model: Any) -> set[str]:
+def all_of(pictures: Pictures) -> tuple[Picture, ...]:
+    """Those for training and those for validation."""
+    return pictures.training.pictures + (pictures.validation.pictures if pictures.validation else ())
+
+
+def captions_needed(preset: Preset, pictures: Pictures, batches: Batches, steps: int, model: Any) -> set[Caption]:
     """Every caption and prompt of a training that is encoded before its first step: all but those that one group of
     steps uses alone."""
-    usual = {"", *whole_captions(pictures.training)}
+    usual = usual_captions(pictures.training)
     ahead = preset.data.encode_ahead if preset.data.cache else steps  # nothing adds up in memory instead of on disk
     wanted = text_groups.lasting(batches, steps, ahead, usual)
     wanted |= {*batches.captions(outside_of_steps(preset, batches, steps)),
                *validation_captions(pictures.validation)}
     if preset.samples.enabled:
         negative = model.negative_prompt(preset.samples.negative)
-        wanted |= {*sample_prompts(preset, pictures.training), *(() if negative is None else (negative,))}
+        prompts = sample_captions(preset, model, pictures.training)
+        wanted |= {*prompts, *(() if negative is None else (negative_of(one, negative) for one in prompts))}
     return wanted
+
+
+def negative_of(prompt: Caption, negative: str) -> Caption:
+    """The negative prompt that a prompt is drawn with: about the same reference pictures."""
+    return about(negative, prompt.references) if isinstance(prompt, Instruction) else negative
 
 
 def outside_of_steps(preset: Preset, batches: Batches, steps: int) -> int:
@@ -187,7 +210,7 @@ def outside_of_steps(preset: Preset, batches: Batches, steps: int) -> int:
 
 
 def make_groups(
-    preset: Preset, cache: TextCache | None, batches: Batches, kept: set[str], model: Any, events: Events
+    preset: Preset, cache: TextCache | None, batches: Batches, kept: set[Caption], model: Any, events: Events
 ) -> TextGroups | None:
     """Where the steps' conditions come from; None where the text encoders are trained."""
     if cache is None:
@@ -203,7 +226,7 @@ def make_groups(
 
 
 def fill_caches(
-    caches: Caches, pictures: Pictures, captions: set[str], events: Events, accelerator: Accelerator
+    caches: Caches, pictures: Pictures, captions: set[Caption], events: Events, accelerator: Accelerator
 ) -> None:
     """Encode what is not in the cache yet."""
     events.write("stage", {"name": "cache", "detail": "encoding pictures and captions"})
@@ -213,6 +236,8 @@ def fill_caches(
         with progress_bar("encoding pictures", main) as move:
             caches.latents.fill(training, move, validation)
         caches.masks.fill(training, validation)
+        if caches.references is not None:
+            caches.references.fill(all_of(pictures))
         if caches.texts is not None:
             with progress_bar("encoding captions", main) as move:
                 caches.texts.fill(captions, move)

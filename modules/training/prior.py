@@ -38,7 +38,8 @@ def targets(session: Session, given: Prepared) -> Tensor:
             texts = session.encode([given.captions[place] for place in places])
         else:
             texts = {name: tensor[places] for name, tensor in given.texts.items()}
-        predicted = session.model.predict(given.noisy[places], given.times[places], texts, given.sizes[places])
+        more = ([one[places] for one in given.references],) if given.references else ()
+        predicted = session.model.predict(given.noisy[places], given.times[places], texts, given.sizes[places], *more)
     if not given.prior:
         return given.wanted
     wanted = given.wanted.to(torch.promote_types(given.wanted.dtype, predicted.dtype), copy=True)

@@ -9,7 +9,7 @@ from pathlib import Path
 from accelerate import Accelerator
 
 from modules.data.folders import without_validation
-from modules.data.index import Index, Picture, by_bucket
+from modules.data.index import Index, Picture, Shape, by_shape
 from modules.preset.schema import Preset
 from modules.training import loop, memory, setup
 from modules.training.check import Findings
@@ -50,8 +50,8 @@ def probe(preset: Preset, found: Findings, accelerator: Accelerator) -> Probe:
     """Prepare and train a few steps with the pictures of the largest bucket. Nothing is kept: neither a cache nor a
     run folder. Raises ValueError, with what to change, when memory runs out."""
     assert found.training is not None and found.model is not None
-    device, bucket = accelerator.device, largest_bucket(found.training)
-    pictures = probed_pictures(preset, found.training, bucket, accelerator.num_processes)
+    device, shape = accelerator.device, largest_shape(found.training)
+    pictures = probed_pictures(preset, found.training, shape, accelerator.num_processes)
     short = shortened(preset)
     memory.reset_peak(device)
     try:
@@ -73,7 +73,7 @@ def probe(preset: Preset, found: Findings, accelerator: Accelerator) -> Probe:
     per_step = sorted(seconds[WARM_UP:])[MEASURED // 2]
     return Probe(
         device=str(device),
-        bucket=bucket,
+        bucket=shape[0],
         preparing_mb=preparing,
         training_mb=memory.peak_mb(device),
         total_mb=memory.total_mb(device),
@@ -82,16 +82,16 @@ def probe(preset: Preset, found: Findings, accelerator: Accelerator) -> Probe:
     )
 
 
-def largest_bucket(index: Index) -> tuple[int, int]:
-    """The one with most pixels: it needs most memory."""
-    return max(by_bucket(index.pictures), key=lambda size: (size[0] * size[1], size))
+def largest_shape(index: Index) -> Shape:
+    """That of the pictures with most pixels, references included: they need most memory."""
+    return max(by_shape(index.pictures), key=lambda one: (sum(w * h for w, h in (one[0], *one[1])), one))
 
 
-def probed_pictures(preset: Preset, index: Index, bucket: tuple[int, int], processes: int) -> tuple[Picture, ...]:
-    """Pictures of the bucket, as many as the steps need."""
+def probed_pictures(preset: Preset, index: Index, shape: Shape, processes: int) -> tuple[Picture, ...]:
+    """Pictures of the shape, as many as the steps need."""
     training = preset.training
     seen = (WARM_UP + MEASURED) * training.accumulation * training.batch_size * processes
-    found = (picture for picture in index.pictures if picture.bucket == bucket)
+    found = (picture for picture in index.pictures if picture.shape == shape)
     return tuple(islice(found, seen))
 
 

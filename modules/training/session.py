@@ -1,6 +1,7 @@
 """One training: what it consists of, the processes and the device that it runs on."""
 
 import time
+from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -14,11 +15,12 @@ from torch import Tensor, nn
 
 from modules.adapters.base import Adapted
 from modules.adapters.derived import Derived
+from modules.data import references
 from modules.data.batches import Batches
-from modules.data.cache import LatentCache, MaskCache
+from modules.data.cache import LatentCache, MaskCache, ReferenceCache
 from modules.data.captions import as_prompt, filled_in, whole_caption
 from modules.data.index import Index
-from modules.families.base import Texts
+from modules.families.base import Caption, Texts, about, text_of
 from modules.objectives import Density
 from modules.preset.schema import Preset, Training
 from modules.training import fingerprints, finite, setup, sharding
@@ -73,6 +75,8 @@ class Session:
     batches: Batches
     latents: LatentCache
     masks: MaskCache
+    references: ReferenceCache | None
+    """None where no picture has any."""
     texts: TextGroups | None
     """None where text encoders are trained, and encode captions in each step."""
     steps: int
@@ -110,7 +114,7 @@ class Session:
         """Whether this process validates and samples: the main one, or with a sharded base all of them."""
         return self.accelerator.is_main_process or sharding.is_wanted()
 
-    def encode(self, captions: list[str]) -> Texts:
+    def encode(self, captions: Sequence[Caption]) -> Texts:
         """Conditions of captions on the device, from the cache where the text encoders are frozen."""
         if self.texts is None:
             return self.model.encode_texts(captions)
@@ -150,9 +154,16 @@ def total_steps(training: Training, batches: Batches) -> int:
     return training.steps if training.epochs is None else batches.steps(training.epochs)
 
 
-def validation_captions(validation: Index | None) -> list[str]:
+def validation_captions(validation: Index | None) -> list[Caption]:
     """Captions of the validation pictures as they are used."""
-    return [] if validation is None else whole_captions(validation)
+    pairs = [] if validation is None else zip(whole_captions(validation), validation.pictures, strict=True)
+    return [about(caption, picture.references) for caption, picture in pairs]
+
+
+def usual_captions(training: Index) -> set[Caption]:
+    """Those that pictures have whenever nothing is changed, and the empty one."""
+    pairs = zip(whole_captions(training), training.pictures, strict=True)
+    return {"", *(about(text, picture.references) for caption, picture in pairs for text in (caption, ""))}
 
 
 def whole_captions(index: Index) -> list[str]:
@@ -160,10 +171,22 @@ def whole_captions(index: Index) -> list[str]:
     return [whole_caption(picture.options, picture.caption) for picture in index.pictures]
 
 
-def sample_prompts(preset: Preset, training: Index) -> list[str]:
-    """The preset's prompts, with the trigger for `[trigger]`, or captions of the first four pictures to be learned."""
-    learned: dict[Path, str] = {}
+def sample_captions(preset: Preset, model: Any, training: Index) -> list[Caption]:
+    """The preset's prompts, with the trigger for `[trigger]`, or captions of the first four pictures to be learned;
+    with the reference pictures that they are about. Raises ValueError, naming the file, for one that cannot be used."""
+    given = preset.samples.prompts
+    shown = [() if isinstance(one, str) else references.read(one.references, model.reference_size) for one in given]
+    texts = [filled_in(preset.data, text) for text in preset.samples.texts]
+    if given:
+        return [about(text, own) for text, own in zip(texts, shown, strict=True)]
+    learned: dict[Path, Caption] = {}
     for picture in training.pictures:
         if picture.role == "train":
-            learned.setdefault(picture.path, as_prompt(picture.options, picture.caption))
-    return [filled_in(preset.data, prompt) for prompt in preset.samples.prompts] or list(learned.values())[:4]
+            learned.setdefault(picture.path, about(as_prompt(picture.options, picture.caption), picture.references))
+    return list(learned.values())[:4]
+
+
+def sample_prompts(preset: Preset, training: Index) -> list[str]:
+    """The prompts alone."""
+    plain = preset.samples.model_copy(update={"prompts": tuple(preset.samples.texts)})
+    return [*map(text_of, sample_captions(preset.model_copy(update={"samples": plain}), None, training))]

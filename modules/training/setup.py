@@ -14,6 +14,7 @@ from modules import families
 from modules.adapters import methods
 from modules.adapters.base import Adapted, Adapter, AdapterConfig, adapted_layers, attach
 from modules.adapters.layers import KINDS
+from modules.data import references
 from modules.families.base import Reading
 from modules.families.parts.names import is_unused
 from modules.files.reading import listed
@@ -222,7 +223,15 @@ def load(preset: Preset, device: torch.device) -> Any:
         raise ValueError("\n".join(problems))
     noise.prepare(model, preset.objective)
     model.use_reading(Reading.of(preset.base, preset.data))
+    model.use_references(preset.base, reference_counts(preset))
     return model
+
+
+def reference_counts(preset: Preset) -> dict[str, int]:
+    """The largest number of reference pictures, by the option that has them."""
+    of_samples = [len(one.references) for one in preset.samples.prompts if not isinstance(one, str)]
+    return {"data.folders[].references": references.most(preset.data),
+            "samples.prompts[].references": max(of_samples, default=0) if preset.samples.enabled else 0}
 
 
 def place(model: Any, preset: Preset) -> None:

@@ -22,7 +22,7 @@ from modules import quant
 from modules.adapters.base import Adapter
 from modules.data.batches import Batches
 from modules.data.cache import MEMORY_BYTES, TextCache
-from modules.families.base import Texts, together
+from modules.families.base import Caption, Texts, together
 from modules.training import sharding
 
 MOST_OFTEN = 1000
@@ -42,7 +42,7 @@ class TextGroups:
         self,
         cache: TextCache,
         batches: Batches,
-        kept: Collection[str],
+        kept: Collection[Caption],
         ahead: int,
         alone: Callable[[str], AbstractContextManager[None]],
     ):
@@ -51,7 +51,7 @@ class TextGroups:
         """Text encoders may be on the device inside of it. It is given what is encoded, in words."""
         self.steps = range(0)
         """Of the group."""
-        self.held: dict[str, Texts] = {}
+        self.held: dict[Caption, Texts] = {}
         self.memory = MEMORY_BYTES
         """Bytes after which a group takes no further steps."""
 
@@ -61,7 +61,7 @@ class TextGroups:
         if step in self.steps:
             return
         self.held, last = {}, min(step + self.ahead, steps)
-        users: dict[str, int] = {}
+        users: dict[Caption, int] = {}
         for coming in range(step, last):
             for caption in self.batches.captions(coming + 1, coming):
                 users.setdefault(caption, coming)
@@ -71,14 +71,14 @@ class TextGroups:
                 last = self._encode(missing, step, last)
         self.steps = range(step, last)
 
-    def get(self, captions: Sequence[str]) -> Texts:
+    def get(self, captions: Sequence[Caption]) -> Texts:
         """The captions' features on the CPU, as those of one batch."""
         return together([self._get(caption) for caption in captions])
 
-    def _is_cached(self, caption: str) -> bool:
+    def _is_cached(self, caption: Caption) -> bool:
         return caption in self.kept or self.cache.find(caption) is not None
 
-    def _encode(self, missing: Mapping[str, int], first: int, last: int) -> int:
+    def _encode(self, missing: Mapping[Caption, int], first: int, last: int) -> int:
         """Encode captions, by the step that uses them first. Returns the end of the group: where memory is full."""
         size = 0
         for caption, coming in missing.items():
@@ -88,7 +88,7 @@ class TextGroups:
             size += sum(tensor.nbytes for tensor in self.held[caption].values())
         return last
 
-    def _get(self, caption: str) -> Texts:
+    def _get(self, caption: Caption) -> Texts:
         found = self.held.get(caption)
         found = self.cache.find(caption) if found is None else found
         if found is not None:
@@ -97,15 +97,15 @@ class TextGroups:
             return self.cache.get([caption])
 
 
-def changes(captions: Iterable[str], usual: Collection[str]) -> bool:
+def changes(captions: Iterable[Caption], usual: Collection[Caption]) -> bool:
     """Whether any of the captions is not one of the `usual` ones."""
     return any(caption not in usual for caption in captions)
 
 
-def lasting(batches: Batches, steps: int, ahead: int, usual: Collection[str]) -> set[str]:
+def lasting(batches: Batches, steps: int, ahead: int, usual: Collection[Caption]) -> set[Caption]:
     """The captions of the first `steps` steps that are worth a place on disk: the `usual` ones, that pictures have
     whenever nothing is changed, and of those that several groups of `ahead` steps need the most frequent ones."""
-    found, often = set[str](), Counter[str]()
+    found, often = set[Caption](), Counter[Caption]()
     groups: dict[int, int] = {}  # by hash: there may be millions of captions that are used once
     for step in range(steps):
         for caption in batches.captions(step + 1, step):

@@ -12,7 +12,7 @@ from modules.adapters.base import seed_of
 from modules.data.batches import Batches
 from modules.data.captions import caption_for, whole_caption
 from modules.data.folders import OF_FOLDERS, folder_options
-from modules.data.index import DataProblems, Index, Picture, build_index, by_bucket
+from modules.data.index import DataProblems, Index, Picture, build_index, by_shape
 from modules.preset.data_options import Data
 from modules.preset.folder_options import Folder
 from tests.data.conftest import Folder as Pictures
@@ -245,7 +245,7 @@ def test_pictures_at_several_resolutions(places):
 
 def test_resolutions_that_share_a_size_share_batches(places):
     index = index_of([places["dogs"]], resolutions=(64, 65))  # both 64 x 64 in steps of 8
-    assert set(by_bucket(index.pictures)) == {(64, 64)}
+    assert set(by_shape(index.pictures)) == {((64, 64), ())}
     assert any("data.resolution 65 is not a multiple of 8" in note for note in index.notes)
     mixed = Batches(index, 4, 1, 1, 0, 0)
     seen = {len({p.options.resolution for p in mixed.at(step, 0).pictures}) for step in range(20)}

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from modules import families
+from modules.data.folders import folder_options
 from modules.preset.schema import Base, Targets
 from modules.training.setup import match_layers
 from tests import tiny_qwenimage, tiny_zimage
@@ -223,8 +224,8 @@ def test_qwen_image_trains_its_blocks(imported, tmp_path):
     everything = match_layers(model, Targets(layers="all"))[0]
     assert preset.family == "qwenimage" and not problems
     assert set(chosen) == {name for name in everything if "transformer_blocks" in name}
-    with pytest.raises(ValueError, match="qwen_image_edit is none of"):
-        imported(job(model={"is_flux": None, "arch": "qwen_image_edit"}))
+    with pytest.raises(ValueError, match="qwen_image_layered is none of"):
+        imported(job(model={"is_flux": None, "arch": "qwen_image_layered"}))
 
 
 @pytest.mark.parametrize(
@@ -246,3 +247,25 @@ def test_the_assistant_of_a_distilled_base_is_the_training_adapter(imported, of,
     assert imported(job()).preset.base.training_adapter == ""
     other = imported(job(model={"inference_lora_path": theirs}))
     assert of(other.found, "model.inference_lora_path").part == "dropped" and other.preset == imported(job()).preset
+
+
+def test_control_pictures_of_a_model_that_edits_are_references(imported):
+    """One folder, a list of them, or numbered keys; the pictures of samples too."""
+    datasets = [
+        {"folder_path": "/a", "control_path": "/before", "flip_x": True, "random_crop": True},
+        {"folder_path": "/b", "control_path": ["/one", "/two"]},
+        {"folder_path": "/c", "control_path_1": "/x", "control_path_2": "/y"},
+        {"folder_path": "/d"},
+    ]
+    shown = {"prompt": "make it red", "ctrl_img_1": "/s/1.png", "ctrl_img_2": "/s/2.png"}
+    samples = {"prompts": None, "samples": [shown, {"prompt": "a cat"}]}
+    model = {"name_or_path": "Qwen/Qwen-Image-Edit-2509", "arch": "qwen_image_edit_plus", "is_flux": None}
+    preset = imported(job(datasets=datasets, model=model, sample=samples)).preset
+    assert preset.family == "qwenimage"
+    given = [() if isinstance(one, str) else one.references for one in preset.data.folders]
+    assert given == [("/before",), ("/one", "/two"), ("/x", "/y"), ()]
+    assert not any(folder_options(preset.data, one).flip for one in preset.data.folders if not isinstance(one, str))
+    first, second = preset.samples.prompts
+    assert (first.prompt, first.references, second) == ("make it red", ("/s/1.png", "/s/2.png"), "a cat")
+    plain = imported(job(datasets=datasets[:1]))
+    assert not any(one.references for one in plain.preset.data.folders if not isinstance(one, str))

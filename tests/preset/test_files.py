@@ -77,7 +77,7 @@ WRONG = [
     ({"data": {"flip": "maybe"}}, "data.flip: 'maybe' is not true or false"),
     ({"data": {"trigger": 5}}, "data.trigger: 5 is not a text (in quotes)"),
     ({"samples": {"prompts": "a cat"}}, "samples.prompts: 'a cat' is not a list"),
-    ({"samples": {"prompts": ["a", 5]}}, "samples.prompts number 2: 5 is not a text (in quotes)"),
+    ({"samples": {"prompts": ["a", 5]}}, "samples.prompts[1]: 5 is not a text (in quotes)"),
     ({"export": {"host": "comfy"}},
      "export.host: 'comfy' is not one of comfyui, kohya, diffusers, lycoris, comfyui_node; did you mean comfyui?"),
     ({"family": "sdx"}, f"family: 'sdx': no such family; available: {', '.join(families.names())}"),

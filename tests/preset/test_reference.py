@@ -63,7 +63,8 @@ def test_places_have_a_kind(schema):
     assert kinds == {
         ("Base", "path"): "model", ("Base", "config"): "folder", ("Base", "texts"): "files", ("Base", "vae"): "file",
         ("Base", "training_adapter"): "file", ("Data", "folders"): "folders",
-        ("Folder", "path"): "folder", ("Data", "cache_folder"): "folder", ("Saving", "folder"): "folder",
+        ("Folder", "path"): "folder", ("Folder", "references"): "folders",
+        ("Data", "cache_folder"): "folder", ("Saving", "folder"): "folder",
     }  # fmt: skip
     assert schema["renames"] == {"data.folder": "data.folders"}
     assert schema["entries"] == {"data.validation_folder": ["data.folders", {"role": "validation"}]}

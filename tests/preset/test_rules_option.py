@@ -109,7 +109,7 @@ def test_the_words_for_a_list_of_objects():
     assert options.type_words(field.annotation) == "list of rules {match, rank, lr_scale}"
     assert options.field_at(Preset, f"{NAME}[1].rank") is Rule.model_fields["rank"]
     assert options.field_at(Preset, f"{NAME}[1]") is options.field_at(Preset, "nothing") is None
-    assert options.entry_at(Preset, "samples.prompts") is None
+    assert options.entry_at(Preset, "targets.include") is None
     text = cli.options_help()
     for name, inner in Rule.model_fields.items():
         assert f"        {name} ({cli.facts(inner)}): {cli.description(inner).split()[0]}" in text

@@ -51,6 +51,20 @@ def test_a_folder_with_settings_is_shown_with_them_and_kept(qtbot, made):
     assert widget.read() == [SETTINGS, "no/where"] == widget.seen[-1]
 
 
+def test_a_prompt_with_references_is_shown_with_them_and_kept(made):
+    """One without any is its text."""
+    field = Schema.load().everything()["samples.prompts"][0]
+    own = {"prompt": "make it red", "references": ["a.png", "b.png"]}
+    widget = made(field, ["apple", own, {"prompt": "pear", "references": []}])
+    assert [widget.list.item(row).text() for row in range(3)] == [
+        "apple", "make it red (references a.png, b.png)", "pear"
+    ]  # fmt: skip
+    widget.list.item(0).setText("blue apple")
+    assert widget.read() == ["blue apple", own, "pear"] == widget.seen[-1]
+    assert field.problem([{"references": ["a.png"]}]) == "number 1, prompt: required"
+    assert field.brief([own]) == [own]
+
+
 def test_files_are_chosen_dropped_and_looked_for(qtbot, made, tmp_path, monkeypatch):
     field = Schema.load().everything()["base.texts"][0]
     widget = made(field, [])

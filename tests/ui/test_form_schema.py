@@ -24,6 +24,7 @@ WIDGETS = {
     "numbers": QLineEdit,
     "files": QListWidget,
     "folders": QListWidget,
+    "prompts": QListWidget,
     "file": QLineEdit,
     "folder": QLineEdit,
     "model": QLineEdit,
@@ -167,8 +168,6 @@ def test_help_says_the_default_and_its_reason():
     assert help_text(fields["training.steps"], 5).endswith(
         "Default: 2000 (enough for a style with 20 to 100 pictures)."
     )
-    assert help_text(fields["samples.prompts"], []).endswith(
-        "Default: none (captions of the first four pictures are used)."
-    )
+    assert "Default: none (captions of the first four pictures are used)." in help_text(fields["samples.prompts"], [])
     assert help_text(fields["data.trigger"], "").endswith("Default: empty.")
     assert "None turns it off." in help_text(fields["objective.min_snr_gamma"], 5)

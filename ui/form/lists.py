@@ -8,7 +8,7 @@ from PySide6.QtWidgets import QAbstractItemView, QListWidget, QListWidgetItem, Q
 
 from ui.core import words
 from ui.core.preset import entries
-from ui.core.preset.field import Field
+from ui.core.preset.field import MIXED, Field
 from ui.core.settings import Settings
 from ui.form.inputs import Input
 from ui.form.paths import Finder, ask_file, ask_folder
@@ -241,8 +241,25 @@ class Files(Paths):
             self.put([file])
 
 
-class Folders(Paths):
-    """Folders. Those with settings of their own are shown with them, and are kept as they are."""
+class Mixed(Texts):
+    """Texts, and objects with settings of their own: these are shown with them, and are kept as they are."""
+
+    def add(self, one: Any) -> None:
+        """A line; one with settings cannot be typed over."""
+        if not isinstance(one, dict):
+            super().add(one)
+            return
+        item = self._append(entries.words(one, MIXED[self.field.kind]))
+        item.setData(Qt.ItemDataRole.UserRole, one)
+        item.setFlags(EDITABLE & ~Qt.ItemFlag.ItemIsEditable)
+
+    def shown(self) -> list[Any]:
+        items = [self.list.item(row) for row in range(self.list.count())]
+        return [item.data(Qt.ItemDataRole.UserRole) or item.text() for item in items]
+
+
+class Folders(Mixed, Paths):
+    """Folders."""
 
     empty = "No folders: drop or add them here"
     adds = "Add a folder…"
@@ -251,19 +268,6 @@ class Folders(Paths):
         """Add folders at the end, but for those that are there."""
         values = [*self.values, *(text for text in dict.fromkeys(texts) if text not in self.values)]
         self.change(values, len(values) - 1)
-
-    def add(self, one: Any) -> None:
-        """A folder; one with settings cannot be typed over."""
-        if not isinstance(one, dict):
-            super().add(one)
-            return
-        item = self._append(entries.words(one))
-        item.setData(Qt.ItemDataRole.UserRole, one)
-        item.setFlags(EDITABLE & ~Qt.ItemFlag.ItemIsEditable)
-
-    def shown(self) -> list[Any]:
-        items = [self.list.item(row) for row in range(self.list.count())]
-        return [item.data(Qt.ItemDataRole.UserRole) or item.text() for item in items]
 
     def on_add(self) -> None:
         """Ask for a folder."""

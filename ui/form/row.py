@@ -14,7 +14,7 @@ from ui.core.preset.field import Field
 from ui.core.preset.schema import holds
 from ui.core.settings import Settings
 from ui.form.inputs import Choice, Flag, Input, Nullable, Number, Numbers, Text, label
-from ui.form.lists import Files, Folders, Texts
+from ui.form.lists import Files, Folders, Mixed, Texts
 from ui.form.paths import PathInput
 from ui.form.table import Table
 from ui.widgets import theme
@@ -34,6 +34,7 @@ KINDS: dict[str, type[Input]] = {
     "model": PathInput,
     "files": Files,
     "folders": Folders,
+    "prompts": Mixed,
     "entries": Table,
 }
 """What each kind of value is edited with."""
@@ -215,9 +216,9 @@ def help_text(field: Field, value: Any) -> str:
     if field.kind == "tag" and isinstance(value, str) and field.descriptions.get(value):
         text = field.descriptions[value] if field.required else f"{text.rstrip('.')}. {field.descriptions[value]}"
     lines = [" ".join(filter(None, (_with_none(text) if field.nullable else text, _default(field))))]
-    if field.kind == "entries":
+    if field.kind in ("entries", "prompts"):
         lines += [f"{column.label}: {_with_none(_about(column))}" for column in field.columns]
-    if field.kind == "folders":
+    if field.kind == "folders" and field.columns:
         lines.append("The settings of a folder are edited on the page Pictures.")
     return "\n".join(lines)
 

@@ -1,13 +1,14 @@
 """Transformers of double and single blocks on 2 x 2 packed latents: their call, and their names in files."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from modules.families.parts.editing import joined
 from modules.families.parts.flow import PATCH, FlowModel
 from modules.families.parts.names import Place, Spelling
 
@@ -81,23 +82,42 @@ class DoubleSingleModel(FlowModel):
     PROPORTIONS = {"linear1$": 7, r"(img|txt)_mlp[._]0$": 4}
     FOREIGN_WIDTHS = (1536, 2432, 4096, 6144)
 
-    def call(self, noisy: Tensor, times: Tensor, hidden: Tensor, more: Mapping[str, Any]) -> Tensor:
+    def call(
+        self,
+        noisy: Tensor,
+        times: Tensor,
+        hidden: Tensor,
+        more: Mapping[str, Any],
+        references: Sequence[Tensor] = (),
+    ) -> Tensor:
         """The transformer on `noisy (n, c, h, w)` and the texts' `hidden (n, tokens, dim)`; `more`: the arguments that
-        are a family's own."""
-        transformer, pipeline = self.pipeline.transformer, self.pipeline
-        n, channels, height, width = noisy.shape
+        are a family's own; `references`: latents `(n, c, h', w')`, whose place has 1 as its first number."""
+        transformer, (height, width) = self.pipeline.transformer, noisy.shape[2:]
         noisy = noisy.to(transformer.dtype)
         like = {"device": noisy.device, "dtype": hidden.dtype}
+        tokens, ids = self._tokens(noisy), self._places(noisy, like)
+        for one in references:
+            tokens, own = joined(tokens, [self._tokens(one.to(noisy.dtype))]), self._places(one, like)
+            own[..., 0] = 1
+            ids = torch.cat([ids, own])
         predicted = transformer(
-            hidden_states=pipeline._pack_latents(noisy, n, channels, height, width),
+            hidden_states=tokens,
             timestep=times.to(noisy.dtype) / self.process.count,
             encoder_hidden_states=hidden,
             txt_ids=torch.zeros(hidden.shape[1], 3, **like),
-            img_ids=pipeline._prepare_latent_image_ids(n, height // PATCH, width // PATCH, **like),
+            img_ids=ids,
             return_dict=False,
             **more,
         )[0]
-        return self.unpacked(predicted, height * self.latent_factor, width * self.latent_factor)
+        own = predicted[:, : height // PATCH * (width // PATCH)]
+        return self.unpacked(own, height * self.latent_factor, width * self.latent_factor)
+
+    def _tokens(self, latents: Tensor) -> Tensor:
+        return self.pipeline._pack_latents(latents, *latents.shape)
+
+    def _places(self, latents: Tensor, like: dict[str, Any]) -> Tensor:
+        n, _, height, width = latents.shape
+        return self.pipeline._prepare_latent_image_ids(n, height // PATCH, width // PATCH, **like)
 
     def unpacked(self, latents: Tensor, height: int, width: int) -> Tensor:
         """`(n, tokens, 4 c)` as `(n, c, h, w)`; `height` and `width` in pixels."""

@@ -285,7 +285,7 @@ class Loaded(Named):
         model, source = cls.skeleton(base), cls.source(base)
         networks = {}
         for name, one in model.sources(base).items():
-            networks[name] = _with_buffers(model.pipeline.components[name])
+            networks[name] = with_buffers(model.pipeline.components[name])
             try:
                 read_weights(networks[name], one.path, one.places, dtype, one.whole, one.unused)
             except ValueError as error:
@@ -367,7 +367,7 @@ def _component(found: Any, name: str, source: str) -> Any:
         return found(found.config_class.from_pretrained(source, subfolder=name))
 
 
-def _with_buffers(network: Any) -> Any:
+def with_buffers(network: Any) -> Any:
     """A network on the meta device, or the same with the buffers, and other tensors, that no file has."""
     from accelerate import init_empty_weights
     from transformers import PreTrainedModel

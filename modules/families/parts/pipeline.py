@@ -8,7 +8,7 @@ methods under "defaults that a family may override" hold for most.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from types import MethodType
 from typing import Any, ClassVar
 
@@ -43,9 +43,10 @@ class PipelineModel(Loaded, Reader):
     bucket_step: int
     longest_side: int | None = None
     distilled: bool = False
+    reads_references: bool = False
 
     def __init__(self, pipeline: Any, device: torch.device):
-        super().__init__(_computing_on(device, pipeline), device)
+        super().__init__(computing_on(device, pipeline), device)
         components = {name: pipeline.components[name] for name in (self.DENOISER, *self.TEXT_ENCODERS)}
         self.networks: dict[str, nn.Module] = {name: part for name, part in components.items() if part is not None}
         self.text_encoders = [name for name in self.TEXT_ENCODERS if name in self.networks]
@@ -68,9 +69,20 @@ class PipelineModel(Loaded, Reader):
         """What guidance leads away from: the empty prompt too."""
         return given
 
-    def encode_texts(self, captions: Sequence[str]) -> protocol.Texts:
+    def encode_texts(self, captions: Sequence[protocol.Caption]) -> protocol.Texts:
         """Conditions of the captions, named as in `ARGUMENTS`."""
         raise NotImplementedError
+
+    def use_references(self, base: Base, counts: Mapping[str, int]) -> list[str]:
+        """A family that edits has its own, see editing.py."""
+        for option in (option for option, count in counts.items() if count):
+            raise ValueError(f"{option}: {self.TITLE} takes no reference pictures; remove them, or train a model that "
+                             "edits pictures")
+        return []
+
+    def drawing(self, prompt: protocol.Caption, width: int, height: int) -> tuple[Any, dict[str, Any]]:
+        """The pipeline that draws a prompt, and its further arguments."""
+        return self.pipeline, {}
 
     def vae_grid(self) -> tuple[int, int]:
         """Pixels per latent of the VAE, along each side, and its channels."""
@@ -169,7 +181,7 @@ class PipelineModel(Loaded, Reader):
     @torch.no_grad()
     def sample(
         self,
-        prompts: Sequence[str],
+        prompts: Sequence[protocol.Caption],
         negative: str,
         width: int,
         height: int,
@@ -180,13 +192,17 @@ class PipelineModel(Loaded, Reader):
     ) -> list[Image]:
         """One picture per prompt; the noise of picture `i` follows from `seed + i`."""
         encode, against = encode or self.encode_texts, self.negative_prompt(negative)
-        away = None if against is None else encode([against])
-        pictures = []
+        pictures, aways = [], {}
         for number, prompt in enumerate(prompts):
+            shown = prompt.references if isinstance(prompt, protocol.Instruction) else ()
+            if shown not in aways:
+                aways[shown] = None if against is None else encode([protocol.about(against, shown)])
+            away, (pipeline, more) = aways[shown], self.drawing(prompt, width, height)
             generator, texts = torch.Generator().manual_seed(seed + number), encode([prompt])
-            latents = self.pipeline(
+            latents = pipeline(
                 **self.conditions(texts, away),
                 **self.guidance_options(guidance, away is not None),
+                **more,
                 width=width,
                 height=height,
                 num_inference_steps=steps,
@@ -253,7 +269,7 @@ def _recomputed(block: Any, *given: Any, **named: Any) -> Any:
     return checkpoint(block.once, *given, use_reentrant=False, **named)
 
 
-def _computing_on(device: torch.device, pipeline: Any) -> Any:
+def computing_on(device: torch.device, pipeline: Any) -> Any:
     """The pipeline, made to compute on `device`. By default it uses the device of its first network, which may be an
     encoder in main memory."""
     kind = type(pipeline)

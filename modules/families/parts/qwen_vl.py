@@ -56,7 +56,9 @@ class QwenVLReader(Qwen3Reader, PipelineModel):
         return found + [Spelling(start + joined(whole)) for start in names.joined]
 
 
-def drop_unread(encoder: Any) -> None:
-    """Take the parts out of a text `encoder` that no condition depends on: what reads pictures, and the output."""
-    encoder.model.visual = None
+def drop_unread(encoder: Any) -> Any:
+    """Take the parts out of a text `encoder` that no condition of a caption alone depends on: the output, and what
+    reads pictures, which is returned."""
+    eyes, encoder.model.visual = encoder.model.visual, None
     encoder.lm_head = nn.Identity()
+    return eyes

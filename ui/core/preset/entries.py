@@ -23,10 +23,12 @@ def role(entry: Any) -> str:
     return entry.get("role", "train") if isinstance(entry, dict) else "train"
 
 
-def words(entry: Any) -> str:
-    """The folder with its settings, in a line."""
-    own = {name: value for name, value in entry.items() if name != "path"} if isinstance(entry, dict) else {}
-    return f"{path(entry)} ({said.value(own)})" if own else path(entry)
+def words(entry: Any, text: str = "path") -> str:
+    """The folder with its settings, in a line; or another entry, of which `text` is what it is without any."""
+    if not isinstance(entry, dict):
+        return f"{entry}"
+    own = {name: value for name, value in entry.items() if name != text}
+    return f"{entry.get(text, '')} ({said.value(own)})" if own else f"{entry.get(text, '')}"
 
 
 def details(entry: Any) -> list[str]:

@@ -17,6 +17,9 @@ TYPES = {"boolean": "boolean", "integer": "integer", "number": "number", "string
 COLUMNS = ("boolean", "integer", "number", "text", "choice")
 """Kinds of fields that entries may have."""
 
+MIXED = {"folders": "path", "prompts": "prompt"}
+"""Kinds of lists whose entries are texts, or objects with settings of their own; and what in these is the text."""
+
 WRONG = {
     "boolean": "is not true or false",
     "integer": "is not a whole number",
@@ -25,6 +28,7 @@ WRONG = {
     "numbers": "is not a list",
     "files": "is not a list",
     "folders": "is not a list",
+    "prompts": "is not a list",
 }
 """What is wrong with a value of another type; for all other kinds: NO_TEXT."""
 
@@ -54,8 +58,8 @@ class Field:
     advanced: bool = False
 
     kind: str
-    """boolean, integer, number, text, choice, tag, texts, numbers, entries, file, files, folder, folders or
-    model."""
+    """boolean, integer, number, text, choice, tag, texts, numbers, entries, prompts, file, files, folder,
+    folders or model."""
 
     choices: tuple[str, ...]
     """Of a choice and a tag, else empty."""
@@ -82,8 +86,8 @@ class Field:
     """Of a tag: first line about each variant, by choice."""
 
     columns: tuple["Field", ...] = ()
-    """Of entries: what each of them has. Their paths are plain names. Of numbers: what each of them is. Of folders:
-    what one in braces has."""
+    """Of entries: what each of them has. Their paths are plain names. Of numbers: what each of them is. Of folders
+    and prompts: what one in braces has."""
 
     entry: str = ""
     """Of entries: what one of them is called, in lower case."""
@@ -99,7 +103,7 @@ class Field:
             return "" if value in self.choices else sentences.not_one_of(value, self.choices)
         if value is None and self.required:
             return "required"
-        if self.kind in ("entries", "folders"):
+        if self.kind in ("entries", *MIXED):
             one_folder = self.kind == "folders" and isinstance(value, str)
             return "\n".join(self._entries_problems([value] if one_folder else value))
         given, value = value, self.understood(value)
@@ -129,8 +133,8 @@ class Field:
                 return float(value)
         if self.kind == "folders" and isinstance(value, str):
             return [value] if value else []
-        if self.kind == "folders" and isinstance(value, list | tuple):
-            return [self._understood_folder(one) if isinstance(one, dict) else one for one in value]
+        if self.kind in MIXED and isinstance(value, list | tuple):
+            return [self._understood_mixed(one) if isinstance(one, dict) else one for one in value]
         if self.kind == "numbers" and isinstance(value, list | tuple):
             return [self.columns[0].understood(one) for one in value]
         if self.kind == "entries" and isinstance(value, list | tuple):
@@ -139,7 +143,7 @@ class Field:
 
     def brief(self, value: Any) -> Any:
         """The value as a preset file says it: without what is a default in an entry."""
-        if self.kind not in ("entries", "folders") or not isinstance(value, list):
+        if self.kind not in ("entries", *MIXED) or not isinstance(value, list):
             return value
         plain = {column.path: column.default for column in self.columns if not column.required}
 
@@ -153,10 +157,10 @@ class Field:
         known = [column for column in self.columns if column.path in given or not column.required]
         return {one.path: one.understood(given[one.path]) if one.path in given else one.default for one in known}
 
-    def _understood_folder(self, given: Mapping[str, Any]) -> Any:
-        """A folder without settings that only repeat the default; one without any is its path."""
-        (own,) = self.brief([self._understood_entry(given)])
-        return own["path"] if [*own] == ["path"] else own
+    def _understood_mixed(self, given: Mapping[str, Any]) -> Any:
+        """An object without settings that only repeat the default; one without any is its text."""
+        (own,), text = self.brief([self._understood_entry(given)]), MIXED[self.kind]
+        return own[text] if [*own] == [text] else own
 
     def _part_problem(self, part: Any) -> str:
         """What is wrong with one of several texts or numbers."""
@@ -165,7 +169,7 @@ class Field:
         return "" if isinstance(part, str) else f"{sentences.shown(part)} {NO_TEXT}"
 
     def _entries_problems(self, value: Any) -> Iterator[str]:
-        names, plain = [column.path for column in self.columns], self.kind == "folders"
+        names, plain = [column.path for column in self.columns], self.kind in MIXED
         needed = [column.path for column in self.columns if column.required] or names
         form = "{" + ", ".join(f'"{name}": ...' for name in needed) + "}"
         if not isinstance(value, list | tuple):
