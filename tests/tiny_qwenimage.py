@@ -39,9 +39,9 @@ def make_pipeline(seed: int = 0, dim: int = 32) -> QwenImagePipeline:
                              transformer)
 
 
-def tokenizer() -> Any:
-    """One that makes 34 tokens of the system message, as the pipeline takes it to have."""
-    return tiny_qwen3.tokenizer(words=["system", "user", "Describe", *(f"Ġ{word}" for word in TEMPLATE.split())])
+def tokenizer(*words: str) -> Any:
+    """One that makes 34 tokens of the system message, as the pipeline takes it to have; and knows `words`."""
+    return tiny_qwen3.tokenizer(words=["system", "user", "Describe", *(f"Ġ{one}" for one in TEMPLATE.split()), *words])
 
 
 def encoder(vocabulary: int, width: int = WIDTH) -> Qwen2_5_VLForConditionalGeneration:

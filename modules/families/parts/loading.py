@@ -18,7 +18,7 @@ import torch
 from modules.documents import is_folder
 from modules.families import base as protocol
 from modules.families.parts import files, split_problems
-from modules.families.parts.components import AnotherKind, component_class, pickle_problems, read_index
+from modules.families.parts.components import AnotherKind, component_class, is_part, pickle_problems, read_index
 from modules.families.parts.names import DENOISER, PREFIXES, Named, Place
 from modules.families.parts.original import Places, misfit, read_weights
 from modules.families.parts.split import VAE_MARKS, Source, TextFile, text_sources, vae_place, vae_places
@@ -97,6 +97,10 @@ class Loaded(Named):
     def variant_problems(cls, base: Base, names: Collection[str]) -> list[str]:
         """Whether `base.config` is of another variant of the family than a file with tensors of these names."""
         return []
+
+    @classmethod
+    def as_named(cls, pipeline: Any, path: str) -> None:
+        """Set the pipeline up for the variant that the name of the base at `path` says, where tensors do not."""
 
     def vae_original(self, path: str, kind: str) -> Place:
         """Where original checkpoints have a tensor of the VAE, behind its prefix."""
@@ -239,6 +243,7 @@ class Loaded(Named):
         """The frozen pipeline in main memory. The VAE gets its own dtype if `pictures`, else the stored one."""
         try:
             pipeline = cls.read_file(base, dtype) if Path(base.path).is_file() else cls.read_folder(base, dtype)
+            cls.as_named(pipeline, base.path)
             model = cls(pipeline, device)
             files.refuse_gaps({**model.networks, "vae": pipeline.vae})
         except Exception as error:  # noqa: BLE001  diffusers raises anything for values of wrong kinds in its files
@@ -311,7 +316,9 @@ class Loaded(Named):
     def skeleton(cls, base: Base) -> Self:
         """The networks on the meta device, from the configuration files alone."""
         try:
-            return cls(cls.skeleton_pipeline(cls.source(base)), torch.device("meta"))
+            pipeline = cls.skeleton_pipeline(cls.source(base))
+            cls.as_named(pipeline, base.path)
+            return cls(pipeline, torch.device("meta"))
         except Exception as error:  # noqa: BLE001  as in `load`
             raise ValueError(_said(error)) from error
 
@@ -326,8 +333,8 @@ class Loaded(Named):
         found, where = cls.index(source), source
         taken = inspect.signature(cls.pipeline_class(source).__init__).parameters
         kinds = {name: component_class(kind, name, where) for name, kind in found.items()
-                 if isinstance(kind, list) and name in taken and name not in cls.OPTIONS}
-        values = {name: value for name, value in found.items() if name in taken and not isinstance(value, list)}
+                 if is_part(kind) and name in taken and name not in cls.OPTIONS}
+        values = {name: value for name, value in found.items() if name in taken and not is_part(value)}
         parts = {name: part(kind, name) for name, kind in kinds.items()}
         return cls.pipeline_class(source)(**{**values, **parts, **cls.OPTIONS})
 

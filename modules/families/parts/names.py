@@ -61,6 +61,8 @@ class Place:
     exchanged: bool = False
     """Whether its halves are stored exchanged."""
     transposed: bool = False
+    flat: bool = False
+    """Whether its rows are one there, each behind the one before it."""
 
     def get(self, stored: Tensor) -> Tensor:
         """The tensor, from the checkpoint's `stored`."""
