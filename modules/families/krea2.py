@@ -1,4 +1,5 @@
-"""Krea 2, Raw and Turbo: a Qwen3-VL text encoder read at twelve layers, a transformer with one stream, Qwen-Image's VAE.
+"""Krea 2, Raw and Turbo: a Qwen3-VL text encoder that is read at twelve layers, a transformer with one stream of text
+and picture, Qwen-Image's VAE.
 
 Encoding and sampling are diffusers' own `Krea2Pipeline`. Latents are packed: 2x2 of them are one token of the
 transformer, which gets the position of each, and the captions' tokens before them, with a mask. The pipeline pads
@@ -111,7 +112,8 @@ class Model(qwen_vl.QwenVLReader, QwenVae, FlowModel):
     )
     UNLIKE = (
         "(single|joint|double)_(transformer_|stream_)?blocks|attn[12]_|(down|up)_blocks|mid_block|put_blocks|"
-        "(img|txt)_(mlp|mod|attn)|add_[qkv]_proj|to_add_out|blocks_[0-9]+_(norm1_|ff_(net|context|linear)|self_|cross_)|"
+        "(img|txt)_(mlp|mod|attn)|add_[qkv]_proj|to_add_out|norm1_(linear|context)|"
+        "blocks_[0-9]+_(ff_(net|context|linear)|self_|cross_)|"
         "(x|context|guidance|text)_embedder|(vector|guidance)_in_|time_(text|guidance)_embed|txt_norm|"
         "stream_modulation|clip_[lg]|t5xxl|te[123]_|text_model|text_encoder_[23]|qwen25|qwen3_|mistral3|noise_refiner|"
         "context_refiner|(^|_)layers_[0-9]+_(attention|feed_forward)|blocks_(2[89]|[3-9][0-9]|[0-9]{3,})_"

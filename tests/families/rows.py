@@ -108,6 +108,8 @@ class Row:
     """Whether the VAE reads films."""
     prompt_first: bool = False
     """Whether the pipeline's call for both prompts has the negative one behind the other."""
+    one_length: bool = False
+    """Whether the pipeline pads both prompts to the longer one."""
 
 
 UNET_SETS = {
@@ -185,5 +187,5 @@ FAMILIES = {
     "qwenimage": Row("qwenimage", single_file_qwenimage.make_pair, QWEN_SETS, {"text_encoder": 8}, ONE, film_call,
                      QWEN_UNREAD, ("text_encoder.*",), by_channel, film=True),
     "krea2": Row("krea2", single_file_krea2.make_pair, KREA2_SETS, {"text_encoder": 8}, ONE, film_call, (),
-                 ("text_encoder.*",), by_channel, film=True, prompt_first=True),
+                 ("text_encoder.*",), by_channel, film=True, prompt_first=True, one_length=True),
 }
