@@ -51,8 +51,18 @@ def encoder(vocabulary: int, width: int = WIDTH) -> Qwen3VLModel:
     return Qwen3VLModel(Qwen3VLConfig(text_config=text, vision_config=vision))
 
 
-def make_folder(folder: Path, turbo: bool = False) -> Path:
+def make_folder(folder: Path) -> Path:
     """The pipeline saved as a diffusers folder; its path."""
-    base = folder / ("turbo" if turbo else "base")
-    make_pipeline(seed=int(turbo), turbo=turbo).save_pretrained(base)
+    base = folder / "base"
+    make_pipeline().save_pretrained(base)
     return base
+
+
+def make_turbo(folder: Path) -> Path:
+    """The same of one that is distilled: with another transformer, and the same text encoder and VAE."""
+    pipeline = make_pipeline(turbo=True)
+    with torch.no_grad():
+        for number, parameter in enumerate(pipeline.transformer.parameters()):
+            parameter += 0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(number))
+    pipeline.save_pretrained(folder / "turbo")
+    return folder / "turbo"

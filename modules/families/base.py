@@ -216,6 +216,16 @@ class Model(Protocol):
         conditions of prompts; without it the text encoders are moved to the device."""
         ...
 
+    def drawing_problems(self, path: str) -> list[str]:
+        """Why `drawing` cannot work with the base at `path`, as sentences that begin with samples.base. Call it before
+        adapters are attached; weights are not needed."""
+        ...
+
+    def drawing(self, base: Base, path: str, dtype: torch.dtype) -> "Model":
+        """A model that draws as the base at `path`, a folder, a hub id or a file, with its denoiser, frozen, in main
+        memory and without adapters, and with the other parts of this one, whose base is `base`. Raises ValueError."""
+        ...
+
     def release_encoders(self, texts: bool, images: bool = True) -> None:
         """Move the image encoder if `images`, and the text encoders if `texts`, off the device. Encoding moves them
         back."""

@@ -174,7 +174,7 @@ def captions_needed(preset: Preset, pictures: Pictures, batches: Batches, steps:
     wanted |= {*batches.captions(outside_of_steps(preset, batches, steps)),
                *validation_captions(pictures.validation)}
     if preset.samples.enabled:
-        negative = model.negative_prompt(preset.samples.negative)
+        negative = preset.samples.negative if preset.samples.base else model.negative_prompt(preset.samples.negative)
         wanted |= {*sample_prompts(preset, pictures.training), *(() if negative is None else (negative,))}
     return wanted
 

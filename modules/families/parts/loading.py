@@ -199,7 +199,7 @@ class Loaded(Named):
     def _in_checkpoint(self, path: Path) -> dict[str, Source]:
         """The same of `base.path`."""
         names = read_header(path).tensors
-        found = {self.DENOISER: self._denoiser(path, names)}
+        found = {self.DENOISER: self.denoiser_source(path, names)}
         for part in self.marked(names)[1:]:
             if part != "vae" and part not in self.networks:
                 continue
@@ -213,7 +213,7 @@ class Loaded(Named):
             found[part] = Source("base.path", path, places)
         return found
 
-    def _denoiser(self, path: Path, names: Collection[str]) -> Source:
+    def denoiser_source(self, path: Path, names: Collection[str]) -> Source:
         """The denoiser's places in a file, in the original naming or in diffusers'."""
         split = {name: name.rpartition(".") for name in self.networks[self.DENOISER].state_dict()}
         prefix = original_prefix(names, next(iter(self.PARTS)))
@@ -273,7 +273,7 @@ class Loaded(Named):
             options = {"dtype": dtype, "use_safetensors": True} if name in cls.parts() else {}
             return found.from_pretrained(source, subfolder=name, **options)
 
-        return cls._assembled(source, part)
+        return cls.assembled(source, part)
 
     @classmethod
     def read_folder(cls, base: Base, dtype: torch.dtype) -> Any:
@@ -290,7 +290,7 @@ class Loaded(Named):
         model, source = cls.skeleton(base), cls.source(base)
         networks = {}
         for name, one in model.sources(base).items():
-            networks[name] = _with_buffers(model.pipeline.components[name])
+            networks[name] = with_buffers(model.pipeline.components[name])
             try:
                 read_weights(networks[name], one.path, one.places, dtype, one.whole, one.unused)
             except ValueError as error:
@@ -325,10 +325,10 @@ class Loaded(Named):
     @classmethod
     def skeleton_pipeline(cls, source: str) -> Any:
         """The pipeline on the meta device, from the configuration in the folder, or of the hub's model, `source`."""
-        return cls._assembled(source, lambda found, name: _component(found, name, source))
+        return cls.assembled(source, lambda found, name: component(found, name, source))
 
     @classmethod
-    def _assembled(cls, source: str, part: Callable[[Any, str], Any]) -> Any:
+    def assembled(cls, source: str, part: Callable[[Any, str], Any]) -> Any:
         """The pipeline of parts that `part` makes, of a class or None and a name, with the index' other values."""
         found, where = cls.index(source), source
         taken = inspect.signature(cls.pipeline_class(source).__init__).parameters
@@ -357,7 +357,7 @@ def _said(error: Exception) -> str:
     return text if isinstance(error, ValueError | OSError | RuntimeError) else f"{type(error).__name__}: {text}"
 
 
-def _component(found: Any, name: str, source: str) -> Any:
+def component(found: Any, name: str, source: str) -> Any:
     """Part `name` of a pipeline, of class `found` if any; networks without weights, on the meta device."""
     from diffusers import ModelMixin
     from transformers import PreTrainedModel
@@ -374,7 +374,7 @@ def _component(found: Any, name: str, source: str) -> Any:
         return found(found.config_class.from_pretrained(source, subfolder=name))
 
 
-def _with_buffers(network: Any) -> Any:
+def with_buffers(network: Any) -> Any:
     """A network on the meta device, or the same with the buffers, and other tensors, that no file has."""
     from accelerate import init_empty_weights
     from transformers import PreTrainedModel
