@@ -13,7 +13,7 @@ from modules.families.parts.components import component_class, pickle_problems
 from modules.families.parts.loading import component, with_buffers
 from modules.families.parts.names import DENOISER
 from modules.families.parts.original import misfit, packed_problems, read_weights
-from modules.families.parts.split import described
+from modules.families.parts.split import DENOISERS, described, kind_of
 from modules.preset.base_options import Base
 from modules.tensorfile import read_header
 
@@ -38,7 +38,7 @@ def problems(model: Any, path: str) -> list[str]:
 def _of_file(model: Any, path: Path) -> list[str]:
     header, network = read_header(path), model.networks[model.DENOISER]
     own = {name for name in header.tensors if name.startswith(DENOISER)} or set(header.tensors)
-    if not model.recognises(own):
+    if kind_of(header.tensors) not in (DENOISERS, "") or not model.recognises(own):
         return [f"{OPTION}: {path} is not {model.TITLE} but {described(header.tensors)}; give a {model.DENOISER} of the "
                 "family that is trained"]
     if found := packed_problems(OPTION, path):
