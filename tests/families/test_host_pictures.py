@@ -7,7 +7,17 @@ from pathlib import Path
 import pytest
 
 from scripts import host_pictures
-from tests import tiny_chroma, tiny_flux, tiny_flux2, tiny_krea2, tiny_qwenimage, tiny_sd3, tiny_sd15, tiny_sdxl, tiny_zimage
+from tests import (
+    tiny_chroma,
+    tiny_flux,
+    tiny_flux2,
+    tiny_krea2,
+    tiny_qwenimage,
+    tiny_sd3,
+    tiny_sd15,
+    tiny_sdxl,
+    tiny_zimage,
+)
 from tests.training.runs import Place, draw_pictures
 
 FLOW = {"min_snr_gamma": None}

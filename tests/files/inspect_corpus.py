@@ -387,7 +387,8 @@ def _others() -> Iterator[Made]:
     for family, given in {"qwenimage": QWEN, "krea2": KREA}.items():
         for name, (layer, out, inputs) in given.items():
             ends = KOHYA if layer.startswith("lora") else PEFT
-            yield f"{family}: {name}", family, {f"{layer}{ends[0]}": (out, RANK), f"{layer}{ends[1]}": (RANK, inputs)}, {}
+            shapes = {f"{layer}{ends[0]}": (out, RANK), f"{layer}{ends[1]}": (RANK, inputs)}
+            yield f"{family}: {name}", family, shapes, {}
     for name, (layer, out, inputs) in OTHERS.items():
         ends = KOHYA if layer.startswith("lora") else PEFT
         yield f"other: {name}", "", {f"{layer}{ends[0]}": (out, RANK), f"{layer}{ends[1]}": (RANK, inputs)}, {}

@@ -39,8 +39,8 @@ def _of_file(model: Any, path: Path) -> list[str]:
     header, network = read_header(path), model.networks[model.DENOISER]
     own = {name for name in header.tensors if name.startswith(DENOISER)} or set(header.tensors)
     if kind_of(header.tensors) not in (DENOISERS, "") or not model.recognises(own):
-        return [f"{OPTION}: {path} is not {model.TITLE} but {described(header.tensors)}; give a {model.DENOISER} of the "
-                "family that is trained"]
+        return [f"{OPTION}: {path} is not {model.TITLE} but {described(header.tensors)}; give a {model.DENOISER} of "
+                "the family that is trained"]
     if found := packed_problems(OPTION, path):
         return found
     source = model.denoiser_source(path, header.tensors)
