@@ -244,7 +244,7 @@ def pack_linears(network: nn.Module, kind: str, device: torch.device | None = No
     """
     for parent in list(network.modules()):
         for name, child in list(parent.named_children()):
-            if type(child) is nn.Linear:
+            if type(child) is nn.Linear and (kind == "dense" or child.weight.numel() >= BLOCK):  # else nothing is saved
                 setattr(parent, name, PackedLinear(child, kind, device or child.weight.device))
 
 

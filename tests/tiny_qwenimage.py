@@ -42,9 +42,9 @@ def make_pipeline(
     return QwenImagePipeline(FlowMatchEulerDiscreteScheduler(**SCHEDULE), vae(), texts, tokens, transformer)
 
 
-def tokenizer() -> Any:
-    """One that makes 34 tokens of the system message, as the pipeline takes it to have."""
-    return tiny_qwen3.tokenizer(words=["system", "user", "Describe", *(f"Ġ{word}" for word in TEMPLATE.split())])
+def tokenizer(*words: str) -> Any:
+    """One that makes 34 tokens of the system message, as the pipeline takes it to have; and knows `words`."""
+    return tiny_qwen3.tokenizer(words=["system", "user", "Describe", *(f"Ġ{one}" for one in TEMPLATE.split()), *words])
 
 
 def encoder(

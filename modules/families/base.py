@@ -72,6 +72,11 @@ def about(text: str, references: tuple[Shown, ...]) -> Caption:
     return Instruction(text, references) if references else text
 
 
+def negative_of(prompt: Caption, negative: str) -> Caption:
+    """The negative prompt that a prompt is drawn with: about the same reference pictures."""
+    return about(negative, prompt.references) if isinstance(prompt, Instruction) else negative
+
+
 def text_of(caption: Caption) -> str:
     """The text alone."""
     return caption if isinstance(caption, str) else caption.text
@@ -270,6 +275,16 @@ class Model(Protocol):
     ) -> list[Image]:
         """One picture per prompt from fixed noise, with the networks as they are now (adapted). `encode` gives the
         conditions of prompts; without it the text encoders are moved to the device."""
+        ...
+
+    def with_denoiser_problems(self, path: str) -> list[str]:
+        """Why `with_denoiser` cannot work with the base at `path`, as sentences that begin with samples.base. Call it
+        before adapters are attached; weights are not needed."""
+        ...
+
+    def with_denoiser(self, base: Base, path: str, dtype: torch.dtype) -> "Model":
+        """A model that draws as the base at `path`, a folder, a hub id or a file, with its denoiser, frozen, in main
+        memory and without adapters, and with the other parts of this one, whose base is `base`. Raises ValueError."""
         ...
 
     def release_encoders(self, texts: bool, images: bool = True) -> None:

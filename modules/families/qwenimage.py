@@ -22,7 +22,7 @@ from modules.families import base as protocol
 from modules.families.parts import qwen3, qwen_vl
 from modules.families.parts.editing import joined
 from modules.families.parts.flow import PATCH, FlowModel
-from modules.families.parts.names import DENOISER, Files, Place, transformer
+from modules.families.parts.names import DENOISER, GATED, Files, Place, transformer
 from modules.families.parts.qwen_edit import QwenEditor
 from modules.families.parts.qwen_vae import MARK as VAE_MARK
 from modules.families.parts.qwen_vae import QwenVae
@@ -90,7 +90,7 @@ class Model(qwen_vl.QwenVLReader, QwenVae, QwenEditor, FlowModel):
         "(single|joint)_(transformer_|stream_)?blocks|double_(stream_)?blocks|attn[12]_|(down|up)_blocks|mid_block|"
         "put_blocks|blocks_[0-9]+_(ff_|norm|img_attn|txt_attn)|(x|context|guidance|text)_embedder_|(vector|guidance)_in_|"
         "transformer_blocks_([6-9][0-9]|[0-9]{3,})_|stream_modulation|time_guidance_embed|clip_[lg]|t5xxl|te[123]_|"
-        "text_model|text_encoder_[23]|qwen3|mistral3|refiner|(^|_)(?<!transformer_)blocks_[0-9]"
+        f"text_model|text_encoder_[23]|qwen3|mistral3|refiner|(^|_)(?<!transformer_)blocks_[0-9]|{GATED}"
     )
 
     def __init__(self, pipeline: Any, device: torch.device):

@@ -14,7 +14,7 @@ from torch import Tensor
 from modules.families import base as protocol
 from modules.families.parts import files
 from modules.families.parts.flow import FlowModel
-from modules.families.parts.names import Files, Place, clip, t5, t5_place, transformer
+from modules.families.parts.names import GATED, Files, Place, clip, t5, t5_place, transformer
 from modules.families.parts.split import CLIP_G, CLIP_L, T5
 from modules.preset.base_options import Base
 
@@ -128,7 +128,7 @@ class Model(FlowModel):
     )
     UNLIKE = (
         "single_(transformer_)?blocks|double_blocks|(down|up)_blocks|mid_block|put_blocks|attn1_|img_(mlp|mod)|te_text|"
-        "transformer_blocks_(3[89]|[4-9][0-9])_"
+        f"transformer_blocks_(3[89]|[4-9][0-9])_|{GATED}"
     )
 
     def __init__(self, pipeline: Any, device: torch.device):

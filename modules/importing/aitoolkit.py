@@ -19,10 +19,15 @@ NAME = "ai-toolkit"
 ARCHES = {"sd1": "sd15", "sd2": "sd15", "sd15": "sd15", "sdxl": "sdxl", "sd3": "sd3", "flux": "flux",
           "chroma": "chroma", "zimage": "zimage", "flux2": "flux2", "flux2_klein_4b": "flux2",
           "flux2_klein_9b": "flux2", "qwen_image": "qwenimage", "flux_kontext": "flux",
-          "qwen_image_edit": "qwenimage", "qwen_image_edit_plus": "qwenimage"}
+          "qwen_image_edit": "qwenimage", "qwen_image_edit_plus": "qwenimage", "krea2": "krea2"}
 FLAGS = {"is_flux": "flux", "is_v3": "sd3", "is_xl": "sdxl", "is_v2": "sd15"}
-ORIGINAL = ("flux2",)
-"""Families whose layers have the names of the original checkpoints there; it adapts those of the blocks."""
+ORIGINAL = {
+    "flux2": ((r"single_blocks", "single_transformer_blocks"), (r"double_blocks", "transformer_blocks")),
+    "krea2": ((r"attn\.w([qkv])", r"attn.to_\1"), (r"attn\.wo", "attn.to_out"), (r"attn\.gate", "attn.to_gate"),
+              (r"mlp", "ff"), (r"txtfusion", "text_fusion")),
+}
+"""Families whose layers have the names of the original checkpoints there, and patterns of these with what they are
+here; it adapts those of the blocks."""
 WHOLE = ("chroma",)
 """Families of which it adapts layers outside of the blocks, too."""
 FOREIGN_FLAGS = ("is_pixart", "is_pixart_sigma", "is_auraflow", "is_lumina2", "is_ssd", "is_vega")
@@ -302,13 +307,9 @@ def _names(ledger: Ledger, key: str, family: str) -> list[str]:
     the original checkpoints there."""
     value = ledger.value(key)
     names = [str(name).replace("$$", ".") for name in (value if isinstance(value, list) else [value])]
-    if family in ORIGINAL:
-        names = [re.sub(r"double_blocks|(single)_blocks", _block, name) for name in names]
+    for theirs, ours in ORIGINAL.get(family, ()):
+        names = [re.sub(theirs, ours, name) for name in names]
     return [re.sub(r"([*?[])", r"[\1]", name) for name in names]
-
-
-def _block(found: re.Match[str]) -> str:
-    return "single_transformer_blocks" if found[1] else "transformer_blocks"
 
 
 def _containing(name: str, part: str, denoiser: str) -> str:

@@ -37,6 +37,12 @@ LAYERS: dict[str, dict[str, tuple[str, str, tuple[str, ...]]]] = {
         "blocks": ("transformer_block", "all", tuple(base.outside("qwenimage"))),
         "full": ("", "all", ()),
     },
+    "krea2": {
+        "attn-mlp": ("attn,ff", "attention-mlp", ()),
+        "attn-only": ("attn", "attention", ()),
+        "blocks": ("transformer_blocks", "main-blocks", ()),
+        "full": ("", "all", ()),
+    },
     "zimage": {
         "attn-mlp": (
             "^(?=.*attention)(?!.*refiner).*,^(?=.*feed_forward)(?!.*refiner).*",

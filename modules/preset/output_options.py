@@ -91,6 +91,15 @@ class Samples(Section):
     seed: int = option(0, ge=0, lt=2**32, needs="samples.enabled")
     """Seed of the noise of the sample pictures."""
 
+    base: str = option(
+        "", why="the base that is trained draws them", kind="model", title="Drawn with another base",
+        needs="samples.enabled",
+    )
+    """Draw the sample pictures with the denoiser of this base, such as the distilled one that the adapter is meant for:
+    a folder in diffusers layout, a hub id, or a file with the denoiser, of the same family and sizes as base.path. It
+    is loaded each time, takes the place of the trained one on the device, and has the adapters on it as they are then.
+    samples.steps and samples.guidance are those that it needs."""
+
     judges: str = option("", why="a file of your own is needed", kind="file", advanced=True, needs="samples.enabled")
     """File of classifiers for the sample pictures, as demo/judges.safetensors. The share of pictures that show their
     subject (the prompt up to its first comma) and the share in the new style go into the events and TensorBoard."""

@@ -80,17 +80,19 @@ def interrupted(session: Session, make: Callable[[], object]) -> bool:
 def watched(session: Session) -> Iterator[None]:
     """Inside, a forward pass of the denoiser raises KeyboardInterrupt when a stop was requested."""
 
-    def look(network: Any, given: Any) -> None:
+    def look(*call: Any) -> None:
         # With a sharded base all processes run the denoiser together, and have to leave together.
         if agreed(session, stopping.asked()) if sharding.is_wanted() else stopping.asked():
             raise KeyboardInterrupt
 
     denoiser = next(iter(session.model.networks.values()))
     hook = denoiser.register_forward_pre_hook(look, prepend=True)  # before the shards are gathered
+    before, session.leave_if_asked = session.leave_if_asked, look
     try:
         yield
     finally:
         hook.remove()
+        session.leave_if_asked = before
 
 
 def agreed(session: Session, flag: bool) -> bool:

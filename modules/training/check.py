@@ -33,6 +33,7 @@ from modules.training import (
     noise,
     pool,
     reference_checks,
+    samples_base,
     schedules,
     setup,
     sharding,
@@ -235,6 +236,8 @@ def _examine_model(preset: Preset, found: Findings) -> None:
     found.problems += training_adapter.look(preset, found.model)
     if found.model.distilled and not preset.base.training_adapter:
         found.notes.append(training_adapter.UNTRAINED)
+    problems, notes = samples_base.look(preset, found.model)
+    found.problems, found.notes = found.problems + problems, found.notes + notes
     started, problems = first_values.look(preset, found.model)
     found.problems += problems
     problems, notes = pool.look(preset, found.model)

@@ -38,7 +38,7 @@ KINDS: dict[str, tuple[str, ...]] = {
         "memory_mb",
         "adapter",
     ),
-    "sample": ("step", "path", "prompt"),
+    "sample": ("step", "path", "prompt", "base"),
     "judged": ("step", "subject", "style", "unnamed"),
     "saved": ("what", "path", "step", "bytes"),
     "validation": ("step", "loss", "baseline"),
@@ -52,8 +52,11 @@ KINDS: dict[str, tuple[str, ...]] = {
 CURVES = ("loss", "loss_average", "learning_rate", "grad_norm", "seconds_per_step", "memory_mb")
 """Fields of a step that TensorBoard draws."""
 
-TEXTS = ("name", "detail", "prompt", "what", "message", "outcome")
+TEXTS = ("name", "detail", "prompt", "base", "what", "message", "outcome")
 """Fields that are texts in every kind. `path` is a text or null, `adapter` an object, and all others are numbers."""
+
+LATER = ("base",)
+"""Fields that events of earlier versions do not have."""
 
 COUNTS = ("step", "steps", "bytes", "exit_code")
 """Fields that are never null."""
@@ -308,7 +311,8 @@ def event_of(line: bytes) -> dict[str, Any] | None:
     kind = event.get("event")
     if not isinstance(kind, str):
         return None
-    return event if all(name in event and fits(name, event[name]) for name in KINDS.get(kind, ())) else None
+    wanted = (name for name in KINDS.get(kind, ()) if name in event or name not in LATER)
+    return event if all(name in event and fits(name, event[name]) for name in wanted) else None
 
 
 def fits(name: str, value: Any) -> bool:

@@ -21,7 +21,7 @@ from modules.export.report import Report
 from modules.families.base import text_of
 from modules.files import run_file
 from modules.judges import judges
-from modules.training import collapse, feed, samples
+from modules.training import collapse, feed, samples, samples_base
 from modules.training.beside import beside
 from modules.training.ended import ADAPTER
 from modules.training.optimizers import averaged
@@ -69,11 +69,13 @@ def sample(session: Session) -> None:
     captions = sample_captions(session.preset, session.model, session.index)
     side = session.preset.data.largest
     size = (wanted.width or side, wanted.height or side)
-    bare = session.training_adapter.off()
-    with bare, averaged(session.optimizer), session.derived.frozen(), session.accelerator.autocast():
-        pictures = session.model.sample(
-            captions, wanted.negative, *size, wanted.steps, wanted.guidance, wanted.seed, session.encode
-        )
+    asked = (captions, wanted.negative, *size, wanted.steps, wanted.guidance, wanted.seed)
+    with session.training_adapter.off(), averaged(session.optimizer), session.accelerator.autocast():
+        if wanted.base:
+            pictures = samples_base.draw(session, *asked)
+        else:
+            with session.derived.frozen():
+                pictures = session.model.sample(*asked, session.encode)
     if not session.accelerator.is_main_process:
         return
     written = partial(write_samples, pictures=pictures, prompts=[*map(text_of, captions)])
@@ -88,7 +90,8 @@ def write_samples(session: Session, pictures: Sequence[Image], prompts: Sequence
     if session.preset.samples.judges:
         write_judgement(session, pictures, prompts)
     for path, prompt in zip(paths, prompts, strict=True):  # last: what has no event is made again
-        session.events.write("sample", {"step": session.step, "path": str(path), "prompt": prompt})
+        base = session.preset.samples.base or session.preset.base.path
+        session.events.write("sample", {"step": session.step, "path": str(path), "prompt": prompt, "base": base})
 
 
 def write_judgement(session: Session, pictures: Sequence[Image], prompts: Sequence[str]) -> None:

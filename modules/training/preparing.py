@@ -15,7 +15,7 @@ from modules.data.batches import Batches
 from modules.data.cache import LatentCache, MaskCache, ReferenceCache, TextCache
 from modules.data.index import Index, Picture
 from modules.disk import write_whole
-from modules.families.base import Caption, Instruction, about
+from modules.families.base import Caption, negative_of
 from modules.preset.schema import Preset
 from modules.training import (
     collapse,
@@ -191,15 +191,10 @@ def captions_needed(preset: Preset, pictures: Pictures, batches: Batches, steps:
     wanted |= {*batches.captions(outside_of_steps(preset, batches, steps)),
                *validation_captions(pictures.validation)}
     if preset.samples.enabled:
-        negative = model.negative_prompt(preset.samples.negative)
+        negative = preset.samples.negative if preset.samples.base else model.negative_prompt(preset.samples.negative)
         prompts = sample_captions(preset, model, pictures.training)
         wanted |= {*prompts, *(() if negative is None else (negative_of(one, negative) for one in prompts))}
     return wanted
-
-
-def negative_of(prompt: Caption, negative: str) -> Caption:
-    """The negative prompt that a prompt is drawn with: about the same reference pictures."""
-    return about(negative, prompt.references) if isinstance(prompt, Instruction) else negative
 
 
 def outside_of_steps(preset: Preset, batches: Batches, steps: int) -> int:

@@ -1,7 +1,7 @@
 """One training: what it consists of, the processes and the device that it runs on."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -94,6 +94,8 @@ class Session:
     clock: Clock = field(default_factory=Clock)
     started: float = field(default_factory=time.time)
     """Unix time of the first start, s."""
+    leave_if_asked: Callable[[], None] = lambda: None
+    """Raises KeyboardInterrupt where a stop was requested and may end what is being made, see `beside.watched`."""
     made: Future[fingerprints.Made] | None = None
     """The run's fingerprints; in the process that writes states."""
 

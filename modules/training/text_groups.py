@@ -122,13 +122,21 @@ def lasting(batches: Batches, steps: int, ahead: int, usual: Collection[Caption]
 def apart(model: Any) -> Iterator[None]:
     """Inside, the denoiser is off the device; after it the encoders are. Adapters stay on the device: the optimizer
     and the gradients refer to their tensors. So does a sharded denoiser, whose weights FSDP holds."""
-    denoiser = next(iter(model.networks.values()))
-    parts = [] if sharding.is_wanted() else [*frozen_parts(denoiser)]
+    with denoiser_off(model):
+        try:
+            yield
+        finally:
+            model.release_encoders(texts=True)
+
+
+@contextmanager
+def denoiser_off(model: Any) -> Iterator[None]:
+    """The same without the encoders."""
+    parts = [] if sharding.is_wanted() else [*frozen_parts(next(iter(model.networks.values())))]
     move(parts, torch.device("cpu"))
     try:
         yield
     finally:
-        model.release_encoders(texts=True)
         move(parts, model.device)
 
 

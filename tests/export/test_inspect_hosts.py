@@ -126,7 +126,6 @@ def test_onetrainers_names_of_flux_are_read_by_diffusers(tmp_path):
 STRANGERS = {
     "Stable Cascade": ("lora_prior_te_text_model_encoder_layers_0_self_attn_q_proj", 8, 8),
     "Lumina 2": ("diffusion_model.layers.0.attention.qkv", 3840, 2304),
-    "Krea 2": ("diffusion_model.blocks.0.attn.wq", 8, 8),
     "Wan 2.1 or 2.2": ("diffusion_model.blocks.0.self_attn.q", 8, 8),
     "HunyuanVideo": ("transformer.double_blocks.0.img_attn_qkv", 24, 8),
     "Anima or Cosmos-Predict2": ("lora_unet_blocks_0_self_attn_q_proj", 8, 8),
@@ -176,6 +175,12 @@ def test_metadata_tell_models_apart_whose_layers_have_the_same_names(tmp_path):
     ("transformer.transformer_blocks.10.attn.to_q", 2432, 2432, "an SD3 model"),
     ("transformer.transformer_blocks.30.attn.to_q", 3072, 3072, "a Qwen-Image model"),
     ("diffusion_model.transformer_blocks.0.img_mod.1", 48, 8, "a Qwen-Image model"),
+    ("transformer.transformer_blocks.9.attn.to_q", 6144, 6144, "a Krea 2 model"),
+    ("transformer.transformer_blocks.3.attn.to_q", 6144, 6144, "a FLUX.2 model or a Krea 2 model"),
+    ("diffusion_model.blocks.0.mlp.gate", 24, 8, "a Krea 2 model"),
+    ("lora_unet_txtfusion_refiner_blocks_1_attn_wo", 8, 8, "a Krea 2 model"),
+    ("transformer.transformer_blocks.0.attn.to_gate", 8, 8, "a Krea 2 model"),
+    ("text_encoders.qwen3vl_4b.transformer.model.layers.0.self_attn.q_proj", 8, 8, "a Krea 2 model"),
     ("text_encoders.qwen25_7b.transformer.model.layers.0.self_attn.q_proj", 8, 8, "a Qwen-Image model"),
     ("transformer.transformer_blocks.0.img_mlp.gate_layer", 24, 8, "Qwen-Image 2.1"),
 ])

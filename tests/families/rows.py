@@ -14,6 +14,7 @@ from tests.families import (
     single_file_chroma,
     single_file_flux,
     single_file_flux2,
+    single_file_krea2,
     single_file_qwenimage,
     single_file_sd3,
     single_file_zimage,
@@ -31,8 +32,7 @@ def unet_call(model: Any, args: tuple, named: dict, output: Tensor) -> tuple[Ten
 
 def packed_call(model: Any, args: tuple, named: dict, output: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """The same of a transformer that gets 2 x 2 latents as one token."""
-    noisy, result = (model.pipeline._unpack_latents(t, *SIZE, model.latent_factor)
-                     for t in (named["hidden_states"], output))
+    noisy, result = (model.unpacked(t, *SIZE) for t in (named["hidden_states"], output))
     return noisy, model.pipeline.current_timestep.double().expand(len(noisy)), result
 
 
@@ -108,6 +108,8 @@ class Row:
     """Whether the VAE reads films."""
     prompt_first: bool = False
     """Whether the pipeline's call for both prompts has the negative one behind the other."""
+    one_length: bool = False
+    """Whether the pipeline pads both prompts to the longer one."""
 
 
 UNET_SETS = {
@@ -159,6 +161,12 @@ QWEN_SETS = {
     "all": "transformer.transformer_blocks.1.img_mod.1",
 }
 
+KREA2_SETS = {
+    "attention": "transformer.text_fusion.layerwise_blocks.0.attn.to_gate",
+    "attention-mlp": "transformer.transformer_blocks.0.ff.down",
+    "all": "transformer.text_fusion.projector",
+}
+
 FAMILIES = {
     "sdxl": Row("sdxl", single_file.make_pair, UNET_SETS, {"text_encoder": 8, "text_encoder_2": 8}, PROJ_IN),
     "sd1": Row("sd15", tiny_sd15.make_pair, UNET_SETS, {"text_encoder": 8}, FEED),
@@ -178,4 +186,6 @@ FAMILIES = {
                   listed_call, unreachable=("text_encoder.*",), prompt_first=True),
     "qwenimage": Row("qwenimage", single_file_qwenimage.make_pair, QWEN_SETS, {"text_encoder": 8}, ONE, film_call,
                      QWEN_UNREAD, ("text_encoder.*",), by_channel, film=True),
+    "krea2": Row("krea2", single_file_krea2.make_pair, KREA2_SETS, {"text_encoder": 8}, ONE, film_call, (),
+                 ("text_encoder.*",), by_channel, film=True, prompt_first=True, one_length=True),
 }

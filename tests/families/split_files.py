@@ -9,6 +9,7 @@ import torch
 from diffusers import AutoencoderKLQwenImage
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from transformers import Qwen3VLModel
 
 from tests.families import single_file_qwenimage
 from tests.families.single_file import renamed, vae_names
@@ -51,6 +52,8 @@ def in_comfyui(encoder: Any) -> dict[str, Tensor]:
     if "shared.weight" in state:
         state.pop("encoder.embed_tokens.weight", None)
         return state | {"spiece_model": torch.zeros(8, dtype=torch.uint8)}
+    if isinstance(encoder, Qwen3VLModel):
+        return {f"model.{name}": tensor for name, tensor in state.items()}
     if any(name.endswith("embed_tokens.weight") for name in state):  # a language model, without its output
         return {"model." + name.replace("language_model.", "").removeprefix("model."): tensor
                 for name, tensor in state.items() if not name.startswith("lm_head")}

@@ -115,6 +115,8 @@ def test_prediction_is_the_pipelines_own_call(row, model):
     hook.remove()
     assert len(calls) >= 3
     each = [model.encode_texts([caption]) for caption in ("a face", "red apple")]  # by itself, as the pipeline does
+    if row.one_length:
+        each = [{name: value[n : n + 1] for name, value in together(each).items()} for n in (0, 1)]
     both = each[::-1] if row.prompt_first else each
     turns = each[::-1] if model.negative_prompt("a face") else each[1:]  # one call for each prompt, the positive first
     with torch.no_grad():
@@ -215,7 +217,8 @@ def test_samples_are_made_of_the_conditions_that_are_given(model):
     (found,) = model.sample(["red"], "a face", **options, encode=encode)
     assert found.tobytes() == expected.tobytes()
     assert sorted(asked) == (["a face", "red"] if model.negative_prompt("a face") else ["red"])
-    much = {name: 20 * tensor for name, tensor in model.encode_texts(["red"]).items()}
+    much = {name: 20 * tensor if tensor.is_floating_point() else tensor
+            for name, tensor in model.encode_texts(["red"]).items()}
     (other,) = model.sample(["red"], "a face", **options, encode=lambda _: much)
     assert other.tobytes() != expected.tobytes()
 

@@ -7,7 +7,17 @@ from pathlib import Path
 import pytest
 
 from scripts import host_pictures
-from tests import tiny_chroma, tiny_flux, tiny_flux2, tiny_qwenimage, tiny_sd3, tiny_sd15, tiny_sdxl, tiny_zimage
+from tests import (
+    tiny_chroma,
+    tiny_flux,
+    tiny_flux2,
+    tiny_krea2,
+    tiny_qwenimage,
+    tiny_sd3,
+    tiny_sd15,
+    tiny_sdxl,
+    tiny_zimage,
+)
 from tests.training.runs import Place, draw_pictures
 
 FLOW = {"min_snr_gamma": None}
@@ -38,6 +48,7 @@ ROWS = {
     "flux2 klein": Row("flux2", lambda folder: saved(folder, "base"), FLOW, ("text_encoder.*",), 30, 1),
     "flux2 distilled": Row("flux2", lambda folder: saved(folder, "distilled"), FLOW, ("text_encoder.*",)),
     "flux2 dev": Row("flux2", lambda folder: saved(folder, "dev"), FLOW, ("text_encoder.*",), 30, 1),
+    "krea2": Row("krea2", tiny_krea2.make_folder, FLOW, ("text_encoder.*",), 30, 1),
     "qwenimage": Row("qwenimage", tiny_qwenimage.make_folder, FLOW, ("text_encoder.*",), 30, 1),
     "zimage": Row("zimage", tiny_zimage.make_folder, FLOW, ("text_encoder.*",), 30, 1),
 }

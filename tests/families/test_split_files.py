@@ -201,7 +201,7 @@ def test_another_width_is_a_sentence_with_the_tensor(family, split, in_files, tm
         return str(tmp_path / path.name)
 
     marks = {"encoder.block.0.layer.0.SelfAttention.k.weight", "text_model.encoder.layers.0.mlp.fc1.weight",
-             "model.layers.0.mlp.up_proj.weight"}
+             "model.layers.0.mlp.up_proj.weight", "model.language_model.layers.0.mlp.up_proj.weight"}
     for path in split.texts.values():
         (name,) = marks & load_file(path).keys()
         texts = tuple(wider(path, name) if text == str(path) else text for text in in_files.texts)

@@ -13,12 +13,12 @@ from modules.files.facts import Facts
 from modules.preset.files import resolve
 from modules.preset.schema import Base
 from modules.training import first_values, setup
-from tests import tiny_chroma, tiny_flux2, tiny_qwenimage, tiny_zimage
+from tests import tiny_chroma, tiny_flux2, tiny_krea2, tiny_qwenimage, tiny_zimage
 from tests.adapters.cases import randomise
 from tests.families.using import CPU
 
 BASES = {"zimage": tiny_zimage.make_folder, "flux2": tiny_flux2.make_folder, "chroma": tiny_chroma.make_folder,
-         "qwenimage": tiny_qwenimage.make_folder}
+         "krea2": tiny_krea2.make_folder, "qwenimage": tiny_qwenimage.make_folder}
 HOSTS = {"comfyui": 2, "diffusers": 2, "lycoris": 2, "kohya": 8}
 """Programs, and the rank that a run needs to start from a file for them: kohya's have up to four layers fused."""
 METHODS: dict[str, dict[str, Any]] = {

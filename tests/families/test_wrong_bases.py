@@ -23,6 +23,7 @@ KINDS = {
     "flux": ("FluxPipeline", "transformer", "FluxTransformer2DModel", 2),
     "chroma": ("ChromaPipeline", "transformer", "ChromaTransformer2DModel", 1),
     "flux2": ("Flux2KleinPipeline", "transformer", "Flux2Transformer2DModel", 1),
+    "krea2": ("Krea2Pipeline", "transformer", "Krea2Transformer2DModel", 1),
     "qwenimage": ("QwenImagePipeline", "transformer", "QwenImageTransformer2DModel", 1),
     "zimage": ("ZImagePipeline", "transformer", "ZImageTransformer2DModel", 1),
 }

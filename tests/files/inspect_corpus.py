@@ -37,6 +37,7 @@ TEXTS = {
     "chroma": {"text_encoder": "lora_te1_"},
     "zimage": {"text_encoder": "lora_te_"},
     "qwenimage": {"text_encoder": "lora_te_"},
+    "krea2": {"text_encoder": "lora_te_"},
 }
 """kohya's beginnings."""
 
@@ -343,8 +344,6 @@ OTHERS = {
     "HunyuanVideo": ("transformer.double_blocks.0.img_attn_qkv", 9216, 3072),
     "HunyuanVideo, musubi": ("lora_unet_double_blocks_0_img_mlp_fc1", 12288, 3072),
     "Chroma": ("lora_unet_distilled_guidance_layer_layers_0_in_layer", 5120, 5120),
-    "Krea 2": ("diffusion_model.blocks.0.attn.wq", 6144, 6144),
-    "Krea 2, mlp": ("diffusion_model.blocks.0.mlp.gate", 16384, 6144),
     "Anima": ("lora_unet_blocks_0_self_attn_q_proj", 2048, 2048),
     "Stable Cascade": ("lora_prior_unet_down_blocks_0_2_attention_attn_to_q", 2048, 2048),
     "Stable Cascade, text encoder": ("lora_prior_te_text_model_encoder_layers_0_self_attn_q_proj", 1280, 1280),
@@ -372,15 +371,24 @@ QWEN = {
     "a late block": ("transformer_blocks.59.attn.to_q", 3072, 3072),
 }
 """And of Qwen-Image."""
+KREA = {
+    "attention": ("diffusion_model.blocks.0.attn.wq", 6144, 6144),
+    "feed-forward": ("diffusion_model.blocks.0.mlp.gate", 16384, 6144),
+    "gate": ("lora_unet_blocks_27_attn_gate", 6144, 6144),
+    "diffusers": ("transformer.transformer_blocks.0.attn.to_gate", 6144, 6144),
+    "text fusion": ("base_model.model.txtfusion.layerwise_blocks.0.mlp.up", 6912, 2560),
+}
+"""And of Krea 2."""
 
 
 def _others() -> Iterator[Made]:
     for name, (layer, out, inputs) in LATER.items():
         yield f"flux2: {name}", "flux2", {f"{layer}{PEFT[0]}": (out, RANK), f"{layer}{PEFT[1]}": (RANK, inputs)}, {}
-    for name, (layer, out, inputs) in QWEN.items():
-        ends = KOHYA if layer.startswith("lora") else PEFT
-        yield f"qwenimage: {name}", "qwenimage", {f"{layer}{ends[0]}": (out, RANK),
-                                                  f"{layer}{ends[1]}": (RANK, inputs)}, {}
+    for family, given in {"qwenimage": QWEN, "krea2": KREA}.items():
+        for name, (layer, out, inputs) in given.items():
+            ends = KOHYA if layer.startswith("lora") else PEFT
+            shapes = {f"{layer}{ends[0]}": (out, RANK), f"{layer}{ends[1]}": (RANK, inputs)}
+            yield f"{family}: {name}", family, shapes, {}
     for name, (layer, out, inputs) in OTHERS.items():
         ends = KOHYA if layer.startswith("lora") else PEFT
         yield f"other: {name}", "", {f"{layer}{ends[0]}": (out, RANK), f"{layer}{ends[1]}": (RANK, inputs)}, {}

@@ -23,6 +23,7 @@ from tests.families import (
     single_file_chroma,
     single_file_flux,
     single_file_flux2,
+    single_file_krea2,
     single_file_sd3,
     single_file_zimage,
 )
@@ -160,6 +161,8 @@ def original(base: Base, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         renamed = single_file_chroma.original(parts["transformer"], network.inner_dim)
     elif base.family == "flux2":
         renamed = single_file_flux2.original(parts["transformer"])
+    elif base.family == "krea2":
+        renamed = single_file_krea2.original(parts["transformer"])
     elif base.family == "qwenimage":
         renamed = parts["transformer"]  # diffusers' names
     elif base.family == "zimage":

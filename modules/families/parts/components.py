@@ -35,7 +35,7 @@ def read_index(pipeline: Any, source: str, given: Collection[str] = ()) -> dict[
         raise ValueError(f"{where}: _class_name is {_short(kind)}, not the name of a diffusers pipeline")
     _refuse_another(pipeline, index, where)
     for name, entry in index.items():
-        if isinstance(entry, list | tuple) and name not in given:
+        if is_part(entry) and name not in given:
             component_class(entry, name, where)
     needed = [name for name, one in inspect.signature(pipeline.__init__).parameters.items()
               if one.default is one.empty and one.kind is one.POSITIONAL_OR_KEYWORD and name not in ("self", *given)]
@@ -63,6 +63,11 @@ def _refuse_another(pipeline: Any, index: dict[str, Any], where: str) -> None:
     if said:
         raise AnotherKind(f"{where} is of another kind of model: {said}; give a model of this preset's family, or take "
                           "the preset of the model's own family")
+
+
+def is_part(entry: Any) -> bool:
+    """Whether an entry of an index is a part of the pipeline, and not a value such as a list of numbers."""
+    return isinstance(entry, list | tuple) and not (entry and all(isinstance(one, int) for one in entry))
 
 
 def component_class(entry: Any, name: str, where: str) -> Any:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from modules.families.parts.editing import joined
 from modules.families.parts.flow import PATCH, FlowModel
-from modules.families.parts.names import Place, Spelling
+from modules.families.parts.names import GATED, Place, Spelling
 
 DOUBLE, SINGLE = "transformer.transformer_blocks.*", "transformer.single_transformer_blocks.*"
 ATTENTION = [f"{DOUBLE}.attn.*", f"{SINGLE}.attn.*"]
@@ -24,7 +24,8 @@ LIKE = (
 UNLIKE = (
     "joint_blocks|attn[12]_|(down|up)_blocks|mid_block|put_blocks|clip_g|te_text|text_encoder_3|"
     "(?<!single_)transformer_blocks_([0-9]+_img_|19|[2-9][0-9])|single_(transformer_)?blocks_(3[89]|[4-9][0-9])_|"
-    "stream_modulation|to_qkv_mlp_proj|single_transformer_blocks_[0-9]+_attn_to_out_|linear_(in|out)_|guidance_embed_"
+    "stream_modulation|to_qkv_mlp_proj|single_transformer_blocks_[0-9]+_attn_to_out_|linear_(in|out)_|guidance_embed_|"
+    f"{GATED}"
 )
 """In those of others' layers. There are 19 blocks of the first kind, and more in others' transformers."""
 

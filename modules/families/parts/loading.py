@@ -18,7 +18,7 @@ import torch
 from modules.documents import is_folder
 from modules.families import base as protocol
 from modules.families.parts import files, split_problems
-from modules.families.parts.components import AnotherKind, component_class, pickle_problems, read_index
+from modules.families.parts.components import AnotherKind, component_class, is_part, pickle_problems, read_index
 from modules.families.parts.names import DENOISER, PREFIXES, Named, Place
 from modules.families.parts.original import Places, misfit, read_weights
 from modules.families.parts.split import VAE_MARKS, Source, TextFile, text_sources, vae_place, vae_places
@@ -97,6 +97,10 @@ class Loaded(Named):
     def variant_problems(cls, base: Base, names: Collection[str]) -> list[str]:
         """Whether `base.config` is of another variant of the family than a file with tensors of these names."""
         return []
+
+    @classmethod
+    def as_named(cls, pipeline: Any, path: str) -> None:
+        """Set the pipeline up for the variant that the name of the base at `path` says, where tensors do not."""
 
     def vae_original(self, path: str, kind: str) -> Place:
         """Where original checkpoints have a tensor of the VAE, behind its prefix."""
@@ -195,7 +199,7 @@ class Loaded(Named):
     def _in_checkpoint(self, path: Path) -> dict[str, Source]:
         """The same of `base.path`."""
         names = read_header(path).tensors
-        found = {self.DENOISER: self._denoiser(path, names)}
+        found = {self.DENOISER: self.denoiser_source(path, names)}
         for part in self.marked(names)[1:]:
             if part != "vae" and part not in self.networks:
                 continue
@@ -209,7 +213,7 @@ class Loaded(Named):
             found[part] = Source("base.path", path, places)
         return found
 
-    def _denoiser(self, path: Path, names: Collection[str]) -> Source:
+    def denoiser_source(self, path: Path, names: Collection[str]) -> Source:
         """The denoiser's places in a file, in the original naming or in diffusers'."""
         split = {name: name.rpartition(".") for name in self.networks[self.DENOISER].state_dict()}
         prefix = original_prefix(names, next(iter(self.PARTS)))
@@ -239,6 +243,7 @@ class Loaded(Named):
         """The frozen pipeline in main memory. The VAE gets its own dtype if `pictures`, else the stored one."""
         try:
             pipeline = cls.read_file(base, dtype) if Path(base.path).is_file() else cls.read_folder(base, dtype)
+            cls.as_named(pipeline, base.path)
             model = cls(pipeline, device)
             files.refuse_gaps({**model.networks, "vae": pipeline.vae})
         except Exception as error:  # noqa: BLE001  diffusers raises anything for values of wrong kinds in its files
@@ -268,7 +273,7 @@ class Loaded(Named):
             options = {"dtype": dtype, "use_safetensors": True} if name in cls.parts() else {}
             return found.from_pretrained(source, subfolder=name, **options)
 
-        return cls._assembled(source, part)
+        return cls.assembled(source, part)
 
     @classmethod
     def read_folder(cls, base: Base, dtype: torch.dtype) -> Any:
@@ -311,23 +316,25 @@ class Loaded(Named):
     def skeleton(cls, base: Base) -> Self:
         """The networks on the meta device, from the configuration files alone."""
         try:
-            return cls(cls.skeleton_pipeline(cls.source(base)), torch.device("meta"))
+            pipeline = cls.skeleton_pipeline(cls.source(base))
+            cls.as_named(pipeline, base.path)
+            return cls(pipeline, torch.device("meta"))
         except Exception as error:  # noqa: BLE001  as in `load`
             raise ValueError(_said(error)) from error
 
     @classmethod
     def skeleton_pipeline(cls, source: str) -> Any:
         """The pipeline on the meta device, from the configuration in the folder, or of the hub's model, `source`."""
-        return cls._assembled(source, lambda found, name: _component(found, name, source))
+        return cls.assembled(source, lambda found, name: component(found, name, source))
 
     @classmethod
-    def _assembled(cls, source: str, part: Callable[[Any, str], Any]) -> Any:
+    def assembled(cls, source: str, part: Callable[[Any, str], Any]) -> Any:
         """The pipeline of parts that `part` makes, of a class or None and a name, with the index' other values."""
         found, where = cls.index(source), source
         taken = inspect.signature(cls.pipeline_class(source).__init__).parameters
         kinds = {name: component_class(kind, name, where) for name, kind in found.items()
-                 if isinstance(kind, list) and name in taken and name not in cls.OPTIONS}
-        values = {name: value for name, value in found.items() if name in taken and not isinstance(value, list)}
+                 if is_part(kind) and name in taken and name not in cls.OPTIONS}
+        values = {name: value for name, value in found.items() if name in taken and not is_part(value)}
         parts = {name: part(kind, name) for name, kind in kinds.items()}
         return cls.pipeline_class(source)(**{**values, **parts, **cls.OPTIONS})
 
@@ -350,7 +357,7 @@ def _said(error: Exception) -> str:
     return text if isinstance(error, ValueError | OSError | RuntimeError) else f"{type(error).__name__}: {text}"
 
 
-def _component(found: Any, name: str, source: str) -> Any:
+def component(found: Any, name: str, source: str) -> Any:
     """Part `name` of a pipeline, of class `found` if any; networks without weights, on the meta device."""
     from diffusers import ModelMixin
     from transformers import PreTrainedModel

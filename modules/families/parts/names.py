@@ -36,6 +36,11 @@ BESIDE = ("text_projection", HEAD)
 """Layers of text encoders beside that level."""
 
 
+GATED = "attn_(to_)?gate|attn_w[qkvo]_|ff_(gate|up|down)_|txt_in_linear|text_fusion|time_mod_proj"
+"""A pattern of layers, with underscores for dots, of transformers with gated attention and feed-forward networks, whose
+other names are those of older ones."""
+
+
 @dataclass(frozen=True)
 class Spelling:
     """A name that adapter files have for a layer, without the tensors' suffixes."""
@@ -61,6 +66,8 @@ class Place:
     exchanged: bool = False
     """Whether its halves are stored exchanged."""
     transposed: bool = False
+    flat: bool = False
+    """Whether its rows are one there, each behind the one before it."""
 
     def get(self, stored: Tensor) -> Tensor:
         """The tensor, from the checkpoint's `stored`."""

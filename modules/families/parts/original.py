@@ -2,6 +2,7 @@
 the network has, without a second copy in memory."""
 
 import json
+import math
 import re
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
@@ -115,6 +116,7 @@ def misfit(network: nn.Module, header: Header, places: Places, whole: str | None
     for ours, place in found.items():
         stored, shape = header.tensors[place.name].shape, tuple(shapes[ours])
         wanted = shape[::-1] if place.transposed else (rows[place.name], *shape[1:]) if shape else ()
+        wanted = (math.prod(shape),) if place.flat else wanted
         if _plain(stored) != _plain(wanted):
             return f"{place.name} is {tuple(stored)}, not {wanted}"
     return ""

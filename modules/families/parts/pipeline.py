@@ -20,7 +20,7 @@ from torch.utils.checkpoint import checkpoint
 
 from modules import quant
 from modules.families import base as protocol
-from modules.families.parts import files
+from modules.families.parts import files, other_denoiser
 from modules.families.parts.loading import Loaded
 from modules.families.parts.reader import Reader
 from modules.preset.base_options import Base
@@ -222,6 +222,18 @@ class PipelineModel(Loaded, Reader):
         """Move the VAE if `images`, and the text encoders if `texts`, off the device."""
         self._released = {*(["vae"] if images else []), *(self.text_encoders if texts else [])}
         self._release_again()
+
+    def share_released(self, other: PipelineModel) -> None:
+        """Keep the encoders off the device that `other`, with the same encoders, keeps off it."""
+        self._released = other._released
+
+    def with_denoiser_problems(self, path: str) -> list[str]:
+        """What is wrong with the base at `path` for `with_denoiser`."""
+        return other_denoiser.problems(self, path)
+
+    def with_denoiser(self, base: Base, path: str, dtype: torch.dtype) -> Any:
+        """This model, whose base is `base`, with the denoiser of another base."""
+        return other_denoiser.with_denoiser(self, base, path, dtype)
 
     def _release_again(self) -> None:
         for name in self._released:

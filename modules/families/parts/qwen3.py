@@ -85,10 +85,15 @@ def place(path: str, kind: str) -> Place:
 
 def drop_unread(encoder: Any, model: Any, layers: Sequence[int]) -> None:
     """Take the parts out of a text `encoder` that no condition depends on, where hidden states `layers` of its language
-    `model` are read: the blocks behind the last of them, the norm behind the last block, and the output."""
+    `model` are read: what `cut` takes out, and the output."""
+    cut(model, layers)
+    encoder.lm_head = nn.Identity()
+
+
+def cut(model: Any, layers: Sequence[int]) -> None:
+    """The same of the language `model`: the blocks behind the last of them, and the norm behind the last block."""
     model.layers = model.layers[: max(layers)]
     model.norm = nn.Identity()  # what comes out of the last block is a hidden state, and no longer normed
-    encoder.lm_head = nn.Identity()
 
 
 def targets(encoder: Any, layers: Sequence[int]) -> tuple[list[str], list[str]]:

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from modules.families.parts.names import Files, Place, Spelling, joined, text_name
+from modules.families.parts.names import MODEL, Files, Place, Spelling, joined, text_name
 from modules.families.parts.pipeline import PipelineModel
 from modules.families.parts.qwen3 import ENCODER, Qwen3Reader
 from modules.families.parts.split import TextFile
@@ -17,6 +17,9 @@ from modules.families.parts.split import TextFile
 MARK, NEW_MARK = "model.layers.0.self_attn.q_proj.bias", "model.language_model.layers.0.self_attn.q_proj.bias"
 """A tensor that files with a Qwen2.5-VL have and those with a Qwen3 have not: as published, and in ComfyUI's file, and
 as transformers 5 names it."""
+
+NEWER_MARK = "language_model.layers.0.self_attn.q_norm.weight"
+"""A tensor of every Qwen3-VL, in the class without its output."""
 
 
 def text_file(example: str) -> TextFile:
@@ -27,6 +30,13 @@ def text_file(example: str) -> TextFile:
 
 def _new_place(path: str, kind: str, network: Any) -> Place:
     return Place(f"{path}.{kind}")
+
+
+def newer_text_file(example: str) -> TextFile:
+    """Files with a Qwen3-VL, as published and in ComfyUI, or as transformers saves the model without its output. A
+    Qwen3 has the same layers in the same sizes, but no level above the language model."""
+    return TextFile(f"a Qwen3-VL file such as {example}", f"{MODEL}{NEWER_MARK}", lambda name: MODEL + name, NEWER_MARK,
+                    _new_place)
 
 
 class QwenVLReader(Qwen3Reader, PipelineModel):

@@ -139,13 +139,14 @@ DENOISERS = "a whole checkpoint or a denoiser"
 KINDS = {
     "an adapter file such as a LoRA": r"(_down|_up|_A|_B|_w1|_w2)(\.default)?\.weight$|\.alpha$|_w[12](_a|_b)?$",
     DENOISERS: r"^(model\.)?diffusion_model\.|^(double|joint|single|input|output)_blocks\.|"
-               r"^(transformer\.|unet\.)?((single_)?transformer_blocks|(down|up)_blocks|(noise|context)_refiner)\.",
+               r"^(transformer\.|unet\.)?((single_)?transformer_blocks|(down|up)_blocks|(noise|context)_refiner)\.|"
+               r"^(blocks\.\d+\.attn\.wq|txtfusion)\.",
     "a VAE of Wan's or Qwen-Image's kind":
         r"^(vae\.)?(encoder|decoder)\.(middle\.|mid_block\.resnets\.0\.norm1\.gamma)",
     "a VAE": r"^(first_stage_model\.|vae\.)?(encoder|decoder)\.(conv_in|mid\.block_1|mid_block)",
     "a text encoder (CLIP)": r"(^|\.)text_model\.|^transformer\.resblocks\.",
     "a text encoder (T5)": r"^encoder\.block\.",
-    "a text encoder (Qwen or Mistral)": r"^(language_model\.)?model\.(language_model\.)?layers\.",
+    "a text encoder (Qwen or Mistral)": r"^((language_model\.)?model\.(language_model\.)?|language_model\.)layers\.",
 }
 """Kinds of files in words, and a pattern of a tensor's name in them."""
 

@@ -29,11 +29,12 @@ CLASSES = {"sd15": "SD15", "sd21": "SD20", "sdxl": "SDXL", "sd35_medium": "SD3",
            "flux_dev": "Flux", "flux_schnell": "FluxSchnell", "chroma1_hd": "Chroma",
            "zimage": "ZImage", "zimage_turbo": "ZImage",
            "flux2_dev": "Flux2", "flux2_klein_4b": "Flux2", "flux2_klein_9b": "Flux2",
-           "qwen_image": "QwenImage", "qwen_image_2512": "QwenImage"}
+           "qwen_image": "QwenImage", "qwen_image_2512": "QwenImage", "krea2": "Krea2"}
 CLIPS = {"sd15": ("clip_l",), "sd21": ("clip_h",), "sdxl": ("clip_l", "clip_g"), "flux_dev": ("clip_l", "t5xxl"),
          "flux_schnell": ("clip_l", "t5xxl"), "chroma1_hd": ("t5xxl",), "zimage": ("qwen3_4b",),
          "zimage_turbo": ("qwen3_4b",), "flux2_dev": ("mistral3_24b",), "flux2_klein_4b": ("qwen3_4b",),
-         "flux2_klein_9b": ("qwen3_8b",), "qwen_image": ("qwen25_7b",), "qwen_image_2512": ("qwen25_7b",)}
+         "flux2_klein_9b": ("qwen3_8b",), "qwen_image": ("qwen25_7b",), "qwen_image_2512": ("qwen25_7b",),
+         "krea2": ("qwen3vl_4b",)}
 META = torch.device("meta")
 
 
