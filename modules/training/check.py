@@ -264,7 +264,7 @@ def _examine_export(preset: Preset, found: Findings) -> None:
 
 def _examine_pictures(preset: Preset, found: Findings) -> None:
     step = found.model.bucket_step if found.model is not None else GUESSED_STEP
-    fitted = found.model.reference_size if found.takes_references else references.as_it_is
+    fitted = found.model.reference_size if found.model and found.takes_references else references.as_it_is
     indices: dict[str, Index] = {}
     for which in ("training", "validation") if entries(preset.data, "validation") else ("training",):
         try:
