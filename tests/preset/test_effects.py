@@ -20,8 +20,9 @@ base.dtype base.offload_blocks base.path base.quantization base.texts base.train
 data.buckets data.cache data.caption_dropout data.flip data.folders data.missing_captions data.part_dropout
 data.resolution data.shuffle data.trigger
 base.clip_skip data.broken data.brightness data.caption_lines data.caption_text data.caption_tokens data.captions
-data.contrast data.crop data.emphasis data.folders[].loss_weight data.folders[].path data.folders[].repeats
-data.folders[].role data.hue data.keep_separator data.masks data.max_enlargement data.prefix data.recursive
+data.contrast data.crop data.emphasis data.folders[].loss_weight data.folders[].path data.folders[].references
+data.folders[].repeats data.folders[].role data.hue data.keep_separator data.masks data.max_enlargement data.prefix
+data.recursive
 data.resolutions data.rotation data.saturation data.suffix data.underscores data.wildcards
 description export.author export.dataset_names export.dtype export.form export.host export.license export.title
 family name
@@ -29,7 +30,8 @@ objective.density objective.loss objective.noise_offset objective.prediction
 optimizer.alpha optimizer.beta1 optimizer.beta2 optimizer.beta2_decay optimizer.bias_correction optimizer.clip
 optimizer.eps optimizer.factor optimizer.first_lr optimizer.growth optimizer.guard optimizer.late_weight
 optimizer.least_scale optimizer.moment_rank optimizer.ridge optimizer.skip_above
-samples.enabled saving.export_every saving.folder saving.keep_states saving.resume_changed saving.state_every
+samples.enabled samples.prompts[].prompt samples.prompts[].references
+saving.export_every saving.folder saving.keep_states saving.resume_changed saving.state_every
 targets.exclude targets.include targets.layers targets.rules
 targets.rules[].lr_scale targets.rules[].match targets.rules[].rank
 training.accumulation training.batch_size training.compile training.epochs training.gradient_checkpointing

@@ -57,7 +57,8 @@ def some_text(name: str, field, rng: random.Random, chosen: dict) -> str:
     kinds = options.members(field.annotation)
     if words := [word for kind in kinds if get_origin(kind) is Literal for word in get_args(kind)]:
         return rng.choice(words)
-    if get_origin(kinds[0]) is tuple and get_origin(get_args(kinds[0])[0]) is Annotated and name != "data.folders":
+    is_mixed = name in ("data.folders", "samples.prompts")
+    if get_origin(kinds[0]) is tuple and get_origin(get_args(kinds[0])[0]) is Annotated and not is_mixed:
         one = FieldInfo.from_annotation(get_args(kinds[0])[0])
         return json.dumps([json.loads(some_text("", one, rng, {})) for _ in range(rng.randrange(3))])
     if entries := options.entry(field.annotation):

@@ -121,3 +121,15 @@ def test_a_changed_reference_is_encoded_again_and_told_of(place, stage, tmp_path
     assert len(entries() - before) >= 2 and before < entries()
     said = json.dumps(place.events("changed", "warning"))
     assert "1 with changed references (0.png)" in said
+
+
+def test_check_says_what_is_missing_in_a_sentence(place, stage):
+    bare = {"resolution": 32, "folders": [str(stage / "pictures")], "validation_folder": ""}
+    found = examined(place, data=bare)
+    assert not found.problems
+    assert len([note for note in found.notes if "is a model that edits" in note]) == 1
+    missing = {"enabled": True, "prompts": [{"prompt": "red", "references": "nowhere.png"}]}
+    (problem,) = examined(place, data=data(stage), samples=missing).problems
+    assert problem.startswith("samples.prompts[0].references: nowhere.png: ")
+    (problem,) = examined(place, data=data(stage, flip=True)).problems
+    assert "flip is set, but pictures with references are cropped to their middle" in problem
