@@ -65,19 +65,24 @@ def sample(session: Session) -> None:
     if not wanted.enabled or not session.takes_part:
         return
     prompts = sample_prompts(session.preset, session.index)
-    side = session.preset.data.largest
-    size = (wanted.width or side, wanted.height or side)
-    asked = (prompts, wanted.negative, *size, wanted.steps, wanted.guidance, wanted.seed)
-    with session.training_adapter.off(), averaged(session.optimizer), session.accelerator.autocast():
-        if wanted.base:
-            pictures = samples_base.draw(session, *asked)
-        else:
-            with session.derived.frozen():
-                pictures = session.model.sample(*asked, session.encode)
+    pictures = drawn(session, prompts, wanted.steps)
     if not session.accelerator.is_main_process:
         return
     written = partial(write_samples, pictures=pictures, prompts=prompts)
     beside(session, "the sample pictures", written, together=False)
+
+
+@torch.no_grad()
+def drawn(session: Session, prompts: Sequence[str], steps: int) -> list[Image]:
+    """A picture for each prompt, by the base that the preset says."""
+    wanted, side = session.preset.samples, session.preset.data.largest
+    size = (wanted.width or side, wanted.height or side)
+    asked = (prompts, wanted.negative, *size, steps, wanted.guidance, wanted.seed)
+    with session.training_adapter.off(), averaged(session.optimizer), session.accelerator.autocast():
+        if wanted.base:
+            return samples_base.draw(session, *asked)
+        with session.derived.frozen():
+            return session.model.sample(*asked, session.encode)
 
 
 def write_samples(session: Session, pictures: Sequence[Image], prompts: Sequence[str]) -> None:
