@@ -34,7 +34,7 @@ def finished(runs: Path, name: str, after: float, *more: tuple[str, str]) -> Pat
             events.write("validation", {"step": step, "loss": loss, "baseline": 0.5})
             pictures = [Image.new("RGB", (16, 16), (grey, grey, grey)) for _ in PROMPTS]
             for path, prompt in zip(save_samples(folder, step, pictures), PROMPTS, strict=True):
-                events.write("sample", {"step": step, "path": str(path), "prompt": prompt})
+                events.write("sample", {"step": step, "path": str(path), "prompt": prompt, "base": "a base"})
         file = folder / f"{name}.safetensors"
         told = {"gimbal.form": FORMS, "gimbal.errors": ERRORS, "gimbal.approximations": {}}
         tensors = {"x": numpy.zeros(1000, numpy.float32)}

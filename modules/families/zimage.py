@@ -16,7 +16,7 @@ from torch import Tensor
 from modules.families import base as protocol
 from modules.families.parts import qwen3
 from modules.families.parts.flow import FlowModel
-from modules.families.parts.names import Files, Place, transformer
+from modules.families.parts.names import GATED, Files, Place, transformer
 
 BASE, TURBO = "Tongyi-MAI/Z-Image", "Tongyi-MAI/Z-Image-Turbo"
 
@@ -86,7 +86,7 @@ class Model(qwen3.Qwen3Reader, FlowModel):
         "adaLN_modulation)|all_(x_embedder|final_layer)_|cap_embedder_|lora_te_layers_|qwen3_4b|"
         "text_encoders?_(transformer_)?(model_)?layers_"
     )
-    UNLIKE = "(double|single|joint|transformer|down|up)_blocks|mid_block|put_blocks|te[123]_|clip_[lg]|t5xxl"
+    UNLIKE = f"(double|single|joint|transformer|down|up)_blocks|mid_block|put_blocks|te[123]_|clip_[lg]|t5xxl|{GATED}"
 
     def __init__(self, pipeline: Any, device: torch.device):
         super().__init__(pipeline, device)

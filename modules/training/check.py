@@ -391,10 +391,12 @@ def measured(facts: dict[str, Any]) -> list[str]:
     """What a probe has found, as a person reads it."""
     width, height = facts["bucket"]
     hours, minutes = divmod(round(facts["seconds"] / 60), 60)
+    sampling = facts["sampling_mb"]
     training, preparing, total = (facts[name] / 1024 for name in ("training_mb", "preparing_mb", "total_mb"))
     return [
         f"measured on {facts['device']} at {width} x {height}, the largest bucket:",
         f"  peak memory {training:.2f} GiB in training, {preparing:.2f} GiB while preparing, of {total:.1f} GiB",
+        *([f"  peak memory {sampling / 1024:.2f} GiB while samples.base draws"] if sampling else []),
         f"  {facts['seconds_per_step']:.2f} s per step: {hours} h {minutes:02} min for all steps, without samples, "
         "validation and saving",
     ]

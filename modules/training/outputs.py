@@ -18,7 +18,7 @@ from modules.data.augment import sizes_at, still
 from modules.disk import write_whole
 from modules.export.export import export
 from modules.export.report import Report
-from modules.families.base import text_of
+from modules.families.base import Caption, text_of
 from modules.files import run_file
 from modules.judges import judges
 from modules.training import collapse, feed, samples, samples_base
@@ -67,19 +67,24 @@ def sample(session: Session) -> None:
     if not wanted.enabled or not session.takes_part:
         return
     captions = sample_captions(session.preset, session.model, session.index)
-    side = session.preset.data.largest
-    size = (wanted.width or side, wanted.height or side)
-    asked = (captions, wanted.negative, *size, wanted.steps, wanted.guidance, wanted.seed)
-    with session.training_adapter.off(), averaged(session.optimizer), session.accelerator.autocast():
-        if wanted.base:
-            pictures = samples_base.draw(session, *asked)
-        else:
-            with session.derived.frozen():
-                pictures = session.model.sample(*asked, session.encode)
+    pictures = drawn(session, captions, wanted.steps)
     if not session.accelerator.is_main_process:
         return
     written = partial(write_samples, pictures=pictures, prompts=[*map(text_of, captions)])
     beside(session, "the sample pictures", written, together=False)
+
+
+@torch.no_grad()
+def drawn(session: Session, captions: Sequence[Caption], steps: int) -> list[Image]:
+    """A picture for each of `sample_captions`, by the base that the preset says."""
+    wanted, side = session.preset.samples, session.preset.data.largest
+    size = (wanted.width or side, wanted.height or side)
+    asked = (captions, wanted.negative, *size, steps, wanted.guidance, wanted.seed)
+    with session.training_adapter.off(), averaged(session.optimizer), session.accelerator.autocast():
+        if wanted.base:
+            return samples_base.draw(session, *asked)
+        with session.derived.frozen():
+            return session.model.sample(*asked, session.encode)
 
 
 def write_samples(session: Session, pictures: Sequence[Image], prompts: Sequence[str]) -> None:

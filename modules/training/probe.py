@@ -11,13 +11,13 @@ from accelerate import Accelerator
 from modules.data.folders import without_validation
 from modules.data.index import Index, Picture, Shape, by_shape
 from modules.preset.schema import Preset
-from modules.training import loop, memory, setup
+from modules.training import loop, memory, outputs, setup
 from modules.training.check import Findings
 from modules.training.events import Events
 from modules.training.feed import Feed
 from modules.training.preparing import prepare
 from modules.training.run import Run
-from modules.training.session import Pictures
+from modules.training.session import Pictures, Session, sample_captions
 
 WARM_UP, MEASURED = 1, 3
 """Steps that are not measured, and those that are."""
@@ -34,6 +34,8 @@ class Probe:
     """Peak memory while encoding and loading, MiB. Without CUDA it counts from the start of the process."""
     training_mb: float
     """Peak memory in the steps, MiB."""
+    sampling_mb: float
+    """Peak memory while another base draws a sample picture (samples.base), MiB; 0 without one."""
     total_mb: float
     """The device's memory, MiB."""
     seconds_per_step: float
@@ -65,6 +67,8 @@ def probe(preset: Preset, found: Findings, accelerator: Accelerator) -> Probe:
                 begun = time.monotonic()
                 loop.take_step(session, progress)  # waits for the device: it reads the loss
                 seconds.append(time.monotonic() - begun)
+            training = memory.peak_mb(device)
+            sampling = _drawing(session) if short.samples.enabled else 0.0
     except Exception as error:
         if not memory.ran_out(error):
             raise
@@ -75,11 +79,19 @@ def probe(preset: Preset, found: Findings, accelerator: Accelerator) -> Probe:
         device=str(device),
         bucket=shape[0],
         preparing_mb=preparing,
-        training_mb=memory.peak_mb(device),
+        training_mb=training,
+        sampling_mb=sampling,
         total_mb=memory.total_mb(device),
         seconds_per_step=per_step,
         seconds=per_step * found.steps,
     )
+
+
+def _drawing(session: Session) -> float:
+    """Peak memory of one step of one sample picture, MiB."""
+    memory.reset_peak(session.accelerator.device)
+    outputs.drawn(session, sample_captions(session.preset, session.model, session.index)[:1], 1)
+    return memory.peak_mb(session.accelerator.device)
 
 
 def largest_shape(index: Index) -> Shape:
@@ -96,13 +108,13 @@ def probed_pictures(preset: Preset, index: Index, shape: Shape, processes: int) 
 
 
 def shortened(preset: Preset) -> Preset:
-    """The preset with a few steps, no by-products, and no cache. Pictures and captions are encoded one by one, so a few
-    of them need as much memory as all."""
+    """The preset with a few steps, no by-products but the samples of another base, and no cache. Pictures and captions
+    are encoded one by one, so a few of them need as much memory as all."""
     return replace_sections(
         preset,
         training={"steps": WARM_UP + MEASURED, "epochs": None},
         data={"cache": False, "folders": without_validation(preset.data).folders},
-        samples={"enabled": False},
+        samples={"enabled": preset.samples.enabled and bool(preset.samples.base)},
     )
 
 

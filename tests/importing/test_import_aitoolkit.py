@@ -9,7 +9,7 @@ from modules import families
 from modules.data.folders import folder_options
 from modules.preset.schema import Base, Targets
 from modules.training.setup import match_layers
-from tests import tiny_qwenimage, tiny_zimage
+from tests import tiny_krea2, tiny_qwenimage, tiny_zimage
 from tests.importing.conftest import settings
 
 FLUX = {
@@ -214,6 +214,24 @@ def test_z_image_trains_what_has_layers_in_its_name(imported, arch, tmp_path):
     some = job(model={"is_flux": None, "arch": arch}, network={"network_kwargs": {"only_if_contains": ["attention"]}})
     chosen, problems = match_layers(model, imported(some).preset.targets)
     assert not problems and set(chosen) == {name for name in wanted if "attention" in name}
+
+
+def test_krea_2_trains_its_blocks(imported, tmp_path):
+    """`get_transformer_block_names` in extensions_built_in/diffusion_models/krea2/krea2.py, in the names of which those
+    of the small transformers of the text are, too; and Turbo's training adapter."""
+    model = families.read("krea2", Base(path=str(tiny_krea2.make_folder(tmp_path))))[0]
+    found = imported(job(model={"is_flux": None, "arch": "krea2:turbo", "name_or_path": "krea/Krea-2-Turbo",
+                                "assistant_lora_path": "/files/adapter.safetensors"}))
+    chosen, problems = match_layers(model, found.preset.targets)
+    everything = match_layers(model, Targets(layers="all"))[0]
+    assert (found.preset.family, found.preset.base.path, problems) == ("krea2", "krea/Krea-2-Turbo", [])
+    assert found.preset.base.training_adapter == "/files/adapter.safetensors"
+    assert set(chosen) == {name for name in everything if "blocks" in name}
+    only = job(model={"is_flux": None, "arch": "krea2"}, network={"type": "lora", "linear": 4, "linear_alpha": 4,
+               "network_kwargs": {"only_if_contains": ["blocks.0.attn.wq", "mlp.gate"]}})
+    chosen, problems = match_layers(model, imported(only).preset.targets)
+    assert not problems and set(chosen) == {
+        name for name in everything if "blocks.0.attn.to_q" in name or "ff.gate" in name}
 
 
 def test_qwen_image_trains_its_blocks(imported, tmp_path):

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from modules.training import lines
-from modules.training.events import KINDS, Events, read_events
+from modules.training.events import KINDS, Events, event_of, read_events
 
 STEP = {
     "step": 1,
@@ -70,7 +70,7 @@ def test_non_finite_numbers_become_null(events, tmp_path):
 
 
 def test_paths_inside_the_folder_are_relative(events, tmp_path):
-    facts = {"step": 1, "prompt": "ä cat"}
+    facts = {"step": 1, "prompt": "ä cat", "base": "a base"}
     events.write("sample", {"path": tmp_path / "samples" / "a.png", **facts})
     events.write("sample", {"path": str(tmp_path.parent / "b.png"), **facts})
     events.write("finished", {"outcome": "stopped", "exit_code": 130, "step": 1, "path": None})
@@ -78,6 +78,14 @@ def test_paths_inside_the_folder_are_relative(events, tmp_path):
     assert inside["path"] == "samples/a.png"
     assert outside["path"] == (tmp_path.parent / "b.png").as_posix()
     assert none["path"] is None
+
+
+def test_samples_of_earlier_versions_are_read(events, tmp_path):
+    """They have no base."""
+    events.write("sample", {"step": 1, "path": "a.png", "prompt": "a cat", "base": "a base"})
+    line = json.loads((tmp_path / "events.jsonl").read_text())
+    del line["base"]
+    assert event_of(json.dumps(line).encode()) == line and event_of(json.dumps(line | {"base": 1}).encode()) is None
 
 
 def test_resume_appends_after_a_half_written_line(tmp_path):

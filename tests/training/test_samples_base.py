@@ -16,10 +16,11 @@ from modules import families
 from modules.adapters.base import adapter_state, load_adapter_state
 from modules.preset.files import resolve
 from modules.preset.schema import Base, Preset
-from modules.training import samples_base, setup, sharding
+from modules.training import check, probe, samples_base, setup, sharding
 from modules.training.feed import Feed
 from modules.training.loop import Progress, take_step
 from modules.training.outputs import sample
+from modules.training.session import start_accelerator, start_processes
 from tests import tiny_krea2
 from tests.families.single_file_krea2 import original
 from tests.training.runs import Place, draw_pictures, make_base
@@ -112,6 +113,17 @@ def test_another_base_draws_and_the_training_is_the_same(place, forget_accelerat
     with Image.open(drawn) as picture:
         assert picture.convert("RGB").tobytes() == expected.tobytes()
     assert (stage.runs / "plain" / stage.events("plain", "sample")[-1]["path"]).read_bytes() != drawn.read_bytes()
+
+
+@pytest.mark.full
+def test_a_probe_measures_the_drawing_too(place, forget_accelerate):
+    stage, row, other = place
+    for base, drawn in ((str(other), True), ("", False)):
+        command = stage.command("probed", **row.sections, samples=SAMPLES | {"base": base})
+        preset = resolve(command[1], [("name", "probed")]).preset
+        found = probe.probe(preset, check.examine(preset, "cpu"), start_accelerator(preset, start_processes()))
+        assert (found.sampling_mb > 0) == drawn
+        assert ("while samples.base draws" in "\n".join(check.measured(found.facts()))) == drawn
 
 
 @pytest.mark.short("krea2")
