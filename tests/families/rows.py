@@ -11,6 +11,7 @@ from torch import Tensor
 from tests import tiny_sd15
 from tests.families import (
     single_file,
+    single_file_anima,
     single_file_chroma,
     single_file_flux,
     single_file_flux2,
@@ -60,6 +61,11 @@ def film_call(model: Any, args: tuple, named: dict, output: Tensor) -> tuple[Ten
     """The same as `packed_call` of a pipeline whose latents are those of a film of one frame."""
     noisy, times, result = packed_call(model, args, named, output)
     return noisy.squeeze(2), times, result.squeeze(2)
+
+
+def frame_call(model: Any, args: tuple, named: dict, output: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The same of a transformer that gets films of one frame, with times from 0 to 1."""
+    return named["hidden_states"].squeeze(2), model.process.count * named["timestep"].double(), output.squeeze(2)
 
 
 def scaled(pipeline: Any, latents: Tensor, is_spread: bool) -> Tensor:
@@ -159,6 +165,12 @@ QWEN_SETS = {
     "all": "transformer.transformer_blocks.1.img_mod.1",
 }
 
+ANIMA_SETS = {
+    "attention": "transformer.transformer_blocks.0.attn2.to_k",
+    "attention-mlp": "transformer.transformer_blocks.1.ff.net.2",
+    "all": "transformer.transformer_blocks.0.norm3.linear_2",
+}
+
 FAMILIES = {
     "sdxl": Row("sdxl", single_file.make_pair, UNET_SETS, {"text_encoder": 8, "text_encoder_2": 8}, PROJ_IN),
     "sd1": Row("sd15", tiny_sd15.make_pair, UNET_SETS, {"text_encoder": 8}, FEED),
@@ -178,4 +190,7 @@ FAMILIES = {
                   listed_call, unreachable=("text_encoder.*",), prompt_first=True),
     "qwenimage": Row("qwenimage", single_file_qwenimage.make_pair, QWEN_SETS, {"text_encoder": 8}, ONE, film_call,
                      QWEN_UNREAD, ("text_encoder.*",), by_channel, film=True),
+    "anima": Row("anima", single_file_anima.make_pair, ANIMA_SETS, {"text_encoder": 8, "text_conditioner": 8},
+                 "transformer_blocks.0.attn1.to_q", frame_call, unreachable=("text_encoder.*",), scaled=by_channel,
+                 film=True),
 }

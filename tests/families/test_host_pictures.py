@@ -7,7 +7,17 @@ from pathlib import Path
 import pytest
 
 from scripts import host_pictures
-from tests import tiny_chroma, tiny_flux, tiny_flux2, tiny_qwenimage, tiny_sd3, tiny_sd15, tiny_sdxl, tiny_zimage
+from tests import (
+    tiny_anima,
+    tiny_chroma,
+    tiny_flux,
+    tiny_flux2,
+    tiny_qwenimage,
+    tiny_sd3,
+    tiny_sd15,
+    tiny_sdxl,
+    tiny_zimage,
+)
 from tests.training.runs import Place, draw_pictures
 
 FLOW = {"min_snr_gamma": None}
@@ -40,6 +50,7 @@ ROWS = {
     "flux2 dev": Row("flux2", lambda folder: saved(folder, "dev"), FLOW, ("text_encoder.*",), 30, 1),
     "qwenimage": Row("qwenimage", tiny_qwenimage.make_folder, FLOW, ("text_encoder.*",), 30, 1),
     "zimage": Row("zimage", tiny_zimage.make_folder, FLOW, ("text_encoder.*",), 30, 1),
+    "anima": Row("anima", tiny_anima.make_folder, FLOW, ("text_encoder.*",), 30, 1),
 }
 
 
@@ -51,7 +62,8 @@ def saved(folder: Path, kind: str) -> Path:
 
 @pytest.mark.full
 @pytest.mark.parametrize("name", ROWS)
-def test_diffusers_draws_the_trainers_pictures(tmp_path, forget_accelerate, name):
+def test_diffusers_draws_the_trainers_pictures(tmp_path, forget_accelerate, monkeypatch, name):
+    tiny_anima.stand_in(monkeypatch)
     row, place = ROWS[name], Place(tmp_path / "stage", tmp_path / "runs")
     place.runs.mkdir(parents=True)
     row.make_folder(place.stage)

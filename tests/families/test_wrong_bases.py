@@ -24,6 +24,7 @@ KINDS = {
     "chroma": ("ChromaPipeline", "transformer", "ChromaTransformer2DModel", 1),
     "flux2": ("Flux2KleinPipeline", "transformer", "Flux2Transformer2DModel", 1),
     "qwenimage": ("QwenImagePipeline", "transformer", "QwenImageTransformer2DModel", 1),
+    "anima": ("AnimaModularPipeline", "transformer", "CosmosTransformer3DModel", 1),
     "zimage": ("ZImagePipeline", "transformer", "ZImageTransformer2DModel", 1),
 }
 """Of each family: its pipeline, its denoiser, and how many text encoders it has."""
