@@ -6,6 +6,7 @@ zeros. It is a text encoder here, frozen unless it is asked for, as in OneTraine
 sd-scripts (`train_llm_adapter`) and ai-toolkit (`train_text_conditioner`). In files it is a part of the transformer.
 """
 
+import logging
 from collections.abc import Collection, Sequence
 from dataclasses import replace
 from functools import cache
@@ -116,7 +117,8 @@ class Model(qwen3.Qwen3Reader, QwenVae, FlowModel):
     def __init__(self, pipeline: Any, device: torch.device):
         super().__init__(pipeline, device)
         config = pipeline.transformer.config
-        self.longest_side = max(config.max_size[1:] + config.max_size[:1]) // self.TOKEN * self.bucket_step
+        positions = max(size // patch for size, patch in zip(config.max_size, config.patch_size, strict=True))
+        self.longest_side = positions * self.bucket_step
         """The end of its positions."""
         if config.concat_padding_mask:  # it wants torchvision for what is always zeros
             pipeline.transformer.register_to_config(concat_padding_mask=False)
@@ -128,6 +130,20 @@ class Model(qwen3.Qwen3Reader, QwenVae, FlowModel):
     def pipeline_class(cls, source: str = "") -> Any:
         """diffusers' class, made of its parts as its other pipelines are."""
         return _pipeline_class()
+
+    @classmethod
+    def load(cls, base: Base, device: torch.device, dtype: torch.dtype, pictures: bool = True) -> "Model":
+        """With what the name of a distilled base says, which nothing else does."""
+        found = super().load(base, device, dtype, pictures)
+        found.distilled = "turbo" in Path(base.path).name.lower()
+        return found
+
+    @classmethod
+    def skeleton(cls, base: Base) -> "Model":
+        """As `load`, on the meta device."""
+        found = super().skeleton(base)
+        found.distilled = "turbo" in Path(base.path).name.lower()
+        return found
 
     @classmethod
     def read_folder(cls, base: Base, dtype: torch.dtype) -> Any:
@@ -255,6 +271,7 @@ def _with_padding_mask(module: Any, given: tuple[Tensor]) -> Tensor:
 @cache
 def _pipeline_class() -> Any:
     """diffusers' class: with its own parts, it draws from encoded prompts."""
+    logging.getLogger("diffusers.guiders").setLevel(logging.ERROR)  # that these are experimental
     from diffusers import (
         AnimaAutoBlocks,
         AnimaModularPipeline,

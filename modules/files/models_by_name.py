@@ -22,10 +22,8 @@ OTHERS: tuple[tuple[str, str], ...] = (
                      r"[._]linear|\.double_blocks\.\d+\.(img|txt)_attn_|double_blocks[._](19|[2-5]\d)[._]|"
                      r"single_transformer_blocks[._]3[89][._]"),
     ("Cosmos 1", r"blocks[._]block\d+[._]"),
-    ("Anima", r"llm_adapter"),
-    ("Anima or Cosmos-Predict2", r"(?<!_)blocks[._]\d+[._](self|cross)_attn[._](q|k|v|output)_proj|"
-                                 r"unet_blocks[._]\d+[._](self|cross)_attn[._](q|k|v|output)_proj|"
-                                 r"adaln_modulation_(self_attn|cross_attn|mlp)|blocks[._]\d+[._]mlp[._]layer[12]"),
+    ("Cosmos-Predict2 14B", r"(?<!_transformer_)blocks[._](2[89]|3\d)[._]((self|cross)_attn[._](q|k|v|output)_proj|"
+                            r"adaln_modulation_|mlp[._]layer[12])"),
     ("Wan 2.1 or 2.2", r"blocks[._]\d+[._](self|cross)_attn[._][qkvo](_img)?[._]|blocks[._]\d+[._]ffn[._]"
                        r"(0|2|net)|(^|transformer\.|model\.|unet_|lora_transformer_|lycoris_)blocks[._]\d+[._]attn[12][._]to_"),
     ("Krea 2", r"blocks[._]\d+[._]attn[._](w[qkvo]|gate|to_gate)[._]|blocks[._]\d+[._](mlp|ff)[._](gate|up|down)[._]|"
@@ -46,7 +44,7 @@ first match counts."""
 
 IN_METADATA: tuple[tuple[str, str], ...] = (
     ("Kolors", "kolors"), ("Stable Cascade", "cascade"),
-    ("Qwen-Image 2.1", r"qwen[-_ ]?image[-_ ]?2[-_.]?1(?!\d)"), ("Krea 2", r"krea[-_ ]?2"), ("Anima", r"\banima\b"),
+    ("Qwen-Image 2.1", r"qwen[-_ ]?image[-_ ]?2[-_.]?1(?!\d)"), ("Krea 2", r"krea[-_ ]?2"),
     ("HunyuanVideo", r"hunyuan[-_ ]?video"), ("Wan 2.1 or 2.2", r"\bwan[-_ ]?(video|2)"), ("HiDream", "hidream"),
     ("Lumina 2", "lumina"), ("AuraFlow", "auraflow"), ("PixArt", "pixart"), ("LTX-Video", r"\bltx"),
 )

@@ -18,7 +18,7 @@ NAME = "ai-toolkit"
 
 ARCHES = {"sd1": "sd15", "sd2": "sd15", "sd15": "sd15", "sdxl": "sdxl", "sd3": "sd3", "flux": "flux",
           "chroma": "chroma", "zimage": "zimage", "flux2": "flux2", "flux2_klein_4b": "flux2",
-          "flux2_klein_9b": "flux2", "qwen_image": "qwenimage"}
+          "flux2_klein_9b": "flux2", "qwen_image": "qwenimage", "anima": "anima"}
 FLAGS = {"is_flux": "flux", "is_v3": "sd3", "is_xl": "sdxl", "is_v2": "sd15"}
 ORIGINAL = ("flux2",)
 """Families whose layers have the names of the original checkpoints there; it adapts those of the blocks."""

@@ -28,6 +28,7 @@ FAMILIES = {
     "FLUX_2": "flux2",
     "Z_IMAGE": "zimage",
     "QWEN": "qwenimage",
+    "ANIMA": "anima",
 }
 DTYPES = {
     "FLOAT_32": "float32",

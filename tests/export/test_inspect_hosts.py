@@ -129,7 +129,7 @@ STRANGERS = {
     "Krea 2": ("diffusion_model.blocks.0.attn.wq", 8, 8),
     "Wan 2.1 or 2.2": ("diffusion_model.blocks.0.self_attn.q", 8, 8),
     "HunyuanVideo": ("transformer.double_blocks.0.img_attn_qkv", 24, 8),
-    "Anima or Cosmos-Predict2": ("lora_unet_blocks_0_self_attn_q_proj", 8, 8),
+    "Cosmos-Predict2 14B": ("lora_unet_blocks_28_self_attn_q_proj", 8, 8),
     "AuraFlow": ("transformer.joint_transformer_blocks.0.attn.to_q", 8, 8),
     "HiDream": ("diffusion_model.double_stream_blocks.0.block.attn1.to_q", 8, 8),
     "": ("diffusion_model.tower.0.mixer", 8, 8),
@@ -177,6 +177,10 @@ def test_metadata_tell_models_apart_whose_layers_have_the_same_names(tmp_path):
     ("transformer.transformer_blocks.30.attn.to_q", 3072, 3072, "a Qwen-Image model"),
     ("diffusion_model.transformer_blocks.0.img_mod.1", 48, 8, "a Qwen-Image model"),
     ("text_encoders.qwen25_7b.transformer.model.layers.0.self_attn.q_proj", 8, 8, "a Qwen-Image model"),
+    ("lora_unet_blocks_27_self_attn_q_proj", 8, 8, "an Anima model"),
+    ("diffusion_model.llm_adapter.blocks.0.mlp.0", 8, 8, "an Anima model"),
+    ("transformer.transformer_blocks.3.attn2.to_out.0", 8, 8, "an Anima model"),
+    ("text_encoders.qwen3_06b.transformer.model.layers.0.self_attn.q_proj", 8, 8, "an Anima model"),
     ("transformer.transformer_blocks.0.img_mlp.gate_layer", 24, 8, "Qwen-Image 2.1"),
 ])
 def test_sizes_tell_models_apart_whose_layers_have_the_same_names(tmp_path, name, out, inputs, model):

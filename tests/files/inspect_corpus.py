@@ -37,6 +37,7 @@ TEXTS = {
     "chroma": {"text_encoder": "lora_te1_"},
     "zimage": {"text_encoder": "lora_te_"},
     "qwenimage": {"text_encoder": "lora_te_"},
+    "anima": {"text_encoder": "lora_te_", "text_conditioner": "lora_unet_llm_adapter_"},
 }
 """kohya's beginnings."""
 
@@ -345,7 +346,7 @@ OTHERS = {
     "Chroma": ("lora_unet_distilled_guidance_layer_layers_0_in_layer", 5120, 5120),
     "Krea 2": ("diffusion_model.blocks.0.attn.wq", 6144, 6144),
     "Krea 2, mlp": ("diffusion_model.blocks.0.mlp.gate", 16384, 6144),
-    "Anima": ("lora_unet_blocks_0_self_attn_q_proj", 2048, 2048),
+    "Cosmos-Predict2 14B": ("diffusion_model.blocks.35.self_attn.q_proj", 5120, 5120),
     "Stable Cascade": ("lora_prior_unet_down_blocks_0_2_attention_attn_to_q", 2048, 2048),
     "Stable Cascade, text encoder": ("lora_prior_te_text_model_encoder_layers_0_self_attn_q_proj", 1280, 1280),
     "PixArt": ("transformer.transformer_blocks.0.attn1.to_q", 1152, 1152),
@@ -372,15 +373,23 @@ QWEN = {
     "a late block": ("transformer_blocks.59.attn.to_q", 3072, 3072),
 }
 """And of Qwen-Image."""
+ANIMA = {
+    "attention": ("lora_unet_blocks_0_self_attn_q_proj", 2048, 2048),
+    "feed-forward, ai-toolkit": ("diffusion_model.blocks.27.mlp.layer1", 8192, 2048),
+    "conditioner": ("lora_unet_llm_adapter_blocks_0_cross_attn_k_proj", 1024, 1024),
+    "modulation": ("transformer.transformer_blocks.0.norm2.linear_1", 256, 2048),
+}
+"""And of Anima."""
 
 
 def _others() -> Iterator[Made]:
     for name, (layer, out, inputs) in LATER.items():
         yield f"flux2: {name}", "flux2", {f"{layer}{PEFT[0]}": (out, RANK), f"{layer}{PEFT[1]}": (RANK, inputs)}, {}
-    for name, (layer, out, inputs) in QWEN.items():
-        ends = KOHYA if layer.startswith("lora") else PEFT
-        yield f"qwenimage: {name}", "qwenimage", {f"{layer}{ends[0]}": (out, RANK),
-                                                  f"{layer}{ends[1]}": (RANK, inputs)}, {}
+    for family, found in (("qwenimage", QWEN), ("anima", ANIMA)):
+        for name, (layer, out, inputs) in found.items():
+            ends = KOHYA if layer.startswith("lora") else PEFT
+            yield f"{family}: {name}", family, {f"{layer}{ends[0]}": (out, RANK),
+                                                f"{layer}{ends[1]}": (RANK, inputs)}, {}
     for name, (layer, out, inputs) in OTHERS.items():
         ends = KOHYA if layer.startswith("lora") else PEFT
         yield f"other: {name}", "", {f"{layer}{ends[0]}": (out, RANK), f"{layer}{ends[1]}": (RANK, inputs)}, {}

@@ -97,6 +97,7 @@ USUAL = ("transformer.", "", "lycoris_", "lora_transformer_")
 STARTS = {
     "joint_blocks": ("transformer.", "base_model.model.", "lycoris_", "lora_transformer_"),
     "txt_norm": ("transformer.", "", "lycoris_"),
+    "llm_adapter": (),
     "noise_refiner": ("transformer.", "", "lycoris_", "diffusion_model."),
 }
 """Beginnings of names with diffusers' paths, by a part of the transformer's original names."""
@@ -130,7 +131,7 @@ def text_names(layers: tuple[Published, ...]) -> set[str]:
     return found
 
 
-LANGUAGE_MODELS = ("qwen3_4b", "qwen3_8b", "mistral3_24b", "qwen25_7b")
+LANGUAGE_MODELS = ("qwen3_4b", "qwen3_8b", "mistral3_24b", "qwen25_7b", "qwen3_06b")
 """Its words for text encoders that are such."""
 
 T5_NUMBERS = {1: (1,), 2: (2, 3), 3: (3,)}

@@ -18,7 +18,8 @@ from diffusers.loaders import lora_pipeline  # noqa: E402
 MIXINS = {"sd15": "StableDiffusionLoraLoaderMixin", "sdxl": "StableDiffusionXLLoraLoaderMixin",
           "sd3": "SD3LoraLoaderMixin", "flux": "FluxLoraLoaderMixin",
           "chroma": "FluxLoraLoaderMixin", "zimage": "ZImageLoraLoaderMixin",
-          "flux2": "Flux2LoraLoaderMixin", "qwenimage": "QwenImageLoraLoaderMixin"}
+          "flux2": "Flux2LoraLoaderMixin", "qwenimage": "QwenImageLoraLoaderMixin",
+          "anima": "AnimaLoraLoaderMixin"}
 
 
 def pipeline(folder, family):
