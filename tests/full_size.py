@@ -76,9 +76,11 @@ def make_folder(name: str, folder: Path) -> Path:
             else ["transformers", *config["architectures"]]
         )
     named = families.load_class(MODELS[name].family).TOKENIZERS
+    classes = {"processor": "Qwen3VLProcessor"}
     for part in [part for part in index if part.startswith("text_")]:
         tokens = named.get(part, part.replace("text_encoder", "tokenizer"))
-        index[tokens] = ["transformers", save_tokenizer(index[part][1], place / tokens)]
+        found = save_tokenizer(index[part][1], place / tokens)
+        index[tokens] = ["transformers", classes.get(tokens, found)]
     (place / "model_index.json").write_text(json.dumps(index))
     return place
 

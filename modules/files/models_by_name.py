@@ -28,7 +28,6 @@ OTHERS: tuple[tuple[str, str], ...] = (
                        r"(0|2|net)|(^|transformer\.|model\.|unet_|lora_transformer_|lycoris_)blocks[._]\d+[._]attn[12][._]to_"),
     ("Krea 2", r"blocks[._]\d+[._]attn[._](w[qkvo]|gate|to_gate)[._]|blocks[._]\d+[._](mlp|ff)[._](gate|up|down)[._]|"
                r"txtfusion|text_fusion"),
-    ("Qwen-Image 2.1", r"transformer_blocks[._]\d+[._]img_mlp[._](proj|out|gate)"),
     ("AuraFlow", r"joint_transformer_blocks|(double|single)_layers[._]\d+[._]"),
     ("HiDream", r"(double|single)_stream_blocks"),
     ("Lumina 2", r"layers[._]\d+[._]attn[._]to_[qkv]|(noise|context)_refiner[._]\d+[._]attn[._]|"
@@ -44,7 +43,7 @@ first match counts."""
 
 IN_METADATA: tuple[tuple[str, str], ...] = (
     ("Kolors", "kolors"), ("Stable Cascade", "cascade"),
-    ("Qwen-Image 2.1", r"qwen[-_ ]?image[-_ ]?2[-_.]?1(?!\d)"), ("Krea 2", r"krea[-_ ]?2"),
+    ("Krea 2", r"krea[-_ ]?2"),
     ("HunyuanVideo", r"hunyuan[-_ ]?video"), ("Wan 2.1 or 2.2", r"\bwan[-_ ]?(video|2)"), ("HiDream", "hidream"),
     ("Lumina 2", "lumina"), ("AuraFlow", "auraflow"), ("PixArt", "pixart"), ("LTX-Video", r"\bltx"),
 )

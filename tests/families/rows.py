@@ -16,6 +16,7 @@ from tests.families import (
     single_file_flux,
     single_file_flux2,
     single_file_qwenimage,
+    single_file_qwenimage21,
     single_file_sd3,
     single_file_zimage,
 )
@@ -61,6 +62,13 @@ def film_call(model: Any, args: tuple, named: dict, output: Tensor) -> tuple[Ten
     """The same as `packed_call` of a pipeline whose latents are those of a film of one frame."""
     noisy, times, result = packed_call(model, args, named, output)
     return noisy.squeeze(2), times, result.squeeze(2)
+
+
+def joined_call(model: Any, args: tuple, named: dict, output: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The same of a transformer that gets each latent as one token, and gives back tokens of text before them."""
+    (_, *side), noisy = named["img_shapes"][0][-1], named["hidden_states"]
+    noisy, result = (tokens[:, -noisy.shape[1] :].mT.unflatten(2, side) for tokens in (noisy, output))
+    return noisy, model.pipeline.current_timestep.double().expand(len(noisy)), result
 
 
 def frame_call(model: Any, args: tuple, named: dict, output: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -165,6 +173,11 @@ QWEN_SETS = {
     "all": "transformer.transformer_blocks.1.img_mod.1",
 }
 
+QWEN21_SETS = {
+    "attention": "transformer.transformer_blocks.0.attn.to_k",
+    "attention-mlp": "transformer.transformer_blocks.1.img_mlp.gate_layer",
+    "all": "transformer.modulation.1",
+}
 ANIMA_SETS = {
     "attention": "transformer.transformer_blocks.0.attn2.to_k",
     "attention-mlp": "transformer.transformer_blocks.1.ff.net.2",
@@ -190,6 +203,8 @@ FAMILIES = {
                   listed_call, unreachable=("text_encoder.*",), prompt_first=True),
     "qwenimage": Row("qwenimage", single_file_qwenimage.make_pair, QWEN_SETS, {"text_encoder": 8}, ONE, film_call,
                      QWEN_UNREAD, ("text_encoder.*",), by_channel, film=True),
+    "qwenimage21": Row("qwenimage21", single_file_qwenimage21.make_pair, QWEN21_SETS, {"text_encoder": 8}, ONE,
+                       joined_call, unreachable=("text_encoder.*",), scaled=by_channel, film=True),
     "anima": Row("anima", single_file_anima.make_pair, ANIMA_SETS, {"text_encoder": 8, "text_conditioner": 8},
                  "transformer_blocks.0.attn1.to_q", frame_call, unreachable=("text_encoder.*",), scaled=by_channel,
                  film=True),

@@ -37,6 +37,7 @@ TEXTS = {
     "chroma": {"text_encoder": "lora_te1_"},
     "zimage": {"text_encoder": "lora_te_"},
     "qwenimage": {"text_encoder": "lora_te_"},
+    "qwenimage21": {"text_encoder": "lora_te_"},
     "anima": {"text_encoder": "lora_te_", "text_conditioner": "lora_unet_llm_adapter_"},
 }
 """kohya's beginnings."""
@@ -373,6 +374,12 @@ QWEN = {
     "a late block": ("transformer_blocks.59.attn.to_q", 3072, 3072),
 }
 """And of Qwen-Image."""
+QWEN21 = {
+    "gate, ComfyUI's": ("diffusion_model.transformer_blocks.0.img_mlp.gate_up", 24576, 4096),
+    "gate, diffusers'": ("transformer.transformer_blocks.3.img_mlp.gate_layer", 12288, 4096),
+    "a later block": ("transformer_blocks.20.attn.to_q", 4096, 4096),
+}
+"""And of Qwen-Image 2.1."""
 ANIMA = {
     "attention": ("lora_unet_blocks_0_self_attn_q_proj", 2048, 2048),
     "feed-forward, ai-toolkit": ("diffusion_model.blocks.27.mlp.layer1", 8192, 2048),
@@ -385,7 +392,7 @@ ANIMA = {
 def _others() -> Iterator[Made]:
     for name, (layer, out, inputs) in LATER.items():
         yield f"flux2: {name}", "flux2", {f"{layer}{PEFT[0]}": (out, RANK), f"{layer}{PEFT[1]}": (RANK, inputs)}, {}
-    for family, found in (("qwenimage", QWEN), ("anima", ANIMA)):
+    for family, found in (("qwenimage", QWEN), ("qwenimage21", QWEN21), ("anima", ANIMA)):
         for name, (layer, out, inputs) in found.items():
             ends = KOHYA if layer.startswith("lora") else PEFT
             yield f"{family}: {name}", family, {f"{layer}{ends[0]}": (out, RANK),

@@ -38,7 +38,7 @@ def read_index(pipeline: Any, source: str, given: Collection[str] = (), file: st
         raise ValueError(f"{where}: _class_name is {_short(kind)}, not the name of a diffusers pipeline")
     _refuse_another(pipeline, index, where)
     for name, entry in index.items():
-        if isinstance(entry, list | tuple) and name not in given:
+        if is_part(entry) and name not in given:
             component_class(entry, name, where)
     needed = [name for name, one in inspect.signature(pipeline.__init__).parameters.items()
               if one.default is one.empty and one.kind is one.POSITIONAL_OR_KEYWORD and name not in ("self", *given)]
@@ -47,6 +47,11 @@ def read_index(pipeline: Any, source: str, given: Collection[str] = (), file: st
             said = f"is {_short(index[name])}" if name in index else "is missing"
             raise ValueError(f"{where}: {name} {said}; a {pipeline.__name__} has it as a list of library and class")
     return index
+
+
+def is_part(entry: Any) -> bool:
+    """Whether an entry is a part's; a list of numbers is none."""
+    return isinstance(entry, list | tuple) and not (entry and all(isinstance(one, int | float) for one in entry))
 
 
 def _two(entry: Any) -> Any:

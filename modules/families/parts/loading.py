@@ -18,7 +18,7 @@ import torch
 from modules.documents import is_folder
 from modules.families import base as protocol
 from modules.families.parts import files, split_problems
-from modules.families.parts.components import AnotherKind, component_class, pickle_problems, read_index
+from modules.families.parts.components import AnotherKind, component_class, is_part, pickle_problems, read_index
 from modules.families.parts.index import INDEX
 from modules.families.parts.names import DENOISER, PREFIXES, Named, Place
 from modules.families.parts.original import Places, misfit, read_weights
@@ -329,8 +329,8 @@ class Loaded(Named):
         found, where = cls.index(source), source
         taken = inspect.signature(cls.pipeline_class(source).__init__).parameters
         kinds = {name: component_class(kind, name, where) for name, kind in found.items()
-                 if isinstance(kind, list) and name in taken and name not in cls.OPTIONS}
-        values = {name: value for name, value in found.items() if name in taken and not isinstance(value, list)}
+                 if is_part(kind) and name in taken and name not in cls.OPTIONS}
+        values = {name: value for name, value in found.items() if name in taken and not is_part(value)}
         parts = {name: part(kind, name) for name, kind in kinds.items()}
         return cls.pipeline_class(source)(**{**values, **parts, **cls.OPTIONS})
 

@@ -26,6 +26,9 @@ SUFFIXES = Suffixes(PAIRS, rotations=True, reshapes=True)
 CLIP_LAYERS = ("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2")
 """Of CLIP's blocks, those with kohya's and peft's names."""
 
+LATER = ".img_mlp.gate_up."
+"""Occurs in names of the layers of a model that only later versions have."""
+
 CONTROL = ("img_in.lora_A.weight", "single_blocks.0.norm.key_norm.scale")
 """Keys of Black Forest Labs' control adapters."""
 STYLE = ("single_blocks.37.processor.qkv_lora.up.weight", "double_blocks.18.processor.qkv_lora2.up.weight")
@@ -39,6 +42,8 @@ STYLE_NAMES = (
 
 def loading(tensors: Mapping[str, Tensor], family: str) -> Loading:
     """What it reads of the file in a model of the family."""
+    if any(LATER in layer.original for layer in published.layers(family)):
+        return Loading(unjudged="ComfyUI 0.28.0 does not have this model, and no later version was run")
     converted = {new: old for old, new in zip(tensors, renamed(tensors), strict=True)}
     return read({new: tensors[old] for new, old in converted.items()}, names(family), SUFFIXES).under(converted)
 

@@ -23,10 +23,11 @@ MIXINS = {
     "sd15": "StableDiffusionLoraLoaderMixin", "sdxl": "StableDiffusionXLLoraLoaderMixin", "sd3": "SD3LoraLoaderMixin",
     "flux": "FluxLoraLoaderMixin", "chroma": "FluxLoraLoaderMixin", "zimage": "ZImageLoraLoaderMixin",
     "flux2": "Flux2LoraLoaderMixin", "qwenimage": "QwenImageLoraLoaderMixin", "anima": "AnimaLoraLoaderMixin",
+    "qwenimage21": "QwenImageLoraLoaderMixin",
 }
 ENCODERS = {"sd15": ("text_encoder",), "sdxl": ("text_encoder", "text_encoder_2"),
             "sd3": ("text_encoder", "text_encoder_2"), "flux": ("text_encoder",), "chroma": ("text_encoder",),
-            "zimage": (), "flux2": (), "qwenimage": (), "anima": ()}
+            "zimage": (), "flux2": (), "qwenimage": (), "anima": (), "qwenimage21": ()}
 """Text encoders that a pipeline's loader searches."""
 FLAT = {("sd15", "text_encoder"), ("sdxl", "text_encoder"), ("flux", "text_encoder")}
 """Of them, those that have no `text_model` level with transformers 5."""
