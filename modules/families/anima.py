@@ -104,6 +104,7 @@ class Model(qwen3.Qwen3Reader, QwenVae, FlowModel):
     )
     ARGUMENTS = {"hidden": "prompt_embeds"}
     CALLED = r"\banima\b"
+    FOREIGN_WIDTHS = (1536, 2432)
     LIKE = (
         "(^|_)blocks_[0-9]+_((self|cross)_attn_([qkv]_proj|output_proj|[qk]_norm)|adaln_modulation_|mlp_layer[12])|"
         "llm_adapter_|text_conditioner_|(^|_)transformer_blocks_[0-9]+_(attn[12]_|ff_net|norm[123]_linear_[12])|"

@@ -181,7 +181,8 @@ def test_metadata_tell_models_apart_whose_layers_have_the_same_names(tmp_path):
     ("text_encoders.qwen25_7b.transformer.model.layers.0.self_attn.q_proj", 8, 8, "a Qwen-Image model"),
     ("lora_unet_blocks_27_self_attn_q_proj", 8, 8, "an Anima model"),
     ("diffusion_model.llm_adapter.blocks.0.mlp.0", 8, 8, "an Anima model"),
-    ("transformer.transformer_blocks.3.attn2.to_out.0", 8, 8, "an Anima model"),
+    ("transformer.transformer_blocks.3.attn2.to_out.0", 2048, 2048, "an Anima model"),
+    ("transformer.transformer_blocks.3.attn2.to_k", 2048, 1024, "an Anima model"),
     ("text_encoders.qwen3_06b.transformer.model.layers.0.self_attn.q_proj", 8, 8, "an Anima model"),
     ("transformer.transformer_blocks.0.img_mlp.gate_layer", 24, 8, "a Qwen-Image 2.1 model"),
 ])
