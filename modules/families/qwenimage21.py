@@ -181,18 +181,23 @@ class Model(qwen_vl.QwenVLReader, QwenVae, FlowModel):
         return super()._pixels(vae, latents)[:, :3]
 
     def predict(self, noisy: Tensor, times: Tensor, texts: protocol.Texts, sizes: Tensor) -> Tensor:
-        """The transformer on `noisy (n, c, h, w)`; it does not use `sizes`."""
-        denoiser, mask = self.pipeline.transformer, texts["mask"]
-        n, _, height, width = noisy.shape
+        """The transformer on `noisy (n, c, h, w)`, one caption after the other: padding would move the picture away
+        from its text. It does not use `sizes`."""
+        lengths = texts["mask"].count_nonzero(1).tolist()
+        hidden = [one[None, :length] for one, length in zip(texts["hidden"], lengths, strict=True)]
+        return torch.cat([self._call(*one) for one in zip(noisy.split(1), times.split(1), hidden, strict=True)])
+
+    def _call(self, noisy: Tensor, time: Tensor, hidden: Tensor) -> Tensor:
+        """The transformer on one picture, with the hidden states of its caption."""
+        denoiser, (height, width) = self.pipeline.transformer, noisy.shape[2:]
         noisy = noisy.to(denoiser.dtype).flatten(2).mT
-        slots = mask.new_ones(n, noisy.shape[1] // SLOT)
+        slots = torch.arange(hidden.shape[1] + noisy.shape[1] // SLOT, device=noisy.device) >= hidden.shape[1]
         predicted = denoiser(
             hidden_states=noisy,
-            timestep=times.to(noisy.dtype) / self.process.count,
-            encoder_hidden_states=texts["hidden"].to(noisy.dtype),
-            encoder_hidden_states_mask=None if mask.all() else mask,
-            img_shapes=[[(1, height, width)]] * n,
-            img_mask=torch.cat([torch.zeros_like(mask), slots], 1),
+            timestep=time.to(noisy.dtype) / self.process.count,
+            encoder_hidden_states=hidden.to(noisy.dtype),
+            img_shapes=[[(1, height, width)]],
+            img_mask=slots[None],
             return_dict=False,
         )[0]
         return predicted[:, -noisy.shape[1] :].mT.unflatten(2, (height, width))

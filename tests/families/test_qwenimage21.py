@@ -112,7 +112,10 @@ def test_two_matrices_are_one_in_comfyuis_files(tmp_path, model):
         assert model.export_key(layer, "comfyui") == f"diffusion_model.{WHOLE}"
         assert model.export_key(layer, "kohya") == f"lora_unet_{WHOLE}".replace(".", "_")
         assert model.export_key(layer, "diffusers") == layer
-    case = foreign.lora_of_kohya(torch.nn.Linear(32, 2 * 64))
+    both = [model.networks["transformer"].get_submodule(layer.partition(".")[2]).weight for layer in (GATE, OTHER)]
+    whole = torch.nn.Linear(32, 2 * 64, bias=False)
+    whole.weight.data = torch.cat(both)
+    case = foreign.lora_of_kohya(whole)
     file = written_file(tmp_path / "a.safetensors", {f"diffusion_model.{WHOLE}": case})
     assert reading.family_of(file.tensors) == "qwenimage21"
     assert_changes(reading.changes(file, model), {GATE: case.weight[:64], OTHER: case.weight[64:]})

@@ -137,7 +137,8 @@ def _present(name: str, names: Collection[str]) -> str:
 
 DENOISERS = "a whole checkpoint or a denoiser"
 KINDS = {
-    "an adapter file such as a LoRA": r"(_down|_up|_A|_B|_w1|_w2)(\.default)?\.weight$|\.alpha$|_w[12](_a|_b)?$",
+    "an adapter file such as a LoRA":
+        r"(_down|(?<!gate)_up|_A|_B|_w1|_w2)(\.default)?\.weight$|\.alpha$|_w[12](_a|_b)?$",
     DENOISERS: r"^(model\.)?diffusion_model\.|^(double|joint|single|input|output)_blocks\.|"
                r"^(net\.)?(blocks\.\d+|llm_adapter)\.|"
                r"^(transformer\.|unet\.)?((single_)?transformer_blocks|(down|up)_blocks|(noise|context)_refiner)\.",
