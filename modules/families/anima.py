@@ -313,9 +313,16 @@ def _pipeline_class() -> Any:
                 text_conditioner=text_conditioner, transformer=transformer,
             )
 
-        def __call__(self, guidance_scale: float, output_type: str, **given: Any) -> Any:
-            """The latents."""
+        def __call__(
+            self, prompt_embeds: Tensor, guidance_scale: float, width: int, height: int, num_inference_steps: int,
+            generator: torch.Generator, output_type: str, negative_prompt_embeds: Tensor | None = None,
+        ) -> Any:
+            """The latents, whatever `output_type` says."""
             self.guider.guidance_scale = guidance_scale
-            return ImagePipelineOutput(super().__call__(**given, output="latents"))
+            latents = super().__call__(
+                prompt_embeds=prompt_embeds, negative_prompt_embeds=negative_prompt_embeds, width=width, height=height,
+                num_inference_steps=num_inference_steps, generator=generator, output="latents",
+            )
+            return ImagePipelineOutput(latents)
 
     return Pipeline

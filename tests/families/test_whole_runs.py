@@ -16,7 +16,7 @@ from modules.preset.files import resolve
 from modules.preset.schema import Preset
 from modules.tools.apply import apply_file
 from modules.training.setup import load_and_attach, whole
-from tests import tiny_chroma, tiny_flux, tiny_qwenimage, tiny_sd3, tiny_zimage
+from tests import tiny_anima, tiny_chroma, tiny_flux, tiny_qwenimage, tiny_qwenimage21, tiny_sd3, tiny_zimage
 from tests.training.runs import Place, draw_pictures
 
 CPU = torch.device("cpu")
@@ -52,6 +52,8 @@ ROWS = {
     "sd3 without t5": Row("sd3", lambda folder: tiny_sd3.make_folder(folder, t5=False), ("dora",)),
     "qwenimage": Row("qwenimage", tiny_qwenimage.make_folder, ("wora",)),
     "zimage": Row("zimage", tiny_zimage.make_folder, ("wora",)),
+    "anima": Row("anima", tiny_anima.make_folder, ("wora",)),
+    "qwenimage21": Row("qwenimage21", tiny_qwenimage21.make_folder, ("wora",)),
 }
 
 
