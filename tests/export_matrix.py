@@ -168,9 +168,9 @@ def t5_words() -> str:
 
 
 LATER = (
-    "Qwen-Image 2.1 is known to later versions of ComfyUI than 0.28.0, the one that is run here: its files for `comfyui` "
-    "have the names of ComfyUI's published files, where two matrices of the feed-forward are one (`gate_up`), and were "
-    "not run with ComfyUI, as inspect says too; those for `diffusers` were run with diffusers."
+    "Qwen-Image 2.1 is known to later versions of ComfyUI than 0.28.0, the one that is run here: its files for "
+    "`comfyui` have the names of ComfyUI's published files, where two matrices of the feed-forward are one "
+    "(`gate_up`), and were not run with ComfyUI, as inspect says too; those for `diffusers` were run with diffusers."
 )
 
 

@@ -269,25 +269,14 @@ def _with_padding_mask(module: Any, given: tuple[Tensor]) -> Tensor:
     return torch.cat([latents, torch.zeros_like(latents[:, :1])], 1)
 
 
-@cache
-def _pipeline_class() -> Any:
-    """diffusers' class: with its own parts, it draws from encoded prompts."""
-    logging.getLogger("diffusers.guiders").setLevel(logging.ERROR)  # that these are experimental
-    from diffusers import (
-        AnimaAutoBlocks,
-        AnimaModularPipeline,
-        AnimaTextConditioner,
-        AutoencoderKLQwenImage,
-        CosmosTransformer3DModel,
-        FlowMatchEulerDiscreteScheduler,
-    )
+def _drawing() -> Any:
+    """The steps of diffusers' pipeline from encoded prompts to latents, with the parts of the whole pipeline."""
+    from diffusers import AnimaAutoBlocks
     from diffusers.modular_pipelines import SequentialPipelineBlocks
     from diffusers.modular_pipelines.anima import before_denoise, denoise
-    from diffusers.pipelines.pipeline_utils import ImagePipelineOutput
-    from transformers import Qwen2Tokenizer, Qwen3Model, T5TokenizerFast
 
     class Drawing(SequentialPipelineBlocks):
-        """The steps from encoded prompts to latents."""
+        """See the function."""
 
         model_name = "anima"
         block_classes = [before_denoise.AnimaTextInputStep, before_denoise.AnimaPrepareLatentsStep,
@@ -299,6 +288,23 @@ def _pipeline_class() -> Any:
             """Those of the whole pipeline."""
             return AnimaAutoBlocks().expected_components
 
+    return Drawing()
+
+
+@cache
+def _pipeline_class() -> Any:
+    """diffusers' class, made of its own parts; it draws from encoded prompts."""
+    logging.getLogger("diffusers.guiders").setLevel(logging.ERROR)  # that these are experimental
+    from diffusers import (
+        AnimaModularPipeline,
+        AnimaTextConditioner,
+        AutoencoderKLQwenImage,
+        CosmosTransformer3DModel,
+        FlowMatchEulerDiscreteScheduler,
+    )
+    from diffusers.pipelines.pipeline_utils import ImagePipelineOutput
+    from transformers import Qwen2Tokenizer, Qwen3Model, T5TokenizerFast
+
     class Pipeline(AnimaModularPipeline):
         """See the function."""
 
@@ -307,7 +313,7 @@ def _pipeline_class() -> Any:
             tokenizer: Qwen2Tokenizer, t5_tokenizer: T5TokenizerFast, text_conditioner: AnimaTextConditioner,
             transformer: CosmosTransformer3DModel,
         ):
-            super().__init__(Drawing())
+            super().__init__(_drawing())
             self.update_components(
                 scheduler=scheduler, vae=vae, text_encoder=text_encoder, tokenizer=tokenizer, t5_tokenizer=t5_tokenizer,
                 text_conditioner=text_conditioner, transformer=transformer,

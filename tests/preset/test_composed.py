@@ -95,9 +95,9 @@ def test_what_is_recommended_exists():
 
 
 def test_there_are_few_files():
-    """At most 40; a family is a file."""
+    """At most 42; a family is a file."""
     listed = subprocess.run(["git", "ls-files", "."], cwd=FOLDER, capture_output=True, text=True, check=True)
-    assert len(listed.stdout.splitlines()) <= 40
+    assert len(listed.stdout.splitlines()) <= 42
 
 
 # -- how parts lie on each other --------------------------------------------------------------------------------------
