@@ -47,7 +47,7 @@ def make_pipeline(seed: int = 0, dim: int = 32) -> AnimaModularPipeline:
         for parameter in network.parameters():  # norms are ones at first
             if parameter.dim() == 1:
                 nn.init.normal_(parameter, 1.0, 0.1)
-    pipeline = AnimaAutoBlocks().init_pipeline()
+    pipeline: Any = AnimaAutoBlocks().init_pipeline()
     pipeline.update_components(
         text_encoder=Qwen3Model(tiny_qwen3.config(tokens, WIDTH, 2)), tokenizer=tokens, t5_tokenizer=t5,
         text_conditioner=conditioner, transformer=transformer, vae=vae(),

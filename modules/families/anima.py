@@ -189,7 +189,7 @@ class Model(qwen3.Qwen3Reader, QwenVae, FlowModel):
         from diffusers.modular_pipelines.anima.encoders import AnimaTextEncoderStep
 
         self.place_texts()
-        found = AnimaTextEncoderStep.encode_prompt(
+        found: Any = AnimaTextEncoderStep.encode_prompt(
             self.pipeline, list(captions), prepare_unconditional_embeds=False, max_sequence_length=self.text_length,
             device=self.device,
         )
@@ -278,7 +278,7 @@ def _drawing() -> Any:
     class Drawing(SequentialPipelineBlocks):
         """See the function."""
 
-        model_name = "anima"
+        model_name: Any = "anima"
         block_classes = [before_denoise.AnimaTextInputStep, before_denoise.AnimaPrepareLatentsStep,
                          before_denoise.AnimaSetTimestepsStep, denoise.AnimaDenoiseStep]
         block_names = ["input", "prepare_latents", "set_timesteps", "denoise"]
@@ -303,14 +303,14 @@ def _pipeline_class() -> Any:
         FlowMatchEulerDiscreteScheduler,
     )
     from diffusers.pipelines.pipeline_utils import ImagePipelineOutput
-    from transformers import Qwen2Tokenizer, Qwen3Model, T5TokenizerFast
+    from transformers import Qwen2Tokenizer, Qwen3Model, T5Tokenizer
 
     class Pipeline(AnimaModularPipeline):
         """See the function."""
 
         def __init__(
             self, scheduler: FlowMatchEulerDiscreteScheduler, vae: AutoencoderKLQwenImage, text_encoder: Qwen3Model,
-            tokenizer: Qwen2Tokenizer, t5_tokenizer: T5TokenizerFast, text_conditioner: AnimaTextConditioner,
+            tokenizer: Qwen2Tokenizer, t5_tokenizer: T5Tokenizer, text_conditioner: AnimaTextConditioner,
             transformer: CosmosTransformer3DModel,
         ):
             super().__init__(_drawing())
@@ -325,7 +325,7 @@ def _pipeline_class() -> Any:
         ) -> Any:
             """The latents, whatever `output_type` says."""
             self.guider.guidance_scale = guidance_scale
-            latents = super().__call__(
+            latents: Any = super().__call__(
                 prompt_embeds=prompt_embeds, negative_prompt_embeds=negative_prompt_embeds, width=width, height=height,
                 num_inference_steps=num_inference_steps, generator=generator, output="latents",
             )
