@@ -13,7 +13,6 @@ import argparse
 import inspect
 import sys
 import tempfile
-from copy import copy
 from pathlib import Path
 from typing import Any
 
@@ -78,7 +77,7 @@ def differences(run: Path, file: Path) -> list[int]:
     if not drawn or not all(path.is_file() for path in drawn):
         raise ValueError(f"no sample pictures of step {facts['step']}; train with samples.enabled true")
     pipeline = pipeline_with(preset["base"]["path"], file)
-    guidance, against = guidance_of(preset["family"], pipeline, preset["samples"])
+    guidance, against = guidance_of(preset["family"], preset["base"]["path"], preset["samples"])
     found = []
     for number, (path, prompt) in enumerate(zip(drawn, facts["prompts"], strict=True)):
         wanted = numpy.asarray(Image.open(path).convert("RGB")).astype(int)
@@ -90,28 +89,32 @@ def differences(run: Path, file: Path) -> list[int]:
 def pipeline_with(base: Path | str, file: Path | None) -> Any:
     """The base's own pipeline, with the adapter that a file for diffusers has. Raises ValueError for a base of no
     family."""
-    from diffusers import DiffusionPipeline
+    from diffusers import DiffusionPipeline, ModularPipeline
 
     from modules import families
+    from modules.families.parts.index import MODULAR_INDEX, index_of
 
     problems = {name: families.load_class(name).index_problems("base", str(base)) for name in families.names()}
     if all(problems.values()):  # only classes of diffusers and transformers
         raise ValueError(f"{base} is a base of none of the families: {next(iter(problems.values()))[0]}")
-    pipeline = DiffusionPipeline.from_pretrained(base, use_safetensors=True)
+    if index_of(Path(base)).name == MODULAR_INDEX:
+        pipeline: Any = ModularPipeline.from_pretrained(base)
+        pipeline.load_components(use_safetensors=True)
+    else:
+        pipeline = DiffusionPipeline.from_pretrained(base, use_safetensors=True)
     pipeline.set_progress_bar_config(disable=True)
     if file is not None:
         pipeline.load_lora_weights(str(file))
     return pipeline
 
 
-def guidance_of(family: str, pipeline: Any, samples: dict[str, Any]) -> tuple[dict[str, float], str | None]:
+def guidance_of(family: str, base: Path | str, samples: dict[str, Any]) -> tuple[dict[str, float], str | None]:
     """The pipeline's arguments for the guidance of a preset's `samples`, and the negative prompt, None for none;
     pipelines differ in what no guidance is."""
-    import torch
-
     from modules.families import load_class
+    from modules.preset.base_options import Base
 
-    model = load_class(family)(copy(pipeline), torch.device("cpu"))  # it changes its pipeline
+    model = load_class(family).skeleton(Base(path=str(base)))
     against = model.negative_prompt(samples["negative"])
     return model.guidance_options(samples["guidance"], against is not None), against
 
@@ -126,7 +129,7 @@ def draw(
     """
     import torch
 
-    known = inspect.signature(pipeline.__call__).parameters
+    known = arguments(pipeline)
     told = "true_cfg_scale" in known and against is None
     if "true_cfg_scale" in known and "guidance_scale" in guidance and samples["negative"]:
         raise ValueError("samples.negative is not supported for guidance-distilled networks")
@@ -136,13 +139,24 @@ def draw(
     if "negative_prompt" in known and not told:
         options["negative_prompt"] = against
     if "max_sequence_length" in known:
-        options["max_sequence_length"] = tokens(pipeline, known["max_sequence_length"].default, told)
+        options["max_sequence_length"] = tokens(pipeline, known["max_sequence_length"], told)
     if "prompt_attention_mask" in known:
         options = masked(pipeline, options)
+    if "guider" in pipeline.components:  # of a modular pipeline
+        pipeline.guider.guidance_scale, guidance = guidance["guidance_scale"], {}
     return pipeline(
         **options, **guidance, height=size[0], width=size[1], num_inference_steps=samples["steps"],
         generator=torch.Generator().manual_seed(samples["seed"] + number),
     ).images[0]
+
+
+def arguments(pipeline: Any) -> dict[str, Any]:
+    """What the pipeline's call takes by name, and the defaults."""
+    from diffusers import ModularPipeline
+
+    if isinstance(pipeline, ModularPipeline):
+        return {one.name: one.default for one in pipeline.blocks.inputs}
+    return {name: one.default for name, one in inspect.signature(pipeline.__call__).parameters.items()}
 
 
 def masked(pipeline: Any, prompts: dict[str, Any]) -> dict[str, Any]:

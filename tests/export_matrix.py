@@ -164,7 +164,14 @@ def t5_words() -> str:
     some = [f"`{host}` ({' and '.join(families)})" for host, families in taken.items() if 0 < len(families) < len(T5)]
     no = [f"`{host}`" for host, families in taken.items() if not families]
     return (f"T5's layers (SD 3, FLUX) are supported by {join(yes + some, 'and')}; not by "
-            f"{join(no or ['none'], 'and')}: leave them out there (`targets.exclude`).\n")
+            f"{join(no or ['none'], 'and')}: leave them out there (`targets.exclude`).\n\n{LATER}\n")
+
+
+LATER = (
+    "Qwen-Image 2.1 is known to later versions of ComfyUI than 0.28.0, the one that is run here: its files for "
+    "`comfyui` have the names of ComfyUI's published files, where two matrices of the feed-forward are one "
+    "(`gate_up`), and were not run with ComfyUI, as inspect says too; those for `diffusers` were run with diffusers."
+)
 
 
 # -- errors by family -------------------------------------------------------------------------------------------------

@@ -75,16 +75,19 @@ def make_folder(name: str, folder: Path) -> Path:
             if "_class_name" in config
             else ["transformers", *config["architectures"]]
         )
-    for part in [part for part in index if part.startswith("text_encoder")]:
-        tokens = part.replace("text_encoder", "tokenizer")
-        index[tokens] = ["transformers", save_tokenizer(index[part][1], place / tokens)]
+    named = families.load_class(MODELS[name].family).TOKENIZERS
+    classes = {"processor": "Qwen3VLProcessor"}
+    for part in [part for part in index if part.startswith("text_")]:
+        tokens = named.get(part, part.replace("text_encoder", "tokenizer"))
+        found = save_tokenizer(index[part][1], place / tokens)
+        index[tokens] = ["transformers", classes.get(tokens, found)]
     (place / "model_index.json").write_text(json.dumps(index))
     return place
 
 
 def save_tokenizer(encoder: str, folder: Path) -> str:
     """A small tokenizer for an encoder of this class; the tokenizer's class."""
-    if encoder.startswith("T5"):
+    if encoder.startswith(("T5", "AnimaText")):
         from tests.tiny_t5 import tokenizer as t5_tokenizer
 
         t5_tokenizer().save_pretrained(folder)

@@ -115,10 +115,12 @@ def refusal(terms: Mapping[str, Terms], groups: Iterable[Group], host: str) -> s
     if not mixed:
         return ""
     more = f" and {len(mixed) - SHOWN} more" if len(mixed) > SHOWN else ""
-    return (f"export.host {host}: its files have query, key and value as one layer, which cannot hold a magnitude "
-            "along the input of each; use export.host comfyui (Forge reads that file too), train with a magnitude "
-            "along the output (adapter.axis output), or use export.form compact for an approximation with its error "
-            f"printed. Layers: {', '.join(mixed[:SHOWN])}{more}")
+    fused, other = ("two matrices of the feed-forward", "") if host.startswith("comfyui") else (
+        "query, key and value", "use export.host comfyui (Forge reads that file too), ")
+    return (f"export.host {host}: its files have {fused} as one layer, which cannot hold a magnitude "
+            f"along the input of each; {other}train with a magnitude along the output (adapter.axis output), or use "
+            "export.form compact for an approximation with its error printed. Layers: "
+            f"{', '.join(mixed[:SHOWN])}{more}")
 
 
 def joined(layer: Fused, terms: list[Terms | None]) -> Terms:

@@ -13,6 +13,7 @@ import torch
 from PIL.Image import Image
 from torch import Tensor, nn
 
+from modules.families.parts.index import index_of
 from modules.families.parts.names import Files, Place, Spelling
 from modules.objectives import Process
 from modules.preset.base_options import Base, is_hub_id
@@ -332,7 +333,7 @@ def base_problems(base: Base, index: str, example: str) -> list[str]:
         return [f"base.path: no model given; {how}"]
     if path.is_dir():
         missing = f"base.path: {path} has no {index}, so it is not a diffusers folder; {how}"
-        return [] if (path / index).is_file() else [missing]
+        return [] if index_of(path).is_file() else [missing]
     if path.is_file():
         if found := unread_problems("base.path", path):
             return found
@@ -361,7 +362,7 @@ def unread_problems(option: str, path: Path) -> list[str]:
 
 
 def _config_problems(base: Base, index: str) -> list[str]:
-    if base.config and not (Path(base.config) / index).is_file():
+    if base.config and not index_of(Path(base.config)).is_file():
         if is_hub_id(base.config):
             return [f"base.config: {base.config} is no folder here, but may be a model on the hub; download its small "
                     f"files with: hf download {base.config} --exclude '*.safetensors' --local-dir FOLDER, and give "

@@ -79,7 +79,7 @@ class Model(qwen_vl.QwenVLReader, QwenVae, QwenEditor, FlowModel):
         "scheduler/scheduler_config.json",
     )
     SHARES_NAMES = True
-    CALLED = r"qwen[-_. ]?image"
+    CALLED = r"qwen[-_. ]?image(?![-_ ]?2[-_.]?1(?!\d))"
     ARGUMENTS = {"hidden": "prompt_embeds", "mask": "prompt_embeds_mask"}
     FOREIGN_WIDTHS = (1536, 2432, 4096, 6144)
     LIKE = (
@@ -90,7 +90,8 @@ class Model(qwen_vl.QwenVLReader, QwenVae, QwenEditor, FlowModel):
         "(single|joint)_(transformer_|stream_)?blocks|double_(stream_)?blocks|attn[12]_|(down|up)_blocks|mid_block|"
         "put_blocks|blocks_[0-9]+_(ff_|norm|img_attn|txt_attn)|(x|context|guidance|text)_embedder_|(vector|guidance)_in_|"
         "transformer_blocks_([6-9][0-9]|[0-9]{3,})_|stream_modulation|time_guidance_embed|clip_[lg]|t5xxl|te[123]_|"
-        f"text_model|text_encoder_[23]|qwen3|mistral3|refiner|(^|_)(?<!transformer_)blocks_[0-9]|{GATED}"
+        "img_mlp_(proj|out|gate)|text_model|text_encoder_[23]|qwen3|mistral3|refiner|"
+        f"(^|_)(?<!transformer_)blocks_[0-9]|{GATED}"
     )
 
     def __init__(self, pipeline: Any, device: torch.device):

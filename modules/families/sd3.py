@@ -121,7 +121,7 @@ class Model(FlowModel):
         "scheduler/scheduler_config.json",
     )
     """T5's are added, unless the index has no T5."""
-    FOREIGN_WIDTHS = (3072, 4096, 6144)
+    FOREIGN_WIDTHS = (1024, 2048, 3072, 4096, 6144)
     LIKE = (
         "joint_blocks_|(^|_)transformer_blocks_[0-9]+_(attn_(to|add|norm)_|attn2_|norm1_|ff_)|te[123]_|"
         "text_encoder(_[23])?_|clip_[lg]|t5xxl"

@@ -86,7 +86,10 @@ class Model(qwen3.Qwen3Reader, FlowModel):
         "adaLN_modulation)|all_(x_embedder|final_layer)_|cap_embedder_|lora_te_layers_|qwen3_4b|"
         "text_encoders?_(transformer_)?(model_)?layers_"
     )
-    UNLIKE = f"(double|single|joint|transformer|down|up)_blocks|mid_block|put_blocks|te[123]_|clip_[lg]|t5xxl|{GATED}"
+    UNLIKE = (
+        "(double|single|joint|transformer|down|up)_blocks|mid_block|put_blocks|te[123]_|clip_[lg]|t5xxl|"
+        f"qwen3_06b|blocks_[0-9]+_(self|cross)_attn_|adaln_modulation_|{GATED}"
+    )
 
     def __init__(self, pipeline: Any, device: torch.device):
         super().__init__(pipeline, device)

@@ -14,6 +14,12 @@ from modules import families
 from modules.families.parts import published
 from modules.files import kinds
 
+TWO_ATTENTIONS = "PixArt, LTX-Video or CogVideoX"
+"""Models whose layers have names that one of ours has too: that has some layers that these have not, or other texts."""
+OWN_LAYERS = re.compile(r"transformer_blocks[._]\d+[._]norm[123][._]linear_[12]|text_conditioner")
+CROSS, CONTEXT = re.compile(r"transformer_blocks[._]\d+[._]attn2[._]to_[kv]$"), 1024
+"""Layers of it that see texts, and the width of these."""
+
 OTHERS: tuple[tuple[str, str], ...] = (
     ("Stable Cascade", r"prior_unet[._]|lora_prior_"),
     ("Stable Video Diffusion or AnimateDiff", r"motion_modules|temporal_(transformer_blocks|res_block)|time_stack"),
@@ -22,13 +28,10 @@ OTHERS: tuple[tuple[str, str], ...] = (
                      r"[._]linear|\.double_blocks\.\d+\.(img|txt)_attn_|double_blocks[._](19|[2-5]\d)[._]|"
                      r"single_transformer_blocks[._]3[89][._]"),
     ("Cosmos 1", r"blocks[._]block\d+[._]"),
-    ("Anima", r"llm_adapter"),
-    ("Anima or Cosmos-Predict2", r"(?<!_)blocks[._]\d+[._](self|cross)_attn[._](q|k|v|output)_proj|"
-                                 r"unet_blocks[._]\d+[._](self|cross)_attn[._](q|k|v|output)_proj|"
-                                 r"adaln_modulation_(self_attn|cross_attn|mlp)|blocks[._]\d+[._]mlp[._]layer[12]"),
-    ("Wan 2.1 or 2.2", r"blocks[._]\d+[._](self|cross)_attn[._][qkvo](_img)?[._]|blocks[._]\d+[._]ffn[._]"
+    ("Cosmos-Predict2 14B", r"(?<!_transformer_)blocks[._](2[89]|3\d)[._]((self|cross)_attn[._](q|k|v|output)_proj|"
+                            r"adaln_modulation_|mlp[._]layer[12])"),
+    ("Wan 2.1 or 2.2", r"blocks[._]\d+[._](self|cross)_attn[._][qkvo](_img)?[._](?!proj)|blocks[._]\d+[._]ffn[._]"
                        r"(0|2|net)|(^|transformer\.|model\.|unet_|lora_transformer_|lycoris_)blocks[._]\d+[._]attn[12][._]to_"),
-    ("Qwen-Image 2.1", r"transformer_blocks[._]\d+[._]img_mlp[._](proj|out|gate)"),
     ("AuraFlow", r"joint_transformer_blocks|(double|single)_layers[._]\d+[._]"),
     ("HiDream", r"(double|single)_stream_blocks"),
     ("Lumina 2", r"layers[._]\d+[._]attn[._]to_[qkv]|(noise|context)_refiner[._]\d+[._]attn[._]|"
@@ -36,15 +39,14 @@ OTHERS: tuple[tuple[str, str], ...] = (
     ("HunyuanDiT", r"Wqkv|unet_blocks[._]\d+[._]attn[12][._]|blocks[._]\d+[._]attn[12][._](q_proj|kv_proj|out_proj)"),
     ("Mochi", r"blocks[._]\d+[._]attn[._](qkv|proj)_[xy]"),
     ("Kandinsky 5", r"(visual|text)_transformer_blocks"),
-    ("PixArt, LTX-Video or CogVideoX", r"(^|^transformer[._]|model\.|lora_transformer_|lycoris_|lora_unet_)"
-                                       r"transformer_blocks[._]\d+[._](attn1[._]to_|audio_|scale_shift)"),
+    (TWO_ATTENTIONS, r"(^|^transformer[._]|model\.|lora_transformer_|lycoris_|lora_unet_)"
+                     r"transformer_blocks[._]\d+[._](attn1[._]to_|audio_|scale_shift)"),
 )
 """Models that are none of our families, and what occurs in some of their adapter files' keys and in none of ours. The
 first match counts."""
 
 IN_METADATA: tuple[tuple[str, str], ...] = (
     ("Kolors", "kolors"), ("Stable Cascade", "cascade"),
-    ("Qwen-Image 2.1", r"qwen[-_ ]?image[-_ ]?2[-_.]?1(?!\d)"), ("Anima", r"\banima\b"),
     ("HunyuanVideo", r"hunyuan[-_ ]?video"), ("Wan 2.1 or 2.2", r"\bwan[-_ ]?(video|2)"), ("HiDream", "hidream"),
     ("Lumina 2", "lumina"), ("AuraFlow", "auraflow"), ("PixArt", "pixart"), ("LTX-Video", r"\bltx"),
 )
@@ -52,7 +54,7 @@ IN_METADATA: tuple[tuple[str, str], ...] = (
 ARCHITECTURE = ("modelspec.architecture", "ss_base_model_version")
 
 BLOCK = re.compile(r"(double_blocks|single_blocks)[._]\d+[._](.*attn|linear1|.*mlp[._]0$)|"
-                   r"(?<!single_)(?<!joint_)transformer_blocks[._]\d+[._]attn[._]")
+                   r"(?<!single_)(?<!joint_)transformer_blocks[._]\d+[._]attn2?[._]")
 """Layers whose sizes tell families apart that have the same names."""
 NARROW, LUMINA = re.compile(r"(layers|refiner)[._]\d+[._]attention[._](qkv|out)"), 2304
 """Layers whose names Z-Image and Lumina 2 share, and the width of the latter."""
@@ -112,7 +114,9 @@ def _architecture(metadata: Mapping[str, str]) -> str:
 def _by_keys(tensors: Mapping[str, Tensor]) -> str:
     text = "\n".join(tensors)
     title = next((title for title, pattern in OTHERS if re.search(pattern, text, re.MULTILINE)), "")
-    return title or ("Lumina 2" if _is_narrow(tensors) else "")
+    if title == TWO_ATTENTIONS and (OWN_LAYERS.search(text) or _has_inputs(tensors, CROSS, CONTEXT)):
+        return ""
+    return title or ("Lumina 2" if _has_inputs(tensors, NARROW, LUMINA) else "")
 
 
 def _sizes(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, int]]:
@@ -125,11 +129,11 @@ def _sizes(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, int]]:
     return found
 
 
-def _is_narrow(tensors: Mapping[str, Tensor]) -> bool:
-    """Whether attention with Z-Image's names in the original checkpoint has Lumina 2's width."""
+def _has_inputs(tensors: Mapping[str, Tensor], names: re.Pattern[str], width: int) -> bool:
+    """Whether a layer with such a name has so many inputs."""
     layers, _ = kinds.grouped(tensors)
-    return any(LUMINA in tensors[parts["down"]].shape for name, parts in layers.items()
-               if NARROW.search(name) and "down" in parts)
+    return any(width in tensors[parts["down"]].shape for name, parts in layers.items()
+               if names.search(name) and "down" in parts)
 
 
 def _denoisers() -> dict[str, frozenset[str]]:

@@ -19,7 +19,7 @@ NAME = "ai-toolkit"
 ARCHES = {"sd1": "sd15", "sd2": "sd15", "sd15": "sd15", "sdxl": "sdxl", "sd3": "sd3", "flux": "flux",
           "chroma": "chroma", "zimage": "zimage", "flux2": "flux2", "flux2_klein_4b": "flux2",
           "flux2_klein_9b": "flux2", "qwen_image": "qwenimage", "flux_kontext": "flux",
-          "qwen_image_edit": "qwenimage", "qwen_image_edit_plus": "qwenimage", "krea2": "krea2"}
+          "qwen_image_edit": "qwenimage", "qwen_image_edit_plus": "qwenimage", "krea2": "krea2", "anima": "anima"}
 FLAGS = {"is_flux": "flux", "is_v3": "sd3", "is_xl": "sdxl", "is_v2": "sd15"}
 ORIGINAL = {
     "flux2": ((r"single_blocks", "single_transformer_blocks"), (r"double_blocks", "transformer_blocks")),

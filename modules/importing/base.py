@@ -14,7 +14,8 @@ from modules.importing.ledger import Imported, Ledger, as_number
 
 OUTSIDE = ["transformer.*_embed*", "transformer.proj_out"]
 """Layers of a transformer that are in none of its blocks."""
-OWN_OUTSIDE = {"qwenimage": ["transformer.???_in", "transformer.norm_out.linear"]}
+OWN_OUTSIDE = {"anima": ["transformer.norm_out.*"],
+               "qwenimage": ["transformer.???_in", "transformer.norm_out.linear"]}
 """The same that only some families have."""
 
 FAMILIES = ", ".join(families.names())

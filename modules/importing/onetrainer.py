@@ -29,6 +29,7 @@ FAMILIES = {
     "Z_IMAGE": "zimage",
     "QWEN": "qwenimage",
     "KREA_2": "krea2",
+    "ANIMA": "anima",
 }
 DTYPES = {
     "FLOAT_32": "float32",

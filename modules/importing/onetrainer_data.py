@@ -9,14 +9,14 @@ from modules.importing.documents import read_text
 from modules.importing.ledger import Ledger, flat
 
 ENCODERS = {"sd15": 1, "sdxl": 2, "sd3": 3, "flux": 2, "chroma": 1, "zimage": 1, "flux2": 1,
-            "qwenimage": 1, "krea2": 1}
+            "qwenimage": 1, "krea2": 1, "anima": 1}
 """How many text encoders there are: `text_encoder`, `text_encoder_2`, ..."""
 
 SAMPLE_SIZES = {"sd15": 512, "sdxl": 1024, "sd3": 1024, "flux": 1024, "chroma": 1024, "zimage": 1024,
-                "flux2": 1024, "qwenimage": 1024, "krea2": 1024}
+                "flux2": 1024, "qwenimage": 1024, "krea2": 1024, "anima": 1024}
 SAMPLE_STEPS = {"sd15": (30, 7.5), "sdxl": (30, 7.5), "sd3": (28, 7.0), "flux": (30, 3.5),
                 "chroma": (30, 3.5), "zimage": (28, 4.0), "flux2": (30, 4.0),
-                "qwenimage": (25, 3.5), "krea2": (28, 3.5)}
+                "qwenimage": (25, 3.5), "krea2": (28, 3.5), "anima": (25, 4.0)}
 """Steps and guidance of its samples, where they are not given."""
 
 LORA_FORMATS = {"KOHYA_LORA": "kohya", "COMFY_LORA": "comfyui", "DIFFUSERS_LORA": "diffusers"}

@@ -43,6 +43,12 @@ LAYERS: dict[str, dict[str, tuple[str, str, tuple[str, ...]]]] = {
         "blocks": ("transformer_blocks", "main-blocks", ()),
         "full": ("", "all", ()),
     },
+    "anima": {
+        "attn-mlp": ("attn1,attn2,ff", "attention-mlp", ()),
+        "attn-only": ("attn1,attn2", "attention", ()),
+        "blocks": ("transformer_block", "all", tuple(base.outside("anima"))),
+        "full": ("", "all", ()),
+    },
     "zimage": {
         "attn-mlp": (
             "^(?=.*attention)(?!.*refiner).*,^(?=.*feed_forward)(?!.*refiner).*",

@@ -9,6 +9,7 @@ import torch
 
 from modules import families
 from modules.documents import read_object
+from modules.families.parts.index import index_of
 from modules.files.opening import AdapterFile
 from modules.files.reading import families_of
 from modules.preset.base_options import Base
@@ -44,7 +45,7 @@ def load(file: AdapterFile, path: str, config: str = "", family: str = "", devic
 
 def is_its(path: Path, family: str) -> bool:
     """Whether a folder in diffusers layout is this family's; True for anything else."""
-    index = path / "model_index.json"
+    index = index_of(path)
     if not index.is_file():
         return True
     return read_object(index).get("_class_name") == families.load_class(family).PIPELINE

@@ -128,7 +128,7 @@ STRANGERS = {
     "Lumina 2": ("diffusion_model.layers.0.attention.qkv", 3840, 2304),
     "Wan 2.1 or 2.2": ("diffusion_model.blocks.0.self_attn.q", 8, 8),
     "HunyuanVideo": ("transformer.double_blocks.0.img_attn_qkv", 24, 8),
-    "Anima or Cosmos-Predict2": ("lora_unet_blocks_0_self_attn_q_proj", 8, 8),
+    "Cosmos-Predict2 14B": ("lora_unet_blocks_28_self_attn_q_proj", 8, 8),
     "AuraFlow": ("transformer.joint_transformer_blocks.0.attn.to_q", 8, 8),
     "HiDream": ("diffusion_model.double_stream_blocks.0.block.attn1.to_q", 8, 8),
     "": ("diffusion_model.tower.0.mixer", 8, 8),
@@ -155,7 +155,7 @@ def test_metadata_tell_models_apart_whose_layers_have_the_same_names(tmp_path):
     for said in ("Qwen-Image/lora", "qwen_image", "qwen-image-2512"):
         assert inspected(tmp_path, layer, metadata={"modelspec.architecture": said}).model == "a Qwen-Image model"
     later = inspected(tmp_path, layer, metadata={"modelspec.architecture": "Qwen-Image-2.1/lora"})
-    assert later.model == "Qwen-Image 2.1" and not later.families
+    assert later.model == "a Qwen-Image 2.1 model" and later.hosts["comfyui"].loads == UNJUDGED
     layer = pair("lora_unet_double_blocks_0_img_attn_proj")
     for said in ("Flux.2-klein-4b/lora", "flux2", "flux2_klein_9b"):
         assert inspected(tmp_path, layer, metadata={"modelspec.architecture": said}).model == "a FLUX.2 model"
@@ -169,7 +169,9 @@ def test_metadata_tell_models_apart_whose_layers_have_the_same_names(tmp_path):
     ("transformer.transformer_blocks.0.ff.linear_in", 6 * 16, 16, "a FLUX.2 model"),
     ("diffusion_model.double_blocks.0.img_attn.proj", 4096, 4096, "a FLUX.2 model"),
     ("diffusion_model.double_stream_modulation_img.lin", 48, 8, "a FLUX.2 model"),
-    ("transformer.transformer_blocks.3.attn.to_q", 4096, 4096, "a FLUX.2 model"),
+    ("transformer.transformer_blocks.3.attn.to_q", 4096, 4096, "a FLUX.2 model or a Qwen-Image 2.1 model"),
+    ("transformer.transformer_blocks.20.attn.to_q", 4096, 4096, "a Qwen-Image 2.1 model"),
+    ("diffusion_model.transformer_blocks.20.img_mlp.gate_up", 24, 8, "a Qwen-Image 2.1 model"),
     ("transformer.transformer_blocks.10.attn.to_q", 3072, 3072,
      "a Chroma model or a FLUX.1 model or a Qwen-Image model"),
     ("transformer.transformer_blocks.10.attn.to_q", 2432, 2432, "an SD3 model"),
@@ -182,7 +184,12 @@ def test_metadata_tell_models_apart_whose_layers_have_the_same_names(tmp_path):
     ("transformer.transformer_blocks.0.attn.to_gate", 8, 8, "a Krea 2 model"),
     ("text_encoders.qwen3vl_4b.transformer.model.layers.0.self_attn.q_proj", 8, 8, "a Krea 2 model"),
     ("text_encoders.qwen25_7b.transformer.model.layers.0.self_attn.q_proj", 8, 8, "a Qwen-Image model"),
-    ("transformer.transformer_blocks.0.img_mlp.gate_layer", 24, 8, "Qwen-Image 2.1"),
+    ("lora_unet_blocks_27_self_attn_q_proj", 8, 8, "an Anima model"),
+    ("diffusion_model.llm_adapter.blocks.0.mlp.0", 8, 8, "an Anima model"),
+    ("transformer.transformer_blocks.3.attn2.to_out.0", 2048, 2048, "an Anima model"),
+    ("transformer.transformer_blocks.3.attn2.to_k", 2048, 1024, "an Anima model"),
+    ("text_encoders.qwen3_06b.transformer.model.layers.0.self_attn.q_proj", 8, 8, "an Anima model"),
+    ("transformer.transformer_blocks.0.img_mlp.gate_layer", 24, 8, "a Qwen-Image 2.1 model"),
 ])
 def test_sizes_tell_models_apart_whose_layers_have_the_same_names(tmp_path, name, out, inputs, model):
     ends = KOHYA if name.startswith("lora") else PEFT

@@ -11,11 +11,13 @@ from torch import Tensor
 from tests import tiny_sd15
 from tests.families import (
     single_file,
+    single_file_anima,
     single_file_chroma,
     single_file_flux,
     single_file_flux2,
     single_file_krea2,
     single_file_qwenimage,
+    single_file_qwenimage21,
     single_file_sd3,
     single_file_zimage,
 )
@@ -60,6 +62,18 @@ def film_call(model: Any, args: tuple, named: dict, output: Tensor) -> tuple[Ten
     """The same as `packed_call` of a pipeline whose latents are those of a film of one frame."""
     noisy, times, result = packed_call(model, args, named, output)
     return noisy.squeeze(2), times, result.squeeze(2)
+
+
+def joined_call(model: Any, args: tuple, named: dict, output: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The same of a transformer that gets each latent as one token, and gives back tokens of text before them."""
+    (_, *side), noisy = named["img_shapes"][0][-1], named["hidden_states"]
+    noisy, result = (tokens[:, -noisy.shape[1] :].mT.unflatten(2, side) for tokens in (noisy, output))
+    return noisy, model.pipeline.current_timestep.double().expand(len(noisy)), result
+
+
+def frame_call(model: Any, args: tuple, named: dict, output: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The same of a transformer that gets films of one frame, with times from 0 to 1."""
+    return named["hidden_states"].squeeze(2), model.process.count * named["timestep"].double(), output.squeeze(2)
 
 
 def scaled(pipeline: Any, latents: Tensor, is_spread: bool) -> Tensor:
@@ -166,6 +180,16 @@ KREA2_SETS = {
     "attention-mlp": "transformer.transformer_blocks.0.ff.down",
     "all": "transformer.text_fusion.projector",
 }
+QWEN21_SETS = {
+    "attention": "transformer.transformer_blocks.0.attn.to_k",
+    "attention-mlp": "transformer.transformer_blocks.1.img_mlp.gate_layer",
+    "all": "transformer.modulation.1",
+}
+ANIMA_SETS = {
+    "attention": "transformer.transformer_blocks.0.attn2.to_k",
+    "attention-mlp": "transformer.transformer_blocks.1.ff.net.2",
+    "all": "transformer.transformer_blocks.0.norm3.linear_2",
+}
 
 FAMILIES = {
     "sdxl": Row("sdxl", single_file.make_pair, UNET_SETS, {"text_encoder": 8, "text_encoder_2": 8}, PROJ_IN),
@@ -188,4 +212,9 @@ FAMILIES = {
                      QWEN_UNREAD, ("text_encoder.*",), by_channel, film=True),
     "krea2": Row("krea2", single_file_krea2.make_pair, KREA2_SETS, {"text_encoder": 8}, ONE, film_call, (),
                  ("text_encoder.*",), by_channel, film=True, prompt_first=True, one_length=True),
+    "qwenimage21": Row("qwenimage21", single_file_qwenimage21.make_pair, QWEN21_SETS, {"text_encoder": 8}, ONE,
+                       joined_call, unreachable=("text_encoder.*",), scaled=by_channel, film=True),
+    "anima": Row("anima", single_file_anima.make_pair, ANIMA_SETS, {"text_encoder": 8, "text_conditioner": 8},
+                 "transformer_blocks.0.attn1.to_q", frame_call, unreachable=("text_encoder.*",), scaled=by_channel,
+                 film=True),
 }

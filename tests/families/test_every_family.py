@@ -14,7 +14,6 @@ from modules.data.index import build_index
 from modules.families import names
 from modules.families.base import together
 from modules.families.parts import files
-from modules.families.parts.files import INDEX
 from modules.families.parts.names import TEXT_MODEL
 from modules.preset.schema import Base, Data, Targets
 from modules.training.setup import in_denoiser, match_layers, whole
@@ -350,7 +349,7 @@ def test_an_incomplete_configuration_names_the_files(family, pair, tmp_path):
     shutil.copytree(pair[0], tmp_path / "config", ignore=shutil.ignore_patterns("*.safetensors"))
     base = Base(path=str(pair[1]), config=str(tmp_path / "config"))
     assert family.problems(base) == []
-    for name in (*family.CONFIGS, INDEX):
+    for name in (*family.CONFIGS, family.INDEX):
         kept = (tmp_path / "config" / name).read_bytes()
         (tmp_path / "config" / name).unlink()
         (problem,) = family.problems(base)
@@ -378,7 +377,7 @@ def test_missing_models_are_explained(family, path, words):
 
 def test_wrong_folders_and_files_are_explained(family, tmp_path):
     (problem,) = family.problems(Base(path=str(tmp_path)))
-    assert INDEX in problem
+    assert family.INDEX in problem
     (tmp_path / "model.ckpt").write_bytes(b"x")
     (problem,) = family.problems(Base(path=str(tmp_path / "model.ckpt")))
     assert "not a .safetensors" in problem

@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from modules.families.parts.files import INDEX
 from modules.preset.schema import Base
 from tests.families.using import CPU
 
@@ -58,8 +57,8 @@ def test_what_is_not_read_does_not_count(family, folder, tmp_path):
 
 @pytest.mark.parametrize("content", ["", "null", "[]", "[" * 100_000, '{"unet": 3, "vae": []}'])
 def test_a_damaged_index_is_left_to_the_loading(family, content, tmp_path):
-    (tmp_path / INDEX).write_text(content)
-    assert set(family.files_of(Base(path=str(tmp_path)))) <= {INDEX}
+    (tmp_path / family.INDEX).write_text(content)
+    assert set(family.files_of(Base(path=str(tmp_path)))) <= {family.INDEX}
 
 
 def test_a_model_of_the_hub_is_the_files_of_its_snapshot(family, folder, tmp_path, monkeypatch):

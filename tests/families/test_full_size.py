@@ -8,7 +8,8 @@ from modules.training import setup
 from tests import full_size
 from tests.families.test_every_family import own_place
 
-ALIKE = {"chroma": {"flux"}, "flux": {"chroma"}, "flux2": {"chroma", "flux"}, "sd3": {"qwenimage"}}
+ALIKE = {"chroma": {"flux"}, "flux": {"chroma"}, "flux2": {"chroma", "flux"}, "sd3": {"qwenimage"},
+         "qwenimage21": {"qwenimage", "sd3"}}
 """Families whose attention may have the same names, by family."""
 
 

@@ -8,6 +8,7 @@ import pytest
 
 from scripts import host_pictures
 from tests import (
+    tiny_anima,
     tiny_chroma,
     tiny_flux,
     tiny_flux2,
@@ -51,6 +52,7 @@ ROWS = {
     "krea2": Row("krea2", tiny_krea2.make_folder, FLOW, ("text_encoder.*",), 30, 1),
     "qwenimage": Row("qwenimage", tiny_qwenimage.make_folder, FLOW, ("text_encoder.*",), 30, 1),
     "zimage": Row("zimage", tiny_zimage.make_folder, FLOW, ("text_encoder.*",), 30, 1),
+    "anima": Row("anima", tiny_anima.make_folder, FLOW, ("text_encoder.*",), 30, 1),
 }
 
 
@@ -62,7 +64,8 @@ def saved(folder: Path, kind: str) -> Path:
 
 @pytest.mark.full
 @pytest.mark.parametrize("name", ROWS)
-def test_diffusers_draws_the_trainers_pictures(tmp_path, forget_accelerate, name):
+def test_diffusers_draws_the_trainers_pictures(tmp_path, forget_accelerate, monkeypatch, name):
+    tiny_anima.stand_in(monkeypatch)
     row, place = ROWS[name], Place(tmp_path / "stage", tmp_path / "runs")
     place.runs.mkdir(parents=True)
     row.make_folder(place.stage)

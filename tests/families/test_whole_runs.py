@@ -16,7 +16,7 @@ from modules.preset.files import resolve
 from modules.preset.schema import Preset
 from modules.tools.apply import apply_file
 from modules.training.setup import load_and_attach, whole
-from tests import tiny_flux, tiny_krea2, tiny_qwenimage, tiny_sd3, tiny_zimage
+from tests import tiny_anima, tiny_flux, tiny_krea2, tiny_qwenimage, tiny_qwenimage21, tiny_sd3, tiny_zimage
 from tests.training.runs import Place, draw_pictures
 
 CPU = torch.device("cpu")
@@ -40,6 +40,8 @@ class Row:
     objective: dict = field(default_factory=lambda: {"min_snr_gamma": None})
     exclude: tuple[str, ...] = ()
     """Layers that not every host can hold."""
+    parts: int = 2
+    """How many networks at least are trained."""
 
 
 ROWS = {
@@ -52,6 +54,9 @@ ROWS = {
     "krea2": Row("krea2", tiny_krea2.make_folder, ("wora",)),
     "qwenimage": Row("qwenimage", tiny_qwenimage.make_folder, ("wora",)),
     "zimage": Row("zimage", tiny_zimage.make_folder, ("wora",)),
+    "anima": Row("anima", tiny_anima.make_folder, ("wora",)),
+    "qwenimage21": Row("qwenimage21", tiny_qwenimage21.make_folder, ("dora",), exclude=("text_encoder.*",),
+                       parts=1),
 }
 
 
@@ -105,7 +110,7 @@ def test_trains_samples_and_exports(tmp_path, forget_accelerate, name, method):
     _, layers = load_and_attach(preset, CPU)
     run_file.load(place.runs / "run" / "adapter.safetensors", layers)
     parts = {layer.partition(".")[0] for layer in layers}
-    assert len(parts) >= 2
+    assert len(parts) >= row.parts
     moved = [layer for layer, adapted in layers.items() if not torch.equal(adapted.adapted_weight(), dense(adapted))]
     assert {layer.partition(".")[0] for layer in moved} == parts
     for host in HOSTS[method]:

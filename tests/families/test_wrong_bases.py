@@ -25,6 +25,8 @@ KINDS = {
     "flux2": ("Flux2KleinPipeline", "transformer", "Flux2Transformer2DModel", 1),
     "krea2": ("Krea2Pipeline", "transformer", "Krea2Transformer2DModel", 1),
     "qwenimage": ("QwenImagePipeline", "transformer", "QwenImageTransformer2DModel", 1),
+    "anima": ("AnimaModularPipeline", "transformer", "CosmosTransformer3DModel", 1),
+    "qwenimage21": ("QwenImage21Pipeline", "transformer", "QwenImage21Transformer2DModel", 1),
     "zimage": ("ZImagePipeline", "transformer", "ZImageTransformer2DModel", 1),
 }
 """Of each family: its pipeline, its denoiser, and how many text encoders it has."""

@@ -20,6 +20,7 @@ from tests import tiny_flux, tiny_sd3, tiny_sd15, tiny_sdxl
 from tests.export import every
 from tests.families import (
     single_file,
+    single_file_anima,
     single_file_chroma,
     single_file_flux,
     single_file_flux2,
@@ -163,6 +164,9 @@ def original(base: Base, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         renamed = single_file_flux2.original(parts["transformer"])
     elif base.family == "krea2":
         renamed = single_file_krea2.original(parts["transformer"])
+    elif base.family == "anima":
+        inside = {f"llm_adapter.{name}": tensor for name, tensor in parts["text_conditioner"].items()}
+        renamed = single_file_anima.original(parts["transformer"]) | inside
     elif base.family == "qwenimage":
         renamed = parts["transformer"]  # diffusers' names
     elif base.family == "zimage":

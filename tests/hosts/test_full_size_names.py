@@ -10,6 +10,8 @@ from tests import full_size
 from tests.hosts import bases, programs
 
 COMFYUI = [one for one in programs.programs("comfyui") if one.starts()]
+LATER = {"qwenimage21"}
+"""Families that 0.28.0 does not have."""
 UNKNOWN = {"embed_tokens"}
 """T5's embedding, which ComfyUI has as `shared` only; files for it leave it out."""
 
@@ -19,6 +21,8 @@ UNKNOWN = {"embed_tokens"}
 def test_comfyui_finds_every_layer(name, tmp_path):
     model = full_size.skeleton(name, tmp_path)
     family = full_size.MODELS[name].family
+    if family in LATER:
+        pytest.skip("this ComfyUI does not have the model")
     weights = {f"{part}.{key}": tensor.to("meta") for part, network in model.networks.items()
                for key, tensor in network.state_dict().items()}
     found = SimpleNamespace(family=family, model=model)

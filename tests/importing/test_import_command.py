@@ -15,7 +15,17 @@ from modules import adapters, families
 from modules.importing import base, import_file, methods, trainers
 from modules.preset import files
 from modules.training.setup import match_layers
-from tests import tiny_chroma, tiny_flux, tiny_flux2, tiny_krea2, tiny_qwenimage, tiny_sd3, tiny_sdxl, tiny_zimage
+from tests import (
+    tiny_anima,
+    tiny_chroma,
+    tiny_flux,
+    tiny_flux2,
+    tiny_krea2,
+    tiny_qwenimage,
+    tiny_sd3,
+    tiny_sdxl,
+    tiny_zimage,
+)
 from tests.families.rows import FAMILIES
 
 ROOT = Path(__file__).parents[2]
@@ -131,11 +141,10 @@ def test_nearest_methods_are_methods():
 # -- layers on networks of the real classes ---------------------------------------------------------------------------
 
 NETWORKS = {"sdxl": tiny_sdxl, "flux": tiny_flux, "chroma": tiny_chroma, "flux2": tiny_flux2, "sd3": tiny_sd3,
-            "zimage": tiny_zimage, "qwenimage": tiny_qwenimage,
-            "krea2": tiny_krea2}
+            "zimage": tiny_zimage, "qwenimage": tiny_qwenimage, "krea2": tiny_krea2, "anima": tiny_anima}
 KINDS = {"sdxl": "STABLE_DIFFUSION_XL_10_BASE", "flux": "FLUX_DEV_1", "chroma": "CHROMA_1",
          "sd3": "STABLE_DIFFUSION_35", "zimage": "Z_IMAGE", "flux2": "FLUX_2", "qwenimage": "QWEN",
-         "krea2": "KREA_2"}
+         "krea2": "KREA_2", "anima": "ANIMA"}
 REGULAR = {
     "attn-only": "^(?=.*attention)(?!.*refiner).*",
     "attn-mlp": "^(?=.*attention)(?!.*refiner).*,^(?=.*feed_forward)(?!.*refiner).*",
@@ -175,6 +184,10 @@ def models(tmp_path_factory):
         ("qwenimage", "full"),
         ("krea2", "attn-mlp"),
         ("krea2", "blocks"),
+        ("anima", "attn-mlp"),
+        ("anima", "attn-only"),
+        ("anima", "blocks"),
+        ("anima", "full"),
         ("sd3", "attn-only"),
         ("sd3", "blocks"),
     ],
@@ -184,6 +197,8 @@ def test_layer_presets_mean_the_same_layers(models, tmp_path, family, preset):
     parts = {"attn-only": ["attn"], "attn-mlp": ["attentions"], "blocks": ["transformer_block"], "full": [""]}[preset]
     parts = ["attn", "ff.net", "proj_mlp"] if preset == "attn-mlp" and family in ("flux", "chroma") else parts
     parts = ["attn", "ff"] if preset == "attn-mlp" and family == "krea2" else parts
+    parts = [*(["attn1", "attn2"] if preset.startswith("attn") else parts), *(["ff"] if preset == "attn-mlp" else [])
+             ] if family == "anima" else parts
     parts = ["attn", "img_mlp", "txt_mlp"] if preset == "attn-mlp" and family == "qwenimage" else parts
     frozen = {"train": False}
     values = {

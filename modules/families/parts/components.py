@@ -1,5 +1,5 @@
-"""The parts of a pipeline in a folder's index (model_index.json). It names classes of installed packages to import, so
-only networks, schedulers, tokenizers and processors of diffusers and transformers are allowed."""
+"""The parts of a pipeline in a folder's index, such as model_index.json. It names classes of installed packages to
+import, so only networks, schedulers, tokenizers and processors of diffusers and transformers are allowed."""
 
 import inspect
 from collections.abc import Collection
@@ -8,7 +8,7 @@ from pkgutil import resolve_name
 from typing import Any
 
 from modules.documents import is_folder, read_object
-from modules.families.parts.files import INDEX
+from modules.families.parts.index import INDEX, index_of
 from modules.printable import shown
 from modules.tensorfile import A_PICKLE, PICKLES
 
@@ -24,12 +24,15 @@ class AnotherKind(ValueError):
     """An index of another kind of model."""
 
 
-def read_index(pipeline: Any, source: str, given: Collection[str] = ()) -> dict[str, Any]:
-    """The index of the folder, or of the hub's model, `source`. Raises ValueError, naming the index and the entry,
-    unless all parts that diffusers' class `pipeline` needs are there and allowed, and AnotherKind for a model that is
-    not one of this pipeline's. `given`: parts that the caller passes and that are not read from the index."""
-    where = f"{Path(source) / INDEX}"
-    index = read_object(Path(where)) if is_folder(Path(source)) else pipeline.load_config(source)
+def read_index(pipeline: Any, source: str, given: Collection[str] = (), file: str = INDEX) -> dict[str, Any]:
+    """The index of the folder, or of the hub's model, `source`, where it is called `file`. Raises ValueError, naming
+    the index and the entry, unless all parts that diffusers' class `pipeline` needs are there and allowed, and
+    AnotherKind for a model that is not one of this pipeline's. `given`: parts that the caller passes and that are not
+    read from the index."""
+    here = index_of(Path(source)) if is_folder(Path(source)) else None
+    where = f"{here or Path(source) / file}"
+    index = read_object(here) if here else pipeline.load_config(source)
+    index = {name: _two(entry) for name, entry in index.items()}
     kind = index.get("_class_name", pipeline.__name__)
     if not isinstance(kind, str):
         raise ValueError(f"{where}: _class_name is {_short(kind)}, not the name of a diffusers pipeline")
@@ -44,6 +47,20 @@ def read_index(pipeline: Any, source: str, given: Collection[str] = ()) -> dict[
             said = f"is {_short(index[name])}" if name in index else "is missing"
             raise ValueError(f"{where}: {name} {said}; a {pipeline.__name__} has it as a list of library and class")
     return index
+
+
+def is_part(entry: Any) -> bool:
+    """Whether an entry is a part's; a list of numbers is none."""
+    return isinstance(entry, list | tuple) and not (entry and all(isinstance(one, int | float) for one in entry))
+
+
+def _two(entry: Any) -> Any:
+    """A part's library and class, also of a modular pipeline, which has where the part came from as a third, with its
+    class for parts that were not loaded."""
+    match entry:
+        case [None, None, {"type_hint": [str(library), str(word)]}] | [library, word, dict()]:
+            return [library, word]
+    return entry
 
 
 def _refuse_another(pipeline: Any, index: dict[str, Any], where: str) -> None:
@@ -63,11 +80,6 @@ def _refuse_another(pipeline: Any, index: dict[str, Any], where: str) -> None:
     if said:
         raise AnotherKind(f"{where} is of another kind of model: {said}; give a model of this preset's family, or take "
                           "the preset of the model's own family")
-
-
-def is_part(entry: Any) -> bool:
-    """Whether an entry of an index is a part of the pipeline, and not a value such as a list of numbers."""
-    return isinstance(entry, list | tuple) and not (entry and all(isinstance(one, int) for one in entry))
 
 
 def component_class(entry: Any, name: str, where: str) -> Any:

@@ -12,11 +12,9 @@ from torch import nn
 
 from modules import quant
 from modules.families import base as protocol
+from modules.families.parts.index import INDEX
 from modules.preset.base_options import Base
 from modules.tensorfile import read_header
-
-INDEX = "model_index.json"
-"""Identifies a folder in diffusers layout."""
 
 ABOUT_FILES = ("architectures", "dtype", "transformers_version")
 """Entries of transformers' configurations that say how a file was written; those of diffusers begin with `_`."""
@@ -38,12 +36,15 @@ def tensor_names(path: str) -> set[str] | None:
         return None
 
 
-def files_of_parts(source: str, without: Collection[str], weights: Collection[str] | None = None) -> dict[str, Path]:
+def files_of_parts(
+    source: str, without: Collection[str], weights: Collection[str] | None = None, name: str = INDEX
+) -> dict[str, Path]:
     """The files of a folder in diffusers layout, or of the hub's model `source` as far as it is here, by `part/name`.
-    Parts in `without` are left out, and weights of parts that are not in `weights`; None: of none."""
+    Parts in `without` are left out, and weights of parts that are not in `weights`; None: of none. `name`: the index.
+    """
     from huggingface_hub import try_to_load_from_cache
 
-    here = Path(source) / INDEX if Path(source).is_dir() else try_to_load_from_cache(source, INDEX)
+    here = Path(source) / name if Path(source).is_dir() else try_to_load_from_cache(source, name)
     if not isinstance(here, str | Path):
         return {}
     here = Path(here)
@@ -52,7 +53,7 @@ def files_of_parts(source: str, without: Collection[str], weights: Collection[st
         parts = [part for part, kind in index.items() if isinstance(kind, list) and kind[0] and part not in without]
     except (OSError, ValueError, AttributeError, IndexError, RecursionError):
         return {}  # loading reports what is wrong with it
-    found = {INDEX: here}
+    found = {name: here}
     for part in parts:
         folder = here.parent / part
         paths = sorted(folder.iterdir()) if folder.is_dir() else []
@@ -88,13 +89,14 @@ def checkpoint_problems(path: str, title: str, parts: dict[str, str]) -> list[st
 
 
 def config_problems(base: Base, configs: Sequence[str], hub_id: str) -> list[str]:
-    """What the configuration beside a single checkpoint lacks: `base.config`, or the hub's copy of `hub_id`."""
+    """Which of `configs` the configuration beside a single checkpoint lacks: `base.config`, or the hub's copy of
+    `hub_id`."""
     from huggingface_hub import try_to_load_from_cache
 
     if base.config:
         lacking = [name for name in configs if not (Path(base.config) / name).is_file()]
         return [f"base.config: {base.config} has no {', '.join(lacking)}"] if lacking else []
-    lacking = [name for name in (INDEX, *configs) if not isinstance(try_to_load_from_cache(hub_id, name), str)]
+    lacking = [name for name in configs if not isinstance(try_to_load_from_cache(hub_id, name), str)]
     if not lacking or not protocol.base_problems(Base(path=hub_id), lacking[0], hub_id):
         return []
     return [f"base.config: a single checkpoint needs the configuration of {hub_id}, which is not in the hub's local "

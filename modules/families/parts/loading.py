@@ -19,6 +19,7 @@ from modules.documents import is_folder
 from modules.families import base as protocol
 from modules.families.parts import files, split_problems
 from modules.families.parts.components import AnotherKind, component_class, is_part, pickle_problems, read_index
+from modules.families.parts.index import INDEX
 from modules.families.parts.names import DENOISER, PREFIXES, Named, Place
 from modules.families.parts.original import Places, misfit, read_weights
 from modules.families.parts.split import VAE_MARKS, Source, TextFile, text_sources, vae_place, vae_places
@@ -38,6 +39,8 @@ class Loaded(Named):
     """The usual base on the hub."""
     PIPELINE: ClassVar[str]
     """Name of the class in diffusers."""
+    INDEX: ClassVar[str] = INDEX
+    """The file that identifies a folder in diffusers layout."""
     OPTIONS: ClassVar[dict[str, Any]] = {}
     """For making the pipeline in any way: what it has besides the parts below."""
     DENOISER: ClassVar[str]
@@ -111,7 +114,7 @@ class Loaded(Named):
     @classmethod
     def problems(cls, base: Base) -> list[str]:
         """Why `load` cannot work, as sentences."""
-        found = protocol.base_problems(base, files.INDEX, cls.HUB_ID) or split_problems.of_given(base)
+        found = protocol.base_problems(base, cls.INDEX, cls.HUB_ID) or split_problems.of_given(base)
         if found:
             return found
         if is_folder(Path(base.path)):
@@ -236,7 +239,7 @@ class Loaded(Named):
     @classmethod
     def index(cls, source: str) -> dict[str, Any]:
         """The index of parts of the folder, or of the hub's model, `source`; checked, or ValueError."""
-        return read_index(cls.pipeline_class(source), source, cls.OPTIONS)
+        return read_index(cls.pipeline_class(source), source, cls.OPTIONS, cls.INDEX)
 
     @classmethod
     def load(cls, base: Base, device: torch.device, dtype: torch.dtype, pictures: bool = True) -> Self:
@@ -309,7 +312,7 @@ class Loaded(Named):
                 given |= {f"text {number}": Path(name) for number, name in enumerate(base.texts)}
         whole = cls.marked(files.tensor_names(base.path) or ()) if path.is_file() else []
         others = [part for part in cls.parts() if part not in (*given, *whole)]
-        found = files.files_of_parts(cls.source(base), cls.OPTIONS, others)
+        found = files.files_of_parts(cls.source(base), cls.OPTIONS, others, cls.INDEX)
         return found | given | ({"checkpoint": path} if path.is_file() else {})
 
     @classmethod

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 DENOISER = "model.diffusion_model."
 """What the denoiser's names begin with in full checkpoints; files with the denoiser alone often leave it away."""
 
-PREFIXES = (DENOISER, "", "diffusion_model.")
+PREFIXES = (DENOISER, "", "diffusion_model.", "net.")
 """The same of all files with a denoiser in its authors' naming."""
 
 EMBEDDINGS = ("token_embedding", "position_embedding", "shared", "embed_tokens", "relative_attention_bias")

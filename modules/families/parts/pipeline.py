@@ -36,6 +36,9 @@ class PipelineModel(Loaded, Reader):
     FOLD: ClassVar[int] = 1
     """Latents of the VAE, along each side, that are channels of one latent of the denoiser."""
 
+    TOKENIZERS: ClassVar[dict[str, str]] = {}
+    """A text encoder's tokenizer in the pipeline, by its name, where it is not named as in most."""
+
     ARGUMENTS: ClassVar[dict[str, str]] = {
         "hidden": "prompt_embeds", "pooled": "pooled_prompt_embeds", "mask": "prompt_attention_mask"}
     """Names of the parts of an encoded prompt in the pipeline."""
@@ -120,11 +123,16 @@ class PipelineModel(Loaded, Reader):
 
     def enable_checkpointing(self) -> None:
         """Recompute activations in the backward pass of every network."""
+        from diffusers import ModelMixin
         from transformers.modeling_layers import GradientCheckpointingLayer
 
         self.pipeline.components[self.DENOISER].enable_gradient_checkpointing()
         for name in self.text_encoders:
-            self.pipeline.components[name].activation_checkpointing_enable()
+            part = self.pipeline.components[name]
+            if isinstance(part, ModelMixin):
+                part.enable_gradient_checkpointing()
+            else:
+                part.activation_checkpointing_enable()
             for module in self.networks[name].modules():
                 if isinstance(module, GradientCheckpointingLayer):
                     module.training = True  # it checkpoints in training mode only; dropout inside stays in eval mode
@@ -257,7 +265,8 @@ class PipelineModel(Loaded, Reader):
             facts.append(str(self.VAE_DTYPE))
         else:
             networks = [self.networks[name] for name in self.text_encoders]
-            tokenizers = [name.replace("text_encoder", "tokenizer") for name in self.text_encoders]
+            tokenizers = [self.TOKENIZERS.get(name, name.replace("text_encoder", "tokenizer"))
+                          for name in self.text_encoders]
             facts += self.reading_facts() + [*(files.tokenizing(self.pipeline.components[t]) for t in tokenizers)]
         facts += [files.weights_hash(*networks), *(files.settings(network.config) for network in networks)]
         return hashlib.sha256("\n".join(facts).encode()).hexdigest()[:16]

@@ -60,7 +60,7 @@ def _expanded(line: str) -> list[Published]:
 
 def _without_last_number(layer: Published) -> tuple[Published, int | None]:
     """The layer with `{}` for the number of a block that both of its names have, and that number."""
-    for block in (r"transformer_blocks\.(\d+)", r"layers\.(\d+)", r"block\.(\d+)"):
+    for block in (r"transformer_blocks\.(\d+)", r"layers\.(\d+)", r"block\.(\d+)", r"^blocks\.(\d+)"):
         found = re.search(rf"(?<![a-z]){block}|single_{block}", layer.path)
         number = found and (found[1] or found[2])
         texts = [re.sub(rf"(blocks|block|layers)\.{number}\.(?!.*(blocks|block|layers)\.{number}\.)", r"\1.{}.", text)

@@ -137,10 +137,11 @@ def _present(name: str, names: Collection[str]) -> str:
 
 DENOISERS = "a whole checkpoint or a denoiser"
 KINDS = {
-    "an adapter file such as a LoRA": r"(_down|_up|_A|_B|_w1|_w2)(\.default)?\.weight$|\.alpha$|_w[12](_a|_b)?$",
+    "an adapter file such as a LoRA":
+        r"(_down|(?<!gate)_up|_A|_B|_w1|_w2)(\.default)?\.weight$|\.alpha$|_w[12](_a|_b)?$",
     DENOISERS: r"^(model\.)?diffusion_model\.|^(double|joint|single|input|output)_blocks\.|"
-               r"^(transformer\.|unet\.)?((single_)?transformer_blocks|(down|up)_blocks|(noise|context)_refiner)\.|"
-               r"^(blocks\.\d+\.attn\.wq|txtfusion)\.",
+               r"^(net\.)?(blocks\.\d+|llm_adapter)\.|^txtfusion\.|"
+               r"^(transformer\.|unet\.)?((single_)?transformer_blocks|(down|up)_blocks|(noise|context)_refiner)\.",
     "a VAE of Wan's or Qwen-Image's kind":
         r"^(vae\.)?(encoder|decoder)\.(middle\.|mid_block\.resnets\.0\.norm1\.gamma)",
     "a VAE": r"^(first_stage_model\.|vae\.)?(encoder|decoder)\.(conv_in|mid\.block_1|mid_block)",

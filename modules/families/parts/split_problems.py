@@ -58,7 +58,7 @@ def of_file(model: Any, base: Base) -> list[str]:
     if base.config and (found := model.index_problems("base.config", base.config)):
         return found
     hub = model.hub_id(base.path)
-    found = files.config_problems(base, model.configs(base), hub)
+    found = files.config_problems(base, (model.INDEX, *model.configs(base)), hub)
     if found and not base.config and is_alone(model, names):
         found = [f"base.config: {base.path} has only the {_word(model)}; the configuration of its other parts is that "
                  f"of {hub}, which is not in the hub's local cache, and the hub cannot be reached; give --base.config "
@@ -127,7 +127,7 @@ def of_lacking(model: Any, base: Base, parts: Sequence[str]) -> list[str]:
     said = ", ".join(words[part] for part in absent)
     lacks = f"has only the {_word(model)}" if is_alone(model, names) else f"lacks {said}"
     without = [f"for no {words[part].partition('(')[2].rstrip(')') or part}, set {part} to [null, null] in its "
-               "model_index.json" for part in absent if part in model.OPTIONAL and base.config]
+               f"{model.INDEX}" for part in absent if part in model.OPTIONAL and base.config]
     return ["; ".join([f"base.path: {base.path} {lacks}, and {where}", _how(model, absent), *without])]
 
 

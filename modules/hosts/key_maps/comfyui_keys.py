@@ -26,6 +26,9 @@ SUFFIXES = Suffixes(PAIRS, rotations=True, reshapes=True)
 CLIP_LAYERS = ("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2")
 """Of CLIP's blocks, those with kohya's and peft's names."""
 
+LATER = ".img_mlp.gate_up."
+"""Occurs in names of the layers of a model that only later versions have."""
+
 CONTROL = ("img_in.lora_A.weight", "single_blocks.0.norm.key_norm.scale")
 """Keys of Black Forest Labs' control adapters."""
 STYLE = ("single_blocks.37.processor.qkv_lora.up.weight", "double_blocks.18.processor.qkv_lora2.up.weight")
@@ -39,6 +42,8 @@ STYLE_NAMES = (
 
 def loading(tensors: Mapping[str, Tensor], family: str) -> Loading:
     """What it reads of the file in a model of the family."""
+    if any(LATER in layer.original for layer in published.layers(family)):
+        return Loading(unjudged="ComfyUI 0.28.0 does not have this model, and no later version was run")
     converted = {new: old for old, new in zip(tensors, renamed(tensors), strict=True)}
     return read({new: tensors[old] for new, old in converted.items()}, names(family), SUFFIXES).under(converted)
 
@@ -98,6 +103,7 @@ STARTS = {
     "joint_blocks": ("transformer.", "base_model.model.", "lycoris_", "lora_transformer_"),
     "txt_norm": ("transformer.", "", "lycoris_"),
     "txtfusion": ("transformer.", "", "lycoris_", "diffusion_model."),
+    "llm_adapter": (),
     "noise_refiner": ("transformer.", "", "lycoris_", "diffusion_model."),
 }
 """Beginnings of names with diffusers' paths, by a part of the transformer's original names."""
@@ -131,7 +137,7 @@ def text_names(layers: tuple[Published, ...]) -> set[str]:
     return found
 
 
-LANGUAGE_MODELS = ("qwen3_4b", "qwen3_8b", "mistral3_24b", "qwen25_7b", "qwen3vl_4b")
+LANGUAGE_MODELS = ("qwen3_4b", "qwen3_8b", "mistral3_24b", "qwen25_7b", "qwen3vl_4b", "qwen3_06b")
 """Its words for text encoders that are such."""
 
 T5_NUMBERS = {1: (1,), 2: (2, 3), 3: (3,)}

@@ -22,12 +22,12 @@ TITLE = "diffusers"
 MIXINS = {
     "sd15": "StableDiffusionLoraLoaderMixin", "sdxl": "StableDiffusionXLLoraLoaderMixin", "sd3": "SD3LoraLoaderMixin",
     "flux": "FluxLoraLoaderMixin", "chroma": "FluxLoraLoaderMixin", "zimage": "ZImageLoraLoaderMixin",
-    "flux2": "Flux2LoraLoaderMixin", "qwenimage": "QwenImageLoraLoaderMixin",
-    "krea2": "Krea2LoraLoaderMixin",
+    "flux2": "Flux2LoraLoaderMixin", "qwenimage": "QwenImageLoraLoaderMixin", "krea2": "Krea2LoraLoaderMixin",
+    "anima": "AnimaLoraLoaderMixin", "qwenimage21": "QwenImageLoraLoaderMixin",
 }
 ENCODERS = {"sd15": ("text_encoder",), "sdxl": ("text_encoder", "text_encoder_2"),
             "sd3": ("text_encoder", "text_encoder_2"), "flux": ("text_encoder",), "chroma": ("text_encoder",),
-            "zimage": (), "flux2": (), "qwenimage": (), "krea2": ()}
+            "zimage": (), "flux2": (), "qwenimage": (), "krea2": (), "anima": (), "qwenimage21": ()}
 """Text encoders that a pipeline's loader searches."""
 FLAT = {("sd15", "text_encoder"), ("sdxl", "text_encoder"), ("flux", "text_encoder")}
 """Of them, those that have no `text_model` level with transformers 5."""
@@ -101,9 +101,10 @@ def _found(mixin: Any, tensors: Mapping[str, Tensor], family: str) -> list[tuple
         "lora" in key for key in state)
     if not fits:
         raise ValueError("Invalid LoRA checkpoint")
-    network = next(name for name in mixin._lora_loadable_modules if not name.startswith("text"))
+    network, *others = (name for name in mixin._lora_loadable_modules if not name.startswith("text_encoder"))
     found = _whole_norms(state, network, family) if is_flux else []
-    found += _in_denoiser(_part(state, network), network, family, is_flux)
+    for one in (network, *others):
+        found += _in_denoiser(_part(state, one), one, family, is_flux)
     for encoder in ENCODERS[family]:
         found += _in_text_encoder(_part(state, encoder), encoder, family)
     return found

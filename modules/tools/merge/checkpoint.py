@@ -55,10 +55,11 @@ class Checkpoint:
         place = self.model.checkpoint_place(layer, kind)
         where = (place.row, place.rows, place.exchanged, place.transposed)
         network, _, path = layer.partition(".")
-        if network != self.model.DENOISER:
+        if not place.name.startswith(DENOISER):
             return [("", place)]
         found = [("", Place(prefix + place.name.removeprefix(DENOISER), *where)) for prefix in PREFIXES]
-        return found + [("", Place(f"{prefix}{path}.{kind}")) for prefix in ("", f"{network}.", DENOISER)]
+        others = ("", f"{network}.", DENOISER) if network == self.model.DENOISER else ()
+        return found + [("", Place(f"{prefix}{path}.{kind}")) for prefix in others]
 
 
 def _headers(model: Any, path: Path) -> list[Header]:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from modules import families
 from modules.documents import read_object
-from modules.families.parts.files import INDEX
+from modules.families.parts.index import index_of
 from modules.preset.base_options import Base
 from modules.preset.section import NUMBER_FORMATS, long_form
 from modules.tensorfile import read_header
@@ -99,10 +99,11 @@ def family_of(base: Base) -> str:
     """The family of a base: by the pipeline that a folder's index names, or by the families' checks of a file."""
     kinds, path = families.names(), Path(base.path)
     if path.is_dir():
-        if not (path / INDEX).is_file():
-            raise ValueError(f"{path} has no {INDEX}, so it is not a diffusers folder; give one, or a .safetensors "
-                             "checkpoint")
-        pipeline = read_object(path / INDEX).get("_class_name")
+        index = index_of(path)
+        if not index.is_file():
+            raise ValueError(f"{path} has no {index.name}, so it is not a diffusers folder; give one, or a "
+                             ".safetensors checkpoint")
+        pipeline = read_object(index).get("_class_name")
         found = [name for name in kinds if pipeline == families.load_class(name).pipeline_name(base.path)]
         if not found:
             raise ValueError(f"{path} is a {pipeline}, which is not supported; supported are {', '.join(kinds)}")

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from modules.documents import as_object, read_object
-from modules.families.parts.files import INDEX
+from modules.families.parts.index import index_of
 from modules.families.parts.names import Place
 from modules.files.rows import BLOCK
 from modules.tensorfile import CHECKSUM, DTYPES, Entry, Header, is_finite
@@ -190,7 +190,7 @@ def _copies(base: Checkpoint, rewrites: list[Rewrite]) -> dict[Path, Path]:
     """Files of a folder that are copied, and their paths below the result: what the index names, without rewritten
     weights and without variants of them."""
     folder = base.path
-    index = [part for part in read_object(folder / INDEX) if Path(part).name == part != ".."]
+    index = [part for part in read_object(index_of(folder)) if Path(part).name == part != ".."]
     anew = {rewrite.path.parts[0] for rewrite in rewrites}
     shards = base.headers.keys() - {rewrite.source.path for rewrite in rewrites}
     found = [path for path in folder.iterdir() if path.is_file() and path.suffix not in WEIGHTS]

@@ -33,7 +33,7 @@ CPU = torch.device("cpu")
 LOG = answering.Log()
 logging.getLogger().addHandler(LOG)
 CLASSES = {"sd15": "SD15", "sdxl": "SDXL", "sd3": "SD3", "flux": "Flux", "chroma": "Chroma", "zimage": "ZImage",
-           "flux2": "Flux2", "qwenimage": "QwenImage", "krea2": "Krea2"}
+           "flux2": "Flux2", "qwenimage": "QwenImage", "krea2": "Krea2", "anima": "Anima"}
 ENCODERS = {
     "sd15": {"text_encoder": "clip_l"},
     "sdxl": {"text_encoder": "clip_l", "text_encoder_2": "clip_g"},
@@ -43,6 +43,7 @@ ENCODERS = {
     "zimage": {"text_encoder": "qwen3_4b"},
     "qwenimage": {"text_encoder": "qwen25_7b"},
     "krea2": {"text_encoder": "qwen3vl_4b"},
+    "anima": {"text_encoder": "qwen3_06b"},
 }
 SIZES = {2560: "qwen3_4b", 4096: "qwen3_8b", 5120: "mistral3_24b"}
 """The text encoder of a family that has several, by its width."""

@@ -29,12 +29,12 @@ CLASSES = {"sd15": "SD15", "sd21": "SD20", "sdxl": "SDXL", "sd35_medium": "SD3",
            "flux_dev": "Flux", "flux_schnell": "FluxSchnell", "chroma1_hd": "Chroma",
            "zimage": "ZImage", "zimage_turbo": "ZImage",
            "flux2_dev": "Flux2", "flux2_klein_4b": "Flux2", "flux2_klein_9b": "Flux2",
-           "qwen_image": "QwenImage", "qwen_image_2512": "QwenImage", "krea2": "Krea2"}
+           "qwen_image": "QwenImage", "qwen_image_2512": "QwenImage", "krea2": "Krea2", "anima": "Anima"}
 CLIPS = {"sd15": ("clip_l",), "sd21": ("clip_h",), "sdxl": ("clip_l", "clip_g"), "flux_dev": ("clip_l", "t5xxl"),
          "flux_schnell": ("clip_l", "t5xxl"), "chroma1_hd": ("t5xxl",), "zimage": ("qwen3_4b",),
          "zimage_turbo": ("qwen3_4b",), "flux2_dev": ("mistral3_24b",), "flux2_klein_4b": ("qwen3_4b",),
          "flux2_klein_9b": ("qwen3_8b",), "qwen_image": ("qwen25_7b",), "qwen_image_2512": ("qwen25_7b",),
-         "krea2": ("qwen3vl_4b",)}
+         "krea2": ("qwen3vl_4b",), "anima": ("qwen3_06b",)}
 META = torch.device("meta")
 
 
@@ -43,7 +43,7 @@ def names(model, layers):
     """ComfyUI's map of names to tensors, without those whose tensors the model has not."""
     rows = json.loads(Path(layers).read_text(encoding="utf-8"))
     denoiser = {f"diffusion_model.{original}": torch.empty(shape, device=META)
-                for _, network, _, original, shape in fused(rows) if not network.startswith("text")}
+                for _, network, _, original, shape in fused(rows) if not network.startswith("text_encoder")}
     config = comfy.model_detection.detect_unet_config(dict(denoiser), "diffusion_model.")
     chosen = vars(comfy.supported_models)[CLASSES[model]](config)
     chosen.unet_config |= config | {"dtype": torch.float32}
@@ -53,7 +53,7 @@ def names(model, layers):
     clips = CLIPS.get(model, ("clip_l", "clip_g", "t5xxl"))
     texts = {}
     for _, network, path, *_ in rows:
-        if network.startswith("text") and path != "encoder.embed_tokens":
+        if network.startswith("text_encoder") and path != "encoder.embed_tokens":
             number = int(network.removeprefix("text_encoder").lstrip("_") or 1)
             texts[f"{clips[number - 1]}.transformer.{path}.weight"] = None
     texts |= {f"{clip}.transformer.text_projection.weight": None for clip in clips if clip.startswith("clip")}
@@ -66,7 +66,7 @@ def fused(rows):
     """The layers with query, key and value in one, as the original checkpoint has them."""
     by_name = {}
     for row in rows:
-        if row[1].startswith("text"):
+        if row[1].startswith("text_encoder"):
             continue
         if row[3] in by_name and row[3].rpartition(".")[2] == "weight":
             by_name[row[3]][4][0] += row[4][0]

@@ -19,7 +19,7 @@ MIXINS = {"sd15": "StableDiffusionLoraLoaderMixin", "sdxl": "StableDiffusionXLLo
           "sd3": "SD3LoraLoaderMixin", "flux": "FluxLoraLoaderMixin",
           "chroma": "FluxLoraLoaderMixin", "zimage": "ZImageLoraLoaderMixin",
           "flux2": "Flux2LoraLoaderMixin", "qwenimage": "QwenImageLoraLoaderMixin",
-          "krea2": "Krea2LoraLoaderMixin"}
+          "krea2": "Krea2LoraLoaderMixin", "anima": "AnimaLoraLoaderMixin", "qwenimage21": "QwenImageLoraLoaderMixin"}
 
 
 def pipeline(folder, family):
