@@ -128,9 +128,9 @@ class Model(qwen_vl.QwenVLReader, QwenVae, FlowModel):
         return cls._part_by_part(base, dtype)
 
     @classmethod
-    def _assembled(cls, source: str, part: Callable[[Any, str], Any]) -> Any:
+    def assembled(cls, source: str, part: Callable[[Any, str], Any]) -> Any:
         """Without what reads pictures, which wants torchvision."""
-        return super()._assembled(source, lambda found, name: part(reader_class() if name == READER else found, name))
+        return super().assembled(source, lambda found, name: part(reader_class() if name == READER else found, name))
 
     def vae_original(self, path: str, kind: str) -> Place:
         """Where files have a tensor of the VAE: where diffusers has it."""
