@@ -101,7 +101,7 @@ class Model(qwen_vl.QwenVLReader, QwenVae, FlowModel):
         "(single|joint)_(transformer_|stream_)?blocks|double_(stream_)?blocks|attn[12]_|(down|up)_blocks|mid_block|"
         "put_blocks|blocks_[0-9]+_(ff_|norm|img_attn|txt_)|(img|txt)_mod_|img_mlp_net|_attn_(add|norm_added|to_add)|"
         "(x|context|guidance|text)_embedder_|(vector|guidance)_in_|transformer_blocks_(3[2-9]|[4-9][0-9]|[0-9]{3,})_|"
-        "stream_modulation|time_guidance_embed|clip_[lg]|t5xxl|te[123]_|text_model|text_encoder_[23]|qwen25|qwen3_|"
+        "stream_modulation|time_guidance_embed|clip_[lg]|t5xxl|te[123]_|text_model|text_encoder_[23]|qwen25|qwen3(vl_4b)?_|"
         "mistral3|refiner|(^|_)(?<!transformer_)blocks_[0-9]|llm_adapter"
     )
 

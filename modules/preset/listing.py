@@ -57,15 +57,16 @@ def text(word: str = "") -> str:
 def _short(presets: Sequence[Composed], own: Group) -> str:
     """As many of the recommended presets as fit on the screen."""
     groups = _groups(presets)
-    end = [f"All {len(presets)} presets: --list {ALL}. Any method works with any family, as METHOD_FAMILY."]
+    end = [f"All {len(presets)} presets, METHOD_FAMILY each: --list {ALL}."]
     purposes = [one.purpose for one in presets if one.purpose]
     words = [*(word for one in presets[:1] for word in (one.family, one.method)), *purposes[:1]]
     if words:
-        end.append(f"By family, method or purpose: {', '.join(f'--list {word}' for word in words)}.")
+        end = [f"{end[0]} By family, method or purpose: {', '.join(f'--list {word}' for word in words)}."]
     left = LINES - len(end)
     mine = _first_own(own, left - 2 * len(groups))
-    most = max(0, (left - sum(map(len, mine))) // max(1, len(groups)) - 1)
-    blocks = [*(group.lines(min(most, group.first)) for group in groups), *mine, end]
+    each, further = divmod(max(0, left - sum(map(len, mine))), max(1, len(groups)))
+    rows = [max(0, each - 1 + (number < further)) for number in range(len(groups))]  # below a title
+    blocks = [*(group.lines(min(most, group.first)) for group, most in zip(groups, rows, strict=True)), *mine, end]
     fits = sum(map(len, blocks)) + len(blocks) - 1 <= LINES
     lines = [line for block in blocks for line in (*block, *([""] if fits else []))]
     return "\n".join(line if len(line) <= WIDTH else line[: WIDTH - 3] + "..." for line in lines).rstrip()

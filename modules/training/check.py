@@ -236,12 +236,11 @@ def _examine_model(preset: Preset, found: Findings) -> None:
     found.problems += training_adapter.look(preset, found.model)
     if found.model.distilled and not preset.base.training_adapter:
         found.notes.append(training_adapter.UNTRAINED)
-    problems, notes = samples_base.look(preset, found.model)
-    found.problems, found.notes = found.problems + problems, found.notes + notes
+    for look in (samples_base.look, pool.look):
+        problems, notes = look(preset, found.model)
+        found.problems, found.notes = found.problems + problems, found.notes + notes
     started, problems = first_values.look(preset, found.model)
     found.problems += problems
-    problems, notes = pool.look(preset, found.model)
-    found.problems, found.notes = found.problems + problems, found.notes + notes
     found.adapted, problems = setup.attach_all(found.model, preset)
     found.problems += problems
     if found.adapted and started is not None:
@@ -276,8 +275,7 @@ def _examine_pictures(preset: Preset, found: Findings) -> None:
             found.notes += error.notes
     found.training, found.validation = indices.get("training"), indices.get("validation")
     if found.training is not None and found.validation is not None:
-        shared = overlap(found.training, found.validation)
-        if shared:
+        if shared := overlap(found.training, found.validation):
             found.notes.append(f"validation pictures are also training pictures ({listing(shared)})")
     if found.model is None and indices:
         found.notes.append(f"bucket sizes are estimated (multiples of {GUESSED_STEP} px): base model cannot be read")
