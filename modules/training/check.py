@@ -274,9 +274,8 @@ def _examine_pictures(preset: Preset, found: Findings) -> None:
             found.problems += error.problems
             found.notes += error.notes
     found.training, found.validation = indices.get("training"), indices.get("validation")
-    if found.training is not None and found.validation is not None:
-        if shared := overlap(found.training, found.validation):
-            found.notes.append(f"validation pictures are also training pictures ({listing(shared)})")
+    if len(indices) == 2 and (shared := overlap(indices["training"], indices["validation"])):
+        found.notes.append(f"validation pictures are also training pictures ({listing(shared)})")
     if found.model is None and indices:
         found.notes.append(f"bucket sizes are estimated (multiples of {GUESSED_STEP} px): base model cannot be read")
     if found.model is not None:
