@@ -90,7 +90,8 @@ def train(vae: Any, pictures: list[Picture], captions: Captions, tokenizer: Any,
         numbers = torch.tensor([number for number, _ in chosen])
         latents = sampled(mean[numbers], std[numbers], generator)
         noise = torch.randn(latents.shape, generator=generator)
-        timesteps = (1000 * torch.rand(len(chosen), generator=generator).sqrt()).long()  # noisy ones oftener
+        times = 1000 * torch.rand(len(chosen), generator=generator).sqrt()  # noisy ones oftener; may be rounded to 1000
+        timesteps = times.long().clamp(max=999)
         signal = alphas[timesteps].view(-1, 1, 1, 1)
         with fast():
             predicted = model(signal.sqrt() * latents + (1 - signal).sqrt() * noise, timesteps, torch.stack(tokens))
