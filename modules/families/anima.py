@@ -112,7 +112,7 @@ class Model(qwen3.Qwen3Reader, QwenVae, FlowModel):
     )
     UNLIKE = (
         "(double|single|joint|down|up)_(transformer_|stream_)?blocks|mid_block|put_blocks|te[123]_|clip_[lg]|t5xxl|"
-        "text_model|text_encoder_[23]|refiner|_attn_(add|norm_added)|norm1_linear_(?![12](_|$))|qwen25|qwen3_[48]b"
+        "text_model|text_encoder_[23]|refiner|_attn_(add|norm_added)|blocks_[0-9]+_(attn_|img_|txt_)|norm1_linear_(?![12](_|$))|qwen25|qwen3_[48]b"
     )
 
     def __init__(self, pipeline: Any, device: torch.device):

@@ -25,6 +25,7 @@ from modules.families.parts.components import component_class, read_index
 from modules.families.parts.double_single import original_place
 from modules.families.parts.editing import joined
 from modules.families.parts.flow import FlowModel
+from modules.families.parts.index import index_of
 from modules.families.parts.names import DENOISER, GATED, Files, Place, text_name, transformer
 from modules.families.parts.own_size import OwnSizeEditor
 from modules.families.parts.split import Source, TextFile
@@ -175,7 +176,7 @@ class Model(qwen3.Qwen3Reader, OwnSizeEditor, FlowModel):
         if not source:
             return cls.PIPELINE
         path = Path(source)
-        index = read_object(path / files.INDEX) if is_folder(path) else cls.pipeline_class().load_config(source)
+        index = read_object(index_of(path)) if is_folder(path) else cls.pipeline_class().load_config(source)
         return DEV_PIPELINE if index.get("_class_name") == DEV_PIPELINE else cls.PIPELINE
 
     @classmethod

@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKLQwenImage
+from diffusers import AutoencoderKLQwenImage, AutoencoderKLQwenImage21
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import Qwen3VLModel
+from transformers import Qwen3VLForConditionalGeneration, Qwen3VLModel
 
 from tests.families import single_file_qwenimage
 from tests.families.single_file import renamed, vae_names
@@ -54,6 +54,8 @@ def in_comfyui(encoder: Any) -> dict[str, Tensor]:
         return state | {"spiece_model": torch.zeros(8, dtype=torch.uint8)}
     if isinstance(encoder, Qwen3VLModel):
         return {f"model.{name}": tensor for name, tensor in state.items()}
+    if isinstance(encoder, Qwen3VLForConditionalGeneration):  # as published
+        return {name: tensor for name, tensor in state.items() if not name.startswith("lm_head")}
     if any(name.endswith("embed_tokens.weight") for name in state):  # a language model, without its output
         return {"model." + name.replace("language_model.", "").removeprefix("model."): tensor
                 for name, tensor in state.items() if not name.startswith("lm_head")}
@@ -64,6 +66,8 @@ def in_comfyui(encoder: Any) -> dict[str, Tensor]:
 
 def ldm(vae: Any) -> dict[str, Tensor]:
     """A VAE in the original naming, where convolutions stand for the attention's matrices."""
+    if isinstance(vae, AutoencoderKLQwenImage21):  # no other naming is known of it
+        return {name: tensor.clone().contiguous() for name, tensor in vae.state_dict().items()}
     if isinstance(vae, AutoencoderKLQwenImage):
         return {name: tensor.clone().contiguous() for name, tensor in single_file_qwenimage.original_vae(vae).items()}
     present = dict(vae.named_modules())

@@ -41,7 +41,7 @@ def messages(place: Place, name: str) -> list[str]:
 def test_no_by_product_ends_a_training(place: Place, monkeypatch, capsys):
     """All of them fail at every step, and each is told of once."""
     assert place.train("whole") == 0
-    owned = ((outputs, ("sample_prompts", "validation_captions", "write_whole")), (samples, ("write_grid",)),
+    owned = ((outputs, ("sample_captions", "validation_captions", "write_whole")), (samples, ("write_grid",)),
              (loop, ("curves",)), (collapse, ("measured",)))  # fmt: skip
     for owner, name in ((owner, name) for owner, names in owned for name in names):
         monkeypatch.setattr(owner, name, fails)

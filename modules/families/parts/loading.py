@@ -220,7 +220,7 @@ class Loaded(Named):
         """The denoiser's places in a file, in the original naming or in diffusers'."""
         split = {name: name.rpartition(".") for name in self.networks[self.DENOISER].state_dict()}
         prefix = original_prefix(names, next(iter(self.PARTS)))
-        if prefix is not None:
+        if prefix is not None and not all(prefix + name in names for name in split):
             ours = {name: self.original(self.DENOISER, inside, kind) for name, (inside, _, kind) in split.items()}
             places = {name: replace(place, name=prefix + place.name) for name, place in ours.items()}
         else:
