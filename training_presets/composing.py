@@ -1,8 +1,8 @@
 """Presets that are put together from parts: `<method>[_<variant>]_<family>[_<purpose>]`, such as `wora_sdxl`.
 
-`methods/<method>.json` and `families/<family>.json` say what each brings, `purposes/<purpose>.json` what all presets of
-a purpose have, and `pairs/<name>.json` what one preset has of its own, and why. This file is shared by the trainer and
-the window, each with its own reader of JSON; it imports neither.
+`methods/<method>.json` and `families/<family>.json` say what each brings, a method also what one family needs with it,
+`purposes/<purpose>.json` what all presets of a purpose have, and `pairs/<name>.json` what one preset has of its own, and
+why. This file is shared by the trainer and the window, each with its own reader of JSON; it imports neither.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -27,12 +27,14 @@ class Part:
     """What is different for a purpose, by its name. A family has the purposes that its file names."""
     variants: Mapping[str, "Part"] = field(default_factory=dict)
     """Of a method: what is different for a variant, by its name."""
+    families: Mapping[str, "Part"] = field(default_factory=dict)
+    """Of a method: what one family needs, by its name, and why."""
     recommended: tuple[str, ...] = ()
     """Of a family, or of its purpose: the methods to begin with (`doft_planes` is one with its variant), best first."""
     short: bool = False
     """Of a family's purpose: names leave the family out, as `wora_demo` does."""
     why: str = ""
-    """Of a pair: why the parts do not do."""
+    """Of a pair, and of what one family needs: why the parts do not do."""
 
     def below(self, purpose: str) -> "Part":
         """What is different for a purpose; an empty part where nothing is, and for no purpose."""
@@ -100,26 +102,28 @@ def _composed(folder: Path, read: Read, methods: list[str]) -> Iterator[Composed
                     name = _joined(method, variant, purpose) if model.below(purpose).short else full
                     pair = _part(folder / f"pairs/{name}.json", read) if name in pairs else Part()
                     parts = model, whole, whole.variants.get(variant, Part())
-                    extra = purposes.get(purpose, Part()), pair
+                    extra = purposes.get(purpose, Part()), whole.families.get(family, Part()), pair
                     yield _one((name, full), (method, variant, family, purpose), parts, extra)
 
 
 def _one(
-    names: tuple[str, str], words: tuple[str, str, str, str], parts: tuple[Part, Part, Part], extra: tuple[Part, Part]
+    names: tuple[str, str], words: tuple[str, str, str, str], parts: tuple[Part, Part, Part],
+    extra: tuple[Part, Part, Part],
 ) -> Composed:
-    """A preset of its words, the parts for them (family, method, variant), and those for its purpose and for it alone.
+    """A preset of its words, the parts for them (family, method, variant), and those for its purpose, for the method in
+    the family, and for it alone.
 
     First comes what always holds, then what the purpose changes.
     """
     method, variant, family, purpose = words
     model, whole, varied = parts
     model_changed, whole_changed, varied_changed = changed = [part.below(purpose) for part in parts]
-    for_purpose, pair = extra
+    for_purpose, together, pair = extra
     sentences = (part.description for part in (pair, varied_changed, varied, whole_changed, whole))
     about, group = next(filter(None, sentences), ""), model_changed.description or model.description
     description = pair.description or f"{about} {group}".strip()
     named = {"description": description, "family": family, "adapter": {"method": method}}
-    layers = named, *(part.settings for part in (*parts, for_purpose, *changed, pair))
+    layers = named, *(part.settings for part in (*parts, for_purpose, *changed, together, pair))
     recommended, called = (model_changed if purpose else model).recommended, _joined(method, variant)
     place = recommended.index(called) if called in recommended else None
     return Composed(*names, *words, place, about, group, description, layers)
@@ -146,6 +150,6 @@ def _checked(values: Any, place: str) -> Part:
             raise ValueError(f"{place}: {name}: {value!r} is of the wrong kind; it has to be a {kind.__name__}")
     inner = {
         name: {key: _checked(part, f"{place}: {name}.{key}") for key, part in values.get(name, {}).items()}
-        for name in ("purposes", "variants")
+        for name in ("purposes", "variants", "families")
     }
     return Part(**{**values, **inner, "recommended": tuple(values.get("recommended", ()))})
