@@ -1,8 +1,8 @@
 """Presets that are put together from parts: `<method>[_<variant>]_<family>[_<purpose>]`, such as `wora_sdxl`.
 
 `methods/<method>.json` and `families/<family>.json` say what each brings, a method also what one family needs with it,
-`purposes/<purpose>.json` what all presets of a purpose have, and `pairs/<name>.json` what one preset has of its own, and
-why. This file is shared by the trainer and the window, each with its own reader of JSON; it imports neither.
+`purposes/<purpose>.json` what all presets of a purpose have, and `pairs/<name>.json` what one preset has of its own,
+and why. This file is shared by the trainer and the window, each with its own reader of JSON; it imports neither.
 """
 
 from collections.abc import Callable, Iterator, Mapping
