@@ -12,6 +12,7 @@ from safetensors import safe_open
 from modules.training.command import DONE, main
 from modules.training.events import read_events
 from scripts import export
+from tests.families.conftest import VARIANTS
 from tests.families.rows import FAMILIES, SIZE
 from tests.training.runs import draw_pictures
 
@@ -36,11 +37,12 @@ SMALL = {
 """What the shipped presets leave to larger machines."""
 
 
-WITH = [*HOSTS, *list(HOSTS) * len(FAMILIES)][: len(FAMILIES) + 2]
-BASES = ["sdxl", "sdxl", *FAMILIES]
+ROWS = [name for name in FAMILIES if name not in VARIANTS]
+BASES = ["sdxl", "sdxl", *ROWS]
+WITH = [*HOSTS, *list(HOSTS) * len(BASES)][: len(BASES)]
 CASES = [(base, method, HOSTS[method][n // len(HOSTS) % len(HOSTS[method])]) for n, (base, method) in
          enumerate(zip(BASES, WITH, strict=True))]
-"""Each kind of base with one of the presets and one of its programs in turn, SDXL with all presets."""
+"""Each family with one of the presets and one of its programs in turn, SDXL with all presets."""
 
 
 @pytest.fixture(scope="module")

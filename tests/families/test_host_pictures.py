@@ -45,7 +45,6 @@ ROWS = {
     "sd3": Row("sd3", tiny_sd3.make_folder, {**FLOW, "shift": 3.0}, ("text_encoder_3.*",)),
     "chroma": Row("chroma", tiny_chroma.make_folder, FLOW, ("text_encoder.*",), steps=30, tolerance=1),
     "flux dev": Row("flux", tiny_flux.make_folder, FLOW, ("text_encoder_2.*",)),
-    "flux schnell": Row("flux", lambda folder: tiny_flux.make_folder(folder, dev=False), FLOW, ("text_encoder_2.*",)),
     "flux2 klein": Row("flux2", lambda folder: saved(folder, "base"), FLOW, ("text_encoder.*",), 30, 1),
     "flux2 distilled": Row("flux2", lambda folder: saved(folder, "distilled"), FLOW, ("text_encoder.*",)),
     "flux2 dev": Row("flux2", lambda folder: saved(folder, "dev"), FLOW, ("text_encoder.*",), 30, 1),

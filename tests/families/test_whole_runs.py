@@ -16,7 +16,7 @@ from modules.preset.files import resolve
 from modules.preset.schema import Preset
 from modules.tools.apply import apply_file
 from modules.training.setup import load_and_attach, whole
-from tests import tiny_anima, tiny_flux, tiny_krea2, tiny_qwenimage, tiny_qwenimage21, tiny_sd3, tiny_zimage
+from tests import tiny_flux, tiny_qwenimage, tiny_qwenimage21, tiny_sd3
 from tests.training.runs import Place, draw_pictures
 
 CPU = torch.device("cpu")
@@ -51,10 +51,7 @@ ROWS = {
     "sd3": Row("sd3", tiny_sd3.make_folder, ("wora",), {"min_snr_gamma": None, "shift": 2.0},
                ("text_encoder_3.*",)),
     "sd3 without t5": Row("sd3", lambda folder: tiny_sd3.make_folder(folder, t5=False), ("dora",)),
-    "krea2": Row("krea2", tiny_krea2.make_folder, ("wora",)),
     "qwenimage": Row("qwenimage", tiny_qwenimage.make_folder, ("wora",)),
-    "zimage": Row("zimage", tiny_zimage.make_folder, ("wora",)),
-    "anima": Row("anima", tiny_anima.make_folder, ("wora",)),
     "qwenimage21": Row("qwenimage21", tiny_qwenimage21.make_folder, ("dora",), exclude=("text_encoder.*",),
                        parts=1),
 }

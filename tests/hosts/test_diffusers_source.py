@@ -49,10 +49,10 @@ def converted(modules: tuple[Any, Any], family: str, tensors: dict[str, torch.Te
 @pytest.mark.short("sdxl")
 @pytest.mark.parametrize("family", inspect_corpus.MODELS)
 def test_names_are_converted_as_by_the_package(family):
-    """Every file of the corpus, with small tensors: the same names, values and exceptions."""
+    """Every third file of the corpus, with small tensors: the same names, values and exceptions."""
     cases = [case for case in inspect_corpus.cases() if case.family == family]
     assert len(cases) > 15
-    for case in cases:
+    for case in cases[::3]:
         tensors = {key: torch.arange(float(torch.Size(min(side, 6) for side in shape).numel())).reshape(
             [min(side, 6) for side in shape]) for key, shape in case.tensors.items()}
         alone = converted((diffusers_source.lora_pipeline(), diffusers_source.state_dicts()), family, tensors)
