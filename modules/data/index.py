@@ -197,6 +197,8 @@ def _with_references(
             found.problem(str(error))
         else:
             made.append(replace(picture, references=shown) if shown else picture)
+    equal = [one.path for one in made if any(shown.key == one.key for shown in one.references)]
+    found.note([*dict.fromkeys(equal)], "pictures that are one of their own references: they teach to change nothing")
     return made
 
 

@@ -121,7 +121,7 @@ def _opened(path: Path) -> Iterator[Image.Image]:
                 file.info.pop("exif", None)  # its standard: pixels are decoded as they are to be shown
             yield file
     except BROKEN as error:
-        raise ValueError(f"{shown(path)}: {_reason(path, error)}, or remove it from the folder") from error
+        raise ValueError(f"{shown(path)}: {_reason(path, error)}, or remove it") from error
 
 
 def _allowed(path: Path) -> tuple[str, ...]:

@@ -4,6 +4,7 @@ of them a model gets.
 A reference has its picture's name and is in a folder of its own. It is never a picture of the data set.
 """
 
+import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -85,16 +86,20 @@ def folders(roots: Sequence[Root], found: "Survey") -> dict[str, Path]:
     for root in roots:
         if root.folder.references:
             found.problems += _unfit(root)
+        places: set[Path] = set()
         for given in root.folder.references:
             folder, place = Path(given), f"{SETTING}[{root.entry}].references {shown(given)}"
-            if isinstance(looked_at(folder), OSError) or not folder.is_dir():
+            if not given.strip():  # Path would take it for the current folder
+                found.problems.append(f"{SETTING}[{root.entry}].references: one of the folders is empty; remove it")
+            elif isinstance(looked_at(folder), OSError) or not folder.is_dir():
                 found.problems.append(f"{place}: no such folder; give the folder with the reference pictures")
-            elif root.folder.references.count(given) > 1:
+            elif folder.resolve() in places:
                 found.problems.append(f"{place}: is given twice; remove one of them")
             elif root.path.resolve().is_relative_to(folder.resolve()):
                 found.problems.append(f"{place}: has the pictures themselves; give a folder with references alone")
             else:
                 known[given] = folder
+                places.add(folder.resolve())
     found.problems = list(dict.fromkeys(found.problems))
     return known
 
@@ -111,8 +116,9 @@ def _unfit(root: Root) -> list[str]:
     if not names:
         return []
     have = "is" if len(names) == 1 else "are"
+    plain = ", ".join(f'"{name}": {json.dumps(Data.model_fields[name].default)}' for name in names)
     return [f"{SETTING} {shown(root.given)}: {enumerated(names, 'and')} {have} set, but pictures with references are "
-            "cropped to their middle and never varied; set the default for this folder"]
+            f"cropped to their middle and never varied; give this folder's entry {plain}"]
 
 
 def apart(
@@ -196,7 +202,10 @@ def _box(own: Size, size: Size, bucket: Size) -> Box | None:
 def read(paths: Iterable[str], fitted: Fitted) -> tuple[Reference, ...]:
     """The reference pictures of a prompt, all of each. Raises ValueError, naming the file, for what is wrong."""
     found = []
-    for path in map(Path, paths):
+    for given in paths:
+        if not given.strip():
+            raise ValueError("one of the files is empty; remove it")
+        path = Path(given)
         opened = open_picture(path)
         found.append(_of_one(path, opened.size, content_key(opened), opened.size, opened.size, fitted))
     return tuple(found)

@@ -104,7 +104,7 @@ class Worker:
         self._start()
         if len(paths) > 1:
             return [answer for path in paths for answer in self.ask([path])]
-        reason = "decoding it has ended the process that did so; save it again, or remove it from the folder"
+        reason = "decoding it has ended the process that did so; save it again, or remove it"
         return [ValueError(f"{shown(paths[0])}: {reason}")]
 
     def _answer(self) -> Any:

@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from modules.data.index import DataProblems, build_index
+from modules.data.references import as_it_is, read
 from modules.preset.data_options import Data
 from tests.training.runs import draw_pictures
 
@@ -23,7 +24,7 @@ def stage(tmp_path):
 
 def index(stage, given=("before",), fitted=None, **more):
     folder = {"path": str(stage / "pictures"), "references": [str(stage / one) for one in given]}
-    folder |= {name: more.pop(name) for name in ("role", "flip", "crop", "hue") if name in more}
+    folder |= {name: more.pop(name) for name in ("role", "flip", "crop", "hue", "references") if name in more}
     options = Data.model_validate({"folders": [folder], "resolution": 16, "cache": False, **more})
     return build_index(options, "training", 8, None, *([fitted] if fitted else []))
 
@@ -74,9 +75,14 @@ def test_pictures_may_be_made_from_those_of_another_folder(stage):
 def test_what_is_wrong_is_one_sentence(stage):
     assert "before2: no such folder" in said(stage, given=("before2",))
     assert "is given twice" in said(stage, given=("before", "before"))
+    assert "is given twice" in said(stage, given=("before", "pictures/../before"))
+    assert said(stage, references=["", str(stage / "before")]).endswith(
+        "[0].references: one of the folders is empty; remove it")
     assert "has the pictures themselves" in said(stage, given=("pictures",))
     assert "flip is set, but pictures with references" in said(stage, flip=True)
-    assert "hue and crop are set" in said(stage, hue=0.1, crop="random")
+    sentence = said(stage, hue=0.1, crop="random")
+    assert "hue and crop are set" in sentence
+    assert sentence.endswith('give this folder\'s entry "hue": 0.0, "crop": "centre"')
     shutil.copy(stage / "before/1.png", stage / "before/1.jpg")
     assert "1.png: has several reference pictures in one folder" in said(stage)
     (stage / "before/1.jpg").unlink()
@@ -127,3 +133,14 @@ def test_references_without_a_picture_are_noted_and_a_changed_one_is_refused(sta
     shutil.copy(stage / "before/1.png", stage / "before/0.png")
     with pytest.raises(ValueError, match="has changed since training started"):
         reference.image()
+
+
+def test_a_picture_that_is_its_own_reference_is_noted(stage):
+    Image.open(stage / "pictures/1.png").save(stage / "before/1.bmp")
+    (stage / "before/1.png").unlink()
+    assert [note for note in index(stage).notes if "one of their own references" in note and "(1: 1.png)" in note]
+
+
+def test_an_empty_file_of_a_prompt_is_one_sentence():
+    with pytest.raises(ValueError, match="^one of the files is empty; remove it$"):
+        read([""], as_it_is)

@@ -165,6 +165,8 @@ def test_a_plain_base_takes_none(tmp_path):
     assert skeleton.use_references(base, {"data.folders[].references": 0}) == []
     with pytest.raises(ValueError, match=r"references: .*base takes no reference pictures; .*FLUX\.1-Kontext-dev"):
         skeleton.use_references(base, {"data.folders[].references": 1})
+    with pytest.raises(ValueError, match=r"^samples\.prompts\[\]\.references: .*base takes no reference pictures"):
+        skeleton.use_references(base, {"data.folders[].references": 0, "samples.prompts[].references": 1})
     other = Base(path=str(tiny_zimage.make_folder(tmp_path / "zimage")))
     with pytest.raises(ValueError, match="takes no reference pictures; remove them"):
         families.load_class("zimage").skeleton(other).use_references(other, {"samples.prompts[].references": 1})

@@ -54,7 +54,9 @@ class EditModel(PipelineModel):
             return [f"base.path: {base.path} is a model that edits, and is trained without reference pictures here; "
                     "give them as data.folders[].references to train it as what it is"]
         for option, count in counts.items():
-            if count and not name:
+            if not count:
+                continue
+            if not name:
                 raise ValueError(f"{option}: {base.path} takes no reference pictures; remove them, or give a base that "
                                  f"edits, such as {self.EXAMPLE}, or its folder as base.config")
             if (most := self.EDITORS[name]) is not None and count > most:
