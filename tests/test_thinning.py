@@ -64,11 +64,11 @@ def of_families(test: str, *marks: str) -> list:
             for one in params]
 
 
-def test_a_third_of_the_families_and_another_for_another_test():
+def test_a_quarter_of_the_families_and_others_for_another_test():
     chosen = [thinning.some_families(of_families(f"test_{n}")) for n in range(20)]
     for cases in chosen:
         rows = {case.callspec.params["row"] for case in cases}
-        assert len(rows) in (2, 3) and len(cases) == 2 * len(rows), "both kinds of each"
+        assert len(rows) in (1, 2) and len(cases) == 2 * len(rows), "both kinds of each"
     assert {case.callspec.params["row"] for cases in chosen for case in cases} == set("abcdefg")
     for mark in ("every_family", "short", "once"):
         assert len(thinning.some_families(of_families("test_0", mark))) == 14

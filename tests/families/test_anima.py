@@ -22,6 +22,8 @@ from tests.families.single_file_qwenimage import original_vae
 from tests.families.single_file_zimage import language_model
 from tests.families.using import CPU, SIZES
 
+pytestmark = pytest.mark.full
+
 LONG = "a red apple and a blue face in the style of a photo"
 
 

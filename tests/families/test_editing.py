@@ -19,6 +19,8 @@ from modules.preset.schema import Base
 from tests import tiny_edit, tiny_flux, tiny_zimage
 from tests.families.using import CPU, SIZES
 
+pytestmark = pytest.mark.full
+
 KINDS = {"FluxKontextPipeline": "flux", "Flux2KleinPipeline": "flux2", "Flux2Pipeline": "flux2",
          "QwenImageEditPipeline": "qwenimage", "QwenImageEditPlusPipeline": "qwenimage"}
 ONE = ("FluxKontextPipeline", "QwenImageEditPipeline")

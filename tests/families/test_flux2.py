@@ -24,6 +24,8 @@ from tests.families.single_file_flux2 import original, original_vae, text_encode
 from tests.families.using import CPU, SIZES, inputs
 from tests.tiny_flux2 import make_folder, make_pipeline
 
+pytestmark = pytest.mark.full
+
 KINDS = ("base", "distilled", "dev")
 SIDE = [length // 4 for length in SIZE]
 

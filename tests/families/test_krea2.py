@@ -26,6 +26,8 @@ from tests.families.single_file_flux2 import write
 from tests.families.single_file_qwenimage import original_vae
 from tests.tiny_krea2 import READ, WIDTH
 
+pytestmark = pytest.mark.full
+
 CPU = torch.device("cpu")
 LONG = "a red apple, " * 12
 SIZES = torch.zeros(1, 6)

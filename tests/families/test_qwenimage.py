@@ -29,6 +29,8 @@ from tests.families import single_file_qwenimage
 from tests.families.single_file_flux2 import write
 from tests.tiny_qwenimage import WIDTH, make_folder
 
+pytestmark = pytest.mark.full
+
 CPU = torch.device("cpu")
 LONG = "a red apple, " * 12
 SIZES = torch.zeros(1, 6)

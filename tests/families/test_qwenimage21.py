@@ -21,6 +21,8 @@ from tests.families import single_file_qwenimage21
 from tests.families.single_file_flux2 import write
 from tests.families.using import CPU, SIZES
 
+pytestmark = pytest.mark.full
+
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory) -> Any:

@@ -74,6 +74,7 @@ def test_others_are_one_sentence(models, tmp_path, name):
 # -- the tools --------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.full
 @pytest.mark.short(*[*READ, *UNREADABLE][::2])
 @pytest.mark.parametrize("name", [*READ, *UNREADABLE])
 def test_inspected_without_a_false_word(tmp_path, name):

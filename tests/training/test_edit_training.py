@@ -16,6 +16,8 @@ from modules.training import check
 from tests import tiny_edit
 from tests.training.runs import Place, ask, draw_pictures, equal
 
+pytestmark = pytest.mark.full
+
 SEVERAL = "QwenImageEditPlusPipeline"
 OPTIONS = {
     "family": "qwenimage",

@@ -25,6 +25,8 @@ from tests import tiny_krea2
 from tests.families.single_file_krea2 import original
 from tests.training.runs import Place, draw_pictures, make_base
 
+pytestmark = pytest.mark.full
+
 CPU = torch.device("cpu")
 PROMPT, SAMPLES = "red apple", {"enabled": True, "steps": 2, "prompts": ["red apple"], "width": 16, "height": 16}
 FLOW = {"min_snr_gamma": None}
