@@ -70,6 +70,7 @@ def planned(layer, terms: Terms, options: Export, how: How | None = None):
     return plan, tensors, words, program.effect(layer.native(layer.dense()), tensors, 1.0, how)
 
 
+@pytest.mark.full
 @pytest.mark.once
 @pytest.mark.parametrize("host", ["comfyui", "kohya", "diffusers", "lycoris"])
 @pytest.mark.parametrize("name", LAYERS)

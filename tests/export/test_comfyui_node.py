@@ -169,6 +169,7 @@ def test_every_method_is_exact_at_any_strength(tmp_path, node, variant, strength
             assert (found.float() - wanted).abs().max() <= bound, (name, dtype)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("variant", variants(), ids=label)
 def test_effect_is_what_the_node_computes(tmp_path, node, variant):
     layers, _, tensors = file_of(tmp_path, variant, dtype="float16")

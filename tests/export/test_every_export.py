@@ -63,6 +63,7 @@ def test_comfyui_and_its_node_hold_everything(label):
         assert not any(found[host, "float32"].refusal for host in ("comfyui", "comfyui_node"))
 
 
+@pytest.mark.full
 @pytest.mark.short("SDXL", "FLUX")
 @pytest.mark.parametrize("family", every.FAMILIES)
 def test_a_plain_lora_is_held_by_all_hosts(family):

@@ -285,6 +285,7 @@ def test_strength_is_a_blend(base, tmp_path, monkeypatch, capsys):
     assert code == 2 and "--host is diffusers" in complaint
 
 
+@pytest.mark.full
 def test_a_runs_own_meaning(base, tmp_path, monkeypatch, capsys):
     """A file in its run's folder is compared with what was trained; the run's own file is for export.py."""
     from modules.files import run_file

@@ -270,6 +270,7 @@ def test_layers_of_a_text_encoder_that_the_file_lacks_are_named(bases, tmp_path,
     assert run(*words, tmp_path / "y.safetensors", "--skip-absent") == 2 and TEXT in capsys.readouterr().err
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("row", FAMILIES)
 def test_the_family_is_found_out(row, tmp_path):
     folder, file = FAMILIES[row].make_pair(tmp_path)

@@ -40,6 +40,7 @@ def assert_weights(model, wanted: dict[str, torch.Tensor]) -> None:
         assert (found - weight).abs().max() <= 1e-5 * weight.abs().max(), name
 
 
+@pytest.mark.full
 @pytest.mark.short("lycoris BOFT")
 @pytest.mark.parametrize("name", WRITTEN)
 def test_inspected_converted_merged_and_resized(base, tmp_path, monkeypatch, capsys, name):

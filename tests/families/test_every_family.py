@@ -49,6 +49,7 @@ def test_everything_is_frozen(model):
     assert not any(m.training for network in model.networks.values() for m in network.modules())
 
 
+@pytest.mark.full
 def test_skeleton_has_the_same_layers_without_weights(family, folder, model):
     skeleton = family.skeleton(Base(path=str(folder)))
     assert all(p.is_meta for p in whole(skeleton).parameters())
@@ -137,6 +138,7 @@ def test_texts_are_cached(model, tmp_path):
             )
 
 
+@pytest.mark.full
 def test_what_is_cached_of_an_item_depends_on_it_alone(model, tmp_path):
     """Bit for bit: alone, among others, after others, without a cache."""
     draw_pictures(tmp_path / "pictures", 6, 0)
@@ -203,6 +205,7 @@ def test_samples_follow_from_the_seed(model):
     assert first.tobytes() == again.tobytes() == other.tobytes() != different.tobytes()
 
 
+@pytest.mark.full
 def test_samples_are_made_of_the_conditions_that_are_given(model):
     """A training has encoded its prompts before the denoiser came to the device."""
     options: dict[str, Any] = {"width": SIZE[1], "height": SIZE[0], "steps": 2, "guidance": 3.0, "seed": 1}
@@ -256,6 +259,7 @@ def test_patterns_add_and_remove(row, model):
     assert added in found and chosen not in found and problems == []
 
 
+@pytest.mark.full
 def test_every_adapter_learns_and_checkpointing_changes_nothing(family, folder):
     """Dropout stays off where transformers wants training mode."""
     gradients = []
@@ -321,6 +325,7 @@ def test_metadata_names_the_architecture(model):
 # -- single checkpoints -----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.full
 def test_a_single_checkpoint_is_the_same_model(family, pair, model):
     base = Base(path=str(pair[1]), config=str(pair[0]))
     assert family.problems(base) == []

@@ -9,6 +9,7 @@ from modules.quant import PackedLinear, is_packed
 from tests.families.using import CPU, adapters_on, loaded, predicted
 
 
+@pytest.mark.full
 @pytest.mark.once
 @pytest.mark.parametrize("kind", ["nf4", "int8", "fp8"])
 def test_quantised_base_still_predicts(row, family, folder, kind):
@@ -17,6 +18,7 @@ def test_quantised_base_still_predicts(row, family, folder, kind):
     assert torch.isfinite(predicted(packed, ["red"])).all()
 
 
+@pytest.mark.full
 @pytest.mark.once
 @pytest.mark.parametrize("kind", ["none", "nf4"])
 def test_blocks_kept_in_main_memory_change_nothing(family, folder, kind):

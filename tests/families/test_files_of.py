@@ -25,6 +25,7 @@ def assert_same(one, other) -> None:
     assert one.cut_off("red " * 600) == other.cut_off("red " * 600)
 
 
+@pytest.mark.full
 @pytest.mark.short("sd1", "zimage")
 def test_the_files_of_a_folder_are_enough(family, folder, tmp_path):
     files = family.files_of(Base(path=str(folder)))
@@ -34,6 +35,7 @@ def test_the_files_of_a_folder_are_enough(family, folder, tmp_path):
     assert parts == {"vae", *whole.networks}
 
 
+@pytest.mark.full
 def test_the_files_of_a_checkpoint_are_enough(family, pair, tmp_path):
     base = Base(path=str(pair[1]), config=str(pair[0]))
     files = family.files_of(base)

@@ -18,6 +18,7 @@ def named(request, tmp_path_factory):
     return request.param, full_size.skeleton(request.param, tmp_path_factory.mktemp("full"))
 
 
+@pytest.mark.full
 def test_the_denoiser_has_its_published_size(named):
     name, model = named
     denoiser = next(iter(model.networks.values()))
@@ -30,6 +31,7 @@ def test_hosts_spell_the_layers_as_listed(named, host):
     assert full_size.key_list(model, host) == (full_size.KEYS / f"{name}_{host}.txt").read_text(encoding="utf-8")
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("family", families.names())
 def test_the_published_layers_are_listed(family):
     listed = (published.FOLDER / f"{family}.txt").read_text(encoding="utf-8")

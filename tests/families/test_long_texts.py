@@ -126,6 +126,7 @@ def assert_equal(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> None:
 # -- chunks -----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.full
 @pytest.mark.once
 @pytest.mark.parametrize("tokens", [150, 225, 300])
 @pytest.mark.parametrize("length", [0, 1, 74, 75, 76, 140, 149, 150, 151, 224, 225, 400])

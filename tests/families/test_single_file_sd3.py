@@ -74,6 +74,7 @@ def one_sentence(base: Base, *words: str) -> None:
     assert "\n" not in problem and all(word in problem for word in words), problem
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("missing", [(), ENCODERS, ("text_encoders.t5",), ("text_encoders.clip_g",), ("first_stage",)])
 def test_weights_are_the_folders_and_what_lacks_comes_from_it(without, folder, missing):
     single = assert_same(without(*missing), folder)

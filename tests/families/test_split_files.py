@@ -49,6 +49,7 @@ def one_sentence(family, base: Base, *words: str) -> None:
     assert "\n" not in problem and all(word in problem for word in words), problem
 
 
+@pytest.mark.full
 @pytest.mark.every_family
 def test_the_files_are_the_folders_model(family, whole, in_files):
     assert family.problems(in_files) == []
@@ -78,6 +79,7 @@ def test_a_denoiser_in_diffusers_naming(family, folder, whole, in_files):
     assert_same(family.load(base, CPU, torch.float32), whole)
 
 
+@pytest.mark.full
 @pytest.mark.short("sdxl", "flux")
 def test_a_vae_in_either_naming_stands_for_that_of_folder_and_checkpoint(family, pair, whole, tmp_path):
     folder, checkpoint = pair

@@ -90,6 +90,7 @@ def assert_read_back(place: Place, preset: Preset, host: str, layers: dict[str, 
         assert (found - wanted).abs().max() <= 1e-5 * wanted.abs().max(), name
 
 
+@pytest.mark.full
 @pytest.mark.short("sd3-wora")
 @pytest.mark.parametrize("name, method", [(name, method) for name, row in ROWS.items() for method in row.methods])
 def test_trains_samples_and_exports(tmp_path, forget_accelerate, name, method):

@@ -80,6 +80,7 @@ BAD = [
 ]  # fmt: skip
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("words, sections, wrong", BAD)
 def test_problems_name_their_options(checked, place: Place, words, sections, wrong):
     facts = checked(*(word.format(stage=place.stage) for word in words), **sections)

@@ -47,6 +47,7 @@ def run(place: Place) -> Path:
     return place.runs / "done"
 
 
+@pytest.mark.full
 @pytest.mark.short("adapter.safetensors-flip_a_bit")
 @pytest.mark.parametrize("spoil", [flip_a_bit, with_infinity, lambda path: path.write_bytes(b"")])
 @pytest.mark.parametrize("name", ["done.safetensors", "adapter.safetensors"])

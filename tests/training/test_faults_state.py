@@ -82,6 +82,7 @@ def plant(monkeypatch, at: int) -> None:
     monkeypatch.setattr(loop, "take_step", planted)
 
 
+@pytest.mark.full
 @pytest.mark.short("2")
 @pytest.mark.parametrize("at", [2, 4])
 def test_a_parameter_that_is_not_finite_is_never_saved(place: Place, held: Place, at, monkeypatch, capsys):

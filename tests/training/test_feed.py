@@ -25,6 +25,7 @@ def tensors(prepared: feed.Prepared) -> dict[str, torch.Tensor]:
     return {name: value for name, value in values.items() if isinstance(value, torch.Tensor)}
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("kind", TYPED)
 def test_what_was_made_ahead_is_what_would_be_made_now(place, kind):
     with place.session("run", *STEPS, *TYPED[kind]) as session:

@@ -55,6 +55,7 @@ def independent() -> list[str]:
     return [name for n, name in enumerate(found) if n % 2 or "folder" in methods()[name].Config.model_fields]
 
 
+@pytest.mark.full
 @pytest.mark.short("wora-adamw")
 @pytest.mark.parametrize(
     "method, optimizer",

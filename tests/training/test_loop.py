@@ -63,6 +63,7 @@ def test_nothing_is_encoded_once_the_denoiser_has_come(place: Place, monkeypatch
     assert set(done) == {"encode_texts", "encode_images", "place"} and done[-1] == "place"
 
 
+@pytest.mark.full
 def test_events_tell_the_whole_story_in_order(place: Place):
     # One picture for training and validation: a note, which becomes a warning.
     data = {"resolution": 16, "folders": [str(place.stage / "one")], "validation_folder": str(place.stage / "one")}
@@ -196,6 +197,7 @@ def test_a_failed_export_loses_no_step(place: Place, monkeypatch):
 # -- non-finite numbers -----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.full
 def test_a_loss_that_is_no_number_stops_before_the_step(place: Place, monkeypatch, capsys):
     more = ["--saving.state_every", "1", "--validation.every", "0"]
     assert place.train("whole", *more) == 0

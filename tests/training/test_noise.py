@@ -96,6 +96,7 @@ def flow(request, tmp_path_factory):
     return load_class(request.param).load(Base(path=str(folder)), torch.device("cpu"), torch.float32)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("shift", [1.0, 2.0, 6.0])
 def test_a_shift_holds_for_training_and_sampling(flow, shift):
     noise.prepare(flow, Objective(min_snr_gamma=None, shift=shift))

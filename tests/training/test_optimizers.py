@@ -60,6 +60,7 @@ def test_every_option_says_what(options):
     assert all(field.description for field in options.model_fields.values())
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("options", ON_CPU, ids=name_of)
 def test_it_learns(options):
     params = parameters()

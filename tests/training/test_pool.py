@@ -61,6 +61,7 @@ def test_up_spans_what_the_files_change_most(place, pooled):
         assert (up.double().mT @ change.double()).norm() > 0.999 * best, name
 
 
+@pytest.mark.full
 def test_it_trains_and_needs_the_folder_no_more(place, pooled, monkeypatch):
     adapter, saving = cora(pooled, frozen=False), {"state_every": 1}
     with monkeypatch.context() as patch:

@@ -77,6 +77,7 @@ def test_a_file_of_peft(place, stage):
             assert torch.allclose(adapted.adapted_weight(), wanted[f"{name}.weight"], rtol=0, atol=1e-5), name
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("adapter, words", [
     ({"method": "lora", "rank": 1}, "the file has rank 2, but the run has rank 1; set adapter.rank 2"),
     ({"method": "oft"}, "the file has a low-rank pair, which oft cannot represent"),

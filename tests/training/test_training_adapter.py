@@ -63,6 +63,7 @@ def layer_input(layer: Layer, seed: int) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
+@pytest.mark.full
 @pytest.mark.short("lora", "wora", "doft", "lokr")
 @pytest.mark.parametrize("method", FIRST)
 def test_the_file_on_the_plain_base_is_the_trained_layer_without_it(place, given: Given, untouched, method, tmp_path):
