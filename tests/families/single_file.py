@@ -4,7 +4,7 @@ Names are found by walking through the networks in the order in which the origin
 they are a check of `ldm_name`, which computes them.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -161,3 +161,14 @@ def open_clip(encoder: Any) -> Iterator[tuple[str, Tensor]]:
             yield f"{original}.attn.in_proj_{kind}", torch.cat(fused)
             for part, name in RESBLOCK.items():
                 yield f"{original}.{name}.{kind}", state[f"{ours}.{part}.{kind}"]
+
+
+def random_pair(
+    folder: Path, pipeline: Any, parts: Sequence[str], save: Callable, write: Callable
+) -> tuple[Path, Path]:
+    """A pipeline whose `parts` have random weights as a diffusers folder, and by `write` as one file; their paths."""
+    for part in parts:
+        for parameter in pipeline.components[part].parameters():  # no two alike: norms and biases start so
+            nn.init.normal_(parameter, std=0.1)
+    save(pipeline, folder / "base")
+    return folder / "base", write(pipeline, folder / "full.safetensors")

@@ -3,9 +3,10 @@
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from modules.families.parts.names import DENOISER
+from tests.families.single_file import random_pair
 from tests.families.single_file_flux2 import write
 from tests.families.single_file_qwenimage import original_vae
 from tests.families.single_file_zimage import language_model
@@ -33,12 +34,7 @@ has them the other way round."""
 
 def make_pair(folder: Path) -> tuple[Path, Path]:
     """A pipeline as a diffusers folder and as one file with all parts; their paths."""
-    pipeline: Any = make_pipeline()
-    for part in PARTS:
-        for parameter in pipeline.components[part].parameters():  # no two alike: norms and biases start so
-            nn.init.normal_(parameter, std=0.1)
-    save(pipeline, folder / "base")
-    return folder / "base", write_checkpoint(pipeline, folder / "full.safetensors")
+    return random_pair(folder, make_pipeline(), PARTS, save, write_checkpoint)
 
 
 def original(state: dict[str, Tensor]) -> dict[str, Tensor]:

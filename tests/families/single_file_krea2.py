@@ -7,6 +7,7 @@ from diffusers.loaders.single_file_utils import convert_krea2_transformer_checkp
 from torch import Tensor, nn
 
 from modules.families.parts.names import DENOISER
+from tests.families.single_file import random_pair
 from tests.families.single_file_flux2 import write
 from tests.families.single_file_qwenimage import PARTS, VAE, original_vae
 from tests.tiny_krea2 import make_pipeline
@@ -28,11 +29,7 @@ NAMES = (
 def make_pair(folder: Path) -> tuple[Path, Path]:
     """A pipeline as a diffusers folder and as one file with all parts; their paths."""
     pipeline: Any = make_pipeline()
-    for part in PARTS:
-        for parameter in pipeline.components[part].parameters():  # no two alike: norms and biases start so
-            nn.init.normal_(parameter, std=0.1)
-    pipeline.save_pretrained(folder / "base")
-    return folder / "base", write_checkpoint(pipeline, folder / "full.safetensors")
+    return random_pair(folder, pipeline, PARTS, type(pipeline).save_pretrained, write_checkpoint)
 
 
 def original(state: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -6,6 +6,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from modules.families.parts.names import DENOISER
+from tests.families.single_file import random_pair
 from tests.families.single_file_flux2 import write
 from tests.tiny_qwenimage import make_pipeline
 
@@ -28,11 +29,7 @@ RESNET = {".conv1.": ".residual.2.", ".conv2.": ".residual.6."}
 def make_pair(folder: Path) -> tuple[Path, Path]:
     """A pipeline as a diffusers folder and as one file with all parts; their paths."""
     pipeline: Any = make_pipeline()
-    for part in PARTS:
-        for parameter in pipeline.components[part].parameters():  # no two alike: norms and biases start so
-            nn.init.normal_(parameter, std=0.1)
-    pipeline.save_pretrained(folder / "base")
-    return folder / "base", write_checkpoint(pipeline, folder / "full.safetensors")
+    return random_pair(folder, pipeline, PARTS, type(pipeline).save_pretrained, write_checkpoint)
 
 
 def original_vae(vae: nn.Module) -> dict[str, Tensor]:

@@ -8,7 +8,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from modules.families.parts.names import DENOISER
-from tests.families.single_file import renamed, vae_names
+from tests.families.single_file import random_pair, renamed, vae_names
 from tests.tiny_zimage import make_pipeline
 
 PARTS = ("transformer", "vae", "text_encoder")
@@ -24,11 +24,7 @@ NAMES = (
 def make_pair(folder: Path) -> tuple[Path, Path]:
     """A pipeline as a diffusers folder and as one file with all parts; their paths."""
     pipeline: Any = make_pipeline()
-    for part in PARTS:
-        for parameter in pipeline.components[part].parameters():  # no two alike: norms and biases start so
-            nn.init.normal_(parameter, std=0.1)
-    pipeline.save_pretrained(folder / "base")
-    return folder / "base", write_checkpoint(pipeline, folder / "full.safetensors")
+    return random_pair(folder, pipeline, PARTS, type(pipeline).save_pretrained, write_checkpoint)
 
 
 def original(state: dict[str, Tensor]) -> dict[str, Tensor]:
