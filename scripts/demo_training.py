@@ -143,7 +143,7 @@ class Stage:
 
     def __init__(self, name: str, modules: nn.Module, steps: int, lr: float, work: Path):
         self.name, self.modules, self.steps, self.lr = name, modules, steps, lr
-        self.optimizer = torch.optim.AdamW(modules.parameters(), lr, betas=(0.9, 0.99), weight_decay=0.01)
+        self.optimizer = torch.optim.AdamW(modules.parameters(), lr, betas=(0.9, 0.99), weight_decay=0.01, fused=True)
         self.path, self.step, self.seconds, self.loss = work / f"{name}.pt", 0, 0.0, math.nan
         self.average = {k: v.detach().clone() for k, v in modules.state_dict().items()}
         if self.path.exists():

@@ -56,8 +56,22 @@ def pytest_collection_finish():
     for name, logger in logging.getLogger().manager.loggerDict.items():
         if name.startswith("torch.") and isinstance(logger, logging.Logger):
             logger.propagate = True
+    settle()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None):
+    result = yield
+    if nextitem is None or nextitem.path != item.path:
+        settle()
+    return result
+
+
+def settle() -> None:
+    """Exempt what is there now from garbage collection: thousands of tests, all libraries and what a file of tests has
+    left. Each full collection would walk over them, and trainings ask for many."""
     gc.collect()
-    gc.freeze()  # thousands of tests and all libraries: each full collection would walk over them
+    gc.freeze()
 
 
 @pytest.hookimpl(wrapper=True)

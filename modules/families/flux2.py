@@ -154,6 +154,7 @@ class Model(qwen3.Qwen3Reader, OwnSizeEditor, FlowModel):
     UNLIKE = (
         "joint_blocks|attn[12]_|(down|up)_blocks_|mid_block|put_blocks|clip_|qwen25|qwen3vl|qwen3_06b|blocks_[0-9]+_(self|cross)_attn_|te_text|te1_|text_model|text_encoder_[23]|"
         "single_transformer_blocks_[0-9]+_(attn_to_[qkv]_|proj_|norm_linear)|t5xxl|double_blocks_([89]|[1-9][0-9])_|transformer_blocks_([89]|[1-3][0-9])_attn_(add|to_(add|out_0|[qkv]_))|"
+        "transformer_blocks_[0-9]+_(img|txt)_mlp_|"
         "(img|txt)_mod_|blocks_[0-9]+_modulation_|vector_in_|norm1_(context_)?linear|ff_(context_)?net|proj_mlp|"
         "time_text_embed|distilled_guidance|noise_refiner|context_refiner|layers_[0-9]+_(attention|feed_forward)|"
         f"{GATED}"

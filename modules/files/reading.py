@@ -310,8 +310,9 @@ def _exchanged(W: Tensor, part: Part) -> Tensor:
 
 
 def _refuse_strangers(found: Reading, model: Any) -> None:
-    """ValueError if none of the names is the model's."""
-    if found.placed or not found.homeless:
+    """ValueError if none of the names is the model's, or some are not and the file is another family's: families have
+    names in common."""
+    if not found.homeless:
         return
     like = [name for name in families_of(found.file.tensors) if not isinstance(model, families.load_class(name))]
     like = [] if type(model).recognises(list(found.file.tensors)) else like
@@ -319,6 +320,8 @@ def _refuse_strangers(found: Reading, model: Any) -> None:
         what = " or ".join(families.load_class(name).TITLE for name in like)
         raise ValueError(f"{found.file.path} is for {what}, but the base is {type(model).TITLE}; give the base that "
                          "the file was trained on")
+    if found.placed:
+        return
     raise ValueError(f"{found.file.path}: none of its layers is in the base, which is {type(model).TITLE} "
                      f"({listed(found.homeless)}); give the base that the file was trained on")
 

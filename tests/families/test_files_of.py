@@ -6,8 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from modules.preset.schema import Base
-from tests.families.using import CPU
+from modules.files.reading import families_of
+from modules.preset.schema import Base, Targets
+from modules.training.setup import match_layers
+from tests.families.using import CPU, loaded
 
 
 def copied(files: dict[str, Path], folder: Path) -> Path:
@@ -44,6 +46,13 @@ def test_the_files_of_a_checkpoint_are_enough(family, pair, tmp_path):
     assert not list(config.rglob("*.safetensors"))  # this one has all weights
     assert_same(family.load(Base(path=str(pair[1]), config=str(config)), CPU, torch.float32),
                 family.load(base, CPU, torch.float32))
+
+
+def test_names_of_a_few_blocks_say_the_family(row, family, folder):
+    """As a file of a rule for some blocks has them, or a tiny model. Chroma's blocks are named as FLUX.1's."""
+    layers = match_layers(loaded(family, folder), Targets())[0]
+    found = families_of([f"{layer}.lora_A.weight" for layer in layers])
+    assert row.family in found and set(found) in ({row.family}, {"chroma", "flux"})
 
 
 def test_what_is_not_read_does_not_count(family, folder, tmp_path):

@@ -88,12 +88,15 @@ def kinds_of_files(folder: Path) -> dict[str, Path]:
     flux = {f"transformer.single_transformer_blocks.{n}.attn.to_q.lora_{side}.weight": ones(4, 4) for n in (0, 37)
             for side in "AB"}
     save_file(flux, folder / "flux.safetensors")
+    older = "lora_unet_up_blocks_3_attentions_0_transformer_blocks_0_attn1_to_q"
+    save_file({**pair(KEY, 16, 16), **pair(older, 16, 16)}, folder / "older.safetensors")
     save_file({f"{KEY}.lokr_w1": ones(4, 4), f"{KEY}.lokr_w2": ones(4, 4)}, folder / "lokr.safetensors")
     (folder / "text.safetensors").write_text("no tensors")
     (folder / "pickle.pt").write_bytes(b"PK\3\4 anything")
     (folder / "empty.safetensors").write_bytes(b"")
     return {
         "a FLUX.1 model, but the base is an SDXL model": folder / "flux.safetensors",
+        "a Stable Diffusion 1 or 2 model, but the base is an SDXL model": folder / "older.safetensors",
         "LoKr, but a training adapter is a plain LoRA": folder / "lokr.safetensors",
         "safetensors": folder / "text.safetensors",
         "save it as .safetensors": folder / "pickle.pt",
