@@ -19,6 +19,7 @@ from torch.nn.functional import pad
 
 from modules.families import base as protocol
 from modules.families.parts import qwen3
+from modules.families.parts.files import is_named
 from modules.families.parts.flow import FlowModel
 from modules.families.parts.index import MODULAR_INDEX
 from modules.families.parts.loading import original_prefix
@@ -117,6 +118,7 @@ class Model(qwen3.Qwen3Reader, QwenVae, FlowModel):
 
     def __init__(self, pipeline: Any, device: torch.device):
         super().__init__(pipeline, device)
+        self.distilled: bool = getattr(pipeline, "is_distilled", False)
         config = pipeline.transformer.config
         positions = max(size // patch for size, patch in zip(config.max_size, config.patch_size, strict=True))
         self.longest_side = positions * self.bucket_step
@@ -133,18 +135,9 @@ class Model(qwen3.Qwen3Reader, QwenVae, FlowModel):
         return _pipeline_class()
 
     @classmethod
-    def load(cls, base: Base, device: torch.device, dtype: torch.dtype, pictures: bool = True) -> "Model":
-        """With what the name of a distilled base says, which nothing else does."""
-        found = super().load(base, device, dtype, pictures)
-        found.distilled = "turbo" in Path(base.path).name.lower()
-        return found
-
-    @classmethod
-    def skeleton(cls, base: Base) -> "Model":
-        """As `load`, on the meta device."""
-        found = super().skeleton(base)
-        found.distilled = "turbo" in Path(base.path).name.lower()
-        return found
+    def as_named(cls, pipeline: Any, path: str, configured: bool = False) -> None:
+        """Its name alone says that a base is distilled."""
+        pipeline.is_distilled = is_named(path, "turbo")
 
     @classmethod
     def read_folder(cls, base: Base, dtype: torch.dtype) -> Any:

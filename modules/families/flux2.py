@@ -202,8 +202,13 @@ class Model(qwen3.Qwen3Reader, OwnSizeEditor, FlowModel):
                       if name.endswith(INPUTS) and entry.shape), 0)
         if width not in KLEIN_WIDTHS:
             return DEV
-        name = Path(path).name.lower()
-        return KLEIN + ("" if "klein" in name and "base" not in name else "base-") + KLEIN_WIDTHS[width]
+        return KLEIN + ("" if _is_distilled(path) else "base-") + KLEIN_WIDTHS[width]
+
+    @classmethod
+    def as_named(cls, pipeline: Any, path: str, configured: bool = False) -> None:
+        """A file of Klein's is distilled or not by its name, unless a configuration is given for it."""
+        if not configured and Path(path).is_file() and files.is_named(path, "klein"):
+            pipeline.register_to_config(is_distilled=_is_distilled(path))
 
     @classmethod
     def parts_in(cls, names: Collection[str]) -> dict[str, str]:
@@ -383,3 +388,8 @@ def transformer_place(path: str, kind: str, width: int) -> Place:
     """Where the original checkpoints have a tensor of diffusers' transformer of this `width`, e.g. in
     `double_blocks.0.img_mlp.0.weight`."""
     return original_place(path, kind, width, OUTSIDE, IN_DOUBLE, IN_SINGLE)
+
+
+def _is_distilled(path: str) -> bool:
+    """Whether the file's name is that of distilled Klein."""
+    return files.is_named(path, "klein") and not files.is_named(path, "base")

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from modules.families import base as protocol
 from modules.families.parts import qwen3, qwen_vl
+from modules.families.parts.files import is_named
 from modules.families.parts.flow import PATCH, FlowModel
 from modules.families.parts.names import DENOISER, Files, Place, transformer
 from modules.families.parts.qwen_vae import MARK as VAE_MARK
@@ -132,10 +133,10 @@ class Model(qwen_vl.QwenVLReader, QwenVae, FlowModel):
     @classmethod
     def hub_id(cls, path: str) -> str:
         """Turbo where the file's name says so: the tensors have the same names and shapes."""
-        return TURBO if "turbo" in Path(path).name.lower() else RAW
+        return TURBO if is_named(path, "turbo") else RAW
 
     @classmethod
-    def as_named(cls, pipeline: Any, path: str) -> None:
+    def as_named(cls, pipeline: Any, path: str, configured: bool = False) -> None:
         """A file is Raw or Turbo if that is in its name, whatever the configuration given for it says."""
         name = Path(path).name.lower() if Path(path).is_file() else ""
         if found := re.search("turbo|(?<![a-z])raw(?![a-z])", name):

@@ -10,7 +10,6 @@ ComfyUI's files have diffusers' names, but the two matrices in front of the gate
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,6 +17,7 @@ from torch import Tensor
 
 from modules.families import base as protocol
 from modules.families.parts import qwen3, qwen_vl
+from modules.families.parts.files import is_named
 from modules.families.parts.flow import FlowModel
 from modules.families.parts.names import DENOISER, Files, Place, text_name, transformer
 from modules.families.parts.qwen_vae import DIFFUSERS_MARK, QwenVae
@@ -120,7 +120,7 @@ class Model(qwen_vl.QwenVLReader, QwenVae, FlowModel):
     @classmethod
     def hub_id(cls, path: str) -> str:
         """Turbo where the file's name says so: the tensors have the same names and shapes."""
-        return TURBO if "turbo" in Path(path).name.lower() else BASE
+        return TURBO if is_named(path, "turbo") else BASE
 
     @classmethod
     def read_folder(cls, base: Base, dtype: torch.dtype) -> Any:

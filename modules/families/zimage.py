@@ -15,6 +15,7 @@ from torch import Tensor
 
 from modules.families import base as protocol
 from modules.families.parts import qwen3
+from modules.families.parts.files import is_named
 from modules.families.parts.flow import FlowModel
 from modules.families.parts.names import GATED, Files, Place, transformer
 
@@ -101,7 +102,14 @@ class Model(qwen3.Qwen3Reader, FlowModel):
     @classmethod
     def hub_id(cls, path: str) -> str:
         """Turbo where the file's name says so: the tensors have the same names and shapes."""
-        return TURBO if "turbo" in Path(path).name.lower() else BASE
+        return TURBO if is_named(path, "turbo") else BASE
+
+    @classmethod
+    def as_named(cls, pipeline: Any, path: str, configured: bool = False) -> None:
+        """A file called turbo takes turbo's steps, unless a configuration is given for it."""
+        if not configured and Path(path).is_file() and is_named(path, "turbo"):
+            kept = pipeline.scheduler
+            pipeline.register_modules(scheduler=type(kept).from_config(kept.config, shift=TURBO_SHIFT))
 
     # -- layers -------------------------------------------------------------------------------------------------------
 

@@ -21,7 +21,7 @@ from modules.training.feed import Feed
 from modules.training.loop import Progress, take_step
 from modules.training.outputs import sample
 from modules.training.session import start_accelerator, start_processes
-from tests import tiny_krea2
+from tests import tiny_flux2, tiny_krea2, tiny_zimage
 from tests.families.single_file_krea2 import original
 from tests.training.runs import Place, draw_pictures, make_base
 
@@ -168,19 +168,31 @@ def test_a_wider_base_and_another_family_are_sentences(tmp_path):
     assert problem.startswith("samples.base: ") and "another kind of model" in problem
 
 
-def test_a_file_draws_as_its_name_says(tmp_path):
-    """In the authors' naming: Turbo with its fixed shift, although Raw's configuration is beside it."""
-    base, turbo = tiny_krea2.make_folder(tmp_path), tiny_krea2.make_turbo(tmp_path)
-    kind = families.load_class("krea2")
-    model = kind.load(Base(path=str(base)), CPU, torch.float32)
-    whole = kind.load(Base(path=str(turbo)), CPU, torch.float32)
-    pictures = {}
-    for name in ("krea2_turbo.safetensors", "krea2-raw.safetensors"):
-        save_file({key: value.contiguous() for key, value in original(
-            whole.pipeline.transformer.state_dict()).items()}, tmp_path / name)
-        assert model.with_denoiser_problems(str(tmp_path / name)) == []
-        drawn = model.with_denoiser(Base(path=str(base)), str(tmp_path / name), torch.float32)
-        assert drawn.distilled == ("turbo" in name) and drawn.pipeline.vae is model.pipeline.vae
-        pictures[name] = drawn.sample([PROMPT], "", 16, 16, 3, 0.0, 0)[0].tobytes()
-    expected = whole.sample([PROMPT], "", 16, 16, 3, 0.0, 0)[0].tobytes()
+NAMES = {
+    "krea2": ("krea2_turbo.safetensors", "krea2-raw.safetensors"),
+    "zimage": ("z_image_turbo.safetensors", "z_image.safetensors"),
+    "flux2": ("flux-2-klein-4b.safetensors", "flux-2-klein-base-4b.safetensors"),
+}
+"""Files of a distilled base and of the one that it was distilled from, as they are published."""
+
+
+@pytest.mark.parametrize("name, make", [
+    ("krea2", lambda turbo: tiny_krea2.make_pipeline(turbo=turbo)),
+    ("zimage", tiny_zimage.make_pipeline),
+    ("flux2", lambda turbo: tiny_flux2.make_pipeline("distilled" if turbo else "base")),
+])  # fmt: skip
+def test_a_file_draws_as_its_name_says(tmp_path, name, make):
+    """With steps and guidance of the distilled base, although the configuration of the other one is beside it."""
+    kind, pictures = families.load_class(name), {}
+    for part, pipeline in (("base", make(False)), ("turbo", make(True))):
+        pipeline.save_pretrained(tmp_path / part)
+    model, whole = (kind.load(Base(path=str(tmp_path / part)), CPU, torch.float32) for part in ("base", "turbo"))
+    weights = whole.pipeline.transformer.state_dict()
+    for file in NAMES[name]:
+        save_file(original(weights) if name == "krea2" else weights, tmp_path / file)
+        assert model.with_denoiser_problems(str(tmp_path / file)) == []
+        drawn = model.with_denoiser(Base(path=str(tmp_path / "base")), str(tmp_path / file), torch.float32)
+        assert drawn.distilled == (file == NAMES[name][0]) and drawn.pipeline.vae is model.pipeline.vae
+        pictures[file] = drawn.sample([PROMPT], "", 32, 32, 3, 3.0, 0)[0].tobytes()
+    expected = whole.sample([PROMPT], "", 32, 32, 3, 3.0, 0)[0].tobytes()
     assert [picture == expected for picture in pictures.values()] == [True, False]

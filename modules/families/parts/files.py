@@ -36,6 +36,11 @@ def tensor_names(path: str) -> set[str] | None:
         return None
 
 
+def is_named(path: str, word: str) -> bool:
+    """Whether the last part of `path` has this word: what tells variants apart whose tensors are called alike."""
+    return word in Path(path).name.lower()
+
+
 def files_of_parts(
     source: str, without: Collection[str], weights: Collection[str] | None = None, name: str = INDEX
 ) -> dict[str, Path]:

@@ -102,8 +102,9 @@ class Loaded(Named):
         return []
 
     @classmethod
-    def as_named(cls, pipeline: Any, path: str) -> None:
-        """Set the pipeline up for the variant that the name of the base at `path` says, where tensors do not."""
+    def as_named(cls, pipeline: Any, path: str, configured: bool = False) -> None:
+        """Set the pipeline up for the variant that the name of the base at `path` says, where tensors do not.
+        `configured`: the user has said where its configuration is (`base.config`)."""
 
     def vae_original(self, path: str, kind: str) -> Place:
         """Where original checkpoints have a tensor of the VAE, behind its prefix."""
@@ -246,7 +247,7 @@ class Loaded(Named):
         """The frozen pipeline in main memory. The VAE gets its own dtype if `pictures`, else the stored one."""
         try:
             pipeline = cls.read_file(base, dtype) if Path(base.path).is_file() else cls.read_folder(base, dtype)
-            cls.as_named(pipeline, base.path)
+            cls.as_named(pipeline, base.path, bool(base.config))
             model = cls(pipeline, device)
             files.refuse_gaps({**model.networks, "vae": pipeline.vae})
         except Exception as error:  # noqa: BLE001  diffusers raises anything for values of wrong kinds in its files
@@ -320,7 +321,7 @@ class Loaded(Named):
         """The networks on the meta device, from the configuration files alone."""
         try:
             pipeline = cls.skeleton_pipeline(cls.source(base))
-            cls.as_named(pipeline, base.path)
+            cls.as_named(pipeline, base.path, bool(base.config))
             return cls(pipeline, torch.device("meta"))
         except Exception as error:  # noqa: BLE001  as in `load`
             raise ValueError(_said(error)) from error
