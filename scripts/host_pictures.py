@@ -24,6 +24,12 @@ from modules.answer import script
 TOLERANCE = 2
 """Tolerance, of 255: rounding of the merged products."""
 
+NOT_DRAWN = {
+    "samples.base is set": lambda samples: samples.get("base"),
+    "samples.prompts have references": lambda samples: any(isinstance(one, dict) and one.get("references")
+                                                           for one in samples["prompts"]),
+}
+
 
 def main() -> int:
     """Read the arguments, compare every run, and print one line each."""
@@ -72,6 +78,8 @@ def differences(run: Path, file: Path) -> list[int]:
     from modules.training.samples import sample_path
 
     preset = read_object(run / "preset.json")
+    if refused := [why for why, is_so in NOT_DRAWN.items() if is_so(preset["samples"])]:
+        raise ValueError(f"{refused[0]}: this script draws with the base that was trained, without reference pictures")
     facts = vars(Facts.from_json(read_header(run / "adapter.safetensors").metadata.get("facts", "")))
     drawn = [sample_path(run, facts["step"], number) for number in range(len(facts["prompts"]))]
     if not drawn or not all(path.is_file() for path in drawn):
@@ -87,12 +95,15 @@ def differences(run: Path, file: Path) -> list[int]:
 
 
 def pipeline_with(base: Path | str, file: Path | None) -> Any:
-    """The base's own pipeline, with the adapter that a file for diffusers has. Raises ValueError for a base of no
-    family."""
+    """The base's own pipeline, with the adapter that a file for diffusers has; as the trainer loads it where diffusers
+    wants a reader of pictures that captions do not need. Raises ValueError for a base of no family."""
+    import torch
     from diffusers import DiffusionPipeline, ModularPipeline
 
     from modules import families
+    from modules.documents import read_object
     from modules.families.parts.index import MODULAR_INDEX, index_of
+    from modules.preset.base_options import Base
 
     problems = {name: families.load_class(name).index_problems("base", str(base)) for name in families.names()}
     if all(problems.values()):  # only classes of diffusers and transformers
@@ -100,6 +111,9 @@ def pipeline_with(base: Path | str, file: Path | None) -> Any:
     if index_of(Path(base)).name == MODULAR_INDEX:
         pipeline: Any = ModularPipeline.from_pretrained(base)
         pipeline.load_components(use_safetensors=True)
+    elif read_object(index_of(Path(base))).get("processor"):
+        kind = families.load_class(next(name for name, said in problems.items() if not said))
+        pipeline = kind.load(Base(path=str(base)), torch.device("cpu"), torch.float32).pipeline
     else:
         pipeline = DiffusionPipeline.from_pretrained(base, use_safetensors=True)
     pipeline.set_progress_bar_config(disable=True)

@@ -1,5 +1,6 @@
 """A trained run's sample pictures, drawn again by diffusers alone from the exported file (scripts/host_pictures.py)."""
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +15,7 @@ from tests import (
     tiny_flux2,
     tiny_krea2,
     tiny_qwenimage,
+    tiny_qwenimage21,
     tiny_sd3,
     tiny_sd15,
     tiny_sdxl,
@@ -50,6 +52,7 @@ ROWS = {
     "flux2 dev": Row("flux2", lambda folder: saved(folder, "dev"), FLOW, ("text_encoder.*",), 30, 1),
     "krea2": Row("krea2", tiny_krea2.make_folder, FLOW, ("text_encoder.*",), 30, 1),
     "qwenimage": Row("qwenimage", tiny_qwenimage.make_folder, FLOW, ("text_encoder.*",), 30, 1),
+    "qwenimage21": Row("qwenimage21", tiny_qwenimage21.make_folder, FLOW, ("text_encoder.*",), 30, 1),
     "zimage": Row("zimage", tiny_zimage.make_folder, FLOW, ("text_encoder.*",), 30, 1),
     "anima": Row("anima", tiny_anima.make_folder, FLOW, ("text_encoder.*",), 30, 1),
 }
@@ -88,3 +91,13 @@ def test_diffusers_draws_the_trainers_pictures(tmp_path, forget_accelerate, monk
     events = place.events("run", "sample")
     first, last = (next(run / e["path"] for e in order) for order in (events, reversed(events)))
     assert first.read_bytes() != last.read_bytes()
+
+
+@pytest.mark.parametrize("samples, said", [
+    ({"base": "other", "prompts": []}, "samples.base is set"),
+    ({"prompts": ["a", {"text": "b", "references": ["c.png"]}]}, "samples.prompts have references"),
+])  # fmt: skip
+def test_what_it_does_not_draw_is_a_sentence(tmp_path, samples, said):
+    (tmp_path / "preset.json").write_text(json.dumps({"samples": samples}))
+    with pytest.raises(ValueError, match=f"^{said}: "):
+        host_pictures.differences(tmp_path, tmp_path / "file")

@@ -12,7 +12,9 @@ from PIL import Image
 from modules.data.batches import Batches
 from modules.families.qwenimage import Model
 from modules.preset.files import resolve
-from modules.training import check
+from modules.preset.folder_options import Folder
+from modules.preset.schema import Base
+from modules.training import check, reference_checks
 from tests import tiny_edit
 from tests.training.runs import Place, ask, draw_pictures, equal
 
@@ -135,3 +137,25 @@ def test_check_says_what_is_missing_in_a_sentence(place, stage):
     assert problem.startswith("samples.prompts[0].references: nowhere.png: ")
     (problem,) = examined(place, data=data(stage, flip=True)).problems
     assert "flip is set, but pictures with references are cropped to their middle" in problem
+
+
+@pytest.mark.parametrize("folders, said", [
+    ((("a", 1, "train"), ("b", 0, "train"), ("c", 0, "regularisation")), "b and c have none"),
+    ((("a", 0, "train"), ("b", 1, "validation")), "only validation folders have references"),
+    ((("a", 1, "train"), ("b", 0, "validation")), ""),
+    ((("a", 0, "train"), ("b", 0, "train")), ""),
+])  # fmt: skip
+def test_a_note_where_references_are_not_learned_from(folders, said):
+    given = [Folder(path=path, references=("r",) * count, role=role) for path, count, role in folders]
+    notes = reference_checks.idle([*given, "plain"] if said.startswith("only") else given)
+    assert len(notes) == bool(said) and all(said in note for note in notes)
+
+
+@pytest.mark.parametrize("name, times", [("QwenImageEditPipeline", 4095), (SEVERAL, 575)])
+def test_the_longest_reference_is_said(stage, monkeypatch, name, times):
+    """The text encoder of the second sees a smaller picture than the VAE."""
+    model = Model.skeleton(Base(path=str(stage / "base")))
+    monkeypatch.setattr(Model, "edit_name", name)
+    assert min(model.reference_size(times, 1)) > 0
+    with pytest.raises(ValueError, match=f"no side is more than {times} times the other"):
+        model.reference_size(times + 1, 1)

@@ -27,6 +27,9 @@ from modules.tensorfile import read_header
 
 ONE, SEVERAL = "QwenImageEditPipeline", "QwenImageEditPlusPipeline"
 
+LARGE = 1024 * 1024
+"""Pixels of the only reference picture, as its pipeline resizes it: to multiples of 32, so that 16 are none."""
+
 LEVELS = ("visual.", "model.visual.")
 """What the names of the part that reads pictures begin with in files."""
 MARK = "patch_embed.proj.weight"
@@ -82,11 +85,14 @@ class QwenEditor(EditModel):
         """About a million pixels, of the picture's shape."""
         one, several = _modules()
         if self.edit_name == ONE:
-            found = one.calculate_dimensions(1024 * 1024, width / height)[:2]
+            found = smallest = one.calculate_dimensions(LARGE, width / height)[:2]
         else:
             found = several.calculate_dimensions(several.VAE_IMAGE_SIZE, width / height)
-        if min(found) == 0:
-            raise ValueError(f"it has {width} x {height} px, which is too long for the model; crop it")
+            smallest = several.calculate_dimensions(several.CONDITION_IMAGE_SIZE, width / height)
+        if min(smallest) == 0:
+            area = LARGE if self.edit_name == ONE else several.CONDITION_IMAGE_SIZE
+            raise ValueError(f"it has {width} x {height} px; crop it so that no side is more than {area // 16**2 - 1} "
+                             "times the other")
         return found
 
     def film(self, pixels: Tensor) -> Tensor:
