@@ -118,7 +118,7 @@ class Model(qwen3.Qwen3Reader, QwenVae, FlowModel):
 
     def __init__(self, pipeline: Any, device: torch.device):
         super().__init__(pipeline, device)
-        self.distilled: bool = getattr(pipeline, "is_distilled", False)
+        self.distilled: bool = pipeline.config.get("is_distilled", False)
         config = pipeline.transformer.config
         positions = max(size // patch for size, patch in zip(config.max_size, config.patch_size, strict=True))
         self.longest_side = positions * self.bucket_step
@@ -137,7 +137,7 @@ class Model(qwen3.Qwen3Reader, QwenVae, FlowModel):
     @classmethod
     def as_named(cls, pipeline: Any, path: str, configured: bool = False) -> None:
         """Its name alone says that a base is distilled."""
-        pipeline.is_distilled = is_named(path, "turbo")
+        pipeline.register_to_config(is_distilled=is_named(path, "turbo"))
 
     @classmethod
     def read_folder(cls, base: Base, dtype: torch.dtype) -> Any:
