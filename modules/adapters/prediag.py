@@ -1,9 +1,9 @@
 """Pre-Diag: `W' = diag(d) W + (alpha / rank) up down`, d learned per output feature ("Calibrating and Rotating",
 arXiv 2511.00051). DoRA without its norm: the diagonal acts on the base weight before the update is added.
 
-Inferred from the paper's abstract and the code of its other method; no code of this one is published. As in that one d
-starts at 1; here it is `exp(l)`, which makes the same first step but stays positive, so that every state has an exact
-file. The bias is not multiplied.
+As in the framework figure of the authors' repository (img/SORA_FrameWork_1.jpg): a trainable diagonal on W alone, beside
+up and down; no code of it is published. d starts at 1; here it is `exp(l)`, which makes the same first step but stays
+positive, so that every state has an exact file. The bias is not multiplied.
 """
 
 from collections.abc import Sequence
