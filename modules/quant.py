@@ -67,26 +67,28 @@ def features(layer: Any) -> tuple[int, int]:
 
 
 class FrozenLinear(torch.autograd.Function):
-    """`x W^T` for a frozen `W (out, fan_in)` that `dense()` makes again in the backward pass: no copy is kept.
+    """`x W^T`, plus a frozen `bias`, for a frozen `W (out, fan_in)` that `dense()` makes again in the backward pass: no
+    copy is kept.
 
     This is weight-only quantization: activations are never rounded, so the layer is exactly the dense one of
     `dense_weight`.
     """
 
     @staticmethod
-    def forward(ctx, x: Tensor, dense: Callable[[], Tensor]) -> Tensor:
+    def forward(ctx, x: Tensor, dense: Callable[[], Tensor], bias: Tensor | None = None) -> Tensor:
         ctx.dense = dense
-        return nn.functional.linear(x, dense().to(x.dtype))
+        return nn.functional.linear(x, dense().to(x.dtype), None if bias is None else bias.to(x.dtype))
 
     @staticmethod
     def backward(ctx, *grads: Tensor):
         (grad,) = grads
-        return grad @ ctx.dense().to(grad.dtype), None
+        return grad @ ctx.dense().to(grad.dtype), None, None
 
 
-def product(layer: Any, x: Tensor) -> Tensor:
-    """`x W^T` for a packed layer, without its bias; the weight is dequantized to `x`'s half precision or to float32."""
-    return FrozenLinear.apply(x, partial(dense_weight, layer, x.dtype if x.dtype in HALF else torch.float32))  # pyright: ignore
+def product(layer: Any, x: Tensor, bias: Tensor | None = None) -> Tensor:
+    """`x W^T` for a packed layer, plus `bias`; the weight is dequantized to `x`'s half precision or to float32."""
+    dense = partial(dense_weight, layer, x.dtype if x.dtype in HALF else torch.float32)
+    return FrozenLinear.apply(x, dense, bias)  # pyright: ignore
 
 
 class Unpacked(nn.Linear):
@@ -135,8 +137,7 @@ class PackedLinear(nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:
         """The dense layer of `dense_weight`."""
-        y = product(self, input)
-        return y if self.bias is None else y + self.bias.to(y.dtype)
+        return product(self, input, self.bias)
 
     def _apply(self, fn, recurse: bool = True):
         """Casts must not round packed weights and scales. Offloaded ones stay in main memory."""

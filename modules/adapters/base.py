@@ -139,7 +139,7 @@ class Adapter(nn.Module):
 
     def forward(self, x: Any, layer: Layer, derived: dict[str, Tensor]) -> Tensor:
         """The adapted layer on `x`, bias included. Methods may override it to avoid an `(out, fan_in)` tensor."""
-        return layer.add_bias(layer.with_weight(x, self.weight(layer.dense())))
+        return layer.adapted(x, self.weight(layer.dense()))
 
     def gradient_pair(self) -> tuple[nn.Parameter, nn.Parameter] | None:
         """`up (out, r)` and `down (r, fan_in)` of a fresh adapter whose `down` is to start along the gradient of the

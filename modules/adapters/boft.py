@@ -69,8 +69,10 @@ class Adapter(base.Together):
         return [{"excess": excess} for excess in turns([adapter for adapter, _ in pairs])]
 
     def forward(self, x: Tensor, layer: Layer, derived: dict[str, Tensor]) -> Tensor:
-        y = layer.out(x)
-        return layer.add_bias(fused.butterfly(layer.flat(y), derived["excess"]).view(y.shape))
+        y = layer(x)
+        plain = layer.without_bias(y)
+        turned = fused.butterfly(layer.flat(plain), derived["excess"]).view(y.shape)
+        return turned if plain is y else y + (turned - plain)
 
     def start_from(self, terms: base.Terms, layer: Layer) -> None:
         """The same stages of the same blocks; or one rotation of the whole output where there is one stage."""

@@ -117,15 +117,14 @@ class Decomposed(base.Together):
 
     def forward(self, x: Tensor, layer: Layer, derived: dict[str, Tensor]) -> Tensor:
         if "weight" in derived:
-            return layer.add_bias(layer.with_weight(x, derived["weight"]))
+            return layer.adapted(x, derived["weight"])
         excess, up, down = derived["excess"], derived.get("up", self.up), derived.get("down", self.down)
         if layer.fusible:
             gains = (excess, None) if self.axis == "input" else (None, excess)
             return fused.low_rank(layer, x, up, down, 1.0, *gains)
         if self.axis == "input":
             return layer(layer.scale_in(x, excess)) + layer.expand(layer.project(x, down), up)
-        y = layer.scale_out(layer.out(x), excess)
-        return layer.add_bias(y + layer.expand(layer.project(x, down), up))
+        return layer.scale_out(layer(x), excess) + layer.expand(layer.project(x, down), up)
 
     def gradient_pair(self) -> tuple[nn.Parameter, nn.Parameter] | None:
         return (self.up, self.down) if self.config.init == "gradient" else None

@@ -46,8 +46,7 @@ class Diagonal(base.Together):
         excess, up, down = derived["excess"], derived["up"], derived.get("down", self.down)
         if layer.fusible:
             return fused.low_rank(layer, x, up, down, 1.0, None, excess)
-        y = layer.scale_out(layer.out(x), excess)
-        return layer.add_bias(y + layer.expand(layer.project(x, down), up))
+        return layer.scale_out(layer(x), excess) + layer.expand(layer.project(x, down), up)
 
     def start_from(self, terms: base.Terms, layer: Layer) -> None:
         self.refuse_all_but(terms, "up", "magnitude")

@@ -32,26 +32,6 @@ def scaled(layer: Any, x: Tensor, excess_out: Tensor | None) -> Tensor:
     return _LowRank.apply(in_compute_dtype(x), None, None, None, excess_out, layer, 1.0)  # pyright: ignore
 
 
-def out(layer: Any, x: Tensor) -> Tensor:
-    """`base(x)` without bias. Nothing is kept for the backward pass."""
-    return _Out.apply(in_compute_dtype(x), layer)  # pyright: ignore
-
-
-class _Out(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, x, layer):
-        ctx.layer, ctx.shape = layer, x.shape
-        return layer.through(x, layer.weight_in(x.dtype), None)
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx, *grads):
-        (grad,), layer = grads, ctx.layer
-        if not ctx.needs_input_grad[0]:
-            return None, None
-        return layer.through_gradient(grad, ctx.shape, layer.weight_in(grad.dtype)), None
-
-
 def in_compute_dtype(x: Tensor) -> Tensor:
     """`x` in the dtype that autocast gives matrix products, if it is on."""
     if torch.is_autocast_enabled(x.device.type) and x.dtype != torch.float64:
@@ -77,14 +57,14 @@ class _LowRank(torch.autograd.Function):
             y = layer.through(x, layer.gained(x.dtype, excess_in, excess_out), bias)
         else:
             inner = x if excess_in is None else layer.scale_in(x, excess_in)
-            y = layer.through(inner, layer.weight_in(x.dtype), bias if excess_out is None else None)
+            y = layer.through(inner, layer.weight_in(x.dtype), bias)  # with a gain of 1 it is the base's own output
             if excess_out is not None:
                 y.addcmul_(y, layer.spread_out(excess_out, y))
+                if bias is not None:
+                    y.sub_(layer.spread_out(excess_out * bias.to(excess_out.dtype), y))
         if up is not None:
             h = layer.project(x, down)
             layer.expand_into(y, h, up.to(x.dtype), scale)
-        if excess_out is not None and bias is not None and not ctx.by_weight:
-            y.add_(layer.spread_out(bias, y))
         ctx.layer, ctx.scale, ctx.shape = layer, scale, x.shape
         ctx.save_for_backward(
             x if up is not None or excess_in is not None else None, h, up, down, excess_in, excess_out,
@@ -144,10 +124,10 @@ def gain_gradient(layer: Any, grad: Tensor, y: Tensor, grad_up: Tensor | None, u
 
 
 def rotated(x: Tensor, excess: Tensor, bias: Tensor | None = None) -> Tensor:
-    """Each block of `b` features `x_k <- x_k (I + excess_k)`, `x (..., blocks * b)`, `excess (blocks, b, b)`; plus a
-    frozen `bias (blocks * b)`.
+    """Each block of `b` features `x_k <- x_k (I + excess_k)`, `x (..., blocks * b)`, `excess (blocks, b, b)`; a frozen
+    `bias (blocks * b)` in `x` is left as it is.
 
-    Kept for the backward pass: `x`.
+    Kept for the backward pass: `x` without the bias.
     """
     return _Rotated.apply(in_compute_dtype(x), excess, bias)  # pyright: ignore
 
@@ -155,14 +135,15 @@ def rotated(x: Tensor, excess: Tensor, bias: Tensor | None = None) -> Tensor:
 class _Rotated(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, excess, bias):
-        ctx.save_for_backward(x, excess)
-        return _turn(x, excess.to(x.dtype), bias)
+        plain = x if bias is None else x - bias.to(x.dtype)
+        ctx.save_for_backward(plain, excess)
+        return _turn(x, plain, excess.to(x.dtype))
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, grad):
         x, excess = ctx.saved_tensors
-        grad_x = _turn(grad, excess.to(grad.dtype).mT, None) if ctx.needs_input_grad[0] else None
+        grad_x = _turn(grad, grad, excess.to(grad.dtype).mT) if ctx.needs_input_grad[0] else None
         if not ctx.needs_input_grad[1]:
             return grad_x, None, None
         return grad_x, torch.bmm(_blocks(x, excess).mT, _blocks(grad, excess)).to(excess.dtype), None
@@ -173,12 +154,12 @@ def _blocks(x: Tensor, excess: Tensor) -> Tensor:
     return x.reshape(-1, *excess.shape[:2]).transpose(0, 1)
 
 
-def _turn(x: Tensor, excess: Tensor, bias: Tensor | None) -> Tensor:
+def _turn(x: Tensor, plain: Tensor, excess: Tensor) -> Tensor:
+    """`x` plus each block of `plain` times that of `excess`."""
     if torch.compiler.is_compiling():  # which cannot write through a transposed view, and fuses the sum automatically
-        turned = x + torch.bmm(_blocks(x, excess), excess).transpose(0, 1).reshape(x.shape)
-        return turned if bias is None else turned + bias.to(x.dtype)
-    turned = x.clone(memory_format=torch.contiguous_format) if bias is None else (x + bias.to(x.dtype)).contiguous()
-    _blocks(turned, excess).baddbmm_(_blocks(x, excess), excess)
+        return x + torch.bmm(_blocks(plain, excess), excess).transpose(0, 1).reshape(x.shape)
+    turned = x.clone(memory_format=torch.contiguous_format)
+    _blocks(turned, excess).baddbmm_(_blocks(plain, excess), excess)
     return turned
 
 
@@ -214,10 +195,10 @@ class _Butterfly(torch.autograd.Function):
 def updated(
     x: Tensor, first: Tensor, second: Tensor, excess: Tensor | None = None, bias: Tensor | None = None
 ) -> Tensor:
-    """`x (1 + excess) + (x first) second` over the last dimension, `first (n, q)`, `second (q, n)`, `excess (n)`; plus
-    a frozen `bias (n)`.
+    """`x (1 + excess) + (x first) second` over the last dimension, `first (n, q)`, `second (q, n)`, `excess (n)`; a
+    frozen `bias (n)` in `x` is left as it is.
 
-    Kept for the backward pass: `x` and `x first`.
+    Kept for the backward pass: `x` without the bias, and that times `first`.
     """
     return _Updated.apply(in_compute_dtype(x), first, second, excess, bias)  # pyright: ignore
 
@@ -226,17 +207,17 @@ class _Updated(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, first, second, excess, bias):
         flat = x.reshape(-1, x.shape[-1])
-        h = flat @ first.to(x.dtype)
-        ctx.save_for_backward(x, h, first, second, excess)
-        kept = flat if excess is None else torch.addcmul(flat, flat, excess.to(x.dtype))
-        kept = kept if bias is None else kept + bias.to(x.dtype)
+        plain = flat if bias is None else flat - bias.to(x.dtype)
+        h = plain @ first.to(x.dtype)
+        ctx.save_for_backward(plain, h, first, second, excess)
+        kept = flat if excess is None else torch.addcmul(flat, plain, excess.to(x.dtype))
         return torch.addmm(kept, h, second.to(x.dtype)).view(x.shape)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, grad):
         x, h, first, second, excess = ctx.saved_tensors
-        flat, inner, needs = grad.reshape(-1, grad.shape[-1]), x.reshape(-1, x.shape[-1]), ctx.needs_input_grad
+        flat, inner, needs = grad.reshape(-1, grad.shape[-1]), x, ctx.needs_input_grad
         grad_h = flat @ second.to(grad.dtype).mT
         grad_x = grad_excess = None
         if needs[0]:

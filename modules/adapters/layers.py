@@ -41,26 +41,30 @@ class Layer:
 
     # -- the layer itself ---------------------------------------------------------------------------------------------
 
+    @property
+    def bias(self) -> Tensor | None:
+        """The frozen bias `(out)`."""
+        return self.base.bias
+
     def __call__(self, x: Tensor) -> Tensor:
-        """The frozen layer with its bias."""
-        return self.add_bias(self.out(x))
+        """The frozen layer with its bias, bit for bit as it is without an adapter."""
+        return self.with_weight(x, None, self.bias)
 
-    def out(self, x: Tensor) -> Tensor:
-        """The frozen layer without its bias."""
-        return self.with_weight(x, None)
+    def adapted(self, x: Tensor, weight: Tensor) -> Tensor:
+        """The layer with another weight `(out, fan_in)` instead of its own, with its bias."""
+        return self.with_weight(x, weight, self.bias)
 
-    def with_weight(self, x: Tensor, weight: Tensor | None) -> Tensor:
-        """The layer with another weight `(out, fan_in)` instead of its own (None: its own), without bias."""
+    def with_weight(self, x: Tensor, weight: Tensor | None, bias: Tensor | None = None) -> Tensor:
+        """The layer with another weight `(out, fan_in)` instead of its own (None: its own), and this bias."""
         if weight is not None:
-            return F.linear(x, weight.to(x.dtype))
+            return F.linear(x, weight.to(x.dtype), None if bias is None else bias.to(x.dtype))
         if quant.is_packed(self.base):
-            return quant.product(self.base, x)
-        return F.linear(x, self.base.weight)
+            return quant.product(self.base, x, bias)
+        return F.linear(x, self.base.weight, bias)
 
-    def add_bias(self, y: Tensor) -> Tensor:
-        """`y` plus the frozen bias, if there is one."""
-        bias = self.base.bias
-        return y if bias is None else y + self.spread_out(bias, y)
+    def without_bias(self, y: Tensor) -> Tensor:
+        """`y` minus the frozen bias, if there is one."""
+        return y if self.bias is None else y - self.spread_out(self.bias, y)
 
     # -- low-rank branch ----------------------------------------------------------------------------------------------
 
@@ -82,8 +86,8 @@ class Layer:
         return torch.addcmul(x, x, self.spread_in(excess, x))
 
     def scale_out(self, y: Tensor, excess: Tensor) -> Tensor:
-        """Feature `i` of `y` times `1 + excess[i]`."""
-        return torch.addcmul(y, y, self.spread_out(excess, y))
+        """Feature `i` of `y` times `1 + excess[i]`, and the bias, which `y` has, as it is."""
+        return torch.addcmul(y, self.without_bias(y), self.spread_out(excess, y))
 
     def rotate_in(self, x: Tensor, excess: Tensor) -> Tensor:
         """Each block of `b` channels `x_k <- x_k (I + excess_k)`, `excess (blocks, b, b)`."""
@@ -94,12 +98,12 @@ class Layer:
         return fused.updated(x, first, second)
 
     def rotate_out(self, y: Tensor, excess: Tensor) -> Tensor:
-        """Each block of `b` features `y_k <- (I + excess_k) y_k`, `excess (blocks, b, b)`; and the bias."""
+        """Each block of `b` features `y_k <- (I + excess_k) y_k`, `excess (blocks, b, b)`, but for the bias in `y`."""
         return fused.rotated(y, excess.mT, self.base.bias)
 
     def update_out(self, y: Tensor, first: Tensor, second: Tensor, excess: Tensor | None) -> Tensor:
         """`(I + diag(excess) + first second) y` over the features, `first (out, q)`, `second (q, out)`,
-        `excess (out)`; and the bias."""
+        `excess (out)`, but for the bias in `y`."""
         return fused.updated(y, second.mT, first.mT, excess, self.base.bias)
 
     def flat(self, x: Tensor) -> Tensor:
@@ -258,27 +262,28 @@ class ConvLayer(Layer):
     def kernel_numel(base: Any) -> int:
         return math.prod(base.kernel_size)
 
-    def with_weight(self, x: Tensor, weight: Tensor | None) -> Tensor:
+    def with_weight(self, x: Tensor, weight: Tensor | None, bias: Tensor | None = None) -> Tensor:
         base = self.base
         kernel = base.weight if weight is None else self.native(weight).to(x.dtype)
-        return self.conv(x, kernel, None, base.stride, base.padding, base.dilation)
+        bias = bias if bias is None or weight is None else bias.to(x.dtype)
+        return self.conv(x, kernel, bias, base.stride, base.padding, base.dilation)
 
     def expand(self, y: Tensor, up: Tensor) -> Tensor:
         return self.conv(y, self.native_up(up).to(y.dtype))
 
     def rotate_in(self, x: Tensor, excess: Tensor) -> Tensor:
-        blocks = x.unflatten(1, excess.shape[:2])
-        return x + torch.einsum("nkb...,kbc->nkc...", blocks, excess.to(x.dtype)).flatten(1, 2)
+        return x + linalg.turn(x, excess)
 
     def update_in(self, x: Tensor, first: Tensor, second: Tensor) -> Tensor:
         return x + self.expand(self.conv(x, self.native_up(first.mT).to(x.dtype)), second.mT)
 
     def rotate_out(self, y: Tensor, excess: Tensor) -> Tensor:
-        return self.add_bias(self.rotate_in(y, excess.mT))
+        return y + linalg.turn(self.without_bias(y), excess.mT)
 
     def update_out(self, y: Tensor, first: Tensor, second: Tensor, excess: Tensor | None) -> Tensor:
-        kept = self.add_bias(y if excess is None else self.scale_out(y, excess))
-        return kept + self.expand(self.expand(y, second), first)
+        plain = self.without_bias(y)
+        kept = y if excess is None else torch.addcmul(y, plain, self.spread_out(excess, y))
+        return kept + self.expand(self.expand(plain, second), first)
 
     def flat(self, x: Tensor) -> Tensor:
         return x
@@ -358,14 +363,15 @@ class EmbeddingLayer(Layer):
     def sizes(base: Any) -> tuple[int, int]:
         return base.embedding_dim, base.num_embeddings
 
-    def with_weight(self, x: Any, weight: Tensor | None) -> Tensor:
+    @property
+    def bias(self) -> None:
+        return None
+
+    def with_weight(self, x: Any, weight: Tensor | None, bias: Tensor | None = None) -> Tensor:
         tokens, gain = x if isinstance(x, tuple) else (x, None)
         table = self.base.weight if weight is None else weight.mT.to(self.base.weight.dtype)
         y = F.embedding(tokens, table)
         return y if gain is None else y + y * gain.to(y.dtype)
-
-    def add_bias(self, y: Tensor) -> Tensor:
-        return y
 
     def scale_in(self, x: Tensor, excess: Tensor) -> Any:
         return x, excess[x].unsqueeze(-1)

@@ -205,6 +205,12 @@ def rows_stretch(down: Tensor) -> Tensor:
     return (2 / math.pi * alike.asin() * alike).sum().div(len(down)).sqrt()
 
 
+def turn(x: Tensor, excess: Tensor) -> Tensor:
+    """What `excess (blocks, b, b)` adds to the blocks of channels of `x (n, channels, ...)`, in `x`'s dtype."""
+    blocks = x.unflatten(1, excess.shape[:2])
+    return torch.einsum("nkb...,kbc->nkc...", blocks, excess.to(x.dtype)).flatten(1, 2)
+
+
 def skew_blocks(vector: Tensor, size: int) -> Tensor:
     """`Q = U - U^T (blocks, b, b)` with `vector (blocks, b(b-1)/2)` as the upper triangles `U`, row by row."""
     rows, cols = _above_diagonal(size, vector.device)

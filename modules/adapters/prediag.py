@@ -1,8 +1,8 @@
 """Pre-Diag: `W' = diag(d) W + (alpha / rank) up down`, d learned per output feature ("Calibrating and Rotating",
 arXiv 2511.00051). DoRA without its norm: the diagonal acts on the base weight before the update is added.
 
-As in the framework figure of the authors' repository (img/SORA_FrameWork_1.jpg): a trainable diagonal on W alone, beside
-up and down; no code of it is published. d starts at 1; here it is `exp(l)`, which makes the same first step but stays
+As in the framework figure of the authors' repository (img/SORA_FrameWork_1.jpg), without published code: a trainable
+diagonal on W alone, beside up and down. d starts at 1; here it is `exp(l)`, which makes the same first step but stays
 positive, so that every state has an exact file. The bias is not multiplied.
 """
 

@@ -164,11 +164,11 @@ class Rotation(nn.Module):
     def forward(self, x: Tensor, layer: Layer, derived: dict[str, Tensor]) -> Tensor:
         """The layer with the rotation, and with the gain that it was derived with, bias included."""
         if self.side == "output":
-            return self.rotate_out(fused.out(layer, x) if layer.fusible else layer.out(x), layer, derived)
+            return self.rotate_out(fused.scaled(layer, x, None) if layer.fusible else layer(x), layer, derived)
         x, gain = self.rotate_in(x, layer, derived), derived.get("gain")
         if layer.fusible:
             return fused.scaled(layer, x, gain)
-        return layer(x) if gain is None else layer.add_bias(layer.scale_out(layer.out(x), gain))
+        return layer(x) if gain is None else layer.scale_out(layer(x), gain)
 
     def rotate(self, W: Tensor) -> Tensor:
         """`W R^T`, with the same R at each kernel position, or `R W`."""
@@ -185,7 +185,7 @@ class Rotation(nn.Module):
         raise NotImplementedError
 
     def rotate_out(self, y: Tensor, layer: Layer, derived: dict[str, Tensor]) -> Tensor:
-        """`y R^T`, times the gain; and the bias."""
+        """`y R^T`, times the gain; the bias, which `y` has, is left as it is."""
         raise NotImplementedError
 
     def turn(self, W: Tensor) -> Tensor:

@@ -219,3 +219,20 @@ def test_initial_values_depend_on_seed_and_name_alone(method, options):
 def test_undecayed_names_are_parameters(method, options):
     adapted = adapt(method, options, CASES[0])
     assert set(adapted.adapter.undecayed) <= {name for name, _ in adapted.adapter.named_parameters()}
+
+
+@pytest.mark.once
+@every_pair
+@pytest.mark.parametrize("many", [False, True], ids=["few", "many"])
+def test_untrained_it_is_the_base_bit_for_bit_in_half_precision(method, options, case, many):
+    """The bias is added where the layer itself adds it, in sums that are not rounded before; `many`: positions, so that
+    it pays to scale weights."""
+    x = torch.cat([inputs(case).detach()] * (8 if many else 1))
+    for dtype in (HALF, SINGLE):  # weights in half precision, and under autocast
+        net, given = network(case, dtype), x.to(dtype) if x.is_floating_point() else x
+        with torch.autocast("cpu", HALF, enabled=dtype == SINGLE):
+            expected = net(given)
+        adapted = attach(net, "0", adapters.methods()[method].Config(method=method, **options), 0)
+        derived = adapted.adapter.derive(adapted.layer)
+        with torch.autocast("cpu", HALF, enabled=dtype == SINGLE):
+            assert torch.equal(adapted.adapter(given, adapted.layer, derived), expected), dtype
