@@ -10,6 +10,7 @@ import argparse
 import json
 import os
 import re
+import shutil
 import sys
 import tempfile
 from collections import Counter
@@ -24,6 +25,7 @@ from modules.importing import import_file, report
 from modules.importing.base import Wishes
 from modules.importing.ledger import Imported
 from modules.preset import files
+from tests import tiny_edit
 from tests.families.rows import FAMILIES
 
 ROOT = Path(__file__).parents[2]
@@ -79,8 +81,19 @@ def shipped() -> Iterator[tuple[str, Path]]:
         yield from ((trainer, path) for pattern in patterns for path in sorted(place.glob(pattern)))
 
 
-def base_of(family: str, folder: Path) -> Path:
-    """A small base of a family."""
+EDITORS = {"flux": ("FluxKontextPipeline",) * 2, "qwenimage": ("QwenImageEditPipeline", "QwenImageEditPlusPipeline")}
+"""The pipelines that edit with one reference picture, and with several."""
+
+FEW_POSITIONS = ("sd3", "anima", "zimage")
+"""Families whose small bases take small pictures alone."""
+
+
+def base_of(family: str, folder: Path, references: int) -> Path:
+    """A small base of a family that takes as many reference pictures."""
+    if references:
+        kind = EDITORS[family][references > 1]
+        place = folder / kind
+        return place / "base" if place.exists() else tiny_edit.make_folder(place, kind)
     own = {"sdxl": ROOT / "demo/base", "flux": ROOT / "demo/flux_base"}
     if family in own:
         return own[family]
@@ -104,7 +117,13 @@ def moved(entry: str | dict, place: Path) -> dict:
             for ending in (".txt", ".caption"):
                 (inner / path.name).with_suffix(ending).write_text(f"sks thing, {path.stem}", encoding="utf-8")
     settings = {"path": entry} if isinstance(entry, str) else entry
-    return {**settings, "path": str(place)}
+    given = [str(place.with_name(f"{place.name}_{number}")) for number, _ in enumerate(settings.get("references", ()))]
+    for references in map(Path, given):
+        references.mkdir(exist_ok=True)
+        for path in inner.glob("*.png"):
+            if "masklabel" not in path.name:
+                shutil.copy(path, references)
+    return {**settings, "path": str(place)} | ({"references": given} if given else {})
 
 
 def checked(imported: Imported, folder: Path) -> list[str]:
@@ -118,12 +137,20 @@ def checked(imported: Imported, folder: Path) -> list[str]:
     family = imported.values["family"]
     entries = imported.values.get("data", {}).get("folders") or ["images"]
     places = [moved(entry, folder / f"pictures{number}") for number, entry in enumerate(entries)]
-    ours = {"base.path": str(base_of(family, folder)), "data.folders": json.dumps(places), "name": "public"}
+    references = max(len(place.get("references", ())) for place in places)
+    ours = {"base.path": str(base_of(family, folder, references)), "data.folders": json.dumps(places), "name": "public"}
     plain = {"base.quantization": "none", "training.compile": "false"}
-    if family == "sd3":  # the small one has positions for no more
+    prompts = imported.values.get("samples", {}).get("prompts", ())
+    if any(isinstance(one, dict) for one in prompts):
+        shown = [str(next(Path(places[0]["references"][0]).glob("*.png")))]
+        plain["samples.prompts"] = json.dumps([{**one, "references": shown} if isinstance(one, dict) else one
+                                               for one in prompts])
+    if family in FEW_POSITIONS:
         plain |= {"data.resolution": "48", "samples.width": "64", "samples.height": "64"}
     if "start_from" in imported.values["adapter"]:
         plain["adapter.start_from"] = ""
+    if "training_adapter" in imported.values["base"]:
+        plain["base.training_adapter"] = ""
     resolved = files.resolve(str(target), [*ours.items(), *plain.items()])
     return check.examine(resolved.preset, "cuda").problems
 
