@@ -228,6 +228,7 @@ def _training(ledger: Ledger) -> None:
         ledger.to("learning_rate", "training.learning_rate", ledger.number("learning_rate"))
     _scaler(ledger, batch, accumulation)
     _schedule(ledger, accumulation)
+    _average(ledger)
     clip = ledger.maybe("clip_grad_norm")
     ledger.to("clip_grad_norm", "training.max_grad_norm", 0.0 if clip is None else clip)
 
@@ -278,6 +279,22 @@ def _schedule(ledger: Ledger, accumulation: int) -> None:
         ledger.change(key, sentence, {"training.warmup": steps})
     else:
         ledger.to(key, "training.warmup", max(0, int(warmup)))
+
+
+def _average(ledger: Ledger) -> None:
+    """Its moving average of the weights."""
+    kind = ledger.text("ema")
+    places = {"GPU": "device", "CPU": "main_memory"}
+    if kind not in places:
+        for key in ("ema_decay", "ema_update_step_interval", "non_ema_sampling"):
+            ledger.drop(key, "without effect there: ema is off")
+        return
+    sentence = "The first average is the untrained adapter there, and the adapter of the first averaged step here."
+    ledger.change("ema", sentence, {"training.ema": places[kind]})
+    ledger.to("ema_decay", "training.ema_decay", ledger.number("ema_decay"))
+    ledger.to("ema_update_step_interval", "training.ema_every", ledger.whole("ema_update_step_interval"))
+    if ledger.flag("non_ema_sampling"):
+        ledger.change("non_ema_sampling", "Both are drawn there; samples.ema says which of the two is here.")
 
 
 def _text_encoders(ledger: Ledger, family: str, denoiser: str) -> None:

@@ -57,6 +57,33 @@ class Training(Section):
     )
     """Compile the denoiser's repeated blocks with torch.compile. Results differ in the last bits."""
 
+    ema: Literal["none", "device", "main_memory"] = option(
+        "none", why="with a falling learning rate the last weights are nearly an average already", group="EMA",
+        title="EMA",
+    )
+    """Keep an exponential moving average (EMA) of the adapter's weights, which is validated, drawn and exported instead
+    of the trained ones (validation.ema, samples.ema, export.ema). The training is the same with it. device: the
+    average, as large as the adapter, is on the device. main_memory: in main memory, to which the adapter is copied with
+    each averaged step."""
+
+    ema_decay: float = option(
+        0.999, why="the last thousand averaged steps count most", group="EMA", title="EMA decay", gt=0, lt=1,
+        needs="training.ema",
+    )
+    """Weight that the average keeps in each averaged step. It is lower in the first steps: (1 + s) / (10 + s) after s
+    steps."""
+
+    ema_start: int = option(
+        0, group="EMA", unit="steps", advanced=True, title="EMA start", ge=0, needs="training.ema"
+    )
+    """Steps before the average begins. Until then the trained weights are shown."""
+
+    ema_every: int = option(
+        1, why="each step is averaged", group="EMA", unit="steps", advanced=True, title="EMA every", ge=1,
+        needs="training.ema",
+    )
+    """Steps from one averaged step to the next. With more, a step costs less, and the average reaches back further."""
+
     seed: int = option(0, why="any number; the same seed repeats the same run", ge=0, lt=2**32)
     """Seed of the picture order, noise, timesteps and initial weights."""
 

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
@@ -25,8 +26,10 @@ from modules.objectives import Density
 from modules.preset.schema import Preset, Training
 from modules.training import fingerprints, finite, setup, sharding
 from modules.training.clock import Clock
+from modules.training.ema import Ema
 from modules.training.events import Events
 from modules.training.flat import Flat
+from modules.training.optimizers import averaged
 from modules.training.run import Run
 from modules.training.text_groups import TextGroups
 from modules.training.training_adapter import TrainingAdapter
@@ -80,6 +83,8 @@ class Session:
     texts: TextGroups | None
     """None where text encoders are trained, and encode captions in each step."""
     steps: int
+    ema: Ema | None = None
+    """None without one, and in processes that only train."""
     step: int = 0
     baseline: float | None = None
     """Validation loss before training."""
@@ -115,6 +120,11 @@ class Session:
     def takes_part(self) -> bool:
         """Whether this process validates and samples: the main one, or with a sharded base all of them."""
         return self.accelerator.is_main_process or sharding.is_wanted()
+
+    def shown(self, ema: bool) -> AbstractContextManager[None]:
+        """Inside, parameters are what others see: the moving average, if there is one and `ema`; else those of a
+        schedule-free optimizer; else the trained ones."""
+        return self.ema.shown() if self.ema is not None and ema else averaged(self.optimizer)
 
     def encode(self, captions: Sequence[Caption]) -> Texts:
         """Conditions of captions on the device, from the cache where the text encoders are frozen."""

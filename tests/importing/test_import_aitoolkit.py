@@ -101,7 +101,8 @@ def test_flux(imported, accounted, of, ending):
     assert (preset.objective.density, preset.objective.shift) == ("logit_normal", 1.0)
     assert preset.samples.prompts == ("p3rs0n at sea", "a cat") and preset.samples.height == 768
     assert (preset.saving.state_every, preset.saving.export_every, preset.saving.keep_states) == (250, 250, 4)
-    assert of(result.found, "train.ema_config").part == "dropped"
+    assert (preset.training.ema, preset.training.ema_decay) == ("device", 0.99)
+    assert "untrained adapter there" in of(result.found, "train.ema_config.use_ema").sentence
     assert of(result.found, "datasets[1].num_repeats").ours == {"data.folders[1].repeats": 4.0}
     assert of(result.found, "datasets[1].flip_x").ours == {"data.folders[1].flip": True}
     process = FLUX["config"]["process"][0]

@@ -35,7 +35,8 @@ saving.export_every saving.folder saving.keep_states saving.resume_changed savin
 targets.exclude targets.include targets.layers targets.rules
 targets.rules[].lr_scale targets.rules[].match targets.rules[].rank
 training.accumulation training.batch_size training.compile training.epochs training.gradient_checkpointing
-training.learning_rate training.max_grad_norm training.precision training.schedule training.seed training.warmup
+training.ema training.learning_rate training.max_grad_norm training.precision training.schedule training.seed
+training.warmup
 """
 ALWAYS = set(LISTED.split())
 """Options that have an effect whatever the others are. A new option is put here, or says what it `needs`."""
