@@ -69,8 +69,11 @@ def _schedule(ledger: Ledger) -> None:
     kind = ledger.text(key)
     warmup, rate = f"{params}num_warmup_steps", ledger.values["training.learning_rate"]
     ledger.set({"training.warmup": 0}, key)
-    if kind == "cosine":
+    if kind in ("cosine", "cosine_with_restarts"):
         ledger.to(key, "training.schedule", "cosine")
+        if kind != "cosine":
+            ledger.change(key, "Its restart comes after all steps, so it is one fall.")
+            ledger.drop(f"{params}T_0", "without effect there: all steps are taken instead")
         lowest = ledger.maybe(f"{params}eta_min") or 0.0
         ledger.set({"training.final_lr": min(1.0, lowest / rate)}, f"{params}eta_min")
         if lowest:

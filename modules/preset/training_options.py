@@ -26,19 +26,59 @@ class Training(Section):
     learning_rate: float = option(1e-4, why="a common value for low-rank adapters", gt=0, le=10)
     """Learning rate of the optimizer, after the warm-up."""
 
-    schedule: Literal["constant", "linear", "cosine"] = option(
-        "cosine", why="a low learning rate at the end lets the adapter settle"
-    )
-    """Learning-rate schedule after the warm-up."""
+    schedule: Literal[
+        "constant", "linear", "cosine", "cosine_with_restarts", "polynomial", "inverse_sqrt", "warmup_stable_decay",
+        "rex",
+    ] = option("cosine", why="a low learning rate at the end lets the adapter settle")
+    """Learning-rate schedule after the warm-up. The names are those of diffusers and transformers; rex: slow at first,
+    fast at the end (Chen et al. 2021)."""
 
-    warmup: int = option(50, why="gives the optimizer's moments time to form", unit="steps", ge=0)
+    warmup: int = option(
+        50, why="gives the optimizer's moments time to form", unit="steps", ge=0, needs="not training.warmup_share"
+    )
     """Warm-up: number of steps over which the learning rate rises linearly from zero."""
+
+    warmup_share: float | None = option(
+        None, why="a number of steps suits trainings of any length", group="Schedule", advanced=True, ge=0, le=0.9
+    )
+    """Warm-up as a share of all steps. If given, it replaces training.warmup."""
 
     final_lr: float = option(
         0.05, why="zero would waste the last steps", group="Schedule", advanced=True, title="Final LR", ge=0, le=1,
-        needs="training.schedule linear|cosine",
+        needs="training.schedule linear|cosine|cosine_with_restarts|polynomial|warmup_stable_decay|rex",
     )
-    """Learning rate of the last step, as a fraction of training.learning_rate (schedules linear and cosine)."""
+    """Learning rate that the schedule falls to, as a fraction of training.learning_rate: in the last step, and before
+    each restart."""
+
+    cycles: float | None = option(
+        None, group="Schedule", advanced=True, gt=0, le=1000, needs="training.schedule cosine|cosine_with_restarts"
+    )
+    """cosine: number of waves, after each of which the learning rate is full again; null: 0.5, one fall.
+    cosine_with_restarts: number of falls, each from the full learning rate; null: 2."""
+
+    power: float = option(
+        2.0, why="1 is the schedule linear", group="Schedule", advanced=True, gt=0, le=10,
+        needs="training.schedule polynomial",
+    )
+    """Power of the part of the steps that is left, with schedule polynomial."""
+
+    timescale: int | None = option(
+        None, unit="steps", group="Schedule", advanced=True, ge=1, needs="training.schedule inverse_sqrt"
+    )
+    """Steps after which the schedule inverse_sqrt has fallen to 0.71; after three times as many it is at 0.5. null: as
+    many as the warm-up has, or 10000 without one."""
+
+    decay_share: float = option(
+        0.2, why="a common value", group="Schedule", advanced=True, gt=0, le=1,
+        needs="training.schedule warmup_stable_decay",
+    )
+    """Share of all steps in which the schedule warmup_stable_decay falls, at the end."""
+
+    rex_curve: float = option(
+        0.5, why="the published value", group="Schedule", advanced=True, title="REX curve", ge=0, lt=1,
+        needs="training.schedule rex",
+    )
+    """Shape of the schedule rex: 0 is linear, and the nearer to 1, the later it falls. OneTrainer's is 0.9."""
 
     max_grad_norm: float = option(1.0, why="limits rare large gradients", group="Stability", ge=0)
     """Gradient clipping: a larger gradient norm is scaled down to this value. 0 turns clipping off."""

@@ -88,5 +88,6 @@ def test_the_manual_has_a_row_for_every_option_of_every_variant():
     warmup = next(row for row in rows if row.startswith("| `training.warmup`"))
     assert warmup == (
         "| `training.warmup` | whole number, in steps, at least 0 | `50` | gives the optimizer's moments time to form "
-        "| Warm-up: number of steps over which the learning rate rises linearly from zero. |"
+        "| Warm-up: number of steps over which the learning rate rises linearly from zero. Only with "
+        "training.warmup_share off. |"
     )
