@@ -5,7 +5,7 @@ from modules.importing.ledger import Ledger
 from modules.preset.section import NUMBER_FORMATS
 
 DTYPES = NUMBER_FORMATS | {long: long for long in NUMBER_FORMATS.values()} | {"float": "float32"}
-LOSSES = {"mse": "mse", "l2": "mse"}
+LOSSES = {"mse": "mse", "l2": "mse", "mae": "l1"}
 
 
 def convert(ledger: Ledger, family: str) -> str:
@@ -117,7 +117,10 @@ def _objective(ledger: Ledger, family: str) -> None:
     ledger.to("train.noise_offset", "objective.noise_offset", ledger.number("train.noise_offset"))
     key, loss = "train.loss_type", ledger.text("train.loss_type")
     if loss in LOSSES:
-        ledger.to(key, "objective.loss", "mse")
+        ledger.to(key, "objective.loss", LOSSES[loss])
+    elif loss == "pseudo_huber":
+        ours = {"objective.loss": "pseudo_smooth_l1", "objective.loss_delta": 0.01}
+        ledger.change(key, "It is twice as large here, which optimizers of Adam's kind do not notice.", ours)
     else:
         ledger.change(key, f"There is no loss {loss} here; the squared error is taken.", {"objective.loss": "mse"})
     if ledger.written("train.noise_scheduler"):
@@ -126,6 +129,7 @@ def _objective(ledger: Ledger, family: str) -> None:
         _flow_times(ledger)
     else:
         ledger.drop("train.timestep_type", "without effect there: for rectified flows only")
+    _bounds(ledger, family)
     key, kind = "train.content_or_style", ledger.text("train.content_or_style")
     if kind != "balanced":
         mean = 1.0 if kind == "content" else -1.0
@@ -134,6 +138,22 @@ def _objective(ledger: Ledger, family: str) -> None:
         )
         ours = {"objective.density": "logit_normal", "objective.density_mean": mean}
         ledger.change(key, sentence, ours)
+
+
+def _bounds(ledger: Ledger, family: str) -> None:
+    """The steps that are trained, counted from pure noise there."""
+    kind = ledger.text("train.timestep_type")
+    even = not base.is_flow(family) or kind == "linear"
+    for key, ours, whole in (("min_denoising_steps", "max_noise", 0), ("max_denoising_steps", "min_noise", 999)):
+        key, value = f"train.{key}", ledger.number(f"train.{key}")
+        if value == whole:
+            continue
+        level = {f"objective.{ours}": min(1.0, max(0.0, (1000 - value - (whole > 0)) / 1000))}
+        if even:
+            ledger.to(key, *next(iter(level.items())))
+        else:
+            sentence = f"It leaves out draws of the distribution {kind} there; here it is squeezed between the bounds."
+            ledger.change(key, sentence, level)
 
 
 def _flow_times(ledger: Ledger) -> None:

@@ -37,7 +37,7 @@ def validate(session: Session) -> None:
     if session.validation is None or not session.takes_part:
         return
     draws, process = session.preset.validation.draws, session.model.process
-    levels = (torch.arange(draws, dtype=torch.float64) + 0.5) / draws
+    spread = [(draw + 0.5) / draws for draw in range(draws)]
     captions, errors = validation_captions(session.validation), []
     weights = session.shown(session.preset.validation.ema)
     with weights, session.derived.frozen(), session.accelerator.autocast():
@@ -45,10 +45,11 @@ def validate(session: Session) -> None:
             view = still(picture.options, picture)
             mean, _ = session.latents.get(picture, False, view).chunk(2)
             seeds = [seed_of("validation", picture.key, draw) for draw in range(draws)]
-            noise = torch.stack([objectives.sample_noise(s, 0, tuple(mean.shape), 0.0) for s in seeds])
+            noise = torch.stack([objectives.sample_noise(s, 0, mean) for s in seeds])
             latents = mean.expand_as(noise)
             sizes = sizes_at(picture, view, False).expand(draws, -1)
-            times = process.times(levels, mean.shape[-2] * mean.shape[-1])
+            area = mean.shape[-2] * mean.shape[-1]
+            times = process.times(feed.levels_within(session, spread, area), area)
             prepared = feed.noised(session, latents, noise, times, (caption,) * draws, sizes)
             parts = feed.weights_inside(session, [(picture, False, view)] * draws)
             shown = feed.references_of(session, [picture] * draws)

@@ -22,7 +22,8 @@ from modules.data.cache import LatentCache, MaskCache, ReferenceCache
 from modules.data.captions import as_prompt, filled_in, whole_caption
 from modules.data.index import Index
 from modules.families.base import Caption, Texts, about, text_of
-from modules.objectives import Density
+from modules.losses import Loss
+from modules.objectives import Density, Noise
 from modules.preset.schema import Preset, Training
 from modules.training import fingerprints, finite, setup, sharding
 from modules.training.clock import Clock
@@ -114,7 +115,21 @@ class Session:
         """The timestep distribution."""
         wanted = self.preset.objective
         kind = self.model.process.density if wanted.density == "auto" else wanted.density
-        return Density(kind, wanted.density_mean, wanted.density_spread, wanted.mode_scale)
+        own = wanted.sigmoid_slope, wanted.sigmoid_center, wanted.beta_a, wanted.beta_b
+        return Density(kind, wanted.density_mean, wanted.density_spread, wanted.mode_scale, *own)
+
+    @property
+    def noise(self) -> Noise:
+        """The kind of noise."""
+        own = self.preset.objective
+        return Noise(own.noise_offset, own.adaptive_offset, own.pyramid_noise, own.pyramid_discount, own.perturbation)
+
+    @property
+    def loss(self) -> Loss:
+        """The loss function."""
+        own = self.preset.objective
+        mix = ("mse", own.mix_mse), ("l1", own.mix_l1), ("log_cosh", own.mix_log_cosh), ("huber", own.mix_huber)
+        return Loss(own.loss, own.loss_delta, own.delta_schedule, mix)
 
     @property
     def takes_part(self) -> bool:

@@ -162,7 +162,7 @@ def test_sdxl_with_text_encoder_and_convolutions(imported, accounted, of):
     assert preset.targets.layers == "attention-mlp-conv" and preset.targets.rules[0].rank == 8
     assert (preset.targets.text_encoders, preset.targets.text_encoder_lr_scale) == (True, 0.5)
     assert preset.objective.min_snr_gamma == 5.0 and preset.training.final_lr == pytest.approx(0.1)
-    assert of(result.found, "train.loss_type").part == "changed"
+    assert preset.objective.loss == "l1"
     accounted(result.found, {**values["config"]["process"][0], "config.name": "", "job": "", "meta": FLUX["meta"]})
 
 

@@ -26,7 +26,8 @@ data.recursive
 data.resolutions data.rotation data.saturation data.suffix data.underscores data.wildcards
 description export.author export.dataset_names export.dtype export.form export.host export.license export.title
 family name
-objective.density objective.loss objective.noise_offset objective.prediction
+objective.adaptive_offset objective.density objective.loss objective.max_noise objective.min_noise
+objective.noise_offset objective.perturbation objective.prediction objective.pyramid_noise
 optimizer.alpha optimizer.beta1 optimizer.beta2 optimizer.beta2_decay optimizer.bias_correction optimizer.clip
 optimizer.eps optimizer.factor optimizer.first_lr optimizer.growth optimizer.guard optimizer.late_weight
 optimizer.least_scale optimizer.moment_rank optimizer.ridge optimizer.skip_above
