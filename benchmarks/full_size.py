@@ -27,7 +27,7 @@ sys.path.insert(0, str(ROOT))
 import torch
 from torch import Tensor, nn
 
-from modules import families, objectives
+from modules import families, losses, objectives
 from modules.adapters.derived import Derived
 from modules.answer import put
 from modules.families.base import Texts
@@ -117,7 +117,7 @@ def step(
     for _ in range(preset.training.accumulation):
         with torch.autocast(device.type, precision, enabled=precision != torch.float32):
             predicted = model.predict(noisy, times.to(device), conditions, sizes)
-            errors: Tensor = objectives.errors(preset.objective.loss, preset.objective.loss_delta, predicted, wanted)
+            errors: Tensor = losses.errors(losses.Loss(), predicted, wanted)
         (errors.mean() / preset.training.accumulation).backward()
     derived.pull_back()
     gradients.collect()

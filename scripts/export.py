@@ -34,6 +34,8 @@ def main() -> int:
     parser.add_argument("--dtype", help="fp32, fp16 or bf16 (or float32, float16, bfloat16)")
     parser.add_argument("--comfyui-norm", help="original or adapted")
     parser.add_argument("--computes-in", help="for ComfyUI: float16, bfloat16 or float32; see docs/preset-reference.md")
+    parser.add_argument("--ema", choices=("true", "false"), help="of a run with a moving average (training.ema): write "
+                        "that, or the trained weights; default: as in its preset. The other needs --state")
     parser.add_argument("--out", type=Path, help="the file to write; default: runs/NAME/NAME_HOST.safetensors, or "
                         "runs/NAME/NAME-step-STEP_HOST.safetensors from a state")
     parser.add_argument("--device", default="cpu", help="device to compute on; cuda is faster for large models")
@@ -81,8 +83,9 @@ def converted(arguments: argparse.Namespace) -> str:
     from modules.tensorfile import read_header
     from modules.tools import convert
 
-    if arguments.state is not None:
-        raise ValueError(f"--state {arguments.state}: {arguments.run} is not a run; remove --state")
+    for name in ("state", "ema"):
+        if vars(arguments)[name] is not None:
+            raise ValueError(f"--{name} {vars(arguments)[name]}: {arguments.run} is not a run; remove --{name}")
     lacking = [f"--{name}, {what}" for name, what in (
         ("base", "the model it was trained on"), ("host", "the program to write for")) if not vars(arguments)[name]]
     if lacking:
@@ -126,6 +129,8 @@ def chosen(arguments: argparse.Namespace) -> list[tuple[str, str]]:
     """Those that are given, by dotted name. They unset what the run's preset has for another host or form."""
     values = given(arguments)
     found = {f"export.{name}": str(value) for name, value in values.items() if value is not None}
+    if arguments.ema is not None:
+        found["export.ema"] = arguments.ema
     if values["form"] in ("auto", "full") and values["rank"] is None:
         found["export.rank"] = "null"
     if values["host"] not in (None, "comfyui_node") or values["form"] in ("full", "svd"):

@@ -47,18 +47,56 @@ def test_min_snr_weight(prediction, shift):
 
 
 def test_draws_depend_on_seed_and_position_only():
-    shape = (4, 8, 8)
-    first = objectives.sample_noise(3, 17, shape, 0.1)
+    latents, kind = torch.rand(4, 8, 8), objectives.Noise(0.1, 0.2, 3)
+
+    def drawn(seed: int, position: int) -> list[torch.Tensor]:
+        noise = objectives.sample_noise(seed, position, latents, kind)
+        return [noise, objectives.perturbed(noise, seed, position, 0.1) - noise]
+
+    first = drawn(3, 17)
     torch.manual_seed(99)
-    assert torch.equal(first, objectives.sample_noise(3, 17, shape, 0.1))
-    assert not torch.equal(first, objectives.sample_noise(3, 18, shape, 0.1))
-    assert not torch.equal(first, objectives.sample_noise(4, 17, shape, 0.1))
+    for one, again, place, other in zip(first, drawn(3, 17), drawn(3, 18), drawn(4, 17), strict=True):
+        assert torch.equal(one, again) and not torch.equal(one, place) and not torch.equal(one, other)
+
+
+LARGE = torch.zeros(4, 64, 64)
 
 
 def test_noise_offset_adds_a_constant_per_channel():
-    difference = objectives.sample_noise(0, 5, (4, 64, 64), 0.5) - objectives.sample_noise(0, 5, (4, 64, 64), 0.0)
+    difference = objectives.sample_noise(0, 5, LARGE, objectives.Noise(0.5)) - objectives.sample_noise(0, 5, LARGE)
     torch.testing.assert_close(difference, difference[:, :1, :1].expand_as(difference), atol=1e-6, rtol=0)
     assert difference.abs().max() > 0.01
+
+
+def test_an_adaptive_offset_grows_with_each_channels_mean():
+    latents = torch.tensor([0.0, 0.5, -1.0, 8.0]).view(4, 1, 1).expand(4, 64, 64)
+    plain, whole = objectives.sample_noise(0, 5, latents), objectives.sample_noise(0, 5, latents, objectives.Noise(1.0))
+    unit = (whole - plain)[:, 0, 0]
+    for scale, strengths in ((0.2, [0.1, 0.2, 0.3, 1.7]), (-0.2, [0.1, 0, 0, 0])):
+        found = objectives.sample_noise(0, 5, latents, objectives.Noise(0.1, scale)) - plain
+        torch.testing.assert_close(found[:, 3, 7], unit * torch.tensor(strengths), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("sizes", [1, 6])
+def test_pyramid_noise_has_unit_variance_and_more_of_low_frequencies(sizes):
+    """White noise averaged over 16 x 16 pixels has a standard deviation of 1/16."""
+    noise = objectives.sample_noise(0, 3, LARGE, objectives.Noise(pyramid=sizes, discount=0.8))
+    assert float(noise.std()) == pytest.approx(1, abs=1e-5)
+    coarse = 16 * float(nn.functional.avg_pool2d(noise, 16).std())
+    assert (coarse > 3) if sizes > 1 else (0.7 < coarse < 1.3)
+
+
+def test_pyramid_noise_adds_what_sd_scripts_adds():
+    """Its sizes, weights and order, computed here from the same draws."""
+    noise = torch.randn(2, 9, 5, generator=torch.Generator().manual_seed(1))
+    draw, total, place = torch.Generator().manual_seed(8), noise.clone(), 0
+    while place < 5:
+        ratio = (torch.rand((), generator=draw) * 2 + 2) ** place
+        size = [max(1, int(side / ratio)) for side in (9, 5)]
+        small = torch.randn(1, 2, *size, generator=draw)
+        total += nn.Upsample(size=(9, 5), mode="bilinear")(small)[0] * 0.4**place
+        place = 5 if min(size) == 1 else place + 1
+    torch.testing.assert_close(objectives.pyramid(noise, 8, 5, 0.4), total / total.std())
 
 
 def levels(density: objectives.Density, count: int = 4000) -> torch.Tensor:
@@ -101,6 +139,31 @@ def test_the_cosine_map_has_its_density():
     drawn = levels(objectives.Density("cosmap")).sort().values
     expected = cumulated[(drawn * 4000).long().clamp(max=3999)]
     assert (expected - (torch.arange(4000) + 0.5) / 4000).abs().max() < 0.03
+
+
+@pytest.mark.parametrize("slope, center", [(8.0, 0.3), (-3.0, 0.5), (0.0, 0.5), (100.0, 1.5)])
+def test_the_sigmoid_density_is_a_sigmoid(slope, center):
+    """OneTrainer's weights of the timesteps, drawn from as it does."""
+    weights = torch.sigmoid(slope * (torch.linspace(0, 1, 4000, dtype=torch.float64) - center))
+    generator = torch.Generator().manual_seed(2)
+    theirs = torch.multinomial(weights, 4000, replacement=True, generator=generator) / 4000
+    assert ks_distance(levels(objectives.Density("sigmoid", slope=slope, center=center)), theirs.double()) < 0.043
+
+
+@pytest.mark.parametrize("a, b", [(2.0, 2.0), (0.5, 1.0), (3.0, 0.7)])
+def test_the_beta_density_is_torchs(a, b):
+    torch.manual_seed(4)
+    theirs = torch.distributions.Beta(torch.tensor(a), torch.tensor(b)).sample((4000,)).double()  # pyright: ignore
+    assert ks_distance(levels(objectives.Density("beta", a=a, b=b)), theirs) < 0.043
+
+
+@pytest.mark.parametrize("process", [DIFFUSION, objectives.Flow(3.0), objectives.Flow(growth=(16, 0.1, 64, 0.9))])
+def test_bounds_hold_after_the_shift_and_the_widest_change_nothing(process):
+    drawn = torch.linspace(0.0005, 0.9995, 300, dtype=torch.float64)
+    assert objectives.within(process, drawn, (0, 1), 36) is drawn
+    times = process.times(objectives.within(process, drawn, (0.2, 0.7), 36), 36) / process.count
+    assert 0.2 <= times.min() < 0.205 and 0.695 < times.max() <= 0.7
+    assert (times.diff() >= 0).all()
 
 
 def ks_distance(a: torch.Tensor, b: torch.Tensor) -> float:
@@ -160,23 +223,7 @@ def test_zero_terminal_snr_is_the_schedulers():
     assert ours[-1] == 0
 
 
-@pytest.mark.parametrize("kind", ["mse", "huber", "smooth_l1"])
-def test_losses_are_torchs(kind):
-    predicted, wanted = torch.randn(3, 4, 5, 5), torch.randn(3, 4, 5, 5)
-    theirs = {
-        "mse": nn.functional.mse_loss(predicted, wanted),
-        "huber": nn.functional.huber_loss(predicted, wanted, delta=0.3),
-        "smooth_l1": nn.functional.smooth_l1_loss(predicted, wanted, beta=0.3),
-    }
-    torch.testing.assert_close(objectives.errors(kind, 0.3, predicted, wanted).mean(), theirs[kind])
-
-
 def test_drawn_latents_have_the_moments():
     moments = torch.cat([torch.full((2, 1, 1), 3.0), torch.full((2, 1, 1), 0.5)]).expand(4, 40, 40)
     drawn = objectives.draw_latents(moments, 0, 0)
     assert abs(float(drawn.mean()) - 3) < 0.05 and abs(float(drawn.std()) - 0.5) < 0.05
-
-
-def test_squared_error_is_per_sample_and_float32():
-    error = objectives.errors("mse", 1.0, torch.zeros(2, 3, 4, 4, dtype=torch.float16), torch.full((2, 3, 4, 4), 2.0))
-    assert error.dtype == torch.float32 and error.tolist() == [4.0, 4.0]

@@ -171,48 +171,103 @@ def _optimizer(ledger: Ledger) -> str:
     return ours
 
 
+SCHEDULES = {
+    "constant": "constant",
+    "constant_with_warmup": "constant",
+    "linear": "linear",
+    "cosine": "cosine",
+    "cosine_with_min_lr": "cosine",
+    "cosine_with_restarts": "cosine_with_restarts",
+    "polynomial": "polynomial",
+    "inverse_sqrt": "inverse_sqrt",
+    "warmup_stable_decay": "warmup_stable_decay",
+}
+NEAREST = {
+    "CosineAnnealingLR": "cosine",
+    "CosineAnnealingWarmRestarts": "cosine_with_restarts",
+    "RexAnnealingWarmRestarts": "rex",
+    "REXScheduler": "rex",
+}
+"""Schedules by the name of their class, and which of ours is nearest."""
+
+
 def _schedule(ledger: Ledger) -> None:
     key, kind = "lr_scheduler", ledger.text("lr_scheduler")
     if ledger.origin.get("training.schedule"):  # Adafactor's own
         ledger.drop(key, "without effect there: Adafactor's own step size")
         ledger.drop("lr_warmup_steps", "without effect there: Adafactor's own step size")
         return
-    exact = {"constant": "constant", "constant_with_warmup": "constant", "linear": "linear", "cosine": "cosine"}
-    near = {"polynomial": "linear", "cosine_with_restarts": "cosine", "cosine_with_min_lr": "cosine",
-            "CosineAnnealingLR": "cosine", "CosineAnnealingWarmRestarts": "cosine"}  # fmt: skip
     custom = ledger.text("lr_scheduler_type")
     if custom:
         ledger.drop(key, "without effect there: lr_scheduler_type decides")
-        key, kind = "lr_scheduler_type", custom
-    cycles, power = ledger.number("lr_scheduler_num_cycles"), ledger.number("lr_scheduler_power")
-    fits = kind in exact or (kind == "polynomial" and power == 1) or (kind == "cosine_with_restarts" and cycles == 1)
-    ours = exact.get(kind) or near.get(kind.rpartition(".")[2], "constant")
-    if fits or kind == "cosine_with_min_lr":
-        ledger.to(key, "training.schedule", ours)
+        ours = NEAREST.get(custom.rpartition(".")[2], "constant")
+        sentence = f"There is no schedule {custom} here; {ours} is the nearest."
+        ledger.change("lr_scheduler_type", sentence, {"training.schedule": ours})
+        if ours != "constant":
+            ledger.set({"training.final_lr": 0.0}, "lr_scheduler_type")
+    elif kind in SCHEDULES:
+        ledger.to(key, "training.schedule", SCHEDULES[kind])
+        _shape(ledger, kind)
     else:
-        ledger.change(key, f"There is no schedule {kind} here; {ours} is the nearest.", {"training.schedule": ours})
-    if ours != "constant":
-        lowest = ledger.maybe("lr_scheduler_min_lr_ratio") or 0.0
-        ledger.to("lr_scheduler_min_lr_ratio", "training.final_lr", lowest)
-    _warmup(ledger, kind)
+        ledger.change(key, f"There is no schedule {kind} here; it is constant.", {"training.schedule": "constant"})
+    _warmup(ledger, "" if custom else kind)
+
+
+def _shape(ledger: Ledger, kind: str) -> None:
+    """The options of one of their schedules, of which each takes its own."""
+    cycles, lowest = ledger.number("lr_scheduler_num_cycles"), "lr_scheduler_min_lr_ratio"
+    if kind == "cosine_with_restarts":
+        ledger.to("lr_scheduler_num_cycles", "training.cycles", cycles)
+    elif kind == "cosine_with_min_lr":
+        ledger.to("lr_scheduler_num_cycles", "training.cycles", cycles / 2)
+    elif kind == "polynomial":
+        ledger.to("lr_scheduler_power", "training.power", ledger.number("lr_scheduler_power"))
+    elif kind == "inverse_sqrt":
+        timescale = ledger.maybe("lr_scheduler_timescale")
+        ledger.to("lr_scheduler_timescale", "training.timescale", int(timescale) if timescale else None)
+    elif kind == "warmup_stable_decay":
+        _decay(ledger)
+    if kind in ("cosine_with_min_lr", "warmup_stable_decay"):
+        ledger.to(lowest, "training.final_lr", ledger.maybe(lowest) or 0.0)
+    elif kind == "polynomial":
+        end = "lr_scheduler_args.lr_end"
+        rate = (ledger.number(end) if ledger.written(end) else 1e-7) / ledger.values["training.learning_rate"]
+        ledger.to(end, "training.final_lr", min(1.0, float(f"{rate:.6g}")))
+    elif kind in ("linear", "cosine", "cosine_with_restarts"):
+        ledger.set({"training.final_lr": 0.0}, "lr_scheduler")
+        ledger.drop(lowest, f"without effect there: the schedule {kind} falls to zero")
+
+
+def _decay(ledger: Ledger) -> None:
+    """The steps in which the schedule falls at the end, or their part of all steps."""
+    key, steps = "lr_decay_steps", ledger.values.get("training.steps")
+    given = ledger.maybe(key) or 0.0
+    if not given:
+        ledger.change("lr_scheduler", "Without lr_decay_steps it never falls there.", {"training.schedule": "constant"})
+    elif given < 1:
+        ledger.to(key, "training.decay_share", given)
+    elif steps:
+        ledger.to(key, "training.decay_share", min(1.0, given / steps))
+    else:
+        sentence = (
+            f"It is a share of all steps here, whose number is not known yet: 0.2 is taken for {given:g} steps; "
+            "--check shows the steps."
+        )
+        ledger.change(key, sentence, {"training.decay_share": 0.2})
+    if ledger.number("lr_scheduler_num_cycles") != 1:
+        ledger.change("lr_scheduler_num_cycles", "The fall at the end is half a wave here.")
 
 
 def _warmup(ledger: Ledger, kind: str) -> None:
     key = "lr_warmup_steps"
-    warmup, steps = ledger.maybe(key) or 0.0, ledger.values.get("training.steps")
+    warmup = ledger.maybe(key) or 0.0
     if kind == "constant" and warmup:
         sentence = "kohya's constant schedule has no warm-up, so this had no effect there, and there is none here."
         ledger.change(key, sentence, {"training.warmup": 0})
-    elif 0 < warmup < 1 and steps:
-        taken = int(warmup * steps)
-        sentence = f"A number below 1 is a part of all steps there: {warmup:.3g} of {steps} are {taken} steps here."
-        ledger.change(key, sentence, {"training.warmup": taken})
+    elif 0.9 < warmup < 1:
+        ledger.change(key, "The warm-up is at most 90 % of the steps here.", {"training.warmup_share": 0.9})
     elif 0 < warmup < 1:
-        sentence = (
-            f"A number below 1 is a part of all steps there ({warmup:.0%}), and their number is not known yet: 50 "
-            "are taken; --check shows the steps, so set training.warmup then."
-        )
-        ledger.change(key, sentence, {"training.warmup": 50})
+        ledger.to(key, "training.warmup_share", warmup)
     else:
         ledger.to(key, "training.warmup", int(warmup))
 

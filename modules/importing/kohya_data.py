@@ -29,6 +29,7 @@ ARGS = ("network_args", "optimizer_args", "lr_scheduler_args")
 def convert(ledger: Ledger, family: str) -> None:
     """Write these sections."""
     _loss(ledger)
+    _noise(ledger, family)
     if family in ("flux", "chroma"):
         _flux_times(ledger)
         _embedded_guidance(ledger, family)
@@ -117,25 +118,61 @@ def _loss(ledger: Ledger) -> None:
             ledger.change("debiased_estimation_loss", "There is one loss weight here; min-SNR is taken.")
         else:
             ledger.to("debiased_estimation_loss", "objective.debiased", True)
-    offset = ledger.maybe("noise_offset") or 0.0
-    ledger.to("noise_offset", "objective.noise_offset", offset)
     if ledger.flag("v_parameterization"):
         ledger.to("v_parameterization", "objective.prediction", "v_prediction")
     if ledger.flag("zero_terminal_snr"):
         ledger.to("zero_terminal_snr", "objective.zero_terminal_snr", True)
     kind = ledger.text("loss_type")
-    if kind == "l2":
-        ledger.to("loss_type", "objective.loss", "mse")
-        for key in ("huber_c", "huber_schedule", "huber_scale"):
-            ledger.drop(key, "without effect there: the loss is l2")
-    elif kind in ("huber", "smooth_l1"):
-        sentence = f"Its {kind} is the smooth kind, with a threshold that may follow the noise level; it is fixed here."
-        delta = ledger.number("huber_c")
-        ledger.change("loss_type", sentence, {"objective.loss": kind, "objective.loss_delta": delta})
-        ledger.to("huber_c", "objective.loss_delta", delta)
+    if kind in ("huber", "smooth_l1"):
+        ledger.to("loss_type", "objective.loss", f"pseudo_{kind}")
+        _threshold(ledger)
+        return
+    if kind in ("l1", "l2"):
+        ledger.to("loss_type", "objective.loss", {"l2": "mse", "l1": "l1"}[kind])
     else:
         sentence = f"There is no loss {kind} here; the squared error is taken."
         ledger.change("loss_type", sentence, {"objective.loss": "mse"})
+    for key in ("huber_c", "huber_schedule", "huber_scale"):
+        ledger.drop(key, f"without effect there: the loss is {kind}")
+
+
+def _threshold(ledger: Ledger) -> None:
+    """Where its two Huber losses become linear, which may follow the noise level."""
+    delta, scale, kind = ledger.number("huber_c"), ledger.number("huber_scale"), ledger.text("huber_schedule")
+    ledger.to("huber_schedule", "objective.delta_schedule", kind)
+    ledger.to("huber_c", "objective.loss_delta", delta * scale if kind == "constant" else delta)
+    if kind == "constant":
+        ledger.to("huber_scale", "objective.loss_delta", delta * scale)
+    elif kind == "snr":
+        ledger.drop("huber_scale", "without effect there: the threshold follows the noise level")
+    elif scale != 1:
+        ledger.change("huber_scale", "It scales the whole threshold there, which is 1 without noise here.")
+
+
+def _noise(ledger: Ledger, family: str) -> None:
+    """What is done to the noise, and which noise levels are trained; not all scripts take all of it."""
+    offset = ledger.maybe("noise_offset") or 0.0
+    ledger.to("noise_offset", "objective.noise_offset", offset)
+    if (adaptive := ledger.maybe("adaptive_noise_scale")) and offset:
+        ledger.to("adaptive_noise_scale", "objective.adaptive_offset", adaptive)
+    elif adaptive:
+        ledger.drop("adaptive_noise_scale", "without effect there: there is no noise_offset")
+    if sizes := ledger.maybe("multires_noise_iterations"):
+        ledger.to("multires_noise_iterations", "objective.pyramid_noise", int(sizes))
+        ledger.to("multires_noise_discount", "objective.pyramid_discount", ledger.number("multires_noise_discount"))
+    if gamma := ledger.maybe("ip_noise_gamma"):
+        ledger.to("ip_noise_gamma", "objective.perturbation", gamma)
+    for key, ours, whole in (("min_timestep", "min_noise", 0), ("max_timestep", "max_noise", 1000)):
+        value = ledger.maybe(key)
+        if value is None or value == whole:
+            continue
+        if family in ("flux", "chroma"):
+            ledger.drop(key, "without effect there: this family's script does not read it")
+        elif family == "sd3":
+            sentence = "The density is squeezed between the bounds after the shift there, and before it here."
+            ledger.change(key, sentence, {f"objective.{ours}": value / 1000})
+        else:
+            ledger.to(key, f"objective.{ours}", value / 1000)
 
 
 def _flux_times(ledger: Ledger) -> None:

@@ -228,6 +228,7 @@ def _training(ledger: Ledger) -> None:
         ledger.to("learning_rate", "training.learning_rate", ledger.number("learning_rate"))
     _scaler(ledger, batch, accumulation)
     _schedule(ledger, accumulation)
+    _average(ledger)
     clip = ledger.maybe("clip_grad_norm")
     ledger.to("clip_grad_norm", "training.max_grad_norm", 0.0 if clip is None else clip)
 
@@ -253,31 +254,56 @@ def _scaler(ledger: Ledger, batch: int, accumulation: int) -> None:
     ledger.change("learning_rate_scaler", sentence, {"training.learning_rate": float(f"{rate * factor:.6g}")})
 
 
+SCHEDULES = {
+    "CONSTANT": "constant",
+    "LINEAR": "linear",
+    "COSINE": "cosine",
+    "COSINE_WITH_RESTARTS": "cosine",
+    "COSINE_WITH_HARD_RESTARTS": "cosine_with_restarts",
+    "REX": "rex",
+}
+
+
 def _schedule(ledger: Ledger, accumulation: int) -> None:
     key = "learning_rate_scheduler"
     kind = ledger.text(key)
-    exact = {"CONSTANT": "constant", "LINEAR": "linear", "COSINE": "cosine"}
-    near = {"COSINE_WITH_RESTARTS": "cosine", "COSINE_WITH_HARD_RESTARTS": "cosine", "REX": "linear"}
-    if kind in exact:
-        ledger.to(key, "training.schedule", exact[kind])
+    if kind in SCHEDULES:
+        ledger.to(key, "training.schedule", SCHEDULES[kind])
     else:
-        ours = near.get(kind, "constant")
-        ledger.change(key, f"There is no schedule {kind} here; {ours} is the nearest.", {"training.schedule": ours})
+        ledger.change(key, f"There is no schedule {kind} here; it is constant.", {"training.schedule": "constant"})
+    if kind.endswith("_RESTARTS"):
+        ledger.to("learning_rate_cycles", "training.cycles", ledger.number("learning_rate_cycles"))
+    if kind == "REX":
+        ledger.set({"training.rex_curve": 0.9}, key)
     if ledger.values["training.schedule"] != "constant":
         ledger.to("learning_rate_min_factor", "training.final_lr", ledger.number("learning_rate_min_factor"))
     key, warmup = "learning_rate_warmup_steps", ledger.number("learning_rate_warmup_steps")
-    if 0 < warmup <= 1:
-        sentence = (
-            f"Values up to 1 are a part of the run there ({warmup:.0%}); here it is in steps, and the number of "
-            "steps is not known yet: 50 are taken; --check shows the steps, so set training.warmup then."
-        )
-        ledger.change(key, sentence, {"training.warmup": 50})
+    if 0.9 < warmup <= 1:
+        ledger.change(key, "The warm-up is at most 90 % of the steps here.", {"training.warmup_share": 0.9})
+    elif 0 < warmup <= 1:
+        ledger.to(key, "training.warmup_share", warmup)
     elif accumulation > 1 and warmup > 1:
         steps = int(warmup / accumulation)
         sentence = f"It counts batches there, and steps here: {warmup:g} batches are {steps} steps of {accumulation}."
         ledger.change(key, sentence, {"training.warmup": steps})
     else:
         ledger.to(key, "training.warmup", max(0, int(warmup)))
+
+
+def _average(ledger: Ledger) -> None:
+    """Its moving average of the weights."""
+    kind = ledger.text("ema")
+    places = {"GPU": "device", "CPU": "main_memory"}
+    if kind not in places:
+        for key in ("ema_decay", "ema_update_step_interval", "non_ema_sampling"):
+            ledger.drop(key, "without effect there: ema is off")
+        return
+    sentence = "The first average is the untrained adapter there, and the adapter of the first averaged step here."
+    ledger.change("ema", sentence, {"training.ema": places[kind]})
+    ledger.to("ema_decay", "training.ema_decay", ledger.number("ema_decay"))
+    ledger.to("ema_update_step_interval", "training.ema_every", ledger.whole("ema_update_step_interval"))
+    if ledger.flag("non_ema_sampling"):
+        ledger.change("non_ema_sampling", "Both are drawn there; samples.ema says which of the two is here.")
 
 
 def _text_encoders(ledger: Ledger, family: str, denoiser: str) -> None:

@@ -35,22 +35,32 @@ def convert(ledger: Ledger, family: str) -> None:
     _file(ledger)
 
 
+LOSSES = {"mse": "mse", "mae": "l1", "log_cosh": "log_cosh", "huber": "huber"}
+"""Their losses, and ours."""
+
+
 # -- objective --------------------------------------------------------------------------------------------------------
 
 
 def _loss(ledger: Ledger) -> None:
     strengths = {name: ledger.number(f"{name}_strength") for name in ("mse", "mae", "log_cosh", "huber")}
     used = [name for name, strength in strengths.items() if strength]
-    if used == ["huber"]:
-        ours = {"objective.loss": "huber", "objective.loss_delta": ledger.number("huber_delta")}
-        ledger.to("huber_strength", "objective.loss", "huber")
-        ledger.to("huber_delta", "objective.loss_delta", ours["objective.loss_delta"])
-    elif used != ["mse"]:
-        sentence = f"A loss of {' + '.join(used) or 'nothing'} has no counterpart; the squared error is taken."
-        for name in used or ["mse"]:
-            ledger.change(f"{name}_strength", sentence, {"objective.loss": "mse"})
-    elif strengths["mse"] != 1:
-        ledger.change("mse_strength", "The loss is not multiplied here; optimizers of Adam's kind do not notice.")
+    if "huber" in used:
+        ledger.to("huber_delta", "objective.loss_delta", ledger.number("huber_delta"))
+    if not used:
+        ledger.change("mse_strength", "Without a loss nothing is learned; it is 1 here.", {"objective.loss": "mse"})
+    elif len(used) == 1:
+        kind = LOSSES[used[0]]
+        ledger.to(f"{used[0]}_strength", "objective.loss", kind)
+        if strengths[used[0]] != 1:
+            sentence = "The loss is not multiplied here; optimizers of Adam's kind do not notice."
+            ledger.change(f"{used[0]}_strength", sentence)
+    else:
+        ledger.set({"objective.loss": "mix"}, f"{used[0]}_strength")
+        for name in used:
+            ledger.to(f"{name}_strength", f"objective.mix_{LOSSES[name]}", strengths[name])
+    if "mse" not in used and used:
+        ledger.agree("mse_strength", "the loss has no squared error")
     key, kind = "loss_weight_fn", ledger.text("loss_weight_fn")
     if ledger.written("min_snr_gamma") and ledger.number("min_snr_gamma"):
         ledger.to("min_snr_gamma", "objective.min_snr_gamma", ledger.number("min_snr_gamma"))
@@ -77,7 +87,12 @@ def _noise(ledger: Ledger, family: str) -> None:
     key = "rescale_noise_scheduler_to_zero_terminal_snr"
     if ledger.flag(key):
         ledger.to(key, "objective.zero_terminal_snr", True)
-    _density(ledger)
+    if ledger.number("perturbation_noise_weight"):
+        sentence = "It is in the target too there; here it is in the network's input only, as published."
+        ours = {"objective.perturbation": min(1.0, ledger.number("perturbation_noise_weight"))}
+        ledger.change("perturbation_noise_weight", sentence, ours)
+    _density(ledger, ledger.number("timestep_shift") if base.is_flow(family) else 1.0)
+    _bounds(ledger, family)
     shift, dynamic = ledger.number("timestep_shift"), ledger.flag("dynamic_timestep_shifting")
     if not base.is_flow(family):
         ledger.drop("timestep_shift", "no counterpart: this family is a diffusion in steps, which has no shift here")
@@ -89,7 +104,21 @@ def _noise(ledger: Ledger, family: str) -> None:
         ledger.to("timestep_shift", "objective.shift", shift)
 
 
-def _density(ledger: Ledger) -> None:
+def _bounds(ledger: Ledger, family: str) -> None:
+    """The smallest and largest noise level, which are meant before the shift there and after it here."""
+    shift = ledger.number("timestep_shift") if base.is_flow(family) else 1.0
+    for key, ours, whole in (("min_noising_strength", "min_noise", 0), ("max_noising_strength", "max_noise", 1)):
+        value = ledger.number(key)
+        if value == whole:
+            continue
+        if base.is_flow(family) and ledger.flag("dynamic_timestep_shifting"):
+            sentence = "It is meant before the shift there, which follows the resolution, and after it here."
+            ledger.change(key, sentence, {f"objective.{ours}": value})
+        else:
+            ledger.to(key, f"objective.{ours}", float(f"{shift * value / (1 + (shift - 1) * value):.9g}"))
+
+
+def _density(ledger: Ledger, shift: float) -> None:
     """Its distribution of noise levels; weight and bias are parameters of it."""
     key, kind = "timestep_distribution", ledger.text("timestep_distribution")
     weight, bias = ledger.number("noising_weight"), ledger.number("noising_bias")
@@ -107,6 +136,16 @@ def _density(ledger: Ledger) -> None:
         ledger.to("noising_weight", "objective.mode_scale", weight)
     elif kind == "COS_MAP":
         ledger.to(key, "objective.density", "cosmap")
+    elif kind == "SIGMOID":
+        ledger.to(key, "objective.density", "sigmoid")
+        if shift != 1:
+            ledger.change(key, "The shift is applied to it twice there, and once here.")
+        ledger.to("noising_weight", "objective.sigmoid_slope", weight)
+        ledger.to("noising_bias", "objective.sigmoid_center", bias + 0.5)
+    elif kind == "BETA":
+        ledger.to(key, "objective.density", "beta")
+        ledger.to("noising_weight", "objective.beta_a", max(0.01, weight))
+        ledger.to("noising_bias", "objective.beta_b", max(0.01, bias))
     else:
         near = "logit_normal" if kind == "INVERTED_PARABOLA" else "uniform"
         shown = key if ledger.written(key) else "noising_weight"

@@ -203,6 +203,9 @@ def settle(ledger: Ledger, name: str) -> None:
         key = ledger.origin.get("training.schedule", "")
         sentence = "A schedule-free optimizer replaces the schedule, so it is constant here."
         ledger.change(key, sentence, {"training.schedule": "constant"})
+    if name == "schedulefree_adamw" and values.get("training.ema", "none") != "none":
+        sentence = "A schedule-free optimizer averages the weights itself, so there is no second average here."
+        ledger.change(ledger.origin["training.ema"], sentence, {"training.ema": "none"})
     if name != "prodigy":
         return
     rate = values.get("training.learning_rate", 0.0)

@@ -57,6 +57,10 @@ class Export(Section):
     )
     """With host comfyui_node: write for our own node, or for the public ComfyUI-OFTv2 (rotations of linear layers)."""
 
+    ema: bool = option(True, advanced=True, title="EMA", needs="training.ema")
+    """Write the moving average of the weights (training.ema) instead of the trained ones. Training states have both:
+    `scripts/export.py --state STEP --ema false` writes the trained ones of a step."""
+
     dataset_names: bool = option(True, why="model managers show them", group="Metadata", advanced=True)
     """Write folder names and tag counts into the file. Turn this off to keep them private."""
 

@@ -25,6 +25,9 @@ class Validation(Section):
     )
     """Noise samples per picture, at evenly spaced timesteps."""
 
+    ema: bool = option(True, advanced=True, title="EMA", needs=("training.ema", "@validation"))
+    """Measure the moving average of the weights (training.ema) instead of the trained ones."""
+
 
 class Prompt(Section):
     """A prompt with settings of its own."""
@@ -90,6 +93,9 @@ class Samples(Section):
 
     seed: int = option(0, ge=0, lt=2**32, needs="samples.enabled")
     """Seed of the noise of the sample pictures."""
+
+    ema: bool = option(True, advanced=True, title="EMA", needs=("samples.enabled", "training.ema"))
+    """Draw with the moving average of the weights (training.ema) instead of the trained ones."""
 
     base: str = option(
         "", why="the base that is trained draws them", kind="model", title="Drawn with another base",

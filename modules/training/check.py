@@ -27,6 +27,7 @@ from modules.printable import LONGEST, short
 from modules.training import (
     caption_lengths,
     due,
+    ema,
     first_values,
     graphics,
     known,
@@ -163,7 +164,7 @@ def expected_bytes(preset: Preset, found: Findings) -> tuple[int, int]:
     saving, samples, steps = preset.saving, preset.samples, found.steps
     tensors = (tensor for layer in found.adapted.values() for tensor in layer.adapter.state_dict().values())
     adapter = sum(tensor.nbytes for tensor in tensors)
-    state = 3 * adapter  # two averages per parameter, as Adam has them
+    state = (3 if preset.training.ema == "none" else 4) * adapter  # two averages per parameter, as Adam has them
     plans, batches = due.plans(preset), found.training and _batches(preset, found.training, 1)
     per_epoch = batches.steps(1) if batches else steps
     files = due.times(plans["export"], steps, per_epoch)
@@ -199,7 +200,7 @@ def _examine_training(preset: Preset, device_type: str, processes: int, found: F
     found.steps = 0 if training.epochs else training.steps
     if found.training is not None:
         found.steps = total_steps(training, _batches(preset, found.training, processes))
-        found.notes += schedules.notes(training, found.steps)
+        found.notes += schedules.notes(training, found.steps) + ema.notes(preset, found.steps)
         found.notes += _notes_on_sharding(preset, found, processes)
 
 

@@ -94,7 +94,7 @@ def sentence(training: Training, before: float, now: float, where: str) -> str:
     tries = [f"training.learning_rate {training.learning_rate / 10:g} instead of {training.learning_rate:g}"]
     if training.max_grad_norm == 0:
         tries.append("training.max_grad_norm 1 instead of 0 (no clipping)")
-    if training.warmup == 0:
+    if (training.warmup if training.warmup_share is None else training.warmup_share) == 0:
         tries.append("training.warmup 50 instead of 0")
     return (
         f"the loss {where} is {now:.3g} and was {before:.3g} before training: the adapter makes the model worse. The "

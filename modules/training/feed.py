@@ -6,7 +6,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from modules import objectives
+from modules import losses, objectives
 from modules.data import masks
 from modules.data.augment import View
 from modules.data.batches import Batch
@@ -54,10 +54,15 @@ def prepare(session: Session, batch: Batch) -> Prepared:
     moments = [session.latents.get(*one) for one in seen]
     pairs = zip(moments, batch.positions, strict=True)
     latents = torch.stack([objectives.draw_latents(moment, seed, position) for moment, position in pairs])
-    shape, density = tuple(latents.shape[1:]), session.density
-    noise = torch.stack([objectives.sample_noise(seed, n, shape, objective.noise_offset) for n in batch.positions])
+    kind, density, area = session.noise, session.density, latents.shape[2] * latents.shape[3]
+    placed = list(zip(batch.positions, latents, strict=True))
+    noise = torch.stack([objectives.sample_noise(seed, n, one, kind) for n, one in placed])
     levels = [objectives.sample_level(seed, n, process.count, density) for n in batch.positions]
-    times = process.times(torch.tensor(levels, dtype=torch.float64), shape[1] * shape[2])
+    times = process.times(levels_within(session, levels, area), area)
+    given = None
+    if kind.perturbation:
+        pairs = zip(batch.positions, noise, strict=True)
+        given = torch.stack([objectives.perturbed(one, seed, n, kind.perturbation) for n, one in pairs])
 
     weights = _weights_of_pictures(batch)
     if objective.min_snr_gamma is not None:
@@ -69,7 +74,7 @@ def prepare(session: Session, batch: Batch) -> Prepared:
     if snr is not None:
         weights = snr if weights is None else snr * weights
     ready = replace(
-        noised(session, latents, noise, times, batch.captions, batch.sizes),
+        noised(session, latents, noise, times, batch.captions, batch.sizes, given),
         weights=weights,
         parts=weights_inside(session, [one if used else None for one, used in zip(seen, batch.masked, strict=True)]),
         prior=tuple(place for place, picture in enumerate(batch.pictures) if picture.is_prior),
@@ -77,6 +82,12 @@ def prepare(session: Session, batch: Batch) -> Prepared:
         base_too=sharding.is_wanted() and any(picture.is_prior for picture in session.batches.together(batch)),
     )
     return ready.pinned() if session.accelerator.device.type == "cuda" else ready
+
+
+def levels_within(session: Session, levels: Sequence[float], area: int) -> Tensor:
+    """Noise levels in (0, 1) as `(n)` float64 between the smallest and the largest that are trained."""
+    bounds = session.preset.objective.min_noise, session.preset.objective.max_noise
+    return objectives.within(session.model.process, torch.tensor(levels, dtype=torch.float64), bounds, area)
 
 
 def _weights_of_pictures(batch: Batch) -> Tensor | None:
@@ -102,22 +113,29 @@ def references_of(session: Session, pictures: Sequence[Picture]) -> tuple[Tensor
 
 
 def noised(
-    session: Session, latents: Tensor, noise: Tensor, times: Tensor, captions: tuple[Caption, ...], sizes: Tensor
+    session: Session,
+    latents: Tensor,
+    noise: Tensor,
+    times: Tensor,
+    captions: tuple[Caption, ...],
+    sizes: Tensor,
+    given: Tensor | None = None,
 ) -> Prepared:
-    """Samples at the given noise, all of equal weight."""
+    """Samples at the given noise, all of equal weight. `given`: the noise of their inputs, where it is another."""
     parts = session.model.process.parts(times)
-    noisy = objectives.add_noise(latents, noise, parts)
+    noisy = objectives.add_noise(latents, noise if given is None else given, parts)
     wanted = objectives.target(session.prediction, latents, noise, parts)
     texts = None if session.texts is None else session.texts.get(captions)
-    return Prepared(noisy, wanted, times, sizes, captions, texts)
+    deltas = losses.thresholds(session.loss, session.model.process, times)
+    return Prepared(noisy, wanted, times, sizes, captions, texts, deltas=deltas)
 
 
 def errors(session: Session, prepared: Prepared) -> Tensor:
     """Weighted error of each sample `(n)`."""
-    given, objective = prepared.to(session.accelerator.device), session.preset.objective
+    given = prepared.to(session.accelerator.device)
     texts = session.encode(list(given.captions)) if given.texts is None else given.texts
     wanted = prior.targets(session, given) if given.prior or given.base_too else given.wanted
     more = (given.references,) if given.references else ()
     predicted = session.model.predict(given.noisy, given.times, texts, given.sizes, *more)
-    found = objectives.errors(objective.loss, objective.loss_delta, predicted, wanted, given.parts)
+    found = losses.errors(session.loss, predicted, wanted, given.parts, given.deltas)
     return found if given.weights is None else found * given.weights

@@ -174,6 +174,8 @@ def take_step(session: Session, progress: Progress) -> tuple[float, float, dict[
     session.optimizer.step()
     if not session.optimizer.step_was_skipped:
         optimizers.forget(session.optimizer, session.flat.seen(session.after_step()))
+    if session.ema is not None:
+        session.ema.update(session.step + 1)
     progress.steps_done += 1
     progress.step_seconds += time.monotonic() - begun
     return loss, norm, {name: flag > 0 for name, flag in zip(FLAGS, flags, strict=True)}

@@ -33,6 +33,8 @@ class Prepared:
     """The samples whose target is what the frozen base predicts, instead of `wanted`."""
     base_too: bool = False
     """Whether another process has such samples in this batch."""
+    deltas: Tensor | None = None
+    """`(n)` float64: thresholds of the loss; None: the same for all."""
     references: tuple[Tensor, ...] = ()
     """Latents `(n, c, h', w')` of each reference picture."""
 
@@ -54,5 +56,6 @@ class Prepared:
             texts=None if self.texts is None else {name: change(tensor) for name, tensor in self.texts.items()},
             weights=None if self.weights is None else change(self.weights),
             parts=None if self.parts is None else change(self.parts),
+            deltas=None if self.deltas is None else change(self.deltas),
             references=tuple(map(change, self.references)),
         )

@@ -30,6 +30,13 @@ def problems(objective: Objective, process: Process) -> list[str]:
     found += [one.problem for one in effects.idle(values, facts_of(objective, process), WEIGHTED) if one.is_refused]
     if not flow and objective.min_snr_gamma is not None and objective.debiased:
         found.append("objective.debiased: cannot be combined with min-SNR; set objective.min_snr_gamma to null")
+    if objective.min_noise >= objective.max_noise:
+        found.append(f"objective.min_noise: {objective.min_noise:g} must be below objective.max_noise, which is "
+                     f"{objective.max_noise:g}")
+    mixed = (objective.mix_mse, objective.mix_l1, objective.mix_log_cosh, objective.mix_huber)
+    if objective.loss == "mix" and not any(mixed):
+        found.append("objective.loss: mix has no part; give at least one of objective.mix_mse, mix_l1, mix_log_cosh "
+                     "and mix_huber a weight above 0")
     predicted = process.prediction if objective.prediction == "auto" else objective.prediction
     if not flow and objective.zero_terminal_snr and predicted == "epsilon":
         found.append(

@@ -109,7 +109,7 @@ class Prodigy(Moments):
 
     safe_warmup: bool = option(
         True, why="a warm-up would distort the estimate", group="Estimate", advanced=True,
-        needs="training.warmup",
+        needs="training.warmup or training.warmup_share",
     )
     """Exclude the learning-rate warm-up from the estimate."""
 

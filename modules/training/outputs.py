@@ -24,7 +24,6 @@ from modules.judges import judges
 from modules.training import collapse, feed, samples, samples_base
 from modules.training.beside import beside
 from modules.training.ended import ADAPTER
-from modules.training.optimizers import averaged
 from modules.training.saving import training_facts
 from modules.training.session import Session, sample_captions, validation_captions
 
@@ -38,17 +37,19 @@ def validate(session: Session) -> None:
     if session.validation is None or not session.takes_part:
         return
     draws, process = session.preset.validation.draws, session.model.process
-    levels = (torch.arange(draws, dtype=torch.float64) + 0.5) / draws
+    spread = [(draw + 0.5) / draws for draw in range(draws)]
     captions, errors = validation_captions(session.validation), []
-    with averaged(session.optimizer), session.derived.frozen(), session.accelerator.autocast():
+    weights = session.shown(session.preset.validation.ema)
+    with weights, session.derived.frozen(), session.accelerator.autocast():
         for picture, caption in zip(session.validation.pictures, captions, strict=True):
             view = still(picture.options, picture)
             mean, _ = session.latents.get(picture, False, view).chunk(2)
             seeds = [seed_of("validation", picture.key, draw) for draw in range(draws)]
-            noise = torch.stack([objectives.sample_noise(s, 0, tuple(mean.shape), 0.0) for s in seeds])
+            noise = torch.stack([objectives.sample_noise(s, 0, mean) for s in seeds])
             latents = mean.expand_as(noise)
             sizes = sizes_at(picture, view, False).expand(draws, -1)
-            times = process.times(levels, mean.shape[-2] * mean.shape[-1])
+            area = mean.shape[-2] * mean.shape[-1]
+            times = process.times(feed.levels_within(session, spread, area), area)
             prepared = feed.noised(session, latents, noise, times, (caption,) * draws, sizes)
             parts = feed.weights_inside(session, [(picture, False, view)] * draws)
             shown = feed.references_of(session, [picture] * draws)
@@ -80,7 +81,7 @@ def drawn(session: Session, captions: Sequence[Caption], steps: int) -> list[Ima
     wanted, side = session.preset.samples, session.preset.data.largest
     size = (wanted.width or side, wanted.height or side)
     asked = (captions, wanted.negative, *size, steps, wanted.guidance, wanted.seed)
-    with session.training_adapter.off(), averaged(session.optimizer), session.accelerator.autocast():
+    with session.training_adapter.off(), session.shown(wanted.ema), session.accelerator.autocast():
         if wanted.base:
             return samples_base.draw(session, *asked)
         with session.derived.frozen():
@@ -107,13 +108,14 @@ def write_judgement(session: Session, pictures: Sequence[Image], prompts: Sequen
 
 
 def save_adapter(session: Session) -> None:
-    """`adapter.safetensors`: the adapters as they are, for exporting again later. Raises as `Session.check_finite`."""
+    """`adapter.safetensors`: the adapters as they are exported, for exporting again later. Raises as
+    `Session.check_finite`."""
     session.check_finite()
     if not session.accelerator.is_main_process:
         return
     session.check_folder()
     path = session.run.folder / ADAPTER
-    with averaged(session.optimizer):
+    with session.shown(session.preset.export.ema):
         run_file.save(path, session.adapted, training_facts(session))
     facts = {"what": "adapter", "path": str(path), "step": session.step, "bytes": path.stat().st_size}
     session.events.write("saved", facts)
@@ -135,7 +137,8 @@ def export_now(session: Session, name: str) -> Path | None:
     if not session.takes_part:
         return None
     session.check_folder()
-    with place_of_files(session) as folder, session.training_adapter.off(), averaged(session.optimizer):
+    weights = session.shown(session.preset.export.ema)
+    with place_of_files(session) as folder, session.training_adapter.off(), weights:
         path = folder / f"{name}.safetensors"
         result = export(session.model, session.adapted, session.preset, training_facts(session), path)
     if not session.accelerator.is_main_process:

@@ -32,6 +32,7 @@ from modules.training import (
     training_adapter,
 )
 from modules.training.bars import progress_bar
+from modules.training.ema import Ema
 from modules.training.events import Events
 from modules.training.run import Run
 from modules.training.session import (
@@ -71,7 +72,6 @@ def prepare(preset: Preset, pictures: Pictures, run: Run, events: Events, accele
     adapted, beside = attach(model, preset, run, events)
     parameters = setup.parameter_groups(adapted, model, preset.targets)
     gradients, optimizer = flat.build(preset.optimizer, parameters, training.learning_rate)
-    # Not accelerate's `prepare`: it would shard the optimizer's parameters too.
     session = Session(
         preset=preset,
         run=run,
@@ -82,7 +82,7 @@ def prepare(preset: Preset, pictures: Pictures, run: Run, events: Events, accele
         training_adapter=beside,
         derived=Derived(adapted.values()),
         flat=gradients,
-        optimizer=accelerator.prepare_optimizer(optimizer),
+        optimizer=accelerator.prepare_optimizer(optimizer),  # `prepare` would shard its parameters too
         index=index,
         validation=validation,
         batches=batches,
@@ -92,6 +92,7 @@ def prepare(preset: Preset, pictures: Pictures, run: Run, events: Events, accele
         texts=groups,
         steps=steps,
         made=made,
+        ema=make_ema(preset, adapted, accelerator),
     )
     write_layers(session)
     resuming.resume(session)
@@ -126,6 +127,13 @@ def attach(model: Any, preset: Preset, run: Run, events: Events) -> tuple[dict[s
         values = [tensor for layer in adapted.values() for tensor in layer.adapter.state_dict().values()]
         gradient_start.share([tensor for tensor in values if tensor.is_floating_point()])
     return adapted, training_adapter.add(changes, model)
+
+
+def make_ema(preset: Preset, adapted: dict[str, Adapted], accelerator: Accelerator) -> Ema | None:
+    """The moving average of what is trained, in processes that show or save it."""
+    if preset.training.ema == "none" or not (accelerator.is_main_process or sharding.is_wanted()):
+        return None
+    return Ema(setup.trained(adapted), preset.training)
 
 
 def place(model: Any, preset: Preset, events: Events, accelerator: Accelerator) -> None:

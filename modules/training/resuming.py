@@ -11,7 +11,7 @@ from tqdm import tqdm
 from modules.adapters.base import check_adapter_state, load_adapter_state
 from modules.preset.schema import Preset
 from modules.printable import LONGEST, short
-from modules.training import ended, fingerprints, gradient_start, run, schedules, state
+from modules.training import ema, ended, fingerprints, gradient_start, run, schedules, setup, state
 from modules.training.events import Events
 from modules.training.fingerprints import Changes, Made
 from modules.training.session import Pictures, Session
@@ -44,6 +44,8 @@ def resume(session: Session) -> None:
     notes = unchanged(session, saved)
     state.restore_optimizer(session.optimizer, saved)
     load_adapter_state(session.adapted, saved.adapter)
+    if session.ema is not None:
+        session.ema.restore(saved.ema)
     session.step, session.started = saved.step, saved.facts["started"]
     session.baseline, session.average = saved.facts["baseline"], saved.facts["average"]
     session.reference = saved.facts.get("reference")  # states of earlier versions have none
@@ -94,6 +96,7 @@ def check_fits(session: Session, saved: State) -> None:
     try:
         check_adapter_state(session.adapted, saved.adapter)
         state.check_optimizer(session.optimizer, saved)
+        ema.check(session.preset.training, setup.trained(session.adapted), saved.ema, saved.step)
         lacking = [name for name in FACTS if name not in saved.facts]
         if lacking:
             raise ValueError(f"it lacks {', '.join(lacking)}")

@@ -52,7 +52,8 @@ def write(session: Session, place: Path, tensors: dict[str, Tensor], more: Mappi
         **more,
     }
     texts = {"preset.json": to_json(session.preset), **made_from(session)}
-    return state.save_state(place, session.step, tensors, session.optimizer, facts, texts)
+    ema = None if session.ema is None else session.ema.tensors()
+    return state.save_state(place, session.step, tensors, session.optimizer, facts, texts, ema)
 
 
 def size(folder: Path) -> int:

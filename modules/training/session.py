@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
@@ -21,12 +22,15 @@ from modules.data.cache import LatentCache, MaskCache, ReferenceCache
 from modules.data.captions import as_prompt, filled_in, whole_caption
 from modules.data.index import Index
 from modules.families.base import Caption, Texts, about, text_of
-from modules.objectives import Density
+from modules.losses import Loss
+from modules.objectives import Density, Noise
 from modules.preset.schema import Preset, Training
 from modules.training import fingerprints, finite, setup, sharding
 from modules.training.clock import Clock
+from modules.training.ema import Ema
 from modules.training.events import Events
 from modules.training.flat import Flat
+from modules.training.optimizers import averaged
 from modules.training.run import Run
 from modules.training.text_groups import TextGroups
 from modules.training.training_adapter import TrainingAdapter
@@ -80,6 +84,8 @@ class Session:
     texts: TextGroups | None
     """None where text encoders are trained, and encode captions in each step."""
     steps: int
+    ema: Ema | None = None
+    """None without one, and in processes that only train."""
     step: int = 0
     baseline: float | None = None
     """Validation loss before training."""
@@ -109,12 +115,31 @@ class Session:
         """The timestep distribution."""
         wanted = self.preset.objective
         kind = self.model.process.density if wanted.density == "auto" else wanted.density
-        return Density(kind, wanted.density_mean, wanted.density_spread, wanted.mode_scale)
+        own = wanted.sigmoid_slope, wanted.sigmoid_center, wanted.beta_a, wanted.beta_b
+        return Density(kind, wanted.density_mean, wanted.density_spread, wanted.mode_scale, *own)
+
+    @property
+    def noise(self) -> Noise:
+        """The kind of noise."""
+        own = self.preset.objective
+        return Noise(own.noise_offset, own.adaptive_offset, own.pyramid_noise, own.pyramid_discount, own.perturbation)
+
+    @property
+    def loss(self) -> Loss:
+        """The loss function."""
+        own = self.preset.objective
+        mix = ("mse", own.mix_mse), ("l1", own.mix_l1), ("log_cosh", own.mix_log_cosh), ("huber", own.mix_huber)
+        return Loss(own.loss, own.loss_delta, own.delta_schedule, mix)
 
     @property
     def takes_part(self) -> bool:
         """Whether this process validates and samples: the main one, or with a sharded base all of them."""
         return self.accelerator.is_main_process or sharding.is_wanted()
+
+    def shown(self, ema: bool) -> AbstractContextManager[None]:
+        """Inside, parameters are what others see: the moving average, if there is one and `ema`; else those of a
+        schedule-free optimizer; else the trained ones."""
+        return self.ema.shown() if self.ema is not None and ema else averaged(self.optimizer)
 
     def encode(self, captions: Sequence[Caption]) -> Texts:
         """Conditions of captions on the device, from the cache where the text encoders are frozen."""

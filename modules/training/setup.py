@@ -19,7 +19,7 @@ from modules.families.base import Reading
 from modules.families.parts.names import is_unused
 from modules.files.reading import listed
 from modules.preset.schema import Base, Preset, Rule, Targets
-from modules.training import noise
+from modules.training import ema, noise
 from modules.training.matching import NONE, Names, hint_for, is_pattern, parts_of
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -161,12 +161,15 @@ def rule_problems(preset: Preset) -> list[str]:
 
 
 def optimizer_problems(preset: Preset) -> list[str]:
-    """An optimizer that cannot follow what the method does after each step, in a sentence."""
+    """An average of the weights that cannot follow what the method does after each step, or another one, in
+    sentences."""
     method, name = preset.adapter.method, preset.optimizer.name
-    if not (preset.optimizer.averages and methods()[method].Adapter.sets_parameters):
-        return []
-    return [f"optimizer.name is {name}, which averages the weights of all steps, but {method} resets some of them "
-            "during training: choose another optimizer"]
+    resets = methods()[method].Adapter.sets_parameters
+    found = ema.problems(preset.training, preset.optimizer, method if resets else "")
+    if preset.optimizer.averages and resets:
+        found.append(f"optimizer.name is {name}, which averages the weights of all steps, but {method} resets some of "
+                     "them during training: choose another optimizer")
+    return found
 
 
 def unmatched_rules(model: Any, targets: Targets, chosen: Collection[str]) -> list[str]:
@@ -301,6 +304,12 @@ def parameter_groups(adapted: dict[str, Adapted], model: Any, targets: Targets) 
                 assert places[up][0] is places[down][0], f"{name}: a pair decays as a whole or not at all"
                 places[up][0]["pairs"].append((places[up][1], places[down][1]))
     return list(groups.values())
+
+
+def trained(adapted: Mapping[str, Adapted]) -> dict[str, nn.Parameter]:
+    """The trainable parameters by `<full layer name>.<parameter>`."""
+    return {f"{name}.{key}": parameter for name, layer in adapted.items()
+            for key, parameter in layer.adapter.named_parameters() if parameter.requires_grad}
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
     <run folder>/state/step-001000/adapter.safetensors
                                    optimizer.safetensors    the tensors of the optimizer's state
+                                   ema.safetensors          the moving average, where there is one
                                    preset.json              and other texts that are given
                                    state.json               step, facts, the optimizer's other values, checksums
                        step-001100.unusable                 was damaged, and the run resumed from a state before it
@@ -16,7 +17,7 @@ import json
 import re
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -42,6 +43,7 @@ UNUSABLE = ".unusable"  # newer than the state from which the run resumed
 NAME = re.compile("step-[0-9]{1,18}")
 
 TENSORS = ("adapter.safetensors", "optimizer.safetensors")
+EMA = "ema.safetensors"
 
 DAMAGE = (OSError, ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError, SafetensorError)
 """What reading a damaged file may raise."""
@@ -58,6 +60,8 @@ class State:
     facts: dict
     texts: dict[str, str]
     """The texts that were saved with it, by file name."""
+    ema: dict[str, Tensor] = field(default_factory=dict)
+    """The moving average (`Ema.tensors`)."""
 
 
 def save_state(
@@ -67,12 +71,13 @@ def save_state(
     optimizer: Optimizer,
     facts: dict,
     texts: Mapping[str, str] | None = None,
+    ema: Mapping[str, Tensor] | None = None,
 ) -> Path:
     """Write `state/step-<step>/` into the run folder and return its path.
 
     `step` is the number of finished steps. `facts` holds whatever else has to be restored: numbers, texts, lists,
-    dicts; `texts` are files beside it, by name. A state of the same step is replaced. Raises DiskFull, and leaves
-    nothing behind then.
+    dicts; `texts` are files beside it, by name; `ema` is the moving average. A state of the same step is replaced.
+    Raises DiskFull, and leaves nothing behind then.
     """
     final = folder / FOLDER / f"step-{step:06d}"
     partial = final.with_name(final.name + PARTIAL)
@@ -80,6 +85,8 @@ def save_state(
         remove(partial)
         make_folder(final.parent)
         partial.mkdir()
+        if ema:
+            save_file({name: plain(tensor) for name, tensor in ema.items()}, partial / EMA)
         _write(partial, step, adapter, optimizer, facts, texts or {})
         for path in (*partial.iterdir(), partial):
             to_disk(path)
@@ -115,7 +122,7 @@ def _write(
         "step": step,
         "facts": flatten(facts, "", nothing, {}),
         "optimizer": values,
-        "sha256": {name: checksum(folder / name) for name in (*TENSORS, *texts)},
+        "sha256": {name: checksum(folder / name) for name in (*TENSORS, EMA, *texts) if (folder / name).exists()},
     }
     assert not nothing, f"facts must not have tensors: {list(nothing)}"
     text = json.dumps({"contents": contents, "sha256": _text_checksum(contents)}, indent=1, allow_nan=False)
@@ -134,8 +141,9 @@ def load_state(folder: Path) -> State:
             optimizer_state=unflatten(contents["optimizer"], tensors),
             facts=unflatten(contents["facts"], {}),
             texts=_texts(folder, contents),
+            ema=load_file(folder / EMA) if EMA in contents["sha256"] else {},
         )
-        wrong = non_finite(found.adapter, found.optimizer_state["state"])
+        wrong = non_finite({**found.adapter, **found.ema}, found.optimizer_state["state"])
     except DAMAGE as error:
         raise unreadable(folder, error) from error
     if wrong:
@@ -153,7 +161,12 @@ def read_texts(folder: Path) -> tuple[dict, dict[str, str]]:
 
 
 def _texts(folder: Path, contents: dict) -> dict[str, str]:
-    return {name: (folder / name).read_text(encoding="utf-8") for name in contents["sha256"] if name not in TENSORS}
+    names = [name for name in contents["sha256"] if not _has_tensors(name)]
+    return {name: (folder / name).read_text(encoding="utf-8") for name in names}
+
+
+def _has_tensors(name: str) -> bool:
+    return name.endswith(".safetensors")
 
 
 def read_contents(folder: Path, tensors: bool = True) -> dict:
@@ -164,9 +177,9 @@ def read_contents(folder: Path, tensors: bool = True) -> dict:
         contents = document["contents"]
         whole = document["sha256"] == _text_checksum(contents)
         sums = contents["sha256"]
-        wanted = [name for name in (*TENSORS, *sums) if tensors or name not in TENSORS]
+        wanted = [name for name in (*TENSORS, *sums) if tensors or not _has_tensors(name)]
         for name in wanted:  # before they are read: a pipe would block, and a sparse file may have a terabyte
-            read_header(folder / name) if name in TENSORS else check_file(folder / name)
+            read_header(folder / name) if _has_tensors(name) else check_file(folder / name)
         whole = whole and all(checksum(folder / name) == sums[name] for name in dict.fromkeys(wanted))
         step = contents["step"]
     except DAMAGE as error:

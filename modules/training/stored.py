@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from safetensors import safe_open
+from torch import Tensor
 
 from modules.adapters.base import Adapted, load_adapter_state
 from modules.disk import write_whole
@@ -83,9 +84,17 @@ def facts_in(file: Path) -> Facts:
 
 
 def preset_of(folder: Path, found: Path | State, overrides: Sequence[tuple[str, str]] = ()) -> Preset:
-    """The run's preset with `overrides`; a state has its own. Raises ValueError."""
+    """The run's preset with `overrides`; a state has its own. Raises ValueError, also where the run's file has not the
+    weights that they say: averaged, or as they were trained. States have both."""
     own = found.folder / "preset.json" if isinstance(found, State) else folder / "preset.json"
-    return resolve(str(own if own.exists() else folder / "preset.json"), overrides).preset
+    place = str(own if own.exists() else folder / "preset.json")
+    preset = resolve(place, overrides).preset
+    if isinstance(found, Path) and preset.training.ema != "none":
+        has = resolve(place).preset.export.ema
+        if preset.export.ema != has:
+            raise ValueError(f"export.ema: {found} has the {'averaged' if has else 'trained'} weights only; give a "
+                             "training state with --state, which has both")
+    return preset
 
 
 @contextmanager
@@ -101,19 +110,19 @@ def loaded(
     written = found.facts.get("training")
     facts = Facts.from_json(written) if written else Facts(step=found.step)
     if not preset.optimizer.averages:
-        _load(layers, found)
+        _load(layers, {**found.adapter, **(found.ema if preset.export.ema else {})}, found.folder)
         yield model, layers, facts
         return
     groups = setup.parameter_groups(layers, model, preset.targets)
     _, optimizer = flat.build(preset.optimizer, groups, preset.training.learning_rate)
     state.restore_optimizer(optimizer, found)
-    _load(layers, found)
+    _load(layers, found.adapter, found.folder)
     with averaged(optimizer):
         yield model, layers, facts
 
 
-def _load(layers: dict[str, Adapted], found: State) -> None:
+def _load(layers: dict[str, Adapted], tensors: dict[str, Tensor], folder: Path) -> None:
     try:
-        load_adapter_state(layers, found.adapter)
+        load_adapter_state(layers, tensors)
     except ValueError as error:
-        raise ValueError(f"{found.folder}: {error}") from error
+        raise ValueError(f"{folder}: {error}") from error

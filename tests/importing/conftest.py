@@ -16,7 +16,7 @@ from modules.training import noise, schedules, setup
 
 def leaves(values):
     """Every key of nested settings that holds a value, by its dotted name; some sections are one to the trainer."""
-    return flat(values, dict.fromkeys(("secrets", "cloud", "optimizer_defaults", "embedding", "train.ema_config"), {}))
+    return flat(values, dict.fromkeys(("secrets", "cloud", "optimizer_defaults", "embedding"), {}))
 
 
 @pytest.fixture

@@ -354,7 +354,7 @@ def test_easy_scripts(imported, of):
     assert own["/data/a"] == {"repeats": 4.0} and own["/data/r"]["role"] == "regularisation"
     assert (data.masks, data.caption_tokens, data.keep_separator, data.resolution) == ("/masks", 225, "|||", 1024)
     assert (preset.saving.export_every_unit, preset.saving.keep_exports) == ("epochs", 2)
-    assert "10%" in of(result.found, "optimizer_args.args.warmup_ratio").sentence
+    assert of(result.found, "optimizer_args.args.warmup_ratio").ours == {"training.warmup_share": 0.1}
     keys = {entry.key for part in (result.found.mapped, result.found.changed, result.found.dropped) for entry in part}
     assert {"subsets[0].image_dir", "general_args.dataset_args.batch_size", "network_args.args.network_dim"} <= keys
     assert of(result.found, "saving_args.args.easy_name").part == "dropped"

@@ -82,7 +82,7 @@ def test_a_command(imported, of, tmp_path):
     assert (preset.adapter.method, preset.adapter.rank, preset.adapter.alpha) == ("lora", 32, 16)
     assert (preset.targets.layers, preset.targets.text_encoders) == ("attention-mlp", True)
     assert (preset.training.learning_rate, preset.targets.text_encoder_lr_scale) == (1e-4, 0.5)
-    assert (preset.training.steps, preset.training.warmup, preset.training.batch_size) == (1500, 150, 2)
+    assert (preset.training.steps, preset.training.warmup_share, preset.training.batch_size) == (1500, 0.1, 2)
     assert (preset.training.schedule, preset.training.final_lr, preset.training.seed) == ("cosine", 0, 3)
     assert (preset.optimizer.weight_decay, preset.optimizer.beta1, preset.optimizer.beta2) == (0.05, 0.9, 0.99)
     assert preset.data.folders == ("/data/pictures",) and preset.data.shuffle and preset.data.keep_tokens == 2
@@ -102,7 +102,6 @@ def test_a_command(imported, of, tmp_path):
     assert {key for key, entry in found.items() if entry.part == "changed"} == {
         "network_alpha",
         "text_encoder_lr",
-        "lr_warmup_steps",
         "sample_prompts",
     }
 
@@ -322,7 +321,7 @@ def test_the_window(imported, accounted, of):
     )
     assert (preset.training.epochs, preset.optimizer.weight_decay) == (8, 0.1)
     assert not preset.targets.text_encoders and preset.samples.prompts == ("a cat",)
-    assert of(result.found, "lr_warmup").part == "changed" and of(result.found, "network_alpha").part == "changed"
+    assert of(result.found, "lr_warmup").part == "mapped" and of(result.found, "network_alpha").part == "changed"
     assert of(result.found, "conv_dim").part == of(result.found, "dora_wd").part == "dropped"
     assert of(result.found, "no_such_field").sentence.startswith("unknown")
     assert "not_for_the_screen" not in result.text
@@ -344,7 +343,7 @@ def test_steps_of_the_window_come_before_epochs(imported, accounted):
         values = {**GUI, "max_train_steps": 700, "epoch": epoch}
         result = imported(values)
         assert (result.preset.training.steps, result.preset.training.epochs) == (700, None)
-        assert result.preset.training.warmup == 70
+        assert result.preset.training.warmup_share == 0.1
         accounted(result.found, values)
 
 

@@ -26,7 +26,8 @@ data.recursive
 data.resolutions data.rotation data.saturation data.suffix data.underscores data.wildcards
 description export.author export.dataset_names export.dtype export.form export.host export.license export.title
 family name
-objective.density objective.loss objective.noise_offset objective.prediction
+objective.adaptive_offset objective.density objective.loss objective.max_noise objective.min_noise
+objective.noise_offset objective.perturbation objective.prediction objective.pyramid_noise
 optimizer.alpha optimizer.beta1 optimizer.beta2 optimizer.beta2_decay optimizer.bias_correction optimizer.clip
 optimizer.eps optimizer.factor optimizer.first_lr optimizer.growth optimizer.guard optimizer.late_weight
 optimizer.least_scale optimizer.moment_rank optimizer.ridge optimizer.skip_above
@@ -35,7 +36,8 @@ saving.export_every saving.folder saving.keep_states saving.resume_changed savin
 targets.exclude targets.include targets.layers targets.rules
 targets.rules[].lr_scale targets.rules[].match targets.rules[].rank
 training.accumulation training.batch_size training.compile training.epochs training.gradient_checkpointing
-training.learning_rate training.max_grad_norm training.precision training.schedule training.seed training.warmup
+training.ema training.learning_rate training.max_grad_norm training.precision training.schedule training.seed
+training.warmup_share
 """
 ALWAYS = set(LISTED.split())
 """Options that have an effect whatever the others are. A new option is put here, or says what it `needs`."""
@@ -100,9 +102,16 @@ IDLE = [
     ({"data.separator": ";"},
      "data.separator ';' has no effect without data.shuffle, data.part_dropout or data.trigger"),
     ({"training.final_lr": 0.2, "training.schedule": "constant"},
-     "training.final_lr 0.2 has no effect with training.schedule constant; set training.schedule to linear or cosine"),
+     "training.final_lr 0.2 has no effect with training.schedule constant; set training.schedule to "
+     "linear, cosine, cosine_with_restarts, polynomial, warmup_stable_decay or rex"),
     ({"training.final_lr": 0, "training.schedule": "constant"},
-     "training.final_lr 0 has no effect with training.schedule constant; set training.schedule to linear or cosine"),
+     "training.final_lr 0 has no effect with training.schedule constant; set training.schedule to "
+     "linear, cosine, cosine_with_restarts, polynomial, warmup_stable_decay or rex"),
+    ({"training.warmup": 7, "training.warmup_share": 0.1},
+     "training.warmup 7 has no effect with training.warmup_share 0.1; set training.warmup_share to null"),
+    ({"training.cycles": 3, "training.schedule": "rex"},
+     "training.cycles 3 has no effect with training.schedule rex; set training.schedule to cosine or "
+     "cosine_with_restarts"),
     ({"data.max_aspect": 3, "data.buckets": False}, "data.max_aspect 3 has no effect without data.buckets"),
     ({"data.cache_folder": "there", "data.cache": False}, "data.cache_folder there has no effect without data.cache"),
     ({"targets.text_encoder_lr_scale": 0.1},
@@ -170,8 +179,8 @@ def test_a_default_that_was_given_is_noted_too_and_a_complete_preset_gives_nothi
     path.write_text(json.dumps({**BARE, "training": {"schedule": "constant", "final_lr": 0.05}}))
     given = files.resolve(str(path)).given
     assert given == {"family", "adapter.method", "training.schedule", "training.final_lr"}
-    said = ["training.final_lr 0.05 has no effect with training.schedule constant; set training.schedule to linear or "
-            "cosine"]
+    said = ["training.final_lr 0.05 has no effect with training.schedule constant; set training.schedule to linear, "
+            "cosine, cosine_with_restarts, polynomial, warmup_stable_decay or rex"]
     assert effects.notes(files.resolve(str(path)).preset, KNOWN, given) == said
     run = tmp_path / "run" / "preset.json"
     run.parent.mkdir()

@@ -64,7 +64,7 @@ WRONG = [
     ({"training": {"learnin_rate": 1}}, "training.learnin_rate: unknown; did you mean learning_rate?"),
     ({"trainig": {"steps": 8}}, "trainig: unknown; did you mean training?"),
     ({"training": {"block_size": 8}}, "training.block_size: unknown; did you mean batch_size?"),
-    ({"validation": {"qqq": 8}}, "validation.qqq: unknown; validation has every, every_unit, draws"),
+    ({"validation": {"qqqqqqqqqq": 8}}, "validation.qqqqqqqqqq: unknown; validation has every, every_unit, draws, ema"),
     ({"training": {"steps": "many"}}, "training.steps: 'many' is not a whole number"),
     ({"training": {"steps": 1.5}}, "training.steps: 1.5 is not a whole number"),
     ({"training": {"steps": None}}, "training.steps: null is not a whole number"),

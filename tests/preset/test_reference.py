@@ -53,7 +53,8 @@ def test_titles_are_words(schema):
     ]
     assert {"Learning rate", "Min SNR gamma", "ComfyUI norm", "Final LR", "Text encoder LR scale"} <= set(titles)
     capitals = {word for title in titles for word in title.split()[1:] if word != word.lower()}
-    assert capitals == {"SNR", "LR"} and all(title[0].isupper() and "_" not in title for title in titles)
+    assert capitals == {"SNR", "LR", "MSE", "L1", "Huber"}
+    assert all(title[0].isupper() and "_" not in title for title in titles)
 
 
 def test_places_have_a_kind(schema):
@@ -88,5 +89,6 @@ def test_the_manual_has_a_row_for_every_option_of_every_variant():
     warmup = next(row for row in rows if row.startswith("| `training.warmup`"))
     assert warmup == (
         "| `training.warmup` | whole number, in steps, at least 0 | `50` | gives the optimizer's moments time to form "
-        "| Warm-up: number of steps over which the learning rate rises linearly from zero. |"
+        "| Warm-up: number of steps over which the learning rate rises linearly from zero. Only with "
+        "training.warmup_share off. |"
     )

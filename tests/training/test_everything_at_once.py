@@ -75,8 +75,14 @@ def everything(place: Place, variants: int = 3, **more) -> dict:
         "family": "sd15",
         "targets": {"layers": "unet.mid_block.*, unet.down_blocks.1.attentions.*.attn?.to_*"},
         "training": {
-            "steps": STEPS, "batch_size": 2, "accumulation": 2, "learning_rate": 0.01, "schedule": "cosine",
-            "warmup": 2, "gradient_checkpointing": False,
+            "steps": STEPS, "batch_size": 2, "accumulation": 2, "learning_rate": 0.01,
+            "schedule": "cosine_with_restarts", "warmup_share": 0.4, "gradient_checkpointing": False,
+            "ema": "main_memory", "ema_decay": 0.6, "ema_start": 1,
+        },
+        "objective": {
+            "density": "sigmoid", "min_noise": 0.1, "max_noise": 0.9, "noise_offset": 0.1, "adaptive_offset": 0.1,
+            "pyramid_noise": 3, "perturbation": 0.1, "loss": "mix", "mix_mse": 0.5, "mix_log_cosh": 0.1,
+            "mix_huber": 0.5, "delta_schedule": "snr",  # no l1: at a prior's zero its sign is that of a rounding
         },
         "validation": {"every": 1, "every_unit": "epochs", "draws": 1},
         "samples": {"enabled": True, "every": 11, "every_unit": "minutes", "steps": 1,

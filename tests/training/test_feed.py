@@ -5,7 +5,8 @@ import dataclasses
 import pytest
 import torch
 
-from modules.training import feed, loop
+from modules import losses
+from modules.training import feed, loop, outputs
 
 pytestmark = pytest.mark.usefixtures("forget_accelerate")
 
@@ -61,3 +62,30 @@ def test_another_step_than_the_one_made_ahead_is_made_at_the_time(place):
         wanted = session.batches.at(7, 0)
         assert torch.equal(ahead.at(7, 0).times, feed.prepare(session, wanted).times)
         assert ahead.ahead is None
+
+
+def test_a_perturbation_is_in_the_input_and_not_in_the_target(place):
+    made = {}
+    for name, strength in (("plain", "0"), ("perturbed", "0.3")):
+        with place.session(name, "--objective.perturbation", strength) as session:
+            made[name] = feed.prepare(session, session.batches.at(0, 0))
+            process = session.model.process
+    plain, perturbed = made["plain"], made["perturbed"]
+    assert torch.equal(plain.wanted, perturbed.wanted) and torch.equal(plain.times, perturbed.times)
+    added = (perturbed.noisy - plain.noisy) / process.parts(plain.times)[1].view(-1, 1, 1, 1)
+    assert float(added.std()) == pytest.approx(0.3, rel=0.2) and float(added.mean()) == pytest.approx(0, abs=0.06)
+
+
+def test_noise_levels_are_bounded_in_training_and_in_validation(place, monkeypatch):
+    bounds = ("--objective.min_noise", "0.6", "--objective.max_noise", "0.7", "--objective.loss", "pseudo_huber",
+              "--objective.delta_schedule", "snr")  # fmt: skip
+    seen = []
+    with place.session("run", *bounds) as session:
+        real = feed.errors
+        monkeypatch.setattr(feed, "errors", lambda session, given: seen.append(given) or real(session, given))
+        outputs.validate(session)
+        prepared = [feed.prepare(session, session.batches.at(step, 0)) for step in range(4)]
+        for given in (*seen, *prepared):
+            assert given.times.min() >= 600 and given.times.max() < 700
+            assert torch.equal(given.deltas, losses.thresholds(session.loss, session.model.process, given.times))
+        assert seen and len(set(prepared[0].times.tolist())) > 1

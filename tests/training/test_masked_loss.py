@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from modules import objectives
+from modules import losses
 from modules.data import masks
 from modules.data.masks import look
 from modules.preset.data_options import Data
@@ -46,8 +46,8 @@ def test_a_normalised_mask_is_a_cut(loss, width):
     predicted, wanted = tensors()
     shares = (torch.arange(10) < width).double().expand(1, 6, 10)
     given = parts(shares, unmasked_weight=0.0, normalize_mask=True)
-    found, gradient = with_gradient(objectives.errors(loss, 0.3, predicted, wanted, given), predicted)
-    cut = objectives.errors(loss, 0.3, predicted[..., :width], wanted[..., :width])
+    found, gradient = with_gradient(losses.errors(losses.Loss(loss, 0.3), predicted, wanted, given), predicted)
+    cut = losses.errors(losses.Loss(loss, 0.3), predicted[..., :width], wanted[..., :width])
     alone, wanted_gradient = with_gradient(cut, predicted)
     assert found.dtype == torch.float64
     torch.testing.assert_close(found, alone, rtol=1e-14, atol=0)
@@ -59,8 +59,8 @@ def test_without_normalisation_it_is_the_areas_share(loss):
     predicted, wanted = tensors()
     shares = (torch.arange(10) < 5).double().expand(1, 6, 10)
     given = parts(shares, unmasked_weight=0.0)
-    found, gradient = with_gradient(objectives.errors(loss, 0.3, predicted, wanted, given), predicted)
-    cut = objectives.errors(loss, 0.3, predicted[..., :5], wanted[..., :5])
+    found, gradient = with_gradient(losses.errors(losses.Loss(loss, 0.3), predicted, wanted, given), predicted)
+    cut = losses.errors(losses.Loss(loss, 0.3), predicted[..., :5], wanted[..., :5])
     alone, wanted_gradient = with_gradient(cut, predicted)
     torch.testing.assert_close(found, alone / 2, rtol=1e-14, atol=0)
     torch.testing.assert_close(gradient, wanted_gradient / 2, rtol=1e-14, atol=0)
@@ -108,7 +108,7 @@ def test_every_weight_and_loss_of_a_training(place, tmp_path, monkeypatch, loss,
         monkeypatch.setattr(session.model, "predict", lambda *_: predicted)
         found = with_gradient(feed.errors(session, given), predicted)
     half = given.wanted.shape[-1] // 2
-    cut = objectives.errors(loss, 0.3, predicted[..., :half], plain.wanted[..., :half].double())
+    cut = losses.errors(losses.Loss(loss, 0.3), predicted[..., :half], plain.wanted[..., :half].double())
     cut = cut if plain.weights is None else cut * plain.weights
     wanted = with_gradient(cut if normalize else cut / 2, predicted)
     torch.testing.assert_close(found, wanted, rtol=1e-13, atol=0)

@@ -30,6 +30,8 @@ GOOD = [
     (EPSILON, {"debiased": True, "min_snr_gamma": None}),
     (EPSILON, {"density": "mode", "mode_scale": 0.5, "loss": "huber", "loss_delta": 0.3}),
     (V, {"zero_terminal_snr": True}),
+    (EPSILON, {"loss": "mix", "mix_l1": 1.0, "mix_huber": 0.5, "loss_delta": 0.3, "delta_schedule": "snr"}),
+    (EPSILON, {"density": "beta", "beta_a": 0.5, "min_noise": 0.1, "max_noise": 0.2, "loss": "pseudo_huber"}),
     (FLOW, {}),
     (FLOW, {"shift": 1.5, "density_mean": 0.5, "density_spread": 2.0}),
     (FLOW, {"prediction": "flow", "density": "cosmap", "loss": "smooth_l1", "noise_offset": 0.1}),
@@ -53,7 +55,12 @@ BAD = [
     (FLOW, {"prediction": "epsilon"}, ["prediction", "rectified-flow", "auto or flow"]),
     (FLOW, {"mode_scale": 1.0}, ["mode_scale: 1.0", "logit_normal", "objective.density to mode"]),
     (FLOW, {"density": "mode", "density_spread": 2.0}, ["density_spread: 2.0", "mode", "at 1"]),
-    (FLOW, {"loss_delta": 0.5}, ["loss_delta: 0.5", "mse", "huber or smooth_l1", "at 0.1"]),
+    (FLOW, {"loss_delta": 0.5}, ["loss_delta: 0.5", "huber", "pseudo_smooth_l1", "mix_huber", "at 0.1"]),
+    (FLOW, {"delta_schedule": "snr"}, ["delta_schedule: snr", "huber", "at constant"]),
+    (FLOW, {"mix_l1": 1.0}, ["mix_l1: 1.0", "objective.loss to mix"]),
+    (FLOW, {"loss": "mix"}, ["loss: mix has no part", "mix_huber"]),
+    (FLOW, {"beta_a": 3.0, "density": "sigmoid"}, ["beta_a: 3.0", "objective.density to beta"]),
+    (EPSILON, {"min_noise": 0.5, "max_noise": 0.5}, ["min_noise: 0.5", "objective.max_noise, which is 0.5"]),
 ]
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from modules import adapters, objectives
+from modules import adapters, losses
 from modules.adapters.base import attach, detach
 from modules.adapters.derived import Derived
 from modules.data.augment import sizes_at
@@ -97,7 +97,7 @@ def test_the_target_is_the_base_and_nothing_else(place, loss):
             base = session.model.predict(own.noisy, own.times, own.texts, own.sizes)
     assert found[0] == usual[0] and found[1] != usual[1]
     assert own.weights is not None
-    wanted = objectives.errors(loss, 0.01, adapted, base) * own.weights
+    wanted = losses.errors(losses.Loss(loss, 0.01), adapted, base) * own.weights
     torch.testing.assert_close(found[1], wanted[1], rtol=1e-4, atol=1e-9)
 
 
