@@ -8,6 +8,9 @@ All presets whose names end in `_demo` and that train on `--base` are compared: 
 validation loss, and the sample pictures of the last step, in one picture `methods.png`. Runs are made one after another
 by scripts/train.py in `--runs`; finished runs are reused, and a run of other options is an error.
 
+`--spectrum` adds the spectral norm, the stable rank and the effective rank of the exported files' changes, as
+`scripts/inspect_adapter.py --spectrum` shows them for each layer; here medians over the layers.
+
 `--timing PRESET` also measures seconds per step, as multiples of that preset's: all presets take steps in turn in this
 process, so that a busy machine slows all of them alike. The results are kept in `timing.json` beside the runs, for
 later tables. `--write` puts table and picture into docs/methods.md.
@@ -24,7 +27,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +51,7 @@ LABEL, CELL = 150, 128
 
 HEADS = ("preset", "trainable parameters", "file", "layers by form", "largest error", "learning rate", "s per step",
          "loss before", "after", "fall", "subject", "style")
+SPECTRUM = ("spectral norm", "stable rank", "effective rank")
 
 
 @dataclass(frozen=True)
@@ -73,6 +77,8 @@ class Row:
     """Of the sample pictures of the last step."""
     judged: tuple[dict[str, Any], ...]
     """Events `judged`, in order."""
+    medians: tuple[float, ...] = ()
+    """`SPECTRUM` of the layers, where wanted."""
 
     @property
     def fall(self) -> str:
@@ -114,6 +120,8 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, help="number of steps; default: as in the presets")
     parser.add_argument("--timing", metavar="PRESET", help="measure seconds per step, as multiples of this preset's")
     parser.add_argument("--rounds", type=int, default=9, help="steps of each preset that are timed")
+    parser.add_argument("--spectrum", action="store_true", help="add spectral norm, stable rank and effective rank of "
+                        "the changes: medians over the layers")
     parser.add_argument("--write", action="store_true", help="put table and picture into docs/methods.md")
     return parser.parse_args()
 
@@ -128,6 +136,7 @@ def compare(arguments: argparse.Namespace) -> tuple[str, bool]:
     if not rows:
         raise ValueError("no finished run to compare")
     check_alike(rows)
+    rows = with_spectrum(rows) if arguments.spectrum else rows
     timing = timed(presets, arguments, runs)
     picture = PICTURE if arguments.write else runs / PICTURE.name
     picture.parent.mkdir(parents=True, exist_ok=True)
@@ -199,6 +208,20 @@ def read(folder: Path) -> Row:
         prompts=tuple(samples[path] for path in sorted(samples)),
         judged=tuple(event for event in events if event["event"] == "judged"),
     )
+
+
+def with_spectrum(rows: list[Row]) -> list[Row]:
+    """The same with the medians of their exported files, all on one base. Raises ValueError for unreadable files."""
+    from modules.files import opening
+    from modules.tools import base_of_file, spectrum
+
+    found, base = [], rows[0].preset.base
+    files_of = [opening.read(file) for row in rows if (file := finished_file(row.folder, row.preset)) is not None]
+    model = base_of_file.load(files_of[0], base.path, base.config, rows[0].preset.family)
+    for row, file in zip(rows, files_of, strict=True):
+        print(f"spectrum: {file.path}", file=sys.stderr)
+        found.append(replace(row, medians=spectrum.measure([file], model).spectra[0].medians()))
+    return found
 
 
 def metadata_of(file: Path) -> dict[str, str]:
@@ -314,14 +337,16 @@ def described(rows: list[Row], timing: Timing | None) -> str:
             f"{platform.python_version()}: one run of {steps} steps with one seed each, on `{base}`. Differences of a "
             "few thousandths between losses mean nothing. Losses are of the validation pictures; the largest error is "
             "a layer's in the exported file, as a part of its largest weight.")
+    said += " Spectral norm and ranks are medians over the layers' changes." if rows[0].medians else ""
     return f"{said} Seconds per step, measured in turn, are multiples of `{timing.reference}`'s." if timing else said
 
 
 def table(rows: list[Row], timing: Timing | None) -> str:
     """Markdown, with aligned columns."""
     ratios = timing.ratios if timing else {}
-    lines = [HEADS, *(cells(row, ratios.get(row.preset.name)) for row in rows)]
-    widths = [max(len(line[column]) for line in lines) for column in range(len(HEADS))]
+    heads = (*HEADS, *(SPECTRUM if rows[0].medians else ()))
+    lines = [heads, *(cells(row, ratios.get(row.preset.name)) for row in rows)]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(heads))]
     lines.insert(1, tuple("-" * width for width in widths))
     return "\n".join(f"| {' | '.join(c.ljust(w) for c, w in zip(line, widths, strict=True))} |" for line in lines)
 
@@ -334,6 +359,7 @@ def cells(row: Row, ratio: float | None) -> tuple[str, ...]:
         f"`{row.preset.name}`", f"{row.parameters:,}", f"{row.bytes / 1e6:.1f} MB", forms,
         f"{row.error:.1e}{' (approximated)' if row.approximated else ''}", f"{row.preset.training.learning_rate:g}",
         f"{ratio:.2f}" if ratio else "-", *losses, row.fall, row.shares("subject"), row.shares("style"),
+        *(f"{value:.3g}" for value in row.medians),
     )
 
 

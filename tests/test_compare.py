@@ -121,6 +121,29 @@ def test_a_training_that_fails_is_left_out(presets, tmp_path, monkeypatch, capsy
     assert run(monkeypatch, tmp_path, "--only", "second") == 2
 
 
+def test_spectra_are_medians_over_the_layers_of_the_exported_files(presets, tmp_path, monkeypatch, capsys):
+    import torch
+
+    from modules.tools import base_of_file
+    from tests.export.setup import Model
+
+    for name, size in (("first", 1.0), ("second", 3.0)):
+        file = finished(tmp_path, name, 0.45) / f"{name}.safetensors"
+        told = {f"gimbal.{key}": "{}" for key in ("form", "approximations")} | {"gimbal.errors": '{"x": 0}'}
+        tensors = {}
+        layers = (("wide", 16, 24, [2, 1]), ("square", 16, 16, [4, 4]), ("point", 8, 8, [6, 6]))
+        for layer, out, inputs, values in layers:
+            up, down = torch.eye(out, 2), torch.eye(2, inputs)
+            tensors[f"lora_unet_{layer}.lora_up.weight"] = (size * up * torch.tensor(values)).numpy()
+            tensors[f"lora_unet_{layer}.lora_down.weight"] = down.numpy()
+        save_file(tensors, file, told)
+    monkeypatch.setattr(base_of_file, "load", lambda *_: Model())
+    assert run(monkeypatch, tmp_path, "--spectrum") == 0
+    text = capsys.readouterr().out
+    assert columns(text, "first")[-3:] == ["4", "2", "2"] and columns(text, "second")[-3:] == ["12", "2", "2"]
+    assert "spectral norm | stable rank | effective rank |" in text and "medians over the layers" in text
+
+
 @pytest.mark.parametrize(
     "option, words", [("training.learning_rate", "training.learning_rate"), ("samples.seed", "samples are")]
 )

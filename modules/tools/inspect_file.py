@@ -131,10 +131,10 @@ class Inspection:
     unknown: list[str]
     """Keys that no known kind has."""
 
-    def json(self) -> str:
-        """Everything."""
+    def json(self, **more: Any) -> str:
+        """Everything, and more."""
         return json.dumps({
-            **vars(self), "groups": [vars(group) for group in self.groups],
+            **vars(self), **more, "groups": [vars(group) for group in self.groups],
             "hosts": {host: vars(statement) for host, statement in self.hosts.items()},
         }, indent=2)
 

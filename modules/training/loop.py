@@ -11,7 +11,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from modules.data.batches import Batch
-from modules.training import best, collapse, due, feed, gradient_start, optimizers, schedules, stopping
+from modules.training import best, collapse, due, feed, gradient_start, optimizers, rank_one, schedules, stopping
 from modules.training.beside import beside, interrupted, made, step_name, told
 from modules.training.collapse import Watch
 from modules.training.feed import Feed
@@ -96,6 +96,7 @@ def train(session: Session) -> bool:
     make(session, [*lacking(session, ["validation", "sample"]), "look"])
     best.keep(session)
     save_adapter(session)
+    beside(session, "the ranks of the updates", rank_one.look)
     export_now(session, session.run.name)
     session.accelerator.wait_for_everyone()
     return True

@@ -1,0 +1,30 @@
+"""A warning at the end of a training whose updates are nearly of rank 1: such adapters add up badly when several are
+loaded (ai-toolkit issue 964)."""
+
+from collections.abc import Iterator
+
+import torch
+
+from modules.files import forms, singular_values
+from modules.files.singular_values import Spectrum
+from modules.training.optimizers import averaged
+from modules.training.session import Session
+
+
+@torch.no_grad()
+def look(session: Session) -> None:
+    """Warn if the low-rank updates of most layers are nearly of rank 1. With a sharded base all processes read it."""
+    if not session.takes_part:
+        return
+    with averaged(session.optimizer):
+        message = singular_values.note([*spectra(session)])
+    if message:
+        session.events.warn_once("rank 1", f"{message}; scripts/inspect_adapter.py with --spectrum shows each layer")
+
+
+def spectra(session: Session) -> Iterator[Spectrum]:
+    """Of the low-rank update of each layer that has one, without its magnitude or rotation."""
+    for adapted in session.adapted.values():
+        terms = forms.expanded(adapted.adapter.export_terms(adapted.layer.dense()))
+        if terms.up is not None and terms.down is not None:
+            yield singular_values.spectrum(singular_values.of_pair(terms))
