@@ -190,7 +190,8 @@ class Rite(Moments):
     decayed."""
 
     eps: float = option(
-        1e-10, why="a step has its size for small gradients too; the authors': 1e-6", group="Averages", advanced=True, gt=0, le=1
+        1e-10, why="a step has its size for small gradients too; the authors': 1e-6", group="Averages", advanced=True,
+        gt=0, le=1,
     )
     """Added to the square roots of the second moment's eigenvalues."""
 
