@@ -84,7 +84,7 @@ def _each(kind: str, delta: float | Tensor, predicted: Tensor, wanted: Tensor) -
         soft = 2 * square / (torch.sqrt(square + delta**2) + delta)  # the difference below, without its cancellation
         return soft * delta if kind == "pseudo_huber" else soft
     assert kind in ("huber", "smooth_l1"), kind
-    if isinstance(delta, float):
+    if not isinstance(delta, Tensor):
         if kind == "huber":
             return functional.huber_loss(predicted, wanted, reduction="none", delta=delta)
         return functional.smooth_l1_loss(predicted, wanted, reduction="none", beta=delta)
