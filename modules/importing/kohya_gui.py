@@ -159,6 +159,7 @@ def convert(document: Document, wishes: base.Wishes) -> Imported:
         raise ValueError(f"{document.path}: this is not of kohya_ss' LoRA page; its other pages train no adapters")
     ledger = Ledger(NAME, document.path, document.values, {**known, **page, **COMMON})
     family = _family(ledger, wishes)
+    _noise(ledger)
     _switched_off(ledger, ledger.text("LoRA_type"))
     _network(ledger, wishes)
     _warmup(ledger)
@@ -218,6 +219,22 @@ def _switched_off(ledger: Ledger, kind: str) -> None:
             ledger.idle.add("epoch")
 
 
+def _noise(ledger: Ledger) -> None:
+    """Of its two kinds of noise, only the fields of the one that is chosen are passed on. Restarts without a number are
+    as many as epochs."""
+    kind = ledger.text("noise_offset_type") or "Original"
+    fields = {"Original": ("noise_offset", "adaptive_noise_scale", "noise_offset_random_strength"),
+              "Multires": ("multires_noise_iterations", "multires_noise_discount")}  # fmt: skip
+    for other, keys in fields.items():
+        for key in keys:
+            if other != kind and ledger.given.get(key) not in OFF:
+                _unused(ledger, key, f"without effect there: noise_offset_type is {kind}")
+    ledger.agree("noise_offset_type", "its fields are taken")
+    cycles = "lr_scheduler_num_cycles"
+    if ledger.given.get(cycles) == "" and ledger.text("lr_scheduler") == "cosine_with_restarts":
+        ledger.given[cycles] = ledger.value("epoch") or 1
+
+
 def _warmup(ledger: Ledger) -> None:
     """In percent of all steps, or in steps."""
     percent = as_number(ledger.given.get("lr_warmup", 0)) or 0.0
@@ -268,11 +285,16 @@ def _override(ledger: Ledger, key: str, flag: str, value: Any) -> None:
 
 
 def _overridden(ledger: Ledger, key: str, flag: str) -> None:
-    """A field of the page that an argument replaces, under a key of its own."""
+    """A field of the page that an argument replaces."""
+    _unused(ledger, key, f"without effect there: additional_parameters --{flag} replaces it")
+
+
+def _unused(ledger: Ledger, key: str, reason: str) -> None:
+    """A field of the page that is not passed on, under a key of its own."""
     page = f"page.{key}"
     ledger.given[page] = ledger.given.pop(key)
     ledger.known[page] = None
     ledger.names[page] = ledger.names.get(key, key)
     if key in ledger.originals:
         ledger.originals[page] = ledger.originals[key]
-    ledger.drop(page, f"without effect there: additional_parameters --{flag} replaces it")
+    ledger.drop(page, reason)

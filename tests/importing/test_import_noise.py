@@ -6,7 +6,7 @@ import torch
 from modules import losses
 from modules.objectives import Diffusion, Flow
 from tests.importing.test_import_aitoolkit import job
-from tests.importing.test_import_kohya import COMMAND
+from tests.importing.test_import_kohya import COMMAND, GUI
 from tests.importing.test_import_onetrainer import FLUX, SDXL
 
 DIFFUSION = Diffusion(torch.linspace(0.999, 0.001, 1000), "epsilon")
@@ -85,3 +85,16 @@ def test_bounds_of_aitoolkit_count_from_pure_noise(imported, of):
     squeezed = imported(job(train={**train, "timestep_type": "sigmoid", "loss_type": "pseudo_huber"}))
     assert "squeezed" in of(squeezed.found, "train.min_denoising_steps").sentence
     assert (squeezed.preset.objective.loss, squeezed.preset.objective.loss_delta) == ("pseudo_smooth_l1", 0.01)
+
+
+def test_the_window_of_sd_scripts_passes_on_one_kind_of_noise(imported, of):
+    fields = {"noise_offset": 0.05, "adaptive_noise_scale": 0.01, "multires_noise_iterations": 6,
+              "multires_noise_discount": 0.2, "lr_scheduler": "cosine_with_restarts",
+              "lr_scheduler_num_cycles": ""}  # fmt: skip
+    for kind, offset, adaptive, sizes in (("Original", 0.05, 0.01, 0), ("Multires", 0, 0, 6)):
+        result = imported({**GUI, **fields, "noise_offset_type": kind})
+        own = result.preset.objective
+        assert (own.noise_offset, own.adaptive_offset, own.pyramid_noise) == (offset, adaptive, sizes)
+        assert own.pyramid_discount == (0.2 if sizes else 0.3) and result.preset.training.cycles == 8
+        dropped = "noise_offset" if sizes else "multires_noise_iterations"
+        assert f"noise_offset_type is {kind}" in of(result.found, dropped).sentence
