@@ -3,8 +3,8 @@
 Stable rank: `||D||_F^2 / ||D||_2^2` (Rudelson and Vershynin, J. ACM 54(4), 2007). Effective rank: the exponential of
 the entropy of the singular values divided by their sum (Roy and Vetterli, EUSIPCO 2007). Both are 1 for a single
 direction, and r for r equal singular values. Overlap: the normalised subspace similarity of Hu et al., arXiv
-2106.09685, section 7.2, eq. 4: `||A^T B||_F^2 / min(i, j)` of orthonormal bases A and B of i and j directions; 0 where they are
-orthogonal, 1 where one contains the other.
+2106.09685, section 7.2, eq. 4: `||A^T B||_F^2 / min(i, j)` of orthonormal bases A and B of i and j directions; 0 where
+they are orthogonal, 1 where one contains the other.
 """
 
 import statistics

@@ -33,6 +33,8 @@ class Prepared:
     """The samples whose target is what the frozen base predicts, instead of `wanted`."""
     base_too: bool = False
     """Whether another process has such samples in this batch."""
+    positions: tuple[int, ...] = ()
+    """The samples' indices in the whole run; () outside of training steps."""
     references: tuple[Tensor, ...] = ()
     """Latents `(n, c, h', w')` of each reference picture."""
 

@@ -19,7 +19,7 @@ from modules.families.base import Reading
 from modules.families.parts.names import is_unused
 from modules.files.reading import listed
 from modules.preset.schema import Base, Preset, Rule, Targets
-from modules.training import noise
+from modules.training import dropping, noise
 from modules.training.matching import NONE, Names, hint_for, is_pattern, parts_of
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -161,10 +161,10 @@ def rule_problems(preset: Preset) -> list[str]:
 
 
 def optimizer_problems(preset: Preset) -> list[str]:
-    """An optimizer that cannot follow what the method does after each step, in a sentence."""
+    """An optimizer that cannot follow what the method does in each step or after it, in sentences."""
     method, name = preset.adapter.method, preset.optimizer.name
     if not (preset.optimizer.averages and methods()[method].Adapter.sets_parameters):
-        return []
+        return dropping.problems(preset)
     return [f"optimizer.name is {name}, which averages the weights of all steps, but {method} resets some of them "
             "during training: choose another optimizer"]
 
