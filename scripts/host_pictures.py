@@ -54,7 +54,7 @@ def export(run: Path, file: Path) -> str:
     """Write `file` from the run's adapter; its form. Raises ValueError with the exporter's sentence."""
     from scripts import export as exporting
 
-    options = dict.fromkeys(("state", "base", "rank", "comfyui_norm", "computes_in"))
+    options = dict.fromkeys(("state", "base", "rank", "comfyui_norm", "computes_in", "ema"))
     options |= {"run": run, "host": "diffusers", "dtype": "float32", "out": file, "device": "cpu"}
     try:
         exporting.run(argparse.Namespace(**options, form="auto"))

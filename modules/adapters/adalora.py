@@ -20,7 +20,8 @@ import torch
 from pydantic import model_validator
 from torch import Tensor, nn
 
-from modules.adapters import base, fused, linalg
+from modules.adapters import base, linalg
+from modules.adapters.dropout import DropoutConfig, DroppingAdapter
 from modules.adapters.layers import Layer
 from modules.adapters.low_rank import RankConfig, refuse_larger, root_mean_square
 from modules.preset.section import option
@@ -32,7 +33,7 @@ INITIAL_STD = 0.02
 """Of the two factors with raw steps, as published."""
 
 
-class Config(RankConfig):
+class Config(RankConfig, DropoutConfig):
     """AdaLoRA: learns the rank of each layer."""
 
     method: Literal["adalora"] = "adalora"
@@ -101,7 +102,7 @@ SLOWER = 3.0
 without it the change of the weight would accelerate."""
 
 
-class Adapter(base.Adapter):
+class Adapter(DroppingAdapter):
     """`y = base(x) + factor * up (kept gain (down(x)))`: parameters `up (out, r)`, `gain (r)`, zero at the start, and
     `down (r, fan_in)`; buffers `factor ()` and `kept (r)`, 1, and 0 for what is permanently dropped.
 
@@ -144,9 +145,7 @@ class Adapter(base.Adapter):
         return {"up": self.gains() * self.up}
 
     def forward(self, x: Tensor, layer: Layer, derived: dict[str, Tensor]) -> Tensor:
-        if layer.fusible:
-            return fused.low_rank(layer, x, derived["up"], self.down)
-        return layer(x) + layer.expand(layer.project(x, self.down), derived["up"])
+        return self.branch(x, layer, derived["up"], self.down)
 
     @classmethod
     def penalty(cls, adapters: Sequence["Adapter"]) -> Tensor | None:

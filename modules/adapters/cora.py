@@ -15,13 +15,14 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from modules.adapters import base, fused, linalg
+from modules.adapters import base, linalg
+from modules.adapters.dropout import DropoutConfig, DroppingAdapter
 from modules.adapters.layers import Layer
 from modules.adapters.low_rank import RankConfig, root_mean_square
 from modules.preset.section import option
 
 
-class Config(RankConfig):
+class Config(RankConfig, DropoutConfig):
     """CoRA: a low-rank update of the outputs that existing adapters change."""
 
     method: Literal["cora"] = "cora"
@@ -39,7 +40,7 @@ class Config(RankConfig):
         return self.folder
 
 
-class Adapter(base.Adapter):
+class Adapter(DroppingAdapter):
     """`y = base(x) + up (factor * down(x))`; `up` is a buffer if frozen, its columns have the norm `unit`."""
 
     def __init__(self, config: Config, layer: Layer):
@@ -64,9 +65,7 @@ class Adapter(base.Adapter):
         return {"down": self.factor * self.down}
 
     def forward(self, x: Tensor, layer: Layer, derived: dict[str, Tensor]) -> Tensor:
-        if layer.fusible:
-            return fused.low_rank(layer, x, self.up, derived["down"])
-        return layer(x) + layer.expand(layer.project(x, derived["down"]), self.up)
+        return self.branch(x, layer, self.up, derived["down"])
 
     def start_from_pool(self, pairs: Sequence[tuple[Tensor, Tensor]]) -> None:
         # D = up down has the left singular vectors and values of up R^T, where down^T = Q R.

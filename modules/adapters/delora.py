@@ -18,7 +18,8 @@ import torch
 from pydantic import model_validator
 from torch import Tensor, nn
 
-from modules.adapters import base, fused, linalg
+from modules.adapters import base, linalg
+from modules.adapters.dropout import DropoutConfig, DroppingAdapter
 from modules.adapters.layers import Layer
 from modules.adapters.low_rank import root_mean_square
 from modules.preset.section import option
@@ -30,7 +31,7 @@ SLOWER = 3.0
 """Calibrated, a step of lr changes the bound by lr over this: it multiplies `up` and `down`."""
 
 
-class Config(base.AdapterConfig):
+class Config(DropoutConfig):
     """DeLoRA: a low-rank update of bounded norm."""
 
     method: Literal["delora"] = "delora"
@@ -57,7 +58,7 @@ class Config(base.AdapterConfig):
         return self
 
 
-class Adapter(base.Together):
+class Adapter(DroppingAdapter, base.Together):
     """Parameters `up (out, r)`, `down (r, fan_in)` and `strength ()`, b in units of the buffer `unit ()`; buffers
     `up_start` and `down_start`, with form peft empty.
 
@@ -114,9 +115,7 @@ class Adapter(base.Together):
         return base.rows_of(up=strength * up, down=linalg.scale_axis(down, norms, "input", adapters[0].kernel))
 
     def forward(self, x: Tensor, layer: Layer, derived: dict[str, Tensor]) -> Tensor:
-        if layer.fusible:
-            return fused.low_rank(layer, x, derived["up"], derived["down"])
-        return layer(x) + layer.expand(layer.project(x, derived["down"]), derived["up"])
+        return self.branch(x, layer, derived["up"], derived["down"])
 
     def length(self) -> Tensor:
         """`b / r`, that of each component."""

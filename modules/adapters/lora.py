@@ -12,19 +12,20 @@ inferred].
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from modules.adapters import base, fused, linalg
+from modules.adapters import base, linalg
+from modules.adapters.dropout import GROUP, DropoutConfig, DroppingAdapter
 from modules.adapters.layers import Layer
 from modules.adapters.low_rank import RawLowRankConfig, low_rank_pair, root_mean_square, set_pair, spread
 from modules.preset.section import option
 
 
-class Config(RawLowRankConfig):
+class Config(RawLowRankConfig, DropoutConfig):
     """Plain LoRA."""
 
     method: Literal["lora"] = "lora"
@@ -39,6 +40,17 @@ class Config(RawLowRankConfig):
     initial product subtracted: pissa: the largest singular values of the weight; inilora: a fit to the weight;
     inilora_alpha: normal random values; inilora_beta: Kaiming random values. These four double the rank in training and
     in files, and are not decayed."""
+
+    max_norm: float | None = option(
+        None, why="updates are not limited", group=GROUP, advanced=True, gt=0,
+        needs="!.init kaiming|gaussian|orthogonal|gradient",
+    )
+    """Largest Frobenius norm of a layer's update, alpha / rank included. A larger update is scaled down after each
+    step, up and down alike, as kohya's scale_weight_norms does. null: no limit."""
+
+    @property
+    def limits_norm(self) -> bool:
+        return self.max_norm is not None
 
 
 def principal_pair(W: Tensor, rank: int) -> tuple[Tensor, Tensor]:
@@ -75,7 +87,7 @@ PAIRS: dict[str, Callable[[Tensor, int], tuple[Tensor, Tensor]]] = {
 """By `init`: the nonzero initial pairs, from `W (out, fan_in)` and the rank."""
 
 
-class Adapter(base.Adapter):
+class Adapter(DroppingAdapter):
     """`y = base(x) + factor * up (down(x))`, with the buffer `factor ()` of `low_rank_pair`; `first_up` and
     `first_down`: buffers with the initial pair, if it is nonzero."""
 
@@ -129,9 +141,21 @@ class Adapter(base.Adapter):
     def forward(self, x: Tensor, layer: Layer, derived: dict[str, Tensor]) -> Tensor:
         up, scale = (derived["up"], 1.0) if "up" in derived else (self.up, self.config.scale)
         down = derived.get("down", self.down)
-        if layer.fusible:
-            return fused.low_rank(layer, x, up, down, scale)
-        return layer(x) + layer.expand(layer.project(x, down), scale * up)
+        return self.branch(x, layer, up, down, scale)
+
+    @classmethod
+    def after_step(cls, adapters: Sequence["Adapter"], step: int, steps: int) -> list[nn.Parameter]:
+        for adapter in adapters:
+            if adapter.config.max_norm is not None:
+                adapter.shorten(adapter.config.max_norm)
+        return []
+
+    def shorten(self, longest: float) -> None:
+        """Scale both factors alike where the update's norm is larger; from the factors' Gram matrices."""
+        square = ((self.up.mT @ self.up) * (self.down @ self.down.mT)).sum().clamp_min(0)
+        share = (longest / (self.factor * square.sqrt())).clamp_max(1).sqrt()
+        self.up.mul_(share)
+        self.down.mul_(share)
 
     def gradient_pair(self) -> tuple[nn.Parameter, nn.Parameter] | None:
         return (self.up, self.down) if self.config.init == "gradient" else None

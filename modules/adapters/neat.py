@@ -12,14 +12,15 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from modules.adapters import base, fused, linalg
+from modules.adapters import base, linalg
+from modules.adapters.dropout import DropoutConfig, DroppingAdapter
 from modules.adapters.layers import Layer
 from modules.adapters.low_rank import root_mean_square
 from modules.adapters.products import frozen_cols
 from modules.preset.section import option
 
 
-class Config(base.AdapterConfig):
+class Config(DropoutConfig):
     """NEAT: a LoRA whose down projection is computed from the base weight."""
 
     method: Literal["neat"] = "neat"
@@ -37,7 +38,7 @@ SLOWER = 3
 together multiply `up`."""
 
 
-class Adapter(base.Together):
+class Adapter(DroppingAdapter, base.Together):
     """Parameters `mixing (out, r)`, `up (out, r)`, zero at the start, and depth times `(r, r)` in `encoders` and in
     `decoders`. Buffers: `unit ()` on mixing, `inner_unit ()` on encoders and decoders, `factor ()` on up; with raw
     steps all 1. Calibrated, all but `up` step by lr over `SLOWER (1 + 2 depth)`, so that all together step as LoRA's
@@ -91,10 +92,7 @@ class Adapter(base.Together):
         return base.rows_of(up=torch.stack([a.factor * a.up for a in adapters]), down=down)
 
     def forward(self, x: Tensor, layer: Layer, derived: dict[str, Tensor]) -> Tensor:
-        up, down = derived["up"], derived["down"]
-        if layer.fusible:
-            return fused.low_rank(layer, x, up, down)
-        return layer(x) + layer.expand(layer.project(x, down), up)
+        return self.branch(x, layer, derived["up"], derived["down"])
 
     def export_terms(self, W: Tensor) -> base.Terms:
         return base.Terms(up=self.factor * self.up, down=self.down(W))

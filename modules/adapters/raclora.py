@@ -16,13 +16,14 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from modules.adapters import base, fused
+from modules.adapters import base
+from modules.adapters.dropout import DropoutConfig, DroppingAdapter
 from modules.adapters.layers import Layer
 from modules.adapters.low_rank import LowRankConfig, low_rank_pair, set_pair
 from modules.preset.section import option
 
 
-class Config(LowRankConfig):
+class Config(LowRankConfig, DropoutConfig):
     """RAC-LoRA: a sequence of low-rank updates."""
 
     method: Literal["raclora"] = "raclora"
@@ -32,7 +33,7 @@ class Config(LowRankConfig):
     """Number of updates that are trained one after the other. The file has rank links * rank."""
 
 
-class Adapter(base.Adapter):
+class Adapter(DroppingAdapter):
     """Parameter `up (out, r)` of the current link; buffers `down (links * r, fan_in)` of all links, drawn at the start,
     `done (out, links * r)`, the finished links, `link ()`, the number of the current one, and `factor ()`."""
 
@@ -63,9 +64,7 @@ class Adapter(base.Adapter):
         return {"up": self.factor * self.chain()}
 
     def forward(self, x: Tensor, layer: Layer, derived: dict[str, Tensor]) -> Tensor:
-        if layer.fusible:
-            return fused.low_rank(layer, x, derived["up"], self.down)
-        return layer(x) + layer.expand(layer.project(x, self.down), derived["up"])
+        return self.branch(x, layer, derived["up"], self.down)
 
     @classmethod
     def after_step(cls, adapters: Sequence["Adapter"], step: int, steps: int) -> list[nn.Parameter]:

@@ -170,10 +170,10 @@ def _method(ledger: Ledger, family: str, wishes: base.Wishes) -> None:
             sentence = "ai-toolkit ignores alpha for transformers and takes alpha = rank, and so it is here."
             ledger.change(alpha_key, sentence, {"adapter.alpha": None})
     if method in ("dora", "wora"):
-        sentence = (
-            "The magnitudes are per output feature there, and so they are here; Gimbal's default is the input axis."
-        )
+        sentence = "The magnitudes are per output feature there, and so here; Gimbal's default is the input axis."
         ledger.change("network.type", sentence, {"adapter.axis": "output"})
+    if kind == method == "lora":
+        methods.set_dropout(ledger, "network.dropout")
     if ledger.text("network.pretrained_lora_path"):
         ledger.to("network.pretrained_lora_path", "adapter.start_from", ledger.text("network.pretrained_lora_path"))
 

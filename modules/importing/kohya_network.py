@@ -79,12 +79,30 @@ def set_method(ledger: Ledger, wishes: base.Wishes) -> str:
         _butterfly(ledger, theirs, rank)
     else:
         _product(ledger, method, theirs, rank)
+    if method == "lora" and ledger.text("network_module").startswith("networks.lora") and theirs == "lora":
+        _regularisation(ledger)
     if ledger.flag(f"{ARGS}dora_wd"):
         _magnitudes(ledger, method)
     for key in ("network_weights", "base_weights"):
         if ledger.value(key):
             _weights(ledger, key)
     return method
+
+
+def _regularisation(ledger: Ledger) -> None:
+    """Dropout and the largest norm of sd-scripts' own LoRA."""
+    methods.set_dropout(ledger, "network_dropout")
+    if rate := ledger.maybe(f"{ARGS}rank_dropout"):
+        ledger.to(f"{ARGS}rank_dropout", "adapter.rank_dropout", rate)
+    key = f"{ARGS}module_dropout"
+    if rate := ledger.maybe(key):
+        if ledger.whole("train_batch_size") == 1:
+            ledger.to(key, "adapter.module_dropout", rate)
+        else:
+            ledger.change(key, "A layer is left out for a whole batch there, and for single samples here.",
+                          {"adapter.module_dropout": rate})
+    if longest := ledger.maybe("scale_weight_norms"):
+        ledger.to("scale_weight_norms", "adapter.max_norm", longest)
 
 
 def _product(ledger: Ledger, method: str, theirs: str, rank: int) -> None:

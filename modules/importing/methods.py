@@ -62,6 +62,14 @@ def set_method(ledger: Ledger, key: str, theirs: str, own: str, wishes: Wishes) 
     return method
 
 
+def set_dropout(ledger: Ledger, key: str) -> None:
+    """Their dropout of the values between the two factors of a plain LoRA."""
+    rate = ledger.maybe(key)
+    if rate:
+        ledger.to(key, "adapter.dropout", rate)
+        ledger.set({"adapter.dropout_of": "inner"}, key)
+
+
 def most(method: str, field: str) -> int:
     """The largest value that a method's option may have; 0 if the method has no such option."""
     found = adapters.methods()[method].Config.model_fields.get(field)

@@ -92,6 +92,8 @@ def _method(ledger: Ledger, optimizer: str, wishes: base.Wishes) -> None:
         ledger.drop("lora_rank", "without effect there: lokr_dim is the rank of a LoKr")
     if kind == "LORA":
         switch = ledger.flag("lora_decompose")
+        if method == "lora" and not switch:
+            methods.set_dropout(ledger, "dropout_probability")
         ledger.to("lora_decompose", "adapter.method", method)
         if method in ("dora", "wora") and switch:
             methods.set_axis(

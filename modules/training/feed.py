@@ -13,6 +13,7 @@ from modules.data.batches import Batch
 from modules.data.index import Picture
 from modules.families.base import Caption
 from modules.training import prior, sharding
+from modules.training.dropping import Dropping
 from modules.training.microbatch import Prepared
 from modules.training.session import Session
 
@@ -22,6 +23,8 @@ class Feed:
 
     def __init__(self, session: Session):
         self.session = session
+        denoiser = next(iter(session.model.networks))
+        self.dropping = Dropping(session.adapted, denoiser, session.preset.training.seed)
         self.ahead: tuple[tuple[int, int], Prepared] | None = None
 
     def reach(self, step: int) -> None:
@@ -76,6 +79,7 @@ def prepare(session: Session, batch: Batch) -> Prepared:
     ready = replace(
         noised(session, latents, noise, times, batch.captions, batch.sizes, given),
         weights=weights,
+        positions=batch.positions,
         parts=weights_inside(session, [one if used else None for one, used in zip(seen, batch.masked, strict=True)]),
         prior=tuple(place for place, picture in enumerate(batch.pictures) if picture.is_prior),
         references=references_of(session, batch.pictures),

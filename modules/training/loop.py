@@ -154,9 +154,11 @@ def take_step(session: Session, progress: Progress) -> tuple[float, float, dict[
     losses = []
     for micro in range(training.accumulation):
         prepared = progress.feed.at(session.step, micro)
-        with accelerator.autocast():
-            loss = feed.errors(session, prepared).mean()
-        accelerator.backward(loss / training.accumulation)
+        # Around the backward pass too, in which layers may be computed again.
+        with progress.feed.dropping.at(session.step, prepared.positions, accelerator.device):
+            with accelerator.autocast():
+                loss = feed.errors(session, prepared).mean()
+            accelerator.backward(loss / training.accumulation)
         losses.append(loss.detach())
         progress.feed.look_ahead(session.step, micro)
     if (penalty := session.penalty()) is not None:

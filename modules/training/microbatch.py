@@ -35,6 +35,8 @@ class Prepared:
     """Whether another process has such samples in this batch."""
     deltas: Tensor | None = None
     """`(n)` float64: thresholds of the loss; None: the same for all."""
+    positions: tuple[int, ...] = ()
+    """The samples' indices in the whole run; () outside of training steps."""
     references: tuple[Tensor, ...] = ()
     """Latents `(n, c, h', w')` of each reference picture."""
 

@@ -7,7 +7,6 @@ import torch
 
 from modules.files import forms, singular_values
 from modules.files.singular_values import Spectrum
-from modules.training.optimizers import averaged
 from modules.training.session import Session
 
 
@@ -16,7 +15,7 @@ def look(session: Session) -> None:
     """Warn if the low-rank updates of most layers are nearly of rank 1. With a sharded base all processes read it."""
     if not session.takes_part:
         return
-    with averaged(session.optimizer):
+    with session.shown(session.preset.export.ema):
         message = singular_values.note([*spectra(session)])
     if message:
         session.events.warn_once("rank 1", f"{message}; scripts/inspect_adapter.py with --spectrum shows each layer")

@@ -19,7 +19,7 @@ from modules.families.base import Reading
 from modules.families.parts.names import is_unused
 from modules.files.reading import listed
 from modules.preset.schema import Base, Preset, Rule, Targets
-from modules.training import ema, noise
+from modules.training import dropping, ema, noise
 from modules.training.matching import NONE, Names, hint_for, is_pattern, parts_of
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -161,15 +161,15 @@ def rule_problems(preset: Preset) -> list[str]:
 
 
 def optimizer_problems(preset: Preset) -> list[str]:
-    """An average of the weights that cannot follow what the method does after each step, or another one, in
-    sentences."""
+    """An average of the weights, or an optimizer that averages them, which cannot follow what the method does after each
+    step; and dropout that does not fit; in sentences."""
     method, name = preset.adapter.method, preset.optimizer.name
     resets = methods()[method].Adapter.sets_parameters
     found = ema.problems(preset.training, preset.optimizer, method if resets else "")
-    if preset.optimizer.averages and resets:
-        found.append(f"optimizer.name is {name}, which averages the weights of all steps, but {method} resets some of "
-                     "them during training: choose another optimizer")
-    return found
+    if not (preset.optimizer.averages and resets):
+        return found + dropping.problems(preset)
+    return [*found, f"optimizer.name is {name}, which averages the weights of all steps, but {method} resets some of "
+                    "them during training: choose another optimizer"]
 
 
 def unmatched_rules(model: Any, targets: Targets, chosen: Collection[str]) -> list[str]:

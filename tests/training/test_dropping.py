@@ -1,0 +1,88 @@
+"""Dropout and the largest norm in trainings: resuming, accumulation, layers computed again; where they are off."""
+
+import pytest
+import torch
+
+from modules.adapters.base import adapter_state
+from modules.training import loop
+from modules.training.feed import Feed
+from modules.training.outputs import validate
+from tests.training.runs import Place, ask, equal
+from tests.training.test_rules import found as found  # a fixture
+
+DROPS = {"method": "lora", "rank": 4, "init": "orthogonal", "dropout": 0.3, "rank_dropout": 0.3, "module_dropout": 0.2}
+MORE = ("--training.accumulation", "2", "--targets.text_encoders", "true")
+
+
+def test_a_resumed_run_equals_an_uninterrupted_one(place: Place, monkeypatch):
+    options = {"adapter": DROPS | {"max_norm": 0.02}}
+    assert place.train("whole", *MORE, **options) == 0
+    ask(monkeypatch, place, "parts", "stop", at=2)
+    assert place.train("parts", *MORE, **options) == 130
+    assert place.train("parts", *MORE, **options) == 0
+    assert equal(place.adapter("parts"), place.adapter("whole"))
+
+
+def started(session) -> None:
+    """Away from the start, where `up` is zero and nothing that is dropped has a gradient."""
+    for number, adapted in enumerate(session.adapted.values()):
+        generator = torch.Generator().manual_seed(number)
+        adapted.adapter.up.data.copy_(0.1 * torch.randn(adapted.adapter.up.shape, generator=generator))
+
+
+def gradient(place: Place, name: str, *more: str, **adapter) -> torch.Tensor:
+    """Of the first step."""
+    words = ("--training.max_grad_norm", "0", "--optimizer.weight_decay", "0", *more)
+    data = {"resolution": 16, "folders": [str(place.stage / "one")]}  # one picture: the order cannot differ
+    with place.session(name, *words, adapter=DROPS | adapter, data=data) as session:
+        started(session)
+        loop.take_step(session, loop.Progress(Feed(session)))
+        assert all(adapted.adapter.drop is None for adapted in session.adapted.values())
+        return session.flat.gradients.clone()
+
+
+def test_accumulation_and_recomputed_layers_change_nothing(place: Place):
+    whole = gradient(place, "one", "--training.batch_size", "2")
+    for name, more in (("two", ("--training.batch_size", "1", "--training.accumulation", "2")),
+                       ("again", ("--training.gradient_checkpointing", "true"))):
+        torch.testing.assert_close(gradient(place, name, *more), whole, rtol=1e-3, atol=1e-4 * float(whole.abs().max()))
+    other = gradient(place, "other", "--training.batch_size", "2", dropout=0.31)
+    assert (other - whole).norm() > 0.01 * whole.norm()
+
+
+def test_validation_drops_nothing(place: Place):
+    def loss(name, adapter):
+        with place.session(name, adapter=adapter) as session:
+            started(session)
+            validate(session)
+            return session.measured[1]
+
+    assert loss("with", DROPS) == loss("without", {"method": "lora", "rank": 4, "init": "orthogonal"})
+
+
+def test_no_update_of_a_training_is_longer(place: Place):
+    with place.session("run", adapter={"method": "lora", "rank": 4, "max_norm": 0.02}) as session:
+        progress = loop.Progress(Feed(session))
+        for _ in range(2):
+            loop.take_step(session, progress)
+            session.step += 1
+        norms = [(one.adapted_weight() - one.base.weight).norm().item() for one in session.adapted.values()]
+        assert 0.0199 < max(norms) < 0.0201 and adapter_state(session.adapted)
+
+
+@pytest.mark.parametrize("words, adapter, complaint", [
+    ({"compile": True}, {"method": "lora", "rank_dropout": 0.1},
+     "training.compile: does not work with adapter.dropout"),
+    ({}, {"method": "lora", "max_norm": 1.0}, "adapter.max_norm scales them after each step"),
+])
+def test_what_does_not_fit_is_refused_by_the_check(found, words, adapter, complaint):
+    from tests.training.runs import OPTIONS
+
+    optimizer = {"name": "schedulefree_adamw"} if "max_norm" in adapter else {"name": "adamw"}
+    findings = found(adapter=adapter, optimizer=optimizer, training=OPTIONS["training"] | words)
+    assert any(complaint in problem for problem in findings.problems), findings.problems
+
+
+def test_a_method_without_it_refuses_it(found):
+    with pytest.raises(ValueError, match="adapter.dropout"):
+        found(adapter={"method": "dora", "rank": 2, "dropout": 0.1})
