@@ -46,7 +46,9 @@ FLUX = {
 }
 """Layers of the blocks and around them."""
 
-SAMPLED = {**FLUX, "samples": {"steps": 2, "prompts": ["red apple", "blue heart"], "every": 2}}
+AVERAGED = {**FLUX, "training": {**FLUX["training"], "ema": "main_memory", "ema_decay": 0.5}}
+
+SAMPLED = {**AVERAGED, "samples": {"steps": 2, "prompts": ["red apple", "blue heart"], "every": 2}}
 
 TURNED = {
     **PLAIN,
@@ -90,8 +92,8 @@ def plans(flux: Place, sdxl: Place, chroma: Place, zimage: Place) -> list[Plan]:
     """All trainings of two processes."""
     return [
         Plan(flux.command("sampled", **SAMPLED)),
-        Plan(flux.command("stopped", **FLUX), stop_at=2),
-        Plan(flux.command("stopped", **FLUX)),
+        Plan(flux.command("stopped", **AVERAGED), stop_at=2),
+        Plan(flux.command("stopped", **AVERAGED)),
         Plan(sdxl.command("turned", **TURNED), reshard=False),
         Plan(chroma.command("masked", **MASKED)),
         Plan(zimage.command("listed", **LISTED)),
