@@ -161,8 +161,8 @@ def rule_problems(preset: Preset) -> list[str]:
 
 
 def optimizer_problems(preset: Preset) -> list[str]:
-    """An average of the weights, or an optimizer that averages them, which cannot follow what the method does after each
-    step; and dropout that does not fit; in sentences."""
+    """An average of the weights, or an optimizer that averages them, which does not follow what the method does after
+    each step; and dropout that does not fit; in sentences."""
     method, name = preset.adapter.method, preset.optimizer.name
     resets = methods()[method].Adapter.sets_parameters
     found = ema.problems(preset.training, preset.optimizer, method if resets else "")
