@@ -72,6 +72,7 @@ def settle() -> None:
     left. Each full collection would walk over them, and trainings ask for many."""
     gc.collect()
     gc.freeze()
+    gc.set_threshold(10_000, 25, 25)  # tests make many tensors and few cycles
 
 
 @pytest.hookimpl(wrapper=True)
