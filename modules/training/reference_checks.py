@@ -1,10 +1,9 @@
 """What can be said about reference pictures before a training: whether the base takes them, and those of samples."""
 
-from collections.abc import Sequence
 from typing import Any
 
-from modules.data import references
-from modules.preset.folder_options import Folder
+from modules.data import folders, references
+from modules.preset.data_options import Data
 from modules.preset.schema import Preset
 from modules.training import setup
 from training_presets.sentences import enumerated
@@ -17,16 +16,14 @@ def look(preset: Preset, model: Any) -> tuple[bool, list[str], list[str]]:
         notes = model.use_references(preset.base, counts)
     except (ValueError, OSError) as error:  # OSError: of the hub, where the index is not in its cache
         return False, [str(error)], []
-    return any(counts.values()), [], notes + idle(preset.data.folders)
+    return any(counts.values()), [], notes + idle(preset.data)
 
 
-def idle(folders: Sequence[str | Folder]) -> list[str]:
+def idle(options: Data) -> list[str]:
     """Notes on references that the training, or a part of it, has none of."""
-    entries = [(one, ()) if isinstance(one, str) else (one.path, one.references) for one in folders]
-    roles = ["train" if isinstance(one, str) else one.role for one in folders]
-    learned = [entry for entry, role in zip(entries, roles, strict=True) if role != "validation"]
-    bare = [path for path, given in learned if not given]
-    if not bare or not any(given for _, given in entries):
+    learned = [folder for _, folder in folders.entries(options, "training")]
+    bare = [folder.path for folder in learned if not folder.references]
+    if not bare or not references.most(options):
         return []
     if len(bare) == len(learned):
         return ["data.folders[].references: only validation folders have references, so none are learned from; give "

@@ -11,6 +11,7 @@ from PIL import Image
 
 from modules.data.batches import Batches
 from modules.families.qwenimage import Model
+from modules.preset.data_options import Data
 from modules.preset.files import resolve
 from modules.preset.folder_options import Folder
 from modules.preset.schema import Base
@@ -147,7 +148,8 @@ def test_check_says_what_is_missing_in_a_sentence(place, stage):
 ])  # fmt: skip
 def test_a_note_where_references_are_not_learned_from(folders, said):
     given = [Folder(path=path, references=("r",) * count, role=role) for path, count, role in folders]
-    notes = reference_checks.idle([*given, "plain"] if said.startswith("only") else given)
+    plain = ["plain"] if said.startswith("only") else []
+    notes = reference_checks.idle(Data(folders=(*given, *plain)))
     assert len(notes) == bool(said) and all(said in note for note in notes)
 
 

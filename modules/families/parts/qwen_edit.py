@@ -85,12 +85,13 @@ class QwenEditor(EditModel):
         """About a million pixels, of the picture's shape."""
         one, several = _modules()
         if self.edit_name == ONE:
-            found = smallest = one.calculate_dimensions(LARGE, width / height)[:2]
+            area = LARGE
+            found = smallest = one.calculate_dimensions(area, width / height)[:2]
         else:
+            area = several.CONDITION_IMAGE_SIZE
             found = several.calculate_dimensions(several.VAE_IMAGE_SIZE, width / height)
-            smallest = several.calculate_dimensions(several.CONDITION_IMAGE_SIZE, width / height)
+            smallest = several.calculate_dimensions(area, width / height)
         if min(smallest) == 0:
-            area = LARGE if self.edit_name == ONE else several.CONDITION_IMAGE_SIZE
             raise ValueError(f"it has {width} x {height} px; crop it so that no side is more than {area // 16**2 - 1} "
                              "times the other")
         return found
