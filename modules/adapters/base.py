@@ -112,6 +112,9 @@ class Adapter(nn.Module):
     """Whether `after_step` sets parameters, or reads gradients. Optimizers that average weights are then unsupported:
     their averages would restore the old values."""
 
+    reads_gradients: bool = False
+    """Whether `after_step` reads gradients. Optimizers that change them in a step are then unsupported."""
+
     pairs: tuple[tuple[str, str], ...] = ()
     """Names of parameters `up (out, r)` and `down (r, fan_in)` that act through their product alone: `up T` and
     `T^-1 down` give the same weight for any invertible `T (r, r)`."""

@@ -185,9 +185,9 @@ def _examine_training(preset: Preset, device_type: str, processes: int, found: F
     rates = setup.possible_rates(preset.targets)
     if found.adapted:
         rates = setup.uneven_rates(setup.own_settings(found.model, preset.targets, found.adapted).values())
-    method = preset.adapter.method
-    unpaired = "" if adapters.methods()[method].Adapter.pairs else method
+    unpaired = "" if adapters.methods()[preset.adapter.method].Adapter.pairs else preset.adapter.method
     found.problems += preset.optimizer.problems(training.learning_rate, device_type, rates, unpaired)
+    found.notes += preset.optimizer.notes(training.learning_rate, device_type)
     found.problems += schedules.problems(training, preset.optimizer)
     if training.precision == "float16" and device_type == "cpu":
         found.problems.append(

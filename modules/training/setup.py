@@ -161,15 +161,20 @@ def rule_problems(preset: Preset) -> list[str]:
 
 
 def optimizer_problems(preset: Preset) -> list[str]:
-    """An average of the weights, or an optimizer that averages them, which does not follow what the method does after
-    each step; and dropout that does not fit; in sentences."""
-    method, name = preset.adapter.method, preset.optimizer.name
-    resets = methods()[method].Adapter.sets_parameters
-    found = ema.problems(preset.training, preset.optimizer, method if resets else "")
-    if not (preset.optimizer.averages and resets):
-        return found + dropping.problems(preset)
-    return [*found, f"optimizer.name is {name}, which averages the weights of all steps, but {method} resets some of "
-                    "them during training: choose another optimizer"]
+    """An average of the weights, or an optimizer, that does not fit what the method does after each step; and dropout
+    that does not fit; in sentences."""
+    method, optimizer = preset.adapter.method, preset.optimizer
+    adapter = methods()[method].Adapter
+    found = ema.problems(preset.training, optimizer, method if adapter.sets_parameters else "")
+    found += dropping.problems(preset)
+    wrong = {
+        f"averages the weights of all steps, but {method} resets some of them during training":
+            optimizer.averages and adapter.sets_parameters,
+        f"changes gradients in a step, but {method} reads them after it":
+            adapter.reads_gradients and not optimizer.keeps_gradients,
+    }
+    return found + [f"optimizer.name is {optimizer.name}, which {why}: choose another optimizer"
+                    for why, is_wrong in wrong.items() if is_wrong]
 
 
 def unmatched_rules(model: Any, targets: Targets, chosen: Collection[str]) -> list[str]:
@@ -286,8 +291,9 @@ def load_and_attach(preset: Preset, device: torch.device) -> tuple[Any, dict[str
 
 
 def parameter_groups(adapted: dict[str, Adapted], model: Any, targets: Targets) -> list[dict]:
-    """Trainable parameters as optimizer groups, in a fixed order: `params`, `lr_scale`, whether they `decay`, `pairs`
-    of places in `params` (see `Adapter.pairs`), and whether their steps are `calibrated`."""
+    """Trainable parameters as optimizer groups, in a fixed order: `params`, their `names` in the
+    adapter, `lr_scale`, whether they `decay`, `pairs` of places in `params` (see `Adapter.pairs`), and whether their
+    steps are `calibrated`."""
     groups: dict[tuple[float, bool], dict[str, Any]] = {}
     own = own_settings(model, targets, adapted)
     for name, layer in adapted.items():
@@ -295,10 +301,12 @@ def parameter_groups(adapted: dict[str, Adapted], model: Any, targets: Targets) 
         for key, parameter in layer.adapter.named_parameters():
             if parameter.requires_grad:
                 decay = key not in layer.adapter.undecayed
-                fresh = {"params": [], "lr_scale": scale, "decay": decay, "pairs": [], "calibrated": calibrated}
+                fresh = {"lr_scale": scale, "decay": decay, "calibrated": calibrated}
+                fresh |= {"params": [], "names": [], "pairs": []}
                 group = groups.setdefault((scale, decay), fresh)
                 places[key] = (group, len(group["params"]))
                 group["params"].append(parameter)
+                group["names"].append(key)
         for up, down in layer.adapter.pairs:
             if up in places and down in places:
                 assert places[up][0] is places[down][0], f"{name}: a pair decays as a whole or not at all"
