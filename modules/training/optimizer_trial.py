@@ -69,7 +69,7 @@ class Trial:
 
 
 def trial(build: Build, device: str) -> Trial:
-    """Try the optimizer on `device`, or on the CPU where that is missing. Global random numbers stay. Raises nothing."""
+    """Try the optimizer on `device`, or on the CPU where that is missing. It raises nothing."""
     device = device if device != "cuda" or torch.cuda.is_available() else "cpu"
     with torch.random.fork_rng(devices=range(torch.cuda.device_count()) if device == "cuda" else []):
         try:
