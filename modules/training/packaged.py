@@ -22,6 +22,8 @@ from modules.preset.section import option
 from modules.training import optimizer_trial
 from modules.training.optimizer_options import Options, Rates, torch_groups
 
+PACKAGES = ("pytorch_optimizer", "adv_optm")
+
 OURS = {"params", "lr", "max_lr", "weight_decay", "foreach", "maximize", "differentiable", "capturable", "use_muon",
         "model", "process_group", "base_optimizer"}
 """Arguments that the trainer gives, or that would break the training."""

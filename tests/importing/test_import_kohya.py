@@ -193,7 +193,8 @@ def test_rs_lora_and_convolutions(imported, of):
         ("DAdaptAdam", "prodigy"),
         ("Lion", "lion8bit"),
         ("AdamWScheduleFree", "schedulefree_adamw"),
-        ("some.module.CAME", "adafactor"),
+        ("some.module.CAME", "came"),
+        ("pytorch_optimizer.AdaBelief", "pytorch_optimizer"),
         ("PagedAdEMAMix8bit", "paged_ademamix8bit"),
     ],
 )

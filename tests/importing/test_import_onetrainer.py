@@ -224,8 +224,10 @@ def test_text_encoders(imported, of):
         ("SCHEDULE_FREE_ADAMW", "schedulefree_adamw", {"r": 1.0}),
         ("LION_8BIT", "lion8bit", {"is_paged": False}),
         ("ADAMW_8BIT", "paged_adamw8bit", {"is_paged": True}),
-        ("CAME", "adafactor", {"beta3": 0.9}),
-        ("MUON", "adamw8bit", {"momentum": 0.9}),
+        ("CAME", "came", {"beta3": 0.9}),
+        ("MUON", "muon", {"momentum": 0.9}),
+        ("ADOPT", "pytorch_optimizer", {"beta2": 0.99, "decoupled_decay": True, "stochastic_rounding": True}),
+        ("PRODIGY_ADV", "adv_optm", {"d_coef": 2.0, "weight_decay": 0.1}),
         ("DADAPT_ADAM", "prodigy", {}),
     ],
 )
@@ -237,6 +239,12 @@ def test_optimizers(imported, accounted, name, ours, options):
     if name == "PRODIGY":
         assert (result.preset.optimizer.factor, result.preset.optimizer.weight_decay) == (2.0, 0.0)
         assert result.preset.training.learning_rate == 1.0
+    if name == "ADOPT":
+        assert result.preset.optimizer.algorithm == "ADOPT" and result.preset.optimizer.weight_decay == 0.0
+        assert result.preset.optimizer.arguments == ("weight_decouple=True", "betas=(0.9, 0.99)")
+        assert not result.preset.optimizer.problems(1e-4, "cpu")
+    if name == "PRODIGY_ADV":
+        assert (result.preset.optimizer.arguments, result.preset.optimizer.weight_decay) == (("d_coef=2.0",), 0.1)
     if options.get("relative_step"):
         assert result.preset.optimizer.least_scale == 1e-3 and result.preset.training.learning_rate == 0.01
 
