@@ -225,6 +225,11 @@ def settle(ledger: Ledger, name: str) -> None:
         kept = [rule for rule in ({k: v for k, v in one.items() if k != "lr_scale"} for one in rules) if len(rule) > 1]
         key, sentence = ledger.origin["targets.rules"], "Prodigy finds one learning rate for all layers here."
         ledger.change(key, sentence, {"targets.rules": kept})
+    if any("lr_scale" in one for one in values.get("targets.encoders", [])):
+        kept = [one for one in ({k: v for k, v in one.items() if k != "lr_scale"} for one in values["targets.encoders"])
+                if len(one) > 1]
+        key, sentence = ledger.origin["targets.encoders"], "Prodigy finds one learning rate for all layers here."
+        ledger.change(key, sentence, {"targets.encoders": kept})
     if values.get("targets.text_encoder_lr_scale", 0.5) != 1:
         key = ledger.origin.get("targets.text_encoder_lr_scale", "")
         sentence = "Prodigy finds one learning rate for all layers here."

@@ -212,7 +212,23 @@ def test_text_encoders(imported, of):
     targets = result.preset.targets
     assert targets.text_encoders and math.isclose(targets.text_encoder_lr_scale, 1 / 3, rel_tol=1e-3)
     assert targets.exclude == ("text_encoder_2.*",)
-    assert "5 epochs" in of(result.found, "text_encoder.stop_training_after").sentence
+    assert of(result.found, "text_encoder.stop_training_after").part == "mapped"
+    (own,) = targets.encoders
+    assert (own.name, own.lr_scale, own.stop) == ("text_encoder", None, 5 / values["epochs"])
+
+
+def test_each_text_encoder_keeps_its_rate_and_its_end(imported, of):
+    parts = {"text_encoder": {"train": True, "learning_rate": 3e-4},
+             "text_encoder_2": {"train": True, "learning_rate": 1e-5, "stop_training_after": 20,
+                                "stop_training_after_unit": "EPOCH"}}
+    result = imported({**SDXL, **parts})
+    targets = result.preset.targets
+    assert targets.text_encoder_lr_scale == 1 and not targets.exclude
+    (own,) = targets.encoders
+    assert (own.name, own.stop) == ("text_encoder_2", None) and math.isclose(own.lr_scale, 1 / 30, rel_tol=1e-5)
+    assert of(result.found, "text_encoder_2.learning_rate").part == "changed"
+    parts["text_encoder_2"] |= {"stop_training_after": 100, "stop_training_after_unit": "STEP"}
+    assert "after 100 steps" in of(imported({**SDXL, **parts}).found, "text_encoder_2.stop_training_after").sentence
 
 
 @pytest.mark.parametrize(

@@ -34,6 +34,7 @@ optimizer.eps optimizer.factor optimizer.first_lr optimizer.growth optimizer.gua
 optimizer.least_scale optimizer.moment_rank optimizer.ridge optimizer.skip_above
 samples.enabled samples.prompts[].prompt samples.prompts[].references
 saving.export_every saving.folder saving.keep_states saving.resume_changed saving.state_every
+targets.encoders[].lr_scale targets.encoders[].name targets.encoders[].stop
 targets.exclude targets.include targets.layers targets.rules
 targets.rules[].lr_scale targets.rules[].match targets.rules[].rank
 training.accumulation training.batch_size training.compile training.epochs training.gradient_checkpointing
