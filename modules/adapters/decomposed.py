@@ -17,7 +17,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from modules.adapters import base, fused, linalg
+from modules.adapters import base, linalg
+from modules.adapters.active_rank import ActiveRankAdapter, ActiveRankConfig
 from modules.adapters.layers import Layer
 from modules.adapters.low_rank import RawLowRankConfig, low_rank_pair, set_pair
 from modules.adapters.products import frozen_cols, frozen_rows
@@ -27,7 +28,7 @@ FARTHEST = 64.0
 """A layer is near beta = 0 where `|c / beta|` is more than this times what it is with both weights at 1."""
 
 
-class DecomposedConfig(RawLowRankConfig):
+class DecomposedConfig(RawLowRankConfig, ActiveRankConfig):
     """Options of a low-rank update with a magnitude."""
 
     axis: Literal["input", "output"] = option("input", why="exact in all versions of ComfyUI, A1111 and Forge")
@@ -42,7 +43,7 @@ class DecomposedConfig(RawLowRankConfig):
     same size."""
 
 
-class Decomposed(base.Together):
+class Decomposed(ActiveRankAdapter, base.Together):
     """Parameters `up (out, r)`, `down (r, fan_in)`, `magnitude (channels)` or `(out)`: the log-ratio l in units of the
     buffer `unit ()`. The buffer `factor ()` is that of `low_rank_pair`."""
 
@@ -119,12 +120,7 @@ class Decomposed(base.Together):
         if "weight" in derived:
             return layer.adapted(x, derived["weight"])
         excess, up, down = derived["excess"], derived.get("up", self.up), derived.get("down", self.down)
-        if layer.fusible:
-            gains = (excess, None) if self.axis == "input" else (None, excess)
-            return fused.low_rank(layer, x, up, down, 1.0, *gains)
-        if self.axis == "input":
-            return layer(layer.scale_in(x, excess)) + layer.expand(layer.project(x, down), up)
-        return layer.scale_out(layer(x), excess) + layer.expand(layer.project(x, down), up)
+        return self.masked(x, layer, up, down, 1.0, *((excess, None) if self.axis == "input" else (None, excess)))
 
     def gradient_pair(self) -> tuple[nn.Parameter, nn.Parameter] | None:
         return (self.up, self.down) if self.config.init == "gradient" else None

@@ -19,13 +19,14 @@ import torch
 from torch import Tensor, nn
 
 from modules.adapters import base, linalg
+from modules.adapters.active_rank import ActiveRankConfig
 from modules.adapters.dropout import GROUP, DropoutConfig, DroppingAdapter
 from modules.adapters.layers import Layer
 from modules.adapters.low_rank import RawLowRankConfig, low_rank_pair, root_mean_square, set_pair, spread
 from modules.preset.section import option
 
 
-class Config(RawLowRankConfig, DropoutConfig):
+class Config(RawLowRankConfig, DropoutConfig, ActiveRankConfig):
     """Plain LoRA."""
 
     method: Literal["lora"] = "lora"

@@ -154,8 +154,7 @@ def take_step(session: Session, progress: Progress) -> tuple[float, float, dict[
     losses = []
     for micro in range(training.accumulation):
         prepared = progress.feed.at(session.step, micro)
-        # Around the backward pass too, in which layers may be computed again.
-        with progress.feed.dropping.at(session.step, prepared.positions, accelerator.device):
+        with progress.feed.masking(session.step, prepared):
             with accelerator.autocast():
                 loss = feed.errors(session, prepared).mean()
             accelerator.backward(loss / training.accumulation)

@@ -19,7 +19,7 @@ from modules.families.base import Reading
 from modules.families.parts.names import is_unused
 from modules.files.reading import listed
 from modules.preset.schema import Base, Preset, Rule, Targets
-from modules.training import dropping, ema, noise
+from modules.training import active_ranks, dropping, ema, noise
 from modules.training.matching import NONE, Names, hint_for, is_pattern, parts_of
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -204,6 +204,7 @@ def attach_all(model: Any, preset: Preset) -> tuple[dict[str, Adapted], list[str
     network = whole(model)
     names, problems = match_layers(model, preset.targets)
     problems += rule_problems(preset) + unmatched_rules(model, preset.targets, names)
+    problems += active_ranks.problems(preset, model)
     known: dict[Hashable, Adapter] = {}
     for name, own in own_settings(model, preset.targets, names).items():
         try:
