@@ -30,6 +30,7 @@ from modules.training import (
     ema,
     first_values,
     graphics,
+    input_start,
     known,
     noise,
     pool,
@@ -201,7 +202,7 @@ def _examine_training(preset: Preset, device_type: str, processes: int, found: F
     if found.training is not None:
         found.steps = total_steps(training, _batches(preset, found.training, processes))
         found.notes += schedules.notes(training, found.steps) + ema.notes(preset, found.steps)
-        found.notes += _notes_on_sharding(preset, found, processes)
+        found.notes += _notes_on_sharding(preset, found, processes) + input_start.notes(found.adapted)
 
 
 def _notes_on_sharding(preset: Preset, found: Findings, processes: int) -> list[str]:
@@ -241,9 +242,8 @@ def _examine_model(preset: Preset, found: Findings) -> None:
         problems, notes = look(preset, found.model)
         found.problems, found.notes = found.problems + problems, found.notes + notes
     started, problems = first_values.look(preset, found.model)
-    found.problems += problems
-    found.adapted, problems = setup.attach_all(found.model, preset)
-    found.problems += problems
+    found.adapted, more = setup.attach_all(found.model, preset)
+    found.problems += problems + more
     if found.adapted and started is not None:
         found.problems += first_values.misfits(started, found.adapted)
 

@@ -215,9 +215,10 @@ def attach_all(model: Any, preset: Preset) -> tuple[dict[str, Adapted], list[str
 
 
 def with_rank(config: AdapterConfig, rank: int | None) -> AdapterConfig:
-    """The method's options with a layer's own rank, if it has one and the method has a rank."""
+    """The method's options with a layer's own rank, if it has one and the method has a rank; and room for it to grow at
+    the start."""
     given = rank is not None and "rank" in type(config).model_fields
-    return config.model_copy(update={"rank": rank}) if given else config
+    return (config.model_copy(update={"rank": rank}) if given else config).widened()
 
 
 def load(preset: Preset, device: torch.device) -> Any:
