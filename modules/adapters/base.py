@@ -37,6 +37,10 @@ class AdapterConfig(Section):
     """calibrated: one step of a sign-like optimizer (Adam, Lion) changes each layer's weight by about learning_rate
     times its norm. raw: parameters are scaled as in the method's publication. Exported files are exact either way."""
 
+    def widened(self) -> "AdapterConfig":
+        """The options of a layer's adapter whose rank may grow at the start: with the largest that it may get."""
+        return self
+
     @property
     def pool(self) -> str | None:
         """The folder of finished adapters that a method starts from, its option `folder`; None: it has no such

@@ -29,6 +29,7 @@ from modules.training import (
     folder_checks,
     freezing,
     graphics,
+    input_start,
     known,
     layer_options,
     noise,
@@ -141,7 +142,7 @@ def _examine_training(preset: Preset, device_type: str, processes: int, found: F
         found.steps = total_steps(training, planned(preset, found.training, processes))
         found.notes += schedules.notes(training, found.steps) + ema.notes(preset, found.steps)
         found.notes += freezing.notes(found.model, preset.targets, found.adapted, found.steps) if found.adapted else []
-        found.notes += _notes_on_sharding(preset, found, processes)
+        found.notes += _notes_on_sharding(preset, found, processes) + input_start.notes(found.adapted)
 
 
 def _notes_on_sharding(preset: Preset, found: Findings, processes: int) -> list[str]:
@@ -181,9 +182,9 @@ def _examine_model(preset: Preset, found: Findings) -> None:
         problems, notes = look(preset, found.model)
         found.problems, found.notes = found.problems + problems, found.notes + notes
     started, problems = first_values.look(preset, found.model)
-    found.problems += problems
-    found.adapted, problems = setup.attach_all(found.model, preset)
-    found.problems += problems + layer_options.encoder_problems(found.model, preset.targets, found.adapted)
+    found.adapted, more = setup.attach_all(found.model, preset)
+    found.problems += problems + more
+    found.problems += layer_options.encoder_problems(found.model, preset.targets, found.adapted)
     if found.adapted and started is not None:
         found.problems += first_values.misfits(started, found.adapted)
 

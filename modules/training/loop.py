@@ -11,7 +11,18 @@ from torch import Tensor
 from tqdm import tqdm
 
 from modules.data.batches import Batch
-from modules.training import best, collapse, due, feed, gradient_start, optimizers, rank_one, schedules, stopping
+from modules.training import (
+    best,
+    collapse,
+    due,
+    feed,
+    gradient_start,
+    input_start,
+    optimizers,
+    rank_one,
+    schedules,
+    stopping,
+)
 from modules.training.beside import beside, interrupted, made, step_name, told
 from modules.training.collapse import Watch
 from modules.training.feed import Feed
@@ -113,6 +124,7 @@ def before_steps(session: Session) -> None:
             best.keep(session)
         return
     gradient_start.begin(session, batch_loss)
+    input_start.begin(session, batch_loss)
     beside(session, "the loss before training", collapse.begin)
     session.reference = told(session, session.reference)
     make(session, ["validation", "sample"])
@@ -162,8 +174,7 @@ def take_step(session: Session, progress: Progress) -> tuple[float, float, dict[
     losses = []
     for micro in range(training.accumulation):
         prepared = progress.feed.at(session.step, micro)
-        # Around the backward pass too, in which layers may be computed again.
-        with progress.feed.dropping.at(session.step, prepared.positions, accelerator.device):
+        with progress.feed.masking(session.step, prepared):
             with accelerator.autocast():
                 loss = feed.errors(session, prepared).mean()
             accelerator.backward(loss / training.accumulation)

@@ -17,7 +17,7 @@ from modules.families.base import Reading
 from modules.families.parts.names import is_unused
 from modules.files.reading import listed
 from modules.preset.schema import Base, Preset, Targets
-from modules.training import dropping, ema, noise
+from modules.training import active_ranks, dropping, ema, noise
 from modules.training.layer_options import in_denoiser, own_settings, rule_problems, rules_with_hits
 from modules.training.matching import NONE, Names, hint_for, is_pattern, parts_of
 
@@ -142,6 +142,7 @@ def attach_all(model: Any, preset: Preset) -> tuple[dict[str, Adapted], list[str
     network = whole(model)
     names, problems = match_layers(model, preset.targets)
     problems += rule_problems(preset) + unmatched_rules(model, preset.targets, names)
+    problems += active_ranks.problems(preset, model)
     known: dict[Hashable, Adapter] = {}
     for name, own in own_settings(model, preset.targets, names).items():
         try:
@@ -152,9 +153,10 @@ def attach_all(model: Any, preset: Preset) -> tuple[dict[str, Adapted], list[str
 
 
 def with_rank(config: AdapterConfig, rank: int | None) -> AdapterConfig:
-    """The method's options with a layer's own rank, if it has one and the method has a rank."""
+    """The method's options with a layer's own rank, if it has one and the method has a rank; and room for it to grow at
+    the start."""
     given = rank is not None and "rank" in type(config).model_fields
-    return config.model_copy(update={"rank": rank}) if given else config
+    return (config.model_copy(update={"rank": rank}) if given else config).widened()
 
 
 def load(preset: Preset, device: torch.device) -> Any:

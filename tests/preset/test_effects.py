@@ -13,7 +13,7 @@ from tests.preset import shipped
 LISTED = """
 adapter.axis adapter.block_size adapter.bound adapter.depth adapter.dropout adapter.exact adapter.factor
 adapter.final adapter.folder adapter.form adapter.frozen adapter.init adapter.interval adapter.kind
-adapter.learn_weights adapter.links adapter.module_dropout adapter.norm_gradient adapter.orthogonality
+adapter.learn_weights adapter.links adapter.min_rank adapter.module_dropout adapter.norm_gradient adapter.orthogonality
 adapter.planes adapter.rank adapter.rank_dropout adapter.rotation.block_size adapter.rotation.map
 adapter.rotation.planes adapter.second_rank adapter.side adapter.start_from adapter.step_size
 adapter.target_rank adapter.warmup
