@@ -77,7 +77,10 @@ class Terms:
     """
 
     rotation: Tensor | None = None
-    """`(blocks, b, b)`, applied on `side`; or `(stages, blocks, b, b)`, a butterfly (`linalg.butterfly`)."""
+    """`(blocks, b, b)`, applied on `side`; or `(stages, blocks, b, b)`, a butterfly (`linalg.butterfly`). On the input
+    of a convolution it is over the channels, or, if it has `fan_in` rows, over channels and kernel positions."""
+    series: Tensor | None = None
+    """`(blocks, b, b)`: the skew-symmetric Q of `rotation` if that is `I + 2Q + 2Q^2 + 2Q^3 + Q^4`."""
     up: Tensor | None = None
     """`(out, r)`, with every scale included."""
     down: Tensor | None = None

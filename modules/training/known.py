@@ -25,6 +25,7 @@ def facts(
     if adapted:
         found["decayed"] = any(_decays(layer) for layer in adapted.values())
         found["scaled"] = any(layer.adapter.uses_alpha for layer in adapted.values())
+        found["kernels"] = any(layer.layer.kernel > 1 for layer in adapted.values())
         found["text_layers"] = any(not layer_options.in_denoiser(model, name) for name in adapted)
     if forms:
         found["magnitudes"] = any("magnitude" in form for form in forms)

@@ -124,15 +124,6 @@ def test_layer_presets(imported, of, preset, ours):
     assert of(regex.found, "layer_filter").part == "changed"
 
 
-@pytest.mark.parametrize("scaled", [True, False])
-def test_oft(imported, of, scaled):
-    values = {**SDXL, "peft_type": "OFT_2", "oft_block_size": 64, "oft_scaled": scaled}
-    preset = imported(values).preset
-    assert (preset.adapter.method, preset.adapter.rotation.block_size) == ("oft", 64)
-    factor = 1 if scaled else 2 * math.sqrt(63)
-    assert math.isclose(preset.training.learning_rate, 3e-4 * factor, rel_tol=1e-3)
-
-
 def test_a_rotation_without_block_size_has_the_default_whatever_the_rank(imported, of):
     result = imported({**SDXL, "peft_type": "OFT_2", "lora_rank": 24})
     assert result.preset.adapter.rotation.block_size == 32 and of(result.found, "lora_rank").part == "dropped"

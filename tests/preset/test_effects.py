@@ -14,9 +14,9 @@ LISTED = """
 adapter.axis adapter.block_size adapter.bound adapter.depth adapter.dropout adapter.exact adapter.factor
 adapter.final adapter.folder adapter.form adapter.frozen adapter.init adapter.interval adapter.kind
 adapter.learn_weights adapter.links adapter.min_rank adapter.module_dropout adapter.norm_gradient adapter.orthogonality
-adapter.planes adapter.rank adapter.rank_dropout adapter.rotation.block_size adapter.rotation.map
-adapter.rotation.planes adapter.second_rank adapter.side adapter.start_from adapter.step_size
-adapter.target_rank adapter.warmup
+adapter.planes adapter.rank adapter.rank_dropout adapter.rotation.block_size
+adapter.rotation.divisor adapter.rotation.map adapter.rotation.planes adapter.rotation.share adapter.second_rank
+adapter.side adapter.start_from adapter.step_size adapter.target_rank adapter.warmup
 base.dtype base.offload_blocks base.path base.quantization base.texts base.training_adapter base.vae
 data.buckets data.cache data.caption_dropout data.flip data.folders data.missing_captions data.part_dropout
 data.resolution data.shuffle data.trigger
