@@ -74,9 +74,9 @@ class InputStartAdapter(base.Adapter):
     """An adapter with parameters `up (out, r)`, `down (r, fan_in)` and the buffer `factor ()` of `low_rank_pair`. Where
     ranks are shared out, the buffer `given (r)`: 1 for the components that the layer has, 0 for the others."""
 
-    up: Any
-    down: Any
-    factor: Any
+    up: nn.Parameter
+    down: nn.Parameter
+    factor: Tensor
     given: Tensor | None
     parts = 1
     """As in `low_rank_pair`."""

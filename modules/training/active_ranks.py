@@ -21,6 +21,17 @@ def problems(preset: Preset, model: Any) -> list[str]:
             f"after the other, but it is {size}: set it to 1 and training.accumulation {size}, which is as fast"]
 
 
+Kind = tuple[int, int, float]
+"""Rank, smallest active rank and exponent of a layer."""
+
+
+def kind_of(config: Any) -> Kind | None:
+    """None where the whole rank is always active."""
+    if not isinstance(config, ActiveRankConfig) or config.min_rank is None:
+        return None
+    return dict(config)["rank"], config.min_rank, config.min_rank_power
+
+
 class ActiveRanks:
     """The denoiser's adapters whose active rank depends on the noise level; none costs nothing. Those of text encoders
     know no noise level.
@@ -31,12 +42,10 @@ class ActiveRanks:
     def __init__(self, adapted: Mapping[str, Adapted], denoiser: str, count: int):
         """`adapted`: layers by full name; `denoiser`: the name of that network; `count`: its timesteps."""
         self.count = count
-        self.adapters: list[tuple[ActiveRankAdapter, tuple[int, int, float]]] = [
-            (layer.adapter, (layer.adapter.config.rank, layer.adapter.config.min_rank,
-                             layer.adapter.config.min_rank_power))
-            for name, layer in adapted.items()
+        self.adapters: list[tuple[ActiveRankAdapter, Kind]] = [
+            (layer.adapter, kind) for name, layer in adapted.items()
             if name.startswith(f"{denoiser}.") and isinstance(layer.adapter, ActiveRankAdapter)
-            and isinstance(layer.adapter.config, ActiveRankConfig) and layer.adapter.config.min_rank is not None
+            and (kind := kind_of(layer.adapter.config)) is not None
         ]
         self.masks: dict[Any, Tensor] = {}
 
