@@ -1,4 +1,4 @@
-"""The interface of an adapter method, a `Config` and an `Adapter`, and `Adapted`, the module that replaces a base layer.
+"""The interface of an adapter method (a `Config`, an `Adapter`), and `Adapted`, which replaces a base layer.
 
 `weight` defines the method; `derive` and `forward` are its fast path and must agree with it. All else uses `weight`.
 """
