@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from modules.adapters import linalg
-from modules.adapters.rotation import MAPS
+from modules.adapters.blocks import MAPS
 
 PAGE, BEGIN, END = ROOT / "docs/methods.md", "<!-- rotations: begin -->", "<!-- rotations: end -->"
 SIZES, NORMS = (16, 32, 64, 128, 256), (0.1, 0.5, 0.9, 1.5)

@@ -11,8 +11,9 @@ One class in `comfy.weight_adapter.adapters` does it. A layer `x` of a file has 
     magnitude_in, magnitude_out  (channels), (out)    W magnitude / norm(W), the norm of this W
     ratio                        (out)                rows times ratio
 
-The channels of a convolution are rotated in the same way at each kernel position. Everything is computed in float32 and
-rounded once, at any strength s: `W + s (W' - W)`. A plain LoRA, `.diff` and `.diff_b` are loaded by ComfyUI itself.
+The channels of a convolution are rotated in the same way at each kernel position; in format 2 the columns of the flat
+weight are, channels and kernel positions. Everything is computed in float32 and rounded once, at any strength s: `W + s
+(W' - W)`. A plain LoRA, `.diff` and `.diff_b` are loaded by ComfyUI itself.
 """
 
 import logging
@@ -25,7 +26,7 @@ from torch.nn import functional as F
 
 NODE_CLASS_MAPPINGS: dict[str, Any] = {}
 
-VERSION = 1
+VERSION = 2
 DIMENSIONS = {
     "skew_in": 2, "skew_out": 2, "turn_in": 3, "turn_out": 3, "up": 2, "down": 2, "difference": None,
     "magnitude_in": 1, "magnitude_out": 1, "ratio": 1,
@@ -196,7 +197,7 @@ def adapted(weight: Tensor, parts: dict[str, Tensor | None]) -> Tensor:
     turn = excess(given, "in")
     if turn is not None:
         blocks = W.reshape(len(W), *turn.shape[:2], -1)
-        if blocks.shape[-1] * weight.shape[1] != W.shape[1]:
+        if blocks.shape[-1] not in (1, W.shape[1] // weight.shape[1]):
             raise ValueError(f"the rotation has {turn[..., 0].numel()} channels, but the weight has {weight.shape[1]}")
         W = W + torch.einsum("okcs,kbc->okbs", blocks, turn).flatten(1)
     turn = excess(given, "out")

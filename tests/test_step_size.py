@@ -7,7 +7,8 @@ from torch import nn
 from benchmarks import step_size
 from benchmarks.step_size import Moved, Variant, moved, variants, weighted
 from modules import adapters
-from modules.adapters.rotation import BlocksConfig, RotatedConfig
+from modules.adapters.blocks import BlocksConfig
+from modules.adapters.rotation import RotatedConfig
 from modules.preset.section import Section, option
 
 STEPS = 3

@@ -20,8 +20,8 @@ from torch import Tensor, nn
 
 from modules.adapters import base, fused, linalg
 from modules.adapters.base import AdapterConfig
+from modules.adapters.blocks import triangles
 from modules.adapters.layers import Layer
-from modules.adapters.rotation import triangles
 from modules.preset.section import option
 
 

@@ -317,15 +317,15 @@ def exponential_excess(skew: Tensor) -> Tensor:
 
 
 def neumann_excess(skew: Tensor, terms: int) -> Tensor:
-    """`R - I` for Cayley's transform of `skew (n, b, b)` with the Neumann series truncated to an even number of
-    `terms`, `R = I + 2 Q + 2 Q^2 + ... + Q^(terms - 1)`, as peft and OneTrainer count them (methods.md 3.2, 3.5).
+    """`R - I` for Cayley's transform of `skew (n, b, b)` with the Neumann series truncated to `terms >= 4`, `R = I +
+    2 Q + 2 Q^2 + ... + Q^(terms - 1)`, as peft and OneTrainer count them (methods.md 3.2, 3.5).
 
-    Not orthogonal: at a plane's angle theta it stretches by `sqrt(1 + theta^(2 terms - 2))`. Odd ones shrink by `1 -
-    theta^(terms - 1)`, which is far more.
+    Not orthogonal: at a plane's angle theta an even number stretches by `sqrt(1 + theta^(2 terms - 2))`. An odd one
+    shrinks by `1 - theta^(terms - 1)`, which is far more.
     """
     square = skew @ skew
-    excess = skew
-    for _ in range(2, terms, 2):
+    excess = 2 * skew + square if terms % 2 else skew
+    for _ in range(2 + terms % 2, terms, 2):
         excess = torch.baddbmm(2 * (skew + square), square, excess)
     return excess
 

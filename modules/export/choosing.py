@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from modules import hosts
+from modules.adapters import linalg
 from modules.adapters.base import Product, Terms
 from modules.adapters.layers import as_layer
 from modules.export import encodings
@@ -47,6 +48,10 @@ class Structure:
     """Whether blocks have an even size, are at least as many as a block has rows, and are orthogonal."""
     alone: bool
     """The rotation has one block only."""
+    over_kernel: bool
+    """The rotation is over channels and kernel positions."""
+    series: bool
+    """The rotation is the truncated series of five terms."""
     stages: tuple[bool, bool] | None
     """For a butterfly: whether there are several, and whether they are enough to mix all rows."""
     side: str
@@ -76,6 +81,8 @@ def structure(view: Seen) -> Structure:
         square=rows == columns // view.kernel,
         rotation=None if R is None else (R.shape[-1] % 2 == 0, R.shape[-3] >= R.shape[-1], view.orthogonal),
         alone=R is not None and R.dim() == 3 and len(R) == 1,
+        over_kernel=forms.is_over_kernel(terms, columns, view.kernel),
+        series=terms.series is not None,
         stages=None if R is None or R.dim() == 3 else (len(R) > 1, len(R) == R.shape[1].bit_length()),
         side=terms.side if R is not None else "",
         pair=terms.up is not None,
@@ -111,14 +118,19 @@ def stand_in(like: Structure) -> Seen:
         # The terms are as programs see them, so an embedding's are those of its table, like a linear layer's.
         layer = as_layer(nn.Linear(channels, rows), "stand-in")
     terms = Terms(axis=like.axis, side=like.side or "input")
+    columns = channels * 2 ** sum(like.kernel)
     if like.rotation is not None:
-        turned, orthogonal = rows if like.side == "output" else channels, like.rotation[2]
+        turned, orthogonal = columns if like.over_kernel else channels, like.rotation[2]
+        turned = rows if like.side == "output" else turned
         size, stages = _blocks(like, turned)
         R = torch.linalg.qr(normal(stages * turned // size, size, size))[0]
         R = R * torch.linalg.det(R).sign()[:, None, None] if size % 2 else _proper(R)
         R = R if orthogonal else R + 0.1 * normal(*R.shape)
         terms.rotation = R if like.stages is None else R.unflatten(0, (stages, -1))
-    columns = channels * 2 ** sum(like.kernel)
+        if like.series:
+            terms.series = 0.2 * (R - R.mT)
+            excess = linalg.neumann_excess(terms.series, 5)
+            terms.rotation = excess + torch.eye(size, dtype=R.dtype)
     if like.pair:
         rank = channels if like.matched else 2
         terms.up, terms.down = normal(rows, rank), normal(rank, columns)

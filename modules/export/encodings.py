@@ -115,7 +115,7 @@ def _general_encoding(with_alpha: bool, flat: bool = False) -> Encoding:
             return None
         if terms.rotation.dim() != 3 or not names.difference or terms.magnitude is not None:
             return None
-        if flat and view.kernel == 1:
+        if (flat and view.kernel == 1) or forms.is_over_kernel(terms, W.shape[1], view.kernel):
             return None
         R = terms.rotation.to(W)
         eye = torch.eye(R.shape[-1], dtype=R.dtype, device=R.device)

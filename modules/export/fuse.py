@@ -134,7 +134,7 @@ def joined(layer: Fused, terms: list[Terms | None]) -> Terms:
     ):
         changes = [_change(part, found) for part, found in zip(layer.layers, given, strict=True)]
         return Terms(difference=layer.join(changes), bias=bias)
-    fused = Terms(rotation=given[0].rotation, bias=bias)
+    fused = Terms(rotation=given[0].rotation, series=given[0].series, bias=bias)
     downs = [found.down for found in given if found.down is not None]
     if downs and len(downs) == len(given) and _are_one(downs):  # from a file with fused layers
         fused.up, fused.down = layer.join([found.up for found in given if found.up is not None]), downs[0]

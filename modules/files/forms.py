@@ -124,15 +124,25 @@ def unscaled(terms: Terms, W: Tensor, kernel: int) -> Tensor:
     return V if terms.difference is None else V + terms.difference.to(W)
 
 
+def is_over_kernel(terms: Terms, columns: int, kernel: int) -> bool:
+    """Whether the rotation is over channels and kernel positions of a weight with so many columns."""
+    R = terms.rotation
+    if kernel == 1 or R is None or R.dim() != 3 or terms.side != "input":
+        return False
+    return R.shape[0] * R.shape[1] == columns
+
+
 def rotated(W: Tensor, R: Tensor, side: str, kernel: int) -> Tensor:
-    """`blockdiag(R) W` (side "output") or `W blockdiag(R)^T` on the channels ("input"), `R (blocks, b, b)`; or a
-    butterfly, `R (stages, blocks, b, b)`, of rows, or of columns without a kernel."""
+    """`blockdiag(R) W` (side "output") or `W blockdiag(R)^T` on the channels ("input"), `R (blocks, b, b)`, on channels
+    and kernel positions where it has as many rows as W columns; or a butterfly, `R (stages, blocks, b, b)`, of rows, or
+    of columns without a kernel."""
     if R.dim() == 4:
         rows = W if side == "output" else W.mT
         turned_rows = linalg.butterfly(rows.unsqueeze(0), R - torch.eye(R.shape[-1], dtype=R.dtype, device=R.device))
         return turned_rows[0] if side == "output" else turned_rows[0].mT
     if side == "output":
         return torch.einsum("kij,kjf->kif", R, W.unflatten(0, R.shape[:2])).flatten(0, 1)
+    kernel = 1 if R.shape[0] * R.shape[1] == W.shape[1] else kernel
     return torch.einsum("okcs,kbc->okbs", W.unflatten(1, (*R.shape[:2], kernel)), R).flatten(1)
 
 

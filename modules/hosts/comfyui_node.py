@@ -26,7 +26,7 @@ from modules.files import forms, keys
 from modules.files.forms import Encoding, Seen
 from modules.files.keys import Names
 from modules.files.kinds import gimbal_node
-from modules.files.kinds.gimbal_node import FORMAT, PARTS, VERSION
+from modules.files.kinds.gimbal_node import FORMAT, OVER_KERNEL, PARTS, VERSION
 from modules.hosts import How, comfyui
 from modules.hosts.parts.arithmetic import Unread
 from modules.preset.export_options import Export
@@ -189,7 +189,8 @@ def _tensors(view: Seen) -> dict[str, Tensor] | None:
             found["magnitude_in" if terms.axis == "input" else "magnitude_out"] = terms.magnitude
     if not found:
         return None
-    number = torch.tensor([VERSION, len(found)])
+    over_kernel = forms.is_over_kernel(terms, W.shape[1], view.kernel)
+    number = torch.tensor([OVER_KERNEL if over_kernel else VERSION, len(found)])
     return {FORMAT: number, **{f".gimbal_{part}": keys.precise(tensor) for part, tensor in found.items()}}
 
 
@@ -222,16 +223,23 @@ def _fallback(view: Seen, names: Names, rank: int) -> dict[str, Tensor]:
 
 
 def _foreign_tensors(view: Seen) -> dict[str, Tensor] | None:
-    """ComfyUI-OFTv2's tensors: a rotation of a linear layer's input, and perhaps a positive ratio per output."""
-    terms = view.terms
+    """ComfyUI-OFTv2's tensors: a rotation of the input of a linear layer, or of a convolution over its kernel too, and
+    perhaps a positive ratio per output. Five terms of the series are what OneTrainer reads as well, as its scaled kind.
+    """
+    terms, kernels = view.terms, view.layer.kind == "conv"
     if terms.rotation is None or terms.rotation.dim() != 3 or terms.side != "input":
         return None
-    if view.layer.kind != "linear" or terms.axis == "input":
+    if view.layer.kind not in ("linear", "conv") or view.dimensions not in (2, 4) or terms.axis == "input":
         return None
-    packed = packed_skew(terms.rotation)
+    if view.kernel > 1 and not forms.is_over_kernel(terms, view.W.shape[1], view.kernel):
+        return None
+    series = terms.series
+    packed = packed_skew(terms.rotation) if series is None else linalg.upper_triangles(series.double())
     if terms.up is not None or terms.difference is not None or packed is None:
         return None
-    found = {FOREIGN: packed, EXACT_MARK: torch.ones(1)}
+    scale = 1.0 if series is None else 2 * math.sqrt(series.shape[-1] - 1)
+    mark = {EXACT_MARK: torch.ones(1)} if series is None else {SCALED_MARK: torch.tensor(1.0)}
+    found = {FOREIGN: (-scale if kernels else scale) * packed, **mark}
     if terms.magnitude is not None:
         length = view.unscaled().norm(dim=1)
         found[LOG_RATIO] = torch.where(length == 0, 1.0, terms.magnitude.to(length) / length).log()

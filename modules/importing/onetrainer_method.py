@@ -1,6 +1,7 @@
 """OneTrainer's settings about the method and its layers; `onetrainer` has the others.
 
-`modules/module/LoRAModule.py`, `modules/module/oft_utils.py`, `modules/util/ModuleFilter.py`, at commit 23df3832.
+`modules/module/LoRAModule.py`, `modules/module/oft_utils.py`, `modules/util/ModuleFilter.py`, at commit 23df3832; pull
+request 1335 (`dora_oft`), at commit c6b1d5c0.
 """
 
 from modules.importing import base, methods
@@ -73,12 +74,11 @@ def convert(ledger: Ledger, optimizer: str, family: str, denoiser: str, wishes: 
 
 def _method(ledger: Ledger, optimizer: str, wishes: base.Wishes) -> None:
     kind = ledger.text("peft_type")
-    own = {"LORA": "dora" if ledger.flag("lora_decompose") else "lora", "LOHA": "loha", "LOKR": "lokr", "OFT_2": "oft"}
+    own = {"LORA": "dora" if ledger.flag("lora_decompose") else "lora", "LOHA": "loha", "LOKR": "lokr",
+           "OFT_2": "doft" if ledger.flag("dora_oft") else "oft"}
     if ledger.value("training_method") != "LORA":
         own, kind = {}, "full"
-    decomposed = kind == "OFT_2" and ledger.flag("lora_decompose")
-    meant = wishes.method if decomposed and wishes.method == "doft" else own.get(kind, "")
-    method = methods.set_method(ledger, "peft_type", kind, meant, wishes)
+    method = methods.set_method(ledger, "peft_type", kind, own.get(kind, ""), wishes)
     rank, alpha = ("lora_rank", ledger.whole("lora_rank")), ("lora_alpha", ledger.number("lora_alpha"))
     if kind == "LOKR":
         rank = ("lokr_dim", ledger.whole("lokr_dim"))
@@ -99,8 +99,11 @@ def _method(ledger: Ledger, optimizer: str, wishes: base.Wishes) -> None:
             methods.set_axis(
                 ledger, "lora_decompose_output_axis", ledger.flag("lora_decompose_output_axis"), default=False
             )
-    if decomposed:
-        _decomposed_rotation(ledger, method, optimizer)
+    if kind in ("LOHA", "LOKR", "OFT_2"):
+        ledger.drop("lora_decompose", f"without effect there beside {kind}")
+    if kind == "OFT_2" and ledger.flag("dora_oft"):
+        ledger.to("dora_oft", "adapter.method", method)
+    ledger.drop("dora_oft", "without effect there: it goes with OFT_2")
     if ledger.text("lora_model_name"):
         ledger.to("lora_model_name", "adapter.start_from", ledger.text("lora_model_name"))
 
@@ -120,55 +123,33 @@ def _kronecker(ledger: Ledger, rank: tuple[str, int], alpha: tuple[str, float]) 
     ledger.drop("lokr_vec_trick", "how it is computed, not what")
 
 
-def _decomposed_rotation(ledger: Ledger, method: str, optimizer: str) -> None:
-    """Whether `lora_decompose` beside a rotation had an effect depends on the program's version."""
-    key = "lora_decompose"
-    if method != "doft":
-        sentence = (
-            "OneTrainer of August 2026 ignores this beside OFT_2, so it is left out here; its pull request 1335 trains "
-            "DOFT with it: if the file is from there, give --method doft."
-        )
-        ledger.change(key, sentence)
-        return
-    ledger.to(key, "adapter.method", method)
-    ledger.change(key, "OneTrainer's pull request 1335 trains DOFT with this; its version of August 2026 ignores it.")
-    if ledger.flag("oft_scaled") and optimizer != "prodigy":
-        methods.shared_step(ledger, key)
-
-
 def _rotation(ledger: Ledger, kind: str, method: str, optimizer: str) -> None:
     key = "oft_block_size"
-    if kind != "OFT_2":
-        methods.set_blocks(ledger, key, ledger.whole(key))
-        ledger.drop("lora_rank", "not used: a rotation in blocks has no rank")
-        return
-    sentence = (
-        "Where this does not divide a layer's channels, OneTrainer takes the nearest divisor, and Gimbal the next "
-        "smaller one (of 40 channels 40 there, 20 here, with 32)."
-    )
-    size = methods.set_blocks(ledger, key, ledger.whole(key), sentence)
+    methods.set_blocks(ledger, key, ledger.whole(key))
     ledger.drop("lora_rank", "not used: a rotation in blocks has no rank")
+    if kind != "OFT_2":
+        return
+    ledger.to(key, "adapter.rotation.divisor", "nearest")
+    ledger.to("peft_type", "adapter.rotation.map", "neumann_5")
     ledger.drop("lora_alpha", "not used: a rotation is not scaled")
-    if ledger.flag("oft_scaled"):
-        ledger.agree("oft_scaled", "rotations are always scaled so here")
-    elif optimizer != "prodigy":
-        methods.unscaled_rotation(ledger, "oft_scaled", size, parts=2 if method == "doft" else 1)
     if ledger.flag("oft_block_share"):
-        ledger.change("oft_block_share", "Every block has a rotation of its own here; the file becomes larger.")
+        ledger.to("oft_block_share", "adapter.rotation.share", True)
+    if not ledger.flag("oft_scaled"):
+        ledger.to("oft_scaled", "adapter.step_size", "raw")
+    else:
+        ledger.to("oft_scaled", "adapter.step_size", "calibrated")
+        if method == "doft" and optimizer != "prodigy":
+            methods.shared_step(ledger, "dora_oft" if ledger.flag("dora_oft") else "peft_type")
     if ledger.flag("oft_coft"):
         ledger.drop("oft_coft", "no counterpart: the rotation is not constrained here")
     ledger.drop("coft_eps", "no counterpart: the rotation is not constrained here")
 
 
 def _kernels(ledger: Ledger, denoiser: str) -> None:
-    """A rotation of convolutions with a kernel is another one there."""
+    """Its rotation of convolutions with a kernel."""
     rotated = ledger.text("peft_type") == "OFT_2" and ledger.values["adapter.method"] in methods.ROTATIONS
     if rotated and denoiser == "unet" and ledger.values["targets.layers"] not in ("attention", "attention-mlp"):
-        sentence = (
-            "Convolutions with a kernel are rotated over channels x height x width of the kernel there, and over the "
-            "channels here, alike at each place of the kernel: fewer parameters, and another method for these layers."
-        )
-        ledger.change("peft_type", sentence)
+        ledger.to("peft_type", "adapter.rotation.conv", "kernel")
 
 
 def _layers(ledger: Ledger, family: str, denoiser: str) -> None:

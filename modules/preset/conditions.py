@@ -27,6 +27,7 @@ FACTS: dict[str, tuple[str, str]] = {
     "decayed": ("a method with parameters that decay", "with this method, whose parameters never decay"),
     "scaled": ("a layer whose factors are no full matrices", "because the factors of all layers are full matrices"),
     "magnitudes": ("magnitudes in the file", "without magnitudes in the file"),
+    "kernels": ("an adapted convolution with a kernel", "because no adapted layer is a convolution with a kernel"),
     "output_magnitudes": ("output-axis magnitudes in the file", "without output-axis magnitudes in the file"),
 }
 """A fact's words in "Only with ...", and where it does not hold in "has no effect ..."."""

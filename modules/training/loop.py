@@ -67,7 +67,7 @@ def train(session: Session) -> bool:
 
     Raises NotFinite before a step with a non-finite loss or gradient; the last good state is kept.
     """
-    progress, preset = Progress(Feed(session)), session.preset
+    progress = Progress(Feed(session))
     main = session.accelerator.is_main_process
 
     before_steps(session)
@@ -76,7 +76,7 @@ def train(session: Session) -> bool:
     with bar, stopping.deferred(main):
         while session.step < session.steps and not stopped:
             session.check_folder()
-            schedules.apply(session.optimizer, schedules.factor(preset.training, session.steps, session.step))
+            set_step(session)
             loss, norm, requests = take_step(session, progress)
             session.step += 1
             report(session, progress, bar, loss, norm)
@@ -155,6 +155,14 @@ def export_step(session: Session) -> None:
 
 
 # -- one step ---------------------------------------------------------------------------------------------------------
+
+
+def set_step(session: Session) -> None:
+    """Set what follows from the number of the step: the learning rate, and what is still trained."""
+    training = session.preset.training
+    schedules.apply(session.optimizer, schedules.factor(training, session.steps, session.step))
+    for stop in session.stops:
+        stop.apply(session.step)
 
 
 def take_step(session: Session, progress: Progress) -> tuple[float, float, dict[str, bool]]:

@@ -44,8 +44,11 @@ def skew(parameters: dict[str, Tensor], channels: int, rotation: dict) -> Tensor
         u, v = parameters["rotation.u"] / parameters["rotation.length"], parameters["rotation.v"]
         return factor * (u @ v.t() - v @ u.t())
     b = next(b for b in range(rotation["block_size"], 0, -1) if channels % b == 0)
-    blocks = []
-    for vector in parameters["rotation.skew"]:
+    if rotation.get("divisor") == "nearest":
+        divisors = [d for d in range(1, channels + 1) if channels % d == 0]
+        b = min(divisors, key=lambda d: (abs(d - rotation["block_size"]), d))
+    blocks, vectors = [], parameters["rotation.skew"]
+    for vector in vectors.expand(channels // b, -1) if rotation.get("share") else vectors:
         upper = vector.new_zeros(b, b)
         upper[torch.ones(b, b).triu(1).bool()] = vector
         blocks.append(factor * (upper - upper.t()))
@@ -53,8 +56,8 @@ def skew(parameters: dict[str, Tensor], channels: int, rotation: dict) -> Tensor
 
 
 def rotation(parameters: dict[str, Tensor], channels: int, options: dict) -> Tensor:
-    """`R (channels, channels)`: Cayley's `(I + Q)(I - Q)^-1`, the exponential, or Neumann's series cut after an even
-    number of terms."""
+    """`R (channels, channels)`: Cayley's `(I + Q)(I - Q)^-1`, the exponential, or Neumann's series cut after some
+    terms."""
     Q = skew(parameters, channels, options)
     eye = torch.eye(channels, dtype=Q.dtype)
     name, _, terms = options.get("map", "cayley").partition("_")
@@ -70,6 +73,8 @@ def turned(parameters: dict[str, Tensor], W: Tensor, kernel: int, options: dict)
     """The weight `(out, channels * kernel)` with its input or its output rotated."""
     if options.get("side", "input") == "output":
         return rotation(parameters, W.shape[0], options["rotation"]) @ W
+    if options["rotation"].get("conv") == "kernel":
+        return W @ rotation(parameters, W.shape[1], options["rotation"]).t()
     return rotated(W, rotation(parameters, W.shape[1] // kernel, options["rotation"]), kernel)
 
 
@@ -82,6 +87,7 @@ def by_rotation(W: Tensor, R: Tensor, side: str, kernel: int) -> Tensor:
     """`W` turned by the exporter's terms: blocks on one side, or the stages of a butterfly on the output."""
     if R.dim() == 3:
         whole = torch.block_diag(*R)
+        kernel = 1 if len(whole) == W.shape[1] else kernel
         return whole @ W if side == "output" else rotated(W, whole, kernel)
     for number, blocks in enumerate(R):
         out, apart = len(W), 2**number * R.shape[-1] // 2

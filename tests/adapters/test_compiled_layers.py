@@ -36,7 +36,7 @@ def step(layer: nn.Module, parameters: dict[str, Tensor], derived: Derived, x: T
 pytestmark = pytest.mark.usefixtures("compiler")
 
 
-@pytest.mark.short("wora-rank=4-axis=output-linear", "doft-kind=planes-planes=2-conv2d")
+@pytest.mark.short("sora-rank=3-alpha=6.0-planes=3-step_size=raw-linear", "doft-kind=planes-planes=2-conv2d")
 @pytest.mark.parametrize("method, options, case", COMPILED, ids=[f"{label(m, o)}-{c.name}" for m, o, c in COMPILED])
 def test_compiled_layers_do_the_same_and_know_every_size_after_two(method, options, case):
     adapted = adapt(method, options, case, DOUBLE)

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from modules import adapters
 from modules.adapters.base import Adapted, attach
+from modules.adapters.blocks import fitting
 from modules.adapters.low_rank import spread
 from tests.adapters import dense
 from tests.adapters.cases import CASES, adapt, close, inputs, randomise, through_weight
@@ -130,6 +131,32 @@ def test_raw_parameters_are_in_the_published_units(rotation):
 def test_blocks_divide_the_channels(channels, size, real):
     adapted = rotated_layer("oft", blocks(size), channels, 8)
     assert adapted.adapter.rotation.skew.shape == (channels // real, real * (real - 1) // 2)
+
+
+@pytest.mark.parametrize("features, size, real", [(40, 32, 40), (48, 32, 24), (72, 5, 4), (320, 32, 32), (10, 99, 10),
+                                                  (67, 32, 1), (67, 50, 67)])
+def test_the_nearest_divisor_is_onetrainers(features, size, real):
+    """Of two equally near ones the smaller, and 1 where that is nearest."""
+    assert fitting(features, size, "nearest") == real
+
+
+def test_a_nearest_divisor_of_1_rotates_nothing():
+    with pytest.raises(ValueError, match="its 67 inputs the divisor nearest to block_size 32 is 1.*divisor below"):
+        rotated_layer("oft", {**blocks(32), "divisor": "nearest"}, 67, 8)
+
+
+def test_shared_blocks_are_one_and_step_as_far():
+    adapted = rotated_layer("oft", {**blocks(16), "share": True}, 256, 64)
+    skew = adapted.adapter.rotation.skew
+    step, _ = relative_step(adapted, {skew: noise(skew)})
+    assert skew.shape == (1, 120) and abs(step - 1) < 0.05
+    W, small = adapted.base.weight.detach(), rotated_layer("oft", blocks(16), 16, 64)
+    with torch.no_grad():
+        small.adapter.rotation.skew.copy_(skew)
+        rows = W.unflatten(1, (16, 16)).transpose(0, 1).flatten(0, 1)
+        close(adapted.adapter.weight(W), small.adapter.weight(rows).unflatten(0, (16, 64)).transpose(0, 1).flatten(1),
+              1e-6)
+    assert adapted.adapter.curves()["rotation"] == pytest.approx(small.adapter.curves()["rotation"])
 
 
 def test_planes_start_orthonormal_and_unturned():

@@ -185,6 +185,20 @@ def test_effect_is_what_the_node_computes(tmp_path, node, variant):
             assert (told - found).abs().max() <= 2 * ROUNDING[dtype] * W.abs().max()
 
 
+@pytest.mark.parametrize("kind", ["cayley", "neumann_5"])
+def test_rotations_over_the_kernel_are_compact_and_exact(tmp_path, node, kind):
+    rotation = {"kind": "blocks", "block_size": 6, "conv": "kernel", "map": kind}
+    layers, report, tensors = file_of(tmp_path, ("doft", {"rotation": rotation}), dtype="float32")
+    assert all("node" in form for name, form in report.forms.items() if name != "unet.single"), report.forms
+    numbers = {name: tensors[f"{spelled(name)}.gimbal_format"][0].item() for name in ("unet.conv", "unet.point")}
+    assert numbers == {"unet.conv": 2, "unet.point": 1}, "a node that does not know the axis refuses it"
+    for name, patch in loaded(layers, tensors).items():
+        W, wanted = blend(layers[name], 0.5)
+        assert (patched(patch, W, 0.5) - wanted).abs().max() <= 1e-6 * wanted.abs().max(), name
+        told = comfyui_node.effect(W, of_layer(name, tensors), 0.5, How())
+        assert (told - wanted).abs().max() <= 1e-6 * wanted.abs().max(), name
+
+
 def test_result_is_rounded_once(tmp_path, node):
     layers, _, tensors = file_of(tmp_path, DORA, dtype="float32")
     patch, W = loaded(layers, tensors)["unet.wide"], layers["unet.wide"].layer.dense().bfloat16()
@@ -294,7 +308,7 @@ def test_without_node_and_fallback_the_file_is_not_read(tmp_path):
 
 DAMAGE = {
     "part missing": lambda t: t.pop("x.gimbal_ratio"),
-    "newer": lambda t: t["x.gimbal_format"].copy_(torch.tensor([2.0, 2.0])),
+    "newer": lambda t: t["x.gimbal_format"].copy_(torch.tensor([3.0, 2.0])),
     "no triangle": lambda t: t.update({"x.gimbal_skew_in": torch.zeros(6, 5)}),
     "not finite": lambda t: t["x.gimbal_ratio"].fill_(torch.nan),
     "flat": lambda t: t.update({"x.gimbal_skew_in": torch.zeros(36)}),

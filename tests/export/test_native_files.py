@@ -42,6 +42,17 @@ def test_every_method_is_read_as_it_was_trained(tmp_path, variant, fallback):
     assert_changes(found, wanted)
 
 
+@pytest.mark.parametrize("options", [{}, {"node_spelling": "oftv2"}, {"host": "comfyui"}], ids=str)
+def test_rotations_over_the_kernel_are_read_as_they_were_trained(tmp_path, options):
+    rotation = {"kind": "blocks", "block_size": 4, "conv": "kernel", "map": "neumann_5"}
+    kept = options != {"host": "comfyui"}
+    variant = "doft" if kept else "oft", {"rotation": rotation}
+    file, _, found, wanted = read_back(tmp_path, variant, ["unet.conv", "unet.wide"], **options)
+    assert_changes(found, wanted)
+    assert not inspect_file.inspect(file).damaged
+    assert (found["unet.conv"].terms.rotation is not None) == kept, "a full difference elsewhere"
+
+
 @pytest.mark.parametrize("fallback", [None, 2])
 @pytest.mark.parametrize("variant", [PLAIN_BLOCKS, BLOCKS], ids=label)
 def test_the_public_nodes_spelling_is_read_as_it_was_trained(tmp_path, variant, fallback):

@@ -79,6 +79,26 @@ def test_the_public_node_has_no_convolutions(tmp_path):
     assert "node" not in report.forms["unet.conv"] and not report.approximate
 
 
+SERIES = {"kind": "blocks", "block_size": 4, "map": "neumann_5", "conv": "kernel"}
+
+
+@pytest.mark.parametrize("method", ["oft", "doft"])
+def test_five_terms_are_spelled_as_onetrainers_scaled_kind(tmp_path, method):
+    """Its parameters themselves, of convolutions with the other sign, and no marker of ours."""
+    _, layers, report, tensors = write(tmp_path, (method, {"rotation": SERIES}), LAYERS, **OFTV2)
+    assert not any("cans" in key for key in tensors) and not report.approximate
+    for name, adapted in layers.items():
+        own = {k.partition(".")[2]: t for k, t in tensors.items() if k.startswith(f"lora_{name.replace('.', '_')}.")}
+        magnitude = {"dora_log_multiplier"} if method == "doft" else set()
+        assert own.keys() == {"oft_R.weight", "oft_R.scaled_oft"} | magnitude and own["oft_R.scaled_oft"].shape == ()
+        skew, sign = adapted.adapter.rotation.skew, -1 if adapted.layer.kind == "conv" else 1
+        parts = 2**0.5 if method == "doft" else 1
+        assert torch.allclose(parts * own["oft_R.weight"], sign * skew, rtol=1e-5, atol=1e-7)
+        W = adapted.layer.native(adapted.layer.dense())
+        found = comfyui_node.effect(W, {f".{k}": t for k, t in own.items()}, 1.0, How())
+        assert (found - adapted.adapted_weight()).abs().max() <= 1e-5 * W.abs().max()
+
+
 def test_polar_steps_settle_on_the_cayley_transform():
     torch.manual_seed(0)
     upper = torch.triu(0.3 * torch.randn(3, 16, 16), 1)

@@ -71,7 +71,26 @@ def test_a_series_becomes_the_nearest_rotation_and_says_so():
     assert (layers["unet.layer"].adapted_weight() - case.weight).norm() < 0.02 * moved
 
 
+FIVE = {"kind": "blocks", "map": "neumann_5", "conv": "kernel", "divisor": "nearest"}
+
+
+@pytest.mark.parametrize("base, share", [(linear(), False), (conv(), True)], ids=["linear", "conv, shared"])
+@pytest.mark.parametrize("magnitude", ["", "log"])
+def test_onetrainers_map_continues_its_files_exactly(base, share, magnitude):
+    """The series itself, from any Q: angles above 90 degrees, which no rotation tells from their supplement, too."""
+    case = foreign.of_onetrainer(base, 4, True, magnitude, share)
+    case.tensors[".oft_R.weight"] *= 30
+    change = change_of(case)
+    layers = attached(case.base, "doft" if magnitude else "oft", rotation={"block_size": 5, "share": share, **FIVE})
+    assert torch.linalg.matrix_norm(change.terms.series, 2).max() > 1.1
+    assert start({"unet.layer": change}, layers) == []
+    weight = layers["unet.layer"].adapted_weight().flatten(1)
+    assert (weight - change.adapted().flatten(1)).abs().max() <= 1e-5 * weight.abs().max()
+
+
 PAIRS, FOURS = ({"rotation": {"kind": "blocks", "block_size": size}} for size in (2, 4))
+
+QUARTER = torch.block_diag(torch.tensor([[0.0, -1.0], [1.0, 0.0]]), torch.eye(2))
 
 
 @pytest.mark.parametrize("method, options, terms, words", [
@@ -85,11 +104,24 @@ PAIRS, FOURS = ({"rotation": {"kind": "blocks", "block_size": size}} for size in
     ("oft", {"rotation": {"kind": "planes"}}, Terms(rotation=torch.eye(4).expand(4, 4, 4)), "rotation.kind blocks"),
     ("oft", FOURS, Terms(rotation=-torch.eye(4).expand(4, 4, 4)), "by 180 degrees"),
     ("oft", FOURS, Terms(rotation=torch.ones(4, 4, 4)), "not orthogonal"),
+    ("oft", {"rotation": {"kind": "blocks", "block_size": 7}}, Terms(rotation=torch.eye(8).expand(2, 8, 8)),
+     "set adapter.rotation.divisor nearest"),
+    ("oft", {"rotation": {**FOURS["rotation"], "share": True}}, Terms(rotation=torch.stack(2 * [QUARTER.mT, QUARTER])),
+     "set adapter.rotation.share false"),
 ])
 def test_what_cannot_be_held_is_a_sentence(method, options, terms, words):
     layers = attached(linear(), method, **options)
     change = Change(layers["unet.layer"].layer, terms)
     with pytest.raises(ValueError, match=f"unet.layer: .*{words}"):
+        start({"unet.layer": change}, layers)
+
+
+@pytest.mark.parametrize("conv_option, fan", [("channels", 72), ("kernel", 8)])
+def test_the_axes_of_a_convolution_are_said(conv_option, fan):
+    layers = attached(conv(), "oft", rotation={**FOURS["rotation"], "conv": conv_option})
+    change = Change(layers["unet.layer"].layer, Terms(rotation=torch.eye(4).expand(fan // 4, 4, 4)))
+    other = "kernel" if conv_option == "channels" else "channels"
+    with pytest.raises(ValueError, match=f"unet.layer: .*set adapter.rotation.conv {other}"):
         start({"unet.layer": change}, layers)
 
 

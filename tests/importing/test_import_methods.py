@@ -15,7 +15,8 @@ from modules import adapters, families
 from modules.adapters import layers
 from modules.importing import import_file
 from modules.preset.schema import Base, Preset
-from modules.training.setup import layer_names, match_layers, own_settings
+from modules.training.layer_options import own_settings
+from modules.training.setup import layer_names, match_layers
 from tests import tiny_flux, tiny_sd15, tiny_sdxl
 from tests.importing.test_import_aitoolkit import job
 from tests.importing.test_import_kohya import FLUX, GUI, toml
@@ -141,24 +142,42 @@ def test_a_step_of_lycoris_rotation_is_as_large_here(imported, size):
     assert math.isclose(rate, float(found), rel_tol=0.1), "the gradient is no random one, so up to a few percent"
 
 
+OFT = {**SDXL, "peft_type": "OFT_2", "layer_filter": "", "layer_filter_preset": "full"}
+
+
 @pytest.mark.parametrize("scaled", [True, False])
-def test_decomposed_rotations_are_offered(imported, of, scaled):
-    values = {**SDXL, "peft_type": "OFT_2", "lora_decompose": True, "oft_scaled": scaled}
-    plain = imported(values)
-    assert plain.preset.adapter.method == "oft" and "--method doft" in of(plain.found, "lora_decompose").sentence
-    result = imported(values, method="doft")
-    assert math.isclose(
-        result.preset.training.learning_rate, math.sqrt(2) * plain.preset.training.learning_rate, rel_tol=1e-3
-    )
-    assert of(result.found, "peft_type").part == "mapped"
-    if scaled:
-        assert "root of 2" in of(result.found, "lora_decompose").sentence
+@pytest.mark.parametrize("decomposed", [True, False])
+def test_rotations_of_onetrainer_are_its_own(imported, of, scaled, decomposed):
+    """What tests/hosts/test_onetrainer_rotations.py continues with: its divisors, axes, map and steps."""
+    result = imported({**OFT, "dora_oft": decomposed, "oft_scaled": scaled, "oft_block_share": True})
+    adapter, rate = result.preset.adapter, result.preset.training.learning_rate
+    assert adapter.method == ("doft" if decomposed else "oft")
+    assert adapter.step_size == ("calibrated" if scaled else "raw")
+    wanted = {"block_size": 32, "divisor": "nearest", "conv": "kernel", "share": True, "map": "neumann_5"}
+    assert adapter.rotation.model_dump() == {"kind": "blocks", **wanted}
+    shared = scaled and decomposed  # a rotation and magnitudes, each at the whole rate there
+    assert math.isclose(rate, SDXL["learning_rate"] * (math.sqrt(2) if shared else 1), rel_tol=1e-3)
+    assert of(result.found, "peft_type").part == "mapped" and of(result.found, "oft_block_size").part == "mapped"
+    if shared:
+        assert "root of 2" in of(result.found, "dora_oft").sentence
+
+
+def test_magnitudes_of_a_lora_are_none_of_a_rotation(imported, of):
+    """OneTrainer reads `lora_decompose` with LORA alone, and `dora_oft` with OFT_2 alone."""
+    result = imported({**OFT, "lora_decompose": True})
+    assert result.preset.adapter.method == "oft" and of(result.found, "lora_decompose").part == "dropped"
+    result = imported({**SDXL, "dora_oft": True})
+    assert result.preset.adapter.method == "lora" and of(result.found, "dora_oft").part == "dropped"
+
+
+def test_kernels_of_no_convolution_are_not_said(imported):
+    preset = imported({**SDXL, "peft_type": "OFT_2"}).preset
+    assert preset.targets.layers == "attention-mlp" and preset.adapter.rotation.conv == "channels"
 
 
 def test_shared_steps_are_those_of_two(imported):
     """DOFT's first step of signs moves rotation and magnitudes each by the learning rate, once it is multiplied."""
-    values = {**SDXL, "peft_type": "OFT_2", "lora_decompose": True, "oft_scaled": True}
-    preset = imported(values, method="doft").preset
+    preset = imported({**SDXL, "peft_type": "OFT_2", "dora_oft": True, "oft_scaled": True}).preset
     layer = layers.as_layer(torch.nn.Linear(64, 64, bias=False), "x")
     adapter = adapters.methods()["doft"].Adapter(preset.adapter, layer)
     weight = layer.dense()
@@ -166,14 +185,6 @@ def test_shared_steps_are_those_of_two(imported):
         adapter.magnitude += preset.training.learning_rate
     moved = (adapter.weight(weight).detach() - weight).norm() / weight.norm()
     assert math.isclose(float(moved), SDXL["learning_rate"], rel_tol=1e-3)
-
-
-def test_rotated_kernels_are_said(imported, of):
-    values = {**SDXL, "peft_type": "OFT_2", "layer_filter": "", "layer_filter_preset": "full"}
-    result = imported(values)
-    assert "kernel" in of(result.found, "peft_type").sentence
-    assert "40 there, 20 here" in of(result.found, "oft_block_size").sentence
-    assert of(imported({**SDXL, "peft_type": "OFT_2"}).found, "peft_type").part == "mapped"
 
 
 # -- files to begin with ----------------------------------------------------------------------------------------------

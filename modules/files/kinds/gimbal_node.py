@@ -3,11 +3,12 @@
 The node applies these tensors of a layer in this order (modules/hosts/comfyui_node.py); see `PARTS`. Tensors marked
 `float32` have this dtype in every file.
 
-    .gimbal_format                  float32 [1, number of the other tensors]
+    .gimbal_format                  float32 [1, number of the other tensors]; [2, number] where `in` is over the columns
     .gimbal_skew_in  .gimbal_skew_out    float32 (blocks, b(b-1)/2): the upper triangle of Q, row by row, with every
                                     factor in it; R = (I + Q)(I - Q)^-1
     .gimbal_turn_in  .gimbal_turn_out    float32 (blocks, b, b): R - I, of blocks that are no such R
-                                    in: W <- W blockdiag(R)^T on the channels; out: W <- blockdiag(R) W on the rows
+                                    in: W <- W blockdiag(R)^T on the channels, or on the columns of the flat weight
+                                    (channels and kernel positions); out: W <- blockdiag(R) W on the rows
     .gimbal_up  .gimbal_down        (out, r), (r, fan_in): W <- W + up down; convolutions too are flat
     .gimbal_difference              in the weight's shape: W <- W + difference
     .gimbal_magnitude_in  _out      float32 (channels) or (out): W <- W magnitude / ||W||, the norm of this W
@@ -31,7 +32,8 @@ from modules.files.writer import About
 NAME = "gimbal_"
 """Prefix of the node's parts, to distinguish them from other kinds' parts."""
 
-VERSION = 1.0
+VERSION, OVER_KERNEL = 1.0, 2.0
+"""The format of a layer, and that of one whose rotation `in` is over channels and kernel positions."""
 FORMAT = ".gimbal_format"
 PARTS = ("skew_in", "skew_out", "turn_in", "turn_out", "up", "down", "difference", "magnitude_in", "magnitude_out",
          "ratio")
@@ -52,8 +54,8 @@ def read(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """A layer's parts by name. Raises ValueError where the node would reject them."""
     parts = {part: tensors[f".gimbal_{part}"] for part in PARTS if f".gimbal_{part}" in tensors}
     version, count = tensors[FORMAT].flatten().tolist()
-    if version > VERSION:
-        raise ValueError(f"written in format {version:g}, but the node reads format {VERSION:g}")
+    if version > OVER_KERNEL:
+        raise ValueError(f"written in format {version:g}, but the node reads format {OVER_KERNEL:g}")
     if count != len(parts) or ("up" in parts) != ("down" in parts):
         raise ValueError(f"{count:g} tensors were written, but the file has {', '.join(parts) or 'none'}")
     return parts
@@ -102,7 +104,14 @@ def shape(parts: dict[str, Tensor]) -> tuple[int | None, int | None]:
     if len(outs) > 1 or ("up" in own and own["up"].shape[1:] != own["down"].shape[:1]):
         raise ValueError("its tensors for the node have shapes that do not match; the file is damaged")
     wide = own["down"] if "down" in own else own.get("difference")
-    return next(iter(outs), None), None if wide is None else wide[0].numel()
+    return next(iter(outs), None), turned_columns(parts) if wide is None else wide[0].numel()
+
+
+def turned_columns(parts: dict[str, Tensor]) -> int | None:
+    """How many columns a rotation over channels and kernel positions has; None without one."""
+    turned = next((parts[NAME + part] for part in ("skew_in", "turn_in") if NAME + part in parts), None)
+    over_kernel = parts[f"{NAME}format"].flatten()[0] == OVER_KERNEL
+    return len(turned) * block(turned) if turned is not None and over_kernel else None
 
 
 def channels(parts: dict[str, Tensor]) -> int | None:
@@ -110,6 +119,8 @@ def channels(parts: dict[str, Tensor]) -> int | None:
     own = given(parts)
     if "magnitude_in" in own:
         return len(own["magnitude_in"])
+    if turned_columns(parts) is not None:
+        return None
     return next((len(own[part]) * block(own[part]) for part in ("skew_in", "turn_in") if part in own), None)
 
 

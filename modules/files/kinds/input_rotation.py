@@ -2,7 +2,8 @@
 
 The upper triangles of `Q` are stored row by row. peft and OneTrainer: `R = I + 2Q + 2Q^2 + 2Q^3 + Q^4` (five terms of a
 series, not exactly orthogonal). peft without the series: `R = (I - Q)(I + Q)^-1`, the inverse rotation. `W R^T` on
-linear layers; on convolutions over channels and kernel positions together, peft `W R^T`, OneTrainer `W R`.
+linear layers; on convolutions over channels and kernel positions together, peft `W R^T`, OneTrainer `W R`, which is
+peft's of the negative Q.
 """
 
 import math
@@ -31,6 +32,10 @@ SUFFIXES = {
 }
 MARKS = (frozenset({"oft_R"}),)
 
+TERMS = 5
+"""Those of peft's series unless set, and always of OneTrainer's."""
+
+
 def block_size(parts: dict[str, Tensor]) -> int:
     """Rows of a block from the number of its parameters, b (b - 1) / 2."""
     count = parts["oft_R"].shape[-1]
@@ -52,19 +57,16 @@ def rank(parts: dict[str, Tensor]) -> int | None:
 
 
 def terms(parts: dict[str, Tensor], layer: Layer, W: Tensor, about: About) -> Terms:
-    """A rotation of the channels, a full difference where blocks span kernel positions; with its magnitude."""
+    """A rotation of the channels, of a convolution over its kernel positions too; with its magnitude."""
     size, vector = block_size(parts), parts["oft_R"].to(W.dtype)
     if layer.fan_in % size or len(vector) not in (1, layer.fan_in // size):
         raise ValueError(f"its {len(vector)} blocks of {size} do not match the layer's {layer.fan_in} inputs")
-    turn = rotation(linalg.skew_blocks(vector * factor(parts, layer, size, about), size), parts, about)
-    turn = turn.expand(layer.fan_in // size, size, size)
+    skew = linalg.skew_blocks(vector * factor(parts, layer, size, about), size)
     if layer.kind == "conv" and about.writer != PEFT:
-        turn = turn.mT
-    if layer.kernel == 1:
-        found = Terms(rotation=turn.contiguous())
-    else:
-        blocks = W.unflatten(1, (-1, size))
-        found = Terms(difference=torch.einsum("okc,kbc->okb", blocks, turn).flatten(1) - W)
+        skew = -skew  # every formula below then gives the transpose
+    shape = (layer.fan_in // size, size, size)
+    turn = rotation(skew, parts, about).expand(shape).contiguous()
+    found = Terms(rotation=turn, series=skew.expand(shape).contiguous() if is_series(parts, about) else None)
     gain = multiplier(parts, W)
     if gain is not None:
         if len(gain) != layer.out_features:
@@ -103,7 +105,14 @@ def rotation(skew: Tensor, parts: dict[str, Tensor], about: About) -> Tensor:
         return eye + linalg.cayley_excess(skew)
     if not about.option("use_cayley_neumann", True):
         return eye + linalg.cayley_excess(-skew)
-    return series(skew, about.option("num_cayley_neumann_terms", 5))
+    return series(skew, about.option("num_cayley_neumann_terms", TERMS))
+
+
+def is_series(parts: dict[str, Tensor], about: About) -> bool:
+    """Whether R is the truncated series of five terms of the stored Q itself."""
+    if {"clipped", "exponential", "cans"} & parts.keys() or about.option("coft", False):
+        return False
+    return about.option("use_cayley_neumann", True) and about.option("num_cayley_neumann_terms", TERMS) == TERMS
 
 
 def series(skew: Tensor, count: int) -> Tensor:

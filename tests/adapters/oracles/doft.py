@@ -9,6 +9,7 @@ VARIANTS = [
     {"rotation": {"kind": "blocks", "block_size": 4}, "side": "output"},
     {"rotation": {"kind": "planes", "planes": 2}, "side": "output"},
     {"rotation": {"kind": "blocks", "block_size": 4, "map": "neumann_4"}},
+    {"rotation": {"kind": "blocks", "block_size": 6, "conv": "kernel", "share": True}},
 ]
 
 

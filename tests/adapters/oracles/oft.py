@@ -9,6 +9,7 @@ VARIANTS = [
     {"rotation": {"kind": "blocks", "block_size": 4, "map": "exponential"}},
     {"rotation": {"kind": "blocks", "block_size": 6, "map": "newton_schulz"}, "side": "output"},
     {"rotation": {"kind": "planes", "planes": 2}, "side": "output"},
+    {"rotation": {"kind": "blocks", "block_size": 5, "map": "neumann_5", "conv": "kernel", "divisor": "nearest"}},
 ]
 
 

@@ -13,7 +13,8 @@ import diffusers  # noqa: E402
 import transformers  # noqa: E402
 
 answering.stub("torchvision", "bitsandbytes", "gguf", "cv2", "mgds", "scalene", "nvidia", "triton", "tensorboard",
-               "dadaptation", "prodigyopt", "customtkinter", "requests", "yaml", "einops_exts", "pooch", "open_clip")
+               "dadaptation", "prodigyopt", "customtkinter", "requests", "yaml", "einops_exts", "pooch", "open_clip",
+               "kornia_rs")
 answering.stub_first("diffusers.quantizers.gguf.utils", "modules.util.multi_gpu_util")
 
 import importlib  # noqa: E402
@@ -80,6 +81,9 @@ def settings(tensors):
     config.lokr_dim = len(seconds[0]) if seconds else 2
     config.lokr_full_matrix = not seconds
     config.lokr_decompose_factor = 4
+    values = [tensor.shape[1] for key, tensor in tensors.items() if key.endswith("oft_R.weight")]
+    config.oft_block_size = round((1 + (1 + 8 * values[0]) ** 0.5) / 2) if values else 32
+    config.oft_scaled = any(key.endswith("scaled_oft") for key in tensors)
     config.train_device = "cpu"
     return config
 
