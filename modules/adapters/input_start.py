@@ -169,7 +169,7 @@ class Moments:
         """The part of the variance that each of the largest principal components explains, `(k)` in descending order,
         and the components, `(k, fan_in)`; k is `rank`, or less where fewer explain any. float64."""
         mean = self.total.double() / self.counts[0].to(self.total.device)
-        scatter = self.square.double() - self.counts[0].item() * torch.outer(mean, mean)
+        scatter = self.square.to(torch.float64, copy=True).addr_(mean, mean, alpha=-self.counts[0].item())
         values, vectors = largest(scatter, rank)
         whole = scatter.diagonal().sum()
         there = values > NOISE * whole.clamp_min(0)
@@ -178,7 +178,7 @@ class Moments:
     def pair(self, W: Tensor, rank: int, smallest: bool) -> tuple[Tensor, Tensor]:
         """CorDA's `up (out, k)`, `down (k, fan_in)` for `W (out, fan_in)`, float64; k is `rank`, or less where W is
         smaller or has a lower rank."""
-        covariance = self.square.double() / self.counts[1].to(self.square.device)
+        covariance = self.square.to(torch.float64, copy=True).div_(self.counts[1].item())
         covariance.diagonal().add_(DAMPING * covariance.diagonal().mean())
         turned = W.double() @ covariance
         if smallest:

@@ -53,6 +53,7 @@ def notes(adapted: Mapping[str, Adapted]) -> list[str]:
         return []
     passes = groups(layers)
     most = max(sum(4 * layers[name].layer.fan_in**2 for name in names) for names in passes)
+    most += 16 * max(layer.layer.fan_in for layer in layers.values()) ** 2  # two in float64, of one layer after another
     init = next(iter(layers.values())).adapter.config.init
     others = len(adapted) - len(layers)
     left_out = f"; {others} embeddings start at random" if others else ""

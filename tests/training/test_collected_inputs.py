@@ -56,7 +56,8 @@ def test_down_holds_the_inputs_own_directions_and_the_ranks_are_shared_out(place
     assert not place.events("run", "warning")
 
 
-@pytest.mark.parametrize("adapter", [EVA, CORDA], ids=lambda adapter: adapter["init"])
+@pytest.mark.parametrize("adapter", [pytest.param(EVA, id="eva", marks=pytest.mark.full),
+                                     pytest.param(CORDA, id="corda")])
 def test_a_pass_for_each_layer_gives_what_one_pass_gives(place, monkeypatch, adapter):
     with place.session("one", adapter=adapter) as session:
         whole = begun(session)
