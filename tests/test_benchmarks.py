@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import adapters, files, full_size, rotations, scale
+from benchmarks import adapters, files, full_size, rotation_steps, rotations, scale
 
 ROOT = Path(__file__).parents[1]
 ROW = {"model": "a model", "preset": "a preset", "base": "nf4", "resolution": 64, "seconds": 0.25, "peak": 2048.0}
@@ -49,6 +49,17 @@ def test_rotations_are_measured_and_need_a_place(tmp_path, monkeypatch):
     page.write_text(f"before {rotations.BEGIN} old {rotations.END} behind", encoding="utf-8")
     rotations.write("text")
     assert page.read_text(encoding="utf-8") == f"before {rotations.BEGIN}\ntext\n{rotations.END} behind"
+
+
+def test_steps_of_rotations_are_measured():
+    """Calibrated: lr in the Frobenius norm, whatever the gradient. adv_optm, if there: lr in the spectral norm."""
+    lines = rotation_steps.table([8, 16], 64)
+    cells = {line.split("|")[1].strip(): line for line in lines[2:]}
+    for kind in ("random", "plane"):
+        for name in ("`oft`, calibrated", "OneTrainer, scaled OFT"):
+            assert cells[f"{kind}: {name}"].count("(1.00)") == 2, lines
+        other = cells.get(f"{kind}: adv_optm, spectral, step 100")
+        assert (other or "").count(" 1.00 (") == (2 if rotation_steps.installed() else 0), lines
 
 
 def test_layers_of_all_programs_are_measured_side_by_side(monkeypatch, capsys):
