@@ -55,9 +55,9 @@ class Export(Section):
         "gimbal", why="exact", group="Compatibility", advanced=True,
         needs=("!.host comfyui_node", "!.form auto|compact"),
     )
-    """With host comfyui_node: write for our own node, or for the public ComfyUI-OFTv2 (rotations of the
-    input of linear layers, and of convolutions with adapter.rotation.conv kernel). With adapter.rotation.map neumann_5
-    OneTrainer reads the second kind too, as its scaled OFT."""
+    """With host comfyui_node: write for our own node, or for the public ComfyUI-OFTv2 (rotations of the input of
+    linear layers, and of convolutions with adapter.rotation.conv kernel). With adapter.rotation.map neumann_5 and form
+    compact OneTrainer reads the second kind too, as its scaled OFT."""
 
     ema: bool = option(True, advanced=True, title="EMA", needs="training.ema")
     """Write the moving average of the weights (training.ema) instead of the trained ones. Training states have both:

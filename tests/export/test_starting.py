@@ -9,6 +9,8 @@ from modules.adapters.layers import as_layer
 from modules.files import forms, kinds, writer
 from modules.files.change import Change
 from modules.files.start_from import start
+from modules.hosts import comfyui_node
+from modules.preset.schema import Export
 from tests.export import foreign
 from tests.export.foreign import conv, linear
 from tests.export.setup import preset
@@ -89,6 +91,24 @@ def test_onetrainers_map_continues_its_files_exactly(base, share, magnitude):
 
 
 PAIRS, FOURS = ({"rotation": {"kind": "blocks", "block_size": size}} for size in (2, 4))
+
+@pytest.mark.parametrize("base", [linear(), conv()], ids=["linear", "conv"])
+def test_a_continued_file_is_written_as_it_was(base):
+    """In the spelling that OneTrainer reads; DOFT's is that of its pull request."""
+    case = foreign.of_onetrainer(base, 4, True, "log")
+    change, layers = change_of(case), attached(case.base, "doft", rotation={"block_size": 4, **FIVE})
+    start({"unet.layer": change}, layers)
+    adapted = layers["unet.layer"]
+    W = adapted.layer.dense()
+    with torch.no_grad():
+        view = forms.seen(adapted.layer, W, adapted.adapter.export_terms(W))
+    encoding, = comfyui_node.own(Export(host="comfyui_node", node_spelling="oftv2"))
+    written = encoding.tensors(view, comfyui_node.NAMES)
+    assert written is not None and written.keys() == case.tensors.keys()
+    for suffix, tensor in case.tensors.items():
+        assert tensor.shape == written[suffix].shape, suffix
+        assert torch.allclose(written[suffix].float(), tensor.float(), rtol=1e-4, atol=1e-6), suffix
+
 
 QUARTER = torch.block_diag(torch.tensor([[0.0, -1.0], [1.0, 0.0]]), torch.eye(2))
 

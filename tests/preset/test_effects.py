@@ -98,6 +98,7 @@ def test_conditions_name_options_values_and_facts_that_exist():
 BARE = {"family": "sdxl", "adapter": {"method": "lora"}}
 KNOWN = {"diffusion": True, "flow": False, "validation": False, "single_file": False, "text_layers": False,
          "decayed": True, "scaled": False, "magnitudes": False, "output_magnitudes": False,
+         "kernels": False,
          "objective.density": "uniform"}
 
 IDLE = [
@@ -137,6 +138,10 @@ IDLE = [
      "export.comfyui_norm adapted has no effect without output-axis magnitudes in the file"),
     ({"adapter.method": "lokr", "adapter.step_size": "raw", "adapter.alpha": 4},
      "adapter.alpha 4 has no effect because the factors of all layers are full matrices"),
+    ({"adapter.method": "oft", "adapter.rotation": {"kind": "blocks", "conv": "kernel"}},
+     "adapter.rotation.conv kernel has no effect because no adapted layer is a convolution with a kernel"),
+    ({"adapter.method": "oft", "adapter.rotation": {"kind": "blocks", "conv": "kernel"}, "adapter.side": "output"},
+     "adapter.rotation.conv kernel has no effect with adapter.side output; set adapter.side to input"),
     ({"adapter.skip_unknown": True}, "adapter.skip_unknown true has no effect without adapter.start_from"),
 ]
 
