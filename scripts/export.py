@@ -53,7 +53,7 @@ def run(arguments: argparse.Namespace) -> str:
     import torch
 
     from modules.export.export import export
-    from modules.training import stored
+    from modules.training import new_tokens, stored
     from modules.training.command import quiet_libraries
 
     quiet_libraries()
@@ -73,7 +73,7 @@ def run(arguments: argparse.Namespace) -> str:
     with stored.loaded(found, preset, torch.device(arguments.device)) as (model, layers, facts):
         of_step = "" if isinstance(found, Path) else f"-step-{found.step:06d}"
         path = arguments.out or folder / f"{preset.name}{of_step}_{preset.export.host}.safetensors"
-        report = export(model, layers, preset, facts, path)
+        report = export(model, layers, preset, facts, path, new_tokens.vectors(model, preset.targets))
     origin = found if isinstance(found, Path) else found.folder
     return f"{report.table()}from {origin}, after step {facts.step}\n{report.text()}"
 

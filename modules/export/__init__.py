@@ -7,6 +7,7 @@
     partly              what is lost in one of several programs that a file is for
     rounding            rounding errors in 16 bits, and the dtype that a file is written for
     metadata report     what is written into the file, and on screen
+    token_files         what new tokens have learned, inside of the file and as files of their own
     read_back           the written file's tensors, all accounted for
 
 Forms that ComfyUI reads wrong are not listed here: modules/hosts/comfyui.py computes what ComfyUI computes, and

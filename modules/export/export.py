@@ -12,9 +12,10 @@ from torch import Tensor
 
 from modules import disk, families, hosts, quant, tensorfile
 from modules.adapters.base import Adapted, Terms
-from modules.export import choosing, encodings, fuse, metadata, proof, rounding
+from modules.export import choosing, encodings, fuse, metadata, proof, rounding, token_files
 from modules.export.report import KEPT, Report, megabytes
 from modules.export.rounding import DTYPES, Numbers
+from modules.export.token_files import NO_TOKENS, Vectors
 from modules.files import distance, forms, keys, opening
 from modules.files.change import Change, parts
 from modules.files.facts import Facts
@@ -32,8 +33,11 @@ class Written:
     form: metadata.Form
 
 
-def export(model: Any, layers: dict[str, Adapted], preset: Preset, facts: Facts, path: Path) -> Report:
-    """Write the adapters of `layers` (by full name) to `path` as `preset.export` says, and check the file.
+def export(
+    model: Any, layers: dict[str, Adapted], preset: Preset, facts: Facts, path: Path, tokens: Vectors = NO_TOKENS
+) -> Report:
+    """Write the adapters of `layers` (by full name) to `path` as `preset.export` says, and check the file; with what
+    new `tokens` have learned, also as files of their own in a folder beside it.
 
     Raises as `write` does.
     """
@@ -45,13 +49,20 @@ def export(model: Any, layers: dict[str, Adapted], preset: Preset, facts: Facts,
         found = metadata.training(preset, facts, written.form, [*model.networks][1:])
         return found | metadata.described(preset, facts) | metadata.own(preset, facts, model.base_hash())
 
-    return write(path, model, changes, options, about)
+    token_files.write(path, tokens, metadata.of_embeddings(preset, facts))
+    return write(path, model, changes, options, about, tokens)
 
 
 def write(
-    path: Path, model: Any, changes: dict[str, Change], options: Export, about: Callable[[Written], dict[str, str]]
+    path: Path,
+    model: Any,
+    changes: dict[str, Change],
+    options: Export,
+    about: Callable[[Written], dict[str, str]],
+    tokens: Vectors = NO_TOKENS,
 ) -> Report:
-    """Write `changes` (by full layer name) to `path` as `options` say, and check the file.
+    """Write `changes` (by full layer name) and embeddings of new `tokens` to `path` as `options` say, and check the
+    file.
 
     The file gets its name only when it is complete and correct. `about` returns its metadata, besides that of the
     model, the report and hashes. Raises ValueError if the host does not support the changes, if values are out of
@@ -69,6 +80,11 @@ def write(
         report.notes += _notes(changes, numbers.options, report)
         told = about(Written(report, _form(tensors, hosts.load(options.host).NAMES)))
         flat = {spelling[name] + suffix: t for name, found in tensors.items() for suffix, t in found.items()}
+        if tokens and (hosts.load(options.host).NAMES is not keys.PEFT or not flat):
+            flat |= token_files.bundle(tokens)
+        elif tokens:
+            where = token_files.folder_of(path)
+            report.notes.append(f"the new tokens are in {where} alone: {options.host} reads no file with both")
         opening.save_for_hashes(flat, partial, told)
         try:
             proof.check(changes, spelling, numbers, how, partial, report)

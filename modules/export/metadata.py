@@ -133,6 +133,11 @@ def own(preset: Preset, facts: Facts, base_hash: str) -> dict[str, str]:
     return {key: text(value) for key, value in found.items()}
 
 
+def of_embeddings(preset: Preset, facts: Facts) -> dict[str, str]:
+    """Of files with embeddings."""
+    return {"gimbal.base": base_name(preset), "gimbal.step": str(facts.step)}
+
+
 ALGORITHMS = {
     "LoRA": "lora", "LoHa": "loha", "LoKr": "lokr", "GLoRA": "glora", "rotation": "diag-oft", "butterfly": "boft",
 }

@@ -6,11 +6,13 @@ from pathlib import Path
 from torch import Tensor
 
 from modules.files import keys
+from modules.files.embeddings import BUNDLE
 from modules.tensorfile import opened
 
 
 def read(path: Path, spelling: dict[str, str], names: keys.Names) -> dict[str, dict[str, Tensor]]:
-    """Tensors of a file by layer and suffix; `spelling` maps full layer names to the file's names.
+    """Tensors of a file by layer and suffix, without embeddings of new tokens; `spelling` maps full layer names to the
+    file's names.
 
     Raises ValueError for keys of no layer or unknown to the format, for incomplete layers and for layers without any.
     """
@@ -22,6 +24,8 @@ def read(path: Path, spelling: dict[str, str], names: keys.Names) -> dict[str, d
     unknown = []
     with opened(path) as file:
         for key in file.keys():  # noqa: SIM118 - not a dict
+            if key.startswith(BUNDLE):
+                continue
             name, suffix = names.split(key)
             layer = layers.get(name) if suffix else None
             if layer is None:

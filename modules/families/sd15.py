@@ -36,6 +36,7 @@ class Model(UNetModel):
     FILE = "v1-5-pruned-emaonly.safetensors"
     TEXT_ENCODERS = ("text_encoder",)
     TEXT_FILES = {"text_encoder": CLIP}
+    TOKEN_KEYS = {"text_encoder": "clip_l"}
     PARTS = {
         "model.diffusion_model.time_embed.0.weight": "the UNet",
         "cond_stage_model.transformer.text_model.embeddings.position_embedding.weight": "the text encoder",
@@ -89,7 +90,7 @@ class Model(UNetModel):
     def encode_texts(self, captions: Sequence[str]) -> protocol.Texts:
         """`hidden (n, tokens, dim)`: the text encoder's last layer, or another (`base.clip_skip`)."""
         encoder = self.present("text_encoder")
-        if self.reading != protocol.Reading():
+        if self.reading != protocol.Reading() or self.has_new_tokens:
             hidden, _ = long_texts.encode(encoder, self.tokenizer, captions, self.reading, normed=True)
             return {"hidden": hidden.to(encoder.dtype)}
         hidden, _ = self.pipeline.encode_prompt(

@@ -30,6 +30,7 @@ class Model(UNetModel):
     FILE = "sd_xl_base_1.0.safetensors"
     TEXT_ENCODERS = ("text_encoder", "text_encoder_2")
     TEXT_FILES = {"text_encoder": CLIP_L, "text_encoder_2": CLIP_G}
+    TOKEN_KEYS = {"text_encoder": "clip_l", "text_encoder_2": "clip_g"}
     PARTS = {
         "model.diffusion_model.label_emb.0.0.weight": "an SDXL UNet",
         "conditioner.embedders.0.transformer.text_model.embeddings.position_embedding.weight": "the first text encoder",
@@ -56,7 +57,7 @@ class Model(UNetModel):
     def encode_texts(self, captions: Sequence[str]) -> protocol.Texts:
         """`hidden (n, tokens, dim)`: both encoders' last but one layer; `pooled (n, dim)` of the second."""
         first, second = (self.present(name) for name in self.text_encoders)
-        if self.reading != protocol.Reading():
+        if self.reading != protocol.Reading() or self.has_new_tokens:
             reading = replace(self.reading, layer=LAYER)
             one, _ = long_texts.encode(first, self.tokenizer, captions, reading, normed=False)
             two, pooled = long_texts.encode(second, self.pipeline.tokenizer_2, captions, reading, normed=False)

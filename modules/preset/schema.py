@@ -53,6 +53,28 @@ class Encoder(Section):
     targets.text_encoder_stop."""
 
 
+class Token(Section):
+    """A new token that the text encoders learn (textual inversion)."""
+
+    token: str = option()
+    """The word that stands for it in captions and prompts, such as sks or <my-style>: no word of the vocabulary."""
+
+    text: str = option("", needs="not .file")
+    """Initial text: the vectors start as those of its tokens, in turn if there are more vectors. Empty: at random."""
+
+    vectors: int = option(1, ge=1, le=64)
+    """Number of vectors. A token takes the place of as many tokens in a caption."""
+
+    lr_scale: float = option(5.0, title="LR scale", gt=0, le=10000)
+    """Learning rate of its vectors, as a multiple of training.learning_rate. 5: 0.0005 with the usual one."""
+
+    stop: float = option(1.0, gt=0, le=1)
+    """Share of all steps after which it is no longer trained (pivotal tuning); 1: trained to the end."""
+
+    file: str = option("", kind="file")
+    """Start from this embedding, of any program: a file of its own, or an adapter file with the embedding in it."""
+
+
 class Targets(Section):
     """The layers that are adapted."""
 
@@ -91,6 +113,10 @@ class Targets(Section):
         (), group="Text encoders", advanced=True, needs=("targets.text_encoders or targets.include", "@text_layers")
     )
     """Learning rate and end of the training of single text encoders, instead of the values for all of them."""
+
+    tokens: tuple[Token, ...] = option((), group="Tokens", advanced=True)
+    """New tokens that are trained, beside an adapter (pivotal tuning) or, with targets.layers none, alone (textual
+    inversion). Captions have to have them. Exported inside of the file, and as embedding files beside it."""
 
     rules: tuple[Rule, ...] = option((), group="Rules", advanced=True)
     """Ranks and learning rates for some of the layers chosen above. All rules that match a layer apply to it; if two

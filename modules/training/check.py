@@ -32,6 +32,7 @@ from modules.training import (
     input_start,
     known,
     layer_options,
+    new_tokens,
     noise,
     pool,
     reference_checks,
@@ -46,7 +47,7 @@ from modules.training.bars import progress_bar
 from modules.training.folder_checks import planned
 from modules.training.layer_options import own_settings
 from modules.training.processes import is_main_process
-from modules.training.session import Pictures, sample_prompts, total_steps, usual_captions
+from modules.training.session import Pictures, sample_prompts, total_steps, usual_captions, whole_captions
 
 NEEDED_ON_GPUS = "the package triton, and on Linux a C compiler (gcc or clang) for it,"
 """By torch.compile."""
@@ -124,7 +125,8 @@ def _examine_training(preset: Preset, device_type: str, processes: int, found: F
     found.problems += layer_options.rule_problems(preset) + setup.optimizer_problems(preset)
     rates = layer_options.possible_rates(preset.targets)
     if found.adapted:
-        rates = layer_options.uneven_rates(own_settings(found.model, preset.targets, found.adapted).values())
+        own = own_settings(found.model, preset.targets, found.adapted).values()
+        rates = layer_options.uneven_rates([*own, *layer_options.token_settings(preset.targets)])
     unpaired = "" if adapters.methods()[preset.adapter.method].Adapter.pairs else preset.adapter.method
     found.problems += preset.optimizer.problems(training.learning_rate, device_type, rates, unpaired)
     found.notes += preset.optimizer.notes(training.learning_rate, device_type)
@@ -141,7 +143,7 @@ def _examine_training(preset: Preset, device_type: str, processes: int, found: F
     if found.training is not None:
         found.steps = total_steps(training, planned(preset, found.training, processes))
         found.notes += schedules.notes(training, found.steps) + ema.notes(preset, found.steps)
-        found.notes += freezing.notes(found.model, preset.targets, found.adapted, found.steps) if found.adapted else []
+        found.notes += freezing.notes(found.model, preset.targets, found.adapted, found.steps) if found.model else []
         found.notes += _notes_on_sharding(preset, found, processes) + input_start.notes(found.adapted)
 
 
@@ -172,6 +174,10 @@ def _examine_model(preset: Preset, found: Findings) -> None:
         found.problems.append(str(error))
     found.takes_references, problems, notes = reference_checks.look(preset, found.model)
     found.problems, found.notes = found.problems + problems, found.notes + notes
+    if problems := new_tokens.problems(found.model, preset):
+        found.problems += problems
+    else:
+        found.model.use_new_tokens(new_tokens.words(preset.targets))
     found.problems += setup.block_problems(found.model, preset.base)
     found.layer_sets = list(found.model.named_targets())
     found.trainable_layers = len(setup.layer_names(found.model))
@@ -222,6 +228,9 @@ def _examine_pictures(preset: Preset, found: Findings) -> None:
         found.notes.append(f"bucket sizes are estimated (multiples of {GUESSED_STEP} px): base model cannot be read")
     if found.model is not None:
         found.problems += _too_large(preset, indices.get("training"), found.model.longest_side)
+        if found.training is not None and found.model.has_new_tokens:
+            captions = whole_captions(found.training)
+            found.problems += new_tokens.caption_problems(found.model, preset.targets, captions)
         found.notes += caption_lengths.notes(preset, found.model, found.training, found.validation)
 
 

@@ -13,6 +13,7 @@ from modules.adapters.base import Adapted
 from modules.adapters.layers import Layer, as_layer
 from modules.files import kinds, opening, reading, start_from
 from modules.files.change import Change
+from modules.files.embeddings import BUNDLE
 from modules.files.reading import Placed, Reading
 from modules.preset.schema import Preset
 from modules.training import state
@@ -27,14 +28,19 @@ def is_begun(folder: Path) -> bool:
     return bool(state.states(folder))
 
 
+def has_own(preset: Preset) -> bool:
+    """Whether the run has learned already, so that nothing starts from a file any more."""
+    run = Path(preset.saving.folder) / preset.name
+    return is_begun(run) or bool(preset.name) and (run / "adapter.safetensors").is_file()
+
+
 def look(preset: Preset, model: Any) -> tuple[Reading | None, list[str]]:
     """Which layers the file changes, and what is wrong with it, in sentences. `model` may be on the meta device; call
     it before adapters are attached. None without a file, and where the run does not need it any more."""
-    run = Path(preset.saving.folder) / preset.name
-    if not preset.adapter.start_from or is_begun(run) or (preset.name and (run / "adapter.safetensors").is_file()):
+    if not preset.adapter.start_from or has_own(preset):
         return None, []
     try:
-        found = reading.place(opening.read(Path(preset.adapter.start_from)), model)
+        found = reading.place(_opened(preset), model)
     except (ValueError, OSError) as error:
         return None, [f"{OPTION}: {error}"]
     left_out = [*found.left_out(), *_norms(found)]
@@ -42,6 +48,14 @@ def look(preset: Preset, model: Any) -> tuple[Reading | None, list[str]]:
     if preset.adapter.skip_unknown:
         return found, []
     return found, [f"{OPTION}: {found.file.path}: {sentence}; {SKIP} reads the rest" for sentence in left_out]
+
+
+def _opened(preset: Preset) -> opening.AdapterFile:
+    """The file, without embeddings of new tokens that start from a file. Raises ValueError as `opening.read`."""
+    file = opening.read(Path(preset.adapter.start_from))
+    own = [f"{BUNDLE}{one.token}." for one in preset.targets.tokens if one.file]
+    tensors = {key: tensor for key, tensor in file.tensors.items() if not key.startswith(tuple(own))}
+    return replace(file, tensors=tensors)
 
 
 def _norms(found: Reading) -> list[str]:
@@ -115,7 +129,7 @@ def read(preset: Preset, model: Any) -> dict[str, Change]:
     if not preset.adapter.start_from:
         return {}
     try:
-        file = opening.read(Path(preset.adapter.start_from))
+        file = _opened(preset)
         found = reading.changes(file, model, preset.adapter.skip_unknown, SKIP)
         norms = [name for name, change in found.items() if change.layer.kind == "norm"]
         if norms and not preset.adapter.skip_unknown:

@@ -59,6 +59,12 @@ def own_of_encoder(targets: Targets, name: str) -> Own:
     return Own(None, rate, stop)
 
 
+def token_settings(targets: Targets) -> list[Own]:
+    """The settings of the new tokens."""
+    return [Own(None, {f"targets.tokens[{number}].lr_scale": one.lr_scale}, one.stop)
+            for number, one in enumerate(targets.tokens)]
+
+
 def rules_with_hits(model: Any, targets: Targets, names: Iterable[str]) -> list[tuple[Rule, list[str]]]:
     """The rules, each with those of `names` that it is for."""
     if not targets.rules:
@@ -81,6 +87,7 @@ def possible_rates(targets: Targets) -> tuple[tuple[str, float], ...]:
     rates = [("targets.text_encoder_lr_scale", targets.text_encoder_lr_scale)] if targets.text_encoders else []
     rates += [(f"targets.encoders[{n}].lr_scale", one.lr_scale or 1.0) for n, one in enumerate(targets.encoders)]
     rates += [(f"targets.rules[{n}].lr_scale", rule.lr_scale or 1.0) for n, rule in enumerate(targets.rules)]
+    rates += [(f"targets.tokens[{n}].lr_scale", one.lr_scale) for n, one in enumerate(targets.tokens)]
     return tuple(rate for rate in rates if rate[1] != 1)
 
 
@@ -111,8 +118,9 @@ def encoder_problems(model: Any, targets: Targets, adapted: Collection[str]) -> 
                             "remove the entry")
         elif one.lr_scale is None and one.stop is None:
             problems.append(f"{place}: has neither lr_scale nor stop; set one of them, or remove the entry")
-    stops = {one.stop for one in own_settings(model, targets, adapted).values()}
+    stops = {one.stop for one in [*own_settings(model, targets, adapted).values(), *token_settings(targets)]}
     if stops and max(stops) < 1:
-        problems.append(f"targets.text_encoder_stop: only text encoders are trained, and all of them stop after "
-                        f"{max(stops):g} of the steps; set it to 1, or train fewer steps")
+        option = "targets.text_encoder_stop" if adapted else "targets.tokens[0].stop"
+        problems.append(f"{option}: only text encoders are trained, and all that is trained stops after {max(stops):g} "
+                        "of the steps; set it to 1, or train fewer steps")
     return problems

@@ -1,6 +1,7 @@
 """What a training shows and writes beside its steps: validation loss, sample pictures, adapter and exported file."""
 
 import re
+import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -16,12 +17,13 @@ from modules import objectives
 from modules.adapters.base import seed_of
 from modules.data.augment import sizes_at, still
 from modules.disk import write_whole
+from modules.export import token_files
 from modules.export.export import export
 from modules.export.report import Report
 from modules.families.base import Caption, text_of
 from modules.files import run_file
 from modules.judges import judges
-from modules.training import collapse, feed, rank_one, samples, samples_base
+from modules.training import collapse, feed, new_tokens, rank_one, samples, samples_base
 from modules.training.beside import beside
 from modules.training.ended import ADAPTER
 from modules.training.saving import training_facts
@@ -118,7 +120,7 @@ def save_adapter(session: Session) -> None:
     session.check_folder()
     path = session.run.folder / ADAPTER
     with session.shown(session.preset.export.ema):
-        run_file.save(path, session.adapted, training_facts(session))
+        run_file.save(path, session.learned, training_facts(session))
     facts = {"what": "adapter", "path": str(path), "step": session.step, "bytes": path.stat().st_size}
     session.events.write("saved", facts)
 
@@ -142,7 +144,8 @@ def export_now(session: Session, name: str) -> Path | None:
     weights = session.shown(session.preset.export.ema)
     with place_of_files(session) as folder, session.training_adapter.off(), weights:
         path = folder / f"{name}.safetensors"
-        result = export(session.model, session.adapted, session.preset, training_facts(session), path)
+        vectors = new_tokens.vectors(session.model, session.preset.targets)
+        result = export(session.model, session.adapted, session.preset, training_facts(session), path, vectors)
     if not session.accelerator.is_main_process:
         return None
     # The event comes last: what has none is made again when a killed run resumes.
@@ -162,6 +165,7 @@ def prune_exports(session: Session) -> None:
         path = session.run.folder / file
         path.unlink()
         path.with_suffix(".errors.tsv").unlink(missing_ok=True)
+        shutil.rmtree(token_files.folder_of(path), ignore_errors=True)
 
 
 def say_report(session: Session, result: Report, path: Path) -> None:

@@ -24,6 +24,7 @@ from modules.training import (
     flat,
     gradient_start,
     memory,
+    new_tokens,
     pool,
     resuming,
     setup,
@@ -92,7 +93,7 @@ def prepare(preset: Preset, pictures: Pictures, run: Run, events: Events, accele
         texts=groups,
         steps=steps,
         made=made,
-        ema=make_ema(preset, adapted, accelerator),
+        ema=make_ema(preset, {**adapted, **new_tokens.learned(model)}, accelerator),
     )
     write_layers(session)
     resuming.resume(session)

@@ -54,7 +54,7 @@ def resume(session: Session) -> None:
     ended.check_steps(session.preset.training, session.steps, saved.step, saved.folder)
     notes = unchanged(session, saved)
     state.restore_optimizer(session.optimizer, saved)
-    load_adapter_state(session.adapted, saved.adapter)
+    load_adapter_state(session.learned, saved.adapter)
     if session.ema is not None:
         session.ema.restore(saved.ema)
     session.step, session.started = saved.step, saved.facts["started"]
@@ -105,9 +105,9 @@ def usable(session: Session) -> tuple[State | None, list[str]]:
 def check_fits(session: Session, saved: State) -> None:
     """Raise ValueError if an intact state is of another training."""
     try:
-        check_adapter_state(session.adapted, saved.adapter)
+        check_adapter_state(session.learned, saved.adapter)
         state.check_optimizer(session.optimizer, saved)
-        ema.check(session.preset.training, setup.trained(session.adapted), saved.ema, saved.step)
+        ema.check(session.preset.training, setup.trained(session.learned), saved.ema, saved.step)
         lacking = [name for name in FACTS if name not in saved.facts]
         if lacking:
             raise ValueError(f"it lacks {', '.join(lacking)}")
@@ -204,7 +204,7 @@ def moved(session: Session, saved: State) -> list[str]:
     adapters = [layer.adapter for layer in session.adapted.values()]
     found = [
         schedules.replanned(session.preset.training, saved.step, before, now),
-        type(adapters[0]).replanned(adapters, saved.step, before, now),
+        type(adapters[0]).replanned(adapters, saved.step, before, now) if adapters else "",
         gradient_start.replanned(session, before, now, bool(input_start.asking(session.adapted))),
         freezing.replanned(freezing.shares(session.model, session.preset.targets, session.adapted).values(), saved.step,
                            before, now),

@@ -26,7 +26,7 @@ from modules.families.base import Caption, Texts, about, text_of
 from modules.losses import Loss
 from modules.objectives import Density, Noise
 from modules.preset.schema import Preset, Training
-from modules.training import fingerprints, finite, freezing, setup, sharding
+from modules.training import fingerprints, finite, freezing, new_tokens, setup, sharding
 from modules.training.clock import Clock
 from modules.training.ema import Ema
 from modules.training.events import Events
@@ -136,13 +136,14 @@ class Session:
     @cached_property
     def stops(self) -> tuple[Stop, ...]:
         """Layers that are no longer trained after some step."""
-        shares = freezing.shares(self.model, self.preset.targets, self.adapted)
-        return freezing.stops(self.adapted, shares, self.steps)
+        given = self.model, self.preset.targets, self.adapted
+        return freezing.stops(freezing.parameters(*given), freezing.shares(*given), self.steps)
 
     @cached_property
     def texts_until(self) -> int:
         """The step from which on no text encoder is trained."""
-        return freezing.texts_until(self.model, self.adapted, self.stops, self.steps)
+        names = freezing.shares(self.model, self.preset.targets, self.adapted)
+        return freezing.texts_until(self.model, names, self.stops, self.steps)
 
     @property
     def takes_part(self) -> bool:
@@ -166,9 +167,14 @@ class Session:
         if self.run.is_ours:
             self.run.check_there()
 
+    @property
+    def learned(self) -> dict[str, Adapted]:
+        """All that is trained: the adapted layers, and text encoders' tables with new tokens."""
+        return {**self.adapted, **new_tokens.learned(self.model)}
+
     def tensors(self) -> dict[str, Tensor]:
-        """Parameters and buffers of all adapters, `<full layer name>.<tensor>`; not copies."""
-        named = [(name, layer.adapter.state_dict()) for name, layer in self.adapted.items()]
+        """Parameters and buffers of all that is trained, `<full layer name>.<tensor>`; not copies."""
+        named = [(name, layer.adapter.state_dict()) for name, layer in self.learned.items()]
         return {f"{name}.{key}": value for name, tensors in named for key, value in tensors.items()}
 
     def check_finite(self) -> dict[str, Tensor]:
@@ -186,13 +192,13 @@ class Session:
     def penalty(self) -> Tensor | None:
         """What the method adds to the loss of each step, or None."""
         adapters = self.learning()
-        return type(adapters[0]).penalty(adapters)
+        return type(adapters[0]).penalty(adapters) if adapters else None
 
     def after_step(self) -> list[nn.Parameter]:
         """Run the method's `after_step`; the parameters whose optimizer state has to be reset."""
         adapters = self.learning()
         with torch.no_grad():
-            return type(adapters[0]).after_step(adapters, self.step + 1, self.steps)
+            return type(adapters[0]).after_step(adapters, self.step + 1, self.steps) if adapters else []
 
 
 def total_steps(training: Training, batches: Batches) -> int:

@@ -17,7 +17,7 @@ from modules.families.base import Reading
 from modules.families.parts.names import is_unused
 from modules.files.reading import listed
 from modules.preset.schema import Base, Preset, Targets
-from modules.training import active_ranks, dropping, ema, noise
+from modules.training import active_ranks, dropping, ema, new_tokens, noise
 from modules.training.layer_options import in_denoiser, own_settings, rule_problems, rules_with_hits
 from modules.training.matching import NONE, Names, hint_for, is_pattern, parts_of
 
@@ -67,7 +67,7 @@ def match_layers(model: Any, targets: Targets) -> tuple[list[str], list[str]]:
             if not hits:
                 problems.append(f"targets.{field}: {pattern!r} matches no layer{hint_for(pattern, names, misses)}")
                 misses += 1
-    if not chosen and not problems:
+    if not chosen and not problems and not (targets.tokens and targets.layers == NONE and not targets.include):
         problems.append(NO_CHOICE if targets.layers == NONE and not targets.include else NOTHING_LEFT)
     return [name for name in names if name in chosen], problems
 
@@ -167,6 +167,9 @@ def load(preset: Preset, device: torch.device) -> Any:
     noise.prepare(model, preset.objective)
     model.use_reading(Reading.of(preset.base, preset.data))
     model.use_references(preset.base, reference_counts(preset))
+    if problems := new_tokens.problems(model, preset):
+        raise ValueError("\n".join(problems))
+    model.use_new_tokens(new_tokens.words(preset.targets))
     return model
 
 
@@ -190,6 +193,7 @@ def attach_ready(model: Any, preset: Preset) -> dict[str, Adapted]:
     adapted, problems = attach_all(model, preset)
     if problems:
         raise ValueError("\n".join(problems))
+    new_tokens.attach(model, preset)
     if preset.training.gradient_checkpointing:
         model.enable_checkpointing()
     if preset.training.compile:
@@ -247,7 +251,7 @@ def parameter_groups(adapted: dict[str, Adapted], model: Any, targets: Targets) 
             if up in places and down in places:
                 assert places[up][0] is places[down][0], f"{name}: a pair decays as a whole or not at all"
                 places[up][0]["pairs"].append((places[up][1], places[down][1]))
-    return list(groups.values())
+    return [*groups.values(), *(new_tokens.groups(model, targets) if targets.tokens else ())]
 
 
 def trained(adapted: Mapping[str, Adapted]) -> dict[str, nn.Parameter]:
@@ -302,5 +306,5 @@ def layer_table(adapted: dict[str, Adapted], model: Any, preset: Preset) -> str:
 
 
 def trains_texts(model: Any, targets: Targets) -> bool:
-    """Whether any layer outside the denoiser is to be adapted."""
-    return any(not in_denoiser(model, name) for name in match_layers(model, targets)[0])
+    """Whether any layer outside the denoiser is to be adapted, or new tokens are to be learned."""
+    return bool(targets.tokens) or any(not in_denoiser(model, name) for name in match_layers(model, targets)[0])

@@ -17,7 +17,7 @@ from modules.files.facts import Facts
 from modules.preset.files import resolve
 from modules.preset.schema import Preset
 from modules.tensorfile import check_content
-from modules.training import flat, resuming, setup, state
+from modules.training import flat, new_tokens, resuming, setup, state
 from modules.training.ended import ADAPTER
 from modules.training.events import Events
 from modules.training.optimizers import averaged
@@ -58,7 +58,7 @@ def export_again(run: Run, adapter: Path, preset: Preset, device: torch.device) 
     is unchanged. Raises ValueError, and OSError as `export`."""
     path = run.folder / f"{run.name}.safetensors"
     with loaded(adapter, preset, device) as (model, layers, facts):
-        report = export(model, layers, preset, facts, path)
+        report = export(model, layers, preset, facts, path, new_tokens.vectors(model, preset.targets))
     write_whole(path.with_suffix(".errors.tsv"), report.table())
     with Events(run.folder) as events:
         for note in run.notes:
@@ -101,22 +101,23 @@ def preset_of(folder: Path, found: Path | State, overrides: Sequence[tuple[str, 
 def loaded(
     found: Path | State, preset: Preset, device: torch.device
 ) -> Iterator[tuple[Any, dict[str, Adapted], Facts]]:
-    """The model, the adapters by full layer name, as the run itself would export them now, and the run's facts. Raises
-    ValueError where they do not fit the preset."""
+    """The model, with its new tokens, the adapters by full layer name, as the run itself would export them now, and the
+    run's facts. Raises ValueError where they do not fit the preset."""
     model, layers = setup.load_and_attach(preset, device)
+    learned = {**layers, **new_tokens.learned(model)}
     if isinstance(found, Path):
-        yield model, layers, run_file.load(found, layers)
+        yield model, layers, run_file.load(found, learned)
         return
     written = found.facts.get("training")
     facts = Facts.from_json(written) if written else Facts(step=found.step)
     if not preset.optimizer.averages:
-        _load(layers, {**found.adapter, **(found.ema if preset.export.ema else {})}, found.folder)
+        _load(learned, {**found.adapter, **(found.ema if preset.export.ema else {})}, found.folder)
         yield model, layers, facts
         return
     groups = setup.parameter_groups(layers, model, preset.targets)
     _, optimizer = flat.build(preset.optimizer, groups, preset.training.learning_rate)
     state.restore_optimizer(optimizer, found)
-    _load(layers, found.adapter, found.folder)
+    _load(learned, found.adapter, found.folder)
     with averaged(optimizer):
         yield model, layers, facts
 

@@ -36,7 +36,8 @@ optimizer.moment_rank optimizer.momentum optimizer.nesterov optimizer.ridge opti
 samples.enabled samples.prompts[].prompt samples.prompts[].references
 saving.export_every saving.folder saving.keep_states saving.resume_changed saving.state_every
 targets.encoders[].lr_scale targets.encoders[].name targets.encoders[].stop
-targets.exclude targets.include targets.layers targets.rules
+targets.exclude targets.include targets.layers targets.rules targets.tokens
+targets.tokens[].file targets.tokens[].lr_scale targets.tokens[].stop targets.tokens[].token targets.tokens[].vectors
 targets.rules[].lr_scale targets.rules[].match targets.rules[].rank
 training.accumulation training.batch_size training.compile training.epochs training.gradient_checkpointing
 training.ema training.learning_rate training.max_grad_norm training.precision training.schedule training.seed

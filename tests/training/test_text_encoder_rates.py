@@ -61,7 +61,7 @@ def test_each_encoder_has_its_rate_and_rules_multiply_it(place: Place):
     ({"encoders": [{"name": SECOND, "stop": 0.5}], "exclude": ["text_encoder_2.*"]},
      "targets.encoders[0].name: no layer of text_encoder_2 is adapted"),
     ({"encoders": [{"name": SECOND}]}, "targets.encoders[0]: has neither lr_scale nor stop; set one of them"),
-    ({"exclude": ["unet.*"], "text_encoder_stop": 0.5}, "only text encoders are trained, and all of them stop after"),
+    ({"exclude": ["unet.*"], "text_encoder_stop": 0.5}, "only text encoders are trained, and all that is trained"),
 ])  # fmt: skip
 def test_what_cannot_be_meant_is_refused(place: Place, targets, sentence):
     (problem,) = looked(place, **sections(**targets)).problems
@@ -71,7 +71,8 @@ def test_what_cannot_be_meant_is_refused(place: Place, targets, sentence):
 def test_what_has_no_effect_is_said(place: Place):
     late = looked(place, **sections(encoders=[], text_encoder_stop=0.95)).notes
     assert [note for note in late if "text_encoder_stop" in note] == [
-        "targets.text_encoder_stop 0.95 has no effect: it is after the last of 5 steps"]
+        "a stop after 0.95 of the steps (targets.text_encoder_stop, encoders or tokens) has no effect: it is after the "
+        "last of 5 steps"]
     off = {"layers": "attention", "text_encoder_stop": 0.5, "encoders": [{"name": SECOND, "stop": 0.5}]}
     notes = looked(place, targets=off).notes
     assert any(note.startswith("targets.text_encoder_stop 0.5 has no effect without") for note in notes)
@@ -129,7 +130,7 @@ def test_a_run_that_is_resumed_before_at_and_after_the_stop_is_the_whole_run(pla
 def test_a_longer_run_says_what_would_have_been_different():
     assert freezing.replanned([1.0, 0.5], 40, 100, 200) == ""
     assert freezing.replanned([1.0, 0.5], 60, 100, 200) == (
-        "text encoders stopped after step 50, and would stop after step 100 now")
+        "the text encoders' training stopped after step 50, and would stop after step 100 now")
     assert [freezing.last_step(share, 7) for share in (0.01, 0.5, 1.0)] == [1, 4, 7]
 
 

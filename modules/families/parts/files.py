@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from modules import quant
-from modules.families import base as protocol
+from modules.families.parts import given_base
 from modules.families.parts.index import INDEX
 from modules.preset.base_options import Base
 from modules.tensorfile import read_header
@@ -102,7 +102,7 @@ def config_problems(base: Base, configs: Sequence[str], hub_id: str) -> list[str
         lacking = [name for name in configs if not (Path(base.config) / name).is_file()]
         return [f"base.config: {base.config} has no {', '.join(lacking)}"] if lacking else []
     lacking = [name for name in configs if not isinstance(try_to_load_from_cache(hub_id, name), str)]
-    if not lacking or not protocol.base_problems(Base(path=hub_id), lacking[0], hub_id):
+    if not lacking or not given_base.problems(Base(path=hub_id), lacking[0], hub_id):
         return []
     return [f"base.config: a single checkpoint needs the configuration of {hub_id}, which is not in the hub's local "
             "cache, and the hub cannot be reached; give --base.config with a folder in diffusers layout (its weights "

@@ -16,8 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 
 from modules.documents import is_folder
-from modules.families import base as protocol
-from modules.families.parts import files, split_problems
+from modules.families.parts import files, given_base, split_problems
 from modules.families.parts.components import AnotherKind, component_class, is_part, pickle_problems, read_index
 from modules.families.parts.index import INDEX
 from modules.families.parts.names import DENOISER, PREFIXES, Named, Place
@@ -115,7 +114,7 @@ class Loaded(Named):
     @classmethod
     def problems(cls, base: Base) -> list[str]:
         """Why `load` cannot work, as sentences."""
-        found = protocol.base_problems(base, cls.INDEX, cls.HUB_ID) or split_problems.of_given(base)
+        found = given_base.problems(base, cls.INDEX, cls.HUB_ID) or split_problems.of_given(base)
         if found:
             return found
         if is_folder(Path(base.path)):

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from modules.families.base import Reading
+from modules.families.parts import new_tokens
 from modules.families.parts.emphasis import parts_of
 from modules.preset.data_options import CHUNK
 
@@ -49,7 +50,9 @@ def tokens_of(tokenizer: Any, caption: str, emphasis: bool) -> list[Token]:
 def _tokenized(tokenizer: Any, text: str) -> list[tuple[int, int]]:
     """Each token, and the character of the text at which it begins."""
     read = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-    return [(number, start) for number, (start, _) in zip(read.input_ids, read.offset_mapping, strict=True)]
+    numbers = new_tokens.expanded(tokenizer, read.input_ids)
+    return [(number, start) for several, (start, _) in zip(numbers, read.offset_mapping, strict=True)
+            for number in several]
 
 
 def chunks_of(tokenizer: Any, numbers: Sequence[int], count: int) -> Tensor:

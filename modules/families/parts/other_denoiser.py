@@ -7,8 +7,7 @@ from typing import Any
 import torch
 
 from modules.documents import is_folder
-from modules.families import base as protocol
-from modules.families.parts import files
+from modules.families.parts import files, given_base
 from modules.families.parts.components import component_class, pickle_problems
 from modules.families.parts.loading import component, with_buffers
 from modules.families.parts.names import DENOISER
@@ -24,7 +23,7 @@ def problems(model: Any, path: str) -> list[str]:
     """Why `model`, which may be on the meta device and has no adapters yet, cannot draw with the denoiser of the base
     at `path`, in sentences that begin with the option."""
     kind = type(model)
-    found = protocol.base_problems(Base(path=path), files.INDEX, kind.HUB_ID)
+    found = given_base.problems(Base(path=path), files.INDEX, kind.HUB_ID)
     if not found:
         try:
             found = _of_file(model, Path(path)) if Path(path).is_file() else _of_folder(model, path)

@@ -20,7 +20,7 @@ from torch.utils.checkpoint import checkpoint
 
 from modules import quant
 from modules.families import base as protocol
-from modules.families.parts import files, other_denoiser
+from modules.families.parts import files, new_tokens, other_denoiser
 from modules.families.parts.loading import Loaded
 from modules.families.parts.reader import Reader
 from modules.preset.base_options import Base
@@ -43,6 +43,9 @@ class PipelineModel(Loaded, Reader):
         "hidden": "prompt_embeds", "pooled": "pooled_prompt_embeds", "mask": "prompt_attention_mask"}
     """Names of the parts of an encoded prompt in the pipeline."""
 
+    TOKEN_KEYS: ClassVar[dict[str, str]] = {}
+    """Text encoders that can learn new tokens; values: what files call an embedding of theirs."""
+
     bucket_step: int
     longest_side: int | None = None
     distilled: bool = False
@@ -58,6 +61,8 @@ class PipelineModel(Loaded, Reader):
         self.latent_factor = self.FOLD * factor
         self.latent_channels: int = self.FOLD**2 * channels
         self._released: set[str] = set()
+        self.token_keys = {name: key for name, key in self.TOKEN_KEYS.items() if name in self.text_encoders}
+        self.tables: dict[str, new_tokens.Table] = {}
 
     # -- defaults that a family may override --------------------------------------------------------------------------
 
@@ -92,6 +97,17 @@ class PipelineModel(Loaded, Reader):
         """Pixels per latent of the VAE, along each side, and its channels."""
         config = self.pipeline.vae.config
         return 2 ** (len(config.block_out_channels) - 1), config.latent_channels
+
+    # -- new tokens ---------------------------------------------------------------------------------------------------
+
+    def tokenizer_of(self, encoder: str) -> Any:
+        """The tokenizer of a text encoder."""
+        return self.pipeline.components[self.TOKENIZERS.get(encoder, encoder.replace("text_encoder", "tokenizer"))]
+
+    def use_new_tokens(self, words: Sequence[str]) -> None:
+        """Read these words as tokens from now on."""
+        self.has_new_tokens = self.has_new_tokens or bool(words)
+        new_tokens.add([self.tokenizer_of(name) for name in self.token_keys], words)
 
     # -- memory -------------------------------------------------------------------------------------------------------
 
@@ -266,9 +282,8 @@ class PipelineModel(Loaded, Reader):
             facts.append(str(self.VAE_DTYPE))
         else:
             networks = [self.networks[name] for name in self.text_encoders]
-            tokenizers = [self.TOKENIZERS.get(name, name.replace("text_encoder", "tokenizer"))
-                          for name in self.text_encoders]
-            facts += self.reading_facts() + [*(files.tokenizing(self.pipeline.components[t]) for t in tokenizers)]
+            tokenizers = [self.tokenizer_of(name) for name in self.text_encoders]
+            facts += self.reading_facts() + [*(files.tokenizing(one) for one in tokenizers)]
         facts += [files.weights_hash(*networks), *(files.settings(network.config) for network in networks)]
         return hashlib.sha256("\n".join(facts).encode()).hexdigest()[:16]
 

@@ -15,6 +15,8 @@ class Reader:
     reads_chunks: bool = False
     reading: Reading = Reading()
     """In force."""
+    has_new_tokens: bool = False
+    """Whether its tokenizers know new tokens, which `long_texts` reads."""
 
     @property
     def tokenizer(self) -> Any:

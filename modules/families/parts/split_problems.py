@@ -4,8 +4,7 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
-from modules.families import base as protocol
-from modules.families.parts import files
+from modules.families.parts import files, given_base
 from modules.families.parts.names import DENOISER
 from modules.families.parts.original import packed_problems
 from modules.families.parts.split import DENOISERS, described, kind_of
@@ -28,7 +27,7 @@ def of_given(base: Base) -> list[str]:
         if not path.is_file():
             return [f"{option}: {path} {'is a folder' if path.is_dir() else 'does not exist'}; give a .safetensors "
                     "file"]
-        if found := protocol.unread_problems(option, path):
+        if found := given_base.unread_problems(option, path):
             return found
         try:
             names = read_header(path).tensors
@@ -119,7 +118,7 @@ def of_lacking(model: Any, base: Base, parts: Sequence[str]) -> list[str]:
         here = {part: any(isinstance(try_to_load_from_cache(source, name), str) for name in all_)
                 for part, all_ in wanted.items()}
     absent = [part for part in parts if not here[part]]
-    if not absent or not base.config and not protocol.base_problems(Base(path=source), f"{absent[0]}/none", source):
+    if not absent or not base.config and not given_base.problems(Base(path=source), f"{absent[0]}/none", source):
         return []
     where = f"base.config {base.config} has no weights of {', '.join(absent)}" if base.config else (
         f"{source} has no weights of {', '.join(absent)} in the hub's local cache, and the hub cannot be reached")
