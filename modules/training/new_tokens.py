@@ -168,8 +168,10 @@ def groups(model: Any, targets: Targets) -> list[dict[str, Any]]:
     """Optimizer groups as of `setup.parameter_groups`: the vectors do not decay."""
     found: dict[tuple[float, float], dict[str, Any]] = {}
     for number, one in enumerate(targets.tokens):
-        fresh = {"params": [], "lr_scale": one.lr_scale, "decay": False, "pairs": [], "calibrated": False}
-        found.setdefault((one.lr_scale, one.stop), fresh)["params"] += parameters(model, number)
+        fresh = {"params": [], "names": [], "lr_scale": one.lr_scale, "decay": False, "pairs": [], "calibrated": False}
+        group, mine = found.setdefault((one.lr_scale, one.stop), fresh), parameters(model, number)
+        group["params"] += mine
+        group["names"] += len(mine) * ["token"]
     return list(found.values())
 
 

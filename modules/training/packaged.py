@@ -30,8 +30,9 @@ OURS = {"params", "lr", "max_lr", "weight_decay", "foreach", "maximize", "differ
 
 ANY = ConfigDict(arbitrary_types_allowed=True)
 
-VECTORS = ("skew",)
-"""Parameters with two axes that are vectors to an optimizer of matrices: a rotation's angles, block by block."""
+ANGLES, TOKEN = "skew", "token"
+"""Parameters with two axes that are vectors to an optimizer of matrices: the angles of a rotation, block by block; the
+vectors of a new token."""
 
 
 class Packaged(Options):
@@ -167,7 +168,7 @@ def apart(groups: list[dict], weight_decay: float, lr: float) -> list[dict[str, 
 
 def is_matrix(parameter: nn.Parameter, name: str) -> bool:
     """Whether an optimizer of matrices may take it as one."""
-    return parameter.ndim > 1 and min(parameter.shape) > 1 and name.rpartition(".")[2] not in VECTORS
+    return parameter.ndim > 1 and min(parameter.shape) > 1 and name.rpartition(".")[2] not in (ANGLES, TOKEN)
 
 
 def mark(groups: list[dict]) -> None:
@@ -176,7 +177,7 @@ def mark(groups: list[dict]) -> None:
         for parameter, name in zip(group["params"], group["names"], strict=True):
             kind = name.rpartition(".")[2]
             said = cast(Any, parameter)
-            said._is_oft, said._is_dora_scale = kind in VECTORS and parameter.ndim == 2, kind == "magnitude"
+            said._is_oft, said._is_dora_scale = kind == ANGLES and parameter.ndim == 2, kind == "magnitude"
         for up, down in group["pairs"]:
             cast(Any, group["params"][up])._is_lora_B = True
             cast(Any, group["params"][down])._is_lora_A = True
