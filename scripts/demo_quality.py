@@ -3,6 +3,8 @@
     python scripts/demo_quality.py demo/base
     python scripts/demo_quality.py demo/flux_base --guidance 3.5 --grid docs/images/demo_flux_base.png
     python scripts/demo_quality.py demo/base --adapter runs/wora_demo --suffix ", noto style"
+    python scripts/demo_quality.py demo/base --adapter runs/wora_demo --suffix ", noto style" \\
+        --pair docs/images/demo_wora.png
 
 draws all of PROMPTS with the pipeline alone (an adapter is a file for diffusers, or a run folder that is exported for
 it), writes a labelled grid, and prints how many show their subject, how many are in Noto's style, how many are
@@ -39,6 +41,8 @@ SUBJECT_BEFORE = 0.95
 """Required share of correct subjects without an adapter."""
 SUBJECT_AFTER, NOTO_AFTER = 0.9, 0.8
 """Required shares of correct subjects and of Noto's style with one."""
+SHOWN = ("hamburger", "dog face", "strawberry", "snail")
+"""Subjects of a picture of both: one that is trained on, two that are validated on, one of neither."""
 GROUPS = {"all": PROMPTS, "dataset": DATASET, "validation": VALIDATION, "untouched": UNTOUCHED}
 LINE = 12
 """Pixels for a line of a label below a picture; there are two."""
@@ -50,7 +54,7 @@ def main() -> int:
     try:
         if arguments.train or arguments.judge:
             return train_and_judge(arguments)
-        return draw_and_judge(arguments)
+        return draw_pair(arguments) if arguments.pair else draw_and_judge(arguments)
     except (ValueError, OSError) as error:
         print(error, file=sys.stderr)
         return 2
@@ -63,6 +67,8 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--adapter", type=Path, metavar="FILE", help="a file for diffusers, or the folder of a run")
     parser.add_argument("--suffix", default="", help='added to each subject in its prompt, such as ", noto style"')
     parser.add_argument("--grid", type=Path, default=Path("runs/demo_quality.png"), help="file of the grid")
+    parser.add_argument("--pair", type=Path, metavar="FILE", help=f"only draw {', '.join(SHOWN)}, without the adapter "
+                        "and with it, enlarged")
     parser.add_argument("--steps", type=int, default=25, help="sampling steps")
     parser.add_argument("--guidance", type=float, default=4.0, help="guidance scale")
     parser.add_argument("--seed", type=int, default=0, help="seed of the first picture, or of the training")
@@ -97,6 +103,19 @@ def draw_and_judge(arguments: argparse.Namespace) -> int:
         return int(facts.subject < SUBJECT_BEFORE)
     print(f"\nrequired: subject {SUBJECT_AFTER:.0%}, Noto {NOTO_AFTER:.0%}")
     return int(facts.subject < SUBJECT_AFTER or facts.noto < NOTO_AFTER)
+
+
+def draw_pair(arguments: argparse.Namespace) -> int:
+    """Draw SHOWN by the base alone and with the adapter, with the same noise, one above the other."""
+    if arguments.adapter is None:
+        raise ValueError("--pair needs --adapter")
+    prompts, pictures = [subject + arguments.suffix for subject in SHOWN], []
+    for label, adapter in (("before", None), ("after", arguments.adapter)):
+        pictures += generate(loaded(arguments.base, adapter), prompts, arguments, label)
+    said = [f"{label}: {prompt}" for label in ("before", "after") for prompt in prompts]
+    arguments.pair.parent.mkdir(parents=True, exist_ok=True)
+    make_grid(pictures, columns=len(SHOWN), zoom=3, labels=said).save(arguments.pair)
+    return 0
 
 
 def loaded(base: Path, adapter: Path | None) -> Any:
