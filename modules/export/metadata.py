@@ -30,6 +30,9 @@ def without_paths(section: BaseModel) -> dict[str, Any]:
             values[name] = without_paths(value)
         elif isinstance(extra, dict) and extra.get("kind") in LOCAL_KINDS:
             values[name] = to_jsonable_python(info.get_default())
+        elif isinstance(value, tuple):
+            pairs = zip(value, values[name], strict=True)
+            values[name] = [without_paths(one) if isinstance(one, BaseModel) else given for one, given in pairs]
     return values
 
 

@@ -135,3 +135,10 @@ def test_a_disk_that_changes_what_is_written_is_seen(tmp_path, monkeypatch):
 def test_facts_round_trip():
     facts = facts_of(PICTURES, preset(*LORA), 1, 2, 3.0, 4.0, ["x"])
     assert Facts.from_json(facts.json()) == facts
+
+
+def test_local_paths_in_entries_of_lists_are_left_out():
+    tokens = [{"token": "sks", "file": "/home/somebody/sks.safetensors", "vectors": 2}]
+    preset = Preset.model_validate({"family": "sdxl", "adapter": {"method": "lora"}, "targets": {"tokens": tokens}})
+    (found,) = metadata.without_paths(preset)["targets"]["tokens"]
+    assert (found["token"], found["vectors"], found["file"]) == ("sks", 2, "")

@@ -225,7 +225,8 @@ class Field:
 def plain(path: str, node: Mapping[str, Any], required: bool, entry: Mapping[str, Any] | None = None) -> Field:
     """The field that a property of the schema describes. `entry`: what the objects in a list are."""
     properties = entry["properties"].items() if entry else ()
-    columns = tuple(plain(name, one, name in entry.get("required", ())) for name, one in properties if entry)
+    given = [(name, one if node.get("kind") else {**one, "kind": ""}) for name, one in properties]  # a path: as text
+    columns = tuple(plain(name, one, name in entry.get("required", ())) for name, one in given if entry)
     members = node.get("anyOf", [node])
     inner = [member for member in members if member.get("type") != "null"]
     known = len(inner) == 1 and (inner[0].get("type") in TYPES or "enum" in inner[0])
