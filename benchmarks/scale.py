@@ -44,7 +44,7 @@ from modules.preset.schema import Base, Export, Preset
 from modules.tools import convert, inspect_file, resize, verify
 from modules.tools.merge import into_base, sources
 from modules.tools.merge.checkpoint import Checkpoint
-from modules.training import check, setup
+from modules.training import check, layer_options, setup
 from tests.full_size import MODELS, make_folder
 
 BEGIN, END = "<!-- scale: begin -->", "<!-- scale: end -->"
@@ -104,7 +104,7 @@ def matches(case: Case) -> None:
     targets = Preset.model_validate({**case.preset.model_dump(mode="json"), "targets": values}).targets
     setup.match_layers(case.model, targets)
     setup.unmatched_rules(case.model, targets, names)
-    setup.own_settings(case.model, targets, names)
+    layer_options.own_settings(case.model, targets, names)
 
 
 def misses(case: Case) -> None:

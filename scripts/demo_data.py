@@ -87,18 +87,22 @@ PROMPT_WEIGHT = 2.0
 """How much more often the subjects of PROMPTS are used than the others."""
 
 
-WAYS = 60
+WAYS = 40
 """Ways in which a base draws its subjects beside the plain one (`demo_styles.py`), each with a word of its own:
-"<subject>, <word> style". With 60 ways a network learns to separate style and subject, which an adapter can
+"<subject>, <word> style". With many ways a network learns to separate style and subject, which an adapter can
 use."""
 
-WAYS_SHARE = 0.45
+WAYS_SHARE = 0.4
 """Share of pictures in one of the ways."""
+
+MOTION = 0.35
+"""Strength of `demo_augment.moved` for variants. With 0.9, a network of this size has not learned after hours what a
+caption's picture is: most of its error is where the picture lies."""
 
 MOVED, MOVED_SHARE = 40, 0.6
 """Variants of a plain picture that are moved, stretched and bent, and their share of its plain appearances."""
 
-VARIANTS = 8
+VARIANTS = 6
 """Variants of each subject in each way, in proportions of their own. With few of these and of those a base learns its
 pictures by heart, not their parts, and another set's proportions break it."""
 

@@ -13,7 +13,7 @@ from torch import Generator, Tensor
 from torch.nn import functional as F
 
 from scripts.demo_augment import blur, moved, uniform
-from scripts.demo_data import SIZE
+from scripts.demo_data import MOTION, SIZE
 
 Numbers = dict[str, Tensor]
 """Parameters of ways, by name, each of shape `(count, ...)`."""
@@ -71,14 +71,14 @@ def turned(colours: Tensor, angle: Tensor) -> Tensor:
 def varied(pictures: Tensor, numbers: Tensor, table: Numbers, chance: Generator) -> Tensor:
     """Pictures in the ways of those indices, each in proportions of its own: `(n, 3, SIZE, SIZE)`."""
     way = {name: value[numbers] for name, value in table.items()}
-    return moved(bent(drawn(pictures, way), chance), 0.9, chance).clamp(0, 1)
+    return moved(bent(drawn(pictures, way), chance), MOTION, chance).clamp(0, 1)
 
 
 def bent(pictures: Tensor, chance: Generator) -> Tensor:
-    """Pictures on white in other proportions: stretched by up to an eighth, and bent smoothly by up to 5 pixels."""
+    """Pictures on white in other proportions: stretched by up to a sixteenth, and bent smoothly by up to 2.5 pixels."""
     n = len(pictures)
-    scale = torch.diag_embed(1 + uniform(-0.12, 0.12, (n, 2), chance))
+    scale = torch.diag_embed(1 + uniform(-0.06, 0.06, (n, 2), chance))
     places = F.affine_grid(torch.cat([scale, torch.zeros(n, 2, 1)], 2), [n, 3, SIZE, SIZE], align_corners=False)
-    bend = uniform(-5 / SIZE, 5 / SIZE, (n, 2, 4, 4), chance)
+    bend = uniform(-2.5 / SIZE, 2.5 / SIZE, (n, 2, 4, 4), chance)
     bend = F.interpolate(bend, (SIZE, SIZE), mode="bicubic", align_corners=True)
     return F.grid_sample(pictures - 1, places + bend.permute(0, 2, 3, 1), align_corners=False) + 1

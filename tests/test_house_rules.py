@@ -104,6 +104,10 @@ HOST_WORDS: dict[tuple[str, str], str] = {
     ("modules/files/strangers.py", "lora_controlnet"): "name of a tensor in Stability AI's files",
     ("modules/training/optimizers.py", "lora_rite"): "an optimizer's published name",
     ("modules/training/optimizers.py", "lora_pre"): "an optimizer's published name",
+    ("modules/training/packaged.py", "_is_lora_A"): "an attribute that adv_optm reads",
+    ("modules/training/packaged.py", "_is_lora_B"): "an attribute that adv_optm reads",
+    ("modules/training/packaged.py", "_is_oft"): "an attribute that adv_optm reads",
+    ("modules/training/packaged.py", "_is_dora_scale"): "an attribute that adv_optm reads",
 }
 """(file, words in it) of other programs' formats that contain a method's name: whose words they are. A folder stands
 for each file in it: no family has to be added here."""

@@ -26,7 +26,7 @@ from modules.files.writer import About
 from modules.preset.files import resolve
 from modules.preset.schema import Base, Export, Preset, Targets
 from modules.tools import inspect_file, resize
-from modules.training import check, setup
+from modules.training import check, layer_options, setup
 from modules.training.matching import HINTS
 from tests.export.setup import Model, preset, trained
 from tests.full_size import make_folder
@@ -92,7 +92,7 @@ def test_a_pattern_and_a_rule_for_each_layer(beginning, end):
         def do() -> None:
             setup.match_layers(model, chosen)
             setup.unmatched_rules(model, chosen, names)
-            assert len(setup.own_settings(model, chosen, names)) == count
+            assert len(layer_options.own_settings(model, chosen, names)) == count
 
         return do
 

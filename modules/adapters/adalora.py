@@ -111,6 +111,7 @@ class Adapter(DroppingAdapter):
     """
 
     undecayed = ("up", "down")
+    reads_gradients = True
     sets_parameters = True
 
     def __init__(self, config: Config, layer: Layer):

@@ -1,7 +1,6 @@
-"""The interface of an adapter method, and `Adapted`, the module that replaces a base layer.
+"""The interface of an adapter method (a `Config`, an `Adapter`), and `Adapted`, which replaces a base layer.
 
-A method file has a `Config` and an `Adapter`. `weight` defines the method; `derive` and `forward` are its fast path and
-must agree with it. Merging, exporting and the fall-back forward use `weight` only.
+`weight` defines the method; `derive` and `forward` are its fast path and must agree with it. All else uses `weight`.
 """
 
 import copy
@@ -36,6 +35,10 @@ class AdapterConfig(Section):
     )
     """calibrated: one step of a sign-like optimizer (Adam, Lion) changes each layer's weight by about learning_rate
     times its norm. raw: parameters are scaled as in the method's publication. Exported files are exact either way."""
+
+    def widened(self) -> "AdapterConfig":
+        """The options of a layer's adapter whose rank may grow at the start: with the largest that it may get."""
+        return self
 
     @property
     def pool(self) -> str | None:
@@ -73,8 +76,8 @@ class Terms:
     """
 
     rotation: Tensor | None = None
-    """`(blocks, b, b)`, applied on `side`; or `(stages, blocks, b, b)`, a butterfly (`linalg.butterfly`). On the input
-    of a convolution it is over the channels, or, if it has `fan_in` rows, over channels and kernel positions."""
+    """`(blocks, b, b)` on `side`; or `(stages, blocks, b, b)`, a butterfly (`linalg.butterfly`). On the input of a
+    convolution over channels, or with `fan_in` rows over channels and kernel positions."""
     series: Tensor | None = None
     """`(blocks, b, b)`: the skew-symmetric Q of `rotation` if that is `I + 2Q + 2Q^2 + 2Q^3 + Q^4`."""
     up: Tensor | None = None
@@ -112,8 +115,9 @@ class Adapter(nn.Module):
     """Whether an option `alpha` has an effect on this layer, where the method has one."""
 
     sets_parameters: bool = False
-    """Whether `after_step` sets parameters, or reads gradients. Optimizers that average weights are then unsupported:
-    their averages would restore the old values."""
+    """Whether `after_step` sets parameters. Averages of weights, which would restore old values, are then refused."""
+    reads_gradients: bool = False
+    """Whether `after_step` reads gradients. Optimizers that change them in a step are then refused."""
 
     pairs: tuple[tuple[str, str], ...] = ()
     """Names of parameters `up (out, r)` and `down (r, fan_in)` that act through their product alone: `up T` and

@@ -16,13 +16,14 @@ import torch
 from torch import Tensor, nn
 
 from modules.adapters import base, linalg
+from modules.adapters.active_rank import ActiveRankConfig
 from modules.adapters.dropout import DropoutConfig, DroppingAdapter
 from modules.adapters.layers import Layer
 from modules.adapters.low_rank import RankConfig, root_mean_square
 from modules.preset.section import option
 
 
-class Config(RankConfig, DropoutConfig):
+class Config(RankConfig, DropoutConfig, ActiveRankConfig):
     """CoRA: a low-rank update of the outputs that existing adapters change."""
 
     method: Literal["cora"] = "cora"

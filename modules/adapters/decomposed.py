@@ -17,9 +17,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from modules.adapters import base, fused, linalg
+from modules.adapters import base, linalg
+from modules.adapters.active_rank import ActiveRankAdapter, ActiveRankConfig
+from modules.adapters.input_start import InputStartAdapter, InputStartConfig
 from modules.adapters.layers import Layer
-from modules.adapters.low_rank import RawLowRankConfig, low_rank_pair, set_pair
+from modules.adapters.low_rank import low_rank_pair, set_pair
 from modules.adapters.products import frozen_cols, frozen_rows
 from modules.preset.section import option
 
@@ -27,22 +29,14 @@ FARTHEST = 64.0
 """A layer is near beta = 0 where `|c / beta|` is more than this times what it is with both weights at 1."""
 
 
-class DecomposedConfig(RawLowRankConfig):
+class DecomposedConfig(InputStartConfig, ActiveRankConfig):
     """Options of a low-rank update with a magnitude."""
 
     axis: Literal["input", "output"] = option("input", why="exact in all versions of ComfyUI, A1111 and Forge")
     """Whether the magnitude is per input channel or per output feature. diffusers can read only output."""
 
-    init: Literal["kaiming", "gaussian", "orthogonal", "gradient"] = option(
-        "kaiming", why="as in other trainers", group="Start", advanced=True, title="Initial values"
-    )
-    """Initial values of down; up starts at zero. kaiming: uniform, as in the reference code. gaussian: normal with
-    standard deviation 1 / rank, as in peft. orthogonal: orthonormal rows. gradient: the directions in which the loss of
-    some training pictures falls fastest, measured before the first step. With calibrated steps all are scaled to the
-    same size."""
 
-
-class Decomposed(base.Together):
+class Decomposed(ActiveRankAdapter, InputStartAdapter, base.Together):
     """Parameters `up (out, r)`, `down (r, fan_in)`, `magnitude (channels)` or `(out)`: the log-ratio l in units of the
     buffer `unit ()`. The buffer `factor ()` is that of `low_rank_pair`."""
 
@@ -50,6 +44,7 @@ class Decomposed(base.Together):
     undecayed = ("magnitude",)
     moves_zero = False
     full_gradient = True
+    parts = 2
 
     learns_weights = False
     """Whether `weights` are learned; else they are 1 and `factor`."""
@@ -57,7 +52,7 @@ class Decomposed(base.Together):
     def __init__(self, config: Any, layer: Layer):
         super().__init__(config, layer)
         self.axis: str = config.axis
-        self.up, self.down, factor = low_rank_pair(config, layer, parts=2)
+        self.up, self.down, factor = low_rank_pair(config, layer, self.parts)
         self.magnitude = nn.Parameter(torch.zeros(layer.channels if self.axis == "input" else layer.out_features))
         self.factor: Tensor
         self.unit: Tensor
@@ -119,12 +114,7 @@ class Decomposed(base.Together):
         if "weight" in derived:
             return layer.adapted(x, derived["weight"])
         excess, up, down = derived["excess"], derived.get("up", self.up), derived.get("down", self.down)
-        if layer.fusible:
-            gains = (excess, None) if self.axis == "input" else (None, excess)
-            return fused.low_rank(layer, x, up, down, 1.0, *gains)
-        if self.axis == "input":
-            return layer(layer.scale_in(x, excess)) + layer.expand(layer.project(x, down), up)
-        return layer.scale_out(layer(x), excess) + layer.expand(layer.project(x, down), up)
+        return self.masked(x, layer, up, down, 1.0, *((excess, None) if self.axis == "input" else (None, excess)))
 
     def gradient_pair(self) -> tuple[nn.Parameter, nn.Parameter] | None:
         return (self.up, self.down) if self.config.init == "gradient" else None
@@ -152,9 +142,10 @@ class Decomposed(base.Together):
         update, base_weight = (w.to(W.dtype) for w in self.weights())
         ratio = update / base_weight
         wanted = linalg.axis_norm(W, self.axis, self.kernel) * self.log_ratio().exp() * base_weight.sign()
+        up, down = self.components()
         if self.axis == "input":
-            return base.Terms(up=self.up, down=self._along_axis(self.down, ratio), magnitude=wanted, axis="input")
-        return base.Terms(up=self._along_axis(self.up, ratio), down=self.down, magnitude=wanted, axis="output")
+            return base.Terms(up=up, down=self._along_axis(down, ratio), magnitude=wanted, axis="input")
+        return base.Terms(up=self._along_axis(up, ratio), down=down, magnitude=wanted, axis="output")
 
     def curves(self) -> dict[str, Tensor]:
         return {"magnitude": self.log_ratio().detach().abs().mean()}

@@ -19,6 +19,7 @@ from pydantic import model_validator
 from torch import Tensor, nn
 
 from modules.adapters import base, linalg
+from modules.adapters.active_rank import ActiveRankConfig
 from modules.adapters.dropout import DropoutConfig, DroppingAdapter
 from modules.adapters.layers import Layer
 from modules.adapters.low_rank import root_mean_square
@@ -31,7 +32,7 @@ SLOWER = 3.0
 """Calibrated, a step of lr changes the bound by lr over this: it multiplies `up` and `down`."""
 
 
-class Config(DropoutConfig):
+class Config(DropoutConfig, ActiveRankConfig):
     """DeLoRA: a low-rank update of bounded norm."""
 
     method: Literal["delora"] = "delora"

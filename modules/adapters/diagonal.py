@@ -10,12 +10,13 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from modules.adapters import base, fused, linalg
+from modules.adapters import base, linalg
+from modules.adapters.active_rank import ActiveRankAdapter
 from modules.adapters.layers import Layer
 from modules.adapters.low_rank import LowRankConfig, low_rank_pair, set_pair
 
 
-class Diagonal(base.Together):
+class Diagonal(ActiveRankAdapter, base.Together):
     """Parameters `up (out, r)`, `down (r, fan_in)`, `magnitude (out)`: the log-ratio l in units of the buffer
     `unit ()`. The buffer `factor ()` is that of `low_rank_pair`; `parts` as there.
 
@@ -44,9 +45,7 @@ class Diagonal(base.Together):
 
     def forward(self, x: Tensor, layer: Layer, derived: dict[str, Tensor]) -> Tensor:
         excess, up, down = derived["excess"], derived["up"], derived.get("down", self.down)
-        if layer.fusible:
-            return fused.low_rank(layer, x, up, down, 1.0, None, excess)
-        return layer.scale_out(layer(x), excess) + layer.expand(layer.project(x, down), up)
+        return self.masked(x, layer, up, down, 1.0, None, excess)
 
     def start_from(self, terms: base.Terms, layer: Layer) -> None:
         self.refuse_all_but(terms, "up", "magnitude")

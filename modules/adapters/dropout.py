@@ -15,7 +15,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from modules.adapters import base, fused
+from modules.adapters import fused
+from modules.adapters.active_rank import ActiveRankAdapter
 from modules.adapters.base import AdapterConfig
 from modules.adapters.layers import Layer
 from modules.preset.section import option
@@ -83,11 +84,7 @@ class Drop:
         """`h` with the factors of components and layer; its dimension `features` has them once or several times."""
         factors = self.factors if self.by_sample(h) else self.shared_factors
         factors = factors.repeat(*[1] * (factors.dim() - 1), h.shape[features] // factors.shape[-1]).to(h.dtype)
-        if factors.dim() == 1:
-            return h * _along(factors, h, features)
-        middle = [1] * (h.dim() - 2)
-        shape = (len(h), *middle, factors.shape[1]) if features == -1 else (len(h), factors.shape[1], *middle)
-        return h * factors.view(shape)
+        return h * (_along(factors, h, features) if factors.dim() == 1 else fused.by_row(factors, h, features))
 
 
 def _along(vector: Tensor, x: Tensor, features: int) -> Tensor:
@@ -100,7 +97,7 @@ def _uniform(seed: int, shape: torch.Size, device: torch.device) -> Tensor:
     return torch.rand(shape, generator=torch.Generator(device).manual_seed(seed), device=device)
 
 
-class DroppingAdapter(base.Adapter):
+class DroppingAdapter(ActiveRankAdapter):
     """An adapter of a config with dropout, whose forward pass is `branch`."""
 
     config: Any
@@ -111,12 +108,10 @@ class DroppingAdapter(base.Adapter):
         """`base(x) + scale * up down(x)` with the layer's bias, `up (out, r)`, `down (r, fan_in)`."""
         if self.drop is not None:
             return self._dropped(x, layer, up, down, scale, self.drop)
-        if layer.fusible:
-            return fused.low_rank(layer, x, up, down, scale)
-        return layer(x) + layer.expand(layer.project(x, down), scale * up)
+        return self.masked(x, layer, up, down, scale)
 
     def _dropped(self, x: Any, layer: Layer, up: Tensor, down: Tensor, scale: float, drop: Drop) -> Tensor:
-        features = 1 if layer.kind == "conv" else -1
+        features, active = fused.features_of(layer), self.of_rows(x, len(down))
         x = fused.in_compute_dtype(x) if layer.fusible else x
         y = fused.scaled(layer, x, None) if layer.fusible else layer(x)
         rate, of = self.config.dropout, self.config.dropout_of
@@ -127,6 +122,8 @@ class DroppingAdapter(base.Adapter):
             h = h * _of_tokens(drop, x, layer.channels).to(h.dtype)
         if rate > 0 and of == "inner":
             h = h * drop.kept(h, features)
+        if active is not None:
+            h = h * fused.by_row(active, h, features)
         return y + layer.expand(drop.components(h, features), scale * up)
 
 

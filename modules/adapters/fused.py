@@ -16,20 +16,34 @@ from modules.adapters import linalg
 
 def low_rank(
     layer: Any, x: Tensor, up: Tensor, down: Tensor, scale: float = 1.0,
-    excess_in: Tensor | None = None, excess_out: Tensor | None = None,
+    excess_in: Tensor | None = None, excess_out: Tensor | None = None, active: Tensor | None = None,
 ) -> Tensor:
-    """`(1 + excess_out) base(x (1 + excess_in)) + scale * up down(x) + bias`, of a linear or convolution `layer`.
+    """`(1 + excess_out) base(x (1 + excess_in)) + scale * up (active down(x)) + bias`, of a linear or convolution
+    `layer`.
 
-    `up (out, r)`, `down (r, fan_in)`, `excess_in (channels)`, `excess_out (out)`. Kept for the backward pass: `x`,
-    `down(x)`, and with `excess_out` the result itself.
+    `up (out, r)`, `down (r, fan_in)`, `excess_in (channels)`, `excess_out (out)`, `active (n, r)` for the n rows of x,
+    without a gradient. Kept for the backward pass: `x`, `active down(x)`, and with `excess_out` the result itself.
     """
     x = in_compute_dtype(x)
-    return _LowRank.apply(x, up, down, excess_in, excess_out, layer, scale)  # pyright: ignore
+    return _LowRank.apply(x, up, down, excess_in, excess_out, active, layer, scale)  # pyright: ignore
+
+
+def by_row(factors: Tensor, h: Tensor, features: int) -> Tensor:
+    """`factors (n, q)` in the dtype of `h`, shaped to multiply its n rows, whose q features are in the dimension
+    `features`: 1 or -1."""
+    middle = [1] * (h.dim() - 2)
+    shape = (len(h), *middle, factors.shape[1]) if features == -1 else (len(h), factors.shape[1], *middle)
+    return factors.to(h.dtype).view(shape)
+
+
+def features_of(layer: Any) -> int:
+    """The dimension of a layer's inputs and outputs that has the features."""
+    return 1 if layer.kind == "conv" else -1
 
 
 def scaled(layer: Any, x: Tensor, excess_out: Tensor | None) -> Tensor:
     """`(1 + excess_out) base(x) + bias`. Saved for the backward pass: the result, nothing without `excess_out`."""
-    return _LowRank.apply(in_compute_dtype(x), None, None, None, excess_out, layer, 1.0)  # pyright: ignore
+    return _LowRank.apply(in_compute_dtype(x), None, None, None, excess_out, None, layer, 1.0)  # pyright: ignore
 
 
 def in_compute_dtype(x: Tensor) -> Tensor:
@@ -50,7 +64,7 @@ def by_weight(layer: Any, x: Tensor, excess_in: Tensor | None, excess_out: Tenso
 
 class _LowRank(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x, up, down, excess_in, excess_out, layer, scale):
+    def forward(ctx, x, up, down, excess_in, excess_out, active, layer, scale):
         bias, h = layer.base.bias, None
         ctx.by_weight = by_weight(layer, x, excess_in, excess_out)
         if ctx.by_weight:
@@ -64,18 +78,20 @@ class _LowRank(torch.autograd.Function):
                     y.sub_(layer.spread_out(excess_out * bias.to(excess_out.dtype), y))
         if up is not None:
             h = layer.project(x, down)
+            if active is not None:
+                h.mul_(by_row(active, h, features_of(layer)))
             layer.expand_into(y, h, up.to(x.dtype), scale)
         ctx.layer, ctx.scale, ctx.shape = layer, scale, x.shape
         ctx.save_for_backward(
             x if up is not None or excess_in is not None else None, h, up, down, excess_in, excess_out,
-            None if excess_out is None else y,
+            None if excess_out is None else y, active,
         )
         return y
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, grad):
-        x, h, up, down, excess_in, excess_out, y = ctx.saved_tensors
+        x, h, up, down, excess_in, excess_out, y, active = ctx.saved_tensors
         layer, scale, needs = ctx.layer, ctx.scale, ctx.needs_input_grad
         grad_up = grad_down = grad_in = grad_out = grad_x = grad_h = None
         if up is not None and (needs[1] or excess_out is not None):
@@ -84,12 +100,14 @@ class _LowRank(torch.autograd.Function):
             grad_out = gain_gradient(layer, grad, y, grad_up, up, excess_out)
         if up is not None and (needs[0] or needs[2]):
             grad_h = layer.contract(grad, up.to(grad.dtype), scale)
+            if active is not None:
+                grad_h.mul_(by_row(active, grad_h, features_of(layer)))
         if needs[0] or (excess_in is not None and needs[3]):
             grad_x, grad_in = _through_base(ctx, grad, x, excess_in, excess_out)
         if grad_h is not None:
             grad_down = layer.project_back(grad_h, x, down, grad_x, needs[2])
         grad_up = grad_up.to(up.dtype) if up is not None and grad_up is not None and needs[1] else None
-        return grad_x if needs[0] else None, grad_up, grad_down, grad_in, grad_out, None, None
+        return grad_x if needs[0] else None, grad_up, grad_down, grad_in, grad_out, None, None, None
 
 
 def _through_base(ctx: Any, grad: Tensor, x: Tensor, excess_in: Tensor | None, excess_out: Tensor | None):

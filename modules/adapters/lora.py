@@ -19,31 +19,37 @@ import torch
 from torch import Tensor, nn
 
 from modules.adapters import base, linalg
+from modules.adapters.active_rank import ActiveRankConfig
 from modules.adapters.dropout import GROUP, DropoutConfig, DroppingAdapter
+from modules.adapters.input_start import CORDA, InputStartAdapter, InputStartConfig
 from modules.adapters.layers import Layer
-from modules.adapters.low_rank import RawLowRankConfig, low_rank_pair, root_mean_square, set_pair, spread
+from modules.adapters.low_rank import low_rank_pair, root_mean_square, set_pair, spread
 from modules.preset.section import option
 
 
-class Config(RawLowRankConfig, DropoutConfig):
+class Config(InputStartConfig, DropoutConfig, ActiveRankConfig):
     """Plain LoRA."""
 
     method: Literal["lora"] = "lora"
     """Low-rank update, supported by every program."""
 
     init: Literal[
-        "kaiming", "gaussian", "orthogonal", "gradient", "pissa", "inilora", "inilora_alpha", "inilora_beta"
+        "kaiming", "gaussian", "orthogonal", "svd", "gradient", "eva",
+        "pissa", "corda_ipm", "corda_kpm", "inilora", "inilora_alpha", "inilora_beta",
     ] = option("kaiming", why="as in other trainers", group="Start", advanced=True, title="Initial values")
     """Initial values of up and down. With up at zero and down: kaiming: uniform, as in the reference code; gaussian:
-    normal with standard deviation 1 / rank, as in peft; orthogonal: orthonormal rows; gradient: the directions in which
-    the loss of some training pictures falls fastest, measured before the first step. With both nonzero and their
-    initial product subtracted: pissa: the largest singular values of the weight; inilora: a fit to the weight;
-    inilora_alpha: normal random values; inilora_beta: Kaiming random values. These four double the rank in training and
-    in files, and are not decayed."""
+    normal with standard deviation 1 / rank, as in peft; orthogonal: orthonormal rows; svd: the largest right singular
+    vectors of the weight; gradient: the directions in which the loss of some training pictures falls fastest, measured
+    before the first step; eva: the principal components of the layer's inputs in these pictures, and more of them in
+    layers where they explain more. With both nonzero and their initial product subtracted: pissa: the largest singular
+    values of the weight; corda_ipm and corda_kpm: the largest, for the new task, or the smallest, to keep what the base
+    knows, of the weight times the covariance of its inputs; inilora: a fit to the weight; inilora_alpha: normal random
+    values; inilora_beta: Kaiming random values. These six double the rank in training and in files, and are not
+    decayed."""
 
     max_norm: float | None = option(
         None, why="updates are not limited", group=GROUP, advanced=True, gt=0,
-        needs="!.init kaiming|gaussian|orthogonal|gradient",
+        needs="!.init kaiming|gaussian|orthogonal|svd|gradient|eva",
     )
     """Largest Frobenius norm of a layer's update, alpha / rank included. A larger update is scaled down after each
     step, up and down alike, as kohya's scale_weight_norms does. null: no limit."""
@@ -87,7 +93,7 @@ PAIRS: dict[str, Callable[[Tensor, int], tuple[Tensor, Tensor]]] = {
 """By `init`: the nonzero initial pairs, from `W (out, fan_in)` and the rank."""
 
 
-class Adapter(DroppingAdapter):
+class Adapter(DroppingAdapter, InputStartAdapter):
     """`y = base(x) + factor * up (down(x))`, with the buffer `factor ()` of `low_rank_pair`; `first_up` and
     `first_down`: buffers with the initial pair, if it is nonzero."""
 
@@ -95,17 +101,25 @@ class Adapter(DroppingAdapter):
 
     def __init__(self, config: Config, layer: Layer):
         super().__init__(config, layer)
-        self.up, self.down, factor = low_rank_pair(config, layer, parts=2 if config.init in PAIRS else 1)
+        subtracts = config.init in PAIRS or config.init in CORDA
+        self.up, self.down, factor = low_rank_pair(config, layer, parts=2 if subtracts else 1)
         self.factor: Tensor
         self.first_up: Tensor | None
         self.first_down: Tensor | None
         self.register_buffer("factor", factor)
         if config.init in PAIRS:
             self._begin_with(*PAIRS[config.init](layer.dense(), config.rank))
-            # The subtracted product is constant, so a pair that decays would remove it from the base.
+        if subtracts:  # the subtracted product is constant, so a pair that decays would remove it from the base
             self.undecayed = ("up", "down")
-        self.register_buffer("first_up", self.up.detach().clone() if config.init in PAIRS else None)
-        self.register_buffer("first_down", self.down.detach().clone() if config.init in PAIRS else None)
+        self.register_buffer("first_up", self.up.detach().clone() if subtracts else None)
+        self.register_buffer("first_down", self.down.detach().clone() if subtracts else None)
+
+    @torch.no_grad()
+    def begin_with_pair(self, up: Tensor, down: Tensor) -> None:
+        self._begin_with(up, down)
+        assert self.first_up is not None and self.first_down is not None
+        self.first_up.copy_(self.up)
+        self.first_down.copy_(self.down)
 
     def _begin_with(self, up: Tensor, down: Tensor) -> None:
         """Components that the pair does not have are unchanged; so is everything with a pair of no components."""
@@ -115,7 +129,7 @@ class Adapter(DroppingAdapter):
         if self.config.step_size == "calibrated":  # its product may have any size: it is subtracted
             size = spread(self.config.rank)
             up, down = size / root_mean_square(up) * up, size / root_mean_square(down) * down
-        elif self.config.init == "pissa":  # as in peft: the product times the scale is that part of the weight
+        elif self.config.init in ("pissa", *CORDA):  # as in peft: the product times the scale is a part of W
             up, down = up / math.sqrt(self.config.scale), down / math.sqrt(self.config.scale)
         with torch.no_grad():
             self.up[:, :count] = up.to(self.up)
@@ -124,7 +138,7 @@ class Adapter(DroppingAdapter):
     def pair(self) -> tuple[Tensor, Tensor]:
         """`up`, `down` whose product, times `factor`, is the update."""
         if self.first_up is None or self.first_down is None:
-            return self.up, self.down
+            return self.components()
         moved = torch.cat([self.up - self.first_up, self.first_up], 1)
         return moved, torch.cat([self.down, self.down - self.first_down])
 
@@ -145,6 +159,7 @@ class Adapter(DroppingAdapter):
 
     @classmethod
     def after_step(cls, adapters: Sequence["Adapter"], step: int, steps: int) -> list[nn.Parameter]:
+        super().after_step(adapters, step, steps)
         for adapter in adapters:
             if adapter.config.max_norm is not None:
                 adapter.shorten(adapter.config.max_norm)

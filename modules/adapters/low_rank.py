@@ -19,6 +19,9 @@ RANDOM: dict[str, Callable[[Tensor], Any]] = {
 }
 """Fills a `down (r, fan_in)` in place, by the name in `init`; other names: Kaiming."""
 
+SVD = "svd"
+"""The value of `init` with which `down` starts as the largest right singular vectors of the weight."""
+
 AT_RANDOM = ("kaiming", *RANDOM)
 """Values of `init` that need only a shape, so that with start_from some components may keep them."""
 
@@ -79,17 +82,33 @@ def low_rank_pair(config: LowRankConfig, layer: Layer, parts: int = 1) -> tuple[
     """
     down = torch.empty(config.rank, layer.fan_in)
     RANDOM.get(config.init, _kaiming)(down)
+    if config.init == SVD:
+        _leading_rows(down, layer.dense())
     factor = torch.tensor(config.scale)
     if config.step_size == "calibrated":
         down *= spread(config.rank) / root_mean_square(down)
-        factor = layer.rms() / (spread(config.rank) * math.sqrt(config.rank * parts) * linalg.rows_stretch(down))
+        factor = calibrated_factor(layer, down, parts)
     return nn.Parameter(torch.zeros(layer.out_features, config.rank)), nn.Parameter(down), factor
+
+
+def calibrated_factor(layer: Layer, down: Tensor, parts: int) -> Tensor:
+    """The factor `()` of calibrated steps for a `down (r, fan_in)` of root mean square `spread`; `parts` as above."""
+    return layer.rms() / (spread(len(down)) * math.sqrt(len(down) * parts) * linalg.rows_stretch(down))
 
 
 def spread(rank: int) -> float:
     """In how many steps of lr, as a multiple of 1 / lr, calibrated steps change `down` by its own norm. Its components
     step together, so that their contribution to the weight's change grows with the square root of the rank."""
     return 1.0 + math.sqrt(rank) / 4
+
+
+def _leading_rows(down: Tensor, W: Tensor) -> None:
+    """Set `down (r, fan_in)` to the largest right singular vectors of W, and to random orthonormal rows beyond its
+    rank, or where it has no values."""
+    nn.init.orthogonal_(down)
+    if not W.is_meta:
+        vectors = linalg.leading(W, len(down))[2]
+        down[: len(vectors)] = vectors.to(down)
 
 
 def _kaiming(down: Tensor) -> None:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from modules.adapters import base, linalg
+from modules.adapters.active_rank import ActiveRankConfig
 from modules.adapters.dropout import DropoutConfig, DroppingAdapter
 from modules.adapters.layers import Layer
 from modules.adapters.low_rank import root_mean_square
@@ -20,7 +21,7 @@ from modules.adapters.products import frozen_cols
 from modules.preset.section import option
 
 
-class Config(DropoutConfig):
+class Config(DropoutConfig, ActiveRankConfig):
     """NEAT: a LoRA whose down projection is computed from the base weight."""
 
     method: Literal["neat"] = "neat"

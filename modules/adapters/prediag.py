@@ -13,12 +13,13 @@ import torch
 from torch import Tensor
 
 from modules.adapters import base
+from modules.adapters.active_rank import ActiveRankConfig
 from modules.adapters.diagonal import Diagonal
 from modules.adapters.layers import Layer
 from modules.adapters.low_rank import LowRankConfig
 
 
-class Config(LowRankConfig):
+class Config(LowRankConfig, ActiveRankConfig):
     """Pre-Diag: a low-rank update and a learned scale per output."""
 
     method: Literal["prediag"] = "prediag"

@@ -17,13 +17,14 @@ import torch
 from torch import Tensor, nn
 
 from modules.adapters import base
+from modules.adapters.active_rank import ActiveRankConfig
 from modules.adapters.dropout import DropoutConfig, DroppingAdapter
 from modules.adapters.layers import Layer
 from modules.adapters.low_rank import LowRankConfig, low_rank_pair, set_pair
 from modules.preset.section import option
 
 
-class Config(LowRankConfig, DropoutConfig):
+class Config(LowRankConfig, DropoutConfig, ActiveRankConfig):
     """RAC-LoRA: a sequence of low-rank updates."""
 
     method: Literal["raclora"] = "raclora"

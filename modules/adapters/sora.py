@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from modules.adapters import base, linalg
+from modules.adapters.active_rank import ActiveRankConfig
 from modules.adapters.diagonal import Diagonal
 from modules.adapters.layers import Layer
 from modules.adapters.low_rank import LowRankConfig, root_mean_square
@@ -23,7 +24,7 @@ from modules.adapters.products import frozen_cols
 from modules.preset.section import option
 
 
-class Config(LowRankConfig):
+class Config(LowRankConfig, ActiveRankConfig):
     """SORA: a low-rank update, and scaled and slightly rotated outputs."""
 
     method: Literal["sora"] = "sora"
@@ -65,6 +66,10 @@ class Adapter(Diagonal):
         M = self.scaled(W)
         first, second = (t.to(M) for t in self.turn())
         return M + first @ (second @ M)
+
+    def repeated(self, active: Tensor, width: int) -> Tensor:
+        """The rotation's components are always active."""
+        return torch.cat([active, active.new_ones(len(active), width - active.shape[1])], 1)
 
     def likeness(self, layer: Layer) -> Hashable:
         return super().likeness(layer), self.config.exact

@@ -42,8 +42,8 @@ def export(model: Any, layers: dict[str, Adapted], preset: Preset, facts: Facts,
     options = rounding.resolved(preset.export, families.load_class(preset.family).computed_in)
 
     def about(written: Written) -> dict[str, str]:
-        found = metadata.training(preset, facts, written.form) | metadata.described(preset, facts)
-        return found | metadata.own(preset, facts, model.base_hash())
+        found = metadata.training(preset, facts, written.form, [*model.networks][1:])
+        return found | metadata.described(preset, facts) | metadata.own(preset, facts, model.base_hash())
 
     return write(path, model, changes, options, about)
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -37,8 +38,8 @@ def base_name(preset: Preset) -> str:
     return preset.base.path if is_hub_id(preset.base.path) else Path(preset.base.path).name
 
 
-def training(preset: Preset, facts: Facts, form: "Form") -> dict[str, str]:
-    """The `ss_*` keys that A1111, Forge, SD.Next and kohya's tools read."""
+def training(preset: Preset, facts: Facts, form: "Form", encoders: Sequence[str]) -> dict[str, str]:
+    """The `ss_*` keys that A1111, Forge, SD.Next and kohya's tools read. `encoders`: names of the text encoders."""
     rate = preset.training.learning_rate
     found: dict[str, Any] = {
         "ss_output_name": preset.name,
@@ -55,7 +56,7 @@ def training(preset: Preset, facts: Facts, form: "Form") -> dict[str, str]:
         "ss_epoch": facts.epoch,
         "ss_learning_rate": rate,
         "ss_unet_lr": rate,
-        "ss_text_encoder_lr": rate * preset.targets.text_encoder_lr_scale if preset.targets.text_encoders else None,
+        "ss_text_encoder_lr": text_encoder_rates(preset, encoders),
         "ss_lr_scheduler": preset.training.schedule,
         "ss_optimizer": preset.optimizer.name,
         "ss_mixed_precision": preset.training.precision,
@@ -75,6 +76,17 @@ def training(preset: Preset, facts: Facts, form: "Form") -> dict[str, str]:
         found["ss_dataset_dirs"] = folders
         found["ss_bucket_info"] = {"buckets": dict(enumerate(sizes)), "mean_img_ar_error": 0}
     return {key: text(value) for key, value in found.items()}
+
+
+def text_encoder_rates(preset: Preset, encoders: Sequence[str]) -> float | list[float] | None:
+    """One learning rate; with own ones of some encoders a list of all, as kohya's."""
+    rate, targets = preset.training.learning_rate, preset.targets
+    if not targets.text_encoders:
+        return None
+    own = {one.name: one.lr_scale for one in targets.encoders if one.lr_scale is not None}
+    if not own:
+        return rate * targets.text_encoder_lr_scale
+    return [rate * own.get(name, targets.text_encoder_lr_scale) for name in encoders]
 
 
 def described(preset: Preset, facts: Facts) -> dict[str, str]:

@@ -139,6 +139,9 @@ class Model(Protocol):
     reads_references: bool
     """Whether conditions of an `Instruction` depend on its reference pictures."""
 
+    one_by_one: bool
+    """Whether `predict` runs the denoiser on one sample of a batch after the other."""
+
     @classmethod
     def problems(cls, base: Base) -> list[str]:
         """Why `load` cannot work (missing or wrong files), as sentences; quick, loads no weights."""

@@ -89,6 +89,7 @@ class Model(qwen_vl.QwenVLReader, QwenVae, FlowModel):
     )
     SHARES_NAMES = True
     TOKEN = 1
+    one_by_one = True
     CALLED = r"qwen[-_ ]?image[-_ ]?2[-_.]?1(?!\d)"
     ARGUMENTS = {"hidden": "prompt_embeds", "mask": "prompt_embeds_mask"}
     FOREIGN_WIDTHS = (1536, 2432, 3072, 6144)

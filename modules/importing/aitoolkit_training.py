@@ -36,7 +36,7 @@ def _training(ledger: Ledger, denoiser: str) -> None:
     if texts:
         key = "train.text_encoder_lr"
         rate = ledger.number(key if ledger.written(key) else "train.lr")
-        base.text_encoder_rates(ledger, {key: rate}, ledger.values["training.learning_rate"])
+        base.text_encoder_rates(ledger, {"": (key, rate)}, ledger.values["training.learning_rate"])
     ledger.to("train.max_grad_norm", "training.max_grad_norm", ledger.number("train.max_grad_norm"))
     ledger.to(
         "train.gradient_checkpointing", "training.gradient_checkpointing", ledger.flag("train.gradient_checkpointing")

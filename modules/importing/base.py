@@ -3,7 +3,7 @@
 import json
 import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -85,20 +85,31 @@ def sample_prompts(ledger: Ledger, key: str, prompts: Sequence[Any], what: str =
         ledger.to(key, "samples.prompts", found)
 
 
-def text_encoder_rates(ledger: Ledger, rates: dict[str, float], base: float) -> None:
-    """Learning rates of text encoders (by key) as a multiple of training.learning_rate."""
+def text_encoder_rates(ledger: Ledger, rates: Mapping[str, tuple[str, float]], base: float) -> None:
+    """Learning rates as multiples of training.learning_rate: for each text encoder their key and the rate. The first
+    one is that of all, others get an entry in targets.encoders."""
     if not rates or base <= 0:
         return
-    key, rate = next(iter(rates.items()))
-    ratio = min(max(float(f"{rate / base:.6g}"), 1e-6), 10.0)
-    sentence = f"All text encoders learn at {ratio:g} times training.learning_rate ({rate:g} of {base:g})."
-    if len(set(rates.values())) > 1:
-        sentence += " Their own rates differed there; the first one is taken for all."
-    for number, key in enumerate(rates):
-        if ratio == 1 and len(set(rates.values())) == 1:
+    ratios = {name: min(max(float(f"{rate / base:.6g}"), 1e-6), 10.0) for name, (_, rate) in rates.items()}
+    first, (_, rate) = next(iter(ratios.values())), next(iter(rates.values()))
+    sentence = f"All text encoders learn at {first:g} times training.learning_rate ({rate:g} of {base:g})."
+    own = {name: ratio for name, ratio in ratios.items() if ratio != first}
+    if own:
+        sentence = f"Text encoders learn at {first:g} times training.learning_rate, {', '.join(own)} at its own rate."
+    for number, (name, (key, _)) in enumerate(rates.items()):
+        if first == 1 and not own:
             ledger.to(key, "targets.text_encoder_lr_scale", 1.0)
         elif number == 0 or ledger.written(key):
-            ledger.change(key, sentence, {"targets.text_encoder_lr_scale": ratio})
+            ledger.change(key, sentence, {"targets.text_encoder_lr_scale": first})
+        if name in own:
+            ledger.change(key, sentence, {"targets.encoders": with_encoder(ledger, name, lr_scale=own[name])})
+
+
+def with_encoder(ledger: Ledger, name: str, **values: float) -> list[dict[str, Any]]:
+    """The entries of targets.encoders, with these values for one text encoder."""
+    entries = {one["name"]: one for one in ledger.values.get("targets.encoders", [])}
+    entries[name] = {**entries.get(name, {"name": name}), **values}
+    return list(entries.values())
 
 
 def split_files(ledger: Ledger, texts: Sequence[str], vae: Sequence[str]) -> None:

@@ -6,6 +6,7 @@ Keys, defaults and their meaning: kohya-ss/sd-scripts `library/train_util.py`, `
 """
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from modules.importing import base, kohya_data, kohya_network, optimizers
@@ -24,6 +25,9 @@ SCRIPTS = {
 
 FILES = {"flux": ("clip_l", "t5xxl"), "sd3": ("clip_l", "clip_g", "t5xxl")}
 """Files of text encoders, which only these scripts take; the VAE's is `ae` for FLUX.1 and `vae` for all others."""
+
+OWN_RATES = ("networks.lora_flux", "networks.lora_sd3")
+"""Modules that give each text encoder its own learning rate; others take the first one for all."""
 
 PRECISIONS = {"no": "float32", "fp16": "float16", "bf16": "bfloat16", "float": "float32"}
 
@@ -291,15 +295,27 @@ def _text_encoders(ledger: Ledger, family: str) -> None:
             ledger.drop("text_encoder_lr", "without effect there: text encoders are not trained")
         return
     base_rate = ledger.values["training.learning_rate"]
-    first = rates[0] if rates else ledger.number("learning_rate")
     factor = base_rate / (ledger.maybe("unet_lr") or ledger.number("learning_rate"))  # a rotation's
-    if first:
-        base.text_encoder_rates(ledger, {"text_encoder_lr": first * factor}, base_rate)
-    if len(set(rates)) > 1:
-        ledger.change("text_encoder_lr", "All text encoders share one learning rate here; the first is taken.")
+    _rates(ledger, family, [rate or 0.0 for rate in rates] or [ledger.number("learning_rate")], factor)
     third = {"flux": "text_encoder_2", "sd3": "text_encoder_3"}.get(family)
     if third and not ledger.flag("network_args.train_t5xxl"):
         out = [*ledger.values.get("targets.exclude", []), f"{third}.*"]
         ledger.change(key, "T5 is not trained there, so its layers are excluded.", {"targets.exclude": out})
     elif third:
         ledger.agree("network_args.train_t5xxl", "all text encoders are trained together here")
+
+
+def _rates(ledger: Ledger, family: str, given: Sequence[float], factor: float) -> None:
+    """The text encoders' learning rates in their order, each times `factor`."""
+    if ledger.text("network_module") not in OWN_RATES:
+        if len(set(given)) > 1:
+            ledger.change("text_encoder_lr", "Of several rates the first one is that of all text encoders there, too.")
+        given = given[:1]
+    names = ["text_encoder", "text_encoder_2", "text_encoder_3"][: len(FILES.get(family, ()))] or ["text_encoder*"]
+    trained = names if ledger.flag("network_args.train_t5xxl") or family not in FILES else names[:-1]
+    rates = {name: given[min(number, len(given) - 1)] for number, name in enumerate(trained)}
+    if still := [f"{name}.*" for name, rate in rates.items() if rate == 0]:
+        out = [*ledger.values.get("targets.exclude", []), *still]
+        ledger.change("text_encoder_lr", "A rate of 0 trains nothing.", {"targets.exclude": out})
+    found = {name: ("text_encoder_lr", rate * factor) for name, rate in rates.items() if rate}
+    base.text_encoder_rates(ledger, found, ledger.values["training.learning_rate"])

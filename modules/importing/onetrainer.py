@@ -321,10 +321,20 @@ def _text_encoders(ledger: Ledger, family: str, denoiser: str) -> None:
     rates = {}
     for name in trained:
         own = ledger.maybe(f"{name}.learning_rate")
-        rates[f"{name}.learning_rate"] = ledger.number("learning_rate") if own is None else own
-        key = f"{name}.stop_training_after"
-        if ledger.value(f"{key}_unit") == "EPOCH" and (ledger.maybe(key) or 0) < ledger.whole("epochs"):
-            sentence = f"It stops to learn after {ledger.value(key)} epochs there; here it is trained to the end."
-            ledger.change(key, sentence)
-            ledger.drop(f"{key}_unit", "goes with the number")
+        rates[name] = f"{name}.learning_rate", ledger.number("learning_rate") if own is None else own
     base.text_encoder_rates(ledger, rates, base_rate)
+    for name in trained:
+        _stop(ledger, name, f"{name}.stop_training_after")
+
+
+def _stop(ledger: Ledger, name: str, key: str) -> None:
+    """When a text encoder stops to learn."""
+    unit, after = ledger.value(f"{key}_unit"), ledger.maybe(key)
+    if unit == "STEP" and after:
+        ledger.change(key, f"It stops to learn after {after:g} steps there; set targets.encoders to the share of all "
+                           "steps, which are counted in epochs there.")
+    elif unit == "EPOCH" and after and after < (epochs := ledger.whole("epochs")):
+        ledger.to(key, "targets.encoders", base.with_encoder(ledger, name, stop=after / epochs))
+    else:
+        return
+    ledger.agree(f"{key}_unit", "goes with the number")

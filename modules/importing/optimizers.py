@@ -3,10 +3,12 @@
 import math
 from typing import Any
 
+from modules.importing import packaged_optimizers
 from modules.importing.ledger import Ledger, as_number
 from modules.preset import options
 from modules.preset.problems import shown
 from modules.preset.schema import Preset
+from modules.training import packaged
 
 EXACT = {
     "adamw": "adamw",
@@ -17,6 +19,8 @@ EXACT = {
     "ademamix8bit": "ademamix8bit",
     "pagedademamix8bit": "paged_ademamix8bit",
     "adafactor": "adafactor",
+    "came": "came",
+    "stableadamw": "stable_adamw",
     "prodigy": "prodigy",
     "adamwschedulefree": "schedulefree_adamw",
     "schedulefreeadamw": "schedulefree_adamw",
@@ -28,16 +32,13 @@ NEAREST = {
     "adam8": ("adamw8bit", "is Adam with 8-bit states of another kind"),
     "adamw8": ("adamw8bit", "keeps its 8-bit states in another format"),
     "adam8bit": ("adamw8bit", "is Adam with coupled weight decay"),
-    "adamwadv": ("adamw", "is AdamW with further options"),
     "pagedadamw": ("paged_adamw8bit", "keeps float32 states"),
     "pagedadamw32bit": ("paged_adamw8bit", "keeps float32 states"),
     "lion": ("lion8bit", "keeps a float32 state"),
-    "lionadv": ("lion8bit", "is Lion with further options"),
     "ademamix": ("ademamix8bit", "keeps float32 states"),
-    "came": ("adafactor", "is related to Adafactor"),
-    "came8bit": ("adafactor", "is related to Adafactor"),
+    "came8bit": ("came", "keeps 8-bit states"),
+    "muon": ("muon", "scales its steps in another way"),
     "prodigy8bit": ("prodigy", "keeps 8-bit states"),
-    "prodigyadv": ("prodigy", "is Prodigy with further options"),
     "prodigyplusschedulefree": ("prodigy", "is Prodigy without a schedule"),
     "radamschedulefree": ("schedulefree_adamw", "has no need of a warm-up"),
     "sgdschedulefree": ("schedulefree_adamw", "is without Adam's scaling"),
@@ -50,6 +51,7 @@ LIBRARY: dict[str, dict[str, Any]] = {
     "paged_lion8bit": {"weight_decay": 0.0},
     "prodigy": {"weight_decay": 0.0, "bias_correction": False, "safe_warmup": False},
     "adafactor": {"weight_decay": 0.0},
+    "came": {"weight_decay": 0.0},
     "schedulefree_adamw": {"weight_decay": 0.0},
 }
 """What the libraries do without options, where it is not our default."""
@@ -95,6 +97,8 @@ def plain(name: str) -> str:
 
 def choose(ledger: Ledger, key: str, name: str, paged: bool = False) -> str:
     """Write optimizer.name for theirs; ours."""
+    if found := packaged_optimizers.find(name):
+        return packaged_optimizers.choose(ledger, key, found)
     theirs = plain(name)
     theirs = f"paged{theirs}" if paged and f"paged{theirs}" in EXACT else theirs
     if theirs.startswith("dadapt"):
@@ -113,6 +117,9 @@ def choose(ledger: Ledger, key: str, name: str, paged: bool = False) -> str:
 
 def set_options(ledger: Ledger, name: str, given: dict[str, tuple[str, Any]]) -> None:
     """Write the options of optimizer `name`: `given` has key and value by the names that optimizers give them."""
+    if name in packaged.PACKAGES:
+        packaged_optimizers.set_options(ledger, name, given)
+        return
     have = {
         field.removeprefix("optimizer.")
         for field in options.options(Preset, {"optimizer": {"name": name}})
@@ -218,6 +225,11 @@ def settle(ledger: Ledger, name: str) -> None:
         kept = [rule for rule in ({k: v for k, v in one.items() if k != "lr_scale"} for one in rules) if len(rule) > 1]
         key, sentence = ledger.origin["targets.rules"], "Prodigy finds one learning rate for all layers here."
         ledger.change(key, sentence, {"targets.rules": kept})
+    if any("lr_scale" in one for one in values.get("targets.encoders", [])):
+        kept = [one for one in ({k: v for k, v in one.items() if k != "lr_scale"} for one in values["targets.encoders"])
+                if len(one) > 1]
+        key, sentence = ledger.origin["targets.encoders"], "Prodigy finds one learning rate for all layers here."
+        ledger.change(key, sentence, {"targets.encoders": kept})
     if values.get("targets.text_encoder_lr_scale", 0.5) != 1:
         key = ledger.origin.get("targets.text_encoder_lr_scale", "")
         sentence = "Prodigy finds one learning rate for all layers here."

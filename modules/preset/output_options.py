@@ -25,6 +25,10 @@ class Validation(Section):
     )
     """Noise samples per picture, at evenly spaced timesteps."""
 
+    spectrum: bool = option(False, why="it reads all layers once more", advanced=True, needs="@validation")
+    """Record with each validation what the singular values of low-rank updates are: medians of spectral norm, stable
+    rank and effective rank. An update of low stable rank adds up badly with other adapters."""
+
     ema: bool = option(True, advanced=True, title="EMA", needs=("training.ema", "@validation"))
     """Measure the moving average of the weights (training.ema) instead of the trained ones."""
 

@@ -36,7 +36,21 @@ class Rule(Section):
 
     lr_scale: float | None = option(None, title="LR scale", gt=0, le=100)
     """Learning rate of these layers' adapters, as a multiple of training.learning_rate. null: as an earlier rule says,
-    otherwise 1. In text encoders it is multiplied by targets.text_encoder_lr_scale."""
+    otherwise 1. In text encoders it is multiplied by their own (targets.text_encoder_lr_scale, targets.encoders)."""
+
+
+class Encoder(Section):
+    """Learning rate and end of the training of one text encoder."""
+
+    name: str = option()
+    """Name of the text encoder, as layer names begin with it: text_encoder, text_encoder_2 or text_encoder_3."""
+
+    lr_scale: float | None = option(None, title="LR scale", gt=0, le=10)
+    """Learning rate of its adapters, as a multiple of training.learning_rate. null: targets.text_encoder_lr_scale."""
+
+    stop: float | None = option(None, gt=0, le=1)
+    """Share of all steps after which its adapters are no longer trained; 1: trained to the end. null:
+    targets.text_encoder_stop."""
 
 
 class Targets(Section):
@@ -65,6 +79,18 @@ class Targets(Section):
         gt=0, le=10, needs=("targets.text_encoders or targets.include", "@text_layers"),
     )
     """Learning rate of the text encoders' adapters, as a multiple of training.learning_rate."""
+
+    text_encoder_stop: float = option(
+        1.0, why="they are trained to the end", group="Text encoders", advanced=True, gt=0, le=1,
+        needs=("targets.text_encoders or targets.include", "@text_layers"),
+    )
+    """Share of all steps after which the text encoders' adapters are no longer trained. From there on nothing changes
+    them, and their steps cost no backward pass."""
+
+    encoders: tuple[Encoder, ...] = option(
+        (), group="Text encoders", advanced=True, needs=("targets.text_encoders or targets.include", "@text_layers")
+    )
+    """Learning rate and end of the training of single text encoders, instead of the values for all of them."""
 
     rules: tuple[Rule, ...] = option((), group="Rules", advanced=True)
     """Ranks and learning rates for some of the layers chosen above. All rules that match a layer apply to it; if two

@@ -13,12 +13,10 @@ from typing import Any
 from modules import adapters, families
 from modules.adapters.base import Adapted
 from modules.data import references
-from modules.data.batches import Batches
 from modules.data.buckets import GUESSED_STEP
-from modules.data.cache import has_entries
 from modules.data.folders import entries, exact, line_about, values_of
 from modules.data.index import DataProblems, Index, build_index, overlap
-from modules.data.names import listing, shown
+from modules.data.names import listing
 from modules.families.base import Reading
 from modules.judges import judges
 from modules.preset import effects
@@ -26,11 +24,14 @@ from modules.preset.schema import Preset
 from modules.printable import LONGEST, short
 from modules.training import (
     caption_lengths,
-    due,
     ema,
     first_values,
+    folder_checks,
+    freezing,
     graphics,
+    input_start,
     known,
+    layer_options,
     noise,
     pool,
     reference_checks,
@@ -42,6 +43,8 @@ from modules.training import (
     training_adapter,
 )
 from modules.training.bars import progress_bar
+from modules.training.folder_checks import planned
+from modules.training.layer_options import own_settings
 from modules.training.processes import is_main_process
 from modules.training.session import Pictures, sample_prompts, total_steps, usual_captions
 
@@ -88,7 +91,7 @@ def examine(preset: Preset, device_type: str, processes: int = 1, given: Collect
     _examine_pictures(preset, found)
     _examine_training(preset, device_type, processes, found)
     found.notes += [unused] if (unused := graphics.unused(device_type)) else []
-    _examine_folders(preset, found)
+    folder_checks.look(preset, found)
     _examine_samples(preset, found)
     facts = known.facts(preset, found.model, found.adapted, found.forms, found.pictures)
     found.notes += effects.notes(preset, facts, given)
@@ -116,78 +119,15 @@ def _said(sentences: list[str]) -> list[str]:
     return [short(sentence, LONGEST) for sentence in dict.fromkeys(sentences)]
 
 
-def _examine_folders(preset: Preset, found: Findings) -> None:
-    """Whether the folders that a training writes to are writable."""
-    folders = {"saving.folder": preset.saving.folder}
-    if preset.data.cache:
-        folders["data.cache_folder"] = preset.data.cache_folder
-    for option, folder in folders.items():
-        try:
-            Path(folder).stat()
-        except (FileNotFoundError, NotADirectoryError):
-            pass
-        except (OSError, ValueError) as error:  # a name that is too long, a loop of links; a zero byte
-            why = error.strerror if isinstance(error, OSError) else error
-            found.problems.append(f"{option} {shown(folder)}: {why}; give another folder with --{option}")
-            continue
-        exists = next(place for place in (Path(folder).absolute(), *Path(folder).absolute().parents) if place.exists())
-        writable = exists.is_dir() and os.access(exists, os.W_OK)
-        if not writable and option == "data.cache_folder" and has_entries(Path(folder)):
-            found.notes.append(f"{option} {folder}: read-only; this works only if it already holds all that is needed")
-        elif not writable:
-            what = "cannot be written" if exists.is_dir() else "is a file, not a folder"
-            found.problems.append(f"{option} {folder}: {exists} {what}; give another folder with --{option}")
-        elif option == "saving.folder" and found.adapted:
-            _examine_room(preset, exists, found)
-
-
-def _examine_room(preset: Preset, place: Path, found: Findings) -> None:
-    """Whether the disk of the run folder has room for what will be written. A problem where not even one state and
-    the exported file fit; a note where all together do not, since sizes of pictures are estimated."""
-    begun = (Path(preset.saving.folder) / preset.name).exists()  # it has some of these files already
-    free, (least, most) = shutil.disk_usage(place).free, expected_bytes(preset, found)
-    where = f"saving.folder {preset.saving.folder}: {free:,} bytes are free on its disk"
-    if free < least and not begun:
-        found.problems.append(
-            f"{where}, and one training state and the exported file need about {least:,}; free some space, or "
-            "give another folder with --saving.folder"
-        )
-    elif free < most:
-        found.notes.append(
-            f"{where}, and the whole run may need {most:,} (states, exported files, sample pictures): free some space, "
-            "or lower saving.keep_states or saving.keep_exports, or raise samples.every and saving.export_every"
-        )
-
-
-def expected_bytes(preset: Preset, found: Findings) -> tuple[int, int]:
-    """Bytes that a run writes into its folder: for one state and the exported file; and in all, estimated."""
-    saving, samples, steps = preset.saving, preset.samples, found.steps
-    tensors = (tensor for layer in found.adapted.values() for tensor in layer.adapter.state_dict().values())
-    adapter = sum(tensor.nbytes for tensor in tensors)
-    state = (3 if preset.training.ema == "none" else 4) * adapter  # two averages per parameter, as Adam has them
-    plans, batches = due.plans(preset), found.training and _batches(preset, found.training, 1)
-    per_epoch = batches.steps(1) if batches else steps
-    files = due.times(plans["export"], steps, per_epoch)
-    files = 1 + min(files, saving.keep_exports or files)
-    side = preset.data.largest
-    picture = 2 * (samples.width or side) * (samples.height or side)  # PNG of a photograph: 2 of 3 bytes per pixel
-    times = 2 + due.times(plans["sample"], steps, per_epoch)
-    pictures = times * (len(samples.prompts) or 4) * picture if samples.enabled else 0
-    lines = 2000 * steps  # of events, log and curves
-    best = 2 * (state + found.file_bytes) if saving.keep_best else 0  # the new one before the old one is deleted
-    most = (saving.keep_states + 1) * state + adapter + files * found.file_bytes + best + pictures + lines
-    return state + adapter + found.file_bytes, most
-
-
 def _examine_training(preset: Preset, device_type: str, processes: int, found: Findings) -> None:
     training = preset.training
-    found.problems += setup.rule_problems(preset) + setup.optimizer_problems(preset)
-    rates = setup.possible_rates(preset.targets)
+    found.problems += layer_options.rule_problems(preset) + setup.optimizer_problems(preset)
+    rates = layer_options.possible_rates(preset.targets)
     if found.adapted:
-        rates = setup.uneven_rates(setup.own_settings(found.model, preset.targets, found.adapted).values())
-    method = preset.adapter.method
-    unpaired = "" if adapters.methods()[method].Adapter.pairs else method
+        rates = layer_options.uneven_rates(own_settings(found.model, preset.targets, found.adapted).values())
+    unpaired = "" if adapters.methods()[preset.adapter.method].Adapter.pairs else preset.adapter.method
     found.problems += preset.optimizer.problems(training.learning_rate, device_type, rates, unpaired)
+    found.notes += preset.optimizer.notes(training.learning_rate, device_type)
     found.problems += schedules.problems(training, preset.optimizer)
     if training.precision == "float16" and device_type == "cpu":
         found.problems.append(
@@ -199,16 +139,17 @@ def _examine_training(preset: Preset, device_type: str, processes: int, found: F
     found.problems += sharding.problems(preset, processes)
     found.steps = 0 if training.epochs else training.steps
     if found.training is not None:
-        found.steps = total_steps(training, _batches(preset, found.training, processes))
+        found.steps = total_steps(training, planned(preset, found.training, processes))
         found.notes += schedules.notes(training, found.steps) + ema.notes(preset, found.steps)
-        found.notes += _notes_on_sharding(preset, found, processes)
+        found.notes += freezing.notes(found.model, preset.targets, found.adapted, found.steps) if found.adapted else []
+        found.notes += _notes_on_sharding(preset, found, processes) + input_start.notes(found.adapted)
 
 
 def _notes_on_sharding(preset: Preset, found: Findings, processes: int) -> list[str]:
     """Whether text encoders have to be on the device beside the sharded denoiser."""
     if not sharding.is_wanted() or preset.targets.text_encoders or found.training is None:
         return []
-    coming = _batches(preset, found.training, processes).captions(min(found.steps, preset.data.encode_ahead))
+    coming = planned(preset, found.training, processes).captions(min(found.steps, preset.data.encode_ahead))
     return [text_groups.TOGETHER] if text_groups.changes(coming, usual_captions(found.training)) else []
 
 
@@ -241,9 +182,9 @@ def _examine_model(preset: Preset, found: Findings) -> None:
         problems, notes = look(preset, found.model)
         found.problems, found.notes = found.problems + problems, found.notes + notes
     started, problems = first_values.look(preset, found.model)
-    found.problems += problems
-    found.adapted, problems = setup.attach_all(found.model, preset)
-    found.problems += problems
+    found.adapted, more = setup.attach_all(found.model, preset)
+    found.problems += problems + more
+    found.problems += layer_options.encoder_problems(found.model, preset.targets, found.adapted)
     if found.adapted and started is not None:
         found.problems += first_values.misfits(started, found.adapted)
 
@@ -302,11 +243,6 @@ def _too_large(preset: Preset, index: Index | None, longest: int | None) -> list
     return problems
 
 
-def _batches(preset: Preset, index: Index, processes: int) -> Batches:
-    training = preset.training
-    return Batches(index, training.batch_size, training.accumulation, processes, rank=0, seed=training.seed)
-
-
 def report(preset: Preset, found: Findings, processes: int = 1) -> dict[str, Any]:
     """The findings as plain values, as `--check --json` prints them. Values that a problem hides are 0 or empty."""
     rows = setup.layer_rows(found.adapted, found.model, preset.targets) if found.model is not None else []
@@ -328,7 +264,7 @@ def report(preset: Preset, found: Findings, processes: int = 1) -> dict[str, Any
         "alike": [list(names) for one in indices for names in one.alike],
         "buckets": index.table(preset.training.batch_size * processes) if index else "",
         "steps": found.steps,
-        "steps_per_epoch": _batches(preset, index, processes).steps_per_epoch if index else 0,
+        "steps_per_epoch": planned(preset, index, processes).steps_per_epoch if index else 0,
         "file_bytes": found.file_bytes,
         "forms": found.forms,
         "probe": None,

@@ -40,6 +40,7 @@ KINDS: dict[str, tuple[str, ...]] = {
     ),
     "sample": ("step", "path", "prompt", "base"),
     "judged": ("step", "subject", "style", "unnamed"),
+    "spectrum": ("step", "spectral_norm", "stable_rank", "effective_rank"),
     "saved": ("what", "path", "step", "bytes"),
     "validation": ("step", "loss", "baseline"),
     "due": ("what", "step", "minute"),
@@ -169,6 +170,8 @@ class Events:
             values = {"validation_loss": facts["loss"]}
         elif kind == "judged":
             values = {f"samples/{name}": facts[name] for name in ("subject", "style", "unnamed")}
+        elif kind == "spectrum":
+            values = {f"adapter/{name}": facts[name] for name in ("spectral_norm", "stable_rank", "effective_rank")}
         else:
             return
         if not self._draws:

@@ -1,6 +1,7 @@
 """Micro-batches with their noise, prepared while the device still computes the previous ones."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 
 import torch
@@ -13,6 +14,7 @@ from modules.data.batches import Batch
 from modules.data.index import Picture
 from modules.families.base import Caption
 from modules.training import prior, sharding
+from modules.training.active_ranks import ActiveRanks
 from modules.training.dropping import Dropping
 from modules.training.microbatch import Prepared
 from modules.training.session import Session
@@ -25,6 +27,7 @@ class Feed:
         self.session = session
         denoiser = next(iter(session.model.networks))
         self.dropping = Dropping(session.adapted, denoiser, session.preset.training.seed)
+        self.ranks = ActiveRanks(session.adapted, denoiser, session.model.process.count)
         self.ahead: tuple[tuple[int, int], Prepared] | None = None
 
     def reach(self, step: int) -> None:
@@ -32,6 +35,14 @@ class Feed:
         denoiser be off the device meanwhile."""
         if self.session.texts is not None:
             self.session.texts.reach(step, self.session.steps)
+
+    @contextmanager
+    def masking(self, step: int, prepared: Prepared) -> Iterator[None]:
+        """What adapters drop, and which of their components are active, in passes on this micro-batch inside. Around
+        the backward pass too, in which layers may be computed again."""
+        device = self.session.accelerator.device
+        with self.dropping.at(step, prepared.positions, device), self.ranks.at(prepared.times, device):
+            yield
 
     def at(self, step: int, micro: int) -> Prepared:
         """The micro-batch, on the CPU."""

@@ -73,7 +73,8 @@ class Flat:
             parameter.grad = None
 
     def collect(self) -> None:
-        """Copy the backward passes' gradients into `gradients`; zero where there are none."""
+        """Copy the backward passes' gradients into `gradients`; zero where there are none. Parameters that require none
+        (of a group all or none do) keep none, so that the optimizer passes over them."""
         with torch.no_grad():
             found = [(view, p.grad) for p, view in self._views.items() if p.grad is not None]
             for view in (view for p, view in self._views.items() if p.grad is None):
@@ -81,9 +82,9 @@ class Flat:
             if found:
                 torch._foreach_copy_([view for view, _ in found], [grad for _, grad in found])
         for parameter, view in self._views.items():
-            parameter.grad = view
+            parameter.grad = view if parameter.requires_grad else None
         for place in self._joined:
-            place.joined.grad = place.gradient
+            place.joined.grad = place.gradient if place.members[0].requires_grad else None
 
     def clip(self, max_norm: float) -> Tensor:
         """Scale the gradients down to this norm; 0: not at all. Their norm before `()`."""

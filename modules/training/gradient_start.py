@@ -73,13 +73,15 @@ def batches_of(session: Session, steps: int) -> int:
     return min(math.ceil(PICTURES / session.batches.total), steps * session.preset.training.accumulation)
 
 
-def replanned(session: Session, before: int, now: int) -> str:
-    """Whether a training of `now` steps would have begun with other values than one of `before`, in a clause."""
+def replanned(session: Session, before: int, now: int, inputs: bool) -> str:
+    """Whether a training of `now` steps would have begun with other values than one of `before`, in a clause; `inputs`:
+    whether they came from the layers' inputs."""
     counts = batches_of(session, before), batches_of(session, now)
-    asked = any(layer.adapter.gradient_pair() is not None for layer in session.adapted.values())
+    asked = inputs or any(layer.adapter.gradient_pair() is not None for layer in session.adapted.values())
     if not asked or counts[0] == counts[1]:
         return ""
-    return "the initial values came from gradients of {} batches instead of {}".format(*counts)
+    what = "inputs" if inputs else "gradients"
+    return f"the initial values came from {what} of {counts[0]} batches instead of {counts[1]}"
 
 
 def gradients(

@@ -8,7 +8,7 @@ from modules import documents
 from modules.adapters.base import Adapted
 from modules.data.folders import entries
 from modules.preset.schema import Preset
-from modules.training import noise, setup
+from modules.training import layer_options, noise
 from modules.training.session import Pictures
 
 
@@ -26,7 +26,7 @@ def facts(
         found["decayed"] = any(_decays(layer) for layer in adapted.values())
         found["scaled"] = any(layer.adapter.uses_alpha for layer in adapted.values())
         found["kernels"] = any(layer.layer.kernel > 1 for layer in adapted.values())
-        found["text_layers"] = any(not setup.in_denoiser(model, name) for name in adapted)
+        found["text_layers"] = any(not layer_options.in_denoiser(model, name) for name in adapted)
     if forms:
         found["magnitudes"] = any("magnitude" in form for form in forms)
         found["output_magnitudes"] = any("output magnitude" in form for form in forms)

@@ -11,7 +11,18 @@ from torch import Tensor
 from tqdm import tqdm
 
 from modules.data.batches import Batch
-from modules.training import best, collapse, due, feed, gradient_start, optimizers, rank_one, schedules, stopping
+from modules.training import (
+    best,
+    collapse,
+    due,
+    feed,
+    gradient_start,
+    input_start,
+    optimizers,
+    rank_one,
+    schedules,
+    stopping,
+)
 from modules.training.beside import beside, interrupted, made, step_name, told
 from modules.training.collapse import Watch
 from modules.training.feed import Feed
@@ -56,7 +67,7 @@ def train(session: Session) -> bool:
 
     Raises NotFinite before a step with a non-finite loss or gradient; the last good state is kept.
     """
-    progress, preset = Progress(Feed(session)), session.preset
+    progress = Progress(Feed(session))
     main = session.accelerator.is_main_process
 
     before_steps(session)
@@ -65,7 +76,7 @@ def train(session: Session) -> bool:
     with bar, stopping.deferred(main):
         while session.step < session.steps and not stopped:
             session.check_folder()
-            schedules.apply(session.optimizer, schedules.factor(preset.training, session.steps, session.step))
+            set_step(session)
             loss, norm, requests = take_step(session, progress)
             session.step += 1
             report(session, progress, bar, loss, norm)
@@ -113,6 +124,7 @@ def before_steps(session: Session) -> None:
             best.keep(session)
         return
     gradient_start.begin(session, batch_loss)
+    input_start.begin(session, batch_loss)
     beside(session, "the loss before training", collapse.begin)
     session.reference = told(session, session.reference)
     make(session, ["validation", "sample"])
@@ -145,6 +157,14 @@ def export_step(session: Session) -> None:
 # -- one step ---------------------------------------------------------------------------------------------------------
 
 
+def set_step(session: Session) -> None:
+    """Set what follows from the number of the step: the learning rate, and what is still trained."""
+    training = session.preset.training
+    schedules.apply(session.optimizer, schedules.factor(training, session.steps, session.step))
+    for stop in session.stops:
+        stop.apply(session.step)
+
+
 def take_step(session: Session, progress: Progress) -> tuple[float, float, dict[str, bool]]:
     """One optimizer step: mean loss, gradient norm before clipping, and what was requested."""
     accelerator, training, begun = session.accelerator, session.preset.training, time.monotonic()
@@ -154,8 +174,7 @@ def take_step(session: Session, progress: Progress) -> tuple[float, float, dict[
     losses = []
     for micro in range(training.accumulation):
         prepared = progress.feed.at(session.step, micro)
-        # Around the backward pass too, in which layers may be computed again.
-        with progress.feed.dropping.at(session.step, prepared.positions, accelerator.device):
+        with progress.feed.masking(session.step, prepared):
             with accelerator.autocast():
                 loss = feed.errors(session, prepared).mean()
             accelerator.backward(loss / training.accumulation)

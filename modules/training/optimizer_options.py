@@ -22,8 +22,8 @@ class Options(Section):
     """How parameters may be joined for it (see `Flat`): 0 not at all, 1 for elementwise updates, more where blocks of
     that many elements share state."""
 
-    averages: ClassVar[bool] = False
-    """Whether the optimizer averages the weights, which replaces a learning-rate schedule."""
+    keeps_gradients: ClassVar[bool] = True
+    """Whether gradients are the same after a step, for methods that look at them."""
 
     weight_decay: float = option(0.01, why="the common default", ge=0, le=1, needs="@decayed")
     """Decoupled weight decay: each step shrinks the weights by this times the learning rate. Magnitudes are never
@@ -36,8 +36,17 @@ class Options(Section):
             return []
         return [
             f"training.learning_rate is {lr:g}, which is too high for this optimizer (at most {self.highest_lr:g}): "
-            "try 1e-4 (rates near 1 are for the optimizer prodigy only)."
+            "try 1e-4 (rates near 1 are for optimizers that estimate the rate, such as prodigy)."
         ]
+
+    @property
+    def averages(self) -> bool:
+        """Whether the optimizer averages the weights, which replaces a learning-rate schedule."""
+        return False
+
+    def notes(self, lr: float, device_type: str) -> list[str]:
+        """Sentences about what may surprise; arguments as of `problems`."""
+        return []
 
 
 def torch_groups(groups: list[dict], lr: float, weight_decay: float) -> list[dict[str, Any]]:

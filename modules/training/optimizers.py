@@ -9,7 +9,7 @@ from pydantic import Field
 from torch.optim import Optimizer
 
 from modules.preset.section import option
-from modules.training import low_rank_moments, rite
+from modules.training import low_rank_moments, packaged, rite
 from modules.training.eight_bit import (
     AdamW8bit,
     AdEMAMix8bit,
@@ -18,7 +18,9 @@ from modules.training.eight_bit import (
     PagedAdEMAMix8bit,
     PagedLion8bit,
 )
+from modules.training.library_optimizers import Came, Muon, StableAdamW
 from modules.training.optimizer_options import Moments, Options, Rates, torch_groups
+from modules.training.packaged import AdvOptm, PytorchOptimizer
 
 
 class AdamW(Moments):
@@ -152,7 +154,6 @@ class ScheduleFreeAdamW(Moments):
     """Schedule-free AdamW (Defazio et al. 2024): averages the weights instead of lowering the learning rate."""
 
     block: ClassVar[int] = 1
-    averages: ClassVar[bool] = True
 
     name: Literal["schedulefree_adamw"] = "schedulefree_adamw"
     """Optimizer."""
@@ -162,6 +163,10 @@ class ScheduleFreeAdamW(Moments):
 
     late_weight: float = option(0.0, why="the published value", group="Averages", advanced=True, ge=0, le=10)
     """Step t is weighted with t to this power in the average of the weights."""
+
+    @property
+    def averages(self) -> bool:
+        return True
 
     def build(self, groups: list[dict], lr: float) -> Optimizer:
         """See `Options`. It is in training mode; use `averaged` for everything else."""
@@ -272,7 +277,12 @@ OptimizerOptions = Annotated[
     | Prodigy
     | ScheduleFreeAdamW
     | Rite
-    | LowRankMoments,
+    | LowRankMoments
+    | Muon
+    | Came
+    | StableAdamW
+    | PytorchOptimizer
+    | AdvOptm,
     Field(discriminator="name"),
 ]
 
@@ -300,7 +310,7 @@ def averaged(optimizer: Optimizer) -> Iterator[None]:
     that rounds, so a run with sample pictures would differ from one without.
     """
     optimizer = unwrapped(optimizer)
-    if not type(optimizer).__module__.startswith("schedulefree."):
+    if not packaged.averages(type(optimizer)):
         yield
         return
     parameters = [p for group in optimizer.param_groups for p in group["params"]]

@@ -21,7 +21,7 @@ from modules.export.report import Report
 from modules.families.base import Caption, text_of
 from modules.files import run_file
 from modules.judges import judges
-from modules.training import collapse, feed, samples, samples_base
+from modules.training import collapse, feed, rank_one, samples, samples_base
 from modules.training.beside import beside
 from modules.training.ended import ADAPTER
 from modules.training.saving import training_facts
@@ -60,6 +60,8 @@ def validate(session: Session) -> None:
     session.measured = (session.step, loss)
     session.events.write("validation", {"step": session.step, "loss": loss, "baseline": session.baseline})
     collapse.judge(session, session.baseline, loss, "on the validation pictures")
+    if session.preset.validation.spectrum:
+        beside(session, "the singular values of the updates", rank_one.record)
 
 
 def sample(session: Session) -> None:

@@ -1,7 +1,8 @@
-"""A warning at the end of a training whose updates are nearly of rank 1: such adapters add up badly when several are
-loaded (ai-toolkit issue 964)."""
+"""What the singular values of low-rank updates say during a training, and a warning at its end where they are nearly of
+rank 1: such adapters add up badly when several are loaded (ai-toolkit issue 964)."""
 
 from collections.abc import Iterator
+from statistics import median
 
 import torch
 
@@ -19,6 +20,19 @@ def look(session: Session) -> None:
         message = singular_values.note([*spectra(session)])
     if message:
         session.events.warn_once("rank 1", f"{message}; scripts/inspect_adapter.py with --spectrum shows each layer")
+
+
+@torch.no_grad()
+def record(session: Session) -> None:
+    """Write the medians over the layers, of the weights that are validated. All processes read a sharded base."""
+    with session.shown(session.preset.validation.ema):
+        found = [*spectra(session)]
+    if not found:
+        session.events.warn_once("spectrum", "validation.spectrum: no layer has a low-rank update; nothing is recorded")
+        return
+    values = {name: float(median(vars(one)[name] for one in found))
+              for name in ("spectral_norm", "stable_rank", "effective_rank")}
+    session.events.write("spectrum", {"step": session.step, **values})
 
 
 def spectra(session: Session) -> Iterator[Spectrum]:

@@ -11,7 +11,18 @@ from tqdm import tqdm
 from modules.adapters.base import check_adapter_state, load_adapter_state
 from modules.preset.schema import Preset
 from modules.printable import LONGEST, short
-from modules.training import ema, ended, fingerprints, gradient_start, run, schedules, setup, state
+from modules.training import (
+    ema,
+    ended,
+    fingerprints,
+    freezing,
+    gradient_start,
+    input_start,
+    run,
+    schedules,
+    setup,
+    state,
+)
 from modules.training.events import Events
 from modules.training.fingerprints import Changes, Made
 from modules.training.session import Pictures, Session
@@ -194,6 +205,8 @@ def moved(session: Session, saved: State) -> list[str]:
     found = [
         schedules.replanned(session.preset.training, saved.step, before, now),
         type(adapters[0]).replanned(adapters, saved.step, before, now),
-        gradient_start.replanned(session, before, now),
+        gradient_start.replanned(session, before, now, bool(input_start.asking(session.adapted))),
+        freezing.replanned(freezing.shares(session.model, session.preset.targets, session.adapted).values(), saved.step,
+                           before, now),
     ]
     return notes + [f"planned for {before} steps, continues to {now}: {note}" for note in found if note]

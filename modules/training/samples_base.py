@@ -16,7 +16,7 @@ from modules.adapters.derived import Derived
 from modules.adapters.layers import as_layer
 from modules.families.base import Caption, negative_of
 from modules.preset.schema import Preset
-from modules.training import noise, setup, sharding
+from modules.training import layer_options, noise, setup, sharding
 from modules.training.session import Session
 from modules.training.text_groups import denoiser_off, frozen_parts, move
 
@@ -73,7 +73,7 @@ def lend(adapted: dict[str, Adapted], model: Any) -> list[Adapted]:
     device, in place. They are no copies."""
     network, found = setup.whole(model), []
     for name, one in adapted.items():
-        if not setup.in_denoiser(model, name):
+        if not layer_options.in_denoiser(model, name):
             continue
         parent, attribute = network.get_submodule(name.rpartition(".")[0]), name.rpartition(".")[2]
         base = network.get_submodule(name)

@@ -6,6 +6,7 @@ from concurrent.futures import Future
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from datetime import timedelta
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from accelerate import Accelerator, PartialState
 from accelerate.utils import parse_flag_from_env
 from torch import Tensor, nn
 
-from modules.adapters.base import Adapted
+from modules.adapters.base import Adapted, Adapter
 from modules.adapters.derived import Derived
 from modules.data import references
 from modules.data.batches import Batches
@@ -25,11 +26,12 @@ from modules.families.base import Caption, Texts, about, text_of
 from modules.losses import Loss
 from modules.objectives import Density, Noise
 from modules.preset.schema import Preset, Training
-from modules.training import fingerprints, finite, setup, sharding
+from modules.training import fingerprints, finite, freezing, setup, sharding
 from modules.training.clock import Clock
 from modules.training.ema import Ema
 from modules.training.events import Events
 from modules.training.flat import Flat
+from modules.training.freezing import Stop
 from modules.training.optimizers import averaged
 from modules.training.run import Run
 from modules.training.text_groups import TextGroups
@@ -131,6 +133,17 @@ class Session:
         mix = ("mse", own.mix_mse), ("l1", own.mix_l1), ("log_cosh", own.mix_log_cosh), ("huber", own.mix_huber)
         return Loss(own.loss, own.loss_delta, own.delta_schedule, mix)
 
+    @cached_property
+    def stops(self) -> tuple[Stop, ...]:
+        """Layers that are no longer trained after some step."""
+        shares = freezing.shares(self.model, self.preset.targets, self.adapted)
+        return freezing.stops(self.adapted, shares, self.steps)
+
+    @cached_property
+    def texts_until(self) -> int:
+        """The step from which on no text encoder is trained."""
+        return freezing.texts_until(self.model, self.adapted, self.stops, self.steps)
+
     @property
     def takes_part(self) -> bool:
         """Whether this process validates and samples: the main one, or with a sharded base all of them."""
@@ -144,7 +157,8 @@ class Session:
     def encode(self, captions: Sequence[Caption]) -> Texts:
         """Conditions of captions on the device, from the cache where the text encoders are frozen."""
         if self.texts is None:
-            return self.model.encode_texts(captions)
+            with torch.set_grad_enabled(torch.is_grad_enabled() and self.step < self.texts_until):
+                return self.model.encode_texts(captions)
         return {name: value.to(self.accelerator.device) for name, value in self.texts.get(captions).items()}
 
     def check_folder(self) -> None:
@@ -164,14 +178,19 @@ class Session:
         finite.check_finite(tensors, self.optimizer, self.step, self.preset.training)
         return tensors
 
+    def learning(self) -> list[Adapter]:
+        """The adapters that are trained in this step."""
+        stopped = {name for stop in self.stops if self.step >= stop.last for name in stop.names}
+        return [layer.adapter for name, layer in self.adapted.items() if name not in stopped]
+
     def penalty(self) -> Tensor | None:
         """What the method adds to the loss of each step, or None."""
-        adapters = [layer.adapter for layer in self.adapted.values()]
+        adapters = self.learning()
         return type(adapters[0]).penalty(adapters)
 
     def after_step(self) -> list[nn.Parameter]:
         """Run the method's `after_step`; the parameters whose optimizer state has to be reset."""
-        adapters = [layer.adapter for layer in self.adapted.values()]
+        adapters = self.learning()
         with torch.no_grad():
             return type(adapters[0]).after_step(adapters, self.step + 1, self.steps)
 

@@ -1,10 +1,8 @@
 """From a preset to a model with adapters: which layers are matched, and attaching adapters to them."""
 
 import difflib
-from collections import Counter
-from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from math import prod
 from typing import Any
 
 import torch
@@ -18,8 +16,9 @@ from modules.data import references
 from modules.families.base import Reading
 from modules.families.parts.names import is_unused
 from modules.files.reading import listed
-from modules.preset.schema import Base, Preset, Rule, Targets
-from modules.training import dropping, ema, noise
+from modules.preset.schema import Base, Preset, Targets
+from modules.training import active_ranks, dropping, ema, noise
+from modules.training.layer_options import in_denoiser, own_settings, rule_problems, rules_with_hits
 from modules.training.matching import NONE, Names, hint_for, is_pattern, parts_of
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -94,82 +93,21 @@ def _base_choice(model: Any, targets: Targets, names: Sequence[str], found: Name
     return chosen, problems
 
 
-@dataclass(frozen=True)
-class Own:
-    """A layer's own settings."""
-
-    rank: int | None
-    """None: adapter.rank."""
-    rates: Mapping[str, float]
-    """Factors on training.learning_rate, by the option that gives them."""
-
-    @property
-    def lr_scale(self) -> float:
-        """The layer's learning rate as a multiple of training.learning_rate."""
-        return prod(self.rates.values())
-
-
-def own_settings(model: Any, targets: Targets, names: Collection[str]) -> dict[str, Own]:
-    """The own settings of each of the layers `names`. Of rules that give the same to one layer, the last one counts."""
-    ranks: dict[str, int] = {}
-    rates: dict[str, dict[str, float]] = {}
-    for number, (rule, hits) in enumerate(_hits(model, targets, names)):
-        for name in hits:
-            if rule.rank is not None:
-                ranks[name] = rule.rank
-            if rule.lr_scale is not None:
-                rates[name] = {f"targets.rules[{number}].lr_scale": rule.lr_scale}
-    texts = {"targets.text_encoder_lr_scale": targets.text_encoder_lr_scale}
-    return {name: Own(ranks.get(name), {**({} if in_denoiser(model, name) else texts), **rates.get(name, {})})
-            for name in names}
-
-
-def _hits(model: Any, targets: Targets, names: Iterable[str]) -> list[tuple[Rule, list[str]]]:
-    """The rules, each with those of `names` that it is for."""
-    if not targets.rules:
-        return []
-    found, sets = Names(names), model.named_targets()
-    return [(rule, found.matching(sets.get(rule.match, (rule.match,)))) for rule in targets.rules]
-
-
-def uneven_rates(own: Iterable[Own]) -> tuple[tuple[str, float], ...]:
-    """The options, with their factors, that give some of the layers another learning rate than others."""
-    layers = list(own)
-    if len({one.lr_scale for one in layers}) < 2:
-        return ()
-    counts = Counter(rate for one in layers for rate in one.rates.items() if rate[1] != 1)
-    return tuple(rate for rate, count in counts.items() if count < len(layers))
-
-
-def possible_rates(targets: Targets) -> tuple[tuple[str, float], ...]:
-    """The same where the layers are not known: all options that may do so."""
-    texts = targets.text_encoder_lr_scale if targets.text_encoders else 1.0
-    rules = [(f"targets.rules[{n}].lr_scale", rule.lr_scale or 1.0) for n, rule in enumerate(targets.rules)]
-    return tuple(rate for rate in [("targets.text_encoder_lr_scale", texts), *rules] if rate[1] != 1)
-
-
-def rule_problems(preset: Preset) -> list[str]:
-    """What is wrong with rules whatever the layers are, in sentences."""
-    problems, method = [], preset.adapter.method
-    for number, rule in enumerate(preset.targets.rules):
-        place = f"targets.rules[{number}]"
-        if rule.rank is None and rule.lr_scale is None:
-            problems.append(f"{place}: has neither rank nor lr_scale; set one of them, or remove the rule")
-        if rule.rank is not None and "rank" not in type(preset.adapter).model_fields:
-            problems.append(f"{place}.rank: {rule.rank}, but method {method} has no rank; remove it from the rule")
-    return problems
-
-
 def optimizer_problems(preset: Preset) -> list[str]:
-    """An average of the weights, or an optimizer that averages them, which does not follow what the method does after
-    each step; and dropout that does not fit; in sentences."""
-    method, name = preset.adapter.method, preset.optimizer.name
-    resets = methods()[method].Adapter.sets_parameters
-    found = ema.problems(preset.training, preset.optimizer, method if resets else "")
-    if not (preset.optimizer.averages and resets):
-        return found + dropping.problems(preset)
-    return [*found, f"optimizer.name is {name}, which averages the weights of all steps, but {method} resets some of "
-                    "them during training: choose another optimizer"]
+    """An average of the weights, or an optimizer, that does not fit what the method does after each step; and dropout
+    that does not fit; in sentences."""
+    method, optimizer = preset.adapter.method, preset.optimizer
+    adapter = methods()[method].Adapter
+    found = ema.problems(preset.training, optimizer, method if adapter.sets_parameters else "")
+    found += dropping.problems(preset)
+    wrong = {
+        f"averages the weights of all steps, but {method} resets some of them during training":
+            optimizer.averages and adapter.sets_parameters,
+        f"changes gradients in a step, but {method} reads them after it":
+            adapter.reads_gradients and not optimizer.keeps_gradients,
+    }
+    return found + [f"optimizer.name is {optimizer.name}, which {why}: choose another optimizer"
+                    for why, is_wrong in wrong.items() if is_wrong]
 
 
 def unmatched_rules(model: Any, targets: Targets, chosen: Collection[str]) -> list[str]:
@@ -177,7 +115,7 @@ def unmatched_rules(model: Any, targets: Targets, chosen: Collection[str]) -> li
     names, sets, problems = layer_names(model), model.named_targets(), []
     expected = bool(chosen) and not _base_choice(model, targets, names, Names(names))[1]  # else that is reported
     adapted, misses = set(chosen), 0
-    for number, (rule, hits) in enumerate(_hits(model, targets, names)):
+    for number, (rule, hits) in enumerate(rules_with_hits(model, targets, names)):
         place = f"targets.rules[{number}].match: {rule.match!r}"
         if not hits:
             near = difflib.get_close_matches(rule.match, sets, 1)
@@ -204,6 +142,7 @@ def attach_all(model: Any, preset: Preset) -> tuple[dict[str, Adapted], list[str
     network = whole(model)
     names, problems = match_layers(model, preset.targets)
     problems += rule_problems(preset) + unmatched_rules(model, preset.targets, names)
+    problems += active_ranks.problems(preset, model)
     known: dict[Hashable, Adapter] = {}
     for name, own in own_settings(model, preset.targets, names).items():
         try:
@@ -214,9 +153,10 @@ def attach_all(model: Any, preset: Preset) -> tuple[dict[str, Adapted], list[str
 
 
 def with_rank(config: AdapterConfig, rank: int | None) -> AdapterConfig:
-    """The method's options with a layer's own rank, if it has one and the method has a rank."""
+    """The method's options with a layer's own rank, if it has one and the method has a rank; and room for it to grow at
+    the start."""
     given = rank is not None and "rank" in type(config).model_fields
-    return config.model_copy(update={"rank": rank}) if given else config
+    return (config.model_copy(update={"rank": rank}) if given else config).widened()
 
 
 def load(preset: Preset, device: torch.device) -> Any:
@@ -286,19 +226,23 @@ def load_and_attach(preset: Preset, device: torch.device) -> tuple[Any, dict[str
 
 
 def parameter_groups(adapted: dict[str, Adapted], model: Any, targets: Targets) -> list[dict]:
-    """Trainable parameters as optimizer groups, in a fixed order: `params`, `lr_scale`, whether they `decay`, `pairs`
-    of places in `params` (see `Adapter.pairs`), and whether their steps are `calibrated`."""
-    groups: dict[tuple[float, bool], dict[str, Any]] = {}
+    """Trainable parameters as optimizer groups, in a fixed order: `params`, their `names` in the
+    adapter, `lr_scale`, whether they `decay`, `pairs` of places in `params` (see `Adapter.pairs`), and whether their
+    steps are `calibrated`."""
+    groups: dict[tuple[float, bool, float], dict[str, Any]] = {}
     own = own_settings(model, targets, adapted)
     for name, layer in adapted.items():
-        scale, calibrated, places = own[name].lr_scale, layer.adapter.config.step_size == "calibrated", {}
+        scale, stop = own[name].lr_scale, own[name].stop
+        calibrated, places = layer.adapter.config.step_size == "calibrated", {}
         for key, parameter in layer.adapter.named_parameters():
             if parameter.requires_grad:
                 decay = key not in layer.adapter.undecayed
-                fresh = {"params": [], "lr_scale": scale, "decay": decay, "pairs": [], "calibrated": calibrated}
-                group = groups.setdefault((scale, decay), fresh)
+                fresh = {"lr_scale": scale, "decay": decay, "calibrated": calibrated}
+                fresh |= {"params": [], "names": [], "pairs": []}
+                group = groups.setdefault((scale, decay, stop), fresh)
                 places[key] = (group, len(group["params"]))
                 group["params"].append(parameter)
+                group["names"].append(key)
         for up, down in layer.adapter.pairs:
             if up in places and down in places:
                 assert places[up][0] is places[down][0], f"{name}: a pair decays as a whole or not at all"
@@ -360,8 +304,3 @@ def layer_table(adapted: dict[str, Adapted], model: Any, preset: Preset) -> str:
 def trains_texts(model: Any, targets: Targets) -> bool:
     """Whether any layer outside the denoiser is to be adapted."""
     return any(not in_denoiser(model, name) for name in match_layers(model, targets)[0])
-
-
-def in_denoiser(model: Any, name: str) -> bool:
-    """Whether the layer with this full name is in the denoiser, the first of the model's networks."""
-    return name.startswith(next(iter(model.networks)) + ".")

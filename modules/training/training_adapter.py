@@ -22,7 +22,7 @@ from modules.adapters.layers import Layer
 from modules.files import forms, kinds, opening, reading
 from modules.files.reading import Placed, listed
 from modules.preset.schema import Preset
-from modules.training import setup
+from modules.training import layer_options, setup
 
 Result = TypeVar("Result")
 
@@ -157,7 +157,7 @@ def _strangers(placed: Iterable[Placed], model: Any) -> list[str]:
     """What a training adapter cannot have, in sentences."""
     texts, others = [], dict[str, list[str]]()
     for one in placed:
-        if not setup.in_denoiser(model, one.members[0][0].name):
+        if not layer_options.in_denoiser(model, one.members[0][0].name):
             texts.append(one.name)
         elif not kinds.is_pair(one.parts) or kinds.has_bias(one.parts):
             others.setdefault(kinds.words(one.parts), []).append(one.name)

@@ -24,7 +24,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from scripts.demo_data import Picture
 from scripts.demo_training import Captions, Stage, draw, fast, latents_of, make_clip, sampled, write_pipeline
 
-OPTIONS = {"steps": 20000, "learning_rate": 1e-3, "out": Path("demo/flux_base"), "vae": Path("demo/base/vae")}
+OPTIONS = {"steps": 8000, "learning_rate": 2e-3, "out": Path("demo/flux_base"), "vae": Path("demo/base/vae")}
 """Defaults of make_demo_base.py for this kind."""
 
 WIDTH, TOKENS = 96, 24

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from scripts.demo_data import SIZE, Picture
 from scripts.demo_training import Captions, Stage, draw, fast, latents_of, make_clip, sampled, write_pipeline
 
-OPTIONS = {"steps": 30000, "learning_rate": 1.2e-3, "out": Path("demo/base"), "vae": None}
+OPTIONS = {"steps": 8000, "learning_rate": 2e-3, "out": Path("demo/base"), "vae": None}
 """Defaults of make_demo_base.py for this kind."""
 
 WIDTH = 96

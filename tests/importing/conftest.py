@@ -11,7 +11,7 @@ from modules.importing.base import Wishes, is_flow
 from modules.importing.ledger import flat
 from modules.objectives import Diffusion, Flow
 from modules.preset import files
-from modules.training import noise, schedules, setup
+from modules.training import layer_options, noise, schedules
 
 
 def leaves(values):
@@ -40,9 +40,10 @@ def imported(tmp_path):
 
 def check(found, preset):
     """What holds for every import: it can be trained, its lists do not overlap, and the JSON form has all."""
-    assert not preset.optimizer.problems(preset.training.learning_rate, "cuda", setup.possible_rates(preset.targets))
+    rates = layer_options.possible_rates(preset.targets)
+    assert not preset.optimizer.problems(preset.training.learning_rate, "cuda", rates)
     assert not schedules.problems(preset.training, preset.optimizer)
-    assert not setup.rule_problems(preset)
+    assert not layer_options.rule_problems(preset)
     process = Flow() if is_flow(preset.family) else Diffusion(None, "epsilon")
     predictions = () if preset.objective.prediction == "auto" else process.predictions
     if not (preset.objective.zero_terminal_snr and not predictions):

@@ -193,7 +193,8 @@ def test_rs_lora_and_convolutions(imported, of):
         ("DAdaptAdam", "prodigy"),
         ("Lion", "lion8bit"),
         ("AdamWScheduleFree", "schedulefree_adamw"),
-        ("some.module.CAME", "adafactor"),
+        ("some.module.CAME", "came"),
+        ("pytorch_optimizer.AdaBelief", "pytorch_optimizer"),
         ("PagedAdEMAMix8bit", "paged_ademamix8bit"),
     ],
 )
@@ -362,3 +363,18 @@ def test_endless_numbers_are_one_sentence(tmp_path, line):
     path.write_text(f'pretrained_model_name_or_path = "x"\nnetwork_module = "lycoris.kohya"\n{line}\n')
     with pytest.raises(ValueError, match="settings.toml: [^\n]*$"):
         import_file(path)
+
+
+@pytest.mark.parametrize("script, module, family, rates, t5, expected", [
+    ("flux_train_network.py", "networks.lora_flux", "flux", "1e-4 5e-5", "train_t5xxl=True", {"text_encoder_2": 0.5}),
+    ("sd3_train_network.py", "networks.lora_sd3", "sd3", "1e-4 5e-5", "train_t5xxl=True",
+     {"text_encoder_2": 0.5, "text_encoder_3": 0.5}),
+    ("sd3_train_network.py", "networks.lora_sd3", "sd3", "1e-4 5e-5 2e-5", "", {"text_encoder_2": 0.5}),
+    ("sdxl_train_network.py", "networks.lora", "sdxl", "1e-4 5e-5", "", {}),
+])  # fmt: skip
+def test_a_rate_for_each_text_encoder(imported, script, module, family, rates, t5, expected):
+    """As the modules' own `prepare_optimizer_params_with_multiple_te_lrs` divides them."""
+    words = f"python {script} --network_module {module} --network_dim 8 --learning_rate 1e-4 --text_encoder_lr {rates}"
+    targets = imported(f"{words} --network_args x=1 {t5}", "sh").preset.targets
+    assert targets.text_encoders and targets.text_encoder_lr_scale == 1
+    assert {one.name: one.lr_scale for one in targets.encoders} == expected

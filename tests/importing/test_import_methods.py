@@ -15,7 +15,8 @@ from modules import adapters, families
 from modules.adapters import layers
 from modules.importing import import_file
 from modules.preset.schema import Base, Preset
-from modules.training.setup import layer_names, match_layers, own_settings
+from modules.training.layer_options import own_settings
+from modules.training.setup import layer_names, match_layers
 from tests import tiny_flux, tiny_sd15, tiny_sdxl
 from tests.importing.test_import_aitoolkit import job
 from tests.importing.test_import_kohya import FLUX, GUI, toml

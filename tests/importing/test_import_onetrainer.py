@@ -203,7 +203,23 @@ def test_text_encoders(imported, of):
     targets = result.preset.targets
     assert targets.text_encoders and math.isclose(targets.text_encoder_lr_scale, 1 / 3, rel_tol=1e-3)
     assert targets.exclude == ("text_encoder_2.*",)
-    assert "5 epochs" in of(result.found, "text_encoder.stop_training_after").sentence
+    assert of(result.found, "text_encoder.stop_training_after").part == "mapped"
+    (own,) = targets.encoders
+    assert (own.name, own.lr_scale, own.stop) == ("text_encoder", None, 5 / values["epochs"])
+
+
+def test_each_text_encoder_keeps_its_rate_and_its_end(imported, of):
+    parts = {"text_encoder": {"train": True, "learning_rate": 3e-4},
+             "text_encoder_2": {"train": True, "learning_rate": 1e-5, "stop_training_after": 20,
+                                "stop_training_after_unit": "EPOCH"}}
+    result = imported({**SDXL, **parts})
+    targets = result.preset.targets
+    assert targets.text_encoder_lr_scale == 1 and not targets.exclude
+    (own,) = targets.encoders
+    assert (own.name, own.stop) == ("text_encoder_2", None) and math.isclose(own.lr_scale, 1 / 30, rel_tol=1e-5)
+    assert of(result.found, "text_encoder_2.learning_rate").part == "changed"
+    parts["text_encoder_2"] |= {"stop_training_after": 100, "stop_training_after_unit": "STEP"}
+    assert "after 100 steps" in of(imported({**SDXL, **parts}).found, "text_encoder_2.stop_training_after").sentence
 
 
 @pytest.mark.parametrize(
@@ -215,8 +231,10 @@ def test_text_encoders(imported, of):
         ("SCHEDULE_FREE_ADAMW", "schedulefree_adamw", {"r": 1.0}),
         ("LION_8BIT", "lion8bit", {"is_paged": False}),
         ("ADAMW_8BIT", "paged_adamw8bit", {"is_paged": True}),
-        ("CAME", "adafactor", {"beta3": 0.9}),
-        ("MUON", "adamw8bit", {"momentum": 0.9}),
+        ("CAME", "came", {"beta3": 0.9}),
+        ("MUON", "muon", {"momentum": 0.9}),
+        ("ADOPT", "pytorch_optimizer", {"beta2": 0.99, "decoupled_decay": True, "stochastic_rounding": True}),
+        ("PRODIGY_ADV", "adv_optm", {"d_coef": 2.0, "weight_decay": 0.1}),
         ("DADAPT_ADAM", "prodigy", {}),
     ],
 )
@@ -228,6 +246,12 @@ def test_optimizers(imported, accounted, name, ours, options):
     if name == "PRODIGY":
         assert (result.preset.optimizer.factor, result.preset.optimizer.weight_decay) == (2.0, 0.0)
         assert result.preset.training.learning_rate == 1.0
+    if name == "ADOPT":
+        assert result.preset.optimizer.algorithm == "ADOPT" and result.preset.optimizer.weight_decay == 0.0
+        assert result.preset.optimizer.arguments == ("weight_decouple=True", "betas=(0.9, 0.99)")
+        assert not result.preset.optimizer.problems(1e-4, "cpu")
+    if name == "PRODIGY_ADV":
+        assert (result.preset.optimizer.arguments, result.preset.optimizer.weight_decay) == (("d_coef=2.0",), 0.1)
     if options.get("relative_step"):
         assert result.preset.optimizer.least_scale == 1e-3 and result.preset.training.learning_rate == 0.01
 

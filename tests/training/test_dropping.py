@@ -1,16 +1,19 @@
 """Dropout and the largest norm in trainings: resuming, accumulation, layers computed again; where they are off."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
 from modules.adapters.base import adapter_state
-from modules.training import loop
+from modules.training import active_ranks, loop
 from modules.training.feed import Feed
 from modules.training.outputs import validate
 from tests.training.runs import Place, ask, equal
 from tests.training.test_rules import found as found  # a fixture
 
-DROPS = {"method": "lora", "rank": 4, "init": "orthogonal", "dropout": 0.3, "rank_dropout": 0.3, "module_dropout": 0.2}
+DROPS = {"method": "lora", "rank": 4, "init": "orthogonal", "dropout": 0.3, "rank_dropout": 0.3, "module_dropout": 0.2,
+         "min_rank": 1}
 MORE = ("--training.accumulation", "2", "--targets.text_encoders", "true")
 
 
@@ -37,7 +40,8 @@ def gradient(place: Place, name: str, *more: str, **adapter) -> torch.Tensor:
     with place.session(name, *words, adapter=DROPS | adapter, data=data) as session:
         started(session)
         loop.take_step(session, loop.Progress(Feed(session)))
-        assert all(adapted.adapter.drop is None for adapted in session.adapted.values())
+        assert all(one.adapter.active is None for one in session.adapted.values())
+        assert "dropout" not in DROPS or all(one.adapter.drop is None for one in session.adapted.values())
         return session.flat.gradients.clone()
 
 
@@ -48,6 +52,32 @@ def test_accumulation_and_recomputed_layers_change_nothing(place: Place):
         torch.testing.assert_close(gradient(place, name, *more), whole, rtol=1e-3, atol=1e-4 * float(whole.abs().max()))
     other = gradient(place, "other", "--training.batch_size", "2", dropout=0.31)
     assert (other - whole).norm() > 0.01 * whole.norm()
+
+
+def test_active_ranks_follow_each_samples_own_noise_level(place: Place):
+    """T-LoRA without dropout, in the fused passes: a batch, its samples one by one with layers computed again."""
+    adapter = {"method": "dora", "rank": 4, "init": "orthogonal", "min_rank": 1}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(globals(), "DROPS", adapter)
+        whole = gradient(place, "levels", "--training.batch_size", "2")
+        one_by_one = ("--training.batch_size", "1", "--training.accumulation", "2",
+                      "--training.gradient_checkpointing", "true")
+        again = gradient(place, "levels-again", *one_by_one)
+        other = gradient(place, "levels-other", "--training.batch_size", "2", min_rank_power=4)
+    torch.testing.assert_close(again, whole, rtol=1e-3, atol=1e-4 * float(whole.abs().max()))
+    assert (other - whole).norm() > 0.01 * whole.norm()
+
+
+def test_a_model_that_computes_samples_one_by_one_needs_batches_of_one(place: Place):
+    from modules.preset.files import resolve
+
+    command = place.command("any", "--training.batch_size", "2", adapter={"method": "lora", "rank": 4, "min_rank": 1})
+    preset = resolve(command[1], [("training.batch_size", "2")]).preset
+    model = SimpleNamespace(one_by_one=True)
+    assert "needs training.batch_size 1" in active_ranks.problems(preset, model)[0]
+    single = preset.model_copy(update={"training": preset.training.model_copy(update={"batch_size": 1})})
+    assert not active_ranks.problems(single, model)
+    assert not active_ranks.problems(preset, SimpleNamespace(one_by_one=False))
 
 
 def test_validation_drops_nothing(place: Place):

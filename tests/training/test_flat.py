@@ -23,9 +23,11 @@ def parameters() -> list[nn.Parameter]:
 
 
 def groups(found: list[nn.Parameter]) -> list[dict]:
+    common = {"lr_scale": 1.0, "pairs": [], "calibrated": False}
+    names = [f"{place}" for place in range(len(found))]
     return [
-        {"params": found[:4], "lr_scale": 1.0, "decay": True, "pairs": [], "calibrated": False},
-        {"params": found[4:], "lr_scale": 1.0, "decay": False, "pairs": [], "calibrated": False},
+        {**common, "params": found[:4], "names": names[:4], "decay": True},
+        {**common, "params": found[4:], "names": names[4:], "decay": False},
     ]
 
 

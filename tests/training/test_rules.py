@@ -12,6 +12,7 @@ from modules.hosts import comfyui, diffusers, kohya
 from modules.preset.files import resolve
 from modules.preset.schema import Preset, Targets
 from modules.training import check, setup
+from modules.training.layer_options import Own, own_settings, uneven_rates
 from modules.training.optimizers import AdamW, Prodigy
 from tests.training.runs import OPTIONS, Place, ask, equal
 
@@ -54,7 +55,7 @@ def test_a_pattern_or_a_set_and_the_later_rule_wins_field_by_field(found):
         )
     )
     assert not findings.problems and len(findings.adapted) == 8
-    own = setup.own_settings(
+    own = own_settings(
         findings.model,
         Targets(
             **ruled(
@@ -73,7 +74,7 @@ def test_a_pattern_or_a_set_and_the_later_rule_wins_field_by_field(found):
         assert own[name].lr_scale == (2 if name in first else 0.5)
     (swapped,) = {
         own.lr_scale
-        for own in setup.own_settings(
+        for own in own_settings(
             findings.model,
             Targets(**ruled({"match": FIRST, "lr_scale": 2}, {"match": "attention", "lr_scale": 0.5})["targets"]),
             findings.adapted,
@@ -105,7 +106,7 @@ def test_text_encoders_multiply(found):
         {"match": match, "lr_scale": 3}, {"match": FIRST, "lr_scale": 5}, text_encoders=True, text_encoder_lr_scale=0.25
     )
     findings = found(**targets)
-    own = setup.own_settings(findings.model, Targets(**targets["targets"]), findings.adapted)
+    own = own_settings(findings.model, Targets(**targets["targets"]), findings.adapted)
     scales = {(name.startswith("text"), one.lr_scale) for name, one in own.items()}
     assert scales == {(True, 0.75), (True, 0.25), (False, 5.0), (False, 1.0)}
 
@@ -289,10 +290,10 @@ def test_one_rank_is_still_a_number(place: Place):
 
 
 def test_nothing_is_uneven_without_layers_or_factors():
-    assert setup.uneven_rates([]) == ()
-    assert setup.uneven_rates([setup.Own(None, {}), setup.Own(4, {"a": 1.0})]) == ()
-    assert setup.uneven_rates([setup.Own(None, {"a": 0.5, "b": 2.0}), setup.Own(None, {})]) == ()
-    assert setup.uneven_rates([setup.Own(None, {"a": 0.5, "b": 4.0}), setup.Own(None, {"a": 0.5})]) == (("b", 4.0),)
+    assert uneven_rates([]) == ()
+    assert uneven_rates([Own(None, {}), Own(4, {"a": 1.0})]) == ()
+    assert uneven_rates([Own(None, {"a": 0.5, "b": 2.0}), Own(None, {})]) == ()
+    assert uneven_rates([Own(None, {"a": 0.5, "b": 4.0}), Own(None, {"a": 0.5})]) == (("b", 4.0),)
 
 
 def test_names_are_told_apart_by_case_like_all_patterns():
@@ -300,4 +301,4 @@ def test_names_are_told_apart_by_case_like_all_patterns():
     targets = Preset.model_validate(
         {"family": "sdxl", "adapter": {"method": "lora"}, "targets": {"rules": [{"match": "UNET.0", "rank": 4}]}}
     ).targets
-    assert setup.own_settings(model, targets, ["unet.0"])["unet.0"].rank is None
+    assert own_settings(model, targets, ["unet.0"])["unet.0"].rank is None

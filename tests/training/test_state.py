@@ -45,9 +45,10 @@ class Run:
         pair = [torch.zeros(6, 2), torch.randn(2, 9, generator=draw)]
         values = [large, torch.zeros(80, 64), odd, *pair, torch.zeros(12), torch.tensor(1.0)]
         self.parameters = [torch.nn.Parameter(value) for value in values]
+        common = {"lr_scale": 1.0, "calibrated": False}
         groups = [
-            {"params": self.parameters[:5], "lr_scale": 1.0, "decay": True, "pairs": [(3, 4)], "calibrated": False},
-            {"params": self.parameters[5:], "lr_scale": 1.0, "decay": False, "pairs": [], "calibrated": False},
+            {**common, "params": self.parameters[:5], "names": [*"abcde"], "decay": True, "pairs": [(3, 4)]},
+            {**common, "params": self.parameters[5:], "names": [*"fg"], "decay": False, "pairs": []},
         ]
         self.optimizer = options().build(groups, 0.01)
         if prepared:

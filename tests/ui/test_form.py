@@ -239,9 +239,9 @@ def test_problems_of_the_check_stand_at_their_fields(page):
 
 def test_the_fold_says_what_is_changed_below_it(page, document):
     one = page("targets")
-    assert one.fold.text() == "Advanced (4)"
+    assert one.fold.text() == "Advanced (6)"
     document.set("targets.exclude", ["unet.conv_in"])
-    assert one.fold.text() == "Advanced (4, 1 changed)"
+    assert one.fold.text() == "Advanced (6, 1 changed)"
 
 
 def test_layer_sets_are_offered(qtbot, page, document):

@@ -22,6 +22,8 @@ SOUND = {
 } | {event["event"]: event for event in map(json.loads, (RECORDED / "failed.jsonl").read_text().splitlines())}
 SOUND["due"] = {**SOUND["validation"], "event": "due", "what": "sample", "minute": 10.0}
 SOUND["judged"] = {**SOUND["validation"], "event": "judged", "subject": 0.9, "style": 0.5, "unnamed": 0.0}
+SPECTRUM = {"spectral_norm": 0.1, "stable_rank": 2.0, "effective_rank": 3.0}
+SOUND["spectrum"] = {**SOUND["validation"], "event": "spectrum", **SPECTRUM}
 """One event of each kind."""
 
 

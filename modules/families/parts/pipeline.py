@@ -47,6 +47,7 @@ class PipelineModel(Loaded, Reader):
     longest_side: int | None = None
     distilled: bool = False
     reads_references: bool = False
+    one_by_one: bool = False
 
     def __init__(self, pipeline: Any, device: torch.device):
         super().__init__(computing_on(device, pipeline), device)

@@ -24,6 +24,7 @@ FIELDS: dict[str, tuple[tuple[str, ...], ...]] = {
         (),
     ),
     "sample": (("step",), (), (), ("path", "prompt"), ()),
+    "spectrum": (("step",), ("spectral_norm", "stable_rank", "effective_rank"), (), (), ()),
     "judged": (("step",), ("subject", "style", "unnamed"), (), (), ()),
     "saved": (("step",), ("bytes",), (), ("what", "path"), ()),
     "validation": (("step",), (), ("loss", "baseline"), (), ()),

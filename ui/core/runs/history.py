@@ -125,8 +125,8 @@ class History:
                     self.messages.append(Message(kind, event["message"], event["detail"], event["time"]))
                 case "finished":
                     self.finished = Finished(event["outcome"], event["exit_code"], event["step"], event["path"])
-                case "judged" | "due":
-                    pass  # TensorBoard draws the one; what follows from the other has its own event
+                case "judged" | "spectrum" | "due":
+                    pass  # TensorBoard draws two of them; what follows from the third has its own event
                 case kind:
                     self.unknown[kind[:80]] += 1
 
