@@ -20,6 +20,7 @@ import sys
 from collections.abc import Callable, Iterable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
@@ -79,7 +80,8 @@ def step(options: dict, optimizer: Optimizer, number: int, kind: str, size: int,
     """The relative change by step `number`, in units of lr: in the spectral norm, and in the Frobenius norm."""
     options = {**options, "rotation": {**options["rotation"], "block_size": size}}
     network = nn.Sequential(nn.Linear(channels, 2, bias=False))
-    rotation = attach(network, "0", adapters.methods()["oft"].Config(method="oft", **options), 0).adapter.rotation
+    adapted = attach(network, "0", adapters.methods()["oft"].Config(method="oft", **options), 0)
+    rotation: Any = adapted.adapter.rotation
     torch.manual_seed(0)  # adv_optm draws its vectors
     stepper = optimizer([rotation.skew], size)
     rotation.skew.grad = gradients(kind, channels // size, size)
