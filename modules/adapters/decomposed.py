@@ -19,7 +19,9 @@ import torch
 from torch import Tensor, nn
 
 from modules.adapters import base, fused, linalg
+from modules.adapters.dropout import Drop, InputDropoutConfig, of_tokens
 from modules.adapters.layers import Layer
+from modules.adapters.limit import Limited, LimitedConfig, pair_norm
 from modules.adapters.low_rank import RawLowRankConfig, low_rank_pair, set_pair
 from modules.adapters.products import frozen_cols, frozen_rows
 from modules.preset.section import option
@@ -28,7 +30,7 @@ FARTHEST = 64.0
 """A layer is near beta = 0 where `|c / beta|` is more than this times what it is at the start."""
 
 
-class DecomposedConfig(RawLowRankConfig):
+class DecomposedConfig(RawLowRankConfig, InputDropoutConfig, LimitedConfig):
     """Options of a low-rank update with a magnitude."""
 
     axis: Literal["input", "output"] = option("input", why="exact in all versions of ComfyUI, A1111 and Forge")
@@ -57,7 +59,7 @@ class DecomposedConfig(RawLowRankConfig):
     same size."""
 
 
-class Decomposed(base.Together):
+class Decomposed(base.Together, Limited):
     """Parameters `up (out, r)`, `down (r, fan_in)`, `magnitude (channels)` or `(out)`: the log-ratio l, or d with
     magnitude absolute, in units of the buffer `unit ()`. The buffer `factor ()` is that of `low_rank_pair`."""
 
@@ -140,6 +142,8 @@ class Decomposed(base.Together):
         return base.rows_of(excess=excess, up=linalg.scale_axis(up, gain, "output", kernel))
 
     def forward(self, x: Tensor, layer: Layer, derived: dict[str, Tensor]) -> Tensor:
+        if self.drop is not None and self.drop.inside:
+            return self._dropped(x, layer, derived, self.drop)
         if "weight" in derived:
             return layer.adapted(x, derived["weight"])
         excess, up, down = derived["excess"], derived.get("up", self.up), derived.get("down", self.down)
@@ -149,6 +153,40 @@ class Decomposed(base.Together):
         if self.axis == "input":
             return layer(layer.scale_in(x, excess)) + layer.expand(layer.project(x, down), up)
         return layer.scale_out(layer(x), excess) + layer.expand(layer.project(x, down), up)
+
+    def _dropped(self, x: Tensor, layer: Layer, derived: dict[str, Tensor], drop: Drop) -> Tensor:
+        if layer.kind == "embedding":
+            change = self._change(x, layer, derived)
+            return layer(x) + drop.with_adapter(change * of_tokens(drop, x, layer.channels).to(change.dtype))
+        x = fused.in_compute_dtype(x) if layer.fusible else x
+        y = fused.scaled(layer, x, None) if layer.fusible else layer(x)
+        kept = drop.with_adapter(x * drop.kept(x, 1 if layer.kind == "conv" else -1))
+        return y + self._change(kept, layer, derived)
+
+    def _change(self, x: Tensor, layer: Layer, derived: dict[str, Tensor]) -> Tensor:
+        """`(W' - W) x`."""
+        if "weight" in derived:
+            return layer.with_weight(x, derived["weight"] - layer.dense())
+        excess, up, down = derived["excess"], derived.get("up", self.up), derived.get("down", self.down)
+        if self.axis == "output":
+            plain = layer.with_weight(x, None)
+            plain = plain * layer.spread_out(excess, plain)
+        elif layer.kind == "embedding":
+            plain = layer.with_weight(x, None)
+            plain = plain * excess[x].unsqueeze(-1).to(plain.dtype)
+        else:
+            plain = layer.with_weight(x * layer.spread_in(excess, x), None)
+        return plain + layer.expand(layer.project(x, down), up)
+
+    def limited(self) -> tuple[Tensor, list[nn.Parameter]]:
+        """Of the update beside the base: with weights, `c / beta up down`."""
+        update, base_weight = self.weights()
+        up, down, ratio = self.up, self.down, update / base_weight
+        if self.axis == "input":
+            down = self._along_axis(down, ratio)
+        else:
+            up = self._along_axis(up, ratio)
+        return pair_norm(up, down), [self.up, self.down]
 
     def gradient_pair(self) -> tuple[nn.Parameter, nn.Parameter] | None:
         return (self.up, self.down) if self.config.init == "gradient" else None

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from modules import hosts
-from modules.adapters.base import Product, Terms
 from modules.adapters.layers import as_layer
+from modules.adapters.terms import Product, Terms
 from modules.export import encodings
 from modules.files import forms
 from modules.files.forms import Encoding, Seen
