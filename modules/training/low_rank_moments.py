@@ -25,7 +25,8 @@ are compared in docs/methods.md. Chosen here:
   the next change is `c^2 g^2 / m`, away from zero. (The first port has 1e-6 there, whatever the gradient's size.)
 - `L1 R1` and `L2 R2` begin at zero. Each is divided by the sum of its weights, `1 - beta1^t` and `1 - beta2^(t/2)`,
   before it is used. The sources divide m and v by `1 - beta1^t` and `1 - beta2^t`, which is not the sum of v's weights:
-  for some hundred steps v would be mostly the latest g^2 alone, and steps up to five times as long.
+  for some hundred steps v would be mostly the latest g^2 alone, and steps up to five times as long. With `previous` g
+  and g^2 have the weights that AdamW's averages give them, `(1 - beta) / (1 - beta^t)`; with `updated` always 1 - beta.
 
 It is not AdamW at full rank: v is the square of the mean of |g|, not the mean of the squares; and with `updated` g
 counts in m both through the factors and by itself. On a constant gradient all are the same.
@@ -131,10 +132,11 @@ def moments(
     size = size_left @ size_right / (1 - betas[1] ** (count / 2))
     if form == "sequential":
         return average, size.square()
-    # Of the exact average's weights those before this step are together beta (1 - beta^(t-1)) / (1 - beta^t).
-    kept = betas[0] if form == "updated" else betas[0] * (1 - betas[0] ** age) / (1 - betas[0] ** (age + 1))
-    return (kept * average + (1 - kept) * gradient,
-            betas[1] * size.square() + (1 - betas[1]) * gradient.square())
+    if form == "updated":
+        first, second = betas
+    else:  # the weight of all steps before in AdamW's average without its bias
+        first, second = (beta * (1 - beta**age) / (1 - beta ** (age + 1)) for beta in betas)
+    return first * average + (1 - first) * gradient, second * size.square() + (1 - second) * gradient.square()
 
 
 def followed(

@@ -242,7 +242,9 @@ class LowRankMoments(Moments):
     )
     """Rank of the moments."""
 
-    form: low_rank_moments.Form = option("updated", why="TBD", group="Averages", advanced=True)
+    form: low_rank_moments.Form = option(
+        "previous", why="its steps are closest to AdamW's", group="Averages", advanced=True
+    )
     """How averages are made of the factors, on which secondary sources disagree. previous: those of the steps before,
     and this gradient with its weight. updated: those with this gradient, and it once more. sequential: those with this
     gradient alone, the second factor fitted to the new first one."""

@@ -45,6 +45,8 @@ class NoiseChart(QWidget):
         """Ask the trainer, if somebody looks."""
         if self.isVisible():
             self._stale = False
+            if not self.bars.levels:
+                self._say("Drawing noise levels…")
             self._look.ask(NOISE, {"preset": self._document.values})
 
     def on_changed(self, path: str) -> None:
@@ -119,16 +121,26 @@ class Bars(QWidget):
                 painter.drawPolyline(self.outline(number))
             else:
                 painter.drawPolygon(self.outline(number))
+        for number, one in enumerate(self.levels if len(self.levels) > 1 else ()):
+            text, line = named(one), self.fontMetrics().height()
+            box = QRectF(4, 2 + number * line, self.fontMetrics().horizontalAdvance(text) + 4, line)
+            painter.fillRect(box, colors.surface)
+            painter.setPen(colors.series[number % len(colors.series)])
+            painter.drawText(box, text)
         painter.setPen(colors.border)
         painter.drawLine(0, self.height() - 1, self.width(), self.height() - 1)
+
+
+def named(level: Mapping[str, Any]) -> str:
+    """The resolutions of one of the levels."""
+    return ", ".join(f"{size} px" for size in level["resolutions"])
 
 
 def sentences(answer: Mapping[str, Any]) -> str:
     """What the histogram shows, in words."""
     found, levels = [f"{answer['draws']} draws, {answer['density']}."], answer["levels"]
     for number, one in enumerate(levels):
-        sizes = ", ".join(f"{size} px" for size in one["resolutions"])
         shift = "" if one["shift"] is None else f"shift {one['shift']:.3g}, "
         shown = "" if len(levels) == 1 else " (bars)" if number == 0 else " (line)"
-        found.append(f"{sizes}{shown}: {shift}mean {one['mean']:.2f}.")
+        found.append(f"{named(one)}{shown}: {shift}mean {one['mean']:.2f}.")
     return " ".join(found)
