@@ -231,6 +231,10 @@ class Flow:
     predictions: tuple[str, ...] = ("flow",)
     density: str = "logit_normal"
 
+    def with_shift(self, shift: float) -> "Flow":
+        """The same with this `k` for pictures of any size."""
+        return replace(self, shift=shift, growth=None)
+
     def shift_of(self, area: int) -> float:
         """`k` for latents of `area` = height * width."""
         if self.growth is None:

@@ -5,7 +5,6 @@
 
 import copy
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
 
@@ -14,7 +13,11 @@ from torch import Tensor, nn
 
 from modules import quant
 from modules.adapters.layers import Layer, as_layer
+from modules.adapters.terms import Terms
 from modules.preset.section import Section, option
+
+GROUP = "Regularisation"
+"""The group of options about dropout and the largest norm."""
 
 
 class AdapterConfig(Section):
@@ -40,62 +43,24 @@ class AdapterConfig(Section):
         """The options of a layer's adapter whose rank may grow at the start: with the largest that it may get."""
         return self
 
+    module_dropout: float = option(0.0, why="as in other trainers", group=GROUP, advanced=True, ge=0, lt=1)
+    """Probability of leaving a layer without its adapter, drawn for each sample. Only in training steps."""
+
+    @property
+    def drops(self) -> bool:
+        """Whether anything is dropped in training steps."""
+        return self.module_dropout > 0
+
+    @property
+    def limits_norm(self) -> bool:
+        """Whether parameters are scaled down after each step."""
+        return False
+
     @property
     def pool(self) -> str | None:
         """The folder of finished adapters that a method starts from, its option `folder`; None: it has no such
         option."""
         return None
-
-
-@dataclass(frozen=True)
-class Product:
-    """A matrix `(out, fan_in)` with few parameters, the product of two factors."""
-
-    kind: Literal["hadamard", "kronecker"]
-    """Multiplied elementwise, or as `kron(first, second)`."""
-    first: tuple[Tensor, ...]
-    """A matrix; or an `up` and a `down`, whose product it is."""
-    second: tuple[Tensor, ...]
-
-    def map(self, change: Callable[[Tensor], Any]) -> "Product":
-        """The same with each tensor mapped by `change`."""
-        return Product(self.kind, tuple(change(t) for t in self.first), tuple(change(t) for t in self.second))
-
-
-def matrix(factor: tuple[Tensor, ...]) -> Tensor:
-    """A factor of a `Product` in full."""
-    return factor[0] if len(factor) == 1 else factor[0] @ factor[1]
-
-
-@dataclass
-class Terms:
-    """A layer's change in the exporter's terms: `W' = magnitude * normalised(V)` with `V = W R^T + up down +
-    difference` (or `R W` in place of `W R^T`, see `side`), and `bias` added to the bias.
-
-    All parts are optional; those present apply in this order. Tensors are 2-D as in `Layer`.
-    """
-
-    rotation: Tensor | None = None
-    """`(blocks, b, b)` on `side`; or `(stages, blocks, b, b)`, a butterfly (`linalg.butterfly`). On the input of a
-    convolution over channels, or with `fan_in` rows over channels and kernel positions."""
-    series: Tensor | None = None
-    """`(blocks, b, b)`: the skew-symmetric Q of `rotation` if that is `I + 2Q + 2Q^2 + 2Q^3 + Q^4`."""
-    up: Tensor | None = None
-    """`(out, r)`, with every scale included."""
-    down: Tensor | None = None
-    """`(r, fan_in)`."""
-    difference: Tensor | None = None
-    """`(out, fan_in)`."""
-    product: Product | None = None
-    """What `up down` or `difference` is, with fewer values. If neither is given, it replaces them."""
-    magnitude: Tensor | None = None
-    """`(out)` or `(channels)`; may be negative. `W'` is `V * magnitude / norm(V)` along `axis`."""
-    axis: str = ""
-    """"output" or "input", with `magnitude`."""
-    side: str = "input"
-    """Where `rotation` acts: "input", `W blockdiag(R)^T` on the channels, or "output", `blockdiag(R) W` on the rows."""
-    bias: Tensor | None = None
-    """`(out)`: added to the layer's bias."""
 
 
 class Adapter(nn.Module):
@@ -113,6 +78,9 @@ class Adapter(nn.Module):
 
     uses_alpha: bool = True
     """Whether an option `alpha` has an effect on this layer, where the method has one."""
+
+    drop: Any = None
+    """What is dropped of the present micro-batch (`dropout.Drop`); None outside of training steps."""
 
     sets_parameters: bool = False
     """Whether `after_step` sets parameters. Averages of weights, which would restore old values, are then refused."""
@@ -263,7 +231,10 @@ class Adapted(nn.Module):
             return self.layer(x)
         if self.merged is not None:
             return self.merged(x)
-        return self.adapter(x, self.layer, self.leaves or self.adapter.derive(self.layer))
+        leaves = self.leaves or self.adapter.derive(self.layer)
+        if self.adapter.drop is not None and not self.adapter.drop.inside:
+            return self.adapter.drop.around(x, self.layer, lambda x: self.adapter(x, self.layer, leaves))
+        return self.adapter(x, self.layer, leaves)
 
     def __getattr__(self, name: str) -> Any:
         # Networks read `.weight.dtype`, `.in_features` and the like of their layers; the base answers.

@@ -1,7 +1,8 @@
-"""Dropout in the branch of low-rank methods, `y = base(x) + up (down(x))`: of its input (Hu et al., arXiv 2106.09685,
-in the reference code; peft), of the values between down and up (kohya, OneTrainer), of components and of whole layers
-(kohya's `rank_dropout` and `module_dropout`). What is kept is divided by its probability, except whole layers, as
-there.
+"""Dropout of whole layers, for every method (kohya's `module_dropout`); and in the branch of low-rank methods, `y =
+base(x) + up (down(x))`: of its input (Hu et al., arXiv 2106.09685, in the reference code; peft), of the values between
+down and up (kohya, OneTrainer), and of components (kohya's `rank_dropout`). With a magnitude the branch is all that the
+adapter adds, `(W' - W) x`, and only its input can be dropped, as in peft. What is kept is divided by its probability,
+except whole layers, as there.
 
 A sample's draws are functions of (seed, position) alone, so that they are the same after resuming, with any
 accumulation and on any number of processes. Those of `dropout` are made on the device, those of components and layers
@@ -9,6 +10,7 @@ in main memory. A layer that does not see the samples as rows (a text encoder's,
 for all samples of a step; with `dropout` it then drops whole features.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -17,15 +19,25 @@ from torch import Tensor
 
 from modules.adapters import fused
 from modules.adapters.active_rank import ActiveRankAdapter
-from modules.adapters.base import AdapterConfig
+from modules.adapters.base import GROUP, AdapterConfig
 from modules.adapters.layers import Layer
 from modules.preset.section import option
 
-GROUP = "Regularisation"
+
+class InputDropoutConfig(AdapterConfig):
+    """Options of methods whose branch can drop values of its input."""
+
+    dropout: float = option(0.0, why="as in other trainers", group=GROUP, advanced=True, ge=0, lt=1)
+    """Probability of dropping each value of the input of what the adapter adds, magnitudes included, drawn for each
+    sample; as in peft. Only in training steps."""
+
+    @property
+    def drops(self) -> bool:
+        return max(self.dropout, self.module_dropout) > 0
 
 
-class DropoutConfig(AdapterConfig):
-    """Options of methods whose branch can drop parts of what goes through it."""
+class DropoutConfig(InputDropoutConfig):
+    """Options of methods whose branch is a product of two factors."""
 
     dropout: float = option(0.0, why="as in other trainers", group=GROUP, advanced=True, ge=0, lt=1)
     """Probability of dropping each value in an adapter's branch, drawn for each sample. Only in training steps."""
@@ -39,25 +51,18 @@ class DropoutConfig(AdapterConfig):
     rank_dropout: float = option(0.0, why="as in other trainers", group=GROUP, advanced=True, ge=0, lt=1)
     """Probability of dropping each of a layer's rank components, drawn for each sample. Only in training steps."""
 
-    module_dropout: float = option(0.0, why="as in other trainers", group=GROUP, advanced=True, ge=0, lt=1)
-    """Probability of leaving a layer without its adapter, drawn for each sample. Only in training steps."""
-
     @property
     def drops(self) -> bool:
-        """Whether anything is dropped."""
         return max(self.dropout, self.rank_dropout, self.module_dropout) > 0
-
-    @property
-    def limits_norm(self) -> bool:
-        """Whether parameters are scaled down after each step."""
-        return False
 
 
 @dataclass(frozen=True)
 class Drop:
     """What one layer drops of a micro-batch of `n` samples."""
 
-    config: DropoutConfig
+    config: Any
+    inside: bool
+    """Whether the adapter drops in its own forward pass; else its layer is left out around it."""
     seeds: tuple[int, ...]
     """Of the samples' draws for `dropout` in this layer; () where samples are not told apart."""
     shared: int
@@ -66,6 +71,20 @@ class Drop:
     """`(n, r)` float32: of the components of each sample, 0 where dropped."""
     shared_factors: Tensor
     """`(r)` float32: the step's."""
+    whole: tuple[bool, ...]
+    """Whether each sample has the adapter in this layer."""
+    shared_whole: bool
+    """The step's."""
+
+    def around(self, x: Any, layer: Layer, adapted: Callable[[Any], Tensor]) -> Tensor:
+        """`adapted(x)`, and the base layer for the samples that are left out."""
+        kept = self.whole if self.by_sample(x) else (self.shared_whole,)
+        if all(kept) or not any(kept):
+            return adapted(x) if all(kept) else layer(x)
+        order = sorted(range(len(kept)), key=lambda row: not kept[row])
+        at = torch.tensor(order, device=x.device)
+        inner, outer = x[at[: sum(kept)]], x[at[sum(kept) :]]
+        return torch.cat([adapted(inner), layer(outer)])[at.argsort()]
 
     def by_sample(self, x: Tensor) -> bool:
         """Whether the rows of `x` are the samples."""
@@ -79,6 +98,14 @@ class Drop:
         else:
             drawn = _along(_uniform(self.shared, x.shape[features : features + 1 or None], x.device), x, features)
         return (drawn >= rate).to(x.dtype if x.is_floating_point() else torch.float32) / (1 - rate)
+
+    def with_adapter(self, x: Tensor) -> Tensor:
+        """`x`, zero for the samples that are left out."""
+        if self.config.module_dropout == 0:
+            return x
+        if not self.by_sample(x):
+            return x if self.shared_whole else torch.zeros_like(x)
+        return x * torch.tensor(self.whole, device=x.device).view(-1, *[1] * (x.dim() - 1))
 
     def components(self, h: Tensor, features: int) -> Tensor:
         """`h` with the factors of components and layer; its dimension `features` has them once or several times."""
@@ -101,8 +128,6 @@ class DroppingAdapter(ActiveRankAdapter):
     """An adapter of a config with dropout, whose forward pass is `branch`."""
 
     config: Any
-    drop: Drop | None = None
-    """Of the present micro-batch; None outside of training steps."""
 
     def branch(self, x: Any, layer: Layer, up: Tensor, down: Tensor, scale: float = 1.0) -> Tensor:
         """`base(x) + scale * up down(x)` with the layer's bias, `up (out, r)`, `down (r, fan_in)`."""
@@ -115,11 +140,11 @@ class DroppingAdapter(ActiveRankAdapter):
         x = fused.in_compute_dtype(x) if layer.fusible else x
         y = fused.scaled(layer, x, None) if layer.fusible else layer(x)
         rate, of = self.config.dropout, self.config.dropout_of
-        of_tokens = layer.kind == "embedding" and rate > 0 and of == "input"
-        inner = x * drop.kept(x, features) if rate > 0 and of == "input" and not of_tokens else x
+        tokens = layer.kind == "embedding" and rate > 0 and of == "input"
+        inner = x * drop.kept(x, features) if rate > 0 and of == "input" and not tokens else x
         h = layer.project(inner, down)
-        if of_tokens:  # the input is a row of an identity matrix: its one value is kept or not
-            h = h * _of_tokens(drop, x, layer.channels).to(h.dtype)
+        if tokens:  # the input is a row of an identity matrix: its one value is kept or not
+            h = h * of_tokens(drop, x, layer.channels).to(h.dtype)
         if rate > 0 and of == "inner":
             h = h * drop.kept(h, features)
         if active is not None:
@@ -127,7 +152,7 @@ class DroppingAdapter(ActiveRankAdapter):
         return y + layer.expand(drop.components(h, features), scale * up)
 
 
-def _of_tokens(drop: Drop, x: Tensor, channels: int) -> Tensor:
+def of_tokens(drop: Drop, x: Tensor, channels: int) -> Tensor:
     """Factors `(..., 1)` of tokens `x (...)`; the step's draw is one for each token of the vocabulary."""
     if drop.by_sample(x):
         return drop.kept(x, -1).unsqueeze(-1)

@@ -92,7 +92,7 @@ class InputStartAdapter(base.Adapter):
         if adapters[0].given is not None:
             torch._foreach_mul_([one.up for one in adapters], [one.given for one in adapters])
             torch._foreach_mul_([one.down for one in adapters], [one.given.unsqueeze(1) for one in adapters])
-        return []
+        return super().after_step(adapters, step, steps)
 
     def components(self) -> tuple[Tensor, Tensor]:
         """`up`, `down` without the components that the layer does not have; with one, if it has none. All on the meta

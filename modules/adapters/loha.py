@@ -15,11 +15,13 @@ from torch import Tensor, nn
 
 from modules.adapters import base, fused, linalg
 from modules.adapters.layers import Layer
+from modules.adapters.limit import Limited, LimitedConfig
 from modules.adapters.low_rank import RankConfig, root_mean_square
+from modules.adapters.terms import Product
 from modules.preset.section import option
 
 
-class Config(RankConfig):
+class Config(RankConfig, LimitedConfig):
     """LoHa: the elementwise product of two low-rank updates."""
 
     method: Literal["loha"] = "loha"
@@ -34,7 +36,7 @@ SLOWER = 4.0
 starts at zero, and without it the change of the weight would accelerate."""
 
 
-class Adapter(base.Together):
+class Adapter(base.Together, Limited):
     """Parameters `up1`, `up2 (out, r)` and `down1`, `down2 (r, fan_in)`, with up2 zero at the start; buffer
     `factor ()`: c. Calibrated, c is in the weight's unit."""
 
@@ -74,6 +76,10 @@ class Adapter(base.Together):
             return fused.low_rank(layer, x, derived["up"], derived["down"])
         return layer(x) + layer.expand(layer.project(x, derived["down"]), derived["up"])
 
+    def limited(self) -> tuple[Tensor, list[nn.Parameter]]:
+        product = (self.up1 @ self.down1) * (self.up2 @ self.down2)
+        return self.factor * product.norm(), [self.up1, self.down1, self.up2, self.down2]
+
     def start_from(self, terms: base.Terms, layer: Layer) -> None:
         """A product of the same kind, or a pair, with the other factor set to one."""
         if terms.product is not None and terms.product.kind == "hadamard":
@@ -107,4 +113,4 @@ class Adapter(base.Together):
 
     def export_terms(self, W: Tensor) -> base.Terms:
         scaled = self.factor * self.up1
-        return base.Terms(product=base.Product("hadamard", (scaled, self.down1), (self.up2, self.down2)))
+        return base.Terms(product=Product("hadamard", (scaled, self.down1), (self.up2, self.down2)))

@@ -14,11 +14,13 @@ from torch import Tensor, nn
 
 from modules.adapters import base, fused
 from modules.adapters.layers import Layer
+from modules.adapters.limit import Limited, LimitedConfig, pair_norm
 from modules.adapters.low_rank import RankConfig, root_mean_square
+from modules.adapters.terms import Product, matrix
 from modules.preset.section import option
 
 
-class Config(RankConfig):
+class Config(RankConfig, LimitedConfig):
     """LoKr: the Kronecker product of a small and a large matrix."""
 
     method: Literal["lokr"] = "lokr"
@@ -44,7 +46,7 @@ SLOWER = 3.0
 starts at zero, and without it the change of the weight would accelerate."""
 
 
-class Adapter(base.Adapter):
+class Adapter(Limited):
     """Parameters `first (out1, in1)` and `second (out2, fan_in2)`, zero; or instead of that `up (out2, r)` and `down
     (r, fan_in2)`, zero. Buffer `scale ()`: c. Calibrated, c is in the weight's unit."""
 
@@ -67,7 +69,7 @@ class Adapter(base.Adapter):
         self.scale: Tensor
         self.register_buffer("scale", torch.tensor(scale))
 
-    def factors(self) -> tuple[Tensor, ...]:
+    def factors(self) -> tuple[nn.Parameter, ...]:
         """The large one: itself, or as a pair."""
         return (self.second,) if self.is_whole else (self.up, self.down)
 
@@ -89,19 +91,23 @@ class Adapter(base.Adapter):
             h = layer.expand(h.flatten(0, 1), self.up).unflatten(0, (-1, len(first)))
         return y + h.flatten(1, 2).reshape(y.shape)
 
+    def limited(self) -> tuple[Tensor, list[nn.Parameter]]:
+        second = self.second.norm() if self.is_whole else pair_norm(self.up, self.down)
+        return self.scale * self.first.norm() * second, [self.first, *self.factors()]
+
     def start_from(self, terms: base.Terms, layer: Layer) -> None:
         """A product of the same kind and sizes, with a pair of no larger rank."""
         if terms.product is None or terms.product.kind != "kronecker":
             self.refuse_all_but(terms)
             return
         self.refuse_all_but(terms, "up", "difference")
-        first, given = base.matrix(terms.product.first), terms.product.second
+        first, given = matrix(terms.product.first), terms.product.second
         self._refuse_sizes(first, given)
         with torch.no_grad():
             unit = self._unit(first)
             self.first.copy_(first / unit)
             if self.is_whole:
-                self.second.copy_(base.matrix(given) * unit / self.scale)
+                self.second.copy_(matrix(given) * unit / self.scale)
                 return
             inner, rank = self._unit(given[0]), len(given[1])
             self.up[:, :rank] = given[0] / inner
@@ -127,7 +133,7 @@ class Adapter(base.Adapter):
         return root_mean_square(given) / SLOWER if calibrated else torch.ones_like(given[0, 0])
 
     def export_terms(self, W: Tensor) -> base.Terms:
-        return base.Terms(product=base.Product("kronecker", (self.scale * self.first,), self.factors()))
+        return base.Terms(product=Product("kronecker", (self.scale * self.first,), self.factors()))
 
 
 def split(size: int, factor: int | None) -> tuple[int, int]:

@@ -12,7 +12,7 @@ inferred].
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -20,14 +20,16 @@ from torch import Tensor, nn
 
 from modules.adapters import base, linalg
 from modules.adapters.active_rank import ActiveRankConfig
-from modules.adapters.dropout import GROUP, DropoutConfig, DroppingAdapter
+from modules.adapters.base import GROUP
+from modules.adapters.dropout import DropoutConfig, DroppingAdapter
 from modules.adapters.input_start import CORDA, InputStartAdapter, InputStartConfig
 from modules.adapters.layers import Layer
+from modules.adapters.limit import Limited, LimitedConfig, pair_norm
 from modules.adapters.low_rank import low_rank_pair, root_mean_square, set_pair, spread
 from modules.preset.section import option
 
 
-class Config(InputStartConfig, DropoutConfig, ActiveRankConfig):
+class Config(InputStartConfig, DropoutConfig, LimitedConfig, ActiveRankConfig):
     """Plain LoRA."""
 
     method: Literal["lora"] = "lora"
@@ -53,10 +55,6 @@ class Config(InputStartConfig, DropoutConfig, ActiveRankConfig):
     )
     """Largest Frobenius norm of a layer's update, alpha / rank included. A larger update is scaled down after each
     step, up and down alike, as kohya's scale_weight_norms does. null: no limit."""
-
-    @property
-    def limits_norm(self) -> bool:
-        return self.max_norm is not None
 
 
 def principal_pair(W: Tensor, rank: int) -> tuple[Tensor, Tensor]:
@@ -93,7 +91,7 @@ PAIRS: dict[str, Callable[[Tensor, int], tuple[Tensor, Tensor]]] = {
 """By `init`: the nonzero initial pairs, from `W (out, fan_in)` and the rank."""
 
 
-class Adapter(DroppingAdapter, InputStartAdapter):
+class Adapter(DroppingAdapter, InputStartAdapter, Limited):
     """`y = base(x) + factor * up (down(x))`, with the buffer `factor ()` of `low_rank_pair`; `first_up` and
     `first_down`: buffers with the initial pair, if it is nonzero."""
 
@@ -157,20 +155,8 @@ class Adapter(DroppingAdapter, InputStartAdapter):
         down = derived.get("down", self.down)
         return self.branch(x, layer, up, down, scale)
 
-    @classmethod
-    def after_step(cls, adapters: Sequence["Adapter"], step: int, steps: int) -> list[nn.Parameter]:
-        super().after_step(adapters, step, steps)
-        for adapter in adapters:
-            if adapter.config.max_norm is not None:
-                adapter.shorten(adapter.config.max_norm)
-        return []
-
-    def shorten(self, longest: float) -> None:
-        """Scale both factors alike where the update's norm is larger; from the factors' Gram matrices."""
-        square = ((self.up.mT @ self.up) * (self.down @ self.down.mT)).sum().clamp_min(0)
-        share = (longest / (self.factor * square.sqrt())).clamp_max(1).sqrt()
-        self.up.mul_(share)
-        self.down.mul_(share)
+    def limited(self) -> tuple[Tensor, list[nn.Parameter]]:
+        return self.factor * pair_norm(self.up, self.down), [self.up, self.down]
 
     def gradient_pair(self) -> tuple[nn.Parameter, nn.Parameter] | None:
         return (self.up, self.down) if self.config.init == "gradient" else None

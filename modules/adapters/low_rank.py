@@ -16,6 +16,7 @@ from modules.preset.section import option
 RANDOM: dict[str, Callable[[Tensor], Any]] = {
     "gaussian": lambda down: nn.init.normal_(down, std=1 / len(down)),
     "orthogonal": nn.init.orthogonal_,
+    "published": lambda down: nn.init.normal_(down, std=1 / math.sqrt(len(down))),
 }
 """Fills a `down (r, fan_in)` in place, by the name in `init`; other names: Kaiming."""
 

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from modules import hosts
 from modules.adapters import linalg
-from modules.adapters.base import Product, Terms
 from modules.adapters.layers import as_layer
+from modules.adapters.terms import Product, Terms
 from modules.export import encodings
 from modules.files import forms
 from modules.files.forms import Encoding, Seen

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from modules.adapters import linalg
-from modules.adapters.base import Product, Terms, matrix
+from modules.adapters.terms import Product, Terms, matrix
 from modules.files import forms, keys
 from modules.files.forms import Encoding, Seen
 from modules.files.keys import Names

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from modules.adapters import linalg
-from modules.adapters.base import Product, Terms, matrix
 from modules.adapters.layers import Layer
+from modules.adapters.terms import Product, Terms, matrix
 from modules.files.keys import Names
 
 ORTHOGONAL = 1e-5

@@ -81,6 +81,8 @@ def set_method(ledger: Ledger, wishes: base.Wishes) -> str:
         _product(ledger, method, theirs, rank)
     if method == "lora" and ledger.text("network_module").startswith("networks.lora") and theirs == "lora":
         _regularisation(ledger)
+    elif ledger.text("network_module") == "lycoris.kohya":
+        _left_out(ledger)
     if ledger.flag(f"{ARGS}dora_wd"):
         _magnitudes(ledger, method)
     for key in ("network_weights", "base_weights"):
@@ -94,6 +96,13 @@ def _regularisation(ledger: Ledger) -> None:
     methods.set_dropout(ledger, "network_dropout")
     if rate := ledger.maybe(f"{ARGS}rank_dropout"):
         ledger.to(f"{ARGS}rank_dropout", "adapter.rank_dropout", rate)
+    _left_out(ledger)
+    if longest := ledger.maybe("scale_weight_norms"):
+        ledger.to("scale_weight_norms", "adapter.max_norm", longest)
+
+
+def _left_out(ledger: Ledger) -> None:
+    """Dropout of whole layers, which LyCORIS has for all of its methods."""
     key = f"{ARGS}module_dropout"
     if rate := ledger.maybe(key):
         if ledger.whole("train_batch_size") == 1:
@@ -101,8 +110,6 @@ def _regularisation(ledger: Ledger) -> None:
         else:
             ledger.change(key, "A layer is left out for a whole batch there, and for single samples here.",
                           {"adapter.module_dropout": rate})
-    if longest := ledger.maybe("scale_weight_norms"):
-        ledger.to("scale_weight_norms", "adapter.max_norm", longest)
 
 
 def _product(ledger: Ledger, method: str, theirs: str, rank: int) -> None:

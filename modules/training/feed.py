@@ -17,6 +17,7 @@ from modules.training import prior, sharding
 from modules.training.active_ranks import ActiveRanks
 from modules.training.dropping import Dropping
 from modules.training.microbatch import Prepared
+from modules.training.noise import drawn_levels, times_of
 from modules.training.session import Session
 
 
@@ -68,11 +69,10 @@ def prepare(session: Session, batch: Batch) -> Prepared:
     moments = [session.latents.get(*one) for one in seen]
     pairs = zip(moments, batch.positions, strict=True)
     latents = torch.stack([objectives.draw_latents(moment, seed, position) for moment, position in pairs])
-    kind, density, area = session.noise, session.density, latents.shape[2] * latents.shape[3]
+    kind, area = session.noise, latents.shape[2] * latents.shape[3]
     placed = list(zip(batch.positions, latents, strict=True))
     noise = torch.stack([objectives.sample_noise(seed, n, one, kind) for n, one in placed])
-    levels = [objectives.sample_level(seed, n, process.count, density) for n in batch.positions]
-    times = process.times(levels_within(session, levels, area), area)
+    times = times_of(process, objective, drawn_levels(process, objective, seed, batch.positions), area)
     given = None
     if kind.perturbation:
         pairs = zip(batch.positions, noise, strict=True)
@@ -97,12 +97,6 @@ def prepare(session: Session, batch: Batch) -> Prepared:
         base_too=sharding.is_wanted() and any(picture.is_prior for picture in session.batches.together(batch)),
     )
     return ready.pinned() if session.accelerator.device.type == "cuda" else ready
-
-
-def levels_within(session: Session, levels: Sequence[float], area: int) -> Tensor:
-    """Noise levels in (0, 1) as `(n)` float64 between the smallest and the largest that are trained."""
-    bounds = session.preset.objective.min_noise, session.preset.objective.max_noise
-    return objectives.within(session.model.process, torch.tensor(levels, dtype=torch.float64), bounds, area)
 
 
 def _weights_of_pictures(batch: Batch) -> Tensor | None:

@@ -1,4 +1,5 @@
-"""What the window asks about pictures: JSON requests and answers, one per line, by the functions that a training uses.
+"""What the window asks about pictures and noise levels: JSON requests and answers, one per line, by the functions that
+a training uses.
 
 The format is described in docs/look.md. `scripts/look.py` is the process.
 """
@@ -8,7 +9,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, TypeVar
 
 from pydantic import ValidationError
 
@@ -31,12 +32,12 @@ from modules.preset.base_options import Base
 from modules.preset.data_options import Data
 from modules.preset.problems import sentences
 from modules.preset.section import Section
-from modules.preset.training_options import Training
-from modules.training import preview
+from modules.preset.training_options import Objective, Training
+from modules.training import noise_levels, preview
 from modules.training.command import quiet_libraries
 
-SECTIONS = {"base": ("path", "config"), "training": ("batch_size",)}
-"""Of these sections of a preset only some options are read: a wrong value elsewhere must not matter."""
+OF_BASE = ("path", "config")
+"""Options of a base that say what to read of it."""
 
 PATIENCE = 60.0
 """Seconds after which a base that could not be read is tried again: the hub may take long to fail."""
@@ -49,6 +50,8 @@ MOST_DRAWS = 1000
 Answer = Callable[[dict[str, Any]], None]
 """Called with each answer."""
 
+W = TypeVar("W", bound="Wanted")
+
 
 class Wanted(Section):
     """The part of a preset that the answers depend on."""
@@ -59,6 +62,21 @@ class Wanted(Section):
     base: Base = Base()
     data: Data = Data()
     training: Training = Training()
+
+    whole: ClassVar[tuple[str, ...]] = ("family", "data")
+    parts: ClassVar[dict[str, tuple[str, ...]]] = {"base": OF_BASE, "training": ("batch_size",)}
+    """Of these sections only some options are read: a wrong value elsewhere must not matter."""
+
+
+class WantedNoise(Wanted):
+    """The same for noise levels."""
+
+    objective: Objective = Objective()
+
+    whole: ClassVar[tuple[str, ...]] = ("family", "objective")
+    parts: ClassVar[dict[str, tuple[str, ...]]] = {
+        "base": OF_BASE, "data": ("resolution", "resolutions"), "training": ("seed",)
+    }
 
 
 @dataclass
@@ -301,10 +319,27 @@ def _options_of(path: Path, options: Data, which: str, entry: int | None) -> Dat
     return folder_options(options, innermost)
 
 
+# -- noise levels -----------------------------------------------------------------------------------------------------
+
+
+def noise(request: dict[str, Any], bases: Bases, _: Progress) -> dict[str, Any]:
+    """How often a training draws each noise level, at each of its resolutions."""
+    wanted = _wanted(request, WantedNoise)
+    model, reason = bases.get(wanted)
+    if model is None:
+        raise ValueError(f"the base model cannot be read ({reason})")
+    resolutions = [one.resolution for one, _ in at_resolutions(wanted.data)]
+    return noise_levels.histogram(
+        model.process, wanted.objective, wanted.training.seed, resolutions, model.latent_factor
+    )
+
+
 # -- requests ---------------------------------------------------------------------------------------------------------
 
 
-ASKS: dict[str, Callable[[dict[str, Any], Bases, Progress], dict[str, Any]]] = {"pictures": pictures, "sees": sees}
+ASKS: dict[str, Callable[[dict[str, Any], Bases, Progress], dict[str, Any]]] = {
+    "pictures": pictures, "sees": sees, "noise": noise,
+}
 
 
 def _request(line: str) -> dict[str, Any]:
@@ -330,17 +365,17 @@ def _which(request: dict[str, Any]) -> str:
     return which
 
 
-def _wanted(request: dict[str, Any]) -> Wanted:
+def _wanted(request: dict[str, Any], kind: type[W] = Wanted) -> W:
     """The part of the request's preset that is used."""
     preset = _given(request, "preset", dict)
-    values: dict[str, Any] = {name: preset[name] for name in ("family", "data") if name in preset}
-    for section, names in SECTIONS.items():
+    values: dict[str, Any] = {name: preset[name] for name in kind.whole if name in preset}
+    for section, names in kind.parts.items():
         given = preset.get(section, {})
         values[section] = {name: given[name] for name in names if name in given} if isinstance(given, dict) else given
     try:
-        return Wanted.model_validate(values)
+        return kind.model_validate(values)
     except ValidationError as error:
-        raise ValueError("; ".join(sentences(error, Wanted, values))) from error
+        raise ValueError("; ".join(sentences(error, kind, values))) from error
 
 
 def _progress(number: Any, answer: Answer) -> Progress:

@@ -247,6 +247,13 @@ class LowRankMoments(Moments):
     )
     """Rank of the moments."""
 
+    form: low_rank_moments.Form = option(
+        "previous", why="its steps are closest to AdamW's", group="Averages", advanced=True
+    )
+    """How averages are made of the factors, on which secondary sources disagree. previous: those of the steps before,
+    and this gradient with its weight. updated: those with this gradient, and it once more. sequential: those with this
+    gradient alone, the second factor fitted to the new first one."""
+
     ridge: float = option(
         1.0, why="follows the moments best where they pass through zero", group="Averages", advanced=True, ge=0, le=100
     )
@@ -262,6 +269,7 @@ class LowRankMoments(Moments):
             eps=self.eps,
             rank=self.moment_rank,
             ridge=self.ridge,
+            form=self.form,
         )
 
 

@@ -26,6 +26,7 @@ from modules.judges import judges
 from modules.training import collapse, feed, new_tokens, rank_one, samples, samples_base
 from modules.training.beside import beside
 from modules.training.ended import ADAPTER
+from modules.training.noise import times_of
 from modules.training.saving import training_facts
 from modules.training.session import Session, sample_captions, validation_captions
 
@@ -51,7 +52,7 @@ def validate(session: Session) -> None:
             latents = mean.expand_as(noise)
             sizes = sizes_at(picture, view, False).expand(draws, -1)
             area = mean.shape[-2] * mean.shape[-1]
-            times = process.times(feed.levels_within(session, spread, area), area)
+            times = times_of(process, session.preset.objective, spread, area)
             prepared = feed.noised(session, latents, noise, times, (caption,) * draws, sizes)
             parts = feed.weights_inside(session, [(picture, False, view)] * draws)
             shown = feed.references_of(session, [picture] * draws)

@@ -24,7 +24,7 @@ from modules.data.captions import as_prompt, filled_in, whole_caption
 from modules.data.index import Index
 from modules.families.base import Caption, Texts, about, text_of
 from modules.losses import Loss
-from modules.objectives import Density, Noise
+from modules.objectives import Noise
 from modules.preset.schema import Preset, Training
 from modules.training import fingerprints, finite, freezing, new_tokens, setup, sharding
 from modules.training.clock import Clock
@@ -111,14 +111,6 @@ class Session:
     def prediction(self) -> str:
         """The prediction type."""
         return self.model.process.prediction
-
-    @property
-    def density(self) -> Density:
-        """The timestep distribution."""
-        wanted = self.preset.objective
-        kind = self.model.process.density if wanted.density == "auto" else wanted.density
-        own = wanted.sigmoid_slope, wanted.sigmoid_center, wanted.beta_a, wanted.beta_b
-        return Density(kind, wanted.density_mean, wanted.density_spread, wanted.mode_scale, *own)
 
     @property
     def noise(self) -> Noise:

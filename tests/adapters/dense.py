@@ -37,6 +37,13 @@ def along(vector: Tensor, kernel: int, axis: str) -> Tensor:
     return vector.unsqueeze(1) if axis == "output" else vector.repeat_interleave(kernel).unsqueeze(0)
 
 
+def length(W: Tensor, parameters: dict[str, Tensor], kernel: int, axis: str, options: dict) -> Tensor:
+    """The learned magnitudes of `W (out, channels * kernel)`, as in `norm`: `||W|| exp(l)`, or `||W|| + d`."""
+    change = along(parameters["unit"] * parameters["magnitude"], kernel, axis)
+    own = norm(W, kernel, axis)
+    return own + change if options.get("magnitude") == "absolute" else own * change.exp()
+
+
 def skew(parameters: dict[str, Tensor], channels: int, rotation: dict) -> Tensor:
     """The skew matrix of all channels `(channels, channels)`, times the factor that is saved with the parameters."""
     factor = parameters["rotation.factor"]

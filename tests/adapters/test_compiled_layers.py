@@ -13,8 +13,11 @@ from tests.adapters.cases import CASES, DOUBLE, PAIRS, adapt, all_close, label, 
 SHOWN = ("linear", "conv2d")
 ALL = [(m, options, case) for m, options, case in PAIRS if case.name in SHOWN]
 NINTH = ALL[::9]
-COMPILED = NINTH + [case for n, case in enumerate(ALL) if case[0] not in {one[0] for one in NINTH + ALL[:n]}]
-"""Every ninth, so that linear layers and convolutions take turns, and one of each other method."""
+SHORT = ("wora-rank=4-axis=output-linear", "doft-kind=planes-planes=2-conv2d")
+COMPILED = [case for n, case in enumerate(ALL) if case in NINTH or f"{label(*case[:2])}-{case[2].name}" in SHORT
+            or case[0] not in {one[0] for one in NINTH + ALL[:n]}]
+"""Every ninth, so that linear layers and convolutions take turns, one of each other method, and those of the short
+run."""
 WARM_UP, LATER = ((9, 8), (8, 10)), ((12, 11), (9, 8), (10, 13))
 """Heights and widths; the second makes sizes unknown numbers."""
 
@@ -36,7 +39,7 @@ def step(layer: nn.Module, parameters: dict[str, Tensor], derived: Derived, x: T
 pytestmark = pytest.mark.usefixtures("compiler")
 
 
-@pytest.mark.short("sora-rank=3-alpha=6.0-planes=3-step_size=raw-linear", "doft-kind=planes-planes=2-conv2d")
+@pytest.mark.short(*SHORT)
 @pytest.mark.parametrize("method, options, case", COMPILED, ids=[f"{label(m, o)}-{c.name}" for m, o, c in COMPILED])
 def test_compiled_layers_do_the_same_and_know_every_size_after_two(method, options, case):
     adapted = adapt(method, options, case, DOUBLE)

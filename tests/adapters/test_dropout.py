@@ -1,4 +1,5 @@
-"""Dropout in the branch: what it is by definition, whom it belongs to, and what it is on average; the largest norm."""
+"""Dropout of layers and in the branch: what it is by definition, whom it belongs to, and what it is on average; the
+largest norm."""
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from modules.adapters.base import attach
 from modules.adapters.dropout import DroppingAdapter
 from modules.training.dropping import Dropping
 from tests.adapters.cases import CASES, DOUBLE, FIRST, Case, adapt, fast, inputs, randomise
+from tests.adapters.dense import multiplied
 
 CPU = torch.device("cpu")
 METHODS = [name for name in adapters.methods() if issubclass(adapters.methods()[name].Adapter, DroppingAdapter)]
@@ -143,6 +145,78 @@ def test_nothing_is_set_where_nothing_is_dropped():
         assert not dropping.layers and adapted.adapter.drop is None
 
 
+# -- whole layers, and the input of a change with a magnitude ----------------------------------------------------------
+
+MAGNITUDES = [name for name, module in adapters.methods().items()
+              if "dropout" in module.Config.model_fields and name not in METHODS]
+
+
+@pytest.mark.parametrize("case", KINDS[:3], ids=lambda case: case.name)
+@pytest.mark.parametrize("method", adapters.methods())
+def test_every_method_leaves_layers_out_of_single_samples(method, case):
+    if case.kind not in adapters.methods()[method].Adapter.kinds:
+        pytest.skip("no such layers")
+    adapted, dropping = made(method, case, module_dropout=0.5)
+    x, positions = batch(case), (3, 8, 9, 20)
+    with torch.no_grad():
+        whole, without = adapted(x), adapted.layer(x)
+        with dropping.at(0, positions, CPU):
+            found, kept = adapted(x), adapted.adapter.drop.whole
+            joined = adapted(x[0]) if case.kind == "linear" else None  # its rows are no samples
+            shared = adapted.adapter.drop.shared_whole
+    assert any(kept) and not all(kept), "nothing to test"
+    for row, one in enumerate(kept):
+        torch.testing.assert_close(found[row], (whole if one else without)[row])
+    assert not torch.allclose(whole, without)
+    if joined is not None:
+        torch.testing.assert_close(joined, (whole if shared else without)[0])
+
+
+def test_its_gradients_are_those_of_the_samples_with_the_adapter():
+    adapted, dropping = made("oft", KINDS[0], module_dropout=0.5)
+    x = batch(KINDS[0]).requires_grad_()
+    parameters = [*adapted.adapter.parameters(), x]
+    with dropping.at(0, (3, 8, 9, 20), CPU):
+        kept = torch.tensor(adapted.adapter.drop.whole)
+        found = torch.autograd.grad(adapted(x).sin().sum(), parameters)
+    y = torch.where(kept.view(-1, 1, 1), adapted(x), adapted.layer(x))
+    for one, expected in zip(found, torch.autograd.grad(y.sin().sum(), parameters), strict=True):
+        torch.testing.assert_close(one, expected)
+
+
+@pytest.mark.parametrize("axis", ["input", "output"])
+@pytest.mark.parametrize("case", KINDS, ids=lambda case: case.name)
+@pytest.mark.parametrize("method", MAGNITUDES)
+def test_the_input_of_a_change_with_a_magnitude_is_dropped_as_in_peft(method, case, axis):
+    """`y = W x + (W' - W) d(x)`, by the adapted weight."""
+    options = {"rank": 4, "axis": axis, "dropout": 0.4, "module_dropout": 0.5}
+    adapted = adapt(method, options, case, DOUBLE)
+    dropping, x = Dropping({"unet.layer": adapted}, "unet", 0), batch(case)
+    with torch.no_grad(), dropping.at(0, (3, 8, 9, 20), CPU):
+        drop = adapted.adapter.drop
+        found, W = adapted(x), adapted.layer.dense().double()
+        change = adapted.adapter.weight(W) - W
+        one = (len(x), *[1] * (x.dim() - 1 + (case.kind == "embedding")))
+        whole = torch.tensor(drop.whole).view(one).double()
+        if case.kind == "embedding":
+            rows = drop.kept(x, -1).unsqueeze(-1) * adapted.layer.with_weight(x, change)
+        else:
+            rows = adapted.layer.with_weight(x * drop.kept(x, 1 if case.kind == "conv" else -1), change)
+        torch.testing.assert_close(found, adapted.layer(x) + whole * rows, rtol=1e-6, atol=1e-6)
+    assert drop.inside and 0 < whole.sum() < len(x)
+
+
+def test_near_beta_zero_the_input_is_dropped_too():
+    adapted = adapt("wora", {"rank": 4, "dropout": 0.4}, KINDS[0], DOUBLE)
+    with torch.no_grad():
+        adapted.adapter.beta.fill_(1e-8)
+    x = batch(KINDS[0])
+    with torch.no_grad(), Dropping({"unet.layer": adapted}, "unet", 0).at(0, (1, 2, 3, 4), CPU):
+        W, kept = adapted.layer.dense(), adapted.adapter.drop.kept(x, -1)
+        expected = adapted.layer(x) + adapted.layer.with_weight(x * kept, adapted.adapter.weight(W) - W)
+        torch.testing.assert_close(adapted(x), expected)
+
+
 # -- the largest norm --------------------------------------------------------------------------------------------------
 
 
@@ -173,3 +247,32 @@ def test_larger_updates_are_scaled_down_and_smaller_ones_kept(step_size):
 def test_a_pair_that_is_subtracted_cannot_be_limited(init):
     with pytest.raises(ValueError, match="max_norm 1 has no effect with init .*kaiming"):
         adapters.methods()["lora"].Config(init=init, max_norm=1.0)
+
+
+LIMITED = [name for name, module in adapters.methods().items() if "max_norm" in module.Config.model_fields]
+
+
+@pytest.mark.parametrize("case", KINDS[:2], ids=lambda case: case.name)
+@pytest.mark.parametrize("method", LIMITED)
+def test_the_product_of_the_factors_is_scaled_down_and_keeps_its_direction(method, case):
+    options = FIRST[method] | {"max_norm": 0.1}
+    adapted = adapt(method, options, case, DOUBLE)
+    adapter, W = adapted.adapter, adapted.layer.dense()
+
+    def product():
+        with torch.no_grad():
+            terms = adapter.export_terms(W)
+        return terms.up @ terms.down if terms.up is not None else multiplied(terms.product)
+
+    before = product()
+    with torch.no_grad():
+        assert type(adapter).after_step([adapter], 1, 1) == []
+    assert before.norm() > 0.11
+    torch.testing.assert_close(product(), 0.1 * before / before.norm(), rtol=1e-5, atol=1e-8)
+    with torch.no_grad():
+        type(adapter).after_step([adapter], 2, 2)
+    torch.testing.assert_close(product().norm(), torch.tensor(0.1, dtype=DOUBLE), rtol=1e-5, atol=0)
+
+
+def test_which_methods_have_them():
+    assert set(MAGNITUDES) == {"dora", "wora"} and set(LIMITED) == {"lora", "dora", "wora", "loha", "lokr"}

@@ -5,7 +5,7 @@ import torch
 from lycoris.modules.loha import LohaModule
 from torch import nn
 
-from modules.adapters.base import Product, Terms
+from modules.adapters.terms import Product, Terms
 from modules.files import forms
 from tests.adapters.cases import close
 from tests.adapters.steps import adam_steps, first_step, isotropic

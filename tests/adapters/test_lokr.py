@@ -6,8 +6,8 @@ from lycoris.functional.general import factorization
 from lycoris.modules.lokr import LokrModule
 from torch import nn
 
-from modules.adapters.base import Product, Terms
 from modules.adapters.lokr import split
+from modules.adapters.terms import Product, Terms
 from modules.files import forms
 from tests.adapters.cases import close
 from tests.adapters.steps import adam_steps, first_step, isotropic

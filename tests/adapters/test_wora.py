@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from modules import adapters
-from modules.adapters.base import attach
+from modules.adapters.base import Terms, attach
 from tests.adapters import dense
 from tests.adapters.cases import CASES, adapt, close, fast, gradients, inputs, oracle, probe, through_weight, trained
 
@@ -110,3 +110,68 @@ def test_with_a_detached_norm_beta_would_drift_through_zero():
 def test_the_oracle_walks_what_is_claimed():
     walked = oracle("wora").VARIANTS
     assert {v["axis"] for v in walked} == {"input", "output"} and any(v.get("channel_beta") for v in walked)
+    assert any(v.get("channel_alpha") for v in walked) and any(v.get("magnitude") == "absolute" for v in walked)
+
+
+# -- as published -----------------------------------------------------------------------------------------------------
+
+PUBLISHED = {"rank": 4, "axis": "input", "first_alpha": 8.0, "init": "published", "magnitude": "absolute",
+             "decay_weights": True}
+
+
+def test_as_published_it_moves_as_the_authors_layer():
+    """Filtering-WoRA's layer (`LinearWithWoRAMerged`): `m V / ||V||`, `V = beta W + alpha (A B)^T`, all trained."""
+    adapted = adapt("wora", PUBLISHED, CASES[0], torch.float64, start=True)
+    adapter, W = adapted.adapter, adapted.base.weight.detach()
+    A, B = adapter.down.detach().mT.clone(), adapter.up.detach().mT.clone()
+    m, alpha, beta = W.norm(dim=0, keepdim=True), torch.tensor(8.0).double(), torch.tensor(1.0).double()
+    theirs = [tensor.clone().requires_grad_() for tensor in (A, B, m, alpha, beta)]
+
+    def combined():
+        A, B, m, alpha, beta = theirs
+        V = beta * W + alpha * (A @ B).mT
+        return m * V / V.norm(dim=0, keepdim=True)
+
+    ours = list(trained(adapter).values())
+    assert len(ours) == len(theirs)
+    optimizers = [torch.optim.Adam(group, lr=0.01) for group in (ours, theirs)]
+    x = inputs(CASES[0], torch.float64).detach()
+    for _ in range(8):
+        for optimizer, y in zip(optimizers, (fast(adapted, x), nn.functional.linear(x, combined(), adapted.base.bias)),
+                                strict=True):
+            optimizer.zero_grad()
+            probe(y.sin()).backward()
+            optimizer.step()
+    close(adapter.weight(W), combined(), 1e-7)  # Adam divides the weights' first gradients, which are rounding errors
+    assert (adapter.weight(W) - W).norm() > 0.1 * W.norm()
+
+
+def test_the_published_start_has_its_size_and_its_parameters_decay():
+    net = nn.Sequential(nn.Linear(512, 8))
+    adapter = attach(net, "0", adapters.methods()["wora"].Config(**PUBLISHED | {"rank": 16}), seed=0).adapter
+    assert abs(adapter.down.std().item() * 4 - 1) < 0.03 and adapter.alpha.item() == 8 and adapter.beta.item() == 1
+    assert adapter.undecayed == ()
+
+
+@both_axes
+def test_negative_magnitudes_of_a_file_are_read_where_they_can_be_represented(axis):
+    options, case = {**PUBLISHED, "axis": axis}, CASES[3]
+    adapted = adapt("wora", options, case, torch.float64, start=True)
+    W, kernel = adapted.layer.dense(), adapted.layer.kernel
+    torch.manual_seed(0)
+    up, down = torch.randn(len(W), 3, dtype=W.dtype), torch.randn(3, W.shape[1], dtype=W.dtype)
+    magnitude = torch.randn(len(adapted.adapter.magnitude), dtype=W.dtype)
+    terms = Terms(up=up, down=down, magnitude=magnitude, axis=axis)
+    adapted.adapter.start_from(terms, adapted.layer)
+    V = W + up @ down
+    wanted = V / dense.norm(V, kernel, axis) * dense.along(magnitude, kernel, axis)
+    close(adapted.adapter.weight(W), wanted, 1e-10)
+    relative = adapt("wora", options | {"magnitude": "relative"}, case, torch.float64, start=True)
+    with pytest.raises(ValueError, match="step_size raw and adapter.magnitude absolute"):
+        relative.adapter.start_from(terms, relative.layer)
+
+
+@pytest.mark.parametrize("option", [{"first_alpha": 8.0}, {"magnitude": "absolute"}])
+def test_what_calibrated_steps_set_is_refused(option):
+    with pytest.raises(ValueError, match=f"{next(iter(option))} .* has no effect with step_size calibrated"):
+        adapters.methods()["wora"].Config(step_size="calibrated", **option)

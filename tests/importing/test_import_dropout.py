@@ -46,3 +46,8 @@ def test_other_methods_dropout_is_not_taken(imported, of, values, ending, key):
     found = imported(values, ending)
     assert not {"dropout", "rank_dropout"} & {name for name, value in found.preset.adapter if value}
     assert "only the dropout of a plain LoRA has one" in of(found.found, key).sentence
+
+
+def test_lycoris_leaves_out_layers_with_every_method(imported):
+    found = imported(kohya("lycoris.kohya", "algo=loha"), "txt").preset.adapter
+    assert found.method == "loha" and found.module_dropout == 0.3

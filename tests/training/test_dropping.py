@@ -17,8 +17,13 @@ DROPS = {"method": "lora", "rank": 4, "init": "orthogonal", "dropout": 0.3, "ran
 MORE = ("--training.accumulation", "2", "--targets.text_encoders", "true")
 
 
-def test_a_resumed_run_equals_an_uninterrupted_one(place: Place, monkeypatch):
-    options = {"adapter": DROPS | {"max_norm": 0.02}}
+@pytest.mark.parametrize("adapter", [
+    DROPS | {"max_norm": 0.02},
+    pytest.param({"method": "wora", "rank": 4, "module_dropout": 0.3, "max_norm": 0.02,
+                  "magnitude": "absolute", "first_alpha": 8.0, "channel_alpha": True}, marks=pytest.mark.full),
+], ids=lambda adapter: adapter["method"])
+def test_a_resumed_run_equals_an_uninterrupted_one(place: Place, monkeypatch, adapter):
+    options = {"adapter": adapter}
     assert place.train("whole", *MORE, **options) == 0
     ask(monkeypatch, place, "parts", "stop", at=2)
     assert place.train("parts", *MORE, **options) == 130
@@ -113,6 +118,8 @@ def test_what_does_not_fit_is_refused_by_the_check(found, words, adapter, compla
     assert any(complaint in problem for problem in findings.problems), findings.problems
 
 
-def test_a_method_without_it_refuses_it(found):
-    with pytest.raises(ValueError, match="adapter.dropout"):
-        found(adapter={"method": "dora", "rank": 2, "dropout": 0.1})
+@pytest.mark.parametrize("adapter", [{"method": "oft", "dropout": 0.1}, {"method": "dora", "rank_dropout": 0.1},
+                                     {"method": "oft", "max_norm": 1.0}])
+def test_a_method_without_it_refuses_it(found, adapter):
+    with pytest.raises(ValueError, match=f"adapter.{list(adapter)[-1]}"):
+        found(adapter=adapter)

@@ -1,4 +1,4 @@
-"""LoRA-Pre: averages of low rank follow the exact ones, from the first step on."""
+"""LoRA-Pre: averages of low rank follow the exact ones, from the first step on, in each of its forms."""
 
 import pytest
 import torch
@@ -6,10 +6,13 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from modules.training import optimizers
-from modules.training.low_rank_moments import first_rows, followed
+from modules.training.low_rank_moments import first_rows, followed, moments
 from modules.training.optimizers import LowRankMoments
 
 RIDGE = LowRankMoments().ridge
+BETAS = 0.9, 0.999
+
+in_each_form = pytest.mark.parametrize("form", ["previous", "updated", "sequential"])
 
 
 def group(*params: Parameter) -> list[dict]:
@@ -60,11 +63,12 @@ def test_gradients_of_rank_one_do_not_make_it_overshoot(rank):
     assert max(errors(stream, rank, 0.9, 1 - 0.9**0.5)[5:]) < 1.1  # zero would be off by 1
 
 
-def test_a_constant_gradient_makes_steps_of_adamw():
+@in_each_form
+def test_a_constant_gradient_makes_steps_of_adamw(form):
     draw = torch.Generator().manual_seed(2)
     mine, theirs = (Parameter(torch.zeros(12, 8)) for _ in range(2))
     constant = torch.randn(12, 8, generator=draw)
-    optimizer = LowRankMoments(weight_decay=0.1, moment_rank=8).build(group(mine), 1e-3)
+    optimizer = LowRankMoments(weight_decay=0.1, moment_rank=8, form=form).build(group(mine), 1e-3)
     adamw = torch.optim.AdamW([theirs], lr=1e-3, weight_decay=0.1)
     ratios = []
     for _ in range(60):
@@ -76,17 +80,18 @@ def test_a_constant_gradient_makes_steps_of_adamw():
         ratios.append((steps[0] / steps[1]).item())
     # Of the exact average's 1 - beta^t, the product has c (1 - c), half of it, after the first step. From there on they
     # differ by c^2 in (1 - c)^2 = 1 - 2 c + c^2 alone, and by the ridge.
-    assert ratios[0] == pytest.approx(1.1, abs=0.05)
+    assert ratios[0] == pytest.approx({"previous": 1, "updated": 1.1, "sequential": 0.78}[form], abs=0.05)
     assert all(0.75 < ratio < 1.1 for ratio in ratios) and ratios[-1] == pytest.approx(1, abs=0.05)
 
 
-def test_steps_are_never_much_longer_than_adamws():
+@in_each_form
+def test_steps_are_never_much_longer_than_adamws(form):
     draw = torch.Generator().manual_seed(3)
     mine, theirs = (Parameter(torch.zeros(64, 16)) for _ in range(2))
-    optimizer = LowRankMoments(weight_decay=0.0).build(group(mine), 1e-3)
+    optimizer = LowRankMoments(weight_decay=0.0, form=form).build(group(mine), 1e-3)
     adamw = torch.optim.AdamW([theirs], lr=1e-3, weight_decay=0.0)
     signal = torch.randn(64, 16, generator=draw)
-    for step in range(200):
+    for step in range(100):
         before = [p.detach().clone() for p in (mine, theirs)]
         mine.grad = 0.3 * signal + torch.randn(64, 16, generator=draw)
         theirs.grad = mine.grad.clone()
@@ -96,14 +101,50 @@ def test_steps_are_never_much_longer_than_adamws():
         assert lengths[0] < 2 * lengths[1] + 1e-9, step
 
 
+@in_each_form
 @pytest.mark.parametrize("shape", [(6, 20), (20, 6)])
-def test_it_starts_where_the_first_gradients_are_zero(shape):
+def test_it_starts_where_the_first_gradients_are_zero(shape, form):
     p = Parameter(torch.zeros(shape))
-    optimizer = LowRankMoments(weight_decay=0.0, moment_rank=3).build(group(p), 1e-2)
-    for step in range(300):
-        p.grad = torch.zeros(shape) if step < 100 else p.detach() - 0.5
+    optimizer = LowRankMoments(weight_decay=0.0, moment_rank=3, form=form).build(group(p), 1e-2)
+    for step in range(200):
+        p.grad = torch.zeros(shape) if step < 50 else p.detach() - 0.5
         optimizer.step()
     assert (p - 0.5).abs().max() < 0.05
+
+
+def factors(steps: int, in_turn: bool, ridge: float = RIDGE) -> tuple[Tensor, ...]:
+    """Of gradients and of their sizes, after some steps."""
+    found = [torch.zeros(1, 12, 4), first_rows(4, 4).float()[None]] * 2
+    for gradient in slow(steps, 2, (12, 4)):
+        for place, target, beta in ((0, gradient, BETAS[0] ** 0.5), (2, gradient.abs(), BETAS[1] ** 0.25)):
+            found[place : place + 2] = followed(*found[place : place + 2], target[None], 1 - beta, ridge, in_turn)
+    return tuple(found)
+
+
+def latest(form: str, steps: int = 30) -> float:
+    """By how much the first average moves with the latest gradient, over what AdamW's does."""
+    before, in_turn = factors(steps, form == "sequential"), form == "sequential"
+    gradient, change = slow(steps + 1, 2, (12, 4))[-1][None], 1e-2 * slow(200, 2, (12, 4))[150][None]
+    found = []
+    for one in (gradient, gradient + change):
+        after = (*followed(*before[:2], one, 1 - BETAS[0] ** 0.5, RIDGE, in_turn),
+                 *followed(*before[2:], one.abs(), 1 - BETAS[1] ** 0.25, RIDGE, in_turn))
+        found.append(moments(form, before, after, one, BETAS, steps)[0])
+    own = (1 - BETAS[0]) / (1 - BETAS[0] ** (steps + 1))
+    return ((found[1] - found[0]).norm() / (own * change).norm()).item()
+
+
+def test_the_latest_gradient_counts_once_or_twice():
+    assert latest("previous") == pytest.approx(1, abs=1e-3)
+    assert latest("updated") == pytest.approx(1.9, abs=0.15), "through the factors, and by itself"
+    assert latest("sequential") == pytest.approx(1, abs=0.15)
+
+
+def test_in_turn_the_first_gradient_is_followed_at_once():
+    """With R fitted to the new L, `L R = (1 - beta) g` after one step where nothing regularizes."""
+    for in_turn, wanted in ((True, 1 - BETAS[0]), (False, BETAS[0] ** 0.5 * (1 - BETAS[0] ** 0.5))):
+        left, right = factors(1, in_turn, ridge=0.0)[:2]
+        torch.testing.assert_close((left @ right)[0], wanted * slow(1, 2, (12, 4))[0], rtol=1e-2, atol=1e-3)
 
 
 def test_vectors_and_stacks_get_adamw():

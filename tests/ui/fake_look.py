@@ -24,6 +24,9 @@ def answers(question: dict) -> Iterator[dict]:
     if question["ask"] == "sees":
         yield sees(question)
         return
+    if question["ask"] == "noise":
+        yield noise(question["preset"])
+        return
     data = question["preset"]["data"]
     wanted = question["which"] == "validation"
     entries = [one if isinstance(one, dict) else {"path": one} for one in data["folders"]]
@@ -103,6 +106,19 @@ def sees(question: dict) -> dict:
     draws = [{**version, **one} for one in own]
     answer = {"bucket": [size, size], "resized": [64, 80], "crop": crop, "draws": draws, "notes": []}
     return {**answer, "captions": lines, "samples": len(lines), "variants": []}
+
+
+def noise(preset: dict) -> dict:
+    """All draws in one of ten parts, which `min_noise` says; every resolution has a shift of its own."""
+    objective, sizes = preset["objective"], preset["data"]["resolutions"] or [preset["data"]["resolution"]]
+    if objective["min_noise"] >= objective["max_noise"]:
+        return {"error": "objective.min_noise: not below"}
+    levels = []
+    for number, size in enumerate(sizes):
+        place = int(10 * objective["min_noise"]) + number
+        counts = [100 * (n == place) for n in range(10)]
+        levels.append({"resolutions": [size], "shift": 1.0 + number, "counts": counts, "mean": (place + 0.5) / 10})
+    return {"density": objective["density"], "draws": 100, "levels": levels}
 
 
 def png(color: tuple[int, ...]) -> str:

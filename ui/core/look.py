@@ -1,4 +1,4 @@
-"""Questions about pictures to the trainer's own eyes: scripts/look.py, a process that speaks lines of JSON."""
+"""Questions about pictures and noise levels to the trainer: scripts/look.py, a process that speaks lines of JSON."""
 
 import json
 import sys
@@ -14,8 +14,8 @@ from ui.core.program import Program
 class Look(QObject):
     """Asks scripts/look.py; the process is started with the first question and again after it died.
 
-    Of each kind of question ("pictures", "sees") one is under way and at most one waits: a newer question takes the
-    place of both, so that only the newest is ever answered.
+    Of each kind of question ("pictures", "sees", "noise") one is under way and at most one waits: a newer question
+    takes the place of both, so that only the newest is ever answered.
     """
 
     answered = Signal(str, object)
@@ -80,7 +80,8 @@ class Look(QObject):
         kinds = sorted(set(self._asked.values()))
         self.close()
         for kind in kinds:
-            self.refused.emit(kind, f"The picture reader stopped ({reason}). Refresh starts it again.")
+            again = "The next change" if kind == "noise" else "Refresh"
+            self.refused.emit(kind, f"scripts/look.py stopped ({reason}). {again} starts it again.")
 
     def _send(self, kind: str, question: dict[str, Any]) -> None:
         self._number += 1

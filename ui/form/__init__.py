@@ -1,3 +1,3 @@
 """A page of settings: form_page has a row for each option; what a value is edited with is in inputs, lists, table and
-paths.
+paths. noise_chart: a histogram on the page of the objective.
 """

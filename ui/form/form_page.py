@@ -69,6 +69,10 @@ class FormPage(QScrollArea):
         self.set_problems(self._problems)
         self._say()
 
+    def add_above(self, widget: QWidget) -> None:
+        """Put a widget between the section's description and its options."""
+        self.column.insertWidget(self.column.indexOf(self.basic), widget)
+
     def reveal(self, path: str) -> None:
         """Unfold, scroll to and flash an option; one that another variant has: the choice between the variants.
 
@@ -186,7 +190,9 @@ class FormPage(QScrollArea):
         content = QWidget()
         content.setMaximumWidth(self.fontMetrics().averageCharWidth() * WIDTH)
         options = (self.basic, fold, self.advanced, None)
-        down(self.title, self.about, self.problem, 6, *options, of=content, margins=(12, 20, 20, 24)).setSpacing(0)
+        above = (self.title, self.about, self.problem, 6)
+        self.column = down(*above, *options, of=content, margins=(12, 20, 20, 24))
+        self.column.setSpacing(0)
         body = QWidget()
         across((content, 1000), None, of=body, margins=(0, 0, 0, 0))
         self.setWidget(body)

@@ -16,12 +16,14 @@ from PySide6.QtWidgets import (
 
 from ui.core import places, unsaved, words
 from ui.core.check import Check
+from ui.core.look import Look
 from ui.core.preset.document import Document
 from ui.core.runs.devices import Devices
 from ui.core.runs.library import Library
 from ui.core.runs.queue import Queue, run_folder
 from ui.core.settings import Settings
 from ui.form.form_page import FormPage
+from ui.form.noise_chart import NoiseChart
 from ui.frame.banner import Banners
 from ui.frame.menus import Menus
 from ui.frame.navigation import Mark, Navigation, Place
@@ -49,6 +51,9 @@ MARGINS = (18, 14, 14, 10)
 NAME = 40
 """Letters of the preset's name in the bar; a longer one would make the window wider."""
 
+NOISE = "objective"
+"""The section with the options of noise levels."""
+
 LAYER_SETS = ("targets.layers", "targets.rules")
 """Where the name of a set of layers may stand."""
 
@@ -62,6 +67,7 @@ class Window(QMainWindow):
         self.opening = Opening(document, settings, self)
         self.unsaved = unsaved.of_document(document, settings.config_folder / "unsaved", self)
         self.check = Check(settings.config_folder, self)
+        self.look = Look(self)
         self.devices = Devices(self)
         self.queue = Queue(places.RUNS / ".queue", self.devices, self)
         self.library = Library([Path(folder) for folder in settings.runs_folders], self.queue, self)
@@ -246,7 +252,7 @@ class Window(QMainWindow):
             pictures.end()
         if RUNS in self.pages:
             self.runs.live.close_run()
-        for part in (self.check, self.library, self.queue):
+        for part in (self.check, self.look, self.library, self.queue):
             part.close()
         event.accept()
 
@@ -258,7 +264,7 @@ class Window(QMainWindow):
             page.open_requested.connect(self.opening.open)
             page.renamed.connect(self.opening.on_renamed)
         elif key == PICTURES:
-            page = PicturesPage(self.document, self.settings)
+            page = PicturesPage(self.document, self.settings, self.look)
         elif key in (LAYERS, CHANGES):
             layers = key == LAYERS
             page = LayersPage(self.document, self.check) if layers else ChangesPage(self.document, self.library)
@@ -271,6 +277,8 @@ class Window(QMainWindow):
             page.unread_changed.connect(self.say_problems)
             page.set_problems(self.deep_problems())
             self._offer_layer_sets(page)
+            if key == NOISE:
+                page.add_above(NoiseChart(self.document, self.look))
         return page
 
     def _offer_layer_sets(self, form: FormPage) -> None:

@@ -1,6 +1,5 @@
 """Rectified-flow transformers."""
 
-from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
@@ -33,4 +32,4 @@ class FlowModel(PipelineModel):
         """Train and sample with this fixed shift, whatever the base's own."""
         scheduler, changes = self.pipeline.scheduler, {"shift": shift, "use_dynamic_shifting": False}
         self.pipeline.scheduler = type(scheduler).from_config(scheduler.config, **changes)
-        self.process = replace(self.process, shift=shift, growth=None)
+        self.process = self.process.with_shift(shift)

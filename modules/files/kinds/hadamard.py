@@ -7,8 +7,8 @@ wrong where alpha is not the rank. The forward pass is what was trained, and wha
 import torch
 from torch import Tensor
 
-from modules.adapters.base import Product, Terms
 from modules.adapters.layers import Layer
+from modules.adapters.terms import Product, Terms
 from modules.files.writer import About
 
 WORDS = "LoHa"

@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor
 
-from modules.adapters.base import Product, Terms
 from modules.adapters.layers import Layer
+from modules.adapters.terms import Product, Terms
 from modules.files.writer import About
 
 WORDS = "LoKr"

@@ -1,6 +1,6 @@
 """WoRA: `V = beta W + alpha s up down`, `W' = V * w exp(l) / ||V||`, the gradient through the norm included."""
 
-from tests.adapters.dense import along, norm, pair_factor
+from tests.adapters.dense import along, length, norm, pair_factor
 
 VARIANTS = [
     {"rank": 4, "axis": "input"},
@@ -10,6 +10,9 @@ VARIANTS = [
     {"rank": 4, "axis": "input", "learn_weights": False},
     {"rank": 4, "axis": "output", "learn_weights": False},
     {"rank": 4, "axis": "input", "step_size": "calibrated"},
+    {"rank": 4, "axis": "input", "magnitude": "absolute", "first_alpha": 8.0, "init": "published",
+     "decay_weights": True},
+    {"rank": 4, "axis": "output", "channel_alpha": True, "channel_beta": True},
 ]
 
 
@@ -19,8 +22,7 @@ def weight(parameters, W, channels, kernel, options):
     alpha, beta = 1.0, W.new_ones(())
     if options.get("learn_weights", True):
         alpha, beta = (parameters["weight_unit"] * parameters[name] for name in ("alpha", "beta"))
-    if beta.dim():
-        beta = along(beta, kernel, axis)
+        alpha, beta = (along(one, kernel, axis) if one.dim() else one for one in (alpha, beta))
     V = beta * W + alpha * scale * parameters["up"] @ parameters["down"]
-    magnitude = norm(W, kernel, axis) * along((parameters["unit"] * parameters["magnitude"]).exp(), kernel, axis)
+    magnitude = length(W, parameters, kernel, axis, options)
     return V / norm(V, kernel, axis) * magnitude

@@ -45,8 +45,7 @@ class PicturesPage(Drops, QWidget):
         super().__init__(parent)
         self._document, self._settings = document, settings
         self._stale, self._answer = True, {}
-        self.look = look or Look()
-        self.look.setParent(self)
+        self.look = look or Look(self)
         self.captions = captions = Captions(self)
         kept_in = settings.config_folder / "captions"
         self.kept = CrashCopy(kept_in, "captions", captions.to_unsaved, captions.restore, self)
@@ -201,7 +200,7 @@ class PicturesPage(Drops, QWidget):
         """An answer has come."""
         if kind == SEES:
             self.parts.panel.set_answer(answer)
-        else:
+        elif kind == PICTURES:
             self._take(answer)
             self._show_numbers()
 
@@ -209,7 +208,7 @@ class PicturesPage(Drops, QWidget):
         """There is no answer."""
         if kind == SEES:
             self.parts.panel.set_problem(sentence)
-        else:
+        elif kind == PICTURES:
             self.parts.progress.hide()
             self._say(sentence, "problem")
 
