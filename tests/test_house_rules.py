@@ -107,6 +107,7 @@ HOST_WORDS: dict[tuple[str, str], str] = {
     ("modules/training/packaged.py", "_is_lora_A"): "an attribute that adv_optm reads",
     ("modules/training/packaged.py", "_is_lora_B"): "an attribute that adv_optm reads",
     ("modules/training/packaged.py", "_is_oft"): "an attribute that adv_optm reads",
+    ("modules/training/packaged.py", "_oft_scale_factor"): "an attribute that adv_optm reads",
     ("modules/training/packaged.py", "_is_dora_scale"): "an attribute that adv_optm reads",
 }
 """(file, words in it) of other programs' formats that contain a method's name: whose words they are. A folder stands

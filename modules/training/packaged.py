@@ -172,12 +172,19 @@ def is_matrix(parameter: nn.Parameter, name: str) -> bool:
 
 
 def mark(groups: list[dict]) -> None:
-    """Tell adv_optm what each parameter is, by the attributes that it reads."""
+    """Tell adv_optm what each parameter is, by the attributes that it reads.
+
+    Its step of a rotation is half of `_oft_scale_factor`, in the spectral norm of the parameter. With the divisor of
+    scaled OFT, that of calibrated steps, the weight changes by lr in relative spectral norm.
+    """
     for group in groups:
         for parameter, name in zip(group["params"], group["names"], strict=True):
             kind = name.rpartition(".")[2]
             said = cast(Any, parameter)
             said._is_oft, said._is_dora_scale = kind == ANGLES and parameter.ndim == 2, kind == "magnitude"
+            if said._is_oft and group["calibrated"]:
+                size = (1 + math.sqrt(1 + 8 * parameter.shape[1])) / 2
+                said._oft_scale_factor = 2 * math.sqrt(size - 1)
         for up, down in group["pairs"]:
             cast(Any, group["params"][up])._is_lora_B = True
             cast(Any, group["params"][down])._is_lora_A = True

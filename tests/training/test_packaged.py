@@ -4,6 +4,9 @@ import pytest
 import torch
 from torch import nn
 
+from modules.adapters import methods
+from modules.adapters.base import attach
+from modules.adapters.blocks import BlocksConfig
 from modules.training import optimizer_table, optimizer_trial
 from modules.training.library_optimizers import Muon
 from modules.training.packaged import AdvOptm, PytorchOptimizer, is_matrix
@@ -129,6 +132,23 @@ def test_adv_optm_is_told_what_parameters_are():
     assert [None if one is None else tuple(one.shape) for one in vectors] == [(12,), (4,), (4, 4), None]
     norms = [torch.linalg.matrix_norm(p.detach() - old, ord=2) for p, old in zip(given[:2], before, strict=False)]
     assert norms[0] / norms[1] == pytest.approx((12 / 4) ** 0.5, rel=0.3)
+
+
+@pytest.mark.parametrize("size", [8, 32])
+@pytest.mark.parametrize("step_size", ["calibrated", "raw"])
+def test_spectral_steps_of_a_rotation_are_lr_for_every_block_size(size, step_size):
+    """Of the weight, in relative spectral norm, once the singular vectors are found and the bias is corrected."""
+    config = methods()["oft"].Config(rotation=BlocksConfig(block_size=size), step_size=step_size)
+    rotation = attach(nn.Sequential(nn.Linear(64, 4)), "0", config, 0).adapter.rotation
+    group = {"params": [rotation.skew], "names": ["rotation.skew"], "pairs": [], "lr_scale": 1.0, "decay": True}
+    options = AdvOptm(arguments=("spectral_normalization=True", "state_precision=fp32"), weight_decay=0.0)
+    optimizer = options.build([{**group, "calibrated": step_size == "calibrated"}], 1e-4)
+    rotation.skew.grad = torch.randn(rotation.skew.shape, generator=torch.Generator().manual_seed(0))
+    for _ in range(50):
+        before = rotation.derive()["excess"].detach()
+        optimizer.step()
+    step = torch.linalg.matrix_norm(rotation.derive()["excess"].detach() - before, 2)
+    assert torch.allclose(step, torch.full_like(step, 1e-4), rtol=0.05)
 
 
 def test_decay_is_left_to_the_factors():
