@@ -79,8 +79,8 @@ class BlocksConfig(Section):
         needs=("adapter.side input", "@kernels"),
     )
     """What is rotated of a convolution. channels: its input channels, alike at each kernel position. kernel: channels
-    and kernel positions as one axis, as in OneTrainer: up to kernel height x width times the parameters. Programs other
-    than OneTrainer get a full difference of these layers."""
+    and kernel positions as one axis, as in OneTrainer: kernel height x width times the parameters. Our node for ComfyUI
+    reads their rotation; for other programs these layers are full differences."""
 
     share: bool = option(False, why="each block learns its own rotation", advanced=True)
     """One rotation for all blocks of a layer (OneTrainer's block share)."""
