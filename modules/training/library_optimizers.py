@@ -49,7 +49,7 @@ class Came(Options):
     beta1: float = option(0.9, why="the published value", group="Averages", advanced=True, gt=0, lt=1)
     """Decay rate of the average step."""
 
-    beta2: float = option(0.999, why="the published value", group="Averages", advanced=True, ge=0, lt=1)
+    beta2: float = option(0.999, why="the common default", group="Averages", advanced=True, ge=0, lt=1)
     """Decay rate of the second moment (average squared gradient)."""
 
     beta3: float = option(0.9999, why="the published value", group="Averages", advanced=True, ge=0, lt=1)

@@ -17,10 +17,8 @@ Written by `python -m modules.training.optimizer_table`, which takes a few steps
 low-rank pair, a rotation and a magnitude. `--check` does the same for the optimizer of a preset, so what it says holds
 for other versions of the packages too.
 
-```
-python scripts/train.py --preset NAME --optimizer.name pytorch_optimizer --optimizer.algorithm ADOPT \\
-    --optimizer.arguments '["betas=(0.9, 0.99)", "weight_decouple=True"]'
-```
+Options: `--optimizer.name pytorch_optimizer --optimizer.algorithm ADOPT`, and arguments of the class as a list:
+`--optimizer.arguments '["betas=(0.9, 0.99)", "weight_decouple=True"]'`.
 
 Muon, CAME, Adafactor and StableAdamW have names and options of their own (`muon`, `came`, `adafactor`,
 `stable_adamw`), as have AdamW, Prodigy, schedule-free AdamW, LoRA-RITE, LoRA-Pre and the 8-bit optimizers:

@@ -38,6 +38,7 @@ class Model:
     def __init__(self, seed: int = 0):
         torch.manual_seed(seed)
         self.networks = {"unet": Network().requires_grad_(False)}
+        self.tables = {}
 
     def export_key(self, layer: str, host: str) -> str:
         return layer if host == "diffusers" else "lora_" + layer.replace(".", "_")

@@ -13,8 +13,8 @@ import diffusers  # noqa: E402
 import transformers  # noqa: E402
 
 answering.stub("torchvision", "bitsandbytes", "gguf", "cv2", "mgds", "scalene", "nvidia", "triton", "tensorboard",
-               "dadaptation", "prodigyopt", "customtkinter", "requests", "yaml", "einops_exts", "pooch", "open_clip",
-               "kornia_rs")
+               "dadaptation", "kornia_rs", "prodigyopt", "customtkinter", "requests", "yaml", "einops_exts", "pooch",
+               "open_clip")
 answering.stub_first("diffusers.quantizers.gguf.utils", "modules.util.multi_gpu_util")
 
 import importlib  # noqa: E402
