@@ -51,7 +51,7 @@ def stops(
                  for last, names in sorted(found.items()))
 
 
-def parameters(model: Any, targets: Targets, adapted: Mapping[str, Adapted]) -> dict[str, Sequence[nn.Parameter]]:
+def parameters(model: Any, targets: Targets, adapted: Mapping[str, Adapted]) -> Mapping[str, Sequence[nn.Parameter]]:
     """All that is trained: by the layer's full name, or a new token's `text_encoder.<token>`."""
     layers = {name: [p for p in one.adapter.parameters() if p.requires_grad] for name, one in adapted.items()}
     return layers | {_name(one): new_tokens.parameters(model, n) for n, one in enumerate(targets.tokens)}

@@ -48,7 +48,8 @@ def test_a_new_token_learns_a_held_word(tmp_path):
     tokens = f'[{{"token": "{TOKEN}", "text": "{OTHER}", "lr_scale": 1}}]'
     given = [
         ("name", "tint"), ("targets.layers", "none"), ("targets.tokens", tokens), ("training.steps", "60"),
-        ("training.batch_size", "4"), ("training.learning_rate", "0.02"), ("objective.min_noise", "0.5"), ("samples.enabled", "false"),
+        ("training.batch_size", "4"), ("training.learning_rate", "0.02"), ("objective.min_noise", "0.5"),
+        ("samples.enabled", "false"),
         ("data.folders", f'["{tmp_path / "pictures"}"]'), ("data.cache_folder", f"{tmp_path / 'cache'}"),
         ("data.flip", "false"), ("saving.folder", f"{tmp_path}"), ("saving.state_every", "0"),
     ]  # fmt: skip
