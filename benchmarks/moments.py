@@ -135,7 +135,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--presets", nargs="+", default=["lora_demo", "mora_demo"], help="trainings")
     parser.add_argument("--ranks", nargs="+", type=int, default=[2, 8], help="ranks of the moments")
-    parser.add_argument("--steps", type=int, default=60, help="of each training")
+    parser.add_argument("--steps", type=int, default=30, help="of each training")
     parser.add_argument("--matrices", type=int, default=12, help="tensors whose averages are compared")
     parser.add_argument("--write", action="store_true", help="put the table into docs/methods.md")
     given = parser.parse_args()

@@ -45,7 +45,9 @@ class PicturesPage(Drops, QWidget):
         super().__init__(parent)
         self._document, self._settings = document, settings
         self._stale, self._answer = True, {}
-        self.look = look or Look(self)
+        self.look = look or Look()
+        if self.look.parent() is None:
+            self.look.setParent(self)
         self.captions = captions = Captions(self)
         kept_in = settings.config_folder / "captions"
         self.kept = CrashCopy(kept_in, "captions", captions.to_unsaved, captions.restore, self)
