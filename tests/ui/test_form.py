@@ -38,7 +38,7 @@ def test_typing_is_stored_marked_and_undone_as_one(qtbot, page, document):
     assert (document.value("training.learning_rate"), row.input.edit.text()) == (2e-4, "2e-4")
     assert row.modified and row.reset.isVisible()
     document.undo.undo()
-    assert (document.value("training.learning_rate"), row.input.edit.text()) == (0.001, "0.001")
+    assert (document.value("training.learning_rate"), row.input.edit.text()) == (0.0007, "0.0007")
     assert not row.modified and not row.reset.isVisible()
     document.undo.redo()
     assert row.input.edit.text() == "0.0002" and row.modified
@@ -61,21 +61,21 @@ def test_a_wrong_number_stays_with_its_sentence_and_stores_nothing(qtbot, page, 
     one.unread_changed.connect(lambda: told.append(one.unread()))
     row.input.edit.setText(text)
     row.input.edit.textEdited.emit(text)
-    assert document.value("training.learning_rate") == 0.001 and not document.is_modified()
+    assert document.value("training.learning_rate") == 0.0007 and not document.is_modified()
     row.input.edit.editingFinished.emit()  # leaves the page
     one.hide()
     one.show()
-    assert row.input.edit.text() == text and row.problem.isVisible() and "0.001 is kept" in row.problem.text()
+    assert row.input.edit.text() == text and row.problem.isVisible() and "0.0007 is kept" in row.problem.text()
     assert list(one.unread()) == ["training.learning_rate"] and one.unread() == told[-1]
     qtbot.mouseClick(row.reset, Qt.MouseButton.LeftButton)
-    assert row.input.edit.text() == "0.001" and not row.problem.isVisible()
+    assert row.input.edit.text() == "0.0007" and not row.problem.isVisible()
     assert one.unread() == told[-1] == {}
 
 
 def test_what_stands_on_the_way_to_a_wrong_number_does_not_hold(qtbot, page, document):
     row = page("training").rows["training.learning_rate"]
     type_into(qtbot, row.input.edit, "2e")
-    assert document.value("training.learning_rate") == 0.001 and "0.001 is kept" in row.problem.text()
+    assert document.value("training.learning_rate") == 0.0007 and "0.0007 is kept" in row.problem.text()
     qtbot.keyClicks(row.input.edit, "-5")
     assert document.value("training.learning_rate") == 2e-5 and not row.problem.isVisible()
     row.input.edit.editingFinished.emit()
