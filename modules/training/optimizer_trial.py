@@ -45,6 +45,8 @@ class Trial:
     """Whether its steps depend on the shapes of parameters."""
     uses_rate: bool = True
     """Whether its steps depend on the learning rate."""
+    own_rates: bool = True
+    """Whether a later group's learning rate has an effect; some take that of the first group for all."""
 
     def problems(self, options: Any) -> list[str]:
         """Sentences about what cannot work."""
@@ -86,11 +88,13 @@ def trial(build: Build, device: str) -> Trial:
         except Exception as error:
             return Trial(unsaved=_told(error))
         faster = _trained(build, device, STEPS, rate=2.0)[0]
+        last_faster = _trained(build, device, STEPS, last=2.0)[0]
         flat = _trained(build, device, STEPS, flat=True)[0]
     return Trial(
         resumes=all(map(torch.equal, whole, resumed)),
         matrices=any(not torch.allclose(one.flatten(), two) for one, two in zip(whole, flat, strict=True)),
         uses_rate=not all(map(torch.equal, whole, faster)),
+        own_rates=not all(map(torch.equal, whole, last_faster)),
     )
 
 
@@ -100,9 +104,11 @@ def _trained(
     steps: int,
     start: tuple[int, list[Tensor], dict] | None = None,
     rate: float = 1.0,
+    last: float = 1.0,
     flat: bool = False,
 ) -> tuple[list[Tensor], Optimizer]:
-    """The parameters after `steps` steps, from `start` (step, parameters, state) on, and the optimizer."""
+    """The parameters after `steps` steps, from `start` (step, parameters, state) on, and the optimizer. All learning
+    rates are multiplied by `rate`, those of the parameters that do not decay also by `last`."""
     torch.manual_seed(7 if start is None else 8)  # random numbers of torch itself are none that a state keeps
     first = start[0] if start else 0
     values = start[1] if start else [_drawn(shape, -1 - number) for number, shape in enumerate(SHAPES.values())]
@@ -114,7 +120,8 @@ def _trained(
         for number, parameter in enumerate(parameters):
             parameter.grad = 0.01 * _drawn(parameter.shape, 100 * step + number).to(device)
         for group in optimizer.param_groups:
-            group["lr"] = rate * group["initial_lr"]
+            undecayed = any(one is parameters[-1] or one is parameters[-2] for one in group["params"])
+            group["lr"] = rate * (last if undecayed else 1.0) * group["initial_lr"]
         optimizer.step()
     return [parameter.detach().cpu().clone() for parameter in parameters], optimizer
 

@@ -28,6 +28,9 @@ OURS = {"params", "lr", "max_lr", "weight_decay", "foreach", "maximize", "differ
         "model", "process_group", "base_optimizer"}
 """Arguments that the trainer gives, or that would break the training."""
 
+NAMED = 8
+"""Classes that a sentence names where none has a similar name; pytorch_optimizer has more than a hundred."""
+
 ANY = ConfigDict(arbitrary_types_allowed=True)
 
 ANGLES, TOKEN = "skew", "token"
@@ -60,9 +63,14 @@ class Packaged(Options):
     def problems(self, lr: float, device_type: str, rates: Rates = (), unpaired: str = "") -> list[str]:
         found = super().problems(lr, device_type, rates, unpaired)
         try:
-            return found + self.tried(lr, device_type).problems(self)
+            tried = self.tried(lr, device_type)
         except ValueError as error:
             return [*found, str(error)]
+        if not tried.own_rates:
+            found += [f"{where} gives some layers {factor:g} times the learning rate of others, but {self.algorithm} "
+                      "has one for all; set it to 1, or choose another optimizer"
+                      for where, factor in rates if factor != 1]
+        return found + tried.problems(self)
 
     def notes(self, lr: float, device_type: str) -> list[str]:
         try:
@@ -96,10 +104,10 @@ class Packaged(Options):
         """The class, and its arguments as values. Raises ValueError."""
         known = classes(self.package)
         if self.algorithm.lower() not in known:
-            near = get_close_matches(self.algorithm.lower(), known, 3, 0.5) or sorted(known)
+            near = get_close_matches(self.algorithm.lower(), known, 3, 0.5) or sorted(known)[:NAMED]
             names = ", ".join(known[name].__name__ for name in near)
             raise ValueError(f"optimizer.algorithm is {self.algorithm!r}, which {self.package} does not have; it has "
-                             f"{names}")
+                             f"{names} (all: docs/optimizers.md)")
         made = known[self.algorithm.lower()]
         return made, arguments(made, self.arguments)
 

@@ -175,3 +175,21 @@ def test_an_optimizer_that_changes_gradients_is_refused_where_they_are_read():
 
     assert "changes gradients in a step, but adalora reads them" in said("adalora")[0]
     assert not said("lora")
+
+
+def test_unknown_name_is_answered_with_a_few_names():
+    (problem,) = PytorchOptimizer(algorithm="").problems(1e-4, "cpu")
+    assert len(problem) < 250 and "docs/optimizers.md" in problem
+
+
+@pytest.mark.parametrize(("options", "refused"), [
+    (PytorchOptimizer(algorithm="Prodigy"), True),  # takes the rate of the first group
+    (PytorchOptimizer(algorithm="DAdaptAdam"), True),
+    (AdvOptm(algorithm="Prodigy_adv"), False),
+    (PytorchOptimizer(algorithm="Muon"), False),
+])
+def test_rates_of_layers_are_refused_where_the_class_has_one_for_all(options, refused):
+    assert not options.problems(1e-3, "cpu", (("targets.rules[0].lr_scale", 1.0),))
+    found = options.problems(1e-3, "cpu", (("targets.rules[0].lr_scale", 0.5),))
+    assert len(found) == refused
+    assert all(one.startswith("targets.rules[0].lr_scale gives some layers 0.5 times") for one in found)
