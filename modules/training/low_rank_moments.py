@@ -59,7 +59,8 @@ class LowRankMoments(Optimizer):
         self, groups: list[dict], lr: float, betas: tuple[float, float], eps: float, rank: int, ridge: float, form: Form
     ):
         super().__init__(groups, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": 0.0})
-        self.rank, self.ridge, self.form = rank, ridge, form
+        self.rank, self.ridge = rank, ridge
+        self.form: Form = form
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> Any:
@@ -87,8 +88,8 @@ class LowRankMoments(Optimizer):
         before = tuple(torch.stack([state[key] for state in states]) for key in KEYS)
         rates = 1 - betas[0] ** 0.5, 1 - betas[1] ** 0.25
         after = (
-            *followed(*before[:2], gradient, rates[0], self.ridge, self.form == "sequential"),
-            *followed(*before[2:], gradient.abs(), rates[1], self.ridge, self.form == "sequential"),
+            *followed(before[0], before[1], gradient, rates[0], self.ridge, self.form == "sequential"),
+            *followed(before[2], before[3], gradient.abs(), rates[1], self.ridge, self.form == "sequential"),
         )
         m, v = moments(self.form, before, after, gradient, betas, age)
         change = m / (v.sqrt() + group["eps"])

@@ -67,7 +67,10 @@ def prepare(model: Any, objective: Objective) -> None:
 
 def of_preset(process: Process, objective: Objective) -> Process:
     """The process as `prepare` sets it, as far as noise levels depend on it."""
-    return process.with_shift(objective.shift) if isinstance(process, Flow) and objective.shift else process
+    found: Any = process
+    if objective.shift and isinstance(process, Flow):
+        found = process.with_shift(objective.shift)
+    return found
 
 
 def density_of(objective: Objective, process: Process) -> Density:

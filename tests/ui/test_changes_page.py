@@ -73,7 +73,7 @@ def test_changes_appear_while_editing_and_go_with_undo(qtbot, page, document):
     assert [line[0].text() for line in shown if line[1] is None] == [
         name for name in first if name in ("Adapter", "Training")
     ]
-    assert [[item.text() for item in line[1:]] for line in shown if line[1]] == [["8", "4"], ["0.001", "0.0003"]]
+    assert [[item.text() for item in line[1:]] for line in shown if line[1]] == [["8", "4"], ["0.0007", "0.0003"]]
     document.undo.undo()
     wait_for(qtbot, page, ["training.learning_rate"])
 
