@@ -39,7 +39,7 @@ def test_an_answer_comes_with_its_kind(look, qtbot):
 def test_only_the_newest_question_of_a_kind_is_answered(look, qtbot):
     for seed in range(6):
         look.ask("sees", sees(seed))
-    qtbot.waitUntil(lambda: not look.is_busy("sees"), timeout=5000)
+    qtbot.waitUntil(lambda: not look.is_busy("sees"), timeout=20000)
     assert [answer["draws"][0]["prompt"] for _, answer in look.heard] == ["a cat 5"]
 
 
@@ -51,7 +51,7 @@ def test_progress_is_told(look, qtbot, tmp_path):
 
 def test_a_refusal_is_a_sentence_and_does_not_end_the_process(look, qtbot, tmp_path):
     look.ask("pictures", pictures(tmp_path / "refused"))
-    qtbot.waitUntil(lambda: bool(look.heard), timeout=5000)
+    qtbot.waitUntil(lambda: bool(look.heard), timeout=20000)
     assert look.heard == [("pictures", "data.folders: not today")]
     with qtbot.waitSignal(look.answered):
         look.ask("sees", sees(1))
@@ -60,7 +60,7 @@ def test_a_refusal_is_a_sentence_and_does_not_end_the_process(look, qtbot, tmp_p
 def test_a_death_is_told_once_for_each_open_question_and_the_next_question_starts_anew(look, qtbot, tmp_path):
     look.ask("pictures", pictures(tmp_path / "deadly"))
     look.ask("sees", sees(0))
-    qtbot.waitUntil(lambda: len(look.heard) == 2, timeout=5000)
+    qtbot.waitUntil(lambda: len(look.heard) == 2, timeout=20000)
     assert {kind for kind, _ in look.heard} == {"pictures", "sees"}
     assert all("ended with code 3: MemoryError: too much" in sentence for _, sentence in look.heard)
     with qtbot.waitSignal(look.answered):

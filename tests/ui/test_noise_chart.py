@@ -40,7 +40,7 @@ def changed(qtbot, chart: NoiseChart, **values) -> None:
     look = chart._look
     for path, value in values.items():
         chart._document.set(path.replace("__", "."), value)
-    qtbot.waitUntil(lambda: not chart.soon.isActive() and not look.is_busy("noise"), timeout=5000)
+    qtbot.waitUntil(lambda: not chart.soon.isActive() and not look.is_busy("noise"), timeout=20000)
 
 
 def test_it_follows_what_is_typed(chart, qtbot):
