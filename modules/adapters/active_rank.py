@@ -65,14 +65,16 @@ class ActiveRankAdapter(base.Adapter):
     ) -> Tensor:
         """`(1 + excess_out) base(x (1 + excess_in)) + scale * up (active down(x))` with the layer's bias, as it is;
         `up (out, q)`, `down (q, fan_in)`, `excess_in (channels)`, `excess_out (out)`."""
-        active = self.of_rows(x, len(down))
         if layer.fusible:
-            return fused.low_rank(layer, x, up, down, scale, excess_in, excess_out, active)
+            return fused.low_rank(layer, x, up, down, scale, excess_in, excess_out, self.of_rows(x, len(down)))
         y = layer(x if excess_in is None else layer.scale_in(x, excess_in))
         y = y if excess_out is None else layer.scale_out(y, excess_out)
-        h = layer.project(x, down)
-        h = h if active is None else h * fused.by_row(active, h, fused.features_of(layer))
-        return y + layer.expand(h, scale * up)
+        return y + layer.expand(self.projected(x, layer, down), scale * up)
+
+    def projected(self, x: Any, layer: Layer, down: Tensor) -> Tensor:
+        """`active down(x)`."""
+        h, active = layer.project(x, down), self.of_rows(x, len(down))
+        return h if active is None else h * fused.by_row(active, h, fused.features_of(layer))
 
     def of_rows(self, x: Tensor, width: int) -> Tensor | None:
         """`active` for `width` values between down and up, where the rows of `x` are the samples. None: all are

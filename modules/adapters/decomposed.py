@@ -150,7 +150,7 @@ class Decomposed(ActiveRankAdapter, InputStartAdapter, Limited, base.Together):
             return layer(x) + drop.with_adapter(change * of_tokens(drop, x, layer.channels).to(change.dtype))
         x = fused.in_compute_dtype(x) if layer.fusible else x
         y = fused.scaled(layer, x, None) if layer.fusible else layer(x)
-        kept = drop.with_adapter(x * drop.kept(x, 1 if layer.kind == "conv" else -1))
+        kept = drop.with_adapter(x * drop.kept(x, fused.features_of(layer)))
         return y + self._change(kept, layer, derived)
 
     def _change(self, x: Tensor, layer: Layer, derived: dict[str, Tensor]) -> Tensor:
@@ -166,9 +166,7 @@ class Decomposed(ActiveRankAdapter, InputStartAdapter, Limited, base.Together):
             plain = plain * excess[x].unsqueeze(-1).to(plain.dtype)
         else:
             plain = layer.with_weight(x * layer.spread_in(excess, x), None)
-        h, active = layer.project(x, down), self.of_rows(x, len(down))
-        h = h if active is None else h * fused.by_row(active, h, fused.features_of(layer))
-        return plain + layer.expand(h, up)
+        return plain + layer.expand(self.projected(x, layer, down), up)
 
     def limited(self) -> tuple[Tensor, list[nn.Parameter]]:
         """Of the update beside the base: with weights, `c / beta up down`."""

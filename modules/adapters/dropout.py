@@ -136,19 +136,17 @@ class DroppingAdapter(ActiveRankAdapter):
         return self.masked(x, layer, up, down, scale)
 
     def _dropped(self, x: Any, layer: Layer, up: Tensor, down: Tensor, scale: float, drop: Drop) -> Tensor:
-        features, active = fused.features_of(layer), self.of_rows(x, len(down))
+        features = fused.features_of(layer)
         x = fused.in_compute_dtype(x) if layer.fusible else x
         y = fused.scaled(layer, x, None) if layer.fusible else layer(x)
         rate, of = self.config.dropout, self.config.dropout_of
         tokens = layer.kind == "embedding" and rate > 0 and of == "input"
         inner = x * drop.kept(x, features) if rate > 0 and of == "input" and not tokens else x
-        h = layer.project(inner, down)
+        h = self.projected(inner, layer, down)
         if tokens:  # the input is a row of an identity matrix: its one value is kept or not
             h = h * of_tokens(drop, x, layer.channels).to(h.dtype)
         if rate > 0 and of == "inner":
             h = h * drop.kept(h, features)
-        if active is not None:
-            h = h * fused.by_row(active, h, features)
         return y + layer.expand(drop.components(h, features), scale * up)
 
 

@@ -219,6 +219,11 @@ def skew_blocks(vector: Tensor, size: int) -> Tensor:
     return upper - upper.mT
 
 
+def triangle_size(count: int) -> int:
+    """The b of `count` = b (b - 1) / 2 entries above a diagonal; the next smaller one where no b has so many."""
+    return (1 + math.isqrt(1 + 8 * count)) // 2
+
+
 def upper_triangles(matrix: Tensor) -> Tensor:
     """`(..., b(b-1)/2)`: entries above the diagonal of `matrix (..., b, b)`, row by row, as in `skew_blocks`."""
     rows, columns = _above_diagonal(matrix.shape[-1], matrix.device)

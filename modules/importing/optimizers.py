@@ -220,16 +220,12 @@ def settle(ledger: Ledger, name: str) -> None:
         key = ledger.origin.get("training.learning_rate", "")
         sentence = f"Prodigy finds the learning rate itself and multiplies it by this number; {shown(rate)} becomes 1."
         ledger.change(key, sentence, {"training.learning_rate": 1.0})
-    rules = values.get("targets.rules", [])
-    if any("lr_scale" in rule for rule in rules):
-        kept = [rule for rule in ({k: v for k, v in one.items() if k != "lr_scale"} for one in rules) if len(rule) > 1]
-        key, sentence = ledger.origin["targets.rules"], "Prodigy finds one learning rate for all layers here."
-        ledger.change(key, sentence, {"targets.rules": kept})
-    if any("lr_scale" in one for one in values.get("targets.encoders", [])):
-        kept = [one for one in ({k: v for k, v in one.items() if k != "lr_scale"} for one in values["targets.encoders"])
-                if len(one) > 1]
-        key, sentence = ledger.origin["targets.encoders"], "Prodigy finds one learning rate for all layers here."
-        ledger.change(key, sentence, {"targets.encoders": kept})
+    for option in ("targets.rules", "targets.encoders"):
+        entries = values.get(option, [])
+        if any("lr_scale" in one for one in entries):
+            kept = [{k: v for k, v in one.items() if k != "lr_scale"} for one in entries]
+            sentence = "Prodigy finds one learning rate for all layers here."
+            ledger.change(ledger.origin[option], sentence, {option: [one for one in kept if len(one) > 1]})
     if values.get("targets.text_encoder_lr_scale", 0.5) != 1:
         key = ledger.origin.get("targets.text_encoder_lr_scale", "")
         sentence = "Prodigy finds one learning rate for all layers here."

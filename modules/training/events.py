@@ -53,6 +53,9 @@ KINDS: dict[str, tuple[str, ...]] = {
 CURVES = ("loss", "loss_average", "learning_rate", "grad_norm", "seconds_per_step", "memory_mb")
 """Fields of a step that TensorBoard draws."""
 
+DRAWN = {"judged": "samples", "spectrum": "adapter"}
+"""Kinds of which TensorBoard draws all fields but the step, and the group of their curves."""
+
 TEXTS = ("name", "detail", "prompt", "base", "what", "message", "outcome")
 """Fields that are texts in every kind. `path` is a text or null, `adapter` an object, and all others are numbers."""
 
@@ -168,10 +171,8 @@ class Events:
             values |= {f"adapter/{name}": value for name, value in facts["adapter"].items()}
         elif kind == "validation":
             values = {"validation_loss": facts["loss"]}
-        elif kind == "judged":
-            values = {f"samples/{name}": facts[name] for name in ("subject", "style", "unnamed")}
-        elif kind == "spectrum":
-            values = {f"adapter/{name}": facts[name] for name in ("spectral_norm", "stable_rank", "effective_rank")}
+        elif kind in DRAWN:
+            values = {f"{DRAWN[kind]}/{name}": facts[name] for name in KINDS[kind][1:]}
         else:
             return
         if not self._draws:

@@ -9,15 +9,16 @@ import importlib
 import inspect
 import math
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from difflib import get_close_matches
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any, ClassVar, Literal, cast
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from torch import nn
 from torch.optim import Optimizer
 
+from modules.adapters import linalg
 from modules.preset.section import option
 from modules.training import optimizer_trial
 from modules.training.optimizer_options import Options, Rates, torch_groups
@@ -78,6 +79,7 @@ class Packaged(Options):
         except ValueError:
             return []  # `problems` has it
 
+    @lru_cache(maxsize=16)  # noqa: B019  a check asks for problems and for notes
     def tried(self, lr: float, device_type: str) -> optimizer_trial.Trial:
         """What the optimizer can do, tried. Raises ValueError for an unknown name or a wrong argument."""
         made, values = self.resolved()
@@ -157,6 +159,7 @@ def averages(made: type[Optimizer]) -> bool:
     return {"train", "eval"} <= set(dir(made))
 
 
+@cache
 def by_shape(made: type[Optimizer]) -> bool:
     """Whether its groups say which parameters are matrices, as those of Muon's kind do."""
     return "use_muon" in inspect.getsource(made)
@@ -191,8 +194,7 @@ def mark(groups: list[dict]) -> None:
             said = cast(Any, parameter)
             said._is_oft, said._is_dora_scale = kind == ANGLES and parameter.ndim == 2, kind == "magnitude"
             if said._is_oft and group["calibrated"]:
-                size = (1 + math.sqrt(1 + 8 * parameter.shape[1])) / 2
-                said._oft_scale_factor = 2 * math.sqrt(size - 1)
+                said._oft_scale_factor = 2 * math.sqrt(linalg.triangle_size(parameter.shape[1]) - 1)
         for up, down in group["pairs"]:
             cast(Any, group["params"][up])._is_lora_B = True
             cast(Any, group["params"][down])._is_lora_A = True
@@ -237,19 +239,15 @@ def takes(made: type[Optimizer]) -> Mapping[str, tuple[Any, Any]]:
 
 def _valued(here: str, name: str, text: str, taken: tuple[Any, Any]) -> Any:
     annotation, default = taken
-    instead = "it has no default" if default is inspect.Parameter.empty else f"{name} is {_told(default)} by default"
+    if callable(default) and not isinstance(default, type):
+        raise ValueError(f"{here}: {name} takes a function, which a preset cannot hold; remove it")
+    instead = "it has no default" if default is inspect.Parameter.empty else f"{name} is {default!r} by default"
     try:
         value = ast.literal_eval(text)
     except (ValueError, SyntaxError, RecursionError, MemoryError):
         value = math.inf if text == "inf" else text  # texts may be given without quotes
-    if callable(default) and not isinstance(default, type):
-        raise ValueError(f"{here}: {name} takes a function, which a preset cannot hold; remove it")
     try:
         strict = isinstance(value, str) or isinstance(default, bool)
         return TypeAdapter(annotation, config=ANY).validate_python(value, strict=strict)
     except ValidationError as error:
         raise ValueError(f"{here}: {error.errors()[0]['msg'].lower()} ({instead})") from error
-
-
-def _told(default: Any) -> str:
-    return "a function" if isinstance(default, Callable) else repr(default)

@@ -251,7 +251,7 @@ def parameter_groups(adapted: dict[str, Adapted], model: Any, targets: Targets) 
             if up in places and down in places:
                 assert places[up][0] is places[down][0], f"{name}: a pair decays as a whole or not at all"
                 places[up][0]["pairs"].append((places[up][1], places[down][1]))
-    return [*groups.values(), *(new_tokens.groups(model, targets) if targets.tokens else ())]
+    return [*groups.values(), *new_tokens.groups(model, targets)]
 
 
 def trained(adapted: Mapping[str, Adapted]) -> dict[str, nn.Parameter]:

@@ -17,7 +17,6 @@ The node applies these tensors of a layer in this order (modules/hosts/comfyui_n
 Programs without the node read the LoRA that may be stored under the same name. It was not trained and is ignored here.
 """
 
-import math
 from dataclasses import replace
 
 import torch
@@ -71,7 +70,7 @@ def rotation(parts: dict[str, Tensor], side: str) -> Tensor | None:
 
 def size_of(packed: Tensor) -> int:
     """The b of `packed (blocks, b(b-1)/2)`. Raises ValueError if there is none."""
-    size = (1 + math.isqrt(1 + 8 * packed.shape[1])) // 2
+    size = linalg.triangle_size(packed.shape[1])
     if size * (size - 1) != 2 * packed.shape[1]:
         raise ValueError(f"{packed.shape[1]} values per block do not fill a triangle")
     return size

@@ -39,7 +39,7 @@ TERMS = 5
 def block_size(parts: dict[str, Tensor]) -> int:
     """Rows of a block from the number of its parameters, b (b - 1) / 2."""
     count = parts["oft_R"].shape[-1]
-    size = (1 + math.isqrt(1 + 8 * count)) // 2
+    size = linalg.triangle_size(count)
     if parts["oft_R"].dim() != 2 or size * (size - 1) != 2 * count:
         raise ValueError(f"its blocks have {count} values, which do not fill a triangle; the file is damaged")
     return size
