@@ -154,6 +154,14 @@ def ask(monkeypatch, place: Place, name: str, request: str, at: int) -> None:
     monkeypatch.setattr(loop, "take_step", asking)
 
 
+def stop_and_resume(monkeypatch, place: Place, name: str, at: int, **sections: Any) -> None:
+    """Train in two parts: stopped after step `at`, and started again."""
+    with monkeypatch.context() as patch:
+        ask(patch, place, name, "stop", at=at)
+        assert place.train(name, **sections) == 130
+    assert place.train(name, **sections) == 0
+
+
 def draw_pictures(folder: Path, count: int, seed: int) -> None:
     """Noise pictures with captions."""
     folder.mkdir(parents=True)

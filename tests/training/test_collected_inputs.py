@@ -6,7 +6,7 @@ import torch
 from modules.adapters.input_start import rows
 from modules.training import gradient_start, input_start
 from modules.training.loop import batch_loss
-from tests.training.runs import OPTIONS, ask, equal
+from tests.training.runs import OPTIONS, equal, stop_and_resume
 from tests.training.test_rules import found as found  # a fixture
 
 pytestmark = pytest.mark.usefixtures("forget_accelerate")
@@ -76,10 +76,7 @@ def test_a_resumed_run_does_not_begin_again_and_its_file_is_what_was_trained(pla
     """Exports are read back and compared with the trained layers; the run fails where they differ."""
     saving = {"state_every": 1}
     assert place.train("whole", adapter=adapter, saving=saving) == 0
-    with monkeypatch.context() as patch:
-        ask(patch, place, "halves", "stop", at=2)
-        assert place.train("halves", adapter=adapter, saving=saving) == 130
-    assert place.train("halves", adapter=adapter, saving=saving) == 0
+    stop_and_resume(monkeypatch, place, "halves", 2, adapter=adapter, saving=saving)
     assert equal(place.adapter("whole"), place.adapter("halves"))
     started = [event for event in place.events("halves", "stage") if event["name"] == "start"]
     assert [event["detail"] for event in started] == ["initial values from inputs of 8 pictures"]

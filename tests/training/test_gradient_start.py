@@ -6,7 +6,7 @@ import torch
 from modules.adapters.base import detach
 from modules.training import gradient_start
 from modules.training.loop import batch_loss
-from tests.training.runs import ask, equal
+from tests.training.runs import equal, stop_and_resume
 
 pytestmark = pytest.mark.usefixtures("forget_accelerate")
 
@@ -58,10 +58,7 @@ def test_down_holds_the_gradients_own_directions(place, adapter):
 def test_it_is_the_same_each_time_and_a_resumed_run_does_not_begin_again(place, monkeypatch):
     adapter, saving = GRADIENT[0], {"state_every": 1}
     assert place.train("whole", adapter=adapter, saving=saving) == 0
-    with monkeypatch.context() as patch:
-        ask(patch, place, "halves", "stop", at=2)
-        assert place.train("halves", adapter=adapter, saving=saving) == 130
-    assert place.train("halves", adapter=adapter, saving=saving) == 0
+    stop_and_resume(monkeypatch, place, "halves", 2, adapter=adapter, saving=saving)
     assert equal(place.adapter("whole"), place.adapter("halves"))
     started = [event for event in place.events("halves", "stage") if event["name"] == "start"]
     assert [event["detail"] for event in started] == ["initial values from gradients of 8 pictures"]  # 4 steps of 2

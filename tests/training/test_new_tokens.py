@@ -13,7 +13,7 @@ from modules.families.parts.new_tokens import embeddings_of
 from modules.preset.files import resolve
 from modules.training import check, state
 from tests.tiny_sd15 import make_folder as make_sd15
-from tests.training.runs import OPTIONS, Place, ask, draw_pictures, equal
+from tests.training.runs import OPTIONS, Place, draw_pictures, equal, stop_and_resume
 
 pytestmark = pytest.mark.usefixtures("forget_accelerate")
 
@@ -118,10 +118,7 @@ def test_a_resumed_run_is_the_whole_run(place: Place, monkeypatch, at):
                     samples={"enabled": True, "every": 1, "steps": 1, "prompts": ["a <sks>"]})
     more["targets"] |= {"layers": "attention", "text_encoders": True, "text_encoder_stop": 0.75}
     assert place.train("whole", **more) == 0
-    with monkeypatch.context() as patch:
-        ask(patch, place, "parts", "stop", at=at)
-        assert place.train("parts", **more) == 130
-    assert place.train("parts", **more) == 0
+    stop_and_resume(monkeypatch, place, "parts", at, **more)
     assert equal(place.adapter("whole"), place.adapter("parts"))
     assert equal(exported(place, "whole"), exported(place, "parts"))
     for kind, field in (("validation", "loss"), ("step", "loss")):

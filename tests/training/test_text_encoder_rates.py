@@ -11,7 +11,7 @@ from modules.preset.schema import Targets
 from modules.training import check, freezing, setup, state
 from modules.training.layer_options import own_settings
 from modules.training.optimizers import DEFAULT, AdamW
-from tests.training.runs import OPTIONS, Place, ask, equal
+from tests.training.runs import OPTIONS, Place, equal, stop_and_resume
 
 pytestmark = pytest.mark.usefixtures("forget_accelerate")
 
@@ -117,10 +117,7 @@ def test_a_run_that_is_resumed_before_at_and_after_the_stop_is_the_whole_run(pla
     averaged = {**sections()["training"], "ema": "device", "ema_decay": 0.6}
     more = {**sections(), "training": averaged}
     assert place.train("whole", **more) == 0
-    with monkeypatch.context() as patch:
-        ask(patch, place, "parts", "stop", at=at)
-        assert place.train("parts", **more) == 130
-    assert place.train("parts", **more) == 0
+    stop_and_resume(monkeypatch, place, "parts", at, **more)
     assert equal(place.adapter("whole"), place.adapter("parts"))
     whole, parts = (state.load_state(state.states(place.runs / name)[-1]) for name in ("whole", "parts"))
     assert equal(whole.adapter, parts.adapter) and equal(whole.ema, parts.ema)
