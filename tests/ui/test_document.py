@@ -2,6 +2,7 @@
 
 import json
 import random
+import weakref
 from dataclasses import replace
 from pathlib import Path
 
@@ -384,3 +385,12 @@ def test_a_shipped_preset_is_opened_unmodified_and_right(entry, qapp):
     saved = files.save(document.values, "mine", schema())
     assert at(files.read(saved, schema()).values, "adapter") == document.value("adapter")
     assert saved.parent == places.OWN_PRESETS
+
+
+def test_a_document_ends_with_its_last_user(qapp):
+    """Its undo steps do not keep it: garbage collection broke that cycle inside of Qt, which crashed."""
+    document = Document(schema())
+    document.set("training.steps", 7)
+    kept = weakref.ref(document)
+    del document
+    assert kept() is None

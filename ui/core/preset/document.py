@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+from weakref import proxy
 
 from PySide6.QtCore import QObject, Signal
 from PySide6.QtGui import QUndoCommand, QUndoStack
@@ -191,7 +192,8 @@ class _Change(QUndoCommand):
 
     def __init__(self, document: Document, text: str, field: Field, values: Values, burst: int):
         super().__init__(text)
-        self._document, self._field, self._burst = document, field, burst
+        self._document = proxy(document)  # it owns its steps: garbage collection breaks a cycle of both inside of Qt
+        self._field, self._burst = field, burst
         self._before, self._after = document.values, values
         self._is_new = True
 
